@@ -1,0 +1,63 @@
+"""The table of built-in elements, and how any element is found by its name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import entry_points
+from typing import Any, Final
+
+from nfq_agent.element import PacketElement
+
+# One line for each: the name in the configuration, and where its class is.
+PACKET_ELEMENTS: Final = {
+    "log": "nfq_agent.elements.log:FiveTupleLog",
+}
+STREAM_ELEMENTS: Final[dict[str, str]] = {}
+
+GROUP: Final = "nfq_agent.elements"
+
+
+class ElementError(Exception):
+    """An element that can't be had. name: as the configuration has it. reason: text, or the options' ValidationError."""
+
+    def __init__(self, name: str, reason: object) -> None:
+        super().__init__(f"element {name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+def packet_element(kind: str) -> type[PacketElement]:
+    """The class of a packet element: a built-in, an entry point of the group, or `package.module:Class`."""
+    cls = _find(kind, PACKET_ELEMENTS)
+    if not (isinstance(cls, type) and issubclass(cls, PacketElement)):
+        raise ElementError(kind, f"{kind!r} is no packet element; allowed: a subclass of nfq_agent.PacketElement")
+    return cls
+
+
+def stream_element(kind: str) -> type[Any]:
+    """The class of a stream element, found likewise."""
+    cls = _find(kind, STREAM_ELEMENTS)
+    if not isinstance(cls, type):
+        raise ElementError(kind, f"{kind!r} is no class; allowed: a subclass of nfq_agent.StreamElement")
+    return cls
+
+
+def _find(kind: str, builtins: dict[str, str]) -> object:
+    path = builtins.get(kind)
+    if path is None and ":" in kind:
+        path = kind
+    if path is None:
+        for point in entry_points(group=GROUP, name=kind):
+            return point.load()
+        near = difflib.get_close_matches(kind, builtins, 1, 0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        names = ", ".join(sorted(builtins)) or "none is built in"
+        raise ElementError(
+            kind, f"unknown element {kind!r}; {hint}allowed: {names}, an [element.NAME] table, or package.module:Class"
+        )
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ElementError(kind, f"{path} can't be imported: {error}; allowed: package.module:Class") from error

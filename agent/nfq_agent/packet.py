@@ -1,0 +1,280 @@
+"""The packet as the queue delivers it, and the decoder of its headers. Never raises anything but PacketError; makes up no port."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+from typing import Final, NamedTuple
+
+TCP: Final = 6
+UDP: Final = 17
+ICMP: Final = 1
+ICMPV6: Final = 58
+
+# IANA protocol numbers, the ones that a person meets; the others are shown by number.
+PROTOCOL_NAMES: Final = {
+    1: "icmp", 2: "igmp", 4: "ipip", 6: "tcp", 17: "udp", 33: "dccp", 41: "ipv6", 46: "rsvp", 47: "gre", 50: "esp",
+    51: "ah", 58: "icmpv6", 89: "ospf", 103: "pim", 112: "vrrp", 115: "l2tp", 132: "sctp", 136: "udplite",
+}  # fmt: skip
+
+# Protocols that begin with a source and a destination port (RFC 9293, 768, 4340, 9260, 3828).
+_WITH_PORTS: Final = frozenset((6, 17, 33, 132, 136))
+# Extension headers with a length of their own in units of 8 bytes (RFC 8200, 5096, 5201, 5533).
+_V6_OPTIONS: Final = frozenset((0, 43, 60, 135, 139, 140))
+_V6_FRAGMENT: Final = 44
+_V6_AH: Final = 51
+_PORTS: Final = Struct("!HH")
+_V4: Final = Struct("!BxHxxHxBxx4s4s")
+_V6: Final = Struct("!BxxxHBx16s16s")
+
+
+class PacketError(ValueError):
+    """Bytes that are no IP packet, or that end before their headers do."""
+
+
+class Hook(IntEnum):
+    """Where in the stack a packet was taken; the numbers are those of linux/netfilter.h."""
+
+    PREROUTING = 0
+    INPUT = 1
+    FORWARD = 2
+    OUTPUT = 3
+    POSTROUTING = 4
+
+
+class FiveTuple(NamedTuple):
+    """Protocol, addresses (packed, 4 or 16 bytes) and ports; a port is None where the packet has none or does not show it."""
+
+    protocol: int
+    src: bytes
+    sport: int | None
+    dst: bytes
+    dport: int | None
+
+    def reversed(self) -> FiveTuple:
+        """The same for the packets that come back."""
+        return FiveTuple(self.protocol, self.dst, self.dport, self.src, self.sport)
+
+    def __str__(self) -> str:
+        return f"{protocol_name(self.protocol)} {endpoint(self.src, self.sport)} -> {endpoint(self.dst, self.dport)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """What the IP and transport headers say.
+
+    version: 4 or 6. five_tuple: see there. length: bytes of the whole packet by its own IP header. transport: offset of the
+    transport header, or None in a later fragment. data: offset of the first byte after a TCP or UDP header, None where
+    there is none to find. tcp_flags: the low 8 bits, None if not TCP. fragment: True for any but a whole packet.
+    """
+
+    version: int
+    five_tuple: FiveTuple
+    length: int
+    transport: int | None
+    data: int | None
+    tcp_flags: int | None
+    fragment: bool
+
+
+class Packet:
+    """One packet of a queue. Reading `headers` decodes once; everything else is as the kernel said it.
+
+    id: the queue's number for it. hook: see Hook. mark: packet mark. payload: its bytes from the IP header on, as many as
+    were copied. length: bytes of the packet before it was cut. indev, outdev, physindev, physoutdev: interface indices, 0
+    for none. hw_protocol: ethertype. hw_address: source MAC, None where the hook has none. uid, gid: of the sending
+    process, None where the kernel does not say. time: seconds since the epoch when the kernel took it, 0.0 if unstamped.
+    gso: True for an offloaded packet that has not been cut into segments yet. Source: linux/netfilter/nfnetlink_queue.h.
+    """
+
+    __slots__ = (
+        "_headers", "gid", "gso", "hook", "hw_address", "hw_protocol", "id", "indev", "length", "mark", "outdev",
+        "payload", "physindev", "physoutdev", "time", "uid",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        payload: bytes,
+        *,
+        id: int = 0,
+        hook: int = Hook.INPUT,
+        mark: int = 0,
+        length: int | None = None,
+        indev: int = 0,
+        outdev: int = 0,
+        physindev: int = 0,
+        physoutdev: int = 0,
+        hw_protocol: int = 0,
+        hw_address: bytes | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        time: float = 0.0,
+        gso: bool = False,
+    ) -> None:
+        self.payload = payload
+        self.id = id
+        self.hook = hook
+        self.mark = mark
+        self.length = len(payload) if length is None else length
+        self.indev = indev
+        self.outdev = outdev
+        self.physindev = physindev
+        self.physoutdev = physoutdev
+        self.hw_protocol = hw_protocol
+        self.hw_address = hw_address
+        self.uid = uid
+        self.gid = gid
+        self.time = time
+        self.gso = gso
+        self._headers: Headers | None = None
+
+    @property
+    def headers(self) -> Headers:
+        """The decoded headers. Raises PacketError where the bytes are no packet."""
+        if self._headers is None:
+            self._headers = decode(self.payload)
+        return self._headers
+
+    @property
+    def truncated(self) -> bool:
+        """True where the kernel copied less than the whole packet."""
+        return len(self.payload) < self.length
+
+    @property
+    def data(self) -> bytes:
+        """The bytes that TCP or UDP carries, as many as were copied; empty where there are none."""
+        headers = self.headers
+        return b"" if headers.data is None else self.payload[headers.data : headers.length or None]
+
+    def __repr__(self) -> str:
+        try:
+            what = str(self.headers.five_tuple)
+        except PacketError as error:
+            what = f"undecoded: {error}"
+        return f"<Packet {self.id} {hook_name(self.hook)} {what}, {self.length} bytes>"
+
+
+def decode(data: bytes) -> Headers:
+    """Read the IP and transport headers at the beginning of `data` (RFC 791, RFC 8200, RFC 9293, RFC 768).
+
+    A first fragment has its ports, a later one has none. Raises PacketError where the headers do not hold together.
+    """
+    if not data:
+        raise PacketError("no bytes")
+    version = data[0] >> 4
+    if version == 4:
+        return _decode_v4(data)
+    if version == 6:
+        return _decode_v6(data)
+    raise PacketError(f"IP version {version}")
+
+
+def _decode_v4(data: bytes) -> Headers:
+    if len(data) < 20:
+        raise PacketError(f"IPv4 header cut at {len(data)} bytes")
+    first, length, fragment, protocol, src, dst = _V4.unpack_from(data)
+    header = (first & 15) * 4
+    if header < 20:
+        raise PacketError(f"IPv4 header length {header}")
+    # A length of 0 is a GSO packet larger than the field (tot_len, net/ipv4/ip_output.c).
+    if length and length < header:
+        raise PacketError(f"IPv4 length {length} below its header's {header}")
+    if len(data) < header:
+        raise PacketError(f"IPv4 options cut at {len(data)} bytes")
+    offset = fragment & 0x1FFF
+    return _transport(data, 4, protocol, src, dst, length, header, offset > 0, bool(fragment & 0x3FFF))
+
+
+def _decode_v6(data: bytes) -> Headers:
+    if len(data) < 40:
+        raise PacketError(f"IPv6 header cut at {len(data)} bytes")
+    _, payload, protocol, src, dst = _V6.unpack_from(data)
+    offset = 40
+    later = fragment = False
+    # Each turn moves on by at least 8 bytes, so the data bounds it.
+    while True:
+        if protocol in _V6_OPTIONS:
+            step = 2
+        elif protocol == _V6_FRAGMENT:
+            step = 8
+        elif protocol == _V6_AH:
+            step = 2
+        else:
+            break
+        if len(data) < offset + step:
+            raise PacketError(f"IPv6 extension header {protocol} cut at {len(data)} bytes")
+        following = data[offset]
+        if protocol == _V6_FRAGMENT:
+            place = int.from_bytes(data[offset + 2 : offset + 4], "big")
+            fragment = fragment or bool(place & 0xFFF9)
+            later = place & 0xFFF8 != 0
+            offset += 8
+        elif protocol == _V6_AH:
+            offset += (data[offset + 1] + 2) * 4
+        else:
+            offset += (data[offset + 1] + 1) * 8
+        protocol = following
+        if later:
+            break
+    return _transport(data, 6, protocol, src, dst, payload and payload + 40, offset, later, fragment)
+
+
+def _transport(
+    data: bytes,
+    version: int,
+    protocol: int,
+    src: bytes,
+    dst: bytes,
+    length: int,
+    offset: int,
+    later: bool,
+    fragment: bool,
+) -> Headers:
+    # The header's own length bounds what belongs to the packet: link padding after it is not ours to read.
+    end = min(len(data), length) if length else len(data)
+    sport: int | None = None
+    dport: int | None = None
+    start: int | None = None
+    flags: int | None = None
+    if not later and protocol in _WITH_PORTS:
+        if end < offset + 4:
+            raise PacketError(f"{protocol_name(protocol)} header cut at {end} bytes")
+        sport, dport = _PORTS.unpack_from(data, offset)
+        if protocol == UDP:
+            start = offset + 8 if end >= offset + 8 else None
+        elif protocol == TCP and end >= offset + 14:
+            flags = data[offset + 13]
+            header = (data[offset + 12] >> 4) * 4
+            if header < 20:
+                raise PacketError(f"TCP header length {header}")
+            start = offset + header if end >= offset + header else None
+    five_tuple = FiveTuple(protocol, src, sport, dst, dport)
+    return Headers(version, five_tuple, length, None if later else offset, start, flags, fragment)
+
+
+def protocol_name(number: int) -> str:
+    """The protocol's usual name in small letters, or `proto-N`."""
+    return PROTOCOL_NAMES.get(number) or f"proto-{number}"
+
+
+def hook_name(number: int) -> str:
+    """The hook's name as netfilter prints it."""
+    try:
+        return Hook(number).name
+    except ValueError:
+        return f"HOOK-{number}"
+
+
+def address(packed: bytes) -> str:
+    """The text of a packed address of 4 or 16 bytes."""
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+def endpoint(packed: bytes, port: int | None) -> str:
+    """ADDRESS:PORT, with brackets around IPv6 (RFC 5952); the address alone where there is no port."""
+    text = address(packed)
+    if port is None:
+        return text
+    return f"[{text}]:{port}" if len(packed) == 16 else f"{text}:{port}"

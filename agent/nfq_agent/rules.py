@@ -1,0 +1,390 @@
+"""Rules as values: what a configuration asks of the kernel (`plan`), in the text that `iptables -S` prints. No I/O.
+
+Whatever carries the tag `nfq-agent:INSTANCE:RULE` in its comment, and the chains `NFQA-INSTANCE-HOOK`, are ours. Nothing
+else ever is.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
+
+from nfq_agent.config import Config, Ports, RuleConfig
+
+Family = Literal["inet", "inet6"]
+FAMILIES: Final[tuple[Family, ...]] = ("inet", "inet6")
+TABLES: Final = ("raw", "mangle", "nat", "filter")
+
+# The suffix of our chain for each hook. A chain's name has 28 characters at most (XT_EXTENSION_MAXNAMELEN), so the
+# longest hook is cut.
+HOOK_CHAINS: Final[Mapping[str, str]] = {
+    "prerouting": "PREROUTING", "input": "INPUT", "forward": "FORWARD", "output": "OUTPUT", "postrouting": "POSTROUTE",
+}  # fmt: skip
+_INWARD: Final = frozenset(("prerouting", "input"))
+_OWNED: Final = frozenset(("output", "postrouting"))
+# xt_multiport holds 15 ports, and a range takes two places (XT_MULTI_PORTS).
+_MULTIPORT_PLACES: Final = 15
+JUMP: Final = "jump"
+
+
+class RuleError(Exception):
+    """The kernel's rules could not be read, or are not as they should be after a change."""
+
+
+class Option(NamedTuple):
+    """`--name value`, `! --name value` if negated; the value is empty for a bare switch."""
+
+    name: str
+    value: str = ""
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """A match (`-m name ...`) or a target (`-j name ...`) with its options in the order that iptables prints them."""
+
+    name: str
+    options: tuple[Option, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. chain: where it stands. The rest as in iptables(8); an empty string stands for `any`."""
+
+    chain: str
+    target: Extension
+    matches: tuple[Extension, ...] = ()
+    protocol: str = ""
+    in_interface: str = ""
+    out_interface: str = ""
+
+    @property
+    def tag(self) -> str:
+        """The comment, or an empty string."""
+        for match in self.matches:
+            if match.name == "comment":
+                return match.options[0].value
+        return ""
+
+    @property
+    def queues(self) -> range:
+        """The queue numbers it sends packets to; empty if it sends none."""
+        if self.target.name == "NFQUEUE":
+            for option in self.target.options:
+                if option.name in ("--queue-num", "--queue-balance"):
+                    first, _, last = option.value.partition(":")
+                    return range(int(first), int(last or first) + 1)
+        return range(0)
+
+    @property
+    def spec(self) -> str:
+        """The rule without its chain, as `iptables -S` prints it."""
+        words: list[str] = []
+        if self.in_interface:
+            words += ["-i", self.in_interface]
+        if self.out_interface:
+            words += ["-o", self.out_interface]
+        if self.protocol:
+            words += ["-p", self.protocol]
+        for match in self.matches:
+            words += ["-m", match.name, *_option_words(match.options)]
+        words += ["-j", self.target.name, *_option_words(self.target.options)]
+        return " ".join(words)
+
+    def __str__(self) -> str:
+        return f"-A {self.chain} {self.spec}"
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """The rule that `iptables -S` prints as `text`. Raises ValueError on anything but an append."""
+        words = shlex.split(text)
+        if len(words) < 2 or words[0] != "-A":
+            raise ValueError(f"not a rule: {text}")
+        fields = {"-i": "", "-o": "", "-p": ""}
+        matches: list[Extension] = []
+        target: Extension | None = None
+        options: list[Option] = []
+        name = ""
+        is_target = False
+        negated = False
+
+        def close() -> None:
+            nonlocal target
+            if name:
+                extension = Extension(name, tuple(options))
+                if is_target:
+                    target = extension
+                else:
+                    matches.append(extension)
+            options.clear()
+
+        index = 2
+        while index < len(words):
+            word = words[index]
+            index += 1
+            following = words[index] if index < len(words) else ""
+            if word == "!":
+                negated = True
+                continue
+            if word in fields and not name:
+                fields[word] = ("! " if negated else "") + following
+                index += 1
+            elif word in ("-m", "-j", "-g"):
+                close()
+                name, is_target = following, word != "-m"
+                index += 1
+            elif word.startswith("--") or (word.startswith("-") and not name):
+                values: list[str] = []
+                while index < len(words) and words[index] != "!" and not words[index].startswith("-"):
+                    values.append(words[index])
+                    index += 1
+                options.append(Option(word, " ".join(values), negated))
+            else:
+                raise ValueError(f"unexpected {word!r} in rule: {text}")
+            negated = False
+        close()
+        if target is None:
+            target = Extension("")
+        return cls(words[1], target, tuple(matches), fields["-p"], fields["-i"], fields["-o"])
+
+
+def _option_words(options: Iterable[Option]) -> Iterator[str]:
+    for option in options:
+        if option.negated:
+            yield "!"
+        yield option.name
+        if option.value:
+            # iptables quotes a comment, and nothing else that we write.
+            yield f'"{option.value}"' if option.name == "--comment" else option.value
+
+
+@dataclass(frozen=True, slots=True)
+class TableRules:
+    """What one table of one family should hold of ours: own chains in full, and the tagged jumps to them."""
+
+    chains: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    jumps: tuple[Rule, ...] = ()
+
+    @property
+    def rules(self) -> Iterator[Rule]:
+        """All rules, jumps first."""
+        yield from self.jumps
+        for chain in self.chains.values():
+            yield from chain
+
+
+Ruleset = Mapping[Family, Mapping[str, TableRules]]
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A rule as the kernel has it: its place in the chain from 1, and its counters."""
+
+    rule: Rule
+    number: int
+    packets: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """What one table of one family holds of ours.
+
+    chains: our chains and everything in them. jumps: our tagged rules elsewhere. held: those of our chains that somebody
+    else's rule jumps to, so that they can be emptied but not deleted.
+    """
+
+    chains: Mapping[str, tuple[Installed, ...]] = field(default_factory=dict)
+    jumps: tuple[Installed, ...] = ()
+    held: frozenset[str] = frozenset()
+
+    @property
+    def installed(self) -> Iterator[Installed]:
+        """All rules, jumps first."""
+        yield from self.jumps
+        for chain in self.chains.values():
+            yield from chain
+
+    def as_rules(self) -> TableRules:
+        """The same as something to be wished for (what a roll-back restores)."""
+        return TableRules(
+            {name: tuple(found.rule for found in rules) for name, rules in self.chains.items()},
+            tuple(found.rule for found in self.jumps),
+        )
+
+
+def chain_name(instance: str, hook: str) -> str:
+    """The name of an instance's own chain for a hook."""
+    return f"NFQA-{instance}-{HOOK_CHAINS[hook]}"
+
+
+def own_chains(instance: str) -> frozenset[str]:
+    """The names of all chains that an instance can have."""
+    return frozenset(chain_name(instance, hook) for hook in HOOK_CHAINS)
+
+
+def tag(instance: str, rule: str) -> str:
+    """The comment that a rule of ours carries."""
+    return f"nfq-agent:{instance}:{rule}"
+
+
+def tag_prefix(instance: str) -> str:
+    """What every tag of an instance begins with."""
+    return f"nfq-agent:{instance}:"
+
+
+def instance_of(chain: str) -> str | None:
+    """The instance that owns a chain by its name; None for a foreign chain."""
+    prefix, _, rest = chain.partition("-")
+    instance, _, hook = rest.rpartition("-")
+    return instance if prefix == "NFQA" and instance and hook in HOOK_CHAINS.values() else None
+
+
+def plan(config: Config, uid: int) -> Ruleset:
+    """The rules that a configuration asks for. uid: of the agent's own user, whose traffic is never taken."""
+    ruleset: dict[Family, dict[str, TableRules]] = {}
+    for family in FAMILIES:
+        tables: dict[str, dict[str, list[Rule]]] = {}
+        for name, rule in config.rules.items():
+            if family not in rule.families:
+                continue
+            for hook in rule.hooks:
+                queueing = _rules(config, name, rule, family, hook)
+                tables.setdefault(rule.table_name, {}).setdefault(hook, []).extend(queueing)
+        if tables:
+            ruleset[family] = {table: _table(config.agent.instance, tables[table], uid) for table in tables}
+    return ruleset
+
+
+def _table(instance: str, hooks: Mapping[str, list[Rule]], uid: int) -> TableRules:
+    chains: dict[str, tuple[Rule, ...]] = {}
+    jumps: list[Rule] = []
+    for hook in HOOK_CHAINS:
+        if not (rules := hooks.get(hook)):
+            continue
+        chain = chain_name(instance, hook)
+        chains[chain] = _chain(instance, chain, hook, rules, uid)
+        jumps.append(Rule(hook.upper(), Extension(chain), (_comment(instance, JUMP),)))
+    return TableRules(chains, tuple(jumps))
+
+
+def _chain(instance: str, chain: str, hook: str, rules: list[Rule], uid: int) -> tuple[Rule, ...]:
+    """The rules of one own chain, with the agent's own user left out.
+
+    A chain of several rules begins with a RETURN for that user and ends with a RETURN for everybody. A single rule says
+    the exclusion itself: the baseline then has four rules a family, and some Kubernetes images take a host with ten or
+    more legacy rules for one that uses them (iptables-wrappers).
+    """
+    # A rule for one user's packets can't meet the agent's, unless that user is the agent's.
+    if len(rules) == 1:
+        (rule,) = rules
+        if hook in _OWNED and not any(match.name == "owner" for match in rule.matches):
+            exclusion = Extension("owner", (Option("--uid-owner", str(uid), negated=True),))
+            *others, comment = rule.matches
+            rule = Rule(
+                rule.chain, rule.target, (*others, exclusion, comment), rule.protocol, rule.in_interface,
+                rule.out_interface,
+            )  # fmt: skip
+        return (rule,)
+    head: tuple[Rule, ...] = ()
+    if hook in _OWNED:
+        owner = Extension("owner", (Option("--uid-owner", str(uid)),))
+        head = (Rule(chain, Extension("RETURN"), (owner, _comment(instance, "own-traffic"))),)
+    return (*head, *rules, Rule(chain, Extension("RETURN"), (_comment(instance, "end"),)))
+
+
+def _comment(instance: str, name: str) -> Extension:
+    return Extension("comment", (Option("--comment", tag(instance, name)),))
+
+
+def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: str) -> list[Rule]:
+    """The rules of one [rules.NAME] for one family and hook."""
+    target = _queue_target(config, rule) if rule.queue is not None else _redirect_target(config, rule, family)
+    if target is None:
+        return []
+    instance = config.agent.instance
+    tail: list[Extension] = []
+    if rule.mark is not None:
+        tail.append(Extension("mark", (Option("--mark", f"{rule.mark.value:#x}/{rule.mark.mask:#x}"),)))
+    if rule.owner is not None:
+        tail.append(Extension("owner", (Option("--uid-owner", str(rule.uid)),)))
+    tail.append(_comment(instance, name))
+    made: list[Rule] = []
+    for protocol, matches in _traffic(rule, hook):
+        for inward, outward in _interfaces(rule.interface or "", hook):
+            matched = (*matches, *tail)
+            made.append(Rule(chain_name(instance, hook), target, matched, protocol, inward, outward))
+    return made
+
+
+def _traffic(rule: RuleConfig, hook: str) -> Iterator[tuple[str, tuple[Extension, ...]]]:
+    """(protocol, matches) for each rule that the traffic of a [rules.NAME] needs in a hook."""
+    if rule.all:
+        yield "", ()
+        return
+    syn = Extension("tcp", (Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"),))
+    head = (syn,) if rule.tcp_syn else ()
+    if rule.tcp_syn and not rule.tcp_ports:
+        yield "tcp", head
+    direction = _direction(rule, hook)
+    for ports in _multiport(rule.tcp_ports):
+        yield "tcp", (*head, Extension("multiport", (Option(direction, ports),)))
+    for ports in _multiport(rule.udp_ports):
+        yield "udp", (Extension("multiport", (Option(direction, ports),)),)
+
+
+def _direction(rule: RuleConfig, hook: str) -> str:
+    """Which port a role looks at: a server's is the destination on the way in, a client's on the way out."""
+    if rule.proxy is not None:
+        return "--dports"
+    if rule.role in (None, "both") or hook == "forward":
+        return "--ports"
+    return "--dports" if (rule.role == "server") == (hook in _INWARD) else "--sports"
+
+
+def _multiport(ports: Iterable[Ports]) -> Iterator[str]:
+    """The ports in groups that one multiport match holds, in rising order so that a changed file's order changes nothing."""
+    group: list[str] = []
+    places = 0
+    for each in sorted(set(ports)):
+        size = 1 if each.first == each.last else 2
+        if places + size > _MULTIPORT_PLACES:
+            yield ",".join(group)
+            group, places = [], 0
+        group.append(str(each))
+        places += size
+    if group:
+        yield ",".join(group)
+
+
+def _interfaces(interface: str, hook: str) -> tuple[tuple[str, str], ...]:
+    """(in, out) interface pairs; what is forwarded crosses it one way or the other."""
+    if not interface:
+        return (("", ""),)
+    if hook == "forward":
+        return ((interface, ""), ("", interface))
+    return ((interface, ""),) if hook in _INWARD else (("", interface),)
+
+
+def _queue_target(config: Config, rule: RuleConfig) -> Extension:
+    queue = config.queue[rule.queue or ""]
+    numbers = queue.numbers
+    if len(numbers) > 1:
+        options = [Option("--queue-balance", f"{numbers[0]}:{numbers[-1]}")]
+    else:
+        options = [Option("--queue-num", str(numbers[0]))]
+    if queue.bypass:
+        options.append(Option("--queue-bypass"))
+    if queue.cpu_fanout:
+        options.append(Option("--queue-cpu-fanout"))
+    return Extension("NFQUEUE", tuple(options))
+
+
+def _redirect_target(config: Config, rule: RuleConfig, family: Family) -> Extension | None:
+    """REDIRECT to the first listener of the family; None where the proxy has none for it."""
+    for endpoint in config.proxy[rule.proxy or ""].listen:
+        if (":" in endpoint.host) == (family == "inet6"):
+            return Extension("REDIRECT", (Option("--to-ports", str(endpoint.port)),))
+    return None

@@ -1,0 +1,54 @@
+"""The verdict: what is to become of a packet. Values only; nothing here talks to the kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+
+class Action(IntEnum):
+    """What the kernel does with a packet; the numbers are those of linux/netfilter.h."""
+
+    DROP = 0
+    ACCEPT = 1
+    QUEUE = 3
+    REPEAT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An answer for one packet.
+
+    action: what becomes of it. mark: the 32-bit packet mark to set, or None to leave it. payload: the new bytes from the
+    IP header on, checksums already right (`checksum.mend`), or None to leave them. queue: the number of the queue it goes
+    to (0 to 65535), with Action.QUEUE only. Source: nfqnl_recv_verdict() in net/netfilter/nfnetlink_queue.c.
+    """
+
+    action: Action
+    mark: int | None = None
+    payload: bytes | None = None
+    queue: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.queue is not None) != (self.action is Action.QUEUE):
+            raise ValueError("a queue number goes with Action.QUEUE, and only with it")
+        if self.queue is not None and not 0 <= self.queue <= 0xFFFF:
+            raise ValueError(f"queue {self.queue}: a queue number is 0 to 65535")
+        if self.mark is not None and not 0 <= self.mark <= 0xFFFFFFFF:
+            raise ValueError(f"mark {self.mark:#x}: a mark has 32 bits")
+
+    @property
+    def plain(self) -> bool:
+        """True where the action says all, so that neighbours can share one message."""
+        return self.mark is None and self.payload is None and self.queue is None
+
+    @property
+    def code(self) -> int:
+        """The 32-bit verdict of the wire: the action, with the queue number in the upper half for QUEUE."""
+        return self.action if self.queue is None else self.action | self.queue << 16
+
+
+ACCEPT: Final = Verdict(Action.ACCEPT)
+DROP: Final = Verdict(Action.DROP)
+REPEAT: Final = Verdict(Action.REPEAT)

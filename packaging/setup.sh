@@ -1,0 +1,54 @@
+# What packaging/setup, packaging/quickstart and tests/run share; sourced from the top of the checkout.
+
+# What the agent needs to be built and to run; the tests' own tools are in TEST_PACKAGES.
+RUN_PACKAGES="ca-certificates gcc iproute2 iptables kmod libc6-dev libnetfilter-queue-dev pkg-config procps python3-dev
+python3-venv util-linux"
+TEST_PACKAGES="conntrack curl netcat-openbsd openssl tshark"
+
+say() { printf '%s\n' "$*" >&2; }
+
+# Install the packages that are missing; ask the package manager only when some are.
+need_packages() {
+    missing=""
+    for package in "$@"; do
+        dpkg-query -W -f='${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
+    done
+    [ -n "$missing" ] || return 0
+    if [ "$(id -u)" != 0 ]; then
+        say "setup: these packages are missing, and only root can install them:$missing"
+        exit 1
+    fi
+    say "setup: installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    # The lock makes a second run that starts meanwhile wait instead of failing.
+    apt-get -o DPkg::Lock::Timeout=600 -qq update >&2
+    # shellcheck disable=SC2086 # one word each
+    apt-get -o DPkg::Lock::Timeout=600 -qq install -y --no-install-recommends $missing >/dev/null
+}
+
+setup_system() {
+    # shellcheck disable=SC2086 # one word each
+    need_packages $RUN_PACKAGES
+}
+
+venv_install() {
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"
+}
+
+# Make .venv/ anew when what goes into it has changed; one run at a time.
+setup_venv() {
+    exec 9>.venv.lock
+    flock 9
+    wanted=$(cat pyproject.toml packaging/requirements*.txt | sha256sum)
+    if [ "$(cat .venv/.made-from 2>/dev/null)" != "$wanted" ]; then
+        say "setup: making .venv"
+        rm -rf .venv
+        /usr/bin/python3 -m venv .venv
+        venv_install --require-hashes -r packaging/requirements-build.txt
+        venv_install --require-hashes --no-build-isolation -r packaging/requirements-dev.txt
+        venv_install --no-deps --no-build-isolation -e .
+        printf '%s' "$wanted" >.venv/.made-from
+    fi
+    flock -u 9
+    exec 9>&-
+}

@@ -1,0 +1,31 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from namespace import Namespace, join
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def netns() -> Iterator[Namespace]:
+    """A namespace of the test's own."""
+    if os.geteuid() != 0:
+        pytest.fail("the kernel tests make network namespaces: run them as root")
+    with Namespace() as namespace:
+        yield namespace
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Namespace, Namespace]]:
+    """Two namespaces joined by a veth pair: 10.203.0.1 and fd00:203::1 in the first, .2 and ::2 in the second."""
+    if os.geteuid() != 0:
+        pytest.fail("the kernel tests make network namespaces: run them as root")
+    with Namespace() as first, Namespace() as second:
+        join(first, second)
+        yield first, second
