@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from namespace import Namespace, join
 
 ROOT = Path(__file__).resolve().parent.parent

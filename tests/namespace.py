@@ -71,9 +71,7 @@ class Namespace:
         """The argv that runs `argv` inside."""
         return ["nsenter", f"--target={self.pid}", "--net", "--mount", "--", *argv]
 
-    def run(
-        self, *argv: str, check: bool = True, timeout: float = 60, **options: Any
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, check: bool = True, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command inside to its end. Its output is captured; a failure shows it."""
         options = {
             "capture_output": True,

@@ -83,9 +83,7 @@ def _mark(value: object) -> Mark:
             if not (0 <= mark.value <= 0xFFFFFFFF and 0 < mark.mask <= 0xFFFFFFFF):
                 raise ValueError("a mark and its mask have 32 bits, and a mask is not 0")
             if mark.value & ~mark.mask:
-                raise ValueError(
-                    f"mark {mark.value:#x} lies outside its mask {mark.mask:#x}; allowed: bits of the mask"
-                )
+                raise ValueError(f"mark {mark.value:#x} lies outside its mask {mark.mask:#x}; allowed: bits of the mask")
             return mark
     raise ValueError('not a mark; allowed: "VALUE/MASK", as in "0x10/0xff"')
 
@@ -227,9 +225,7 @@ class QueueConfig(_Model):
         return range(number, number + 1)
 
 
-COPY_NONE_REASON: Final = (
-    "copy mode none makes the kernel lose every packet of the queue, bypass or not; allowed: packet, meta"
-)
+COPY_NONE_REASON: Final = "copy mode none makes the kernel lose every packet of the queue, bypass or not; allowed: packet, meta"
 
 
 class RuleConfig(_Model):
@@ -279,9 +275,7 @@ class RuleConfig(_Model):
         if self.owner is not None:
             for hook in self.hooks:
                 if hook not in OWNER_HOOKS:
-                    raise ValueError(
-                        f"owner is not known to the kernel in hook {hook}; allowed: {', '.join(OWNER_HOOKS)}"
-                    )
+                    raise ValueError(f"owner is not known to the kernel in hook {hook}; allowed: {', '.join(OWNER_HOOKS)}")
             if self.uid is None:
                 raise ValueError(f"no user {self.owner!r} on this host; allowed: an existing user's name, or a uid")
         return self

@@ -135,9 +135,7 @@ def settle(session: Session, desired: Mapping[str, TableRules]) -> Settled:
             raise RuleError("the kernel's rules differ from what was written:\n" + "\n".join(render(rest)))
     except RuleError as error:
         try:
-            for table, steps in diff(
-                {name: state.as_rules() for name, state in before.items()}, session.read()
-            ).items():
+            for table, steps in diff({name: state.as_rules() for name, state in before.items()}, session.read()).items():
                 session.commit(table, steps)
         except RuleError as second:
             raise RuleError(f"{error}; putting back what was there failed too: {second}") from error
