@@ -5,13 +5,14 @@ It says what is wrong with file, key and what is allowed; it never guesses and n
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import pwd
 import re
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
@@ -385,20 +386,24 @@ class _Source:
         return self.main
 
 
-def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None) -> Config:
     """Read the file and the drop-ins beside it (`conf.d/*.toml`, in name order), check all of it, and return it.
 
-    Without a path, the default place is read if something is there, else the baseline holds. `overrides` is merged last
-    (what the command line says). Raises ConfigError with every fault found.
+    Without a path, the default place is read if something is there, else the baseline holds. `adjust` sees what was read
+    and returns what the command line wants otherwise; that is merged last. Raises ConfigError with every fault found.
     """
     if path is None:
         path = DEFAULT_PATH
-        files = _files(path) if path.exists() or (path.parent / "conf.d").is_dir() else []
+        files = [path] if path.exists() else []
     else:
-        files = [path, *_drop_ins(path)]
+        files = [path]
     merged: dict[str, Any] = {}
     source = _Source(path, {})
     faults: list[str] = []
+    try:
+        files += _drop_ins(path)
+    except ConfigError as error:
+        faults += error.faults
     for file in files:
         try:
             _merge(merged, _read(file), file, source.origins)
@@ -407,14 +412,10 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
     if faults:
         raise ConfigError(faults)
     if not files:
-        merged = {name: dict(value) for name, value in BASELINE.items()}
-    if overrides:
-        _merge(merged, overrides, Path("command line"), source.origins)
+        merged = copy.deepcopy(BASELINE)
+    if adjust is not None:
+        _merge(merged, adjust(merged), Path("command line"), source.origins)
     return _check(merged, source)
-
-
-def _files(path: Path) -> list[Path]:
-    return ([path] if path.exists() else []) + _drop_ins(path)
 
 
 def _drop_ins(path: Path) -> list[Path]:

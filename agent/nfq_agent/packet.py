@@ -1,4 +1,4 @@
-"""The packet as the queue delivers it, and the decoder of its headers. Never raises anything but PacketError; makes up no port."""
+"""The packet as the queue delivers it, and the decoder of its headers. Raises PacketError alone; makes up no port."""
 
 from __future__ import annotations
 

@@ -388,3 +388,26 @@ def _redirect_target(config: Config, rule: RuleConfig, family: Family) -> Extens
         if (":" in endpoint.host) == (family == "inet6"):
             return Extension("REDIRECT", (Option("--to-ports", str(endpoint.port)),))
     return None
+
+
+def fail_closed(state: Mapping[str, TableState]) -> dict[str, TableRules]:
+    """What stays after a failure: rules without `--queue-bypass`, which keep traffic out while nobody judges it.
+
+    Told from the rules themselves, so that it holds with no configuration at hand. Chains that hold none such go whole.
+    """
+    kept: dict[str, TableRules] = {}
+    for table, there in state.items():
+        chains: dict[str, tuple[Rule, ...]] = {}
+        for name, installed in there.chains.items():
+            rules = tuple(found.rule for found in installed if not _fails_open(found.rule))
+            if any(rule.target.name == "NFQUEUE" for rule in rules):
+                chains[name] = rules
+        jumps = tuple(found.rule for found in there.jumps if found.rule.target.name in chains)
+        if chains:
+            kept[table] = TableRules(chains, jumps)
+    return kept
+
+
+def _fails_open(rule: Rule) -> bool:
+    bypass = any(option.name == "--queue-bypass" for option in rule.target.options)
+    return rule.target.name == "REDIRECT" or (rule.target.name == "NFQUEUE" and bypass)

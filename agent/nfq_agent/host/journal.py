@@ -1,0 +1,76 @@
+"""Where log events go: the journal's native socket, or standard error. A write that would block is not made."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from nfq_agent import log
+from nfq_agent.config import Log as LogConfig
+from nfq_agent.log import Event, Log
+
+_SOCKET: Final = "/run/systemd/journal/socket"
+_STDERR: Final = 2
+# A pipe that is writable takes this much without blocking (PIPE_BUF, pipe(7)).
+_ATOMIC: Final = 4096
+
+
+def open_log(config: LogConfig) -> Log:
+    """The log as configured; `auto` is the journal where standard error leads there, else the console."""
+    kind = config.format
+    if kind == "auto":
+        kind = "journal" if _stderr_is_journal() else "console"
+    if kind == "journal":
+        return Log(_journal_sink(), config.level, time.time)
+    if kind == "json":
+        return Log(_stream_sink(log.as_json), config.level, time.time)
+    colour = os.isatty(_STDERR) and "NO_COLOR" not in os.environ
+    return Log(_stream_sink(lambda event: log.console(event, colour)), config.level, time.time)
+
+
+def _stderr_is_journal() -> bool:
+    """True if systemd connected standard error to the journal (JOURNAL_STREAM, systemd.exec(5))."""
+    wanted = os.environ.get("JOURNAL_STREAM", "")
+    try:
+        there = os.fstat(_STDERR)
+    except OSError:
+        return False
+    return wanted == f"{there.st_dev}:{there.st_ino}"
+
+
+def _journal_sink() -> Callable[[Event], bool]:
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+    def write(event: Event) -> bool:
+        data = log.journal(event)
+        try:
+            # Not connected, so that a restarted journald is found again.
+            end.sendto(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, _SOCKET)
+        except OSError:
+            return False
+        return True
+
+    return write
+
+
+def _stream_sink(render: Callable[[Event], bytes]) -> Callable[[Event], bool]:
+    poller = select.poll()
+    poller.register(_STDERR, select.POLLOUT)
+
+    def write(event: Event) -> bool:
+        data = render(event)
+        if len(data) > _ATOMIC:
+            data = data[: _ATOMIC - 1] + b"\n"
+        try:
+            ready = poller.poll(0)
+            if not ready or ready[0][1] & (select.POLLERR | select.POLLNVAL):
+                return False
+            return os.write(_STDERR, data) == len(data)
+        except OSError:
+            return False
+
+    return write

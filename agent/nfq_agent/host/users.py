@@ -1,0 +1,107 @@
+"""The system user, and how a process becomes it with no more than it needs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import struct
+import subprocess
+from typing import Final, NamedTuple
+
+CAP_NET_ADMIN: Final = 12
+CAP_NET_RAW: Final = 13
+_CAP_LAST: Final = 63
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_KEEPCAPS: Final = 8
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+# linux/capability.h: version 3 has two 32-bit words for each set.
+_CAP_VERSION: Final = 0x20080522
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class User(NamedTuple):
+    """A user of the host by numbers."""
+
+    uid: int
+    gid: int
+
+
+class UserError(Exception):
+    """The system user is missing and can't be made, or a process can't become it."""
+
+
+def find_user(name: str) -> User | None:
+    """The user, or None where there is none."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    return User(entry.pw_uid, entry.pw_gid)
+
+
+def ensure_user(name: str) -> tuple[User, bool]:
+    """The user and whether it had to be made: a system account with no home and no login. Raises UserError."""
+    if user := find_user(name):
+        return user, False
+    command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir=/nonexistent",
+               "--shell=/usr/sbin/nologin", "--comment=nfq-agent", name]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise UserError(f"the system user {name} is missing and can't be made: useradd: {error.strerror}") from error
+    # Another instance may have been quicker; what counts is that the user is there.
+    if user := find_user(name):
+        return user, done.returncode == 0
+    reason = done.stderr.strip() or f"useradd ended with {done.returncode}"
+    raise UserError(f"the system user {name} is missing and can't be made: {reason}; make it, or start as root")
+
+
+def capabilities() -> int:
+    """The effective capabilities of this process as a bit set (CapEff of proc(5))."""
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process may use a capability."""
+    return bool(capabilities() >> number & 1)
+
+
+def become(user: User, keep: tuple[int, ...] = (CAP_NET_ADMIN,)) -> None:
+    """Make this process run as `user` with the capabilities `keep` alone, for good. It must have one thread.
+
+    As root it changes the user and empties the bounding set; as that user already it only gives capabilities up. Raises
+    UserError if it is neither, OSError if the kernel refuses. Source: capabilities(7), prctl(2), capset(2).
+    """
+    mask = sum(1 << number for number in keep)
+    if os.geteuid() == 0:
+        for number in range(_CAP_LAST):
+            # EINVAL: above the last one that this kernel knows.
+            if number not in keep and _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) != 0:
+                break
+        _prctl(_PR_SET_KEEPCAPS, 1)
+        os.setgroups([])
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
+        _prctl(_PR_SET_KEEPCAPS, 0)
+    elif os.geteuid() != user.uid:
+        raise UserError(f"running as uid {os.geteuid()}, which can't become uid {user.uid}; start as root or as that user")
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    header = struct.pack("Ii", _CAP_VERSION, 0)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    data = struct.pack("6I", low, low, 0, high, high, 0)
+    if _libc.capset(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")

@@ -1,0 +1,80 @@
+"""Events and how they are written: for a console, as JSON, or for the journal. Rendering only; the sinks are in host/journal.py."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+# syslog(3) priorities, as the journal wants them.
+LEVELS: Final[Mapping[str, int]] = {"debug": 7, "info": 6, "warning": 4, "error": 3}
+_COLOURS: Final = {"debug": "\x1b[2m", "info": "", "warning": "\x1b[33m", "error": "\x1b[31m"}
+IDENTIFIER: Final = "nfq-agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened. time: seconds since the epoch. fields: by names in small letters (`src`, `dport`)."""
+
+    level: str
+    message: str
+    time: float
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def console(event: Event, colour: bool = False) -> bytes:
+    """One line for people."""
+    stamp = datetime.fromtimestamp(event.time).strftime("%H:%M:%S.%f")[:-3]
+    line = f"{stamp} {event.level:<7} {_one_line(event.message)}"
+    if colour and _COLOURS[event.level]:
+        line = f"{_COLOURS[event.level]}{line}\x1b[0m"
+    return line.encode(errors="replace") + b"\n"
+
+
+def as_json(event: Event) -> bytes:
+    """One JSON object on a line; the fields stand beside `time`, `level` and `message`."""
+    stamp = datetime.fromtimestamp(event.time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    record = {**event.fields, "time": stamp, "level": event.level, "message": event.message}
+    return json.dumps(record, default=str).encode() + b"\n"
+
+
+def journal(event: Event) -> bytes:
+    """A datagram of the journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL); fields become `NFQ_...`."""
+    entries = [("MESSAGE", event.message), ("PRIORITY", str(LEVELS[event.level])), ("SYSLOG_IDENTIFIER", IDENTIFIER)]
+    entries += [(f"NFQ_{name.upper()}", str(value)) for name, value in event.fields.items() if value is not None]
+    return b"".join(_entry(name.encode(), value.encode(errors="replace")) for name, value in entries)
+
+
+def _entry(name: bytes, value: bytes) -> bytes:
+    if b"\n" in value:
+        return name + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
+    return name + b"=" + value + b"\n"
+
+
+def _one_line(text: str) -> str:
+    """Control characters from the network must not steer a terminal."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+class Log:
+    """Says events to a sink, from a level on. A sink that can't take one at once loses it, and the loss is counted."""
+
+    def __init__(self, write: Callable[[Event], bool], level: str, clock: Callable[[], float]) -> None:
+        self._write = write
+        self._threshold = LEVELS[level]
+        self._clock = clock
+        self.lost = 0
+
+    def __call__(self, message: str, level: str = "info", **fields: Any) -> None:
+        """Say one event; never blocks."""
+        if LEVELS[level] > self._threshold:
+            return
+        if self.lost and self._write(
+            Event("warning", f"{self.lost} log lines were lost: the log did not take them", self._clock())
+        ):
+            self.lost = 0
+        if not self._write(Event(level, message, self._clock(), fields)):
+            self.lost += 1
