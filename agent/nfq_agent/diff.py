@@ -43,6 +43,10 @@ class DropChain:
     chain: str
 
 
+class Busy(RuleError):
+    """Somebody else changed the table between reading and committing; nothing was written, and reading again may help."""
+
+
 Change = NewChain | Insert | Delete | DropChain
 Changes = Mapping[str, Sequence[Change]]
 
@@ -54,7 +58,10 @@ class Session(Protocol):
         """What every table that is present holds of this instance."""
 
     def commit(self, table: str, changes: Sequence[Change]) -> None:
-        """Carry out the changes of one table in one commit, all or none. Raises RuleError."""
+        """Carry out the changes of one table in one commit, all or none.
+
+        Raises Busy for as long as trying again makes sense, else RuleError.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +88,13 @@ def _table_changes(desired: TableRules, actual: TableState) -> Iterator[Change]:
             yield NewChain(chain)
         yield from _chain_changes(rules, actual.chains.get(chain, ()))
     yield from _jump_changes(desired.jumps, actual.jumps)
-    for chain, installed in actual.chains.items():
-        if chain not in desired.chains:
-            yield from _chain_changes((), installed)
-            if chain not in actual.held:
-                yield DropChain(chain)
+    surplus = [chain for chain in actual.chains if chain not in desired.chains]
+    for chain in surplus:
+        yield from _chain_changes((), actual.chains[chain])
+    # All are empty before the first goes: a rule that is no longer there may have jumped from one to another.
+    for chain in surplus:
+        if chain not in actual.held:
+            yield DropChain(chain)
 
 
 def _chain_changes(desired: Sequence[Rule], actual: Sequence[Installed]) -> Iterator[Change]:
@@ -128,19 +137,29 @@ def settle(session: Session, desired: Mapping[str, TableRules]) -> Settled:
     if not changes:
         return Settled({}, before, before)
     try:
-        for table, steps in _ordered(changes, desired):
-            session.commit(table, steps)
+        _carry_out(session, desired, changes)
         after = session.read()
         if rest := diff(desired, after):
             raise RuleError("the kernel's rules differ from what was written:\n" + "\n".join(render(rest)))
     except RuleError as error:
         try:
-            for table, steps in diff({name: state.as_rules() for name, state in before.items()}, session.read()).items():
-                session.commit(table, steps)
+            former = {name: state.as_rules() for name, state in before.items()}
+            _carry_out(session, former, diff(former, session.read()))
         except RuleError as second:
             raise RuleError(f"{error}; putting back what was there failed too: {second}") from error
         raise
     return Settled(changes, before, after)
+
+
+def _carry_out(session: Session, desired: Mapping[str, TableRules], changes: Changes) -> None:
+    while changes:
+        try:
+            for table, steps in _ordered(changes, desired):
+                session.commit(table, steps)
+        except Busy:
+            changes = diff(desired, session.read())
+        else:
+            return
 
 
 def _ordered(changes: Changes, desired: Mapping[str, TableRules]) -> Iterator[tuple[str, Sequence[Change]]]:

@@ -1,0 +1,52 @@
+"""Which of the kernel's two rule engines is used, behind one interface."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+from nfq_agent.diff import Settled
+from nfq_agent.host import iptables, nft
+from nfq_agent.rules import Family, RuleError, TableRules, TableState
+
+_log = logging.getLogger(__name__)
+
+
+class RuleHost(Protocol):
+    """One instance's rules in the kernel."""
+
+    name: str
+
+    def read(self, family: Family) -> dict[str, TableState]:
+        """What each table that is present holds of this instance. It makes no table present, and takes no lock."""
+
+    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
+        """Make this instance's rules the desired ones, in every present table; {} removes them all. Raises RuleError."""
+
+    def present(self, family: Family) -> frozenset[str] | None:
+        """The names of the tables that are present; None if this process may not know."""
+
+    def instances(self, family: Family) -> frozenset[str]:
+        """The instances that own chains, by the names of the chains."""
+
+
+def choose(backend: Literal["auto", "legacy", "nft"], instance: str, lock: int | None = None) -> RuleHost:
+    """The rule engine to use; `auto` is legacy wherever the kernel has it and python-iptables can write it.
+
+    lock: a descriptor of the xtables lock, for a process that may not open it. Raises RuleError where neither can be used.
+    """
+    if backend == "nft":
+        nft.require()
+        return nft.NftHost(instance)
+    fault = iptables.fault()
+    if fault is None:
+        return iptables.LegacyHost(instance, lock)
+    if backend == "legacy":
+        raise RuleError(f"backend legacy can't be used: {fault}")
+    try:
+        nft.require()
+    except RuleError as error:
+        raise RuleError(f"no rules can be written here: legacy: {fault}; nft: {error}") from error
+    _log.warning("the nft backend is used, since legacy rules can't be: %s", fault)
+    return nft.NftHost(instance)
