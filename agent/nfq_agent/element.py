@@ -37,17 +37,29 @@ class PacketElement:
     """Base of every element that judges packets.
 
     `needs` says how much of the packet it reads, `rewrites` that it may answer with a changed payload. `Options` is the
-    model of its table. `emit(message, **fields)` says one event; it never blocks and may hold back what comes too fast.
+    model of its table. `emit(message, level="info", **fields)` says one event; it never blocks and may hold back what
+    comes too fast. `pure` says that the answer follows from protocol, addresses, ports, hook and interfaces alone, so that
+    the worker may remember it. `lasting` says that the answer, None too, holds for the whole flow from then on, unless
+    `flow.undecided`. An instance may set these two, and `needs`, for itself, by its options.
+
+    The time is `packet.time`: the worker stamps what the kernel did not.
     """
 
-    needs: ClassVar[Needs] = Needs.HEADERS
+    needs: Needs = Needs.HEADERS
     rewrites: ClassVar[bool] = False
+    pure: bool = False
+    lasting: bool = False
     Options: ClassVar[type[Options]] = Options
 
     def __init__(self, name: str, options: Any, emit: Emit) -> None:
         self.name = name
         self.options = options
         self.emit = emit
+
+    @classmethod
+    def needs_of(cls, options: Any) -> Needs:
+        """How much an element with these options reads: `needs`, unless a subclass knows it more exactly."""
+        return cls.needs
 
     def start(self) -> None:
         """Called once in the worker, before the first packet."""
@@ -57,21 +69,30 @@ class PacketElement:
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """The verdict on this packet, or None to leave it to the elements behind. `flow` is None unless needs is FLOW."""
-        raise NotImplementedError
+        return None
+
+    def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
+        """The verdict that was chosen, whoever chose it, or another in its place. lasting: it holds for the whole flow."""
+        return verdict
 
     def judged(self, packet: Packet, verdict: Verdict) -> None:
-        """Called with what became of a packet that this element saw, after the verdict was given."""
+        """Called with what became of a packet of this element's chain, after the verdict was given."""
 
 
 class ElementChain:
-    """Elements in their order. The first that answers wins."""
+    """Elements in their order. The first that answers wins; then those that amend verdicts are asked, in order too."""
 
     def __init__(self, elements: Sequence[PacketElement], default: Verdict) -> None:
         self._elements = tuple(elements)
-        self._deciders = tuple(element.decide for element in self._elements)
-        # Only those that override it are told; a call that does nothing costs as much as one that does.
-        self._listeners = tuple(e.judged for e in self._elements if type(e).judged is not PacketElement.judged)
+        # Only those that override it are called; a call that does nothing costs as much as one that does.
+        self._deciders = tuple(e.decide for e in self._elements if _overrides(e, "decide"))
+        self._listeners = tuple(e.judged for e in self._elements if _overrides(e, "judged"))
+        self._amenders = tuple(e.amend for e in self._elements if _overrides(e, "amend"))
         self._default = default
+        # Whether the answer of each is lasting: if it is, and all before it are, which left the packet to it.
+        asked = [e for e in self._elements if _overrides(e, "decide")]
+        self._lasting = tuple((e.decide, all(other.lasting for other in asked[: end + 1])) for end, e in enumerate(asked))
+        self._default_lasting = all(e.lasting for e in asked)
 
     def __len__(self) -> int:
         return len(self._elements)
@@ -81,13 +102,36 @@ class ElementChain:
         """The most that any element reads."""
         return max((element.needs for element in self._elements), default=Needs.METADATA)
 
+    @property
+    def pure(self) -> bool:
+        """True where a verdict follows from protocol, addresses, ports, hook and interfaces, and may be remembered by them."""
+        return not self._amenders and all(element.pure for element in self._elements)
+
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict:
         """The first answer, else the default. Whatever an element raises goes to the caller."""
+        if self._amenders:
+            return self._decide_and_amend(packet, flow)
         for decide in self._deciders:
             verdict = decide(packet, flow)
             if verdict is not None:
                 return verdict
         return self._default
+
+    def _decide_and_amend(self, packet: Packet, flow: Flow | None) -> Verdict:
+        verdict: Verdict | None = None
+        lasting = self._default_lasting
+        for decide, holds in self._lasting:
+            verdict = decide(packet, flow)
+            if verdict is not None:
+                lasting = holds
+                break
+        if verdict is None:
+            verdict = self._default
+        if flow is not None and flow.undecided:
+            lasting = False
+        for amend in self._amenders:
+            verdict = amend(packet, flow, verdict, lasting)
+        return verdict
 
     def judged(self, packet: Packet, verdict: Verdict) -> None:
         """Tell the elements that want to know what became of the packet."""
@@ -103,3 +147,7 @@ class ElementChain:
         """Stop them in reverse order."""
         for element in reversed(self._elements):
             element.stop()
+
+
+def _overrides(element: PacketElement, method: str) -> bool:
+    return getattr(type(element), method) is not getattr(PacketElement, method)

@@ -15,7 +15,8 @@ class Flow:
 
     origin: the five-tuple of the first packet seen. first, last: when its first and latest packets came, seconds on the
     clock that the caller uses. packets: how many, both ways. facts: what elements found out and share, by attribute name
-    ("tls_sni"). state: what an element keeps for itself, by the element.
+    ("tls_sni"); "dpi" is "undecided", "decided" or "gave-up". state: what an element keeps for itself, by the element.
+    undecided: True while an answer is for the packet alone, since something about the flow is not known yet.
     """
 
     origin: FiveTuple
@@ -24,6 +25,7 @@ class Flow:
     packets: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     state: dict[object, Any] = field(default_factory=dict)
+    undecided: bool = False
 
 
 class FlowTable:

@@ -22,13 +22,17 @@ class Verdict:
 
     action: what becomes of it. mark: the 32-bit packet mark to set, or None to leave it. payload: the new bytes from the
     IP header on, checksums already right (`checksum.mend`), or None to leave them. queue: the number of the queue it goes
-    to (0 to 65535), with Action.QUEUE only. Source: nfqnl_recv_verdict() in net/netfilter/nfnetlink_queue.c.
+    to (0 to 65535), with Action.QUEUE only. delay: seconds that the packet is kept back before the verdict is given.
+    inject: whole packets, from the IP header on, that the worker sends besides (a copy, a TCP reset).
+    Source: nfqnl_recv_verdict() in net/netfilter/nfnetlink_queue.c.
     """
 
     action: Action
     mark: int | None = None
     payload: bytes | None = None
     queue: int | None = None
+    delay: float = 0.0
+    inject: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.queue is not None) != (self.action is Action.QUEUE):
@@ -41,7 +45,7 @@ class Verdict:
     @property
     def plain(self) -> bool:
         """True where the action says all, so that neighbours can share one message."""
-        return self.mark is None and self.payload is None and self.queue is None
+        return self.mark is None and self.payload is None and self.queue is None and not (self.delay or self.inject)
 
     @property
     def code(self) -> int:

@@ -1,0 +1,35 @@
+"""The names of network interfaces by the indices that packets carry, remembered for some seconds."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Final
+
+_KEPT: Final = 5.0
+
+
+class Interfaces:
+    """Names by index. name_of: answers for the kernel (if_indextoname(3)); raises OSError for an index that is gone."""
+
+    def __init__(self, name_of: Callable[[int], str] = socket.if_indextoname) -> None:
+        self._name_of = name_of
+        self._names: dict[int, str] = {}
+        self._until = 0.0
+
+    def name(self, index: int, now: float) -> str:
+        """The interface's name, `if-N` where it has none any more, and an empty string for 0. now: seconds, as packets say it."""
+        if index == 0:
+            return ""
+        # An interface keeps its index when it is renamed, so that what is remembered must age.
+        if not now <= self._until <= now + _KEPT:
+            self._names.clear()
+            self._until = now + _KEPT
+        name = self._names.get(index)
+        if name is None:
+            try:
+                name = self._name_of(index)
+            except OSError:
+                name = f"if-{index}"
+            self._names[index] = name
+        return name
