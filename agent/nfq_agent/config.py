@@ -5,6 +5,7 @@ It says what is wrong with file, key and what is allowed; it never guesses and n
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import os
@@ -14,6 +15,7 @@ import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
@@ -157,9 +159,19 @@ def _target(value: object) -> Endpoint | None:
     return None if value is None or value == "" else _endpoint(value)
 
 
+def _network(value: object) -> IPv4Network | IPv6Network:
+    if isinstance(value, (IPv4Network, IPv6Network)):
+        return value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return ip_network(value)
+    raise ValueError(f'{value!r} is no network; allowed: ADDRESS/LENGTH without host bits, as in "10.0.0.0/8"')
+
+
 Duration = Annotated[float, BeforeValidator(_duration)]
 MarkField = Annotated[Mark, BeforeValidator(_mark)]
 PortsField = Annotated[Ports, BeforeValidator(_ports)]
+NetworkField = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 EndpointField = Annotated[Endpoint, BeforeValidator(_endpoint)]
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -312,11 +324,32 @@ class ProxyConfig(_Model):
     chunk: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
     on_error: Literal["pass", "drop"] = "pass"
     elements: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    # How connections are taken: REDIRECT in table nat, or TPROXY in table mangle.
+    capture: Literal["redirect", "tproxy"] = "redirect"
+    # Networks whose connections are left alone.
+    exclude: Annotated[tuple[NetworkField, ...], Field(strict=False)] = ()
+    connect_timeout: Annotated[Duration, Field(gt=0)] = 10.0
+    # How long connections may go on after the rules are gone; then they are reset.
+    drain: Duration = 10.0
+    # Processes that share the listeners.
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    # Connections at once, in each process; further ones wait in the kernel's backlog.
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    # Bytes that may wait in each direction of a connection while elements look at it.
+    buffer: Annotated[int, Field(ge=4096, le=1 << 26)] = 256 * 1024
+    # TPROXY only: speak to the destination with the client's own address.
+    keep_client: bool = False
+    # The packet mark of what the proxy sends to the destination.
+    mark: MarkField | None = None
+    # TPROXY only: the mark that sends its packets to this host.
+    tproxy_mark: MarkField = Mark(0x4F000000, 0xFF000000)
 
     @model_validator(mode="after")
     def _listens(self) -> Self:
         if not self.listen:
             raise ValueError('a proxy without a listener; allowed: listen = ["HOST:PORT", ...]')
+        if self.keep_client and self.capture != "tproxy":
+            raise ValueError('keep_client = true needs the rules of TPROXY; allowed: with capture = "tproxy"')
         return self
 
 
@@ -595,6 +628,32 @@ def log_settings(config: Log) -> Log:
                 raise ConfigError([f"environment: {variable}: {value!r} is unknown; allowed: {', '.join(allowed)}"])
             values[key] = value.lower()
     return config.model_copy(update=values)
+
+
+def target_in_force(proxy: ProxyConfig) -> Endpoint | None:
+    """The target of a proxy: TARGET_ADDR in the environment wins over the file. Raises ConfigError."""
+    value = os.environ.get("TARGET_ADDR")
+    if not value:
+        return proxy.target
+    try:
+        return _endpoint(value)
+    except ValueError as error:
+        raise ConfigError([f"environment: TARGET_ADDR: {error}"]) from error
+
+
+def warnings(config: Config) -> Iterator[str]:
+    """What is allowed, but may surprise."""
+    for name, rule in config.rules.items():
+        if rule.table_name == "filter":
+            yield (
+                f"rules.{name}: in table filter an ACCEPT verdict, or bypass, skips the host firewall's later rules; "
+                "in mangle it does not"
+            )
+        if rule.queue is not None and not config.queue[rule.queue].bypass:
+            yield f"rules.{name}: bypass = false keeps this traffic out whenever no agent serves queue {rule.queue}"
+    for name, queue in config.queue.items():
+        if not any(rule.queue == name for rule in config.rules.values()):
+            yield f"queue.{name}: no rule sends anything to it"
 
 
 __all__ = ["BASELINE", "DEFAULT_PATH", "Config", "ConfigError", "ElementSpec", "PacketElement", "load"]

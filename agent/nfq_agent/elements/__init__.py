@@ -5,15 +5,24 @@ from __future__ import annotations
 import difflib
 import importlib
 from importlib.metadata import entry_points
-from typing import Any, Final
+from typing import Final
 
 from nfq_agent.element import PacketElement
+from nfq_agent.stream import StreamElement
 
 # One line for each: the name in the configuration, and where its class is.
 PACKET_ELEMENTS: Final = {
     "log": "nfq_agent.elements.log:FiveTupleLog",
 }
-STREAM_ELEMENTS: Final[dict[str, str]] = {}
+STREAM_ELEMENTS: Final = {
+    "stream-log": "nfq_agent.elements.stream_log:StreamLog",
+    "replace": "nfq_agent.elements.replace:Replace",
+    "limit": "nfq_agent.elements.limit:Limit",
+    "delay": "nfq_agent.elements.delay:Delay",
+    "http-host": "nfq_agent.elements.http_host:HttpHost",
+    "sni": "nfq_agent.elements.sni:ServerName",
+    "tap": "nfq_agent.elements.tap:Tap",
+}
 
 GROUP: Final = "nfq_agent.elements"
 
@@ -35,11 +44,11 @@ def packet_element(kind: str) -> type[PacketElement]:
     return cls
 
 
-def stream_element(kind: str) -> type[Any]:
+def stream_element(kind: str) -> type[StreamElement]:
     """The class of a stream element, found likewise."""
     cls = _find(kind, STREAM_ELEMENTS)
-    if not isinstance(cls, type):
-        raise ElementError(kind, f"{kind!r} is no class; allowed: a subclass of nfq_agent.StreamElement")
+    if not (isinstance(cls, type) and issubclass(cls, StreamElement)):
+        raise ElementError(kind, f"{kind!r} is no stream element; allowed: a subclass of nfq_agent.StreamElement")
     return cls
 
 

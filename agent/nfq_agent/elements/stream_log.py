@@ -1,0 +1,60 @@
+"""`stream-log`: one line when a connection comes and one when it has ended, with bytes and times; chunks where wanted."""
+
+from __future__ import annotations
+
+from nfq_agent import element
+from nfq_agent.element import Emit
+from nfq_agent.stream import Answer, Connection, StreamElement, endpoint
+
+
+class StreamLogOptions(element.Options):
+    """chunks: also a line for each chunk, with its length; bytes are then carried through the elements one by one."""
+
+    chunks: bool = False
+
+
+class StreamLog(StreamElement):
+    """Says who connects to whom. It changes nothing."""
+
+    Options = StreamLogOptions
+
+    def __init__(self, name: str, options: StreamLogOptions, emit: Emit) -> None:
+        super().__init__(name, options, emit)
+        if not options.chunks:
+            # Nobody to ask: the bytes take the short way.
+            self.asks = frozenset()
+
+    def opened(self, connection: Connection) -> None:
+        """Say that it came."""
+        self.emit(f"connection {connection.id}: {_route(connection)}", event="opened", **connection.fields)
+
+    def request(self, data: bytes, connection: Connection) -> Answer:
+        """Say how much the client sent."""
+        self.emit(f"connection {connection.id}: request, {len(data)} bytes", length=len(data), **connection.fields)
+        return None
+
+    def response(self, data: bytes, connection: Connection) -> Answer:
+        """Say how much came back."""
+        self.emit(f"connection {connection.id}: response, {len(data)} bytes", length=len(data), **connection.fields)
+        return None
+
+    def closed(self, connection: Connection) -> None:
+        """Say what it was in the end."""
+        seconds = connection.now - connection.opened
+        self.emit(
+            f"connection {connection.id}: {_route(connection)}: {connection.reason or 'ended'} after {seconds:.3f} s, "
+            f"{connection.requested} bytes there, {connection.responded} back",
+            event="closed",
+            reason=connection.reason,
+            seconds=round(seconds, 6),
+            bytes_forward=connection.requested,
+            bytes_reverse=connection.responded,
+            **connection.fields,
+        )
+
+
+def _route(connection: Connection) -> str:
+    route = f"{endpoint(connection.client)} -> {endpoint(connection.upstream)}"
+    if connection.original is not None and connection.original != connection.upstream:
+        return f"{route} (meant for {endpoint(connection.original)})"
+    return route

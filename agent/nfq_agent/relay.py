@@ -1,0 +1,244 @@
+"""Two connected sockets, and the bytes between them: past the stream where nobody looks, through it where elements do.
+
+Non-blocking and edge-triggered: `turn` is told what epoll saw and moves what can be moved. It never waits, keeps no more
+than a bounded number of bytes, and closes nothing but its own two sockets. Source: epoll(7), tcp(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+from collections.abc import Iterable
+from typing import Final
+
+from nfq_agent.host.sockets import reset_on_close
+from nfq_agent.stream import Close, Connection, End, Failed, Output, Send, Stream, Way
+
+# One read of a way that nobody looks at; what does not fit into the other socket at once is the most that is kept of it.
+READ: Final = 256 * 1024
+# One read of a way that elements look at.
+READ_ELEMENTS: Final = 64 * 1024
+# Reads in one turn before the other connections get theirs.
+READS: Final = 8
+EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_HUNG: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_READ: Final = select.EPOLLIN | _HUNG
+_OUT: Final = select.EPOLLOUT
+_ERROR: Final = select.EPOLLERR
+_NOW: Final = socket.MSG_DONTWAIT
+_SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+class Half:
+    """One socket of a pair. way: which way the bytes that are read from it go."""
+
+    __slots__ = ("ended", "hung", "pair", "peer", "pending", "raw", "readable", "shut", "sock", "way", "wound_up")
+
+    peer: Half
+
+    def __init__(self, pair: Pair, sock: socket.socket, way: Way, raw: bool) -> None:
+        self.pair = pair
+        self.sock = sock
+        self.way = way
+        self.raw = raw
+        # What epoll said last; a short read takes it back (epoll(7), question 9), unless an end or an error waits behind.
+        self.readable = False
+        self.hung = False
+        # What the other side sent and this socket has not taken yet.
+        self.pending = bytearray()
+        # Nothing more comes from it; nothing more goes to it once `pending` is empty; and that has been done.
+        self.ended = False
+        self.wound_up = False
+        self.shut = False
+
+
+class Pair:
+    """A client's connection and ours to where it was going. over: why it ended, an empty text for an orderly end."""
+
+    __slots__ = ("client", "connected", "connection", "counts", "failures", "limit", "over", "stream", "timed", "upstream")
+
+    def __init__(
+        self,
+        connection: Connection,
+        client: socket.socket,
+        upstream: socket.socket,
+        stream: Stream | None,
+        counts: list[int],
+        limit: int,
+    ) -> None:
+        """stream: None where no element looks at anything. counts: bytes of all connections, each way. limit: bytes that may
+        wait each way while elements look at it."""
+        self.connection = connection
+        self.stream = stream
+        self.counts = counts
+        self.limit = limit
+        self.connected = False
+        self.over: str | None = None
+        self.failures: list[Failed] = []
+        # When the proxy's timer for it goes off, if it has one.
+        self.timed: float | None = None
+        self.client = Half(self, client, Way.REQUEST, stream is None or stream.raw(Way.REQUEST))
+        self.upstream = Half(self, upstream, Way.RESPONSE, stream is None or stream.raw(Way.RESPONSE))
+        self.client.peer = self.upstream
+        self.upstream.peer = self.client
+
+    def turn(self, half: Half, mask: int, buffer: memoryview, now: float) -> bool:
+        """What epoll saw on one socket. True if there is more to be moved at once. buffer: READ bytes, free to use."""
+        if mask & _READ and not half.ended:
+            half.readable = True
+            if mask & _HUNG:
+                half.hung = True
+        if not self.connected:
+            return False
+        again = False
+        if half.pending and mask & _OUT:
+            self._flush(half)
+            again = self.pump(half.peer, buffer, now)
+        if half.readable:
+            again = self.pump(half, buffer, now) or again
+        # Reset by the peer: what could still be read has been, and nobody takes the rest.
+        if mask & _ERROR and self.over is None:
+            self.over = f"reset: {failure(half.sock) or 'by the peer'}"
+        return again and self.over is None
+
+    def pump(self, half: Half, buffer: memoryview, now: float) -> bool:
+        """Move what can be read from one socket to the other. True if its turn ended before that was all."""
+        sink = half.peer
+        for _ in range(READS):
+            if not half.readable or self.over is not None:
+                return False
+            if sink.pending and (half.raw or len(sink.pending) >= self.limit):
+                return False
+            if not half.raw:
+                if self.stream is not None and self.stream.held_bytes[half.way] + len(sink.pending) >= self.limit:
+                    return False
+                view = buffer[:READ_ELEMENTS]
+            else:
+                view = buffer
+            try:
+                count = half.sock.recv_into(view, 0, _NOW)
+            except BlockingIOError:
+                half.readable = False
+                return False
+            except OSError as error:
+                self.over = f"reset: {error.strerror}"
+                return False
+            if count == 0:
+                half.readable = False
+                self._ended(half, now)
+                return False
+            if count < len(view) and not half.hung:
+                half.readable = False
+            self._count(half.way, count)
+            if half.raw:
+                self._send(sink, view[:count])
+            elif self.stream is not None:
+                self.apply(self.stream.received(half.way, bytes(view[:count]), now))
+                half.raw = self.stream.raw(half.way)
+        return half.readable and self.over is None
+
+    def woken(self, buffer: memoryview, now: float) -> bool:
+        """The time has come that the stream waited for."""
+        if self.stream is None:
+            return False
+        self.apply(self.stream.woken(now))
+        again = False
+        for half in (self.client, self.upstream):
+            half.raw = self.stream.raw(half.way)
+            again = self.pump(half, buffer, now) or again
+        return again
+
+    def apply(self, outputs: Iterable[Output]) -> None:
+        """Do what the stream says."""
+        for output in outputs:
+            if isinstance(output, Send):
+                self._send(self.upstream if output.way is Way.REQUEST else self.client, output.data)
+            elif isinstance(output, End):
+                self._wind_up(self.upstream if output.way is Way.REQUEST else self.client)
+            elif isinstance(output, Close):
+                self.over = self.over or f"closed by {output.element}"
+            else:
+                self.failures.append(output)
+
+    def close(self) -> None:
+        """Close both sockets: with FIN after an orderly end, else with RST, so that nobody takes a part for the whole."""
+        for half in (self.client, self.upstream):
+            if self.over:
+                with contextlib.suppress(OSError):
+                    reset_on_close(half.sock)
+            half.sock.close()
+
+    def _count(self, way: Way, count: int) -> None:
+        self.counts[way] += count
+        if way is Way.REQUEST:
+            self.connection.requested += count
+        else:
+            self.connection.responded += count
+
+    def _send(self, sink: Half, data: bytes | memoryview) -> None:
+        if sink.pending:
+            sink.pending += data
+            return
+        try:
+            sent = sink.sock.send(data, _SEND)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._broken(sink, error)
+            return
+        if sent < len(data):
+            sink.pending += data[sent:]
+
+    def _flush(self, sink: Half) -> None:
+        try:
+            sent = sink.sock.send(sink.pending, _SEND)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._broken(sink, error)
+            return
+        del sink.pending[:sent]
+        if sink.wound_up and not sink.pending:
+            self._shut(sink)
+
+    def _broken(self, sink: Half, error: OSError) -> None:
+        """One side takes no more. What it said before it went (an error page, say) is still worth carrying."""
+        if sink.raw and not sink.ended and not sink.peer.pending:
+            with contextlib.suppress(OSError):
+                while data := sink.sock.recv(READ_ELEMENTS, _NOW):
+                    self._count(sink.way, len(data))
+                    if sink.peer.sock.send(data, _SEND) < len(data):
+                        break
+        self.over = self.over or f"reset: {error.strerror}"
+
+    def _ended(self, half: Half, now: float) -> None:
+        half.ended = True
+        if self.stream is None:
+            self._wind_up(half.peer)
+        else:
+            self.apply(self.stream.ended(half.way, now))
+
+    def _wind_up(self, sink: Half) -> None:
+        sink.wound_up = True
+        if not sink.pending:
+            self._shut(sink)
+
+    def _shut(self, sink: Half) -> None:
+        sink.shut = True
+        if sink.peer.shut:
+            # close() says the rest to both.
+            self.over = self.over or ""
+            return
+        try:
+            sink.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            # ENOTCONN: it was reset meanwhile.
+            self.over = f"reset: {error.strerror}"
+
+
+def failure(sock: socket.socket) -> str:
+    """The error that waits on a socket (socket(7), SO_ERROR), in words; empty if there is none."""
+    number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return os.strerror(number) if number else ""

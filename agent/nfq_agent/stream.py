@@ -1,0 +1,383 @@
+"""A stream without its sockets: events come in, what to send and to close goes out. No I/O, no clock, no log.
+
+A connection has two ways: requests run from the client through the elements in forward order, responses come back through
+them in reverse. Elements see chunks; where one ends and the next begins is promised to nobody.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any, ClassVar, Final, Literal, NamedTuple
+
+from nfq_agent.element import Emit, Options
+
+
+class Way(IntEnum):
+    """Which way bytes go."""
+
+    REQUEST = 0
+    RESPONSE = 1
+
+
+class Act(Enum):
+    """An element's answer where it passes nothing on."""
+
+    DROP = "drop"
+    CLOSE = "close"
+
+
+DROP: Final = Act.DROP
+CLOSE: Final = Act.CLOSE
+
+
+class Done(NamedTuple):
+    """Pass `data` on (None: as it came), and ask this element about this way of this connection no more.
+
+    A way that no element asks about any more takes the short way through the proxy.
+    """
+
+    data: bytes | None = None
+
+
+class Later(NamedTuple):
+    """Pass `data` on (None: as it came) when `seconds` have gone by. What comes after it waits behind it."""
+
+    seconds: float
+    data: bytes | None = None
+
+
+# None passes the chunk on as it is, bytes pass on in its place (empty ones: nothing yet).
+Answer = bytes | Act | Done | Later | None
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """What elements know of one connection.
+
+    id: unique among all connections of all proxies of the host. client, original: address and port of who connected and of
+    where that was meant to go (None where nobody knows). upstream: where it goes. opened, now: seconds on one monotonic
+    clock. requested, responded: bytes that came from each side. facts: what elements found out and share ("tls_sni").
+    state: what an element keeps for itself, by the element. reason: why it was closed, empty for an orderly end.
+    """
+
+    id: str
+    client: tuple[str, int]
+    original: tuple[str, int] | None
+    upstream: tuple[str, int]
+    opened: float
+    now: float
+    requested: int = 0
+    responded: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    state: dict[object, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What every log line about it carries."""
+        return {"connection": self.id, "src": endpoint(self.client), "dst": endpoint(self.upstream)}
+
+
+def endpoint(address: tuple[str, int]) -> str:
+    """HOST:PORT, with brackets around IPv6."""
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+
+
+class StreamElement:
+    """Base of every element that looks at streams. One object serves all connections of a process.
+
+    `asks` says which ways it wants to be asked about: those whose method it overrides, unless it says otherwise itself.
+    `Options` is the model of its table. `emit(message, level="info", **fields)` says one event and never blocks.
+    """
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, name: str, options: Any, emit: Emit) -> None:
+        self.name = name
+        self.options = options
+        self.emit = emit
+        kind = type(self)
+        self.asks = frozenset(
+            way
+            for way, own, base in (
+                (Way.REQUEST, kind.request, StreamElement.request),
+                (Way.RESPONSE, kind.response, StreamElement.response),
+            )
+            if own is not base
+        )
+
+    def start(self) -> None:
+        """Called once in the proxy's process, before the first connection."""
+
+    def stop(self) -> None:
+        """Called once in the proxy's process, after the last connection."""
+
+    def opened(self, connection: Connection) -> Literal[Act.CLOSE] | None:
+        """Called for each new connection before it goes anywhere. CLOSE refuses it."""
+        return None
+
+    def request(self, data: bytes, connection: Connection) -> Answer:
+        """What becomes of bytes that the client sent."""
+        return None
+
+    def response(self, data: bytes, connection: Connection) -> Answer:
+        """What becomes of bytes that came back."""
+        return None
+
+    def rest(self, way: Way, connection: Connection) -> bytes:
+        """The bytes of a way that it still holds back; called once, when that way ends."""
+        return b""
+
+    def closed(self, connection: Connection) -> None:
+        """Called once for each connection that was opened, when it has ended."""
+
+
+class StreamChain:
+    """Elements in their order: forward for requests, reverse for responses.
+
+    on_error: what becomes of a chunk whose element raised: `pass` (as it came) or `drop`.
+    """
+
+    def __init__(self, elements: Sequence[StreamElement], on_error: Literal["pass", "drop"] = "pass") -> None:
+        self.elements = tuple(elements)
+        self.on_error = on_error
+        self.ways = tuple(
+            tuple(e for e in order if way in e.asks)
+            for way, order in ((Way.REQUEST, self.elements), (Way.RESPONSE, self.elements[::-1]))
+        )
+        # Only those that override it are called.
+        self.openers = tuple(e for e in self.elements if type(e).opened is not StreamElement.opened)
+        self.closers = tuple(e for e in self.elements if type(e).closed is not StreamElement.closed)
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    def start(self) -> None:
+        """Start the elements in order."""
+        for element in self.elements:
+            element.start()
+
+    def stop(self) -> None:
+        """Stop them in reverse order."""
+        for element in reversed(self.elements):
+            element.stop()
+
+
+class Send(NamedTuple):
+    """These bytes go on, that way."""
+
+    way: Way
+    data: bytes
+
+
+class End(NamedTuple):
+    """Nothing more comes that way: close that half (shutdown(2), SHUT_WR) behind what was sent."""
+
+    way: Way
+
+
+class Close(NamedTuple):
+    """Close both sides at once. element: the name of the one that wants it."""
+
+    element: str
+
+
+class Failed(NamedTuple):
+    """An element raised; its chunk was passed or dropped as configured."""
+
+    element: str
+    error: Exception
+
+
+Output = Send | End | Close | Failed
+
+
+class _Lane:
+    """One way of one connection."""
+
+    __slots__ = ("asked", "behind", "ended", "held", "live", "order", "stages", "way")
+
+    def __init__(self, way: Way, elements: Sequence[StreamElement]) -> None:
+        self.way = way
+        self.stages = elements
+        # Which stages are still asked; a place keeps its number when its element is done.
+        self.live = [True] * len(elements)
+        self.asked = len(elements)
+        # When the last chunk that waits behind each stage goes on: what follows must not overtake it.
+        self.behind = [0.0] * len(elements)
+        # (due, minus the stage it goes on from, order of holding, data or None for the end): the furthest goes first.
+        self.held: list[tuple[float, int, int, bytes | None]] = []
+        self.order = 0
+        self.ended = False
+
+
+class Stream:
+    """The two ways of one connection through a chain. Every event returns what is to be done, in order.
+
+    Times are those of the connection's clock and never go back. chunk: the most bytes that an element sees at once.
+    """
+
+    __slots__ = ("_chain", "_chunk", "_lanes", "closed", "connection", "held_bytes")
+
+    def __init__(self, connection: Connection, chain: StreamChain, chunk: int = 4096) -> None:
+        self.connection = connection
+        self._chain = chain
+        self._chunk = chunk
+        self._lanes = tuple(_Lane(way, chain.ways[way]) for way in Way)
+        # Bytes that wait for their time, each way.
+        self.held_bytes = [0, 0]
+        self.closed = False
+
+    def raw(self, way: Way) -> bool:
+        """True once no element looks at this way any more, and nothing of it waits: bytes may go past the stream."""
+        lane = self._lanes[way]
+        return lane.asked == 0 and not lane.held
+
+    @property
+    def due(self) -> float | None:
+        """When `woken` is to be called next; None if nothing waits."""
+        first, second = (lane.held for lane in self._lanes)
+        if first and second:
+            return min(first[0][0], second[0][0])
+        held = first or second
+        return held[0][0] if held else None
+
+    def opened(self) -> list[Output]:
+        """The connection was accepted."""
+        out: list[Output] = []
+        for element in self._chain.openers:
+            if self._ask(out, element, element.opened, self.connection) is CLOSE:
+                self._close(out, element)
+                break
+        return out
+
+    def received(self, way: Way, data: bytes, now: float) -> list[Output]:
+        """Bytes came in."""
+        out = self.woken(now)
+        lane = self._lanes[way]
+        if lane.asked == 0 and not lane.held:
+            out.append(Send(way, data))
+        elif len(data) <= self._chunk:
+            self._run(out, lane, 0, data, now)
+        else:
+            for start in range(0, len(data), self._chunk):
+                self._run(out, lane, 0, data[start : start + self._chunk], now)
+                if self.closed:
+                    break
+        return out
+
+    def ended(self, way: Way, now: float) -> list[Output]:
+        """The side that sends that way has closed its half."""
+        out = self.woken(now)
+        lane = self._lanes[way]
+        if not lane.ended:
+            lane.ended = True
+            self._run_end(out, lane, 0, now)
+        return out
+
+    def woken(self, now: float) -> list[Output]:
+        """Time has gone by."""
+        out: list[Output] = []
+        if now > self.connection.now:
+            self.connection.now = now
+        for lane in self._lanes:
+            held = lane.held
+            while held and held[0][0] <= now and not self.closed:
+                due, stage, _, data = heapq.heappop(held)
+                # At its own due time, not now: what waits further on must stay in front of it.
+                if data is None:
+                    self._run_end(out, lane, -stage, due)
+                else:
+                    self.held_bytes[lane.way] -= len(data)
+                    self._run(out, lane, -stage, data, due)
+        return out
+
+    def finished(self, now: float, reason: str = "") -> list[Output]:
+        """Both sides are closed, in whatever way. Only Failed can come out."""
+        out: list[Output] = []
+        self.closed = True
+        self.connection.now = max(now, self.connection.now)
+        self.connection.reason = self.connection.reason or reason
+        for element in self._chain.closers:
+            self._ask(out, element, element.closed, self.connection)
+        return out
+
+    def _run(self, out: list[Output], lane: _Lane, first: int, data: bytes, now: float) -> None:
+        """Carry a chunk through the stages of a way, from the stage `first` on."""
+        for index in range(first, len(lane.stages)):
+            if self.closed:
+                return
+            due = lane.behind[index]
+            if lane.live[index]:
+                element = lane.stages[index]
+                call = element.request if lane.way is Way.REQUEST else element.response
+                answer = self._ask(out, element, call, data, self.connection)
+                if answer is None:
+                    pass
+                elif isinstance(answer, bytes):
+                    data = answer
+                elif answer is CLOSE:
+                    self._close(out, element)
+                    return
+                elif isinstance(answer, Done):
+                    lane.live[index] = False
+                    lane.asked -= 1
+                    data = data if answer.data is None else answer.data
+                elif isinstance(answer, Later):
+                    data = data if answer.data is None else answer.data
+                    due = max(due, now + answer.seconds)
+                else:
+                    return
+            if not data:
+                return
+            if due > now:
+                self._hold(lane, index, data, due)
+                return
+        out.append(Send(lane.way, data))
+
+    def _run_end(self, out: list[Output], lane: _Lane, first: int, now: float) -> None:
+        """Carry the end of a way through, and with it what the elements held back."""
+        for index in range(first, len(lane.stages)):
+            if lane.live[index]:
+                element = lane.stages[index]
+                lane.live[index] = False
+                lane.asked -= 1
+                rest = self._ask(out, element, element.rest, lane.way, self.connection)
+                if isinstance(rest, bytes) and rest:
+                    if lane.behind[index] > now:
+                        self._hold(lane, index, rest, lane.behind[index])
+                    else:
+                        self._run(out, lane, index + 1, rest, now)
+            if self.closed:
+                return
+            if lane.behind[index] > now:
+                self._hold(lane, index, None, lane.behind[index])
+                return
+        out.append(End(lane.way))
+
+    def _hold(self, lane: _Lane, index: int, data: bytes | None, due: float) -> None:
+        lane.behind[index] = due
+        lane.order += 1
+        heapq.heappush(lane.held, (due, -(index + 1), lane.order, data))
+        self.held_bytes[lane.way] += len(data or b"")
+
+    def _close(self, out: list[Output], element: StreamElement) -> None:
+        self.closed = True
+        self.connection.reason = self.connection.reason or f"closed by {element.name}"
+        out.append(Close(element.name))
+
+    def _ask(self, out: list[Output], element: StreamElement, call: Callable[..., Any], *args: Any) -> Any:
+        """What an element answers; the one place where its errors end."""
+        try:
+            answer = call(*args)
+            if answer is None or isinstance(answer, (bytes, Act, Done, Later)):
+                return answer
+            if isinstance(answer, (bytearray, memoryview)):
+                return bytes(answer)
+            raise TypeError(f"answered {type(answer).__name__}; allowed: None, bytes, DROP, CLOSE, Done or Later")
+        except Exception as error:
+            out.append(Failed(element.name, error))
+            return None if self._chain.on_error == "pass" else DROP
