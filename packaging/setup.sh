@@ -3,7 +3,7 @@
 # What the agent needs to be built and to run; the tests' own tools are in TEST_PACKAGES.
 RUN_PACKAGES="ca-certificates gcc iproute2 iptables kmod libc6-dev libnetfilter-queue-dev pkg-config procps python3-dev
 python3-venv util-linux"
-TEST_PACKAGES="conntrack curl netcat-openbsd openssl tshark"
+TEST_PACKAGES="conntrack curl ethtool netcat-openbsd openssl tshark"
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -1,0 +1,84 @@
+"""Lengths and checksums of a packet that was changed: `mend` makes them right again."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nfq_agent.packet import ICMP, ICMPV6, TCP, UDP, PacketError, decode
+
+_UDPLITE: Final = 136
+_ROUTING: Final = 43
+# Where each protocol keeps its checksum, from the beginning of its header.
+_PLACE: Final = {TCP: 16, UDP: 6, ICMP: 2, ICMPV6: 2}
+_HEADER: Final = {TCP: 20, UDP: 8, ICMP: 4, ICMPV6: 4}
+
+
+def internet_checksum(data: bytes) -> int:
+    """The Internet checksum of `data` as 0 to 65535 (RFC 1071); its own field in there must be zero."""
+    if len(data) & 1:
+        data += b"\0"
+    # 65536 is 1 modulo 65535, so that one division adds all words up with their carries.
+    return 0xFFFF - (int.from_bytes(data, "big") % 0xFFFF or 0xFFFF)
+
+
+def mend(payload: bytes) -> bytes:
+    """The packet with its length fields and checksums made to fit its bytes: IPv4 and IPv6, TCP, UDP and ICMP.
+
+    payload: a whole packet from the IP header on; bytes may have been added or taken at its end. A UDP checksum of zero
+    over IPv4, which says that there is none, stays. Raises PacketError where it is no whole packet: a fragment, cut
+    headers, more than 65535 bytes, or a routing header that still leads elsewhere.
+    """
+    packet = bytearray(payload)
+    if packet and packet[0] >> 4 == 4 and len(packet) >= 20:
+        if len(packet) > 0xFFFF:
+            raise PacketError(f"{len(packet)} bytes: an IPv4 packet has 65535 at most")
+        packet[2:4] = len(packet).to_bytes(2, "big")
+        header = (packet[0] & 15) * 4
+        if header < 20 or len(packet) < header:
+            raise PacketError(f"IPv4 header length {header} in {len(packet)} bytes")
+        packet[10:12] = b"\0\0"
+        packet[10:12] = internet_checksum(bytes(packet[:header])).to_bytes(2, "big")
+    elif packet and packet[0] >> 4 == 6 and len(packet) >= 40:
+        if len(packet) - 40 > 0xFFFF:
+            raise PacketError(f"{len(packet)} bytes: an IPv6 packet without a jumbo option has 65575 at most")
+        packet[4:6] = (len(packet) - 40).to_bytes(2, "big")
+    headers = decode(bytes(packet))
+    if headers.fragment:
+        raise PacketError("a fragment: its checksum covers bytes of the other fragments")
+    protocol = headers.five_tuple.protocol
+    start = headers.transport
+    if start is None or protocol not in _PLACE:
+        if protocol == _UDPLITE:
+            raise PacketError("udplite: how much its checksum covers is the sender's choice")
+        return bytes(packet)
+    if len(packet) < start + _HEADER[protocol]:
+        raise PacketError(f"transport header cut at {len(packet)} bytes")
+    if headers.version == 6 and _still_routed(packet):
+        raise PacketError("a routing header with segments left: the checksum covers another destination")
+    place = start + _PLACE[protocol]
+    if protocol == UDP:
+        packet[start + 4 : start + 6] = (len(packet) - start).to_bytes(2, "big")
+        if headers.version == 4 and packet[place : place + 2] == b"\0\0":
+            return bytes(packet)
+    packet[place : place + 2] = b"\0\0"
+    covered = bytes(packet[start:])
+    if protocol != ICMP:
+        five_tuple = headers.five_tuple
+        covered = five_tuple.src + five_tuple.dst + len(covered).to_bytes(4, "big") + protocol.to_bytes(4, "big") + covered
+    checksum = internet_checksum(covered)
+    if protocol == UDP and checksum == 0:
+        checksum = 0xFFFF
+    packet[place : place + 2] = checksum.to_bytes(2, "big")
+    return bytes(packet)
+
+
+def _still_routed(packet: bytearray) -> bool:
+    """True if an IPv6 routing header has segments left. The headers have been decoded, so that they are whole."""
+    protocol, offset = packet[6], 40
+    while protocol in (0, 43, 60, 135, 139, 140, 44, 51):
+        if protocol == _ROUTING and packet[offset + 3] > 0:
+            return True
+        step = 8 if protocol == 44 else (packet[offset + 1] + 2) * 4 if protocol == 51 else (packet[offset + 1] + 1) * 8
+        protocol = packet[offset]
+        offset += step
+    return False

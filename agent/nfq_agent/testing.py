@@ -1,0 +1,151 @@
+"""For tests of elements: builds packets, runs them through a chain without a kernel, and asserts verdicts.
+
+bench = Bench("my_package.my_module:PortFilter", ports=[23])
+bench.assert_dropped(tcp("192.0.2.1:40000", "198.51.100.1:23"))
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from nfq_agent.checksum import mend
+from nfq_agent.element import ElementChain, Needs, PacketElement
+from nfq_agent.elements import packet_element
+from nfq_agent.flow import Flow, FlowTable
+from nfq_agent.packet import ICMP, ICMPV6, TCP, UDP, Packet, PacketError
+from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
+
+_ENDPOINT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):(\d+)")
+_TCP_FLAGS: Final = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16, "U": 32, "E": 64, "C": 128}
+
+
+def _endpoint(text: str) -> tuple[bytes, int]:
+    match = _ENDPOINT.fullmatch(text)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError(f'{text!r} is no endpoint; allowed: "192.0.2.1:80" or "[2001:db8::1]:80"')
+    return ipaddress.ip_address(match[1] or match[2]).packed, int(match[3])
+
+
+def ip_packet(src: bytes, dst: bytes, protocol: int, rest: bytes) -> bytes:
+    """An IP packet with right lengths and checksums. src, dst: packed addresses of one family. rest: what follows the header."""
+    if len(src) != len(dst):
+        raise ValueError("source and destination are of different families")
+    if len(src) == 4:
+        return mend(struct.pack("!BBHHHBBH4s4s", 0x45, 0, 0, 0, 0x4000, 64, protocol, 0, src, dst) + rest)
+    return mend(struct.pack("!IHBB16s16s", 6 << 28, 0, protocol, 64, src, dst) + rest)
+
+
+def tcp(src: str, dst: str, data: bytes = b"", *, flags: str = "PA", seq: int = 1, ack: int = 0, **packet: Any) -> Packet:
+    """A TCP packet. src, dst: "ADDRESS:PORT", IPv6 in brackets. flags: letters of FSRPAUEC. The rest as `Packet` takes it."""
+    (source, sport), (destination, dport) = _endpoint(src), _endpoint(dst)
+    bits = sum(_TCP_FLAGS[letter] for letter in flags)
+    header = struct.pack("!HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, 0x50, bits, 64240, 0, 0)
+    return Packet(ip_packet(source, destination, TCP, header + data), **packet)
+
+
+def udp(src: str, dst: str, data: bytes = b"", **packet: Any) -> Packet:
+    """A UDP packet; the arguments as for `tcp`."""
+    (source, sport), (destination, dport) = _endpoint(src), _endpoint(dst)
+    # A checksum field that is not zero, or `mend` would take it that none is wanted.
+    return Packet(ip_packet(source, destination, UDP, struct.pack("!HHHH", sport, dport, 0, 1) + data), **packet)
+
+
+def icmp(src: str, dst: str, data: bytes = b"", *, kind: int | None = None, code: int = 0, **packet: Any) -> Packet:
+    """An ICMP packet, ICMPv6 between IPv6 addresses. src, dst: addresses. kind: the ICMP type, an echo request by default."""
+    source, destination = ipaddress.ip_address(src).packed, ipaddress.ip_address(dst).packed
+    protocol, echo = (ICMP, 8) if len(source) == 4 else (ICMPV6, 128)
+    header = struct.pack("!BBHHH", echo if kind is None else kind, code, 0, 1, 1)
+    return Packet(ip_packet(source, destination, protocol, header + data), **packet)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One event that an element said through `emit`."""
+
+    message: str
+    level: str
+    fields: Mapping[str, Any]
+
+
+class Bench:
+    """A chain of elements in front of no kernel.
+
+    element: a class, or a name as the configuration has it; options: the keys of its table. before: elements that stand in
+    front of it, each a (class or name, options) pair. default: the queue's. Packets without a time get `now`, in seconds,
+    which begins at 1000.0 and stands still until the test moves it. Options that the element does not take raise pydantic's
+    ValidationError, as the file's do.
+    """
+
+    def __init__(
+        self,
+        element: str | type[PacketElement],
+        *,
+        before: Iterable[tuple[str | type[PacketElement], Mapping[str, Any]]] = (),
+        default: str = "accept",
+        now: float = 1000.0,
+        **options: Any,
+    ) -> None:
+        self.now = now
+        self.said: list[Said] = []
+        self.elements = [self._make(kind, table) for kind, table in (*before, (element, options))]
+        self.element = self.elements[-1]
+        self.chain = ElementChain(self.elements, {"accept": ACCEPT, "drop": DROP}[default])
+        self.flows = FlowTable()
+        self.chain.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _make(self, kind: str | type[PacketElement], options: Mapping[str, Any]) -> PacketElement:
+        cls = packet_element(kind) if isinstance(kind, str) else kind
+        name = kind if isinstance(kind, str) else kind.__name__
+        return cls(name, cls.Options.model_validate(dict(options)), self._emit)
+
+    def _emit(self, message: str, level: str = "info", **fields: Any) -> None:
+        self.said.append(Said(message, level, fields))
+
+    @property
+    def lines(self) -> list[str]:
+        """The messages that were said."""
+        return [said.message for said in self.said]
+
+    def flow(self, packet: Packet) -> Flow | None:
+        """The packet's flow, made if it is new; None for what is no IP packet. Counts the packet."""
+        try:
+            return self.flows.observe(packet.headers.five_tuple, packet.time or self.now)
+        except PacketError:
+            return None
+
+    def decide(self, packet: Packet) -> Verdict:
+        """The chain's verdict on a packet; the elements that listen are told, as the worker does."""
+        packet.time = packet.time or self.now
+        flow = self.flow(packet) if self.chain.needs is Needs.FLOW else None
+        verdict = self.chain.decide(packet, flow)
+        self.chain.judged(packet, verdict)
+        return verdict
+
+    def assert_accepted(self, packet: Packet) -> Verdict:
+        """Fails unless the packet is accepted, delayed or changed as may be."""
+        return self._assert(packet, Action.ACCEPT)
+
+    def assert_dropped(self, packet: Packet) -> Verdict:
+        """Fails unless the packet is dropped."""
+        return self._assert(packet, Action.DROP)
+
+    def _assert(self, packet: Packet, action: Action) -> Verdict:
+        verdict = self.decide(packet)
+        if verdict.action is not action:
+            raise AssertionError(f"{packet!r}: expected {action.name.lower()}, got {verdict}")
+        return verdict
+
+    def stop(self) -> None:
+        """Stop the elements, as the worker does at its end."""
+        self.chain.stop()
