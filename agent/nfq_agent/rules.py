@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
-from nfq_agent.config import Config, Ports, RuleConfig
+from nfq_agent.config import Config, Mark, Ports, RuleConfig
 
 Family = Literal["inet", "inet6"]
 FAMILIES: Final[tuple[Family, ...]] = ("inet", "inet6")
@@ -82,23 +82,25 @@ class Rule:
     def spec(self) -> str:
         """The rule without its chain, as `iptables -S` prints it."""
         words: list[str] = []
-        if self.in_interface:
-            words += ["-i", self.in_interface]
-        if self.out_interface:
-            words += ["-o", self.out_interface]
-        if self.protocol:
-            words += ["-p", self.protocol]
+        for option, value in (("-i", self.in_interface), ("-o", self.out_interface), ("-p", self.protocol)):
+            if value:
+                # A negated one is kept with its mark: `! eth0`.
+                words += ["!", option, value[2:]] if value.startswith("! ") else [option, value]
         for match in self.matches:
             words += ["-m", match.name, *_option_words(match.options)]
-        words += ["-j", self.target.name, *_option_words(self.target.options)]
+        if self.target.name:
+            words += ["-j", self.target.name, *_option_words(self.target.options)]
         return " ".join(words)
 
     def __str__(self) -> str:
-        return f"-A {self.chain} {self.spec}"
+        return f"-A {self.chain} {self.spec}".rstrip()
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """The rule that `iptables -S` prints as `text`. Raises ValueError on anything but an append."""
+        """The rule that `iptables -S` prints as `text`.
+
+        Raises ValueError on anything but an append, and on what no rule of ours has: addresses, fragments, a goto.
+        """
         words = shlex.split(text)
         if len(words) < 2 or words[0] != "-A":
             raise ValueError(f"not a rule: {text}")
@@ -131,11 +133,11 @@ class Rule:
             if word in fields and not name:
                 fields[word] = ("! " if negated else "") + following
                 index += 1
-            elif word in ("-m", "-j", "-g"):
+            elif word in ("-m", "-j"):
                 close()
                 name, is_target = following, word != "-m"
                 index += 1
-            elif word.startswith("--") or (word.startswith("-") and not name):
+            elif word.startswith("--") and name:
                 values: list[str] = []
                 while index < len(words) and words[index] != "!" and not words[index].startswith("-"):
                     values.append(words[index])
@@ -242,8 +244,9 @@ def instance_of(chain: str) -> str | None:
     return instance if prefix == "NFQA" and instance and hook in HOOK_CHAINS.values() else None
 
 
-def plan(config: Config, uid: int) -> Ruleset:
-    """The rules that a configuration asks for. uid: of the agent's own user, whose traffic is never taken."""
+def plan(config: Config, uid: int | str) -> Ruleset:
+    """The rules that a configuration asks for. uid: of the agent's own user, whose traffic is
+    never taken; its name stands in for it where a plan is only shown and the user is yet to be made."""
     ruleset: dict[Family, dict[str, TableRules]] = {}
     for family in FAMILIES:
         tables: dict[str, dict[str, list[Rule]]] = {}
@@ -258,7 +261,7 @@ def plan(config: Config, uid: int) -> Ruleset:
     return ruleset
 
 
-def _table(instance: str, hooks: Mapping[str, list[Rule]], uid: int) -> TableRules:
+def _table(instance: str, hooks: Mapping[str, list[Rule]], uid: int | str) -> TableRules:
     chains: dict[str, tuple[Rule, ...]] = {}
     jumps: list[Rule] = []
     for hook in HOOK_CHAINS:
@@ -270,7 +273,7 @@ def _table(instance: str, hooks: Mapping[str, list[Rule]], uid: int) -> TableRul
     return TableRules(chains, tuple(jumps))
 
 
-def _chain(instance: str, chain: str, hook: str, rules: list[Rule], uid: int) -> tuple[Rule, ...]:
+def _chain(instance: str, chain: str, hook: str, rules: list[Rule], uid: int | str) -> tuple[Rule, ...]:
     """The rules of one own chain, with the agent's own user left out.
 
     A chain of several rules begins with a RETURN for that user and ends with a RETURN for everybody. A single rule says
@@ -295,6 +298,11 @@ def _chain(instance: str, chain: str, hook: str, rules: list[Rule], uid: int) ->
     return (*head, *rules, Rule(chain, Extension("RETURN"), (_comment(instance, "end"),)))
 
 
+def _mark(mark: Mark) -> str:
+    """As iptables prints it: without a mask that takes every bit (libxt_mark.c, print_mark)."""
+    return f"{mark.value:#x}" if mark.mask == 0xFFFFFFFF else str(mark)
+
+
 def _comment(instance: str, name: str) -> Extension:
     return Extension("comment", (Option("--comment", tag(instance, name)),))
 
@@ -307,7 +315,7 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
     instance = config.agent.instance
     tail: list[Extension] = []
     if rule.mark is not None:
-        tail.append(Extension("mark", (Option("--mark", f"{rule.mark.value:#x}/{rule.mark.mask:#x}"),)))
+        tail.append(Extension("mark", (Option("--mark", _mark(rule.mark)),)))
     if rule.owner is not None:
         tail.append(Extension("owner", (Option("--uid-owner", str(rule.uid)),)))
     tail.append(_comment(instance, name))

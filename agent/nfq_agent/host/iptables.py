@@ -208,12 +208,14 @@ class LegacyHost:
     def read(self, family: Family) -> dict[str, TableState]:
         """What each table that is present holds of this instance. Raises RuleError."""
         tables = self._tables(family)
-        return self._errand(_read, family, self.instance, tables) if tables else {}
+        found: dict[str, TableState] = self._errand(_read, family, self.instance, tables) if tables else {}
+        return found
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that own chains."""
         tables = self._tables(family)
-        return self._errand(_instances, family, tables) if tables else frozenset()
+        found: frozenset[str] = self._errand(_instances, family, tables) if tables else frozenset()
+        return found
 
     def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
         """Make the rules the desired ones, in every present table. Raises RuleError."""
@@ -224,7 +226,8 @@ class LegacyHost:
         if not tables:
             return Settled()
         self._known[family] |= set(desired)
-        return self._errand(_apply, family, self.instance, tables, dict(desired), self._lock, self._lock_seconds)
+        settled: Settled = self._errand(_apply, family, self.instance, tables, dict(desired), self._lock, self._lock_seconds)
+        return settled
 
     def _tables(self, family: Family) -> frozenset[str]:
         present = tables_present(family)
@@ -506,10 +509,10 @@ class _Session:
                         if self._delete_number(os.fsencode(rule.chain), number - 1, handle) != 1:
                             raise self._iptc.IPTCError(f"can't delete rule {number}: {_plain(kernel.strerror())}")
             # libiptc counts policies anew from each commit (TC_COMMIT: COUNTER_MAP_ZEROED) unless they are given.
-            for chain in self.chains(table):
-                policy, counters = kernel.get_policy(os.fsdecode(chain))
+            for name in map(os.fsdecode, self.chains(table)):
+                policy, counters = kernel.get_policy(name)
                 if policy is not None:
-                    kernel.set_policy(os.fsdecode(chain), policy, counters)
+                    kernel.set_policy(name, policy, counters)
             kernel.commit()
         except self._iptc.IPTCError as error:
             reason = _plain(error)
@@ -524,9 +527,11 @@ def _is_standard(target: Extension) -> bool:
 
 
 def _set(extension: Any, options: Sequence[Option]) -> None:
+    """Give a match or target its options, and let it finish: REDIRECT, for one, counts its ranges at the end."""
     for option in options:
         words = option.value.split(" ") if option.name == "--tcp-flags" else [option.value]
         extension.set_parameter(option.name.removeprefix("--"), ["!", *words] if option.negated else words)
+    extension._final_check()
 
 
 def _interface(name: str) -> tuple[bytes, bytes]:
