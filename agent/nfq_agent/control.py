@@ -44,10 +44,14 @@ class Lock:
             holder = os.pread(self._file, 32, 0).decode(errors="replace").strip()
             os.close(self._file)
             raise ControlError(
-                f"an agent of instance {instance} runs already (pid {holder or 'unknown'}); stop it first, or choose another instance"
+                f"an agent of instance {instance} runs already (pid {holder or 'unknown'}); stop it, or choose another instance"
             ) from None
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+
+    def fileno(self) -> int:
+        """Its descriptor, which no child may keep open."""
+        return self._file
 
     def release(self) -> None:
         """Let it go. The file stays: removing it would let two agents hold two locks of one name."""

@@ -50,3 +50,22 @@ def choose(backend: Literal["auto", "legacy", "nft"], instance: str, lock: int |
         raise RuleError(f"no rules can be written here: legacy: {fault}; nft: {error}") from error
     _log.warning("the nft backend is used, since legacy rules can't be: %s", fault)
     return nft.NftHost(instance)
+
+
+def usable(instance: str) -> list[RuleHost]:
+    """Every rule engine that works here: rules may have been put in through one or the other. Raises RuleError if none does."""
+    hosts: list[RuleHost] = []
+    reasons: list[str] = []
+    if (fault := iptables.fault()) is None:
+        hosts.append(iptables.LegacyHost(instance))
+    else:
+        reasons.append(f"legacy: {fault}")
+    try:
+        nft.require()
+    except RuleError as error:
+        reasons.append(f"nft: {error}")
+    else:
+        hosts.append(nft.NftHost(instance))
+    if not hosts:
+        raise RuleError(f"no rules can be read here: {'; '.join(reasons)}")
+    return hosts

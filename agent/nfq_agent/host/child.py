@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -101,6 +102,15 @@ class Child:
         os.close(self.pidfd)
         self.control.close()
         return True
+
+    @property
+    def memory(self) -> int | None:
+        """Resident bytes (statm of proc(5)); None if it is gone."""
+        try:
+            with open(f"/proc/{self.pid}/statm") as statm:
+                return int(statm.read().split()[1]) * resource.getpagesize()
+        except (OSError, IndexError):
+            return None
 
     @property
     def how_it_ended(self) -> str:

@@ -66,7 +66,7 @@ def _take(lock: int, seconds: float) -> None:
         else:
             return
         if time.monotonic() >= deadline:
-            raise RuleError(f"the xtables lock {lock_path()} was not free within {seconds:g} s: {_held_by(lock)}")
+            raise RuleError(f"the xtables lock {lock_path()} was not free within {seconds:g} s: {held_by(lock)}")
         time.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(pause * 1.5, 0.05)
 
@@ -83,7 +83,8 @@ def holders(lock: int) -> list[int]:
     return [int(each[4]) for each in words if len(each) > 5 and each[1] == "FLOCK" and each[5] == inode and int(each[4]) > 0]
 
 
-def _held_by(lock: int) -> str:
+def held_by(lock: int) -> str:
+    """Who holds the lock, for people."""
     names = []
     for pid in holders(lock):
         try:
