@@ -39,8 +39,9 @@ class PacketElement:
     `needs` says how much of the packet it reads, `rewrites` that it may answer with a changed payload. `Options` is the
     model of its table. `emit(message, level="info", **fields)` says one event; it never blocks and may hold back what
     comes too fast. `pure` says that the answer follows from protocol, addresses, ports, hook and interfaces alone, so that
-    the worker may remember it. `lasting` says that the answer, None too, holds for the whole flow from then on, unless
-    `flow.undecided`. An instance may set these two, and `needs`, for itself, by its options.
+    the worker may remember it; `place = False` that neither hook nor interfaces matter to it. `lasting` says that the
+    answer, None too, holds for the whole flow from then on, unless `flow.undecided`. `reads_process` says that it looks at
+    uid or gid. An instance may set these, and `needs`, for itself, by its options.
 
     The time is `packet.time`: the worker stamps what the kernel did not.
     """
@@ -48,7 +49,9 @@ class PacketElement:
     needs: Needs = Needs.HEADERS
     rewrites: ClassVar[bool] = False
     pure: bool = False
+    place: bool = True
     lasting: bool = False
+    reads_process: bool = False
     Options: ClassVar[type[Options]] = Options
 
     def __init__(self, name: str, options: Any, emit: Emit) -> None:
@@ -103,9 +106,24 @@ class ElementChain:
         return max((element.needs for element in self._elements), default=Needs.METADATA)
 
     @property
+    def reads_process(self) -> bool:
+        """True where an element looks at the uid or gid of the sending process."""
+        return any(element.reads_process for element in self._elements)
+
+    @property
     def pure(self) -> bool:
         """True where a verdict follows from protocol, addresses, ports, hook and interfaces, and may be remembered by them."""
         return not self._amenders and all(element.pure for element in self._elements)
+
+    @property
+    def place(self) -> bool:
+        """True where the hook or the interfaces matter to an element."""
+        return any(element.place for element in self._elements)
+
+    @property
+    def listens(self) -> bool:
+        """True where an element wants to hear of every packet."""
+        return bool(self._listeners)
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict:
         """The first answer, else the default. Whatever an element raises goes to the caller."""

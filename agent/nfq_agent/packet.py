@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from nfq_agent.verdict import DROP, Action, Verdict, VerdictError
 
 TCP: Final = 6
 UDP: Final = 17
@@ -32,6 +35,19 @@ _V6: Final = Struct("!BxxxHBx16s16s")
 
 class PacketError(ValueError):
     """Bytes that are no IP packet, or that end before their headers do."""
+
+
+class Answering(Protocol):
+    """What a packet that waits for its verdict knows of its queue."""
+
+    def verdict(self, packet: Packet, verdict: Verdict) -> None:
+        """Give the verdict."""
+
+
+# What a queue may leave out until it is read.
+_LATER: Final = frozenset((
+    "gid", "gso", "hw_address", "hw_protocol", "indev", "length", "outdev", "physindev", "physoutdev", "time", "uid",
+))  # fmt: skip
 
 
 class Hook(IntEnum):
@@ -85,14 +101,39 @@ class Packet:
     id: the queue's number for it. hook: see Hook. mark: packet mark. payload: its bytes from the IP header on, as many as
     were copied. length: bytes of the packet before it was cut. indev, outdev, physindev, physoutdev: interface indices, 0
     for none. hw_protocol: ethertype. hw_address: source MAC, None where the hook has none. uid, gid: of the sending
-    process, None where the kernel does not say. time: seconds since the epoch when the kernel took it, 0.0 if unstamped.
-    gso: True for an offloaded packet that has not been cut into segments yet. Source: linux/netfilter/nfnetlink_queue.h.
+    process, None where the kernel does not say. time: seconds since the epoch when the kernel took it, or when we did.
+    gso: True for an offloaded packet that has not been cut into segments yet, None where that was not asked (a queue whose
+    copy range is small is read by a quicker loop that does not see it, and takes `length` from the IP header). Source:
+    linux/netfilter/nfnetlink_queue.h.
+
+    `answer`, `accept`, `drop`, `repeat` and `requeue` give the verdict at once, from any thread: for packets that a callback
+    answered with RETAIN, and for those that iteration over a queue yields.
     """
 
     __slots__ = (
-        "_headers", "gid", "gso", "hook", "hw_address", "hw_protocol", "id", "indev", "length", "mark", "outdev",
-        "payload", "physindev", "physoutdev", "time", "uid",
+        "_fill", "_headers", "_queue", "_raw", "gid", "gso", "hook", "hw_address", "hw_protocol", "id", "indev", "length",
+        "mark", "outdev", "payload", "physindev", "physoutdev", "time", "uid",
     )  # fmt: skip
+
+    payload: bytes
+    id: int
+    hook: int
+    mark: int
+    length: int
+    indev: int
+    outdev: int
+    physindev: int
+    physoutdev: int
+    hw_protocol: int
+    hw_address: bytes | None
+    uid: int | None
+    gid: int | None
+    time: float
+    gso: bool | None
+    _headers: Headers | None
+    _queue: Answering | None
+    _raw: Any
+    _fill: Callable[[Packet], None] | None
 
     def __init__(
         self,
@@ -111,7 +152,7 @@ class Packet:
         uid: int | None = None,
         gid: int | None = None,
         time: float = 0.0,
-        gso: bool = False,
+        gso: bool | None = False,
     ) -> None:
         self.payload = payload
         self.id = id
@@ -128,7 +169,20 @@ class Packet:
         self.gid = gid
         self.time = time
         self.gso = gso
-        self._headers: Headers | None = None
+        self._headers = None
+        self._queue = None
+        self._raw = None
+        self._fill = None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            # Called for a field that is not there yet: a queue leaves out what few elements read until somebody asks.
+            if name in _LATER and self._fill is not None:
+                self._fill(self)
+                self._fill = self._raw = None
+                return getattr(self, name)
+            raise AttributeError(f"a packet has no {name!r}")
 
     @property
     def headers(self) -> Headers:
@@ -147,6 +201,29 @@ class Packet:
         """The bytes that TCP or UDP carries, as many as were copied; empty where there are none."""
         headers = self.headers
         return b"" if headers.data is None else self.payload[headers.data : headers.length or None]
+
+    def answer(self, verdict: Verdict) -> None:
+        """Give the verdict now. Raises VerdictError if the packet has one or its queue is closed, RewriteError for a payload
+        that can't be put into it."""
+        if self._queue is None:
+            raise VerdictError(f"packet {self.id} waits for no verdict: it has one, or it came from no queue")
+        self._queue.verdict(self, verdict)
+
+    def accept(self, *, mark: int | None = None, payload: bytes | None = None) -> None:
+        """Let it pass, with another mark or with other bytes (checksums mended: `nfq_agent.checksum.mend`) if given."""
+        self.answer(Verdict(Action.ACCEPT, mark, payload))
+
+    def drop(self) -> None:
+        """Drop it."""
+        self.answer(DROP)
+
+    def repeat(self, *, mark: int | None = None, payload: bytes | None = None) -> None:
+        """Send it through the hook once more; without another mark, and a rule that looks at it, it comes back for ever."""
+        self.answer(Verdict(Action.REPEAT, mark, payload))
+
+    def requeue(self, number: int, *, mark: int | None = None, payload: bytes | None = None) -> None:
+        """Pass it on to the queue `number` (0 to 65535)."""
+        self.answer(Verdict(Action.QUEUE, mark, payload, number))
 
     def __repr__(self) -> str:
         try:

@@ -7,11 +7,21 @@ from enum import IntEnum
 from typing import Final
 
 
+class VerdictError(Exception):
+    """A verdict that can't be given: the packet has one already, waits in no queue, or the verdict is none."""
+
+
+class RewriteError(VerdictError):
+    """New bytes for a packet that can't take them: it was not copied whole, or it is an offloaded one (GSO)."""
+
+
 class Action(IntEnum):
     """What the kernel does with a packet; the numbers are those of linux/netfilter.h."""
 
     DROP = 0
     ACCEPT = 1
+    # NF_STOLEN: whoever answers so keeps the packet. It is never sent; the kernel takes no such verdict.
+    RETAIN = 2
     QUEUE = 3
     REPEAT = 4
 
@@ -39,6 +49,8 @@ class Verdict:
             raise ValueError("a queue number goes with Action.QUEUE, and only with it")
         if self.queue is not None and not 0 <= self.queue <= 0xFFFF:
             raise ValueError(f"queue {self.queue}: a queue number is 0 to 65535")
+        if self.action is Action.RETAIN and not (self.mark is None and self.payload is None):
+            raise ValueError("a packet that is retained is not changed; the verdict that it gets later may")
         if self.mark is not None and not 0 <= self.mark <= 0xFFFFFFFF:
             raise ValueError(f"mark {self.mark:#x}: a mark has 32 bits")
 
@@ -56,3 +68,5 @@ class Verdict:
 ACCEPT: Final = Verdict(Action.ACCEPT)
 DROP: Final = Verdict(Action.DROP)
 REPEAT: Final = Verdict(Action.REPEAT)
+# The packet is kept; it is answered later by its own methods, or by the queue's policy when it was forgotten.
+RETAIN: Final = Verdict(Action.RETAIN)
