@@ -76,7 +76,7 @@ class Bench:
     """A chain of elements in front of no kernel.
 
     element: a class, or a name as the configuration has it; options: the keys of its table. before: elements that stand in
-    front of it, each a (class or name, options) pair. default: the queue's. Packets without a time get `now`, in seconds,
+    front of it, each a (class or name, options) pair. queue_default: the queue's own. Packets without a time get `now`, in seconds,
     which begins at 1000.0 and stands still until the test moves it. Options that the element does not take raise pydantic's
     ValidationError, as the file's do.
     """
@@ -86,7 +86,7 @@ class Bench:
         element: str | type[PacketElement],
         *,
         before: Iterable[tuple[str | type[PacketElement], Mapping[str, Any]]] = (),
-        default: str = "accept",
+        queue_default: str = "accept",
         now: float = 1000.0,
         **options: Any,
     ) -> None:
@@ -94,7 +94,7 @@ class Bench:
         self.said: list[Said] = []
         self.elements = [self._make(kind, table) for kind, table in (*before, (element, options))]
         self.element = self.elements[-1]
-        self.chain = ElementChain(self.elements, {"accept": ACCEPT, "drop": DROP}[default])
+        self.chain = ElementChain(self.elements, {"accept": ACCEPT, "drop": DROP}[queue_default])
         self.flows = FlowTable()
         self.chain.start()
 

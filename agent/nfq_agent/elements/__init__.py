@@ -13,6 +13,7 @@ from nfq_agent.stream import StreamElement
 # One line for each: the name in the configuration, and where its class is.
 PACKET_ELEMENTS: Final = {
     "log": "nfq_agent.elements.log:FiveTupleLog",
+    "policy": "nfq_agent.elements.policy:Policy",
 }
 STREAM_ELEMENTS: Final = {
     "stream-log": "nfq_agent.elements.stream_log:StreamLog",

@@ -1,0 +1,276 @@
+"""`policy`: ordered rules on what a packet says and on what is known of its flow; the first that matches decides."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field
+
+from nfq_agent import element
+from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.flow import Flow
+from nfq_agent.match import Conditions, Match
+from nfq_agent.packet import FiveTuple, Packet, PacketError, address, hook_name, protocol_name
+from nfq_agent.verdict import ACCEPT, DROP, Verdict
+
+# Rules' keys for what elements in front find out about a flow, and the fact that each stands for.
+ATTRIBUTES: Final = {
+    "tls_sni": "tls_sni", "tls_alpn": "tls_alpn", "alpn": "tls_alpn", "tls_version": "tls_version", "ja3": "ja3",
+    "ja4": "ja4", "http_host": "http_host", "http_method": "http_method", "http_path": "http_path",
+    "http_user_agent": "http_user_agent", "dns_name": "dns_name", "dns_type": "dns_type", "ssh_banner": "ssh_banner",
+}  # fmt: skip
+# Host names have no case (RFC 4343).
+_CASELESS: Final = frozenset(("tls_sni", "http_host", "dns_name"))
+
+ActionName = Literal["accept", "drop", "reject"]
+DEFAULT: Final = "default"
+
+
+def _list(value: object) -> object:
+    """One pattern stands for a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Globs = Annotated[tuple[str, ...], BeforeValidator(_list), Field(min_length=1, strict=False)]
+
+
+class RuleOptions(Conditions):
+    """One rule: an action and its conditions. facts: patterns for facts of any other name, of elements of others."""
+
+    action: ActionName
+    name: str | None = None
+    tls_sni: Globs | None = None
+    tls_alpn: Globs | None = None
+    alpn: Globs | None = None
+    tls_version: Globs | None = None
+    ja3: Globs | None = None
+    ja4: Globs | None = None
+    http_host: Globs | None = None
+    http_method: Globs | None = None
+    http_path: Globs | None = None
+    http_user_agent: Globs | None = None
+    dns_name: Globs | None = None
+    dns_type: Globs | None = None
+    ssh_banner: Globs | None = None
+    facts: dict[str, Globs] = Field(default_factory=dict)
+
+    @property
+    def wanted(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The facts that the rule asks for, with the patterns of each."""
+        wanted = [(fact, globs) for key, fact in ATTRIBUTES.items() if (globs := getattr(self, key)) is not None]
+        if self.applications:
+            wanted.append(("protocol", self.applications))
+        return wanted + list(self.facts.items())
+
+
+class PolicyOptions(element.Options):
+    """default: when no rule matches; left out, the elements behind are asked. undecided, within: while a fact is awaited."""
+
+    default: ActionName | None = None
+    undecided: ActionName = "accept"
+    within: Annotated[int, Field(ge=1, le=1000)] = 8
+    explain: bool = False
+    rule: Annotated[tuple[RuleOptions, ...], Field(strict=False)] = ()
+
+
+class Patterns:
+    """Shell patterns in which `*` stands for dots too. Names without special characters cost one look-up for all of them."""
+
+    def __init__(self, globs: Iterable[str], caseless: bool = False) -> None:
+        self._caseless = caseless
+        globs = [self._plainly(glob) for glob in globs]
+        special = [glob for glob in globs if re.search(r"[*?\[]", glob)]
+        self._names = frozenset(globs) - frozenset(special)
+        self._regex = re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in special)) if special else None
+
+    def _plainly(self, text: str) -> str:
+        return text.lower().rstrip(".") if self._caseless else text
+
+    def match(self, value: object) -> bool:
+        """Whether a fact, or any of a tuple of them, fits one of the patterns."""
+        if isinstance(value, tuple | list | set | frozenset):
+            return any(self.match(each) for each in value)
+        text = self._plainly(str(value))
+        return text in self._names or (self._regex is not None and self._regex.fullmatch(text) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A rule as it is applied. label: how people are told of it. facts: the patterns, by the name of the fact."""
+
+    label: str
+    action: ActionName
+    facts: tuple[tuple[str, Patterns], ...]
+
+
+@dataclass(slots=True)
+class _Case:
+    """A policy's view of one flow: the rules that its first packet meets, and how far the matter has come."""
+
+    candidates: tuple[_Rule, ...]
+    with_payload: int = 0
+    known: tuple[Any, ...] | None = None
+    action: ActionName | None = None
+    label: str = ""
+    settled: bool = False
+
+
+class Policy(PacketElement):
+    """Answers with the action of the first rule that matches.
+
+    Without facts in any rule each packet is judged by itself. With them a flow is judged, by the headers of its first packet
+    and by what is found out later: as long as the outcome is open the answer is `undecided`, for `within` packets with payload
+    at most; a fact that has not come by then, or that the flow does not have, matches nothing.
+    """
+
+    lasting = True
+    Options = PolicyOptions
+
+    def __init__(self, name: str, options: PolicyOptions, emit: Emit) -> None:
+        super().__init__(name, options, emit)
+        self.needs = self.needs_of(options)
+        self._rules = tuple(_rule(number, rule) for number, rule in enumerate(options.rule, 1))
+        self._facts = tuple(sorted({fact for rule in self._rules for fact, _ in rule.facts}))
+        self._match = Match(options.rule)
+        self._explain = options.explain
+        self._default = options.default
+        self.reads_process = self._match.by_process
+        self.pure = not (self._facts or options.explain or self._match.by_process)
+
+    @classmethod
+    def needs_of(cls, options: PolicyOptions) -> Needs:
+        """The headers; the flow where a rule names a fact."""
+        return Needs.FLOW if any(rule.wanted for rule in options.rule) else Needs.HEADERS
+
+    def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
+        """The action of the first rule that matches, else the default's."""
+        if flow is not None and self._facts:
+            return self._decide_flow(packet, flow)
+        try:
+            bits = self._match.bits(packet, packet.headers.five_tuple)
+        except PacketError:
+            # What can't be read matches no rule.
+            bits = 0
+        while bits:
+            lowest = bits & -bits
+            rule = self._rules[lowest.bit_length() - 1]
+            if not rule.facts:
+                return self._answer(packet, rule.action, rule.label)
+            # A packet without a flow has no facts.
+            bits ^= lowest
+        return self._answer(packet, self._default, DEFAULT)
+
+    def _decide_flow(self, packet: Packet, flow: Flow) -> Verdict | None:
+        facts = flow.facts
+        known = tuple([facts.get(fact) for fact in self._facts])
+        case: _Case | None = flow.state.get(self)
+        if case is None:
+            case = flow.state[self] = _Case(self._candidates(packet, flow))
+        elif case.settled and known == case.known:
+            return self._verdict(packet, case.action)
+        if packet.data:
+            case.with_payload += 1
+        patient = facts.get("dpi", "undecided") == "undecided" and case.with_payload <= self.options.within
+        action, label, is_open = _outcome(case.candidates, facts, patient and not case.settled, self._default)
+        if is_open:
+            flow.undecided = True
+            return self._answer(packet, self.options.undecided, "undecided")
+        flow.undecided = False
+        before = case.action, case.label
+        was_settled = case.settled
+        case.known, case.action, case.label, case.settled = known, action, label, True
+        if was_settled and action == before[0]:
+            return self._verdict(packet, action)
+        if was_settled:
+            self._say_turned(flow.origin, before, case)
+        return self._answer(packet, action, label)
+
+    def _candidates(self, packet: Packet, flow: Flow) -> tuple[_Rule, ...]:
+        """The rules that the flow's first packet meets, as far as the first that asks for no fact."""
+        bits = self._match.bits(packet, flow.origin)
+        found = []
+        while bits:
+            lowest = bits & -bits
+            rule = self._rules[lowest.bit_length() - 1]
+            found.append(rule)
+            if not rule.facts:
+                break
+            bits ^= lowest
+        return tuple(found)
+
+    def _verdict(self, packet: Packet, action: ActionName | None) -> Verdict | None:
+        if action == "accept":
+            return ACCEPT
+        if action == "drop":
+            return DROP
+        return None if action is None else self._reject(packet)
+
+    def _reject(self, packet: Packet) -> Verdict:
+        """Drop the packet, and let its sender know."""
+        return DROP
+
+    def _answer(self, packet: Packet, action: ActionName | None, label: str) -> Verdict | None:
+        if self._explain:
+            try:
+                five_tuple = packet.headers.five_tuple
+                who, fields = str(five_tuple), _fields(five_tuple)
+            except PacketError:
+                who, fields = "malformed packet", {}
+            hook = hook_name(packet.hook)
+            outcome = action or "left to the next element"
+            fields |= {"hook": hook, "rule": label, "verdict": outcome}
+            self.emit(f"{self.name}: {who} {hook} {outcome} by {label}", **fields)
+        return self._verdict(packet, action)
+
+    def _say_turned(self, origin: FiveTuple, before: tuple[ActionName | None, str], case: _Case) -> None:
+        assert case.known is not None
+        seen = ", ".join(f"{fact} {value}" for fact, value in zip(self._facts, case.known, strict=True) if value is not None)
+        self.emit(
+            f"{self.name}: {origin}: {before[0] or 'no verdict'} by {before[1]} before, "
+            f"{case.action or 'no verdict'} by {case.label} from now on; seen: {seen or 'nothing'}",
+            level="warning",
+            rule=case.label,
+            **_fields(origin),
+        )
+
+
+def _rule(number: int, options: RuleOptions) -> _Rule:
+    label = f"rule {number}" + (f" ({options.name})" if options.name else "")
+    return _Rule(label, options.action, tuple((fact, Patterns(globs, fact in _CASELESS)) for fact, globs in options.wanted))
+
+
+def _outcome(
+    candidates: Iterable[_Rule], facts: Mapping[str, Any], patient: bool, default: ActionName | None
+) -> tuple[ActionName | None, str, bool]:
+    """(action, label, open): what the rules come to with these facts. Not open where all that may still come agrees."""
+    possible: list[ActionName] = []
+    action, label = default, DEFAULT
+    for rule in candidates:
+        missing = matches = False
+        for fact, patterns in rule.facts:
+            value = facts.get(fact)
+            if value is None:
+                missing = True
+            elif not patterns.match(value):
+                break
+        else:
+            matches = not missing
+            if missing and patient:
+                possible.append(rule.action)
+        if matches:
+            action, label = rule.action, rule.label
+            break
+    return action, label, any(each != action for each in possible)
+
+
+def _fields(five_tuple: FiveTuple) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "proto": protocol_name(five_tuple.protocol), "src": address(five_tuple.src), "dst": address(five_tuple.dst),
+    }  # fmt: skip
+    if five_tuple.sport is not None:
+        fields |= {"sport": five_tuple.sport, "dport": five_tuple.dport}
+    return fields
