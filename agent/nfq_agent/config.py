@@ -21,6 +21,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from nfq_agent.duration import Duration
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements import ElementError, packet_element, stream_element
 
@@ -47,19 +48,6 @@ class ConfigError(Exception):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
-
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)")
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def _duration(value: object) -> float:
-    if isinstance(value, str):
-        if value == "0":
-            return 0.0
-        if match := _DURATION.fullmatch(value):
-            return float(match[1]) * _SECONDS[match[2]]
-    raise ValueError('not a duration; allowed: "0", or a number with us, ms, s, m or h, as in "5s"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +156,6 @@ def _network(value: object) -> IPv4Network | IPv6Network:
     raise ValueError(f'{value!r} is no network; allowed: ADDRESS/LENGTH without host bits, as in "10.0.0.0/8"')
 
 
-Duration = Annotated[float, BeforeValidator(_duration)]
 MarkField = Annotated[Mark, BeforeValidator(_mark)]
 PortsField = Annotated[Ports, BeforeValidator(_ports)]
 NetworkField = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]

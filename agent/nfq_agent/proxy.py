@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from nfq_agent.config import Config, Endpoint, ProxyConfig, target_in_force
+from nfq_agent.counters import Slots
 from nfq_agent.element import Emit
 from nfq_agent.host.sockets import (
     Address,
@@ -140,7 +141,7 @@ def serve(
     listeners: list[socket.socket],
     chain_of: Callable[[], StreamChain],
     settings: ProxySettings,
-    counters: Any,
+    counters: Slots,
     control: socket.socket,
     emit: Emit,
 ) -> None:
@@ -167,7 +168,7 @@ class Proxy:
         listeners: list[socket.socket],
         chain: StreamChain,
         settings: ProxySettings,
-        counters: Any,
+        counters: Slots,
         control: socket.socket,
         emit: Emit,
     ) -> None:
@@ -200,6 +201,7 @@ class Proxy:
         self._serial = 0
         self._bytes = [0, 0]
         self._counted: dict[str, int] = dict.fromkeys(COUNTERS, 0)
+        self._written: dict[str, int] = {}
         self._warnings = Bucket(_WARNINGS, _WARNINGS, 0.0)
         self._held = Held()
         self._now = time.monotonic()
@@ -353,7 +355,7 @@ class Proxy:
             f"{self._prefix}-{self._serial:x}", peer[:2], None if destination is None else destination[:2],
             candidates[0][1][:2], self._now, self._now,
         )  # fmt: skip
-        stream = Stream(connection, self._chain, self._settings.chunk) if len(self._chain) else None
+        stream = Stream(connection, self._chain, self._settings.chunk, self._settings.on_error) if len(self._chain) else None
         self._counted["connections"] += 1
         if stream is not None:
             outputs = stream.opened()
@@ -568,8 +570,10 @@ class Proxy:
         counted = self._counted
         counted["active"] = len(self._pairs)
         counted["bytes_forward"], counted["bytes_reverse"] = self._bytes
-        if self._counters is not None:
-            for name, value in counted.items():
+        written = self._written
+        for name, value in counted.items():
+            if written.get(name) != value:
+                written[name] = value
                 self._counters.set(name, value)
 
 

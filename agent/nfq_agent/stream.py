@@ -49,8 +49,22 @@ class Later(NamedTuple):
     data: bytes | None = None
 
 
+class Part(NamedTuple):
+    """Pass `data` on and keep the rest back. If nothing more comes within `seconds`, the element is asked for its `rest`."""
+
+    data: bytes
+    seconds: float
+
+
 # None passes the chunk on as it is, bytes pass on in its place (empty ones: nothing yet).
-Answer = bytes | Act | Done | Later | None
+Answer = bytes | Act | Done | Later | Part | None
+
+Ways = Literal["both", "request", "response"]
+
+
+def ways_of(text: Ways) -> frozenset[Way]:
+    """The ways that an option names."""
+    return frozenset(Way) if text == "both" else frozenset((Way[text.upper()],))
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +142,7 @@ class StreamElement:
         return None
 
     def rest(self, way: Way, connection: Connection) -> bytes:
-        """The bytes of a way that it still holds back; called once, when that way ends."""
+        """The bytes of a way that it still holds back, and then holds no more: that way has ended, or a Part waited enough."""
         return b""
 
     def closed(self, connection: Connection) -> None:
@@ -136,14 +150,10 @@ class StreamElement:
 
 
 class StreamChain:
-    """Elements in their order: forward for requests, reverse for responses.
+    """Elements in their order: forward for requests, reverse for responses."""
 
-    on_error: what becomes of a chunk whose element raised: `pass` (as it came) or `drop`.
-    """
-
-    def __init__(self, elements: Sequence[StreamElement], on_error: Literal["pass", "drop"] = "pass") -> None:
+    def __init__(self, elements: Sequence[StreamElement]) -> None:
         self.elements = tuple(elements)
-        self.on_error = on_error
         self.ways = tuple(
             tuple(e for e in order if way in e.asks)
             for way, order in ((Way.REQUEST, self.elements), (Way.RESPONSE, self.elements[::-1]))
@@ -198,7 +208,7 @@ Output = Send | End | Close | Failed
 class _Lane:
     """One way of one connection."""
 
-    __slots__ = ("asked", "behind", "ended", "held", "live", "order", "stages", "way")
+    __slots__ = ("asked", "behind", "ended", "held", "live", "order", "parts", "stages", "way")
 
     def __init__(self, way: Way, elements: Sequence[StreamElement]) -> None:
         self.way = way
@@ -211,6 +221,8 @@ class _Lane:
         # (due, minus the stage it goes on from, order of holding, data or None for the end): the furthest goes first.
         self.held: list[tuple[float, int, int, bytes | None]] = []
         self.order = 0
+        # When a stage that keeps something back is asked for it.
+        self.parts: dict[int, float] = {}
         self.ended = False
 
 
@@ -218,12 +230,16 @@ class Stream:
     """The two ways of one connection through a chain. Every event returns what is to be done, in order.
 
     Times are those of the connection's clock and never go back. chunk: the most bytes that an element sees at once.
+    on_error: what becomes of a chunk whose element raised: `pass` (as it came) or `drop`.
     """
 
-    __slots__ = ("_chain", "_chunk", "_lanes", "closed", "connection", "held_bytes")
+    __slots__ = ("_chain", "_chunk", "_lanes", "_on_error", "closed", "connection", "held_bytes")
 
-    def __init__(self, connection: Connection, chain: StreamChain, chunk: int = 4096) -> None:
+    def __init__(
+        self, connection: Connection, chain: StreamChain, chunk: int = 4096, on_error: Literal["pass", "drop"] = "pass"
+    ) -> None:
         self.connection = connection
+        self._on_error = on_error
         self._chain = chain
         self._chunk = chunk
         self._lanes = tuple(_Lane(way, chain.ways[way]) for way in Way)
@@ -239,11 +255,9 @@ class Stream:
     @property
     def due(self) -> float | None:
         """When `woken` is to be called next; None if nothing waits."""
-        first, second = (lane.held for lane in self._lanes)
-        if first and second:
-            return min(first[0][0], second[0][0])
-        held = first or second
-        return held[0][0] if held else None
+        due = [time for lane in self._lanes for time in lane.parts.values()]
+        due += [lane.held[0][0] for lane in self._lanes if lane.held]
+        return min(due, default=None)
 
     def opened(self) -> list[Output]:
         """The connection was accepted."""
@@ -258,6 +272,8 @@ class Stream:
         """Bytes came in."""
         out = self.woken(now)
         lane = self._lanes[way]
+        if self.closed:
+            return out
         if lane.asked == 0 and not lane.held:
             out.append(Send(way, data))
         elif len(data) <= self._chunk:
@@ -265,15 +281,13 @@ class Stream:
         else:
             for start in range(0, len(data), self._chunk):
                 self._run(out, lane, 0, data[start : start + self._chunk], now)
-                if self.closed:
-                    break
         return out
 
     def ended(self, way: Way, now: float) -> list[Output]:
         """The side that sends that way has closed its half."""
         out = self.woken(now)
         lane = self._lanes[way]
-        if not lane.ended:
+        if not lane.ended and not self.closed:
             lane.ended = True
             self._run_end(out, lane, 0, now)
         return out
@@ -293,6 +307,9 @@ class Stream:
                 else:
                     self.held_bytes[lane.way] -= len(data)
                     self._run(out, lane, -stage, data, due)
+            for index, due in list(lane.parts.items()) if lane.parts else ():
+                if due <= now and not self.closed:
+                    self._rest(out, lane, index, now)
         return out
 
     def finished(self, now: float, reason: str = "") -> list[Output]:
@@ -313,6 +330,7 @@ class Stream:
             due = lane.behind[index]
             if lane.live[index]:
                 element = lane.stages[index]
+                lane.parts.pop(index, None)
                 call = element.request if lane.way is Way.REQUEST else element.response
                 answer = self._ask(out, element, call, data, self.connection)
                 if answer is None:
@@ -329,6 +347,9 @@ class Stream:
                 elif isinstance(answer, Later):
                     data = data if answer.data is None else answer.data
                     due = max(due, now + answer.seconds)
+                elif isinstance(answer, Part):
+                    data = answer.data
+                    lane.parts[index] = now + answer.seconds
                 else:
                     return
             if not data:
@@ -342,21 +363,26 @@ class Stream:
         """Carry the end of a way through, and with it what the elements held back."""
         for index in range(first, len(lane.stages)):
             if lane.live[index]:
-                element = lane.stages[index]
                 lane.live[index] = False
                 lane.asked -= 1
-                rest = self._ask(out, element, element.rest, lane.way, self.connection)
-                if isinstance(rest, bytes) and rest:
-                    if lane.behind[index] > now:
-                        self._hold(lane, index, rest, lane.behind[index])
-                    else:
-                        self._run(out, lane, index + 1, rest, now)
+                self._rest(out, lane, index, now)
             if self.closed:
                 return
             if lane.behind[index] > now:
                 self._hold(lane, index, None, lane.behind[index])
                 return
         out.append(End(lane.way))
+
+    def _rest(self, out: list[Output], lane: _Lane, index: int, now: float) -> None:
+        """Have a stage give what it keeps back, and carry that on."""
+        lane.parts.pop(index, None)
+        element = lane.stages[index]
+        rest = self._ask(out, element, element.rest, lane.way, self.connection)
+        if isinstance(rest, bytes) and rest:
+            if lane.behind[index] > now:
+                self._hold(lane, index, rest, lane.behind[index])
+            else:
+                self._run(out, lane, index + 1, rest, now)
 
     def _hold(self, lane: _Lane, index: int, data: bytes | None, due: float) -> None:
         lane.behind[index] = due
@@ -373,11 +399,11 @@ class Stream:
         """What an element answers; the one place where its errors end."""
         try:
             answer = call(*args)
-            if answer is None or isinstance(answer, (bytes, Act, Done, Later)):
+            if answer is None or isinstance(answer, (bytes, Act, Done, Later, Part)):
                 return answer
             if isinstance(answer, (bytearray, memoryview)):
                 return bytes(answer)
-            raise TypeError(f"answered {type(answer).__name__}; allowed: None, bytes, DROP, CLOSE, Done or Later")
+            raise TypeError(f"answered {type(answer).__name__}; allowed: None, bytes, DROP, CLOSE, Done, Later or Part")
         except Exception as error:
             out.append(Failed(element.name, error))
-            return None if self._chain.on_error == "pass" else DROP
+            return None if self._on_error == "pass" else DROP

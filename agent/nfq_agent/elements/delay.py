@@ -1,0 +1,36 @@
+"""`delay`: every chunk arrives later, as over a long line. Order is kept."""
+
+from __future__ import annotations
+
+import random
+
+from nfq_agent import element
+from nfq_agent.duration import Duration
+from nfq_agent.element import Emit
+from nfq_agent.stream import Answer, Connection, Later, StreamElement, Ways, ways_of
+
+
+class DelayOptions(element.Options):
+    """by: how much later. jitter: up to so much more, at random. way: of what; both makes a round trip twice as slow."""
+
+    by: Duration
+    jitter: Duration = 0.0
+    way: Ways = "both"
+
+
+class Delay(StreamElement):
+    """Holds each chunk for a time. What may wait is bounded by the proxy's `buffer`, and with it the speed."""
+
+    Options = DelayOptions
+
+    def __init__(self, name: str, options: DelayOptions, emit: Emit) -> None:
+        super().__init__(name, options, emit)
+        self.asks = ways_of(options.way)
+
+    def request(self, data: bytes, connection: Connection) -> Answer:
+        """Later."""
+        return Later(self.options.by + random.uniform(0.0, self.options.jitter))
+
+    def response(self, data: bytes, connection: Connection) -> Answer:
+        """Later, too."""
+        return self.request(data, connection)

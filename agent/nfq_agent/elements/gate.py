@@ -1,0 +1,96 @@
+"""What `http-host` and `sni` share: look at a connection's first bytes, find a name in them, and let it through or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from nfq_agent import element
+from nfq_agent.protocols import MORE, Found, Result
+from nfq_agent.stream import CLOSE, Answer, Connection, Done, StreamElement, Way
+
+# More than this is not waited for: a name comes early.
+_MOST: Final = 32 * 1024
+
+
+def _pattern(text: str) -> str:
+    name = text.lower().rstrip(".")
+    if not name or "*" in name.removeprefix("*.").replace("*", "", name == "*"):
+        raise ValueError(f'{text!r} is no pattern; allowed: NAME, "*.NAME" for what is below it, "*" for any name')
+    return name
+
+
+Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(strict=False)]
+
+
+class GateOptions(element.Options):
+    """deny, allow: names, looked at in this order; `*.NAME` is everything below NAME. default: for other names; deny if
+    there is an allow list. unknown: for connections that show no name; as default if it is left out."""
+
+    allow: Patterns = ()
+    deny: Patterns = ()
+    default: Literal["allow", "deny"] | None = None
+    unknown: Literal["allow", "deny"] | None = None
+
+    @model_validator(mode="after")
+    def _judges(self) -> Self:
+        if not self.allow and not self.deny and self.default is None and self.unknown is None:
+            raise ValueError("nothing would be denied; allowed: allow, deny, default or unknown")
+        return self
+
+
+class Gate(StreamElement):
+    """Keeps a connection's first bytes back until the name is known, then lets them through or resets the connection.
+
+    After that it looks at nothing any more.
+    """
+
+    Options = GateOptions
+    # The parser of an opening, and the fact that is the name.
+    parse: ClassVar[Callable[..., Result]]
+    fact: ClassVar[str]
+
+    def request(self, data: bytes, connection: Connection) -> Answer:
+        """Nothing until the name is known; then everything so far, or CLOSE."""
+        seen = connection.state.pop(self, b"") + data
+        result = type(self).parse(seen, b"")
+        undecided = result is MORE or (isinstance(result, Found) and not result.decided)
+        if undecided and len(seen) < _MOST:
+            connection.state[self] = seen
+            return b""
+        facts: dict[str, Any] = result.facts if isinstance(result, Found) and not undecided else {}
+        if not self._lets_through(facts.get(self.fact), connection):
+            return CLOSE
+        connection.facts.update(facts)
+        return Done(seen)
+
+    def rest(self, way: Way, connection: Connection) -> bytes:
+        """The client ended before it showed a name."""
+        seen = connection.state.pop(self, b"")
+        return seen if seen and self._lets_through(None, connection) else b""
+
+    def _lets_through(self, name: str | None, connection: Connection) -> bool:
+        options = self.options
+        default = options.default or ("deny" if options.allow else "allow")
+        if name is None:
+            verdict = options.unknown or default
+        elif any(_matches(name, pattern) for pattern in options.deny):
+            verdict = "deny"
+        elif any(_matches(name, pattern) for pattern in options.allow):
+            verdict = "allow"
+        else:
+            verdict = default
+        self.emit(
+            f"{self.name}: connection {connection.id}: {name or 'no name'}: {verdict}",
+            level="warning" if verdict == "deny" else "info",
+            verdict=verdict,
+            **{self.fact: name},
+            **connection.fields,
+        )
+        return bool(verdict == "allow")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return pattern == "*" or name == pattern or (pattern.startswith("*.") and name.endswith(pattern[1:]))
