@@ -39,9 +39,8 @@ class PacketElement:
     `needs` says how much of the packet it reads, `rewrites` that it may answer with a changed payload. `Options` is the
     model of its table. `emit(message, level="info", **fields)` says one event; it never blocks and may hold back what
     comes too fast. `pure` says that the answer follows from protocol, addresses, ports, hook and interfaces alone, so that
-    the worker may remember it; `place = False` that neither hook nor interfaces matter to it. `lasting` says that the
-    answer, None too, holds for the whole flow from then on, unless `flow.undecided`. `reads_process` says that it looks at
-    uid or gid. An instance may set these, and `needs`, for itself, by its options.
+    the worker may remember it. `lasting` says that the answer, None too, holds for the whole flow from then on, unless
+    `flow.undecided`. `reads_process` says that it looks at uid or gid. An instance may set these, and `needs`, for itself, by its options.
 
     The time is `packet.time`: the worker stamps what the kernel did not.
     """
@@ -49,7 +48,6 @@ class PacketElement:
     needs: Needs = Needs.HEADERS
     rewrites: ClassVar[bool] = False
     pure: bool = False
-    place: bool = True
     lasting: bool = False
     reads_process: bool = False
     Options: ClassVar[type[Options]] = Options
@@ -114,11 +112,6 @@ class ElementChain:
     def pure(self) -> bool:
         """True where a verdict follows from protocol, addresses, ports, hook and interfaces, and may be remembered by them."""
         return not self._amenders and all(element.pure for element in self._elements)
-
-    @property
-    def place(self) -> bool:
-        """True where the hook or the interfaces matter to an element."""
-        return any(element.place for element in self._elements)
 
     @property
     def listens(self) -> bool:

@@ -504,18 +504,17 @@ class Queue:
     def sort(
         self,
         known: MutableMapping[QuickKey, Verdict],
-        place: bool,
         decide: Callable[[Packet, QuickKey | None], Verdict],
         budget: int = BUDGET,
     ) -> tuple[int, list[Run]]:
-        """Answer up to `budget` packets with verdicts looked up by five-tuple (`place`: and hook and interfaces).
+        """Answer up to `budget` packets with verdicts looked up by five-tuple, hook and interfaces.
 
         `decide` is asked for those not in `known`, and puts what may be kept there under the key that it is given. It must
         not raise, and its verdicts change nothing and retain nothing. Returns how many packets, and the runs of equal
         verdicts: id of the last, how many, verdict. Only where the copy range is at most 3,840 bytes.
         """
         channel = self._bound()
-        count, first, runs = channel.sort(budget, known, place, decide)
+        count, first, runs = channel.sort(budget, known, decide)
         if count:
             self._answer_runs(runs, first)
         return count, runs

@@ -218,7 +218,7 @@ class Worker:
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         self._asked = 0
-        count, runs = self._queue.sort(self._known, self._chain.place, self._remember)
+        count, runs = self._queue.sort(self._known, self._remember)
         if count:
             for _, number, verdict in runs:
                 self._count(verdict, number)

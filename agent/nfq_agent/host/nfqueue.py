@@ -302,7 +302,22 @@ class Channel:
 
     def skim_whole(self, budget: int) -> tuple[int, int, int]:
         """The same for packets of any size."""
-        ids = [packet.id for packet in self.read_whole(budget)]
+        packets = self.read_whole(min(budget, len(self._pending)))
+        ids = [packet.id for packet in packets]
+        receive = self._socket.recv_into
+        buffer = self._buffer
+        while len(ids) < budget:
+            try:
+                size = receive(buffer, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                continue
+            # The packet header is the first attribute (nfqnl_build_packet_message()).
+            if size >= 32 and buffer[4] | buffer[5] << 8 == _MSG_PACKET and buffer[22] == _A_PACKET_HDR:
+                ids.append(int.from_bytes(buffer[24:28], "big"))
         return (len(ids), ids[0], ids[-1]) if ids else (0, 0, 0)
 
     def read(self, budget: int) -> list[Packet]:
@@ -322,10 +337,9 @@ class Channel:
         self,
         budget: int,
         known: MutableMapping[QuickKey, Verdict],
-        place: bool,
         decide: Callable[[Packet, QuickKey | None], Verdict],
     ) -> tuple[int, int, list[Run]]:
-        """Take packets and look their verdicts up by five-tuple (and, with `place`, by hook and interfaces).
+        """Take packets and look their verdicts up by five-tuple, hook and interfaces.
 
         One that is not in `known` is put to `decide`, with the key under which its verdict may be kept, or None where there
         is no such key. Returns how many packets, the id of the first, and the runs.
@@ -338,8 +352,7 @@ class Channel:
         def take(raw: Any) -> None:
             nonlocal current, count, start, first, latest
             try:
-                key = _QUICK(raw.get_payload())
-                verdict = get((key, raw.hook, raw.indev, raw.outdev) if place else key)
+                verdict = get((_QUICK(raw.get_payload()), raw.hook, raw.indev, raw.outdev))
             except (StructError, RuntimeError):
                 # Too short, or no payload at all: a packet for the whole decoder.
                 verdict = None
@@ -359,11 +372,10 @@ class Channel:
 
         def seldom(raw: Any) -> Verdict:
             packet = _from_c(raw)
-            key = quick_key(packet.payload)
-            if key is None:
+            plain = quick_key(packet.payload)
+            if plain is None:
                 return decide(packet, None)
-            if place:
-                key = key, raw.hook, raw.indev, raw.outdev
+            key = plain, raw.hook, raw.indev, raw.outdev
             verdict = get(key)
             return decide(packet, key) if verdict is None else verdict
 
