@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from nfq_agent.diff import Busy, Change, Delete, DropChain, Insert, NewChain, Settled, settle
 from nfq_agent.host.errand import ErrandError, errand
-from nfq_agent.host.xtables_lock import DEADLINE, xtables_lock
+from nfq_agent.host.xtables_lock import DEADLINE, release, xtables_lock
 from nfq_agent.rules import (
     TABLES,
     Extension,
@@ -238,6 +238,9 @@ class LegacyHost:
         try:
             return errand(function, *args)
         except (ErrandError, OSError) as error:
+            if self._lock is not None:
+                # The child is gone, but a lock that it took on our descriptor is not.
+                release(self._lock)
             raise RuleError(f"legacy rules: {error}") from error
 
 

@@ -48,10 +48,15 @@ def xtables_lock(descriptor: int | None = None, seconds: float = DEADLINE) -> It
             yield
         finally:
             # Said aloud: a descriptor that was handed down stays open elsewhere, and the lock with it.
-            fcntl.flock(lock, fcntl.LOCK_UN)
+            release(lock)
     finally:
         if descriptor is None:
             os.close(lock)
+
+
+def release(descriptor: int) -> None:
+    """Give the lock back, whichever process took it on this descriptor."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _take(lock: int, seconds: float) -> None:
