@@ -1,0 +1,54 @@
+"""Parsers of openings: what a connection's first bytes say about it. Bytes in, facts out; no I/O, no clock, no state.
+
+Every parser has the same face, `parse(client, server)`: the bytes that each side has sent so far, from the first. It
+answers NO (these bytes can't be that protocol), MORE (they may be, the bytes end too early) or Found. It never raises,
+whatever the bytes, and never reports what the bytes do not say. Each module names its bound on the steps of a parse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+
+class Answer(Enum):
+    """What a parser says when it has no facts."""
+
+    NO = "no"
+    MORE = "more"
+
+
+NO: Final = Answer.NO
+MORE: Final = Answer.MORE
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is certain. facts: by attribute name, "protocol" always among them.
+
+    decided: False while a name may still come that a policy would wait for. done: False while the other side may still add
+    something, though all that decides is there.
+    """
+
+    facts: dict[str, Any]
+    decided: bool = True
+    done: bool = True
+
+
+Result = Answer | Found
+
+# Longer text from the wire is cut: a fact is for matching and for a log line.
+TEXT_LIMIT: Final = 256
+_ESCAPES: Final = {byte: f"\\x{byte:02x}" for byte in (*range(0x20), *range(0x7F, 0x100))} | {0x5C: "\\\\"}
+
+
+def text(data: bytes, limit: int = TEXT_LIMIT) -> str:
+    """Bytes as printable ASCII; anything else, and the backslash, is escaped, so that no two inputs look the same."""
+    return data[:limit].decode("latin-1").translate(_ESCAPES)
+
+
+def hostname(data: bytes) -> str:
+    """A host name for matching: in small letters, without the dot at its end (RFC 4343, RFC 1034 3.1)."""
+    name = text(data).lower()
+    return name[:-1] if name.endswith(".") and len(name) > 1 else name

@@ -1,0 +1,225 @@
+"""TLS: the ClientHello (RFC 8446 4.1.2), its server name (RFC 6066 3), ALPN (RFC 7301), ECH (RFC 9849), JA3 and JA4.
+
+Steps: at most one for each record (6 bytes or more) and one for each extension (4 bytes or more) or list entry.
+Sources of the fingerprints: github.com/salesforce/ja3, and technical_details/JA4.md of github.com/FoxIO-LLC/ja4.
+"""
+
+from __future__ import annotations
+
+from hashlib import md5, sha256
+from struct import unpack_from
+from typing import Any, Final
+
+from nfq_agent.protocols import MORE, NO, Found, Result, hostname, text
+
+_HANDSHAKE: Final = 22
+_CLIENT_HELLO: Final = 1
+# A record carries at most 2^14 bytes of plain text (RFC 8446 5.1).
+_RECORD_LIMIT: Final = 1 << 14
+_SERVER_NAME: Final = 0
+_GROUPS: Final = 10
+_POINT_FORMATS: Final = 11
+_SIGNATURES: Final = 13
+_ALPN: Final = 16
+_VERSIONS: Final = 43
+_ECH: Final = 0xFE0D
+# RFC 8701: 0x0a0a, 0x1a1a, ... 0xfafa stand for nothing.
+GREASE: Final = frozenset(0x0A0A + 0x1010 * number for number in range(16))
+_VERSION_NAMES: Final = {0x0300: "ssl3", 0x0301: "1.0", 0x0302: "1.1", 0x0303: "1.2", 0x0304: "1.3"}
+_JA4_VERSIONS: Final = {0x0300: "s3", 0x0301: "10", 0x0302: "11", 0x0303: "12", 0x0304: "13"}
+_NONE: Final = "0" * 12
+
+
+def parse(client: bytes, server: bytes) -> Result:
+    """The ClientHello at the beginning of what the client sent. Source: RFC 8446 5.1 for the records."""
+    if client[:1] not in (b"\x16", b"") or client[1:2] not in (b"\x03", b"") or client[2:3] > b"\x04":
+        return NO
+    if client[5:6] not in (b"\x01", b""):
+        return NO
+    if len(client) < 9:
+        return MORE
+    body = b""
+    end = 0
+    wanted = 4
+    # Most hellos are one record; a longer or a split one is put together. An empty record is forbidden (RFC 8446 5.1).
+    parts: list[bytes] = []
+    have = 0
+    while have < wanted:
+        if len(client) < end + 5:
+            return _PARTIAL
+        kind, major, _, size = unpack_from("!BBBH", client, end)
+        if kind != _HANDSHAKE or major != 3 or not 0 < size <= _RECORD_LIMIT:
+            return NO
+        part = client[end + 5 : end + 5 + size]
+        end += 5 + size
+        parts.append(part)
+        have += len(part)
+        if wanted == 4 and have >= 4:
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts = [body]
+            wanted = 4 + int.from_bytes(body[1:4], "big")
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    facts = hello(body[4:wanted])
+    if facts is None:
+        return NO
+    return Found({"protocol": "tls", **facts})
+
+
+_PARTIAL: Final = Found({"protocol": "tls"}, decided=False)
+
+
+def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:
+    """The facts in a ClientHello without its handshake header; None if it is malformed.
+
+    transport: "t" for TCP, "q" for QUIC (JA4's first letter). tls_version is the highest offered.
+    """
+    size = len(body)
+    if size < 38 or body[0] != 3:
+        return None
+    legacy = body[0] << 8 | body[1]
+    at = 35 + body[34]
+    if size < at + 2:
+        return None
+    length = body[at] << 8 | body[at + 1]
+    at += 2
+    if length & 1 or size < at + length + 1:
+        return None
+    ciphers = _numbers(body, at, length)
+    at += length
+    at += 1 + body[at]
+    name: str | None = None
+    alpn: tuple[bytes, ...] | None = None
+    groups: list[int] = []
+    formats = b""
+    signatures: list[int] = []
+    extensions: list[int] = []
+    version = legacy
+    ech = False
+    if at != size:
+        if size < at + 2 or size != at + 2 + (body[at] << 8 | body[at + 1]):
+            return None
+        at += 2
+        while at < size:
+            if size < at + 4:
+                return None
+            kind, length = unpack_from("!HH", body, at)
+            at += 4
+            end = at + length
+            if end > size:
+                return None
+            if kind in _READ:
+                if kind in extensions:
+                    # Not more than one of a type (RFC 8446 4.2): which of two names counts is not ours to guess.
+                    return None
+                if kind == _SERVER_NAME:
+                    if length and (name := _server_name(body[at:end])) is None:
+                        return None
+                elif kind == _ALPN:
+                    if (alpn := _protocols(body[at:end])) is None:
+                        return None
+                elif kind == _VERSIONS:
+                    if not length or body[at] != length - 1 or body[at] & 1:
+                        return None
+                    version = max(_numbers(body, at + 1, length - 1), default=legacy)
+                elif kind == _POINT_FORMATS:
+                    formats = body[at + 1 : end]
+                elif kind == _ECH:
+                    # Type 0 is the outer hello; an inner one is never seen in clear (RFC 9849 5).
+                    ech = body[at:end].startswith(b"\0")
+                elif length >= 2:
+                    if length & 1 or (body[at] << 8 | body[at + 1]) != length - 2:
+                        return None
+                    if kind == _GROUPS:
+                        groups = _numbers(body, at + 2, length - 2)
+                    else:
+                        signatures = _numbers(body, at + 2, length - 2)
+            if kind not in GREASE:
+                extensions.append(kind)
+            at = end
+    elif at > size:
+        return None
+    facts: dict[str, Any] = {"tls_version": _VERSION_NAMES.get(version, f"{version:#06x}"), "ech": ech}
+    if name is not None:
+        facts["tls_sni"] = name
+    if alpn is not None:
+        facts["tls_alpn"] = tuple(text(each) for each in alpn)
+    facts["ja3"] = _ja3(legacy, ciphers, extensions, groups, formats)
+    facts["ja4"] = _ja4(transport, version, ciphers, extensions, signatures, alpn)
+    return facts
+
+
+_READ: Final = frozenset((_SERVER_NAME, _GROUPS, _POINT_FORMATS, _SIGNATURES, _ALPN, _VERSIONS, _ECH))
+
+
+def _numbers(data: bytes, at: int, length: int) -> list[int]:
+    """16-bit numbers, those without meaning left out."""
+    numbers = unpack_from(f"!{length // 2}H", data, at)
+    return [number for number in numbers if number not in GREASE]
+
+
+def _server_name(data: bytes) -> str | None:
+    """The one name of type host_name (RFC 6066 3: "MUST NOT contain more than one name of the same name_type")."""
+    if len(data) < 5 or int.from_bytes(data[:2], "big") != len(data) - 2 or data[2] != 0:
+        return None
+    size = int.from_bytes(data[3:5], "big")
+    # Only host_name was ever defined, so the list has one entry.
+    if not size or len(data) != 5 + size:
+        return None
+    return hostname(data[5:])
+
+
+def _protocols(data: bytes) -> tuple[bytes, ...] | None:
+    if len(data) < 2 or int.from_bytes(data[:2], "big") != len(data) - 2:
+        return None
+    names: list[bytes] = []
+    at = 2
+    while at < len(data):
+        end = at + 1 + data[at]
+        if end > len(data):
+            return None
+        names.append(data[at + 1 : end])
+        at = end
+    return tuple(names)
+
+
+def _ja3(version: int, ciphers: list[int], extensions: list[int], groups: list[int], formats: bytes) -> str:
+    line = f"{version},{_dashed(ciphers)},{_dashed(extensions)},{_dashed(groups)},{_dashed(formats)}"
+    return md5(line.encode(), usedforsecurity=False).hexdigest()
+
+
+def _dashed(numbers: list[int] | bytes) -> str:
+    return "-".join(map(str, numbers))
+
+
+def _ja4(
+    transport: str,
+    version: int,
+    ciphers: list[int],
+    extensions: list[int],
+    signatures: list[int],
+    alpn: tuple[bytes, ...] | None,
+) -> str:
+    shown = _JA4_VERSIONS.get(version, "00")
+    sni = "d" if _SERVER_NAME in extensions else "i"
+    head = f"{transport}{shown}{sni}{min(len(ciphers), 99):02}{min(len(extensions), 99):02}{_ja4_alpn(alpn)}"
+    # Four hexadecimal digits each, so that numbers and their texts sort alike.
+    cipher_text = ",".join([f"{number:04x}" for number in sorted(ciphers)])
+    others = ",".join([f"{number:04x}" for number in sorted(extensions) if number not in (_SERVER_NAME, _ALPN)])
+    extension_text = others
+    if others and signatures:
+        extension_text += "_" + ",".join([f"{number:04x}" for number in signatures])
+    return f"{head}_{_short(cipher_text)}_{_short(extension_text)}"
+
+
+def _short(data: str) -> str:
+    return sha256(data.encode()).hexdigest()[:12] if data else _NONE
+
+
+def _ja4_alpn(alpn: tuple[bytes, ...] | None) -> str:
+    if not alpn or not alpn[0]:
+        return "00"
+    first, last = alpn[0][:1], alpn[0][-1:]
+    if first.isalnum() and last.isalnum():
+        return (first + last).decode("ascii")
+    digits = alpn[0].hex()
+    return digits[0] + digits[-1]

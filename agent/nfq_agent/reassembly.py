@@ -1,0 +1,67 @@
+"""One direction of a TCP connection put together from its segments, up to a limit (RFC 9293 3.10.7.4). No I/O, no clock.
+
+Segments may come late, twice, or overlap. Where two say different things about the same byte, which of them the receiver
+takes depends on the receiver: that is said (`conflict`), never resolved.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+
+class Reassembly:
+    """The bytes of one direction from `first` on.
+
+    first: the sequence number of the first byte. limit: bytes kept at most, in order and waiting together.
+    data: what has come without a gap. conflict: True once an overlap differed. full: True once something lay beyond the limit.
+    held: bytes kept now.
+    """
+
+    __slots__ = ("_first", "_limit", "_waiting", "conflict", "data", "full", "held")
+
+    def __init__(self, first: int, limit: int = 16384) -> None:
+        self._first = first
+        self._limit = limit
+        self._waiting: list[tuple[int, bytes]] = []
+        self.data = b""
+        self.conflict = False
+        self.full = False
+        self.held = 0
+
+    def add(self, sequence: int, segment: bytes) -> bool:
+        """Take one segment. True if `data` grew."""
+        offset = sequence - self._first & 0xFFFFFFFF
+        if offset >= 1 << 31:
+            # Before the beginning: a keep-alive probe, or a repeated SYN's place.
+            offset -= 1 << 32
+            segment = segment[-offset:]
+            offset = 0
+        if offset + len(segment) > self._limit:
+            self.full = True
+            segment = segment[: max(0, self._limit - offset)]
+        if not segment:
+            return False
+        if offset > len(self.data):
+            if self.held + len(segment) > self._limit:
+                self.full = True
+                segment = segment[: max(0, self._limit - self.held)]
+            if segment:
+                insort(self._waiting, (offset, segment))
+                self.held += len(segment)
+            return False
+        before = len(self.data)
+        self._join(offset, segment)
+        self.held += len(self.data) - before
+        while self._waiting and self._waiting[0][0] <= len(self.data):
+            offset, segment = self._waiting.pop(0)
+            self.held -= len(segment)
+            size = len(self.data)
+            self._join(offset, segment)
+            self.held += len(self.data) - size
+        return len(self.data) > before
+
+    def _join(self, offset: int, segment: bytes) -> None:
+        known = self.data[offset : offset + len(segment)]
+        if known and not segment.startswith(known):
+            self.conflict = True
+        self.data += segment[len(known) :]
