@@ -381,7 +381,7 @@ class Config(_Model):
         """Bytes to copy of each packet of this queue: what the file says, else the least that its elements need."""
         if queue.copy_range != "auto":
             return queue.copy_range
-        needs = max((spec.cls.needs for spec in self.packet_elements(queue)), default=Needs.METADATA)
+        needs = max((spec.cls.needs_of(spec.options) for spec in self.packet_elements(queue)), default=Needs.METADATA)
         return {Needs.METADATA: 0, Needs.HEADERS: HEADER_BYTES}.get(needs, WHOLE_PACKET) or HEADER_BYTES
 
 
@@ -516,7 +516,7 @@ def _cross_faults(config: Config, source: _Source) -> Iterator[str]:
         except ElementError as error:
             yield from _element_faults(error, ("queue", name, "elements"), source, config)
         else:
-            if queue.gso and (writers := [spec.name for spec in specs if spec.cls.rewrites]):
+            if queue.gso and (writers := [spec.name for spec in specs if spec.cls.rewrites_of(spec.options)]):
                 yield fault(
                     ("queue", name, "gso"),
                     f"gso = true beside {writers[0]!r}, which rewrites packets: an offloaded packet can't be rewritten; "

@@ -40,7 +40,8 @@ class PacketElement:
     model of its table. `emit(message, level="info", **fields)` says one event; it never blocks and may hold back what
     comes too fast. `pure` says that the answer follows from protocol, addresses, ports, hook and interfaces alone, so that
     the worker may remember it. `lasting` says that the answer, None too, holds for the whole flow from then on, unless
-    `flow.undecided`. `reads_process` says that it looks at uid or gid. An instance may set these, and `needs`, for itself, by its options.
+    `flow.undecided`. `reads_process` says that it looks at uid or gid. An instance may set these, and `needs`, for itself,
+    by its options.
 
     The time is `packet.time`: the worker stamps what the kernel did not.
     """
@@ -62,6 +63,11 @@ class PacketElement:
         """How much an element with these options reads: `needs`, unless a subclass knows it more exactly."""
         return cls.needs
 
+    @classmethod
+    def rewrites_of(cls, options: Any) -> bool:
+        """Whether an element with these options may change payloads: `rewrites`, unless a subclass knows it more exactly."""
+        return cls.rewrites
+
     def start(self) -> None:
         """Called once in the worker, before the first packet."""
 
@@ -76,8 +82,11 @@ class PacketElement:
         """The verdict that was chosen, whoever chose it, or another in its place. lasting: it holds for the whole flow."""
         return verdict
 
-    def judged(self, packet: Packet, verdict: Verdict) -> None:
-        """Called with what became of a packet of this element's chain, after the verdict was given."""
+    def judged(self, packet: Packet, verdict: Verdict) -> bool | None:
+        """Called with what became of a packet of this element's chain, after the verdict was given.
+
+        False keeps the packet from the elements behind that listen.
+        """
 
 
 class ElementChain:
@@ -147,7 +156,8 @@ class ElementChain:
     def judged(self, packet: Packet, verdict: Verdict) -> None:
         """Tell the elements that want to know what became of the packet."""
         for listener in self._listeners:
-            listener(packet, verdict)
+            if listener(packet, verdict) is False:
+                return
 
     def start(self) -> None:
         """Start the elements in order."""

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 from pydantic import BeforeValidator
 
-_RATE: Final = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h)")
+_RATE: Final = re.compile(r"([1-9]\d*)/(s|m|h)")
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
 # A clock that is set back further than packets overtake each other must not starve a bucket until it has caught up.
 _SET_BACK: Final = 1.0
@@ -18,10 +18,16 @@ _SET_BACK: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many in a second, on average. text: as the configuration has it."""
+    """So many in a period of so many seconds. text: as the configuration has it."""
 
-    per_second: float
+    count: int
+    period: float
     text: str
+
+    @property
+    def per_second(self) -> float:
+        """How many a second that is on average."""
+        return self.count / self.period
 
     def __str__(self) -> str:
         return self.text
@@ -30,9 +36,9 @@ class Rate:
 def _rate(value: object) -> Rate:
     if isinstance(value, Rate):
         return value
-    if isinstance(value, str) and (match := _RATE.fullmatch(value)) and float(match[1]) > 0:
-        return Rate(float(match[1]) / _UNITS[match[2]], value)
-    raise ValueError(f'{value!r} is no rate; allowed: a number above 0 with /s, /m or /h, as in "5/s"')
+    if isinstance(value, str) and (match := _RATE.fullmatch(value)):
+        return Rate(int(match[1]), _UNITS[match[2]], value)
+    raise ValueError(f'{value!r} is no rate; allowed: a whole number from 1 on with /s, /m or /h, as in "5/s"')
 
 
 RateField = Annotated[Rate, BeforeValidator(_rate)]
@@ -90,6 +96,41 @@ class Buckets:
         else:
             self._buckets.move_to_end(key)
         return bucket.take(now)
+
+
+class Windows:
+    """For each key at most the rate's count in any stretch of its period, for at most `limit` keys, as in Buckets."""
+
+    def __init__(self, rate: Rate, limit: int) -> None:
+        self._count = rate.count
+        self._period = rate.period
+        self._limit = limit
+        self._times: OrderedDict[Hashable, list[float]] = OrderedDict()
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def take(self, key: Hashable, now: float) -> bool:
+        """One more for this key; False where it would be too many."""
+        times = self._times.get(key)
+        if times is None:
+            if len(self._times) >= self._limit:
+                self._times.popitem(last=False)
+                self.evicted += 1
+            self._times[key] = [now]
+            return True
+        self._times.move_to_end(key)
+        if times[-1] - now > _SET_BACK:
+            times.clear()
+        if len(times) < self._count:
+            times.append(now)
+            return True
+        if now - times[0] < self._period:
+            return False
+        del times[0]
+        times.append(now)
+        return True
 
 
 class Held:

@@ -76,9 +76,9 @@ class Bench:
     """A chain of elements in front of no kernel.
 
     element: a class, or a name as the configuration has it; options: the keys of its table. before: elements that stand in
-    front of it, each a (class or name, options) pair. queue_default: the queue's own. Packets without a time get `now`, in seconds,
-    which begins at 1000.0 and stands still until the test moves it. Options that the element does not take raise pydantic's
-    ValidationError, as the file's do.
+    front of it, each a (class or name, options) pair. queue_default: the queue's own. Packets without a time get `now`,
+    in seconds, which begins at 1000.0 and stands still until the test moves it. Options that the element does not take raise
+    pydantic's ValidationError, as the file's do.
     """
 
     def __init__(

@@ -12,8 +12,12 @@ from nfq_agent.stream import StreamElement
 
 # One line for each: the name in the configuration, and where its class is.
 PACKET_ELEMENTS: Final = {
+    "dpi": "nfq_agent.elements.dpi:Dpi",
     "log": "nfq_agent.elements.log:FiveTupleLog",
     "policy": "nfq_agent.elements.policy:Policy",
+    "rate-limit": "nfq_agent.elements.rate_limit:RateLimit",
+    "sample": "nfq_agent.elements.sample:Sample",
+    "syn-monitor": "nfq_agent.elements.syn_monitor:SynMonitor",
 }
 STREAM_ELEMENTS: Final = {
     "stream-log": "nfq_agent.elements.stream_log:StreamLog",

@@ -1,0 +1,83 @@
+"""`sample`: lets a share of the packets through to the elements behind that listen, and if asked to those that judge."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nfq_agent import element
+from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.flow import Flow
+from nfq_agent.packet import FiveTuple, Packet, PacketError
+from nfq_agent.verdict import ACCEPT, DROP, Verdict
+
+
+class SampleOptions(element.Options):
+    """one_in: every so many-th packet; or probability: each with these odds. seed: the same seed, the same choice.
+
+    per_flow: choose whole flows, both directions, by their five-tuple. rest: the verdict on what is not chosen; left out, it
+    is judged by the elements behind, and only kept from those that listen (`log`, `pcap`, `syn-monitor`).
+    """
+
+    one_in: Annotated[int, Field(ge=1)] | None = None
+    probability: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    seed: int = 0
+    per_flow: bool = False
+    rest: Literal["accept", "drop"] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.one_in is None) == (self.probability is None):
+            raise ValueError("how many are chosen is said in one way; allowed: one_in = 100, or probability = 0.01")
+        return self
+
+
+class Sample(PacketElement):
+    """Chooses packets, or flows, and remembers the choice until the packet's verdict is given."""
+
+    needs = Needs.HEADERS
+    Options = SampleOptions
+
+    def __init__(self, name: str, options: SampleOptions, emit: Emit) -> None:
+        super().__init__(name, options, emit)
+        self._share = 1 / options.one_in if options.one_in else options.probability or 0.0
+        self._random = random.Random(options.seed)
+        self._key = options.seed.to_bytes(16, "big", signed=True)
+        self._counted = 0
+        self._rest = None if options.rest is None else {"accept": ACCEPT, "drop": DROP}[options.rest]
+        self._chosen: dict[int, bool] = {}
+
+    def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
+        """The verdict on the rest, None for what is chosen."""
+        if self._rest is None:
+            return None
+        chosen = self._chosen[packet.id] = self._choose(packet)
+        return None if chosen else self._rest
+
+    def judged(self, packet: Packet, verdict: Verdict) -> bool:
+        """False for what is not chosen. What an element in front has decided is chosen here."""
+        chosen = self._chosen.pop(packet.id, None)
+        return self._choose(packet) if chosen is None else chosen
+
+    def _choose(self, packet: Packet) -> bool:
+        if self.options.per_flow:
+            try:
+                return self._fraction(packet.headers.five_tuple) < self._share
+            except PacketError:
+                return False
+        if self.options.one_in:
+            self._counted += 1
+            if self._counted < self.options.one_in:
+                return False
+            self._counted = 0
+            return True
+        return self._random.random() < self._share
+
+    def _fraction(self, five_tuple: FiveTuple) -> float:
+        """A number from 0 up to 1 for a flow, the same for both directions."""
+        ends = sorted(((five_tuple.src, five_tuple.sport or 0), (five_tuple.dst, five_tuple.dport or 0)))
+        text = bytes((five_tuple.protocol,)) + b"".join(address + port.to_bytes(2, "big") for address, port in ends)
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=self._key).digest(), "big") / 2**64
