@@ -60,8 +60,10 @@ def writer(tool: str, seed: int, changes: int) -> tuple[str, list[str], list[str
             case _:
                 lines.append(f"-A THEIRS {spec}")
                 theirs.append(spec)
-    script = f"{tool} -w -t mangle -N THEIRS\n" + "".join(f"{tool} -w -t mangle {line}\n" for line in lines)
-    return f"{script}touch /run/done\n", theirs, output
+    script = f"trap 'touch /run/done' EXIT\n{tool} -w -t mangle -N THEIRS\n" + "".join(
+        f"{tool} -w -t mangle {line}\n" for line in lines
+    )
+    return script, theirs, output
 
 
 def apply_and_remove_until_done(host: RuleHost) -> int:

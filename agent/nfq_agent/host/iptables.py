@@ -46,7 +46,11 @@ from nfq_agent.rules import (
     tag_prefix,
 )
 
-_NAMES: Final[Mapping[Family, str]] = {"inet": "/proc/net/ip_tables_names", "inet6": "/proc/net/ip6_tables_names"}
+_NAMES: Final[Mapping[Family, str]] = {
+    # Not /proc/net: that link is hidden from a service with ProcSubset=pid.
+    "inet": "/proc/self/net/ip_tables_names",
+    "inet6": "/proc/self/net/ip6_tables_names",
+}
 _MODULES: Final[Mapping[Family, str]] = {"inet": "ip_tables", "inet6": "ip6_tables"}
 _SONAMES: Final = {"xtables": "libxtables.so.12", "ip4tc": "libip4tc.so.2", "ip6tc": "libip6tc.so.2"}
 # libxtables added the field `base` to struct xt_option_entry in 1.8.11 (include/xtables.h) and kept its soname; this
@@ -538,22 +542,18 @@ def _set(extension: Any, options: Sequence[Option]) -> None:
 
 
 def _interface(name: str) -> tuple[bytes, bytes]:
-    """The name and the mask of struct ipt_ip for an interface; `eth+` is every name that begins so (iptables(8), -i)."""
-    bare = os.fsencode(name.removesuffix("+"))
-    if len(bare) >= _IFNAMSIZ:
+    """The name and the mask of struct ipt_ip for an interface. `eth+` is every name that begins so (iptables(8), -i); the
+    plus stays in the name, outside the mask (libxtables, xtables_parse_interface)."""
+    raw = os.fsencode(name)
+    if len(raw) >= _IFNAMSIZ:
         raise ValueError(f"interface name {name} is too long")
-    return bare, b"\xff" * (len(bare) + (0 if name.endswith("+") else 1))
+    return raw, b"\xff" * (len(raw) - 1 if raw.endswith(b"+") else len(raw) + 1)
 
 
 def _interface_name(name: bytes, mask: bytes) -> str:
-    if not mask:
-        return ""
-    length = len(name)
-    if mask == b"\xff" * (length + 1):
-        return os.fsdecode(name)
-    if mask == b"\xff" * length:
-        return os.fsdecode(name) + "+"
-    raise ValueError("an interface mask of another kind")
+    if (name or mask) and (name, mask) != _interface(os.fsdecode(name)):
+        raise ValueError("an interface mask of another kind")
+    return os.fsdecode(name)
 
 
 def _plain(error: object) -> str:
