@@ -1,0 +1,119 @@
+"""Openings for the DPI tests: what clients and servers say first, and what is to be found in it."""
+
+from __future__ import annotations
+
+import ssl
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+
+def client_hello(name: str | None, *, alpn: Sequence[str] = (), version: ssl.TLSVersion | None = None) -> bytes:
+    """The records that OpenSSL would send."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    if version is not None:
+        context.maximum_version = version
+    outgoing = ssl.MemoryBIO()
+    connection = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
+    try:
+        connection.do_handshake()
+    except ssl.SSLWantReadError:
+        return outgoing.read()
+    raise AssertionError("a handshake without an answer")
+
+
+def made_hello(
+    ciphers: Sequence[int], extensions: Sequence[tuple[int, bytes]], *, version: int = 0x0303, session: bytes = b""
+) -> bytes:
+    """A ClientHello of one's own in one record."""
+    options = b"".join(struct.pack("!HH", kind, len(data)) + data for kind, data in extensions)
+    body = struct.pack("!H", version) + bytes(32) + bytes((len(session),)) + session
+    body += struct.pack(f"!H{len(ciphers)}H", 2 * len(ciphers), *ciphers) + b"\1\0"
+    if extensions:
+        body += struct.pack("!H", len(options)) + options
+    return record(b"\1" + len(body).to_bytes(3, "big") + body)
+
+
+def record(handshake: bytes, size: int = 16384) -> bytes:
+    """A handshake message in records of at most `size` bytes."""
+    parts = [handshake[at : at + size] for at in range(0, len(handshake), size)]
+    return b"".join(b"\x16\3\1" + struct.pack("!H", len(part)) + part for part in parts)
+
+
+def server_name(name: bytes) -> tuple[int, bytes]:
+    """The server_name extension (RFC 6066 3)."""
+    return 0, struct.pack("!HBH", len(name) + 3, 0, len(name)) + name
+
+
+def numbers(kind: int, *values: int) -> tuple[int, bytes]:
+    """An extension that is a list of 16-bit numbers."""
+    return kind, struct.pack(f"!H{len(values)}H", 2 * len(values), *values)
+
+
+def dns_query(name: str, kind: int = 1, number: int = 7, *, flags: int = 0x0100) -> bytes:
+    """A query without EDNS."""
+    labels = b"".join(bytes((len(label),)) + label.encode() for label in name.split(".") if label)
+    return struct.pack("!6H", number, flags, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, 1)
+
+
+def over_tcp(message: bytes) -> bytes:
+    """With its length before it (RFC 1035 4.2.2)."""
+    return struct.pack("!H", len(message)) + message
+
+
+POSTGRESQL = b"\0\3\0\0user\0ann\0database\0shop\0application_name\0psql\0\0"
+MQTT = b"\0\4MQTT\4\2\0\x3c\0\5meter"
+
+# (what the client says, what the server says, the facts that have to be found)
+OPENINGS: dict[str, tuple[bytes, bytes, dict[str, Any]]] = {
+    "tls": (
+        client_hello("a.server.test", alpn=("h2",)), b"",
+        {"protocol": "tls", "tls_sni": "a.server.test", "tls_alpn": ("h2",)},
+    ),
+    "http": (
+        b"GET /a/b?c=d HTTP/1.1\r\nUser-Agent: me\r\nHost: A.server.test:8080\r\n\r\n", b"",
+        {"protocol": "http", "http_method": "GET", "http_path": "/a/b", "http_host": "a.server.test", "http_user_agent": "me"},
+    ),
+    "http2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"", {"protocol": "http", "http_version": "2"}),
+    "dns": (
+        over_tcp(dns_query("A.name.test", 28)), b"",
+        {"protocol": "dns", "dns_name": ("a.name.test",), "dns_type": ("AAAA",)},
+    ),
+    "ssh": (b"SSH-2.0-client_1\r\n", b"", {"protocol": "ssh", "ssh_client_banner": "SSH-2.0-client_1"}),
+    "ssh-server": (b"", b"hello\r\nSSH-2.0-server_1\r\n", {"protocol": "ssh", "ssh_banner": "SSH-2.0-server_1"}),
+    "smtp": (
+        b"EHLO me.test\r\nMAIL FROM:<a@b.test>\r\n", b"220 mail.test ESMTP\r\n",
+        {"protocol": "smtp", "smtp_helo": "me.test", "smtp_banner": "mail.test ESMTP"},
+    ),
+    "smtp-starttls": (
+        b"EHLO me.test\r\nSTARTTLS\r\n" + client_hello("mail.server.test"), b"220 mail.test ESMTP\r\n",
+        {"protocol": "smtp", "smtp_helo": "me.test", "tls_sni": "mail.server.test"},
+    ),
+    "imap": (
+        b"a1 CAPABILITY\r\na2 LOGIN ann secret\r\n", b"* OK ready\r\n", {"protocol": "imap", "imap_banner": "ready"},
+    ),
+    "imap-starttls": (
+        b"a1 STARTTLS\r\n" + client_hello("imap.server.test"), b"* OK ready\r\n",
+        {"protocol": "imap", "tls_sni": "imap.server.test"},
+    ),
+    "postgresql": (
+        struct.pack("!I", len(POSTGRESQL) + 4) + POSTGRESQL, b"",
+        {"protocol": "postgresql", "pg_user": "ann", "pg_database": "shop"},
+    ),
+    "postgresql-tls": (
+        bytes.fromhex("00000008 04d21630 00000008 04d2162f") + client_hello("db.server.test"), b"NS",
+        {"protocol": "postgresql", "tls_sni": "db.server.test"},
+    ),
+    "redis": (b"*2\r\n$4\r\nauth\r\n$6\r\nsecret\r\n", b"", {"protocol": "redis", "redis_command": "AUTH"}),
+    "mqtt": (
+        b"\x10" + bytes((len(MQTT),)) + MQTT, b"", {"protocol": "mqtt", "mqtt_version": "3.1.1", "mqtt_client_id": "meter"},
+    ),
+    "mqtt5": (
+        bytes.fromhex("1015 0004 4d515454 05 02 003c 03 21000a 0005") + b"meter", b"",
+        {"protocol": "mqtt", "mqtt_version": "5.0", "mqtt_client_id": "meter"},
+    ),
+}  # fmt: skip
