@@ -21,7 +21,7 @@ from nfq_agent.host.xtables_lock import held_by, holders, lock_path
 from nfq_agent.rules import FAMILIES, RuleError
 
 Level = Literal["good", "warning", "fault"]
-_QUEUES: Final = Path("/proc/net/netfilter/nfnetlink_queue")
+_QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
 # From this many legacy rules on, some Kubernetes images take the host for one that uses them (iptables-wrappers).
 _KUBERNETES_LIMIT: Final = 10
 

@@ -141,8 +141,10 @@ def _apt_get(root: Path, *words: str) -> None:
 
 
 def _nspawn(root: Path) -> list[str]:
-    # Without --register and with --keep-unit no running systemd is needed on this machine.
-    return ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=off", f"--directory={root}"]
+    # Without --register and with --keep-unit no running systemd is needed on this machine. The machine's name is that of a
+    # folder under /run/systemd/nspawn, so no two may have the same.
+    words = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=off", "--hostname=testhost"]
+    return [*words, f"--machine=nfq-agent-test-{os.getpid()}-{time.monotonic_ns()}", f"--directory={root}"]
 
 
 def _setenv() -> list[str]:

@@ -1,0 +1,93 @@
+"""The packages under test, built from the working tree in a root of the release that they are for, without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from container import Layer, Release, base_root, build_root, made_once
+
+TOP = Path(__file__).resolve().parent.parent.parent
+_PARTS = ("agent", "packaging", "systemd", "pyproject.toml", "README.md")
+
+
+@dataclass(frozen=True, slots=True)
+class Packages:
+    """What `packaging/build` made for a release."""
+
+    release: Release
+    folder: Path
+
+    @property
+    def deb(self) -> Path:
+        """The .deb."""
+        (found,) = self.folder.glob("*.deb")
+        return found
+
+    @property
+    def rpm(self) -> Path:
+        """The .rpm."""
+        (found,) = self.folder.glob("*.rpm")
+        return found
+
+
+def packages(release: Release, again: bool = False) -> Packages:
+    """Both packages of a release, built once for the same sources. again: a second build of the same."""
+    files = _sources()
+    wanted = hashlib.sha256(f"{base_root(release).name} {again}\n".encode())
+    for file in files:
+        wanted.update(f"{file} {file.stat().st_mode & 0o111}\n".encode() + file.read_bytes())
+
+    def make(folder: Path) -> None:
+        wheels = _wheels(release)
+        with Layer(build_root(release)) as layer:
+            source = layer.root / "srv/nfq-agent"
+            for file in files:
+                target = source / file.relative_to(TOP)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target)
+            offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/srv/wheels", "SOURCE_DATE_EPOCH": _date()}
+            print(layer.run("/srv/nfq-agent/packaging/build", binds=[f"--bind-ro={wheels}:/srv/wheels"], environment=offline))
+            for made in (source / "dist").iterdir():
+                shutil.copy(made, folder)
+
+    return Packages(release, made_once(f"{release.name}-packages-{wanted.hexdigest()[:12]}", make))
+
+
+def _sources() -> list[Path]:
+    """The files that git knows or would take, of the parts that a package is built from."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PARTS],
+        cwd=TOP, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    return sorted(path for name in set(listed.split("\0")) if name and (path := TOP / name).is_file())
+
+
+def _date() -> str:
+    return subprocess.run(
+        ["git", "log", "-1", "--format=%ct"], cwd=TOP, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def _wheels(release: Release) -> Path:
+    """What the build would download, fetched by this machine's pip for the Python of the release."""
+    locks = [TOP / "packaging" / f"requirements{part}.txt" for part in ("", "-build", "-rpm")]
+    wanted = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()[:12]
+    machine = platform.machine()
+    platforms = (f"manylinux2014_{machine}", f"manylinux_2_28_{machine}", f"manylinux1_{machine}", "any")
+
+    def make(folder: Path) -> None:
+        for lock in locks:
+            subprocess.run(
+                [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps",
+                 "--require-hashes", "--requirement", str(lock), "--dest", str(folder), "--implementation=cp",
+                 f"--python-version={release.python}", *(f"--platform={name}" for name in platforms)],
+                check=True,
+            )  # fmt: skip
+
+    return made_once(f"{release.name}-wheels-{wanted}", make)
