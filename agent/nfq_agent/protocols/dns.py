@@ -1,6 +1,7 @@
 """DNS over UDP and TCP: question and answers (RFC 1035 4; names RFC 4343, RFC 9267 on hostile ones; RFC 7766 for TCP).
 
-Steps: at most 8 questions and 64 answers of 128 labels each; a compression pointer has to point before its own name.
+Steps: at most 16 messages of 8 questions and 64 answers with 128 labels each; a compression pointer has to point before
+its own name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from nfq_agent.protocols import MORE, NO, Answer, Found, Result, text
 
 PORTS: Final = frozenset((53, 5353))
 _QUESTIONS: Final = 8
+_MESSAGES: Final = 16
 _ANSWERS: Final = 64
 # QUERY, IQUERY, STATUS, NOTIFY, UPDATE (IANA, DNS OpCodes); 6 is stateful, over TLS only.
 _OPCODES: Final = frozenset((0, 1, 2, 4, 5))
@@ -30,27 +32,32 @@ _NAME_AT: Final = {2: 0, 5: 0, 12: 0, 39: 0, 15: 2, 33: 6}
 
 
 def parse(client: bytes, server: bytes) -> Result:
-    """The first message over TCP, two bytes of length before it; the answer as soon as it is there."""
+    """The queries over TCP, two bytes of length before each (RFC 7766 8); the facts are those of the latest, 16 at most."""
     if not client:
         return MORE
-    size = int.from_bytes(client[:2], "big")
-    if len(client) >= 2 and size < 17:
-        return NO
-    if len(client) < 14:
-        return MORE if len(client) < 6 or _plausible(client[2:14]) else NO
-    if not _plausible(client[2:14]):
-        return NO
-    if len(client) < 2 + size:
+    facts: dict[str, Any] | None = None
+    at = 0
+    for _ in range(_MESSAGES):
+        size = int.from_bytes(client[at : at + 2], "big")
+        header = client[at + 2 : at + 14]
+        if (len(client) >= at + 2 and size < 17) or not _plausible(header):
+            return NO if facts is None else Found(facts)
+        if len(client) < at + 2 + size or not header:
+            break
+        query = message(client[at + 2 : at + 2 + size], strict=True)
+        if query is None or query.pop("dns_response", None):
+            return NO if facts is None else Found(facts)
+        facts = {"protocol": "dns", **query}
+        at += 2 + size
+        if at == len(client):
+            break
+    if facts is None:
         return MORE
-    query = message(client[2 : 2 + size], strict=True)
-    if query is None or query.pop("dns_response", None):
-        return NO
-    facts = {"protocol": "dns", **query}
-    if len(server) >= 2:
-        size = int.from_bytes(server[:2], "big")
-        if len(server) >= 2 + size:
-            answer = message(server[2 : 2 + size], strict=True)
-            return Found(facts if answer is None else facts | answer)
+    if len(server) >= 2 and len(server) >= (size := 2 + int.from_bytes(server[:2], "big")):
+        answer = message(server[2:size], strict=True)
+        if answer is not None and answer["dns_name"] == facts["dns_name"]:
+            facts |= answer
+        return Found(facts)
     return Found(facts, done=False)
 
 
