@@ -103,10 +103,11 @@ class Dpi(PacketElement):
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """Look at the packet; the answer is always None."""
-        if self._open:
-            self._age(packet.time)
         if flow is None:
             return None
+        # The flow's clock is the worker's; not every packet is stamped.
+        if self._open:
+            self._age(flow.last)
         try:
             headers = packet.headers
         except PacketError:
@@ -155,9 +156,9 @@ class Dpi(PacketElement):
             # TCP Fast Open: the data follow the SYN's own number (RFC 7413 4.2).
             sequence = sequence + 1 & 0xFFFFFFFF
         if decided and connection.client is None:
-            self._again(flow, connection, sequence, data, packet.time)
+            self._again(flow, connection, sequence, data, flow.last)
         else:
-            self._payload(flow, connection, from_client, sequence, data, packet.time)
+            self._payload(flow, connection, from_client, sequence, data, flow.last)
 
     def _syn(self, packet: Packet, flow: Flow, headers: Headers, connection: _Connection | None) -> _Connection | None:
         """A SYN, or the SYN and ACK that answers it: the beginning of a connection, or a repeated packet."""
@@ -167,7 +168,7 @@ class Dpi(PacketElement):
         initial = acknowledged - 1 & 0xFFFFFFFF if answer else sequence
         if connection is not None and not connection.closed:
             if initial == connection.renewed and answer:
-                connection = self._begin(flow, headers, initial, client=False, now=packet.time)
+                connection = self._begin(flow, headers, initial, client=False, now=flow.last)
             elif initial != connection.initial:
                 # Another connection may begin on the same five-tuple. It has when the server answers; where no server was
                 # ever heard, when the client goes on from there.
@@ -175,7 +176,7 @@ class Dpi(PacketElement):
                     connection.renewed = initial
                 return None
         elif connection is None or initial != connection.initial or not answer:
-            connection = self._begin(flow, headers, initial, client=not answer, now=packet.time)
+            connection = self._begin(flow, headers, initial, client=not answer, now=flow.last)
         if answer:
             connection.answered = True
             connection.server_first = sequence + 1 & 0xFFFFFFFF
@@ -204,7 +205,7 @@ class Dpi(PacketElement):
         initial = connection.renewed
         if initial is None or sequence != initial + 1 & 0xFFFFFFFF:
             return False
-        self._begin(flow, headers, initial, client=True, now=packet.time)
+        self._begin(flow, headers, initial, client=True, now=flow.last)
         return True
 
     def _payload(self, flow: Flow, connection: _Connection, from_client: bool, sequence: int, data: bytes, now: float) -> None:
@@ -347,7 +348,7 @@ class Dpi(PacketElement):
         if status is None:
             facts["dpi"] = "undecided"
             flow.undecided = True
-        self._datagram(flow, five_tuple == flow.origin, data, packet.time)
+        self._datagram(flow, five_tuple == flow.origin, data, flow.last)
 
     def _datagram(self, flow: Flow, from_origin: bool, data: bytes, now: float) -> None:
         datagrams: _Datagrams | None = flow.state.get(self)
