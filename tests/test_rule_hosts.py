@@ -405,6 +405,29 @@ def test_everything_a_configuration_can_say_is_written_and_read_alike(world: Wor
     assert ours(world.save(family)) == []
 
 
+def test_what_a_proxy_asks_for_is_written_and_read_alike(world: World, family: Family) -> None:
+    comment = '-m comment --comment "nfq-agent:a:x"'
+    hosts, anywhere = ("10.0.0.0-10.255.255.255", "0.0.0.0") if family == "inet" else ("fd00::-fdff::1", "::")
+    mark, masks = "0x4f000000/0xff000000", "--nfmask 0xff000000 --ctmask 0xff000000"
+    counted = "--connbytes 8 --connbytes-mode packets --connbytes-dir both"
+    desired = rules(
+        f"mangle {jump('a', 'PREROUTING')}",
+        f"mangle -A NFQA-a-PREROUTING -p tcp -m multiport --dports 15002 -m addrtype --dst-type LOCAL {comment} -j RETURN",
+        f"mangle -A NFQA-a-PREROUTING -p tcp -m multiport --dports 80 -m iprange --dst-range {hosts} {comment} -j RETURN",
+        f"mangle -A NFQA-a-PREROUTING -p tcp -m socket --transparent {comment} -j MARK --set-xmark {mark}",
+        f"mangle -A NFQA-a-PREROUTING -p tcp -m multiport --dports 80 {comment} "
+        f"-j TPROXY --on-port 15002 --on-ip {anywhere} --tproxy-mark {mark}",
+        f"mangle -A NFQA-a-PREROUTING -m mark --mark {mark} {comment} -j CONNMARK --save-mark {masks}",
+        f"mangle -A NFQA-a-PREROUTING {comment} -j CONNMARK --restore-mark {masks}",
+        f"mangle -A NFQA-a-PREROUTING -m connbytes {counted} {comment} -j RETURN",
+    )
+    host = world.host("a")
+    host.apply(family, desired)
+    written = {line for line in ours(world.save(family)) if line.startswith("-A")}
+    assert written == {str(each) for table in desired.values() for each in table.rules}
+    assert host.apply(family, desired).changes == {}
+
+
 def test_when_a_later_table_is_refused_the_earlier_ones_are_put_back(world: World, family: Family) -> None:
     world.restore(family, FOREIGN)
     host = world.host("a")
