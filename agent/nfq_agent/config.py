@@ -24,6 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from nfq_agent.duration import Duration
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements import ElementError, packet_element, stream_element
+from nfq_agent.mark import Kept, Mark, MarkField
 
 DEFAULT_PATH: Final = Path("/etc/nfq-agent/nfq-agent.toml")
 
@@ -48,35 +49,6 @@ class ConfigError(Exception):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A packet or connection mark under a mask: only the bits of the mask are looked at, or set."""
-
-    value: int
-    mask: int = 0xFFFFFFFF
-
-    def __str__(self) -> str:
-        return f"{self.value:#x}/{self.mask:#x}"
-
-
-def _mark(value: object) -> Mark:
-    if isinstance(value, Mark):
-        return value
-    if isinstance(value, str):
-        first, slash, second = value.partition("/")
-        try:
-            mark = Mark(int(first, 0), int(second, 0) if slash else 0xFFFFFFFF)
-        except ValueError:
-            pass
-        else:
-            if not (0 <= mark.value <= 0xFFFFFFFF and 0 < mark.mask <= 0xFFFFFFFF):
-                raise ValueError("a mark and its mask have 32 bits, and a mask is not 0")
-            if mark.value & ~mark.mask:
-                raise ValueError(f"mark {mark.value:#x} lies outside its mask {mark.mask:#x}; allowed: bits of the mask")
-            return mark
-    raise ValueError('not a mark; allowed: "VALUE/MASK", as in "0x10/0xff"')
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -156,7 +128,6 @@ def _network(value: object) -> IPv4Network | IPv6Network:
     raise ValueError(f'{value!r} is no network; allowed: ADDRESS/LENGTH without host bits, as in "10.0.0.0/8"')
 
 
-MarkField = Annotated[Mark, BeforeValidator(_mark)]
 PortsField = Annotated[Ports, BeforeValidator(_ports)]
 NetworkField = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 EndpointField = Annotated[Endpoint, BeforeValidator(_endpoint)]
@@ -377,6 +348,14 @@ class Config(_Model):
             raise ElementError(name, error) from error
         return ElementSpec(name, cls, options)
 
+    def kept(self, queue: QueueConfig) -> Kept | None:
+        """The marks by which the kernel keeps this queue's verdicts on flows; None where no element offloads."""
+        for spec in self.packet_elements(queue):
+            marks: Kept | None = spec.cls.kept_of(spec.options)
+            if marks is not None:
+                return marks
+        return None
+
     def copy_range(self, queue: QueueConfig) -> int:
         """Bytes to copy of each packet of this queue: what the file says, else the least that its elements need."""
         if queue.copy_range != "auto":
@@ -540,6 +519,23 @@ def _cross_faults(config: Config, source: _Source) -> Iterator[str]:
             if wanted is not None and wanted not in there:
                 names = ", ".join(sorted(there)) or f"none is configured; add [{kind}.{wanted}]"
                 yield fault(("rules", name, kind), f"no {kind} {wanted!r} is configured; allowed: {names}")
+        if rule.table_name == "raw" and (queue_of := config.queue.get(rule.queue or "")) is not None:
+            try:
+                marks = config.kept(queue_of)
+            except ElementError:
+                # Said above.
+                continue
+            if marks is not None:
+                yield fault(
+                    ("rules", name, "table"),
+                    "table raw comes before connection tracking, so that offload finds no connection to mark; "
+                    "allowed: mangle, filter",
+                )
+        if rule.proxy in config.proxy and config.proxy[rule.proxy].capture == "tproxy":
+            if rule.hooks != ("prerouting",):
+                yield fault(("rules", name, "hooks"), 'TPROXY takes what arrives only; allowed: hooks = ["prerouting"]')
+            if rule.table is not None:
+                yield fault(("rules", name, "table"), f"table {rule.table} has no TPROXY; allowed: without table (it is mangle)")
 
 
 def _element_faults(error: ElementError, at: tuple[str, ...], source: _Source, config: Config) -> Iterator[str]:
@@ -638,7 +634,7 @@ def warnings(config: Config) -> Iterator[str]:
             )
         if rule.queue is not None and not config.queue[rule.queue].bypass:
             yield f"rules.{name}: bypass = false keeps this traffic out whenever no agent serves queue {rule.queue}"
-    for name, queue in config.queue.items():
+    for name in config.queue:
         if not any(rule.queue == name for rule in config.rules.values()):
             yield f"queue.{name}: no rule sends anything to it"
 

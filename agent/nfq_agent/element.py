@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from nfq_agent.flow import Flow
+from nfq_agent.mark import Kept
 from nfq_agent.packet import Packet
-from nfq_agent.verdict import Verdict
+from nfq_agent.verdict import Action, Verdict
 
 Emit = Callable[..., None]
 
@@ -68,6 +69,16 @@ class PacketElement:
         """Whether an element with these options may change payloads: `rewrites`, unless a subclass knows it more exactly."""
         return cls.rewrites
 
+    @classmethod
+    def kept_of(cls, options: Any) -> Kept | None:
+        """The connection marks by which the kernel keeps verdicts on flows, where an element has it do so."""
+        return None
+
+    @classmethod
+    def injects_of(cls, options: Any) -> bool:
+        """Whether an element with these options gives verdicts with packets to be sent besides (`Verdict.inject`)."""
+        return False
+
     def start(self) -> None:
         """Called once in the worker, before the first packet."""
 
@@ -90,10 +101,14 @@ class PacketElement:
 
 
 class ElementChain:
-    """Elements in their order. The first that answers wins; then those that amend verdicts are asked, in order too."""
+    """Elements in their order. The first that answers wins; then those that amend verdicts are asked, in order too.
 
-    def __init__(self, elements: Sequence[PacketElement], default: Verdict) -> None:
+    monitor: a drop is not to be amended, since it will be an accept.
+    """
+
+    def __init__(self, elements: Sequence[PacketElement], default: Verdict, monitor: bool = False) -> None:
         self._elements = tuple(elements)
+        self._monitor = monitor
         # Only those that override it are called; a call that does nothing costs as much as one that does.
         self._deciders = tuple(e.decide for e in self._elements if _overrides(e, "decide"))
         self._listeners = tuple(e.judged for e in self._elements if _overrides(e, "judged"))
@@ -147,6 +162,8 @@ class ElementChain:
                 break
         if verdict is None:
             verdict = self._default
+        if self._monitor and verdict.action is Action.DROP:
+            return verdict
         if flow is not None and flow.undecided:
             lasting = False
         for amend in self._amenders:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
-from nfq_agent.config import Config, Mark, Ports, RuleConfig
+from nfq_agent.config import Config, Ports, ProxyConfig, RuleConfig
+from nfq_agent.mark import Kept, Mark
 
 Family = Literal["inet", "inet6"]
 FAMILIES: Final[tuple[Family, ...]] = ("inet", "inet6")
@@ -249,31 +250,67 @@ def plan(config: Config, uid: int | str) -> Ruleset:
     never taken; its name stands in for it where a plan is only shown and the user is yet to be made."""
     ruleset: dict[Family, dict[str, TableRules]] = {}
     for family in FAMILIES:
-        tables: dict[str, dict[str, list[Rule]]] = {}
+        tables: dict[str, dict[str, list[tuple[Rule, Kept | None]]]] = {}
         for name, rule in config.rules.items():
             if family not in rule.families:
                 continue
+            kept = None if rule.queue is None else config.kept(config.queue[rule.queue])
             for hook in rule.hooks:
-                queueing = _rules(config, name, rule, family, hook)
-                tables.setdefault(rule.table_name, {}).setdefault(hook, []).extend(queueing)
+                made = _rules(config, name, rule, family, hook)
+                tables.setdefault(_table_name(config, rule), {}).setdefault(hook, []).extend((each, kept) for each in made)
         if tables:
             ruleset[family] = {table: _table(config.agent.instance, tables[table], uid) for table in tables}
     return ruleset
 
 
-def _table(instance: str, hooks: Mapping[str, list[Rule]], uid: int | str) -> TableRules:
+def _table(instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], uid: int | str) -> TableRules:
     chains: dict[str, tuple[Rule, ...]] = {}
     jumps: list[Rule] = []
     for hook in HOOK_CHAINS:
         if not (rules := hooks.get(hook)):
             continue
         chain = chain_name(instance, hook)
-        chains[chain] = _chain(instance, chain, hook, rules, uid)
+        keeping = _keeping(instance, chain, rules)
+        chains[chain] = _chain(instance, chain, hook, keeping, [rule for rule, _ in rules], uid)
         jumps.append(Rule(hook.upper(), Extension(chain), (_comment(instance, JUMP),)))
     return TableRules(chains, tuple(jumps))
 
 
-def _chain(instance: str, chain: str, hook: str, rules: list[Rule], uid: int | str) -> tuple[Rule, ...]:
+# The names of the rules that keep verdicts; their counters say what was offloaded.
+OFFLOAD_NEW: Final = "offload-new"
+OFFLOAD_ACCEPTED: Final = "offload-accepted"
+OFFLOAD_DENIED: Final = "offload-denied"
+
+
+def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]]) -> list[Rule]:
+    """The rules that keep the verdicts on flows, for the queues where an element offloads; they come before the others.
+
+    A packet whose verdict holds for its flow comes round again with our mark on it (REPEAT): the mark is saved in the
+    connection, and what the connection says decides, for this packet and for all that follow. `! --mark` on the queueing
+    rule itself would be shorter, but xt_connmark matches no untracked packet then, which would pass unseen.
+    """
+    made: list[Rule] = []
+    for kept in dict.fromkeys(kept for _, kept in rules if kept is not None):
+        mask = f"{kept.mask:#x}"
+        ours = Extension("mark", (Option("--mark", f"0x0/{mask}", negated=True),))
+        save = (Option("--save-mark"), Option("--nfmask", mask), Option("--ctmask", mask))
+        made.append(Rule(chain, Extension("CONNMARK", save), (ours, _comment(instance, OFFLOAD_NEW))))
+        accepted = Extension("connmark", (Option("--mark", str(kept.accept)),))
+        comment = _comment(instance, OFFLOAD_ACCEPTED)
+        if all(other == kept for _, other in rules):
+            made.append(Rule(chain, Extension("RETURN"), (accepted, comment)))
+        else:
+            # Another queue's traffic must still get to that queue.
+            for rule, other in rules:
+                if other == kept:
+                    matches = (*rule.matches[:-1], accepted, comment)
+                    made.append(Rule(chain, Extension("RETURN"), matches, rule.protocol, rule.in_interface, rule.out_interface))
+        denied = Extension("connmark", (Option("--mark", str(kept.deny)),))
+        made.append(Rule(chain, Extension("DROP"), (denied, _comment(instance, OFFLOAD_DENIED))))
+    return made
+
+
+def _chain(instance: str, chain: str, hook: str, keeping: list[Rule], rules: list[Rule], uid: int | str) -> tuple[Rule, ...]:
     """The rules of one own chain, with the agent's own user left out.
 
     A chain of several rules begins with a RETURN for that user and ends with a RETURN for everybody. A single rule says
@@ -290,12 +327,12 @@ def _chain(instance: str, chain: str, hook: str, rules: list[Rule], uid: int | s
                 rule.chain, rule.target, (*others, exclusion, comment), rule.protocol, rule.in_interface,
                 rule.out_interface,
             )  # fmt: skip
-        return (rule,)
+        return (*keeping, rule)
     head: tuple[Rule, ...] = ()
     if hook in _OWNED:
         owner = Extension("owner", (Option("--uid-owner", str(uid)),))
         head = (Rule(chain, Extension("RETURN"), (owner, _comment(instance, "own-traffic"))),)
-    return (*head, *rules, Rule(chain, Extension("RETURN"), (_comment(instance, "end"),)))
+    return (*head, *keeping, *rules, Rule(chain, Extension("RETURN"), (_comment(instance, "end"),)))
 
 
 def _mark(mark: Mark) -> str:
@@ -309,9 +346,6 @@ def _comment(instance: str, name: str) -> Extension:
 
 def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: str) -> list[Rule]:
     """The rules of one [rules.NAME] for one family and hook."""
-    target = _queue_target(config, rule) if rule.queue is not None else _redirect_target(config, rule, family)
-    if target is None:
-        return []
     instance = config.agent.instance
     tail: list[Extension] = []
     if rule.mark is not None:
@@ -322,8 +356,11 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
     made: list[Rule] = []
     for protocol, matches in _traffic(rule, hook):
         for inward, outward in _interfaces(rule.interface or "", hook):
-            matched = (*matches, *tail)
-            made.append(Rule(chain_name(instance, hook), target, matched, protocol, inward, outward))
+            chain = chain_name(instance, hook)
+            if rule.proxy is not None:
+                made += _capture_rules(config, rule, chain, family, protocol, matches, inward, outward, tuple(tail))
+                continue
+            made.append(Rule(chain, _queue_target(config, rule), (*matches, *tail), protocol, inward, outward))
     return made
 
 
@@ -390,12 +427,76 @@ def _queue_target(config: Config, rule: RuleConfig) -> Extension:
     return Extension("NFQUEUE", tuple(options))
 
 
-def _redirect_target(config: Config, rule: RuleConfig, family: Family) -> Extension | None:
-    """REDIRECT to the first listener of the family; None where the proxy has none for it."""
-    for endpoint in config.proxy[rule.proxy or ""].listen:
-        if (":" in endpoint.host) == (family == "inet6"):
-            return Extension("REDIRECT", (Option("--to-ports", str(endpoint.port)),))
+def _table_name(config: Config, rule: RuleConfig) -> str:
+    """The table of a rule: TPROXY is valid in mangle only (xt_TPROXY.c)."""
+    return "mangle" if rule.proxy is not None and config.proxy[rule.proxy].capture == "tproxy" else rule.table_name
+
+
+def _capture_rules(
+    config: Config, rule: RuleConfig, chain: str, family: Family, protocol: str, matches: tuple[Extension, ...],
+    inward: str, outward: str, tail: tuple[Extension, ...],
+) -> Iterator[Rule]:  # fmt: skip
+    """The rules that lead connections to a proxy, after those that leave some of them alone."""
+    proxy = config.proxy[rule.proxy or ""]
+    port = _listener_port(proxy, family)
+    if port is None:
+        return
+    leave = Extension("RETURN")
+    # Who calls a listener by its own address is told so by the proxy; to lead it there in a circle helps nobody.
+    own = sorted({each.port for every in config.proxy.values() for each in every.listen})
+    for ports in _multiport(Ports(each, each) for each in own if any(p.first <= each <= p.last for p in rule.tcp_ports)):
+        local = Extension("addrtype", (Option("--dst-type", "LOCAL"),))
+        listeners = Extension("multiport", (Option("--dports", ports),))
+        yield Rule(chain, leave, (listeners, local, *tail), protocol, inward, outward)
+    for network in sorted(each for each in proxy.exclude if each.version == (6 if family == "inet6" else 4)):
+        there = Extension("iprange", (Option("--dst-range", f"{network[0]}-{network[-1]}"),))
+        yield Rule(chain, leave, (*matches, there, *tail), protocol, inward, outward)
+    if proxy.capture == "redirect":
+        target = Extension("REDIRECT", (Option("--to-ports", str(port)),))
+    else:
+        address = "::" if family == "inet6" else "0.0.0.0"
+        mark = Option("--tproxy-mark", str(proxy.tproxy_mark))
+        target = Extension("TPROXY", (Option("--on-port", str(port)), Option("--on-ip", address), mark))
+        # What belongs to a connection of the proxy already: also the answers to a client's address that it speaks with.
+        own_socket = Extension("socket", (Option("--transparent"),))
+        keep = Extension("MARK", (Option("--set-xmark", str(proxy.tproxy_mark)),))
+        yield Rule(chain, keep, (own_socket, *tail), "tcp")
+    yield Rule(chain, target, (*matches, *tail), protocol, inward, outward)
+
+
+def _listener_port(proxy: ProxyConfig, family: Family) -> int | None:
+    """The first listener of a family. A `[::]` listener with no IPv4 one on its port takes both."""
+    v4 = {each.port for each in proxy.listen if ":" not in each.host}
+    for each in proxy.listen:
+        if (":" in each.host) == (family == "inet6"):
+            return each.port
+    if family == "inet" and proxy.capture == "redirect":
+        return next((each.port for each in proxy.listen if each.host == "::" and each.port not in v4), None)
     return None
+
+
+def parked(ruleset: Ruleset) -> Ruleset:
+    """What stays while proxies drain: nothing new is led to them, what was led there stays connected.
+
+    The last rule that needs connection tracking takes the NAT of running connections with it when it goes
+    (nf_ct_netns_put() in net/netfilter/nf_conntrack_proto.c), so chains of table nat stay, with no jump to them. Of TPROXY,
+    the rule for connections that are there stays. Everything else goes.
+    """
+    kept: dict[Family, dict[str, TableRules]] = {}
+    for family, tables in ruleset.items():
+        for table, rules in tables.items():
+            if table == "nat":
+                kept.setdefault(family, {})[table] = TableRules(rules.chains)
+                continue
+            chains = {
+                chain: tuple(rule for rule in inside if any(match.name == "socket" for match in rule.matches))
+                for chain, inside in rules.chains.items()
+                if any(rule.target.name == "TPROXY" for rule in inside)
+            }
+            if chains:
+                jumps = tuple(jump for jump in rules.jumps if jump.target.name in chains)
+                kept.setdefault(family, {})[table] = TableRules(chains, jumps)
+    return kept
 
 
 def fail_closed(state: Mapping[str, TableState]) -> dict[str, TableRules]:
@@ -418,4 +519,4 @@ def fail_closed(state: Mapping[str, TableState]) -> dict[str, TableRules]:
 
 def _fails_open(rule: Rule) -> bool:
     bypass = any(option.name == "--queue-bypass" for option in rule.target.options)
-    return rule.target.name == "REDIRECT" or (rule.target.name == "NFQUEUE" and bypass)
+    return rule.target.name in ("REDIRECT", "TPROXY") or (rule.target.name == "NFQUEUE" and bypass)

@@ -33,7 +33,8 @@ class Verdict:
     action: what becomes of it. mark: the 32-bit packet mark to set, or None to leave it. payload: the new bytes from the
     IP header on, checksums already right (`checksum.mend`), or None to leave them. queue: the number of the queue it goes
     to (0 to 65535), with Action.QUEUE only. delay: seconds that the packet is kept back before the verdict is given.
-    inject: whole packets, from the IP header on, that the worker sends besides (a copy, a TCP reset).
+    inject: whole packets, from the IP header on, that the worker sends besides (a copy, a TCP reset). means: what it comes
+    to, where the action is only the way there (`outcome`).
     Source: nfqnl_recv_verdict() in net/netfilter/nfnetlink_queue.c.
     """
 
@@ -43,6 +44,7 @@ class Verdict:
     queue: int | None = None
     delay: float = 0.0
     inject: tuple[bytes, ...] = ()
+    means: Action | None = None
 
     def __post_init__(self) -> None:
         if (self.queue is not None) != (self.action is Action.QUEUE):
@@ -53,6 +55,11 @@ class Verdict:
             raise ValueError("a packet that is retained is not changed; the verdict that it gets later may")
         if self.mark is not None and not 0 <= self.mark <= 0xFFFFFFFF:
             raise ValueError(f"mark {self.mark:#x}: a mark has 32 bits")
+
+    @property
+    def outcome(self) -> Action:
+        """What becomes of the packet in the end: the action, or what it means."""
+        return self.action if self.means is None else self.means
 
     @property
     def plain(self) -> bool:

@@ -46,12 +46,25 @@ class WorkerSettings:
     lost_below: int | None = None
 
 
-def serve(queue: Queue, chain: ElementChain, settings: WorkerSettings, counters: Counters, control: socket, emit: Emit) -> None:
+# Sends a whole packet; the interface's index is for a destination of link-local scope. Raises OSError.
+Inject = Callable[[bytes, int], None]
+
+
+def serve(
+    queue: Queue,
+    chain: ElementChain,
+    settings: WorkerSettings,
+    counters: Counters,
+    control: socket,
+    emit: Emit,
+    inject: Inject | None = None,
+) -> None:
     """Serve until `stop` is read from `control`, or its other end is gone.
 
+    inject: what sends the packets that a verdict has besides (`Verdict.inject`); without it they are not sent, which is said.
     Raises QueuePermissionError if the kernel does not let this process answer. Whatever else it raises is a fault of ours.
     """
-    Worker(queue, chain, settings, counters, control, emit).run()
+    Worker(queue, chain, settings, counters, control, emit, inject).run()
 
 
 class Limited:
@@ -80,7 +93,14 @@ class Worker:
     """The loop and its state."""
 
     def __init__(
-        self, queue: Queue, chain: ElementChain, settings: WorkerSettings, counters: Counters, control: socket, emit: Emit
+        self,
+        queue: Queue,
+        chain: ElementChain,
+        settings: WorkerSettings,
+        counters: Counters,
+        control: socket,
+        emit: Emit,
+        inject: Inject | None = None,
     ) -> None:
         self._queue = queue
         self._chain = chain
@@ -88,12 +108,14 @@ class Worker:
         self._counters = counters
         self._control = control
         self._emit = emit
+        self._inject = inject
         self._flows = FlowTable() if chain.needs is Needs.FLOW else None
         self._known: dict[Any, Verdict] = {}
         self._asked = 0
         self._errors = Limited(emit)
         self._malformed = Limited(emit)
         self._drops = Limited(emit)
+        self._unsent = Limited(emit)
         # What is to be said after the verdicts are sent.
         self._later: list[Callable[[float], bool]] = []
         self._now = 0.0
@@ -253,6 +275,9 @@ class Worker:
             verdict = self._ask(packet, self._decide)
             answers.append((packet, self._settings.on_error if verdict is None else self._enforced(packet, verdict)))
         self._queue.answer(answers)
+        for packet, verdict in answers:
+            if verdict.inject:
+                self._send(packet, verdict.inject)
         listener = self._chain.judged if self._chain.listens else None
         for packet, verdict in answers:
             self._count(verdict, 1)
@@ -290,6 +315,17 @@ class Worker:
         what = f"an element failed on packet {packet.id}: {type(error).__name__}: {error}{place}; it gets the verdict on_error"
         self._later.append(lambda now: self._errors(now, what, level="error", packet=packet.id))
 
+    def _send(self, packet: Packet, others: tuple[bytes, ...]) -> None:
+        """Send what goes with a verdict; the verdict itself stands, whatever becomes of them."""
+        for other in others:
+            try:
+                if self._inject is None:
+                    raise OSError("there is no raw socket")
+                self._inject(other, packet.outdev or packet.indev)
+            except OSError as error:
+                what = f"packet {packet.id}: the packet that goes with its verdict could not be sent: {error}"
+                self._later.append(lambda now, what=what: self._unsent(now, what, level="warning"))  # type: ignore[misc]  # of its own loop turn
+
     def _enforced(self, packet: Packet, verdict: Verdict) -> Verdict:
         """The verdict, or in monitor mode an accept in the place of a drop."""
         if not self._settings.monitor or verdict.action is not Action.DROP:
@@ -301,7 +337,7 @@ class Worker:
 
     def _count(self, verdict: Verdict, number: int) -> None:
         counters = self._counters
-        action = verdict.action
+        action = verdict.outcome
         if action is Action.ACCEPT:
             counters.accepted += number
         elif action is Action.DROP:

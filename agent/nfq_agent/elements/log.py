@@ -51,7 +51,7 @@ class FiveTupleLog(PacketElement):
             self._say_held(count)
         hook = hook_name(packet.hook)
         outcome = _outcome(verdict)
-        fields: dict[str, Any] = {"hook": hook, "verdict": verdict.action.name.lower(), "length": packet.length}
+        fields: dict[str, Any] = {"hook": hook, "verdict": verdict.outcome.name.lower(), "length": packet.length}
         if packet.mark:
             fields["mark"] = f"{packet.mark:#x}"
         if packet.uid is not None:
@@ -111,7 +111,7 @@ class FiveTupleLog(PacketElement):
 
 def _outcome(verdict: Verdict) -> str:
     """The verdict in a word or two: `accept`, `drop`, `queue 7`, `accept mark 0x10`."""
-    text = verdict.action.name.lower()
+    text = verdict.outcome.name.lower()
     if verdict.queue is not None:
         text += f" {verdict.queue}"
     if verdict.mark is not None:

@@ -71,7 +71,7 @@ class SynMonitor(PacketElement):
             dport=five_tuple.dport,
             proto="tcp",
             hook=hook_name(packet.hook),
-            verdict=verdict.action.name.lower(),
+            verdict=verdict.outcome.name.lower(),
         )
 
     def stop(self) -> None:

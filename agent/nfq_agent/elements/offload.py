@@ -1,0 +1,70 @@
+"""`offload`: has the kernel keep the verdict on a flow, in its connection mark, so that its later packets do not come here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from nfq_agent import element
+from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.flow import Flow
+from nfq_agent.mark import Kept, MarkField, kept
+from nfq_agent.packet import Packet
+from nfq_agent.verdict import Action, Verdict
+
+
+class OffloadOptions(element.Options):
+    """mark: value and mask; all bits of the mask are ours, on packets and connections. generation: of the policy.
+
+    The agent raises the generation when the policy of a queue changes, so that no flow stays decided by the one before.
+    """
+
+    mark: MarkField
+    generation: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.mark.mask.bit_count() < 3 or self.mark.value == 0:
+            raise ValueError(
+                f"mark {self.mark} leaves no room for accepted, denied and a changed policy; "
+                'allowed: a value other than 0, and at least 3 bits, as in "0x4e000000/0xff000000"'
+            )
+        return self
+
+
+class Offload(PacketElement):
+    """Turns the verdict on a packet, where it holds for the flow, into that mark and REPEAT.
+
+    The packet then goes through our rules again (see `rules`): they save the mark in the connection, and let pass or drop
+    this packet and all that follow, in both directions. Verdicts with more to them than accept or drop stay as they are.
+    """
+
+    needs = Needs.METADATA
+    lasting = True
+    Options = OffloadOptions
+
+    def __init__(self, name: str, options: OffloadOptions, emit: Emit) -> None:
+        super().__init__(name, options, emit)
+        self._marks = {Action.ACCEPT: self.kept_of(options).accept, Action.DROP: self.kept_of(options).deny}
+        self._untracked = False
+
+    @classmethod
+    def kept_of(cls, options: OffloadOptions) -> Kept:
+        """The marks that the rules look for."""
+        return kept(options.mark, options.generation)
+
+    def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
+        """REPEAT with the mark, or the verdict itself where it does not last or has been given this way already."""
+        if not lasting or not verdict.plain or (mark := self._marks.get(verdict.action)) is None:
+            return verdict
+        if packet.mark & mark.mask == mark.value:
+            # It has been round and no rule took it: the kernel does not track its connection. Not another time.
+            if not self._untracked:
+                self._untracked = True
+                self.emit(
+                    f"{self.name}: {packet!r} belongs to no tracked connection; such packets are judged one by one",
+                    level="warning",
+                )
+            return verdict
+        return Verdict(Action.REPEAT, mark=mark.on(packet.mark), means=verdict.action)
