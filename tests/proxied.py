@@ -18,6 +18,7 @@ from nfq_agent import config as configuration
 from nfq_agent import rules
 from nfq_agent.config import Config
 from nfq_agent.counters import Slots
+from nfq_agent.host import routes
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
 from nfq_agent.proxy import COUNTERS, ProxySettings, listen, serve
 from nfq_agent.stream import StreamChain, StreamElement
@@ -45,8 +46,8 @@ class Proxied:
         self.namespace = namespace
         self.config: Config = configuration.load(path)
         self._log = folder / "events"
-        self._log.touch(mode=0o666)
-        os.chmod(self._log, 0o666)
+        # Opened here: the child may not even look into the folder.
+        self._log_fd = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
         self._name = name
         self._elements = elements
         self._nofile = nofile
@@ -104,10 +105,8 @@ class Proxied:
             os._exit(code)
 
     def _serve(self, control: socket.socket) -> None:
-        log = os.open(self._log, os.O_WRONLY | os.O_APPEND)
-
         def emit(message: str, level: str = "info", **fields: Any) -> None:
-            os.write(log, json.dumps({"message": message, "level": level, **fields}).encode() + b"\n")
+            os.write(self._log_fd, json.dumps({"message": message, "level": level, **fields}).encode() + b"\n")
 
         settings = ProxySettings.of(self._name, self.config)
 
@@ -119,8 +118,8 @@ class Proxied:
 
         serve(self.listeners, chain_of, settings, self.counters, control, emit)
 
-    def _restore(self, wanted: bool) -> None:
-        for family, tables in rules.plan(self.config, UID).items():
+    def _write(self, ruleset: rules.Ruleset, wanted: bool) -> None:
+        for family, tables in ruleset.items():
             command = "ip6tables-legacy" if family == "inet6" else "iptables-legacy"
             for table, content in tables.items():
                 lines = []
@@ -132,11 +131,27 @@ class Proxied:
 
     def rules_in(self) -> None:
         """Put the rules in, as `plan` has them."""
-        self._restore(True)
+        self.namespace.call(routes.settle, self.config.agent.instance, routes.wanted(self.config))
+        self._now = rules.plan(self.config, UID)
+        self._write(self._now, True)
+
+    def rules_parked(self) -> None:
+        """What is left while the proxy drains."""
+        parked = rules.parked(self._now)
+        for family, tables in self._now.items():
+            command = "ip6tables-legacy" if family == "inet6" else "iptables-legacy"
+            for table, content in tables.items():
+                kept = set(map(str, parked[family][table].rules))
+                for rule in content.rules:
+                    if str(rule) not in kept:
+                        self.namespace.shell(f"{command} -w 10 -t {table} -D{str(rule)[2:]}")
+        self._now = parked
 
     def rules_out(self) -> None:
         """Take them out."""
-        self._restore(False)
+        self._write(self._now, False)
+        self._now = {}
+        self.namespace.call(routes.settle, self.config.agent.instance, {})
 
     def events(self) -> list[dict[str, Any]]:
         """What it has said so far."""
@@ -196,6 +211,7 @@ class Proxied:
 
     def __exit__(self, *_: object) -> None:
         codes = self.stop()
+        os.close(self._log_fd)
         for listener in self.listeners:
             listener.close()
         assert not any(codes), f"the proxy ended with {codes}:\n{self.said()}"

@@ -565,6 +565,7 @@ class Proxy:
                 pass
         self._accept_off()
         self._deadline = self._now + self._settings.drain
+        self._stopped = not self._pairs
 
     def _count(self) -> None:
         counted = self._counted

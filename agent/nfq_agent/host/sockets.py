@@ -21,6 +21,7 @@ _V4: Final = struct.Struct("!2xH4s8x")
 # Family, port, flow label, address, scope: the scope alone is in the host's byte order (ipv6(7)).
 _V6: Final = struct.Struct("!2xHI16s")
 _MAPPED: Final = "::ffff:"
+_LINK_LOCAL: Final = b"\xfe\x80"
 # Nothing was redirected: no entry in the connection table, no connection tracking, or no such option at all.
 _UNKNOWN: Final = frozenset((errno.ENOENT, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL))
 
@@ -50,7 +51,9 @@ def original_destination(connection: socket.socket, client: Address) -> Address 
             return None
         raise
     port, _, packed = _V6.unpack_from(data)
-    return socket.inet_ntop(socket.AF_INET6, packed), port, 0, struct.unpack_from("=I", data, 24)[0]
+    # The kernel tells the scope of a socket that is bound to an interface only; the peer's is the same link.
+    scope = struct.unpack_from("=I", data, 24)[0] or (client[3] if packed[:2] == _LINK_LOCAL else 0)
+    return socket.inet_ntop(socket.AF_INET6, packed), port, 0, scope
 
 
 def is_local(host: str) -> bool:

@@ -1,0 +1,97 @@
+"""The policy routing that TPROXY needs: marked packets are this host's own, wherever they are addressed to.
+
+One rule and one route a family, both with our protocol number and in a table of the instance's own; nothing else is
+touched. Written with ip(8), which needs CAP_NET_ADMIN.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from nfq_agent.config import Config
+from nfq_agent.mark import Mark
+from nfq_agent.rules import FAMILIES, Family
+
+# Who made a rule or a route (rtm_protocol, linux/rtnetlink.h): no routing daemon has this one.
+PROTOCOL: Final = 221
+_FLAGS: Final[Mapping[Family, str]] = {"inet": "-4", "inet6": "-6"}
+# Before the rule of the table `main`, which is at 32766.
+_PRIORITY: Final = 15002
+
+
+class RouteError(Exception):
+    """ip(8) is missing, or the kernel refused what it was told."""
+
+
+def wanted(config: Config) -> dict[Family, Mark]:
+    """The mark that has to lead to this host, by family; empty where no rule leads to a proxy by TPROXY."""
+    marks: dict[Family, Mark] = {}
+    for rule in config.rules.values():
+        proxy = config.proxy[rule.proxy] if rule.proxy is not None else None
+        if proxy is not None and proxy.capture == "tproxy":
+            for family in rule.families:
+                marks.setdefault(family, proxy.tproxy_mark)
+    return marks
+
+
+def table_of(instance: str) -> int:
+    """The number of an instance's routing table, by its name."""
+    return 0x4E460000 | zlib.crc32(instance.encode()) & 0xFFFF
+
+
+def settle(instance: str, marks: Mapping[Family, Mark]) -> None:
+    """Make the rules and routes of an instance those for `marks`, and remove any other of its own. Raises RouteError."""
+    table = str(table_of(instance))
+    for family in FAMILIES:
+        mark = marks.get(family)
+        there = _rules(family, table)
+        spec = None if mark is None else ["fwmark", str(mark), "lookup", table]
+        for found in there:
+            if mark is not None and spec is not None and _is(found, mark):
+                spec = None
+            else:
+                _ip(family, "rule", "del", "priority", str(found["priority"]), "lookup", table, "protocol", str(PROTOCOL))
+        if mark is not None:
+            _ip(family, "route", "replace", "local", "default", "dev", "lo", "table", table, "protocol", str(PROTOCOL))
+        elif there or _routes(family, table):
+            _ip(family, "route", "flush", "table", table, "protocol", str(PROTOCOL))
+        if spec is not None:
+            _ip(family, "rule", "add", "priority", str(_PRIORITY), *spec, "protocol", str(PROTOCOL))
+
+
+def present(instance: str) -> bool:
+    """Whether anything of an instance is there. Raises RouteError."""
+    table = str(table_of(instance))
+    return any(_rules(family, table) or _routes(family, table) for family in FAMILIES)
+
+
+def _rules(family: Family, table: str) -> list[dict[str, Any]]:
+    rules = json.loads(_ip(family, "-j", "-N", "rule", "show") or "[]")
+    return [rule for rule in rules if str(rule.get("table")) == table and str(rule.get("protocol")) == str(PROTOCOL)]
+
+
+def _routes(family: Family, table: str) -> list[Any]:
+    # A table that was never written to is an error to ip(8), not an empty answer.
+    routes: list[Any] = json.loads(_ip(family, "-j", "-N", "route", "show", "table", "all", "protocol", str(PROTOCOL)) or "[]")
+    return [route for route in routes if str(route.get("table")) == table]
+
+
+def _is(rule: Mapping[str, Any], mark: Mark) -> bool:
+    # ip(8) leaves a full mask out.
+    mask = rule.get("fwmask", "0xffffffff")
+    return bool(int(rule.get("fwmark", "0"), 0) == mark.value and int(mask, 0) == mark.mask)
+
+
+def _ip(family: Family, *words: str) -> str:
+    command = ["ip", _FLAGS[family], *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RouteError(f"{' '.join(command)}: {error}") from error
+    if done.returncode != 0:
+        raise RouteError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
