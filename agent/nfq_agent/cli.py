@@ -12,6 +12,7 @@ import typer
 
 from nfq_agent import confirm, control, show
 from nfq_agent.config import DEFAULT_PATH, Agent, Config, ConfigError, load, log_settings, warnings
+from nfq_agent.generation import foreseen
 from nfq_agent.host.backend import choose, usable
 from nfq_agent.host.users import ensure_user, find_user
 from nfq_agent.installation import Installation, compare, listing
@@ -60,6 +61,11 @@ def _load(path: Path | None, instance: str | None = None, flags: dict[str, Any] 
         return _overrides(merged, instance, flags or {})
 
     return load(path, adjust)
+
+
+def _foreseen(config: Config) -> Config:
+    """The configuration with the marks that a start or a reload would give to offloaded flows."""
+    return foreseen(config, control.folder() / f"{config.agent.instance}.generations")
 
 
 def _overrides(merged: dict[str, Any], instance: str | None, flags: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def check(config: ConfigOption = None, instance: InstanceOption = None) -> int:
 @app.command(epilog="Example: nfq-agent plan --config new.toml")
 def plan(config: ConfigOption = None, instance: InstanceOption = None, json_: JsonOption = False) -> int:
     """Show what applying would change, as rules in iptables text. Writes nothing; exit 3 if there is something to do."""
-    loaded = _checked(_load(config, instance))
+    loaded = _foreseen(_checked(_load(config, instance)))
     installation = Installation(choose(loaded.agent.backend, loaded.agent.instance))
     user = find_user(loaded.agent.user)
     ruleset = plan_rules(loaded, loaded.agent.user if user is None else user.uid)
@@ -155,7 +161,7 @@ def apply(
     ] = None,
 ) -> int:
     """Put the rules in without serving; with bypass, traffic flows on."""
-    loaded = _checked(_load(config, instance))
+    loaded = _foreseen(_checked(_load(config, instance)))
     _refuse_beside_agent(loaded.agent.instance)
     user, made = ensure_user(loaded.agent.user)
     if made:

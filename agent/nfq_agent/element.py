@@ -65,6 +65,11 @@ class PacketElement:
         return cls.needs
 
     @classmethod
+    def reads_process_of(cls, options: Any) -> bool:
+        """Whether an element with these options looks at uid or gid: `reads_process`, unless a subclass knows it better."""
+        return cls.reads_process
+
+    @classmethod
     def rewrites_of(cls, options: Any) -> bool:
         """Whether an element with these options may change payloads: `rewrites`, unless a subclass knows it more exactly."""
         return cls.rewrites

@@ -26,11 +26,24 @@ def read(path: Path) -> dict[str, tuple[str, int]]:
         return {}
 
 
-def write(path: Path, generations: Generations) -> None:
-    """Keep them, whole or not at all. Raises OSError."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(generations))
-    os.replace(new, path)
+def foreseen(config: Config, path: Path) -> Config:
+    """The configuration as `advance` would make it. Writes nothing."""
+    return raised(config, read(path))[0]
+
+
+def advance(config: Config, path: Path) -> Config:
+    """The configuration with a new generation wherever a policy is another than the last time, which is kept in `path`.
+
+    To be called before the configuration is put into force: a generation that came to nothing is never used for another
+    policy. Raises OSError.
+    """
+    before = read(path)
+    config, now = raised(config, before)
+    if now and before | now != before:
+        new = path.with_name(path.name + ".new")
+        new.write_text(json.dumps(before | now))
+        os.replace(new, path)
+    return config
 
 
 def raised(config: Config, before: Generations) -> tuple[Config, dict[str, tuple[str, int]]]:

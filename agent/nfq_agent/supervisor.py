@@ -16,6 +16,7 @@ from nfq_agent import control, report
 from nfq_agent.config import Config, ConfigError
 from nfq_agent.crew import Crew, ProxyWorker, QueueWorker, Worker, WorkerError
 from nfq_agent.diff import render
+from nfq_agent.generation import advance
 from nfq_agent.host.backend import choose
 from nfq_agent.host.systemd import ServiceManager
 from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, ensure_user, has_capability
@@ -85,6 +86,7 @@ class Supervisor:
         if made:
             self._log(f"made the system user {agent.user} (uid {self._user.uid})")
         self._installation = Installation(choose(agent.backend, agent.instance))
+        self._config = advance(self._config, control.folder() / f"{agent.instance}.generations")
         self._crew.add([*self._queues_of(self._config), *self._proxies_of(self._config)])
         if self._stop_asked:
             return
@@ -130,8 +132,8 @@ class Supervisor:
                 self._installation.remove(keep_fail_closed=failed)
                 if failed and (kept := listing(self._installation.read())):
                     self._log(
-                        f"{len(kept)} rules stay, for queues with bypass = false: their traffic is kept out until the next start, "
-                        f"a clean stop, or `nfq-agent remove --instance {self._config.agent.instance}`",
+                        f"{len(kept)} rules stay, for queues with bypass = false: their traffic is kept out until the next "
+                        f"start, a clean stop, or `nfq-agent remove --instance {self._config.agent.instance}`",
                         "warning",
                     )
             except RuleError as error:
@@ -271,6 +273,7 @@ class Supervisor:
             if getattr(new.agent, key) != getattr(self._config.agent, key):
                 raise ConfigError([f"agent.{key}: it can't change while the agent runs; allowed: a restart"])
         assert self._installation is not None
+        new = advance(new, control.folder() / f"{new.agent.instance}.generations")
         crew = self._crew
         wanted: dict[object, Worker] = {worker.key: worker for worker in (*self._queues_of(new), *self._proxies_of(new))}
         there: dict[object, Worker] = {worker.key: worker for worker in crew.workers}

@@ -15,6 +15,7 @@ from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.match import Conditions, Match
 from nfq_agent.packet import FiveTuple, Packet, PacketError, address, hook_name, protocol_name
+from nfq_agent.refusal import refuse
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 # Rules' keys for what elements in front find out about a flow, and the fact that each stands for.
@@ -139,12 +140,23 @@ class Policy(PacketElement):
         self._explain = options.explain
         self._default = options.default
         self.reads_process = self._match.by_process
-        self.pure = not (self._facts or options.explain or self._match.by_process)
+        # A refusal is made for the very packet.
+        self.pure = not (self._facts or options.explain or self._match.by_process or self.injects_of(options))
 
     @classmethod
     def needs_of(cls, options: PolicyOptions) -> Needs:
         """The headers; the flow where a rule names a fact."""
         return Needs.FLOW if any(rule.wanted for rule in options.rule) else Needs.HEADERS
+
+    @classmethod
+    def injects_of(cls, options: PolicyOptions) -> bool:
+        """Where anything is rejected."""
+        return "reject" in (options.default, options.undecided, *(rule.action for rule in options.rule))
+
+    @classmethod
+    def reads_process_of(cls, options: PolicyOptions) -> bool:
+        """True where a rule names a uid or gid."""
+        return any(rule.uid is not None or rule.gid is not None for rule in options.rule)
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """The action of the first rule that matches, else the default's."""
@@ -211,7 +223,7 @@ class Policy(PacketElement):
 
     def _reject(self, packet: Packet) -> Verdict:
         """Drop the packet, and let its sender know."""
-        return DROP
+        return refuse(packet)
 
     def _answer(self, packet: Packet, action: ActionName | None, label: str) -> Verdict | None:
         if self._explain:
