@@ -1,0 +1,61 @@
+"""Raw sockets: whole packets out, from the IP header on. Opening them takes CAP_NET_RAW, sending through them nothing.
+
+So the supervisor opens them and the worker, which has no such right, inherits them (raw(7), packet(7), ipv6(7)).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Final, Self
+
+# linux/in6.h; the header comes from us, as IPPROTO_RAW means it for IPv4 (raw(7)).
+_IPV6_HDRINCL: Final = 36
+
+
+class RawSockets:
+    """One for each family that the kernel has."""
+
+    def __init__(self) -> None:
+        """Raises PermissionError without CAP_NET_RAW."""
+        self._v4 = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+        self._v6: socket.socket | None = None
+        # A kernel without IPv6 has no packets of it either.
+        with contextlib.suppress(OSError):
+            self._v6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+            self._v6.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """The IPv4 socket's descriptor."""
+        return self._v4.fileno()
+
+    def filenos(self) -> list[int]:
+        """All descriptors."""
+        return [each.fileno() for each in (self._v4, self._v6) if each is not None]
+
+    def send(self, packet: bytes, interface: int = 0) -> None:
+        """Send a packet to its own destination; never blocks.
+
+        interface: index for a destination of link-local scope, which has no other way. Raises OSError: no route, a firewall's
+        DROP in OUTPUT (EPERM), a full queue (ENOBUFS, EAGAIN).
+        """
+        if packet[0] >> 4 == 4:
+            self._v4.sendto(packet, (socket.inet_ntop(socket.AF_INET, packet[16:20]), 0))
+        elif self._v6 is not None:
+            destination = packet[24:40]
+            # fe80::/10 (RFC 4291 2.5.6)
+            local = destination[0] == 0xFE and destination[1] & 0xC0 == 0x80
+            address = socket.inet_ntop(socket.AF_INET6, destination)
+            self._v6.sendto(packet, (address, 0, 0, interface if local else 0))
+
+    def close(self) -> None:
+        """Close them."""
+        self._v4.close()
+        if self._v6 is not None:
+            self._v6.close()

@@ -1,0 +1,184 @@
+"""Names allowed and denied by the agent as it is, with real clients: split hellos, both families, reject, what began before."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from agent import Agent
+from captures import certificate, listening, wait_until
+from namespace import Namespace
+from openings import client_hello
+
+pytestmark = pytest.mark.kernel
+
+POLICY = """
+[queue.egress]
+num = 110
+elements = ["dpi", "allow"]
+
+[element.allow]
+type = "policy"
+default = "{default}"
+rule = [
+  {{ action = "accept", tls_sni = ["*.good.test"] }},
+  {{ action = "accept", http_host = ["*.good.test"] }},
+]
+
+[rules.egress]
+queue = "egress"
+hooks = {hooks}
+tcp_ports = [4430, 8000, 4440]
+role = "{role}"
+"""
+
+
+@pytest.fixture
+def served(netns: Namespace, tmp_path: Path) -> Namespace:
+    """TLS on 4430 and HTTP on 8000, over both families."""
+    certificate(tmp_path)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for address in ("127.0.0.1", "[::1]"):
+        netns.start("openssl", "s_server", "-accept", f"{address}:4430", "-cert", str(tmp_path / "cert.pem"),
+                    "-key", str(tmp_path / "key.pem"), "-www", **quiet)  # fmt: skip
+    netns.start("python3", "-m", "http.server", "8000", "--bind", "::", "-d", str(tmp_path), **quiet)
+    for port in (4430, 8000):
+        wait_until(lambda port=port: listening(netns, port), f"port {port} is served")
+    wait_until(lambda: netns.run("ss", "-Hltn", "sport = :4430").stdout.count("LISTEN") == 2, "TLS is served in both families")
+    return netns
+
+
+def curl(netns: Namespace, name: str, address: str, port: int = 4430, limit: float = 2) -> tuple[int, float]:
+    """curl's exit code for a request to `name` at `address`, and the seconds that it took."""
+    scheme = "https" if port == 4430 else "http"
+    host = f"[{address}]" if ":" in address else address
+    begin = time.monotonic()
+    done = netns.run(
+        "curl", "-sk", "-o", "/dev/null", "-m", str(limit), "--resolve", f"{name}:{port}:{host}", f"{scheme}://{name}:{port}/",
+        check=False,
+    )  # fmt: skip
+    return done.returncode, time.monotonic() - begin
+
+
+# curl(1), EXIT CODES
+OK, TIMEOUT, RESET, TLS_FAILED, NOTHING, REFUSED = 0, 28, 56, 35, 52, 7
+
+
+def start(netns: Namespace, folder: Path, default: str, hooks: str = '["output"]', role: str = "client") -> Agent:
+    """The agent with the policy above."""
+    return Agent(netns, folder, POLICY.format(default=default, hooks=hooks, role=role)).ready()
+
+
+@pytest.mark.parametrize(("hooks", "role"), [('["output"]', "client"), ('["input"]', "server"), ('["input", "output"]', "both")])
+def test_names_pass_or_not_in_both_families(served: Namespace, tmp_path: Path, hooks: str, role: str) -> None:
+    agent = start(served, tmp_path, "drop", hooks, role)
+    for address in ("127.0.0.1", "::1"):
+        for port in (4430, 8000):
+            assert curl(served, "www.good.test", address, port)[0] == OK, agent.log
+            assert curl(served, "www.evil.test", address, port, 0.4)[0] == TIMEOUT, agent.log
+    assert agent.stop() == 0
+
+
+@pytest.mark.parametrize(("hooks", "role"), [('["output"]', "client"), ('["input"]', "server"), ('["input", "output"]', "both")])
+def test_rejected_clients_fail_at_once(served: Namespace, tmp_path: Path, hooks: str, role: str) -> None:
+    agent = start(served, tmp_path, "reject", hooks, role)
+    for address in ("127.0.0.1", "::1"):
+        for port in (4430, 8000):
+            assert curl(served, "www.good.test", address, port)[0] == OK, agent.log
+            code, seconds = curl(served, "www.evil.test", address, port, 5)
+            assert code in (RESET, TLS_FAILED, NOTHING), (code, agent.log)
+            assert seconds < 1
+    # Neither end keeps a connection that nobody will ever use again.
+    assert "ESTAB" not in served.run("ss", "-Htn", "state", "established").stdout
+    assert served.run("ss", "-Htn", "state", "established", "( sport = :4430 or dport = :4430 )").stdout == ""
+    assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("step", [1, 40, 300])
+def test_split_hellos(served: Namespace, tmp_path: Path, family: int, step: int) -> None:
+    agent = start(served, tmp_path, "reject")
+    address = "127.0.0.1" if family == socket.AF_INET else "::1"
+    # A piece a packet; with the smallest, the eighth packet brings the rest.
+    good = served.call(speak, family, address, 4430, client_hello("a.good.test"), step)
+    evil = served.call(speak, family, address, 4430, client_hello("a.evil.test"), step)
+    assert good.startswith(b"\x16\x03"), agent.log
+    assert evil == b"reset"
+    assert agent.stop() == 0
+
+
+def speak(family: int, address: str, port: int, data: bytes, step: int) -> bytes:
+    """Say `data` in pieces of `step` bytes, the seventh being all the rest; the server's first answer, or how it ended."""
+    with socket.create_connection((address, port), timeout=3) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for number in range(7):
+            end = number * step + step if number < 6 else len(data)
+            try:
+                connection.sendall(data[number * step : end])
+            except (ConnectionResetError, BrokenPipeError):
+                return b"reset"
+        try:
+            return connection.recv(100) or b"closed"
+        except ConnectionResetError:
+            return b"reset"
+        except TimeoutError:
+            return b"nothing"
+
+
+_ECHO = """
+import socket
+listener = socket.create_server(("::", 4440), family=socket.AF_INET6, dualstack_ipv6=True)
+while True:
+    connection = listener.accept()[0]
+    try:
+        while data := connection.recv(1000):
+            connection.sendall(data)
+    except OSError:
+        pass
+    connection.close()
+"""
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_connection_that_began_before(netns: Namespace, tmp_path: Path, address: str) -> None:
+    """Its name can't be known any more: it gets the default, whatever it says now."""
+    netns.start("python3", "-c", _ECHO)
+    wait_until(lambda: listening(netns, 4440), "the echo is served")
+
+    def talk() -> tuple[bytes, bytes, bytes]:
+        agent = Agent(netns, tmp_path, POLICY.format(default="reject", hooks='["output"]', role="client"))
+        with socket.create_connection((address, 4440), timeout=3) as connection:
+            before = ask(connection)
+            try:
+                agent.ready()
+                after = ask(connection)
+                with socket.create_connection((address, 4440), timeout=3) as another:
+                    return before, after, ask(another)
+            finally:
+                agent.stop()
+
+    before, after, new = netns.call(talk)
+    assert (before, after, new) == (REQUEST, b"reset", REQUEST)
+
+
+REQUEST = b"GET /nothing HTTP/1.1\r\nHost: www.good.test\r\n\r\n"
+
+
+def ask(connection: socket.socket) -> bytes:
+    """What comes back for a request in two packets, or how it ended."""
+    back = b""
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(REQUEST[:20])
+        connection.sendall(REQUEST[20:])
+        while len(back) < len(REQUEST):
+            back += connection.recv(1000) or b"closed"
+    except (ConnectionResetError, BrokenPipeError):
+        return b"reset"
+    except TimeoutError:
+        return b"nothing"
+    return back
