@@ -19,6 +19,7 @@ from nfq_agent.counters import Counters, Slots
 from nfq_agent.element import ElementChain
 from nfq_agent.host.child import Child
 from nfq_agent.host.nfqueue import QueueStatistics, statistics
+from nfq_agent.host.raw import RawSockets
 from nfq_agent.host.users import CAP_NET_ADMIN, User
 from nfq_agent.log import Log
 from nfq_agent.proxy import COUNTERS as PROXY_COUNTERS
@@ -160,6 +161,7 @@ class QueueWorker(Worker):
         self.copy_range = config.copy_range(self.settings)
         self.counters = Counters()
         self.queue: Queue | None = None
+        self.raw: RawSockets | None = None
         self._instance = config.agent.instance
         self._lost_below: int | None = None
         self._progress = (0, time.monotonic())
@@ -187,6 +189,15 @@ class QueueWorker(Worker):
             raise
         self.queue = queue
         self._set_flags(queue)
+        self._open_raw()
+
+    def _open_raw(self) -> None:
+        """The worker may not open these itself: that takes CAP_NET_RAW."""
+        if self.raw is None and any(spec.cls.injects_of(spec.options) for spec in self.specs):
+            try:
+                self.raw = RawSockets()
+            except OSError as error:
+                self._log(f"no raw socket: {error}; what is rejected is dropped without an answer", "warning", queue=self.number)
 
     def _set_flags(self, queue: Queue) -> None:
         for flag in ("fail_open", "gso"):
@@ -203,6 +214,9 @@ class QueueWorker(Worker):
         if self.queue is not None:
             self.queue.close()
             self.queue = None
+        if self.raw is not None:
+            self.raw.close()
+            self.raw = None
 
     def inherit(self, there: Self) -> None:
         """Take the bound queue over; nothing that waits in it is lost."""
@@ -211,6 +225,8 @@ class QueueWorker(Worker):
         self.queue = queue
         self.counters = there.counters
         self.restarts = there.restarts
+        self.raw, there.raw = there.raw, None
+        self._open_raw()
         queue.configure(copy=self.settings.copy_mode, copy_range=self.copy_range, max_len=self.settings.max_len)
         self._set_flags(queue)
 
@@ -249,6 +265,7 @@ class QueueWorker(Worker):
             self.counters,
             control,
             emit,
+            None if self.raw is None else self.raw.send,
         )
 
     def statistics(self) -> QueueStatistics | None:
