@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +158,49 @@ def test_a_lock_taken_by_a_child_that_died_is_given_back(netns: Namespace, monke
         return subprocess.run(["flock", "--nonblock", "/run/xtables.lock", "echo", "free"], capture_output=True, text=True).stdout
 
     assert netns.call(tried) == "free\n"
+
+
+def test_who_takes_no_lock_makes_us_read_again(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses a table whose number of rules is no longer what was read (EAGAIN)."""
+    read = iptables._Session.read
+    meddled: list[int] = []
+
+    def read_and_be_overtaken(session: iptables._Session) -> Any:
+        state = read(session)
+        if len(meddled) < 3:
+            meddled.append(1)
+            command = ["iptables-legacy", "-t", "mangle", "-I", "INPUT", "-p", "udp", "-j", "ACCEPT"]
+            subprocess.run(command, check=True, env={**os.environ, "XTABLES_LOCKFILE": "/run/another.lock"})
+        return state
+
+    monkeypatch.setattr(iptables._Session, "read", read_and_be_overtaken)
+    settled = netns.call(LegacyHost("a").apply, "inet", baseline())
+    assert not diff(baseline(), settled.after)
+    assert len([line for line in saved(netns) if line.endswith("-A INPUT -p udp -j ACCEPT")]) == 3
+    # With no end to it, it gives up and leaves nothing behind.
+    monkeypatch.setattr(iptables, "_PATIENCE", 0.0)
+    with pytest.raises(RuleError, match="Resource temporarily unavailable"):
+        netns.call(LegacyHost("a").apply, "inet", {})
+
+
+def test_the_longer_layout_of_libxtables_is_walked_in_its_own_steps() -> None:
+    """As Debian 13 has it, without Debian 13: an array of the longer entries."""
+    iptc = iptables._iptc()
+    real = sys.modules["iptc.xtables"]
+    longer = type("Longer", (ctypes.Structure,), {"_fields_": (*real.xt_option_entry._fields_, ("base", ctypes.c_uint))})
+    table = (longer * 4)(longer(b"one", base=7), longer(b"two", id=2, flags=real.XTOPT_MAND), longer(b"three"))
+    there = types.SimpleNamespace(xtables=types.SimpleNamespace(xt_option_entry=real.xt_option_entry))
+    methods = {name: real.xtables.__dict__[name] for name in ("_option_lookup", "_options_fcheck")}
+    there.xtables.xtables = type("xtables", (), methods)
+    first = ctypes.cast(table, ctypes.POINTER(real.xt_option_entry))
+    walker = there.xtables.xtables()
+    iptables._mend(there)
+    assert walker._option_lookup(first, b"three").name == b"three"
+    assert walker._option_lookup(first, b"two").id == 2
+    assert walker._option_lookup(first, b"four") is None
+    walker._options_fcheck(b"name", 1 << 2, first)
+    with pytest.raises(iptc.errors.XTablesError, match="must be specified"):
+        walker._options_fcheck(b"name", 0, first)
 
 
 def counter(netns: Namespace, port: int) -> int:
@@ -407,6 +453,28 @@ def _fail() -> None:
 
 def _kill_myself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_errand_dies_with_its_caller(tmp_path: Path) -> None:
+    """Or rules would go in after whoever asked for them was killed, and after `remove`."""
+    file = tmp_path / "pid"
+
+    def wait() -> None:
+        file.write_text(str(os.getpid()))
+        time.sleep(30)
+
+    caller = os.fork()
+    if caller == 0:
+        errand(wait)
+        os._exit(0)
+    deadline = time.monotonic() + 10
+    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    pidfd = os.pidfd_open(int(file.read_text()))
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
 
 
 def test_an_errand_is_finished_though_the_caller_is_told_to_stop() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import pickle
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+_PR_SET_PDEATHSIG: Final = 1
+_libc = ctypes.CDLL(None)
 _HELD_OFF: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
 
@@ -23,17 +26,19 @@ def errand(function: Callable[..., T], *args: Any, seconds: int = 120) -> T:
     """What `function(*args)` returns or raises, from a child process that is ended after `seconds`.
 
     The answer comes back pickled. The child's standard output goes nowhere. Signals that stop or reload the caller do not
-    reach it: what it has begun, it finishes. Raises ErrandError if it ends without an answer, OSError if it can't be started.
+    reach it: what it has begun, it finishes. It dies with a caller that is killed: rules must not go in when whoever asked
+    for them is gone, and `remove` has been by. Raises ErrandError if it ends without an answer, OSError if it can't be started.
     """
     reader, writer = os.pipe()
     # Blocked over the fork: a Python handler, or the wake-up descriptor, must not be served by the child.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_OFF)
+    caller = os.getpid()
     gc.freeze()
     try:
         child = os.fork()
         if child == 0:
             os.close(reader)
-            _child(function, args, writer, seconds)
+            _child(function, args, writer, seconds, caller)
     except OSError:
         os.close(reader)
         raise
@@ -54,8 +59,11 @@ def errand(function: Callable[..., T], *args: Any, seconds: int = 120) -> T:
     raise value
 
 
-def _child(function: Callable[..., Any], args: tuple[Any, ...], writer: int, seconds: int) -> None:
+def _child(function: Callable[..., Any], args: tuple[Any, ...], writer: int, seconds: int, caller: int) -> None:
     try:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != caller:
+            return
         signal.set_wakeup_fd(-1)
         for number in _HELD_OFF:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ _NAMES: Final[Mapping[Family, str]] = {
     "inet6": "/proc/self/net/ip6_tables_names",
 }
 _MODULES: Final[Mapping[Family, str]] = {"inet": "ip_tables", "inet6": "ip6_tables"}
+_SPOKEN: Final[Mapping[Family, str]] = {"inet": "IPv4", "inet6": "IPv6"}
 _SONAMES: Final = {"xtables": "libxtables.so.12", "ip4tc": "libip4tc.so.2", "ip6tc": "libip6tc.so.2"}
 # libxtables added the field `base` to struct xt_option_entry in 1.8.11 (include/xtables.h) and kept its soname; this
 # symbol came with it.
@@ -75,6 +76,12 @@ def tables_present(family: Family) -> frozenset[str] | None:
         return None
     except OSError:
         return frozenset()
+
+
+def _loaded(family: Family) -> frozenset[str]:
+    """The tables whose modules are loaded, if only for another network namespace; none where they are built in."""
+    prefix = "iptable" if family == "inet" else "ip6table"
+    return frozenset(table for table in TABLES if os.path.isdir(f"/sys/module/{prefix}_{table}"))
 
 
 def in_kernel(family: Family) -> bool:
@@ -197,13 +204,18 @@ class LegacyHost:
 
     name = "legacy"
 
-    def __init__(self, instance: str, lock: int | None = None, lock_seconds: float = DEADLINE) -> None:
-        """lock: a descriptor of the xtables lock from somebody who may open it. lock_seconds: how long to wait for it."""
+    def __init__(
+        self, instance: str, lock: int | None = None, lock_seconds: float = DEADLINE, tables: Iterable[str] = ()
+    ) -> None:
+        """lock: a descriptor of the xtables lock from somebody who may open it. lock_seconds: how long to wait for it.
+
+        tables: those that an earlier run wrote, for a process that may not know which tables are present.
+        """
         self.instance = instance
         self._lock = lock
         self._lock_seconds = lock_seconds
-        # Tables that were written: what there is to look at where /proc does not say.
-        self._known: dict[Family, set[str]] = {"inet": set(), "inet6": set()}
+        # What there is to look at where /proc does not say: tables that were written.
+        self._known: dict[Family, set[str]] = {"inet": set(tables), "inet6": set(tables)}
 
     def present(self, family: Family) -> frozenset[str] | None:
         """The names of the tables that are present; None if this process may not know."""
@@ -223,13 +235,17 @@ class LegacyHost:
 
     def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
         """Make the rules the desired ones, in every present table. Raises RuleError."""
-        tables = self._tables(family) | set(desired)
-        if not tables and tables_present(family) is None and in_kernel(family):
-            # Better a table that becomes present than stale rules that stay.
-            tables = frozenset(TABLES)
+        wanted = {name for name, table in desired.items() if table.chains or table.jumps}
+        tables = self._tables(family) | wanted
+        if tables_present(family) is None and not self._known[family]:
+            # The first time nobody knows what an earlier configuration left, and stale rules must go. Better a table that
+            # becomes present than rules that stay; but one whose module is not there can't have any.
+            tables |= _loaded(family) if wanted else _loaded(family) or frozenset(TABLES)
         if not tables:
             return Settled()
-        self._known[family] |= set(desired)
+        if not in_kernel(family):
+            raise RuleError(f"the kernel has no legacy xtables for {_SPOKEN[family]} (module {_MODULES[family]})")
+        self._known[family] |= wanted
         settled: Settled = self._errand(_apply, family, self.instance, tables, dict(desired), self._lock, self._lock_seconds)
         return settled
 
@@ -282,7 +298,7 @@ class _Session:
     def __init__(self, family: Family, instance: str, tables: frozenset[str]) -> None:
         self._iptc = iptc = _iptc()
         inet = family == "inet"
-        self._family = "IPv4" if inet else "IPv6"
+        self._family = _SPOKEN[family]
         self._table_class = iptc.Table if inet else iptc.Table6
         self._rule_class = iptc.Rule if inet else iptc.Rule6
         module = importlib.import_module("iptc.ip4tc" if inet else "iptc.ip6tc")
