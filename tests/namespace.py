@@ -96,6 +96,17 @@ class Namespace:
         """The output of a shell script run inside."""
         return self.run("sh", "-ec", script, **options).stdout
 
+    def processes(self) -> list[int]:
+        """Every process that lives inside, but the one that holds it open."""
+        here = os.readlink(f"/proc/{self.pid}/ns/net")
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdecimal() and int(name) != self.pid:
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{name}/ns/net") == here:
+                        found.append(int(name))
+        return found
+
     def enter(self) -> None:
         """Move the calling process inside, for good. It must have one thread."""
         for name, kind in (("net", _CLONE_NEWNET), ("mnt", _CLONE_NEWNS)):

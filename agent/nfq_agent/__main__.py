@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
+import typer
+
 from nfq_agent.cli import app
 from nfq_agent.config import ConfigError
 from nfq_agent.control import ControlError
@@ -26,7 +28,12 @@ def main() -> None:
     except (RuleError, ControlError, UserError) as error:
         print(f"nfq-agent: {error}", file=sys.stderr)
         code = 1
-    except KeyboardInterrupt:
+    except typer.TyperException as error:
+        # Without a word of its own it is the help, which has been shown.
+        if message := error.format_message():
+            print(f"nfq-agent: {message}; see `nfq-agent --help`", file=sys.stderr)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`).

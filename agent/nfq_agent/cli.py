@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from nfq_agent import confirm, control, show
+from nfq_agent import control, show
 from nfq_agent.config import DEFAULT_PATH, Agent, Config, ConfigError, load, log_settings, warnings
+from nfq_agent.confirm import Guard
 from nfq_agent.generation import foreseen
 from nfq_agent.host.backend import choose, usable
 from nfq_agent.host.users import ensure_user, find_user
@@ -29,7 +30,11 @@ app = typer.Typer(
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--config", "-c", metavar="FILE", help="The configuration; by default /etc/nfq-agent/nfq-agent.toml, else the baseline."
+        "--config",
+        "-c",
+        metavar="FILE",
+        readable=False,
+        help="The configuration; by default /etc/nfq-agent/nfq-agent.toml, else the baseline.",
     ),
 ]
 InstanceOption = Annotated[
@@ -167,16 +172,19 @@ def apply(
     if made:
         show.note(f"made the system user {loaded.agent.user} (uid {user.uid})")
     installation = Installation(choose(loaded.agent.backend, loaded.agent.instance))
-    before = installation.read()
+    guard = None if confirm_within is None else Guard(confirm_within, installation, installation.read())
     done = installation.apply(plan_rules(loaded, user.uid))
     changes = {family: settled.changes for family, settled in done.items() if settled.changes}
     show.changes(changes)
     closed = [name for name, queue in loaded.queue.items() if not queue.bypass]
     if closed:
         show.note(f"warning: nobody serves {', '.join(closed)}, and bypass = false: its traffic is kept out until an agent runs")
-    if confirm_within is None or not changes:
+    if guard is None:
         return 0
-    return confirm.or_put_back(confirm_within, installation, before)
+    if not changes:
+        guard.dismiss()
+        return 0
+    return guard.ask()
 
 
 def _refuse_beside_agent(instance: str) -> None:

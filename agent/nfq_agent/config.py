@@ -467,7 +467,7 @@ def _check(merged: dict[str, Any], source: _Source) -> Config:
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError([_fault(source, details) for details in error.errors()]) from error
+        raise ConfigError(list(_faults(source, error))) from error
     faults = list(_cross_faults(config, source))
     if faults:
         raise ConfigError(faults)
@@ -540,8 +540,7 @@ def _cross_faults(config: Config, source: _Source) -> Iterator[str]:
 
 def _element_faults(error: ElementError, at: tuple[str, ...], source: _Source, config: Config) -> Iterator[str]:
     if isinstance(error.reason, ValidationError):
-        for details in error.reason.errors():
-            yield _fault(source, details, ("element", error.name))
+        yield from _faults(source, error.reason, ("element", error.name))
     else:
         if error.name in config.element or any(t.get("type") == error.name for t in config.element.values()):
             at = ("element", next((n for n, t in config.element.items() if t.get("type", n) == error.name), error.name))
@@ -552,19 +551,35 @@ def _element_faults(error: ElementError, at: tuple[str, ...], source: _Source, c
 _NO_KEYS = re.compile(r"^(function-|tagged-union|constrained-|literal\[|int$|str$|bool$|float$|.*\[.*\]$)")
 
 
-def _fault(source: _Source, details: Any, prefix: tuple[str, ...] = ()) -> str:
-    location = prefix + tuple(str(part) for part in details["loc"] if not _NO_KEYS.match(str(part)))
-    keys = tuple(part for part in location if not part.isdecimal())
-    where = f"{source.file(keys)}: {'.'.join(keys) or 'the file'}"
-    kind, context, value = details["type"], details.get("ctx", {}), details["input"]
+def _faults(source: _Source, error: ValidationError, prefix: tuple[str, ...] = ()) -> Iterator[str]:
+    """One line for each key: what is wrong with it, and all that would be allowed (a union complains once for each member)."""
+    found: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+    for details in error.errors():
+        location = prefix + tuple(str(part) for part in details["loc"] if not _NO_KEYS.match(str(part)))
+        keys = tuple(part for part in location if not part.isdecimal())
+        if details["type"] == "too_short" and keys in found:
+            # Nothing was left of a list once its bad members were taken out.
+            continue
+        what, allowed = _fault(keys, details)
+        known = found.setdefault(keys, (what, []))[1]
+        if allowed not in known:
+            known.append(allowed)
+    for keys, (what, allowed_here) in found.items():
+        yield f"{source.file(keys)}: {'.'.join(keys) or 'the file'}: {what}; allowed: {', or '.join(allowed_here)}"
+
+
+def _fault(keys: tuple[str, ...], details: Any) -> tuple[str, str]:
+    """What is wrong, and what is allowed."""
+    kind, context = details["type"], details.get("ctx", {})
     if kind == "extra_forbidden":
         known = _known_keys(keys[:-1])
         near = difflib.get_close_matches(keys[-1], known, 1, 0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{where}: unknown key; {hint}allowed: {', '.join(known) or 'see the manual'}"
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return f"unknown key{hint}", ", ".join(known) or "see nfq-agent.toml(5)"
     if kind == "value_error":
-        return f"{where}: {context['error']}"
-    return f"{where}: {_shown(value)}: {details['msg'].lower()}; allowed: {_allowed(kind, context)}"
+        what, _, allowed = str(context["error"]).partition("; allowed: ")
+        return what, allowed
+    return f"{_shown(details['input'])}: {details['msg'].lower()}", _allowed(kind, context)
 
 
 def _allowed(kind: str, context: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Events and how they are written: for a console, as JSON, or for the journal. Rendering only; the sinks are in host/journal.py."""
+"""Events and how they are written: for a console, as JSON, or for the journal. Rendering only; host/journal.py writes."""
 
 from __future__ import annotations
 

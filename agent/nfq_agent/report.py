@@ -76,18 +76,20 @@ class Drift:
         self.pause = regular
         self.repairs = 0
         self._regular = regular
+        self._broken = False
         self._last: float | None = None
 
     def looked(self, repaired: bool, now: float, longest: float) -> None:
         """One look is done. now: seconds since the epoch. longest: the longest pause."""
         if not repaired:
             self.pause = self._regular
-            return
-        # The first repair is followed by a look at the usual time; what is broken again by then is being fought over.
-        if self._last is not None and now - self._last <= self.pause * 1.5:
+        elif self._broken:
+            # Put right at the last look too, and broken again since.
             self.pause = min(self.pause * 2, max(longest, self._regular))
-        self.repairs += 1
-        self._last = now
+        self._broken = repaired
+        if repaired:
+            self.repairs += 1
+            self._last = now
 
     def every(self, regular: float) -> Drift:
         """The same, with another interval."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nfq_agent.diff import Changes, Delete, DropChain, Insert, NewChain, render
 from nfq_agent.installation import Found
-from nfq_agent.rules import Family, Ruleset
+from nfq_agent.rules import Family, Rule, Ruleset, instance_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -158,10 +158,10 @@ def status(report: Mapping[str, Any]) -> None:
         markup=False,
     )
     for queue in report["queues"]:
-        table = Table(box=box.SIMPLE_HEAD, title=_queue_title(queue), title_justify="left", title_style="bold", pad_edge=False)
-        columns = ("number", "judged", "accepted", "dropped", "errors", "per second", "waiting", "pid", "memory")
-        for column in columns:
-            table.add_column(column, justify="right")
+        console.print(f"\n{_queue_title(queue)}", style="bold", markup=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+        for column in ("num", "judged", "accepted", "dropped", "errors", "per second", "waiting", "pid", "memory"):
+            table.add_column(column, justify="right", no_wrap=True)
         for worker in queue["workers"]:
             table.add_row(
                 str(worker["number"]), str(worker["received"]), str(worker["accepted"]), str(worker["dropped"]),
@@ -170,22 +170,41 @@ def status(report: Mapping[str, Any]) -> None:
             )  # fmt: skip
         console.print(table)
         console.print(
-            f"  kernel drops {_known(queue['kernel_dropped'])}, user drops {_known(queue['user_dropped'])}, "
-            f"uninspected {_known(queue['uninspected'])}, would have been dropped {queue['would_drop']}",
+            f"kernel drops {_known(queue['kernel_dropped'])}, user drops {_known(queue['user_dropped'])}, "
+            f"uninspected {_known(queue['uninspected'])}, drops held off by monitor mode {queue['would_drop']}",
             markup=False,
         )
     for proxy in report["proxies"]:
-        console.print(f"Proxy {proxy['name']} on {', '.join(proxy['listen'])}, pid {proxy['pid'] or '-'}", markup=False)
-        console.print("  " + ", ".join(f"{name} {value}" for name, value in proxy["counters"].items()), markup=False)
-    rules_in = report["rules"]
-    console.print(f"\nRules: {len(rules_in)}", markup=False)
-    for rule in rules_in:
         console.print(
-            f"{rule['packets']:>9} packets  {rule['family']} {rule['table']}  {rule['rule']}", markup=False, soft_wrap=True
+            f"\nProxy {proxy['name']} on {', '.join(proxy['listen'])}, pid {proxy['pid'] or '-'}", style="bold", markup=False
         )
+        console.print(", ".join(f"{name} {value}" for name, value in proxy["counters"].items()), markup=False)
+    console.print("\nRules (`nfq-agent rules` shows them whole)", style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    for column in ("packets", "bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("family", "table", "hook", "rule", "target"):
+        table.add_column(column, no_wrap=True)
+    for rule in report["rules"]:
+        parsed = Rule.parse(rule["rule"])
+        table.add_row(
+            str(rule["packets"]), str(rule["bytes"]), rule["family"], rule["table"], parsed.chain.rpartition("-")[2],
+            parsed.tag.rpartition(":")[2], _target(parsed),
+        )  # fmt: skip
+    console.print(table)
     drift = report["drift"]
-    last = "" if drift["last"] is None else f", last {time.strftime('%H:%M:%S', time.localtime(drift['last']))}"
-    console.print(f"Drift: put right {drift['repairs']} times{last}; looked at every {drift['check']:g} s", markup=False)
+    last = "" if drift["last"] is None else f", last at {time.strftime('%H:%M:%S', time.localtime(drift['last']))}"
+    every = f"looked at every {drift['check']:g} s" if drift["check"] else "not looked at"
+    console.print(f"Drift: put right {drift['repairs']} times{last}; {every}", markup=False)
+
+
+def _target(rule: Rule) -> str:
+    numbers = rule.queues
+    if len(numbers) > 1:
+        return f"queues {numbers[0]} to {numbers[-1]}"
+    if numbers:
+        return f"queue {numbers[0]}"
+    return "own chain" if instance_of(rule.target.name) else rule.target.name
 
 
 def _queue_title(queue: Mapping[str, Any]) -> str:

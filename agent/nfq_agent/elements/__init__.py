@@ -66,10 +66,10 @@ def _find(kind: str, builtins: dict[str, str]) -> object:
         for point in entry_points(group=GROUP, name=kind):
             return point.load()
         near = difflib.get_close_matches(kind, builtins, 1, 0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         names = ", ".join(sorted(builtins)) or "none is built in"
         raise ElementError(
-            kind, f"unknown element {kind!r}; {hint}allowed: {names}, an [element.NAME] table, or package.module:Class"
+            kind, f"unknown element {kind!r}{hint}; allowed: {names}, an [element.NAME] table, or package.module:Class"
         )
     module, _, name = path.partition(":")
     try:

@@ -1,0 +1,125 @@
+"""The agent as a test starts it: the real command, in a namespace, with the words to look at it and to wait for it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from namespace import Namespace
+
+COMMAND = (sys.executable, "-m", "nfq_agent")
+SAVES = ("iptables-legacy-save", "ip6tables-legacy-save")
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 15) -> Any:
+    """The first true value of `condition()`; fails when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds} s")
+        time.sleep(0.02)
+
+
+class Agent:
+    """`nfq-agent run` in a namespace. `log` is its standard error so far."""
+
+    def __init__(
+        self, namespace: Namespace, folder: Path, config: str = "", *flags: str, instance: str = "default", **environment: str
+    ):
+        self.namespace = namespace
+        self.instance = instance
+        self.config = folder / f"{instance}.toml"
+        self._flags = flags
+        self._environment = {"LOG_FORMAT": "console", **environment}
+        self._output = folder / f"{instance}.log"
+        if config:
+            self.configure(config)
+        self.start()
+
+    def configure(self, text: str) -> None:
+        """Write the configuration anew. The running agent does not see it before `reload`."""
+        head = f'[agent]\ninstance = "{self.instance}"\n' if self.instance != "default" and "[agent]" not in text else ""
+        self.config.write_text(head + text)
+
+    def start(self) -> None:
+        """Start it; `ready` waits until it serves."""
+        argv = ["env", *(f"{name}={value}" for name, value in self._environment.items()), *COMMAND, "run", *self._flags]
+        if self.config.exists():
+            argv += ["--config", str(self.config)]
+        with self._output.open("ab") as stream:
+            self._begin = stream.tell()
+            self.process: subprocess.Popen[Any] = self.namespace.start(*argv, stdout=stream, stderr=stream)
+
+    @property
+    def log(self) -> str:
+        """What it has logged since it was last started."""
+        with self._output.open("rb") as output:
+            output.seek(self._begin)
+            return output.read().decode(errors="replace")
+
+    def ready(self) -> Agent:
+        """Wait until it serves; fails with its log if it ends instead."""
+
+        def serving() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the agent ended with {self.process.returncode}:\n{self.log}")
+            return "is serving" in self.log
+
+        until(serving, "the agent gets ready")
+        return self
+
+    def stop(self) -> int:
+        """Stop it in the orderly way; its exit code."""
+        self.process.terminate()
+        return int(self.process.wait(timeout=20))
+
+    def kill(self) -> None:
+        """End the main process as `kill -9` does."""
+        self.process.kill()
+        self.process.wait(timeout=20)
+
+    def verb(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Another verb of the command, for this agent's configuration."""
+        extra = ["--config", str(self.config)] if self.config.exists() else []
+        return self.namespace.run(*COMMAND, argv[0], *extra, *argv[1:], check=check, **options)
+
+    def status(self) -> dict[str, Any]:
+        """`status --json`."""
+        value: dict[str, Any] = json.loads(self.verb("status", "--json").stdout)
+        return value
+
+    def queue(self, name: str = "main") -> dict[str, Any]:
+        """One queue of the status."""
+        (found,) = [queue for queue in self.status()["queues"] if queue["name"] == name]
+        return dict(found)
+
+    def totals(self, name: str = "main") -> dict[str, int]:
+        """A queue's counters, summed over its workers."""
+        workers = self.queue(name)["workers"]
+        return {key: sum(worker[key] or 0 for worker in workers) for key in workers[0] if isinstance(workers[0][key], int)}
+
+    def workers(self) -> list[int]:
+        """The pids of its workers."""
+        return [worker["pid"] for queue in self.status()["queues"] for worker in queue["workers"]]
+
+
+def saved(namespace: Namespace, counters: bool = False) -> str:
+    """All legacy rules of both families; without the counters of chains and the comments, unless `counters`."""
+    text = "".join(namespace.run(command, *(["-c"] if counters else [])).stdout for command in SAVES)
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    if not counters:
+        lines = [re.sub(r" \[\d+:\d+\]$", "", line) for line in lines]
+    return "\n".join(lines)
+
+
+def ours(namespace: Namespace) -> list[str]:
+    """The rules and chains of any instance of ours."""
+    return [line for line in saved(namespace).splitlines() if "NFQA-" in line or "nfq-agent:" in line]

@@ -1,0 +1,70 @@
+"""Traffic for tests, as scripts that run in a namespace: bounded in count and in time."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+PYTHON: Final = sys.executable
+
+# Sends back what it gets, on one connection; ends with it. argv: address, port.
+ECHO: Final = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])), family=family)
+print("listening", flush=True)
+connection, _ = listener.accept()
+connection.settimeout(60)
+while data := connection.recv(1 << 20):
+    connection.sendall(data)
+"""
+
+# Sends SIZE bytes and reads as many back at the same time; prints both digests. argv: address, port, size.
+CLIENT: Final = """
+import hashlib, random, socket, sys, threading
+size = int(sys.argv[3])
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60)
+block = random.Random(1).randbytes(1 << 20)
+sent, got = hashlib.sha256(), hashlib.sha256()
+def send():
+    left = size
+    while left:
+        part = block[:left]
+        connection.sendall(part)
+        sent.update(part)
+        left -= len(part)
+    connection.shutdown(socket.SHUT_WR)
+sender = threading.Thread(target=send)
+sender.start()
+count = 0
+while data := connection.recv(1 << 20):
+    got.update(data)
+    count += len(data)
+sender.join()
+print(count, sent.hexdigest(), got.hexdigest())
+"""
+
+# Sends COUNT datagrams of 64 bytes to nobody, at most RATE a second; prints how many the kernel took. argv: address, port,
+# count, rate.
+FLOOD: Final = """
+import socket, sys, time
+address, port, count, rate = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+end = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+receiver = socket.socket(end.family, socket.SOCK_DGRAM)
+receiver.bind((address, port))
+end.connect((address, port))
+payload = b"x" * 64
+began = time.monotonic()
+taken = 0
+for number in range(count):
+    try:
+        end.send(payload)
+        taken += 1
+    except OSError:
+        pass
+    if number % 100 == 0:
+        ahead = number / rate - (time.monotonic() - began)
+        if ahead > 0:
+            time.sleep(ahead)
+print(taken)
+"""
