@@ -22,11 +22,12 @@ from netfilterqueue import NetfilterQueue
 
 from namespace import Namespace
 from nfq_agent.diff import diff
-from nfq_agent.host import iptables, nft
+from nfq_agent.host import iptables, nft, xtables
 from nfq_agent.host.backend import RuleHost, choose
 from nfq_agent.host.errand import ErrandError, errand
 from nfq_agent.host.iptables import LegacyHost
 from nfq_agent.host.nft import NftHost
+from nfq_agent.host.xtables import Tables
 from nfq_agent.rules import FAMILIES, RuleError
 from test_rule_hosts import baseline, many, ours, rules
 
@@ -162,10 +163,10 @@ def test_a_lock_taken_by_a_child_that_died_is_given_back(netns: Namespace, monke
 
 def test_who_takes_no_lock_makes_us_read_again(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel refuses a table whose number of rules is no longer what was read (EAGAIN)."""
-    read = iptables._Session.read
+    read = Tables.read
     meddled: list[int] = []
 
-    def read_and_be_overtaken(session: iptables._Session) -> Any:
+    def read_and_be_overtaken(session: Tables) -> Any:
         state = read(session)
         if len(meddled) < 3:
             meddled.append(1)
@@ -173,12 +174,12 @@ def test_who_takes_no_lock_makes_us_read_again(netns: Namespace, monkeypatch: py
             subprocess.run(command, check=True, env={**os.environ, "XTABLES_LOCKFILE": "/run/another.lock"})
         return state
 
-    monkeypatch.setattr(iptables._Session, "read", read_and_be_overtaken)
+    monkeypatch.setattr(Tables, "read", read_and_be_overtaken)
     settled = netns.call(LegacyHost("a").apply, "inet", baseline())
     assert not diff(baseline(), settled.after)
     assert len([line for line in saved(netns) if line.endswith("-A INPUT -p udp -j ACCEPT")]) == 3
     # With no end to it, it gives up and leaves nothing behind.
-    monkeypatch.setattr(iptables, "_PATIENCE", 0.0)
+    monkeypatch.setattr(xtables, "_PATIENCE", 0.0)
     with pytest.raises(RuleError, match="Resource temporarily unavailable"):
         netns.call(LegacyHost("a").apply, "inet", {})
 
