@@ -3,8 +3,8 @@
 # What the agent needs to be built and to run; the tests' own tools are in TEST_PACKAGES.
 RUN_PACKAGES="ca-certificates gcc iproute2 iptables kmod libc6-dev libnetfilter-queue-dev pkg-config procps python3-dev
 python3-venv util-linux"
-TEST_PACKAGES="bind9-dnsutils conntrack curl dnsmasq-base ethtool netcat-openbsd openssh-client openssh-server openssl
-postgresql redis-tools tshark"
+TEST_PACKAGES="bind9-dnsutils conntrack curl dnsmasq-base ethtool netcat-openbsd nghttp2-server openssh-client openssh-server
+openssl postgresql redis-tools tshark"
 
 say() { printf '%s\n' "$*" >&2; }
 

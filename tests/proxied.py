@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -55,10 +56,15 @@ class Proxied:
         self.listeners: list[socket.socket] = []
         self._children = [self._start(number, processes) for number in range(processes)]
         self.pids = [pid for pid, _ in self._children]
-        for _, control in self._children:
-            control.settimeout(20)
-            assert control.recv(64) == b"ready\n", self.said()
-        self.rules_in()
+        try:
+            for _, control in self._children:
+                control.settimeout(20)
+                assert control.recv(64) == b"ready\n", f"the proxy did not start: {self.said()}"
+            self.rules_in()
+        except BaseException:
+            self.stop()
+            os.close(self._log_fd)
+            raise
 
     def _start(self, number: int, processes: int) -> tuple[int, socket.socket]:
         ours, theirs = socket.socketpair()
@@ -174,7 +180,8 @@ class Proxied:
     def tell(self, word: bytes) -> None:
         """Say a word on every control socket."""
         for _, control in self._children:
-            control.send(word)
+            with contextlib.suppress(BrokenPipeError):
+                control.send(word)
 
     def reap(self, seconds: float = 20.0) -> list[int]:
         """The exit codes, once all have ended."""
