@@ -200,12 +200,12 @@ class QueueWorker(Worker):
                 self._log(f"no raw socket: {error}; what is rejected is dropped without an answer", "warning", queue=self.number)
 
     def _set_flags(self, queue: Queue) -> None:
-        for flag in ("fail_open", "gso"):
-            wanted: bool = getattr(self.settings, flag)
+        process = any(spec.cls.reads_process_of(spec.options) for spec in self.specs)
+        for flag, wanted in (("fail_open", self.settings.fail_open), ("gso", self.settings.gso), ("uid_gid", process)):
             if wanted == getattr(queue.settings, flag):
                 continue
             try:
-                queue.configure(fail_open=wanted) if flag == "fail_open" else queue.configure(gso=wanted)
+                queue.configure(**{flag: wanted})  # type: ignore[arg-type]  # these three are all switches
             except QueueSettingError as error:
                 self._log(f"{error}; it goes on without", "warning", queue=self.number)
 
@@ -225,6 +225,8 @@ class QueueWorker(Worker):
         self.queue = queue
         self.counters = there.counters
         self.restarts = there.restarts
+        # One that died and was not replaced yet may have left packets unanswered.
+        self.deaths = there.deaths
         self.raw, there.raw = there.raw, None
         self._open_raw()
         queue.configure(copy=self.settings.copy_mode, copy_range=self.copy_range, max_len=self.settings.max_len)
@@ -251,7 +253,11 @@ class QueueWorker(Worker):
         def emit(message: str, level: str = "info", **fields: Any) -> None:
             self._log(message, level, **{"queue": self.number, "instance": self._instance, **fields})
 
-        chain = ElementChain([spec.cls(spec.name, spec.options, emit) for spec in self.specs], _VERDICTS[settings.default])
+        chain = ElementChain(
+            [spec.cls(spec.name, spec.options, emit) for spec in self.specs],
+            _VERDICTS[settings.default],
+            monitor=settings.mode == "monitor",
+        )
         serve(
             self.queue,
             chain,

@@ -41,7 +41,7 @@ def _console() -> Console:
 
 def side_effects(ruleset: Ruleset, host: RuleHost, user: str | None) -> list[str]:
     """What applying would change besides the rules. user: the system user's name if it would have to be made."""
-    effects: list[str] = []
+    effects = [host.notice] if host.notice else []
     if user is not None:
         effects.append(f"the system user {user} would be made; its number takes the place of its name in the rules")
     for family, tables in ruleset.items():

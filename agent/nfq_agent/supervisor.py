@@ -86,6 +86,8 @@ class Supervisor:
         if made:
             self._log(f"made the system user {agent.user} (uid {self._user.uid})")
         self._installation = Installation(choose(agent.backend, agent.instance))
+        if notice := self._installation.host.notice:
+            self._log(notice, "warning")
         self._config = advance(self._config, control.folder() / f"{agent.instance}.generations")
         self._crew.add([*self._queues_of(self._config), *self._proxies_of(self._config)])
         if self._stop_asked:

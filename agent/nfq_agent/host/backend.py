@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
@@ -10,13 +9,12 @@ from nfq_agent.diff import Settled
 from nfq_agent.host import iptables, nft
 from nfq_agent.rules import Family, RuleError, TableRules, TableState
 
-_log = logging.getLogger(__name__)
-
 
 class RuleHost(Protocol):
-    """One instance's rules in the kernel."""
+    """One instance's rules in the kernel. notice: why it is not the first choice here; empty if it is."""
 
     name: str
+    notice: str
 
     def read(self, family: Family) -> dict[str, TableState]:
         """What each table that is present holds of this instance. It makes no table present, and takes no lock."""
@@ -48,8 +46,7 @@ def choose(backend: Literal["auto", "legacy", "nft"], instance: str, lock: int |
         nft.require()
     except RuleError as error:
         raise RuleError(f"no rules can be written here: legacy: {fault}; nft: {error}") from error
-    _log.warning("the nft backend is used, since legacy rules can't be: %s", fault)
-    return nft.NftHost(instance)
+    return nft.NftHost(instance, f"the nft backend is used, since legacy rules can't be: {fault}")
 
 
 def usable(instance: str) -> list[RuleHost]:

@@ -184,6 +184,7 @@ class LegacyHost:
     """This instance's rules in the legacy tables. Its calls are short, and run in children of the caller."""
 
     name = "legacy"
+    notice = ""
 
     def __init__(
         self, instance: str, lock: int | None = None, lock_seconds: float = DEADLINE, tables: Iterable[str] = ()

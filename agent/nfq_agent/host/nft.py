@@ -92,8 +92,9 @@ class NftHost:
 
     name = "nft"
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, notice: str = "") -> None:
         self.instance = instance
+        self.notice = notice
 
     def present(self, family: Family) -> frozenset[str] | None:
         """The names of the tables that are present. Raises RuleError."""
