@@ -267,6 +267,7 @@ class QueueWorker(Worker):
                 on_error=_VERDICTS[settings.on_error],
                 monitor=settings.mode == "monitor",
                 lost_below=self._lost_below,
+                peers=settings.numbers if settings.cpu_fanout else None,
             ),
             self.counters,
             control,

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from socket import MSG_DONTWAIT, socket
 from typing import Any, Final
+from zlib import crc32
 
 from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain, Emit, Needs
 from nfq_agent.flow import Flow, FlowTable
-from nfq_agent.packet import Packet, PacketError
+from nfq_agent.packet import FiveTuple, Packet, PacketError
 from nfq_agent.queue import BUDGET, Queue
 from nfq_agent.verdict import ACCEPT, Action, Verdict
 
@@ -35,7 +36,8 @@ class WorkerSettings:
 
     number: of the queue. default: the verdict when no element answers. on_error: the verdict when one raises, or the packet
     can't be decoded. monitor: accept what would have been dropped, and say so. busy_poll: seconds to look for packets
-    before sleeping. lost_below: the kernel's id sequence, read after the predecessor's death; None if there was none.
+    before sleeping. lost_below: the kernel's id sequence, read after the predecessor's death; None if there was none. peers:
+    the numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it does not.
     """
 
     number: int
@@ -44,6 +46,7 @@ class WorkerSettings:
     monitor: bool
     busy_poll: float = 0.0
     lost_below: int | None = None
+    peers: range | None = None
 
 
 # Sends a whole packet; the interface's index is for a destination of link-local scope. Raises OSError.
@@ -110,6 +113,10 @@ class Worker:
         self._emit = emit
         self._inject = inject
         self._flows = FlowTable() if chain.needs is Needs.FLOW else None
+        self._owners: list[Verdict | None] | None = None
+        if settings.peers is not None and self._flows is not None:
+            own = settings.number
+            self._owners = [None if peer == own else Verdict(Action.QUEUE, queue=peer) for peer in settings.peers]
         self._known: dict[Any, Verdict] = {}
         self._asked = 0
         self._errors = Limited(emit)
@@ -291,7 +298,13 @@ class Worker:
     def _decide(self, packet: Packet) -> Verdict:
         flow: Flow | None = None
         if self._flows is not None:
-            flow = self._flows.observe(packet.headers.five_tuple, self._now)
+            five_tuple = packet.headers.five_tuple
+            # With cpu-fanout the processor chooses the queue: a flow's packets come to all of them, and its state is in one.
+            if self._owners is not None:
+                owner = self._owners[_place(five_tuple) % len(self._owners)]
+                if owner is not None:
+                    return owner
+            flow = self._flows.observe(five_tuple, self._now)
         verdict = self._chain.decide(packet, flow)
         if verdict is not ACCEPT:
             self._queue.check(packet, verdict)
@@ -354,6 +367,12 @@ class Worker:
             counters.marked += number
         if verdict.payload is not None:
             counters.rewritten += number
+
+
+def _place(five_tuple: FiveTuple) -> int:
+    """A number that both directions of a flow have in common, in every process."""
+    ends = crc32(five_tuple.src) + crc32(five_tuple.dst)
+    return ends + (five_tuple.sport or 0) + (five_tuple.dport or 0)
 
 
 def _innermost(error: Exception) -> str:

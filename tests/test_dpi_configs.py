@@ -1,0 +1,94 @@
+"""The configurations that need DPI, as they stand: the application map and the egress policy."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from agent import Agent
+from captures import certificate, listening, wait_until
+from namespace import Namespace
+
+pytestmark = pytest.mark.kernel
+
+CONFIGS = Path(__file__).parent / "configs"
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+OK, TIMEOUT = 0, 28
+
+
+def curl(netns: Namespace, url: str, name: str, address: str, *more: str, user: str = "root") -> int:
+    """curl's exit code for a URL whose `{}` is the name, resolved to the address; within a second."""
+    port = url.split(":")[2].partition("/")[0]
+    host = f"[{address}]" if ":" in address else address
+    argv = ["curl", "-sk", "-o", "/dev/null", "-m", "1", *more, "--resolve", f"{name}:{port}:{host}", url.format(name)]
+    return netns.run("runuser", "-u", user, "--", *argv, check=False).returncode
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_app_map(pair: tuple[Namespace, Namespace], tmp_path: Path, family: int) -> None:
+    server, client = pair
+    address = "10.203.0.1" if family == 4 else "fd00:203::1"
+    server.start("python3", "-m", "http.server", "8080", "--bind", "::", "-d", str(tmp_path), **QUIET)
+    server.start(
+        "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=",
+        f"--listen-address={address}", "--bind-interfaces", "--address=/test/192.0.2.7", **QUIET,
+    )  # fmt: skip
+    wait_until(lambda: listening(server, 8080) and listening(server, 53, "-u"), "both are served")
+    agent = Agent(server, tmp_path, (CONFIGS / "app-map.toml").read_text()).ready()
+
+    def dig(name: str) -> str:
+        return client.run("dig", f"@{address}", "+short", "+tries=1", "+time=1", name, check=False).stdout.strip()
+
+    url = "http://{}:8080/"
+    assert curl(client, url, "www.open.test", address) == OK, agent.log
+    assert curl(client, url, "www.blocked.test", address) == TIMEOUT, agent.log
+    # The same name after another one, on a connection that was let pass.
+    assert curl(client, url, "www.open.test", address, "-H", "Host: www.Blocked.test.") == TIMEOUT, agent.log
+    assert dig("www.open.test") == "192.0.2.7", agent.log
+    assert "192.0.2.7" not in dig("www.blocked.test"), agent.log
+    assert "192.0.2.7" not in dig("WWW.Blocked.Test"), agent.log
+    begin = time.monotonic()
+    ssh = client.run(
+        "ssh", "-p", "8080", "-o", "ConnectTimeout=1", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", address,
+        check=False, timeout=20,
+    )  # fmt: skip
+    assert ssh.returncode == 255
+    assert "timed out" in ssh.stderr, ssh.stderr
+    # Our SSH is dropped in silence; the web server would have answered "Bad request" at once.
+    assert time.monotonic() - begin > 0.9
+    assert agent.stop() == 0
+
+
+def test_egress_policy_monitors_then_enforces(netns: Namespace, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    certificate(folder)
+    netns.run("useradd", "--system", "payments")
+    for address in ("127.0.0.1", "[::1]"):
+        netns.start("openssl", "s_server", "-accept", f"{address}:443", "-cert", str(folder / "cert.pem"),
+                    "-key", str(folder / "key.pem"), "-www", **QUIET)  # fmt: skip
+    wait_until(lambda: netns.run("ss", "-Hltn", "sport = :443").stdout.count("LISTEN") == 2, "TLS is served")
+    agent = Agent(netns, tmp_path, (CONFIGS / "egress-policy.toml").read_text()).ready()
+    url = "https://{}:443/"
+
+    def codes(user: str) -> list[int]:
+        return [
+            curl(netns, url, name, address, user=user)
+            for name in ("api.stripe.com", "api.example.org", "www.evil.test")
+            for address in ("127.0.0.1", "::1")
+        ]
+
+    assert codes("payments") == [OK] * 6, agent.log
+    wait_until(lambda: "would drop" in agent.log, "the monitor says what it would do")
+    assert agent.stop() == 0
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "enforce.toml").write_text('[queue.egress]\nmode = "enforce"\n')
+    agent.start()
+    agent.ready()
+    # Everybody else's packets are none of its business. They come first: a server that is kept waiting serves nobody else.
+    assert codes("root") == [OK] * 6, agent.log
+    assert codes("payments") == [OK] * 4 + [TIMEOUT] * 2, agent.log
+    assert agent.stop() == 0
