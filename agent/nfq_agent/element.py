@@ -123,6 +123,7 @@ class ElementChain:
         asked = [e for e in self._elements if _overrides(e, "decide")]
         self._lasting = tuple((e.decide, all(other.lasting for other in asked[: end + 1])) for end, e in enumerate(asked))
         self._default_lasting = all(e.lasting for e in asked)
+        self._amended_lasting = all(e.lasting for e in self._elements if _overrides(e, "amend"))
 
     def __len__(self) -> int:
         return len(self._elements)
@@ -169,7 +170,7 @@ class ElementChain:
             verdict = self._default
         if self._monitor and verdict.action is Action.DROP:
             return verdict
-        if flow is not None and flow.undecided:
+        if not self._amended_lasting or (flow is not None and flow.undecided):
             lasting = False
         for amend in self._amenders:
             verdict = amend(packet, flow, verdict, lasting)

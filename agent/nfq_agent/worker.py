@@ -6,9 +6,12 @@ element does; what there is to say is said after the verdicts of the turn are on
 
 from __future__ import annotations
 
+import contextlib
+import heapq
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from socket import MSG_DONTWAIT, socket
 from typing import Any, Final
 from zlib import crc32
@@ -18,7 +21,7 @@ from nfq_agent.element import ElementChain, Emit, Needs
 from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.packet import FiveTuple, Packet, PacketError
 from nfq_agent.queue import BUDGET, Queue
-from nfq_agent.verdict import ACCEPT, Action, Verdict
+from nfq_agent.verdict import ACCEPT, RETAIN, Action, Verdict, VerdictError
 
 # How often the loop looks at what is not a packet, in seconds: the control socket while packets keep coming, the socket's
 # drops, a worker's beat while none come.
@@ -125,6 +128,7 @@ class Worker:
         self._unsent = Limited(emit)
         # What is to be said after the verdicts are sent.
         self._later: list[Callable[[float], bool]] = []
+        self._delayed: list[tuple[float, int, Packet, Verdict]] = []
         self._now = 0.0
         self._looked = 0.0
         self._stopping = False
@@ -158,6 +162,7 @@ class Worker:
                 counters.turns += 1
                 counters.heartbeat = time.monotonic_ns()
         finally:
+            self._release(math.inf)
             queue.answer_retained()
             self._count_rare()
             self._chain.stop()
@@ -165,6 +170,8 @@ class Worker:
     def _take_turn(self) -> int:
         if self._awaits_first:
             return self._take_over()
+        if self._delayed:
+            self._release(self._now)
         count = self._turn()
         if self._later:
             held = sum(not say(self._now) for say in self._later)
@@ -183,6 +190,8 @@ class Worker:
 
     def _look_around(self, timeout: float) -> None:
         self._looked = self._now
+        if self._delayed:
+            timeout = min(timeout, max(0.0, self._delayed[0][0] - time.monotonic()))
         if self._control.fileno() in self._queue.wait(timeout):
             try:
                 said = self._control.recv(4096, MSG_DONTWAIT)
@@ -281,7 +290,7 @@ class Worker:
         for packet in packets:
             verdict = self._ask(packet, self._decide)
             answers.append((packet, self._settings.on_error if verdict is None else self._enforced(packet, verdict)))
-        self._queue.answer(answers)
+        self._queue.answer([(packet, self._kept_back(packet, v) if v.delay else v) for packet, v in answers])
         for packet, verdict in answers:
             if verdict.inject:
                 self._send(packet, verdict.inject)
@@ -292,6 +301,22 @@ class Worker:
                 self._ask(packet, listener, verdict)
         self._counters.received += len(packets)
         self._counters.last_id = packets[-1].id
+
+    # Packets whose verdict has a delay.
+
+    def _kept_back(self, packet: Packet, verdict: Verdict) -> Verdict:
+        """RETAIN, and the verdict later."""
+        heapq.heappush(self._delayed, (self._now + verdict.delay, packet.id, packet, replace(verdict, delay=0.0, inject=())))
+        return RETAIN
+
+    def _release(self, until: float) -> None:
+        """Give the verdicts whose time has come."""
+        delayed = self._delayed
+        while delayed and delayed[0][0] <= until:
+            _, _, packet, verdict = heapq.heappop(delayed)
+            # The queue answers by its own policy when too many wait, or too long.
+            with contextlib.suppress(VerdictError):
+                self._queue.verdict(packet, verdict)
 
     # What all of them share.
 

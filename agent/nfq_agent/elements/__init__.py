@@ -14,7 +14,9 @@ from nfq_agent.stream import StreamElement
 PACKET_ELEMENTS: Final = {
     "dpi": "nfq_agent.elements.dpi:Dpi",
     "log": "nfq_agent.elements.log:FiveTupleLog",
+    "chaos": "nfq_agent.elements.chaos:Chaos",
     "offload": "nfq_agent.elements.offload:Offload",
+    "pcap": "nfq_agent.elements.pcap:Pcap",
     "policy": "nfq_agent.elements.policy:Policy",
     "rate-limit": "nfq_agent.elements.rate_limit:RateLimit",
     "sample": "nfq_agent.elements.sample:Sample",

@@ -1,0 +1,128 @@
+"""`chaos`: breaks traffic on purpose, by given odds: drops, delays, corrupts and duplicates packets."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nfq_agent import element
+from nfq_agent.checksum import mend
+from nfq_agent.duration import Duration
+from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.flow import Flow
+from nfq_agent.packet import Packet
+from nfq_agent.verdict import DROP, Action, Verdict
+
+# Copies that are remembered until they come by the queue themselves, so that none is copied for ever.
+_COPIES: Final = 256
+Odds = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ChaosOptions(element.Options):
+    """drop, duplicate, delay, corrupt: odds from 0 to 1, for each packet and each of them. seed: the same, the same odds.
+
+    delay_for, jitter: a delayed packet waits so long, give or take up to so long. waiting: packets that may wait at once; when
+    there are so many, the next are not delayed. checksum: of a corrupted packet; "mend" lets the damage reach the program,
+    with "keep" the receiver's kernel drops the packet, as it does with what a bad line delivers.
+    """
+
+    drop: Odds = 0.0
+    duplicate: Odds = 0.0
+    delay: Odds = 0.0
+    corrupt: Odds = 0.0
+    delay_for: Duration = 0.1
+    jitter: Duration = 0.0
+    waiting: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    checksum: Literal["keep", "mend"] = "keep"
+    seed: int | None = None
+
+    @model_validator(mode="after")
+    def _times(self) -> Self:
+        if self.delay_for + self.jitter > 4.0:
+            raise ValueError("delay_for and jitter come to more than 4 s; allowed: up to 4s together")
+        if self.jitter > self.delay_for:
+            raise ValueError("jitter is longer than delay_for; allowed: up to delay_for")
+        return self
+
+
+class Chaos(PacketElement):
+    """Rolls the dice for each packet that the others accept, in this order: drop, corrupt, duplicate, delay.
+
+    A copy is sent at once, from a raw socket: on the way out it goes round our rules, since it is the agent's own; on the
+    way in it comes by loopback, which rp_filter may forbid.
+    """
+
+    Options = ChaosOptions
+
+    def __init__(self, name: str, options: ChaosOptions, emit: Emit) -> None:
+        super().__init__(name, options, emit)
+        self.needs = self.needs_of(options)
+        self._random = random.Random(options.seed)
+        self._waiting: list[float] = []
+        self._copies: dict[bytes, bool] = {}
+
+    @classmethod
+    def needs_of(cls, options: ChaosOptions) -> Needs:
+        """The whole packet to change or copy it, nothing of it to drop or delay it."""
+        return Needs.PAYLOAD if options.corrupt or options.duplicate else Needs.METADATA
+
+    @classmethod
+    def rewrites_of(cls, options: ChaosOptions) -> bool:
+        """True where it corrupts; and a copy of a packet that was not cut yet would not fit the line."""
+        return bool(options.corrupt or options.duplicate)
+
+    @classmethod
+    def injects_of(cls, options: ChaosOptions) -> bool:
+        """True where it duplicates."""
+        return options.duplicate > 0
+
+    def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
+        """What befalls a packet that the others accept as it is."""
+        options, chance = self.options, self._random.random
+        if verdict.action is not Action.ACCEPT or not verdict.plain:
+            return verdict
+        if options.drop and chance() < options.drop:
+            return DROP
+        change: dict[str, Any] = {}
+        if options.corrupt and chance() < options.corrupt and (damaged := self._damaged(packet)) is not None:
+            change["payload"] = damaged
+        if options.duplicate and chance() < options.duplicate and not packet.truncated and not self._is_copy(packet):
+            change["inject"] = (packet.payload,)
+        if options.delay and chance() < options.delay and (seconds := self._wait(packet.time)) > 0:
+            change["delay"] = seconds
+        return Verdict(Action.ACCEPT, **change) if change else verdict
+
+    def _is_copy(self, packet: Packet) -> bool:
+        """Whether it is a copy that we had sent, which came by the queue again; else it will have one."""
+        # The kernel fills in identification and checksum of an IPv4 header (raw(7)).
+        fingerprint = packet.payload[12:] if packet.payload[0] >> 4 == 4 else packet.payload[8:]
+        if self._copies.pop(fingerprint, False):
+            return True
+        if len(self._copies) >= _COPIES:
+            del self._copies[next(iter(self._copies))]
+        self._copies[fingerprint] = True
+        return False
+
+    def _damaged(self, packet: Packet) -> bytes | None:
+        """The packet with one bit of its data turned; None where it carries none, or is not here whole."""
+        data = packet.headers.data
+        end = packet.headers.length or len(packet.payload)
+        if data is None or data >= end or packet.truncated:
+            return None
+        payload = bytearray(packet.payload)
+        payload[self._random.randrange(data, end)] ^= 1 << self._random.randrange(8)
+        return mend(bytes(payload)) if self.options.checksum == "mend" else bytes(payload)
+
+    def _wait(self, now: float) -> float:
+        """How long a packet is to wait; 0 where enough of them do."""
+        waiting = self._waiting
+        while waiting and waiting[0] <= now:
+            heapq.heappop(waiting)
+        if len(waiting) >= self.options.waiting:
+            return 0.0
+        seconds = max(0.0, float(self.options.delay_for + self._random.uniform(-1, 1) * self.options.jitter))
+        heapq.heappush(waiting, now + seconds)
+        return seconds
