@@ -152,6 +152,7 @@ class FakeHost:
     """A backend.RuleHost over a FakeKernel."""
 
     name = "fake"
+    notice = ""
 
     def __init__(self, kernel: FakeKernel, instance: str) -> None:
         self.kernel, self.instance = kernel, instance

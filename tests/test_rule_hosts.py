@@ -46,7 +46,8 @@ class Inside:
     """A backend whose calls run inside a namespace."""
 
     def __init__(self, namespace: Namespace, host: RuleHost) -> None:
-        self.name, self._namespace, self._host = host.name, namespace, host
+        self.name, self.notice = host.name, host.notice
+        self._namespace, self._host = namespace, host
 
     def read(self, family: Family) -> dict[str, TableState]:
         return self._namespace.call(self._host.read, family)

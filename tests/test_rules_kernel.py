@@ -383,13 +383,12 @@ def test_auto_is_legacy_where_the_kernel_has_it(netns: Namespace) -> None:
     assert netns.call(lambda: choose("nft", "a").name) == "nft"
 
 
-def test_auto_is_nft_elsewhere_and_says_so(
-    netns: Namespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_auto_is_nft_elsewhere_and_says_so(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iptables, "_NAMES", dict.fromkeys(FAMILIES, "/proc/net/none_such"))
 
     def chosen() -> tuple[str, str]:
-        return choose("auto", "a").name, caplog.text
+        host = choose("auto", "a")
+        return host.name, host.notice
 
     name, text = netns.call(chosen)
     assert name == "nft"
