@@ -177,6 +177,13 @@ class Proxied:
             assert time.monotonic() < deadline, f"{text!r} was not said:\n{self.said()}"
             time.sleep(0.01)
 
+    def wait_count(self, name: str, value: int, seconds: float = 10.0) -> None:
+        """Until a counter has a value: it is written at the end of a turn, after what was said in it."""
+        deadline = time.monotonic() + seconds
+        while (there := self.counters.snapshot()[name]) != value:
+            assert time.monotonic() < deadline, f"{name} is {there}, not {value}"
+            time.sleep(0.005)
+
     def tell(self, word: bytes) -> None:
         """Say a word on every control socket."""
         for _, control in self._children:

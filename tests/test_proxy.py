@@ -179,7 +179,7 @@ class TestDestination:
                 return receive(it, 5)
 
         assert client.call(between) == b"hello"
-        assert proxy.counters.snapshot()["connections"] == 1
+        proxy.wait_count("connections", 1)
 
     def test_v4_mapped_on_a_dual_stack_listener(self, netns: Namespace, run: Run) -> None:
         server(netns, "echo", "127.0.0.1")
@@ -214,7 +214,7 @@ class TestNeverALoop:
         line = proxy.wait_for("refused")
         assert line["level"] == "warning"
         assert "our own listener" in line["message"]
-        assert proxy.counters.snapshot()["connections"] == 0
+        proxy.wait_count("connections", 0)
 
     def test_the_rules_leave_every_listener_alone(self, netns: Namespace, run: Run) -> None:
         """8085 is within the ports of the rule, and another proxy's listener: nobody is led there in a circle."""
@@ -245,6 +245,17 @@ class TestNeverALoop:
         netns.shell("printf '::1 twofold\\n127.0.0.1 twofold\\n' >> /etc/hosts")
         server(netns, "echo", "127.0.0.1", 9000)
         run(configuration(proxy='target = "twofold:9000"'))
+        assert netns.call(ask, "127.0.0.1", 15002) == b"hello"
+
+    def test_a_target_whose_name_is_not_known_yet(self, netns: Namespace, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """At boot there is no resolver: it starts, says so, refuses, and finds the name when it is there."""
+        monkeypatch.setattr("nfq_agent.proxy._RESOLVE_AGAIN", 0.1)
+        server(netns, "echo", port=9000)
+        proxy = run(configuration(proxy='target = "later.test:9000"'))
+        assert "can't be resolved" in proxy.said()
+        assert netns.call(how_it_ends, "127.0.0.1", 15002) == "ECONNRESET"
+        netns.shell("echo 127.0.0.1 later.test >> /etc/hosts")
+        proxy.wait_for("is resolved: 127.0.0.1:9000")
         assert netns.call(ask, "127.0.0.1", 15002) == b"hello"
 
     def test_a_target_that_is_a_listener_of_ours(self, netns: Namespace, run: Run) -> None:
@@ -387,7 +398,7 @@ class TestEnds:
         line = proxy.wait_for("can't connect")
         assert "Connection refused" in line["message"]
         assert line["dst"] == "127.0.0.1:8080"
-        assert proxy.counters.snapshot()["failed_upstream"] == 1
+        proxy.wait_count("failed_upstream", 1)
 
     def test_no_answer(self, netns: Namespace, run: Run) -> None:
         netns.shell("iptables-legacy -A INPUT -p tcp --dport 8080 -j DROP")
@@ -478,7 +489,7 @@ class TestMany:
             return answers
 
         assert netns.call(more) == [b"x"] * 30
-        assert proxy.counters.snapshot()["connections"] == 30
+        proxy.wait_count("connections", 30)
 
     def test_several_processes_on_the_same_listeners(self, netns: Namespace, run: Run) -> None:
         server(netns, "echo")
@@ -621,13 +632,14 @@ class TestLife:
         line = proxy.wait_for("out of ideas")
         assert line["element"] == "bad"
         assert line["level"] == "error"
-        assert proxy.counters.snapshot()["element_errors"] == 1
+        proxy.wait_count("element_errors", 1)
 
     def test_an_idle_proxy_sleeps(self, netns: Namespace, run: Run) -> None:
         server(netns, "echo")
         proxy = run()
+        base = descriptors(proxy.pids[0])
         netns.call(ask, "127.0.0.1", 8080)
-        settle(proxy, descriptors(proxy.pids[0]))
+        settle(proxy, base)
         status = Path(f"/proc/{proxy.pids[0]}/status")
         switches = re.compile(r"voluntary_ctxt_switches:\s+(\d+)")
         before = switches.findall(status.read_text())

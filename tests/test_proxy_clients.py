@@ -89,7 +89,7 @@ class TestClients:
             assert done.stdout == f"{version} 200\n" * (3 - len(runs))
         for path in fetched:
             assert path.read_bytes() == (site / path.name).read_bytes()
-        assert carried.counters.snapshot()["connections"] == len(runs)
+        carried.wait_count("connections", len(runs))
 
     def test_redis(self, netns: Namespace, carried: Proxied) -> None:
         netns.start(
@@ -283,4 +283,4 @@ class TestTproxy:
         proxy = run(configuration(proxy='exclude = ["192.0.2.0/24", "fd00:7::/64"]'))
         for host, port, connections in (("192.0.2.1", 8080, 0), ("fd00:7::1", 8081, 0), ("198.51.100.1", 8080, 1)):
             assert netns.call(ask, host, port) == b"hello"
-            assert proxy.counters.snapshot()["connections"] == connections
+            proxy.wait_count("connections", connections)

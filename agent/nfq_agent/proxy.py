@@ -1,7 +1,6 @@
 """The transparent TCP proxy: accept, find out where the connection was going, connect there, and let the bytes run.
 
-One process, one thread, one epoll loop for all connections. It never dials itself, never waits for a name or a peer, and
-writes no rule.
+One process, one epoll loop for all connections. It never dials itself, never waits for a name or a peer, and writes no rule.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import os
 import resource
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +43,9 @@ _POLLED: Final = 512
 _SPARE: Final = 64
 # How long to wait before accepting again when the system is out of something.
 _PAUSE: Final = 0.2
+# How long the start waits for the target's name to be resolved, and after how long that is tried again.
+_RESOLVE: Final = 3.0
+_RESOLVE_AGAIN: Final = 5.0
 _SHORT_OF: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 # Warnings about single connections, a second: a flood of them must not become a flood of lines.
 _WARNINGS: Final = 20.0
@@ -210,7 +213,10 @@ class Proxy:
     def run(self) -> None:
         """Serve until told to end."""
         self._raise_limit()
-        self._target = self._resolve()
+        if self._settings.target is not None:
+            settled = threading.Event()
+            threading.Thread(target=self._resolve, args=(settled,), daemon=True).start()
+            settled.wait(_RESOLVE)
         self._control.setblocking(False)
         self._epoll.register(self._control, select.EPOLLIN)
         self._accept_on()
@@ -257,38 +263,45 @@ class Proxy:
     def _raise_limit(self) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        possible = (hard - _SPARE) // 2
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+                soft = hard
+        possible = (soft - _SPARE) // 2
         if possible < self._limit:
             self._limit = max(1, possible)
             self._emit(
-                f"proxy {self._settings.name}: {hard} descriptors are enough for {self._limit} connections, not for "
+                f"proxy {self._settings.name}: {soft} descriptors are enough for {self._limit} connections, not for "
                 f"{self._settings.max_connections}; raise LimitNOFILE= or lower max_connections",
                 level="warning",
             )
 
-    def _resolve(self) -> list[tuple[int, Address]]:
-        if self._settings.target is None:
-            return []
+    def _resolve(self, settled: threading.Event, again: bool = False) -> None:
+        """Find the target's addresses; runs beside the loop, since a resolver may take its time. Tries until it has some."""
+        assert self._settings.target is not None
         host, port = self._settings.target
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            self._emit(
-                f"proxy {self._settings.name}: target {endpoint((host, port))} can't be resolved: {error.strerror}; "
-                "connections that need it are refused until the next reload",
-                level="error",
-            )
-            return []
+        where = f"proxy {self._settings.name}: target {endpoint((host, port))}"
+        while True:
+            try:
+                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                break
+            except OSError as error:
+                if not again:
+                    self._emit(
+                        f"{where} can't be resolved: {error.strerror}; connections that need it are refused until it can be",
+                        level="error",
+                    )
+                again = True
+                settled.set()
+                time.sleep(_RESOLVE_AGAIN)
         addresses: list[tuple[int, Address]] = [
             (family, address) for family, _, _, _, address in found if not self._is_own(address)
         ]
         if not addresses:
-            self._emit(
-                f"proxy {self._settings.name}: target {endpoint((host, port))} is a listener of our own; not used",
-                level="error",
-            )
-        return addresses
+            self._emit(f"{where} is a listener of our own; not used", level="error")
+        elif again:
+            self._emit(f"{where} is resolved: {', '.join(endpoint(address[:2]) for _, address in addresses)}")
+        self._target = addresses
+        settled.set()
 
     def _is_own(self, address: Address) -> bool:
         return address[1] in self._own_ports and is_local(address[0])
@@ -462,6 +475,10 @@ class Proxy:
             self._counted["reset"] += 1
         if pair.stream is not None:
             self._failures(pair.connection, pair.stream.finished(self._now, pair.over))
+            # A timer far ahead must not keep what is closed.
+            if len(self._timers) > 64 + 2 * len(self._pairs):
+                self._timers = [timer for timer in self._timers if timer[2].over is None]
+                heapq.heapify(self._timers)
         pair.close()
         self._room()
 

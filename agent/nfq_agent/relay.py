@@ -11,6 +11,7 @@ import os
 import select
 import socket
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Final
 
 from nfq_agent.host.sockets import reset_on_close
@@ -151,16 +152,20 @@ class Pair:
         return again
 
     def apply(self, outputs: Iterable[Output]) -> None:
-        """Do what the stream says."""
-        for output in outputs:
-            if isinstance(output, Send):
-                self._send(self.upstream if output.way is Way.REQUEST else self.client, output.data)
-            elif isinstance(output, End):
-                self._wind_up(self.upstream if output.way is Way.REQUEST else self.client)
-            elif isinstance(output, Close):
-                self.over = self.over or f"closed by {output.element}"
-            else:
-                self.failures.append(output)
+        """Do what the stream says. Chunks that follow each other one way are sent as one."""
+        for kind, group in groupby(outputs, _kind):
+            if isinstance(kind, Way):
+                chunks = [output.data for output in group if isinstance(output, Send)]
+                sink = self.upstream if kind is Way.REQUEST else self.client
+                self._send(sink, chunks[0] if len(chunks) == 1 else b"".join(chunks))
+                continue
+            for output in group:
+                if isinstance(output, End):
+                    self._wind_up(self.upstream if output.way is Way.REQUEST else self.client)
+                elif isinstance(output, Close):
+                    self.over = self.over or f"closed by {output.element}"
+                elif isinstance(output, Failed):
+                    self.failures.append(output)
 
     def close(self) -> None:
         """Close both sockets: with FIN after an orderly end, else with RST, so that nobody takes a part for the whole."""
@@ -236,6 +241,10 @@ class Pair:
         except OSError as error:
             # ENOTCONN: it was reset meanwhile.
             self.over = f"reset: {error.strerror}"
+
+
+def _kind(output: Output) -> Way | None:
+    return output.way if isinstance(output, Send) else None
 
 
 def failure(sock: socket.socket) -> str:
