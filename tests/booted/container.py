@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_PREFIX = "nfq-agent-test-"
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -29,8 +30,8 @@ _ENVIRONMENT = {
 # installing it shows whether its dependencies are right.
 _HOST = ("iproute2", "systemd-sysv", "ca-certificates")
 _DEPENDENCIES = ("iptables", "kmod", "libnetfilter-queue1", "python3")
-_BUILD = ("build-essential", "debhelper", "dh-python", "libnetfilter-queue-dev", "lintian", "pkgconf", "python3-dev", "python3-venv",
-          "rpm", "rpmlint", "man-db")  # fmt: skip
+_BUILD = ("build-essential", "debhelper", "dh-python", "libnetfilter-queue-dev", "lintian", "man-db", "pkgconf", "python3-dev",
+          "python3-venv", "rpm", "rpmlint")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ def _nspawn(root: Path) -> list[str]:
     # Without --register and with --keep-unit no running systemd is needed on this machine. The machine's name is that of a
     # folder under /run/systemd/nspawn, so no two may have the same.
     words = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=off", "--hostname=testhost"]
-    return [*words, f"--machine=nfq-agent-test-{os.getpid()}-{time.monotonic_ns()}", f"--directory={root}"]
+    return [*words, f"--machine={_PREFIX}{os.getpid()}-{time.monotonic_ns()}", f"--directory={root}"]
 
 
 def _setenv() -> list[str]:
@@ -154,14 +155,23 @@ def _setenv() -> list[str]:
 @contextlib.contextmanager
 def _control_group() -> Iterator[list[str]]:
     """A control group of its own, as the words that enter it. Two containers in one group collide."""
-    name = f"nfq-agent-test-{os.getpid()}-{time.monotonic_ns()}"
-    trees = [path for path in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")) if path.is_dir()]
-    groups = [tree / name for tree in trees or [Path("/sys/fs/cgroup")]]
+    name = f"{_PREFIX}{os.getpid()}-{time.monotonic_ns()}"
+    groups = [tree / name for tree in _trees()]
     for group in groups:
         group.mkdir()
     try:
         script = "".join(f"echo $$ >{group}/cgroup.procs; " for group in groups)
-        yield ["env", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "sh", "-ec", f'{script}exec "$@"', "sh"]
+        # Whoever ends this process ends the container: systemd-nspawn sees to its own children in the same way.
+        yield [
+            "setpriv",
+            "--pdeathsig=KILL",
+            "env",
+            "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1",
+            "sh",
+            "-ec",
+            f'{script}exec "$@"',
+            "sh",
+        ]
     finally:
         for group in groups:
             for folder, _, _ in os.walk(group, topdown=False):
@@ -195,7 +205,7 @@ class Layer:
 
     def __init__(self, *lower: Path) -> None:
         """lower: the folders beneath, uppermost first."""
-        self._folder = Path(tempfile.mkdtemp(prefix="nfq-agent-test-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self.root = self._folder / "root"
         self.changes = self._folder / "changes"
         _checked(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(self._folder)])
@@ -239,26 +249,47 @@ class Layer:
             return _checked(words, timeout=timeout)
 
 
+def sweep() -> None:
+    """Take away what test runs left that were killed: their number is in the names."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if not Path(f"/proc/{folder.name.removeprefix(_PREFIX).partition('-')[0]}").exists():
+            for each in (folder / "root", folder):
+                while subprocess.run(["umount", str(each)], capture_output=True).returncode == 0:
+                    pass
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    for tree in _trees():
+        for group in tree.glob(f"{_PREFIX}*"):
+            if not Path(f"/proc/{group.name.removeprefix(_PREFIX).partition('-')[0]}").exists():
+                for inner, _, _ in os.walk(group, topdown=False):
+                    _rmdir(inner)
+
+
+def _trees() -> list[Path]:
+    """Where control groups are made: the unified tree, and beside it systemd's own where the machine is a hybrid."""
+    trees = [path for path in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")) if path.is_dir()]
+    return trees or [Path("/sys/fs/cgroup")]
+
+
 class Container:
     """A booted host: pid 1 is its own systemd, its network is its own loopback."""
 
     def __init__(self, layer: Layer) -> None:
         self.root = layer.root
+        self._console = self.root.parent / "console"
         self._stack = contextlib.ExitStack()
         enter = self._stack.enter_context(_control_group())
         try:
-            self._console = self._stack.enter_context(tempfile.TemporaryFile())
-            self._nspawn = subprocess.Popen(
-                [*enter, *_nspawn(self.root), "--boot", "--private-network", "--capability=all", "--link-journal=no",
-                 "--console=pipe"],
-                stdin=subprocess.DEVNULL, stdout=self._console, stderr=self._console,
-            )  # fmt: skip
+            words = ["--boot", "--private-network", "--capability=all", "--link-journal=no", "--console=pipe"]
+            with self._console.open("wb") as console:
+                self._nspawn = subprocess.Popen(
+                    [*enter, *_nspawn(self.root), *words], stdin=subprocess.DEVNULL, stdout=console, stderr=console
+                )
             self._stack.callback(self._end)
             self.pid = until(self._leader, "a first process in the container")
             until(self._booted, "systemd has booted", 60)
         except BaseException:
-            self._console.seek(0)
-            print(self._console.read().decode(errors="replace"))
+            print(self._console.read_text(errors="replace"))
             self._stack.close()
             raise
 

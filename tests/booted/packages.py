@@ -36,6 +36,17 @@ class Packages:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A host on which the package has been installed with apt, while it ran."""
+
+    lower: tuple[Path, ...]
+    output: str
+    state: str
+    enabled: str
+    rules: str
+
+
 def packages(release: Release, again: bool = False) -> Packages:
     """Both packages of a release, built once for the same sources. again: a second build of the same."""
     files = _sources()

@@ -1,0 +1,65 @@
+"""Hosts that several tests share: made once in a session, with the package installed; each test gets a fresh boot of one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from container import RELEASES, Container, Layer, Release, base_root, sweep, until
+from packages import Installed, Packages, packages
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here boots, or builds for, a host. Tests of one release belong together, on one core if there are several."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("booted")
+            # Building the first time takes its while.
+            item.add_marker(pytest.mark.timeout(600))
+            if (call := getattr(item, "callspec", None)) and "release" in call.params:
+                item.add_marker(pytest.mark.xdist_group(call.params["release"].name))
+
+
+@pytest.fixture(scope="session", params=RELEASES, ids=lambda release: release.name)
+def release(request: pytest.FixtureRequest) -> Release:
+    """A Debian release."""
+    if os.geteuid() != 0:
+        pytest.fail("the booted tests make and boot containers: run them as root, or leave them out with tests/run --quick")
+    sweep()
+    found: Release = request.param
+    return found
+
+
+@pytest.fixture(scope="session")
+def built(release: Release) -> Packages:
+    """The packages of the working tree, for the release."""
+    return packages(release)
+
+
+@pytest.fixture(scope="session")
+def installed(release: Release, built: Packages) -> Iterator[Installed]:
+    """Install on a booted minimal host, note what came of it, and keep what was written."""
+    base = base_root(release)
+    with Layer(base) as layer:
+        shutil.copy(built.deb, layer.root / "root")
+        with Container(layer) as host:
+            done = host.run("sh", "-c", f"apt-get install -y /root/{built.deb.name} 2>&1", timeout=300)
+            state = host.show("nfq-agent", "ActiveState")
+            enabled = host.run("systemctl", "is-enabled", "nfq-agent", check=False).stdout.strip()
+            rules = host.shell("iptables-legacy-save -t mangle; ip6tables-legacy-save -t mangle")
+            host.power_off()
+        layer.detach()
+        yield Installed((layer.changes, base), done.stdout, state, enabled, rules)
+
+
+@pytest.fixture
+def host(installed: Installed) -> Iterator[Container]:
+    """A fresh boot of the host with the package; its service has come up with it."""
+    with Layer(*installed.lower) as layer, Container(layer) as container:
+        until(lambda: container.show("nfq-agent", "ActiveState") == "active", "nfq-agent is active after the boot")
+        yield container

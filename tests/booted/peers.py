@@ -1,0 +1,111 @@
+"""TCP peers for the inside of a host: real sockets, plain Python, no part of the agent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from container import Container, until
+
+# A server that sends back what it gets, and a client that compares. Both ends cross INPUT and OUTPUT.
+_EXCHANGE = """
+import hashlib, os, socket, sys, threading
+port, size = int(sys.argv[1]), int(sys.argv[2])
+server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+def serve():
+    connection, _ = server.accept()
+    while data := connection.recv(65536):
+        connection.sendall(data)
+    connection.close()
+for address in ("127.0.0.1", "::1"):
+    threading.Thread(target=serve, daemon=True).start()
+    client = socket.create_connection((address, port), timeout=20)
+    sent = os.urandom(size)
+    threading.Thread(target=lambda: (client.sendall(sent), client.shutdown(socket.SHUT_WR)), daemon=True).start()
+    got = b""
+    while data := client.recv(65536):
+        got += data
+    assert got == sent, f"{address}: {len(got)} of {size} bytes came back, or others"
+"""
+
+# One connection that is never idle for long. It ends well on SIGTERM, and badly if a byte is late by 10 s, lost or wrong.
+_STEADY = """
+import json, signal, socket, sys, threading, time
+port = int(sys.argv[1])
+server = socket.create_server(("127.0.0.1", port))
+def serve():
+    connection, _ = server.accept()
+    while data := connection.recv(65536):
+        connection.sendall(data)
+threading.Thread(target=serve, daemon=True).start()
+client = socket.create_connection(("127.0.0.1", port), timeout=10)
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+count, longest = 0, 0.0
+print("steady", flush=True)
+while not asked:
+    message = count.to_bytes(8, "big") * 128
+    began = time.monotonic()
+    client.sendall(message)
+    got = b""
+    while len(got) < len(message):
+        data = client.recv(len(message) - len(got))
+        assert data, "the connection was closed"
+        got += data
+    assert got == message, "other bytes came back"
+    longest = max(longest, time.monotonic() - began)
+    count += 1
+    time.sleep(0.005)
+print(json.dumps({"rounds": count, "longest": longest}), flush=True)
+"""
+
+
+def exchange(host: Container, port: int = 11000, size: int = 100_000) -> None:
+    """Send bytes there and back over IPv4 and IPv6 on the loopback; an AssertionError unless all came back."""
+    host.run("python3", "-c", _EXCHANGE, str(port), str(size), timeout=60)
+
+
+class Steady:
+    """A connection in use. After `steady` has closed it, `rounds` went there and back, none slower than `longest` seconds."""
+
+    rounds = 0
+    longest = 0.0
+
+
+@contextlib.contextmanager
+def steady(host: Container, port: int = 11000) -> Iterator[Steady]:
+    """Keep one connection busy meanwhile; an AssertionError if it breaks or a byte is lost."""
+    process = host.start("python3", "-c", _STEADY, str(port), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    found = Steady()
+    assert process.stdout is not None
+    # nsenter does not hand on signals, and its only child is the client.
+    client = until(lambda: _child(process.pid), "the client inside")
+    try:
+        assert process.stdout.readline() == "steady\n"
+        yield found
+        os.kill(client, signal.SIGTERM)
+        output, errors = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.kill(client, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 0, f"the connection broke: {errors}"
+    answer = json.loads(output)
+    found.rounds, found.longest = answer["rounds"], answer["longest"]
+
+
+def _child(pid: int) -> int:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(listed[0]) if listed else 0
+
+
+def status(host: Container, *words: str) -> dict[str, Any]:
+    """What `nfq-agent status --json` says."""
+    answer: dict[str, Any] = json.loads(host.run("nfq-agent", "status", "--json", *words).stdout)
+    return answer
