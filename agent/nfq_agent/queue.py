@@ -32,15 +32,21 @@ Callback = Callable[[Packet], Verdict]
 BUDGET: Final = 256
 # How long a wait may last before the loop looks around, in seconds.
 _LONGEST_WAIT: Final = 60.0
-_FURTHEST: Final = 0x7FFFFFFF
+# Ids are compared as a difference of 32 bits with a sign (nfqnl_recv_verdict_batch()): this far on covers all that wait,
+# older and newer.
+_FURTHEST: Final = 1 << 30
 
 
 class QueueError(Exception):
     """Something that the queue `number` can't do. The subclasses say what."""
 
     def __init__(self, number: int, reason: str) -> None:
-        super().__init__(f"queue {number}: {reason}")
+        super().__init__(number, reason)
         self.number = number
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"queue {self.number}: {self.reason}"
 
 
 class QueueStateError(QueueError):
@@ -60,6 +66,8 @@ class QueueSettingError(QueueError):
 
     def __init__(self, number: int, setting: str, value: object, code: int) -> None:
         super().__init__(number, f"the kernel refused {setting}={value!r}: {os.strerror(code)}")
+        # So that it can be copied and pickled.
+        self.args = (number, setting, value, code)
         self.setting = setting
         self.value = value
         self.errno = code
@@ -141,9 +149,16 @@ class Queue:
         self._held: dict[int, tuple[Packet, float]] = {}
         # Read, and not yet looked at.
         self._backlog: deque[Packet] = deque()
+        # What the callback has answered in this turn, and the packet that it is asked about.
+        self._decided: list[tuple[Packet, Verdict]] = []
+        self._asking: Packet | None = None
+        # The latest packet read, and the latest for which no verdict is owed, other than to those that are retained.
         self._last = 0
+        self._settled = 0
         self._interrupted = False
         self._stop = False
+        # What runs it, and in which thread.
+        self._run: object = None
         self._runner: int | None = None
         self._jobs: deque[Callable[[], None]] = deque()
         self._poll = select.poll()
@@ -193,7 +208,8 @@ class Queue:
             if error.errno == errno.EPERM:
                 raise QueuePermissionError(self.number, "binding it needs CAP_NET_ADMIN") from error
             raise QueueError(self.number, f"it can't be bound: {error}") from error
-        self._last = 0
+        self._last = self._settled = 0
+        self._interrupted = False
         # What NetfilterQueue set up: no flag, and a range that it has clamped.
         self._settings = QueueSettings(wanted.copy, 0, 0, False, False, False)
         try:
@@ -268,6 +284,11 @@ class Queue:
             raise QueueStateError(self.number, "it is not bound")
         return channel
 
+    @property
+    def running(self) -> bool:
+        """True while `run` or an iteration is under way, in whichever thread."""
+        return self._run is not None
+
     def fileno(self) -> int:
         """The descriptor that is readable when packets wait, for a loop of one's own around `read` and `answer`."""
         return self._opened().fileno()
@@ -277,7 +298,7 @@ class Queue:
         self._lock = threading.Lock()
         self._forget()
         self._jobs.clear()
-        self._runner = None
+        self._run = self._runner = None
         self._stop = False
         if self._channel is not None:
             self._channel.keep()
@@ -405,25 +426,38 @@ class Queue:
             packets = list(self._backlog)
             self._backlog.clear()
             return packets
+        if not self._interrupted:
+            self._settled = self._last
+        elif channel.taken:
+            # That of the turn before, however far it came.
+            self._last = channel.taken[-1].id
         try:
             packets = channel.read_whole(budget) if self._whole else channel.read(budget)
+            if packets:
+                if self._interrupted:
+                    self._settle(packets[0].id)
+                self._last = packets[-1].id
+                for packet in packets:
+                    packet._queue = self
+            elif self._interrupted:
+                # The one after the latest may be what a loop was about to show us.
+                self._settle(self._last + 2)
         except BaseException:
-            # A signal's exception came out of the loop: what it had taken is answered here, and what it was about to
-            # take before the next packet is.
             self._interrupted = True
-            if taken := channel.taken:
-                self._last = taken[-1].id
-                self._answer_by_policy(taken)
             raise
-        if packets:
-            if self._interrupted:
-                self._answer_between(self._last, packets[0].id, self._on_unanswered)
-            self._last = packets[-1].id
-            for packet in packets:
-                packet._queue = self
-        elif self._interrupted:
-            self._answer_between(self._last, self._last + 2, self._on_unanswered)
         return packets
+
+    def _settle(self, before: int) -> None:
+        """Answer by policy what a turn took that was broken off, by a signal's exception say: all since the one before it."""
+        while 0 < (left := (before - self._settled - 1) & 0xFFFFFFFF) < 1 << 31:
+            # Little by little, so that it gets on even if it is broken off as well.
+            numbers = [(self._settled + step) & 0xFFFFFFFF for step in range(1, min(left, 64) + 1)]
+            with self._lock:
+                # Those that have their verdict are no longer known to the kernel, which says so, to nobody.
+                self._bound().answer_each([(one, self._on_unanswered) for one in numbers if one not in self._held])
+                self._settled = numbers[-1]
+        self._last = self._settled
+        self._interrupted = False
 
     def _answer_by_policy(self, packets: Sequence[Packet]) -> None:
         with self._lock:
@@ -432,14 +466,6 @@ class Queue:
                 packet._queue = None
                 self._held.pop(packet.id, None)
             self.unanswered += len(packets)
-
-    def _answer_between(self, after: int, before: int, verdict: Verdict) -> None:
-        """Answer what an interrupted turn took: everything between two numbers."""
-        self._interrupted = False
-        missing = min((before - after - 1) & 0xFFFFFFFF, 65536)
-        with self._lock:
-            self._bound().answer_each([((before - number) & 0xFFFFFFFF, verdict) for number in range(missing, 0, -1)])
-        self.unanswered += missing
 
     def answer(self, answers: Sequence[tuple[Packet, Verdict]]) -> None:
         """Give the verdicts of packets that were just read, in the order in which they were; RETAIN keeps one for later.
@@ -484,6 +510,9 @@ class Queue:
 
     def verdict(self, packet: Packet, verdict: Verdict) -> None:
         """Give one packet its verdict now, from any thread. Raises VerdictError, RewriteError, QueueStateError."""
+        if self._decided and self._runner == threading.get_ident():
+            # In a callback: those that it has answered before come before.
+            self._send_decided()
         with self._lock:
             channel = self._bound()
             self.check(packet, verdict)
@@ -527,11 +556,11 @@ class Queue:
     def _answer_runs(self, runs: list[Run], first: int) -> None:
         channel = self._bound()
         if self._interrupted:
-            self._answer_between(self._last, first, self._on_unanswered)
+            self._settle(first)
         with self._lock:
             if self._held:
                 raise QueueStateError(self.number, "packets are retained; a batch would answer them too")
-            self._last = runs[-1][0]
+            self._last = self._settled = runs[-1][0]
             channel.answer_runs(runs)
 
     def answer_lost(self, below: int, verdict: Verdict) -> None:
@@ -614,49 +643,77 @@ class Queue:
         packet got `on_unanswered`, those before it their verdicts, and those that were read behind it come first when `run` is
         called again. Raises QueueStateError if it runs already.
         """
-        with self._running():
+        run = object()
+        try:
+            self._begin(run)
             while not self._stopped():
-                packets = self._backlog
-                if not packets:
-                    packets.extend(self.read())
-                    if not packets:
-                        self.wait()
-                        continue
-                answers: list[tuple[Packet, Verdict]] = []
-                good = 0
-                try:
-                    while packets:
-                        packet = packets[0]
-                        # Until the callback has answered, this is its answer.
-                        answers.append((packet, self._on_unanswered))
-                        packets.popleft()
-                        verdict = callback(packet)
-                        self.check(packet, verdict)
-                        answers[-1] = packet, verdict
-                        good += 1
-                finally:
-                    self.unanswered += len(answers) - good
-                    self.answer(answers)
+                if self._backlog:
+                    self._put_to(callback)
+                elif packets := self.read():
+                    self._backlog.extend(packets)
+                else:
+                    self.wait()
+            self._stop = False
+        except BaseException:
+            self._interrupted = self._run is run
+            raise
+        finally:
+            self._end(run)
+
+    def _put_to(self, callback: Callback) -> None:
+        packets = self._backlog
+        try:
+            while packets:
+                # Until the callback has answered, policy is this packet's answer.
+                packet = self._asking = packets[0]
+                packets.popleft()
+                if packet._queue is not None:
+                    verdict = callback(packet)
+                    self.check(packet, verdict)
+                    self._decided.append((packet, verdict))
+                self._asking = None
+        finally:
+            if self._asking is not None:
+                self._decided.append((self._asking, self._on_unanswered))
+                self._asking = None
+                self.unanswered += 1
+            self._send_decided()
+
+    def _send_decided(self) -> None:
+        decided, self._decided = self._decided, []
+        self.answer(decided)
 
     def __iter__(self) -> Iterator[Packet]:
         """The packets, each to be answered by its own methods, at once or later; until `stop`."""
-        with self._running():
+        run = object()
+        try:
+            self._begin(run)
             while not self._stopped():
-                self._backlog.extend(self.read())
-                if not self._backlog:
-                    self.wait()
-                while self._backlog and not self._stopped():
+                if self._backlog:
                     yield self._held_back()
+                elif packets := self.read():
+                    self._backlog.extend(packets)
+                else:
+                    self.wait()
+            self._stop = False
+        finally:
+            self._end(run)
 
     async def __aiter__(self) -> AsyncIterator[Packet]:
         """The same in an event loop of asyncio, which goes on while no packet waits."""
-        with self._running():
+        run = object()
+        try:
+            self._begin(run)
             while not self._stopped():
-                self._backlog.extend(self.read())
-                if not self._backlog:
-                    await self._readable()
-                while self._backlog and not self._stopped():
+                if self._backlog:
                     yield self._held_back()
+                elif packets := self.read():
+                    self._backlog.extend(packets)
+                else:
+                    await self._readable()
+            self._stop = False
+        finally:
+            self._end(run)
 
     def _held_back(self) -> Packet:
         packet = self._backlog.popleft()
@@ -680,21 +737,25 @@ class Queue:
                 loop.remove_reader(descriptor)
             self._woken()
 
-    @contextlib.contextmanager
-    def _running(self) -> Iterator[None]:
+    def _begin(self, run: object) -> None:
         self._bound()
         with self._lock:
-            if self._runner is not None:
+            if self._run is not None:
                 raise QueueStateError(self.number, "it runs already")
             self._runner = threading.get_ident()
-        try:
-            yield
-        finally:
+            self._run = run
+
+    def _end(self, run: object) -> None:
+        # Also when a signal's exception came between two steps of a run.
+        if self._run is run:
+            self._run = None
+            self._runner = None
+            if self._decided or self._asking is not None:
+                self._interrupted = True
             with self._lock:
-                self._runner = None
+                pass
             # What another thread asked for just before.
             self._work()
-            self._stop = False
 
     def _stopped(self) -> bool:
         if self._jobs:

@@ -184,6 +184,7 @@ class Channel:
 
     def bind(self, number: int, family: int, copy_mode: int, copy_range: int, max_len: int) -> None:
         """Make the queue and have this socket own it. OSError EBUSY: somebody has it."""
+        self._discard()
         with warnings.catch_warnings():
             # It warns when it doesn't get the receive buffer it asks for; `receive_buffer` says what there is.
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -485,8 +486,12 @@ class Channel:
 
     def unbind(self) -> None:
         """Take the queue away from the kernel. Packets that still wait die."""
+        self._discard()
         self._queue.unbind()
-        self._pending.clear()
+
+    def _discard(self) -> None:
+        # NetfilterQueue takes the first error that it finds in the socket for the answer to its own request.
+        self.read_whole(1 << 30)
 
     def close(self) -> None:
         """Close the descriptors; the queue goes with the last of them."""

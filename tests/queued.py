@@ -1,0 +1,74 @@
+"""What the tests of the queue share: datagrams on loopback that a rule of the namespace sends to a queue, and counts."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+
+from namespace import Namespace
+
+NUMBER = 7
+PORT = 9999
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+
+
+def queue_rule(netns: Namespace, options: str = f"--queue-num {NUMBER}", match: str = "") -> None:
+    """Queue datagrams to PORT on their way out; count them on their way in, where only those arrive that passed."""
+    for tool in ("iptables-legacy", "ip6tables-legacy"):
+        netns.shell(
+            f"{tool} -w -t mangle -A OUTPUT -p udp --dport {PORT} {match} -j NFQUEUE {options}\n"
+            f"{tool} -w -t mangle -A INPUT -p udp --dport {PORT}"
+        )
+
+
+def passed() -> int:
+    """How many came in, by that rule's counter (IPv4). Runs inside."""
+    listing = subprocess.run(
+        ["iptables-legacy", "-w", "-t", "mangle", "-nvxL", "INPUT"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    return int(listing[2].split()[0])
+
+
+class Wire:
+    """A sender and a receiver on loopback."""
+
+    def __init__(self, family: int = socket.AF_INET) -> None:
+        self.address = ("127.0.0.1", PORT) if family == socket.AF_INET else ("::1", PORT)
+        self.receiver = socket.socket(family, socket.SOCK_DGRAM)
+        self.receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 32 << 20)
+        self.receiver.bind(self.address)
+        self.receiver.settimeout(5)
+        self.sender = socket.socket(family, socket.SOCK_DGRAM)
+        # What waits in a queue is charged to its sender.
+        self.sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 32 << 20)
+
+    def send(self, *messages: bytes) -> None:
+        """Send each as one datagram."""
+        for message in messages:
+            self.sender.sendto(message, self.address)
+
+    def arrived(self, count: int) -> list[bytes]:
+        """The next `count` datagrams; fails if they do not come."""
+        return [self.receiver.recv(65535) for _ in range(count)]
+
+    def nothing_more(self) -> bool:
+        """True if nothing is there that was not asked for. Nothing on loopback is still on its way when a verdict was sent."""
+        self.receiver.setblocking(False)
+        try:
+            self.receiver.recv(65535)
+        except BlockingIOError:
+            return True
+        finally:
+            self.receiver.settimeout(5)
+        return False
+
+
+def until(condition: Callable[[], object], within: float = 10.0) -> None:
+    """Wait for a condition; fails if it does not come true."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
