@@ -12,7 +12,7 @@ import pytest
 from agent import Agent
 from captures import certificate, listening, wait_until
 from namespace import Namespace
-from openings import client_hello
+from openings import client_hello, dns_query
 
 pytestmark = pytest.mark.kernel
 
@@ -182,3 +182,76 @@ def ask(connection: socket.socket) -> bytes:
     except TimeoutError:
         return b"nothing"
     return back
+
+
+# linux/in6.h; destination options of padding alone (RFC 8200 4.6, 4.2).
+_IPV6_DSTOPTS = 59
+_PADDING = b"\0\0\1\4\0\0\0\0"
+
+
+def test_extension_headers_hide_no_name(served: Namespace, tmp_path: Path) -> None:
+    def speak_with_options(name: str) -> bytes:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as connection:
+            connection.setsockopt(socket.IPPROTO_IPV6, _IPV6_DSTOPTS, _PADDING)
+            connection.settimeout(3)
+            connection.connect(("::1", 4430))
+            connection.sendall(client_hello(name))
+            try:
+                return connection.recv(100) or b"closed"
+            except ConnectionResetError:
+                return b"reset"
+
+    # What is sent really has the header: the rule that counts it is no rule of ours.
+    served.shell("ip6tables-legacy -w -t raw -A OUTPUT -m ipv6header --header dst --soft")
+    agent = start(served, tmp_path, "reject")
+    assert served.call(speak_with_options, "a.good.test").startswith(b"\x16\x03"), agent.log
+    assert served.call(speak_with_options, "a.evil.test") == b"reset"
+    counted = int(served.shell("ip6tables-legacy -w -t raw -nvxL OUTPUT").splitlines()[2].split()[0])
+    assert counted >= 6
+    assert agent.stop() == 0
+
+
+DNS = """
+[queue.dns]
+elements = ["dpi", "names"]
+
+[element.names]
+type = "policy"
+default = "accept"
+rule = [
+  { action = "reject", dns_name = ["*.evil.test"] },
+]
+
+[rules.dns]
+queue = "dns"
+hooks = ["output"]
+udp_ports = [53]
+role = "client"
+"""
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_rejected_queries_fail_at_once(netns: Namespace, tmp_path: Path, address: str) -> None:
+    netns.start(
+        "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=", "--address=/test/192.0.2.7",
+        "--address=/test/2001:db8::7", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_until(lambda: listening(netns, 53, "-u"), "the server is there")
+    agent = Agent(netns, tmp_path, DNS).ready()
+
+    def ask_for(name: str) -> bytes:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as client:
+            client.settimeout(3)
+            client.connect((address, 53))
+            client.send(dns_query(name))
+            try:
+                return client.recv(1000)
+            except ConnectionRefusedError:
+                return b"refused"
+
+    assert len(netns.call(ask_for, "www.good.test")) > 30, agent.log
+    begin = time.monotonic()
+    assert netns.call(ask_for, "www.evil.test") == b"refused", agent.log
+    assert time.monotonic() - begin < 1
+    assert agent.stop() == 0

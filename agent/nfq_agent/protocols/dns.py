@@ -1,7 +1,7 @@
 """DNS over UDP and TCP: question and answers (RFC 1035 4; names RFC 4343, RFC 9267 on hostile ones; RFC 7766 for TCP).
 
-Steps: at most 16 messages of 8 questions and 64 answers with 128 labels each; a compression pointer has to point before
-its own name.
+Steps: at most 16 messages of 8 questions and 64 answers; 128 labels and 16 pointers a name,
+and a compression pointer has to point before the last place.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from nfq_agent.protocols import MORE, NO, Answer, Found, Result, text
 PORTS: Final = frozenset((53, 5353))
 _QUESTIONS: Final = 8
 _MESSAGES: Final = 16
+_POINTERS: Final = 16
 _ANSWERS: Final = 64
 # QUERY, IQUERY, STATUS, NOTIFY, UPDATE (IANA, DNS OpCodes); 6 is stateful, over TLS only.
 _OPCODES: Final = frozenset((0, 1, 2, 4, 5))
@@ -157,6 +158,7 @@ def name(data: bytes, at: int) -> tuple[str, int] | None:
     total = 0
     # Each pointer has to go further back than the last (RFC 1035 4.1.4: "a prior occurrence"), so there is no loop.
     lowest = at
+    pointers = 0
     while True:
         if at >= len(data):
             return None
@@ -170,7 +172,8 @@ def name(data: bytes, at: int) -> tuple[str, int] | None:
             target = (size & 0x3F) << 8 | data[at + 1]
             if after < 0:
                 after = at + 2
-            if target >= lowest:
+            pointers += 1
+            if target >= lowest or pointers > _POINTERS:
                 return None
             at = lowest = target
             continue

@@ -7,7 +7,7 @@ Sources of the fingerprints: github.com/salesforce/ja3, and technical_details/JA
 from __future__ import annotations
 
 from hashlib import md5, sha256
-from struct import unpack_from
+from struct import pack, unpack_from
 from typing import Any, Final
 
 from nfq_agent.protocols import MORE, NO, Found, Result, hostname, text
@@ -202,13 +202,19 @@ def _ja4(
     shown = _JA4_VERSIONS.get(version, "00")
     sni = "d" if _SERVER_NAME in extensions else "i"
     head = f"{transport}{shown}{sni}{min(len(ciphers), 99):02}{min(len(extensions), 99):02}{_ja4_alpn(alpn)}"
-    # Four hexadecimal digits each, so that numbers and their texts sort alike.
-    cipher_text = ",".join([f"{number:04x}" for number in sorted(ciphers)])
-    others = ",".join([f"{number:04x}" for number in sorted(extensions) if number not in (_SERVER_NAME, _ALPN)])
-    extension_text = others
+    others = sorted([number for number in extensions if number not in _IN_HEAD])
+    extension_text = _hexadecimal(others)
     if others and signatures:
-        extension_text += "_" + ",".join([f"{number:04x}" for number in signatures])
-    return f"{head}_{_short(cipher_text)}_{_short(extension_text)}"
+        extension_text += "_" + _hexadecimal(signatures)
+    return f"{head}_{_short(_hexadecimal(sorted(ciphers)))}_{_short(extension_text)}"
+
+
+_IN_HEAD: Final = frozenset((_SERVER_NAME, _ALPN))
+
+
+def _hexadecimal(numbers: list[int]) -> str:
+    """Four digits each, with commas between."""
+    return pack(f"!{len(numbers)}H", *numbers).hex(",", 2)
 
 
 def _short(data: str) -> str:
