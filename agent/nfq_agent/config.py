@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from nfq_agent.duration import Duration
 from nfq_agent.element import Needs, PacketElement
-from nfq_agent.elements import ElementError, packet_element, stream_element
+from nfq_agent.elements import ElementError, look_in, packet_element, stream_element
 from nfq_agent.mark import Kept, Mark, MarkField
 
 DEFAULT_PATH: Final = Path("/etc/nfq-agent/nfq-agent.toml")
@@ -410,6 +410,10 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
             faults += error.faults
     if faults:
         raise ConfigError(faults)
+    try:
+        look_in(path.parent / "elements")
+    except ElementError as error:
+        raise ConfigError([f"{error.name}: {error.reason}"]) from error
     if not files:
         merged = copy.deepcopy(BASELINE)
     if adjust is not None:
