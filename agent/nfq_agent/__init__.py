@@ -11,20 +11,26 @@ from nfq_agent.queue import (
     QueueSettings,
     QueueStateError,
 )
+from nfq_agent.stream import CLOSE, Connection, Done, Later, Part, StreamElement, Way
 from nfq_agent.verdict import ACCEPT, DROP, REPEAT, RETAIN, Action, RewriteError, Verdict, VerdictError
 
 __all__ = [
     "ACCEPT",
+    "CLOSE",
     "DROP",
     "REPEAT",
     "RETAIN",
     "Action",
+    "Connection",
+    "Done",
     "FiveTuple",
     "Hook",
+    "Later",
     "Needs",
     "Packet",
     "PacketElement",
     "PacketError",
+    "Part",
     "Queue",
     "QueueBusyError",
     "QueueError",
@@ -33,6 +39,8 @@ __all__ = [
     "QueueSettings",
     "QueueStateError",
     "RewriteError",
+    "StreamElement",
     "Verdict",
     "VerdictError",
+    "Way",
 ]

@@ -14,6 +14,7 @@ from nfq_agent import control, show
 from nfq_agent.config import DEFAULT_PATH, Agent, Config, ConfigError, load, log_settings, warnings
 from nfq_agent.confirm import Guard
 from nfq_agent.generation import foreseen
+from nfq_agent.host import routes
 from nfq_agent.host.backend import choose, usable
 from nfq_agent.host.users import ensure_user, find_user
 from nfq_agent.installation import Installation, compare, listing
@@ -218,6 +219,9 @@ def remove(
         changes = {family: settled.changes for family, settled in done.items() if settled.changes}
         removed += sum(len(steps) for each in changes.values() for steps in each.values())
         show.changes(changes)
+    if routes.sweep(name):
+        removed += 1
+        show.note(f"removed the routing rules of instance {name} (TPROXY)")
     if not removed:
         show.note(f"nothing to remove: no rule of instance {name} is here")
     return 0

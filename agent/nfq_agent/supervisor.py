@@ -17,13 +17,14 @@ from nfq_agent.config import Config, ConfigError
 from nfq_agent.crew import Crew, ProxyWorker, QueueWorker, Worker, WorkerError
 from nfq_agent.diff import render
 from nfq_agent.generation import advance
+from nfq_agent.host import routes
 from nfq_agent.host.backend import choose
 from nfq_agent.host.systemd import ServiceManager
 from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, ensure_user, has_capability
 from nfq_agent.installation import Installation, State, compare, listing
 from nfq_agent.log import Log
 from nfq_agent.queue import QueueError
-from nfq_agent.rules import RuleError, Ruleset, plan
+from nfq_agent.rules import RuleError, Ruleset, parked, plan
 
 _TICK: Final = 1.0
 # Somebody who fights over the rules is answered less and less often, down to this.
@@ -96,6 +97,8 @@ class Supervisor:
         # From here on there may be rules to take away. Stale ones of this instance, from whatever configuration, go in the
         # same commit that puts the new ones in.
         self._rules_in = True
+        if routes.wanted(self._config):
+            routes.settle(agent.instance, routes.wanted(self._config))
         settled = self._installation.apply(self._ruleset)
         state: State = {family: each.after for family, each in settled.items()}
         self._note_held(state)
@@ -131,7 +134,13 @@ class Supervisor:
         clean = True
         if self._rules_in and self._installation is not None:
             try:
+                if self._crew.proxies and not failed:
+                    # Their running connections stand on rules too; those go last.
+                    self._installation.apply(parked(self._ruleset))
+                    self._crew.retire(list(self._crew.proxies.values()))
                 self._installation.remove(keep_fail_closed=failed)
+                if routes.wanted(self._config):
+                    routes.settle(self._config.agent.instance, {})
                 if failed and (kept := listing(self._installation.read())):
                     self._log(
                         f"{len(kept)} rules stay, for queues with bypass = false: their traffic is kept out until the next "
@@ -289,6 +298,8 @@ class Supervisor:
             for old, worker in changed:
                 crew.replace(old, worker)
                 replaced.append((old, worker))
+            if routes.wanted(new) or routes.wanted(self._config):
+                routes.settle(new.agent.instance, routes.wanted(new))
             settled = self._installation.apply(ruleset)
         except BaseException:
             for old, worker in reversed(replaced):

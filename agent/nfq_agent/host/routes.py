@@ -7,6 +7,7 @@ touched. Written with ip(8), which needs CAP_NET_ADMIN.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import zlib
 from collections.abc import Mapping
@@ -14,17 +15,13 @@ from typing import Any, Final
 
 from nfq_agent.config import Config
 from nfq_agent.mark import Mark
-from nfq_agent.rules import FAMILIES, Family
+from nfq_agent.rules import FAMILIES, Family, RuleError
 
 # Who made a rule or a route (rtm_protocol, linux/rtnetlink.h): no routing daemon has this one.
 PROTOCOL: Final = 221
 _FLAGS: Final[Mapping[Family, str]] = {"inet": "-4", "inet6": "-6"}
 # Before the rule of the table `main`, which is at 32766.
 _PRIORITY: Final = 15002
-
-
-class RouteError(Exception):
-    """ip(8) is missing, or the kernel refused what it was told."""
 
 
 def wanted(config: Config) -> dict[Family, Mark]:
@@ -44,7 +41,7 @@ def table_of(instance: str) -> int:
 
 
 def settle(instance: str, marks: Mapping[Family, Mark]) -> None:
-    """Make the rules and routes of an instance those for `marks`, and remove any other of its own. Raises RouteError."""
+    """Make the rules and routes of an instance those for `marks`, and remove any other of its own. Raises RuleError."""
     table = str(table_of(instance))
     for family in FAMILIES:
         mark = marks.get(family)
@@ -63,10 +60,16 @@ def settle(instance: str, marks: Mapping[Family, Mark]) -> None:
             _ip(family, "rule", "add", "priority", str(_PRIORITY), *spec, "protocol", str(PROTOCOL))
 
 
-def present(instance: str) -> bool:
-    """Whether anything of an instance is there. Raises RouteError."""
+def sweep(instance: str) -> bool:
+    """Remove what an instance left here; True if there was anything. Raises RuleError.
+
+    Where ip(8) is missing there is nothing: nobody else writes it.
+    """
     table = str(table_of(instance))
-    return any(_rules(family, table) or _routes(family, table) for family in FAMILIES)
+    if shutil.which("ip") is None or not any(_rules(family, table) or _routes(family, table) for family in FAMILIES):
+        return False
+    settle(instance, {})
+    return True
 
 
 def _rules(family: Family, table: str) -> list[dict[str, Any]]:
@@ -91,7 +94,7 @@ def _ip(family: Family, *words: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise RouteError(f"{' '.join(command)}: {error}") from error
+        raise RuleError(f"{' '.join(command)}: {error}") from error
     if done.returncode != 0:
-        raise RouteError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
+        raise RuleError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
     return done.stdout
