@@ -5,6 +5,8 @@ RUN_PACKAGES="ca-certificates gcc iproute2 iptables kmod libc6-dev libnetfilter-
 python3-venv util-linux"
 TEST_PACKAGES="bind9-dnsutils conntrack curl dnsmasq-base ethtool netcat-openbsd nghttp2-server openssh-client openssh-server
 openssl postgresql redis-tools tshark"
+# What boots the test hosts; what builds and checks packages is installed in there.
+BOOTED_PACKAGES="debian-archive-keyring debootstrap git mount systemd-container"
 
 say() { printf '%s\n' "$*" >&2; }
 
