@@ -255,3 +255,41 @@ def test_rejected_queries_fail_at_once(netns: Namespace, tmp_path: Path, address
     assert netns.call(ask_for, "www.evil.test") == b"refused", agent.log
     assert time.monotonic() - begin < 1
     assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("where", ["server", "client"])
+@pytest.mark.parametrize("address", ["10.203.0.1", "fd00:203::1"])
+def test_rejected_across_the_wire(pair: tuple[Namespace, Namespace], tmp_path: Path, where: str, address: str) -> None:
+    """Both ends are reset, the local and the remote one, whichever of them the agent is beside."""
+    server, client = pair
+    server.start("python3", "-c", _ECHO)
+    wait_until(lambda: listening(server, 4440), "the echo is served")
+    host, hooks = (server, '["input"]') if where == "server" else (client, '["output"]')
+    agent = start(host, tmp_path, "reject", hooks, where)
+    good, evil = client_hello("a.good.test"), client_hello("a.evil.test")
+    begin = time.monotonic()
+    assert client.call(echo, address, good) == good, agent.log
+    assert client.call(echo, address, evil) == b"reset", agent.log
+    # Several segments, as one offloaded packet or one by one: the last of them is refused.
+    large = client_hello("a.evil.test", alpn=[f"{number:03}" + "x" * 200 for number in range(30)])
+    assert client.call(echo, address, large) == b"reset", agent.log
+    client.run("ethtool", "-K", "eth0", "tso", "off", "gso", "off")
+    assert client.call(echo, address, large) == b"reset", agent.log
+    assert time.monotonic() - begin < 3
+    for end in pair:
+        wait_until(lambda end=end: not end.run("ss", "-Htn", "state", "established").stdout, "no connection is left", 2)
+    assert agent.stop() == 0
+
+
+def echo(address: str, data: bytes) -> bytes:
+    """What comes back for `data`, or how it ended."""
+    back = b""
+    with socket.create_connection((address, 4440), timeout=3) as connection:
+        connection.sendall(data)
+        try:
+            # Segments that are undecided pass, so that an echo of the first says nothing.
+            while len(back) < len(data):
+                back += connection.recv(10000) or b"closed"
+        except ConnectionResetError:
+            return b"reset"
+    return back
