@@ -686,3 +686,31 @@ def test_the_demo_holds_and_two_of_them_side_by_side(tmp_path: Path) -> None:
         text, _ = demo.communicate(timeout=60)
         assert demo.returncode == 0, text
         assert "they equal the rules before" in text
+
+
+def test_who_sits_on_the_xtables_lock_does_not_make_the_watchdog_bite(netns: Namespace, tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(path))
+        end.settimeout(10)
+        config = '[agent]\ndrift_check = "200ms"\n' + udp()
+        agent = Agent(netns, tmp_path, config, NOTIFY_SOCKET=str(path), WATCHDOG_USEC="3000000").ready()
+        mine = ours(netns)
+        # The lock is held for longer than the watchdog waits; a repair is tried meanwhile, and made as soon as it can be.
+        holder = netns.start(
+            "flock",
+            "/run/xtables.lock",
+            "sh",
+            "-c",
+            "XTABLES_LOCKFILE=/run/another iptables-legacy -t mangle -D OUTPUT 1; sleep 4",
+        )
+        last = time.monotonic()
+        longest = 0.0
+        while holder.poll() is None:
+            if "WATCHDOG=1" in end.recv(4096).decode():
+                now = time.monotonic()
+                longest, last = max(longest, now - last), now
+        assert longest < 2.9
+        until(lambda: ours(netns) == mine, "the jump is back")
+        assert agent.process.poll() is None
+        assert "xtables lock" in agent.log

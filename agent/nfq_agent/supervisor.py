@@ -58,6 +58,7 @@ class Supervisor:
         self._wakeup: tuple[int, int] = (-1, -1)
         self._drift = report.Drift(config.agent.drift_check)
         self._due: dict[Callable[[], None], float] = {}
+        self._patience: float | None = None
 
     # Life.
 
@@ -107,8 +108,11 @@ class Supervisor:
         self._selector.register(self._server.fileno(), selectors.EVENT_READ, self._answer_one)
         now = time.monotonic()
         self._due = {self._tick: now}
-        if self._service.watchdog is not None:
+        if (watchdog := self._service.watchdog) is not None:
             self._due[self._feed_watchdog] = now
+            # Somebody who sits on the xtables lock must not make the watchdog bite: what can't be done soon is left for later.
+            self._patience = self._installation.host.lock_seconds
+            self._installation.host.lock_seconds = watchdog / 3
         self._schedule_drift_check()
         self._service.ready()
         backend = self._installation.host.name
@@ -133,6 +137,8 @@ class Supervisor:
         self._service.stopping()
         clean = True
         if self._rules_in and self._installation is not None:
+            if self._patience is not None:
+                self._installation.host.lock_seconds = self._patience
             try:
                 if self._crew.proxies and not failed:
                     # Their running connections stand on rules too; those go last.

@@ -11,10 +11,14 @@ from nfq_agent.rules import Family, RuleError, TableRules, TableState
 
 
 class RuleHost(Protocol):
-    """One instance's rules in the kernel. notice: why it is not the first choice here; empty if it is."""
+    """One instance's rules in the kernel.
+
+    notice: why it is not the first choice here; empty if it is. lock_seconds: how long a change waits for the xtables lock.
+    """
 
     name: str
     notice: str
+    lock_seconds: float
 
     def read(self, family: Family) -> dict[str, TableState]:
         """What each table that is present holds of this instance. It makes no table present, and takes no lock."""

@@ -195,7 +195,7 @@ class LegacyHost:
         """
         self.instance = instance
         self._lock = lock
-        self._lock_seconds = lock_seconds
+        self.lock_seconds = lock_seconds
         # What there is to look at where /proc does not say: tables that were written.
         self._known: dict[Family, set[str]] = {"inet": set(tables), "inet6": set(tables)}
 
@@ -228,7 +228,7 @@ class LegacyHost:
         if not in_kernel(family):
             raise RuleError(f"the kernel has no legacy xtables for {FAMILY_NAMES[family]} (module {_MODULES[family]})")
         self._known[family] |= wanted
-        settled: Settled = self._errand(_apply, family, self.instance, tables, dict(desired), self._lock, self._lock_seconds)
+        settled: Settled = self._errand(_apply, family, self.instance, tables, dict(desired), self._lock, self.lock_seconds)
         return settled
 
     def _tables(self, family: Family) -> frozenset[str]:

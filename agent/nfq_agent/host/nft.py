@@ -95,6 +95,8 @@ class NftHost:
     def __init__(self, instance: str, notice: str = "") -> None:
         self.instance = instance
         self.notice = notice
+        # nf_tables has no such lock: its transactions are atomic.
+        self.lock_seconds = 0.0
 
     def present(self, family: Family) -> frozenset[str] | None:
         """The names of the tables that are present. Raises RuleError."""
