@@ -35,7 +35,12 @@ class Lock:
         self._path = folder() / f"{instance}.lock"
         try:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # Not through a link: the folder belongs to the agent's user, and this may be root.
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            if os.geteuid() == 0:
+                # What root made by hand must not be in the way of the service, whose user owns the folder.
+                owner = self._path.parent.stat()
+                os.fchown(self._file, owner.st_uid, owner.st_gid)
         except OSError as error:
             raise ControlError(f"{self._path}: {error.strerror}; start as root, or make {self._path.parent} writable") from error
         try:
