@@ -167,6 +167,8 @@ class QueueConfig(_Model):
     fail_open: bool = True
     bypass: bool = True
     gso: bool = True
+    # How long a worker looks for packets before it sleeps: latency for CPU.
+    busy_poll: Annotated[Duration, Field(le=0.1)] = 0.0
     mode: Literal["enforce", "monitor"] = "enforce"
     default: Literal["accept", "drop"] = "accept"
     on_error: Literal["accept", "drop"] = "accept"

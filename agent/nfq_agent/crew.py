@@ -37,6 +37,8 @@ DRAIN_WITHIN: Final = 2.0
 MOST_DEATHS: Final = 5
 DEATHS_WITHIN: Final = 30.0
 _FIRST_BACK_OFF: Final = 0.1
+# How often, in seconds, the service manager hears from us while we wait for a worker.
+_BEAT: Final = 0.25
 _VERDICTS: Final = {"accept": ACCEPT, "drop": DROP}
 
 
@@ -96,8 +98,8 @@ class Worker:
         self.restart_at = None
         self.child = Child(self.title, self.body, self._user, (CAP_NET_ADMIN,), self._close())
 
-    def wait_ready(self, within: float = READY_WITHIN) -> None:
-        """Return once it serves. Raises WorkerError if it ends, or takes too long."""
+    def wait_ready(self, beat: Callable[[], None], within: float = READY_WITHIN) -> None:
+        """Return once it serves. beat: called now and then meanwhile. Raises WorkerError if it ends, or takes too long."""
         child = self.child
         assert child is not None
         deadline = time.monotonic() + within
@@ -108,7 +110,8 @@ class Worker:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise WorkerError(f"{self.title} did not get ready within {within:g} s")
-            poller.poll(left * 1000)
+            poller.poll(min(left, _BEAT) * 1000)
+            beat()
             if b"ready" in child.heard():
                 child.ready = True
             elif child.reap():
@@ -266,6 +269,7 @@ class QueueWorker(Worker):
                 default=_VERDICTS[settings.default],
                 on_error=_VERDICTS[settings.on_error],
                 monitor=settings.mode == "monitor",
+                busy_poll=settings.busy_poll,
                 lost_below=self._lost_below,
                 peers=settings.numbers if settings.cpu_fanout else None,
             ),
@@ -357,9 +361,13 @@ class ProxyWorker(Worker):
 class Crew:
     """All workers of the agent, and the selector that tells of their ends."""
 
-    def __init__(self, selector: selectors.BaseSelector, log: Log) -> None:
+    def __init__(self, selector: selectors.BaseSelector, log: Log, beat: Callable[[], None]) -> None:
+        """beat: called now and then while this waits for a worker."""
         self._selector = selector
         self._log = log
+        self._beat = beat
+        # Proxies that take nothing new and carry what they have to its end, with the time when that has to be.
+        self._leaving: dict[Child, float] = {}
         self.queues: dict[int, QueueWorker] = {}
         self.proxies: dict[str, ProxyWorker] = {}
 
@@ -384,7 +392,7 @@ class Crew:
             for worker in workers:
                 worker.start()
             for worker in workers:
-                worker.wait_ready()
+                worker.wait_ready(self._beat)
         except BaseException:
             for worker in workers:
                 worker.stop()
@@ -395,34 +403,66 @@ class Crew:
 
     def replace(self, there: Worker, successor: Worker) -> None:
         """Let `successor` serve on what `there` has open. Raises WorkerError or QueueError; `there` serves again then."""
-        self._unwatch(there)
-        there.stop(there.last_word)
+        self._dismiss(there)
         try:
             successor.inherit(there)
             successor.start()
-            successor.wait_ready()
+            successor.wait_ready(self._beat)
         except BaseException:
             successor.stop()
             there.inherit(successor)
             there.start()
+            with contextlib.suppress(WorkerError):
+                there.wait_ready(self._beat)
             self._watch(there)
             raise
         self._keep(successor)
 
     def retire(self, workers: Sequence[Worker]) -> None:
-        """Let queues run empty, then end and close these. Their rules must be gone."""
+        """Let queues run empty, then end and close these. Their rules must be gone. Proxies may go on for their drain time."""
         drain([worker for worker in workers if isinstance(worker, QueueWorker)])
         for worker in workers:
-            self._unwatch(worker)
-            worker.stop(worker.last_word, worker.ends_within)
+            self._dismiss(worker)
             worker.close()
             if isinstance(worker, QueueWorker):
                 self.queues.pop(worker.number, None)
             elif isinstance(worker, ProxyWorker):
                 self.proxies.pop(worker.name, None)
 
+    def _dismiss(self, worker: Worker) -> None:
+        """End its process: a queue's at once, a proxy's when its connections have ended."""
+        self._unwatch(worker)
+        if isinstance(worker, QueueWorker) or worker.child is None:
+            worker.stop()
+            return
+        child, worker.child, worker.restart_at = worker.child, None, None
+        child.tell(worker.last_word)
+        self._leaving[child] = time.monotonic() + worker.ends_within
+
+        def ended() -> None:
+            self._selector.unregister(child.pidfd)
+            self._leaving.pop(child, None)
+            child.reap(block=True)
+
+        self._selector.register(child.pidfd, selectors.EVENT_READ, ended)
+
+    def wait_for_leaving(self) -> None:
+        """Return when no proxy carries a connection any more, or their time is over."""
+        for child, deadline in list(self._leaving.items()):
+            poller = select.poll()
+            poller.register(child.pidfd, select.POLLIN)
+            if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                self._log(f"{child.title} did not end within its drain time and was killed", "warning", worker=child.pid)
+                child.kill()
+            self._selector.unregister(child.pidfd)
+            child.reap(block=True)
+        self._leaving.clear()
+
     def revive(self, now: float) -> float | None:
-        """Start again those that are due; the time when the next one is, or None."""
+        """Start again those that are due, end those whose time to leave is over; the time when the next is due, or None."""
+        for child, deadline in self._leaving.items():
+            if deadline <= now:
+                child.kill()
         for worker in self.workers:
             if worker.restart_at is not None and worker.restart_at <= now:
                 worker.start()
@@ -446,7 +486,7 @@ class Crew:
             pid = worker.pid
             how = worker.died()
             self._log(
-                f"{worker.title} (pid {pid}) died: {how}; another takes over; the rules stay, and no packet is lost",
+                f"{worker.title} (pid {pid}) died: {how}; another takes over, and the rules stay",
                 "warning",
                 worker=worker.title,
             )
