@@ -267,7 +267,7 @@ class Worker:
 
     def _remember(self, packet: Packet, key: Any) -> Verdict:
         self._asked += 1
-        verdict = self._ask(packet, self._decide)
+        verdict = self._ask(packet, self._decide_at_once)
         if verdict is None:
             return self._settings.on_error
         if verdict.action is Action.RETAIN or verdict.payload is not None:
@@ -319,6 +319,13 @@ class Worker:
                 self._queue.verdict(packet, verdict)
 
     # What all of them share.
+
+    def _decide_at_once(self, packet: Packet) -> Verdict:
+        """The verdict on a packet that the queue answers by itself."""
+        verdict = self._chain.decide(packet, None)
+        if not isinstance(verdict, Verdict):
+            raise VerdictError(f"packet {packet.id}: {verdict!r} is no verdict; allowed: a Verdict")
+        return verdict
 
     def _decide(self, packet: Packet) -> Verdict:
         flow: Flow | None = None
