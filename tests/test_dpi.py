@@ -336,6 +336,16 @@ def test_ipv6_extension_headers_are_in_nobodys_way() -> None:
     assert talk.facts["tls_sni"] == "a.server.test"
 
 
+def test_cut_packets_are_said_once_and_nothing_is_made_of_them() -> None:
+    talk = Talk().open()
+    for at in (0, 200):
+        whole = tcp(talk.src, talk.dst, HELLO[at:], seq=talk.isn + 1 + at)
+        talk.send(Packet(whole.payload[:128], length=len(whole.payload)))
+    assert len(talk.bench.said) == 1
+    assert "cut at 128 bytes" in talk.bench.lines[0]
+    assert "tls_sni" not in talk.facts
+
+
 def test_other_protocols_are_left_alone() -> None:
     element = Dpi("dpi", DpiOptions(), lambda *_, **__: None)
     packet = Packet(ip_packet(b"\1\2\3\4", b"\1\2\3\5", 47, bytes(20)), time=1.0)

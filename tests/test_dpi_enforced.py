@@ -293,3 +293,59 @@ def echo(address: str, data: bytes) -> bytes:
         except ConnectionResetError:
             return b"reset"
     return back
+
+
+PORTS = """
+[queue.ports]
+mode = "{mode}"
+elements = ["ports"]
+
+[element.ports]
+type = "policy"
+rule = [ {{ action = "reject", dport = [4440] }} ]
+default = "accept"
+
+[rules.ports]
+queue = "ports"
+tcp_ports = [4440]
+udp_ports = [4440]
+"""
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_headers_alone_are_enough_to_reject(netns: Namespace, tmp_path: Path, address: str) -> None:
+    netns.start("python3", "-c", _ECHO)
+    wait_until(lambda: listening(netns, 4440), "the echo is served")
+
+    def attempt() -> tuple[str, str]:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            socket.create_connection((address, 4440), timeout=3).close()
+            tcp = "connected"
+        except OSError as error:
+            tcp = type(error).__name__
+        with socket.socket(family, socket.SOCK_DGRAM) as client:
+            client.connect((address, 4440))
+            client.settimeout(1)
+            try:
+                # Nothing listens there: without the agent the kernel says so itself, which is no test.
+                with socket.socket(family, socket.SOCK_DGRAM) as server:
+                    server.bind((address, 4440))
+                    client.send(b"x" * 3000)
+                    client.recv(10)
+                udp = "answered"
+            except OSError as error:
+                udp = type(error).__name__
+        return tcp, udp
+
+    agent = Agent(netns, tmp_path, PORTS.format(mode="monitor")).ready()
+    assert netns.call(attempt)[0] == "connected", agent.log
+    wait_until(lambda: "would drop" in agent.log, "the monitor says what it would do")
+    assert agent.stop() == 0
+    agent.configure(PORTS.format(mode="enforce"))
+    agent.start()
+    agent.ready()
+    begin = time.monotonic()
+    assert netns.call(attempt) == ("ConnectionRefusedError", "ConnectionRefusedError"), agent.log
+    assert time.monotonic() - begin < 1
+    assert agent.stop() == 0

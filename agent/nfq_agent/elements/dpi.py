@@ -100,6 +100,7 @@ class Dpi(PacketElement):
         # The flows whose bytes are kept, in the order in which they began, so that ageing looks at the head only.
         self._open: OrderedDict[int, tuple[Flow, _Connection | _Datagrams, float]] = OrderedDict()
         self._said_quic = False
+        self._said_cut = False
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """Look at the packet; the answer is always None."""
@@ -113,6 +114,13 @@ class Dpi(PacketElement):
         except PacketError:
             return None
         protocol = headers.five_tuple.protocol
+        if not self._said_cut and packet.truncated:
+            self._said_cut = True
+            self.emit(
+                f"{self.name}: packets come cut at {len(packet.payload)} bytes, and a name that is not copied is not found; "
+                "leave copy_range out of the queue's table",
+                level="warning",
+            )
         if protocol == TCP:
             self._tcp(packet, flow, headers)
         elif protocol == UDP:
