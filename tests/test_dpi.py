@@ -346,6 +346,21 @@ def test_cut_packets_are_said_once_and_nothing_is_made_of_them() -> None:
     assert "tls_sni" not in talk.facts
 
 
+def test_the_log_says_what_each_flow_is() -> None:
+    bench = Bench("dpi", log=True)
+    Talk(bench).open().say(HELLO)
+    Talk(bench, src="192.0.2.1:2").open().say(b"\xff" * 20)
+    Talk(bench, dst="198.51.100.1:53").send(udp("192.0.2.1:5000", "198.51.100.1:53", dns_query("a.test", 28)))
+    assert bench.lines == [
+        "tcp 192.0.2.1:40000 -> 198.51.100.1:443: tls a.server.test",
+        "tcp 192.0.2.1:2 -> 198.51.100.1:443: not identified: no protocol that is known here",
+        "udp 192.0.2.1:5000 -> 198.51.100.1:53: dns a.test",
+    ]
+    assert bench.said[0].fields["tls_sni"] == "a.server.test"
+    assert bench.said[0].fields["dpi"] == "decided"
+    assert bench.said[2].fields["dns_type"] == "AAAA"
+
+
 def test_other_protocols_are_left_alone() -> None:
     element = Dpi("dpi", DpiOptions(), lambda *_, **__: None)
     packet = Packet(ip_packet(b"\1\2\3\4", b"\1\2\3\5", 47, bytes(20)), time=1.0)

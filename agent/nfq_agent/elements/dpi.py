@@ -44,9 +44,13 @@ _AGAIN: Final[dict[str, tuple[Parser, str]]] = {
 
 
 class DpiOptions(element.Options):
-    """openings: flows whose first bytes are kept at one time, at most; each keeps 16 KiB at most. The oldest gives up first."""
+    """openings: flows whose first bytes are kept at one time, at most; each keeps 16 KiB at most. The oldest gives up first.
+
+    log: say what each flow is, once it is decided or given up.
+    """
 
     openings: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    log: bool = False
 
 
 class _Connection:
@@ -99,6 +103,7 @@ class Dpi(PacketElement):
         self._limit = options.openings
         # The flows whose bytes are kept, in the order in which they began, so that ageing looks at the head only.
         self._open: OrderedDict[int, tuple[Flow, _Connection | _Datagrams, float]] = OrderedDict()
+        self._log = options.log
         self._said_quic = False
         self._said_cut = False
 
@@ -282,8 +287,7 @@ class Dpi(PacketElement):
             if "http_host_conflict" in facts:
                 self.emit(f"{self.name}: {flow.origin}: one HTTP request names two hosts", level="warning")
             if found.decided:
-                facts["dpi"] = "decided"
-                flow.undecided = False
+                self._decided(flow)
         if found.done and found.decided:
             self._close(flow)
             return True
@@ -325,6 +329,8 @@ class Dpi(PacketElement):
             for old in [each for each in facts if each.startswith((f"{protocol}_", "ja", "ech"))]:
                 del facts[old]
         facts.update(found.facts)
+        if self._log:
+            self._say(flow)
 
     # UDP
 
@@ -346,10 +352,10 @@ class Dpi(PacketElement):
         if isinstance(result, Found):
             if status == "undecided":
                 self._close(flow)
+            again = facts.get("dns_name"), facts.get("dns_type")
             facts.update(result.facts)
             facts.pop("dpi_reason", None)
-            facts["dpi"] = "decided"
-            flow.undecided = False
+            self._decided(flow, (facts["dns_name"], facts["dns_type"]) != again)
             return
         if status in ("decided", "gave-up"):
             return
@@ -375,8 +381,7 @@ class Dpi(PacketElement):
                 self._stop(flow, "frames that overlap differ")
                 return
             if hello.complete:
-                flow.facts["dpi"] = "decided"
-                flow.undecided = False
+                self._decided(flow)
                 self._close(flow)
                 return
             if not quic.AVAILABLE:
@@ -424,7 +429,28 @@ class Dpi(PacketElement):
         elif state is not None:
             del flow.state[self]
 
+    def _decided(self, flow: Flow, new: bool = True) -> None:
+        flow.facts["dpi"] = "decided"
+        flow.undecided = False
+        if self._log and new:
+            self._say(flow)
+
     def _give_up(self, flow: Flow, reason: str) -> None:
         flow.facts["dpi"] = "gave-up"
         flow.facts["dpi_reason"] = reason
         flow.undecided = False
+        if self._log:
+            self._say(flow)
+
+    def _say(self, flow: Flow) -> None:
+        """One line: what the flow is and the name that it asks for; all facts as fields."""
+        facts = flow.facts
+        name = next((facts[key] for key in _SHOWN if facts.get(key)), "")
+        what = facts.get("protocol") or f"not identified: {facts.get('dpi_reason')}"
+        shown = " ".join(name) if isinstance(name, tuple) else name
+        fields = {key: " ".join(value) if isinstance(value, tuple) else value for key, value in facts.items()}
+        self.emit(f"{flow.origin}: {what} {shown}".rstrip(), **fields)
+
+
+# The name that a person wants to see, the most telling first.
+_SHOWN: Final = ("tls_sni", "http_host", "dns_name", "pg_database", "ssh_banner", "smtp_helo", "mqtt_client_id", "redis_command")
