@@ -116,7 +116,8 @@ def run(
     from nfq_agent.supervisor import Supervisor
 
     log = open_log(log_settings(loaded.log))
-    return Supervisor(lambda: _checked(_load(config, instance, flags)), _checked(loaded), log).run()
+    # A reload finds the listeners in use: by this very agent. One that is new and not free fails when it is opened.
+    return Supervisor(lambda: _load(config, instance, flags), _checked(loaded), log).run()
 
 
 def _checked(config: Config) -> Config:

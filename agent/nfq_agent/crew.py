@@ -383,6 +383,9 @@ class Crew:
             if worker.child is not None and worker.child.exit is None:
                 yield worker.child.control.fileno()
                 yield worker.child.pidfd
+        for child in self._leaving:
+            yield child.control.fileno()
+            yield child.pidfd
 
     def add(self, workers: Sequence[Worker]) -> None:
         """Open and start these together; return when all serve. Raises what opening raises, or WorkerError; none is left then."""

@@ -5,6 +5,7 @@ Queues answer before a rule goes in; rules are gone and queues empty before a qu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -45,7 +46,7 @@ class Supervisor:
         self._log = log
         self._service = ServiceManager()
         self._selector = selectors.EpollSelector()
-        self._crew = Crew(self._selector, log)
+        self._crew = Crew(self._selector, log, self._beat)
         self._meter = report.Meter()
         self._stop_asked = False
         self._reload_asked = False
@@ -142,8 +143,10 @@ class Supervisor:
             try:
                 if self._crew.proxies and not failed:
                     # Their running connections stand on rules too; those go last.
-                    self._installation.apply(parked(self._ruleset))
+                    with contextlib.suppress(RuleError):
+                        self._installation.apply(parked(self._ruleset))
                     self._crew.retire(list(self._crew.proxies.values()))
+                    self._crew.wait_for_leaving()
                 self._installation.remove(keep_fail_closed=failed)
                 if routes.wanted(self._config):
                     routes.settle(self._config.agent.instance, {})
@@ -157,6 +160,7 @@ class Supervisor:
                 clean = False
                 self._log(f"rules could not be removed: {error}; run `nfq-agent remove`", "error")
         self._crew.retire(self._crew.workers)
+        self._crew.wait_for_leaving()
         if clean and not failed:
             self._log("stopped: no rule of this instance is left")
         return clean
@@ -231,6 +235,11 @@ class Supervisor:
         now = time.monotonic()
         self._due[self._feed_watchdog] = now + period / 4
         if all(worker.stuck_for(now) < period / 2 for worker in self._crew.queues.values()):
+            self._service.alive()
+
+    def _beat(self) -> None:
+        """Say that we are alive, while we wait for somebody who has to get ready."""
+        if self._service.watchdog is not None:
             self._service.alive()
 
     # Rules.
