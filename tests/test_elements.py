@@ -255,3 +255,27 @@ def test_one_that_eats_memory_costs_its_packet_or_its_worker(netns: Namespace, t
     until(lambda: agent.workers() not in ([], [pid], [None]), "another worker")
     assert until(lambda: wire.send("fine", 1) == "fine", "it serves")
     assert agent.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("queue", "table", "expected"),
+    [
+        ("", 'rule = [{ action = "drop", dprot = 1 }]', "element.e.rule.dprot: unknown key (did you mean 'dport'?); allowed: "),
+        ("", "defalt = 1", "element.e.defalt: unknown key (did you mean 'default'?); allowed: type, default, undecided"),
+        (
+            "",
+            'rule = [{ action = "drop", src = ["10.0.0.1/8"] }]',
+            "element.e.rule.src: '10.0.0.1/8' has bits set behind its prefix (did you mean '10.0.0.0/8'?); allowed: an address",
+        ),
+        ('copy = "meta"', "", 'queue.q.copy: "meta" beside \'e\', which reads what is in a packet; allowed: "packet"'),
+    ],
+)
+def test_faults_are_said_in_plain_words(tmp_path: Path, queue: str, table: str, expected: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(
+        f'[queue.q]\nelements = ["e"]\n{queue}\n[element.e]\ntype = "policy"\n{table}\n[rules.r]\nqueue = "q"\ntcp_ports = [1]\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"{path}: {expected}")

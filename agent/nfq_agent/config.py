@@ -347,7 +347,7 @@ class Config(_Model):
         try:
             options = cls.Options.model_validate(table)
         except ValidationError as error:
-            raise ElementError(name, error) from error
+            raise ElementError(name, error, cls.Options) from error
         return ElementSpec(name, cls, options)
 
     def kept(self, queue: QueueConfig) -> Kept | None:
@@ -501,6 +501,13 @@ def _cross_faults(config: Config, source: _Source) -> Iterator[str]:
         except ElementError as error:
             yield from _element_faults(error, ("queue", name, "elements"), source, config)
         else:
+            if queue.copy_mode == "meta":
+                for spec in specs:
+                    if spec.cls.needs_of(spec.options) > Needs.METADATA and not spec.cls.degrades:
+                        yield fault(
+                            ("queue", name, "copy"),
+                            f'"meta" beside {spec.name!r}, which reads what is in a packet; allowed: "packet"',
+                        )
             if queue.gso and (writers := [spec.name for spec in specs if spec.cls.rewrites_of(spec.options)]):
                 yield fault(
                     ("queue", name, "gso"),
@@ -546,7 +553,7 @@ def _cross_faults(config: Config, source: _Source) -> Iterator[str]:
 
 def _element_faults(error: ElementError, at: tuple[str, ...], source: _Source, config: Config) -> Iterator[str]:
     if isinstance(error.reason, ValidationError):
-        yield from _faults(source, error.reason, ("element", error.name))
+        yield from _faults(source, error.reason, ("element", error.name), error.options)
     else:
         if error.name in config.element or any(t.get("type") == error.name for t in config.element.values()):
             at = ("element", next((n for n, t in config.element.items() if t.get("type", n) == error.name), error.name))
@@ -557,7 +564,9 @@ def _element_faults(error: ElementError, at: tuple[str, ...], source: _Source, c
 _NO_KEYS = re.compile(r"^(function-|tagged-union|constrained-|literal\[|int$|str$|bool$|float$|.*\[.*\]$)")
 
 
-def _faults(source: _Source, error: ValidationError, prefix: tuple[str, ...] = ()) -> Iterator[str]:
+def _faults(
+    source: _Source, error: ValidationError, prefix: tuple[str, ...] = (), options: type[BaseModel] | None = None
+) -> Iterator[str]:
     """One line for each key: what is wrong with it, and all that would be allowed (a union complains once for each member)."""
     found: dict[tuple[str, ...], tuple[str, list[str]]] = {}
     for details in error.errors():
@@ -566,7 +575,7 @@ def _faults(source: _Source, error: ValidationError, prefix: tuple[str, ...] = (
         if details["type"] == "too_short" and keys in found:
             # Nothing was left of a list once its bad members were taken out.
             continue
-        what, allowed = _fault(keys, details)
+        what, allowed = _fault(keys, details, options)
         known = found.setdefault(keys, (what, []))[1]
         if allowed not in known:
             known.append(allowed)
@@ -574,11 +583,11 @@ def _faults(source: _Source, error: ValidationError, prefix: tuple[str, ...] = (
         yield f"{source.file(keys)}: {'.'.join(keys) or 'the file'}: {what}; allowed: {', or '.join(allowed_here)}"
 
 
-def _fault(keys: tuple[str, ...], details: Any) -> tuple[str, str]:
+def _fault(keys: tuple[str, ...], details: Any, options: type[BaseModel] | None) -> tuple[str, str]:
     """What is wrong, and what is allowed."""
     kind, context = details["type"], details.get("ctx", {})
     if kind == "extra_forbidden":
-        known = _known_keys(keys[:-1])
+        known = _known_keys(keys[:-1], options)
         near = difflib.get_close_matches(keys[-1], known, 1, 0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         return f"unknown key{hint}", ", ".join(known) or "see nfq-agent.toml(5)"
@@ -612,13 +621,24 @@ _TABLES: Final[Mapping[str, type[BaseModel]]] = {
 }  # fmt: skip
 
 
-def _known_keys(at: tuple[str, ...]) -> list[str]:
+def _known_keys(at: tuple[str, ...], options: type[BaseModel] | None) -> list[str]:
     if not at:
         return list(Config.model_fields)
     if at[0] == "element":
-        return ["type"]
+        inner = options
+        for key in at[2:]:
+            inner = None if inner is None or key not in inner.model_fields else _model_in(inner.model_fields[key].annotation)
+        known = [] if inner is None else list(inner.model_fields)
+        return ["type", *known] if len(at) == 2 else known
     model = _TABLES.get(at[0])
     return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that a key's type is made of, as in tuple[Model, ...]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for each in get_args(annotation) if (model := _model_in(each)) is not None), None)
 
 
 def log_settings(config: Log) -> Log:

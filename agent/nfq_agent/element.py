@@ -42,7 +42,7 @@ class PacketElement:
     comes too fast. `pure` says that the answer follows from protocol, addresses, ports, hook and interfaces alone, so that
     the worker may remember it. `lasting` says that the answer, None too, holds for the whole flow from then on, unless
     `flow.undecided`. `reads_process` says that it looks at uid or gid. An instance may set these, and `needs`, for itself,
-    by its options.
+    by its options. `degrades` says that it works, if less well, where the kernel shows metadata alone.
 
     The time is `packet.time`: the worker stamps what the kernel did not.
     """
@@ -52,6 +52,7 @@ class PacketElement:
     pure: bool = False
     lasting: bool = False
     reads_process: bool = False
+    degrades: ClassVar[bool] = False
     Options: ClassVar[type[Options]] = Options
 
     def __init__(self, name: str, options: Any, emit: Emit) -> None:

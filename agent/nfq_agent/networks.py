@@ -24,7 +24,7 @@ def _network(value: object) -> Network:
             near = ipaddress.ip_network(value, strict=False)
         except ValueError:
             raise ValueError(f"{value!r} is no network; {allowed}") from None
-        raise ValueError(f"{value!r} has bits set behind its prefix; did you mean {str(near)!r}? {allowed}") from None
+        raise ValueError(f"{value!r} has bits set behind its prefix (did you mean {str(near)!r}?); {allowed}") from None
 
 
 NetworkField = Annotated[Network, BeforeValidator(_network)]

@@ -11,6 +11,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
+from pydantic import BaseModel
+
 from nfq_agent.element import PacketElement
 from nfq_agent.stream import StreamElement
 
@@ -40,10 +42,14 @@ GROUP: Final = "nfq_agent.elements"
 
 
 class ElementError(Exception):
-    """An element that can't be had. name: as the configuration has it. reason: text, or the options' ValidationError."""
+    """An element that can't be had. name: as the configuration has it. reason: text, or the options' ValidationError.
 
-    def __init__(self, name: str, reason: object) -> None:
+    options: the model that its options do not fit.
+    """
+
+    def __init__(self, name: str, reason: object, options: type[BaseModel] | None = None) -> None:
         super().__init__(f"element {name}: {reason}")
+        self.options = options
         self.name = name
         self.reason = reason
 

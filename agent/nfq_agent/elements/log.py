@@ -29,6 +29,7 @@ class FiveTupleLog(PacketElement):
 
     needs = Needs.HEADERS
     pure = True
+    degrades = True
     Options = LogOptions
 
     def __init__(self, name: str, options: LogOptions, emit: Emit) -> None:

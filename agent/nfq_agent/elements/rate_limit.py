@@ -33,16 +33,21 @@ class RateLimitOptions(element.Options):
 class RateLimit(PacketElement):
     """A token bucket for each key. What it dropped is counted and said every ten seconds at most."""
 
-    needs = Needs.HEADERS
     Options = RateLimitOptions
 
     def __init__(self, name: str, options: RateLimitOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
+        self.needs = self.needs_of(options)
         rate = options.rate
         self._buckets = Buckets(rate.per_second, options.burst or rate.count, options.memory)
         self._per = options.per
         self._masks = {4: _mask(32, options.prefix), 16: _mask(128, options.prefix6)}
         self._held = Held()
+
+    @classmethod
+    def needs_of(cls, options: RateLimitOptions) -> Needs:
+        """Addresses, unless there is one bucket for all."""
+        return Needs.METADATA if options.per == "all" else Needs.HEADERS
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """DROP where the bucket is empty."""

@@ -38,17 +38,22 @@ class SampleOptions(element.Options):
 class Sample(PacketElement):
     """Chooses packets, or flows, and remembers the choice until the packet's verdict is given."""
 
-    needs = Needs.HEADERS
     Options = SampleOptions
 
     def __init__(self, name: str, options: SampleOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
+        self.needs = self.needs_of(options)
         self._share = 1 / options.one_in if options.one_in else options.probability or 0.0
         self._random = random.Random(options.seed)
         self._key = options.seed.to_bytes(16, "big", signed=True)
         self._counted = 0
         self._rest = None if options.rest is None else {"accept": ACCEPT, "drop": DROP}[options.rest]
         self._chosen: dict[int, bool] = {}
+
+    @classmethod
+    def needs_of(cls, options: SampleOptions) -> Needs:
+        """Addresses and ports, if flows are chosen by them."""
+        return Needs.HEADERS if options.per_flow else Needs.METADATA
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """The verdict on the rest, None for what is chosen."""
