@@ -184,6 +184,24 @@ class Proxied:
             assert time.monotonic() < deadline, f"{name} is {there}, not {value}"
             time.sleep(0.005)
 
+    def wait_above(self, name: str, value: int, seconds: float = 10.0) -> None:
+        """Until a counter is above a value."""
+        deadline = time.monotonic() + seconds
+        while (there := self.counters.snapshot()[name]) <= value:
+            assert time.monotonic() < deadline, f"{name} is {there}, not above {value}"
+            time.sleep(0.005)
+
+    def succeed(self) -> list[int]:
+        """Another process takes the listeners over, then the ones before it drain; their exit codes."""
+        pid, control = self._start(1, 1)
+        control.settimeout(20)
+        assert control.recv(64) == b"ready\n"
+        self.tell(b"drain\n")
+        codes = self.reap()
+        self._children = [(pid, control)]
+        self.pids = [pid]
+        return codes
+
     def tell(self, word: bytes) -> None:
         """Say a word on every control socket."""
         for _, control in self._children:

@@ -20,6 +20,8 @@ import pytest
 
 import tcp_server
 from namespace import Namespace
+from nfq_agent import config as configurations
+from nfq_agent import rules
 from nfq_agent.config import ProxyConfig
 from nfq_agent.proxy import listen
 from nfq_agent.stream import Answer, Connection, StreamElement
@@ -27,6 +29,7 @@ from proxied import Proxied
 
 pytestmark = pytest.mark.kernel
 HERE = Path(__file__).parent
+TPROXY = 'capture = "tproxy"\n'
 MB = 1 << 20
 
 Run = Callable[..., Proxied]
@@ -267,6 +270,77 @@ class TestNeverALoop:
         server(netns, "echo")
         run(configuration(proxy='target = "127.0.0.1:9000"'))
         assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+
+
+class TestRules:
+    """What `plan` asks of the kernel for a proxy, in the text of `iptables -S`."""
+
+    def text(self, tmp_path: Path, parked: bool = False, **options: str) -> dict[str, list[str]]:
+        path = tmp_path / "agent.toml"
+        path.write_text(configuration(**options))
+        ruleset = rules.plan(configurations.load(path), 972)
+        ruleset = rules.parked(ruleset) if parked else ruleset
+
+        def short(rule: rules.Rule) -> str:
+            text = re.sub(r' -m comment --comment "nfq-agent:default:(\S+)"', r" #\1", str(rule))
+            return text.replace("NFQA-default-", "@").replace("-m multiport ", "")
+
+        return {
+            f"{family} {table}": [short(rule) for rule in content.rules]
+            for family, tables in ruleset.items()
+            for table, content in tables.items()
+        }
+
+    def test_redirect(self, tmp_path: Path) -> None:
+        listen = '"0.0.0.0:15002", "0.0.0.0:8085", "[::]:15003"'
+        found = self.text(tmp_path, listen=listen, proxy='exclude = ["10.0.0.0/8", "fd00::/8", "192.0.2.1/32"]')
+        assert found["inet nat"] == [
+            "-A OUTPUT #jump -j @OUTPUT",
+            "-A @OUTPUT -m owner --uid-owner 972 #own-traffic -j RETURN",
+            "-A @OUTPUT -p tcp --dports 8085 -m addrtype --dst-type LOCAL #redirect -j RETURN",
+            "-A @OUTPUT -p tcp --dports 8080:8090 -m iprange --dst-range 10.0.0.0-10.255.255.255 #redirect -j RETURN",
+            "-A @OUTPUT -p tcp --dports 8080:8090 -m iprange --dst-range 192.0.2.1-192.0.2.1 #redirect -j RETURN",
+            "-A @OUTPUT -p tcp --dports 8080:8090 #redirect -j REDIRECT --to-ports 15002",
+            "-A @OUTPUT #end -j RETURN",
+        ]
+        assert found["inet6 nat"][-2].endswith("-j REDIRECT --to-ports 15003")
+
+    def test_tproxy(self, tmp_path: Path) -> None:
+        found = self.text(tmp_path, hooks='"prerouting"', proxy=TPROXY)
+        assert list(found) == ["inet mangle", "inet6 mangle"]
+        assert found["inet6 mangle"] == [
+            "-A PREROUTING #jump -j @PREROUTING",
+            "-A @PREROUTING -p tcp -m socket --transparent #redirect -j MARK --set-xmark 0x4f000000/0xff000000",
+            "-A @PREROUTING -p tcp --dports 8080:8090 #redirect "
+            "-j TPROXY --on-port 15002 --on-ip :: --tproxy-mark 0x4f000000/0xff000000",
+            "-A @PREROUTING #end -j RETURN",
+        ]
+
+    def test_parked(self, tmp_path: Path) -> None:
+        assert self.text(tmp_path, parked=True)["inet nat"] == [
+            "-A @OUTPUT -p tcp --dports 8080:8090 -m owner ! --uid-owner 972 #redirect -j REDIRECT --to-ports 15002"
+        ]
+        assert self.text(tmp_path, parked=True, hooks='"prerouting"', proxy=TPROXY)["inet mangle"] == [
+            "-A PREROUTING #jump -j @PREROUTING",
+            "-A @PREROUTING -p tcp -m socket --transparent #redirect -j MARK --set-xmark 0x4f000000/0xff000000",
+        ]
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (
+                {"proxy": 'capture = "tproxy"'},
+                'rules.redirect.hooks: TPROXY takes what arrives only; allowed: hooks = ["prerouting"]',
+            ),
+            ({"proxy": "keep_client = true"}, 'allowed: with capture = "tproxy"'),
+            ({"proxy": 'exclude = ["10.0.0.1/8"]'}, 'allowed: ADDRESS/LENGTH without host bits, as in "10.0.0.0/8"'),
+            ({"proxy": 'elements = ["log"]'}, "unknown element 'log'; allowed: delay, http-host"),
+            ({"proxy": 'elements = ["sni"]'}, "nothing would be denied"),
+        ],
+    )
+    def test_refused(self, tmp_path: Path, options: dict[str, str], said: str) -> None:
+        with pytest.raises(configurations.ConfigError, match=re.escape(said)):
+            self.text(tmp_path, **options)
 
 
 class TestListen:
@@ -579,10 +653,7 @@ class TestLife:
         server(netns, "echo")
         proxy = run(configuration(proxy='drain = "5s"'))
         client = Meanwhile(netns, load, 2.0)
-        deadline = time.monotonic() + 5
-        while proxy.counters.snapshot()["connections"] < 50:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        proxy.wait_above("connections", 50)
         proxy.rules_parked()
         # A handshake that was redirected meanwhile gets the moment that it needs.
         time.sleep(0.05)
@@ -597,6 +668,26 @@ class TestLife:
         assert bad == 0
         assert good > proxy.counters.snapshot()["connections"]
         assert "NFQA" not in netns.shell("iptables-legacy-save; ip6tables-legacy-save")
+
+    def test_a_successor_takes_over_under_load_and_nothing_is_lost(self, netns: Namespace, run: Run) -> None:
+        server(netns, "echo")
+        proxy = run(configuration(proxy='drain = "5s"'))
+
+        def long() -> bytes:
+            with socket.create_connection(("127.0.0.1", 8080), timeout=10) as it:
+                for _ in range(20):
+                    it.sendall(b"x" * 1000)
+                    assert receive(it, 1000) == b"x" * 1000
+                    time.sleep(0.05)
+                return b"whole"
+
+        clients = [Meanwhile(netns, load, 1.5), Meanwhile(netns, load, 1.5), Meanwhile(netns, long)]
+        proxy.wait_above("connections", 50)
+        assert proxy.succeed() == [0]
+        assert proxy.succeed() == [0]
+        *short, whole = (client.result() for client in clients)
+        assert whole == b"whole"
+        assert [bad for _, bad in short] == [0, 0]
 
     @pytest.mark.parametrize("how", ["stop", "EOF"])
     def test_the_end_is_at_once_and_honest(self, netns: Namespace, run: Run, how: str) -> None:

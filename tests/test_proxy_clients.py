@@ -15,7 +15,7 @@ import pytest
 import tcp_server
 from namespace import Namespace
 from proxied import UID, Proxied
-from test_proxy import Meanwhile, Run, ask, configuration, how_it_ends, receive, server
+from test_proxy import TPROXY, Meanwhile, Run, ask, configuration, how_it_ends, receive, server
 from test_proxy import run as run
 
 pytestmark = pytest.mark.kernel
@@ -194,9 +194,6 @@ class TestElements:
         with pytest.raises(AssertionError, match="did not start"):
             run(configuration(proxy='elements = ["tap"]', rest=rest))
         assert "/root/none is no folder" in capfd.readouterr().err
-
-
-TPROXY = 'capture = "tproxy"\n'
 
 
 @pytest.fixture

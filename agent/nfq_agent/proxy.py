@@ -150,8 +150,8 @@ def serve(
 ) -> None:
     """Run a proxy until it is told to end. It says `ready` on `control` when it accepts.
 
-    `drain` there: take nothing new, let what runs end for `settings.drain` seconds, then reset the rest, and return. `stop`,
-    or the end of `control`: reset everything and return.
+    `drain` there: take nothing new, let go of the listeners, let what runs end for `settings.drain` seconds, then reset the
+    rest, and return. `stop`, or the end of `control`: reset everything and return.
     """
     chain = chain_of()
     chain.start()
@@ -202,8 +202,9 @@ class Proxy:
         # Unique on this host: a process number is used again, so a random part is in front.
         self._prefix = os.urandom(4).hex()
         self._serial = 0
-        self._bytes = [0, 0]
-        self._counted: dict[str, int] = dict.fromkeys(COUNTERS, 0)
+        # Counting goes on where a process before this one ended.
+        self._counted = {**counters.snapshot(), "active": 0}
+        self._bytes = [self._counted["bytes_forward"], self._counted["bytes_reverse"]]
         self._written: dict[str, int] = {}
         self._warnings = Bucket(_WARNINGS, _WARNINGS, 0.0)
         self._held = Held()
@@ -581,6 +582,10 @@ class Proxy:
             while self._accept(listener):
                 pass
         self._accept_off()
+        # Whoever made them may let go of the ports from now on.
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
         self._deadline = self._now + self._settings.drain
         self._stopped = not self._pairs
 
