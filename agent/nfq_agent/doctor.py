@@ -258,6 +258,11 @@ def listener_faults(config: Config) -> list[str]:
     wanted = [(name, endpoint) for name, proxy in config.proxy.items() for endpoint in proxy.listen]
     if not wanted:
         return []
+    if _ip_denied():
+        return [
+            "configuration: proxy: this service may not use IP connections (IPAddressDeny=any of its unit); allowed: a drop-in "
+            "with [Service] IPAddressDeny= and nothing behind it, see nfq-agent(8)"
+        ]
     running = _running(config.agent.instance)
     ours = {text for proxy in (running or {}).get("proxies", ()) for text in proxy["listen"]}
     faults = []
@@ -267,6 +272,19 @@ def listener_faults(config: Config) -> list[str]:
                 f"configuration: proxy.{name}.listen: {endpoint} {reason}; allowed: a free address and port of this host"
             )
     return faults
+
+
+def _ip_denied() -> bool:
+    """Whether systemd keeps this process from sending: a datagram to itself is refused (systemd.resource-control(5))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("127.0.0.1", 0))
+            probe.sendto(b"", probe.getsockname())
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+    return False
 
 
 def _cannot_bind(endpoint: Endpoint) -> str:

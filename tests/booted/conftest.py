@@ -14,6 +14,8 @@ from packages import Installed, Packages, packages
 HERE = Path(__file__).parent
 
 
+# Before pytest-xdist looks at the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything here boots, or builds for, a host. Tests of one release belong together, on one core if there are several."""
     for item in items:

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 _PREFIX = "nfq-agent-test-"
+# Seconds that packages are kept after their last use.
+_KEEP = 86400.0
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -68,6 +70,7 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             partial.rename(folder)
+    os.utime(folder)
     return folder
 
 
@@ -250,7 +253,10 @@ class Layer:
 
 
 def sweep() -> None:
-    """Take away what test runs left that were killed: their number is in the names."""
+    """Take away what test runs left that were killed (their number is in the names), and packages of sources of old."""
+    for folder in cache().glob("*-packages-*"):
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > _KEEP:
+            shutil.rmtree(folder, ignore_errors=True)
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         if not Path(f"/proc/{folder.name.removeprefix(_PREFIX).partition('-')[0]}").exists():
             for each in (folder / "root", folder):

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from container import Layer, Release, base_root, build_root, made_once
+from container import Layer, Release, build_root, made_once
 
 TOP = Path(__file__).resolve().parent.parent.parent
 _PARTS = ("agent", "packaging", "systemd", "pyproject.toml", "README.md")
@@ -47,24 +47,33 @@ class Installed:
     rules: str
 
 
-def packages(release: Release, again: bool = False) -> Packages:
-    """Both packages of a release, built once for the same sources. again: a second build of the same."""
-    files = _sources()
-    wanted = hashlib.sha256(f"{base_root(release).name} {again}\n".encode())
-    for file in files:
-        wanted.update(f"{file} {file.stat().st_mode & 0o111}\n".encode() + file.read_bytes())
+def packages(release: Release, again: Packages | None = None) -> Packages:
+    """Both packages of a release, built once for the same sources. again: those to build a second time, from what they were."""
+    wanted = hashlib.sha256(f"{build_root(release).name}\n".encode())
+    if again is None:
+        sources = {str(file.relative_to(TOP)): file for file in _sources()}
+        date = _git("log", "-1", "--format=%ct").strip()
+    else:
+        # The working tree may have moved on meanwhile.
+        kept = again.folder / "source"
+        sources = {str(file.relative_to(kept)): file for file in sorted(kept.rglob("*")) if file.is_file()}
+        date = (again.folder / "date").read_text()
+        wanted.update(b"again\n")
+    for name, file in sources.items():
+        wanted.update(f"{name} {file.stat().st_mode & 0o111}\n".encode() + file.read_bytes())
 
     def make(folder: Path) -> None:
         wheels = _wheels(release)
+        for name, file in sources.items():
+            target = folder / "source" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+        (folder / "date").write_text(date)
         with Layer(build_root(release)) as layer:
-            source = layer.root / "srv/nfq-agent"
-            for file in files:
-                target = source / file.relative_to(TOP)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, target)
-            offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/srv/wheels", "SOURCE_DATE_EPOCH": _date()}
+            shutil.copytree(folder / "source", layer.root / "srv/nfq-agent")
+            offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/srv/wheels", "SOURCE_DATE_EPOCH": date}
             print(layer.run("/srv/nfq-agent/packaging/build", binds=[f"--bind-ro={wheels}:/srv/wheels"], environment=offline))
-            for made in (source / "dist").iterdir():
+            for made in (layer.root / "srv/nfq-agent/dist").iterdir():
                 shutil.copy(made, folder)
 
     return Packages(release, made_once(f"{release.name}-packages-{wanted.hexdigest()[:12]}", make))
@@ -72,17 +81,12 @@ def packages(release: Release, again: bool = False) -> Packages:
 
 def _sources() -> list[Path]:
     """The files that git knows or would take, of the parts that a package is built from."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PARTS],
-        cwd=TOP, check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+    listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PARTS)
     return sorted(path for name in set(listed.split("\0")) if name and (path := TOP / name).is_file())
 
 
-def _date() -> str:
-    return subprocess.run(
-        ["git", "log", "-1", "--format=%ct"], cwd=TOP, check=True, capture_output=True, text=True
-    ).stdout.strip()
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=TOP, check=True, capture_output=True, text=True).stdout
 
 
 def _wheels(release: Release) -> Path:

@@ -306,3 +306,37 @@ def test_what_root_runs_by_hand_is_not_in_the_service_s_way(host: Container) -> 
     assert "is serving queue 7" in done.stdout + done.stderr
     host.run("systemctl", "start", "nfq-agent@second")
     assert status(host, "--instance", "second")["queues"][0]["workers"][0]["number"] == 7
+
+
+def test_a_proxy_needs_the_unit_to_allow_ip(host: Container) -> None:
+    host.run("systemctl", "stop", "nfq-agent")
+    before = saved(host)
+    host.write(
+        "/etc/nfq-agent/conf.d/proxy.toml",
+        '[proxy.tcp]\nlisten = ["127.0.0.1:15002"]\n'
+        '[rules.proxied]\nproxy = "tcp"\nhooks = ["output"]\ntcp_ports = [8080]\nfamily = "inet"\n',
+    )
+    assert host.run("systemctl", "start", "nfq-agent", check=False).returncode != 0
+    assert host.show("nfq-agent", "ExecMainStatus") == "78"
+    assert "IPAddressDeny" in host.journal("--unit=nfq-agent")
+    assert saved(host) == before
+    host.write("/etc/systemd/system/nfq-agent.service.d/proxy.conf", "[Service]\nIPAddressDeny=\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", "nfq-agent")
+    host.run("python3", "-c", _THROUGH_PROXY)
+    (proxy,) = status(host)["proxies"]
+    assert proxy["counters"]["connections"] >= 1
+
+
+_THROUGH_PROXY = """
+import socket
+server = socket.create_server(("127.0.0.1", 8080))
+client = socket.create_connection(("127.0.0.1", 8080), timeout=10)
+server.settimeout(10)
+connection, peer = server.accept()
+assert peer != client.getsockname(), "the connection did not go through the proxy"
+client.sendall(b"there")
+assert connection.recv(5) == b"there"
+connection.sendall(b"back")
+assert client.recv(4) == b"back"
+"""
