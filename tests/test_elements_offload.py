@@ -244,6 +244,12 @@ def test_a_flow_leaves_the_queue_and_marks_of_others_stay(netns: Namespace, tmp_
     # The SYN alone: it decides for both directions.
     assert seen["received"] == seen["accepted"] == 1
     assert seen["marked"] == 1
+    offloaded = agent.status()["offloaded"]
+    # On loopback the SYN comes in with the mark that it went out with.
+    assert offloaded["decided"] == 2
+    assert offloaded["accepted"] > 10
+    assert offloaded["denied"] == 0
+    assert "Offloaded: 2 packets decided for their flows" in agent.verb("status").stdout
     listing = netns.run(tables, "-t", "mangle", "-nvxL", "POSTROUTING").stdout.splitlines()[2:]
     marked, unmarked = (int(line.split()[0]) for line in listing)
     assert marked > 10
@@ -263,6 +269,7 @@ def test_a_policy_that_turns_takes_its_flows_back(netns: Namespace, tmp_path: Pa
     agent.verb("reload")
     assert not client.echo(1000, 1.5)
     assert connections(netns, host, 8080) == [kept(Mark(0x4E000000, 0xFF000000), 1).deny.value]
+    assert agent.status()["offloaded"]["denied"] >= 1
     # Denied in the kernel: what is sent again does not come to the queue.
     assert agent.totals("q")["received"] - agent.totals("q")["dropped"] <= 1
     agent.configure(CONFIG.format(denied="9", queue="", rule=""))

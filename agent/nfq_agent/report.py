@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from nfq_agent.config import Config
 from nfq_agent.crew import Crew, QueueWorker
 from nfq_agent.installation import Found
+from nfq_agent.rules import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
+
+_OFFLOADED: Final = {OFFLOAD_NEW: "decided", OFFLOAD_ACCEPTED: "accepted", OFFLOAD_DENIED: "denied"}
 
 
 class Meter:
@@ -211,8 +214,14 @@ def _sum(values: Iterable[int | None]) -> int | None:
 
 
 def of_rules(found: Iterable[Found]) -> dict[str, Any]:
-    """The rules of the status."""
+    """The rules of the status, and what those of them count that keep verdicts on flows."""
+    found = list(found)
+    offloaded = dict.fromkeys(("decided", "accepted", "denied"), 0)
+    for each in found:
+        if (key := _OFFLOADED.get(each.installed.rule.tag.rpartition(":")[2])) and not each.installed.rule.queues:
+            offloaded[key] += each.installed.packets
     return {
+        "offloaded": offloaded,
         "rules": [
             {
                 "family": each.family,
@@ -222,5 +231,5 @@ def of_rules(found: Iterable[Found]) -> dict[str, Any]:
                 "bytes": each.installed.bytes,
             }
             for each in found
-        ]
+        ],
     }

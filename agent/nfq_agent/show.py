@@ -192,6 +192,13 @@ def status(report: Mapping[str, Any]) -> None:
             parsed.tag.rpartition(":")[2], _target(parsed),
         )  # fmt: skip
     console.print(table)
+    offloaded = report["offloaded"]
+    if any(offloaded.values()):
+        console.print(
+            f"Offloaded: {offloaded['decided']} packets decided for their flows; by that the kernel accepted "
+            f"{offloaded['accepted']} and dropped {offloaded['denied']}",
+            markup=False,
+        )
     drift = report["drift"]
     last = "" if drift["last"] is None else f", last at {time.strftime('%H:%M:%S', time.localtime(drift['last']))}"
     every = f"looked at every {drift['check']:g} s" if drift["check"] else "not looked at"
