@@ -759,3 +759,19 @@ def test_a_reload_of_a_proxy_lets_its_connections_end_and_the_watchdog_sleep(net
         assert agent.process.poll() is None
         assert agent.stop() == 0
         assert ours(netns) == []
+
+
+def test_a_log_that_nobody_reads_holds_up_no_verdict(netns: Namespace, tmp_path: Path) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text(udp().replace("[rules.app]", 'elements = ["log"]\n[element.log]\nper_second = 0\n[rules.app]'))
+    passed = count_passed(netns)
+    process = netns.start(*COMMAND, "run", "--config", str(config), stderr=subprocess.PIPE)
+    until(lambda: ours(netns), "the rules are in")
+    # A pipe holds 64 KB: some 700 lines.
+    assert flood(netns, 20_000, 20_000).wait(timeout=30) == 0
+    until(lambda: passed() == 20_000, "every packet passes")
+    status = json.loads(netns.run(*COMMAND, "status", "--json", "--config", str(config)).stdout)
+    (worker,) = status["queues"][0]["workers"]
+    assert (worker["received"], worker["accepted"], status["queues"][0]["uninspected"]) == (20_000, 20_000, 0)
+    process.terminate()
+    assert process.wait(timeout=20) == 0
