@@ -15,7 +15,7 @@ from pathlib import Path
 
 from namespace import Namespace
 
-# Lets pass what a scripted server needs; each speaks one protocol's first words and hands over to TLS where asked.
+# Servers of protocols that have no small real one to install: each speaks the first words and hands over to TLS where asked.
 _SCRIPTED = """
 import socket, ssl, sys, threading
 port, kind, cert = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -228,7 +228,7 @@ def ssh_server(netns: Namespace, folder: Path) -> None:
 
 def postgresql(netns: Namespace, folder: Path) -> None:
     """A PostgreSQL server on 5432 with TLS. It refuses to run as root, so that its files are its own user's."""
-    (binaries,) = list(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
     data = "/run/pgdata"
     for file in ("cert.pem", "key.pem"):
         netns.shell(f"install -o postgres -m 600 {folder}/{file} /run/pg-{file}")
