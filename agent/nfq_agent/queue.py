@@ -136,7 +136,7 @@ class Queue:
         self._settings: QueueSettings | None = None
         self._wanted_buffer = receive_buffer
         self.receive_buffer = 0
-        """Bytes of the receive buffer in force."""
+        """Bytes of the receive buffer in force, once it is bound."""
         self._on_unanswered = on_unanswered
         self._unanswered_after = unanswered_after
         self._retain_limit = retain_limit
@@ -179,7 +179,6 @@ class Queue:
             if error.errno in (None, errno.EPERM, errno.EACCES):
                 raise QueuePermissionError(self.number, "opening it needs root or CAP_NET_ADMIN") from error
             raise QueueError(self.number, f"the netlink socket can't be opened: {error}") from error
-        self.receive_buffer = self._channel.set_receive_buffer(self._wanted_buffer)
         self._process = os.getpid()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
@@ -208,6 +207,8 @@ class Queue:
             if error.errno == errno.EPERM:
                 raise QueuePermissionError(self.number, "binding it needs CAP_NET_ADMIN") from error
             raise QueueError(self.number, f"it can't be bound: {error}") from error
+        # NetfilterQueue sets one of its own when it binds.
+        self.receive_buffer = channel.set_receive_buffer(self._wanted_buffer)
         self._last = self._settled = 0
         self._interrupted = False
         # What NetfilterQueue set up: no flag, and a range that it has clamped.
@@ -493,8 +494,6 @@ class Queue:
         """Raise VerdictError or RewriteError unless this packet can be given this verdict."""
         if not isinstance(verdict, Verdict):
             raise VerdictError(f"packet {packet.id}: {verdict!r} is no verdict; allowed: a Verdict, or RETAIN to answer later")
-        if packet._queue is None and verdict.action is not Action.RETAIN:
-            raise VerdictError(f"packet {packet.id} has its verdict already")
         if verdict.payload is None:
             return
         if not 0 < len(verdict.payload) <= nfqueue.MAX_PAYLOAD:
@@ -516,6 +515,9 @@ class Queue:
         with self._lock:
             channel = self._bound()
             self.check(packet, verdict)
+            if packet._queue is None:
+                # Another thread was quicker.
+                raise VerdictError(f"packet {packet.id} has its verdict already")
             if verdict.action is Action.RETAIN:
                 return
             channel.answer(packet.id, verdict)
@@ -670,6 +672,8 @@ class Queue:
                 if packet._queue is not None:
                     verdict = callback(packet)
                     self.check(packet, verdict)
+                    if packet._queue is None and verdict.action is not Action.RETAIN:
+                        raise VerdictError(f"packet {packet.id} has its verdict already")
                     self._decided.append((packet, verdict))
                 self._asking = None
         finally:

@@ -1,0 +1,372 @@
+"""The queue and the kernel: settings acknowledged one by one, privileges, other namespaces, full queues and full buffers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from namespace import Namespace
+from nfq_agent import (
+    ACCEPT,
+    Packet,
+    Queue,
+    QueuePermissionError,
+    QueueSettingError,
+    RewriteError,
+    Verdict,
+)
+from nfq_agent.host.nfqueue import open_socket
+from nfq_agent.host.users import CAP_NET_ADMIN, User, become
+from queued import NUMBER, PORT, Wire, passed, queue_rule, until
+
+pytestmark = pytest.mark.kernel
+
+NOBODY = User(65534, 65534)
+
+
+def test_every_setting_is_in_force_from_the_start_and_changes_while_bound(netns: Namespace) -> None:
+    def inside() -> None:
+        with Queue(NUMBER, copy_range=1000, max_len=77, fail_open=True, gso=True, uid_gid=True) as queue:
+            settings = queue.settings
+            assert (settings.copy_range, settings.max_len, settings.fail_open, settings.gso, settings.uid_gid) == (
+                1000, 77, True, True, True,
+            )  # fmt: skip
+            line = queue.statistics()
+            assert (line.copy_mode, line.copy_range) == (2, 1000)
+            assert queue.receive_buffer == 8 << 20
+            queue.configure(copy="meta", gso=False)
+            assert queue.statistics().copy_mode == 1
+            queue.configure(copy="packet", copy_range=65535, fail_open=False, uid_gid=False, max_len=5)
+            # What a message holds beside the attribute's header; the kernel says so itself.
+            assert (queue.statistics().copy_mode, queue.statistics().copy_range) == (2, 65531)
+            assert queue.settings == type(queue.settings)("packet", 65535, 5, False, False, False)
+            with pytest.raises(ValueError, match="copy_range 0"):
+                queue.configure(copy_range=0)
+
+    netns.call(inside)
+
+
+def test_a_refusal_names_what_was_refused(netns: Namespace) -> None:
+    def inside() -> None:
+        with Queue(NUMBER) as queue:
+            child = os.fork()
+            if child == 0:
+                become(NOBODY, ())
+                try:
+                    queue.configure(gso=True)
+                except QueueSettingError as error:
+                    copy = pickle.loads(pickle.dumps(error))
+                    good = copy.setting == "gso" and str(copy) == (
+                        "queue 7: the kernel refused gso=True: Operation not permitted"
+                    )
+                    os._exit(0 if good and not queue.settings.gso else 1)
+                os._exit(2)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert not queue.settings.gso
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_settings_change_in_a_flood_and_no_packet_is_lost(netns: Namespace, elsewhere: bool) -> None:
+    queue_rule(netns)
+    total = 20000
+    script = f"""
+import socket, time
+s = socket.socket(2, 2)
+for number in range({total}):
+    s.sendto(b"x" * (40 if number % 7 else 9000), ("127.0.0.1", {PORT}))
+    if number % 100 == 0: time.sleep(0.005)
+"""
+
+    def inside() -> int:
+        with Queue(NUMBER, copy_range=100, max_len=20000, receive_buffer=64 << 20) as queue:
+            changes = 0
+
+            def change() -> None:
+                nonlocal changes
+                copy_range = (65535, 100, 3000, 5000)[changes % 4]
+                assert queue.configure(copy_range=copy_range, gso=bool(changes % 3)).copy_range == copy_range
+                changes += 1
+
+            def callback(packet: Packet) -> Verdict:
+                if not elsewhere and packet.id % 100 == 0:
+                    change()
+                return ACCEPT
+
+            runner = threading.Thread(target=queue.run, args=(callback,))
+            runner.start()
+            sender = subprocess.Popen([sys.executable, "-c", script])
+            while elsewhere and sender.poll() is None:
+                change()
+            assert sender.wait() == 0
+            until(lambda: queue.statistics().waiting == 0)
+            queue.stop()
+            runner.join()
+            assert changes > 50
+            line = queue.statistics()
+            assert (line.dropped, line.user_dropped, queue.unanswered) == (0, 0, 0)
+        return passed()
+
+    assert netns.call(inside) == total
+
+
+def test_without_the_capability_opening_is_refused(netns: Namespace) -> None:
+    def inside() -> None:
+        become(NOBODY, ())
+        with pytest.raises(QueuePermissionError, match="needs root or CAP_NET_ADMIN"):
+            Queue(NUMBER).open()
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("copy_range", [100, 65535])
+def test_the_capability_alone_is_enough_from_then_on(netns: Namespace, copy_range: int) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER, copy_range=copy_range) as queue:
+            become(NOBODY, (CAP_NET_ADMIN,))
+            assert os.getuid() == 65534
+            queue.confirm()
+            wire.send(b"one", b"two")
+            for packet in queue.read():
+                packet.accept()
+        assert wire.arrived(2) == [b"one", b"two"]
+        with Queue(NUMBER, copy_range=copy_range, uid_gid=True) as queue:
+            assert queue.configure(max_len=9).max_len == 9
+
+    netns.call(inside)
+
+
+def test_without_the_capability_the_kernel_takes_no_verdict(netns: Namespace) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER) as queue:
+            child = os.fork()
+            if child == 0:
+                become(NOBODY, ())
+                try:
+                    queue.confirm()
+                except QueuePermissionError as error:
+                    os._exit(0 if "needs CAP_NET_ADMIN" in str(error) else 1)
+                os._exit(2)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            wire.send(b"x")
+            # The opener may.
+            queue.confirm()
+            assert [packet.data for packet in queue.read()] == [b"x"]
+
+    netns.call(inside)
+
+
+def test_a_queue_in_another_namespace(netns: Namespace) -> None:
+    queue_rule(netns)
+    ours, theirs = socket.socketpair()
+
+    def make() -> None:
+        with open_socket() as made:
+            socket.send_fds(theirs, [b"x"], [made.fileno()])
+
+    netns.call(make)
+    _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    with Namespace() as other:
+
+        def serve() -> None:
+            with Queue(NUMBER, socket=socket.socket(fileno=descriptors[0])) as queue:
+                assert queue.statistics(netns.pid).number == NUMBER
+                threading.Timer(5, queue.stop).start()
+
+                def callback(packet: Packet) -> Verdict:
+                    queue.stop()
+                    return ACCEPT
+
+                theirs.send(b"bound")
+                queue.run(callback)
+                os._exit(0)
+
+        def send() -> None:
+            wire = Wire()
+            wire.send(b"from over there")
+            assert wire.arrived(1) == [b"from over there"]
+
+        server = os.fork()
+        if server == 0:
+            other.enter()
+            serve()
+        assert ours.recv(5) == b"bound"
+        netns.call(send)
+        assert os.waitstatus_to_exitcode(os.waitpid(server, 0)[1]) == 0
+    os.close(descriptors[0])
+    ours.close()
+    theirs.close()
+
+
+def test_a_full_queue_drops_or_lets_pass(netns: Namespace) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        for fail_open in (False, True):
+            with Queue(NUMBER, max_len=10, fail_open=fail_open) as queue:
+                before = passed()
+                wire.send(*[b"x"] * 100)
+                line = queue.statistics()
+                assert line.waiting == 10
+                # What passes uninspected is counted nowhere but in the rules.
+                assert line.dropped == (0 if fail_open else 90)
+                assert passed() - before == (90 if fail_open else 0)
+                assert queue.skim(ACCEPT) == 10
+                assert passed() - before == (100 if fail_open else 10)
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("copy_range", [2000, 65535])
+def test_a_full_socket_buffer_ends_nothing(netns: Namespace, copy_range: int) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER, copy_range=copy_range, receive_buffer=20000) as queue:
+            wire.send(*[b"x" * 1000] * 500)
+            line = queue.statistics()
+            assert line.user_dropped > 0
+            assert line.user_dropped + line.waiting == 500
+            # Each dropped message counts once.
+            assert queue.drops() >= line.user_dropped
+            # The change's acknowledgement would not fit either; it comes through all the same.
+            queue.configure(max_len=5000)
+            seen = 0
+
+            def callback(packet: Packet) -> Verdict:
+                nonlocal seen
+                seen += 1
+                if seen == line.waiting + 1:
+                    queue.stop()
+                return ACCEPT
+
+            threading.Timer(0.2, wire.send, [b"y"]).start()
+            queue.run(callback)
+            wire.arrived(line.waiting + 1)
+
+    netns.call(inside)
+
+
+def _bulk(here: Namespace, there: Namespace, size: int) -> None:
+    """Carry `size` bytes by TCP from the first to the second."""
+    server = there.start(
+        sys.executable, "-c",
+        "import socket; s=socket.create_server(('10.203.0.2', 5001)); print('up', flush=True); c,_=s.accept()\n"
+        f"n=0\nwhile n < {size}: n += len(c.recv(65536))\nc.sendall(b'done')",
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert server.stdout is not None
+    server.stdout.readline()
+    done = here.run(
+        sys.executable, "-c",
+        "import socket; s=socket.create_connection(('10.203.0.2', 5001)); "
+        f"s.sendall(bytes({size})); print(s.recv(4).decode())",
+    )  # fmt: skip
+    assert done.stdout == "done\n"
+
+
+@pytest.mark.parametrize("gso", [True, False])
+def test_offloaded_packets_come_whole_or_cut(pair: tuple[Namespace, Namespace], gso: bool) -> None:
+    here, there = pair
+    here.shell(f"iptables-legacy -t mangle -A OUTPUT -p tcp --dport 5001 -j NFQUEUE --queue-num {NUMBER}")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        here.enter()
+        seen: list[tuple[bool | None, int]] = []
+        refused = 0
+        with Queue(NUMBER, gso=gso) as queue:
+            threading.Timer(20, queue.stop).start()
+            os.write(writer, b"bound")
+
+            def callback(packet: Packet) -> Verdict:
+                nonlocal refused
+                seen.append((packet.gso, packet.length))
+                if packet.gso:
+                    try:
+                        queue.check(packet, Verdict(ACCEPT.action, payload=packet.payload))
+                    except RewriteError:
+                        refused += 1
+                if packet.headers.tcp_flags is not None and packet.headers.tcp_flags & 1:
+                    queue.stop()
+                return ACCEPT
+
+            queue.run(callback)
+        os.write(writer, pickle.dumps((max(length for _, length in seen), any(flag for flag, _ in seen), refused)))
+        os._exit(0)
+    assert os.read(reader, 5) == b"bound"
+    _bulk(here, there, 5_000_000)
+    longest, offloaded, refused = pickle.loads(os.read(reader, 1000))
+    os.waitpid(child, 0)
+    os.close(reader)
+    os.close(writer)
+    if gso:
+        assert longest > 1500
+        assert offloaded
+        assert refused > 0
+    else:
+        assert longest <= 1500
+        assert not offloaded
+        assert refused == 0
+
+
+_CONSUMER = """
+import asyncio
+from nfq_agent import ACCEPT, DROP, RETAIN, Action, Packet, Queue, QueueError, QueueSettings, Verdict
+
+def judge(packet: Packet) -> Verdict:
+    if packet.uid is None and packet.headers.five_tuple.dport == 53:
+        return DROP
+    return Verdict(Action.ACCEPT, mark=7)
+
+def main() -> None:
+    try:
+        with Queue(5, copy_range=200, fail_open=True) as queue:
+            settings: QueueSettings = queue.configure(gso=True)
+            print(settings.gso, queue.statistics().waiting)
+            queue.run(judge)
+            for packet in queue:
+                packet.accept(mark=3)
+    except QueueError as error:
+        print(error.number)
+
+async def later(queue: Queue) -> None:
+    async for packet in queue:
+        packet.drop()
+"""
+
+
+def test_the_types_hold_for_a_program_outside(tmp_path: Path) -> None:
+    (tmp_path / "consumer.py").write_text(_CONSUMER)
+    (tmp_path / "careless.py").write_text(
+        "from nfq_agent import Packet, Queue\n\ndef forgets(packet: Packet) -> None:\n    pass\n\nQueue(5).run(forgets)\n"
+        "Queue('5')\nQueue(5).run(lambda packet: packet.no_such_thing)\n"
+    )
+
+    def mypy(name: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={tmp_path / 'cache'}", name],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        ).stdout  # fmt: skip
+
+    assert "Success" in mypy("consumer.py")
+    careless = mypy("careless.py")
+    assert 'expected "Callable[[Packet], Verdict]"' in careless
+    assert 'incompatible type "str"; expected "int"' in careless
+    assert 'has no attribute "no_such_thing"' in careless
