@@ -565,9 +565,10 @@ class TestMany:
         assert netns.call(more) == [b"x"] * 30
         proxy.wait_count("connections", 30)
 
-    def test_several_processes_on_the_same_listeners(self, netns: Namespace, run: Run) -> None:
+    @pytest.mark.parametrize("word", [b"stop\n", b"drain\n"])
+    def test_several_processes_on_the_same_listeners(self, netns: Namespace, run: Run, word: bytes) -> None:
         server(netns, "echo")
-        proxy = run(configuration(proxy='elements = ["stream-log"]'), processes=2)
+        proxy = run(configuration(proxy='elements = ["stream-log"]\nprocesses = 3\nbuffer = 8192\ndrain = "2s"'))
 
         def several() -> list[bytes]:
             held = [socket.create_connection(("127.0.0.1", 8080), timeout=10) for _ in range(200)]
@@ -575,8 +576,27 @@ class TestMany:
                 it.sendall(b"x")
             return [it.recv(1) for it in held]
 
-        assert netns.call(several) == [b"x"] * 200
-        assert len({event["connection"] for event in proxy.events() if event.get("event") == "opened"}) == 200
+        clients = [Meanwhile(netns, several), Meanwhile(netns, several)]
+        assert [client.result() for client in clients] == [[b"x"] * 200] * 2
+        proxy.wait_count("bytes_reverse", 400)
+        proxy.wait_count("connections", 400)
+        # An id begins with what its process drew at random.
+        processes = {event["connection"].split("-")[0] for event in proxy.events() if event.get("event") == "opened"}
+        assert 1 < len(processes) <= 3
+        (pid,) = proxy.pids
+        others = list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+        assert len(others) == 2
+        proxy.tell(word)
+        assert proxy.reap() == [0]
+        assert not any(Path(f"/proc/{other}").exists() for other in others)
+
+    def test_one_of_several_that_dies_takes_the_others_with_it(self, netns: Namespace, run: Run) -> None:
+        """So that the supervisor starts all of them again."""
+        proxy = run(configuration(proxy="processes = 2"))
+        (pid,) = proxy.pids
+        (other,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        os.kill(other, 9)
+        assert proxy.reap() == [1]
 
 
 def load(seconds: float) -> tuple[int, int]:

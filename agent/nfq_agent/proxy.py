@@ -1,6 +1,6 @@
 """The transparent TCP proxy: accept, find out where the connection was going, connect there, and let the bytes run.
 
-One process, one epoll loop for all connections. It never dials itself, never waits for a name or a peer, and writes no rule.
+One epoll loop in each process for all connections. It never dials itself, never waits for a name or a peer, and writes no rule.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -33,6 +33,7 @@ from nfq_agent.host.sockets import (
 )
 from nfq_agent.rate import Bucket, Held
 from nfq_agent.relay import EVENTS, READ, Half, Pair, failure
+from nfq_agent.siblings import Sibling
 from nfq_agent.stream import Close, Connection, Failed, Output, Stream, StreamChain, endpoint
 
 _BACKLOG: Final = 4096
@@ -46,6 +47,11 @@ _PAUSE: Final = 0.2
 # How long the start waits for the target's name to be resolved, and after how long that is tried again.
 _RESOLVE: Final = 3.0
 _RESOLVE_AGAIN: Final = 5.0
+# How long the start waits for the other processes, how long they may take to end after this one, and how often their
+# counts are added up.
+_READY: Final = 8.0
+_TOGETHER: Final = 1.0
+_ADD_UP: Final = 0.5
 _SHORT_OF: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 # Warnings about single connections, a second: a flood of them must not become a flood of lines.
 _WARNINGS: Final = 20.0
@@ -76,6 +82,7 @@ class ProxySettings:
     mark: int | None = None
     buffer: int = 256 * 1024
     max_connections: int = 10_000
+    processes: int = 1
 
     @classmethod
     def of(cls, name: str, config: Config) -> ProxySettings:
@@ -95,6 +102,7 @@ class ProxySettings:
             mark=None if proxy.mark is None else proxy.mark.value,
             buffer=proxy.buffer,
             max_connections=proxy.max_connections,
+            processes=proxy.processes,
         )
 
 
@@ -153,14 +161,37 @@ def serve(
     `drain` there: take nothing new, let go of the listeners, let what runs end for `settings.drain` seconds, then reset the
     rest, and return. `stop`, or the end of `control`: reset everything and return.
     """
-    chain = chain_of()
-    chain.start()
-    proxy = Proxy(listeners, chain, settings, counters, control, emit)
+    siblings: list[Sibling] = []
+
+    def alone(control: socket.socket, counters: Slots) -> None:
+        chain = chain_of()
+        chain.start()
+        proxy = Proxy(listeners, chain, settings, counters, control, emit, siblings)
+        try:
+            proxy.run()
+        finally:
+            proxy.close()
+            chain.stop()
+
+    def sibling(control: socket.socket, counters: Slots) -> None:
+        siblings.clear()
+        alone(control, counters)
+
     try:
-        proxy.run()
+        for _ in range(settings.processes - 1):
+            siblings.append(Sibling(sibling, COUNTERS, [control, *(each.control for each in siblings)]))
+        for each in siblings:
+            each.wait_ready(_READY)
+        alone(control, counters)
+    except BaseException:
+        for each in siblings:
+            each.tell(b"stop\n")
+        raise
     finally:
-        proxy.close()
-        chain.stop()
+        # They were told what we were told, and have the same time for it.
+        deadline = time.monotonic() + _TOGETHER
+        for each in siblings:
+            each.end(deadline)
 
 
 class Proxy:
@@ -174,7 +205,9 @@ class Proxy:
         counters: Slots,
         control: socket.socket,
         emit: Emit,
+        siblings: Sequence[Sibling] = (),
     ) -> None:
+        self._siblings = {each.control.fileno(): each for each in siblings}
         self._chain = chain
         self._settings = settings
         self._counters = counters
@@ -206,6 +239,9 @@ class Proxy:
         self._counted = {**counters.snapshot(), "active": 0}
         self._bytes = [self._counted["bytes_forward"], self._counted["bytes_reverse"]]
         self._written: dict[str, int] = {}
+        self._several = bool(siblings)
+        # What siblings that have ended had counted.
+        self._ended: dict[str, int] = {}
         self._warnings = Bucket(_WARNINGS, _WARNINGS, 0.0)
         self._held = Held()
         self._now = time.monotonic()
@@ -220,6 +256,8 @@ class Proxy:
             settled.wait(_RESOLVE)
         self._control.setblocking(False)
         self._epoll.register(self._control, select.EPOLLIN)
+        for descriptor in self._siblings:
+            self._epoll.register(descriptor, select.EPOLLIN)
         self._accept_on()
         self._control.send(b"ready\n", socket.MSG_NOSIGNAL)
         control = self._control.fileno()
@@ -236,6 +274,8 @@ class Proxy:
                     self._told()
                 elif (listener := self._listeners.get(descriptor)) is not None:
                     ready.append(listener)
+                elif (sibling := self._siblings.get(descriptor)) is not None:
+                    self._gone(sibling)
             if self._again:
                 halves_again, self._again = self._again, {}
                 for half in halves_again:
@@ -541,6 +581,8 @@ class Proxy:
             due.append(self._resume)
         if self._deadline is not None:
             due.append(self._deadline)
+        if self._siblings:
+            due.append(self._now + _ADD_UP)
         # A millisecond more than the difference: epoll_wait(2) counts in those, and must not wake too early.
         return max(0.0, min(due) - time.monotonic()) + 0.001 if due else -1
 
@@ -561,7 +603,7 @@ class Proxy:
         if self._resume is not None and self._resume <= now:
             self._resume = None
             self._room()
-        if self._deadline is not None and (self._deadline <= now or not self._pairs):
+        if self._deadline is not None and (self._deadline <= now or not (self._pairs or self._siblings)):
             self._stopped = True
 
     def _told(self) -> None:
@@ -571,10 +613,22 @@ class Proxy:
             return
         except OSError:
             words = b""
+        for sibling in self._siblings.values():
+            sibling.tell(words or b"stop\n")
         if not words or b"stop\n" in words:
             self._stopped = True
         elif b"drain\n" in words:
             self._draining = True
+
+    def _gone(self, sibling: Sibling) -> None:
+        """A process beside this one has ended. Raises ChildProcessError if it should not have."""
+        descriptor = sibling.control.fileno()
+        self._epoll.unregister(descriptor)
+        if not self._draining:
+            raise ChildProcessError(f"process {sibling.pid} of proxy {self._settings.name} ended")
+        for name, value in sibling.counters.snapshot().items():
+            self._ended[name] = self._ended.get(name, 0) + value
+        del self._siblings[descriptor]
 
     def _drain(self) -> None:
         # Who was redirected already waits in the backlog: they are taken, and nobody after them.
@@ -587,14 +641,17 @@ class Proxy:
             listener.close()
         self._listeners.clear()
         self._deadline = self._now + self._settings.drain
-        self._stopped = not self._pairs
+        self._stopped = not self._pairs and not self._siblings
 
     def _count(self) -> None:
         counted = self._counted
         counted["active"] = len(self._pairs)
         counted["bytes_forward"], counted["bytes_reverse"] = self._bytes
         written = self._written
+        others = [sibling.counters.snapshot() for sibling in self._siblings.values()]
         for name, value in counted.items():
+            if self._several:
+                value += self._ended.get(name, 0) + sum(other[name] for other in others)
             if written.get(name) != value:
                 written[name] = value
                 self._counters.set(name, value)
