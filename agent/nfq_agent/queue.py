@@ -669,10 +669,10 @@ class Queue:
                 # Until the callback has answered, policy is this packet's answer.
                 packet = self._asking = packets[0]
                 packets.popleft()
-                if packet._queue is not None:
+                if not _answered(packet):
                     verdict = callback(packet)
                     self.check(packet, verdict)
-                    if packet._queue is None and verdict.action is not Action.RETAIN:
+                    if _answered(packet) and verdict.action is not Action.RETAIN:
                         raise VerdictError(f"packet {packet.id} has its verdict already")
                     self._decided.append((packet, verdict))
                 self._asking = None
@@ -781,6 +781,10 @@ class Queue:
         if self._channel is not None:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(self._wake, 1)
+
+
+def _answered(packet: Packet) -> bool:
+    return packet._queue is None
 
 
 def _runs(answers: Sequence[tuple[int, Verdict]]) -> list[Run]:
