@@ -14,7 +14,7 @@ HOUSE = Path(__file__).parent.parent / "agent" / "nfq_agent"
 FLOORS = (
     ("verdict", "mark", "duration", "size", "rate", "networks", "interfaces", "log", "counters", "control", "reassembly",
      "host.users", "host.sockets", "host.raw", "host.systemd", "host.errand"),
-    ("packet", "host.child", "protocols.*"),
+    ("packet", "host.child", "protocols.*", "siblings"),
     ("flow", "checksum", "host.nfqueue"),
     ("refusal", "element", "queue"),
     ("stream", "match", "worker"),
