@@ -188,6 +188,14 @@ def test_two_seconds_and_no_more() -> None:
     assert talk.facts["dpi"] == "gave-up"
 
 
+def test_two_seconds_begin_with_the_first_payload_of_either_side() -> None:
+    talk = Talk()
+    talk.send(tcp(talk.src, talk.dst, flags="S", seq=talk.isn))
+    talk.answer(b"220 of a server whose SYN was not seen\r\n")
+    talk.bench.now += 2.1
+    assert talk.say(HELLO).facts == {"dpi": "gave-up", "dpi_reason": "2 seconds have passed"}
+
+
 def test_a_client_that_waits_before_its_first_word_is_heard() -> None:
     talk = Talk().open()
     talk.bench.now += 60
@@ -258,6 +266,16 @@ def test_after_a_fin_a_syn_is_enough() -> None:
     talk.isn = 700_000
     talk.send(tcp(talk.src, talk.dst, flags="S", seq=talk.isn))
     assert talk.facts == {"dpi": "undecided"}
+
+
+def test_a_policy_does_not_judge_a_new_connection_by_the_old_ones_name() -> None:
+    rule = ({"action": "accept", "tls_sni": ["b.*"]},)
+    bench = Bench("policy", before=[("dpi", {})], default="drop", rule=rule)
+    talk = Talk(bench).open()
+    bench.assert_dropped(tcp(talk.src, talk.dst, HELLO, seq=talk.isn + 1))
+    bench.assert_dropped(tcp(talk.src, talk.dst, HELLO, seq=talk.isn + 1, flags="FPA"))
+    bench.assert_accepted(tcp(talk.src, talk.dst, flags="S", seq=5_000_000))
+    bench.assert_accepted(tcp(talk.src, talk.dst, client_hello("b.server.test"), seq=5_000_001))
 
 
 def test_a_syn_that_no_server_answers_changes_nothing() -> None:
