@@ -148,6 +148,22 @@ def test_table_raw_is_refused(tmp_path: Path) -> None:
         config(tmp_path, rule='table = "raw"\nhooks = ["output"]')
 
 
+@pytest.mark.parametrize(
+    ("more", "other"),
+    [
+        (
+            '[queue.o]\nnum = 9\nelements = ["o"]\n[element.o]\ntype = "offload"\nmark = "0x1000000/0xf000000"\n'
+            '[rules.o]\nqueue = "o"\ntcp_ports = [9]\n',
+            "element.offload.mark = 0x4e000000/0xff000000",
+        ),
+        ('[proxy.p]\nlisten = ["127.0.0.1:15002"]\nmark = "0x1000000/0x1000000"\n', "proxy.p.mark = 0x1000000/0x1000000"),
+    ],
+)
+def test_marks_that_share_bits_are_refused(tmp_path: Path, more: str, other: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"shares bits with {other}; allowed: bits of its own for each")):
+        config(tmp_path, more=more)
+
+
 def test_generations(tmp_path: Path) -> None:
     state = tmp_path / "default.generations"
 

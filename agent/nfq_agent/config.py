@@ -549,6 +549,32 @@ def _cross_faults(config: Config, source: _Source) -> Iterator[str]:
                 yield fault(("rules", name, "hooks"), 'TPROXY takes what arrives only; allowed: hooks = ["prerouting"]')
             if rule.table is not None:
                 yield fault(("rules", name, "table"), f"table {rule.table} has no TPROXY; allowed: without table (it is mangle)")
+    # An element that can't be had was said above.
+    with contextlib.suppress(ElementError):
+        for location, text in _mark_faults(config):
+            yield fault(location, text)
+
+
+def _mark_faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Marks of ours that would get into each other's way: key and text for each. Raises ElementError."""
+    taken: list[tuple[str, Mark]] = []
+    for name, proxy in config.proxy.items():
+        if proxy.capture == "tproxy":
+            taken.append((f"proxy.{name}.tproxy_mark", proxy.tproxy_mark))
+        if proxy.mark is not None:
+            taken.append((f"proxy.{name}.mark", proxy.mark))
+    seen: set[str] = set()
+    for queue in config.queue.values():
+        for spec in config.packet_elements(queue):
+            marks = spec.cls.kept_of(spec.options)
+            if marks is None or spec.name in seen:
+                continue
+            seen.add(spec.name)
+            for other, mark in taken:
+                if mark.mask & marks.mask:
+                    text = f"its mask {marks.mask:#x} shares bits with {other} = {mark}; allowed: bits of its own for each"
+                    yield ("element", spec.name, "mark"), text
+            taken.append((f"element.{spec.name}.mark", marks.accept))
 
 
 def _element_faults(error: ElementError, at: tuple[str, ...], source: _Source, config: Config) -> Iterator[str]:
