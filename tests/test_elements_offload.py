@@ -276,6 +276,23 @@ def test_a_flow_leaves_the_queue_and_marks_of_others_stay(netns: Namespace, tmp_
 
 @pytest.mark.kernel
 @HOSTS
+@pytest.mark.parametrize("hook", ["prerouting", "input"])
+def test_a_flow_from_elsewhere(pair: tuple[Namespace, Namespace], tmp_path: Path, host: str, hook: str) -> None:
+    server, client = pair
+    there = "fd00:203::1" if ":" in host else "10.203.0.1"
+    serve(server, there, 8080)
+    serve(server, there, 8081)
+    agent = Agent(server, tmp_path, CONFIG.format(denied="8081", queue="", rule=f'hooks = ["{hook}"]\nrole = "server"')).ready()
+    assert Client(client, there, 8080).echo(2_000_000)
+    assert connections(server, there, 8080) == [0x4E000000]
+    assert agent.totals("q")["received"] == 1
+    assert client.run("nc", "-z", "-w", "1", there, "8081", check=False).returncode != 0
+    assert agent.status()["offloaded"]["denied"] >= 1
+    assert agent.stop() == 0
+
+
+@pytest.mark.kernel
+@HOSTS
 def test_a_policy_that_turns_takes_its_flows_back(netns: Namespace, tmp_path: Path, host: str) -> None:
     serve(netns, host, 8080)
     agent = Agent(netns, tmp_path, CONFIG.format(denied="9", queue="", rule="")).ready()
