@@ -92,10 +92,10 @@ def with_scapy(made: list[list[bytes]]) -> int:
     return named
 
 
-def cost(identify: Callable[[list[list[bytes]]], int], made: list[list[bytes]]) -> float:
+def cost(identify: Callable[[list[list[bytes]]], int], made: list[list[bytes]], times: int = ROUNDS) -> float:
     """Microseconds of CPU a flow: the median of the rounds."""
     rounds = []
-    for _ in range(ROUNDS):
+    for _ in range(times):
         begin = time.process_time()
         named = identify(made)
         rounds.append((time.process_time() - begin) / len(made) * 1e6)

@@ -1,0 +1,274 @@
+// The load of the benchmarks, and what answers it. Every run is bounded in time, or in time and count.
+//
+//   load flood ADDRESS PORT FLOWS SECONDS        datagrams of 64 bytes as fast as they go; prints how many
+//   load burst ADDRESS PORT COUNT BURST RATE     datagrams of 64 bytes in bursts; prints how many the kernel took
+//   load serve sink|echo|close PORT              a TCP server that drops, sends back, or closes at once; ends by a signal
+//   load bulk ADDRESS PORT SECONDS               one stream; prints bits a second, by what the sink says that it got
+//   load ask ADDRESS PORT SECONDS                64 bytes there and back on one connection; prints how many a second, median in us
+//   load connect ADDRESS PORT AT_ONCE SECONDS    connections that the server closes; prints how many a second, and failures
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { SMALL = 64, BATCH = 32, MOST_FLOWS = 256, MOST_AT_ONCE = 1024, CHUNK = 262144, EVENTS = 256 };
+
+static char buffer[CHUNK];
+
+static void die(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+static struct sockaddr_in to(const char *address, int port)
+{
+    struct sockaddr_in end = {.sin_family = AF_INET, .sin_port = htons(port)};
+    if (inet_pton(AF_INET, address, &end.sin_addr) != 1)
+        die(address);
+    return end;
+}
+
+static void set(int fd, int level, int name, int value)
+{
+    if (setsockopt(fd, level, name, &value, sizeof value) != 0)
+        die("setsockopt");
+}
+
+static int datagrams(const char *address, int port)
+{
+    struct sockaddr_in end = to(address, port);
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    // What waits in a queue is charged to its sender: it must never be what holds it back.
+    set(fd, SOL_SOCKET, SO_SNDBUFFORCE, 64 << 20);
+    if (connect(fd, (struct sockaddr *)&end, sizeof end) != 0)
+        die("connect");
+    return fd;
+}
+
+// Takes them, so that nobody answers with an ICMP error; never read.
+static void receiver(const char *address, int port)
+{
+    struct sockaddr_in end = to(address, port);
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    set(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+    if (bind(fd, (struct sockaddr *)&end, sizeof end) != 0)
+        die("bind");
+}
+
+static struct mmsghdr *messages(int count)
+{
+    static struct iovec vector = {buffer, SMALL};
+    struct mmsghdr *all = calloc(count, sizeof *all);
+    for (int i = 0; i < count; i++) {
+        all[i].msg_hdr.msg_iov = &vector;
+        all[i].msg_hdr.msg_iovlen = 1;
+    }
+    return all;
+}
+
+static void flood(const char *address, int port, int flows, double seconds)
+{
+    int fds[MOST_FLOWS];
+    struct mmsghdr *batch = messages(BATCH);
+    long sent = 0;
+    receiver(address, port);
+    for (int i = 0; i < flows; i++)
+        fds[i] = datagrams(address, port);
+    double end = now() + seconds;
+    while (now() < end)
+        for (int i = 0; i < flows; i++) {
+            int count = sendmmsg(fds[i], batch, BATCH, 0);
+            // EPERM: dropped at a full queue. It ends the batch, and counts as sent.
+            sent += count > 0 ? count : 1;
+        }
+    printf("%ld\n", sent);
+}
+
+static void burst(const char *address, int port, long count, int size, double rate)
+{
+    int fd = datagrams(address, port);
+    struct mmsghdr *batch = messages(size);
+    long sent = 0;
+    receiver(address, port);
+    double begin = now();
+    while (sent < count) {
+        int left = size;
+        while (left > 0) {
+            int done = sendmmsg(fd, batch, left, 0);
+            if (done < 0 && errno != EPERM)
+                die("sendmmsg");
+            done = done > 0 ? done : 1;
+            left -= done;
+            sent += done;
+        }
+        double ahead = begin + sent / rate - now();
+        if (ahead > 0)
+            usleep(ahead * 1e6);
+    }
+    printf("%ld\n", sent);
+}
+
+static int stream(const char *address, int port)
+{
+    struct sockaddr_in end = to(address, port);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    if (connect(fd, (struct sockaddr *)&end, sizeof end) != 0)
+        die("connect");
+    return fd;
+}
+
+static void serve(const char *kind, int port)
+{
+    static uint64_t got[65536];
+    struct sockaddr_in here = to("0.0.0.0", port);
+    struct epoll_event events[EVENTS], event = {.events = EPOLLIN};
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), loop = epoll_create1(0);
+    set(listener, SOL_SOCKET, SO_REUSEADDR, 1);
+    set(listener, IPPROTO_TCP, TCP_NODELAY, 1);
+    if (bind(listener, (struct sockaddr *)&here, sizeof here) != 0 || listen(listener, 4096) != 0)
+        die("listen");
+    event.data.fd = listener;
+    epoll_ctl(loop, EPOLL_CTL_ADD, listener, &event);
+    puts("ready");
+    fflush(stdout);
+    for (;;) {
+        int count = epoll_wait(loop, events, EVENTS, -1);
+        for (int i = 0; i < count; i++) {
+            int fd = events[i].data.fd;
+            if (fd == listener) {
+                while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
+                    if (kind[0] == 'c') {
+                        close(fd);
+                        continue;
+                    }
+                    got[fd] = 0;
+                    event.data.fd = fd;
+                    epoll_ctl(loop, EPOLL_CTL_ADD, fd, &event);
+                }
+                continue;
+            }
+            ssize_t size = recv(fd, buffer, sizeof buffer, 0);
+            if (size > 0 && kind[0] == 'e')
+                send(fd, buffer, size, MSG_NOSIGNAL);
+            if (size > 0)
+                got[fd] += size;
+            if (size == 0 && kind[0] == 's')
+                send(fd, &got[fd], sizeof got[fd], MSG_NOSIGNAL);
+            if (size == 0 || (size < 0 && errno != EAGAIN))
+                close(fd);
+        }
+    }
+}
+
+static void bulk(const char *address, int port, double seconds)
+{
+    int fd = stream(address, port);
+    uint64_t got;
+    double begin = now();
+    while (now() < begin + seconds)
+        if (send(fd, buffer, sizeof buffer, MSG_NOSIGNAL) < 0)
+            die("send");
+    shutdown(fd, SHUT_WR);
+    if (recv(fd, &got, sizeof got, MSG_WAITALL) != sizeof got)
+        die("the sink's count");
+    printf("%.0f\n", got * 8 / (now() - begin));
+}
+
+static int by_size(const void *one, const void *other)
+{
+    float a = *(const float *)one, b = *(const float *)other;
+    return (a > b) - (a < b);
+}
+
+static void ask(const char *address, int port, double seconds)
+{
+    enum { KEPT = 1 << 20 };
+    static float took[KEPT];
+    int fd = stream(address, port);
+    long count = 0;
+    double begin = now(), last = begin;
+    while (last < begin + seconds) {
+        if (send(fd, buffer, SMALL, MSG_NOSIGNAL) != SMALL || recv(fd, buffer, SMALL, MSG_WAITALL) != SMALL)
+            die("exchange");
+        double then = now();
+        took[count % KEPT] = then - last;
+        last = then;
+        count++;
+    }
+    size_t kept = count < KEPT ? count : KEPT;
+    qsort(took, kept, sizeof *took, by_size);
+    printf("%.1f %.2f\n", count / (last - begin), took[kept / 2] * 1e6);
+}
+
+static void call(int loop, const struct sockaddr_in *end)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP, .data.fd = fd};
+    if (fd < 0 || (connect(fd, (const struct sockaddr *)end, sizeof *end) != 0 && errno != EINPROGRESS))
+        die("connect");
+    epoll_ctl(loop, EPOLL_CTL_ADD, fd, &event);
+}
+
+static void connections(const char *address, int port, int at_once, double seconds)
+{
+    struct sockaddr_in end = to(address, port);
+    struct epoll_event events[EVENTS];
+    int loop = epoll_create1(0);
+    long done = 0, failed = 0;
+    for (int i = 0; i < at_once; i++)
+        call(loop, &end);
+    double begin = now(), last;
+    while ((last = now()) < begin + seconds) {
+        int count = epoll_wait(loop, events, EVENTS, 100);
+        for (int i = 0; i < count; i++) {
+            if (recv(events[i].data.fd, buffer, SMALL, 0) == 0)
+                done++;
+            else
+                failed++;
+            close(events[i].data.fd);
+            call(loop, &end);
+        }
+    }
+    printf("%.1f %ld\n", done / (last - begin), failed);
+}
+
+int main(int argc, char **argv)
+{
+    const char *verb = argc > 3 ? argv[1] : "";
+    if (!strcmp(verb, "serve") && argc == 4)
+        serve(argv[2], atoi(argv[3]));
+    else if (!strcmp(verb, "flood") && argc == 6 && atoi(argv[4]) <= MOST_FLOWS)
+        flood(argv[2], atoi(argv[3]), atoi(argv[4]), atof(argv[5]));
+    else if (!strcmp(verb, "burst") && argc == 7)
+        burst(argv[2], atoi(argv[3]), atol(argv[4]), atoi(argv[5]), atof(argv[6]));
+    else if (!strcmp(verb, "bulk") && argc == 5)
+        bulk(argv[2], atoi(argv[3]), atof(argv[4]));
+    else if (!strcmp(verb, "ask") && argc == 5)
+        ask(argv[2], atoi(argv[3]), atof(argv[4]));
+    else if (!strcmp(verb, "connect") && argc == 6 && atoi(argv[4]) <= MOST_AT_ONCE)
+        connections(argv[2], atoi(argv[3]), atoi(argv[4]), atof(argv[5]));
+    else {
+        fprintf(stderr, "load: see the head of load.c\n");
+        return 2;
+    }
+    return 0;
+}

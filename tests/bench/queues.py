@@ -1,0 +1,229 @@
+"""The benchmarks of the packet queue."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from bed import BUILT, COPIED, HERE, MAX_LEN, QUEUE, Bed, BenchError
+from measure import Benchmark, Goal
+
+SECONDS: Final = 1.5
+_WARM: Final = 0.3
+_FLOWS: Final = 64
+_FLOOD_PORT: Final = 9999
+_PORT: Final = 7000
+_NETWORKS: Final = 1000
+
+_QUEUE: Final = f"[queue.main]\nnum = {QUEUE}\nmax_len = {MAX_LEN}\nfail_open = false\n"
+_FLOOD_RULE: Final = f"""
+[rules.flood]
+queue = "main"
+family = "inet"
+hooks = ["output"]
+udp_ports = [{_FLOOD_PORT}]
+role = "client"
+"""
+_TCP_RULE: Final = f"""
+[rules.app]
+queue = "main"
+family = "inet"
+tcp_ports = [{_PORT}]
+"""
+
+
+def _policy(behind: str = "") -> str:
+    """Elements of a queue: a five-tuple policy of a thousand networks and ports, none of which the load meets."""
+    rules = ",\n".join(
+        f'  {{ action = "drop", protocol = ["tcp", "udp"], dst = ["10.{64 + number // 250}.{number % 250}.0/24"], '
+        f"dport = [{10000 + number}] }}"
+        for number in range(_NETWORKS)
+    )
+    return f'elements = ["gate"{behind}]\n[element.gate]\ntype = "policy"\ndefault = "accept"\nrule = [\n{rules}\n]\n'
+
+
+_OFFLOAD: Final = _policy(', "offload"') + '[element.offload]\nmark = "0x4e000000/0xff000000"\n'
+
+
+def _flood(bed: Bed, *cores: int) -> float:
+    """Verdicts a second under a flood from these processors."""
+    loads = [bed.begin("flood", "127.0.0.1", _FLOOD_PORT, _FLOWS, SECONDS + 2 * _WARM, core=core) for core in cores]
+    time.sleep(_WARM)
+    begin, before = time.monotonic(), bed.judged()
+    time.sleep(SECONDS)
+    end, after = time.monotonic(), bed.judged()
+    for load in loads:
+        load.wait(timeout=20)
+    rate = (after - before) / (end - begin)
+    if rate < 1000:
+        raise BenchError(f"{rate:.0f} verdicts a second: the flood does not reach the queue")
+    return rate
+
+
+def _flooded(more: str = "") -> float:
+    with Bed() as bed:
+        bed.agent(_QUEUE + more + _FLOOD_RULE, core=1)
+        return _flood(bed, 0)
+
+
+def _flooded_peer(*argv: object) -> float:
+    with Bed() as bed:
+        bed.peer(*map(str, argv), core=1)
+        bed.here.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {_FLOOD_PORT} -j NFQUEUE --queue-num {QUEUE}")
+        return _flood(bed, 0)
+
+
+def _c(mode: str, gso: str = "gso") -> list[object]:
+    return [BUILT / "queue", mode, QUEUE, COPIED, gso, MAX_LEN]
+
+
+def _fanned(queues: int) -> float:
+    """Two senders, one on each processor; a worker on each of the first so many."""
+    numbers = f"num = {QUEUE}" if queues == 1 else f'balance = "{QUEUE}:{QUEUE + queues - 1}"\ncpu_fanout = true'
+    with Bed() as bed:
+        agent = bed.agent(_QUEUE.replace(f"num = {QUEUE}", numbers) + _FLOOD_RULE)
+        agent.pin_workers()
+        return _flood(bed, 0, 1)
+
+
+def _queue_tcp(bed: Bed) -> None:
+    for hook in ("INPUT", "OUTPUT"):
+        for port in ("dport", "sport"):
+            bed.here.shell(f"iptables-legacy -t mangle -A {hook} -p tcp --{port} {_PORT} -j NFQUEUE --queue-num {QUEUE}")
+
+
+def _bulk(bed: Bed, queued: bool) -> float:
+    bed.serve("sink", _PORT)
+    (bits,) = bed.load("bulk", "10.203.0.2", _PORT, SECONDS)
+    if queued and not any(queue.id_sequence for queue in bed.queues()):
+        raise BenchError("no packet came to the queue")
+    return bits / 1e9
+
+
+def _bulk_free() -> float:
+    with Bed() as bed:
+        return _bulk(bed, False)
+
+
+def _bulk_agent(more: str) -> float:
+    with Bed() as bed:
+        bed.agent(_QUEUE + more + _TCP_RULE)
+        return _bulk(bed, True)
+
+
+def _bulk_c(gso: str) -> float:
+    with Bed() as bed:
+        bed.peer(*map(str, _c("batch", gso)))
+        _queue_tcp(bed)
+        return _bulk(bed, True)
+
+
+def _connect(more: str | None) -> float:
+    """New connections a second, 64 at once; without rules where `more` is None."""
+    with Bed() as bed:
+        bed.serve("close", _PORT)
+        if more is not None:
+            bed.agent(_QUEUE + more + _TCP_RULE)
+        rate, failed = bed.load("connect", "10.203.0.2", _PORT, 64, SECONDS)
+        if failed:
+            raise BenchError(f"{failed:.0f} connections failed")
+        return rate
+
+
+def _ask(agent: str | None, mine: int, yours: int) -> float:
+    """Transactions a second on the loopback, every packet queued twice; the server of the queue on processor `mine`."""
+    with Bed() as bed:
+        if agent is None:
+            bed.peer(*map(str, _c("single")), core=mine)
+            _queue_tcp(bed)
+        else:
+            bed.agent(_QUEUE + agent + _TCP_RULE, core=mine)
+        bed.serve("echo", _PORT, core=yours, side=bed.here)
+        rate, _ = bed.load("ask", "127.0.0.1", _PORT, SECONDS, core=yours)
+        if bed.judged() < 4 * rate:
+            raise BenchError("not every packet was queued")
+        return rate
+
+
+def _burst(agent: bool) -> float:
+    """Packets lost of 100,000 in bursts of 1,000."""
+    with Bed() as bed:
+        if agent:
+            bed.agent(_QUEUE + _FLOOD_RULE)
+        else:
+            bed.peer(*map(str, _c("batch")))
+            bed.here.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {_FLOOD_PORT} -j NFQUEUE --queue-num {QUEUE}")
+        (sent,) = bed.load("burst", "127.0.0.1", _FLOOD_PORT, 100_000, 1000, 50_000)
+        (queue,) = bed.queues()
+        return sent - (queue.id_sequence - queue.user_dropped)
+
+
+def _go() -> dict[str, object]:
+    if not (BUILT / "queue-go").exists():
+        return {}
+    # The binding hands Go's own pointers to C.
+    return {"Go binding": lambda: _flooded_peer("env", "GODEBUG=cgocheck=0", BUILT / "queue-go", QUEUE, MAX_LEN)}
+
+
+PYTHON: Final = BUILT.parent.parent.parent.parent / ".venv" / "bin" / "python"
+BENCHMARKS: Final = (
+    Benchmark(
+        "flood", "64-byte UDP flood, one queue, bare accept", "verdicts/s",
+        {
+            "agent": _flooded,
+            "C, one verdict a packet": lambda: _flooded_peer(*_c("single")),
+            "C, batched": lambda: _flooded_peer(*_c("batch")),
+            "NetfilterQueue": lambda: _flooded_peer(PYTHON, HERE / "peers" / "plain.py", QUEUE, COPIED, MAX_LEN),
+            **_go(),
+        },
+        (Goal("agent", "at least", 1.25, "C, one verdict a packet"), Goal("agent", "at least", 1.0, "C, batched"),
+         Goal("agent", "at least", 2.3, "Go binding")),
+    ),
+    Benchmark(
+        "policy", "the same, five-tuple policy of 1,000 networks and ports", "verdicts/s",
+        {"bare accept": _flooded, "policy": lambda: _flooded(_policy())},
+        (Goal("policy", "at least", 0.85, "bare accept"),),
+    ),
+    Benchmark(
+        "fanout", "two senders; two queues with cpu-fanout and two workers", "verdicts/s",
+        {"one queue": lambda: _fanned(1), "two queues": lambda: _fanned(2)},
+        (Goal("two queues", "at least", 1.6, "one queue"),),
+    ),
+    Benchmark(
+        "bulk", "one TCP stream over veth, MTU 1500, GSO on", "Gbit/s",
+        {
+            "no rules": _bulk_free,
+            "agent, policy": lambda: _bulk_agent(_policy()),
+            "agent, offload": lambda: _bulk_agent(_OFFLOAD),
+            "C, batched": lambda: _bulk_c("gso"),
+        },
+        (Goal("agent, policy", "at least", 0.75, "no rules"), Goal("agent, offload", "at least", 0.97, "no rules")),
+    ),
+    Benchmark(
+        "segments", "the same, GSO off", "Gbit/s",
+        {"agent, policy": lambda: _bulk_agent("gso = false\n" + _policy()), "C, batched": lambda: _bulk_c("segments")},
+        (Goal("agent, policy", "at least", 0.85, "C, batched"),),
+    ),
+    Benchmark(
+        "connections", "new TCP connections", "1/s",
+        {"no rules": lambda: _connect(None), "agent, policy": lambda: _connect(_policy()),
+         "agent, offload": lambda: _connect(_OFFLOAD)},
+        (Goal("agent, offload", "at least", 0.70, "no rules"),),
+    ),
+    Benchmark(
+        "exchange-1", "64 bytes there and back, all on one core, four verdicts each", "transactions/s",
+        {"agent": lambda: _ask("", 1, 1), "C": lambda: _ask(None, 1, 1)},
+        (Goal("agent", "at least", 0.95, "C"),),
+    ),
+    Benchmark(
+        "exchange-2", "the same, the queue's server on a core of its own", "transactions/s",
+        {"agent": lambda: _ask("", 1, 0), "agent, busy_poll": lambda: _ask('busy_poll = "50us"\n', 1, 0),
+         "C": lambda: _ask(None, 1, 0)},
+        (Goal("agent", "at least", 0.95, "C"), Goal("agent, busy_poll", "at least", 3.0, "C")),
+    ),
+    Benchmark(
+        "bursts", "100,000 packets in bursts of 1,000 at 50,000 a second", "packets lost",
+        {"agent": lambda: _burst(True), "C, batched": lambda: _burst(False)},
+        (Goal("agent", "at most", 0),),
+    ),
+)  # fmt: skip
