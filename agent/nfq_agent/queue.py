@@ -100,7 +100,7 @@ class Queue:
     receive_buffer: bytes of the socket's buffer, also past net.core.rmem_max. on_unanswered: the verdict for a packet
     whose callback raised, that was retained for more than `unanswered_after` seconds, that was the oldest of more than
     `retain_limit` (default: half of max_len), or that waits when the queue is closed. socket: a netlink socket
-    (`nfq_agent.queue.open_socket()`) made in another network namespace, whose queue this is then.
+    (`nfq_agent.host.nfqueue.open_socket()`) made in another network namespace, whose queue this is then.
 
     `open` needs CAP_NET_ADMIN, `bind`, `configure` and every verdict too: the kernel asks both the process that opened the
     socket and the one that sends. Everything else can be given away in between.
@@ -515,6 +515,7 @@ class Queue:
         with self._lock:
             channel = self._bound()
             self.check(packet, verdict)
+            _at_once(packet, verdict)
             if packet._queue is None:
                 # Another thread was quicker.
                 raise VerdictError(f"packet {packet.id} has its verdict already")
@@ -672,6 +673,7 @@ class Queue:
                 if not _answered(packet):
                     verdict = callback(packet)
                     self.check(packet, verdict)
+                    _at_once(packet, verdict)
                     if _answered(packet) and verdict.action is not Action.RETAIN:
                         raise VerdictError(f"packet {packet.id} has its verdict already")
                     self._decided.append((packet, verdict))
@@ -781,6 +783,13 @@ class Queue:
         if self._channel is not None:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(self._wake, 1)
+
+
+def _at_once(packet: Packet, verdict: Verdict) -> None:
+    if verdict.delay or verdict.inject:
+        raise VerdictError(
+            f"packet {packet.id}: only the agent's worker delays verdicts and sends packets besides; here, retain the packet"
+        )
 
 
 def _answered(packet: Packet) -> bool:
