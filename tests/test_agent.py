@@ -775,3 +775,18 @@ def test_a_log_that_nobody_reads_holds_up_no_verdict(netns: Namespace, tmp_path:
     assert (worker["received"], worker["accepted"], status["queues"][0]["uninspected"]) == (20_000, 20_000, 0)
     process.terminate()
     assert process.wait(timeout=20) == 0
+
+
+def test_a_reload_changes_the_log_too(netns: Namespace, tmp_path: Path) -> None:
+    text = udp().replace("[rules.app]", 'elements = ["log"]\n[rules.app]')
+    agent = Agent(netns, tmp_path, text + '[log]\nlevel = "warning"\nformat = "json"\n', LOG_FORMAT="")
+    until(lambda: ours(netns), "the rules are in")
+    assert flood(netns, 1).wait(timeout=10) == 0
+    until(lambda: agent.totals()["received"] == 1, "the packet is judged")
+    assert agent.log == ""
+    agent.configure(text + '[log]\nlevel = "info"\nformat = "json"\n')
+    agent.verb("reload")
+    assert flood(netns, 1).wait(timeout=10) == 0
+    events = until(lambda: [json.loads(line) for line in agent.log.splitlines() if '"dport"' in line], "the packet is logged")
+    assert events[0]["dport"] == 11000
+    agent.stop()

@@ -68,6 +68,13 @@ class Log:
         self._clock = clock
         self.lost = 0
 
+    def become(self, other: Log) -> Log:
+        """Say from now on what `other` would, where it would; whoever holds this one need not know. What it was until now."""
+        before = Log(self._write, "info", self._clock)
+        before._threshold = self._threshold
+        self._write, self._threshold = other._write, other._threshold
+        return before
+
     def __call__(self, message: str, level: str = "info", **fields: Any) -> None:
         """Say one event; never blocks."""
         if LEVELS[level] > self._threshold:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from nfq_agent import control, report
-from nfq_agent.config import Config, ConfigError
+from nfq_agent.config import Config, ConfigError, log_settings
 from nfq_agent.crew import Crew, ProxyWorker, QueueWorker, Worker, WorkerError
 from nfq_agent.diff import render
 from nfq_agent.generation import advance
 from nfq_agent.host import routes
 from nfq_agent.host.backend import choose
+from nfq_agent.host.journal import open_log
 from nfq_agent.host.systemd import ServiceManager
 from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, ensure_user, has_capability
 from nfq_agent.installation import Installation, State, compare, listing
@@ -305,11 +306,18 @@ class Supervisor:
         there: dict[object, Worker] = {worker.key: worker for worker in crew.workers}
         added = [worker for key, worker in wanted.items() if key not in there]
         gone = [worker for key, worker in there.items() if key not in wanted]
-        changed = [(there[key], worker) for key, worker in wanted.items() if key in there and there[key].differs(worker)]
+        # A worker has a log of its own, which it got at its start.
+        relog = new.log != self._config.log
+        changed = [
+            (there[key], worker) for key, worker in wanted.items() if key in there and (relog or there[key].differs(worker))
+        ]
         ruleset = plan(new, self._user.uid)
-        crew.add(added)
+        log_before = self._log.become(open_log(log_settings(new.log))) if relog else None
         replaced: list[tuple[Worker, Worker]] = []
+        started: list[Worker] = []
         try:
+            crew.add(added)
+            started = added
             for old, worker in changed:
                 crew.replace(old, worker)
                 replaced.append((old, worker))
@@ -317,9 +325,11 @@ class Supervisor:
                 routes.settle(new.agent.instance, routes.wanted(new))
             settled = self._installation.apply(ruleset)
         except BaseException:
+            if log_before is not None:
+                self._log.become(log_before)
             for old, worker in reversed(replaced):
                 crew.replace(worker, old)
-            crew.retire(added)
+            crew.retire(started)
             raise
         crew.retire(gone)
         self._ruleset = ruleset
