@@ -151,7 +151,7 @@ def traffic(netns: Namespace, folder: Path) -> None:
         "--host-record=a.name.test,192.0.2.7", "--local=/name.test/", **plain,
     )  # fmt: skip
     ssh_server(netns, folder)
-    postgresql(netns, folder)
+    database = postgresql(netns, folder)
     netns.start("bash", "-c", "exec -a redis-server redis-check-rdb --port 6379 --bind 127.0.0.1 --save '' --dir /run", **plain)
     for port in (8000, 25, 143, 1883, 53, 22, 5432, 6379, 4430, 4431):
         wait_until(lambda port=port: listening(netns, port), f"port {port} is served")
@@ -204,6 +204,9 @@ def traffic(netns: Namespace, folder: Path) -> None:
         client("curl", "-s", "-m", "5", "-k", *extra, "--resolve", "imap.server.test:143:127.0.0.1", "imap://imap.server.test/")
     client("curl", "-s", "-m", "2", "-d", "hello", "mqtt://127.0.0.1/topic")
     netns.run(sys.executable, str(folder / "quic.py"), str(folder), timeout=30)
+    # Killed, it would leave its shared memory behind.
+    database.send_signal(signal.SIGQUIT)
+    database.wait(10)
 
 
 def tls_server(netns: Namespace, folder: Path) -> None:
@@ -226,8 +229,8 @@ def ssh_server(netns: Namespace, folder: Path) -> None:
         )  # fmt: skip
 
 
-def postgresql(netns: Namespace, folder: Path) -> None:
-    """A PostgreSQL server on 5432 with TLS. It refuses to run as root, so that its files are its own user's."""
+def postgresql(netns: Namespace, folder: Path) -> subprocess.Popen[bytes]:
+    """A PostgreSQL server on 5432 with TLS. It refuses to run as root; setpriv becomes it, so that it ends with the test."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
     data = "/run/pgdata"
     for file in ("cert.pem", "key.pem"):
@@ -237,8 +240,9 @@ def postgresql(netns: Namespace, folder: Path) -> None:
         f"--locale=C -E UTF8 --no-instructions"
     )
     with open(folder / "postgres.log", "wb") as log:
-        netns.start(
-            "runuser", "-u", "postgres", "--", f"{binaries}/postgres", "-D", data, "-h", "127.0.0.1", "-k", "/run/pgdata",
+        return netns.start(
+            "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", f"{binaries}/postgres",
+            "-D", data, "-h", "127.0.0.1", "-k", "/run/pgdata",
             "-c", "ssl=on", "-c", "ssl_cert_file=/run/pg-cert.pem", "-c", "ssl_key_file=/run/pg-key.pem", "-c", "fsync=off",
             stdout=log, stderr=log,
         )  # fmt: skip
