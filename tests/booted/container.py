@@ -286,7 +286,9 @@ class Container:
         self._stack = contextlib.ExitStack()
         enter = self._stack.enter_context(_control_group())
         try:
-            words = ["--boot", "--private-network", "--capability=all", "--link-journal=no", "--console=pipe"]
+            # bpf: systemd keeps IPAddressDeny= with it.
+            words = ["--boot", "--private-network", "--capability=all", "--system-call-filter=bpf", "--link-journal=no"]
+            words.append("--console=pipe")
             with self._console.open("wb") as console:
                 self._nspawn = subprocess.Popen(
                     [*enter, *_nspawn(self.root), *words], stdin=subprocess.DEVNULL, stdout=console, stderr=console

@@ -239,6 +239,12 @@ def test_fail_closed_stays_closed_after_a_failure_only(host: Container) -> None:
     nothing_left(host, before)
 
 
+def test_a_person_s_restarts_do_not_run_into_the_start_limit(host: Container) -> None:
+    for _ in range(8):
+        host.run("systemctl", "restart", "nfq-agent")
+    assert host.show("nfq-agent", "ActiveState") == "active"
+
+
 def test_two_instances(host: Container) -> None:
     host.run("systemctl", "stop", "nfq-agent")
     foreign_rules(host)
