@@ -131,6 +131,7 @@ class Worker:
         self._delayed: list[tuple[float, int, Packet, Verdict]] = []
         self._now = 0.0
         self._looked = 0.0
+        self._counted = 0.0
         self._stopping = False
         self._awaits_first = settings.lost_below is not None
         self._turn = self._choose_turn()
@@ -200,7 +201,9 @@ class Worker:
             # Nothing at all is the end of the supervisor.
             if not said or b"stop" in said:
                 self._stopping = True
-        self._count_rare()
+        if self._now - self._counted > _LOOK:
+            self._counted = self._now
+            self._count_rare()
 
     def _count_rare(self) -> None:
         counters = self._counters
