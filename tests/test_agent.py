@@ -790,3 +790,34 @@ def test_a_reload_changes_the_log_too(netns: Namespace, tmp_path: Path) -> None:
     events = until(lambda: [json.loads(line) for line in agent.log.splitlines() if '"dport"' in line], "the packet is logged")
     assert events[0]["dport"] == 11000
     agent.stop()
+
+
+def test_a_reload_that_takes_a_proxy_away_lets_its_connections_end(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, PROXY.format(more='drain = "20s"') + udp()).ready()
+    server = netns.start(PYTHON, "-c", ECHO, "127.0.0.1", "8080", stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    server.stdout.readline()
+    client = netns.start("nc", "-N", "127.0.0.1", "8080", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert client.stdin is not None
+    assert client.stdout is not None
+    client.stdin.write(b"before\n")
+    client.stdin.flush()
+    assert client.stdout.readline() == b"before\n"
+    agent.configure(udp())
+    reload = netns.start(*COMMAND, "reload", "--config", str(agent.config), stdout=subprocess.DEVNULL)
+    until(lambda: not any("-A OUTPUT" in line and ":jump" in line for line in nat(netns)), "nothing new is led to the proxy")
+    client.stdin.write(b"after\n")
+    client.stdin.flush()
+    assert client.stdout.readline() == b"after\n"
+    client.stdin.close()
+    assert client.wait(timeout=20) == 0
+    assert reload.wait(timeout=20) == 0
+    assert [line for line in nat(netns) if "NFQA-" in line] == []
+    assert agent.status()["proxies"] == []
+    assert agent.stop() == 0
+    assert ours(netns) == []
+
+
+def nat(namespace: Namespace) -> list[str]:
+    """The rules of table nat, IPv4."""
+    return namespace.run("iptables-legacy", "-t", "nat", "-S").stdout.splitlines()

@@ -454,7 +454,9 @@ class Crew:
         for child, deadline in list(self._leaving.items()):
             poller = select.poll()
             poller.register(child.pidfd, select.POLLIN)
-            if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            while not (ended := poller.poll(_BEAT * 1000)) and time.monotonic() < deadline:
+                self._beat()
+            if not ended:
                 self._log(f"{child.title} did not end within its drain time and was killed", "warning", worker=child.pid)
                 child.kill()
             self._selector.unregister(child.pidfd)

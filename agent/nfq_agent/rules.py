@@ -499,6 +499,18 @@ def parked(ruleset: Ruleset) -> Ruleset:
     return kept
 
 
+def beside(ruleset: Ruleset, more: Ruleset) -> Ruleset:
+    """`ruleset`, and those chains of `more` that it does not have itself."""
+    joined: dict[Family, dict[str, TableRules]] = {family: dict(tables) for family, tables in ruleset.items()}
+    for family, tables in more.items():
+        for table, rules in tables.items():
+            there = joined.setdefault(family, {}).get(table, TableRules())
+            chains = {chain: inside for chain, inside in rules.chains.items() if chain not in there.chains}
+            jumps = tuple(jump for jump in rules.jumps if jump.target.name in chains)
+            joined[family][table] = TableRules({**there.chains, **chains}, (*there.jumps, *jumps))
+    return joined
+
+
 def fail_closed(state: Mapping[str, TableState]) -> dict[str, TableRules]:
     """What stays after a failure: rules without `--queue-bypass`, which keep traffic out while nobody judges it.
 

@@ -26,7 +26,7 @@ from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, ensure_user, ha
 from nfq_agent.installation import Installation, State, compare, listing
 from nfq_agent.log import Log
 from nfq_agent.queue import QueueError
-from nfq_agent.rules import RuleError, Ruleset, parked, plan
+from nfq_agent.rules import RuleError, Ruleset, beside, parked, plan
 
 _TICK: Final = 1.0
 # Somebody who fights over the rules is answered less and less often, down to this.
@@ -312,6 +312,9 @@ class Supervisor:
             (there[key], worker) for key, worker in wanted.items() if key in there and (relog or there[key].differs(worker))
         ]
         ruleset = plan(new, self._user.uid)
+        # Running connections of a proxy that goes stand on rules, which go when they have ended.
+        proxy_goes = any(isinstance(worker, ProxyWorker) for worker in gone)
+        at_first = beside(ruleset, parked(self._ruleset)) if proxy_goes else ruleset
         log_before = self._log.become(open_log(log_settings(new.log))) if relog else None
         replaced: list[tuple[Worker, Worker]] = []
         started: list[Worker] = []
@@ -323,7 +326,7 @@ class Supervisor:
                 replaced.append((old, worker))
             if routes.wanted(new) or routes.wanted(self._config):
                 routes.settle(new.agent.instance, routes.wanted(new))
-            settled = self._installation.apply(ruleset)
+            settled = self._installation.apply(at_first)
         except BaseException:
             if log_before is not None:
                 self._log.become(log_before)
@@ -331,15 +334,24 @@ class Supervisor:
                 crew.replace(worker, old)
             crew.retire(started)
             raise
+        edits = sum(len(steps) for each in settled.values() for steps in each.changes.values())
         crew.retire(gone)
         self._ruleset = ruleset
         self._config = new
         self._drift = self._drift.every(new.agent.drift_check)
         self._schedule_drift_check()
+        if at_first is not ruleset:
+            crew.wait_for_leaving()
+            try:
+                settled = self._installation.apply(ruleset)
+            except RuleError as error:
+                self._log(
+                    f"rules of a proxy that is gone are left, and lead nowhere: {error}; the next drift check tries again",
+                    "error",
+                )
         state: State = {family: each.after for family, each in settled.items()}
         self._note_held(state)
         self._meter.read(listing(state))
-        edits = sum(len(steps) for each in settled.values() for steps in each.changes.values())
         return f"reloaded: rules changed in {edits} places; workers: {len(added)} new, {len(changed)} replaced, {len(gone)} ended"
 
     # Answers to the verbs.
