@@ -140,8 +140,9 @@ def test_every_other_rule_is_as_it_was(netns: Namespace, tmp_path: Path, count: 
     assert "nothing to remove" in netns.run(*COMMAND, "remove").stdout
 
 
-def test_a_reload_leaves_every_other_rule_as_it_was(netns: Namespace, tmp_path: Path) -> None:
-    foreign(netns, 200)
+@pytest.mark.parametrize("count", [200, 20_000])
+def test_a_reload_leaves_every_other_rule_as_it_was(netns: Namespace, tmp_path: Path, count: int) -> None:
+    foreign(netns, count)
     before, counters = saved(netns), foreign_counters(netns)
     agent = Agent(netns, tmp_path, udp()).ready()
     one = ours(netns)
@@ -158,8 +159,9 @@ def test_a_reload_leaves_every_other_rule_as_it_was(netns: Namespace, tmp_path: 
     assert foreign_counters(netns) == counters
 
 
-def test_a_stop_during_the_start_leaves_nothing(netns: Namespace, tmp_path: Path) -> None:
-    foreign(netns, 200)
+@pytest.mark.parametrize("count", [200, 20_000])
+def test_a_stop_during_the_start_leaves_nothing(netns: Namespace, tmp_path: Path, count: int) -> None:
+    foreign(netns, count)
     before, counters = saved(netns), foreign_counters(netns)
     for step in range(12):
         agent = Agent(netns, tmp_path)

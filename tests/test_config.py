@@ -14,6 +14,7 @@ from namespace import Namespace
 from nfq_agent.config import BASELINE, Config, ConfigError, load
 
 CONFIGS = Path(__file__).parent / "configs"
+VERBS = ("check", "plan", "apply", "run")
 QUEUE = "[queue.q]\nnum = 1\n"
 RULE = '[rules.r]\nqueue = "q"\n'
 
@@ -147,7 +148,7 @@ def check(folder: Path, text: str, verb: str = "check", namespace: Namespace | N
 def test_bad_configuration_is_refused(netns: Namespace, tmp_path: Path, text: str, key: str, said: str, allowed: str) -> None:
     netns.run("iptables-legacy", "-t", "mangle", "-A", "INPUT", "-j", "MARK", "--set-mark", "1")
     before, users = saved(netns), netns.run("cat", "/etc/passwd").stdout
-    for verb in ("check", "plan", "apply", "run"):
+    for verb in VERBS:
         code, errors = check(tmp_path, text, verb, netns)
         assert code == 78, errors
         (line,) = errors.splitlines()
@@ -172,7 +173,7 @@ def test_a_listener_in_use_is_refused(netns: Namespace, tmp_path: Path) -> None:
     listener = netns.start("nc", "-l", "127.0.0.1", "15002")
     try:
         netns.shell("for i in $(seq 100); do ss -ltn | grep -q 15002 && exit 0; sleep 0.05; done; exit 1")
-        for verb in ("check", "plan", "apply", "run"):
+        for verb in VERBS:
             code, errors = check(tmp_path, '[proxy.p]\nlisten = ["127.0.0.1:15002"]\n', verb, netns)
             assert code == 78
             assert re.search(r"proxy\.p\.listen: 127\.0\.0\.1:15002 is in use by another process; allowed: ", errors)
@@ -181,30 +182,30 @@ def test_a_listener_in_use_is_refused(netns: Namespace, tmp_path: Path) -> None:
 
 
 @pytest.mark.kernel
-def test_what_cannot_be_read_is_refused(netns: Namespace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_cannot_be_read_is_refused(netns: Namespace, tmp_path: Path, verb: str) -> None:
+    before = saved(netns)
     missing = tmp_path / "missing.toml"
-    done = netns.run(*COMMAND, "check", "--config", str(missing), check=False)
+    done = netns.run(*COMMAND, verb, "--config", str(missing), check=False)
     assert (done.returncode, done.stderr) == (
         78,
         f"{missing}: can't be read: No such file or directory; allowed: a readable TOML file\n",
     )
+    closed = tmp_path / "closed.toml"
+    closed.write_text(QUEUE)
+    closed.chmod(0)
+    # Root without the capabilities that pass over a file's mode.
+    powerless = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    done = netns.run(*powerless, *COMMAND, verb, "--config", str(closed), check=False)
+    assert (done.returncode, done.stderr) == (78, f"{closed}: can't be read: Permission denied; allowed: a readable TOML file\n")
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d").chmod(0o777)
-    code, errors = check(tmp_path, QUEUE, "check", netns)
-    assert code == 78
-    assert "conf.d: anyone may write to this directory" in errors
-
-
-@pytest.mark.kernel
-def test_a_file_that_one_may_not_read_is_refused(netns: Namespace, tmp_path: Path) -> None:
-    path = tmp_path / "closed.toml"
-    path.write_text(QUEUE)
-    path.chmod(0)
-    # Root without the capabilities that pass over a file's mode.
-    done = netns.run(
-        "setpriv", "--bounding-set=-dac_override,-dac_read_search", *COMMAND, "check", "--config", str(path), check=False
+    code, errors = check(tmp_path, QUEUE, verb, netns)
+    assert (code, errors) == (
+        78,
+        f"{tmp_path}/conf.d: anyone may write to this directory; allowed: chmod o-w {tmp_path}/conf.d\n",
     )
-    assert (done.returncode, done.stderr) == (78, f"{path}: can't be read: Permission denied; allowed: a readable TOML file\n")
+    assert saved(netns) == before
 
 
 @pytest.mark.kernel

@@ -254,7 +254,7 @@ def _refuse_removal_beside_agent(instance: str) -> None:
 def reload(config: ConfigOption = None, instance: InstanceOption = None) -> int:
     """Ask the running agent to take its configuration anew, and wait: exit 0 only when it is in force."""
     name = instance or _load(config).agent.instance
-    answer = control.ask(name, {"verb": "reload"}, timeout=60)
+    answer = control.ask(name, {"verb": "reload"}, 60, lambda: show.note(f"the agent of instance {name} is at it ..."))
     if answer.get("ok"):
         show.note(str(answer["message"]))
         return 0

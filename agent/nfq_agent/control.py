@@ -6,12 +6,15 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 _LONGEST: Final = 1 << 20
+# A person who waits longer than this, in seconds, is told that it goes on.
+_SOON: Final = 2.0
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -105,8 +108,13 @@ class Server:
             self._path.unlink()
 
 
-def ask(instance: str, question: dict[str, Any], timeout: float = 30.0) -> dict[str, Any]:
-    """The answer of the running agent of an instance. Raises NotRunning, or ControlError if it does not answer in time."""
+def ask(
+    instance: str, question: dict[str, Any], timeout: float = 30.0, waiting: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """The answer of the running agent of an instance. waiting: called once if that takes more than two seconds.
+
+    Raises NotRunning, or ControlError if it does not answer within `timeout` seconds.
+    """
     path = folder() / f"{instance}.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as end:
         end.settimeout(timeout)
@@ -118,6 +126,8 @@ def ask(instance: str, question: dict[str, Any], timeout: float = 30.0) -> dict[
             raise ControlError(f"{path}: {error.strerror or error}; ask as root") from error
         try:
             end.sendall(json.dumps(question).encode() + b"\n")
+            if waiting is not None and not select.select([end], [], [], min(_SOON, timeout))[0]:
+                waiting()
             return _receive(end)
         except TimeoutError as error:
             raise ControlError(f"the agent of instance {instance} did not answer within {timeout:g} s") from error
