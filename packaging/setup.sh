@@ -50,7 +50,7 @@ setup_venv() {
         rm -rf .venv
         /usr/bin/python3 -m venv .venv
         venv_install --require-hashes -r packaging/requirements-build.txt
-        venv_install --require-hashes --no-build-isolation -r packaging/requirements-dev.txt
+        venv_install --require-hashes --no-build-isolation --use-pep517 -r packaging/requirements-dev.txt
         venv_install --no-deps --no-build-isolation -e .
         printf '%s' "$wanted" >.venv/.made-from
     fi
