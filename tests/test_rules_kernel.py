@@ -363,7 +363,7 @@ def test_without_capabilities_the_message_names_the_table(netns: Namespace) -> N
         LegacyHost("a").apply("inet", baseline())
 
     netns.shell("install -m 0644 /dev/null /run/xtables.lock")
-    with pytest.raises(RuleError, match=r"table mangle .IPv4.*Permission denied"):
+    with pytest.raises(RuleError, match=r"table mangle .IPv4.*Operation not permitted"):
         netns.call(powerless)
 
 

@@ -5,7 +5,8 @@ Values in, values out; the only effects are the two calls of the `Session` it is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Protocol
@@ -127,24 +128,34 @@ def _jump_changes(desired: Sequence[Rule], actual: Sequence[Installed]) -> Itera
         yield Insert(rule, 1)
 
 
-def settle(session: Session, desired: Mapping[str, TableRules]) -> Settled:
+def settle(
+    session: Session, desired: Mapping[str, TableRules], lock: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Settled:
     """Make the kernel's rules the desired ones: read, compare, commit table by table where they differ, read again.
 
-    Raises RuleError if a commit fails or the second comparison finds something; what was there before is put back then.
+    lock: taken for the commits, which answer Busy if what was read is no longer so. Raises RuleError if a commit fails, or if
+    the rules differ still when read under the lock; what was there before is put back then.
     """
     before = session.read()
     changes = diff(desired, before)
     if not changes:
         return Settled({}, before, before)
     try:
-        _carry_out(session, desired, changes)
+        with lock():
+            _carry_out(session, desired, changes)
         after = session.read()
-        if rest := diff(desired, after):
-            raise RuleError("the kernel's rules differ from what was written:\n" + "\n".join(render(rest)))
+        if diff(desired, after):
+            # Somebody else's doing, or ours?
+            with lock():
+                _carry_out(session, desired, diff(desired, session.read()))
+                after = session.read()
+            if rest := diff(desired, after):
+                raise RuleError("the kernel's rules differ from what was written:\n" + "\n".join(render(rest)))
     except RuleError as error:
         try:
             former = {name: state.as_rules() for name, state in before.items()}
-            _carry_out(session, former, diff(former, session.read()))
+            with lock():
+                _carry_out(session, former, diff(former, session.read()))
         except RuleError as second:
             raise RuleError(f"{error}; putting back what was there failed too: {second}") from error
         raise

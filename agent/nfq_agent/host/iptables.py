@@ -17,7 +17,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -252,7 +252,6 @@ def _read(family: Family, instance: str, tables: frozenset[str]) -> dict[str, Ta
 
 def _instances(family: Family, tables: frozenset[str]) -> frozenset[str]:
     session = Tables(_iptc(), family, "", tables)
-    session.open()
     names = (instance_of(os.fsdecode(chain)) for table in tables for chain in session.chains(table))
     return frozenset(name for name in names if name is not None)
 
@@ -270,7 +269,15 @@ def _apply(
     for table in desired.values():
         for rule in table.rules:
             session.build(rule)
-    with xtables_lock(lock, lock_seconds):
+
+    def locked() -> AbstractContextManager[None]:
+        return xtables_lock(lock, lock_seconds)
+
+    if tables <= (tables_present(family) or frozenset()):
+        # Others wait for the commit alone.
+        return settle(session, desired, locked)
+    # Reading makes a table present: not before we may write.
+    with locked():
         return settle(session, desired)
 
 

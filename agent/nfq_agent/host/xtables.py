@@ -1,4 +1,4 @@
-"""The entries of legacy tables: read by their bytes, built with python-iptables, written with one commit per table.
+"""The entries of legacy tables: read by their bytes, built by python-iptables, written with one commit per table.
 
 No foreign rule is decoded, and none is written: what is not ours is passed over by its bytes.
 """
@@ -11,12 +11,14 @@ import hashlib
 import os
 import random
 import shlex
+import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from nfq_agent.diff import Busy, Change, Delete, DropChain, Insert, NewChain
+from nfq_agent.host.xtables_image import Entry, Image, version
 from nfq_agent.rules import (
     Extension,
     Family,
@@ -49,6 +51,7 @@ class Tables:
         self._iptc = iptc
         inet = family == "inet"
         self._family = FAMILY_NAMES[family]
+        self._address_family = socket.AF_INET if inet else socket.AF_INET6
         self._table_class = iptc.Table if inet else iptc.Table6
         self._rule_class = iptc.Rule if inet else iptc.Rule6
         module = iptc.ip4tc if inet else iptc.ip6tc
@@ -60,12 +63,13 @@ class Tables:
         self._tag = tag_prefix(instance).encode()
         self._names = tables
         self._tables: dict[str, Any] = {}
+        self._versions: dict[str, tuple[int, ...]] = {}
         self._entries: dict[Rule, bytes] = {}
         self._deadline = time.monotonic() + _PATIENCE
         self._bind(module._libiptc, "iptc" if inet else "ip6tc")
 
     def _bind(self, library: ctypes.CDLL, prefix: str) -> None:
-        """libiptc's walk, with plain addresses: an object for each of 20,000 entries would take seconds."""
+        """libiptc's walk, with plain addresses: an object for each entry would take seconds."""
 
         def function(name: str, result: Any, *arguments: Any) -> Any:
             found = library[f"{prefix}_{name}"]
@@ -77,71 +81,39 @@ class Tables:
         self._next_chain = function("next_chain", text, pointer)
         self._first_rule = function("first_rule", pointer, text, pointer)
         self._next_rule = function("next_rule", pointer, pointer, pointer)
-        self._get_target = function("get_target", text, pointer, pointer)
         self._delete_number = function("delete_num_entry", ctypes.c_int, text, ctypes.c_uint, pointer)
-        self._references = function("get_references", ctypes.c_int, ctypes.POINTER(ctypes.c_uint), text, pointer)
 
     # Reading
 
-    def open(self) -> None:
-        """Take every table anew as the kernel has it now."""
-        for name in self._names:
-            try:
-                if name in self._tables:
-                    self._tables[name].refresh()
-                else:
-                    self._tables[name] = self._table_class(name, autocommit=False)
-            except self._iptc.IPTCError as error:
-                raise RuleError(f"table {name} ({self._family}) can't be read: {_plain(error)}") from error
-
     def chains(self, table: str) -> list[bytes]:
-        """The names of all chains of a table."""
-        handle = self._tables[table]._handle
-        found = []
-        chain = self._first_chain(handle)
-        while chain:
-            found.append(chain)
-            chain = self._next_chain(handle)
-        return found
+        """The names of all chains of a table. Raises RuleError."""
+        return self._image(table).chains
 
     def read(self) -> dict[str, TableState]:
-        """What every table holds of the instance."""
-        self.open()
+        """What every table holds of the instance. Raises RuleError."""
         return {name: self._state(name) for name in sorted(self._names)}
 
+    def _image(self, table: str) -> Image:
+        try:
+            return Image(self._address_family, table)
+        except OSError as error:
+            raise RuleError(f"table {table} ({self._family}) can't be read: {error.strerror}") from error
+
     def _state(self, table: str) -> TableState:
-        handle = self._tables[table]._handle
-        offset = self._entry_class.target_offset.offset
-        string_at, offsets, next_rule, tag = ctypes.string_at, _OFFSETS.unpack, self._next_rule, self._tag
-        chains: dict[str, tuple[Installed, ...]] = {}
+        image = self._image(table)
+        self._versions[table] = image.version
+        chains: dict[str, list[Installed]] = {os.fsdecode(name): [] for name in image.chains if name in self._chains}
         jumps: list[Installed] = []
         known_jumps: dict[bytes, int] = {}
-        for chain in self.chains(table):
-            own = chain in self._chains
-            found: list[Installed] = []
-            number = 0
-            entry = self._first_rule(chain, handle)
-            while entry:
-                number += 1
-                _, size = offsets(string_at(entry + offset, 4))
-                data = string_at(entry, size)
-                if own or (tag in data and self._is_tagged(data)):
-                    jump = self._jump(data, entry, handle)
-                    if jump in self._chains:
-                        known_jumps[jump] = known_jumps.get(jump, 0) + 1
-                    found.append(self._installed(chain, number, data, jump))
-                entry = next_rule(entry, handle)
-            if own:
-                chains[os.fsdecode(chain)] = tuple(found)
-            else:
-                jumps += found
-        held = {name for name in chains if self._reference_count(name, handle) > known_jumps.get(os.fsencode(name), 0)}
-        return TableState(chains, tuple(jumps), frozenset(held))
-
-    def _reference_count(self, chain: str, handle: Any) -> int:
-        count = ctypes.c_uint()
-        self._references(ctypes.byref(count), os.fsencode(chain), handle)
-        return count.value
+        for entry in image.entries(self._chains, self._tag):
+            own = entry.chain in self._chains
+            if not own and not self._is_tagged(entry.data):
+                continue
+            if entry.jump is not None and entry.jump in self._chains:
+                known_jumps[entry.jump] = known_jumps.get(entry.jump, 0) + 1
+            (chains[os.fsdecode(entry.chain)] if own else jumps).append(self._installed(entry))
+        held = {name for name in chains if image.references(raw := os.fsencode(name)) > known_jumps.get(raw, 0)}
+        return TableState({name: tuple(found) for name, found in chains.items()}, tuple(jumps), frozenset(held))
 
     def _extensions(self, data: bytes) -> Iterator[tuple[str, int, int, int]]:
         """(name, revision, offset, size) of every match of an entry, then of its target."""
@@ -161,20 +133,15 @@ class Tables:
             for name, _, place, _ in self._extensions(data)
         )
 
-    def _jump(self, data: bytes, entry: int, handle: Any) -> bytes | None:
-        """The chain or verdict of a standard target; None for an extension's."""
-        target = _OFFSETS.unpack_from(data, self._entry_class.target_offset.offset)[0]
-        # An empty name stands for the standard target (XT_STANDARD_TARGET).
-        return (self._get_target(entry, handle) or b"") if data[target + 2] == 0 else None
-
-    def _installed(self, chain: bytes, number: int, data: bytes, jump: bytes | None) -> Installed:
+    def _installed(self, entry: Entry) -> Installed:
+        data, jump = entry.data, entry.jump
         counters = self._entry_class.counters.offset
         packets, size = _COUNTERS.unpack_from(data, counters)
         if jump is not None:
             # As libiptc wants it back, should it have to be restored.
             target = _OFFSETS.unpack_from(data, self._entry_class.target_offset.offset)[0]
             data = data[: target + 2] + jump.ljust(29, b"\0") + data[target + 31 :]
-        name = os.fsdecode(chain)
+        name = os.fsdecode(entry.chain)
         try:
             rule = self._decode(name, data, jump is not None)
         except (ValueError, LookupError, self._iptc.errors.XTablesError):
@@ -182,7 +149,7 @@ class Tables:
             body = data[:counters] + data[counters + _COUNTERS.size :]
             rule = Rule(name, Extension("?", (Option("--undecoded", hashlib.sha1(body).hexdigest()[:16]),)))
         self._entries.setdefault(rule, data)
-        return Installed(rule, number, packets, size)
+        return Installed(rule, entry.number, packets, size)
 
     def _decode(self, chain: str, data: bytes, standard: bool) -> Rule:
         """The rule that an entry is. Raises ValueError, LookupError or XTablesError on what we never write."""
@@ -266,9 +233,9 @@ class Tables:
 
     def commit(self, table: str, changes: Sequence[Change]) -> None:
         """Carry out the changes of one table in one commit. Raises Busy if somebody else was quicker, else RuleError."""
-        kernel = self._tables[table]
-        handle = kernel._handle
         try:
+            kernel = self._open(table)
+            handle = kernel._handle
             for change in changes:
                 match change:
                     case NewChain(chain):
@@ -279,21 +246,62 @@ class Tables:
                         data = self.build(rule)
                         kernel.insert_entry(rule.chain, (ctypes.c_ubyte * len(data)).from_buffer_copy(data), number - 1)
                     case Delete(rule, number):
+                        self._expect_ours(table, rule.chain, number)
                         if self._delete_number(os.fsencode(rule.chain), number - 1, handle) != 1:
                             raise self._iptc.IPTCError(f"can't delete rule {number}: {_plain(kernel.strerror())}")
             # libiptc counts policies anew from each commit (TC_COMMIT: COUNTER_MAP_ZEROED) unless they are given. What they
             # count between reading and here, a millisecond or so, is not in it; rules' counters lose nothing.
-            for name in map(os.fsdecode, self.chains(table)):
+            for name in map(os.fsdecode, self._open_chains(handle)):
                 policy, counters = kernel.get_policy(name)
                 if policy is not None:
                     kernel.set_policy(name, policy, counters)
             kernel.commit()
         except self._iptc.IPTCError as error:
             reason = _plain(error)
-            if os.strerror(errno.EAGAIN) in reason and time.monotonic() < self._deadline:
-                time.sleep(random.uniform(0.001, 0.02))
-                raise Busy(f"table {table} changed meanwhile") from error
+            if os.strerror(errno.EAGAIN) in reason:
+                self._yield(table, error)
             raise RuleError(f"table {table} ({self._family}): {reason}") from error
+
+    def _open(self, table: str) -> Any:
+        """libiptc's own copy of a table, to be changed; the one that was read, as far as numbers tell."""
+        if table in self._tables:
+            self._tables[table].refresh()
+        else:
+            self._tables[table] = self._table_class(table, autocommit=False)
+        try:
+            now = version(self._address_family, table)
+        except OSError as error:
+            raise self._iptc.IPTCError(os.strerror(error.errno or errno.EIO)) from error
+        if now != self._versions.get(table, now):
+            self._yield(table)
+        return self._tables[table]
+
+    def _yield(self, table: str, error: Exception | None = None) -> None:
+        """Somebody who takes no lock was quicker: raise Busy, as long as there is patience."""
+        if time.monotonic() < self._deadline:
+            time.sleep(random.uniform(0.001, 0.02))
+            raise Busy(f"table {table} changed meanwhile") from error
+        raise RuleError(f"table {table} ({self._family}) changes all the time: {os.strerror(errno.EAGAIN)}") from error
+
+    def _open_chains(self, handle: Any) -> list[bytes]:
+        found = []
+        chain = self._first_chain(handle)
+        while chain:
+            found.append(chain)
+            chain = self._next_chain(handle)
+        return found
+
+    def _expect_ours(self, table: str, chain: str, number: int) -> None:
+        """The rule at a place of a chain must be ours also in the copy that is changed, which was taken a moment later."""
+        name, handle = os.fsencode(chain), self._tables[table]._handle
+        if name in self._chains:
+            return
+        entry = self._first_rule(name, handle)
+        for _ in range(number - 1):
+            entry = self._next_rule(entry, handle) if entry else None
+        offset = self._entry_class.target_offset.offset
+        if not entry or not self._is_tagged(ctypes.string_at(entry, _OFFSETS.unpack(ctypes.string_at(entry + offset, 4))[1])):
+            self._yield(table)
 
 
 def _is_standard(target: Extension) -> bool:
