@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +31,17 @@ def pair() -> Iterator[tuple[Namespace, Namespace]]:
     with Namespace() as first, Namespace() as second:
         join(first, second)
         yield first, second
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """The booted tests of one release on one core, since they share what was built and installed; all others anywhere."""
+    # Not --dist loadgroup: pytest-xdist 3.8 marks groups in a way that pytest 9.2 does not see.
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRelease(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            booted = re.fullmatch(r"tests/booted/.*\[(\w+)\]", nodeid)
+            return booted[1] if booted else nodeid
+
+    return ByRelease(config, log)

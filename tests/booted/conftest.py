@@ -14,17 +14,13 @@ from packages import Installed, Packages, packages
 HERE = Path(__file__).parent
 
 
-# Before pytest-xdist looks at the groups.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here boots, or builds for, a host. Tests of one release belong together, on one core if there are several."""
+    """Everything here boots, or builds for, a host."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("booted")
             # Building the first time takes its while.
             item.add_marker(pytest.mark.timeout(600))
-            if (call := getattr(item, "callspec", None)) and "release" in call.params:
-                item.add_marker(pytest.mark.xdist_group(call.params["release"].name))
 
 
 @pytest.fixture(scope="session", params=RELEASES, ids=lambda release: release.name)
