@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self
 
@@ -342,10 +342,13 @@ class Queue:
             )
             if value is not None
         }  # fmt: skip
-        wanted = replace(self.settings, **changes)  # type: ignore[arg-type]  # one by one they have the types above
-        _check_settings(wanted)
-        self._on_runner(lambda: self._configure(wanted))
+        _check_settings(self._with(changes))
+        # What the others are is asked then and there: another thread may have changed one meanwhile.
+        self._on_runner(lambda: self._configure(self._with(changes)))
         return self.settings
+
+    def _with(self, changes: Mapping[str, Any]) -> QueueSettings:
+        return replace(self.settings, **changes)
 
     def _configure(self, wanted: QueueSettings) -> None:
         channel = self._bound()
@@ -401,10 +404,11 @@ class Queue:
             if elsewhere:
                 self._jobs.append(work)
                 self._notify()
+            else:
+                # Nobody else may read the answer: neither another thread that asks nor a run that begins.
+                work()
         if elsewhere:
             done.wait()
-        else:
-            work()
         if failure:
             raise failure[0]
 
@@ -462,11 +466,11 @@ class Queue:
 
     def _answer_by_policy(self, packets: Sequence[Packet]) -> None:
         with self._lock:
+            self.unanswered += len(packets)
             self._bound().answer_each([(packet.id, self._on_unanswered) for packet in packets])
             for packet in packets:
                 packet._queue = None
                 self._held.pop(packet.id, None)
-            self.unanswered += len(packets)
 
     def answer(self, answers: Sequence[tuple[Packet, Verdict]]) -> None:
         """Give the verdicts of packets that were just read, in the order in which they were; RETAIN keeps one for later.
@@ -630,11 +634,12 @@ class Queue:
                     left = deadline - now
                     break
                 late.append(packet)
+            # Counted before it can be seen to have passed.
+            self.unanswered += len(late)
             self._bound().answer_each([(packet.id, self._on_unanswered) for packet in late])
             for packet in late:
                 packet._queue = None
                 del self._held[packet.id]
-            self.unanswered += len(late)
         return left
 
     # Running.
