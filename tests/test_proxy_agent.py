@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 import socket
 import time
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 
 from agent import Agent, until
 from namespace import Namespace
-from test_proxy import TPROXY, Meanwhile, ask, configuration, load, receive, server
+from test_proxy import TPROXY, Meanwhile, ask, configuration, how_it_ends, load, receive, server
 
 pytestmark = pytest.mark.kernel
 BACKENDS = pytest.mark.parametrize("backend", ["legacy", "nft"])
@@ -60,6 +63,8 @@ def test_start_reload_and_stop_under_load(netns: Namespace, tmp_path: Path, back
     assert [bad for _, bad in results] == [0, 0]
     assert saved(netns).count("NFQA") == before == 0
     until(lambda: "15002" not in netns.shell("ss -ltnH"), "the ports are free again")
+    # Only the tests' own server is left.
+    assert netns.processes() == [each.pid for each in netns._started if each.poll() is None]
 
 
 @BACKENDS
@@ -83,3 +88,116 @@ def test_its_counters_are_in_the_status(netns: Namespace, tmp_path: Path) -> Non
     assert proxy["counters"]["connections"] == 1
     assert proxy["counters"]["bytes_forward"] == proxy["counters"]["bytes_reverse"] == 5
     assert agent.stop() == 0
+
+
+def test_counting_goes_on_over_a_reload(netns: Namespace, tmp_path: Path) -> None:
+    """A reload puts another process in the place of the one that still carries a connection; the figures are those of both."""
+    server(netns, "echo")
+    agent = Agent(netns, tmp_path, configuration(proxy='drain = "10s"')).ready()
+
+    def counted() -> dict[str, int]:
+        (proxy,) = agent.status()["proxies"]
+        return dict(proxy["counters"])
+
+    def over_reloads() -> None:
+        with socket.create_connection(("127.0.0.1", 8080), timeout=20) as it:
+            for step in range(4):
+                it.sendall(b"x" * 1000)
+                assert receive(it, 1000) == b"x" * 1000
+                if step < 3:
+                    agent.configure(configuration(proxy=f'drain = "10s"\nchunk = {1000 + step}'))
+                    agent.verb("reload")
+                    assert ask("127.0.0.1", 8080) == b"hello"
+                    until(lambda step=step: counted()["bytes_reverse"] == 1000 * (step + 1) + 5 * (step + 1), "all is counted")
+                    assert (counted()["connections"], counted()["active"]) == (2 + step, 1)
+
+    netns.call(over_reloads)
+    until(lambda: counted()["active"] == 0, "the connection has ended")
+    expected = {"connections": 4, "bytes_forward": 4015, "bytes_reverse": 4015, "reset": 0, "refused": 0}
+    until(lambda: {name: counted()[name] for name in expected} == expected, "the last bytes are counted")
+    assert agent.stop() == 0
+
+
+CONTRACTS = Path(__file__).parent / "configs"
+
+
+def listening(netns: Namespace) -> set[str]:
+    """HOST:PORT of every TCP listener."""
+    return {line.split()[3] for line in netns.shell("ss -ltnH").splitlines()}
+
+
+def test_the_contract_file_by_the_agent(netns: Namespace, tmp_path: Path) -> None:
+    """transparent-proxy.toml as it stands: its listeners, its rules, connections of both families, the log, and the end."""
+    for host in ("0.0.0.0", "::1"):
+        server(netns, "who", host)
+    agent = Agent(netns, tmp_path, (CONTRACTS / "transparent-proxy.toml").read_text()).ready()
+    assert {"0.0.0.0:15002", "0.0.0.0:15006", "[::]:15002"} <= listening(netns)
+    rules = saved(netns)
+    for chain in ("PREROUTING", "OUTPUT"):
+        assert rules.count(f"-A {chain} ") == 2, "one jump a family"
+    assert rules.count("-p tcp -m multiport --dports 8080") + rules.count("-p tcp -m tcp --dport 8080") == 4
+    assert "--sport" not in rules
+    assert rules.count("-j REDIRECT --to-ports 15002") == 4
+    for host in ("127.0.0.1", "::1"):
+        # The server speaks with the proxy, whose own connection has another port than the client's.
+        assert netns.call(ask, host, 8080, b"").decode().split()[0] == host
+        until(lambda host=host: re.search(rf"{re.escape(host)}\]?:8080: ended after", agent.log), "the connection is logged")
+    assert agent.status()["proxies"][0]["counters"]["connections"] == 2
+    for port, hosts in ((15002, ("127.0.0.1", "::1")), (15006, ("127.0.0.1",))):
+        for host in hosts:
+            assert netns.call(how_it_ends, host, port) == "ECONNRESET"
+    until(lambda: agent.log.count("our own listener, and no target is configured") == 3, "each refusal is said")
+    assert agent.stop() == 0
+    assert "NFQA" not in saved(netns)
+    assert not any(":1500" in each for each in listening(netns))
+
+
+def test_the_environment_wins_over_the_contract_file(netns: Namespace, tmp_path: Path) -> None:
+    server(netns, "echo", "127.0.0.1", 9000)
+    text = (CONTRACTS / "transparent-proxy.toml").read_text()
+    agent = Agent(netns, tmp_path, text, TARGET_ADDR="127.0.0.1:9000", LOG_LEVEL="warning", LOG_FORMAT="json")
+    until(lambda: "15006" in netns.shell("ss -ltnH") and "REDIRECT" in saved(netns), "the rules are in")
+    # Both have no other destination than the listener itself.
+    for port in (15002, 15006):
+        assert netns.call(ask, "127.0.0.1", port) == b"hello"
+    # `stream-log` speaks at level info, a destination that refuses is a warning.
+    assert netns.call(how_it_ends, "127.0.0.1", 8080) == "ECONNRESET"
+    until(lambda: "can't connect" in agent.log, "the warning is logged")
+    events = [json.loads(line) for line in agent.log.splitlines()]
+    assert {event["level"] for event in events} == {"warning"}
+    (event,) = [event for event in events if "connection" in event]
+    assert event["dst"] == "127.0.0.1:8080"
+    assert f"connection {event['connection']}: " in event["message"]
+    assert agent.stop() == 0
+
+
+def test_several_queues_rules_and_a_proxy_in_one_agent(netns: Namespace, tmp_path: Path) -> None:
+    """multi.toml as it stands, with transparent-proxy.toml as a drop-in beside it."""
+    server(netns, "echo")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "proxy.toml").write_text((CONTRACTS / "transparent-proxy.toml").read_text())
+    agent = Agent(netns, tmp_path, (CONTRACTS / "multi.toml").read_text()).ready()
+    status = agent.status()
+    assert {(queue["name"], queue["workers"][0]["number"]) for queue in status["queues"]} == {("web", 120), ("dns", 121)}
+    assert [proxy["name"] for proxy in status["proxies"]] == ["tcp"]
+
+    def talk() -> None:
+        for port in (80, 8000, 8010):
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), timeout=5)
+        query = bytes.fromhex("123401000001000000000000") + b"\4name\7example\3org\0\0\1\0\1"
+        socket.socket(type=socket.SOCK_DGRAM).sendto(query, ("127.0.0.1", 53))
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", 53), timeout=5)
+
+    netns.call(talk)
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    # Each in OUTPUT and INPUT; a SYN and the reset that answers it.
+    until(lambda: agent.totals("web")["accepted"] == 12, "web saw three connections")
+    until(lambda: agent.totals("dns")["accepted"] == 6, "dns saw a connection and a datagram")
+    until(lambda: ":8080: ended after" in agent.log, "the proxy carried one")
+    for seen in ("tcp .*:80 OUTPUT", "tcp .*:8000 OUTPUT", "tcp .*:8010 INPUT", "tcp .*:53 INPUT", "udp .*:53 OUTPUT"):
+        assert re.search(f"info    {seen} accept", agent.log), seen
+    assert agent.stop() == 0
+    assert "NFQA" not in saved(netns)
+    assert netns.processes() == [each.pid for each in netns._started if each.poll() is None]

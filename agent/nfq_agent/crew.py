@@ -316,6 +316,9 @@ class ProxyWorker(Worker):
         self.specs = config.stream_elements(self.config)
         self.ends_within = self.settings.drain + STOP_WITHIN
         self.counters = Slots(PROXY_COUNTERS)
+        # What processes before this one count that may still carry connections, and what those had counted that have ended.
+        self._before: list[tuple[Child, Slots]] = []
+        self._ended = dict.fromkeys(PROXY_COUNTERS, 0)
         self.listeners: list[socket.socket] = []
         self._instance = config.agent.instance
 
@@ -335,12 +338,32 @@ class ProxyWorker(Worker):
         self.listeners = []
 
     def inherit(self, there: Self) -> None:
-        """Take the listeners over; connections that run end with the process that has them."""
+        """Take the listeners over; connections that run end with the process that has them, and are counted with ours."""
+        self._before, self._ended = there._before, there._ended
         if self.config.listen == there.config.listen:
             self.listeners, there.listeners = there.listeners, []
         else:
             there.close()
             self.open()
+
+    def set_aside(self, child: Child) -> None:
+        """Another process will count from now on, beside this one."""
+        self._before.append((child, self.counters))
+        self.counters = Slots(PROXY_COUNTERS)
+        for each in [each for each in self._before if each[0].exit is not None]:
+            self._before.remove(each)
+            for name, value in each[1].snapshot().items():
+                self._ended[name] += value if name != "active" else 0
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """What all processes of this proxy have counted since the agent started."""
+        total = {name: value + self._ended[name] for name, value in self.counters.snapshot().items()}
+        for child, slots in self._before:
+            for name, value in slots.snapshot().items():
+                # One that was killed had no time to say that it carries nothing any more.
+                total[name] += value if name != "active" or child.exit is None else 0
+        return total
 
     def differs(self, other: Self) -> bool:
         """By settings, or by an element's class or options."""
@@ -439,6 +462,8 @@ class Crew:
             worker.stop()
             return
         child, worker.child, worker.restart_at = worker.child, None, None
+        if isinstance(worker, ProxyWorker):
+            worker.set_aside(child)
         child.tell(worker.last_word)
         self._leaving[child] = time.monotonic() + worker.ends_within
 

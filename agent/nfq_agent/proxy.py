@@ -404,9 +404,8 @@ class Proxy:
             candidates = list(self._target)
         else:
             candidates = [(socket.AF_INET6 if len(destination) > 2 else socket.AF_INET, destination)]
-        self._serial += 1
         connection = Connection(
-            f"{self._prefix}-{self._serial:x}", peer[:2], None if destination is None else destination[:2],
+            self._identity(), peer[:2], None if destination is None else destination[:2],
             candidates[0][1][:2], self._now, self._now,
         )  # fmt: skip
         stream = Stream(connection, self._chain, self._settings.chunk, self._settings.on_error) if len(self._chain) else None
@@ -421,10 +420,16 @@ class Proxy:
                 return
         self._dial(client, connection, stream, candidates)
 
+    def _identity(self) -> str:
+        self._serial += 1
+        return f"{self._prefix}-{self._serial:x}"
+
     def _refuse(self, client: socket.socket, address: Address, why: str) -> None:
         self._counted["refused"] += 1
-        peer = endpoint(unmapped(address)[:2])
-        self._warn(f"proxy {self._settings.name}: refused a connection of {peer}: {why}", src=peer)
+        peer, identity = endpoint(unmapped(address)[:2]), self._identity()
+        self._warn(
+            f"proxy {self._settings.name}: connection {identity}: refused, from {peer}: {why}", connection=identity, src=peer
+        )
         _reset(client)
 
     def _dial(
@@ -468,7 +473,9 @@ class Proxy:
         self._counted["failed_upstream"] += 1
         to = endpoint(connection.upstream)
         self._warn(
-            f"proxy {self._settings.name}: can't connect {endpoint(connection.client)} to {to}: {reason}", **connection.fields
+            f"proxy {self._settings.name}: connection {connection.id}: can't connect {endpoint(connection.client)} to {to}: "
+            f"{reason}",
+            **connection.fields,
         )
         if stream is not None:
             self._failures(connection, stream.finished(self._now, f"can't connect to {to}: {reason}"))
@@ -554,7 +561,8 @@ class Proxy:
                 self._counted["element_errors"] += 1
                 kind = type(each.error).__name__
                 self._warn(
-                    f"element {each.element} raised {kind}: {each.error}; on_error = {self._settings.on_error}",
+                    f"connection {connection.id}: element {each.element} raised {kind}: {each.error}; "
+                    f"on_error = {self._settings.on_error}",
                     level="error", element=each.element, **connection.fields,
                 )  # fmt: skip
 

@@ -164,7 +164,7 @@ def of_workers(config: Config, crew: Crew, meter: Meter) -> dict[str, Any]:
             "pid": proxy.pid,
             "restarts": proxy.restarts,
             "memory": None if proxy.child is None else proxy.child.memory,
-            "counters": proxy.counters.snapshot(),
+            "counters": proxy.counted,
         }
         for proxy in crew.proxies.values()
     ]
