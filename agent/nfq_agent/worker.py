@@ -27,6 +27,10 @@ from nfq_agent.verdict import ACCEPT, RETAIN, Action, Verdict, VerdictError
 # drops, a worker's beat while none come.
 _LOOK: Final = 0.05
 _BEAT: Final = 1.0
+# How many packets that come one by one are answered in one turn, and for how long it waits for each, in seconds: a turn must
+# come to its end in less time than it takes to be thought dead.
+_LONE: Final = 16
+_PATIENCE: Final = 0.02
 # An accept that would have been a drop; known by its identity.
 _WOULD_DROP: Final = Verdict(Action.ACCEPT)
 # Five-tuples whose verdict is remembered. When they are so many, all are forgotten: cheaper than knowing which was used last.
@@ -133,7 +137,12 @@ class Worker:
         self._looked = 0.0
         self._counted = 0.0
         self._stopping = False
+        # Packets come one by one: the next turn waits for them. And the one before this did, in vain or not.
+        self._one_by_one = False
+        self._came = False
         self._awaits_first = settings.lost_below is not None
+        # Who spins does not sleep.
+        self._lone_allowed = queue.quick and not settings.busy_poll
         self._turn = self._choose_turn()
 
     def _choose_turn(self) -> Callable[[], int]:
@@ -150,13 +159,14 @@ class Worker:
         queue, counters = self._queue, self._counters
         queue.confirm()
         queue.watch(self._control.fileno())
+        queue.be_patient(_PATIENCE)
         self._chain.start()
         try:
             self._control.send(b"ready\n")
             while not self._stopping:
                 self._now = time.monotonic()
                 count = self._take_turn()
-                if count == 0:
+                if count == 0 and not self._one_by_one:
                     self._wait()
                 elif self._now - self._looked > _LOOK:
                     self._look_around(0.0)
@@ -247,19 +257,33 @@ class Worker:
     def _pass_all(self) -> int:
         """No element looks at anything."""
         verdict = self._settings.default
-        count = self._queue.skim(verdict)
+        each = self._one_by_one
+        count = self._queue.skim_each(verdict, _LONE) if each else self._queue.skim(verdict)
+        self._look_ahead(each, count)
         if count:
             self._count(verdict, count)
             self._counters.received += count
             self._counters.last_id = self._queue.last
         return count
 
+    def _look_ahead(self, each: bool, count: int) -> None:
+        """Choose the next turn's way: to wait for single packets and answer each, or to take all there are and answer at once."""
+        if each:
+            # In between, one look at whether they are more by now.
+            self._one_by_one = False
+            self._came = count == _LONE
+        else:
+            self._one_by_one = self._lone_allowed and (count == 1 or (count == 0 and self._came))
+            self._came = False
+
     def _look_up(self) -> int:
         """Every element promises that its answer follows from the five-tuple and the place."""
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         self._asked = 0
-        count, runs = self._queue.sort(self._known, self._remember)
+        each = self._one_by_one
+        count, runs = self._queue.sort(self._known, self._remember, _LONE if each else BUDGET, each)
+        self._look_ahead(each, count)
         if count:
             for _, number, verdict in runs:
                 self._count(verdict, number)
