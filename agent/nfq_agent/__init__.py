@@ -1,6 +1,8 @@
 """nfq-agent: a host agent that takes traffic through netfilter, judges it, and leaves nothing behind."""
 
-from nfq_agent.element import Needs, PacketElement
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from nfq_agent.packet import FiveTuple, Hook, Packet, PacketError
 from nfq_agent.queue import (
     Queue,
@@ -11,8 +13,23 @@ from nfq_agent.queue import (
     QueueSettings,
     QueueStateError,
 )
-from nfq_agent.stream import CLOSE, Connection, Done, Later, Part, StreamElement, Way
 from nfq_agent.verdict import ACCEPT, DROP, REPEAT, RETAIN, Action, RewriteError, Verdict, VerdictError
+
+if TYPE_CHECKING:
+    from nfq_agent.element import Needs, PacketElement
+    from nfq_agent.stream import CLOSE, Connection, Done, Later, Part, StreamElement, Way
+else:
+    # A program that only wants a queue is spared what elements need: pydantic makes most of the import's time and memory.
+    _LATER = dict.fromkeys(("Needs", "PacketElement"), "nfq_agent.element") | dict.fromkeys(
+        ("CLOSE", "Connection", "Done", "Later", "Part", "StreamElement", "Way"), "nfq_agent.stream"
+    )
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value = getattr(import_module(_LATER[name]), name)
+        return value
+
 
 __all__ = [
     "ACCEPT",
