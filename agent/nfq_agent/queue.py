@@ -731,21 +731,9 @@ class Queue:
         finally:
             self._end(run)
 
-    async def __aiter__(self) -> AsyncIterator[Packet]:
+    def __aiter__(self) -> AsyncIterator[Packet]:
         """The same in an event loop of asyncio, which goes on while no packet waits."""
-        run = object()
-        try:
-            self._begin(run)
-            while not self._stopped():
-                if self._backlog:
-                    yield self._held_back()
-                elif packets := self.read():
-                    self._backlog.extend(packets)
-                else:
-                    await self._readable()
-            self._stop = False
-        finally:
-            self._end(run)
+        return _Awaited(self)
 
     def _held_back(self) -> Packet:
         packet = self._backlog.popleft()
@@ -809,6 +797,45 @@ class Queue:
         if self._channel is not None:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(self._wake, 1)
+
+
+class _Awaited:
+    """An asynchronous iteration. No generator: one that a `break` leaves ends only when the event loop comes round to it."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._run: object = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Packet:
+        queue = self._queue
+        if self._run is None:
+            run = object()
+            queue._begin(run)
+            self._run = run
+        try:
+            while not queue._stopped():
+                if queue._backlog:
+                    return queue._held_back()
+                if packets := queue.read():
+                    queue._backlog.extend(packets)
+                else:
+                    await queue._readable()
+            queue._stop = False
+        except BaseException:
+            self._end()
+            raise
+        self._end()
+        raise StopAsyncIteration
+
+    def _end(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            self._queue._end(run)
+
+    __del__ = _end
 
 
 def _at_once(packet: Packet, verdict: Verdict) -> None:
