@@ -310,9 +310,9 @@ class TestRules:
         assert list(found) == ["inet mangle", "inet6 mangle"]
         assert found["inet6 mangle"] == [
             "-A PREROUTING #jump -j @PREROUTING",
-            "-A @PREROUTING -p tcp -m socket --transparent #redirect -j MARK --set-xmark 0x4f000000/0xff000000",
+            "-A @PREROUTING -p tcp -m socket --transparent #redirect -j MARK --set-xmark 0x800/0x800",
             "-A @PREROUTING -p tcp --dports 8080:8090 #redirect "
-            "-j TPROXY --on-port 15002 --on-ip :: --tproxy-mark 0x4f000000/0xff000000",
+            "-j TPROXY --on-port 15002 --on-ip :: --tproxy-mark 0x800/0x800",
             "-A @PREROUTING #end -j RETURN",
         ]
 
@@ -322,7 +322,7 @@ class TestRules:
         ]
         assert self.text(tmp_path, parked=True, hooks='"prerouting"', proxy=TPROXY)["inet mangle"] == [
             "-A PREROUTING #jump -j @PREROUTING",
-            "-A @PREROUTING -p tcp -m socket --transparent #redirect -j MARK --set-xmark 0x4f000000/0xff000000",
+            "-A @PREROUTING -p tcp -m socket --transparent #redirect -j MARK --set-xmark 0x800/0x800",
         ]
 
     @pytest.mark.parametrize(

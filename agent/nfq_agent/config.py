@@ -302,7 +302,7 @@ class ProxyConfig(_Model):
     # The packet mark of what the proxy sends to the destination.
     mark: MarkField | None = None
     # TPROXY only: the mark that sends its packets to this host.
-    tproxy_mark: MarkField = Mark(0x4F000000, 0xFF000000)
+    tproxy_mark: MarkField = Mark(0x800, 0x800)
 
     @model_validator(mode="after")
     def _listens(self) -> Self:
