@@ -7,8 +7,11 @@ import struct
 from typing import Any
 
 from nfq_agent.elements.log import FiveTupleLog, LogOptions
+from nfq_agent.flow import Flow
 from nfq_agent.packet import Hook, Packet
+from nfq_agent.testing import Bench, tcp, udp
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
+from openings import client_hello, dns_query
 
 
 class Said:
@@ -44,14 +47,14 @@ UDP = struct.pack("!HHHH", 5353, 53, 12, 0) + b"name"
 
 def line(payload: bytes, verdict: Verdict = ACCEPT, **packet: Any) -> str:
     log, said = element()
-    log.judged(Packet(payload, **packet), verdict)
+    log.judged(Packet(payload, **packet), None, verdict)
     (text,) = said.lines
     return text
 
 
 def test_tcp_over_ipv4_with_its_fields() -> None:
     log, said = element()
-    log.judged(Packet(v4(6, TCP), mark=0x10, uid=33), ACCEPT)
+    log.judged(Packet(v4(6, TCP), mark=0x10, uid=33), None, ACCEPT)
     assert said.events == [
         (
             "tcp 127.0.0.1:40000 -> 127.0.0.1:11000 INPUT accept, 40 bytes",
@@ -68,6 +71,37 @@ def test_udp_over_ipv6_behind_extension_headers() -> None:
     destination = bytes((17, 1)) + bytes(14)
     text = line(v6(0, hop_by_hop + destination + UDP), DROP, hook=Hook.OUTPUT)
     assert text == "udp [::1]:5353 -> [::1]:53 OUTPUT drop, 76 bytes"
+
+
+def test_what_is_known_of_the_flow_is_said_once_it_is_known() -> None:
+    bench = Bench("log", before=[("dpi", {}), ("policy", {"default": "drop", "rule": [{"action": "accept", "tls_sni": "a.*"}]})])
+    client, server = "192.0.2.1:40000", "198.51.100.1:443"
+    bench.decide(tcp(client, server, flags="S", seq=9))
+    bench.decide(tcp(client, server, client_hello("a.server.test"), seq=10))
+    bench.decide(tcp(server, client, flags="A"))
+    bench.decide(udp("192.0.2.1:5000", "198.51.100.1:53", dns_query("b.test", 28)))
+    syn, hello, answer, query = bench.said
+    assert syn.message.endswith(" accept, 40 bytes")
+    assert syn.fields["dpi"] == "undecided"
+    assert "tls_sni" not in syn.fields
+    for event in (hello, answer):
+        assert event.message.endswith(" bytes, tls a.server.test")
+        assert event.fields["tls_sni"] == "a.server.test"
+        assert event.fields["verdict"] == "accept"
+    assert hello.fields["ja3"]
+    assert query.message.endswith(" drop, 52 bytes, dns b.test")
+    assert (query.fields["dns_name"], query.fields["dns_type"]) == ("b.test", "AAAA")
+
+
+def test_no_fact_takes_the_place_of_what_the_packet_says() -> None:
+    log, said = element()
+    packet = Packet(v4(6, TCP))
+    facts = {"src": "x", "verdict": "x", "message": "x", "level": "x", "self": "x", "country": ("a", 1)}
+    log.judged(packet, Flow(packet.headers.five_tuple, 0.0, 0.0, facts=facts), ACCEPT)
+    ((message, fields),) = said.events
+    assert message == "tcp 127.0.0.1:40000 -> 127.0.0.1:11000 INPUT accept, 40 bytes"
+    assert (fields["src"], fields["verdict"], fields["country"]) == ("127.0.0.1", "accept", "a 1")
+    assert "message" not in fields
 
 
 def test_a_later_fragment_has_no_port() -> None:
@@ -99,7 +133,7 @@ def test_metadata_alone_is_said_to_be_degraded_once() -> None:
     log, said = element()
     loopback = socket.if_nametoindex("lo")
     for _ in range(2):
-        log.judged(Packet(b"", mark=0x10, indev=loopback), ACCEPT)
+        log.judged(Packet(b"", mark=0x10, indev=loopback), None, ACCEPT)
     warning, first, second = said.events
     assert warning[0].startswith('log: degraded: with copy = "meta"')
     assert warning[1] == {"level": "warning"}
@@ -110,7 +144,7 @@ def test_metadata_alone_is_said_to_be_degraded_once() -> None:
 def test_the_rate_is_kept_and_what_was_held_back_is_said() -> None:
     log, said = element(per_second=10, burst=5)
     for step in range(2000):
-        log.judged(Packet(v4(6, TCP), time=1000.0 + step / 100), ACCEPT)
+        log.judged(Packet(v4(6, TCP), time=1000.0 + step / 100), None, ACCEPT)
     packets = [text for text in said.lines if text.startswith("tcp ")]
     summaries = [fields["held"] for message, fields in said.events if "not logged" in message]
     assert 5 + 195 <= len(packets) <= 5 + 201
@@ -125,5 +159,5 @@ def test_the_rate_is_kept_and_what_was_held_back_is_said() -> None:
 def test_no_limit() -> None:
     log, said = element(per_second=0)
     for _ in range(5000):
-        log.judged(Packet(v4(6, TCP)), ACCEPT)
+        log.judged(Packet(v4(6, TCP)), None, ACCEPT)
     assert len(said.events) == 5000

@@ -20,6 +20,7 @@ from nfq_agent.element import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.generation import advance, foreseen
 from nfq_agent.mark import Mark, kept
+from nfq_agent.packet import Packet
 from nfq_agent.rules import plan
 from nfq_agent.testing import Bench, tcp
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
@@ -90,7 +91,36 @@ def test_in_monitor_mode_a_drop_stays_a_drop_for_the_worker_to_see() -> None:
     elements = bench([POLICY]).elements
     chain = ElementChain(elements, ACCEPT, monitor=True)
     assert chain.decide(tcp(A, "192.0.2.2:9"), None) is DROP
-    assert chain.decide(tcp(A, B), None).mark == 0x4E000000
+
+
+def test_in_monitor_mode_no_verdict_on_a_packet_by_itself_hides_drops_of_the_other_direction() -> None:
+    chain = ElementChain(bench([POLICY]).elements, ACCEPT, monitor=True)
+    assert chain.decide(tcp("192.0.2.2:9", A), None) is ACCEPT
+
+
+def test_in_monitor_mode_a_flow_that_would_have_been_dropped_is_not_offloaded_and_others_are() -> None:
+    by_fact = ("policy", {"default": "accept", "rule": [{"action": "drop", "facts": {"country": "x?"}}]})
+    front = bench([by_fact, POLICY])
+    chain = ElementChain(front.elements, ACCEPT, monitor=True)
+
+    def decide(packet: Packet) -> Verdict:
+        flow = front.flow(packet)
+        assert flow is not None
+        flow.facts.update(dpi="decided")
+        return chain.decide(packet, flow)
+
+    assert decide(tcp(A, B)).mark == 0x4E000000
+    # By packet, in a chain that has flows.
+    chain = ElementChain(bench([("policy", {**by_fact[1], "default": None}), POLICY]).elements, ACCEPT, monitor=True)
+    assert decide(tcp(A, "192.0.2.2:9")) is DROP
+    assert decide(tcp("192.0.2.2:9", A)) is ACCEPT
+    assert decide(tcp("192.0.2.3:80", A)).mark == 0x4E000000
+
+
+def test_nothing_collides_by_default(tmp_path: Path) -> None:
+    proxy = '[proxy.p]\nlisten = ["0.0.0.0:15002"]\ncapture = "tproxy"\n'
+    rule = '[rules.p]\nproxy = "p"\nhooks = ["prerouting"]\ntcp_ports = [80]\n'
+    assert not config(tmp_path, more=proxy + rule).proxy["p"].tproxy_mark.mask & 0xFF000000
 
 
 @pytest.mark.parametrize("mark", ["0x0/0xff", "0x1/0x3", "0x100/0xff"])
@@ -334,8 +364,13 @@ def test_monitor_mode_denies_nothing(netns: Namespace, tmp_path: Path, host: str
     client = Client(netns, host, 8080)
     assert client.echo(1000)
     until(lambda: "would drop" in agent.log, "a would-be drop is said")
-    # Replies go to the client's port, which the rule does not name: accepted, and with that the whole flow.
-    assert agent.totals("q")["would_drop"] >= 1
+    # Replies go to the client's port, which the rule does not name: accepted, and still every packet to 8080 is counted.
+    before = agent.totals("q")["would_drop"]
+    assert before >= 4
+    for _ in range(5):
+        assert client.echo(1000)
+    assert agent.totals("q")["would_drop"] >= before + 10
+    assert agent.status()["offloaded"]["decided"] == 0
     assert agent.stop() == 0
 
 

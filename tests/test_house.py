@@ -12,8 +12,8 @@ HOUSE = Path(__file__).parent.parent / "agent" / "nfq_agent"
 
 # From the ground up; what stands on a floor imports only from the floors below it, or from its own package (a star).
 FLOORS = (
-    ("verdict", "mark", "duration", "size", "rate", "networks", "interfaces", "log", "counters", "control", "reassembly",
-     "host.users", "host.sockets", "host.raw", "host.systemd", "host.errand"),
+    ("verdict", "facts", "mark", "duration", "size", "rate", "networks", "interfaces", "log", "counters", "control",
+     "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.errand"),
     ("packet", "host.child", "protocols.*", "siblings"),
     ("flow", "checksum", "host.nfqueue"),
     ("refusal", "element", "queue"),
@@ -37,7 +37,7 @@ FLOORS = (
 SEAMS = {"iptc": {"host.xtables", "host.iptables"}, "netfilterqueue": {"host.nfqueue"}, "sdnotify": {"host.systemd"}}
 
 # No sockets, no files, no clock, no processes in what is logic only.
-CORE = ("verdict", "packet", "flow", "element", "rules", "diff", "stream", "reassembly", "match", "networks", "refusal")
+CORE = ("verdict", "facts", "packet", "flow", "element", "rules", "diff", "stream", "reassembly", "match", "networks", "refusal")
 EFFECTS = {"asyncio", "os", "select", "selectors", "subprocess", "threading", "time"}
 
 

@@ -164,7 +164,7 @@ class ByFlow(PacketElement):
 class Listener(PacketElement):
     """Hears what became of packets."""
 
-    def judged(self, packet: Packet, verdict: Verdict) -> None:
+    def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
         self.emit(f"{packet.data.decode()} {verdict.action.name}")
 
 

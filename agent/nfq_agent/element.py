@@ -99,17 +99,19 @@ class PacketElement:
         """The verdict that was chosen, whoever chose it, or another in its place. lasting: it holds for the whole flow."""
         return verdict
 
-    def judged(self, packet: Packet, verdict: Verdict) -> bool | None:
+    def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> bool | None:
         """Called with what became of a packet of this element's chain, after the verdict was given.
 
-        False keeps the packet from the elements behind that listen.
+        flow: the packet's, where some element of the chain needs FLOW. False keeps the packet from the elements behind that
+        listen.
         """
 
 
 class ElementChain:
     """Elements in their order. The first that answers wins; then those that amend verdicts are asked, in order too.
 
-    monitor: a drop is not to be amended, since it will be an accept.
+    monitor: a drop is not to be amended, since it will be an accept; and to those that amend, nothing lasts that would hide
+    another drop from being counted: no verdict on a packet by itself, and none on a flow that would have been dropped.
     """
 
     def __init__(self, elements: Sequence[PacketElement], default: Verdict, monitor: bool = False) -> None:
@@ -120,6 +122,8 @@ class ElementChain:
         self._listeners = tuple(e.judged for e in self._elements if _overrides(e, "judged"))
         self._amenders = tuple(e.amend for e in self._elements if _overrides(e, "amend"))
         self._default = default
+        # For the listeners: the flows of the packets of this turn, by the packet's number.
+        self._flows: dict[int, Flow] = {}
         # Whether the answer of each is lasting: if it is, and all before it are, which left the packet to it.
         asked = [e for e in self._elements if _overrides(e, "decide")]
         self._lasting = tuple((e.decide, all(other.lasting for other in asked[: end + 1])) for end, e in enumerate(asked))
@@ -151,6 +155,8 @@ class ElementChain:
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict:
         """The first answer, else the default. Whatever an element raises goes to the caller."""
+        if flow is not None and self._listeners:
+            self._flows[packet.id] = flow
         if self._amenders:
             return self._decide_and_amend(packet, flow)
         for decide in self._deciders:
@@ -169,18 +175,24 @@ class ElementChain:
                 break
         if verdict is None:
             verdict = self._default
-        if self._monitor and verdict.action is Action.DROP:
-            return verdict
         if not self._amended_lasting or (flow is not None and flow.undecided):
             lasting = False
+        if self._monitor:
+            if verdict.action is Action.DROP:
+                if flow is not None and lasting:
+                    flow.state[self] = verdict
+                return verdict
+            # The other direction of a denied flow may be accepted, packet by packet.
+            lasting = lasting and flow is not None and self not in flow.state
         for amend in self._amenders:
             verdict = amend(packet, flow, verdict, lasting)
         return verdict
 
     def judged(self, packet: Packet, verdict: Verdict) -> None:
         """Tell the elements that want to know what became of the packet."""
+        flow = self._flows.pop(packet.id, None) if self._flows else None
         for listener in self._listeners:
-            if listener(packet, verdict) is False:
+            if listener(packet, flow, verdict) is False:
                 return
 
     def start(self) -> None:

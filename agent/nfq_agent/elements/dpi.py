@@ -16,6 +16,7 @@ from pydantic import Field
 
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.facts import fields, words
 from nfq_agent.flow import Flow
 from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
 from nfq_agent.protocols import NO, Found, Result, dns, http1, imap, mqtt, postgresql, quic, redis, smtp, ssh, tls
@@ -444,13 +445,5 @@ class Dpi(PacketElement):
 
     def _say(self, flow: Flow) -> None:
         """One line: what the flow is and the name that it asks for; all facts as fields."""
-        facts = flow.facts
-        name = next((facts[key] for key in _SHOWN if facts.get(key)), "")
-        what = facts.get("protocol") or f"not identified: {facts.get('dpi_reason')}"
-        shown = " ".join(name) if isinstance(name, tuple) else name
-        fields = {key: " ".join(value) if isinstance(value, tuple) else value for key, value in facts.items()}
-        self.emit(f"{flow.origin}: {what} {shown}".rstrip(), **fields)
-
-
-# The name that a person wants to see, the most telling first.
-_SHOWN: Final = ("tls_sni", "http_host", "dns_name", "pg_database", "ssh_banner", "smtp_helo", "mqtt_client_id", "redis_command")
+        what = words(flow.facts) or f"not identified: {flow.facts.get('dpi_reason')}"
+        self.emit(f"{flow.origin}: {what}", **fields(flow.facts))

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.facts import fields as fields_of
+from nfq_agent.facts import words
+from nfq_agent.flow import Flow
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.packet import Packet, PacketError, address, hook_name, protocol_name
 from nfq_agent.rate import Bucket, Held
@@ -24,7 +27,8 @@ class LogOptions(element.Options):
 class FiveTupleLog(PacketElement):
     """Says protocol, addresses, ports, hook and verdict of every packet, within a rate; what is held back is counted and said.
 
-    With metadata only (`copy = "meta"`) it says what there is: hook, interfaces and mark.
+    Where an element of the chain finds out about flows, what is known of the packet's flow by then is said with it. With metadata
+    only (`copy = "meta"`) it says what there is: hook, interfaces and mark.
     """
 
     needs = Needs.HEADERS
@@ -40,7 +44,7 @@ class FiveTupleLog(PacketElement):
         self._interfaces = Interfaces()
         self._degraded = False
 
-    def judged(self, packet: Packet, verdict: Verdict) -> None:
+    def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
         """Say what became of a packet."""
         now = packet.time
         if self._limited and not self._bucket.take(now):
@@ -52,7 +56,8 @@ class FiveTupleLog(PacketElement):
             self._say_held(count)
         hook = hook_name(packet.hook)
         outcome = _outcome(verdict)
-        fields: dict[str, Any] = {"hook": hook, "verdict": verdict.outcome.name.lower(), "length": packet.length}
+        fields: dict[str, Any] = fields_of(flow.facts) if flow is not None else {}
+        fields |= {"hook": hook, "verdict": verdict.outcome.name.lower(), "length": packet.length}
         if packet.mark:
             fields["mark"] = f"{packet.mark:#x}"
         if packet.uid is not None:
@@ -76,8 +81,10 @@ class FiveTupleLog(PacketElement):
         if five_tuple.sport is not None:
             fields["sport"] = five_tuple.sport
             fields["dport"] = five_tuple.dport
-        fragment = ", fragment" if headers.fragment else ""
-        self.emit(f"{five_tuple} {hook} {outcome}, {packet.length} bytes{fragment}", **fields)
+        more = ", fragment" if headers.fragment else ""
+        if flow is not None and (known := words(flow.facts)):
+            more += f", {known}"
+        self.emit(f"{five_tuple} {hook} {outcome}, {packet.length} bytes{more}", **fields)
 
     def stop(self) -> None:
         """Say what was held back and not said yet."""

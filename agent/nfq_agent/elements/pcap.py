@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.flow import Flow
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.packet import Hook, Packet, hook_name
 from nfq_agent.size import Size
@@ -87,7 +88,7 @@ class Pcap(PacketElement):
         """As much as is kept of a packet."""
         return Needs.HEADERS if options.snap <= _HEADERS else Needs.PAYLOAD
 
-    def judged(self, packet: Packet, verdict: Verdict) -> None:
+    def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
         """Write the packet."""
         now = packet.time
         if self._file is None and self._not_before - _AGAIN <= now < self._not_before:

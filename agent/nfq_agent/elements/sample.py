@@ -62,7 +62,7 @@ class Sample(PacketElement):
         chosen = self._chosen[packet.id] = self._choose(packet)
         return None if chosen else self._rest
 
-    def judged(self, packet: Packet, verdict: Verdict) -> bool:
+    def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> bool:
         """False for what is not chosen. What an element in front has decided is chosen here."""
         chosen = self._chosen.pop(packet.id, None)
         return self._choose(packet) if chosen is None else chosen

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet, PacketError, address, endpoint, hook_name
 from nfq_agent.rate import Held, Rate, RateField, Windows
 from nfq_agent.verdict import Verdict
@@ -39,7 +40,7 @@ class SynMonitor(PacketElement):
         self._seen: dict[bytes, None] = {}
         self._held = Held()
 
-    def judged(self, packet: Packet, verdict: Verdict) -> None:
+    def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
         """Say the connection, unless its source has had its share."""
         try:
             headers = packet.headers

@@ -1,0 +1,29 @@
+"""The facts of a flow as people are told of them: the fields of an event, and a few words. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+# The name that a person wants to see, the most telling first.
+_NAMES: Final = ("tls_sni", "http_host", "dns_name", "pg_database", "ssh_banner", "smtp_helo", "mqtt_client_id", "redis_command")
+# The arguments of an event that are no fields.
+_TAKEN: Final = frozenset(("self", "message", "level"))
+
+
+def fields(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts by their names; a tuple as its values with spaces between them."""
+    return {name: _text(value) for name, value in facts.items() if name not in _TAKEN}
+
+
+def words(facts: Mapping[str, Any]) -> str:
+    """Protocol and name: `tls api.example.org`; the protocol alone where no name is known, nothing where none is."""
+    protocol = facts.get("protocol")
+    if not protocol:
+        return ""
+    name = next((_text(facts[key]) for key in _NAMES if facts.get(key)), "")
+    return f"{protocol} {name}".rstrip()
+
+
+def _text(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
