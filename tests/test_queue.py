@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -287,7 +288,7 @@ def test_a_retained_packet_that_is_forgotten_gets_the_policy(netns: Namespace) -
             began = time.monotonic()
             wire.send(b"forgotten", b"too")
             assert wire.arrived(2) == [b"forgotten", b"too"]
-            assert 0.15 < time.monotonic() - began < 2
+            assert time.monotonic() - began > 0.15
             assert queue.unanswered == 2
         with Queue(NUMBER, unanswered_after=60, retain_limit=2) as queue, serving(queue, lambda packet: RETAIN):
             wire.send(b"1", b"2", b"3", b"4")
@@ -420,15 +421,29 @@ def test_calls_out_of_order_are_errors(netns: Namespace) -> None:
             for meanwhile in (lambda: queue.run(lambda packet: ACCEPT), lambda: next(iter(queue)), queue.close):
                 with pytest.raises(QueueStateError, match=r"runs it|runs already"):
                     meanwhile()
-        queue.unbind()
-        queue.bind()
         wire = Wire()
         wire.send(b"x")
         (packet,) = queue.read()
-        queue.close()
-        queue.close()
-        with pytest.raises(QueueStateError, match="not open"):
+        queue.unbind()
+        with pytest.raises(VerdictError, match="waits for no verdict"):
             packet.accept()
+        for late in (queue.read, queue.unbind, queue.confirm, lambda: queue.run(lambda packet: ACCEPT)):
+            with pytest.raises(QueueStateError, match="not bound"):
+                late()
+        assert wire.arrived(1) == [b"x"]
+        # The kernel counts anew: what was read before must not answer for what comes now.
+        queue.bind()
+        wire.send(b"y")
+        (after,) = queue.read()
+        assert after.id == packet.id
+        with pytest.raises(VerdictError, match="waits for no verdict"):
+            packet.accept()
+        queue.answer([(packet, ACCEPT)])
+        assert queue.statistics().waiting == 1
+        queue.close()
+        queue.close()
+        with pytest.raises(VerdictError, match="waits for no verdict"):
+            after.accept()
         for late in (queue.read, lambda: queue.configure(gso=True), queue.wait):
             with pytest.raises(QueueStateError, match="not open"):
                 late()
@@ -499,6 +514,154 @@ def test_iteration(netns: Namespace) -> None:
     netns.call(inside)
 
 
+def test_a_packet_that_a_loop_passes_over_gets_the_policy(netns: Namespace) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER, unanswered_after=0.1) as queue:
+            wire.send(b"passed over", b"answered")
+            threading.Timer(0.5, queue.stop).start()
+            for packet in queue:
+                if packet.data == b"answered":
+                    packet.accept()
+            assert sorted(wire.arrived(2)) == [b"answered", b"passed over"]
+            assert queue.unanswered == 1
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("by", ["thread", "signal"])
+@pytest.mark.parametrize("way", ["plain", "asynchronous"])
+def test_a_loop_that_waits_is_stopped(netns: Namespace, way: str, by: str) -> None:
+    async def wait(queue: Queue) -> None:
+        async for _ in queue:
+            pass
+
+    def inside() -> float:
+        asked = 0.0
+
+        def stop(*_: object) -> None:
+            nonlocal asked
+            asked = time.monotonic()
+            queue.stop()
+
+        with Queue(NUMBER) as queue:
+            if by == "thread":
+                threading.Timer(0.1, stop).start()
+            else:
+                signal.signal(signal.SIGALRM, stop)
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+            if way == "plain":
+                assert list(queue) == []
+            else:
+                asyncio.run(wait(queue))
+            assert not queue.running
+            return time.monotonic() - asked
+
+    assert netns.call(inside) < 0.5
+
+
+def test_a_signal_that_raises_while_it_waits_comes_out(netns: Namespace) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        def interrupt(*_: object) -> None:
+            raise InterruptedError("on purpose")
+
+        wire = Wire()
+        signal.signal(signal.SIGALRM, interrupt)
+        with Queue(NUMBER) as queue:
+            for run in (lambda: queue.run(lambda packet: ACCEPT), lambda: next(iter(queue)).accept()):
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                with pytest.raises(InterruptedError, match="on purpose"):
+                    run()
+            # It is as it was.
+            wire.send(b"x")
+            next(iter(queue)).accept()
+            assert wire.arrived(1) == [b"x"]
+
+    netns.call(inside)
+
+
+def test_retained_packets_get_a_mark_another_round_or_another_queue(netns: Namespace) -> None:
+    queue_rule(netns, match="-m mark ! --mark 9")
+    netns.shell(f"iptables-legacy -t mangle -A POSTROUTING -m mark --mark 9 -p udp --dport {PORT}")
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER, unanswered_after=60) as first, Queue(NUMBER + 1) as second:
+            wire.send(b"marked", b"again", b"over there")
+            kept = first.read()
+            assert [packet.data for packet in kept] == [b"marked", b"again", b"over there"]
+            first.answer([(packet, RETAIN) for packet in kept])
+            marked, again, there = kept
+            there.requeue(NUMBER + 1)
+            # Through the hook once more, where the rule lets it pass by its mark.
+            again.repeat(mark=9)
+            assert wire.arrived(1) == [b"again"]
+            marked.accept(mark=9)
+            assert wire.arrived(1) == [b"marked"]
+            (packet,) = second.read()
+            assert packet.data == b"over there"
+            packet.accept()
+            assert wire.arrived(1) == [b"over there"]
+            assert first.unanswered == 0
+
+    netns.call(inside)
+    listing = netns.shell("iptables-legacy -t mangle -nvxL POSTROUTING").splitlines()[2:]
+    assert [int(line.split()[0]) for line in listing] == [2]
+
+
+def test_several_queues_in_one_loop(netns: Namespace) -> None:
+    """Each port has its queue; one thread serves all by their descriptors, without `run`."""
+    for number in range(4):
+        netns.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {PORT + number} -j NFQUEUE --queue-num {number}")
+
+    def inside() -> None:
+        queues = {queue.fileno(): queue for queue in (Queue(number).open().bind() for number in range(4))}
+        poller = select.poll()
+        for descriptor in queues:
+            poller.register(descriptor, select.POLLIN)
+        sender = socket.socket(type=socket.SOCK_DGRAM)
+        for turn in range(50):
+            for number in range(4):
+                sender.sendto(b"%d" % turn, ("127.0.0.1", PORT + number))
+        seen: dict[int, list[bytes]] = {number: [] for number in range(4)}
+        while sum(map(len, seen.values())) < 200:
+            for descriptor, _ in poller.poll(5000):
+                queue = queues[descriptor]
+                packets = queue.read(16)
+                queue.answer([(packet, ACCEPT) for packet in packets])
+                seen[queue.number] += [packet.data for packet in packets]
+        assert all(each == [b"%d" % turn for turn in range(50)] for each in seen.values())
+        assert [queue.statistics().waiting for queue in queues.values()] == [0] * 4
+        for queue in queues.values():
+            queue.close()
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_settings_that_two_threads_change_both_hold(netns: Namespace, running: bool) -> None:
+    def inside() -> None:
+        with Queue(NUMBER) as queue, serving(queue, lambda packet: ACCEPT) if running else nullcontext():
+            for turn in range(50):
+                on = turn % 2 == 0
+                threads = [
+                    threading.Thread(target=queue.configure, kwargs={name: value})
+                    for name, value in (("fail_open", on), ("gso", on), ("uid_gid", on), ("max_len", 100 + turn))
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join(5)
+                settings = queue.settings
+                assert (settings.fail_open, settings.gso, settings.uid_gid, settings.max_len) == (on, on, on, 100 + turn)
+
+    netns.call(inside)
+
+
 def test_asynchronous_iteration(netns: Namespace) -> None:
     queue_rule(netns)
 
@@ -523,10 +686,24 @@ def test_asynchronous_iteration(netns: Namespace) -> None:
             clock.cancel()
             return seen
 
+        async def leave(queue: Queue) -> list[bytes]:
+            wire.send(b"three", b"four", b"five")
+            seen = []
+            for _ in range(3):
+                async for packet in queue:
+                    seen.append(packet.data)
+                    packet.accept()
+                    break
+            return seen
+
         with Queue(NUMBER) as queue:
             assert asyncio.run(serve(queue)) == [b"one", b"two"]
-        assert wire.arrived(2) == [b"one", b"two"]
-        assert ticks > 10
+            assert wire.arrived(2) == [b"one", b"two"]
+            assert ticks > 10
+            # Leaving the loop is enough here too.
+            assert asyncio.run(leave(queue)) == [b"three", b"four", b"five"]
+            assert not queue.running
+        wire.arrived(3)
 
     netns.call(inside)
 

@@ -147,6 +147,7 @@ class Queue:
         # Guards verdicts: a batch answers whatever is older, so no single answer may be on its way meanwhile.
         self._lock = threading.Lock()
         self._held: dict[int, tuple[Packet, float]] = {}
+        self._bond = _Bond(self)
         # Read, and not yet looked at.
         self._backlog: deque[Packet] = deque()
         # What the callback has answered in this turn, and the packet that it is asked about.
@@ -211,6 +212,7 @@ class Queue:
         self.receive_buffer = channel.set_receive_buffer(self._wanted_buffer)
         self._last = self._settled = 0
         self._interrupted = False
+        self._bond = _Bond(self)
         # What NetfilterQueue set up: no flag, and a range that it has clamped.
         self._settings = QueueSettings(wanted.copy, 0, 0, False, False, False)
         try:
@@ -236,6 +238,7 @@ class Queue:
                 waiting = [packet for packet, _ in self._held.values()] + list(self._backlog)
                 channel.answer_each([(packet.id, self._on_unanswered) for packet in waiting])
             self._forget()
+            self._bond.end()
             self._settings = None
         if ours:
             channel.unbind()
@@ -443,7 +446,7 @@ class Queue:
                     self._settle(packets[0].id)
                 self._last = packets[-1].id
                 for packet in packets:
-                    packet._queue = self
+                    packet._queue = self._bond
             elif self._interrupted:
                 # The one after the latest may be what a loop was about to show us.
                 self._settle(self._last + 2)
@@ -480,8 +483,9 @@ class Queue:
         channel = self._bound()
         with self._lock:
             given: list[tuple[int, Verdict]] = []
+            bond = self._bond
             for packet, verdict in answers:
-                if packet._queue is None:
+                if packet._queue is not bond:
                     continue
                 if verdict.action is Action.RETAIN:
                     self._held[packet.id] = packet, time.monotonic() + self._unanswered_after
@@ -520,7 +524,7 @@ class Queue:
             channel = self._bound()
             self.check(packet, verdict)
             _at_once(packet, verdict)
-            if packet._queue is None:
+            if packet._queue is not self._bond:
                 # Another thread was quicker.
                 raise VerdictError(f"packet {packet.id} has its verdict already")
             if verdict.action is Action.RETAIN:
@@ -797,6 +801,25 @@ class Queue:
         if self._channel is not None:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(self._wake, 1)
+
+
+class _Bond:
+    """What a packet knows of its queue: numbers begin anew with each bind, and an old packet must not answer a new one."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue: Queue | None = queue
+
+    def verdict(self, packet: Packet, verdict: Verdict) -> None:
+        """Give the verdict. Raises what `Queue.verdict` does."""
+        if self._queue is None:
+            raise VerdictError(f"packet {packet.id} waits for no verdict: its queue was unbound since, and answered it by policy")
+        self._queue.verdict(packet, verdict)
+
+    def end(self) -> None:
+        """The queue is bound no more."""
+        self._queue = None
 
 
 class _Awaited:
