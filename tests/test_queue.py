@@ -865,6 +865,8 @@ def test_what_a_packet_says_of_itself(pair: tuple[Namespace, Namespace], copy_ra
             assert packet.mark == 0
             assert abs(packet.time - time.time()) < 5
             assert (packet.uid, packet.gid) == (None, None)
+            # NetfilterQueue does not show it.
+            assert packet.gso is (None if queue.quick else False)
             packet.accept()
 
     here.call(inside)

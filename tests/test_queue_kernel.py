@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from namespace import Namespace
 from nfq_agent import (
     ACCEPT,
@@ -53,23 +55,28 @@ def test_every_setting_is_in_force_from_the_start_and_changes_while_bound(netns:
     netns.call(inside)
 
 
-def test_a_refusal_names_what_was_refused(netns: Namespace) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("copy", "meta"), ("copy_range", 100), ("max_len", 5), ("fail_open", True), ("gso", True), ("uid_gid", True)],
+)
+def test_a_refusal_names_what_was_refused(netns: Namespace, setting: str, value: object) -> None:
     def inside() -> None:
         with Queue(NUMBER) as queue:
+            before = queue.settings
             child = os.fork()
             if child == 0:
                 become(NOBODY, ())
                 try:
-                    queue.configure(gso=True)
+                    queue.configure(**{setting: value})  # type: ignore[arg-type]  # each has its own type
                 except QueueSettingError as error:
                     copy = pickle.loads(pickle.dumps(error))
-                    good = copy.setting == "gso" and str(copy) == (
-                        "queue 7: the kernel refused gso=True: Operation not permitted"
+                    good = (copy.setting, copy.value) == (setting, value) and str(copy) == (
+                        f"queue 7: the kernel refused {setting}={value!r}: Operation not permitted"
                     )
-                    os._exit(0 if good and not queue.settings.gso else 1)
+                    os._exit(0 if good and queue.settings == before else 1)
                 os._exit(2)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-            assert not queue.settings.gso
+            assert queue.settings == before
 
     netns.call(inside)
 
@@ -120,9 +127,13 @@ for number in range({total}):
 
 def test_without_the_capability_opening_is_refused(netns: Namespace) -> None:
     def inside() -> None:
-        become(NOBODY, ())
-        with pytest.raises(QueuePermissionError, match="needs root or CAP_NET_ADMIN"):
-            Queue(NUMBER).open()
+        with Queue(NUMBER + 1) as queue:
+            become(NOBODY, ())
+            with pytest.raises(QueuePermissionError, match="needs root or CAP_NET_ADMIN"):
+                Queue(NUMBER).open()
+            # The kernel's figures are root's alone.
+            with pytest.raises(PermissionError):
+                queue.statistics()
 
     netns.call(inside)
 
@@ -263,6 +274,36 @@ def test_a_full_socket_buffer_ends_nothing(netns: Namespace, copy_range: int) ->
     netns.call(inside)
 
 
+@pytest.mark.parametrize("copy_range", [2000, 65535])
+def test_the_ports_of_a_bridge(netns: Namespace, copy_range: int) -> None:
+    """A packet that a bridge carries between two of its ports names the bridge, and the ports as physical devices."""
+    with Namespace() as left, Namespace() as right:
+        netns.shell("ip link add br0 type bridge; ip link set br0 up; sysctl -qw net.bridge.bridge-nf-call-iptables=1")
+        for port, end, address in (("left", left, "10.9.0.1/24"), ("right", right, "10.9.0.2/24")):
+            netns.run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(end.pid))
+            netns.shell(f"ip link set {port} master br0; ip link set {port} up")
+            end.shell(f"ip address add {address} dev eth0; ip link set eth0 up")
+        netns.shell(f"iptables-legacy -t mangle -A FORWARD -p udp --dport {PORT} -j NFQUEUE --queue-num {NUMBER}")
+        shout = f"import socket; socket.socket(2, 2).sendto(b'over the bridge', ('10.9.0.2', {PORT}))"
+
+        def inside() -> None:
+            with Queue(NUMBER, copy_range=copy_range) as queue:
+                deadline = time.monotonic() + 10
+                # The first ones are lost while the ports are still learning.
+                while not queue.wait(0.2):
+                    assert time.monotonic() < deadline, "nothing came over the bridge"
+                    left.run(sys.executable, "-c", shout)
+                packet = queue.read()[0]
+                assert packet.data == b"over the bridge"
+                names = [socket.if_indextoname(number) for number in (packet.indev, packet.outdev)]
+                assert names == ["br0", "br0"]
+                names = [socket.if_indextoname(number) for number in (packet.physindev, packet.physoutdev)]
+                assert names == ["left", "right"]
+                packet.accept()
+
+        netns.call(inside)
+
+
 def _bulk(here: Namespace, there: Namespace, size: int) -> None:
     """Carry `size` bytes by TCP from the first to the second."""
     server = there.start(
@@ -366,6 +407,8 @@ def test_the_types_hold_for_a_program_outside(tmp_path: Path) -> None:
         ).stdout  # fmt: skip
 
     assert "Success" in mypy("consumer.py")
+    for example in ("syn_monitor.py", "rewriter.py"):
+        assert "Success" in mypy(str(ROOT / "examples" / example))
     careless = mypy("careless.py")
     assert 'expected "Callable[[Packet], Verdict]"' in careless
     assert 'incompatible type "str"; expected "int"' in careless
