@@ -25,6 +25,7 @@ from nfq_agent.duration import Duration
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements import ElementError, look_in, packet_element, stream_element
 from nfq_agent.mark import Kept, Mark, MarkField
+from nfq_agent.size import Size
 
 DEFAULT_PATH: Final = Path("/etc/nfq-agent/nfq-agent.toml")
 
@@ -169,6 +170,8 @@ class QueueConfig(_Model):
     gso: bool = True
     # How long a worker looks for packets before it sleeps: latency for CPU.
     busy_poll: Annotated[Duration, Field(le=0.1)] = 0.0
+    # What each worker may allocate. A faulty element, or a flood that one has no bound for, gets no further.
+    memory: Annotated[Size, Field(ge=100_000_000)] = 1_000_000_000
     mode: Literal["enforce", "monitor"] = "enforce"
     default: Literal["accept", "drop"] = "accept"
     on_error: Literal["accept", "drop"] = "accept"

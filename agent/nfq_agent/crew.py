@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 from nfq_agent.config import Config
 from nfq_agent.counters import Counters, Slots
 from nfq_agent.element import ElementChain
-from nfq_agent.host.child import Child
+from nfq_agent.host.child import Child, bound_memory
 from nfq_agent.host.nfqueue import QueueStatistics, statistics
 from nfq_agent.host.raw import RawSockets
 from nfq_agent.host.users import CAP_NET_ADMIN, User
@@ -252,6 +252,7 @@ class QueueWorker(Worker):
         """Judge packets until told to stop."""
         assert self.queue is not None
         settings = self.settings
+        bound_memory(settings.memory)
 
         def emit(message: str, level: str = "info", **fields: Any) -> None:
             self._log(message, level, **{"queue": self.number, "instance": self._instance, **fields})

@@ -18,6 +18,17 @@ from nfq_agent.host.users import User, become
 _QUIET: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
+def bound_memory(limit: int) -> None:
+    """Let this process have so many bytes of its own (RLIMIT_DATA of setrlimit(2), since Linux 4.7 private mappings too).
+
+    What goes beyond fails with MemoryError. A lower limit that is in force already stays.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
 class Child:
     """One process that runs `body(control)` as `user` with the capabilities `keep` alone.
 
