@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import pickle
@@ -23,6 +24,7 @@ from namespace import Namespace
 from nfq_agent import config as configurations
 from nfq_agent import rules
 from nfq_agent.config import ProxyConfig
+from nfq_agent.elements.stream_log import StreamLog, StreamLogOptions
 from nfq_agent.proxy import listen
 from nfq_agent.stream import Answer, Connection, StreamElement
 from proxied import Proxied
@@ -225,6 +227,19 @@ class TestNeverALoop:
         assert netns.call(how_it_ends, "127.0.0.1", 8085) == "ECONNREFUSED"
         assert netns.call(how_it_ends, "127.0.0.1", 8086) == "ECONNRESET"
         assert proxy.wait_for("can't connect")["dst"] == "127.0.0.1:8086"
+
+    @pytest.mark.parametrize("target", ["", "127.0.0.1:9000"])
+    def test_a_destination_that_nobody_knows(self, netns: Namespace, run: Run, target: str) -> None:
+        """Without an entry in the connection table the kernel can't tell: the target takes it, or it is refused."""
+        for chain in ("OUTPUT", "PREROUTING"):
+            netns.shell(f"iptables-legacy -t raw -A {chain} -p tcp -j CT --notrack")
+        server(netns, "echo", port=9000)
+        proxy = run(configuration(proxy=f'target = "{target}"'))
+        if target:
+            assert netns.call(ask, "127.0.0.1", 15002) == b"hello"
+        else:
+            assert netns.call(how_it_ends, "127.0.0.1", 15002) == "ECONNRESET"
+            assert "its original destination is not known, and no target is configured" in proxy.wait_for("refused")["message"]
 
     def test_another_proxys_listener_is_our_own_too(self, netns: Namespace, run: Run) -> None:
         proxy = run(configuration(rest='[proxy.other]\nlisten = ["0.0.0.0:8085"]\n'))
@@ -516,6 +531,69 @@ class TestEnds:
         assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
 
 
+class TestLines:
+    def test_every_line_about_a_connection_has_its_id(self, netns: Namespace, run: Run) -> None:
+        """Refused, unreachable, failed in an element, carried: each in its text and as a field, and no two are the same."""
+
+        class Bad(StreamElement):
+            def request(self, data: bytes, connection: Connection) -> Answer:
+                raise RuntimeError("out of ideas")
+
+        server(netns, "echo")
+        proxy = run(
+            elements=[lambda emit: StreamLog("stream-log", StreamLogOptions(), emit), lambda emit: Bad("bad", None, emit)]
+        )
+        assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+        assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+        assert netns.call(how_it_ends, "127.0.0.1", 8081) == "ECONNRESET"
+        assert netns.call(how_it_ends, "127.0.0.1", 15002) == "ECONNRESET"
+        proxy.wait_for("refused, from")
+        lines: dict[str, list[str]] = {}
+        for event in proxy.events():
+            if "src" in event:
+                assert f"connection {event['connection']}: " in event["message"]
+                lines.setdefault(event["connection"], []).append(event["message"])
+        # Opened, failed, ended, twice; opened, unreachable, its end; refused.
+        assert sorted(map(len, lines.values())) == [1, 3, 3, 3]
+        prefixes, numbers = zip(*(each.split("-") for each in lines), strict=True)
+        assert (len(set(prefixes)), sorted(numbers)) == (1, ["1", "2", "3", "4"])
+
+
+class TestSockets:
+    def test_no_delay_and_keep_alive_on_both_sides(self, netns: Namespace, run: Run) -> None:
+        server(netns, "echo")
+        proxy = run()
+        with_peer: list[tuple[int, int]] = []
+
+        def look() -> None:
+            with socket.create_connection(("127.0.0.1", 8080), timeout=10) as it:
+                it.sendall(b"x")
+                assert it.recv(1) == b"x"
+                for copy in sockets_of(proxy.pids[0]):
+                    with copy, contextlib.suppress(OSError):
+                        if copy.family == socket.AF_INET and copy.getpeername():
+                            with_peer.append(
+                                (
+                                    copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
+                                    copy.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                                )
+                            )
+                assert with_peer == [(1, 1), (1, 1)]
+
+        netns.call(look)
+
+
+def sockets_of(pid: int) -> list[socket.socket]:
+    """Copies of another process's sockets (pidfd_getfd(2))."""
+    pidfd = os.pidfd_open(pid)
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    fds = Path(f"/proc/{pid}/fd")
+    names = [each.name for each in fds.iterdir() if str(each.readlink()).startswith("socket:")]
+    copies = [socket.socket(fileno=syscall(438, pidfd, int(name), 0)) for name in names]
+    os.close(pidfd)
+    return copies
+
+
 class TestMany:
     def test_five_thousand_at_once(self, netns: Namespace, run: Run) -> None:
         """Each is open, has carried bytes and carries them again; 5,000 in 24 MB of the proxy's own memory."""
@@ -731,14 +809,15 @@ class TestLife:
         assert netns.call(cut) == "reset"
         assert proxy.reap() == [0]
 
-    def test_an_element_that_raises(self, netns: Namespace, run: Run) -> None:
+    @pytest.mark.parametrize(("on_error", "arrives"), [("pass", b"hello"), ("drop", b"")])
+    def test_an_element_that_raises(self, netns: Namespace, run: Run, on_error: str, arrives: bytes) -> None:
         class Bad(StreamElement):
             def request(self, data: bytes, connection: Connection) -> Answer:
                 raise RuntimeError("out of ideas")
 
         server(netns, "echo")
-        proxy = run(elements=[lambda emit: Bad("bad", None, emit)])
-        assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+        proxy = run(configuration(proxy=f'on_error = "{on_error}"'), elements=[lambda emit: Bad("bad", None, emit)])
+        assert netns.call(ask, "127.0.0.1", 8080) == arrives
         line = proxy.wait_for("out of ideas")
         assert line["element"] == "bad"
         assert line["level"] == "error"
