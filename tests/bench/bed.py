@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -78,6 +79,16 @@ class Bed:
     def serve(self, kind: str, port: int, core: int | None = None, side: Namespace | None = None) -> None:
         """Start a TCP server of the load's, there unless said otherwise."""
         self.peer(BUILT / "load", "serve", kind, str(port), core=core, side=side or self.there)
+
+    def bulk(self, port: int, seconds: float) -> float:
+        """Bits a second of one stream from here to there, by iperf3, as its receiver counts them."""
+        server = self.there.start("iperf3", "-s", "-1", "-p", str(port), "--forceflush", stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        while "listening" not in server.stdout.readline():
+            if server.poll() is not None:
+                raise BenchError("iperf3 does not serve")
+        done = self.here.run("iperf3", "-J", "-c", "10.203.0.2", "-p", str(port), "-t", str(seconds))
+        return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"])
 
     def queues(self) -> list[QueueStatistics]:
         """The kernel's figures of each queue here."""

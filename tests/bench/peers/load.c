@@ -2,8 +2,7 @@
 //
 //   load flood ADDRESS PORT FLOWS SECONDS        datagrams of 64 bytes as fast as they go; prints how many
 //   load burst ADDRESS PORT COUNT BURST RATE     datagrams of 64 bytes in bursts; prints how many the kernel took
-//   load serve sink|echo|close PORT              a TCP server that drops, sends back, or closes at once; ends by a signal
-//   load bulk ADDRESS PORT SECONDS               one stream; prints bits a second, by what the sink says that it got
+//   load serve echo|close PORT                   a TCP server that sends back, or closes at once; ends by a signal
 //   load ask ADDRESS PORT SECONDS                64 bytes there and back on one connection; prints how many a second, median in us
 //   load connect ADDRESS PORT AT_ONCE SECONDS    connections that the server closes; prints how many a second, and failures
 #define _GNU_SOURCE
@@ -21,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SMALL = 64, BATCH = 32, MOST_FLOWS = 256, MOST_AT_ONCE = 1024, CHUNK = 262144, EVENTS = 256 };
+enum { SMALL = 64, BATCH = 32, MOST_FLOWS = 256, MOST_AT_ONCE = 1024, CHUNK = 65536, EVENTS = 256 };
 
 static char buffer[CHUNK];
 
@@ -138,7 +137,6 @@ static int stream(const char *address, int port)
 
 static void serve(const char *kind, int port)
 {
-    static uint64_t got[65536];
     struct sockaddr_in here = to("0.0.0.0", port);
     struct epoll_event events[EVENTS], event = {.events = EPOLLIN};
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), loop = epoll_create1(0);
@@ -160,37 +158,18 @@ static void serve(const char *kind, int port)
                         close(fd);
                         continue;
                     }
-                    got[fd] = 0;
                     event.data.fd = fd;
                     epoll_ctl(loop, EPOLL_CTL_ADD, fd, &event);
                 }
                 continue;
             }
             ssize_t size = recv(fd, buffer, sizeof buffer, 0);
-            if (size > 0 && kind[0] == 'e')
-                send(fd, buffer, size, MSG_NOSIGNAL);
             if (size > 0)
-                got[fd] += size;
-            if (size == 0 && kind[0] == 's')
-                send(fd, &got[fd], sizeof got[fd], MSG_NOSIGNAL);
+                send(fd, buffer, size, MSG_NOSIGNAL);
             if (size == 0 || (size < 0 && errno != EAGAIN))
                 close(fd);
         }
     }
-}
-
-static void bulk(const char *address, int port, double seconds)
-{
-    int fd = stream(address, port);
-    uint64_t got;
-    double begin = now();
-    while (now() < begin + seconds)
-        if (send(fd, buffer, sizeof buffer, MSG_NOSIGNAL) < 0)
-            die("send");
-    shutdown(fd, SHUT_WR);
-    if (recv(fd, &got, sizeof got, MSG_WAITALL) != sizeof got)
-        die("the sink's count");
-    printf("%.0f\n", got * 8 / (now() - begin));
 }
 
 static int by_size(const void *one, const void *other)
@@ -260,8 +239,6 @@ int main(int argc, char **argv)
         flood(argv[2], atoi(argv[3]), atoi(argv[4]), atof(argv[5]));
     else if (!strcmp(verb, "burst") && argc == 7)
         burst(argv[2], atoi(argv[3]), atol(argv[4]), atoi(argv[5]), atof(argv[6]));
-    else if (!strcmp(verb, "bulk") && argc == 5)
-        bulk(argv[2], atoi(argv[3]), atof(argv[4]));
     else if (!strcmp(verb, "ask") && argc == 5)
         ask(argv[2], atoi(argv[3]), atof(argv[4]));
     else if (!strcmp(verb, "connect") && argc == 6 && atoi(argv[4]) <= MOST_AT_ONCE)
