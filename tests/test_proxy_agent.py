@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent import Agent, until
+from conftest import ROOT
 from namespace import Namespace
 from test_proxy import TPROXY, Meanwhile, ask, configuration, how_it_ends, load, receive, server
 
@@ -65,6 +66,32 @@ def test_start_reload_and_stop_under_load(netns: Namespace, tmp_path: Path, back
     until(lambda: "15002" not in netns.shell("ss -ltnH"), "the ports are free again")
     # Only the tests' own server is left.
     assert netns.processes() == [each.pid for each in netns._started if each.poll() is None]
+
+
+def test_a_stop_waits_for_its_deadline_and_no_longer(netns: Namespace, tmp_path: Path) -> None:
+    server(netns, "echo")
+    agent = Agent(netns, tmp_path, configuration(proxy='drain = "500ms"')).ready()
+
+    def stay() -> tuple[str, float]:
+        with socket.create_connection(("127.0.0.1", 8080), timeout=20) as it:
+            it.sendall(b"x")
+            assert it.recv(1) == b"x"
+            began = time.monotonic()
+            agent.process.terminate()
+            time.sleep(0.2)
+            # Still carried, although nothing new is.
+            it.sendall(b"y")
+            assert it.recv(1) == b"y"
+            try:
+                return it.recv(1).decode() or "end", time.monotonic() - began
+            except ConnectionResetError:
+                return "reset", time.monotonic() - began
+
+    how, seconds = netns.call(stay)
+    assert how == "reset", "nobody may take a part for the whole"
+    assert 0.5 <= seconds < 3
+    assert agent.process.wait(timeout=10) == 0
+    assert "NFQA" not in saved(netns)
 
 
 @BACKENDS
@@ -201,3 +228,23 @@ def test_several_queues_rules_and_a_proxy_in_one_agent(netns: Namespace, tmp_pat
     assert agent.stop() == 0
     assert "NFQA" not in saved(netns)
     assert netns.processes() == [each.pid for each in netns._started if each.poll() is None]
+
+
+def test_the_pages_configuration_and_the_element_of_ones_own(netns: Namespace, tmp_path: Path) -> None:
+    """docs/proxy.md word for word: its first configuration, and the element that it shows."""
+    page = (ROOT / "docs" / "proxy.md").read_text()
+    text = page.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "elements" / "my_package").mkdir(parents=True)
+    (tmp_path / "elements" / "my_package" / "__init__.py").touch()
+    (tmp_path / "elements" / "my_package" / "my_module.py").write_text(page.split("```python\n")[1].split("```")[0])
+    line = re.search(r'`(elements = \["my_package.my_module:NoSecrets"\])`', page)
+    assert line is not None
+    server(netns, "echo")
+    agent = Agent(netns, tmp_path, text).ready()
+    assert netns.call(ask, "127.0.0.1", 8080, b"a secret") == b"a secret"
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    agent.configure(text.replace('elements = ["stream-log"]', line[1]))
+    agent.verb("reload")
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    assert netns.call(how_it_ends, "127.0.0.1", 8080, b"a secret") == "ECONNRESET"
+    assert agent.stop() == 0
