@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import quic
 from nfq_agent.testing import Bench, ip_packet, tcp, udp
+from nfq_agent.verdict import DROP, Action
 from openings import OPENINGS, client_hello, dns_query, made_hello, over_tcp, record, server_name
 
 CLIENT, SERVER = "192.0.2.1:40000", "198.51.100.1:443"
@@ -242,6 +244,38 @@ def test_a_second_request_with_another_host_is_said_split_or_not(cut: int | None
     assert talk.facts["dpi"] == "decided"
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["a.open.test", "b.open.test", "a.shut.test", "b.shut.test"]), st.booleans()), max_size=6)
+)
+@pytest.mark.parametrize("kind", ["http", "tls", "dns", "dns over tcp"])
+def test_no_verdict_on_a_flow_turns_without_a_line(kind: str, asked: list[tuple[str, bool]]) -> None:
+    """Whatever names follow one another, split or not: where the verdict is another than before, the policy has said so."""
+    key = {"http": "http_host", "tls": "tls_sni"}.get(kind, "dns_name")
+    bench = Bench("policy", before=[("dpi", {})], default="accept", rule=[{"action": "drop", key: "*.shut.test"}])
+    src, dst = "192.0.2.1:40000", "198.51.100.1:53"
+    if kind != "dns":
+        Talk(bench, src=src, dst=dst).open()
+    asking: dict[str, Callable[[str], bytes]] = {
+        "http": lambda name: f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode(),
+        "tls": client_hello,
+        "dns": dns_query,
+        "dns over tcp": lambda name: over_tcp(dns_query(name)),
+    }
+    at, settled = 1001, None
+    for name, split in asked:
+        data = asking[kind](name)
+        before = len(bench.said)
+        for piece in (data[:25], data[25:]) if split and kind != "dns" else (data,):
+            verdict = bench.decide(udp(src, dst, piece) if kind == "dns" else tcp(src, dst, piece, seq=at)).action
+            at += len(piece)
+        assert verdict is (Action.DROP if "shut" in name else Action.ACCEPT)
+        turned = [said for said in bench.said[before:] if "from now on" in said.message]
+        assert len(turned) == (settled is not None and verdict is not settled)
+        assert all(said.level == "warning" and name in said.message for said in turned)
+        settled = verdict
+
+
 def test_a_request_that_names_two_hosts_has_none() -> None:
     talk = Talk().open().say(b"GET / HTTP/1.1\r\nHost: a.test\r\nHost: b.test\r\n\r\n")
     assert "http_host" not in talk.facts
@@ -325,6 +359,35 @@ def test_later_queries_over_tcp() -> None:
     first, second = over_tcp(dns_query("a.test")), over_tcp(dns_query("b.test"))
     talk = Talk(dst="198.51.100.1:53").open().say(first).say(second, len(first))
     assert talk.facts["dns_name"] == ("b.test",)
+
+
+@pytest.mark.parametrize("names", [("a.good.test", "a.evil.test"), ("a.evil.test", "a.good.test")])
+@pytest.mark.parametrize("cut", [None, 10, 50])
+@pytest.mark.parametrize("first", [None, "b.good.test"])
+def test_queries_in_one_segment_are_all_looked_at(names: tuple[str, str], cut: int | None, first: str | None) -> None:
+    dst = "198.51.100.1:53"
+    data = b"".join(over_tcp(dns_query(name)) for name in names)
+    for default, action in (("drop", "accept"), ("accept", "drop")):
+        name = "*.good.test" if action == "accept" else "*.evil.test"
+        rule = [{"action": action, "dns_name": name}]
+        bench = Bench("policy", before=[("dpi", {})], default=default, undecided="accept", rule=rule)
+        talk = Talk(bench, dst=dst).open()
+        at = talk.isn + 1
+        if first is not None:
+            opening = over_tcp(dns_query(first))
+            bench.assert_accepted(tcp(talk.src, dst, opening, seq=at))
+            at += len(opening)
+        verdicts = [bench.decide(tcp(talk.src, dst, data[:cut], seq=at))]
+        if cut is not None:
+            talk.answer(b"")
+            verdicts.append(bench.decide(tcp(talk.src, dst, data[cut:], seq=at + cut)))
+        # Whichever packet completes the evil one does not pass.
+        assert DROP in verdicts
+
+
+def test_too_many_queries_at_once_have_no_names() -> None:
+    talk = Talk(dst="198.51.100.1:53").open().say(over_tcp(dns_query("a.good.test")) * 17)
+    assert talk.facts == {"dpi": "decided", "protocol": "dns", "dns_too_many": True}
 
 
 def test_quic_without_cryptography_is_quic_without_a_name_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

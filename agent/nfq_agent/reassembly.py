@@ -60,6 +60,14 @@ class Reassembly:
             self.held += len(self.data) - size
         return len(self.data) > before
 
+    def forget(self, count: int) -> None:
+        """Begin so many bytes later; they have come."""
+        self._first = self._first + count & 0xFFFFFFFF
+        self.data = self.data[count:]
+        self._waiting = [(offset - count, segment) for offset, segment in self._waiting]
+        self.held -= count
+        self.full = False
+
     def _join(self, offset: int, segment: bytes) -> None:
         known = self.data[offset : offset + len(segment)]
         if known and not segment.startswith(known):

@@ -63,7 +63,7 @@ class _Connection:
 
     __slots__ = (
         "answered", "began", "client", "closed", "from_origin", "initial", "packets", "parsers", "renewed", "server",
-        "server_first",
+        "server_first", "used",
     )  # fmt: skip
 
     def __init__(self, initial: int, from_origin: bool) -> None:
@@ -79,6 +79,8 @@ class _Connection:
         self.server: Reassembly | None = None
         self.server_first: int | None = None
         self.parsers: tuple[Parser, ...] = PARSERS
+        # Bytes of the client that are whole messages: done with as soon as it says more.
+        self.used = 0
 
 
 class _Datagrams:
@@ -224,6 +226,12 @@ class Dpi(PacketElement):
 
     def _payload(self, flow: Flow, connection: _Connection, from_client: bool, sequence: int, data: bytes, now: float) -> None:
         """Bytes of a connection that is not decided, or not done."""
+        if from_client and connection.used and connection.client is not None:
+            connection.client.forget(connection.used)
+            connection.used = connection.packets = 0
+            connection.began = now
+            self._open.pop(id(flow), None)
+            self._keep(flow, connection, now)
         connection.packets += 1
         if connection.began is None:
             connection.began = now
@@ -272,6 +280,7 @@ class Dpi(PacketElement):
             remaining.append(parser)
             if isinstance(result, Found):
                 connection.parsers = (parser,)
+                connection.used = result.used
                 return self._found(flow, result)
         if not remaining:
             self._stop(flow, "no protocol that is known here")
@@ -304,13 +313,15 @@ class Dpi(PacketElement):
             return
         if isinstance(result, Found) and result.decided:
             self._changed(flow, result)
-            return
+            if not 0 < result.used < len(data):
+                return
         # It goes on in the next packets: within the same limits, from here.
         connection.client = Reassembly(sequence, BYTES)
         connection.client.add(sequence, data)
         connection.server = None
         connection.server_first = None
         connection.packets = 1
+        connection.used = result.used if isinstance(result, Found) else 0
         connection.began = now
         connection.parsers = (parser,)
         self._keep(flow, connection, now)
@@ -320,6 +331,7 @@ class Dpi(PacketElement):
         if not found.decided:
             return
         facts = flow.facts
+        before = dict(facts)
         protocol, key = found.facts["protocol"], _AGAIN.get(found.facts["protocol"], ("", ""))[1]
         if protocol not in ("dns", "ssh") and facts.get(key) != found.facts.get(key):
             self.emit(
@@ -330,7 +342,7 @@ class Dpi(PacketElement):
             for old in [each for each in facts if each.startswith((f"{protocol}_", "ja", "ech"))]:
                 del facts[old]
         facts.update(found.facts)
-        if self._log:
+        if self._log and facts != before:
             self._say(flow)
 
     # UDP

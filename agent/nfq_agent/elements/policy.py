@@ -79,10 +79,14 @@ class PolicyOptions(element.Options):
 
 
 class Patterns:
-    """Shell patterns in which `*` stands for dots too. Names without special characters cost one look-up for all of them."""
+    """Shell patterns in which `*` stands for dots too. Names without special characters cost one look-up for all of them.
 
-    def __init__(self, globs: Iterable[str], caseless: bool = False) -> None:
+    every: of several values, as one message may have them, all have to fit, and not any.
+    """
+
+    def __init__(self, globs: Iterable[str], caseless: bool = False, every: bool = False) -> None:
         self._caseless = caseless
+        self._every = every
         globs = [self._plainly(glob) for glob in globs]
         special = [glob for glob in globs if re.search(r"[*?\[]", glob)]
         self._names = frozenset(globs) - frozenset(special)
@@ -92,9 +96,10 @@ class Patterns:
         return text.lower().rstrip(".") if self._caseless else text
 
     def match(self, value: object) -> bool:
-        """Whether a fact, or any of a tuple of them, fits one of the patterns."""
+        """Whether a fact, or any of a tuple of them (`every`: each), fits one of the patterns."""
         if isinstance(value, tuple | list | set | frozenset):
-            return any(self.match(each) for each in value)
+            fits = [self.match(each) for each in value]
+            return bool(fits) and (all(fits) if self._every else any(fits))
         text = self._plainly(str(value))
         return text in self._names or (self._regex is not None and self._regex.fullmatch(text) is not None)
 
@@ -252,7 +257,12 @@ class Policy(PacketElement):
 
 def _rule(number: int, options: RuleOptions) -> _Rule:
     label = f"rule {number}" + (f" ({options.name})" if options.name else "")
-    return _Rule(label, options.action, tuple((fact, Patterns(globs, fact in _CASELESS)) for fact, globs in options.wanted))
+    facts = []
+    for fact, globs in options.wanted:
+        # An allowed name lets no other pass that is asked for beside it.
+        every = options.action == "accept" and fact == "dns_name"
+        facts.append((fact, Patterns(globs, fact in _CASELESS, every)))
+    return _Rule(label, options.action, tuple(facts))
 
 
 def _outcome(

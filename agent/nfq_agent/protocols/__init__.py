@@ -28,12 +28,14 @@ class Found:
     """What is certain. facts: by attribute name, "protocol" always among them.
 
     decided: False while a name may still come that a policy would wait for. done: False while the other side may still add
-    something, though all that decides is there.
+    something, though all that decides is there. used: how many of the client's bytes are whole messages that need not be shown
+    again once more of them come.
     """
 
     facts: dict[str, Any]
     decided: bool = True
     done: bool = True
+    used: int = 0
 
 
 Result = Answer | Found

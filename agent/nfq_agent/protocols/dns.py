@@ -33,33 +33,41 @@ _NAME_AT: Final = {2: 0, 5: 0, 12: 0, 39: 0, 15: 2, 33: 6}
 
 
 def parse(client: bytes, server: bytes) -> Result:
-    """The queries over TCP, two bytes of length before each (RFC 7766 8); the facts are those of the latest, 16 at most."""
-    if not client:
-        return MORE
-    facts: dict[str, Any] | None = None
+    """The queries over TCP, two bytes of length before each (RFC 7766 8); names and types are those of all of them.
+
+    More than 16 at once have no names: dns_too_many says so.
+    """
+    queries: list[dict[str, Any]] = []
     at = 0
-    for _ in range(_MESSAGES):
+    sound = True
+    while at < len(client):
         size = int.from_bytes(client[at : at + 2], "big")
         header = client[at + 2 : at + 14]
-        if (len(client) >= at + 2 and size < 17) or not _plausible(header):
-            return NO if facts is None else Found(facts)
-        if len(client) < at + 2 + size or not header:
+        sound = not ((len(client) >= at + 2 and size < 17) or not _plausible(header))
+        if not sound or len(client) < at + 2 + size or not header:
             break
         query = message(client[at + 2 : at + 2 + size], strict=True)
-        if query is None or query.pop("dns_response", None):
-            return NO if facts is None else Found(facts)
-        facts = {"protocol": "dns", **query}
-        at += 2 + size
-        if at == len(client):
+        sound = query is not None and not query.pop("dns_response", None)
+        if query is None or not sound:
             break
-    if facts is None:
-        return MORE
+        queries.append(query)
+        at += 2 + size
+        if len(queries) > _MESSAGES:
+            return Found({"protocol": "dns", "dns_too_many": True}, used=len(client))
+    if not queries:
+        return MORE if sound else NO
+    facts: dict[str, Any] = {"protocol": "dns", **queries[-1]}
+    for key in ("dns_name", "dns_type"):
+        facts[key] = tuple(each for query in queries for each in query[key])
+    if not sound:
+        return Found(facts, used=at)
     if len(server) >= 2 and len(server) >= (size := 2 + int.from_bytes(server[:2], "big")):
         answer = message(server[2:size], strict=True)
-        if answer is not None and answer["dns_name"] == facts["dns_name"]:
-            facts |= answer
-        return Found(facts)
-    return Found(facts, done=False)
+        if answer is not None and answer["dns_name"] == queries[-1]["dns_name"]:
+            facts = answer | facts
+        # The rest of a query may be on its way.
+        return Found(facts, done=at == len(client), used=at)
+    return Found(facts, done=False, used=at)
 
 
 def datagram(data: bytes, known: bool) -> Result:
