@@ -62,6 +62,60 @@ def test_app_map(pair: tuple[Namespace, Namespace], tmp_path: Path, family: int)
     assert agent.stop() == 0
 
 
+ALLOWED, DENIED = 0x4E000000, 0x4F000000
+
+
+def flows(netns: Namespace, family: int, mark: int) -> int:
+    """The connections to port 443 that carry a mark of the offload."""
+    listing = netns.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "tcp", "--dport", "443", check=False).stdout
+    return sum(f"mark={mark} " in f"{line} " for line in listing.splitlines())
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_egress_policy_with_what_it_offloads(netns: Namespace, tmp_path: Path, family: int) -> None:
+    """What is allowed leaves the queue in both modes; what is denied leaves it when it is denied, not while it is monitored."""
+    address, listener = ("127.0.0.1", "127.0.0.1") if family == 4 else ("::1", "[::1]")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    certificate(folder)
+    (folder / "large").write_bytes(bytes(5_000_000))
+    netns.run("useradd", "--system", "payments")
+    netns.start("openssl", "s_server", "-accept", f"{listener}:443", "-cert", str(folder / "cert.pem"),
+                "-key", str(folder / "key.pem"), "-WWW", cwd=str(folder), **QUIET)  # fmt: skip
+    wait_until(lambda: listening(netns, 443), "TLS is served")
+    agent = Agent(netns, tmp_path, (CONFIGS / "egress-policy.toml").read_text()).ready()
+    url = "https://{}:443/large"
+
+    def fetch(name: str) -> tuple[int, dict[str, int]]:
+        before = agent.totals("egress")
+        code = curl(netns, url, name, address, user="payments")
+        return code, {key: value - before[key] for key, value in agent.totals("egress").items()}
+
+    code, seen = fetch("api.stripe.com")
+    assert code == OK, agent.log
+    # SYN, ACK and hello; with the hello the kernel has the verdict.
+    assert seen["accepted"] == seen["received"] <= 4
+    assert seen["would_drop"] == 0
+    assert flows(netns, family, ALLOWED) == 1
+    code, seen = fetch("www.evil.test")
+    assert code == OK, agent.log
+    assert seen["would_drop"] >= seen["received"] - 3 > 3
+    assert (flows(netns, family, ALLOWED), flows(netns, family, DENIED)) == (1, 0)
+    agent.configure((CONFIGS / "egress-policy.toml").read_text().replace('"monitor"', '"enforce"'))
+    agent.verb("reload")
+    code, seen = fetch("api.example.org")
+    assert code == OK, agent.log
+    assert seen["accepted"] == seen["received"] <= 4
+    code, seen = fetch("www.evil.test")
+    assert code == TIMEOUT, agent.log
+    # The hello once; whatever is sent again ends in the kernel.
+    assert (seen["dropped"], seen["would_drop"]) == (1, 0)
+    offloaded = agent.status()["offloaded"]
+    assert offloaded["denied"] >= 1
+    assert offloaded["accepted"] > 10
+    assert agent.stop() == 0
+
+
 def test_egress_policy_monitors_then_enforces(netns: Namespace, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
