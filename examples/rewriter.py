@@ -11,6 +11,8 @@ import sys
 from nfq_agent import ACCEPT, Action, Packet, PacketError, Queue, Verdict
 from nfq_agent.checksum import mend
 
+if len(sys.argv) != 3:
+    sys.exit("usage: rewriter.py OLD NEW")
 old, new = (word.encode() for word in sys.argv[1:3])
 
 
