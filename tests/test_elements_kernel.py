@@ -89,6 +89,34 @@ def test_syn_monitor_before_connection_tracking(netns: Namespace, tmp_path: Path
 
 
 @HOSTS
+def test_ten_thousand_sources_at_the_syn_monitor(netns: Namespace, tmp_path: Path, host: str) -> None:
+    """10,000 clients of as many addresses, every one shown, in the 10 MB that docs/elements.md states."""
+    echo_server(netns, host)
+    netns.run("ip", "-6", "route", "add", "local", "fd7f::/64", "dev", "lo")
+    text = (Path(__file__).parent / "configs" / "syn-monitor.toml").read_text()
+    agent = Agent(netns, tmp_path, text).ready()
+    code = (
+        "import socket, sys\n"
+        "host, first = sys.argv[1], int(sys.argv[2])\n"
+        "for number in range(first, first + 5000):\n"
+        "    with socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET) as client:\n"
+        "        client.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND\n"
+        "        client.bind((f'fd7f::{number:x}' if ':' in host else f'127.1.{number >> 8}.{number & 255}', 40000))\n"
+        "        client.settimeout(10)\n"
+        "        client.connect((host, 11000))\n"
+    )
+    (worker,) = agent.queue("syn")["workers"]
+    before = worker["memory"]
+    for first in (1, 5001):
+        netns.run(sys.executable, "-c", code, host, str(first), timeout=60)
+    until(lambda: agent.log.count("A new tcp connection will be established") == 10_000, "each of them is shown")
+    (worker,) = agent.queue("syn")["workers"]
+    assert worker["received"] >= 10_000  # a SYN may be sent again
+    assert worker["memory"] - before < 10_000_000, (before, worker["memory"])
+    assert agent.stop() == 0
+
+
+@HOSTS
 def test_policy_on_ports_and_networks(netns: Namespace, tmp_path: Path, host: str) -> None:
     for port in (11000, 11001):
         echo_server(netns, host, port)
