@@ -34,6 +34,7 @@ from nfq_agent import (
     VerdictError,
 )
 from nfq_agent.checksum import mend
+from nfq_agent.queue import Family
 from queued import NUMBER, PORT, Wire, passed, queue_rule, until
 
 pytestmark = pytest.mark.kernel
@@ -102,6 +103,22 @@ def test_rewritten_bytes_arrive_if_their_checksums_are_mended(netns: Namespace, 
             mended_again.set()
             wire.send(b"that")
             assert wire.arrived(1) == [b"quite another text than that"]
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("family", ["unspec", "inet", "inet6"])
+def test_whatever_family_it_is_bound_to_it_gets_what_the_rules_send(netns: Namespace, family: Family) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        with Queue(NUMBER, family=family) as queue:
+            for wire in (Wire(), Wire(socket.AF_INET6)):
+                wire.send(b"x")
+                (packet,) = queue.read()
+                assert packet.payload[0] >> 4 == (4 if wire.receiver.family == socket.AF_INET else 6)
+                packet.accept()
+                assert wire.arrived(1) == [b"x"]
 
     netns.call(inside)
 
