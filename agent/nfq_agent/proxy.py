@@ -52,6 +52,7 @@ _RESOLVE_AGAIN: Final = 5.0
 _READY: Final = 8.0
 _TOGETHER: Final = 1.0
 _ADD_UP: Final = 0.5
+_UNDER_WAY: Final = (0, errno.EINPROGRESS)
 _SHORT_OF: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 # Warnings about single connections, a second: a flood of them must not become a flood of lines.
 _WARNINGS: Final = 20.0
@@ -452,8 +453,9 @@ class Proxy:
                     set_mark(upstream, self._settings.mark)
                 if self._settings.keep_client and (":" in connection.client[0]) == (family == socket.AF_INET6):
                     bind_as(upstream, connection.client)
-                with contextlib.suppress(BlockingIOError):
-                    upstream.connect(address)
+                # Not connect(): an exception for what happens each time costs as much as the rest of this.
+                if (refused := upstream.connect_ex(address)) not in _UNDER_WAY:
+                    raise OSError(refused, os.strerror(refused))
             except OSError as error:
                 if upstream is not None:
                     upstream.close()

@@ -42,7 +42,8 @@ def original_destination(connection: socket.socket, client: Address) -> Address 
     option on its IPv6 socket. Raises OSError. Source: getorigdst() in net/netfilter/nf_conntrack_proto.c.
     """
     try:
-        if connection.family == socket.AF_INET or client[0].startswith(_MAPPED):
+        # An IPv4 address has two parts; the socket's own word on its family is dear.
+        if len(client) == 2 or client[0].startswith(_MAPPED):
             port, packed = _V4.unpack(connection.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, _V4.size))
             return socket.inet_ntop(socket.AF_INET, packed), port
         data = connection.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28)
