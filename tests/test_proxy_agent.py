@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import Agent, until
-from conftest import ROOT
-from namespace import Namespace
+from agent import COMMAND, Agent, until
+from namespace import ROOT, Namespace
 from test_proxy import TPROXY, Meanwhile, ask, configuration, how_it_ends, load, receive, server
 
 pytestmark = pytest.mark.kernel
@@ -199,6 +198,19 @@ def test_the_environment_wins_over_the_contract_file(netns: Namespace, tmp_path:
     assert event["dst"] == "127.0.0.1:8080"
     assert f"connection {event['connection']}: " in event["message"]
     assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_a_target_in_the_environment_that_is_none(netns: Namespace, verb: str) -> None:
+    """Refused before anything on the host has changed."""
+    before = netns.shell("cat /etc/passwd"), saved(netns)
+    command = ("env", "TARGET_ADDR=nowhere", *COMMAND, verb, "--config", str(CONTRACTS / "transparent-proxy.toml"))
+    done = netns.run(*command, check=False)
+    assert done.returncode == 78
+    assert done.stderr == (
+        'environment: TARGET_ADDR: \'nowhere\' is no endpoint; allowed: HOST:PORT, as in "0.0.0.0:15002" or "[::]:15002"\n'
+    )
+    assert (netns.shell("cat /etc/passwd"), saved(netns)) == before
 
 
 def test_several_queues_rules_and_a_proxy_in_one_agent(netns: Namespace, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from nfq_agent import control, show
-from nfq_agent.config import DEFAULT_PATH, Agent, Config, ConfigError, load, log_settings, warnings
+from nfq_agent.config import DEFAULT_PATH, Agent, Config, ConfigError, load, log_settings, target_in_force, warnings
 from nfq_agent.confirm import Guard
 from nfq_agent.generation import foreseen
 from nfq_agent.host import routes
@@ -121,9 +121,12 @@ def run(
 
 
 def _checked(config: Config) -> Config:
-    """The configuration, if this host can take it as well: listeners that others hold are a fault."""
+    """The configuration, if this host can take it as well: listeners that others hold are a fault. Raises ConfigError."""
     from nfq_agent.doctor import listener_faults
 
+    for proxy in config.proxy.values():
+        # What the environment says is part of it.
+        target_in_force(proxy)
     if faults := listener_faults(config):
         raise ConfigError(faults)
     return config
