@@ -252,7 +252,10 @@ class QueueWorker(Worker):
         """Judge packets until told to stop."""
         assert self.queue is not None
         settings = self.settings
-        bound_memory(settings.memory)
+        try:
+            bound_memory(settings.memory)
+        except OSError as error:
+            self._log(f"{self.title}: its memory could not be limited: {error}; it goes on without", "warning", queue=self.number)
 
         def emit(message: str, level: str = "info", **fields: Any) -> None:
             self._log(message, level, **{"queue": self.number, "instance": self._instance, **fields})
