@@ -458,7 +458,7 @@ def test_flows_whose_bytes_are_kept_are_bounded() -> None:
 
 
 def test_the_memory_of_a_flood_is_as_stated() -> None:
-    """docs/dpi.md states 1.2 KiB a flow that only sent its SYN, on top of which come 16 KiB for each of `openings`."""
+    """docs/dpi.md states 1.1 KiB a flow that only sent its SYN (1.2 at most), and 16 KiB for each of `openings`."""
     flows = 4000
     element = Dpi("dpi", DpiOptions(), lambda *_, **__: None)
     table = FlowTable(flows)

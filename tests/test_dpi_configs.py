@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -11,6 +13,9 @@ import pytest
 from agent import Agent
 from captures import certificate, listening, wait_until
 from namespace import Namespace
+
+# Two processors at least are needed to tell cpu_fanout's doing.
+PROCESSORS = len(os.sched_getaffinity(0))
 
 pytestmark = pytest.mark.kernel
 
@@ -60,6 +65,48 @@ def test_app_map(pair: tuple[Namespace, Namespace], tmp_path: Path, family: int)
     # Our SSH is dropped in silence; the web server would have answered "Bad request" at once.
     assert time.monotonic() - begin > 0.9
     assert agent.stop() == 0
+
+
+@pytest.mark.skipif(PROCESSORS < 2, reason="one processor always chooses one queue")
+@pytest.mark.parametrize("family", [4, 6])
+def test_app_map_keeps_a_connection_in_one_place_whatever_processor_brings_it(
+    pair: tuple[Namespace, Namespace], tmp_path: Path, family: int
+) -> None:
+    """With cpu_fanout the processor chooses the queue; the halves of one request come by two, and are read as one."""
+    server, client = pair
+    address = "10.203.0.1" if family == 4 else "fd00:203::1"
+    server.start("python3", "-m", "http.server", "8080", "--bind", "::", "-d", str(tmp_path), **QUIET)
+    wait_until(lambda: listening(server, 8080), "it is served")
+    agent = Agent(server, tmp_path, (CONFIGS / "app-map.toml").read_text()).ready()
+    answers = client.call(
+        halves_by_two_processors, address, [f"{n}.{zone}.test" for n in range(4) for zone in ("open", "blocked")]
+    )
+    assert answers == [b"HTTP", b"-"] * 4, agent.log
+    assert min(worker["received"] for worker in agent.queue("dpi")["workers"]) > 8
+    # What comes to the other queue goes on to the one that has the connection's state.
+    assert agent.totals("dpi")["requeued"] > 8
+    assert agent.totals("dpi")["flows"] == 8
+    assert agent.stop() == 0
+
+
+def halves_by_two_processors(address: str, names: list[str]) -> list[bytes]:
+    """What each name's request is answered with, as far as its first four bytes; `-` if not at all."""
+    answers = []
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    for name in names:
+        request = f"GET / HTTP/1.0\r\nHost: {name}\r\n\r\n".encode()
+        os.sched_setaffinity(0, {first})
+        with socket.create_connection((address, 8080), timeout=5) as wire:
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            wire.sendall(request[:-10])
+            os.sched_setaffinity(0, {second})
+            wire.sendall(request[-10:])
+            wire.settimeout(0.4 if "blocked" in name else 5)
+            try:
+                answers.append(wire.recv(4))
+            except TimeoutError:
+                answers.append(b"-")
+    return answers
 
 
 ALLOWED, DENIED = 0x4E000000, 0x4F000000

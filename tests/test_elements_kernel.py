@@ -69,6 +69,24 @@ def test_log_with_metadata_alone(netns: Namespace, tmp_path: Path, host: str) ->
     assert "11000 INPUT" not in agent.log
 
 
+def test_five_tuple_log_as_it_stands(netns: Namespace, tmp_path: Path) -> None:
+    """Metadata alone, queue 7, IPv4 only; what there is to say of a packet, and once that it is not more."""
+    for host in ("127.0.0.1", "::1"):
+        echo_server(netns, host, 11001)
+    agent = Agent(netns, tmp_path, (Path(__file__).parent / "configs" / "five-tuple-log.toml").read_text()).ready()
+    assert echoed(netns, "::1", 11001)
+    assert agent.totals()["received"] == 0
+    assert echoed(netns, "127.0.0.1", 11001)
+    (worker,) = agent.queue()["workers"]
+    assert worker["number"] == 7
+    assert worker["accepted"] == worker["received"] >= 12
+    assert agent.stop() == 0
+    assert agent.log.count("degraded") == 1
+    lines = re.findall(r"packet (?:INPUT in lo|OUTPUT out lo) mark 0x0 accept$", agent.log, re.MULTILINE)
+    assert len(lines) == worker["received"]
+    assert "11001" not in agent.log.partition("is serving")[2]
+
+
 @HOSTS
 def test_syn_monitor_before_connection_tracking(netns: Namespace, tmp_path: Path, host: str) -> None:
     echo_server(netns, host)
