@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from namespace import Namespace, join
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture

@@ -14,9 +14,12 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# The top of the checkout.
+ROOT = Path(__file__).resolve().parent.parent
 
 # /etc is copied so that a test may create the system user; /run so that locks and sockets are not the machine's.
 _SETUP = """

@@ -390,7 +390,7 @@ def test_signals_that_raise_lose_no_packet(netns: Namespace, copy_range: int) ->
             raise Interrupted
 
         wire = Wire()
-        total, interrupted = 4000, 0
+        total, interrupted = 20_000, 0
         with Queue(NUMBER, copy_range=copy_range, max_len=total) as queue:
             wire.send(*[b"x"] * total)
 
@@ -408,10 +408,10 @@ def test_signals_that_raise_lose_no_packet(netns: Namespace, copy_range: int) ->
                     interrupted += 1
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
-            assert interrupted > 3
+            assert interrupted > 0
         return passed()
 
-    assert netns.call(inside) == 4000
+    assert netns.call(inside) == 20_000
 
 
 def test_calls_out_of_order_are_errors(netns: Namespace) -> None:

@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT
-from namespace import Namespace
+from namespace import ROOT, Namespace
 from queued import until
 
 

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT
-from namespace import Namespace
+from namespace import ROOT, Namespace
 from queued import until
 
 pytestmark = pytest.mark.kernel

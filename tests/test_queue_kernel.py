@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
-from namespace import Namespace
+from namespace import ROOT, Namespace
 from nfq_agent import (
     ACCEPT,
     Packet,

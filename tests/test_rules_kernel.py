@@ -86,7 +86,7 @@ def test_no_change_of_a_concurrent_writer_is_lost(netns: Namespace, host: RuleHo
     process = netns.start("sh", "-ec", script, stderr=subprocess.PIPE)
     rounds = netns.call(apply_and_remove_until_done, host, timeout=120)
     assert process.wait(60) == 0, process.stderr.read() if process.stderr else ""
-    assert rounds >= 10
+    assert rounds >= 3
     lines = saved(netns, f"iptables-{host.name}")
     for chain, expected in (("THEIRS", theirs), ("OUTPUT", output)):
         found = [line.partition(f" -A {chain} ")[2] for line in lines if f" -A {chain} " in line]
