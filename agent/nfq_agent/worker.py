@@ -29,8 +29,8 @@ _LOOK: Final = 0.05
 _BEAT: Final = 1.0
 # How many packets that come one by one are answered in one turn, and for how long it waits for each, in seconds: a turn must
 # come to its end in less time than it takes to be thought dead.
-_LONE: Final = 16
-_PATIENCE: Final = 0.02
+_LONE: Final = 64
+_PATIENCE: Final = 0.005
 # An accept that would have been a drop; known by its identity.
 _WOULD_DROP: Final = Verdict(Action.ACCEPT)
 # Five-tuples whose verdict is remembered. When they are so many, all are forgotten: cheaper than knowing which was used last.

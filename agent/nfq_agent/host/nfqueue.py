@@ -312,23 +312,25 @@ class Channel:
 
         One that comes alone costs two system calls so, instead of four.
         """
-        count = first = last = 0
+        count = first = 0
+        latest: Any = None
+        accepted = verdict is ACCEPT
 
         def take(packet: Any) -> None:
-            nonlocal count, first, last
-            last = packet.id
-            if verdict is ACCEPT:
+            nonlocal count, first, latest
+            if accepted:
                 packet.accept()
             else:
-                self.answer(last, verdict)
+                self.answer(packet.id, verdict)
+            latest = packet
             if count == 0:
-                first = last
+                first = packet.id
             count += 1
             if count >= budget:
                 raise _Full
 
         self._loop(take, True)
-        return count, first, last
+        return (count, first, latest.id) if count else (0, 0, 0)
 
     def be_patient(self, seconds: float) -> None:
         """How long the methods that wait wait for a packet."""
