@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -412,6 +413,33 @@ class TestBytes:
         assert memory(proxy.pids[0]) - before < 4 * MB
         # The sender was stopped: what was carried is what was read, and what fits into sockets' buffers.
         assert proxy.counters.snapshot()["bytes_reverse"] < 64 * MB + 32 * MB
+
+    @pytest.mark.parametrize("elements", ["", 'elements = ["replace"]'], ids=["past", "through"])
+    def test_a_slow_server_is_waited_for_too(self, netns: Namespace, run: Run, elements: str) -> None:
+        """The client is stopped, nothing piles up in the proxy, and all of it arrives in the end."""
+        rest = '[element.replace]\nfind = "nothing like it: 7d1f"\nwith = ""\n' if elements else ""
+        proxy = run(configuration(proxy=elements, rest=rest))
+        before = memory(proxy.pids[0])
+        total = 64 * MB
+
+        def play() -> tuple[bool, int, int]:
+            with socket.create_server(("127.0.0.1", 8081)) as listener:
+                client = socket.create_connection(("127.0.0.1", 8081), timeout=20)
+                there, _ = listener.accept()
+                with client, there:
+                    sender = threading.Thread(
+                        target=lambda: (tcp_server.send_exact(client, total), client.shutdown(socket.SHUT_WR)), daemon=True
+                    )
+                    sender.start()
+                    time.sleep(0.5)
+                    stopped, piled_up = sender.is_alive(), memory(proxy.pids[0])
+                    got = tcp_server.receive_exact(there, total + 1)
+                    sender.join(10)
+                    return stopped, piled_up, got
+
+        stopped, piled_up, got = netns.call(play)
+        assert (stopped, got) == (True, total)
+        assert piled_up - before < 4 * MB
 
     def test_elements_wait_for_a_slow_reader_too(self, netns: Namespace, run: Run) -> None:
         server(netns, "source")
