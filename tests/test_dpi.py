@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements.dpi import Dpi, DpiOptions
 from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import quic
 from nfq_agent.testing import Bench, ip_packet, tcp, udp
-from nfq_agent.verdict import DROP, Action
+from nfq_agent.verdict import DROP, Action, Verdict
 from openings import OPENINGS, client_hello, dns_query, made_hello, over_tcp, record, server_name
 
 CLIENT, SERVER = "192.0.2.1:40000", "198.51.100.1:443"
@@ -440,6 +441,22 @@ def test_the_log_says_what_each_flow_is() -> None:
     assert bench.said[0].fields["tls_sni"] == "a.server.test"
     assert bench.said[0].fields["dpi"] == "decided"
     assert bench.said[2].fields["dns_type"] == "AAAA"
+
+
+class Reader(PacketElement):
+    """An element of somebody else, behind `dpi`."""
+
+    needs = Needs.FLOW
+
+    def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
+        return DROP if flow is not None and flow.facts.get("tls_sni") == "a.server.test" else None
+
+
+def test_elements_of_others_read_the_facts() -> None:
+    bench = Bench(Reader, before=[("dpi", {})])
+    talk = Talk(bench).open()
+    bench.assert_dropped(tcp(talk.src, talk.dst, HELLO, seq=talk.isn + 1))
+    bench.assert_accepted(tcp("192.0.2.1:2", talk.dst, HELLO, seq=1))
 
 
 def test_other_protocols_are_left_alone() -> None:
