@@ -549,9 +549,9 @@ class Queue:
             self._answered(first, last)
         return count
 
-    def be_patient(self, seconds: float) -> None:
-        """How long the methods that answer each packet as it comes wait for one."""
-        self._bound().be_patient(seconds)
+    def be_patient(self, seconds: float, spin: float = 0.0) -> None:
+        """How long the methods that answer each packet as it comes wait for one: asleep, or looking all the time if `spin`."""
+        self._bound().be_patient(seconds, spin)
 
     def sort(
         self,

@@ -141,9 +141,8 @@ class Worker:
         self._one_by_one = False
         self._came = False
         self._awaits_first = settings.lost_below is not None
-        # Who spins does not sleep.
-        self._lone_allowed = queue.quick and not settings.busy_poll
         self._turn = self._choose_turn()
+        self._lone_allowed = queue.quick and self._turn != self._judge
 
     def _choose_turn(self) -> Callable[[], int]:
         monitored = self._settings.monitor and self._settings.default.action is Action.DROP
@@ -159,7 +158,7 @@ class Worker:
         queue, counters = self._queue, self._counters
         queue.confirm()
         queue.watch(self._control.fileno())
-        queue.be_patient(_PATIENCE)
+        queue.be_patient(_PATIENCE, self._settings.busy_poll)
         self._chain.start()
         try:
             self._control.send(b"ready\n")
@@ -192,7 +191,7 @@ class Worker:
 
     def _wait(self) -> None:
         """Sleep until something comes; with busy_poll, look for packets before."""
-        if self._settings.busy_poll:
+        if self._settings.busy_poll and not self._lone_allowed:
             end = time.monotonic() + self._settings.busy_poll
             while time.monotonic() < end:
                 if self._take_turn():
@@ -274,7 +273,8 @@ class Worker:
             self._came = count == _LONE
         else:
             self._one_by_one = self._lone_allowed and (count == 1 or (count == 0 and self._came))
-            self._came = False
+            # Who is to spin before it sleeps does so after any packet.
+            self._came = count > 0 and bool(self._settings.busy_poll)
 
     def _look_up(self) -> int:
         """Every element promises that its answer follows from the five-tuple and the place."""

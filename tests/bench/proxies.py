@@ -73,7 +73,7 @@ def _connect(bed: Bed) -> float:
 
 def _exchange(bed: Bed) -> float:
     bed.serve("echo", _PORT)
-    return bed.load("ask", "10.203.0.2", _PORT, SECONDS)[1]
+    return bed.load("ask", "tcp", "10.203.0.2", _PORT, SECONDS)[1]
 
 
 def _through(name: str, load: object) -> float:

@@ -159,6 +159,7 @@ class Channel:
         self._send = self._socket.send
         self._sequence = 0
         self._pending: deque[bytes] = deque()
+        self._spin = 0.0
         self._number = 0
         self._number_bytes = b"\0\0"
         self._buffer = bytearray(65536 + 4096)
@@ -329,11 +330,12 @@ class Channel:
             if count >= budget:
                 raise _Full
 
-        self._loop(take, True)
+        self._loop(take, lambda: count)
         return (count, first, latest.id) if count else (0, 0, 0)
 
-    def be_patient(self, seconds: float) -> None:
-        """How long the methods that wait wait for a packet."""
+    def be_patient(self, seconds: float, spin: float = 0.0) -> None:
+        """How long the methods that wait wait for a packet, in seconds: asleep; or looking for it all the time, if `spin`."""
+        self._spin = spin
         whole = int(seconds)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(whole, int((seconds - whole) * 1e6)))
 
@@ -422,19 +424,35 @@ class Channel:
             verdict = get(key)
             return decide(packet, key) if verdict is None else verdict
 
-        self._loop(take, each)
+        self._loop(take, (lambda: count) if each else None)
         if current is not None:
             runs.append((latest, count - start, current))
         return count, first, runs
 
-    def _loop(self, take: Callable[[Any], None], patient: bool = False) -> None:
+    def _loop(self, take: Callable[[Any], None], taken: Callable[[], int] | None = None) -> None:
+        """taken: how many it has taken; where it is given, packets are waited for."""
         setattr(self._call, "__call__", take)  # noqa: B010  # mypy takes the slot for a method that can't be assigned
         try:
             if self._pending:
                 self._queue.run_socket(_Replay(self._pending))  # type: ignore[arg-type]  # it only calls recv
-            self._queue.run(block=patient)
+            if taken is None or not self._spin:
+                self._queue.run(block=taken is not None)
+            else:
+                self._look_out(taken)
         except _Full:
             pass
+
+    def _look_out(self, taken: Callable[[], int]) -> None:
+        run, clock = self._queue.run, time.monotonic
+        before = 0
+        end = clock() + self._spin
+        while True:
+            run(block=False)
+            now = clock()
+            if (count := taken()) != before:
+                before, end = count, now + self._spin
+            elif now >= end:
+                return
 
     def read_whole(self, budget: int) -> list[Packet]:
         """Take packets of up to 64 KB, with the attributes that NetfilterQueue does not show."""

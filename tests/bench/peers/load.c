@@ -2,8 +2,8 @@
 //
 //   load flood ADDRESS PORT FLOWS SECONDS        datagrams of 64 bytes as fast as they go; prints how many
 //   load burst ADDRESS PORT COUNT BURST RATE     datagrams of 64 bytes in bursts; prints how many the kernel took
-//   load serve echo|close PORT                   a TCP server that sends back, or closes at once; ends by a signal
-//   load ask ADDRESS PORT SECONDS                64 bytes there and back on one connection; prints how many a second, median in us
+//   load serve datagrams|echo|close PORT           a TCP server that sends back, or closes at once; ends by a signal
+//   load ask tcp|udp ADDRESS PORT SECONDS        64 bytes there and back on one connection; prints how many a second, median in us
 //   load connect ADDRESS PORT AT_ONCE SECONDS    connections that the server closes; prints how many a second, and failures
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -135,8 +135,26 @@ static int stream(const char *address, int port)
     return fd;
 }
 
+static void serve_datagrams(int port)
+{
+    struct sockaddr_in end = to("0.0.0.0", port);
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    if (bind(fd, (struct sockaddr *)&end, sizeof end) != 0)
+        die("bind");
+    puts("ready");
+    fflush(stdout);
+    for (;;) {
+        socklen_t size = sizeof end;
+        ssize_t count = recvfrom(fd, buffer, sizeof buffer, 0, (struct sockaddr *)&end, &size);
+        if (count > 0)
+            sendto(fd, buffer, count, 0, (struct sockaddr *)&end, size);
+    }
+}
+
 static void serve(const char *kind, int port)
 {
+    if (kind[0] == 'd')
+        serve_datagrams(port);
     struct sockaddr_in here = to("0.0.0.0", port);
     struct epoll_event events[EVENTS], event = {.events = EPOLLIN};
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), loop = epoll_create1(0);
@@ -178,11 +196,10 @@ static int by_size(const void *one, const void *other)
     return (a > b) - (a < b);
 }
 
-static void ask(const char *address, int port, double seconds)
+static void ask(int fd, double seconds)
 {
     enum { KEPT = 1 << 20 };
     static float took[KEPT];
-    int fd = stream(address, port);
     long count = 0;
     double begin = now(), last = begin;
     while (last < begin + seconds) {
@@ -239,8 +256,8 @@ int main(int argc, char **argv)
         flood(argv[2], atoi(argv[3]), atoi(argv[4]), atof(argv[5]));
     else if (!strcmp(verb, "burst") && argc == 7)
         burst(argv[2], atoi(argv[3]), atol(argv[4]), atoi(argv[5]), atof(argv[6]));
-    else if (!strcmp(verb, "ask") && argc == 5)
-        ask(argv[2], atoi(argv[3]), atof(argv[4]));
+    else if (!strcmp(verb, "ask") && argc == 6)
+        ask((argv[2][0] == 't' ? stream : datagrams)(argv[3], atoi(argv[4])), atof(argv[5]));
     else if (!strcmp(verb, "connect") && argc == 6 && atoi(argv[4]) <= MOST_AT_ONCE)
         connections(argv[2], atoi(argv[3]), atoi(argv[4]), atof(argv[5]));
     else {

@@ -1,6 +1,7 @@
-// A loop on libnetfilter_queue that accepts everything: one verdict a packet, or one for all that a drained socket held.
+// A loop on libnetfilter_queue that accepts everything: one verdict a packet, or one for all that a drained socket held; or one
+// a packet, and never asleep.
 //
-//   queue single|batch NUMBER COPY_RANGE gso|segments MAX_LEN
+//   queue single|batch|spin NUMBER COPY_RANGE gso|segments MAX_LEN
 #include <arpa/inet.h>
 #include <errno.h>
 #include <libnetfilter_queue/libnetfilter_queue.h>
@@ -41,6 +42,7 @@ int main(int argc, char **argv)
     if (argc != 6)
         return 2;
     batch = !strcmp(argv[1], "batch");
+    int spin = !strcmp(argv[1], "spin");
     struct nfq_handle *handle = nfq_open();
     need(handle != NULL, "nfq_open");
     struct nfq_q_handle *queue = nfq_create_queue(handle, atoi(argv[2]), take, NULL);
@@ -55,7 +57,7 @@ int main(int argc, char **argv)
     fflush(stdout);
     for (;;) {
         // A batch is sent when nothing more waits, or when there is enough of it.
-        int wait = !batch || unanswered == 0;
+        int wait = !spin && (!batch || unanswered == 0);
         ssize_t count = unanswered < BUDGET || !batch ? recv(fd, buffer, sizeof buffer, wait ? 0 : MSG_DONTWAIT) : -1;
         if (count > 0) {
             nfq_handle_packet(handle, buffer, count);
@@ -63,7 +65,7 @@ int main(int argc, char **argv)
             nfq_set_verdict_batch(queue, last, NF_ACCEPT);
             unanswered = 0;
         } else {
-            need(count < 0 && (errno == ENOBUFS || errno == EINTR), "recv");
+            need(count < 0 && (errno == ENOBUFS || errno == EINTR || (spin && errno == EAGAIN)), "recv");
         }
     }
 }
