@@ -147,6 +147,49 @@ def test_counting_goes_on_over_a_reload(netns: Namespace, tmp_path: Path) -> Non
     assert agent.stop() == 0
 
 
+def test_a_reload_opens_and_closes_listeners(netns: Namespace, tmp_path: Path) -> None:
+    """Those that stay are not closed for a moment, so that nobody is turned away, nor can they be taken."""
+    server(netns, "echo")
+    other = '[proxy.other]\nlisten = ["0.0.0.0:15009"]\n'
+    agent = Agent(netns, tmp_path, configuration(rest=other)).ready()
+    client = Meanwhile(netns, load, 5.0)
+    for places in (("0.0.0.0:15002", "0.0.0.0:15006", "[::]:15002"), ("[::]:15002", "0.0.0.0:15002"), ("0.0.0.0:15002",)):
+        agent.configure(configuration(", ".join(f'"{place}"' for place in places)))
+        agent.verb("reload")
+        assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+        until(lambda places=places: {each for each in listening(netns) if ":1500" in each} == set(places), "it listens there")
+    assert client.result()[1] == 0
+    assert agent.stop() == 0
+    assert not any(":1500" in each for each in listening(netns))
+
+
+def test_a_reload_to_a_listener_that_somebody_has(netns: Namespace, tmp_path: Path) -> None:
+    """It is refused by name, and the proxy goes on as it was, with a connection that runs and its counts."""
+    server(netns, "echo")
+    agent = Agent(netns, tmp_path, configuration()).ready()
+    netns.start("nc", "-l", "-p", "15009")
+    until(lambda: "0.0.0.0:15009" in listening(netns), "somebody listens")
+
+    def over_the_refusal() -> None:
+        with socket.create_connection(("127.0.0.1", 8080), timeout=20) as it:
+            it.sendall(b"before")
+            assert receive(it, 6) == b"before"
+            agent.configure(configuration('"0.0.0.0:15009", "[::]:15002"'))
+            refused = agent.verb("reload", check=False)
+            assert refused.returncode != 0
+            assert "0.0.0.0:15009" in refused.stdout + refused.stderr
+            it.sendall(b"after")
+            assert receive(it, 5) == b"after"
+
+    netns.call(over_the_refusal)
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    (proxy,) = agent.status()["proxies"]
+    assert proxy["listen"] == ["0.0.0.0:15002", "[::]:15002"]
+    assert (proxy["counters"]["connections"], proxy["counters"]["bytes_reverse"]) == (2, 16)
+    assert agent.stop() == 0
+    assert "NFQA" not in saved(netns)
+
+
 CONTRACTS = Path(__file__).parent / "configs"
 
 

@@ -80,6 +80,9 @@ class Worker:
         """Take it over from another worker of the same queue or proxy, with this one's settings."""
         raise NotImplementedError
 
+    def let_go(self, to: Self) -> None:
+        """Give back what `to`, which serves instead, did not take over."""
+
     def differs(self, other: Self) -> bool:
         """Whether `other` serves otherwise, so that it has to take this one's place."""
         raise NotImplementedError
@@ -89,6 +92,11 @@ class Worker:
         raise NotImplementedError
 
     @property
+    def keeps(self) -> set[int]:
+        """Descriptors that its process needs, although others may have them too."""
+        return set()
+
+    @property
     def pid(self) -> int | None:
         """The process that serves now, or None."""
         return None if self.child is None else self.child.pid
@@ -96,7 +104,8 @@ class Worker:
     def start(self) -> None:
         """Fork the process; `wait_ready` tells when it serves."""
         self.restart_at = None
-        self.child = Child(self.title, self.body, self._user, (CAP_NET_ADMIN,), self._close())
+        others = set(self._close()) - self.keeps
+        self.child = Child(self.title, self.body, self._user, (CAP_NET_ADMIN,), others)
 
     def wait_ready(self, beat: Callable[[], None], within: float = READY_WITHIN) -> None:
         """Return once it serves. beat: called now and then meanwhile. Raises WorkerError if it ends, or takes too long."""
@@ -344,11 +353,21 @@ class ProxyWorker(Worker):
     def inherit(self, there: Self) -> None:
         """Take the listeners over; connections that run end with the process that has them, and are counted with ours."""
         self._before, self._ended = there._before, there._ended
-        if self.config.listen == there.config.listen:
-            self.listeners, there.listeners = there.listeners, []
-        else:
-            there.close()
-            self.open()
+        # One whose successor did not serve still has them.
+        if not self.listeners:
+            self.listeners = listen(self.config, there.config, there.listeners)
+
+    def let_go(self, to: Self) -> None:
+        """Stop listening where `to` does not."""
+        for listener in self.listeners:
+            if listener not in to.listeners:
+                listener.close()
+        self.listeners = []
+
+    @property
+    def keeps(self) -> set[int]:
+        """The listeners."""
+        return {listener.fileno() for listener in self.listeners}
 
     def set_aside(self, child: Child) -> None:
         """Another process will count from now on, beside this one."""
@@ -395,6 +414,8 @@ class Crew:
         self._beat = beat
         # Proxies that take nothing new and carry what they have to its end, with the time when that has to be.
         self._leaving: dict[Child, float] = {}
+        # Those that are started together, and not yet among the others.
+        self._coming: list[Worker] = []
         self.queues: dict[int, QueueWorker] = {}
         self.proxies: dict[str, ProxyWorker] = {}
 
@@ -406,10 +427,12 @@ class Crew:
     @property
     def descriptors(self) -> Iterator[int]:
         """What a new child must not keep alive of its siblings."""
-        for worker in self.workers:
+        for worker in [*self.workers, *self._coming]:
             if worker.child is not None and worker.child.exit is None:
                 yield worker.child.control.fileno()
                 yield worker.child.pidfd
+            # A port is free again when nobody has its listener, and who has it and does not know leaves its clients waiting.
+            yield from worker.keeps
         for child in self._leaving:
             yield child.control.fileno()
             yield child.pidfd
@@ -419,6 +442,7 @@ class Crew:
         try:
             for worker in workers:
                 worker.open()
+            self._coming = list(workers)
             for worker in workers:
                 worker.start()
             for worker in workers:
@@ -428,6 +452,8 @@ class Crew:
                 worker.stop()
                 worker.close()
             raise
+        finally:
+            self._coming = []
         for worker in workers:
             self._keep(worker)
 
@@ -441,11 +467,13 @@ class Crew:
         except BaseException:
             successor.stop()
             there.inherit(successor)
+            successor.let_go(there)
             there.start()
             with contextlib.suppress(WorkerError):
                 there.wait_ready(self._beat)
             self._watch(there)
             raise
+        there.let_go(successor)
         self._keep(successor)
 
     def retire(self, workers: Sequence[Worker]) -> None:

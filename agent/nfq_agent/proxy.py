@@ -107,18 +107,30 @@ class ProxySettings:
         )
 
 
-def listen(config: ProxyConfig) -> list[socket.socket]:
+def listen(config: ProxyConfig, before: ProxyConfig | None = None, there: Sequence[socket.socket] = ()) -> list[socket.socket]:
     """Bound and listening sockets for a proxy, in the configuration's order. Raises OSError that names the address.
 
-    A `[::]` listener takes IPv4 too, unless a listener of IPv4 has the same port. Processes may share them.
+    A `[::]` listener takes IPv4 too, unless a listener of IPv4 has the same port. Processes may share them. before, there: a
+    configuration and what listens by it; those of them that fit are used again.
     """
-    taken = {each.port for each in config.listen if ":" not in each.host}
+    kept = {} if before is None else dict(zip(_places(before), there, strict=True))
+    transparent = config.capture == "tproxy"
+    listeners = []
     with contextlib.ExitStack() as undo:
-        listeners = [
-            undo.enter_context(_listen(each, config.capture == "tproxy", v6only=each.port in taken)) for each in config.listen
-        ]
+        for at, v6only in _places(config):
+            sock = kept.get((at, v6only))
+            if sock is None:
+                sock = undo.enter_context(_listen(at, transparent, v6only))
+            elif transparent:
+                set_transparent(sock)
+            listeners.append(sock)
         undo.pop_all()
     return listeners
+
+
+def _places(config: ProxyConfig) -> list[tuple[Endpoint, bool]]:
+    taken = {each.port for each in config.listen if ":" not in each.host}
+    return [(each, each.port in taken) for each in config.listen]
 
 
 def _listen(at: Endpoint, transparent: bool, v6only: bool) -> socket.socket:
