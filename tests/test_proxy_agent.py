@@ -16,6 +16,7 @@ import pytest
 from agent import COMMAND, Agent, until
 from namespace import ROOT, Namespace
 from test_proxy import TPROXY, Meanwhile, ask, configuration, how_it_ends, load, receive, server
+from test_proxy_clients import routed as routed
 
 pytestmark = pytest.mark.kernel
 BACKENDS = pytest.mark.parametrize("backend", ["legacy", "nft"])
@@ -107,6 +108,20 @@ def test_tproxy_leaves_nothing(netns: Namespace, tmp_path: Path, backend: str) -
     agent.verb("remove")
     assert "NFQA" not in saved(netns)
     assert netns.shell("ip rule; ip -6 rule; ip route show table all; ip -6 route show table all") == before
+
+
+def test_a_reload_from_redirect_to_tproxy(routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path) -> None:
+    """On the listeners that are open already, which have to become transparent."""
+    client, gateway, target = routed
+    server(target, "who", "10.2.0.2")
+    agent = Agent(gateway, tmp_path, configuration(hooks='"prerouting"')).ready()
+    assert client.call(ask, "10.2.0.2", 8080, b"").decode().split()[0] == "10.2.0.1"
+    agent.configure(configuration(proxy=f"{TPROXY}keep_client = true", hooks='"prerouting"'))
+    agent.verb("reload")
+    assert client.call(ask, "10.2.0.2", 8080, b"").decode().split()[0] == "10.1.0.2"
+    assert agent.status()["proxies"][0]["counters"]["connections"] == 2
+    assert agent.stop() == 0
+    assert "NFQA" not in saved(gateway)
 
 
 def test_its_counters_are_in_the_status(netns: Namespace, tmp_path: Path) -> None:
