@@ -343,3 +343,34 @@ def test_a_flood_through_two_queues(netns: Namespace, tmp_path: Path, host: str)
     assert min(each()) > 64 * 500 // 8
     assert agent.totals("apps")["accepted"] == 64 * 500
     assert agent.stop() == 0
+
+
+SHOUT = """
+from nfq_agent import ACCEPT, Action, Needs, PacketElement, Verdict
+
+class Shout(PacketElement):
+    needs = Needs.PAYLOAD
+    rewrites = True
+
+    def decide(self, packet, flow):
+        changed = packet.payload.replace(b"hello", b"HELLO, all")
+        return None if changed == packet.payload else Verdict(Action.ACCEPT, payload=changed)
+"""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_rewritten_packets_length_and_checksums_are_mended(netns: Namespace, tmp_path: Path, host: str) -> None:
+    folder = tmp_path / "elements"
+    folder.mkdir(mode=0o755)
+    (folder / "shout.py").write_text(SHOUT)
+    Agent(netns, tmp_path, config('"shout:Shout"', "", hook="input", tcp="", udp="11000", gso="false")).ready()
+    script = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+receiver = socket.socket(family, socket.SOCK_DGRAM)
+receiver.settimeout(5)
+receiver.bind((sys.argv[1], 11000))
+socket.socket(family, socket.SOCK_DGRAM).sendto(b"hello", receiver.getsockname())
+print(receiver.recv(100))
+"""
+    assert netns.run(sys.executable, "-c", script, host).stdout == "b'HELLO, all'\n"

@@ -31,8 +31,9 @@ class Verdict:
     """An answer for one packet.
 
     action: what becomes of it. mark: the 32-bit packet mark to set, or None to leave it. payload: the new bytes from the
-    IP header on, checksums already right (`checksum.mend`), or None to leave them. queue: the number of the queue it goes
-    to (0 to 65535), with Action.QUEUE only. delay: seconds that the packet is kept back before the verdict is given.
+    IP header on, or None to leave them. exact: a worker sends them as they are; otherwise it mends their lengths and
+    checksums (`checksum.mend`), which a program of its own does itself. queue: the number of the queue it goes to (0 to
+    65535), with Action.QUEUE only. delay: seconds that the packet is kept back before the verdict is given.
     inject: whole packets, from the IP header on, that the worker sends besides (a copy, a TCP reset). means: what it comes
     to, where the action is only the way there (`outcome`).
     Source: nfqnl_recv_verdict() in net/netfilter/nfnetlink_queue.c.
@@ -45,6 +46,7 @@ class Verdict:
     delay: float = 0.0
     inject: tuple[bytes, ...] = ()
     means: Action | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if (self.queue is not None) != (self.action is Action.QUEUE):

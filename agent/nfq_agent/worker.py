@@ -16,12 +16,13 @@ from socket import MSG_DONTWAIT, socket
 from typing import Any, Final
 from zlib import crc32
 
+from nfq_agent.checksum import mend
 from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain, Emit, Needs
 from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.packet import FiveTuple, Packet, PacketError
 from nfq_agent.queue import BUDGET, Queue
-from nfq_agent.verdict import ACCEPT, RETAIN, Action, Verdict, VerdictError
+from nfq_agent.verdict import ACCEPT, RETAIN, Action, RewriteError, Verdict, VerdictError
 
 # How often the loop looks at what is not a packet, in seconds: the control socket while packets keep coming, the socket's
 # drops, a worker's beat while none come.
@@ -367,6 +368,8 @@ class Worker:
         verdict = self._chain.decide(packet, flow)
         if verdict is not ACCEPT:
             self._queue.check(packet, verdict)
+            if verdict.payload is not None and not verdict.exact:
+                verdict = _mended(packet, verdict, verdict.payload)
         return verdict
 
     def _ask(self, packet: Packet, question: Callable[..., Any], *arguments: Any) -> Any:
@@ -432,6 +435,14 @@ def _place(five_tuple: FiveTuple) -> int:
     """A number that both directions of a flow have in common, in every process."""
     ends = crc32(five_tuple.src) + crc32(five_tuple.dst)
     return ends + (five_tuple.sport or 0) + (five_tuple.dport or 0)
+
+
+def _mended(packet: Packet, verdict: Verdict, payload: bytes) -> Verdict:
+    """The same with lengths and checksums that fit. Raises RewriteError where that can't be done."""
+    try:
+        return replace(verdict, payload=mend(payload))
+    except PacketError as error:
+        raise RewriteError(f"packet {packet.id}: the new bytes are no packet that could be mended: {error}") from error
 
 
 def _innermost(error: Exception) -> str:

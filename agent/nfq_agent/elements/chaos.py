@@ -9,7 +9,6 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from nfq_agent import element
-from nfq_agent.checksum import mend
 from nfq_agent.duration import Duration
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
@@ -89,6 +88,7 @@ class Chaos(PacketElement):
         change: dict[str, Any] = {}
         if options.corrupt and chance() < options.corrupt and (damaged := self._damaged(packet)) is not None:
             change["payload"] = damaged
+            change["exact"] = self.options.checksum == "keep"
         if options.duplicate and chance() < options.duplicate and not packet.truncated and not self._is_copy(packet):
             change["inject"] = (packet.payload,)
         if options.delay and chance() < options.delay and (seconds := self._wait(packet.time)) > 0:
@@ -114,7 +114,7 @@ class Chaos(PacketElement):
             return None
         payload = bytearray(packet.payload)
         payload[self._random.randrange(data, end)] ^= 1 << self._random.randrange(8)
-        return mend(bytes(payload)) if self.options.checksum == "mend" else bytes(payload)
+        return bytes(payload)
 
     def _wait(self, now: float) -> float:
         """How long a packet is to wait; 0 where enough of them do."""
