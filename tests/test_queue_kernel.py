@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from namespace import ROOT, Namespace
 from nfq_agent import (
     ACCEPT,
+    DROP,
     Packet,
     Queue,
     QueuePermissionError,
@@ -238,6 +240,34 @@ def test_a_full_queue_drops_or_lets_pass(netns: Namespace) -> None:
                 assert passed() - before == (90 if fail_open else 0)
                 assert queue.skim(ACCEPT) == 10
                 assert passed() - before == (100 if fail_open else 10)
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("spin", [0.0, 0.01])
+@pytest.mark.parametrize("verdict", [ACCEPT, DROP])
+def test_packets_are_answered_as_they_come(netns: Namespace, verdict: Verdict, spin: float) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER, copy_range=128) as queue:
+            queue.be_patient(0.01, spin)
+            assert queue.skim_each(verdict) == 0
+            known: dict[Any, Verdict] = {}
+            for look in (
+                lambda budget: queue.skim_each(verdict, budget),
+                lambda budget: queue.sort(known, lambda packet, key: verdict, budget, each=True)[0],
+            ):
+                before = passed()
+                wire.send(*[b"x"] * 10)
+                # As many as were asked for, and then those that are left.
+                assert look(4) == 4
+                assert queue.statistics().waiting == 6
+                assert passed() - before == (4 if verdict is ACCEPT else 0)
+                assert look(100) == 6
+                assert queue.statistics().waiting == 0
+                assert passed() - before == (10 if verdict is ACCEPT else 0)
 
     netns.call(inside)
 

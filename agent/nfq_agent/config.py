@@ -169,7 +169,7 @@ class QueueConfig(_Model):
     bypass: bool = True
     gso: bool = True
     # How long a worker looks for packets before it sleeps: latency for CPU.
-    busy_poll: Annotated[Duration, Field(le=0.1)] = 0.0
+    busy_poll: Annotated[Duration, Field(le=0.01)] = 0.0
     # What each worker may allocate. A faulty element, or a flood that one has no bound for, gets no further.
     memory: Annotated[Size, Field(ge=100_000_000)] = 1_000_000_000
     mode: Literal["enforce", "monitor"] = "enforce"
