@@ -823,3 +823,22 @@ def test_a_reload_that_takes_a_proxy_away_lets_its_connections_end(netns: Namesp
 def nat(namespace: Namespace) -> list[str]:
     """The rules of table nat, IPv4."""
     return namespace.run("iptables-legacy", "-t", "nat", "-S").stdout.splitlines()
+
+
+def test_a_connection_that_runs_when_a_proxy_starts_goes_on(netns: Namespace, tmp_path: Path) -> None:
+    # Nothing tracks connections here before the agent's rules do, so that the kernel meets this one in its middle.
+    server = netns.start(PYTHON, "-c", ECHO, "127.0.0.1", "8080", stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    server.stdout.readline()
+    client = netns.start("nc", "-N", "127.0.0.1", "8080", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert client.stdin is not None
+    assert client.stdout is not None
+    for word, then in ((b"before\n", lambda: Agent(netns, tmp_path, PROXY.format(more="")).ready()), (b"after\n", None)):
+        client.stdin.write(word)
+        client.stdin.flush()
+        assert client.stdout.readline() == word
+        if then is not None:
+            agent = then()
+    client.stdin.close()
+    assert client.wait(timeout=20) == 0
+    assert agent.stop() == 0

@@ -316,7 +316,7 @@ class TestRules:
             "-A @OUTPUT -p tcp --dports 8085 -m addrtype --dst-type LOCAL #redirect -j RETURN",
             "-A @OUTPUT -p tcp --dports 8080:8090 -m iprange --dst-range 10.0.0.0-10.255.255.255 #redirect -j RETURN",
             "-A @OUTPUT -p tcp --dports 8080:8090 -m iprange --dst-range 192.0.2.1-192.0.2.1 #redirect -j RETURN",
-            "-A @OUTPUT -p tcp --dports 8080:8090 #redirect -j REDIRECT --to-ports 15002",
+            "-A @OUTPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN --dports 8080:8090 #redirect -j REDIRECT --to-ports 15002",
             "-A @OUTPUT #end -j RETURN",
         ]
         assert found["inet6 nat"][-2].endswith("-j REDIRECT --to-ports 15003")
@@ -333,7 +333,8 @@ class TestRules:
 
     def test_parked(self, tmp_path: Path) -> None:
         assert self.text(tmp_path, parked=True)["inet nat"] == [
-            "-A @OUTPUT -p tcp --dports 8080:8090 -m owner ! --uid-owner 972 #redirect -j REDIRECT --to-ports 15002"
+            "-A @OUTPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN --dports 8080:8090 -m owner ! --uid-owner 972 #redirect "
+            "-j REDIRECT --to-ports 15002"
         ]
         assert self.text(tmp_path, parked=True, hooks='"prerouting"', proxy=TPROXY)["inet mangle"] == [
             "-A PREROUTING #jump -j @PREROUTING",

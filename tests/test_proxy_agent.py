@@ -222,7 +222,7 @@ def test_the_contract_file_by_the_agent(netns: Namespace, tmp_path: Path) -> Non
     rules = saved(netns)
     for chain in ("PREROUTING", "OUTPUT"):
         assert rules.count(f"-A {chain} ") == 2, "one jump a family"
-    assert rules.count("-p tcp -m multiport --dports 8080") + rules.count("-p tcp -m tcp --dport 8080") == 4
+    assert rules.count("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m multiport --dports 8080") == 4
     assert "--sport" not in rules
     assert rules.count("-j REDIRECT --to-ports 15002") == 4
     for host in ("127.0.0.1", "::1"):

@@ -133,7 +133,8 @@ def test_the_redirection_of_the_transparent_proxy() -> None:
     for family, tables in planned(load(CONFIGS / "transparent-proxy.toml")).items():
         assert list(tables) == ["nat"], family
         redirecting = [line for line in tables["nat"] if "REDIRECT" in line or "--uid-owner" in line]
-        assert any("NFQA-default-PREROUTING -p tcp -m multiport --dports 8080" in line for line in redirecting)
+        first = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m multiport --dports 8080"
+        assert any(f"NFQA-default-PREROUTING {first}" in line for line in redirecting)
         assert all(line.endswith("-j REDIRECT --to-ports 15002") for line in redirecting if "REDIRECT" in line)
         assert any("--uid-owner 999" in line and "-A NFQA-default-OUTPUT" in line for line in redirecting)
         assert tables["nat"][-2:] == lines("-A PREROUTING = jump -j C-PREROUTING\n-A OUTPUT = jump -j C-OUTPUT")

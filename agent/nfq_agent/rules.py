@@ -50,6 +50,9 @@ class Extension:
     options: tuple[Option, ...] = ()
 
 
+_SYN: Final = Extension("tcp", (Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"),))
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One rule. chain: where it stands. The rest as in iptables(8); an empty string stands for `any`."""
@@ -369,8 +372,7 @@ def _traffic(rule: RuleConfig, hook: str) -> Iterator[tuple[str, tuple[Extension
     if rule.all:
         yield "", ()
         return
-    syn = Extension("tcp", (Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"),))
-    head = (syn,) if rule.tcp_syn else ()
+    head = (_SYN,) if rule.tcp_syn else ()
     if rule.tcp_syn and not rule.tcp_ports:
         yield "tcp", head
     direction = _direction(rule, hook)
@@ -453,6 +455,9 @@ def _capture_rules(
         yield Rule(chain, leave, (*matches, there, *tail), protocol, inward, outward)
     if proxy.capture == "redirect":
         target = Extension("REDIRECT", (Option("--to-ports", str(port)),))
+        # A first rule of table nat wakes connection tracking, which takes the next packet of a connection that runs by then
+        # for the first of a new one: led to the proxy, which knows nothing of it, that connection would be reset.
+        matches = (_SYN, *matches)
     else:
         address = "::" if family == "inet6" else "0.0.0.0"
         mark = Option("--tproxy-mark", str(proxy.tproxy_mark))
