@@ -14,7 +14,7 @@ HOUSE = Path(__file__).parent.parent / "agent" / "nfq_agent"
 FLOORS = (
     ("verdict", "facts", "mark", "duration", "size", "rate", "networks", "interfaces", "log", "counters", "control",
      "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.errand"),
-    ("packet", "host.child", "protocols.*", "siblings"),
+    ("packet", "host.child", "host.inbox", "protocols.*", "siblings"),
     ("flow", "checksum", "host.nfqueue"),
     ("refusal", "element", "queue"),
     ("stream", "match", "worker"),
@@ -42,8 +42,8 @@ EFFECTS = {"asyncio", "os", "select", "selectors", "subprocess", "threading", "t
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Every module by its dotted name below the package, but for the packages' own faces."""
-    for path in sorted(HOUSE.rglob("*.py")):
+    """Every module by its dotted name below the package, but for the packages' own faces; what is compiled, by its types."""
+    for path in sorted([*HOUSE.rglob("*.py"), *HOUSE.rglob("*.pyi")]):
         if path.name != "__init__.py":
             yield ".".join(path.relative_to(HOUSE).with_suffix("").parts), ast.parse(path.read_text())
 
@@ -99,6 +99,13 @@ def test_each_seam_has_one_importer(name: str, tree: ast.Module) -> None:
 @pytest.mark.parametrize(("name", "tree"), [(n, t) for n, t in modules() if n in CORE or n.startswith("protocols.")])
 def test_the_core_has_no_effects(name: str, tree: ast.Module) -> None:
     assert not EFFECTS & {whole.partition(".")[0] for whole in imported(tree)}
+
+
+def test_what_is_compiled_imports_nothing_of_ours() -> None:
+    (compiled,) = HOUSE.rglob("*.pyx")
+    lines = [line.split() for line in compiled.read_text().splitlines() if "import " in line and not line.startswith(" ")]
+    assert {words[0] for words in lines} == {"from"}
+    assert {words[1].partition(".")[0] for words in lines} == {"cpython", "libc", "posix"}
 
 
 def test_only_main_exits() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from hostile import SEEDS, packets
-from nfq_agent.host.nfqueue import quick_key
+from nfq_agent.host.inbox import five_tuple_of
 from nfq_agent.packet import TCP, UDP, FiveTuple, Hook, Packet, PacketError, decode, endpoint, hook_name, protocol_name
 from nfq_agent.testing import tcp, udp
 from nfq_agent.verdict import VerdictError
@@ -89,13 +89,13 @@ def check(data: bytes) -> None:
     assert headers.data is None or headers.data <= len(data)
     assert len(packet.data) <= len(data)
     assert str(five_tuple)
-    # The quick key stands for these very headers: the same version, protocol, addresses and ports, and no fragment.
-    key = quick_key(data)
+    # What verdicts are known by stands for these very headers: the same protocol, addresses and ports, and no fragment.
+    key = five_tuple_of(data)
     if key is not None and (not headers.length or headers.length >= len(data)):
         assert not headers.fragment
         assert five_tuple.protocol in (TCP, UDP)
         ports = (five_tuple.sport or 0).to_bytes(2, "big") + (five_tuple.dport or 0).to_bytes(2, "big")
-        assert key[-1] == five_tuple.src + five_tuple.dst + ports
+        assert key == bytes((five_tuple.protocol,)) + five_tuple.src + five_tuple.dst + ports
 
 
 def test_names() -> None:

@@ -399,6 +399,8 @@ def test_signals_that_raise_lose_no_packet(netns: Namespace, copy_range: int) ->
                     queue.stop()
                 return ACCEPT
 
+            # What is raised while the collector calls back (hypothesis has it do so) is lost to the interpreter.
+            gc.disable()
             signal.signal(signal.SIGALRM, interrupt)
             while queue.statistics().waiting:
                 try:
@@ -883,7 +885,7 @@ def test_what_a_packet_says_of_itself(pair: tuple[Namespace, Namespace], copy_ra
             assert abs(packet.time - time.time()) < 5
             assert (packet.uid, packet.gid) == (None, None)
             # NetfilterQueue does not show it.
-            assert packet.gso is (None if queue.quick else False)
+            assert packet.gso is (None if copy_range == 2000 else False)
             packet.accept()
 
     here.call(inside)

@@ -15,12 +15,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self
 
 from nfq_agent.host import nfqueue
-from nfq_agent.host.nfqueue import Flag, QueueStatistics, QuickKey, Run
+from nfq_agent.host.nfqueue import Flag, FlowKey, QueueStatistics, Run
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import ACCEPT, Action, RewriteError, Verdict, VerdictError
 
@@ -536,14 +536,14 @@ class Queue:
     def skim(self, verdict: Verdict, budget: int = BUDGET) -> int:
         """Give up to `budget` packets that wait the same verdict, unseen: how many they were. The quickest way there is."""
         channel = self._bound()
-        count, first, last = channel.skim_whole(budget) if self._whole else channel.skim(budget)
+        count, first, last = channel.skim(budget)
         if count:
             self._answer_runs([(last, count, verdict)], first)
         return count
 
     def skim_each(self, verdict: Verdict, budget: int = BUDGET) -> int:
         """Wait for packets and give each the same verdict as it comes, until none has come for a while (`be_patient`), or
-        `budget` have: how many they were. Quicker than `skim` where they come one by one. Only where `quick`."""
+        `budget` have: how many they were. Quicker than `skim` where they come one by one."""
         count, first, last = self._bound().skim_each(budget, verdict)
         if count:
             self._answered(first, last)
@@ -555,8 +555,8 @@ class Queue:
 
     def sort(
         self,
-        known: MutableMapping[QuickKey, Verdict],
-        decide: Callable[[Packet, QuickKey | None], Verdict],
+        known: dict[FlowKey, Verdict],
+        decide: Callable[[Packet, FlowKey | None], Verdict],
         budget: int = BUDGET,
         each: bool = False,
     ) -> tuple[int, list[Run]]:
@@ -564,8 +564,7 @@ class Queue:
 
         `decide` is asked for those not in `known`, and puts what may be kept there under the key that it is given. It must
         not raise, and its verdicts change nothing and retain nothing. Returns how many packets, and the runs of equal
-        verdicts: id of the last, how many, verdict. each: wait and answer as `skim_each` does. Only where the copy range is at
-        most 3,840 bytes.
+        verdicts: id of the last, how many, verdict. each: wait and answer as `skim_each` does.
         """
         channel = self._bound()
         count, first, runs = channel.sort(budget, known, decide, each)
@@ -574,11 +573,6 @@ class Queue:
         elif count:
             self._answer_runs(runs, first)
         return count, runs
-
-    @property
-    def quick(self) -> bool:
-        """True where the copy range is small enough for the quickest loop, and no uid is asked for."""
-        return not self._whole
 
     def _answered(self, first: int, last: int) -> None:
         if self._interrupted:

@@ -28,10 +28,10 @@ from nfq_agent.verdict import ACCEPT, RETAIN, Action, RewriteError, Verdict, Ver
 # drops, a worker's beat while none come.
 _LOOK: Final = 0.05
 _BEAT: Final = 1.0
-# How many packets that come one by one are answered in one turn, and for how long it waits for each, in seconds: a turn must
-# come to its end in less time than it takes to be thought dead.
-_LONE: Final = 64
-_PATIENCE: Final = 0.005
+# How many packets that come one by one are answered in one turn, and for how long it waits for each, in seconds. A shorter wait
+# costs more: a timer is set and cleared for each packet.
+_LONE: Final = 512
+_PATIENCE: Final = 0.1
 # An accept that would have been a drop; known by its identity.
 _WOULD_DROP: Final = Verdict(Action.ACCEPT)
 # Five-tuples whose verdict is remembered. When they are so many, all are forgotten: cheaper than knowing which was used last.
@@ -143,14 +143,14 @@ class Worker:
         self._came = False
         self._awaits_first = settings.lost_below is not None
         self._turn = self._choose_turn()
-        self._lone_allowed = queue.quick and self._turn != self._judge
+        self._lone_allowed = self._turn != self._judge
 
     def _choose_turn(self) -> Callable[[], int]:
         monitored = self._settings.monitor and self._settings.default.action is Action.DROP
         if len(self._chain) == 0 and not monitored:
             return self._pass_all
         # A listener has to be shown each packet, so that nothing is saved by knowing the verdict.
-        if self._queue.quick and self._chain.pure and not self._chain.listens:
+        if self._chain.pure and not self._chain.listens:
             return self._look_up
         return self._judge
 
@@ -271,7 +271,7 @@ class Worker:
         if each:
             # In between, one look at whether they are more by now.
             self._one_by_one = False
-            self._came = count == _LONE
+            self._came = count > 0
         else:
             self._one_by_one = self._lone_allowed and (count == 1 or (count == 0 and self._came))
             # Who is to spin before it sleeps does so after any packet.

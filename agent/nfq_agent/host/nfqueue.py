@@ -15,17 +15,17 @@ import socket
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
 from struct import Struct
-from struct import error as StructError
 from typing import Any, Final
 
 import netfilterqueue
 
-from nfq_agent.packet import TCP, UDP, Packet
+from nfq_agent.host.inbox import Inbox
+from nfq_agent.packet import Packet
 from nfq_agent.verdict import ACCEPT, Verdict
 
 # NetfilterQueue reads into 4,096 bytes and allows 80 for the attributes; with all of them it is 160, and a message that was cut
@@ -51,6 +51,8 @@ _SO_MEMINFO: Final = 55
 _NETLINK_NETFILTER: Final = 12
 # What one send may carry: netlink refuses more than the send buffer (net/netlink/af_netlink.c), which is 212,992 by default.
 _SEND_LIMIT: Final = 131072
+# Room for the attributes of a message, in bytes; 160 when all are there.
+_ATTRIBUTES: Final = 384
 _ACK_TIMEOUT: Final = 2.0
 _ACK_AGAIN: Final = 0.25
 
@@ -69,12 +71,8 @@ _A_PACKET_HDR, _A_VERDICT_HDR, _A_MARK, _A_TIMESTAMP, _A_INDEV, _A_OUTDEV, _A_PH
 _A_HWADDR, _A_PAYLOAD, _A_CAP_LEN, _A_SKB_INFO, _A_UID, _A_GID = 9, 10, 13, 14, 16, 17
 _SKB_GSO: Final = 2
 
-# Version and header length, fragment field, protocol, both addresses and both ports of an IPv4 packet without options.
-_QUICK: Final = Struct("!B5xHxBxx12s").unpack_from
-# Version and traffic class, next header, both addresses and both ports of an IPv6 packet without extension headers.
-_QUICK6: Final = Struct("!B5xBx36s").unpack_from
-_QUICK_PROTOCOLS: Final = frozenset((TCP, UDP))
-QuickKey = tuple[Any, ...]
+# What verdicts are known by: hook, interfaces, protocol, addresses and ports.
+FlowKey = bytes
 # Neighbours with the same verdict: id of the last, how many, verdict.
 Run = tuple[int, int, Verdict]
 
@@ -166,8 +164,8 @@ class Channel:
         self._view = memoryview(self._buffer)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
-        # Refusals that the kernel sent for verdicts, as far as they were read by us and not by NetfilterQueue's loop.
-        self.errors = 0
+        self._range = 0
+        self._messages: Inbox | None = None
         # What the turn has taken so far, for whoever has to mend an interrupted one.
         self.taken: list[Packet] = []
 
@@ -228,7 +226,15 @@ class Channel:
 
     def set_copy(self, copy_mode: int, copy_range: int) -> None:
         """Set copy mode and range (bytes), acknowledged."""
+        # Until the kernel has said yes, either may come.
+        self._make_room(max(self._range, copy_range))
         self.request(_attribute(2, _U32.pack(copy_range) + bytes((copy_mode,))))
+        self._make_room(copy_range)
+
+    def _make_room(self, copy_range: int) -> None:
+        if copy_range != self._range:
+            self._range = copy_range
+            self._messages = None
 
     def set_max_len(self, max_len: int) -> None:
         """Set how many packets may wait, acknowledged."""
@@ -283,7 +289,6 @@ class Channel:
             _, _, _, sequence, _, code = _ERROR.unpack_from(self._buffer)
             if sequence == self._sequence:
                 return -code
-            self.errors += 1
         elif kind == _MSG_PACKET:
             self._pending.append(bytes(self._view[:size]))
         return None
@@ -291,73 +296,15 @@ class Channel:
     # Reading. Each of these takes at most `budget` packets and returns when there are none left.
 
     def skim(self, budget: int) -> tuple[int, int, int]:
-        """Take packets without looking at them, by NetfilterQueue's C loop: how many, the id of the first and of the last."""
-        count = first = 0
-        latest: Any = None
-
-        # It keeps one of them, not all: the next one finds its memory warm.
-        def take(packet: Any) -> None:
-            nonlocal count, first, latest
-            latest = packet
-            if count == 0:
-                first = packet.id
-            count += 1
-            if count >= budget:
-                raise _Full
-
-        self._loop(take)
-        return (count, first, latest.id) if count else (0, 0, 0)
+        """Take packets without looking at them: how many, the id of the first and of the last."""
+        return self._inbox().skim(budget, self._pending)
 
     def skim_each(self, budget: int, verdict: Verdict) -> tuple[int, int, int]:
         """Wait for packets, and answer each as it comes; return when none has come for a while (see `be_patient`).
 
-        One that comes alone costs two system calls so, instead of four.
+        One that comes alone costs two system calls so, instead of four. verdict: a plain one, or with a mark.
         """
-        count = first = 0
-        latest: Any = None
-        accepted = verdict is ACCEPT
-
-        def take(packet: Any) -> None:
-            nonlocal count, first, latest
-            if accepted:
-                packet.accept()
-            else:
-                self.answer(packet.id, verdict)
-            latest = packet
-            if count == 0:
-                first = packet.id
-            count += 1
-            if count >= budget:
-                raise _Full
-
-        self._loop(take, lambda: count)
-        return (count, first, latest.id) if count else (0, 0, 0)
-
-    def be_patient(self, seconds: float, spin: float = 0.0) -> None:
-        """How long the methods that wait wait for a packet, in seconds: asleep; or looking for it all the time, if `spin`."""
-        self._spin = spin
-        whole = int(seconds)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(whole, int((seconds - whole) * 1e6)))
-
-    def skim_whole(self, budget: int) -> tuple[int, int, int]:
-        """The same for packets of any size."""
-        packets = self.read_whole(min(budget, len(self._pending)))
-        ids = [packet.id for packet in packets]
-        receive = self._socket.recv_into
-        buffer = self._buffer
-        while len(ids) < budget:
-            try:
-                size = receive(buffer, 0, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                continue
-            # The packet header is the first attribute (nfqnl_build_packet_message()).
-            if size >= 32 and buffer[4] | buffer[5] << 8 == _MSG_PACKET and buffer[22] == _A_PACKET_HDR:
-                ids.append(int.from_bytes(buffer[24:28], "big"))
-        return (len(ids), ids[0], ids[-1]) if ids else (0, 0, 0)
+        return self._inbox().skim_each(budget, self._pending, self._single(0, verdict), self._spin)
 
     def read(self, budget: int) -> list[Packet]:
         """Take packets by NetfilterQueue's C loop."""
@@ -375,8 +322,8 @@ class Channel:
     def sort(
         self,
         budget: int,
-        known: MutableMapping[QuickKey, Verdict],
-        decide: Callable[[Packet, QuickKey | None], Verdict],
+        known: dict[FlowKey, Verdict],
+        decide: Callable[[Packet, FlowKey | None], Verdict],
         each: bool = False,
     ) -> tuple[int, int, list[Run]]:
         """Take packets and look their verdicts up by five-tuple, hook and interfaces. each: wait and answer as `skim_each` does.
@@ -384,75 +331,37 @@ class Channel:
         One that is not in `known` is put to `decide`, with the key under which its verdict may be kept, or None where there
         is no such key. Returns how many packets, the id of the first, and the runs.
         """
-        runs: list[Run] = []
-        get = known.get
-        current: Verdict | None = None
-        count = start = first = latest = 0
 
-        def take(raw: Any) -> None:
-            nonlocal current, count, start, first, latest
-            try:
-                verdict = get((_QUICK(raw.get_payload()), raw.hook, raw.indev, raw.outdev))
-            except (StructError, RuntimeError):
-                # Too short, or no payload at all: a packet for the whole decoder.
-                verdict = None
-            if verdict is None:
-                verdict = seldom(raw)
-            if each:
-                if verdict is ACCEPT:
-                    raw.accept()
-                else:
-                    self.answer(raw.id, verdict)
-            if verdict is not current:
-                if current is None:
-                    first = raw.id
-                else:
-                    runs.append((latest, count - start, current))
-                current = verdict
-                start = count
-            latest = raw.id
-            count += 1
-            if count >= budget:
-                raise _Full
+        def ask(message: bytes, key: FlowKey | None) -> Verdict:
+            packet = _from_bytes(message, memoryview(message), len(message))
+            # The inbox has seen that it is one.
+            assert packet is not None
+            return decide(packet, key)
 
-        def seldom(raw: Any) -> Verdict:
-            packet = _from_c(raw)
-            plain = quick_key(packet.payload)
-            if plain is None:
-                return decide(packet, None)
-            key = plain, raw.hook, raw.indev, raw.outdev
-            verdict = get(key)
-            return decide(packet, key) if verdict is None else verdict
+        if not each:
+            return self._inbox().sort(budget, self._pending, known, ask)
+        accept = self._single(0, ACCEPT)
+        return self._inbox().sort_each(budget, self._pending, known, ask, accept, ACCEPT, self.answer, self._spin)
 
-        self._loop(take, (lambda: count) if each else None)
-        if current is not None:
-            runs.append((latest, count - start, current))
-        return count, first, runs
+    def _inbox(self) -> Inbox:
+        if self._messages is None:
+            self._messages = Inbox(self._socket.fileno(), self._range + _ATTRIBUTES)
+        return self._messages
 
-    def _loop(self, take: Callable[[Any], None], taken: Callable[[], int] | None = None) -> None:
-        """taken: how many it has taken; where it is given, packets are waited for."""
+    def be_patient(self, seconds: float, spin: float = 0.0) -> None:
+        """How long the methods that wait wait for a packet, in seconds: asleep; or looking for it all the time, if `spin`."""
+        self._spin = spin
+        whole = int(seconds)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(whole, int((seconds - whole) * 1e6)))
+
+    def _loop(self, take: Callable[[Any], None]) -> None:
         setattr(self._call, "__call__", take)  # noqa: B010  # mypy takes the slot for a method that can't be assigned
         try:
             if self._pending:
                 self._queue.run_socket(_Replay(self._pending))  # type: ignore[arg-type]  # it only calls recv
-            if taken is None or not self._spin:
-                self._queue.run(block=taken is not None)
-            else:
-                self._look_out(taken)
+            self._queue.run(block=False)
         except _Full:
             pass
-
-    def _look_out(self, taken: Callable[[], int]) -> None:
-        run, clock = self._queue.run, time.monotonic
-        before = 0
-        end = clock() + self._spin
-        while True:
-            run(block=False)
-            now = clock()
-            if (count := taken()) != before:
-                before, end = count, now + self._spin
-            elif now >= end:
-                return
 
     def read_whole(self, budget: int) -> list[Packet]:
         """Take packets of up to 64 KB, with the attributes that NetfilterQueue does not show."""
@@ -477,8 +386,6 @@ class Channel:
             packet = _from_bytes(buffer, view, size)
             if packet is not None:
                 batch.append(packet)
-            else:
-                self.errors += 1
         return batch
 
     def drops(self) -> int:
@@ -634,7 +541,7 @@ def _attributes(data: bytes | bytearray, offset: int, end: int) -> dict[int, tup
     return found
 
 
-def _from_bytes(data: bytearray, view: memoryview, size: int) -> Packet | None:
+def _from_bytes(data: bytes | bytearray, view: memoryview, size: int) -> Packet | None:
     """A packet from a netlink message; None if the message is none."""
     if size < 32 or data[4] | data[5] << 8 != _MSG_PACKET:
         return None
@@ -686,21 +593,6 @@ def _fill_from_bytes(packet: Packet) -> None:
     else:
         seconds, microseconds = _TIMESTAMP.unpack_from(data, place[0])
         packet.time = seconds + microseconds / 1e6
-
-
-def quick_key(payload: bytes) -> QuickKey | None:
-    """What tells a flow's packets from others without decoding: plain headers of a whole TCP or UDP packet, else None."""
-    try:
-        key: QuickKey = _QUICK(payload)
-        # Not a fragment; DF may be set.
-        if key[0] == 0x45:
-            return key if key[2] in _QUICK_PROTOCOLS and key[1] & 0xBFFF == 0 else None
-        if key[0] >> 4 == 6:
-            key = _QUICK6(payload)
-            return key if key[1] in _QUICK_PROTOCOLS else None
-    except StructError:
-        pass
-    return None
 
 
 def open_socket() -> socket.socket:

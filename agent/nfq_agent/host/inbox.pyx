@@ -1,0 +1,340 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""What a queue's socket holds, many messages in one call: the few steps that every packet costs, compiled.
+
+It finds packets in messages, their numbers and five-tuples, and looks verdicts up; which verdict a packet gets, it does not know.
+Message formats are those of linux/netfilter/nfnetlink_queue.h; netlink(7).
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.dict cimport PyDict_GetItem
+from cpython.exc cimport PyErr_SetFromErrno
+from cpython.object cimport PyObject
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+cdef extern from "<arpa/inet.h>" nogil:
+    uint32_t ntohl(uint32_t)
+
+cdef extern from "<sys/socket.h>" nogil:
+    int MSG_DONTWAIT
+    ssize_t recv(int, void *, size_t, int)
+    ssize_t send(int, const void *, size_t, int)
+
+cdef enum:
+    # NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET
+    MSG_PACKET = 3 << 8
+    # enum nfqnl_attr_type
+    A_PACKET_HDR = 1
+    A_INDEV = 5
+    A_OUTDEV = 6
+    A_PAYLOAD = 10
+    # struct nlmsghdr and struct nfgenmsg; the packet header is the first attribute (nfqnl_build_packet_message()).
+    HEADER = 20
+    ID = 24
+    SHORTEST = 32
+    # Where a verdict message has the packet's number.
+    VERDICT_ID = 28
+    LONGEST_VERDICT = 64
+    TCP = 6
+    UDP = 17
+    # Hook and interfaces, then protocol, addresses and ports.
+    PLACE = 9
+    FIVE_TUPLE = 1 + 36
+    # While it spins, the clock is looked at once in so many looks at the socket; while packets come, once in so many of them.
+    LOOKS = 8
+    PACKETS = 4
+    # Nanoseconds after which a turn of single packets ends, though more come.
+    LONGEST_TURN = 50000000
+
+
+cdef inline bint is_packet(const uint8_t *message, ssize_t size, uint32_t *identity) noexcept nogil:
+    if size < SHORTEST or (<const uint16_t *>(message + 4))[0] != MSG_PACKET:
+        return False
+    if (<const uint16_t *>(message + HEADER + 2))[0] != A_PACKET_HDR:
+        return False
+    identity[0] = ntohl((<const uint32_t *>(message + ID))[0])
+    return True
+
+
+cdef size_t five_tuple(const uint8_t *packet, size_t size, uint8_t *key) noexcept nogil:
+    """Write the five-tuple of a whole TCP or UDP packet with plain headers; how long it is, 0 for any other packet."""
+    if size >= 24 and packet[0] == 0x45:
+        # No fragment; DF may be set.
+        if (packet[9] != TCP and packet[9] != UDP) or packet[6] & 0xBF or packet[7]:
+            return 0
+        key[0] = packet[9]
+        memcpy(key + 1, packet + 12, 12)
+        return 13
+    if size >= 44 and packet[0] >> 4 == 6 and (packet[6] == TCP or packet[6] == UDP):
+        key[0] = packet[6]
+        memcpy(key + 1, packet + 8, 36)
+        return 37
+    return 0
+
+
+cdef size_t key_of(const uint8_t *message, size_t size, uint8_t *key) noexcept nogil:
+    """Write what verdicts are known by; how long it is, 0 where there is no such key."""
+    cdef size_t offset = HEADER, length
+    cdef uint16_t kind
+    cdef const uint8_t *payload = NULL
+    cdef size_t copied = 0
+    # An interface that is not given has the number 0.
+    for length in range(PLACE):
+        key[length] = 0
+    while offset + 4 <= size:
+        length = (<const uint16_t *>(message + offset))[0]
+        kind = (<const uint16_t *>(message + offset + 2))[0] & 0x3FFF
+        if length < 4 or offset + length > size:
+            break
+        if kind == A_PACKET_HDR and length >= 11:
+            key[0] = message[offset + 10]
+        elif kind == A_INDEV and length >= 8:
+            memcpy(key + 1, message + offset + 4, 4)
+        elif kind == A_OUTDEV and length >= 8:
+            memcpy(key + 5, message + offset + 4, 4)
+        elif kind == A_PAYLOAD:
+            payload = message + offset + 4
+            copied = length - 4
+        offset += (length + 3) & ~<size_t>3
+    if payload == NULL:
+        return 0
+    length = five_tuple(payload, copied, key + PLACE)
+    return length + PLACE if length else 0
+
+
+def five_tuple_of(const uint8_t[::1] packet not None):
+    """Protocol, addresses and ports of a whole TCP or UDP packet with plain headers, as bytes; else None."""
+    cdef uint8_t key[FIVE_TUPLE]
+    cdef size_t length = five_tuple(&packet[0], packet.shape[0], key) if packet.shape[0] else 0
+    return PyBytes_FromStringAndSize(<char *>key, length) if length else None
+
+
+cdef inline int64_t now() noexcept nogil:
+    cdef timespec time
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return time.tv_sec * <int64_t>1000000000 + time.tv_nsec
+
+
+cdef class Inbox:
+    """The messages that wait in the socket `descriptor`, which stays the caller's.
+
+    room: bytes for a message. Messages that are no packets (the kernel's refusals) are passed over. Methods raise OSError with the
+    kernel's errno; a message that did not fit into the socket's own buffer is no error here, the socket counts it.
+    """
+
+    cdef int descriptor
+    cdef size_t room
+    cdef uint8_t *buffer
+    # What the turn has found so far: how many, the first and the latest, and the run that goes on.
+    cdef unsigned int count
+    cdef uint32_t first
+    cdef uint32_t latest
+    cdef unsigned int begun
+    cdef object current
+    cdef list runs
+
+    def __cinit__(self, int descriptor, size_t room):
+        self.descriptor = descriptor
+        self.room = room
+        self.buffer = <uint8_t *>malloc(room)
+        if self.buffer == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.buffer)
+
+    # All that waits, to be answered by the caller.
+
+    def skim(self, unsigned int budget, pending):
+        """Take up to `budget` packets that wait; how many, and the numbers of the first and the last.
+
+        pending: messages that were read before, which come first and are taken off.
+        """
+        cdef uint32_t identity
+        cdef ssize_t size
+        self._begin()
+        while pending and self.count < budget:
+            self._skimmed(pending.popleft())
+        with nogil:
+            while self.count < budget:
+                size = self._take(MSG_DONTWAIT)
+                if size <= 0:
+                    break
+                if is_packet(self.buffer, size, &identity):
+                    self._count(identity)
+        return self.count, self.first, self.latest
+
+    def sort(self, unsigned int budget, pending, dict known, decide):
+        """The same, and look each one's verdict up in `known`; what is not there, `decide` is asked.
+
+        decide: takes the message and the key under which the verdict may be kept, None where there is no such key. Returns how
+        many packets, the number of the first, and the runs: number of the last, how many, verdict.
+        """
+        cdef ssize_t size
+        self._begin()
+        while pending and self.count < budget:
+            message = pending.popleft()
+            self._sorted(message, len(message), known, decide)
+        while self.count < budget:
+            # It does not wait: letting go of the interpreter would cost more than the call.
+            size = self._take(MSG_DONTWAIT)
+            if size <= 0:
+                break
+            self._sorted(self.buffer, size, known, decide)
+        return self._sum_up()
+
+    # One by one, each answered as it comes.
+
+    def skim_each(self, unsigned int budget, pending, const uint8_t[::1] verdict not None, double spin):
+        """Wait for packets and answer each with this verdict message; what `skim` returns.
+
+        It ends when `budget` are answered, after 50 milliseconds of packets, or when none has come for as long as the socket waits
+        (SO_RCVTIMEO); or, if `spin` is not 0, none for `spin` seconds in which the socket was looked at all the time.
+        """
+        cdef uint8_t answer[LONGEST_VERDICT]
+        cdef size_t length = verdict.shape[0]
+        cdef uint32_t identity
+        cdef int64_t patience = <int64_t>(spin * 1e9), end = now() + LONGEST_TURN
+        cdef ssize_t size
+        if not VERDICT_ID + 4 <= length <= LONGEST_VERDICT:
+            raise ValueError(f"{length} bytes are no verdict message")
+        memcpy(answer, &verdict[0], length)
+        self._begin()
+        while pending and self.count < budget:
+            message = pending.popleft()
+            if self._skimmed(message):
+                self._answer(answer, length, self.latest)
+        with nogil:
+            while self.count < budget:
+                size = self._await(patience, end)
+                if size <= 0:
+                    break
+                if is_packet(self.buffer, size, &identity):
+                    self._answer(answer, length, identity)
+                    self._count(identity)
+        return self.count, self.first, self.latest
+
+    def sort_each(
+        self, unsigned int budget, pending, dict known, decide, const uint8_t[::1] accept not None, accepted, answer, double spin
+    ):
+        """The same with verdicts looked up; what `sort` returns.
+
+        accept: the message for the verdict `accepted`. answer: takes the number of the packet and any other verdict, and sends it.
+        """
+        cdef uint8_t quick[LONGEST_VERDICT]
+        cdef size_t length = accept.shape[0]
+        cdef int64_t patience = <int64_t>(spin * 1e9), end = now() + LONGEST_TURN
+        cdef ssize_t size
+        if not VERDICT_ID + 4 <= length <= LONGEST_VERDICT:
+            raise ValueError(f"{length} bytes are no verdict message")
+        memcpy(quick, &accept[0], length)
+        self._begin()
+        while self.count < budget:
+            if pending:
+                message = pending.popleft()
+                found = self._sorted(message, len(message), known, decide)
+            else:
+                with nogil:
+                    size = self._await(patience, end)
+                if size <= 0:
+                    break
+                found = self._sorted(self.buffer, size, known, decide)
+            if not found:
+                continue
+            if self.current is accepted:
+                self._answer(quick, length, self.latest)
+            else:
+                answer(self.latest, self.current)
+        return self._sum_up()
+
+    # What they share.
+
+    cdef void _begin(self):
+        self.count = self.begun = 0
+        self.first = self.latest = 0
+        self.current = None
+        self.runs = []
+
+    cdef inline void _count(self, uint32_t identity) noexcept nogil:
+        if self.count == 0:
+            self.first = identity
+        self.latest = identity
+        self.count += 1
+
+    cdef ssize_t _take(self, int flags) except -1 nogil:
+        """One message, in the buffer: its size, 0 if none is there or a signal came."""
+        cdef ssize_t size
+        while True:
+            size = recv(self.descriptor, self.buffer, self.room, flags)
+            if size >= 0:
+                return size
+            if errno == EAGAIN or errno == EINTR:
+                return 0
+            # Some did not fit into the socket's buffer. The others did.
+            if errno != ENOBUFS:
+                with gil:
+                    PyErr_SetFromErrno(OSError)
+
+    cdef ssize_t _await(self, int64_t patience, int64_t end) except -1 nogil:
+        """The next message, for which it waits: its size, 0 if none came in time, or the turn is to end."""
+        cdef int64_t limit = 0
+        cdef unsigned int looks = 0
+        cdef ssize_t size
+        if self.count % PACKETS == PACKETS - 1 and now() >= end:
+            return 0
+        if not patience:
+            return self._take(0)
+        while True:
+            size = self._take(MSG_DONTWAIT)
+            if size > 0:
+                return size
+            if looks % LOOKS == 0:
+                if limit == 0:
+                    limit = now() + patience
+                elif now() >= limit:
+                    return 0
+            looks += 1
+
+    cdef int _answer(self, uint8_t *message, size_t length, uint32_t identity) except -1 nogil:
+        (<uint32_t *>(message + VERDICT_ID))[0] = ntohl(identity)
+        if send(self.descriptor, message, length, 0) < 0:
+            with gil:
+                PyErr_SetFromErrno(OSError)
+        return 0
+
+    cdef bint _skimmed(self, bytes message) except -1:
+        cdef uint32_t identity
+        if not is_packet(message, len(message), &identity):
+            return False
+        self._count(identity)
+        return True
+
+    cdef bint _sorted(self, const uint8_t *message, size_t size, dict known, decide) except -1:
+        """Look at one message; False if it is no packet."""
+        cdef uint8_t place[PLACE + FIVE_TUPLE]
+        cdef uint32_t identity
+        cdef size_t length
+        cdef PyObject *found = NULL
+        if not is_packet(message, size, &identity):
+            return False
+        length = key_of(message, size, place)
+        key = PyBytes_FromStringAndSize(<char *>place, length) if length else None
+        if length:
+            found = PyDict_GetItem(known, key)
+        verdict = decide(PyBytes_FromStringAndSize(<char *>message, size), key) if found == NULL else <object>found
+        if verdict is not self.current:
+            if self.count:
+                self.runs.append((self.latest, self.count - self.begun, self.current))
+            self.current = verdict
+            self.begun = self.count
+        self._count(identity)
+        return True
+
+    cdef tuple _sum_up(self):
+        if self.count:
+            self.runs.append((self.latest, self.count - self.begun, self.current))
+        runs, self.runs, self.current = self.runs, [], None
+        return self.count, self.first, runs

@@ -1,0 +1,275 @@
+"""The compiled reader, message by message: what it finds is what the whole parse finds, whatever the bytes are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from struct import Struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostile import SEEDS, mutated
+from nfq_agent.host.inbox import Inbox, five_tuple_of
+from nfq_agent.host.nfqueue import _from_bytes
+from nfq_agent.packet import Packet
+from nfq_agent.verdict import ACCEPT, DROP, Verdict
+
+_HEADER = Struct("=IHHIIBBH")
+_KIND = 3 << 8
+# A verdict message; its number is the last thing in it.
+_ACCEPT = bytes(range(28)) + bytes(4)
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    length = 4 + len(data)
+    return length.to_bytes(2, "little") + kind.to_bytes(2, "little") + data + b"\0" * (-length & 3)
+
+
+def message(
+    payload: bytes | None, identity: int = 1, hook: int = 3, indev: int = 0, outdev: int = 0, kind: int = _KIND, more: bytes = b""
+) -> bytes:
+    """A packet as the kernel writes it (nfqnl_build_packet_message())."""
+    body = _attribute(1, identity.to_bytes(4, "big") + b"\x08\0" + bytes((hook,)))
+    for number, device in ((5, indev), (6, outdev)):
+        if device:
+            body += _attribute(number, device.to_bytes(4, "big"))
+    body += more
+    if payload is not None:
+        body += _attribute(10, payload)
+    return _HEADER.pack(20 + len(body), kind, 0, 0, 0, 2, 0, 0) + body
+
+
+def sorted_out(*messages: bytes) -> tuple[int, list[tuple[Packet | None, bytes | None]]]:
+    """How many packets were found, and what was asked for each."""
+    asked: list[tuple[Packet | None, bytes | None]] = []
+
+    def decide(data: bytes, key: bytes | None) -> Verdict:
+        asked.append((_from_bytes(data, memoryview(data), len(data)), key))
+        return ACCEPT
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as empty:
+        empty.setblocking(False)
+        empty.bind("")
+        count, _, _ = Inbox(empty.fileno(), 4096).sort(1000, deque(messages), {}, decide)
+    return count, asked
+
+
+flips = st.lists(st.tuples(st.integers(0, 79), st.integers(0, 255)), max_size=5)
+payloads = st.builds(mutated, st.sampled_from(SEEDS), st.integers(0, 100), flips, st.binary(max_size=20))
+messages = st.builds(
+    message, st.none() | payloads, st.integers(0, 0xFFFFFFFF), st.integers(0, 4), st.integers(0, 99), st.integers(0, 99),
+    more=st.sampled_from([b"", _attribute(3, bytes(4)), _attribute(4, bytes(16)), _attribute(14, b"\0\0\0\2")]),
+)  # fmt: skip
+
+
+@given(messages, st.integers(0, 300), st.lists(st.tuples(st.integers(0, 119), st.integers(0, 255)), max_size=3))
+def test_it_finds_what_the_whole_parse_finds(whole: bytes, cut: int, flips: list[tuple[int, int]]) -> None:
+    broken = bytearray(whole[: len(whole) - cut] if cut < len(whole) else b"")
+    for place, value in flips:
+        if place < len(broken):
+            broken[place] ^= value
+    count, asked = sorted_out(bytes(broken))
+    expected = _from_bytes(broken, memoryview(broken), len(broken))
+    # It asks that the packet header comes first, as the kernel has it.
+    if count == 0:
+        assert expected is None or bytes(broken[22:24]) != b"\1\0"
+        return
+    ((packet, key),) = asked
+    assert packet is not None
+    assert expected is not None
+    assert packet.id == expected.id
+    plain = five_tuple_of(expected.payload)
+    if plain is None:
+        assert key is None
+    else:
+        place = bytes((expected.hook,)) + expected.indev.to_bytes(4, "big") + expected.outdev.to_bytes(4, "big")
+        assert key == place + plain
+
+
+def test_whatever_differs_in_place_or_flow_has_a_key_of_its_own() -> None:
+    def ipv4(protocol: int = 17, ends: bytes = bytes(range(12))) -> bytes:
+        return b"\x45\0\0\x40\0\0\x40\0\x40" + bytes((protocol,)) + b"\0\0" + ends + bytes(8)
+
+    def ipv6(protocol: int = 17, ends: bytes = bytes(range(36))) -> bytes:
+        return b"\x60\0\0\0\0\x10" + bytes((protocol,)) + b"\x40" + ends + bytes(12)
+
+    several = [message(ipv4()), message(ipv4(6)), message(ipv6()), message(ipv6(6))]
+    several += [message(ipv4(), hook=1), message(ipv4(), indev=1), message(ipv4(), outdev=1), message(ipv4(), indev=1, outdev=1)]
+    several += [message(ipv4(ends=bytes(range(at)) + b"\xff" + bytes(range(at + 1, 12)))) for at in range(12)]
+    several += [message(ipv6(ends=bytes(range(at)) + b"\xff" + bytes(range(at + 1, 36)))) for at in range(36)]
+    count, asked = sorted_out(*several)
+    assert count == len(several)
+    assert len({key for _, key in asked}) == len(several)
+    # What a flow's packets differ in is not in it: identification, time to live, length, and who sent them.
+    same = [message(ipv4(), identity=7), message(ipv4()[:4] + b"\1\2" + ipv4()[6:]), message(ipv4() + b"more")]
+    same.append(message(ipv4(), more=_attribute(16, bytes(4))))
+    _, again = sorted_out(message(ipv4()), *same)
+    assert len({key for _, key in again}) == 1
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\x45" * 23,
+        b"\x46\0\0\x40\0\0\0\0\x40\x11" + bytes(30),
+        b"\x45\0\0\x40\0\0\x20\0\x40\x11" + bytes(30),
+        b"\x45\0\0\x40\0\0\0\1\x40\x11" + bytes(30),
+        b"\x45\0\0\x40\0\0\0\0\x40\x01" + bytes(30),
+        b"\x60\0\0\0\0\x10\x2c\x40" + bytes(50),
+        b"\x60\0\0\0\0\x10\x11\x40" + bytes(35),
+    ],
+    ids=["empty", "short", "options", "first fragment", "later fragment", "icmp", "v6 fragment", "v6 without ports"],
+)
+def test_what_is_not_plain_has_no_key(payload: bytes) -> None:
+    _, asked = sorted_out(message(payload))
+    assert [key for _, key in asked] == [None]
+
+
+def test_what_is_no_packet_is_passed_over() -> None:
+    count, asked = sorted_out(b"", b"x", message(b"", kind=2), message(b"")[:31], message(b"", identity=5), bytes(64))
+    assert count == 1
+    assert [packet.id for packet, _ in asked if packet] == [5]
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """What stands for the queue's socket, and what stands for the kernel."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        theirs.settimeout(5)
+        yield ours, theirs
+
+
+def _patience(ours: socket.socket, seconds: float) -> None:
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, Struct("ll").pack(0, int(seconds * 1e6)))
+
+
+def test_runs_and_the_budget(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    inbox = Inbox(ours.fileno(), 4096)
+    known: dict[bytes, Verdict] = {}
+
+    def decide(data: bytes, key: bytes | None) -> Verdict:
+        return DROP if b"drop" in data else ACCEPT
+
+    for identity, text in enumerate([b"a", b"drop", b"drop", b"b", b"c"], 0xFFFFFFFD):
+        theirs.send(message(text, identity & 0xFFFFFFFF))
+    # Numbers go on from the end to the beginning.
+    assert inbox.sort(4, deque(), known, decide) == (
+        4,
+        0xFFFFFFFD,
+        [(0xFFFFFFFD, 1, ACCEPT), (0xFFFFFFFF, 2, DROP), (0, 1, ACCEPT)],
+    )
+    assert inbox.sort(4, deque(), known, decide) == (1, 1, [(1, 1, ACCEPT)])
+    assert inbox.sort(4, deque(), known, decide) == (0, 0, [])
+    for identity in (3, 4, 5):
+        theirs.send(message(b"", identity))
+    # What was read before comes first.
+    pending = deque([message(b"", 1), message(b"", 2)])
+    assert inbox.skim(4, pending) == (4, 1, 4)
+    assert not pending
+    assert inbox.skim(4, pending) == (1, 5, 5)
+    assert inbox.skim(4, pending) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("spin", [0.0, 0.02])
+def test_each_is_answered_with_its_own_number(ends: tuple[socket.socket, socket.socket], spin: float) -> None:
+    ours, theirs = ends
+    _patience(ours, 0.02)
+    inbox = Inbox(ours.fileno(), 4096)
+    others: list[tuple[int, Verdict]] = []
+
+    def decide(data: bytes, key: bytes | None) -> Verdict:
+        return DROP if b"drop" in data else ACCEPT
+
+    for identity in (7, 0x01020304, 9):
+        theirs.send(message(b"x", identity))
+    theirs.send(message(b"x", kind=2))
+    assert inbox.skim_each(10, deque([message(b"", 6)]), _ACCEPT, spin) == (4, 6, 9)
+    numbers = [6, 7, 0x01020304, 9]
+    assert [theirs.recv(64) for _ in numbers] == [_ACCEPT[:28] + number.to_bytes(4, "big") for number in numbers]
+    for identity, text in ((10, b"x"), (11, b"drop"), (12, b"x")):
+        theirs.send(message(text, identity))
+    count, first, runs = inbox.sort_each(
+        10, deque(), {}, decide, _ACCEPT, ACCEPT, lambda number, verdict: others.append((number, verdict)), spin
+    )
+    assert (count, first) == (3, 10)
+    assert runs == [(10, 1, ACCEPT), (11, 1, DROP), (12, 1, ACCEPT)]
+    assert [theirs.recv(64)[28:] for _ in range(2)] == [b"\0\0\0\x0a", b"\0\0\0\x0c"]
+    assert others == [(11, DROP)]
+
+
+@pytest.mark.parametrize("spin", [0.0, 1.0])
+def test_a_turn_ends_though_packets_keep_coming(ends: tuple[socket.socket, socket.socket], spin: float) -> None:
+    ours, theirs = ends
+    _patience(ours, 0.9)
+    inbox = Inbox(ours.fileno(), 4096)
+    over = threading.Event()
+
+    def keep_coming() -> None:
+        while not over.is_set():
+            theirs.send(message(b"x"))
+            theirs.recv(64)
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=keep_coming)
+    thread.start()
+    try:
+        count, _, _ = inbox.skim_each(1 << 30, deque(), _ACCEPT, spin)
+    finally:
+        over.set()
+        inbox.skim_each(1, deque(), _ACCEPT, 0.01)
+        thread.join()
+    # It came back at all; and not before there was something to do.
+    assert count > 0
+
+
+def test_a_signal_ends_the_wait(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = ends
+    _patience(ours, 0.9)
+    came: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: came.append(number))
+    timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    try:
+        timer.start()
+        begin = time.monotonic()
+        assert Inbox(ours.fileno(), 4096).skim_each(10, deque(), _ACCEPT, 0.0) == (0, 0, 0)
+        assert came == [signal.SIGUSR1]
+        assert time.monotonic() - begin < 0.9
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_kernels_errors_come_out(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    _patience(ours, 0.02)
+    inbox = Inbox(ours.fileno(), 4096)
+    theirs.send(message(b"x", 1))
+    theirs.shutdown(socket.SHUT_RD)
+    with pytest.raises(BrokenPipeError):
+        inbox.skim_each(10, deque(), _ACCEPT, 0.0)
+    ours.close()
+    for look in (
+        lambda: inbox.skim(1, deque()),
+        lambda: inbox.sort(1, deque(), {}, lambda data, key: ACCEPT),
+        lambda: inbox.skim_each(1, deque(), _ACCEPT, 0.0),
+        lambda: inbox.skim_each(1, deque(), _ACCEPT, 0.1),
+    ):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            look()
+
+
+def test_a_verdict_message_has_its_size(ends: tuple[socket.socket, socket.socket]) -> None:
+    inbox = Inbox(ends[0].fileno(), 4096)
+    for wrong in (b"", bytes(31), bytes(65)):
+        with pytest.raises(ValueError, match="no verdict message"):
+            inbox.skim_each(1, deque(), wrong, 0.0)
