@@ -327,7 +327,8 @@ class TestRules:
         assert found["inet6 mangle"] == [
             "-A PREROUTING #jump -j @PREROUTING",
             "-A @PREROUTING -p tcp -m socket --transparent #redirect -j MARK --set-xmark 0x800/0x800",
-            "-A @PREROUTING -p tcp --dports 8080:8090 #redirect -j TPROXY --on-port 15002 --on-ip :: --tproxy-mark 0x800/0x800",
+            "-A @PREROUTING -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN --dports 8080:8090 #redirect -j TPROXY --on-port 15002 "
+            "--on-ip :: --tproxy-mark 0x800/0x800",
             "-A @PREROUTING #end -j RETURN",
         ]
 

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -122,6 +123,85 @@ def test_a_reload_from_redirect_to_tproxy(routed: tuple[Namespace, Namespace, Na
     assert agent.status()["proxies"][0]["counters"]["connections"] == 2
     assert agent.stop() == 0
     assert "NFQA" not in saved(gateway)
+
+
+@pytest.mark.parametrize("capture", ["", TPROXY], ids=["redirect", "tproxy"])
+def test_what_crosses_the_router_when_the_agent_starts_goes_on(
+    routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path, capture: str
+) -> None:
+    client, gateway, target = routed
+    server(target, "echo", "10.2.0.2")
+
+    def across() -> None:
+        with socket.create_connection(("10.2.0.2", 8080), timeout=8) as it:
+            it.sendall(b"before")
+            assert receive(it, 6) == b"before"
+            agent = Agent(gateway, tmp_path, configuration(proxy=capture, hooks='"prerouting"')).ready()
+            it.sendall(b"meanwhile")
+            assert receive(it, 9) == b"meanwhile"
+            assert ask("10.2.0.2", 8080) == b"hello"
+            # The new one alone is the proxy's.
+            until(lambda: agent.status()["proxies"][0]["counters"]["connections"] == 1, "it is counted")
+            os.kill(agent.process.pid, signal.SIGTERM)
+            until(lambda: "NFQA" not in saved(gateway), "the rules are gone")
+            it.sendall(b"after")
+            assert receive(it, 5) == b"after"
+
+    client.call(across)
+
+
+def test_a_reload_that_fails_leaves_the_routes_as_they_were(netns: Namespace, tmp_path: Path) -> None:
+    server(netns, "echo")
+    agent = Agent(netns, tmp_path, configuration(hooks='"prerouting"')).ready()
+    everything = "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all"
+
+    def there() -> list[str]:
+        return [*netns.shell(everything).splitlines(), *(line for line in saved(netns).splitlines() if line.startswith("-A"))]
+
+    before = there()
+    agent.configure(configuration(proxy=TPROXY, hooks='"prerouting"'))
+    # Somebody sits on the lock, so that the rules can't be changed.
+    holder = netns.start("flock", "--close", "/run/xtables.lock", "sleep", "60")
+    until(lambda: "FLOCK" in netns.shell("cat /proc/locks"), "the lock is taken")
+    assert agent.verb("reload", check=False).returncode == 1
+    holder.kill()
+    holder.wait()
+    assert "in force stays in force" in agent.log
+    assert there() == before
+    # And it can be done afterwards.
+    agent.verb("reload")
+    assert "proto 221" in netns.shell("ip rule")
+    assert agent.stop() == 0
+    assert "proto 221" not in netns.shell(everything)
+
+
+@pytest.mark.parametrize("captures", [("", TPROXY), (TPROXY, "")], ids=["to tproxy", "from tproxy"])
+def test_what_runs_goes_on_when_the_capture_changes(
+    routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path, captures: tuple[str, str]
+) -> None:
+    client, gateway, target = routed
+    server(target, "echo", "10.2.0.2")
+    before, after = (configuration(proxy=f'drain = "10s"\n{capture}', hooks='"prerouting"') for capture in captures)
+    agent = Agent(gateway, tmp_path, before).ready()
+
+    def across() -> bytes:
+        with socket.create_connection(("10.2.0.2", 8080), timeout=8) as it:
+            it.sendall(b"before")
+            assert receive(it, 6) == b"before"
+            agent.configure(after)
+            reload = threading.Thread(target=agent.verb, args=("reload",))
+            reload.start()
+            time.sleep(1.5)
+            it.sendall(b"meanwhile")
+            answer = receive(it, 9)
+        reload.join()
+        return answer
+
+    assert client.call(across) == b"meanwhile"
+    assert client.call(ask, "10.2.0.2", 8080) == b"hello"
+    assert agent.stop() == 0
+    assert "NFQA" not in saved(gateway)
+    assert "proto 221" not in gateway.shell("ip rule; ip -6 rule; ip route show table all; ip -6 route show table all")
 
 
 def test_its_counters_are_in_the_status(netns: Namespace, tmp_path: Path) -> None:

@@ -453,11 +453,11 @@ def _capture_rules(
     for network in sorted(each for each in proxy.exclude if each.version == (6 if family == "inet6" else 4)):
         there = Extension("iprange", (Option("--dst-range", f"{network[0]}-{network[-1]}"),))
         yield Rule(chain, leave, (*matches, there, *tail), protocol, inward, outward)
+    # Connections that run by now go on as they are: led to the proxy, which knows nothing of them, they would be reset. Also by
+    # REDIRECT: a first rule of table nat wakes connection tracking, which takes their next packet for the first of a new one.
+    matches = (_SYN, *matches)
     if proxy.capture == "redirect":
         target = Extension("REDIRECT", (Option("--to-ports", str(port)),))
-        # A first rule of table nat wakes connection tracking, which takes the next packet of a connection that runs by then
-        # for the first of a new one: led to the proxy, which knows nothing of it, that connection would be reset.
-        matches = (_SYN, *matches)
     else:
         address = "::" if family == "inet6" else "0.0.0.0"
         mark = Option("--tproxy-mark", str(proxy.tproxy_mark))

@@ -312,9 +312,14 @@ class Supervisor:
             (there[key], worker) for key, worker in wanted.items() if key in there and (relog or there[key].differs(worker))
         ]
         ruleset = plan(new, self._user.uid)
-        # Running connections of a proxy that goes stand on rules, which go when they have ended.
-        proxy_goes = any(isinstance(worker, ProxyWorker) for worker in gone)
-        at_first = beside(ruleset, parked(self._ruleset)) if proxy_goes else ruleset
+        # Running connections of a proxy that goes, or is led to in another way, stand on rules, which go when they have ended.
+        leaving = any(isinstance(worker, ProxyWorker) for worker in gone) or any(
+            isinstance(old, ProxyWorker) and isinstance(worker, ProxyWorker) and old.captures_unlike(worker)
+            for old, worker in changed
+        )
+        at_first = beside(ruleset, parked(self._ruleset)) if leaving else ruleset
+        # Routes come before the rules that need them, and go after those that did.
+        routed = routes.wanted(self._config, new)
         log_before = self._log.become(open_log(log_settings(new.log))) if relog else None
         replaced: list[tuple[Worker, Worker]] = []
         started: list[Worker] = []
@@ -324,10 +329,12 @@ class Supervisor:
             for old, worker in changed:
                 crew.replace(old, worker)
                 replaced.append((old, worker))
-            if routes.wanted(new) or routes.wanted(self._config):
-                routes.settle(new.agent.instance, routes.wanted(new))
+            if routed:
+                routes.settle(new.agent.instance, routed)
             settled = self._installation.apply(at_first)
         except BaseException:
+            if routed:
+                self._route(self._config)
             if log_before is not None:
                 self._log.become(log_before)
             for old, worker in reversed(replaced):
@@ -349,10 +356,19 @@ class Supervisor:
                     f"rules of a proxy that is gone are left, and lead nowhere: {error}; the next drift check tries again",
                     "error",
                 )
+        if routed:
+            self._route(new)
         state: State = {family: each.after for family, each in settled.items()}
         self._note_held(state)
         self._meter.read(listing(state))
         return f"reloaded: rules changed in {edits} places; workers: {len(added)} new, {len(changed)} replaced, {len(gone)} ended"
+
+    def _route(self, config: Config) -> None:
+        """Have the routes of this configuration, and no others of ours."""
+        try:
+            routes.settle(config.agent.instance, routes.wanted(config))
+        except RuleError as error:
+            self._log(f"the routes for TPROXY are not what the configuration needs: {error}; a restart puts them right", "error")
 
     # Answers to the verbs.
 

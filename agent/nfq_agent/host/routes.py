@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 from nfq_agent.config import Config
@@ -24,14 +24,15 @@ _FLAGS: Final[Mapping[Family, str]] = {"inet": "-4", "inet6": "-6"}
 _PRIORITY: Final = 15002
 
 
-def wanted(config: Config) -> dict[Family, Mark]:
-    """The mark that has to lead to this host, by family; empty where no rule leads to a proxy by TPROXY."""
-    marks: dict[Family, Mark] = {}
-    for rule in config.rules.values():
-        proxy = config.proxy[rule.proxy] if rule.proxy is not None else None
-        if proxy is not None and proxy.capture == "tproxy":
-            for family in rule.families:
-                marks.setdefault(family, proxy.tproxy_mark)
+def wanted(*configs: Config) -> dict[Family, set[Mark]]:
+    """The marks that have to lead to this host, by family; empty where no rule leads to a proxy by TPROXY."""
+    marks: dict[Family, set[Mark]] = {}
+    for config in configs:
+        for rule in config.rules.values():
+            proxy = config.proxy[rule.proxy] if rule.proxy is not None else None
+            if proxy is not None and proxy.capture == "tproxy":
+                for family in rule.families:
+                    marks.setdefault(family, set()).add(proxy.tproxy_mark)
     return marks
 
 
@@ -40,24 +41,24 @@ def table_of(instance: str) -> int:
     return 0x4E460000 | zlib.crc32(instance.encode()) & 0xFFFF
 
 
-def settle(instance: str, marks: Mapping[Family, Mark]) -> None:
+def settle(instance: str, marks: Mapping[Family, Set[Mark]]) -> None:
     """Make the rules and routes of an instance those for `marks`, and remove any other of its own. Raises RuleError."""
     table = str(table_of(instance))
     for family in FAMILIES:
-        mark = marks.get(family)
+        missing = set(marks.get(family, ()))
         there = _rules(family, table)
-        spec = None if mark is None else ["fwmark", str(mark), "lookup", table]
-        for found in there:
-            if mark is not None and spec is not None and _is(found, mark):
-                spec = None
-            else:
-                _ip(family, "rule", "del", "priority", str(found["priority"]), "lookup", table, "protocol", str(PROTOCOL))
-        if mark is not None:
+        if missing:
             _ip(family, "route", "replace", "local", "default", "dev", "lo", "table", table, "protocol", str(PROTOCOL))
         elif there or _routes(family, table):
             _ip(family, "route", "flush", "table", table, "protocol", str(PROTOCOL))
-        if spec is not None:
-            _ip(family, "rule", "add", "priority", str(_PRIORITY), *spec, "protocol", str(PROTOCOL))
+        for found in there:
+            mark = _mark(found)
+            if mark in missing:
+                missing.remove(mark)
+            else:
+                _rule(family, "del", mark, table)
+        for mark in sorted(missing, key=str):
+            _rule(family, "add", mark, table)
 
 
 def sweep(instance: str) -> bool:
@@ -83,10 +84,15 @@ def _routes(family: Family, table: str) -> list[Any]:
     return [route for route in routes if str(route.get("table")) == table]
 
 
-def _is(rule: Mapping[str, Any], mark: Mark) -> bool:
+def _mark(rule: Mapping[str, Any]) -> Mark:
     # ip(8) leaves a full mask out.
-    mask = rule.get("fwmask", "0xffffffff")
-    return bool(int(rule.get("fwmark", "0"), 0) == mark.value and int(mask, 0) == mark.mask)
+    return Mark(int(rule.get("fwmark", "0"), 0), int(rule.get("fwmask", "0xffffffff"), 0))
+
+
+def _rule(family: Family, change: str, mark: Mark, table: str) -> None:
+    _ip(
+        family, "rule", change, "priority", str(_PRIORITY), "fwmark", str(mark), "lookup", table, "protocol", str(PROTOCOL)
+    )  # fmt: skip
 
 
 def _ip(family: Family, *words: str) -> str:
