@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from nfq_agent.diff import Change, Delete, DropChain, Insert, NewChain, Settled, settle
 from nfq_agent.rules import (
@@ -169,6 +170,9 @@ class FakeHost:
 
     def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
         return settle(_Session(self, family), desired)
+
+    def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Settled]:
+        return partial(self.apply, family, desired)
 
 
 class _Session:

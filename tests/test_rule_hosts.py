@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import pytest
@@ -54,6 +55,9 @@ class Inside:
 
     def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
         return self._namespace.call(self._host.apply, family, desired)
+
+    def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Settled]:
+        return partial(self.apply, family, desired)
 
     def present(self, family: Family) -> frozenset[str] | None:
         return self._namespace.call(self._host.present, family)

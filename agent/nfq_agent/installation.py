@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nfq_agent.diff import Changes, Settled, diff
@@ -33,14 +33,28 @@ class Installation:
 
     def apply(self, ruleset: Ruleset) -> dict[Family, Settled]:
         """Make the kernel's rules those of `ruleset`, or leave them as they were. Raises RuleError."""
+        done, errors = self._both(lambda family: ruleset.get(family, {}))
+        if errors:
+            self._put_back(done, errors[0])
+            raise errors[0]
+        return done
+
+    def _both(self, desired: Callable[[Family], Mapping[str, TableRules]]) -> tuple[dict[Family, Settled], list[RuleError]]:
+        """Both families at a time, each to its end whatever becomes of the other: what was done, and what failed."""
+        under_way: dict[Family, Callable[[], Settled]] = {}
         done: dict[Family, Settled] = {}
+        errors: list[RuleError] = []
         for family in FAMILIES:
             try:
-                done[family] = self.host.apply(family, ruleset.get(family, {}))
+                under_way[family] = self.host.begin(family, desired(family))
             except RuleError as error:
-                self._put_back(done, error)
-                raise
-        return done
+                errors.append(error)
+        for family, finish in under_way.items():
+            try:
+                done[family] = finish()
+            except RuleError as error:
+                errors.append(error)
+        return done, errors
 
     def _put_back(self, done: Mapping[Family, Settled], error: RuleError) -> None:
         for family, settled in done.items():
@@ -54,16 +68,9 @@ class Installation:
 
         A family that fails does not keep the other from being cleaned. Raises RuleError.
         """
-        done: dict[Family, Settled] = {}
-        errors: list[str] = []
-        for family in FAMILIES:
-            try:
-                kept: Mapping[str, TableRules] = fail_closed(self.host.read(family)) if keep_fail_closed else {}
-                done[family] = self.host.apply(family, kept)
-            except RuleError as error:
-                errors.append(str(error))
+        done, errors = self._both(lambda family: fail_closed(self.host.read(family)) if keep_fail_closed else {})
         if errors:
-            raise RuleError("; ".join(errors))
+            raise RuleError("; ".join(map(str, errors)))
         return done
 
 

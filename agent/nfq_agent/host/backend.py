@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 from nfq_agent.diff import Settled
@@ -25,6 +25,12 @@ class RuleHost(Protocol):
 
     def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
         """Make this instance's rules the desired ones, in every present table; {} removes them all. Raises RuleError."""
+
+    def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Settled]:
+        """Begin that, where it can go on beside something else; what is returned waits for its end, and is to be called once.
+
+        Both raise RuleError.
+        """
 
     def present(self, family: Family) -> frozenset[str] | None:
         """The names of the tables that are present; None if this process may not know."""

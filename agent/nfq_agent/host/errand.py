@@ -10,7 +10,7 @@ import pickle
 import signal
 import traceback
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
 _PR_SET_PDEATHSIG: Final = 1
@@ -22,41 +22,52 @@ class ErrandError(Exception):
     """The child ended without an answer."""
 
 
-def errand(function: Callable[..., T], *args: Any, seconds: int = 120) -> T:
-    """What `function(*args)` returns or raises, from a child process that is ended after `seconds`.
+class Errand(Generic[T]):
+    """`function(*args)` under way in a child process, which is ended after `seconds`; `result` is to be called once.
 
     The answer comes back pickled. The child's standard output goes nowhere. Signals that stop or reload the caller do not
     reach it: what it has begun, it finishes. It dies with a caller that is killed: rules must not go in when whoever asked
-    for them is gone, and `remove` has been by. Raises ErrandError if it ends without an answer, OSError if it can't be started.
+    for them is gone, and `remove` has been by. Raises OSError if it can't be started.
     """
-    reader, writer = os.pipe()
-    # Blocked over the fork: a Python handler, or the wake-up descriptor, must not be served by the child.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_OFF)
-    caller = os.getpid()
-    gc.freeze()
-    try:
-        child = os.fork()
-        if child == 0:
-            os.close(reader)
-            _child(function, args, writer, seconds, caller)
-    except OSError:
-        os.close(reader)
-        raise
-    finally:
-        os.close(writer)
-        gc.unfreeze()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    with os.fdopen(reader, "rb") as pipe:
-        data = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if not data:
-        code = os.waitstatus_to_exitcode(status)
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise ErrandError(f"{function.__name__} ended without an answer: {how}")
-    good, value = pickle.loads(data)
-    if good:
-        return value  # type: ignore[no-any-return]  # what the function returned, by way of pickle
-    raise value
+
+    def __init__(self, function: Callable[..., T], *args: Any, seconds: int = 120) -> None:
+        self._name = function.__name__
+        self._reader, writer = os.pipe()
+        # Blocked over the fork: a Python handler, or the wake-up descriptor, must not be served by the child.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_OFF)
+        caller = os.getpid()
+        gc.freeze()
+        try:
+            self._child = os.fork()
+            if self._child == 0:
+                os.close(self._reader)
+                _child(function, args, writer, seconds, caller)
+        except OSError:
+            os.close(self._reader)
+            raise
+        finally:
+            os.close(writer)
+            gc.unfreeze()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def result(self) -> T:
+        """What it returns or raises. Raises ErrandError if the child ends without an answer."""
+        with os.fdopen(self._reader, "rb") as pipe:
+            data = pipe.read()
+        _, status = os.waitpid(self._child, 0)
+        if not data:
+            code = os.waitstatus_to_exitcode(status)
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise ErrandError(f"{self._name} ended without an answer: {how}")
+        good, value = pickle.loads(data)
+        if good:
+            return value  # type: ignore[no-any-return]  # what the function returned, by way of pickle
+        raise value
+
+
+def errand(function: Callable[..., T], *args: Any, seconds: int = 120) -> T:
+    """The same, waited for."""
+    return Errand(function, *args, seconds=seconds).result()
 
 
 def _child(function: Callable[..., Any], args: tuple[Any, ...], writer: int, seconds: int, caller: int) -> None:

@@ -16,14 +16,14 @@ import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from nfq_agent.diff import Settled, settle
-from nfq_agent.host.errand import ErrandError, errand
+from nfq_agent.host.errand import Errand, ErrandError, errand
 from nfq_agent.host.xtables import FAMILY_NAMES, Tables
 from nfq_agent.host.xtables_lock import DEADLINE, release, xtables_lock
 from nfq_agent.rules import (
@@ -217,6 +217,10 @@ class LegacyHost:
 
     def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
         """Make the rules the desired ones, in every present table. Raises RuleError."""
+        return self.begin(family, desired)()
+
+    def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Settled]:
+        """Begin that; what is returned waits for the end of it. Raises RuleError, as that does."""
         wanted = {name for name, table in desired.items() if table.chains or table.jumps}
         tables = self._tables(family) | wanted
         if tables_present(family) is None and not self._known[family]:
@@ -224,21 +228,33 @@ class LegacyHost:
             # becomes present than rules that stay; but one whose module is not there can't have any.
             tables |= _loaded(family) if wanted else _loaded(family) or frozenset(TABLES)
         if not tables:
-            return Settled()
+            return Settled
         if not in_kernel(family):
             raise RuleError(f"the kernel has no legacy xtables for {FAMILY_NAMES[family]} (module {_MODULES[family]})")
         self._known[family] |= wanted
-        settled: Settled = self._errand(_apply, family, self.instance, tables, dict(desired), self._lock, self.lock_seconds)
-        return settled
+        arguments = family, self.instance, tables, dict(desired), self._lock, self.lock_seconds
+        if self._lock is not None:
+            # Two children that share a descriptor share the lock: one after the other.
+            return functools.partial(self._errand, _apply, *arguments)
+        return functools.partial(self._finished, self._begun(_apply, *arguments))
 
     def _tables(self, family: Family) -> frozenset[str]:
         present = tables_present(family)
         return frozenset(self._known[family] if present is None else present & set(TABLES))
 
     def _errand(self, function: Any, *args: Any) -> Any:
+        return self._finished(self._begun(function, *args))
+
+    def _begun(self, function: Any, *args: Any) -> Errand[Any]:
         _iptc()
         try:
-            return errand(function, *args)
+            return Errand(function, *args)
+        except OSError as error:
+            raise RuleError(f"legacy rules: {error}") from error
+
+    def _finished(self, running: Errand[Any]) -> Any:
+        try:
+            return running.result()
         except (ErrandError, OSError) as error:
             if self._lock is not None:
                 # The child is gone, but a lock that it took on our descriptor is not.

@@ -14,8 +14,9 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from nfq_agent.diff import Busy, Change, Delete, DropChain, Insert, NewChain, Settled, settle
@@ -114,6 +115,10 @@ class NftHost:
     def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
         """Make the rules the desired ones, in every present table. Raises RuleError."""
         return settle(_Session(family, self.instance), desired)
+
+    def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Settled]:
+        """The same, when what is returned is called."""
+        return partial(self.apply, family, desired)
 
 
 def _saved(family: Family) -> dict[str, list[str]]:

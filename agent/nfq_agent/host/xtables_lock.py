@@ -74,7 +74,7 @@ def _take(lock: int, seconds: float) -> None:
             raise RuleError(f"the xtables lock {lock_path()} was not free within {seconds:g} s: {held_by(lock)}")
         time.sleep(pause * random.uniform(0.5, 1.5))
         # Short, or programs that wait in the kernel's queue for it go first every time.
-        pause = min(pause * 1.5, 0.01)
+        pause = min(pause * 1.5, 0.003)
 
 
 def holders(lock: int) -> list[int]:
