@@ -174,6 +174,9 @@ class Pair:
                 with contextlib.suppress(OSError):
                     reset_on_close(half.sock)
             half.sock.close()
+            # The collector would have to find these circles, for each connection.
+            del half.peer
+        del self.client, self.upstream
 
     def _count(self, way: Way, count: int) -> None:
         self.counts[way] += count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from bed import Bed, BenchError
@@ -46,7 +47,13 @@ def _agent(bed: Bed) -> None:
 def _haproxy(bed: Bed) -> None:
     path = bed.folder / "haproxy.cfg"
     path.write_text(_HAPROXY)
-    bed.here.run("haproxy", "-D", "-f", str(path))
+    # In the foreground: a daemon would outlive its namespace.
+    bed.here.start("haproxy", "-db", "-f", str(path))
+    deadline = time.monotonic() + 10
+    while not bed.here.shell(f"ss -ltnH sport = :{_LISTEN}"):
+        if time.monotonic() > deadline:
+            raise BenchError("HAProxy does not listen")
+        time.sleep(0.05)
     bed.here.shell(
         f"iptables-legacy -t nat -A OUTPUT -p tcp --dport {_PORT} -m owner ! --uid-owner haproxy -j REDIRECT --to-ports {_LISTEN}"
     )
