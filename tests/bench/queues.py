@@ -106,6 +106,14 @@ def _bulk_free() -> float:
         return _bulk(bed, False)
 
 
+def _bulk_marked() -> float:
+    """No queue, no agent: what connection tracking and a rule that looks at the connection's mark cost by themselves."""
+    with Bed() as bed:
+        for hook in ("INPUT", "OUTPUT"):
+            bed.here.shell(f"iptables-legacy -t mangle -A {hook} -m connmark --mark 0x0/0xff000000 -j RETURN")
+        return _bulk(bed, False)
+
+
 def _bulk_agent(more: str) -> float:
     with Bed() as bed:
         bed.agent(_QUEUE + more + _TCP_RULE)
@@ -196,6 +204,7 @@ BENCHMARKS: Final = (
             "no rules": _bulk_free,
             "agent, policy": lambda: _bulk_agent(_policy()),
             "agent, offload": lambda: _bulk_agent(_OFFLOAD),
+            "one connmark rule": _bulk_marked,
             "C, batched": lambda: _bulk_c("gso"),
         },
         (Goal("agent, policy", "at least", 0.75, "no rules"), Goal("agent, offload", "at least", 0.97, "no rules")),
