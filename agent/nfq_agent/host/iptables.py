@@ -287,6 +287,7 @@ def _apply(
             session.build(rule)
 
     def locked() -> AbstractContextManager[None]:
+        session.make_room()
         return xtables_lock(lock, lock_seconds)
 
     if tables <= (tables_present(family) or frozenset()):

@@ -39,6 +39,13 @@ _EXTENSION: Final = struct.Struct("H29sB")
 _OFFSETS: Final = struct.Struct("HH")
 _COUNTERS: Final = struct.Struct("QQ")
 _IFNAMSIZ: Final = 16
+# mallopt(3)
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_libc: Final = ctypes.CDLL(None)
+_libc.malloc.restype = ctypes.c_void_p
+_libc.malloc.argtypes = [ctypes.c_size_t]
+_libc.free.argtypes = [ctypes.c_void_p]
 # How long commits are tried again when someone who takes no lock changes the table meanwhile.
 _PATIENCE: Final = 3.0
 
@@ -261,6 +268,18 @@ class Tables:
             if os.strerror(errno.EAGAIN) in reason:
                 self._yield(table, error)
             raise RuleError(f"table {table} ({self._family}): {reason}") from error
+
+    def make_room(self) -> None:
+        """Have the memory that commits will ask for, so that no page of it has to be found while others wait for the lock.
+
+        libiptc holds a table three times over, and some more (iptcc, TC_COMMIT). It is this process's until it ends.
+        """
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            _libc.mallopt(option, 1 << 30)
+        size = 4 * sum(version[-1] for version in self._versions.values())
+        if (room := _libc.malloc(size)) is not None:
+            ctypes.memset(room, 0, size)
+            _libc.free(room)
 
     def _open(self, table: str) -> Any:
         """libiptc's own copy of a table, to be changed; the one that was read, as far as numbers tell."""
