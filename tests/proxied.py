@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from namespace import Namespace
-from nfq_agent import config as configuration
-from nfq_agent import rules
+from nfq_agent import configfile, rules
 from nfq_agent.config import Config
 from nfq_agent.counters import Slots
 from nfq_agent.host import routes
@@ -45,7 +44,7 @@ class Proxied:
         path = folder / "agent.toml"
         path.write_text(text)
         self.namespace = namespace
-        self.config: Config = configuration.load(path)
+        self.config: Config = configfile.load(path)
         self._log = folder / "events"
         # Opened here: the child may not even look into the folder.
         self._log_fd = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)

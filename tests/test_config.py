@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from agent import COMMAND, saved
 from namespace import Namespace
-from nfq_agent.config import BASELINE, Config, ConfigError, load
+from nfq_agent.config import Config, ConfigError
+from nfq_agent.configfile import BASELINE, load
 
 CONFIGS = Path(__file__).parent / "configs"
 VERBS = ("check", "plan", "apply", "run")
@@ -86,7 +87,7 @@ def test_every_shared_configuration_is_good(name: str, monkeypatch: pytest.Monke
 
 
 def test_without_a_file_the_baseline_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nfq_agent.config.DEFAULT_PATH", tmp_path / "nfq-agent.toml")
+    monkeypatch.setattr("nfq_agent.configfile.DEFAULT_PATH", tmp_path / "nfq-agent.toml")
     assert load() == Config.model_validate(BASELINE)
     assert load(CONFIGS / "baseline.toml").model_dump() == load().model_dump() | {
         "agent": load().agent.model_dump(),

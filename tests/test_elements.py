@@ -14,7 +14,8 @@ import pytest
 
 from agent import Agent, until
 from namespace import Namespace
-from nfq_agent.config import ConfigError, load
+from nfq_agent.config import ConfigError
+from nfq_agent.configfile import load
 from nfq_agent.elements import PACKET_ELEMENTS, STREAM_ELEMENTS, ElementError, packet_element, stream_element
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "elements.md"

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from agent import Agent, until
 from namespace import Namespace
-from nfq_agent.config import Config, ConfigError, load
+from nfq_agent.config import Config, ConfigError
+from nfq_agent.configfile import load
 from nfq_agent.element import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.generation import advance, foreseen

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from nfq_agent.config import Agent, Log, ProxyConfig, QueueConfig, RuleConfig, load
+from nfq_agent.config import Agent, Log, ProxyConfig, QueueConfig, RuleConfig
+from nfq_agent.configfile import load
 from nfq_agent.rules import plan
 
 TOP = Path(__file__).resolve().parent.parent
@@ -16,7 +17,7 @@ MANUAL = (TOP / "packaging/man/nfq-agent.toml.5").read_text()
 
 
 def test_the_shipped_file_is_what_holds_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nfq_agent.config.DEFAULT_PATH", tmp_path / "nfq-agent.toml")
+    monkeypatch.setattr("nfq_agent.configfile.DEFAULT_PATH", tmp_path / "nfq-agent.toml")
     shipped, without = load(TOP / "packaging/nfq-agent.toml"), load(None)
     assert (shipped.agent, shipped.log, shipped.queue) == (without.agent, without.log, without.queue)
     # The file writes out what a rule's table and role are when they are left out.

@@ -22,9 +22,8 @@ import pytest
 
 import tcp_server
 from namespace import Namespace
-from nfq_agent import config as configurations
-from nfq_agent import rules
-from nfq_agent.config import ProxyConfig
+from nfq_agent import configfile, rules
+from nfq_agent.config import ConfigError, ProxyConfig
 from nfq_agent.elements.stream_log import StreamLog, StreamLogOptions
 from nfq_agent.proxy import listen
 from nfq_agent.stream import Answer, Connection, StreamElement
@@ -294,7 +293,7 @@ class TestRules:
     def text(self, tmp_path: Path, parked: bool = False, **options: str) -> dict[str, list[str]]:
         path = tmp_path / "agent.toml"
         path.write_text(configuration(**options))
-        ruleset = rules.plan(configurations.load(path), 972)
+        ruleset = rules.plan(configfile.load(path), 972)
         ruleset = rules.parked(ruleset) if parked else ruleset
 
         def short(rule: rules.Rule) -> str:
@@ -356,7 +355,7 @@ class TestRules:
         ],
     )
     def test_refused(self, tmp_path: Path, options: dict[str, str], said: str) -> None:
-        with pytest.raises(configurations.ConfigError, match=re.escape(said)):
+        with pytest.raises(ConfigError, match=re.escape(said)):
             self.text(tmp_path, **options)
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_agent.config import Config, load
+from nfq_agent.config import Config
+from nfq_agent.configfile import load
 from nfq_agent.rules import (
     FAMILIES,
     Extension,

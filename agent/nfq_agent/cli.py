@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from nfq_agent import control, show
-from nfq_agent.config import DEFAULT_PATH, Agent, Config, ConfigError, load, log_settings, target_in_force, warnings
+from nfq_agent.config import Agent, Config, ConfigError, log_settings, target_in_force, warnings
+from nfq_agent.configfile import DEFAULT_PATH, load
 from nfq_agent.confirm import Guard
 from nfq_agent.generation import foreseen
 from nfq_agent.host import routes

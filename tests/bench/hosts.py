@@ -12,7 +12,7 @@ from typing import Any, Final
 from bed import ROOT, Bed
 from measure import Benchmark, Goal
 
-from nfq_agent.config import load
+from nfq_agent.configfile import load
 from nfq_agent.host.backend import choose
 from nfq_agent.installation import Installation
 from nfq_agent.rules import plan
