@@ -14,8 +14,8 @@ HOUSE = Path(__file__).parent.parent / "agent" / "nfq_agent"
 FLOORS = (
     ("verdict", "facts", "mark", "duration", "size", "rate", "networks", "interfaces", "log", "counters", "control",
      "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.errand"),
-    ("packet", "host.child", "host.inbox", "protocols.*", "siblings"),
-    ("flow", "checksum", "host.nfqueue"),
+    ("packet", "host.child", "host.inbox", "protocols.*"),
+    ("flow", "checksum", "host.nfqueue", "siblings"),
     ("refusal", "element", "queue"),
     ("stream", "match", "worker"),
     ("relay",),

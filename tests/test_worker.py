@@ -22,7 +22,7 @@ from nfq_agent.element import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
 from nfq_agent.verdict import Action
-from nfq_agent.worker import WorkerSettings, serve
+from nfq_agent.worker import WorkerLoop, WorkerSettings
 from queued import NUMBER, PORT, Wire, passed, queue_rule, until
 
 pytestmark = pytest.mark.kernel
@@ -58,7 +58,7 @@ class Crew:
                 settings = WorkerSettings(
                     NUMBER, self.default, self.on_error, self.monitor, busy_poll=self.busy_poll, lost_below=lost_below
                 )
-                serve(self.queue, chain, settings, self.counters, theirs, self.emit)
+                WorkerLoop(self.queue, chain, settings, self.counters, theirs, self.emit).run()
                 code = 0
             except BaseException as error:
                 self.emit(repr(error))

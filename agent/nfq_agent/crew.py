@@ -28,7 +28,7 @@ from nfq_agent.proxy import serve as serve_proxy
 from nfq_agent.queue import Queue, QueueSettingError
 from nfq_agent.stream import StreamChain
 from nfq_agent.verdict import ACCEPT, DROP
-from nfq_agent.worker import WorkerSettings, serve
+from nfq_agent.worker import WorkerLoop, WorkerSettings
 
 READY_WITHIN: Final = 10.0
 STOP_WITHIN: Final = 2.0
@@ -274,7 +274,7 @@ class QueueWorker(Worker):
             _VERDICTS[settings.default],
             monitor=settings.mode == "monitor",
         )
-        serve(
+        WorkerLoop(
             self.queue,
             chain,
             WorkerSettings(
@@ -290,7 +290,7 @@ class QueueWorker(Worker):
             control,
             emit,
             None if self.raw is None else self.raw.send,
-        )
+        ).run()
 
     def statistics(self) -> QueueStatistics | None:
         """The kernel's figures for this queue; None where it does not let us look."""

@@ -7,12 +7,11 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 
 from nfq_agent.counters import Slots
+from nfq_agent.host.child import end_after
 
 
 class Sibling:
@@ -26,18 +25,13 @@ class Sibling:
         self.control, theirs = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
-            code = 1
-            try:
+
+            def life() -> None:
                 for each in (self.control, *close):
                     each.close()
                 body(theirs, self.counters)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                with contextlib.suppress(OSError, ValueError):
-                    sys.stderr.flush()
-                os._exit(code)
+
+            end_after(life)
         theirs.close()
 
     def wait_ready(self, seconds: float) -> None:

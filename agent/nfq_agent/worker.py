@@ -61,23 +61,6 @@ class WorkerSettings:
 Inject = Callable[[bytes, int], None]
 
 
-def serve(
-    queue: Queue,
-    chain: ElementChain,
-    settings: WorkerSettings,
-    counters: Counters,
-    control: socket,
-    emit: Emit,
-    inject: Inject | None = None,
-) -> None:
-    """Serve until `stop` is read from `control`, or its other end is gone.
-
-    inject: what sends the packets that a verdict has besides (`Verdict.inject`); without it they are not sent, which is said.
-    Raises QueuePermissionError if the kernel does not let this process answer. Whatever else it raises is a fault of ours.
-    """
-    Worker(queue, chain, settings, counters, control, emit, inject).run()
-
-
 class Limited:
     """Says an event at once, and after that at most one a second, with the number of those that were held back."""
 
@@ -100,8 +83,11 @@ class Limited:
         return True
 
 
-class Worker:
-    """The loop and its state."""
+class WorkerLoop:
+    """The loop and its state.
+
+    inject: what sends the packets that a verdict has besides (`Verdict.inject`); without it they are not sent, which is said.
+    """
 
     def __init__(
         self,
@@ -155,7 +141,10 @@ class Worker:
         return self._judge
 
     def run(self) -> None:
-        """Until told to stop."""
+        """Serve until `stop` is read from `control`, or its other end is gone.
+
+        Raises QueuePermissionError if the kernel does not let this process answer. Whatever else it raises is a fault of ours.
+        """
         queue, counters = self._queue, self._counters
         queue.confirm()
         queue.watch(self._control.fileno())

@@ -11,7 +11,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, NoReturn
 
 from nfq_agent.host.users import User, become
 
@@ -27,6 +27,21 @@ def bound_memory(limit: int) -> None:
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def end_after(life: Callable[[], None]) -> NoReturn:
+    """In a forked child: do this, and end; with exit code 1 and the traceback on standard error if it raises."""
+    code = 1
+    try:
+        life()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        # Not sys.exit: the parent's clean-up is not the child's to run.
+        os._exit(code)
 
 
 class Child:
@@ -65,8 +80,7 @@ class Child:
     def _child(
         body: Callable[[socket.socket], None], control: socket.socket, user: User, keep: tuple[int, ...], close: list[int]
     ) -> None:
-        code = 1
-        try:
+        def life() -> None:
             signal.set_wakeup_fd(-1)
             for number in _QUIET:
                 signal.signal(number, signal.SIG_IGN)
@@ -76,14 +90,8 @@ class Child:
                     os.close(descriptor)
             become(user, keep)
             body(control)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.flush()
-            # Not sys.exit: the parent's clean-up is not the child's to run.
-            os._exit(code)
+
+        end_after(life)
 
     def heard(self) -> bytes:
         """What the child said since the last time; empty if nothing."""

@@ -112,6 +112,15 @@ def five_tuple_of(const uint8_t[::1] packet not None):
     return PyBytes_FromStringAndSize(<char *>key, length) if length else None
 
 
+cdef size_t kept(const uint8_t[::1] verdict, uint8_t *message) except 0:
+    """Copy a verdict message, to be sent again and again with other numbers; how long it is."""
+    cdef size_t length = verdict.shape[0]
+    if not VERDICT_ID + 4 <= length <= LONGEST_VERDICT:
+        raise ValueError(f"{length} bytes are no verdict message")
+    memcpy(message, &verdict[0], length)
+    return length
+
+
 cdef inline int64_t now() noexcept nogil:
     cdef timespec time
     clock_gettime(CLOCK_MONOTONIC, &time)
@@ -195,13 +204,10 @@ cdef class Inbox:
         (SO_RCVTIMEO); or, if `spin` is not 0, none for `spin` seconds in which the socket was looked at all the time.
         """
         cdef uint8_t answer[LONGEST_VERDICT]
-        cdef size_t length = verdict.shape[0]
+        cdef size_t length = kept(verdict, answer)
         cdef uint32_t identity
         cdef int64_t patience = <int64_t>(spin * 1e9), end = now() + LONGEST_TURN
         cdef ssize_t size
-        if not VERDICT_ID + 4 <= length <= LONGEST_VERDICT:
-            raise ValueError(f"{length} bytes are no verdict message")
-        memcpy(answer, &verdict[0], length)
         self._begin()
         while pending and self.count < budget:
             message = pending.popleft()
@@ -225,12 +231,9 @@ cdef class Inbox:
         accept: the message for the verdict `accepted`. answer: takes the number of the packet and any other verdict, and sends it.
         """
         cdef uint8_t quick[LONGEST_VERDICT]
-        cdef size_t length = accept.shape[0]
+        cdef size_t length = kept(accept, quick)
         cdef int64_t patience = <int64_t>(spin * 1e9), end = now() + LONGEST_TURN
         cdef ssize_t size
-        if not VERDICT_ID + 4 <= length <= LONGEST_VERDICT:
-            raise ValueError(f"{length} bytes are no verdict message")
-        memcpy(quick, &accept[0], length)
         self._begin()
         while self.count < budget:
             if pending:
