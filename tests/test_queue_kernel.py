@@ -244,14 +244,15 @@ def test_a_full_queue_drops_or_lets_pass(netns: Namespace) -> None:
     netns.call(inside)
 
 
+@pytest.mark.parametrize("copy_range", [128, 65535])
 @pytest.mark.parametrize("spin", [0.0, 0.01])
 @pytest.mark.parametrize("verdict", [ACCEPT, DROP])
-def test_packets_are_answered_as_they_come(netns: Namespace, verdict: Verdict, spin: float) -> None:
+def test_packets_are_answered_as_they_come(netns: Namespace, verdict: Verdict, spin: float, copy_range: int) -> None:
     queue_rule(netns)
 
     def inside() -> None:
         wire = Wire()
-        with Queue(NUMBER, copy_range=128) as queue:
+        with Queue(NUMBER, copy_range=copy_range) as queue:
             queue.be_patient(0.01, spin)
             assert queue.skim_each(verdict) == 0
             known: dict[Any, Verdict] = {}
@@ -260,7 +261,7 @@ def test_packets_are_answered_as_they_come(netns: Namespace, verdict: Verdict, s
                 lambda budget: queue.sort(known, lambda packet, key: verdict, budget, each=True)[0],
             ):
                 before = passed()
-                wire.send(*[b"x"] * 10)
+                wire.send(*[b"x", b"x" * 60_000] * 5)
                 # As many as were asked for, and then those that are left.
                 assert look(4) == 4
                 assert queue.statistics().waiting == 6
