@@ -151,6 +151,12 @@ class ByPort(PacketElement):
         self.emit(f"asked {self.asked}")
 
 
+class ByProcess(ByPort):
+    """Says that it looks at uid or gid, which no five-tuple tells."""
+
+    reads_process = True
+
+
 class ByFlow(PacketElement):
     """Every third packet of a flow is dropped."""
 
@@ -290,6 +296,20 @@ def test_a_pure_element_is_asked_once_for_each_five_tuple(netns: Namespace, fami
             assert wire.nothing_more()
             made.control.send(b"stop\n")
             until(lambda: "asked 7" in made.lines)
+
+    netns.call(inside)
+
+
+def test_who_looks_at_the_process_is_asked_each_time(netns: Namespace) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with crew(ByProcess) as made:
+            wire.send(*[b"x"] * 20)
+            until(lambda: counted(made.counters, received=20))
+            made.control.send(b"stop\n")
+            until(lambda: "asked 20" in made.lines)
 
     netns.call(inside)
 

@@ -135,8 +135,9 @@ class WorkerLoop:
         monitored = self._settings.monitor and self._settings.default.action is Action.DROP
         if len(self._chain) == 0 and not monitored:
             return self._pass_all
-        # A listener has to be shown each packet, so that nothing is saved by knowing the verdict.
-        if self._chain.pure and not self._chain.listens:
+        # A listener has to be shown each packet, so that nothing is saved by knowing the verdict; and whose packet it is, a
+        # five-tuple does not tell.
+        if self._chain.pure and not self._chain.listens and not self._chain.reads_process:
             return self._look_up
         return self._judge
 
