@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -161,8 +162,9 @@ def test_a_reload_that_fails_leaves_the_routes_as_they_were(netns: Namespace, tm
     before = there()
     agent.configure(configuration(proxy=TPROXY, hooks='"prerouting"'))
     # Somebody sits on the lock, so that the rules can't be changed.
-    holder = netns.start("flock", "--close", "/run/xtables.lock", "sleep", "60")
-    until(lambda: "FLOCK" in netns.shell("cat /proc/locks"), "the lock is taken")
+    holder = netns.start("flock", "--close", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 60", stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
     assert agent.verb("reload", check=False).returncode == 1
     holder.kill()
     holder.wait()
