@@ -17,23 +17,22 @@ from hypothesis import strategies as st
 
 from hostile import SEEDS, mutated
 from nfq_agent.host.inbox import Inbox, five_tuple_of
-from nfq_agent.host.nfqueue import _from_bytes
+from nfq_agent.host.nfqueue import _HEADER, _MSG_PACKET, _attribute, _from_bytes
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
-_HEADER = Struct("=IHHIIBBH")
-_KIND = 3 << 8
 # A verdict message; its number is the last thing in it.
 _ACCEPT = bytes(range(28)) + bytes(4)
 
 
-def _attribute(kind: int, data: bytes) -> bytes:
-    length = 4 + len(data)
-    return length.to_bytes(2, "little") + kind.to_bytes(2, "little") + data + b"\0" * (-length & 3)
-
-
 def message(
-    payload: bytes | None, identity: int = 1, hook: int = 3, indev: int = 0, outdev: int = 0, kind: int = _KIND, more: bytes = b""
+    payload: bytes | None,
+    identity: int = 1,
+    hook: int = 3,
+    indev: int = 0,
+    outdev: int = 0,
+    kind: int = _MSG_PACKET,
+    more: bytes = b"",
 ) -> bytes:
     """A packet as the kernel writes it (nfqnl_build_packet_message())."""
     body = _attribute(1, identity.to_bytes(4, "big") + b"\x08\0" + bytes((hook,)))

@@ -542,8 +542,8 @@ class Queue:
         return count
 
     def skim_each(self, verdict: Verdict, budget: int = BUDGET) -> int:
-        """Wait for packets and give each the same verdict as it comes, until none has come for a while (`be_patient`), or
-        `budget` have: how many they were. Quicker than `skim` where they come one by one."""
+        """Wait for packets and give each the same verdict as it comes, until none has come for a while (`be_patient`), `budget`
+        have, or 50 milliseconds have passed: how many they were. Quicker than `skim` where they come one by one."""
         count, first, last = self._bound().skim_each(budget, verdict)
         if count:
             self._answered(first, last)

@@ -4,9 +4,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import final
 
+from nfq_agent.host.nfqueue import FlowKey, Run
 from nfq_agent.verdict import Verdict
-
-Run = tuple[int, int, Verdict]
 
 def five_tuple_of(packet: bytes | bytearray) -> bytes | None: ...
 
@@ -18,16 +17,16 @@ class Inbox:
         self,
         budget: int,
         pending: deque[bytes],
-        known: dict[bytes, Verdict],
-        decide: Callable[[bytes, bytes | None], Verdict],
+        known: dict[FlowKey, Verdict],
+        decide: Callable[[bytes, FlowKey | None], Verdict],
     ) -> tuple[int, int, list[Run]]: ...
     def skim_each(self, budget: int, pending: deque[bytes], verdict: bytes, spin: float) -> tuple[int, int, int]: ...
     def sort_each(
         self,
         budget: int,
         pending: deque[bytes],
-        known: dict[bytes, Verdict],
-        decide: Callable[[bytes, bytes | None], Verdict],
+        known: dict[FlowKey, Verdict],
+        decide: Callable[[bytes, FlowKey | None], Verdict],
         accept: bytes,
         accepted: Verdict,
         answer: Callable[[int, Verdict], None],

@@ -162,18 +162,17 @@ cdef class Inbox:
 
         pending: messages that were read before, which come first and are taken off.
         """
-        cdef uint32_t identity
         cdef ssize_t size
         self._begin()
         while pending and self.count < budget:
-            self._skimmed(pending.popleft())
+            message = pending.popleft()
+            self._skimmed(message, len(message))
         with nogil:
             while self.count < budget:
                 size = self._take(MSG_DONTWAIT)
                 if size <= 0:
                     break
-                if is_packet(self.buffer, size, &identity):
-                    self._count(identity)
+                self._skimmed(self.buffer, size)
         return self.count, self.first, self.latest
 
     def sort(self, unsigned int budget, pending, dict known, decide):
@@ -205,22 +204,20 @@ cdef class Inbox:
         """
         cdef uint8_t answer[LONGEST_VERDICT]
         cdef size_t length = kept(verdict, answer)
-        cdef uint32_t identity
         cdef int64_t patience = <int64_t>(spin * 1e9), end = now() + LONGEST_TURN
         cdef ssize_t size
         self._begin()
         while pending and self.count < budget:
             message = pending.popleft()
-            if self._skimmed(message):
+            if self._skimmed(message, len(message)):
                 self._answer(answer, length, self.latest)
         with nogil:
             while self.count < budget:
                 size = self._await(patience, end)
                 if size <= 0:
                     break
-                if is_packet(self.buffer, size, &identity):
-                    self._answer(answer, length, identity)
-                    self._count(identity)
+                if self._skimmed(self.buffer, size):
+                    self._answer(answer, length, self.latest)
         return self.count, self.first, self.latest
 
     def sort_each(
@@ -308,9 +305,10 @@ cdef class Inbox:
                 PyErr_SetFromErrno(OSError)
         return 0
 
-    cdef bint _skimmed(self, bytes message) except -1:
+    cdef inline bint _skimmed(self, const uint8_t *message, ssize_t size) noexcept nogil:
+        """Look at one message for its number; False if it is no packet."""
         cdef uint32_t identity
-        if not is_packet(message, len(message), &identity):
+        if not is_packet(message, size, &identity):
             return False
         self._count(identity)
         return True
