@@ -388,10 +388,6 @@ class ProxyWorker(Worker):
                 total[name] += value if name != "active" or child.exit is None else 0
         return total
 
-    def captures_unlike(self, other: Self) -> bool:
-        """Whether other rules lead connections to the one than to the other."""
-        return (self.config.capture, self.config.tproxy_mark) != (other.config.capture, other.config.tproxy_mark)
-
     def differs(self, other: Self) -> bool:
         """By settings, or by an element's class or options."""
         return self.config != other.config or self.settings != other.settings or self.specs != other.specs

@@ -312,12 +312,8 @@ class Supervisor:
             (there[key], worker) for key, worker in wanted.items() if key in there and (relog or there[key].differs(worker))
         ]
         ruleset = plan(new, self._user.uid)
-        # Running connections of a proxy that goes, or is led to in another way, stand on rules, which go when they have ended.
-        leaving = any(isinstance(worker, ProxyWorker) for worker in gone) or any(
-            isinstance(old, ProxyWorker) and isinstance(worker, ProxyWorker) and old.captures_unlike(worker)
-            for old, worker in changed
-        )
-        at_first = beside(ruleset, parked(self._ruleset)) if leaving else ruleset
+        # What running connections of a proxy stand on goes when they have ended.
+        at_first = beside(ruleset, parked(self._ruleset))
         # Routes come before the rules that need them, and go after those that did.
         routed = routes.wanted(self._config, new)
         log_before = self._log.become(open_log(log_settings(new.log))) if relog else None
@@ -347,7 +343,7 @@ class Supervisor:
         self._config = new
         self._drift = self._drift.every(new.agent.drift_check)
         self._schedule_drift_check()
-        if at_first is not ruleset:
+        if at_first != ruleset:
             crew.wait_for_leaving()
             try:
                 settled = self._installation.apply(ruleset)
@@ -368,7 +364,11 @@ class Supervisor:
         try:
             routes.settle(config.agent.instance, routes.wanted(config))
         except RuleError as error:
-            self._log(f"the routes for TPROXY are not what the configuration needs: {error}; a restart puts them right", "error")
+            self._log(
+                f"the routes for TPROXY are not what the configuration needs: {error}; stop the agent, run `nfq-agent remove`, "
+                "and start it",
+                "error",
+            )
 
     # Answers to the verbs.
 

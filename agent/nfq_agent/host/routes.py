@@ -90,9 +90,8 @@ def _mark(rule: Mapping[str, Any]) -> Mark:
 
 
 def _rule(family: Family, change: str, mark: Mark, table: str) -> None:
-    _ip(
-        family, "rule", change, "priority", str(_PRIORITY), "fwmark", str(mark), "lookup", table, "protocol", str(PROTOCOL)
-    )  # fmt: skip
+    where = ["priority", str(_PRIORITY), "fwmark", str(mark), "lookup", table, "protocol", str(PROTOCOL)]
+    _ip(family, "rule", change, *where)
 
 
 def _ip(family: Family, *words: str) -> str:
