@@ -177,13 +177,18 @@ def test_a_reload_that_fails_leaves_the_routes_as_they_were(netns: Namespace, tm
     assert "proto 221" not in netns.shell(everything)
 
 
+# In the chain that TPROXY's rules are in too.
+SNIFF = '[queue.q]\nnum = 7\n[rules.sniff]\nqueue = "q"\nhooks = ["prerouting"]\nudp_ports = [5353]\n'
+
+
+@pytest.mark.parametrize("rest", ["", SNIFF], ids=["alone", "beside a queue"])
 @pytest.mark.parametrize("captures", [("", TPROXY), (TPROXY, "")], ids=["to tproxy", "from tproxy"])
 def test_what_runs_goes_on_when_the_capture_changes(
-    routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path, captures: tuple[str, str]
+    routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path, captures: tuple[str, str], rest: str
 ) -> None:
     client, gateway, target = routed
     server(target, "echo", "10.2.0.2")
-    before, after = (configuration(proxy=f'drain = "10s"\n{capture}', hooks='"prerouting"') for capture in captures)
+    before, after = (configuration(proxy=f'drain = "10s"\n{capture}', hooks='"prerouting"', rest=rest) for capture in captures)
     agent = Agent(gateway, tmp_path, before).ready()
 
     def across() -> bytes:

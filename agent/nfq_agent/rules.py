@@ -504,15 +504,23 @@ def parked(ruleset: Ruleset) -> Ruleset:
     return kept
 
 
-def beside(ruleset: Ruleset, more: Ruleset) -> Ruleset:
-    """`ruleset`, and those chains of `more` that it does not have itself."""
+def beside(ruleset: Ruleset, standing: Ruleset) -> Ruleset:
+    """`ruleset`, and what of `standing` (what `parked` leaves) it lacks: chains, and rules in those that both have.
+
+    Of table nat, chains alone: in one that is jumped to, an old rule would lead new connections.
+    """
     joined: dict[Family, dict[str, TableRules]] = {family: dict(tables) for family, tables in ruleset.items()}
-    for family, tables in more.items():
+    for family, tables in standing.items():
         for table, rules in tables.items():
             there = joined.setdefault(family, {}).get(table, TableRules())
-            chains = {chain: inside for chain, inside in rules.chains.items() if chain not in there.chains}
-            jumps = tuple(jump for jump in rules.jumps if jump.target.name in chains)
-            joined[family][table] = TableRules({**there.chains, **chains}, (*there.jumps, *jumps))
+            chains = dict(there.chains)
+            for chain, inside in rules.chains.items():
+                if chain not in chains:
+                    chains[chain] = inside
+                elif table != "nat":
+                    chains[chain] = (*(rule for rule in inside if rule not in chains[chain]), *chains[chain])
+            jumps = tuple(jump for jump in rules.jumps if jump.target.name not in there.chains)
+            joined[family][table] = TableRules(chains, (*there.jumps, *jumps))
     return joined
 
 
