@@ -10,6 +10,7 @@ import select
 import selectors
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Self
@@ -46,7 +47,7 @@ class WorkerError(Exception):
     """A worker that does not start, or that keeps dying."""
 
 
-class Worker:
+class Worker(ABC):
     """One child process that is replaced when it dies, and what it serves, which outlives it."""
 
     title: str
@@ -64,32 +65,33 @@ class Worker:
         self._close = close
 
     @property
+    @abstractmethod
     def key(self) -> tuple[str, object]:
         """What it is the worker of: two of one key serve the same."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self) -> None:
         """Take what it serves from the kernel. Raises QueueError or OSError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Give that back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inherit(self, there: Self) -> None:
         """Take it over from another worker of the same queue or proxy, with this one's settings."""
-        raise NotImplementedError
 
+    @abstractmethod
     def let_go(self, to: Self) -> None:
         """Give back what `to`, which serves instead, did not take over."""
 
+    @abstractmethod
     def differs(self, other: Self) -> bool:
         """Whether `other` serves otherwise, so that it has to take this one's place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def body(self, control: socket.socket) -> None:
         """What the child does."""
-        raise NotImplementedError
 
     @property
     def keeps(self) -> set[int]:
@@ -243,6 +245,9 @@ class QueueWorker(Worker):
         self._open_raw()
         queue.configure(copy=self.settings.copy_mode, copy_range=self.copy_range, max_len=self.settings.max_len)
         self._set_flags(queue)
+
+    def let_go(self, to: Self) -> None:
+        """Nothing: `to` has the queue, whole."""
 
     def differs(self, other: Self) -> bool:
         """By the queue's settings, or by an element's class or options."""
