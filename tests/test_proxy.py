@@ -543,8 +543,11 @@ class TestEnds:
                         for receive in (0, 1, 50_000):
                             with contextlib.suppress(OSError), socket.socket() as it:
                                 it.settimeout(0.05)
-                                it.connect(("127.0.0.1", port))
-                                count += 1
+                                # One reset before connect() knows of it, as happens where nobody is (8084), was met too.
+                                met = it.connect_ex(("127.0.0.1", port))
+                                count += met in (0, errno.ECONNRESET)
+                                if met:
+                                    continue
                                 if reset:
                                     it.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                                 with contextlib.suppress(OSError):
@@ -554,8 +557,7 @@ class TestEnds:
                                         receive -= len(data)
             return count
 
-        # Who calls where nobody is (8084) may be reset before it knows that it was connected; the other 96 are.
-        assert netns.call(vanish) > 80
+        assert netns.call(vanish) > 100
         settle(proxy, base)
         # Who comes afterwards is served.
         assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
