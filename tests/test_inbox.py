@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hostile import SEEDS, mutated
 from nfq_agent.host.inbox import Inbox, five_tuple_of
-from nfq_agent.host.nfqueue import _HEADER, _MSG_PACKET, _attribute, _from_bytes
+from nfq_agent.host.nfqueue import _HEADER, _MSG_PACKET, _SLICE, _attribute, _from_bytes, _slices
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
@@ -272,3 +272,14 @@ def test_a_verdict_message_has_its_size(ends: tuple[socket.socket, socket.socket
     for wrong in (b"", bytes(31), bytes(65)):
         with pytest.raises(ValueError, match="no verdict message"):
             inbox.skim_each(1, deque(), wrong, 0.0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3 * _SLICE + 2))
+def test_a_long_run_is_answered_in_slices(last: int, count: int) -> None:
+    ends = [*_slices(last, count), last]
+    begin = last - count
+    for end in ends:
+        # Numbers begin again after 2**32 - 1.
+        assert 0 < (end - begin) & 0xFFFFFFFF <= _SLICE
+        begin = end
+    assert len(ends) == -(-count // _SLICE)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from namespace import Namespace
-from nfq_agent import ACCEPT, DROP, RETAIN, Needs, Packet, PacketElement, Queue, Verdict
+from nfq_agent import ACCEPT, DROP, RETAIN, Needs, Packet, PacketElement, Queue, Verdict, worker
 from nfq_agent.counters import Counters, Slots
 from nfq_agent.element import ElementChain
 from nfq_agent.flow import Flow
@@ -149,6 +149,15 @@ class ByPort(PacketElement):
 
     def stop(self) -> None:
         self.emit(f"asked {self.asked}")
+
+
+class Bland(PacketElement):
+    """Says the same to everything."""
+
+    pure = True
+
+    def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
+        return ACCEPT
 
 
 class ByProcess(ByPort):
@@ -506,6 +515,35 @@ def test_stopped_it_leaves_what_it_has_not_read_to_its_successor(netns: Namespac
         made.end()
 
     netns.call(inside)
+
+
+@pytest.mark.parametrize("elements", [(), (Bland,)])
+@pytest.mark.parametrize(("short", "fewest", "most"), [(60.0, 1, 14), (0.0, 16, 24)])
+def test_who_can_t_keep_up_takes_longer_turns(
+    netns: Namespace,
+    monkeypatch: pytest.MonkeyPatch,
+    elements: tuple[type[PacketElement], ...],
+    short: float,
+    fewest: int,
+    most: int,
+) -> None:
+    # Turns of 256, 320, 384 and so on, if the one before was short enough; else of 256.
+    monkeypatch.setattr(worker, "_SHORT", short)
+    queue_rule(netns)
+
+    def inside() -> int:
+        wire = Wire()
+        made = Crew(*elements)
+        wire.send(*[b"x"] * 4000)
+        made.start()
+        until(lambda: counted(made.counters, received=4000, accepted=4000))
+        assert fewest <= made.counters.turns <= most
+        assert made.queue.statistics().waiting == 0
+        assert made.stop() == 0
+        made.end()
+        return passed()
+
+    assert netns.call(inside) == 4000
 
 
 def test_a_full_buffer_is_counted_and_survived(netns: Namespace) -> None:

@@ -32,6 +32,12 @@ _BEAT: Final = 1.0
 # costs more: a timer is set and cleared for each packet.
 _LONE: Final = 512
 _PATIENCE: Final = 0.1
+# Who can't keep up takes ever longer turns, up to so many packets, as long as a turn ends in so many seconds. A queue that is
+# emptied and filled again stays in the processor's caches; one that is always full does not. Slowly, since in a short turn there
+# is soon room again for what is left of a burst.
+_LONGER: Final = 64
+_LONGEST_TURN: Final = 4096
+_SHORT: Final = 0.01
 # An accept that would have been a drop; known by its identity.
 _WOULD_DROP: Final = Verdict(Action.ACCEPT)
 # Five-tuples whose verdict is remembered. When they are so many, all are forgotten: cheaper than knowing which was used last.
@@ -127,6 +133,7 @@ class WorkerLoop:
         # Packets come one by one: the next turn waits for them. And the one before this did, in vain or not.
         self._one_by_one = False
         self._came = False
+        self._budget = BUDGET
         self._awaits_first = settings.lost_below is not None
         self._turn = self._choose_turn()
         self._lone_allowed = self._turn != self._judge
@@ -248,7 +255,7 @@ class WorkerLoop:
         """No element looks at anything."""
         verdict = self._settings.default
         each = self._one_by_one
-        count = self._queue.skim_each(verdict, _LONE) if each else self._queue.skim(verdict)
+        count = self._queue.skim_each(verdict, _LONE) if each else self._queue.skim(verdict, self._budget)
         self._look_ahead(each, count)
         if count:
             self._count(verdict, count)
@@ -257,7 +264,7 @@ class WorkerLoop:
         return count
 
     def _look_ahead(self, each: bool, count: int) -> None:
-        """Choose the next turn's way: to wait for single packets and answer each, or to take all there are and answer at once."""
+        """Choose the next turn's way: to wait for single packets and answer each, or to take so many and answer at once."""
         if each:
             # In between, one look at whether they are more by now.
             self._one_by_one = False
@@ -266,6 +273,10 @@ class WorkerLoop:
             self._one_by_one = self._lone_allowed and (count == 1 or (count == 0 and self._came))
             # Who is to spin before it sleeps does so after any packet.
             self._came = count > 0 and bool(self._settings.busy_poll)
+            if count < self._budget:
+                self._budget = BUDGET
+            elif time.monotonic() - self._now < _SHORT:
+                self._budget = min(self._budget + _LONGER, _LONGEST_TURN)
 
     def _look_up(self) -> int:
         """Every element promises that its answer follows from the five-tuple and the place."""
@@ -273,7 +284,7 @@ class WorkerLoop:
             self._known.clear()
         self._asked = 0
         each = self._one_by_one
-        count, runs = self._queue.sort(self._known, self._remember, _LONE if each else BUDGET, each)
+        count, runs = self._queue.sort(self._known, self._remember, _LONE if each else self._budget, each)
         self._look_ahead(each, count)
         if count:
             for _, number, verdict in runs:

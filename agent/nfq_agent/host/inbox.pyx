@@ -148,6 +148,8 @@ cdef class Inbox:
     def __cinit__(self, int descriptor, size_t room):
         self.descriptor = descriptor
         self.room = room
+        if room < SHORTEST:
+            raise ValueError(f"{room} bytes are too few for a message")
         self.buffer = <uint8_t *>malloc(room)
         if self.buffer == NULL:
             raise MemoryError
@@ -169,7 +171,7 @@ cdef class Inbox:
             self._skimmed(message, len(message))
         with nogil:
             while self.count < budget:
-                size = self._take(MSG_DONTWAIT)
+                size = self._take(MSG_DONTWAIT, SHORTEST)
                 if size <= 0:
                     break
                 self._skimmed(self.buffer, size)
@@ -188,7 +190,7 @@ cdef class Inbox:
             self._sorted(message, len(message), known, decide)
         while self.count < budget:
             # It does not wait: letting go of the interpreter would cost more than the call.
-            size = self._take(MSG_DONTWAIT)
+            size = self._take(MSG_DONTWAIT, self.room)
             if size <= 0:
                 break
             self._sorted(self.buffer, size, known, decide)
@@ -213,7 +215,7 @@ cdef class Inbox:
                 self._answer(answer, length, self.latest)
         with nogil:
             while self.count < budget:
-                size = self._await(patience, end)
+                size = self._await(patience, end, SHORTEST)
                 if size <= 0:
                     break
                 if self._skimmed(self.buffer, size):
@@ -238,7 +240,7 @@ cdef class Inbox:
                 found = self._sorted(message, len(message), known, decide)
             else:
                 with nogil:
-                    size = self._await(patience, end)
+                    size = self._await(patience, end, self.room)
                 if size <= 0:
                     break
                 found = self._sorted(self.buffer, size, known, decide)
@@ -264,11 +266,14 @@ cdef class Inbox:
         self.latest = identity
         self.count += 1
 
-    cdef ssize_t _take(self, int flags) except -1 nogil:
-        """One message, in the buffer: its size, 0 if none is there or a signal came."""
+    cdef ssize_t _take(self, int flags, size_t wanted) except -1 nogil:
+        """The first `wanted` bytes of one message, in the buffer: how many, 0 if none is there or a signal came.
+
+        Who asks for no more than it looks at saves the processor from fetching the rest, which another one wrote.
+        """
         cdef ssize_t size
         while True:
-            size = recv(self.descriptor, self.buffer, self.room, flags)
+            size = recv(self.descriptor, self.buffer, wanted, flags)
             if size >= 0:
                 return size
             if errno == EAGAIN or errno == EINTR:
@@ -278,17 +283,17 @@ cdef class Inbox:
                 with gil:
                     PyErr_SetFromErrno(OSError)
 
-    cdef ssize_t _await(self, int64_t patience, int64_t end) except -1 nogil:
-        """The next message, for which it waits: its size, 0 if none came in time, or the turn is to end."""
+    cdef ssize_t _await(self, int64_t patience, int64_t end, size_t wanted) except -1 nogil:
+        """The same of the next message, for which it waits; 0 also if none came in time, or the turn is to end."""
         cdef int64_t limit = 0
         cdef unsigned int looks = 0
         cdef ssize_t size
         if self.count % PACKETS == PACKETS - 1 and now() >= end:
             return 0
         if not patience:
-            return self._take(0)
+            return self._take(0, wanted)
         while True:
-            size = self._take(MSG_DONTWAIT)
+            size = self._take(MSG_DONTWAIT, wanted)
             if size > 0:
                 return size
             if looks % LOOKS == 0:

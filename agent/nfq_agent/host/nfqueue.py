@@ -51,6 +51,8 @@ _SO_MEMINFO: Final = 55
 _NETLINK_NETFILTER: Final = 12
 # What one send may carry: netlink refuses more than the send buffer (net/netlink/af_netlink.c), which is 212,992 by default.
 _SEND_LIMIT: Final = 131072
+# Packets that one batch answers: the kernel finds them with the queue locked, and who sends waits that long.
+_SLICE: Final = 256
 # Room for the attributes of a message, in bytes; 160 when all are there.
 _ATTRIBUTES: Final = 384
 _ACK_TIMEOUT: Final = 2.0
@@ -409,9 +411,11 @@ class Channel:
 
     def answer_runs(self, runs: Iterable[Run]) -> None:
         """Send the verdicts of runs of neighbours. None that is older may still wait."""
-        self._send_all(
-            [self._single(last, verdict) if count == 1 else self._batch(last, verdict) for last, count, verdict in runs]
-        )
+        messages: list[bytes] = []
+        for last, count, verdict in runs:
+            messages += [self._batch(part, verdict) for part in _slices(last, count)]
+            messages.append(self._single(last, verdict) if count == 1 else self._batch(last, verdict))
+        self._send_all(messages)
 
     def _send_all(self, messages: list[bytes]) -> None:
         data = b"".join(messages)
@@ -471,6 +475,11 @@ class Channel:
         # NetfilterQueue unbinds when it is collected; an object with one reference too many never is.
         with contextlib.suppress(AttributeError):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._queue))
+
+
+def _slices(last: int, count: int) -> list[int]:
+    """Up to which numbers batches are sent before the one up to `last`, so that none answers too many. Numbers have 32 bits."""
+    return [part & 0xFFFFFFFF for part in range(last - count + _SLICE, last, _SLICE)]
 
 
 def _attribute(kind: int, data: bytes) -> bytes:
