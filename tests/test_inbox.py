@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -23,6 +24,11 @@ from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 # A verdict message; its number is the last thing in it.
 _ACCEPT = bytes(range(28)) + bytes(4)
+
+
+def verdict(number: int, batch: bool = False) -> bytes:
+    """The same for this packet, or for all up to it."""
+    return _ACCEPT[:4] + (b"\3\3" if batch else b"\1\3") + _ACCEPT[6:28] + number.to_bytes(4, "big")
 
 
 def message(
@@ -192,18 +198,83 @@ def test_each_is_answered_with_its_own_number(ends: tuple[socket.socket, socket.
     for identity in (7, 0x01020304, 9):
         theirs.send(message(b"x", identity))
     theirs.send(message(b"x", kind=2))
-    assert inbox.skim_each(10, deque([message(b"", 6)]), _ACCEPT, spin) == (4, 6, 9)
+    assert inbox.skim_each(10, deque([message(b"", 6)]), _ACCEPT, 1, spin) == (4, 6, 9)
     numbers = [6, 7, 0x01020304, 9]
-    assert [theirs.recv(64) for _ in numbers] == [_ACCEPT[:28] + number.to_bytes(4, "big") for number in numbers]
+    assert [theirs.recv(64) for _ in numbers] == [verdict(number) for number in numbers]
     for identity, text in ((10, b"x"), (11, b"drop"), (12, b"x")):
         theirs.send(message(text, identity))
     count, first, runs = inbox.sort_each(
-        10, deque(), {}, decide, _ACCEPT, ACCEPT, lambda number, verdict: others.append((number, verdict)), spin
+        10, deque(), {}, decide, _ACCEPT, ACCEPT, lambda number, verdict: others.append((number, verdict)), 1, spin
     )
     assert (count, first) == (3, 10)
     assert runs == [(10, 1, ACCEPT), (11, 1, DROP), (12, 1, ACCEPT)]
     assert [theirs.recv(64)[28:] for _ in range(2)] == [b"\0\0\0\x0a", b"\0\0\0\x0c"]
     assert others == [(11, DROP)]
+
+
+@pytest.mark.parametrize("spin", [0.0, 0.02])
+def test_what_is_there_at_once_is_answered_at_once(ends: tuple[socket.socket, socket.socket], spin: float) -> None:
+    ours, theirs = ends
+    _patience(ours, 0.02)
+    inbox = Inbox(ours.fileno(), 4096)
+
+    def answers(numbers: range) -> list[bytes]:
+        for number in numbers:
+            theirs.send(message(b"x", number))
+        assert inbox.skim_each(100, deque(), _ACCEPT, 3, spin) == (len(numbers), numbers[0], numbers[-1])
+        theirs.setblocking(False)
+        got: list[bytes] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                got.append(theirs.recv(64))
+        return got
+
+    assert answers(range(5)) == [verdict(2, batch=True), verdict(4, batch=True)]
+    assert answers(range(5, 6)) == [verdict(5)]
+    # After one that was alone, 16 are answered without a look at whether there are more.
+    assert answers(range(6, 6 + 20)) == [*(verdict(number) for number in range(6, 22)), verdict(24, batch=True), verdict(25)]
+
+
+def test_what_is_known_is_answered_at_once_and_in_order(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    _patience(ours, 0.02)
+    inbox = Inbox(ours.fileno(), 4096)
+    said: list[bytes | int] = []
+
+    def ipv4(port: int) -> bytes:
+        return b"\x45\0\0\x40\0\0\x40\0\x40\x11\0\0" + bytes(10) + port.to_bytes(2, "big") + bytes(8)
+
+    def answer(number: int, other: Verdict) -> None:
+        # The kernel's side has what was answered before.
+        theirs.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                said.append(theirs.recv(64))
+        if other is DROP:
+            said.append(number)
+
+    _, asked = sorted_out(message(ipv4(1)), message(ipv4(2)))
+    known = {key: verdict for (_, key), verdict in zip(asked, (ACCEPT, DROP), strict=True) if key is not None}
+    for number, port in enumerate((1, 1, 1, 2, 1, 1, 3, 1, 1, 1)):
+        theirs.send(message(ipv4(port), number))
+
+    def decide(data: bytes, key: bytes | None) -> Verdict:
+        assert key is not None
+        # A place that is remembered must not outlive what it points to.
+        known[key] = ACCEPT
+        return ACCEPT
+
+    count, first, runs = inbox.sort_each(100, deque(), known, decide, _ACCEPT, ACCEPT, answer, 64, 0.0)
+    answer(-1, ACCEPT)
+    assert (count, first) == (10, 0)
+    assert runs == [(2, 3, ACCEPT), (3, 1, DROP), (9, 6, ACCEPT)]
+    assert said == [
+        verdict(0), verdict(2, batch=True), 3, verdict(4), verdict(5), verdict(6), verdict(7), verdict(9, batch=True)
+    ]  # fmt: skip
+    # The same without waiting.
+    for number, port in enumerate((1, 1, 2, 2, 1, 3, 1)):
+        theirs.send(message(ipv4(port), number))
+    assert inbox.sort(100, deque(), known, decide) == (7, 0, [(1, 2, ACCEPT), (3, 2, DROP), (6, 3, ACCEPT)])
 
 
 @pytest.mark.parametrize("spin", [0.0, 1.0])
@@ -222,10 +293,10 @@ def test_a_turn_ends_though_packets_keep_coming(ends: tuple[socket.socket, socke
     thread = threading.Thread(target=keep_coming)
     thread.start()
     try:
-        count, _, _ = inbox.skim_each(1 << 30, deque(), _ACCEPT, spin)
+        count, _, _ = inbox.skim_each(1 << 30, deque(), _ACCEPT, 1, spin)
     finally:
         over.set()
-        inbox.skim_each(1, deque(), _ACCEPT, 0.01)
+        inbox.skim_each(1, deque(), _ACCEPT, 1, 0.01)
         thread.join()
     # It came back at all; and not before there was something to do.
     assert count > 0
@@ -240,7 +311,7 @@ def test_a_signal_ends_the_wait(ends: tuple[socket.socket, socket.socket]) -> No
     try:
         timer.start()
         begin = time.monotonic()
-        assert Inbox(ours.fileno(), 4096).skim_each(10, deque(), _ACCEPT, 0.0) == (0, 0, 0)
+        assert Inbox(ours.fileno(), 4096).skim_each(10, deque(), _ACCEPT, 1, 0.0) == (0, 0, 0)
         assert came == [signal.SIGUSR1]
         assert time.monotonic() - begin < 0.9
     finally:
@@ -255,13 +326,13 @@ def test_the_kernels_errors_come_out(ends: tuple[socket.socket, socket.socket]) 
     theirs.send(message(b"x", 1))
     theirs.shutdown(socket.SHUT_RD)
     with pytest.raises(BrokenPipeError):
-        inbox.skim_each(10, deque(), _ACCEPT, 0.0)
+        inbox.skim_each(10, deque(), _ACCEPT, 1, 0.0)
     ours.close()
     for look in (
         lambda: inbox.skim(1, deque()),
         lambda: inbox.sort(1, deque(), {}, lambda data, key: ACCEPT),
-        lambda: inbox.skim_each(1, deque(), _ACCEPT, 0.0),
-        lambda: inbox.skim_each(1, deque(), _ACCEPT, 0.1),
+        lambda: inbox.skim_each(1, deque(), _ACCEPT, 1, 0.0),
+        lambda: inbox.skim_each(1, deque(), _ACCEPT, 64, 0.1),
     ):
         with pytest.raises(OSError, match="Bad file descriptor"):
             look()
@@ -271,7 +342,7 @@ def test_a_verdict_message_has_its_size(ends: tuple[socket.socket, socket.socket
     inbox = Inbox(ends[0].fileno(), 4096)
     for wrong in (b"", bytes(31), bytes(65)):
         with pytest.raises(ValueError, match="no verdict message"):
-            inbox.skim_each(1, deque(), wrong, 0.0)
+            inbox.skim_each(1, deque(), wrong, 1, 0.0)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3 * _SLICE + 2))

@@ -18,6 +18,7 @@ from namespace import ROOT, Namespace
 from nfq_agent import (
     ACCEPT,
     DROP,
+    RETAIN,
     Packet,
     Queue,
     QueuePermissionError,
@@ -269,6 +270,50 @@ def test_packets_are_answered_as_they_come(netns: Namespace, verdict: Verdict, s
                 assert look(100) == 6
                 assert queue.statistics().waiting == 0
                 assert passed() - before == (10 if verdict is ACCEPT else 0)
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("look_up", [False, True])
+def test_answered_as_they_come_nothing_that_waits_for_another_verdict(netns: Namespace, look_up: bool) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER, copy_range=128, on_unanswered=DROP) as queue:
+            queue.be_patient(0.01)
+            known: dict[Any, Verdict] = {}
+
+            def remember(packet: Packet, key: Any) -> Verdict:
+                known[key] = ACCEPT
+                return ACCEPT
+
+            def look() -> int:
+                return queue.sort(known, remember, each=True)[0] if look_up else queue.skim_each(ACCEPT)
+
+            # One that is retained.
+            wire.send(b"kept")
+            (kept,) = queue.read()
+            queue.answer([(kept, RETAIN)])
+            wire.send(*[b"x"] * 5)
+            assert look() == 5
+            assert wire.arrived(5) == [b"x"] * 5
+            assert queue.statistics().waiting == 1
+            queue.verdict(kept, ACCEPT)
+            assert wire.arrived(1) == [b"kept"]
+            # Those that a turn had taken when it was broken off.
+            wire.send(*[b"lost"] * 3)
+
+            def break_off(packet: Packet) -> Verdict:
+                raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                queue.run(break_off)
+            wire.send(*[b"y"] * 5)
+            assert look() == 5
+            assert wire.arrived(5) == [b"y"] * 5
+            assert wire.nothing_more()
+            assert queue.statistics().waiting == 0
 
     netns.call(inside)
 

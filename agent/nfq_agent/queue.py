@@ -30,6 +30,8 @@ Callback = Callable[[Packet], Verdict]
 
 # Packets a turn: enough to share the cost of a system call, few enough that none waits long for its verdict.
 BUDGET: Final = 256
+# Packets that are answered at once where they are answered as they come: who sent them waits for it.
+_TOGETHER: Final = 64
 # How long a wait may last before the loop looks around, in seconds.
 _LONGEST_WAIT: Final = 60.0
 # Ids are compared as a difference of 32 bits with a sign (nfqnl_recv_verdict_batch()): this far on covers all that wait,
@@ -542,12 +544,16 @@ class Queue:
         return count
 
     def skim_each(self, verdict: Verdict, budget: int = BUDGET) -> int:
-        """Wait for packets and give each the same verdict as it comes, until none has come for a while (`be_patient`), `budget`
-        have, or 50 milliseconds have passed: how many they were. Quicker than `skim` where they come one by one."""
-        count, first, last = self._bound().skim_each(budget, verdict)
+        """Wait for packets and give all the same verdict as they come, until none has come for a while (`be_patient`), `budget`
+        have, or 50 milliseconds have passed: how many they were. Quicker than `skim` where they come few at a time."""
+        count, first, last = self._bound().skim_each(budget, verdict, self._together())
         if count:
             self._answered(first, last)
         return count
+
+    def _together(self) -> int:
+        """How many may be answered at once: one, where a batch would answer older ones that wait for another verdict."""
+        return 1 if self._held or self._backlog or self._interrupted else _TOGETHER
 
     def be_patient(self, seconds: float, spin: float = 0.0) -> None:
         """How long the methods that answer each packet as it comes wait for one: asleep, or looking all the time if `spin`."""
@@ -567,7 +573,7 @@ class Queue:
         verdicts: id of the last, how many, verdict. each: wait and answer as `skim_each` does.
         """
         channel = self._bound()
-        count, first, runs = channel.sort(budget, known, decide, each)
+        count, first, runs = channel.sort(budget, known, decide, self._together() if each else 0)
         if count and each:
             self._answered(first, runs[-1][0])
         elif count:

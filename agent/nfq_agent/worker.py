@@ -28,9 +28,10 @@ from nfq_agent.verdict import ACCEPT, RETAIN, Action, RewriteError, Verdict, Ver
 # drops, a worker's beat while none come.
 _LOOK: Final = 0.05
 _BEAT: Final = 1.0
-# How many packets that come one by one are answered in one turn, and for how long it waits for each, in seconds. A shorter wait
-# costs more: a timer is set and cleared for each packet.
-_LONE: Final = 512
+# Where no more than so many packets wait, the next turn waits for more: how many it answers at most, and for how long it waits
+# for each, in seconds. A shorter wait costs more: a timer is set and cleared for each packet.
+_FEW: Final = 32
+_AWAITED: Final = 512
 _PATIENCE: Final = 0.1
 # Who can't keep up takes ever longer turns, up to so many packets, as long as a turn ends in so many seconds. A queue that is
 # emptied and filled again stays in the processor's caches; one that is always full does not. Slowly, since in a short turn there
@@ -130,13 +131,13 @@ class WorkerLoop:
         self._looked = 0.0
         self._counted = 0.0
         self._stopping = False
-        # Packets come one by one: the next turn waits for them. And the one before this did, in vain or not.
-        self._one_by_one = False
+        # Packets come few at a time: the next turn waits for them. And the one before this did, in vain or not.
+        self._awaiting = False
         self._came = False
         self._budget = BUDGET
         self._awaits_first = settings.lost_below is not None
         self._turn = self._choose_turn()
-        self._lone_allowed = self._turn != self._judge
+        self._may_await = self._turn != self._judge
 
     def _choose_turn(self) -> Callable[[], int]:
         monitored = self._settings.monitor and self._settings.default.action is Action.DROP
@@ -163,7 +164,7 @@ class WorkerLoop:
             while not self._stopping:
                 self._now = time.monotonic()
                 count = self._take_turn()
-                if count == 0 and not self._one_by_one:
+                if count == 0 and not self._awaiting:
                     self._wait()
                 elif self._now - self._looked > _LOOK:
                     self._look_around(0.0)
@@ -189,7 +190,7 @@ class WorkerLoop:
 
     def _wait(self) -> None:
         """Sleep until something comes; with busy_poll, look for packets before."""
-        if self._settings.busy_poll and not self._lone_allowed:
+        if self._settings.busy_poll and not self._may_await:
             end = time.monotonic() + self._settings.busy_poll
             while time.monotonic() < end:
                 if self._take_turn():
@@ -254,8 +255,8 @@ class WorkerLoop:
     def _pass_all(self) -> int:
         """No element looks at anything."""
         verdict = self._settings.default
-        each = self._one_by_one
-        count = self._queue.skim_each(verdict, _LONE) if each else self._queue.skim(verdict, self._budget)
+        each = self._awaiting
+        count = self._queue.skim_each(verdict, _AWAITED) if each else self._queue.skim(verdict, self._budget)
         self._look_ahead(each, count)
         if count:
             self._count(verdict, count)
@@ -264,13 +265,13 @@ class WorkerLoop:
         return count
 
     def _look_ahead(self, each: bool, count: int) -> None:
-        """Choose the next turn's way: to wait for single packets and answer each, or to take so many and answer at once."""
+        """Choose the next turn's way: to wait for packets and answer as they come, or to take so many and answer at once."""
         if each:
             # In between, one look at whether they are more by now.
-            self._one_by_one = False
+            self._awaiting = False
             self._came = count > 0
         else:
-            self._one_by_one = self._lone_allowed and (count == 1 or (count == 0 and self._came))
+            self._awaiting = self._may_await and (0 < count <= _FEW or (count == 0 and self._came))
             # Who is to spin before it sleeps does so after any packet.
             self._came = count > 0 and bool(self._settings.busy_poll)
             if count < self._budget:
@@ -283,8 +284,8 @@ class WorkerLoop:
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         self._asked = 0
-        each = self._one_by_one
-        count, runs = self._queue.sort(self._known, self._remember, _LONE if each else self._budget, each)
+        each = self._awaiting
+        count, runs = self._queue.sort(self._known, self._remember, _AWAITED if each else self._budget, each)
         self._look_ahead(each, count)
         if count:
             for _, number, verdict in runs:

@@ -20,7 +20,9 @@ class Inbox:
         known: dict[FlowKey, Verdict],
         decide: Callable[[bytes, FlowKey | None], Verdict],
     ) -> tuple[int, int, list[Run]]: ...
-    def skim_each(self, budget: int, pending: deque[bytes], verdict: bytes, spin: float) -> tuple[int, int, int]: ...
+    def skim_each(
+        self, budget: int, pending: deque[bytes], verdict: bytes, together: int, spin: float
+    ) -> tuple[int, int, int]: ...
     def sort_each(
         self,
         budget: int,
@@ -30,5 +32,6 @@ class Inbox:
         accept: bytes,
         accepted: Verdict,
         answer: Callable[[int, Verdict], None],
+        together: int,
         spin: float,
     ) -> tuple[int, int, list[Run]]: ...

@@ -12,7 +12,7 @@ from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "<arpa/inet.h>" nogil:
@@ -26,6 +26,10 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef enum:
     # NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET
     MSG_PACKET = 3 << 8
+    # NFQNL_MSG_VERDICT and NFQNL_MSG_VERDICT_BATCH, and where a message says what it is
+    MSG_VERDICT = 3 << 8 | 1
+    MSG_VERDICT_BATCH = 3 << 8 | 3
+    TYPE = 4
     # enum nfqnl_attr_type
     A_PACKET_HDR = 1
     A_INDEV = 5
@@ -43,10 +47,16 @@ cdef enum:
     # Hook and interfaces, then protocol, addresses and ports.
     PLACE = 9
     FIVE_TUPLE = 1 + 36
+    LONGEST_KEY = PLACE + FIVE_TUPLE
+    # Five-tuples whose verdict is remembered within a turn: as many as 6 bits tell apart.
+    RECENT = 64
     # While it spins, the clock is looked at once in so many looks at the socket; while packets come, once in so many of them.
     LOOKS = 8
     PACKETS = 4
-    # Nanoseconds after which a turn of single packets ends, though more come.
+    # If a packet was there alone, so many that follow are answered without a look whether there are more, which would be a system
+    # call for each.
+    ALONE = 16
+    # Nanoseconds after which a turn that waits for packets ends, though more come.
     LONGEST_TURN = 50000000
 
 
@@ -112,19 +122,29 @@ def five_tuple_of(const uint8_t[::1] packet not None):
     return PyBytes_FromStringAndSize(<char *>key, length) if length else None
 
 
-cdef size_t kept(const uint8_t[::1] verdict, uint8_t *message) except 0:
-    """Copy a verdict message, to be sent again and again with other numbers; how long it is."""
-    cdef size_t length = verdict.shape[0]
-    if not VERDICT_ID + 4 <= length <= LONGEST_VERDICT:
-        raise ValueError(f"{length} bytes are no verdict message")
-    memcpy(message, &verdict[0], length)
-    return length
-
-
 cdef inline int64_t now() noexcept nogil:
     cdef timespec time
     clock_gettime(CLOCK_MONOTONIC, &time)
     return time.tv_sec * <int64_t>1000000000 + time.tv_nsec
+
+
+cdef struct Answered:
+    # A key that was looked up, and the verdict that was found; length 0 where there is none.
+    size_t length
+    uint8_t key[LONGEST_KEY]
+    PyObject *verdict
+
+
+cdef inline size_t slot(const uint8_t *key, size_t length) noexcept nogil:
+    """Where a key is remembered: by its addresses and ports."""
+    cdef uint32_t mixed = 0, word
+    cdef size_t offset = PLACE + 1
+    while offset < length:
+        memcpy(&word, key + offset, 4)
+        mixed ^= word
+        offset += 4
+    # The golden ratio spreads them; the upper 6 bits are as many as there are places.
+    return (mixed * <uint32_t>0x9E3779B1) >> 26
 
 
 cdef class Inbox:
@@ -144,6 +164,11 @@ cdef class Inbox:
     cdef unsigned int begun
     cdef object current
     cdef list runs
+    cdef Answered recent[RECENT]
+    # The verdict that is sent again and again, each time with another number; and how many may be answered without looking on.
+    cdef uint8_t verdict[LONGEST_VERDICT]
+    cdef size_t verdict_length
+    cdef unsigned int alone
 
     def __cinit__(self, int descriptor, size_t room):
         self.descriptor = descriptor
@@ -193,61 +218,58 @@ cdef class Inbox:
             size = self._take(MSG_DONTWAIT, self.room)
             if size <= 0:
                 break
-            self._sorted(self.buffer, size, known, decide)
+            if not self._remembered(size, <PyObject *>self.current):
+                self._sorted(self.buffer, size, known, decide)
         return self._sum_up()
 
-    # One by one, each answered as it comes.
+    # Answered as they come: one by one, or as many as are there at once.
 
-    def skim_each(self, unsigned int budget, pending, const uint8_t[::1] verdict not None, double spin):
-        """Wait for packets and answer each with this verdict message; what `skim` returns.
+    def skim_each(self, unsigned int budget, pending, const uint8_t[::1] verdict not None, unsigned int together, double spin):
+        """Wait for packets and answer them with this verdict message as they come; what `skim` returns.
 
-        It ends when `budget` are answered, after 50 milliseconds of packets, or when none has come for as long as the socket waits
+        together: how many may be answered by one message, if they are there at once: all that wait up to the last of them. 1 where
+        others wait that are not to be answered. It ends when `budget` are answered, after 50 milliseconds of packets, or when none has come for as long as the socket waits
         (SO_RCVTIMEO); or, if `spin` is not 0, none for `spin` seconds in which the socket was looked at all the time.
         """
-        cdef uint8_t answer[LONGEST_VERDICT]
-        cdef size_t length = kept(verdict, answer)
         cdef int64_t patience = <int64_t>(spin * 1e9), end = now() + LONGEST_TURN
-        cdef ssize_t size
+        cdef ssize_t size = 1
         self._begin()
+        self._keep(verdict)
         while pending and self.count < budget:
             message = pending.popleft()
             if self._skimmed(message, len(message)):
-                self._answer(answer, length, self.latest)
+                self._answer(MSG_VERDICT)
         with nogil:
-            while self.count < budget:
-                size = self._await(patience, end, SHORTEST)
-                if size <= 0:
-                    break
-                if self._skimmed(self.buffer, size):
-                    self._answer(answer, length, self.latest)
+            while size > 0:
+                size = self._answer_known(budget, NULL, together, patience, end)
         return self.count, self.first, self.latest
 
     def sort_each(
-        self, unsigned int budget, pending, dict known, decide, const uint8_t[::1] accept not None, accepted, answer, double spin
+        self, unsigned int budget, pending, dict known, decide, const uint8_t[::1] accept not None, accepted, answer,
+        unsigned int together, double spin,
     ):
         """The same with verdicts looked up; what `sort` returns.
 
         accept: the message for the verdict `accepted`. answer: takes the number of the packet and any other verdict, and sends it.
         """
-        cdef uint8_t quick[LONGEST_VERDICT]
-        cdef size_t length = kept(accept, quick)
         cdef int64_t patience = <int64_t>(spin * 1e9), end = now() + LONGEST_TURN
         cdef ssize_t size
         self._begin()
+        self._keep(accept)
         while self.count < budget:
             if pending:
                 message = pending.popleft()
                 found = self._sorted(message, len(message), known, decide)
             else:
                 with nogil:
-                    size = self._await(patience, end, self.room)
+                    size = self._answer_known(budget, <PyObject *>accepted, together, patience, end)
                 if size <= 0:
                     break
                 found = self._sorted(self.buffer, size, known, decide)
             if not found:
                 continue
             if self.current is accepted:
-                self._answer(quick, length, self.latest)
+                self._answer(MSG_VERDICT)
             else:
                 answer(self.latest, self.current)
         return self._sum_up()
@@ -259,6 +281,14 @@ cdef class Inbox:
         self.first = self.latest = 0
         self.current = None
         self.runs = []
+        self._forget()
+
+    cdef int _keep(self, const uint8_t[::1] verdict) except -1:
+        self.verdict_length = verdict.shape[0]
+        if not VERDICT_ID + 4 <= self.verdict_length <= LONGEST_VERDICT:
+            raise ValueError(f"{self.verdict_length} bytes are no verdict message")
+        memcpy(self.verdict, &verdict[0], self.verdict_length)
+        return 0
 
     cdef inline void _count(self, uint32_t identity) noexcept nogil:
         if self.count == 0:
@@ -303,9 +333,44 @@ cdef class Inbox:
                     return 0
             looks += 1
 
-    cdef int _answer(self, uint8_t *message, size_t length, uint32_t identity) except -1 nogil:
-        (<uint32_t *>(message + VERDICT_ID))[0] = ntohl(identity)
-        if send(self.descriptor, message, length, 0) < 0:
+    cdef ssize_t _answer_known(
+        self, unsigned int budget, PyObject *accepted, unsigned int together, int64_t patience, int64_t end
+    ) except -1 nogil:
+        """Wait for packets and answer them, until one comes whose verdict has to be looked up: its size, 0 at the end of the turn.
+
+        accepted: the verdict of which the message is kept; NULL if every packet gets it. As long as it stays the same, nothing of
+        Python is needed.
+        """
+        cdef size_t wanted = SHORTEST if accepted == NULL else self.room
+        cdef unsigned int taken = 0
+        cdef ssize_t size
+        while True:
+            size = 0
+            if self.count < budget:
+                size = self._take(MSG_DONTWAIT, wanted) if taken else self._await(patience, end, wanted)
+            if size > 0 and (self._skimmed(self.buffer, size) if accepted == NULL else self._remembered(size, accepted)):
+                taken += 1
+                if taken < together and not self.alone:
+                    continue
+                self._answer(MSG_VERDICT if taken == 1 else MSG_VERDICT_BATCH)
+                if self.alone:
+                    self.alone -= 1
+                taken = 0
+            elif taken:
+                self._answer(MSG_VERDICT if taken == 1 else MSG_VERDICT_BATCH)
+                if taken == 1 and size <= 0 and self.count < budget:
+                    self.alone = ALONE
+                taken = 0
+                if size > 0:
+                    return size
+            else:
+                return size
+
+    cdef int _answer(self, uint16_t kind) except -1 nogil:
+        """Answer the latest packet, or all that wait up to it."""
+        (<uint16_t *>(self.verdict + TYPE))[0] = kind
+        (<uint32_t *>(self.verdict + VERDICT_ID))[0] = ntohl(self.latest)
+        if send(self.descriptor, self.verdict, self.verdict_length, 0) < 0:
             with gil:
                 PyErr_SetFromErrno(OSError)
         return 0
@@ -318,19 +383,51 @@ cdef class Inbox:
         self._count(identity)
         return True
 
+    cdef bint _remembered(self, size_t size, PyObject *verdict) noexcept nogil:
+        """Count the packet in the buffer, if the run that goes on has this verdict and the packet is known to get it, too."""
+        cdef uint8_t key[LONGEST_KEY]
+        cdef uint32_t identity
+        cdef size_t length
+        cdef Answered *place
+        if <PyObject *>self.current != verdict or self.count == 0 or not is_packet(self.buffer, size, &identity):
+            return False
+        length = key_of(self.buffer, size, key)
+        if length == 0:
+            return False
+        place = &self.recent[slot(key, length)]
+        if place.length != length or place.verdict != verdict or memcmp(place.key, key, length) != 0:
+            return False
+        self._count(identity)
+        return True
+
+    cdef void _forget(self) noexcept:
+        cdef size_t place
+        for place in range(RECENT):
+            self.recent[place].length = 0
+
     cdef bint _sorted(self, const uint8_t *message, size_t size, dict known, decide) except -1:
         """Look at one message; False if it is no packet."""
-        cdef uint8_t place[PLACE + FIVE_TUPLE]
+        cdef uint8_t key[LONGEST_KEY]
         cdef uint32_t identity
         cdef size_t length
         cdef PyObject *found = NULL
+        cdef Answered *place
         if not is_packet(message, size, &identity):
             return False
-        length = key_of(message, size, place)
-        key = PyBytes_FromStringAndSize(<char *>place, length) if length else None
+        length = key_of(message, size, key)
+        named = PyBytes_FromStringAndSize(<char *>key, length) if length else None
         if length:
-            found = PyDict_GetItem(known, key)
-        verdict = decide(PyBytes_FromStringAndSize(<char *>message, size), key) if found == NULL else <object>found
+            found = PyDict_GetItem(known, named)
+        if found == NULL:
+            verdict = decide(PyBytes_FromStringAndSize(<char *>message, size), named)
+            # It may have changed what is known; nobody else holds the verdicts.
+            self._forget()
+        else:
+            verdict = <object>found
+            place = &self.recent[slot(key, length)]
+            place.length = length
+            place.verdict = found
+            memcpy(place.key, key, length)
         if verdict is not self.current:
             if self.count:
                 self.runs.append((self.latest, self.count - self.begun, self.current))

@@ -301,12 +301,13 @@ class Channel:
         """Take packets without looking at them: how many, the id of the first and of the last."""
         return self._inbox().skim(budget, self._pending)
 
-    def skim_each(self, budget: int, verdict: Verdict) -> tuple[int, int, int]:
-        """Wait for packets, and answer each as it comes; return when none has come for a while (see `be_patient`).
+    def skim_each(self, budget: int, verdict: Verdict, together: int) -> tuple[int, int, int]:
+        """Wait for packets, and answer them as they come; return when none has come for a while (see `be_patient`).
 
-        One that comes alone costs two system calls so, instead of four. verdict: a plain one, or with a mark.
+        One that comes alone costs two system calls so, instead of four. verdict: a plain one, or with a mark. together: how
+        many may be answered at once, which answers all that wait up to the last of them.
         """
-        return self._inbox().skim_each(budget, self._pending, self._single(0, verdict), self._spin)
+        return self._inbox().skim_each(budget, self._pending, self._single(0, verdict), together, self._spin)
 
     def read(self, budget: int) -> list[Packet]:
         """Take packets by NetfilterQueue's C loop."""
@@ -326,9 +327,11 @@ class Channel:
         budget: int,
         known: dict[FlowKey, Verdict],
         decide: Callable[[Packet, FlowKey | None], Verdict],
-        each: bool = False,
+        together: int = 0,
     ) -> tuple[int, int, list[Run]]:
-        """Take packets and look their verdicts up by five-tuple, hook and interfaces. each: wait and answer as `skim_each` does.
+        """Take packets and look their verdicts up by five-tuple, hook and interfaces.
+
+        together: if it is not 0, wait and answer as `skim_each` does, accepted packets up to so many at once.
 
         One that is not in `known` is put to `decide`, with the key under which its verdict may be kept, or None where there
         is no such key. Returns how many packets, the id of the first, and the runs.
@@ -340,10 +343,10 @@ class Channel:
             assert packet is not None
             return decide(packet, key)
 
-        if not each:
+        if not together:
             return self._inbox().sort(budget, self._pending, known, ask)
         accept = self._single(0, ACCEPT)
-        return self._inbox().sort_each(budget, self._pending, known, ask, accept, ACCEPT, self.answer, self._spin)
+        return self._inbox().sort_each(budget, self._pending, known, ask, accept, ACCEPT, self.answer, together, self._spin)
 
     def _inbox(self) -> Inbox:
         if self._messages is None:
