@@ -182,11 +182,12 @@ BENCHMARKS: Final = (
             "agent": _flooded,
             "C, one verdict a packet": lambda: _flooded_peer(*_c("single")),
             "C, batched": lambda: _flooded_peer(*_c("batch")),
+            "C, batches of 4,096": lambda: _flooded_peer(*_c("batch"), 4096),
             "NetfilterQueue": lambda: _flooded_peer(PYTHON, HERE / "peers" / "plain.py", QUEUE, COPIED, MAX_LEN),
             **_go(),
         },
         (Goal("agent", "at least", 1.25, "C, one verdict a packet"), Goal("agent", "at least", 1.0, "C, batched"),
-         Goal("agent", "at least", 2.3, "Go binding")),
+         Goal("agent", "at least", 1.0, "C, batches of 4,096"), Goal("agent", "at least", 2.3, "Go binding")),
     ),
     Benchmark(
         "policy", "the same, five-tuple policy of 1,000 networks and ports", "verdicts/s",
@@ -203,6 +204,7 @@ BENCHMARKS: Final = (
         {
             "no rules": _bulk_free,
             "agent, policy": lambda: _bulk_agent(_policy()),
+            "agent, policy, busy_poll": lambda: _bulk_agent('busy_poll = "20us"\n' + _policy()),
             "agent, offload": lambda: _bulk_agent(_OFFLOAD),
             "one connmark rule": _bulk_marked,
             "C, batched": lambda: _bulk_c("gso"),

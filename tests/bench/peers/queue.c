@@ -1,7 +1,9 @@
 // A loop on libnetfilter_queue that accepts everything: one verdict a packet, or one for all that a drained socket held; or one
 // a packet, and never asleep.
 //
-//   queue single|batch|spin NUMBER COPY_RANGE gso|segments MAX_LEN
+//   queue single|batch|spin NUMBER COPY_RANGE gso|segments MAX_LEN [PACKETS]
+//
+// PACKETS: how many a batch answers at most, 256 by default.
 #include <arpa/inet.h>
 #include <errno.h>
 #include <libnetfilter_queue/libnetfilter_queue.h>
@@ -13,7 +15,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-enum { BUDGET = 256, BUFFER = 65536 + 4096, RECEIVE_BUFFER = 8 << 20 };
+enum { BUFFER = 65536 + 4096, RECEIVE_BUFFER = 8 << 20 };
 
 static int batch;
 static int unanswered;
@@ -39,8 +41,9 @@ static void need(int good, const char *what)
 int main(int argc, char **argv)
 {
     static char buffer[BUFFER] __attribute__((aligned(8)));
-    if (argc != 6)
+    if (argc != 6 && argc != 7)
         return 2;
+    int most = argc == 7 ? atoi(argv[6]) : 256;
     batch = !strcmp(argv[1], "batch");
     int spin = !strcmp(argv[1], "spin");
     struct nfq_handle *handle = nfq_open();
@@ -58,7 +61,7 @@ int main(int argc, char **argv)
     for (;;) {
         // A batch is sent when nothing more waits, or when there is enough of it.
         int wait = !spin && (!batch || unanswered == 0);
-        ssize_t count = unanswered < BUDGET || !batch ? recv(fd, buffer, sizeof buffer, wait ? 0 : MSG_DONTWAIT) : -1;
+        ssize_t count = unanswered < most || !batch ? recv(fd, buffer, sizeof buffer, wait ? 0 : MSG_DONTWAIT) : -1;
         if (count > 0) {
             nfq_handle_packet(handle, buffer, count);
         } else if (unanswered > 0 && batch) {
