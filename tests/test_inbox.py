@@ -51,6 +51,12 @@ def message(
     return _HEADER.pack(20 + len(body), kind, 0, 0, 0, 2, 0, 0) + body
 
 
+def _from_port(port: int) -> bytes:
+    """A plain packet whose verdict may be known; without ports where it is 0."""
+    protocol = b"\x11" if port else b"\x01"
+    return b"\x45\0\0\x40\0\0\x40\0\x40" + protocol + b"\0\0" + bytes(10) + port.to_bytes(2, "big") + bytes(8)
+
+
 def sorted_out(*messages: bytes) -> tuple[int, list[tuple[Packet | None, bytes | None]]]:
     """How many packets were found, and what was asked for each."""
     asked: list[tuple[Packet | None, bytes | None]] = []
@@ -241,9 +247,6 @@ def test_what_is_known_is_answered_at_once_and_in_order(ends: tuple[socket.socke
     inbox = Inbox(ours.fileno(), 4096)
     said: list[bytes | int] = []
 
-    def ipv4(port: int) -> bytes:
-        return b"\x45\0\0\x40\0\0\x40\0\x40\x11\0\0" + bytes(10) + port.to_bytes(2, "big") + bytes(8)
-
     def answer(number: int, other: Verdict) -> None:
         # The kernel's side has what was answered before.
         theirs.setblocking(False)
@@ -253,10 +256,10 @@ def test_what_is_known_is_answered_at_once_and_in_order(ends: tuple[socket.socke
         if other is DROP:
             said.append(number)
 
-    _, asked = sorted_out(message(ipv4(1)), message(ipv4(2)))
+    _, asked = sorted_out(message(_from_port(1)), message(_from_port(2)))
     known = {key: verdict for (_, key), verdict in zip(asked, (ACCEPT, DROP), strict=True) if key is not None}
     for number, port in enumerate((1, 1, 1, 2, 1, 1, 3, 1, 1, 1)):
-        theirs.send(message(ipv4(port), number))
+        theirs.send(message(_from_port(port), number))
 
     def decide(data: bytes, key: bytes | None) -> Verdict:
         assert key is not None
@@ -273,8 +276,77 @@ def test_what_is_known_is_answered_at_once_and_in_order(ends: tuple[socket.socke
     ]  # fmt: skip
     # The same without waiting.
     for number, port in enumerate((1, 1, 2, 2, 1, 3, 1)):
-        theirs.send(message(ipv4(port), number))
+        theirs.send(message(_from_port(port), number))
     assert inbox.sort(100, deque(), known, decide) == (7, 0, [(1, 2, ACCEPT), (3, 2, DROP), (6, 3, ACCEPT)])
+
+
+@given(
+    st.lists(st.sampled_from([0, 1, 1, 1, 2, 2, 3, 4, 5]), min_size=1, max_size=40),
+    st.integers(0, 3),
+    st.integers(1, 5),
+    st.integers(1, 50),
+    st.booleans(),
+)
+def test_each_gets_its_verdict_once(ports: list[int], before: int, together: int, budget: int, waits: bool) -> None:
+    """Whatever is known, and whatever is answered together: judged by what the kernel does with each message."""
+    wanted = {0: ACCEPT, 1: ACCEPT, 2: DROP, 3: ACCEPT, 4: DROP, 5: ACCEPT}
+    _, asked = sorted_out(message(_from_port(1)), message(_from_port(2)), message(_from_port(3)))
+    known = {key: wanted[port] for port, (_, key) in enumerate(asked, 1) if key is not None}
+    # Numbers go on from the end to the beginning.
+    numbers = [(0xFFFFFFF0 + place) & 0xFFFFFFFF for place in range(len(ports))]
+    waiting = dict(enumerate(ports))
+    got: dict[int, Verdict] = {}
+
+    def give(number: int, verdict: Verdict, batch: bool = False) -> None:
+        place = numbers.index(number)
+        assert place in waiting, "answered twice"
+        for other in [other for other in waiting if other == place or (batch and other < place)]:
+            del waiting[other]
+            got[other] = verdict
+
+    def read() -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := theirs.recv(64):
+                give(int.from_bytes(data[28:], "big"), ACCEPT, batch=data[4:6] == b"\3\3")
+
+    def answer(number: int, verdict: Verdict) -> None:
+        read()
+        give(number, verdict)
+
+    def decide(data: bytes, key: bytes | None) -> Verdict:
+        packet = _from_bytes(data, memoryview(data), len(data))
+        assert packet is not None
+        verdict = wanted[ports[numbers.index(packet.id)]]
+        if key is not None and verdict is ACCEPT:
+            known[key] = verdict
+        return verdict
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        theirs.setblocking(False)
+        _patience(ours, 0.0005)
+        inbox = Inbox(ours.fileno(), 4096)
+        messages = [message(_from_port(port), number) for port, number in zip(ports, numbers, strict=True)]
+        pending = deque(messages[:before])
+        for data in messages[before:]:
+            theirs.send(data)
+        total = 0
+        while True:
+            if waits:
+                count, _, runs = inbox.sort_each(budget, pending, known, decide, _ACCEPT, ACCEPT, answer, together, 0.0)
+                read()
+            else:
+                count, _, runs = inbox.sort(budget, pending, known, decide)
+                for last, number, verdict in runs:
+                    give(last, verdict, batch=number > 1)
+            assert count <= budget
+            verdicts = [verdict for _, number, verdict in runs for _ in range(number)]
+            assert verdicts == [wanted[port] for port in ports[total : total + count]]
+            if count == 0:
+                break
+            total += count
+    assert total == len(ports)
+    assert got == {place: wanted[port] for place, port in enumerate(ports)}
 
 
 @pytest.mark.parametrize("spin", [0.0, 1.0])

@@ -61,9 +61,11 @@ cdef enum:
 
 
 cdef inline bint is_packet(const uint8_t *message, ssize_t size, uint32_t *identity) noexcept nogil:
-    if size < SHORTEST or (<const uint16_t *>(message + 4))[0] != MSG_PACKET:
+    cdef uint16_t length
+    if size < SHORTEST or (<const uint16_t *>(message + TYPE))[0] != MSG_PACKET:
         return False
-    if (<const uint16_t *>(message + HEADER + 2))[0] != A_PACKET_HDR:
+    length = (<const uint16_t *>(message + HEADER))[0]
+    if (<const uint16_t *>(message + HEADER + 2))[0] != A_PACKET_HDR or length < 4 or HEADER + length > size:
         return False
     identity[0] = ntohl((<const uint32_t *>(message + ID))[0])
     return True
