@@ -17,6 +17,7 @@ import pytest
 
 from agent import COMMAND, Agent, ours, saved, until
 from namespace import Namespace
+from nfq_agent.host.nfqueue import statistics
 from traffic import CLIENT, ECHO, FLOOD, PYTHON
 
 pytestmark = pytest.mark.kernel
@@ -366,6 +367,26 @@ def test_a_worker_that_hangs_is_replaced(netns: Namespace, tmp_path: Path) -> No
     passed = count_passed(netns)
     assert flood(netns, 10).wait(timeout=10) == 0
     until(lambda: passed() == 10, "packets pass again")
+
+
+def test_what_a_worker_held_that_had_to_be_killed_gets_the_verdict_on_error(netns: Namespace, tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text(
+        "import time\nfrom nfq_agent import PacketElement\n"
+        "class Hang(PacketElement):\n    def decide(self, packet, flow):\n        time.sleep(60)\n"
+    )
+    passed = count_passed(netns)
+    hanging = udp().replace("[rules.app]", 'elements = ["hanging:Hang"]\n[rules.app]')
+    agent = Agent(netns, tmp_path, hanging, PYTHONPATH=str(tmp_path)).ready()
+    assert flood(netns, 1).wait(timeout=10) == 0
+    until(lambda: statistics(netns.pid)[100].waiting == 1, "it holds the packet")
+    agent.configure(udp().replace("[rules.app]", 'default = "drop"\non_error = "accept"\n[rules.app]'))
+    agent.verb("reload")
+    assert "did not stop within" in agent.log
+    assert flood(netns, 5).wait(timeout=10) == 0
+    until(lambda: agent.totals()["dropped"] == 5, "its successor judges")
+    assert passed() == 1
+    assert agent.totals()["lost"] == 1
+    assert agent.stop() == 0
 
 
 # Privileges.

@@ -350,28 +350,52 @@ def test_each_gets_its_verdict_once(ports: list[int], before: int, together: int
 
 
 @pytest.mark.parametrize("spin", [0.0, 1.0])
-def test_a_turn_ends_though_packets_keep_coming(ends: tuple[socket.socket, socket.socket], spin: float) -> None:
+@pytest.mark.parametrize("together", [1, 64])
+def test_a_turn_ends_though_packets_keep_coming(ends: tuple[socket.socket, socket.socket], spin: float, together: int) -> None:
     ours, theirs = ends
+    theirs.setblocking(False)
     _patience(ours, 0.9)
     inbox = Inbox(ours.fileno(), 4096)
     over = threading.Event()
 
     def keep_coming() -> None:
-        while not over.is_set():
-            theirs.send(message(b"x"))
-            theirs.recv(64)
+        stop = time.monotonic() + 4
+        while not over.is_set() and time.monotonic() < stop:
+            # Several at once, always as many.
+            for _ in range(4):
+                theirs.send(message(b"x"))
             time.sleep(0.002)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    theirs.recv(64)
 
+    allowed = os.sched_getaffinity(0)
+    # On one processor, so that they are there when the reader wakes.
+    os.sched_setaffinity(0, {min(allowed)})
     thread = threading.Thread(target=keep_coming)
+    begin = time.monotonic()
     thread.start()
     try:
-        count, _, _ = inbox.skim_each(1 << 30, deque(), _ACCEPT, 1, spin)
+        count, _, _ = inbox.skim_each(1 << 30, deque(), _ACCEPT, together, spin)
+        took = time.monotonic() - begin
     finally:
         over.set()
-        inbox.skim_each(1, deque(), _ACCEPT, 1, 0.01)
         thread.join()
-    # It came back at all; and not before there was something to do.
+        os.sched_setaffinity(0, allowed)
     assert count > 0
+    # 50 ms, and a wait.
+    assert took < 2
+
+
+def test_a_turn_ends_when_much_was_asked(ends: tuple[socket.socket, socket.socket]) -> None:
+    """What is asked may be slow, and nothing is answered before the end of the turn."""
+    ours, theirs = ends
+    inbox = Inbox(ours.fileno(), 4096)
+    for number in range(60):
+        theirs.send(message(b"x", 240 + number))
+    pending = deque(message(b"x", number) for number in range(240))
+    counts = [inbox.sort(1000, pending, {}, lambda data, key: ACCEPT)[0] for _ in range(3)]
+    assert counts == [256, 44, 0]
 
 
 def test_a_signal_ends_the_wait(ends: tuple[socket.socket, socket.socket]) -> None:

@@ -312,6 +312,17 @@ def test_answered_as_they_come_nothing_that_waits_for_another_verdict(netns: Nam
             wire.send(*[b"y"] * 5)
             assert look() == 5
             assert wire.arrived(5) == [b"y"] * 5
+            # And the one that was asked about.
+            wire.send(b"lost")
+
+            def break_off_too(packet: Packet, key: Any) -> Verdict:
+                raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                queue.sort({}, break_off_too, each=look_up)
+            wire.send(*[b"z"] * 5)
+            assert look() == 5
+            assert wire.arrived(5) == [b"z"] * 5
             assert wire.nothing_more()
             assert queue.statistics().waiting == 0
 

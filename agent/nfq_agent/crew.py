@@ -59,6 +59,8 @@ class Worker(ABC):
         self.child: Child | None = None
         self.deaths: deque[float] = deque(maxlen=MOST_DEATHS)
         self.restarts = 0
+        # It did not stop in time: like a death, but none that speaks against it.
+        self.killed = False
         self.restart_at: float | None = None
         self._user = user
         self._log = log
@@ -158,6 +160,7 @@ class Worker(ABC):
         if not poller.poll(within * 1000):
             self._log(f"{self.title} did not stop within {within:g} s and was killed", "warning", worker=child.pid)
             child.kill()
+            self.killed = True
         child.reap(block=True)
         self.child = None
 
@@ -239,8 +242,9 @@ class QueueWorker(Worker):
         self.queue = queue
         self.counters = there.counters
         self.restarts = there.restarts
-        # One that died and was not replaced yet may have left packets unanswered.
+        # One that died and was not replaced yet, or was killed to make room, may have left packets unanswered.
         self.deaths = there.deaths
+        self.killed = there.killed
         self.raw, there.raw = there.raw, None
         self._open_raw()
         queue.configure(copy=self.settings.copy_mode, copy_range=self.copy_range, max_len=self.settings.max_len)
@@ -255,7 +259,7 @@ class QueueWorker(Worker):
 
     def start(self) -> None:
         """Fork; a successor is told up to where its predecessor may have left packets unanswered."""
-        if self.deaths and (line := self.statistics()) is not None:
+        if (self.deaths or self.killed) and (line := self.statistics()) is not None:
             self._lost_below = line.id_sequence
         self._progress = (0, time.monotonic())
         super().start()

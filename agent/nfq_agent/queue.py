@@ -537,18 +537,25 @@ class Queue:
 
     def skim(self, verdict: Verdict, budget: int = BUDGET) -> int:
         """Give up to `budget` packets that wait the same verdict, unseen: how many they were. The quickest way there is."""
-        channel = self._bound()
-        count, first, last = channel.skim(budget)
-        if count:
-            self._answer_runs([(last, count, verdict)], first)
+        try:
+            count, first, last = self._bound().skim(budget)
+            if count:
+                self._answer_runs([(last, count, verdict)], first)
+        except BaseException:
+            self._interrupted = True
+            raise
         return count
 
     def skim_each(self, verdict: Verdict, budget: int = BUDGET) -> int:
         """Wait for packets and give all the same verdict as they come, until none has come for a while (`be_patient`), `budget`
         have, or 50 milliseconds have passed: how many they were. Quicker than `skim` where they come few at a time."""
-        count, first, last = self._bound().skim_each(budget, verdict, self._together())
-        if count:
-            self._answered(first, last)
+        try:
+            count, first, last = self._bound().skim_each(budget, verdict, self._together())
+            if count:
+                self._answered(first, last)
+        except BaseException:
+            self._interrupted = True
+            raise
         return count
 
     def _together(self) -> int:
@@ -569,15 +576,20 @@ class Queue:
         """Answer up to `budget` packets with verdicts looked up by five-tuple, hook and interfaces.
 
         `decide` is asked for those not in `known`, and puts what may be kept there under the key that it is given. It must
-        not raise, and its verdicts change nothing and retain nothing. Returns how many packets, and the runs of equal
-        verdicts: id of the last, how many, verdict. each: wait and answer as `skim_each` does.
+        not raise, and its verdicts change nothing and retain nothing; when it was asked 256 times, the turn ends. Returns how
+        many packets, and the runs of equal verdicts: id of the last, how many, verdict. each: wait and answer as `skim_each`
+        does.
         """
-        channel = self._bound()
-        count, first, runs = channel.sort(budget, known, decide, self._together() if each else 0)
-        if count and each:
-            self._answered(first, runs[-1][0])
-        elif count:
-            self._answer_runs(runs, first)
+        try:
+            count, first, runs = self._bound().sort(budget, known, decide, self._together() if each else 0)
+            if count and each:
+                self._answered(first, runs[-1][0])
+            elif count:
+                self._answer_runs(runs, first)
+        except BaseException:
+            # By a signal, say: what the turn took is settled in the next one.
+            self._interrupted = True
+            raise
         return count, runs
 
     def _answered(self, first: int, last: int) -> None:

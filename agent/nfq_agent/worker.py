@@ -274,10 +274,8 @@ class WorkerLoop:
             self._awaiting = self._may_await and (0 < count <= _FEW or (count == 0 and self._came))
             # Who is to spin before it sleeps does so after any packet.
             self._came = count > 0 and bool(self._settings.busy_poll)
-            if count < self._budget:
-                self._budget = BUDGET
-            elif time.monotonic() - self._now < _SHORT:
-                self._budget = min(self._budget + _LONGER, _LONGEST_TURN)
+            used_up = count == self._budget and time.monotonic() - self._now < _SHORT
+            self._budget = min(self._budget + _LONGER, _LONGEST_TURN) if used_up else BUDGET
 
     def _look_up(self) -> int:
         """Every element promises that its answer follows from the five-tuple and the place."""

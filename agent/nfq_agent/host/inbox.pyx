@@ -48,11 +48,12 @@ cdef enum:
     PLACE = 9
     FIVE_TUPLE = 1 + 36
     LONGEST_KEY = PLACE + FIVE_TUPLE
-    # Five-tuples whose verdict is remembered within a turn: as many as 6 bits tell apart.
+    # Places for five-tuples whose verdict is remembered within a turn, the latest in each: as many as 6 bits tell apart.
     RECENT = 64
-    # While it spins, the clock is looked at once in so many looks at the socket; while packets come, once in so many of them.
+    # Packets that a turn asks about before any is answered: what is asked may be slow.
+    ASKED = 256
+    # While it spins, the clock is looked at once in so many looks at the socket.
     LOOKS = 8
-    PACKETS = 4
     # If a packet was there alone, so many that follow are answered without a look whether there are more, which would be a system
     # call for each.
     ALONE = 16
@@ -161,6 +162,7 @@ cdef class Inbox:
     cdef uint8_t *buffer
     # What the turn has found so far: how many, the first and the latest, and the run that goes on.
     cdef unsigned int count
+    cdef unsigned int asked
     cdef uint32_t first
     cdef uint32_t latest
     cdef unsigned int begun
@@ -170,7 +172,7 @@ cdef class Inbox:
     # The verdict that is sent again and again, each time with another number; and how many may be answered without looking on.
     cdef uint8_t verdict[LONGEST_VERDICT]
     cdef size_t verdict_length
-    cdef unsigned int alone
+    cdef unsigned int unlooked
 
     def __cinit__(self, int descriptor, size_t room):
         self.descriptor = descriptor
@@ -207,15 +209,15 @@ cdef class Inbox:
     def sort(self, unsigned int budget, pending, dict known, decide):
         """The same, and look each one's verdict up in `known`; what is not there, `decide` is asked.
 
-        decide: takes the message and the key under which the verdict may be kept, None where there is no such key. Returns how
-        many packets, the number of the first, and the runs: number of the last, how many, verdict.
+        decide: takes the message and the key under which the verdict may be kept, None where there is no such key. It is asked 256
+        times at most. Returns how many packets, the number of the first, and the runs: number of the last, how many, verdict.
         """
         cdef ssize_t size
         self._begin()
-        while pending and self.count < budget:
+        while pending and self.count < budget and self.asked < ASKED:
             message = pending.popleft()
             self._sorted(message, len(message), known, decide)
-        while self.count < budget:
+        while self.count < budget and self.asked < ASKED:
             # It does not wait: letting go of the interpreter would cost more than the call.
             size = self._take(MSG_DONTWAIT, self.room)
             if size <= 0:
@@ -230,8 +232,9 @@ cdef class Inbox:
         """Wait for packets and answer them with this verdict message as they come; what `skim` returns.
 
         together: how many may be answered by one message, if they are there at once: all that wait up to the last of them. 1 where
-        others wait that are not to be answered. It ends when `budget` are answered, after 50 milliseconds of packets, or when none has come for as long as the socket waits
-        (SO_RCVTIMEO); or, if `spin` is not 0, none for `spin` seconds in which the socket was looked at all the time.
+        others wait that are not to be answered. It ends when `budget` are answered, after 50 milliseconds of packets, or when none has
+        come for as long as the socket waits (SO_RCVTIMEO); or, if `spin` is not 0, none for `spin` seconds in which the socket was
+        looked at all the time.
         """
         cdef int64_t patience = <int64_t>(spin * 1e9), end = now() + LONGEST_TURN
         cdef ssize_t size = 1
@@ -279,7 +282,7 @@ cdef class Inbox:
     # What they share.
 
     cdef void _begin(self):
-        self.count = self.begun = 0
+        self.count = self.begun = self.asked = 0
         self.first = self.latest = 0
         self.current = None
         self.runs = []
@@ -320,7 +323,7 @@ cdef class Inbox:
         cdef int64_t limit = 0
         cdef unsigned int looks = 0
         cdef ssize_t size
-        if self.count % PACKETS == PACKETS - 1 and now() >= end:
+        if now() >= end:
             return 0
         if not patience:
             return self._take(0, wanted)
@@ -352,16 +355,16 @@ cdef class Inbox:
                 size = self._take(MSG_DONTWAIT, wanted) if taken else self._await(patience, end, wanted)
             if size > 0 and (self._skimmed(self.buffer, size) if accepted == NULL else self._remembered(size, accepted)):
                 taken += 1
-                if taken < together and not self.alone:
+                if taken < together and not self.unlooked:
                     continue
                 self._answer(MSG_VERDICT if taken == 1 else MSG_VERDICT_BATCH)
-                if self.alone:
-                    self.alone -= 1
+                if self.unlooked:
+                    self.unlooked -= 1
                 taken = 0
             elif taken:
                 self._answer(MSG_VERDICT if taken == 1 else MSG_VERDICT_BATCH)
                 if taken == 1 and size <= 0 and self.count < budget:
-                    self.alone = ALONE
+                    self.unlooked = ALONE
                 taken = 0
                 if size > 0:
                     return size
@@ -421,6 +424,7 @@ cdef class Inbox:
         if length:
             found = PyDict_GetItem(known, named)
         if found == NULL:
+            self.asked += 1
             verdict = decide(PyBytes_FromStringAndSize(<char *>message, size), named)
             # It may have changed what is known; nobody else holds the verdicts.
             self._forget()

@@ -481,7 +481,8 @@ class Channel:
 
 
 def _slices(last: int, count: int) -> list[int]:
-    """Up to which numbers batches are sent before the one up to `last`, so that none answers too many. Numbers have 32 bits."""
+    """Up to which numbers batches are sent before the one up to `last`, for some `_SLICE` packets each. Numbers have 32 bits, and
+    gaps where a packet did not fit into the socket."""
     return [part & 0xFFFFFFFF for part in range(last - count + _SLICE, last, _SLICE)]
 
 
