@@ -159,6 +159,16 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
+def drained(theirs: socket.socket) -> list[bytes]:
+    """What was answered so far."""
+    theirs.setblocking(False)
+    got: list[bytes] = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            got.append(theirs.recv(64))
+    return got
+
+
 def _patience(ours: socket.socket, seconds: float) -> None:
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, Struct("ll").pack(0, int(seconds * 1e6)))
 
@@ -228,12 +238,7 @@ def test_what_is_there_at_once_is_answered_at_once(ends: tuple[socket.socket, so
         for number in numbers:
             theirs.send(message(b"x", number))
         assert inbox.skim_each(100, deque(), _ACCEPT, 3, spin) == (len(numbers), numbers[0], numbers[-1])
-        theirs.setblocking(False)
-        got: list[bytes] = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                got.append(theirs.recv(64))
-        return got
+        return drained(theirs)
 
     assert answers(range(5)) == [verdict(2, batch=True), verdict(4, batch=True)]
     assert answers(range(5, 6)) == [verdict(5)]
@@ -249,10 +254,7 @@ def test_what_is_known_is_answered_at_once_and_in_order(ends: tuple[socket.socke
 
     def answer(number: int, other: Verdict) -> None:
         # The kernel's side has what was answered before.
-        theirs.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                said.append(theirs.recv(64))
+        said.extend(drained(theirs))
         if other is DROP:
             said.append(number)
 
@@ -305,9 +307,8 @@ def test_each_gets_its_verdict_once(ports: list[int], before: int, together: int
             got[other] = verdict
 
     def read() -> None:
-        with contextlib.suppress(BlockingIOError):
-            while data := theirs.recv(64):
-                give(int.from_bytes(data[28:], "big"), ACCEPT, batch=data[4:6] == b"\3\3")
+        for data in drained(theirs):
+            give(int.from_bytes(data[28:], "big"), ACCEPT, batch=data[4:6] == b"\3\3")
 
     def answer(number: int, verdict: Verdict) -> None:
         read()
@@ -365,9 +366,7 @@ def test_a_turn_ends_though_packets_keep_coming(ends: tuple[socket.socket, socke
             for _ in range(4):
                 theirs.send(message(b"x"))
             time.sleep(0.002)
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    theirs.recv(64)
+            drained(theirs)
 
     allowed = os.sched_getaffinity(0)
     # On one processor, so that they are there when the reader wakes.

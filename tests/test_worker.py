@@ -546,6 +546,22 @@ def test_who_can_t_keep_up_takes_longer_turns(
     assert netns.call(inside) == 4000
 
 
+def test_after_a_slow_turn_they_are_short_again() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        settings = WorkerSettings(NUMBER, ACCEPT, ACCEPT, monitor=False)
+        loop = WorkerLoop(Queue(NUMBER), ElementChain([], ACCEPT), settings, Counters(), ours, print)
+        budgets: list[int] = []
+        for took in (0.0, 0.0, 1.0, 0.0):
+            loop._now = time.monotonic() - took
+            loop._look_ahead(each=False, count=loop._budget)
+            budgets.append(loop._budget)
+        loop._now = time.monotonic()
+        loop._look_ahead(each=False, count=loop._budget - 1)
+        budgets.append(loop._budget)
+    assert budgets == [320, 384, 256, 320, 256]
+
+
 def test_a_full_buffer_is_counted_and_survived(netns: Namespace) -> None:
     queue_rule(netns)
 

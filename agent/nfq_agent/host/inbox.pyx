@@ -10,7 +10,7 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.exc cimport PyErr_SetFromErrno
 from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -132,7 +132,8 @@ cdef inline int64_t now() noexcept nogil:
 
 
 cdef struct Answered:
-    # A key that was looked up, and the verdict that was found; length 0 where there is none.
+    # A key that was looked up, and the verdict that was found; good as long as nothing was forgotten since.
+    uint64_t era
     size_t length
     uint8_t key[LONGEST_KEY]
     PyObject *verdict
@@ -168,6 +169,7 @@ cdef class Inbox:
     cdef unsigned int begun
     cdef object current
     cdef list runs
+    cdef uint64_t era
     cdef Answered recent[RECENT]
     # The verdict that is sent again and again, each time with another number; and how many may be answered without looking on.
     cdef uint8_t verdict[LONGEST_VERDICT]
@@ -175,10 +177,10 @@ cdef class Inbox:
     cdef unsigned int unlooked
 
     def __cinit__(self, int descriptor, size_t room):
-        self.descriptor = descriptor
-        self.room = room
         if room < SHORTEST:
             raise ValueError(f"{room} bytes are too few for a message")
+        self.descriptor = descriptor
+        self.room = room
         self.buffer = <uint8_t *>malloc(room)
         if self.buffer == NULL:
             raise MemoryError
@@ -222,8 +224,7 @@ cdef class Inbox:
             size = self._take(MSG_DONTWAIT, self.room)
             if size <= 0:
                 break
-            if not self._remembered(size, <PyObject *>self.current):
-                self._sorted(self.buffer, size, known, decide)
+            self._sorted(self.buffer, size, known, decide)
         return self._sum_up()
 
     # Answered as they come: one by one, or as many as are there at once.
@@ -246,7 +247,7 @@ cdef class Inbox:
                 self._answer(MSG_VERDICT)
         with nogil:
             while size > 0:
-                size = self._answer_known(budget, NULL, together, patience, end)
+                size = self._answer_same(budget, NULL, together, patience, end)
         return self.count, self.first, self.latest
 
     def sort_each(
@@ -267,7 +268,7 @@ cdef class Inbox:
                 found = self._sorted(message, len(message), known, decide)
             else:
                 with nogil:
-                    size = self._answer_known(budget, <PyObject *>accepted, together, patience, end)
+                    size = self._answer_same(budget, <PyObject *>accepted, together, patience, end)
                 if size <= 0:
                     break
                 found = self._sorted(self.buffer, size, known, decide)
@@ -286,7 +287,8 @@ cdef class Inbox:
         self.first = self.latest = 0
         self.current = None
         self.runs = []
-        self._forget()
+        # What was known in the turn before may have changed.
+        self.era += 1
 
     cdef int _keep(self, const uint8_t[::1] verdict) except -1:
         self.verdict_length = verdict.shape[0]
@@ -338,7 +340,7 @@ cdef class Inbox:
                     return 0
             looks += 1
 
-    cdef ssize_t _answer_known(
+    cdef ssize_t _answer_same(
         self, unsigned int budget, PyObject *accepted, unsigned int together, int64_t patience, int64_t end
     ) except -1 nogil:
         """Wait for packets and answer them, until one comes whose verdict has to be looked up: its size, 0 at the end of the turn.
@@ -349,27 +351,25 @@ cdef class Inbox:
         cdef size_t wanted = SHORTEST if accepted == NULL else self.room
         cdef unsigned int taken = 0
         cdef ssize_t size
+        cdef bint same
         while True:
             size = 0
             if self.count < budget:
                 size = self._take(MSG_DONTWAIT, wanted) if taken else self._await(patience, end, wanted)
-            if size > 0 and (self._skimmed(self.buffer, size) if accepted == NULL else self._remembered(size, accepted)):
-                taken += 1
-                if taken < together and not self.unlooked:
-                    continue
+            same = size > 0 and (self._skimmed(self.buffer, size) if accepted == NULL else self._remembered(size, accepted))
+            taken += same
+            if same and taken < together and not self.unlooked:
+                continue
+            if taken:
                 self._answer(MSG_VERDICT if taken == 1 else MSG_VERDICT_BATCH)
                 if self.unlooked:
                     self.unlooked -= 1
-                taken = 0
-            elif taken:
-                self._answer(MSG_VERDICT if taken == 1 else MSG_VERDICT_BATCH)
-                if taken == 1 and size <= 0 and self.count < budget:
+                elif taken == 1 and size <= 0 and self.count < budget:
                     self.unlooked = ALONE
                 taken = 0
-                if size > 0:
-                    return size
-            else:
-                return size
+                if same or size <= 0:
+                    continue
+            return size
 
     cdef int _answer(self, uint16_t kind) except -1 nogil:
         """Answer the latest packet, or all that wait up to it."""
@@ -388,27 +388,25 @@ cdef class Inbox:
         self._count(identity)
         return True
 
+    cdef bint _goes_on(self, const uint8_t *key, size_t length) noexcept nogil:
+        """Whether a packet with this key is known to get the verdict of the run that goes on."""
+        cdef Answered *place = &self.recent[slot(key, length)]
+        if place.era != self.era or place.verdict != <PyObject *>self.current:
+            return False
+        return place.length == length and memcmp(place.key, key, length) == 0
+
     cdef bint _remembered(self, size_t size, PyObject *verdict) noexcept nogil:
         """Count the packet in the buffer, if the run that goes on has this verdict and the packet is known to get it, too."""
         cdef uint8_t key[LONGEST_KEY]
         cdef uint32_t identity
         cdef size_t length
-        cdef Answered *place
-        if <PyObject *>self.current != verdict or self.count == 0 or not is_packet(self.buffer, size, &identity):
+        if <PyObject *>self.current != verdict or not is_packet(self.buffer, size, &identity):
             return False
         length = key_of(self.buffer, size, key)
-        if length == 0:
-            return False
-        place = &self.recent[slot(key, length)]
-        if place.length != length or place.verdict != verdict or memcmp(place.key, key, length) != 0:
+        if length == 0 or not self._goes_on(key, length):
             return False
         self._count(identity)
         return True
-
-    cdef void _forget(self) noexcept:
-        cdef size_t place
-        for place in range(RECENT):
-            self.recent[place].length = 0
 
     cdef bint _sorted(self, const uint8_t *message, size_t size, dict known, decide) except -1:
         """Look at one message; False if it is no packet."""
@@ -420,6 +418,9 @@ cdef class Inbox:
         if not is_packet(message, size, &identity):
             return False
         length = key_of(message, size, key)
+        if length and self._goes_on(key, length):
+            self._count(identity)
+            return True
         named = PyBytes_FromStringAndSize(<char *>key, length) if length else None
         if length:
             found = PyDict_GetItem(known, named)
@@ -427,10 +428,11 @@ cdef class Inbox:
             self.asked += 1
             verdict = decide(PyBytes_FromStringAndSize(<char *>message, size), named)
             # It may have changed what is known; nobody else holds the verdicts.
-            self._forget()
+            self.era += 1
         else:
             verdict = <object>found
             place = &self.recent[slot(key, length)]
+            place.era = self.era
             place.length = length
             place.verdict = found
             memcpy(place.key, key, length)
