@@ -44,7 +44,7 @@ venv_install() {
 setup_venv() {
     exec 9>.venv.lock
     flock 9
-    wanted=$(cat pyproject.toml packaging/requirements*.txt agent/nfq_agent/host/*.pyx | sha256sum)
+    wanted=$(cat pyproject.toml packaging/requirements*.txt agent/nfq_agent/host/*/*.pyx | sha256sum)
     if [ "$(cat .venv/.made-from 2>/dev/null)" != "$wanted" ]; then
         say "setup: making .venv"
         rm -rf .venv

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 
 import pytest
-
 from namespace import Namespace, join
 
 

@@ -12,32 +12,49 @@ HOUSE = Path(__file__).parent.parent / "agent" / "nfq_agent"
 
 # From the ground up; what stands on a floor imports only from the floors below it, or from its own package (a star).
 FLOORS = (
-    ("verdict", "facts", "mark", "duration", "size", "rate", "networks", "interfaces", "log", "counters", "control",
-     "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.errand"),
-    ("packet", "host.child", "host.inbox", "protocols.*"),
-    ("flow", "checksum", "host.nfqueue", "siblings"),
-    ("refusal", "element", "queue"),
-    ("stream", "match", "worker"),
-    ("relay",),
+    ("verdict", "facts", "mark", "duration", "size", "rate", "networks", "interfaces", "log", "counters", "service.control",
+     "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.one_shot"),
+    ("packet", "host.child", "host.nfqueue.inbox", "protocols.*"),
+    ("flow", "checksum", "host.nfqueue.channel", "proxy.processes"),
+    ("reject", "element", "queue.queue"),
+    ("stream", "match", "service.packet_loop"),
+    ("proxy.relay",),
     ("elements.*",),
-    ("config", "testing"),
-    ("fault", "rules", "generation", "proxy", "host.journal"),
-    ("configfile", "diff", "host.routes", "host.xtables_lock", "crew"),
-    ("host.xtables", "host.nft"),
-    ("host.iptables",),
-    ("host.backend",),
-    ("installation",),
-    ("confirm", "report", "doctor", "demo"),
-    ("show", "supervisor"),
-    ("cli",),
+    ("config.models", "testing"),
+    ("config.problems", "rules.plan", "service.policy_generation", "proxy.loop", "host.journal"),
+    ("config.file", "rules.diff", "host.routes", "host.xtables.lock", "service.crew"),
+    ("host.xtables.kernel", "host.xtables.nft"),
+    ("host.xtables.python_iptables",),
+    ("host.xtables.backend",),
+    ("service.live_rules",),
+    ("cli.confirm", "service.status", "cli.doctor", "cli.demo"),
+    ("cli.show", "service.supervisor"),
+    ("cli.verbs",),
     ("__main__",),
 )  # fmt: skip
 
 # Who may import what talks to the kernel or to systemd.
-SEAMS = {"iptc": {"host.xtables", "host.iptables"}, "netfilterqueue": {"host.nfqueue"}, "sdnotify": {"host.systemd"}}
+SEAMS = {
+    "iptc": {"host.xtables.kernel", "host.xtables.python_iptables"},
+    "netfilterqueue": {"host.nfqueue.channel"},
+    "sdnotify": {"host.systemd"},
+}
 
 # No sockets, no files, no clock, no processes in what is logic only.
-CORE = ("verdict", "facts", "packet", "flow", "element", "rules", "diff", "stream", "reassembly", "match", "networks", "refusal")
+CORE = (
+    "verdict",
+    "facts",
+    "packet",
+    "flow",
+    "element",
+    "rules.plan",
+    "rules.diff",
+    "stream",
+    "reassembly",
+    "match",
+    "networks",
+    "reject",
+)
 EFFECTS = {"asyncio", "os", "select", "selectors", "subprocess", "threading", "time"}
 
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nfq_agent.packet import FiveTuple, Hook, Packet, PacketError
-from nfq_agent.queue import (
+from nfq_agent.queue.queue import (
     Queue,
     QueueBusyError,
     QueueError,

@@ -10,11 +10,11 @@ import sys
 
 import typer
 
-from nfq_agent.cli import app
-from nfq_agent.config import ConfigError
-from nfq_agent.control import ControlError
+from nfq_agent.cli.verbs import app
+from nfq_agent.config.models import ConfigError
 from nfq_agent.host.users import UserError
-from nfq_agent.rules import RuleError
+from nfq_agent.rules.plan import RuleError
+from nfq_agent.service.control import ControlError
 
 
 def main() -> None:

@@ -18,10 +18,11 @@ HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent.parent
 BUILT: Final = HERE / "results" / "built"
 AGENT: Final = ROOT / ".venv" / "bin" / "nfq-agent"
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "support"))
 
 from namespace import Namespace, join  # noqa: E402  # found by the line above
-from nfq_agent.host.nfqueue import QueueStatistics, statistics  # noqa: E402  # it belongs to the imports
+
+from nfq_agent.host.nfqueue.channel import QueueStatistics, statistics  # noqa: E402  # it belongs to the imports
 
 # Bytes of each packet that the agent copies where it reads no more than headers; the peers get as many.
 COPIED: Final = 128

@@ -17,13 +17,14 @@ from scapy.layers.inet import IP
 from scapy.layers.tls.all import TLS
 from scapy.layers.tls.extensions import TLS_Ext_ServerName
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+
+from openings import client_hello
 
 from nfq_agent.elements.dpi import Dpi, DpiOptions
 from nfq_agent.flow import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.testing import tcp
-from openings import client_hello
 
 FLOWS = 2000
 ROUNDS = 5

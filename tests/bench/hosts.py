@@ -12,10 +12,10 @@ from typing import Any, Final
 from bed import ROOT, Bed
 from measure import Benchmark, Goal
 
-from nfq_agent.configfile import load
-from nfq_agent.host.backend import choose
-from nfq_agent.installation import Installation
-from nfq_agent.rules import plan
+from nfq_agent.config.file import load
+from nfq_agent.host.xtables.backend import choose
+from nfq_agent.rules.plan import plan
+from nfq_agent.service.live_rules import Installation
 
 _FOREIGN: Final = 20_000
 _BASELINE: Final = ROOT / "tests" / "configs" / "baseline.toml"

@@ -11,15 +11,16 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+
+from openings import OPENINGS, dns_query
 
 from nfq_agent.elements.dpi import BYTES, PARSERS, Dpi, DpiOptions
 from nfq_agent.flow import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import dns, quic
-from nfq_agent.refusal import refuse
+from nfq_agent.reject import refuse
 from nfq_agent.testing import tcp, udp
-from openings import OPENINGS, dns_query
 
 SLOWEST = 0.05
 SEEDS = [part for client, server, _ in OPENINGS.values() for part in (client, server) if part]

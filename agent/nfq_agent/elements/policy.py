@@ -15,7 +15,7 @@ from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.match import Conditions, Match
 from nfq_agent.packet import FiveTuple, Packet, PacketError, address, hook_name, protocol_name
-from nfq_agent.refusal import refuse
+from nfq_agent.reject import refuse
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 # Rules' keys for what elements in front find out about a flow, and the fact that each stands for.

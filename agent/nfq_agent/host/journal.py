@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nfq_agent import log
-from nfq_agent.config import Log as LogConfig
+from nfq_agent.config.models import Log as LogConfig
 from nfq_agent.log import Event, Log
 
 _SOCKET: Final = "/run/systemd/journal/socket"

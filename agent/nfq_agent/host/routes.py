@@ -13,9 +13,9 @@ import zlib
 from collections.abc import Mapping, Set
 from typing import Any, Final
 
-from nfq_agent.config import Config
+from nfq_agent.config.models import Config
 from nfq_agent.mark import Mark
-from nfq_agent.rules import FAMILIES, Family, RuleError
+from nfq_agent.rules.plan import FAMILIES, Family, RuleError
 
 # Who made a rule or a route (rtm_protocol, linux/rtnetlink.h): no routing daemon has this one.
 PROTOCOL: Final = 221

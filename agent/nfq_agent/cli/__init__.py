@@ -1,0 +1,1 @@
+"""The command line: the verbs, and what they print."""

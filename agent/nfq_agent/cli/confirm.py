@@ -1,0 +1,94 @@
+"""The lock-out guard of `apply --confirm`: a change is taken back unless a person says yes in time.
+
+The guard is a process of its own, started before the change, so that a lost terminal, a killed session or a cut connection
+takes the change back too.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+
+from nfq_agent.rules.plan import RuleError
+from nfq_agent.service.live_rules import Installation, State
+
+
+class Guard:
+    """Waits for the word; without it, it puts back what stood before."""
+
+    def __init__(self, seconds: int, installation: Installation, before: State) -> None:
+        self._seconds = seconds
+        # Whoever works on the rules for this process holds the writing end too: its EOF comes when all of them are gone.
+        reader, self._writer = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._writer)
+            _stand(reader, seconds, installation, before)
+        os.close(reader)
+
+    def dismiss(self) -> None:
+        """There is nothing to take back."""
+        os.write(self._writer, b"y")
+        self._end()
+
+    def ask(self) -> int:
+        """Ask for a `yes` on standard input, and wait until the rules are kept or taken back. The exit code."""
+        print(f"The rules are in. Type yes within {self._seconds} s to keep them; otherwise they are taken back.", flush=True)
+        if _answer(self._seconds):
+            self.dismiss()
+            print("Kept.")
+            return 0
+        if self._end() != 0:
+            print("Not confirmed, and the rules could not be taken back; run `nfq-agent remove`.", file=sys.stderr)
+        else:
+            print("Not confirmed: what stood before is back.", file=sys.stderr)
+        return 1
+
+    def _end(self) -> int:
+        os.close(self._writer)
+        _, status = os.waitpid(self._pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+def _answer(seconds: int) -> bool:
+    deadline = time.monotonic() + seconds
+    typed = b""
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            ready, _, _ = select.select([0], [], [], left)
+            chunk = os.read(0, 256) if ready else b""
+        except (OSError, KeyboardInterrupt):
+            return False
+        if not chunk:
+            # Nobody can type a yes here any more; the time is kept all the same.
+            time.sleep(max(0.0, deadline - time.monotonic()))
+            return False
+        typed += chunk
+        while b"\n" in typed:
+            line, _, typed = typed.partition(b"\n")
+            if line.strip().lower() in (b"yes", b"y"):
+                return True
+            print("Not a yes.", flush=True)
+    return False
+
+
+def _stand(reader: int, seconds: int, installation: Installation, before: State) -> None:
+    code = 1
+    try:
+        os.setsid()
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        # Longer than the person has, so that a late yes is no half yes, and that the change itself is not counted.
+        ready, _, _ = select.select([reader], [], [], seconds + 15)
+        if not (ready and os.read(reader, 1) == b"y"):
+            installation.apply(
+                {family: {name: each.as_rules() for name, each in tables.items()} for family, tables in before.items()}
+            )
+        code = 0
+    except RuleError as error:
+        print(f"nfq-agent: {error}", file=sys.stderr)
+    finally:
+        os._exit(code)

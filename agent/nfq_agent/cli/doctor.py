@@ -1,0 +1,306 @@
+"""`doctor`: what usually goes wrong on a host, looked at one by one, each with what to do. It changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from nfq_agent.config.models import Config, Endpoint, warnings
+from nfq_agent.host.nfqueue.channel import statistics
+from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capability
+from nfq_agent.host.xtables import nft, python_iptables
+from nfq_agent.host.xtables.backend import usable
+from nfq_agent.host.xtables.lock import held_by, holders, lock_path
+from nfq_agent.rules.plan import FAMILIES, RuleError
+from nfq_agent.service import control
+
+Level = Literal["good", "warning", "fault"]
+_QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
+# From this many legacy rules on, some Kubernetes images take the host for one that uses them (iptables-wrappers).
+_KUBERNETES_LIMIT: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. advice: what to do about it, empty where nothing is to be done."""
+
+    level: Level
+    subject: str
+    text: str
+    advice: str = ""
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def examine(config: Config) -> list[Finding]:
+    """Everything worth knowing about this host and this configuration, in the order in which it matters."""
+    running = _running(config.agent.instance)
+    return [
+        *_capabilities(),
+        *_queue_support(),
+        *_rule_engines(),
+        *_lock(),
+        *_user(config),
+        *_queues(config, running),
+        *_side_by_side(),
+        *_instances(config, running),
+        *_conntrack(),
+        *_rp_filter(),
+        *(Finding("warning", "configuration", text) for text in warnings(config)),
+        *(Finding("fault", "configuration", text) for text in listener_faults(config)),
+    ]
+
+
+def _running(instance: str) -> dict[str, Any] | None:
+    try:
+        return control.ask(instance, {"verb": "status"}, timeout=5)
+    except control.ControlError:
+        return None
+
+
+def _capabilities() -> Iterator[Finding]:
+    missing = [
+        name for name, number in (("CAP_NET_ADMIN", CAP_NET_ADMIN), ("CAP_NET_RAW", CAP_NET_RAW)) if not has_capability(number)
+    ]
+    if missing:
+        yield Finding("fault", "capabilities", f"{' and '.join(missing)} missing", "run as root, or start the systemd unit")
+    else:
+        yield Finding("good", "capabilities", "CAP_NET_ADMIN and CAP_NET_RAW are there")
+
+
+def _queue_support() -> Iterator[Finding]:
+    if _QUEUES.exists():
+        yield Finding("good", "kernel", "nfnetlink_queue is there")
+    else:
+        yield Finding("fault", "kernel", "nfnetlink_queue is missing: no packet can be queued", "modprobe nfnetlink_queue")
+
+
+def _rule_engines() -> Iterator[Finding]:
+    legacy = python_iptables.probe()
+    if legacy.problem is None:
+        mended = ", its option layout mended for python-iptables" if legacy.mended else ""
+        yield Finding("good", "rule engine", f"legacy xtables through {legacy.libxtables}{mended}")
+        if not legacy.ipv6:
+            yield Finding("warning", "rule engine", "the kernel has no legacy xtables for IPv6", "modprobe ip6_tables")
+    else:
+        yield Finding("warning", "rule engine", f"legacy xtables can't be used: {legacy.problem}")
+    try:
+        nft.require()
+    except RuleError as error:
+        level: Level = "good" if legacy.problem is None else "fault"
+        yield Finding(
+            level, "rule engine", f"the nft kind can't be used: {error}", "apt install iptables (dnf install iptables-nft)"
+        )
+    else:
+        yield Finding("good", "rule engine", 'iptables-nft is there, for backend = "nft"')
+
+
+def _lock() -> Iterator[Finding]:
+    path = Path(lock_path())
+    if not path.exists():
+        yield Finding("good", "xtables lock", f"{path} is not there yet and will be made")
+        return
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        yield Finding("fault", "xtables lock", f"{path}: {error.strerror}", "run as root, or let the agent's group read it")
+        return
+    try:
+        if holders(lock):
+            yield Finding(
+                "warning", "xtables lock", f"{held_by(lock)} right now", "milliseconds are usual; else look at that process"
+            )
+        else:
+            yield Finding("good", "xtables lock", "free")
+    finally:
+        os.close(lock)
+
+
+def _user(config: Config) -> Iterator[Finding]:
+    name = config.agent.user
+    user = find_user(name)
+    if user is None:
+        yield Finding("good", "user", f"{name} is missing and will be made at the start")
+    elif user.uid == 0:
+        yield Finding(
+            "warning", "user", f"{name} is root: workers keep its files, and root's traffic is never queued", "use a system user"
+        )
+    else:
+        yield Finding("good", "user", f"{name} has uid {user.uid}; its traffic is never queued")
+
+
+def _queues(config: Config, running: dict[str, Any] | None) -> Iterator[Finding]:
+    try:
+        bound = statistics()
+    except OSError as error:
+        yield Finding("warning", "queues", f"who holds which number can't be told: {error.strerror}", "run as root")
+        return
+    ours = {worker["number"] for queue in (running or {}).get("queues", ()) for worker in queue["workers"]}
+    for name, queue in config.queue.items():
+        for number in queue.numbers:
+            if number not in bound:
+                yield Finding("good", "queues", f"number {number} of [queue.{name}] is free")
+            elif number in ours:
+                yield Finding("good", "queues", f"number {number} of [queue.{name}] is served by this instance")
+            else:
+                who = _process(bound[number].portid)
+                yield Finding(
+                    "fault", "queues", f"number {number} of [queue.{name}] is held by {who}", "stop it, or choose another num"
+                )
+
+
+def _process(port: int) -> str:
+    """A netlink port id is usually the process id of who opened the socket (netlink(7))."""
+    try:
+        return f"{Path(f'/proc/{port}/comm').read_text().strip()} (pid {port})"
+    except OSError:
+        return f"another process (netlink port {port})"
+
+
+def _side_by_side() -> Iterator[Finding]:
+    legacy = sum(_count(command) for command in ("iptables-legacy-save", "ip6tables-legacy-save"))
+    modern = sum(_count(command) for command in ("iptables-nft-save", "ip6tables-nft-save"))
+    if legacy and modern:
+        yield Finding(
+            "warning",
+            "legacy and nft",
+            f"{legacy} legacy and {modern} nft rules are in force; both take effect, and neither tool shows the other's",
+            "look with iptables-legacy-save and with iptables-nft-save",
+        )
+    else:
+        yield Finding("good", "legacy and nft", f"{legacy} legacy rules, {modern} nft rules")
+    if legacy >= _KUBERNETES_LIMIT and any(Path(path).exists() for path in ("/var/lib/kubelet", "/etc/kubernetes")):
+        yield Finding(
+            "warning",
+            "kubernetes",
+            f"{legacy} legacy rules on a Kubernetes host: from {_KUBERNETES_LIMIT} on some images choose iptables-legacy",
+            'backend = "nft" keeps the legacy tables small',
+        )
+
+
+def _count(command: str) -> int:
+    """Rules of present tables. The save commands list what is there and make no table present."""
+    import subprocess
+
+    try:
+        done = subprocess.run([command], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return len(re.findall(r"^-A ", done.stdout, re.MULTILINE))
+
+
+def _instances(config: Config, running: dict[str, Any] | None) -> Iterator[Finding]:
+    mine = config.agent.instance
+    for host in usable(mine):
+        try:
+            found = {instance for family in FAMILIES for instance in host.instances(family)}
+        except RuleError as error:
+            yield Finding("warning", "instances", f"chains can't be listed: {error}")
+            continue
+        for instance in sorted(found):
+            if instance == mine and running is not None:
+                yield Finding("good", "instances", f"{instance} is running and has its chains ({host.name})")
+            elif _running(instance) is not None:
+                yield Finding("good", "instances", f"another instance, {instance}, is running and has its chains ({host.name})")
+            else:
+                yield Finding(
+                    "warning",
+                    "instances",
+                    f"chains of {instance} are in place ({host.name}), and no agent of it runs",
+                    f"nfq-agent remove --instance {instance}",
+                )
+
+
+def _conntrack() -> Iterator[Finding]:
+    base = Path("/proc/sys/net/netfilter")
+    try:
+        count = int((base / "nf_conntrack_count").read_text())
+        limit = int((base / "nf_conntrack_max").read_text())
+    except (OSError, ValueError):
+        yield Finding("warning", "conntrack", "not there: offload and redirection to a proxy need it", "modprobe nf_conntrack")
+        return
+    if count > limit * 0.9:
+        yield Finding("warning", "conntrack", f"{count} of {limit} entries are in use", "raise net.netfilter.nf_conntrack_max")
+    else:
+        yield Finding("good", "conntrack", f"{count} of {limit} entries in use")
+
+
+def _rp_filter() -> Iterator[Finding]:
+    base = Path("/proc/sys/net/ipv4/conf")
+    strict = []
+    for path in sorted(base.glob("*/rp_filter")):
+        try:
+            if path.read_text().strip() == "1":
+                strict.append(path.parent.name)
+        except OSError:
+            continue
+    if strict:
+        yield Finding(
+            "warning",
+            "rp_filter",
+            f"strict on {', '.join(strict)}: what comes another way than its answer goes is dropped before it is queued",
+            "if packets are missing on a multi-homed host or with TPROXY: sysctl net.ipv4.conf.IF.rp_filter=2",
+        )
+    else:
+        yield Finding("good", "rp_filter", "not strict on any interface")
+
+
+def listener_faults(config: Config) -> list[str]:
+    """A line for each listener of a proxy that somebody else holds; those of the running agent of this instance are its own."""
+    wanted = [(name, endpoint) for name, proxy in config.proxy.items() for endpoint in proxy.listen]
+    if not wanted:
+        return []
+    if _ip_denied():
+        return [
+            "configuration: proxy: this service may not use IP connections (IPAddressDeny=any of its unit); allowed: a drop-in "
+            "with [Service] IPAddressDeny= and nothing behind it, see nfq-agent(8)"
+        ]
+    running = _running(config.agent.instance)
+    ours = {text for proxy in (running or {}).get("proxies", ()) for text in proxy["listen"]}
+    faults = []
+    for name, endpoint in wanted:
+        if str(endpoint) not in ours and (reason := _cannot_bind(endpoint)):
+            faults.append(
+                f"configuration: proxy.{name}.listen: {endpoint} {reason}; allowed: a free address and port of this host"
+            )
+    return faults
+
+
+def _ip_denied() -> bool:
+    """Whether systemd keeps this process from sending: a datagram to itself is refused (systemd.resource-control(5))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("127.0.0.1", 0))
+            probe.sendto(b"", probe.getsockname())
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _cannot_bind(endpoint: Endpoint) -> str:
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind((endpoint.host, endpoint.port))
+            # Two may bind with SO_REUSEADDR; only one may listen.
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return "is in use by another process"
+        if error.errno in (errno.EAFNOSUPPORT, errno.EACCES):
+            return ""
+        return f"can't be bound: {error.strerror or error}"
+    return ""

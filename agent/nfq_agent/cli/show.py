@@ -1,0 +1,246 @@
+"""What people see on standard output: plans, rules, status, findings - as text and tables of at most 80 columns, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from nfq_agent.rules.diff import Changes, Delete, DropChain, Insert, NewChain, render
+from nfq_agent.rules.plan import Family, Rule, Ruleset, instance_of
+from nfq_agent.service.live_rules import Found
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nfq_agent.cli.doctor import Finding
+    from nfq_agent.host.xtables.backend import RuleHost
+
+_COMMANDS: Final[Mapping[Family, str]] = {"inet": "iptables", "inet6": "ip6tables"}
+_WIDTH: Final = 80
+
+
+def note(text: str) -> None:
+    """A line that tells, on standard output."""
+    print(text, flush=True)
+
+
+def json_object(value: Mapping[str, Any]) -> None:
+    """One JSON object, indented."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def _console() -> Console:
+    # rich takes a tenth of a second to import; only what draws a table pays for it.
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, soft_wrap=False)
+
+
+def side_effects(ruleset: Ruleset, host: RuleHost, user: str | None) -> list[str]:
+    """What applying would change besides the rules. user: the system user's name if it would have to be made."""
+    effects = [host.notice] if host.notice else []
+    if user is not None:
+        effects.append(f"the system user {user} would be made; its number takes the place of its name in the rules")
+    for family, tables in ruleset.items():
+        present = host.present(family)
+        if present is None:
+            effects.append(f"which {family} tables are present can't be told without being root")
+            continue
+        effects += [
+            f"the {family} table {table} would become present, and stay so for the life of this network namespace"
+            for table in sorted(set(tables) - present)
+        ]
+    if ruleset and host.name == "legacy":
+        effects.append("the rules are legacy ones: `iptables-legacy -S` lists them, an `iptables` of the nft kind does not")
+    if ruleset and host.name == "nft":
+        effects.append("the rules are nft ones: `iptables-nft -S` lists them, an `iptables-legacy` does not")
+    return effects
+
+
+def plan(instance: str, backend: str, changes: Mapping[Family, Changes], besides: Sequence[str]) -> None:
+    """The plan for people."""
+    if changes:
+        note(f"# Plan for instance {instance}, {backend} backend. Nothing is written.")
+        _print_changes(changes)
+    else:
+        note(f"Nothing to do: the kernel has the rules of instance {instance} as configured ({backend} backend).")
+    for line in besides if changes else ():
+        note(f"# besides: {line}")
+
+
+def plan_object(instance: str, backend: str, changes: Mapping[Family, Changes], besides: Sequence[str]) -> dict[str, Any]:
+    """The plan for programs."""
+    return {
+        "instance": instance,
+        "backend": backend,
+        "changes": [
+            {"family": family, "table": table, **_step_object(step)}
+            for family, tables in changes.items()
+            for table, steps in tables.items()
+            for step in steps
+        ],
+        "besides": list(besides),
+    }
+
+
+def _step_object(step: NewChain | DropChain | Insert | Delete) -> dict[str, Any]:
+    match step:
+        case NewChain(chain):
+            return {"do": "new-chain", "chain": chain}
+        case DropChain(chain):
+            return {"do": "delete-chain", "chain": chain}
+        case Insert(rule, number):
+            return {"do": "insert", "chain": rule.chain, "number": number, "rule": str(rule)}
+        case Delete(rule, number):
+            return {"do": "delete", "chain": rule.chain, "number": number, "rule": str(rule)}
+
+
+def changes(done: Mapping[Family, Changes]) -> None:
+    """What was changed."""
+    if done:
+        _print_changes(done)
+    else:
+        note("Nothing to do: the rules are as they should be.")
+
+
+def _print_changes(changes: Mapping[Family, Changes]) -> None:
+    for family, tables in changes.items():
+        note(f"# {_COMMANDS[family]}")
+        for line in render(tables):
+            note(line)
+
+
+def rules_object(instance: str, found: Iterable[tuple[str, Found]]) -> dict[str, Any]:
+    """The installed rules for programs."""
+    return {
+        "instance": instance,
+        "rules": [
+            {
+                "backend": backend,
+                "family": each.family,
+                "table": each.table,
+                "rule": str(each.installed.rule),
+                "number": each.installed.number,
+                "packets": each.installed.packets,
+                "bytes": each.installed.bytes,
+            }
+            for backend, each in found
+        ],
+    }
+
+
+def rules(instance: str, found: Sequence[tuple[str, Found]]) -> None:
+    """The installed rules for people: counters, then the rule as `iptables -S` prints it."""
+    if not found:
+        note(f"No rule of instance {instance} is in the kernel.")
+        return
+    place = ""
+    for backend, each in found:
+        here = f"# {_COMMANDS[each.family]} -t {each.table} ({backend})"
+        if here != place:
+            place = here
+            note(f"{here}\n# packets     bytes  rule")
+        note(f"{each.installed.packets:>9} {each.installed.bytes:>9}  {each.installed.rule}")
+
+
+def status(report: Mapping[str, Any]) -> None:
+    """The running agent for people."""
+    from rich import box
+    from rich.table import Table
+
+    console = _console()
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(report["since"]))
+    console.print(
+        f"Instance {report['instance']}: {report['state']} since {since}, pid {report['pid']}, {report['backend']} backend",
+        markup=False,
+    )
+    for queue in report["queues"]:
+        console.print(f"\n{_queue_title(queue)}", style="bold", markup=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+        for column in ("num", "judged", "accepted", "dropped", "errors", "per second", "waiting", "pid", "memory"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for worker in queue["workers"]:
+            table.add_row(
+                str(worker["number"]), str(worker["received"]), str(worker["accepted"]), str(worker["dropped"]),
+                str(worker["errors"]), f"{worker['per_second']:.0f}", _known(worker["waiting"]),
+                str(worker["pid"] or "-"), _bytes(worker["memory"]),
+            )  # fmt: skip
+        console.print(table)
+        console.print(
+            f"kernel drops {_known(queue['kernel_dropped'])}, user drops {_known(queue['user_dropped'])}, "
+            f"uninspected {_known(queue['uninspected'])}, drops held off by monitor mode {queue['would_drop']}",
+            markup=False,
+        )
+    for proxy in report["proxies"]:
+        console.print(
+            f"\nProxy {proxy['name']} on {', '.join(proxy['listen'])}, pid {proxy['pid'] or '-'}", style="bold", markup=False
+        )
+        console.print(", ".join(f"{name} {value}" for name, value in proxy["counters"].items()), markup=False)
+    console.print("\nRules (`nfq-agent rules` shows them whole)", style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    for column in ("packets", "bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("family", "table", "hook", "rule", "target"):
+        table.add_column(column, no_wrap=True)
+    for rule in report["rules"]:
+        parsed = Rule.parse(rule["rule"])
+        table.add_row(
+            str(rule["packets"]), str(rule["bytes"]), rule["family"], rule["table"], parsed.chain.rpartition("-")[2],
+            parsed.tag.rpartition(":")[2], _target(parsed),
+        )  # fmt: skip
+    console.print(table)
+    offloaded = report["offloaded"]
+    if any(offloaded.values()):
+        console.print(
+            f"Offloaded: {offloaded['decided']} packets decided for their flows; by that the kernel accepted "
+            f"{offloaded['accepted']} and dropped {offloaded['denied']}",
+            markup=False,
+        )
+    drift = report["drift"]
+    last = "" if drift["last"] is None else f", last at {time.strftime('%H:%M:%S', time.localtime(drift['last']))}"
+    every = f"looked at every {drift['check']:g} s" if drift["check"] else "not looked at"
+    console.print(f"Drift: put right {drift['repairs']} times{last}; {every}", markup=False)
+
+
+def _target(rule: Rule) -> str:
+    numbers = rule.queues
+    if len(numbers) > 1:
+        return f"queues {numbers[0]} to {numbers[-1]}"
+    if numbers:
+        return f"queue {numbers[0]}"
+    return "own chain" if instance_of(rule.target.name) else rule.target.name
+
+
+def _queue_title(queue: Mapping[str, Any]) -> str:
+    force = queue["in_force"] or {"copy": "-", "copy_range": "-", "max_len": "-"}
+    flags = [name for name in ("fail_open", "gso") if force.get(name)] + ["bypass"] * queue["bypass"]
+    copied = f"{force['copy']} {force['copy_range']}"
+    return f"Queue {queue['name']}: {queue['mode']}, copy {copied}, length {force['max_len']}, {' '.join(flags)}"
+
+
+def _known(value: int | None) -> str:
+    return "?" if value is None else str(value)
+
+
+def _bytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1048576:.1f} MB"
+
+
+_MARKS: Final = {"good": ("ok", "green"), "warning": ("warning", "yellow"), "fault": ("fault", "red")}
+
+
+def findings(found: Iterable[Finding]) -> None:
+    """What `doctor` found, for people."""
+    from rich.text import Text
+
+    console = _console()
+    for finding in found:
+        word, colour = _MARKS[finding.level]
+        line = Text(f"{word:<8} ", style=colour)
+        line.append(f"{finding.subject}: {finding.text}", style="default")
+        console.print(line)
+        if finding.advice:
+            console.print(Text(f"         -> {finding.advice}"))

@@ -1,0 +1,117 @@
+"""The configuration's file: TOML, with the drop-ins beside it, read and checked into one `Config`."""
+
+from __future__ import annotations
+
+import copy
+import stat
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from nfq_agent.config.models import Config, ConfigError
+from nfq_agent.config.problems import Source, cross_faults, model_faults
+from nfq_agent.elements import ElementError, look_in
+
+DEFAULT_PATH: Final = Path("/etc/nfq-agent/nfq-agent.toml")
+
+# What the agent does with no configuration file at all: shared with the packaged default file.
+BASELINE: Final[dict[str, Any]] = {
+    "queue": {"main": {"num": 100}},
+    "rules": {"app": {"queue": "main", "tcp_ports": [11000]}},
+}
+
+
+def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None) -> Config:
+    """Read the file and the drop-ins beside it (`conf.d/*.toml`, in name order), check all of it, and return it.
+
+    Without a path, the default place is read if something is there, else the baseline holds. `adjust` sees what was read
+    and returns what the command line wants otherwise; that is merged last. Raises ConfigError with every fault found.
+    """
+    if path is None:
+        path = DEFAULT_PATH
+        files = [path] if path.exists() else []
+    else:
+        files = [path]
+    merged: dict[str, Any] = {}
+    source = Source(path, {})
+    faults: list[str] = []
+    try:
+        files += _drop_ins(path)
+    except ConfigError as error:
+        faults += error.faults
+    for file in files:
+        try:
+            _merge(merged, _read(file), file, source.origins)
+        except ConfigError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigError(faults)
+    try:
+        look_in(path.parent / "elements")
+    except ElementError as error:
+        raise ConfigError([f"{error.name}: {error.reason}"]) from error
+    if not files:
+        merged = copy.deepcopy(BASELINE)
+    if adjust is not None:
+        _merge(merged, adjust(merged), Path("command line"), source.origins)
+    return _check(merged, source)
+
+
+def _drop_ins(path: Path) -> list[Path]:
+    folder = path.parent / "conf.d"
+    try:
+        mode = folder.stat().st_mode
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError([f"{folder}: can't be read: {error.strerror}; allowed: a folder of *.toml files"]) from error
+    if mode & stat.S_IWOTH:
+        raise ConfigError([f"{folder}: anyone may write to this directory; allowed: chmod o-w {folder}"])
+    try:
+        return sorted(child for child in folder.iterdir() if child.suffix == ".toml")
+    except OSError as error:
+        raise ConfigError([f"{folder}: can't be read: {error.strerror}; allowed: a folder of *.toml files"]) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError([f"{path}: can't be read: {error.strerror}; allowed: a readable TOML file"]) from error
+    try:
+        return tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not TOML: {error}; allowed: TOML 1.0"]) from error
+
+
+def _merge(
+    into: dict[str, Any],
+    new: Mapping[str, Any],
+    file: Path,
+    origins: dict[tuple[str, ...], Path],
+    at: tuple[str, ...] = (),
+) -> None:
+    for key, value in new.items():
+        here = (*at, key)
+        if isinstance(value, Mapping):
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
+                origins[here] = file
+            _merge(into[key], value, file, origins, here)
+        else:
+            into[key] = value
+            origins[here] = file
+
+
+def _check(merged: dict[str, Any], source: Source) -> Config:
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(list(model_faults(source, error))) from error
+    faults = list(cross_faults(config, source))
+    if faults:
+        raise ConfigError(faults)
+    return config

@@ -1,0 +1,1 @@
+"""The kernel's packet queue: the socket, its messages, and the compiled reader."""

@@ -1,0 +1,37 @@
+"""The types of inbox.pyx, which says what they do."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import final
+
+from nfq_agent.host.nfqueue.channel import FlowKey, Run
+from nfq_agent.verdict import Verdict
+
+def five_tuple_of(packet: bytes | bytearray) -> bytes | None: ...
+
+@final
+class Inbox:
+    def __init__(self, descriptor: int, room: int) -> None: ...
+    def skim(self, budget: int, pending: deque[bytes]) -> tuple[int, int, int]: ...
+    def sort(
+        self,
+        budget: int,
+        pending: deque[bytes],
+        known: dict[FlowKey, Verdict],
+        decide: Callable[[bytes, FlowKey | None], Verdict],
+    ) -> tuple[int, int, list[Run]]: ...
+    def skim_each(
+        self, budget: int, pending: deque[bytes], verdict: bytes, together: int, spin: float
+    ) -> tuple[int, int, int]: ...
+    def sort_each(
+        self,
+        budget: int,
+        pending: deque[bytes],
+        known: dict[FlowKey, Verdict],
+        decide: Callable[[bytes, FlowKey | None], Verdict],
+        accept: bytes,
+        accepted: Verdict,
+        answer: Callable[[int, Verdict], None],
+        together: int,
+        spin: float,
+    ) -> tuple[int, int, list[Run]]: ...

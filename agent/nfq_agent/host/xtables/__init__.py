@@ -1,0 +1,1 @@
+"""Rules in the kernel: the backends, and the lock that their writers share."""

@@ -1,0 +1,355 @@
+"""The entries of legacy tables: read by their bytes, built by python-iptables, written with one commit per table.
+
+No foreign rule is decoded, and none is written: what is not ours is passed over by its bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import random
+import shlex
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from nfq_agent.host.xtables.image import Entry, Image, version
+from nfq_agent.rules.diff import Busy, Change, Delete, DropChain, Insert, NewChain
+from nfq_agent.rules.plan import (
+    Extension,
+    Family,
+    Installed,
+    Option,
+    Rule,
+    RuleError,
+    TableState,
+    own_chains,
+    tag_prefix,
+)
+
+FAMILY_NAMES: Final[Mapping[Family, str]] = {"inet": "IPv4", "inet6": "IPv6"}
+_VERDICTS: Final = frozenset(("ACCEPT", "DROP", "RETURN", "QUEUE"))
+_PROTOCOLS: Final = {6: "tcp", 17: "udp"}
+# struct xt_entry_match and xt_entry_target: size, name[29], revision, then the data (linux/netfilter/x_tables.h).
+_EXTENSION: Final = struct.Struct("H29sB")
+_OFFSETS: Final = struct.Struct("HH")
+_COUNTERS: Final = struct.Struct("QQ")
+_IFNAMSIZ: Final = 16
+# mallopt(3)
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_libc: Final = ctypes.CDLL(None)
+_libc.malloc.restype = ctypes.c_void_p
+_libc.malloc.argtypes = [ctypes.c_size_t]
+_libc.free.argtypes = [ctypes.c_void_p]
+# How long commits are tried again when someone who takes no lock changes the table meanwhile.
+_PATIENCE: Final = 3.0
+
+
+class Tables:
+    """Some tables of one family, for one instance, in a process of their own. See diff.Session."""
+
+    def __init__(self, iptc: Any, family: Family, instance: str, tables: frozenset[str]) -> None:
+        """iptc: python-iptables, as host/iptables.py imports it."""
+        self._iptc = iptc
+        inet = family == "inet"
+        self._family = FAMILY_NAMES[family]
+        self._address_family = socket.AF_INET if inet else socket.AF_INET6
+        self._table_class = iptc.Table if inet else iptc.Table6
+        self._rule_class = iptc.Rule if inet else iptc.Rule6
+        module = iptc.ip4tc if inet else iptc.ip6tc
+        self._entry_class = module.ipt_entry if inet else module.ip6t_entry
+        # A target that is no standard one makes python-iptables look for a chain of that name, in all tables that it
+        # thinks are there, which makes them present. It need not look: a chain's name is never asked of it here.
+        self._table_class.existing_table_names.update(dict.fromkeys(self._table_class.ALL, False))
+        self._chains = frozenset(os.fsencode(name) for name in own_chains(instance))
+        self._tag = tag_prefix(instance).encode()
+        self._names = tables
+        self._tables: dict[str, Any] = {}
+        self._versions: dict[str, tuple[int, ...]] = {}
+        self._entries: dict[Rule, bytes] = {}
+        self._deadline = time.monotonic() + _PATIENCE
+        self._bind(module._libiptc, "iptc" if inet else "ip6tc")
+
+    def _bind(self, library: ctypes.CDLL, prefix: str) -> None:
+        """libiptc's walk, with plain addresses: an object for each entry would take seconds."""
+
+        def function(name: str, result: Any, *arguments: Any) -> Any:
+            found = library[f"{prefix}_{name}"]
+            found.restype, found.argtypes = result, arguments
+            return found
+
+        pointer, text = ctypes.c_void_p, ctypes.c_char_p
+        self._first_chain = function("first_chain", text, pointer)
+        self._next_chain = function("next_chain", text, pointer)
+        self._first_rule = function("first_rule", pointer, text, pointer)
+        self._next_rule = function("next_rule", pointer, pointer, pointer)
+        self._delete_number = function("delete_num_entry", ctypes.c_int, text, ctypes.c_uint, pointer)
+
+    # Reading
+
+    def chains(self, table: str) -> list[bytes]:
+        """The names of all chains of a table. Raises RuleError."""
+        return self._image(table).chains
+
+    def read(self) -> dict[str, TableState]:
+        """What every table holds of the instance. Raises RuleError."""
+        return {name: self._state(name) for name in sorted(self._names)}
+
+    def _image(self, table: str) -> Image:
+        try:
+            return Image(self._address_family, table)
+        except OSError as error:
+            raise RuleError(f"table {table} ({self._family}) can't be read: {error.strerror}") from error
+
+    def _state(self, table: str) -> TableState:
+        image = self._image(table)
+        self._versions[table] = image.version
+        chains: dict[str, list[Installed]] = {os.fsdecode(name): [] for name in image.chains if name in self._chains}
+        jumps: list[Installed] = []
+        known_jumps: dict[bytes, int] = {}
+        for entry in image.entries(self._chains, self._tag):
+            own = entry.chain in self._chains
+            if not own and not self._is_tagged(entry.data):
+                continue
+            if entry.jump is not None and entry.jump in self._chains:
+                known_jumps[entry.jump] = known_jumps.get(entry.jump, 0) + 1
+            (chains[os.fsdecode(entry.chain)] if own else jumps).append(self._installed(entry))
+        held = {name for name in chains if image.references(raw := os.fsencode(name)) > known_jumps.get(raw, 0)}
+        return TableState({name: tuple(found) for name, found in chains.items()}, tuple(jumps), frozenset(held))
+
+    def _extensions(self, data: bytes) -> Iterator[tuple[str, int, int, int]]:
+        """(name, revision, offset, size) of every match of an entry, then of its target."""
+        place = ctypes.sizeof(self._entry_class)
+        end = len(data)
+        while place < end:
+            size, name, revision = _EXTENSION.unpack_from(data, place)
+            yield os.fsdecode(name.split(b"\0")[0]), revision, place, size
+            if size < _EXTENSION.size:
+                return
+            place += size
+
+    def _is_tagged(self, data: bytes) -> bool:
+        target = _OFFSETS.unpack_from(data, self._entry_class.target_offset.offset)[0]
+        return any(
+            name == "comment" and place < target and data.startswith(self._tag, place + _EXTENSION.size)
+            for name, _, place, _ in self._extensions(data)
+        )
+
+    def _installed(self, entry: Entry) -> Installed:
+        data, jump = entry.data, entry.jump
+        counters = self._entry_class.counters.offset
+        packets, size = _COUNTERS.unpack_from(data, counters)
+        if jump is not None:
+            # As libiptc wants it back, should it have to be restored.
+            target = _OFFSETS.unpack_from(data, self._entry_class.target_offset.offset)[0]
+            data = data[: target + 2] + jump.ljust(29, b"\0") + data[target + 31 :]
+        name = os.fsdecode(entry.chain)
+        try:
+            rule = self._decode(name, data, jump is not None)
+        except (ValueError, LookupError, self._iptc.errors.XTablesError):
+            # Nobody wishes for such a rule, so it goes; the digest tells two of them apart.
+            body = data[:counters] + data[counters + _COUNTERS.size :]
+            rule = Rule(name, Extension("?", (Option("--undecoded", hashlib.sha1(body).hexdigest()[:16]),)))
+        self._entries.setdefault(rule, data)
+        return Installed(rule, entry.number, packets, size)
+
+    def _decode(self, chain: str, data: bytes, standard: bool) -> Rule:
+        """The rule that an entry is. Raises ValueError, LookupError or XTablesError on what we never write."""
+        entry = self._entry_class.from_buffer_copy(data)
+        made = self._rule_class()
+        made.entry = entry
+        ip = made.get_ip()
+        # IP6T_F_PROTO says that the protocol counts; no other flag is ours, nor an address.
+        expected = 1 if self._family == "IPv6" and ip.proto else 0
+        if any(bytes(each) != bytes(len(bytes(each))) for each in (ip.src, ip.dst, ip.smsk, ip.dmsk)):
+            raise ValueError("an address")
+        if ip.flags != expected or ip.invflags or getattr(ip, "tos", 0):
+            raise ValueError("flags")
+        protocol = "" if ip.proto == 0 else _PROTOCOLS.get(ip.proto, str(ip.proto))
+        *matches, target = [self._extension(made, data, *each) for each in self._extensions(data)]
+        if standard:
+            offset = entry.target_offset
+            target = Extension(os.fsdecode(data[offset + 2 : offset + 31].split(b"\0")[0]))
+        return Rule(
+            chain, target, tuple(matches), protocol,
+            _interface_name(ip.iniface, ip.iniface_mask), _interface_name(ip.outiface, ip.outiface_mask),
+        )  # fmt: skip
+
+    def _extension(self, rule: Any, data: bytes, name: str, revision: int, place: int, size: int) -> Extension:
+        """A match or the target of an entry, by the text that libxtables prints for it."""
+        is_target = place == rule.entry.target_offset
+        if is_target and (name in _VERDICTS or name.startswith("NFQA-") or not name):
+            return Extension(name)
+        xtables, iptc = self._iptc.xtables, self._iptc
+        find = xtables.xtables(rule.nfproto)
+        module = (find.find_target if is_target else find.find_match)(name)
+        header = ctypes.sizeof(xtables.xt_entry_match)
+        if not module or module[0].revision != revision or xtables.xt_align(module[0].size + header) != size:
+            raise LookupError(name)
+        raw = ctypes.create_string_buffer(data[place : place + size], size)
+        kind = xtables.xt_entry_target if is_target else xtables.xt_entry_match
+        structure = ctypes.cast(raw, ctypes.POINTER(kind))[0]
+        shown = iptc.Target(rule, target=structure) if is_target else iptc.Match(rule, match=structure)
+        saved = (shown._get_saved_buf(rule.get_ip()) or b"").decode()
+        words = [shlex.quote(word) for word in shlex.split(saved)]
+        parsed = Rule.parse(f"-A chain {'-j' if is_target else '-m'} {name} {' '.join(words)}")
+        return parsed.target if is_target else parsed.matches[0]
+
+    # Writing
+
+    def build(self, rule: Rule) -> bytes:
+        """The entry for a rule, read back and compared: what libxtables does not take as it was meant is never written.
+
+        Raises RuleError.
+        """
+        if (entry := self._entries.get(rule)) is not None:
+            return entry
+        try:
+            data = self._encode(rule)
+            back = self._decode(rule.chain, data, _is_standard(rule.target))
+        # python-iptables raises whatever its parsers run into.
+        except (AttributeError, LookupError, TypeError, ValueError, OSError, self._iptc.errors.XTablesError) as error:
+            raise RuleError(f"python-iptables can't write the rule {rule}: {_plain(error)}") from error
+        if back != rule:
+            raise RuleError(f"python-iptables would write\n  {back}\nwhere this is wanted:\n  {rule}")
+        self._entries[rule] = data
+        return data
+
+    def _encode(self, rule: Rule) -> bytes:
+        made = self._rule_class()
+        ip = made.get_ip()
+        if rule.protocol:
+            made.protocol = rule.protocol
+        # python-iptables' own mask for IPv6 interfaces compares one bit of each letter.
+        if rule.in_interface:
+            ip.iniface, ip.iniface_mask = _interface(rule.in_interface)
+        if rule.out_interface:
+            ip.outiface, ip.outiface_mask = _interface(rule.out_interface)
+        for match in rule.matches:
+            _set(made.create_match(match.name), match.options)
+        if _is_standard(rule.target):
+            made.create_target("ACCEPT").standard_target = rule.target.name
+        else:
+            _set(made.create_target(rule.target.name), rule.target.options)
+        return bytes(made.rule)
+
+    def commit(self, table: str, changes: Sequence[Change]) -> None:
+        """Carry out the changes of one table in one commit. Raises Busy if somebody else was quicker, else RuleError."""
+        try:
+            kernel = self._open(table)
+            handle = kernel._handle
+            for change in changes:
+                match change:
+                    case NewChain(chain):
+                        kernel.create_chain(chain)
+                    case DropChain(chain):
+                        kernel.delete_chain(chain)
+                    case Insert(rule, number):
+                        data = self.build(rule)
+                        kernel.insert_entry(rule.chain, (ctypes.c_ubyte * len(data)).from_buffer_copy(data), number - 1)
+                    case Delete(rule, number):
+                        self._expect_ours(table, rule.chain, number)
+                        if self._delete_number(os.fsencode(rule.chain), number - 1, handle) != 1:
+                            raise self._iptc.IPTCError(f"can't delete rule {number}: {_plain(kernel.strerror())}")
+            # libiptc counts policies anew from each commit (TC_COMMIT: COUNTER_MAP_ZEROED) unless they are given. What they
+            # count between reading and here, a millisecond or so, is not in it; rules' counters lose nothing.
+            for name in map(os.fsdecode, self._open_chains(handle)):
+                policy, counters = kernel.get_policy(name)
+                if policy is not None:
+                    kernel.set_policy(name, policy, counters)
+            kernel.commit()
+        except self._iptc.IPTCError as error:
+            reason = _plain(error)
+            if os.strerror(errno.EAGAIN) in reason:
+                self._yield(table, error)
+            raise RuleError(f"table {table} ({self._family}): {reason}") from error
+
+    def make_room(self) -> None:
+        """Have the memory that commits will ask for, so that no page of it has to be found while others wait for the lock.
+
+        libiptc holds a table three times over, and some more (iptcc, TC_COMMIT). It is this process's until it ends.
+        """
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            _libc.mallopt(option, 1 << 30)
+        size = 4 * sum(version[-1] for version in self._versions.values())
+        if (room := _libc.malloc(size)) is not None:
+            ctypes.memset(room, 0, size)
+            _libc.free(room)
+
+    def _open(self, table: str) -> Any:
+        """libiptc's own copy of a table, to be changed; the one that was read, as far as numbers tell."""
+        if table in self._tables:
+            self._tables[table].refresh()
+        else:
+            self._tables[table] = self._table_class(table, autocommit=False)
+        try:
+            now = version(self._address_family, table)
+        except OSError as error:
+            raise self._iptc.IPTCError(os.strerror(error.errno or errno.EIO)) from error
+        if now != self._versions.get(table, now):
+            self._yield(table)
+        return self._tables[table]
+
+    def _yield(self, table: str, error: Exception | None = None) -> None:
+        """Somebody who takes no lock was quicker: raise Busy, as long as there is patience."""
+        if time.monotonic() < self._deadline:
+            time.sleep(random.uniform(0.001, 0.02))
+            raise Busy(f"table {table} changed meanwhile") from error
+        raise RuleError(f"table {table} ({self._family}) changes all the time: {os.strerror(errno.EAGAIN)}") from error
+
+    def _open_chains(self, handle: Any) -> list[bytes]:
+        found = []
+        chain = self._first_chain(handle)
+        while chain:
+            found.append(chain)
+            chain = self._next_chain(handle)
+        return found
+
+    def _expect_ours(self, table: str, chain: str, number: int) -> None:
+        """The rule at a place of a chain must be ours also in the copy that is changed, which was taken a moment later."""
+        name, handle = os.fsencode(chain), self._tables[table]._handle
+        if name in self._chains:
+            return
+        entry = self._first_rule(name, handle)
+        for _ in range(number - 1):
+            entry = self._next_rule(entry, handle) if entry else None
+        offset = self._entry_class.target_offset.offset
+        if not entry or not self._is_tagged(ctypes.string_at(entry, _OFFSETS.unpack(ctypes.string_at(entry + offset, 4))[1])):
+            self._yield(table)
+
+
+def _is_standard(target: Extension) -> bool:
+    return target.name in _VERDICTS or target.name.startswith("NFQA-")
+
+
+def _set(extension: Any, options: Sequence[Option]) -> None:
+    """Give a match or target its options, and let it finish: REDIRECT, for one, counts its ranges at the end."""
+    for option in options:
+        words = option.value.split(" ") if option.name == "--tcp-flags" else [option.value]
+        extension.set_parameter(option.name.removeprefix("--"), ["!", *words] if option.negated else words)
+    extension._final_check()
+
+
+def _interface(name: str) -> tuple[bytes, bytes]:
+    """The name and the mask of struct ipt_ip for an interface. `eth+` is every name that begins so (iptables(8), -i); the
+    plus stays in the name, outside the mask (libxtables, xtables_parse_interface)."""
+    raw = os.fsencode(name)
+    if len(raw) >= _IFNAMSIZ:
+        raise ValueError(f"interface name {name} is too long")
+    return raw, b"\xff" * (len(raw) - 1 if raw.endswith(b"+") else len(raw) + 1)
+
+
+def _interface_name(name: bytes, mask: bytes) -> str:
+    if (name or mask) and (name, mask) != _interface(os.fsdecode(name)):
+        raise ValueError("an interface mask of another kind")
+    return os.fsdecode(name)
+
+
+def _plain(error: object) -> str:
+    """An error of python-iptables as people read it: it prints bytes as Python does."""
+    return str(error).replace("b'", "").replace("'", "").rstrip(".")

@@ -1,0 +1,101 @@
+"""The lock that every user of legacy xtables takes: flock(2) on /run/xtables.lock, as `iptables -w` does (iptables(8))."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from nfq_agent.rules.plan import RuleError
+
+DEFAULT_PATH: Final = "/run/xtables.lock"
+DEADLINE: Final = 10.0
+
+
+def lock_path() -> str:
+    """Where the lock is: XTABLES_LOCKFILE in the environment wins, as it does for iptables."""
+    return os.environ.get("XTABLES_LOCKFILE") or DEFAULT_PATH
+
+
+def open_lock() -> int:
+    """A descriptor of the lock, made 0600 where it is missing, as iptables makes it. Raises RuleError.
+
+    Reading is enough for flock(2); so a mode that lets the agent's group read it is enough for an agent that is not root.
+    """
+    path = lock_path()
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RuleError(
+            f"the xtables lock {path} can't be opened: {error.strerror}; run as root, or let the agent's user read it "
+            "(tmpfiles.d: f /run/xtables.lock 0640 root proxyuser)"
+        ) from error
+
+
+@contextlib.contextmanager
+def xtables_lock(descriptor: int | None = None, seconds: float = DEADLINE) -> Iterator[None]:
+    """Hold the lock. descriptor: of the lock, opened by somebody who may. Raises RuleError if it isn't free in time."""
+    lock = open_lock() if descriptor is None else descriptor
+    try:
+        _take(lock, seconds)
+        try:
+            yield
+        finally:
+            # Said aloud: a descriptor that was handed down stays open elsewhere, and the lock with it.
+            release(lock)
+    finally:
+        if descriptor is None:
+            os.close(lock)
+
+
+def release(descriptor: int) -> None:
+    """Give the lock back, whichever process took it on this descriptor."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _take(lock: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    pause = 0.001
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
+                raise RuleError(f"the xtables lock {lock_path()} can't be taken: {error.strerror}") from error
+        else:
+            return
+        if time.monotonic() >= deadline:
+            raise RuleError(f"the xtables lock {lock_path()} was not free within {seconds:g} s: {held_by(lock)}")
+        time.sleep(pause * random.uniform(0.5, 1.5))
+        # Short, or programs that wait in the kernel's queue for it go first every time.
+        pause = min(pause * 1.5, 0.003)
+
+
+def holders(lock: int) -> list[int]:
+    """The processes that hold the lock, from /proc/locks (proc_locks(5)); none where that can't be read."""
+    found = os.fstat(lock)
+    inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return []
+    words = [line.split() for line in lines]
+    return [int(each[4]) for each in words if len(each) > 5 and each[1] == "FLOCK" and each[5] == inode and int(each[4]) > 0]
+
+
+def held_by(lock: int) -> str:
+    """Who holds the lock, for people."""
+    names = []
+    for pid in holders(lock):
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except OSError:
+            name = "a process"
+        names.append(f"{name} (pid {pid})")
+    return f"held by {', '.join(names)}" if names else "held by another process, which can't be seen from here (fuser -v)"

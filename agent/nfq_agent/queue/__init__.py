@@ -1,0 +1,1 @@
+"""The queue library: packets of one NFQUEUE in, verdicts out."""

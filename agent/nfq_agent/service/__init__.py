@@ -1,0 +1,1 @@
+"""The running agent: its supervisor, its worker processes, its status and its control socket."""

@@ -1,0 +1,78 @@
+"""Generations of policies: which one `offload` marks flows with, so that a changed policy takes the marked ones back.
+
+The state is a small file beside the control socket; like the connections, it does not outlive a boot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from nfq_agent.config.models import Config, ElementSpec, QueueConfig
+
+Generations = Mapping[str, tuple[str, int]]
+
+
+def read(path: Path) -> dict[str, tuple[str, int]]:
+    """What each [element.NAME] that offloads had last: the policy's digest and the generation. Empty if there is no such file."""
+    try:
+        data = json.loads(path.read_bytes())
+        return {str(name): (str(digest), int(number)) for name, (digest, number) in data.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        # `write` leaves no half of a file; before the first one of a boot no connection can carry a mark of ours.
+        return {}
+
+
+def foreseen(config: Config, path: Path) -> Config:
+    """The configuration as `advance` would make it. Writes nothing."""
+    return raised(config, read(path))[0]
+
+
+def advance(config: Config, path: Path) -> Config:
+    """The configuration with a new generation wherever a policy is another than the last time, which is kept in `path`.
+
+    To be called before the configuration is put into force: a generation that came to nothing is never used for another
+    policy. Raises OSError.
+    """
+    before = read(path)
+    config, now = raised(config, before)
+    if now and before | now != before:
+        new = path.with_name(path.name + ".new")
+        new.write_text(json.dumps(before | now))
+        os.replace(new, path)
+    return config
+
+
+def raised(config: Config, before: Generations) -> tuple[Config, dict[str, tuple[str, int]]]:
+    """The configuration with the generation of each element that offloads, and what is to be kept of that.
+
+    Raises ElementError where an element can't be had; a checked configuration raises nothing.
+    """
+    now: dict[str, tuple[str, int]] = {}
+    elements = {name: dict(table) for name, table in config.element.items()}
+    for name, digest in _digests(config).items():
+        known = before.get(name)
+        number = 0 if known is None else known[1] + (known[0] != digest)
+        now[name] = digest, number
+        table = elements.setdefault(name, {})
+        table["generation"] = table.get("generation", 0) + number
+    return (config.model_copy(update={"element": elements}) if now else config), now
+
+
+def _digests(config: Config) -> dict[str, str]:
+    """For each element that offloads, a digest of every policy that it keeps verdicts of."""
+    texts: dict[str, list[str]] = {}
+    for name, queue in sorted(config.queue.items()):
+        specs = config.packet_elements(queue)
+        for spec in specs:
+            if spec.cls.kept_of(spec.options) is not None:
+                texts.setdefault(spec.name, []).append(_text(name, queue, specs))
+    return {name: hashlib.sha256("\n".join(lines).encode()).hexdigest() for name, lines in texts.items()}
+
+
+def _text(name: str, queue: QueueConfig, specs: list[ElementSpec]) -> str:
+    elements = [(spec.name, f"{spec.cls.__module__}:{spec.cls.__qualname__}", repr(spec.options)) for spec in specs]
+    return repr((name, queue.mode, queue.default, elements))

@@ -1,0 +1,220 @@
+"""The file format: what must work as it stands, and what must be refused, how, and with nothing changed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from agent import COMMAND, saved
+from hypothesis import given
+from hypothesis import strategies as st
+from namespace import Namespace
+
+from nfq_agent.config.file import BASELINE, load
+from nfq_agent.config.models import Config, ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+VERBS = ("check", "plan", "apply", "run")
+QUEUE = "[queue.q]\nnum = 1\n"
+RULE = '[rules.r]\nqueue = "q"\n'
+
+# (what, file, key, a part of what must be said, a part of what is allowed)
+BAD = [
+    ("num-too-large", "[queue.q]\nnum = 70000\n", "queue.q.num", "70000", "at most 65535"),
+    ("num-negative", "[queue.q]\nnum = -1\n", "queue.q.num", "-1", "at least 0"),
+    ("balance-falls", '[queue.q]\nbalance = "5:3"\n', "queue.q.balance", "5:3", "FIRST below LAST"),
+    ("shared-number", QUEUE + '[queue.p]\nbalance = "0:2"\n', "queue.p.balance", "queue 1 is [queue.q]'s already", "its own"),
+    ("fanout-alone", QUEUE + "cpu_fanout = true\n", "queue.q", "cpu_fanout", "balance"),
+    ("copy-none", QUEUE + 'copy = "none"\n', "queue.q.copy", "lose every packet", "packet, meta"),
+    ("copy-range", QUEUE + "copy_range = 70000\n", "queue.q.copy_range", "70000", "65535"),
+    ("gso-rewriter", QUEUE + 'elements = ["test_config:Rewriter"]\n', "queue.q.gso", "rewrites packets", "gso = false"),
+    ("unknown-key", QUEUE + RULE + "tcp_port = [1]\n", "rules.r.tcp_port", "did you mean 'tcp_ports'?)", "tcp_ports"),
+    ("unknown-element", QUEUE + 'elements = ["lgo"]\n', "queue.q.elements", "did you mean 'log'?", "log"),
+    ("unknown-type", QUEUE + 'elements = ["e"]\n[element.e]\ntype = "lgo"\n', "element.e", "unknown element 'lgo'", "log"),
+    ("element-option", QUEUE + 'elements = ["log"]\n[element.log]\nper_secnd = 1\n', "element.log.per_secnd", "unknown key", ""),
+    ("unknown-hook", QUEUE + RULE + 'all = true\nhooks = ["inptu"]\n', "rules.r.hooks", "inptu", "input"),
+    ("unknown-table", QUEUE + RULE + 'all = true\ntable = "magnle"\n', "rules.r.table", "magnle", "mangle"),
+    ("unknown-family", QUEUE + RULE + 'all = true\nfamily = "ipv4"\n', "rules.r.family", "ipv4", "inet6"),
+    ("hook-not-in-table", QUEUE + RULE + 'all = true\ntable = "raw"\n', "rules.r", "raw has no hook input", "prerouting, output"),
+    ("no-traffic", QUEUE + RULE + "tcp_ports = []\n", "rules.r", "takes no traffic", "tcp_syn"),
+    ("port-0", QUEUE + RULE + "tcp_ports = [0]\n", "rules.r.tcp_ports", "no port 0", "1 to 65535"),
+    ("port-65536", QUEUE + RULE + "udp_ports = [65536]\n", "rules.r.udp_ports", "no port 65536", "1 to 65535"),
+    ("range-falls", QUEUE + RULE + 'tcp_ports = ["9000:8000"]\n', "rules.r.tcp_ports", "ends before it begins", "8000:8010"),
+    ("owner-input", QUEUE + RULE + 'all = true\nowner = "root"\n', "rules.r", "hook input", "output"),
+    ("owner-nobody", QUEUE + RULE + 'all = true\nhooks = ["output"]\nowner = "no-such"\n', "rules.r", "'no-such'", "existing"),
+    ("interface", QUEUE + RULE + 'all = true\ninterface = "a-very-long-name"\n', "rules.r.interface", "a-very-long-name", "1,15"),
+    ("mark", QUEUE + RULE + 'all = true\nmark = "0x100/0xff"\n', "rules.r.mark", "outside its mask", "bits of the mask"),
+    ("instance-long", '[agent]\ninstance = "thirteen-long"\n', "agent.instance", "thirteen-long", "1,12"),
+    ("instance-characters", '[agent]\ninstance = "Prod"\n', "agent.instance", "Prod", "a-z0-9-"),
+    ("rule-to-nowhere", "[rules.r]\nall = true\n", "rules.r", "one place", "queue = NAME"),
+    ("rule-to-unknown-queue", QUEUE + '[rules.r]\nqueue = "p"\nall = true\n', "rules.r.queue", "no queue 'p'", "q"),
+    ("rule-to-unknown-proxy", '[rules.r]\nproxy = "p"\nhooks = ["output"]\ntcp_ports = [1]\n', "rules.r.proxy", "'p'", "proxy.p"),
+    ("proxy-without-listener", "[proxy.p]\nlisten = []\n", "proxy.p", "without a listener", "HOST:PORT"),
+    (
+        "listener-twice",
+        '[proxy.a]\nlisten = ["127.0.0.1:15002"]\n[proxy.b]\nlisten = ["127.0.0.1:15002"]\n',
+        "proxy.b.listen",
+        "in use by [proxy.a]",
+        "its own",
+    ),
+    ("not-toml", "[queue.q\nnum = 1\n", "not TOML", "line 1, column 9", "TOML"),
+]  # fmt: skip
+
+
+class Rewriter:
+    """Named in a configuration above; a packet element that rewrites."""
+
+
+def _rewriter() -> None:
+    from nfq_agent.element import PacketElement
+
+    global Rewriter
+    Rewriter = type("Rewriter", (PacketElement,), {"rewrites": True})  # type: ignore[misc]  # made once the package is there
+
+
+_rewriter()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.toml")))
+def test_every_shared_configuration_is_good(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    root = pwd.getpwnam("root")
+    # egress-policy names a user of its own; which host has it is not the file's matter.
+    monkeypatch.setattr(pwd, "getpwnam", lambda _: root)
+    load(CONFIGS / name)
+
+
+def test_without_a_file_the_baseline_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nfq_agent.config.file.DEFAULT_PATH", tmp_path / "nfq-agent.toml")
+    assert load() == Config.model_validate(BASELINE)
+    assert load(CONFIGS / "baseline.toml").model_dump() == load().model_dump() | {
+        "agent": load().agent.model_dump(),
+        # Written out in full there, and the same as the default.
+        "rules": {"app": load(CONFIGS / "baseline.toml").rules["app"].model_dump()},
+    }
+
+
+def test_drop_ins_are_merged_in_name_order(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "main.toml").write_text(QUEUE + RULE + "tcp_ports = [1]\n")
+    (tmp_path / "conf.d" / "20.toml").write_text("[queue.q]\nnum = 20\n")
+    (tmp_path / "conf.d" / "10.toml").write_text('[queue.q]\nnum = 10\ndefault = "drop"\n')
+    (tmp_path / "conf.d" / "notes.txt").write_text("not ours")
+    config = load(tmp_path / "main.toml")
+    assert (config.queue["q"].num, config.queue["q"].default) == (20, "drop")
+    (tmp_path / "conf.d" / "30.toml").write_text("[queue.q]\nnum = 70000\n")
+    with pytest.raises(ConfigError, match=r"30\.toml: queue\.q\.num"):
+        load(tmp_path / "main.toml")
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3)))
+def test_no_value_of_any_key_breaks_the_check(value: object) -> None:
+    for table, model in (("queue", "q"), ("rules", "r"), ("proxy", "p"), ("agent", None), ("log", None)):
+        fields = Config.model_fields[table].annotation
+        for key in (
+            "num",
+            "elements",
+            "hooks",
+            "tcp_ports",
+            "listen",
+            "instance",
+            "level",
+            "balance",
+            "copy",
+            "owner",
+            str(fields),
+        ):
+            inner = {key: value}
+            merged = {table: {model: inner} if model else inner}
+            try:
+                Config.model_validate(merged)
+            except ValueError:
+                continue
+
+
+def check(folder: Path, text: str, verb: str = "check", namespace: Namespace | None = None) -> tuple[int, str]:
+    """Exit code and standard error of a verb on a file with this text."""
+    path = folder / "bad.toml"
+    path.write_text(text)
+    if namespace is None:
+        raise AssertionError("verbs run in a namespace")
+    done = namespace.run("env", f"PYTHONPATH={Path(__file__).parent}", *COMMAND, verb, "--config", str(path), check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(("text", "key", "said", "allowed"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_configuration_is_refused(netns: Namespace, tmp_path: Path, text: str, key: str, said: str, allowed: str) -> None:
+    netns.run("iptables-legacy", "-t", "mangle", "-A", "INPUT", "-j", "MARK", "--set-mark", "1")
+    before, users = saved(netns), netns.run("cat", "/etc/passwd").stdout
+    for verb in VERBS:
+        code, errors = check(tmp_path, text, verb, netns)
+        assert code == 78, errors
+        (line,) = errors.splitlines()
+        assert line.startswith(f"{tmp_path}/bad.toml: {key}"), line
+        what, _, rest = line.removeprefix(f"{tmp_path}/bad.toml: ").rpartition("; allowed: ")
+        assert said in what, line
+        assert allowed in rest, line
+    assert saved(netns) == before
+    assert netns.run("cat", "/etc/passwd").stdout == users
+
+
+@pytest.mark.kernel
+def test_every_fault_has_a_line_of_its_own(netns: Namespace, tmp_path: Path) -> None:
+    code, errors = check(tmp_path, '[queue.q]\nnum = -1\ncopy = "none"\n[log]\nlevel = "loud"\n', "check", netns)
+    assert code == 78
+    assert len(errors.splitlines()) == 3
+    assert "Traceback" not in errors
+
+
+@pytest.mark.kernel
+def test_a_listener_in_use_is_refused(netns: Namespace, tmp_path: Path) -> None:
+    listener = netns.start("nc", "-l", "127.0.0.1", "15002")
+    try:
+        netns.shell("for i in $(seq 100); do ss -ltn | grep -q 15002 && exit 0; sleep 0.05; done; exit 1")
+        for verb in VERBS:
+            code, errors = check(tmp_path, '[proxy.p]\nlisten = ["127.0.0.1:15002"]\n', verb, netns)
+            assert code == 78
+            assert re.search(r"proxy\.p\.listen: 127\.0\.0\.1:15002 is in use by another process; allowed: ", errors)
+    finally:
+        listener.kill()
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_cannot_be_read_is_refused(netns: Namespace, tmp_path: Path, verb: str) -> None:
+    before = saved(netns)
+    missing = tmp_path / "missing.toml"
+    done = netns.run(*COMMAND, verb, "--config", str(missing), check=False)
+    assert (done.returncode, done.stderr) == (
+        78,
+        f"{missing}: can't be read: No such file or directory; allowed: a readable TOML file\n",
+    )
+    closed = tmp_path / "closed.toml"
+    closed.write_text(QUEUE)
+    closed.chmod(0)
+    # Root without the capabilities that pass over a file's mode.
+    powerless = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    done = netns.run(*powerless, *COMMAND, verb, "--config", str(closed), check=False)
+    assert (done.returncode, done.stderr) == (78, f"{closed}: can't be read: Permission denied; allowed: a readable TOML file\n")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d").chmod(0o777)
+    code, errors = check(tmp_path, QUEUE, verb, netns)
+    assert (code, errors) == (
+        78,
+        f"{tmp_path}/conf.d: anyone may write to this directory; allowed: chmod o-w {tmp_path}/conf.d\n",
+    )
+    assert saved(netns) == before
+
+
+@pytest.mark.kernel
+def test_flags_win_over_the_file_and_none_is_refused(netns: Namespace, tmp_path: Path) -> None:
+    done = netns.run(*COMMAND, "run", "--copymode", "none", check=False)
+    assert done.returncode == 78
+    assert "lose every packet" in done.stderr
+    done = netns.run(*COMMAND, "run", "--queue-num", "70000", check=False)
+    assert done.returncode == 78
+    assert "command line: queue.main.num: 70000" in done.stderr
+    assert netns.run(*COMMAND, "run", "--af-family", "ipx", check=False).returncode == 2

@@ -1,0 +1,289 @@
+"""How elements are found, the tutorial of docs/elements.md as it is printed there, and elements of others that misbehave."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from agent import Agent, until
+from namespace import Namespace
+
+from nfq_agent.config.file import load
+from nfq_agent.config.models import ConfigError
+from nfq_agent.elements import PACKET_ELEMENTS, STREAM_ELEMENTS, ElementError, packet_element, stream_element
+
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs" / "elements.md"
+SERVER = Path(__file__).parent.parent / "support" / "tcp_server.py"
+
+
+def test_every_built_in_can_be_had_and_is_documented() -> None:
+    text = DOCS.read_text()
+    for name in PACKET_ELEMENTS:
+        assert packet_element(name).__doc__
+        assert f"\n### {name}\n" in text, f"{name} has no paragraph in docs/elements.md"
+    for name in STREAM_ELEMENTS:
+        assert stream_element(name).__doc__
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("syn-monitr", "did you mean 'syn-monitor'?"),
+        ("no.such:Thing", "can't be imported"),
+        ("os:NoSuchClass", "can't be imported"),
+        ("os:getpid", "is no packet element; allowed: a subclass of nfq_agent.PacketElement"),
+    ],
+)
+def test_what_is_no_element(kind: str, message: str) -> None:
+    with pytest.raises(ElementError, match=re.escape(message)):
+        packet_element(kind)
+
+
+def test_an_entry_point_of_an_installed_package(tmp_path: Path) -> None:
+    (tmp_path / "others.py").write_text("from nfq_agent import PacketElement\nclass Other(PacketElement): pass\n")
+    info = tmp_path / "others-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[nfq_agent.elements]\nother = others:Other\n")
+    code = "from nfq_agent.elements import packet_element; print(packet_element('other').__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "Other\n"
+
+
+def block(name: str) -> str:
+    """The block of the tutorial that begins with a comment naming this file."""
+    (found,) = re.findall(rf"```\w+\n# {re.escape(name)}\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    return str(found)
+
+
+@pytest.fixture
+def tutorial(tmp_path: Path) -> Path:
+    """The folder as it is when the reader has followed the tutorial."""
+    (tmp_path / "nfq-agent.toml").write_text(block("nfq-agent.toml"))
+    elements = tmp_path / "elements"
+    elements.mkdir()
+    for name in ("scan_guard.py", "test_scan_guard.py"):
+        (elements / name).write_text(block(name))
+    return tmp_path
+
+
+def test_the_tutorial_s_test_passes(tutorial: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_scan_guard.py"],
+        cwd=tutorial / "elements", capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+
+
+def checked(folder: Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "nfq_agent", "check", "--config", str(folder / "nfq-agent.toml")]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+
+def test_the_tutorial_s_configuration_is_checked(tutorial: Path) -> None:
+    assert checked(tutorial).returncode == 0
+    path = tutorial / "nfq-agent.toml"
+    good = path.read_text()
+    for wrong, key in (('ports = "five"', "ports"), ("prots = 5", "prots")):
+        path.write_text(good.replace("ports = 5", wrong))
+        done = checked(tutorial)
+        assert done.returncode == 78
+        assert f"element.guard.{key}" in done.stderr
+
+
+def test_code_that_anyone_may_change_is_refused(tutorial: Path) -> None:
+    (tutorial / "elements").chmod(0o777)
+    with pytest.raises(ConfigError, match="others may put code into this folder; allowed: chown root"):
+        load(tutorial / "nfq-agent.toml")
+
+
+def readable(folder: Path) -> None:
+    """Let the agent's user get at what the test has put there."""
+    for parent in (folder, *folder.parents):
+        if "pytest-" in str(parent):
+            parent.chmod(0o755)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_tutorial_s_element_at_work(netns: Namespace, tutorial: Path, host: str) -> None:
+    server = netns.start(sys.executable, str(SERVER), "echo", host, "22", stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    server.stdout.readline()
+    agent = Agent(netns, tutorial, block("nfq-agent.toml")).ready()
+    assert netns.run("nc", "-N", host, "22", input="hello").stdout == "hello"
+    for port in range(1000, 1006):
+        netns.run("nc", "-z", "-w", "1", host, str(port), check=False)
+    assert netns.run("nc", "-z", "-w", "1", host, "22", check=False).returncode != 0
+    until(lambda: f"{host} is shut out: more than 5 ports" in agent.log, "it says so")
+    assert agent.stop() == 0
+
+
+# Elements of others that misbehave. Port 1 of the data's first byte says how.
+
+BAD = """
+import time
+from nfq_agent import DROP, Needs, PacketElement
+
+class Bad(PacketElement):
+    needs = Needs.PAYLOAD
+
+    def decide(self, packet, flow):
+        data = packet.data
+        if data.startswith(b"raise"):
+            raise RuntimeError("as asked")
+        if data.startswith(b"hang"):
+            time.sleep(1)
+        if data.startswith(b"eat"):
+            self.eaten = bytearray(8 << 30)
+        if data.startswith(b"leak"):
+            self.leaked = leaked = []
+            while True:
+                leaked.append(object())
+        if data.startswith(b"none"):
+            return "no verdict"
+        return DROP if data.startswith(b"drop") else None
+"""
+BAD_CONFIG = """
+[queue.main]
+elements = ["bad:Bad"]
+on_error = "{on_error}"
+gso = false
+{queue}
+[rules.app]
+queue = "main"
+hooks = ["output"]
+role = "client"
+udp_ports = [11000]
+"""
+
+
+class Wire:
+    """Datagrams through the queue, inside a namespace."""
+
+    CODE = textwrap.dedent(
+        """
+        import socket, sys
+        host = sys.argv[1]
+        wire = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        wire.bind((host, 11000))
+        for line in sys.stdin:
+            text, seconds = line.split()
+            wire.settimeout(float(seconds))
+            wire.sendto(text.encode(), (host, 11000))
+            try:
+                print(wire.recv(100).decode(), flush=True)
+            except TimeoutError:
+                print("-", flush=True)
+        """
+    )
+
+    def __init__(self, netns: Namespace, host: str) -> None:
+        pipe = subprocess.PIPE
+        self.process = netns.start(sys.executable, "-c", self.CODE, host, stdin=pipe, stdout=pipe)
+
+    def send(self, text: str, seconds: float = 5) -> str:
+        """What arrives, or `-`."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{text} {seconds}\n".encode())
+        self.process.stdin.flush()
+        line: bytes = self.process.stdout.readline()
+        return line.decode().strip()
+
+
+def bad_agent(netns: Namespace, folder: Path, on_error: str = "accept", queue: str = "") -> Agent:
+    (folder / "elements").mkdir()
+    (folder / "elements" / "bad.py").write_text(BAD)
+    readable(folder)
+    return Agent(netns, folder, BAD_CONFIG.format(on_error=on_error, queue=queue)).ready()
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("on_error", ["accept", "drop"])
+def test_one_that_raises_costs_its_own_packets_their_verdict(netns: Namespace, tmp_path: Path, host: str, on_error: str) -> None:
+    agent = bad_agent(netns, tmp_path, on_error)
+    (pid,) = agent.workers()
+    wire = Wire(netns, host)
+    for text in ("raise-1", "none-2"):
+        assert wire.send("fine") == "fine"
+        assert wire.send("drop", 0.3) == "-"
+        assert wire.send(text, 0.3 if on_error == "drop" else 5) == (text if on_error == "accept" else "-")
+    assert wire.send("fine") == "fine"
+    assert agent.totals()["errors"] == 2
+    until(lambda: "RuntimeError: as asked" in agent.log, "it says what was raised")
+    assert agent.workers() == [pid]
+    assert agent.stop() == 0
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_one_that_hangs_for_a_second_costs_that_second(netns: Namespace, tmp_path: Path, host: str) -> None:
+    agent = bad_agent(netns, tmp_path)
+    (pid,) = agent.workers()
+    wire = Wire(netns, host)
+    begin = time.monotonic()
+    assert wire.send("hang") == "hang"
+    assert 1.0 <= time.monotonic() - begin < 4.0
+    assert wire.send("fine") == "fine"
+    assert agent.workers() == [pid]
+    assert agent.stop() == 0
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_one_that_eats_memory_costs_its_packet_or_its_worker(netns: Namespace, tmp_path: Path, host: str) -> None:
+    agent = bad_agent(netns, tmp_path, queue='memory = "150MB"')
+    (pid,) = agent.workers()
+    wire = Wire(netns, host)
+    # More at once than it may have: an error as any other.
+    assert wire.send("eat") == "eat"
+    assert wire.send("fine") == "fine"
+    assert agent.totals()["errors"] == 1
+    until(lambda: "MemoryError" in agent.log, "it says so")
+    assert agent.workers() == [pid]
+    # Little by little, until nothing is left for anybody: the worker may need some itself, and end.
+    assert wire.send("leak", 15) == "leak"
+    assert until(lambda: wire.send("fine", 1) == "fine", "it serves")
+    (worker,) = agent.queue()["workers"]
+    assert worker["memory"] < 200_000_000
+    # And when the kernel ends the worker for it, another one takes its place.
+    pid = worker["pid"]
+    os.kill(pid, 9)
+    until(lambda: agent.workers() not in ([], [pid], [None]), "another worker")
+    assert until(lambda: wire.send("fine", 1) == "fine", "it serves")
+    assert agent.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("queue", "table", "expected"),
+    [
+        ("", 'rule = [{ action = "drop", dprot = 1 }]', "element.e.rule.dprot: unknown key (did you mean 'dport'?); allowed: "),
+        ("", "defalt = 1", "element.e.defalt: unknown key (did you mean 'default'?); allowed: type, default, undecided"),
+        (
+            "",
+            'rule = [{ action = "drop", src = ["10.0.0.1/8"] }]',
+            "element.e.rule.src: '10.0.0.1/8' has bits set behind its prefix (did you mean '10.0.0.0/8'?); allowed: an address",
+        ),
+        ('copy = "meta"', "", 'queue.q.copy: "meta" beside \'e\', which reads what is in a packet; allowed: "packet"'),
+    ],
+)
+def test_faults_are_said_in_plain_words(tmp_path: Path, queue: str, table: str, expected: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(
+        f'[queue.q]\nelements = ["e"]\n{queue}\n[element.e]\ntype = "policy"\n{table}\n[rules.r]\nqueue = "q"\ntcp_ports = [1]\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"{path}: {expected}")

@@ -1,0 +1,409 @@
+"""The proxy as the agent runs it: started, reloaded and stopped under load, by the verbs; nothing lost, nothing left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from agent import COMMAND, Agent, until
+from namespace import ROOT, Namespace
+from test_proxy import TPROXY, Meanwhile, ask, configuration, how_it_ends, load, receive, server
+from test_proxy_clients import routed as routed
+
+pytestmark = pytest.mark.kernel
+BACKENDS = pytest.mark.parametrize("backend", ["legacy", "nft"])
+
+
+def saved(netns: Namespace) -> str:
+    """Every rule of every kind in the namespace, and its routing rules."""
+    return netns.shell(
+        "for save in iptables-legacy-save ip6tables-legacy-save iptables-nft-save ip6tables-nft-save; do $save 2>/dev/null; done;"
+        "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all"
+    )
+
+
+def with_backend(backend: str, text: str) -> str:
+    return f'[agent]\nbackend = "{backend}"\n{text}'
+
+
+def long(seconds: float) -> str:
+    """One connection that speaks now and then."""
+    with socket.create_connection(("127.0.0.1", 8080), timeout=10) as it:
+        until_ = time.monotonic() + seconds
+        while time.monotonic() < until_:
+            it.sendall(b"x" * 1000)
+            if receive(it, 1000) != b"x" * 1000:
+                return "cut"
+            time.sleep(0.05)
+    return "whole"
+
+
+@BACKENDS
+def test_start_reload_and_stop_under_load(netns: Namespace, tmp_path: Path, backend: str) -> None:
+    server(netns, "echo")
+    before = saved(netns).count("NFQA")
+    clients = [Meanwhile(netns, load, 6.0), Meanwhile(netns, load, 6.0)]
+    agent = Agent(netns, tmp_path, with_backend(backend, configuration())).ready()
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    last = Meanwhile(netns, long, 2.5)
+    time.sleep(0.3)
+    for proxy in ('elements = ["stream-log"]', "chunk = 1000", ""):
+        agent.configure(with_backend(backend, configuration(proxy=proxy)))
+        agent.verb("reload")
+        assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+        time.sleep(0.2)
+    assert agent.stop() == 0
+    assert last.result() == "whole"
+    results = [client.result() for client in clients]
+    assert [bad for _, bad in results] == [[], []], agent.log
+    assert saved(netns).count("NFQA") == before == 0
+    until(lambda: "15002" not in netns.shell("ss -ltnH"), "the ports are free again")
+    # Only the tests' own server is left.
+    assert netns.processes() == [each.pid for each in netns._started if each.poll() is None]
+
+
+def test_a_stop_waits_for_its_deadline_and_no_longer(netns: Namespace, tmp_path: Path) -> None:
+    server(netns, "echo")
+    agent = Agent(netns, tmp_path, configuration(proxy='drain = "500ms"')).ready()
+
+    def stay() -> tuple[str, float]:
+        with socket.create_connection(("127.0.0.1", 8080), timeout=20) as it:
+            it.sendall(b"x")
+            assert it.recv(1) == b"x"
+            began = time.monotonic()
+            # Not by Popen, which takes what is not this process's child for ended.
+            os.kill(agent.process.pid, signal.SIGTERM)
+            time.sleep(0.2)
+            # Still carried, although nothing new is.
+            it.sendall(b"y")
+            assert it.recv(1) == b"y"
+            try:
+                return it.recv(1).decode() or "end", time.monotonic() - began
+            except ConnectionResetError:
+                return "reset", time.monotonic() - began
+
+    how, seconds = netns.call(stay)
+    assert how == "reset", "nobody may take a part for the whole"
+    assert 0.5 <= seconds < 3
+    assert agent.process.wait(timeout=10) == 0
+    assert "NFQA" not in saved(netns)
+
+
+@BACKENDS
+def test_tproxy_leaves_nothing(netns: Namespace, tmp_path: Path, backend: str) -> None:
+    before = netns.shell("ip rule; ip -6 rule; ip route show table all; ip -6 route show table all")
+    text = with_backend(backend, configuration(proxy=TPROXY, hooks='"prerouting"', listen='"0.0.0.0:15002", "[::]:15002"'))
+    agent = Agent(netns, tmp_path, text).ready()
+    assert "proto 221" in netns.shell("ip rule")
+    agent.kill()
+    assert "NFQA" in saved(netns)
+    agent.verb("remove")
+    assert "NFQA" not in saved(netns)
+    assert netns.shell("ip rule; ip -6 rule; ip route show table all; ip -6 route show table all") == before
+
+
+def test_a_reload_from_redirect_to_tproxy(routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path) -> None:
+    """On the listeners that are open already, which have to become transparent."""
+    client, gateway, target = routed
+    server(target, "who", "10.2.0.2")
+    agent = Agent(gateway, tmp_path, configuration(hooks='"prerouting"')).ready()
+    assert client.call(ask, "10.2.0.2", 8080, b"").decode().split()[0] == "10.2.0.1"
+    agent.configure(configuration(proxy=f"{TPROXY}keep_client = true", hooks='"prerouting"'))
+    agent.verb("reload")
+    assert client.call(ask, "10.2.0.2", 8080, b"").decode().split()[0] == "10.1.0.2"
+    assert agent.status()["proxies"][0]["counters"]["connections"] == 2
+    assert agent.stop() == 0
+    assert "NFQA" not in saved(gateway)
+
+
+@pytest.mark.parametrize("capture", ["", TPROXY], ids=["redirect", "tproxy"])
+def test_what_crosses_the_router_when_the_agent_starts_goes_on(
+    routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path, capture: str
+) -> None:
+    client, gateway, target = routed
+    server(target, "echo", "10.2.0.2")
+
+    def across() -> None:
+        with socket.create_connection(("10.2.0.2", 8080), timeout=8) as it:
+            it.sendall(b"before")
+            assert receive(it, 6) == b"before"
+            agent = Agent(gateway, tmp_path, configuration(proxy=capture, hooks='"prerouting"')).ready()
+            it.sendall(b"meanwhile")
+            assert receive(it, 9) == b"meanwhile"
+            assert ask("10.2.0.2", 8080) == b"hello"
+            # The new one alone is the proxy's.
+            until(lambda: agent.status()["proxies"][0]["counters"]["connections"] == 1, "it is counted")
+            os.kill(agent.process.pid, signal.SIGTERM)
+            until(lambda: "NFQA" not in saved(gateway), "the rules are gone")
+            it.sendall(b"after")
+            assert receive(it, 5) == b"after"
+
+    client.call(across)
+
+
+def test_a_reload_that_fails_leaves_the_routes_as_they_were(netns: Namespace, tmp_path: Path) -> None:
+    server(netns, "echo")
+    agent = Agent(netns, tmp_path, configuration(hooks='"prerouting"')).ready()
+    everything = "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all"
+
+    def there() -> list[str]:
+        return [*netns.shell(everything).splitlines(), *(line for line in saved(netns).splitlines() if line.startswith("-A"))]
+
+    before = there()
+    agent.configure(configuration(proxy=TPROXY, hooks='"prerouting"'))
+    # Somebody sits on the lock, so that the rules can't be changed.
+    holder = netns.start("flock", "--close", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 60", stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    assert agent.verb("reload", check=False).returncode == 1
+    holder.kill()
+    holder.wait()
+    assert "in force stays in force" in agent.log
+    assert there() == before
+    # And it can be done afterwards.
+    agent.verb("reload")
+    assert "proto 221" in netns.shell("ip rule")
+    assert agent.stop() == 0
+    assert "proto 221" not in netns.shell(everything)
+
+
+# In the chain that TPROXY's rules are in too.
+SNIFF = '[queue.q]\nnum = 7\n[rules.sniff]\nqueue = "q"\nhooks = ["prerouting"]\nudp_ports = [5353]\n'
+
+
+@pytest.mark.parametrize("rest", ["", SNIFF], ids=["alone", "beside a queue"])
+@pytest.mark.parametrize("captures", [("", TPROXY), (TPROXY, "")], ids=["to tproxy", "from tproxy"])
+def test_what_runs_goes_on_when_the_capture_changes(
+    routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path, captures: tuple[str, str], rest: str
+) -> None:
+    client, gateway, target = routed
+    server(target, "echo", "10.2.0.2")
+    before, after = (configuration(proxy=f'drain = "10s"\n{capture}', hooks='"prerouting"', rest=rest) for capture in captures)
+    agent = Agent(gateway, tmp_path, before).ready()
+
+    def across() -> bytes:
+        with socket.create_connection(("10.2.0.2", 8080), timeout=8) as it:
+            it.sendall(b"before")
+            assert receive(it, 6) == b"before"
+            agent.configure(after)
+            reload = threading.Thread(target=agent.verb, args=("reload",))
+            reload.start()
+            time.sleep(1.5)
+            it.sendall(b"meanwhile")
+            answer = receive(it, 9)
+        reload.join()
+        return answer
+
+    assert client.call(across) == b"meanwhile"
+    assert client.call(ask, "10.2.0.2", 8080) == b"hello"
+    assert agent.stop() == 0
+    assert "NFQA" not in saved(gateway)
+    assert "proto 221" not in gateway.shell("ip rule; ip -6 rule; ip route show table all; ip -6 route show table all")
+
+
+def test_its_counters_are_in_the_status(netns: Namespace, tmp_path: Path) -> None:
+    server(netns, "echo")
+    agent = Agent(netns, tmp_path, configuration()).ready()
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    (proxy,) = agent.status()["proxies"]
+    assert proxy["counters"]["connections"] == 1
+    assert proxy["counters"]["bytes_forward"] == proxy["counters"]["bytes_reverse"] == 5
+    assert agent.stop() == 0
+
+
+def test_counting_goes_on_over_a_reload(netns: Namespace, tmp_path: Path) -> None:
+    """A reload puts another process in the place of the one that still carries a connection; the figures are those of both."""
+    server(netns, "echo")
+    agent = Agent(netns, tmp_path, configuration(proxy='drain = "10s"')).ready()
+
+    def counted() -> dict[str, int]:
+        (proxy,) = agent.status()["proxies"]
+        return dict(proxy["counters"])
+
+    def over_reloads() -> None:
+        with socket.create_connection(("127.0.0.1", 8080), timeout=20) as it:
+            for step in range(4):
+                it.sendall(b"x" * 1000)
+                assert receive(it, 1000) == b"x" * 1000
+                if step < 3:
+                    agent.configure(configuration(proxy=f'drain = "10s"\nchunk = {1000 + step}'))
+                    agent.verb("reload")
+                    assert ask("127.0.0.1", 8080) == b"hello"
+                    until(lambda step=step: counted()["bytes_reverse"] == 1000 * (step + 1) + 5 * (step + 1), "all is counted")
+                    assert (counted()["connections"], counted()["active"]) == (2 + step, 1)
+
+    netns.call(over_reloads)
+    until(lambda: counted()["active"] == 0, "the connection has ended")
+    expected = {"connections": 4, "bytes_forward": 4015, "bytes_reverse": 4015, "reset": 0, "refused": 0}
+    until(lambda: {name: counted()[name] for name in expected} == expected, "the last bytes are counted")
+    assert agent.stop() == 0
+
+
+def test_a_reload_opens_and_closes_listeners(netns: Namespace, tmp_path: Path) -> None:
+    """Those that stay are not closed for a moment, so that nobody is turned away, nor can they be taken."""
+    server(netns, "echo")
+    other = '[proxy.other]\nlisten = ["0.0.0.0:15009"]\n'
+    agent = Agent(netns, tmp_path, configuration(rest=other)).ready()
+    client = Meanwhile(netns, load, 5.0)
+    for places in (("0.0.0.0:15002", "0.0.0.0:15006", "[::]:15002"), ("[::]:15002", "0.0.0.0:15002"), ("0.0.0.0:15002",)):
+        agent.configure(configuration(", ".join(f'"{place}"' for place in places)))
+        agent.verb("reload")
+        assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+        until(lambda places=places: {each for each in listening(netns) if ":1500" in each} == set(places), "it listens there")
+    assert client.result()[1] == []
+    assert agent.stop() == 0
+    assert not any(":1500" in each for each in listening(netns))
+
+
+def test_a_reload_to_a_listener_that_somebody_has(netns: Namespace, tmp_path: Path) -> None:
+    """It is refused by name, and the proxy goes on as it was, with a connection that runs and its counts."""
+    server(netns, "echo")
+    agent = Agent(netns, tmp_path, configuration()).ready()
+    netns.start("nc", "-l", "-p", "15009")
+    until(lambda: "0.0.0.0:15009" in listening(netns), "somebody listens")
+
+    def over_the_refusal() -> None:
+        with socket.create_connection(("127.0.0.1", 8080), timeout=20) as it:
+            it.sendall(b"before")
+            assert receive(it, 6) == b"before"
+            agent.configure(configuration('"0.0.0.0:15009", "[::]:15002"'))
+            refused = agent.verb("reload", check=False)
+            assert refused.returncode != 0
+            assert "0.0.0.0:15009" in refused.stdout + refused.stderr
+            it.sendall(b"after")
+            assert receive(it, 5) == b"after"
+
+    netns.call(over_the_refusal)
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    (proxy,) = agent.status()["proxies"]
+    assert proxy["listen"] == ["0.0.0.0:15002", "[::]:15002"]
+    assert (proxy["counters"]["connections"], proxy["counters"]["bytes_reverse"]) == (2, 16)
+    assert agent.stop() == 0
+    assert "NFQA" not in saved(netns)
+
+
+CONTRACTS = Path(__file__).parent.parent / "configs"
+
+
+def listening(netns: Namespace) -> set[str]:
+    """HOST:PORT of every TCP listener."""
+    return {line.split()[3] for line in netns.shell("ss -ltnH").splitlines()}
+
+
+def test_the_contract_file_by_the_agent(netns: Namespace, tmp_path: Path) -> None:
+    """transparent-proxy.toml as it stands: its listeners, its rules, connections of both families, the log, and the end."""
+    for host in ("0.0.0.0", "::1"):
+        server(netns, "who", host)
+    agent = Agent(netns, tmp_path, (CONTRACTS / "transparent-proxy.toml").read_text()).ready()
+    assert {"0.0.0.0:15002", "0.0.0.0:15006", "[::]:15002"} <= listening(netns)
+    rules = saved(netns)
+    for chain in ("PREROUTING", "OUTPUT"):
+        assert rules.count(f"-A {chain} ") == 2, "one jump a family"
+    assert rules.count("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m multiport --dports 8080") == 4
+    assert "--sport" not in rules
+    assert rules.count("-j REDIRECT --to-ports 15002") == 4
+    for host in ("127.0.0.1", "::1"):
+        # The server speaks with the proxy, whose own connection has another port than the client's.
+        assert netns.call(ask, host, 8080, b"").decode().split()[0] == host
+        until(lambda host=host: re.search(rf"{re.escape(host)}\]?:8080: ended after", agent.log), "the connection is logged")
+    assert agent.status()["proxies"][0]["counters"]["connections"] == 2
+    for port, hosts in ((15002, ("127.0.0.1", "::1")), (15006, ("127.0.0.1",))):
+        for host in hosts:
+            assert netns.call(how_it_ends, host, port) == "ECONNRESET"
+    until(lambda: agent.log.count("our own listener, and no target is configured") == 3, "each refusal is said")
+    assert agent.stop() == 0
+    assert "NFQA" not in saved(netns)
+    assert not any(":1500" in each for each in listening(netns))
+
+
+def test_the_environment_wins_over_the_contract_file(netns: Namespace, tmp_path: Path) -> None:
+    server(netns, "echo", "127.0.0.1", 9000)
+    text = (CONTRACTS / "transparent-proxy.toml").read_text()
+    agent = Agent(netns, tmp_path, text, TARGET_ADDR="127.0.0.1:9000", LOG_LEVEL="warning", LOG_FORMAT="json")
+    until(lambda: "15006" in netns.shell("ss -ltnH") and "REDIRECT" in saved(netns), "the rules are in")
+    # Both have no other destination than the listener itself.
+    for port in (15002, 15006):
+        assert netns.call(ask, "127.0.0.1", port) == b"hello"
+    # `stream-log` speaks at level info, a destination that refuses is a warning.
+    assert netns.call(how_it_ends, "127.0.0.1", 8080) == "ECONNRESET"
+    until(lambda: "can't connect" in agent.log, "the warning is logged")
+    events = [json.loads(line) for line in agent.log.splitlines()]
+    assert {event["level"] for event in events} == {"warning"}
+    (event,) = [event for event in events if "connection" in event]
+    assert event["dst"] == "127.0.0.1:8080"
+    assert f"connection {event['connection']}: " in event["message"]
+    assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_a_target_in_the_environment_that_is_none(netns: Namespace, verb: str) -> None:
+    """Refused before anything on the host has changed."""
+    before = netns.shell("cat /etc/passwd"), saved(netns)
+    command = ("env", "TARGET_ADDR=nowhere", *COMMAND, verb, "--config", str(CONTRACTS / "transparent-proxy.toml"))
+    done = netns.run(*command, check=False)
+    assert done.returncode == 78
+    assert done.stderr == (
+        'environment: TARGET_ADDR: \'nowhere\' is no endpoint; allowed: HOST:PORT, as in "0.0.0.0:15002" or "[::]:15002"\n'
+    )
+    assert (netns.shell("cat /etc/passwd"), saved(netns)) == before
+
+
+def test_several_queues_rules_and_a_proxy_in_one_agent(netns: Namespace, tmp_path: Path) -> None:
+    """multi.toml as it stands, with transparent-proxy.toml as a drop-in beside it."""
+    server(netns, "echo")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "proxy.toml").write_text((CONTRACTS / "transparent-proxy.toml").read_text())
+    agent = Agent(netns, tmp_path, (CONTRACTS / "multi.toml").read_text()).ready()
+    status = agent.status()
+    assert {(queue["name"], queue["workers"][0]["number"]) for queue in status["queues"]} == {("web", 120), ("dns", 121)}
+    assert [proxy["name"] for proxy in status["proxies"]] == ["tcp"]
+
+    def talk() -> None:
+        for port in (80, 8000, 8010):
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), timeout=5)
+        query = bytes.fromhex("123401000001000000000000") + b"\4name\7example\3org\0\0\1\0\1"
+        socket.socket(type=socket.SOCK_DGRAM).sendto(query, ("127.0.0.1", 53))
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", 53), timeout=5)
+
+    netns.call(talk)
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    # Each in OUTPUT and INPUT; a SYN and the reset that answers it.
+    until(lambda: agent.totals("web")["accepted"] == 12, "web saw three connections")
+    until(lambda: agent.totals("dns")["accepted"] == 6, "dns saw a connection and a datagram")
+    until(lambda: ":8080: ended after" in agent.log, "the proxy carried one")
+    for seen in ("tcp .*:80 OUTPUT", "tcp .*:8000 OUTPUT", "tcp .*:8010 INPUT", "tcp .*:53 INPUT", "udp .*:53 OUTPUT"):
+        assert re.search(f"info    {seen} accept", agent.log), seen
+    assert agent.stop() == 0
+    assert "NFQA" not in saved(netns)
+    assert netns.processes() == [each.pid for each in netns._started if each.poll() is None]
+
+
+def test_the_pages_configuration_and_the_element_of_ones_own(netns: Namespace, tmp_path: Path) -> None:
+    """docs/proxy.md word for word: its first configuration, and the element that it shows."""
+    page = (ROOT / "docs" / "proxy.md").read_text()
+    text = page.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "elements" / "my_package").mkdir(parents=True)
+    (tmp_path / "elements" / "my_package" / "__init__.py").touch()
+    (tmp_path / "elements" / "my_package" / "my_module.py").write_text(page.split("```python\n")[1].split("```")[0])
+    line = re.search(r'`(elements = \["my_package.my_module:NoSecrets"\])`', page)
+    assert line is not None
+    server(netns, "echo")
+    agent = Agent(netns, tmp_path, text).ready()
+    assert netns.call(ask, "127.0.0.1", 8080, b"a secret") == b"a secret"
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    agent.configure(text.replace('elements = ["stream-log"]', line[1]))
+    agent.verb("reload")
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    assert netns.call(how_it_ends, "127.0.0.1", 8080, b"a secret") == "ECONNRESET"
+    assert agent.stop() == 0

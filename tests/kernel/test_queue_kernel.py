@@ -1,0 +1,501 @@
+"""The queue and the kernel: settings acknowledged one by one, privileges, other namespaces, full queues and full buffers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from namespace import ROOT, Namespace
+from queued import NUMBER, PORT, Wire, passed, queue_rule, until
+
+from nfq_agent import (
+    ACCEPT,
+    DROP,
+    RETAIN,
+    Packet,
+    Queue,
+    QueuePermissionError,
+    QueueSettingError,
+    RewriteError,
+    Verdict,
+)
+from nfq_agent.host.nfqueue.channel import open_socket
+from nfq_agent.host.users import CAP_NET_ADMIN, User, become
+
+pytestmark = pytest.mark.kernel
+
+NOBODY = User(65534, 65534)
+
+
+def test_every_setting_is_in_force_from_the_start_and_changes_while_bound(netns: Namespace) -> None:
+    def inside() -> None:
+        with Queue(NUMBER, copy_range=1000, max_len=77, fail_open=True, gso=True, uid_gid=True) as queue:
+            settings = queue.settings
+            assert (settings.copy_range, settings.max_len, settings.fail_open, settings.gso, settings.uid_gid) == (
+                1000, 77, True, True, True,
+            )  # fmt: skip
+            line = queue.statistics()
+            assert (line.copy_mode, line.copy_range) == (2, 1000)
+            assert queue.receive_buffer == 8 << 20
+            queue.configure(copy="meta", gso=False)
+            assert queue.statistics().copy_mode == 1
+            queue.configure(copy="packet", copy_range=65535, fail_open=False, uid_gid=False, max_len=5)
+            # What a message holds beside the attribute's header; the kernel says so itself.
+            assert (queue.statistics().copy_mode, queue.statistics().copy_range) == (2, 65531)
+            assert queue.settings == type(queue.settings)("packet", 65535, 5, False, False, False)
+            with pytest.raises(ValueError, match="copy_range 0"):
+                queue.configure(copy_range=0)
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("copy", "meta"), ("copy_range", 100), ("max_len", 5), ("fail_open", True), ("gso", True), ("uid_gid", True)],
+)
+def test_a_refusal_names_what_was_refused(netns: Namespace, setting: str, value: object) -> None:
+    def inside() -> None:
+        with Queue(NUMBER) as queue:
+            before = queue.settings
+            child = os.fork()
+            if child == 0:
+                become(NOBODY, ())
+                try:
+                    queue.configure(**{setting: value})  # type: ignore[arg-type]  # each has its own type
+                except QueueSettingError as error:
+                    copy = pickle.loads(pickle.dumps(error))
+                    good = (copy.setting, copy.value) == (setting, value) and str(copy) == (
+                        f"queue 7: the kernel refused {setting}={value!r}: Operation not permitted"
+                    )
+                    os._exit(0 if good and queue.settings == before else 1)
+                os._exit(2)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert queue.settings == before
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_settings_change_in_a_flood_and_no_packet_is_lost(netns: Namespace, elsewhere: bool) -> None:
+    queue_rule(netns)
+    total = 20000
+    script = f"""
+import socket, time
+s = socket.socket(2, 2)
+for number in range({total}):
+    s.sendto(b"x" * (40 if number % 7 else 9000), ("127.0.0.1", {PORT}))
+    if number % 100 == 0: time.sleep(0.005)
+"""
+
+    def inside() -> int:
+        with Queue(NUMBER, copy_range=100, max_len=20000, receive_buffer=64 << 20) as queue:
+            changes = 0
+
+            def change() -> None:
+                nonlocal changes
+                copy_range = (65535, 100, 3000, 5000)[changes % 4]
+                assert queue.configure(copy_range=copy_range, gso=bool(changes % 3)).copy_range == copy_range
+                changes += 1
+
+            def callback(packet: Packet) -> Verdict:
+                if not elsewhere and packet.id % 100 == 0:
+                    change()
+                return ACCEPT
+
+            runner = threading.Thread(target=queue.run, args=(callback,))
+            runner.start()
+            sender = subprocess.Popen([sys.executable, "-c", script])
+            while elsewhere and sender.poll() is None:
+                change()
+            assert sender.wait() == 0
+            until(lambda: queue.statistics().waiting == 0)
+            queue.stop()
+            runner.join()
+            assert changes > 50
+            line = queue.statistics()
+            assert (line.dropped, line.user_dropped, queue.unanswered) == (0, 0, 0)
+        return passed()
+
+    assert netns.call(inside) == total
+
+
+def test_without_the_capability_opening_is_refused(netns: Namespace) -> None:
+    def inside() -> None:
+        with Queue(NUMBER + 1) as queue:
+            become(NOBODY, ())
+            with pytest.raises(QueuePermissionError, match="needs root or CAP_NET_ADMIN"):
+                Queue(NUMBER).open()
+            # The kernel's figures are root's alone.
+            with pytest.raises(PermissionError):
+                queue.statistics()
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("copy_range", [100, 65535])
+def test_the_capability_alone_is_enough_from_then_on(netns: Namespace, copy_range: int) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER, copy_range=copy_range) as queue:
+            become(NOBODY, (CAP_NET_ADMIN,))
+            assert os.getuid() == 65534
+            queue.confirm()
+            wire.send(b"one", b"two")
+            for packet in queue.read():
+                packet.accept()
+        assert wire.arrived(2) == [b"one", b"two"]
+        with Queue(NUMBER, copy_range=copy_range, uid_gid=True) as queue:
+            assert queue.configure(max_len=9).max_len == 9
+
+    netns.call(inside)
+
+
+def test_without_the_capability_the_kernel_takes_no_verdict(netns: Namespace) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER) as queue:
+            child = os.fork()
+            if child == 0:
+                become(NOBODY, ())
+                try:
+                    queue.confirm()
+                except QueuePermissionError as error:
+                    os._exit(0 if "needs CAP_NET_ADMIN" in str(error) else 1)
+                os._exit(2)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            wire.send(b"x")
+            # The opener may.
+            queue.confirm()
+            assert [packet.data for packet in queue.read()] == [b"x"]
+
+    netns.call(inside)
+
+
+def test_a_queue_in_another_namespace(netns: Namespace) -> None:
+    queue_rule(netns)
+    ours, theirs = socket.socketpair()
+
+    def make() -> None:
+        with open_socket() as made:
+            socket.send_fds(theirs, [b"x"], [made.fileno()])
+
+    netns.call(make)
+    _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    with Namespace() as other:
+
+        def serve() -> None:
+            with Queue(NUMBER, socket=socket.socket(fileno=descriptors[0])) as queue:
+                assert queue.statistics(netns.pid).number == NUMBER
+                threading.Timer(5, queue.stop).start()
+
+                def callback(packet: Packet) -> Verdict:
+                    queue.stop()
+                    return ACCEPT
+
+                theirs.send(b"bound")
+                queue.run(callback)
+                os._exit(0)
+
+        def send() -> None:
+            wire = Wire()
+            wire.send(b"from over there")
+            assert wire.arrived(1) == [b"from over there"]
+
+        server = os.fork()
+        if server == 0:
+            other.enter()
+            serve()
+        assert ours.recv(5) == b"bound"
+        netns.call(send)
+        assert os.waitstatus_to_exitcode(os.waitpid(server, 0)[1]) == 0
+    os.close(descriptors[0])
+    ours.close()
+    theirs.close()
+
+
+def test_a_full_queue_drops_or_lets_pass(netns: Namespace) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        for fail_open in (False, True):
+            with Queue(NUMBER, max_len=10, fail_open=fail_open) as queue:
+                before = passed()
+                wire.send(*[b"x"] * 100)
+                line = queue.statistics()
+                assert line.waiting == 10
+                # What passes uninspected is counted nowhere but in the rules.
+                assert line.dropped == (0 if fail_open else 90)
+                assert passed() - before == (90 if fail_open else 0)
+                assert queue.skim(ACCEPT) == 10
+                assert passed() - before == (100 if fail_open else 10)
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("copy_range", [128, 65535])
+@pytest.mark.parametrize("spin", [0.0, 0.01])
+@pytest.mark.parametrize("verdict", [ACCEPT, DROP])
+def test_packets_are_answered_as_they_come(netns: Namespace, verdict: Verdict, spin: float, copy_range: int) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER, copy_range=copy_range) as queue:
+            queue.be_patient(0.01, spin)
+            assert queue.skim_each(verdict) == 0
+            known: dict[Any, Verdict] = {}
+            for look in (
+                lambda budget: queue.skim_each(verdict, budget),
+                lambda budget: queue.sort(known, lambda packet, key: verdict, budget, each=True)[0],
+            ):
+                before = passed()
+                wire.send(*[b"x", b"x" * 60_000] * 5)
+                # As many as were asked for, and then those that are left.
+                assert look(4) == 4
+                assert queue.statistics().waiting == 6
+                assert passed() - before == (4 if verdict is ACCEPT else 0)
+                assert look(100) == 6
+                assert queue.statistics().waiting == 0
+                assert passed() - before == (10 if verdict is ACCEPT else 0)
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("look_up", [False, True])
+def test_answered_as_they_come_nothing_that_waits_for_another_verdict(netns: Namespace, look_up: bool) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER, copy_range=128, on_unanswered=DROP) as queue:
+            queue.be_patient(0.01)
+            known: dict[Any, Verdict] = {}
+
+            def remember(packet: Packet, key: Any) -> Verdict:
+                known[key] = ACCEPT
+                return ACCEPT
+
+            def look() -> int:
+                return queue.sort(known, remember, each=True)[0] if look_up else queue.skim_each(ACCEPT)
+
+            # One that is retained.
+            wire.send(b"kept")
+            (kept,) = queue.read()
+            queue.answer([(kept, RETAIN)])
+            wire.send(*[b"x"] * 5)
+            assert look() == 5
+            assert wire.arrived(5) == [b"x"] * 5
+            assert queue.statistics().waiting == 1
+            queue.verdict(kept, ACCEPT)
+            assert wire.arrived(1) == [b"kept"]
+            # Those that a turn had taken when it was broken off.
+            wire.send(*[b"lost"] * 3)
+
+            def break_off(packet: Packet) -> Verdict:
+                raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                queue.run(break_off)
+            wire.send(*[b"y"] * 5)
+            assert look() == 5
+            assert wire.arrived(5) == [b"y"] * 5
+            # And the one that was asked about.
+            wire.send(b"lost")
+
+            def break_off_too(packet: Packet, key: Any) -> Verdict:
+                raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                queue.sort({}, break_off_too, each=look_up)
+            wire.send(*[b"z"] * 5)
+            assert look() == 5
+            assert wire.arrived(5) == [b"z"] * 5
+            assert wire.nothing_more()
+            assert queue.statistics().waiting == 0
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("copy_range", [2000, 65535])
+def test_a_full_socket_buffer_ends_nothing(netns: Namespace, copy_range: int) -> None:
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with Queue(NUMBER, copy_range=copy_range, receive_buffer=20000) as queue:
+            wire.send(*[b"x" * 1000] * 500)
+            line = queue.statistics()
+            assert line.user_dropped > 0
+            assert line.user_dropped + line.waiting == 500
+            # Each dropped message counts once.
+            assert queue.drops() >= line.user_dropped
+            # The change's acknowledgement would not fit either; it comes through all the same.
+            queue.configure(max_len=5000)
+            seen = 0
+
+            def callback(packet: Packet) -> Verdict:
+                nonlocal seen
+                seen += 1
+                if seen == line.waiting + 1:
+                    queue.stop()
+                return ACCEPT
+
+            threading.Timer(0.2, wire.send, [b"y"]).start()
+            queue.run(callback)
+            wire.arrived(line.waiting + 1)
+
+    netns.call(inside)
+
+
+@pytest.mark.parametrize("copy_range", [2000, 65535])
+def test_the_ports_of_a_bridge(netns: Namespace, copy_range: int) -> None:
+    """A packet that a bridge carries between two of its ports names the bridge, and the ports as physical devices."""
+    with Namespace() as left, Namespace() as right:
+        netns.shell("ip link add br0 type bridge; ip link set br0 up; sysctl -qw net.bridge.bridge-nf-call-iptables=1")
+        for port, end, address in (("left", left, "10.9.0.1/24"), ("right", right, "10.9.0.2/24")):
+            netns.run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(end.pid))
+            netns.shell(f"ip link set {port} master br0; ip link set {port} up")
+            end.shell(f"ip address add {address} dev eth0; ip link set eth0 up")
+        netns.shell(f"iptables-legacy -t mangle -A FORWARD -p udp --dport {PORT} -j NFQUEUE --queue-num {NUMBER}")
+        shout = f"import socket; socket.socket(2, 2).sendto(b'over the bridge', ('10.9.0.2', {PORT}))"
+
+        def inside() -> None:
+            with Queue(NUMBER, copy_range=copy_range) as queue:
+                deadline = time.monotonic() + 10
+                # The first ones are lost while the ports are still learning.
+                while not queue.wait(0.2):
+                    assert time.monotonic() < deadline, "nothing came over the bridge"
+                    left.run(sys.executable, "-c", shout)
+                packet = queue.read()[0]
+                assert packet.data == b"over the bridge"
+                names = [socket.if_indextoname(number) for number in (packet.indev, packet.outdev)]
+                assert names == ["br0", "br0"]
+                names = [socket.if_indextoname(number) for number in (packet.physindev, packet.physoutdev)]
+                assert names == ["left", "right"]
+                packet.accept()
+
+        netns.call(inside)
+
+
+def _bulk(here: Namespace, there: Namespace, size: int) -> None:
+    """Carry `size` bytes by TCP from the first to the second."""
+    server = there.start(
+        sys.executable, "-c",
+        "import socket; s=socket.create_server(('10.203.0.2', 5001)); print('up', flush=True); c,_=s.accept()\n"
+        f"n=0\nwhile n < {size}: n += len(c.recv(65536))\nc.sendall(b'done')",
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert server.stdout is not None
+    server.stdout.readline()
+    done = here.run(
+        sys.executable, "-c",
+        "import socket; s=socket.create_connection(('10.203.0.2', 5001)); "
+        f"s.sendall(bytes({size})); print(s.recv(4).decode())",
+    )  # fmt: skip
+    assert done.stdout == "done\n"
+
+
+@pytest.mark.parametrize("gso", [True, False])
+def test_offloaded_packets_come_whole_or_cut(pair: tuple[Namespace, Namespace], gso: bool) -> None:
+    here, there = pair
+    here.shell(f"iptables-legacy -t mangle -A OUTPUT -p tcp --dport 5001 -j NFQUEUE --queue-num {NUMBER}")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        here.enter()
+        seen: list[tuple[bool | None, int]] = []
+        refused = 0
+        with Queue(NUMBER, gso=gso) as queue:
+            threading.Timer(20, queue.stop).start()
+            os.write(writer, b"bound")
+
+            def callback(packet: Packet) -> Verdict:
+                nonlocal refused
+                seen.append((packet.gso, packet.length))
+                if packet.gso:
+                    try:
+                        queue.check(packet, Verdict(ACCEPT.action, payload=packet.payload))
+                    except RewriteError:
+                        refused += 1
+                if packet.headers.tcp_flags is not None and packet.headers.tcp_flags & 1:
+                    queue.stop()
+                return ACCEPT
+
+            queue.run(callback)
+        os.write(writer, pickle.dumps((max(length for _, length in seen), any(flag for flag, _ in seen), refused)))
+        os._exit(0)
+    assert os.read(reader, 5) == b"bound"
+    _bulk(here, there, 5_000_000)
+    longest, offloaded, refused = pickle.loads(os.read(reader, 1000))
+    os.waitpid(child, 0)
+    os.close(reader)
+    os.close(writer)
+    if gso:
+        assert longest > 1500
+        assert offloaded
+        assert refused > 0
+    else:
+        assert longest <= 1500
+        assert not offloaded
+        assert refused == 0
+
+
+_CONSUMER = """
+import asyncio
+from nfq_agent import ACCEPT, DROP, RETAIN, Action, Packet, Queue, QueueError, QueueSettings, Verdict
+
+def judge(packet: Packet) -> Verdict:
+    if packet.uid is None and packet.headers.five_tuple.dport == 53:
+        return DROP
+    return Verdict(Action.ACCEPT, mark=7)
+
+def main() -> None:
+    try:
+        with Queue(5, copy_range=200, fail_open=True) as queue:
+            settings: QueueSettings = queue.configure(gso=True)
+            print(settings.gso, queue.statistics().waiting)
+            queue.run(judge)
+            for packet in queue:
+                packet.accept(mark=3)
+    except QueueError as error:
+        print(error.number)
+
+async def later(queue: Queue) -> None:
+    async for packet in queue:
+        packet.drop()
+"""
+
+
+def test_the_types_hold_for_a_program_outside(tmp_path: Path) -> None:
+    (tmp_path / "consumer.py").write_text(_CONSUMER)
+    (tmp_path / "careless.py").write_text(
+        "from nfq_agent import Packet, Queue\n\ndef forgets(packet: Packet) -> None:\n    pass\n\nQueue(5).run(forgets)\n"
+        "Queue('5')\nQueue(5).run(lambda packet: packet.no_such_thing)\n"
+    )
+
+    def mypy(name: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={tmp_path / 'cache'}", name],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        ).stdout  # fmt: skip
+
+    assert "Success" in mypy("consumer.py")
+    for example in ("syn_monitor.py", "rewriter.py"):
+        assert "Success" in mypy(str(ROOT / "examples" / example))
+    careless = mypy("careless.py")
+    assert 'expected "Callable[[Packet], Verdict]"' in careless
+    assert 'incompatible type "str"; expected "int"' in careless
+    assert 'has no attribute "no_such_thing"' in careless

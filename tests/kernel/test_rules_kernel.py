@@ -1,0 +1,487 @@
+"""What only a real kernel shows: other writers, the lock, traffic, packets that wait, and a process that is not root."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from namespace import Namespace
+from netfilterqueue import NetfilterQueue
+from test_rule_hosts import baseline, many, ours, rules
+
+from nfq_agent.host.one_shot import ErrandError, errand
+from nfq_agent.host.xtables import kernel, nft, python_iptables
+from nfq_agent.host.xtables.backend import RuleHost, choose
+from nfq_agent.host.xtables.kernel import Tables
+from nfq_agent.host.xtables.nft import NftHost
+from nfq_agent.host.xtables.python_iptables import LegacyHost
+from nfq_agent.rules.diff import diff
+from nfq_agent.rules.plan import FAMILIES, RuleError
+
+pytestmark = pytest.mark.kernel
+
+
+def saved(netns: Namespace, tool: str = "iptables-legacy") -> list[str]:
+    lines = netns.run(f"{tool}-save", "-c").stdout.splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def writer(tool: str, seed: int, changes: int) -> tuple[str, list[str], list[str]]:
+    """A script that adds, replaces and deletes rules; what chain THEIRS and what OUTPUT hold after it."""
+    chance = random.Random(seed)
+    theirs: list[str] = []
+    output: list[str] = []
+    lines = []
+    for number in range(changes):
+        spec = f"-p tcp -m tcp --dport {number + 1} -j ACCEPT"
+        match chance.choice("aarrrdAAD"):
+            case "r" if theirs:
+                place = chance.randrange(len(theirs))
+                lines.append(f"-R THEIRS {place + 1} {spec}")
+                theirs[place] = spec
+            case "d" if theirs:
+                place = chance.randrange(len(theirs))
+                lines.append(f"-D THEIRS {place + 1}")
+                del theirs[place]
+            case "A":
+                lines.append(f"-A OUTPUT {spec}")
+                output.append(spec)
+            case "D" if output:
+                lines.append(f"-D OUTPUT {output.pop(chance.randrange(len(output)))}")
+            case _:
+                lines.append(f"-A THEIRS {spec}")
+                theirs.append(spec)
+    script = f"trap 'touch /run/done' EXIT\n{tool} -w -t mangle -N THEIRS\n" + "".join(
+        f"{tool} -w -t mangle {line}\n" for line in lines
+    )
+    return script, theirs, output
+
+
+def apply_and_remove_until_done(host: RuleHost) -> int:
+    rounds = 0
+    while not os.path.exists("/run/done"):
+        host.apply("inet", baseline("a", 1, 2))
+        host.apply("inet", baseline("a", 2, 3))
+        host.apply("inet", {})
+        rounds += 1
+    return rounds
+
+
+@pytest.mark.parametrize(("host", "changes"), [(LegacyHost("a"), 500), (NftHost("a"), 200)], ids=["legacy", "nft"])
+def test_no_change_of_a_concurrent_writer_is_lost(netns: Namespace, host: RuleHost, changes: int) -> None:
+    script, theirs, output = writer(f"iptables-{host.name}", 7, changes)
+    process = netns.start("sh", "-ec", script, stderr=subprocess.PIPE)
+    rounds = netns.call(apply_and_remove_until_done, host, timeout=120)
+    assert process.wait(60) == 0, process.stderr.read() if process.stderr else ""
+    assert rounds >= 3
+    lines = saved(netns, f"iptables-{host.name}")
+    for chain, expected in (("THEIRS", theirs), ("OUTPUT", output)):
+        found = [line.partition(f" -A {chain} ")[2] for line in lines if f" -A {chain} " in line]
+        assert found == expected
+    assert ours(lines) == []
+
+
+def test_two_instances_write_at_once(netns: Namespace) -> None:
+    """Both take the lock, so neither is refused nor overwritten."""
+
+    def both() -> None:
+        child = os.fork()
+        instance = "a" if child else "b"
+        try:
+            host = LegacyHost(instance)
+            for _ in range(20):
+                host.apply("inet", baseline(instance))
+                host.apply("inet", {})
+            host.apply("inet", baseline(instance))
+        finally:
+            if child == 0:
+                os._exit(0 if sys.exception() is None else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+    netns.call(both)
+    for instance in ("a", "b"):
+        assert not diff(baseline(instance), netns.call(LegacyHost(instance).read, "inet"))
+
+
+def test_a_lock_that_is_held_is_waited_for_in_vain(netns: Namespace) -> None:
+    holder = netns.start("flock", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 60", stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    began = time.monotonic()
+    with pytest.raises(RuleError, match=rf"not free within 0\.3 s: held by flock \(pid {holder.pid}\)"):
+        netns.call(LegacyHost("a", lock_seconds=0.3).apply, "inet", baseline())
+    assert 0.3 <= time.monotonic() - began < 5
+    assert saved(netns) == []
+    # Looking needs no lock.
+    assert netns.call(LegacyHost("a").read, "inet") == {}
+    holder.kill()
+
+
+def test_a_lock_that_comes_free_in_time_is_taken(netns: Namespace) -> None:
+    holder = netns.start("flock", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 0.5", stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    netns.call(LegacyHost("a").apply, "inet", baseline())
+    assert ours(saved(netns))
+
+
+def test_the_lock_is_made_as_iptables_makes_it(netns: Namespace) -> None:
+    def mode() -> int:
+        LegacyHost("a").apply("inet", baseline())
+        return os.stat("/run/xtables.lock").st_mode & 0o777
+
+    assert netns.call(mode) == 0o600
+
+
+def test_a_lock_taken_by_a_child_that_died_is_given_back(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: Any) -> None:
+        os._exit(3)
+
+    def tried() -> str:
+        lock = os.open("/run/xtables.lock", os.O_RDONLY | os.O_CREAT, 0o600)
+        host = LegacyHost("a", lock)
+        monkeypatch.setattr(python_iptables, "settle", die)
+        with pytest.raises(RuleError, match="ended without an answer: exit code 3"):
+            host.apply("inet", baseline())
+        return subprocess.run(["flock", "--nonblock", "/run/xtables.lock", "echo", "free"], capture_output=True, text=True).stdout
+
+    assert netns.call(tried) == "free\n"
+
+
+def test_who_takes_no_lock_makes_us_read_again(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses a table whose number of rules is no longer what was read (EAGAIN)."""
+    read = Tables.read
+    meddled: list[int] = []
+
+    def read_and_be_overtaken(session: Tables) -> Any:
+        state = read(session)
+        if len(meddled) < 3:
+            meddled.append(1)
+            command = ["iptables-legacy", "-t", "mangle", "-I", "INPUT", "-p", "udp", "-j", "ACCEPT"]
+            subprocess.run(command, check=True, env={**os.environ, "XTABLES_LOCKFILE": "/run/another.lock"})
+        return state
+
+    monkeypatch.setattr(Tables, "read", read_and_be_overtaken)
+    settled = netns.call(LegacyHost("a").apply, "inet", baseline())
+    assert not diff(baseline(), settled.after)
+    assert len([line for line in saved(netns) if line.endswith("-A INPUT -p udp -j ACCEPT")]) == 3
+    # With no end to it, it gives up and leaves nothing behind.
+    monkeypatch.setattr(kernel, "_PATIENCE", 0.0)
+    with pytest.raises(RuleError, match="Resource temporarily unavailable"):
+        netns.call(LegacyHost("a").apply, "inet", {})
+
+
+def test_the_longer_layout_of_libxtables_is_walked_in_its_own_steps() -> None:
+    """As Debian 13 has it, without Debian 13: an array of the longer entries."""
+    iptc = python_iptables._iptc()
+    real = sys.modules["iptc.xtables"]
+    longer = type("Longer", (ctypes.Structure,), {"_fields_": (*real.xt_option_entry._fields_, ("base", ctypes.c_uint))})
+    table = (longer * 4)(longer(b"one", base=7), longer(b"two", id=2, flags=real.XTOPT_MAND), longer(b"three"))
+    there = types.SimpleNamespace(xtables=types.SimpleNamespace(xt_option_entry=real.xt_option_entry))
+    methods = {name: real.xtables.__dict__[name] for name in ("_option_lookup", "_options_fcheck")}
+    there.xtables.xtables = type("xtables", (), methods)
+    first = ctypes.cast(table, ctypes.POINTER(real.xt_option_entry))
+    walker = there.xtables.xtables()
+    if not python_iptables._new_layout():
+        python_iptables._mend(there)
+    assert walker._option_lookup(first, b"three").name == b"three"
+    assert walker._option_lookup(first, b"two").id == 2
+    assert walker._option_lookup(first, b"four") is None
+    walker._options_fcheck(b"name", 1 << 2, first)
+    with pytest.raises(iptc.errors.XTablesError, match="must be specified"):
+        walker._options_fcheck(b"name", 0, first)
+
+
+def counter(netns: Namespace, port: int) -> int:
+    """The packets of the foreign rule that counts a port."""
+    return next(int(match[1]) for line in saved(netns) if (match := re.match(rf"\[(\d+):.*--dport {port} ", line)))
+
+
+def send(port: int, count: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(count):
+            sender.sendto(b"x", ("127.0.0.1", port))
+
+
+def test_nothing_is_committed_when_nothing_differs(netns: Namespace) -> None:
+    """A commit sets a foreign limit back to its full burst: so it shows whether there was one."""
+    limited = "-p udp -m udp --dport 9 -m limit --limit 1/hour --limit-burst 2 -j ACCEPT"
+    netns.shell(f"iptables-legacy -w -t mangle -A OUTPUT {limited}")
+    host = LegacyHost("a")
+    netns.call(host.apply, "inet", baseline())
+    netns.call(send, 9, 5)
+    assert counter(netns, 9) == 2
+    for _ in range(3):
+        netns.call(host.apply, "inet", baseline())
+        netns.call(host.read, "inet")
+    netns.call(send, 9, 5)
+    assert counter(netns, 9) == 2
+    # Where something differs there has to be one.
+    netns.call(host.apply, "inet", baseline("a", 1))
+    netns.call(send, 9, 5)
+    assert counter(netns, 9) == 4
+
+
+def test_foreign_counters_are_exact_under_traffic(netns: Namespace) -> None:
+    netns.shell("iptables-legacy -w -t mangle -A OUTPUT -p udp -m udp --dport 9 -j RETURN")
+    script = (
+        f"import sys; sys.path[:0] = {sys.path!r}\nfrom test_rules_kernel import send\nsend(9, 20_000); open('/run/done', 'w')"
+    )
+    process = netns.start(sys.executable, "-c", script)
+    rounds = netns.call(apply_and_remove_until_done, LegacyHost("a"))
+    assert process.wait(30) == 0
+    assert rounds >= 2
+    assert counter(netns, 9) == 20_000
+
+
+@pytest.mark.parametrize("host", [LegacyHost("a"), NftHost("a")], ids=["legacy", "nft"])
+def test_packets_that_wait_outlive_every_change_of_rules(netns: Namespace, host: RuleHost) -> None:
+    def change() -> int:
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        receiver.bind(("127.0.0.1", 53))
+        receiver.settimeout(5)
+        waiting = rules(
+            'mangle -A OUTPUT -m comment --comment "nfq-agent:a:jump" -j NFQA-a-OUTPUT',
+            'mangle -A NFQA-a-OUTPUT -p udp -m comment --comment "nfq-agent:a:u" -j NFQUEUE --queue-num 100',
+        )
+        host.apply("inet", waiting)
+        queue = NetfilterQueue()
+        queue.bind(100, lambda packet: packet.accept())
+        send(53, 20)
+        host.apply("inet", {"mangle": waiting["mangle"], **rules(*_other_table())})
+        other = type(host)("b")
+        other.apply("inet", baseline("b"))
+        other.apply("inet", {})
+        host.apply("inet", {})
+        assert Path("/proc/net/netfilter/nfnetlink_queue").read_text().split()[2] == "20"
+        queue.run(block=False)
+        queue.unbind()
+        return sum(receiver.recv(9) == b"x" for _ in range(20))
+
+    assert netns.call(change) == 20
+
+
+def _other_table() -> list[str]:
+    return [
+        'raw -A OUTPUT -m comment --comment "nfq-agent:a:jump" -j NFQA-a-OUTPUT',
+        'raw -A NFQA-a-OUTPUT -p udp -m comment --comment "nfq-agent:a:u" -j RETURN',
+    ]
+
+
+def as_nobody(netns: Namespace, body: str, before: str = "") -> str:
+    """The output of a Python program that runs as nobody with the two capabilities that rules need."""
+    program = f"import sys; sys.path[:0] = {sys.path!r}\n{textwrap.dedent(body)}"
+    capabilities = "+net_admin,+net_raw"
+    command = [
+        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"),
+        *(f"--inh-caps=-all,{capabilities}", f"--ambient-caps=-all,{capabilities}", f"--bounding-set=-all,{capabilities}"),
+        *(sys.executable, "-c", '"$0"'),
+    ]
+    return netns.run("sh", "-ec", f"{before}\nexec {' '.join(command)}", program).stdout
+
+
+LIFE = """
+    from nfq_agent.host.{module} import {kind}
+    from nfq_agent.rules.diff import diff
+    from test_rule_hosts import baseline
+    host = {kind}("a"{lock})
+    for family in ("inet", "inet6"):
+        assert host.apply(family, baseline()).changes
+        assert not host.apply(family, baseline()).changes
+        assert not diff(baseline(), host.read(family))
+        assert host.instances(family) == {{"a"}}
+    print(host.present("inet"))
+    for family in ("inet", "inet6"):
+        host.apply(family, {{}})
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "lock"),
+    [
+        ("install -m 0640 -g nogroup /dev/null /run/xtables.lock", ""),
+        ("install -m 0600 /dev/null /run/xtables.lock; exec 7</run/xtables.lock", ", lock=7"),
+    ],
+    ids=["readable lock", "inherited lock"],
+)
+def test_rules_without_root(netns: Namespace, before: str, lock: str) -> None:
+    netns.run("iptables-legacy-restore", input=many(200))
+    was = saved(netns)
+    # Which tables are present is root's to know.
+    assert as_nobody(netns, LIFE.format(module="iptables", kind="LegacyHost", lock=lock), before) == "None\n"
+    assert saved(netns) == was
+    assert ours(saved(netns, "ip6tables-legacy")) == []
+
+
+def test_nft_rules_without_root(netns: Namespace) -> None:
+    assert as_nobody(netns, LIFE.format(module="nft", kind="NftHost", lock="")) == "frozenset({'mangle'})\n"
+    assert ours(saved(netns, "iptables-nft")) == []
+
+
+def test_without_root_or_lock_the_message_says_what_to_do(netns: Namespace) -> None:
+    body = """
+        from nfq_agent.host.xtables.python_iptables import LegacyHost
+        from nfq_agent.rules.plan import RuleError
+        from test_rule_hosts import baseline
+        try:
+            LegacyHost("a").apply("inet", baseline())
+        except RuleError as error:
+            print(error)
+    """
+    said = as_nobody(netns, body, "install -m 0600 /dev/null /run/xtables.lock")
+    assert "/run/xtables.lock can't be opened: Permission denied; run as root, or let the agent's user read it" in said
+    assert ours(saved(netns)) == []
+
+
+def test_without_root_stale_rules_of_any_table_go(netns: Namespace) -> None:
+    netns.call(LegacyHost("a").apply, "inet", rules(*_other_table()))
+    body = """
+        from nfq_agent.host.xtables.python_iptables import LegacyHost
+        LegacyHost("a").apply("inet", {})
+    """
+    as_nobody(netns, body, "install -m 0640 -g nogroup /dev/null /run/xtables.lock")
+    assert ours(saved(netns)) == []
+
+
+def test_without_capabilities_the_message_names_the_table(netns: Namespace) -> None:
+    def powerless() -> None:
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        LegacyHost("a").apply("inet", baseline())
+
+    netns.shell("install -m 0644 /dev/null /run/xtables.lock")
+    with pytest.raises(RuleError, match=r"table mangle .IPv4.*Operation not permitted"):
+        netns.call(powerless)
+
+
+def test_a_table_that_somebody_wrote_natively_does_not_hide_the_others(netns: Namespace) -> None:
+    netns.run(
+        "nft", "-f", "-", input="table ip raw { chain OUTPUT { type filter hook output priority 7; tcp dport {1,2} drop; }; }"
+    )
+    host = NftHost("a")
+    netns.call(host.apply, "inet", baseline())
+    assert not diff(baseline(), netns.call(host.read, "inet"))
+    netns.call(host.apply, "inet", {})
+    assert "dport" in netns.run("nft", "list", "table", "ip", "raw").stdout
+
+
+def test_auto_is_legacy_where_the_kernel_has_it(netns: Namespace) -> None:
+    assert netns.call(lambda: choose("auto", "a").name) == "legacy"
+    assert netns.call(lambda: choose("nft", "a").name) == "nft"
+
+
+def test_auto_is_nft_elsewhere_and_says_so(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(python_iptables, "_NAMES", dict.fromkeys(FAMILIES, "/proc/net/none_such"))
+
+    def chosen() -> tuple[str, str]:
+        host = choose("auto", "a")
+        return host.name, host.notice
+
+    name, text = netns.call(chosen)
+    assert name == "nft"
+    assert "the kernel has no legacy xtables" in text
+    with pytest.raises(RuleError, match="backend legacy can't be used: the kernel has no legacy xtables"):
+        netns.call(choose, "legacy", "a")
+
+
+def test_the_facts_for_the_doctor(netns: Namespace) -> None:
+    facts = netns.call(python_iptables.probe)
+    assert (facts.ipv4, facts.ipv6, facts.problem) == (True, True, None)
+    assert facts.libxtables.startswith("libxtables.so.12")
+    assert netns.call(nft.probe).version.startswith("iptables v1.8")
+    assert saved(netns) == []
+
+
+def test_a_target_that_does_not_take_its_option_is_refused_before_anything_is_written(netns: Namespace) -> None:
+    wrong = rules(
+        'mangle -A OUTPUT -m comment --comment "nfq-agent:a:jump" -j NFQA-a-OUTPUT',
+        'mangle -A NFQA-a-OUTPUT -m comment --comment "nfq-agent:a:x" -j NFQUEUE --queue-numb 7',
+    )
+    with pytest.raises(RuleError, match=r"can't write the rule .*--queue-numb 7"):
+        netns.call(LegacyHost("a").apply, "inet", wrong)
+    # An octal number that libxtables reads as another than is meant.
+    wrong = rules(
+        'mangle -A OUTPUT -m comment --comment "nfq-agent:a:jump" -j NFQA-a-OUTPUT',
+        'mangle -A NFQA-a-OUTPUT -m comment --comment "nfq-agent:a:x" -j NFQUEUE --queue-num 010',
+    )
+    with pytest.raises(RuleError, match="would write"):
+        netns.call(LegacyHost("a").apply, "inet", wrong)
+    assert saved(netns) == []
+
+
+def test_python_iptables_is_imported_without_starting_anything() -> None:
+    """Left alone it runs ldconfig, the compiler and modprobe, for 0.1 to 0.2 s."""
+    program = f"""
+import sys; sys.path[:0] = {sys.path!r}
+from nfq_agent.host.xtables import python_iptables
+def refuse(event, arguments):
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system") and "modprobe" not in str(arguments):
+        raise SystemExit(f"{{event}} {{arguments}}")
+sys.addaudithook(refuse)
+python_iptables._iptc()
+print(sys.modules["iptc.xtables"]._xtables_libdir)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert os.path.exists(os.path.join(done.stdout.strip(), "libxt_NFQUEUE.so"))
+
+
+def test_an_errand_answers_raises_and_is_bounded() -> None:
+    assert errand(lambda first, second: first + second, 1, 2) == 3
+    with pytest.raises(RuleError, match="no"):
+        errand(_fail)
+    with pytest.raises(ErrandError, match="SIGKILL"):
+        errand(_kill_myself)
+    with pytest.raises(ErrandError, match="SIGALRM"):
+        errand(time.sleep, 30, seconds=1)
+
+
+def _fail() -> None:
+    raise RuleError("no")
+
+
+def _kill_myself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_errand_dies_with_its_caller(tmp_path: Path) -> None:
+    """Or rules would go in after whoever asked for them was killed, and after `remove`."""
+    file = tmp_path / "pid"
+
+    def wait() -> None:
+        file.write_text(str(os.getpid()))
+        time.sleep(30)
+
+    caller = os.fork()
+    if caller == 0:
+        errand(wait)
+        os._exit(0)
+    deadline = time.monotonic() + 10
+    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    pidfd = os.pidfd_open(int(file.read_text()))
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+
+
+def test_an_errand_is_finished_though_the_caller_is_told_to_stop() -> None:
+    def signalled() -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        return "finished"
+
+    assert errand(signalled) == "finished"

@@ -1,0 +1,451 @@
+"""The compiled reader, message by message: what it finds is what the whole parse finds, whatever the bytes are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from struct import Struct
+
+import pytest
+from hostile import SEEDS, mutated
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_agent.host.nfqueue.channel import _HEADER, _MSG_PACKET, _SLICE, _attribute, _from_bytes, _slices
+from nfq_agent.host.nfqueue.inbox import Inbox, five_tuple_of
+from nfq_agent.packet import Packet
+from nfq_agent.verdict import ACCEPT, DROP, Verdict
+
+# A verdict message; its number is the last thing in it.
+_ACCEPT = bytes(range(28)) + bytes(4)
+
+
+def verdict(number: int, batch: bool = False) -> bytes:
+    """The same for this packet, or for all up to it."""
+    return _ACCEPT[:4] + (b"\3\3" if batch else b"\1\3") + _ACCEPT[6:28] + number.to_bytes(4, "big")
+
+
+def message(
+    payload: bytes | None,
+    identity: int = 1,
+    hook: int = 3,
+    indev: int = 0,
+    outdev: int = 0,
+    kind: int = _MSG_PACKET,
+    more: bytes = b"",
+) -> bytes:
+    """A packet as the kernel writes it (nfqnl_build_packet_message())."""
+    body = _attribute(1, identity.to_bytes(4, "big") + b"\x08\0" + bytes((hook,)))
+    for number, device in ((5, indev), (6, outdev)):
+        if device:
+            body += _attribute(number, device.to_bytes(4, "big"))
+    body += more
+    if payload is not None:
+        body += _attribute(10, payload)
+    return _HEADER.pack(20 + len(body), kind, 0, 0, 0, 2, 0, 0) + body
+
+
+def _from_port(port: int) -> bytes:
+    """A plain packet whose verdict may be known; without ports where it is 0."""
+    protocol = b"\x11" if port else b"\x01"
+    return b"\x45\0\0\x40\0\0\x40\0\x40" + protocol + b"\0\0" + bytes(10) + port.to_bytes(2, "big") + bytes(8)
+
+
+def sorted_out(*messages: bytes) -> tuple[int, list[tuple[Packet | None, bytes | None]]]:
+    """How many packets were found, and what was asked for each."""
+    asked: list[tuple[Packet | None, bytes | None]] = []
+
+    def decide(data: bytes, key: bytes | None) -> Verdict:
+        asked.append((_from_bytes(data, memoryview(data), len(data)), key))
+        return ACCEPT
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as empty:
+        empty.setblocking(False)
+        empty.bind("")
+        count, _, _ = Inbox(empty.fileno(), 4096).sort(1000, deque(messages), {}, decide)
+    return count, asked
+
+
+flips = st.lists(st.tuples(st.integers(0, 79), st.integers(0, 255)), max_size=5)
+payloads = st.builds(mutated, st.sampled_from(SEEDS), st.integers(0, 100), flips, st.binary(max_size=20))
+messages = st.builds(
+    message, st.none() | payloads, st.integers(0, 0xFFFFFFFF), st.integers(0, 4), st.integers(0, 99), st.integers(0, 99),
+    more=st.sampled_from([b"", _attribute(3, bytes(4)), _attribute(4, bytes(16)), _attribute(14, b"\0\0\0\2")]),
+)  # fmt: skip
+
+
+@given(messages, st.integers(0, 300), st.lists(st.tuples(st.integers(0, 119), st.integers(0, 255)), max_size=3))
+def test_it_finds_what_the_whole_parse_finds(whole: bytes, cut: int, flips: list[tuple[int, int]]) -> None:
+    broken = bytearray(whole[: len(whole) - cut] if cut < len(whole) else b"")
+    for place, value in flips:
+        if place < len(broken):
+            broken[place] ^= value
+    count, asked = sorted_out(bytes(broken))
+    expected = _from_bytes(broken, memoryview(broken), len(broken))
+    # It asks that the packet header comes first, as the kernel has it.
+    if count == 0:
+        assert expected is None or bytes(broken[22:24]) != b"\1\0"
+        return
+    ((packet, key),) = asked
+    assert packet is not None
+    assert expected is not None
+    assert packet.id == expected.id
+    plain = five_tuple_of(expected.payload)
+    if plain is None:
+        assert key is None
+    else:
+        place = bytes((expected.hook,)) + expected.indev.to_bytes(4, "big") + expected.outdev.to_bytes(4, "big")
+        assert key == place + plain
+
+
+def test_whatever_differs_in_place_or_flow_has_a_key_of_its_own() -> None:
+    def ipv4(protocol: int = 17, ends: bytes = bytes(range(12))) -> bytes:
+        return b"\x45\0\0\x40\0\0\x40\0\x40" + bytes((protocol,)) + b"\0\0" + ends + bytes(8)
+
+    def ipv6(protocol: int = 17, ends: bytes = bytes(range(36))) -> bytes:
+        return b"\x60\0\0\0\0\x10" + bytes((protocol,)) + b"\x40" + ends + bytes(12)
+
+    several = [message(ipv4()), message(ipv4(6)), message(ipv6()), message(ipv6(6))]
+    several += [message(ipv4(), hook=1), message(ipv4(), indev=1), message(ipv4(), outdev=1), message(ipv4(), indev=1, outdev=1)]
+    several += [message(ipv4(ends=bytes(range(at)) + b"\xff" + bytes(range(at + 1, 12)))) for at in range(12)]
+    several += [message(ipv6(ends=bytes(range(at)) + b"\xff" + bytes(range(at + 1, 36)))) for at in range(36)]
+    count, asked = sorted_out(*several)
+    assert count == len(several)
+    assert len({key for _, key in asked}) == len(several)
+    # What a flow's packets differ in is not in it: identification, time to live, length, and who sent them.
+    same = [message(ipv4(), identity=7), message(ipv4()[:4] + b"\1\2" + ipv4()[6:]), message(ipv4() + b"more")]
+    same.append(message(ipv4(), more=_attribute(16, bytes(4))))
+    _, again = sorted_out(message(ipv4()), *same)
+    assert len({key for _, key in again}) == 1
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\x45" * 23,
+        b"\x46\0\0\x40\0\0\0\0\x40\x11" + bytes(30),
+        b"\x45\0\0\x40\0\0\x20\0\x40\x11" + bytes(30),
+        b"\x45\0\0\x40\0\0\0\1\x40\x11" + bytes(30),
+        b"\x45\0\0\x40\0\0\0\0\x40\x01" + bytes(30),
+        b"\x60\0\0\0\0\x10\x2c\x40" + bytes(50),
+        b"\x60\0\0\0\0\x10\x11\x40" + bytes(35),
+    ],
+    ids=["empty", "short", "options", "first fragment", "later fragment", "icmp", "v6 fragment", "v6 without ports"],
+)
+def test_what_is_not_plain_has_no_key(payload: bytes) -> None:
+    _, asked = sorted_out(message(payload))
+    assert [key for _, key in asked] == [None]
+
+
+def test_what_is_no_packet_is_passed_over() -> None:
+    count, asked = sorted_out(b"", b"x", message(b"", kind=2), message(b"")[:31], message(b"", identity=5), bytes(64))
+    assert count == 1
+    assert [packet.id for packet, _ in asked if packet] == [5]
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """What stands for the queue's socket, and what stands for the kernel."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        theirs.settimeout(5)
+        yield ours, theirs
+
+
+def drained(theirs: socket.socket) -> list[bytes]:
+    """What was answered so far."""
+    theirs.setblocking(False)
+    got: list[bytes] = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            got.append(theirs.recv(64))
+    return got
+
+
+def _patience(ours: socket.socket, seconds: float) -> None:
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, Struct("ll").pack(0, int(seconds * 1e6)))
+
+
+def test_runs_and_the_budget(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    inbox = Inbox(ours.fileno(), 4096)
+    known: dict[bytes, Verdict] = {}
+
+    def decide(data: bytes, key: bytes | None) -> Verdict:
+        return DROP if b"drop" in data else ACCEPT
+
+    for identity, text in enumerate([b"a", b"drop", b"drop", b"b", b"c"], 0xFFFFFFFD):
+        theirs.send(message(text, identity & 0xFFFFFFFF))
+    # Numbers go on from the end to the beginning.
+    assert inbox.sort(4, deque(), known, decide) == (
+        4,
+        0xFFFFFFFD,
+        [(0xFFFFFFFD, 1, ACCEPT), (0xFFFFFFFF, 2, DROP), (0, 1, ACCEPT)],
+    )
+    assert inbox.sort(4, deque(), known, decide) == (1, 1, [(1, 1, ACCEPT)])
+    assert inbox.sort(4, deque(), known, decide) == (0, 0, [])
+    for identity in (3, 4, 5):
+        theirs.send(message(b"", identity))
+    # What was read before comes first.
+    pending = deque([message(b"", 1), message(b"", 2)])
+    assert inbox.skim(4, pending) == (4, 1, 4)
+    assert not pending
+    assert inbox.skim(4, pending) == (1, 5, 5)
+    assert inbox.skim(4, pending) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("spin", [0.0, 0.02])
+def test_each_is_answered_with_its_own_number(ends: tuple[socket.socket, socket.socket], spin: float) -> None:
+    ours, theirs = ends
+    _patience(ours, 0.02)
+    inbox = Inbox(ours.fileno(), 4096)
+    others: list[tuple[int, Verdict]] = []
+
+    def decide(data: bytes, key: bytes | None) -> Verdict:
+        return DROP if b"drop" in data else ACCEPT
+
+    for identity in (7, 0x01020304, 9):
+        theirs.send(message(b"x", identity))
+    theirs.send(message(b"x", kind=2))
+    assert inbox.skim_each(10, deque([message(b"", 6)]), _ACCEPT, 1, spin) == (4, 6, 9)
+    numbers = [6, 7, 0x01020304, 9]
+    assert [theirs.recv(64) for _ in numbers] == [verdict(number) for number in numbers]
+    for identity, text in ((10, b"x"), (11, b"drop"), (12, b"x")):
+        theirs.send(message(text, identity))
+    count, first, runs = inbox.sort_each(
+        10, deque(), {}, decide, _ACCEPT, ACCEPT, lambda number, verdict: others.append((number, verdict)), 1, spin
+    )
+    assert (count, first) == (3, 10)
+    assert runs == [(10, 1, ACCEPT), (11, 1, DROP), (12, 1, ACCEPT)]
+    assert [theirs.recv(64)[28:] for _ in range(2)] == [b"\0\0\0\x0a", b"\0\0\0\x0c"]
+    assert others == [(11, DROP)]
+
+
+@pytest.mark.parametrize("spin", [0.0, 0.02])
+def test_what_is_there_at_once_is_answered_at_once(ends: tuple[socket.socket, socket.socket], spin: float) -> None:
+    ours, theirs = ends
+    _patience(ours, 0.02)
+    inbox = Inbox(ours.fileno(), 4096)
+
+    def answers(numbers: range) -> list[bytes]:
+        for number in numbers:
+            theirs.send(message(b"x", number))
+        assert inbox.skim_each(100, deque(), _ACCEPT, 3, spin) == (len(numbers), numbers[0], numbers[-1])
+        return drained(theirs)
+
+    assert answers(range(5)) == [verdict(2, batch=True), verdict(4, batch=True)]
+    assert answers(range(5, 6)) == [verdict(5)]
+    # After one that was alone, 16 are answered without a look at whether there are more.
+    assert answers(range(6, 6 + 20)) == [*(verdict(number) for number in range(6, 22)), verdict(24, batch=True), verdict(25)]
+
+
+def test_what_is_known_is_answered_at_once_and_in_order(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    _patience(ours, 0.02)
+    inbox = Inbox(ours.fileno(), 4096)
+    said: list[bytes | int] = []
+
+    def answer(number: int, other: Verdict) -> None:
+        # The kernel's side has what was answered before.
+        said.extend(drained(theirs))
+        if other is DROP:
+            said.append(number)
+
+    _, asked = sorted_out(message(_from_port(1)), message(_from_port(2)))
+    known = {key: verdict for (_, key), verdict in zip(asked, (ACCEPT, DROP), strict=True) if key is not None}
+    for number, port in enumerate((1, 1, 1, 2, 1, 1, 3, 1, 1, 1)):
+        theirs.send(message(_from_port(port), number))
+
+    def decide(data: bytes, key: bytes | None) -> Verdict:
+        assert key is not None
+        # A place that is remembered must not outlive what it points to.
+        known[key] = ACCEPT
+        return ACCEPT
+
+    count, first, runs = inbox.sort_each(100, deque(), known, decide, _ACCEPT, ACCEPT, answer, 64, 0.0)
+    answer(-1, ACCEPT)
+    assert (count, first) == (10, 0)
+    assert runs == [(2, 3, ACCEPT), (3, 1, DROP), (9, 6, ACCEPT)]
+    assert said == [
+        verdict(0), verdict(2, batch=True), 3, verdict(4), verdict(5), verdict(6), verdict(7), verdict(9, batch=True)
+    ]  # fmt: skip
+    # The same without waiting.
+    for number, port in enumerate((1, 1, 2, 2, 1, 3, 1)):
+        theirs.send(message(_from_port(port), number))
+    assert inbox.sort(100, deque(), known, decide) == (7, 0, [(1, 2, ACCEPT), (3, 2, DROP), (6, 3, ACCEPT)])
+
+
+@given(
+    st.lists(st.sampled_from([0, 1, 1, 1, 2, 2, 3, 4, 5]), min_size=1, max_size=40),
+    st.integers(0, 3),
+    st.integers(1, 5),
+    st.integers(1, 50),
+    st.booleans(),
+)
+def test_each_gets_its_verdict_once(ports: list[int], before: int, together: int, budget: int, waits: bool) -> None:
+    """Whatever is known, and whatever is answered together: judged by what the kernel does with each message."""
+    wanted = {0: ACCEPT, 1: ACCEPT, 2: DROP, 3: ACCEPT, 4: DROP, 5: ACCEPT}
+    _, asked = sorted_out(message(_from_port(1)), message(_from_port(2)), message(_from_port(3)))
+    known = {key: wanted[port] for port, (_, key) in enumerate(asked, 1) if key is not None}
+    # Numbers go on from the end to the beginning.
+    numbers = [(0xFFFFFFF0 + place) & 0xFFFFFFFF for place in range(len(ports))]
+    waiting = dict(enumerate(ports))
+    got: dict[int, Verdict] = {}
+
+    def give(number: int, verdict: Verdict, batch: bool = False) -> None:
+        place = numbers.index(number)
+        assert place in waiting, "answered twice"
+        for other in [other for other in waiting if other == place or (batch and other < place)]:
+            del waiting[other]
+            got[other] = verdict
+
+    def read() -> None:
+        for data in drained(theirs):
+            give(int.from_bytes(data[28:], "big"), ACCEPT, batch=data[4:6] == b"\3\3")
+
+    def answer(number: int, verdict: Verdict) -> None:
+        read()
+        give(number, verdict)
+
+    def decide(data: bytes, key: bytes | None) -> Verdict:
+        packet = _from_bytes(data, memoryview(data), len(data))
+        assert packet is not None
+        verdict = wanted[ports[numbers.index(packet.id)]]
+        if key is not None and verdict is ACCEPT:
+            known[key] = verdict
+        return verdict
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        theirs.setblocking(False)
+        _patience(ours, 0.0005)
+        inbox = Inbox(ours.fileno(), 4096)
+        messages = [message(_from_port(port), number) for port, number in zip(ports, numbers, strict=True)]
+        pending = deque(messages[:before])
+        for data in messages[before:]:
+            theirs.send(data)
+        total = 0
+        while True:
+            if waits:
+                count, _, runs = inbox.sort_each(budget, pending, known, decide, _ACCEPT, ACCEPT, answer, together, 0.0)
+                read()
+            else:
+                count, _, runs = inbox.sort(budget, pending, known, decide)
+                for last, number, verdict in runs:
+                    give(last, verdict, batch=number > 1)
+            assert count <= budget
+            verdicts = [verdict for _, number, verdict in runs for _ in range(number)]
+            assert verdicts == [wanted[port] for port in ports[total : total + count]]
+            if count == 0:
+                break
+            total += count
+    assert total == len(ports)
+    assert got == {place: wanted[port] for place, port in enumerate(ports)}
+
+
+@pytest.mark.parametrize("spin", [0.0, 1.0])
+@pytest.mark.parametrize("together", [1, 64])
+def test_a_turn_ends_though_packets_keep_coming(ends: tuple[socket.socket, socket.socket], spin: float, together: int) -> None:
+    ours, theirs = ends
+    theirs.setblocking(False)
+    _patience(ours, 0.9)
+    inbox = Inbox(ours.fileno(), 4096)
+    over = threading.Event()
+
+    def keep_coming() -> None:
+        stop = time.monotonic() + 4
+        while not over.is_set() and time.monotonic() < stop:
+            # Several at once, always as many.
+            for _ in range(4):
+                theirs.send(message(b"x"))
+            time.sleep(0.002)
+            drained(theirs)
+
+    allowed = os.sched_getaffinity(0)
+    # On one processor, so that they are there when the reader wakes.
+    os.sched_setaffinity(0, {min(allowed)})
+    thread = threading.Thread(target=keep_coming)
+    begin = time.monotonic()
+    thread.start()
+    try:
+        count, _, _ = inbox.skim_each(1 << 30, deque(), _ACCEPT, together, spin)
+        took = time.monotonic() - begin
+    finally:
+        over.set()
+        thread.join()
+        os.sched_setaffinity(0, allowed)
+    assert count > 0
+    # 50 ms, and a wait.
+    assert took < 2
+
+
+def test_a_turn_ends_when_much_was_asked(ends: tuple[socket.socket, socket.socket]) -> None:
+    """What is asked may be slow, and nothing is answered before the end of the turn."""
+    ours, theirs = ends
+    inbox = Inbox(ours.fileno(), 4096)
+    for number in range(60):
+        theirs.send(message(b"x", 240 + number))
+    pending = deque(message(b"x", number) for number in range(240))
+    counts = [inbox.sort(1000, pending, {}, lambda data, key: ACCEPT)[0] for _ in range(3)]
+    assert counts == [256, 44, 0]
+
+
+def test_a_signal_ends_the_wait(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = ends
+    _patience(ours, 0.9)
+    came: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: came.append(number))
+    timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    try:
+        timer.start()
+        begin = time.monotonic()
+        assert Inbox(ours.fileno(), 4096).skim_each(10, deque(), _ACCEPT, 1, 0.0) == (0, 0, 0)
+        assert came == [signal.SIGUSR1]
+        assert time.monotonic() - begin < 0.9
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_kernels_errors_come_out(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    _patience(ours, 0.02)
+    inbox = Inbox(ours.fileno(), 4096)
+    theirs.send(message(b"x", 1))
+    theirs.shutdown(socket.SHUT_RD)
+    with pytest.raises(BrokenPipeError):
+        inbox.skim_each(10, deque(), _ACCEPT, 1, 0.0)
+    ours.close()
+    for look in (
+        lambda: inbox.skim(1, deque()),
+        lambda: inbox.sort(1, deque(), {}, lambda data, key: ACCEPT),
+        lambda: inbox.skim_each(1, deque(), _ACCEPT, 1, 0.0),
+        lambda: inbox.skim_each(1, deque(), _ACCEPT, 64, 0.1),
+    ):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            look()
+
+
+def test_a_verdict_message_has_its_size(ends: tuple[socket.socket, socket.socket]) -> None:
+    inbox = Inbox(ends[0].fileno(), 4096)
+    for wrong in (b"", bytes(31), bytes(65)):
+        with pytest.raises(ValueError, match="no verdict message"):
+            inbox.skim_each(1, deque(), wrong, 1, 0.0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3 * _SLICE + 2))
+def test_a_long_run_is_answered_in_slices(last: int, count: int) -> None:
+    ends = [*_slices(last, count), last]
+    begin = last - count
+    for end in ends:
+        # Numbers begin again after 2**32 - 1.
+        assert 0 < (end - begin) & 0xFFFFFFFF <= _SLICE
+        begin = end
+    assert len(ends) == -(-count // _SLICE)

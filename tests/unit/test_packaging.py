@@ -1,0 +1,55 @@
+"""What is packaged agrees with the agent: the default file, the manual, the licences, the two units."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from nfq_agent.config.file import load
+from nfq_agent.config.models import Agent, Log, ProxyConfig, QueueConfig, RuleConfig
+from nfq_agent.rules.plan import plan
+
+TOP = Path(__file__).resolve().parent.parent.parent
+MANUAL = (TOP / "packaging/man/nfq-agent.toml.5").read_text()
+
+
+def test_the_shipped_file_is_what_holds_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nfq_agent.config.file.DEFAULT_PATH", tmp_path / "nfq-agent.toml")
+    shipped, without = load(TOP / "packaging/nfq-agent.toml"), load(None)
+    assert (shipped.agent, shipped.log, shipped.queue) == (without.agent, without.log, without.queue)
+    # The file writes out what a rule's table and role are when they are left out.
+    assert plan(shipped, 1) == plan(without, 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "model"),
+    [("agent", Agent), ("log", Log), ("queue.NAME", QueueConfig), ("rules.NAME", RuleConfig), ("proxy.NAME", ProxyConfig)],
+)
+def test_the_manual_has_every_key(table: str, model: type[BaseModel]) -> None:
+    (section,) = re.findall(rf"^\.SH \[{re.escape(table)}\]\n(.*?)(?=^\.SH )", MANUAL, re.MULTILINE | re.DOTALL)
+    heads = " ".join(re.findall(r"^\.TP\n\.BR? (.*)$", section, re.MULTILINE))
+    keys = {field.alias or name for name, field in model.model_fields.items()}
+    assert keys <= set(re.findall(r"\w+", heads))
+
+
+def test_every_requirement_has_its_licence_named() -> None:
+    text = (TOP / "packaging/requirements.txt").read_text()
+    named = (TOP / "packaging/debian/copyright").read_text()
+    required = {name.replace("-", "_") for name in re.findall(r"^([\w-]+)==", text, re.MULTILINE)}
+    assert required <= set(re.findall(r"[\w/]+", " ".join(re.findall(r"^Files: (.*)$", named, re.MULTILINE))))
+
+
+def test_the_two_units_differ_in_the_instance_only() -> None:
+    one = (TOP / "systemd/nfq-agent.service").read_text().splitlines()
+    each = (TOP / "systemd/nfq-agent@.service").read_text().splitlines()
+    plain = [re.sub(r" --instance %i| --config /etc/nfq-agent/%i\.toml| \(instance %i\)", "", line) for line in each]
+    assert [line for line in plain if not line.startswith("#")] == [line for line in one if not line.startswith("#")]
+
+
+def test_the_changelogs_are_at_the_version() -> None:
+    (version,) = re.findall(r'^version = "(.*)"$', (TOP / "pyproject.toml").read_text(), re.MULTILINE)
+    assert (TOP / "packaging/debian/changelog").read_text().startswith(f"nfq-agent ({version}) ")
+    assert (TOP / "packaging/rpm/changelog.yaml").read_text().startswith(f"- semver: {version}\n")

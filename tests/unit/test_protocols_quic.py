@@ -1,0 +1,114 @@
+"""Initial packets: the keys of the RFCs' examples, and hellos in frames as clients scatter them."""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from hashlib import sha256
+
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from openings import made_hello, server_name
+
+from nfq_agent.protocols import quic
+
+DESTINATION = bytes.fromhex("8394c8f03e515708")
+# RFC 9001 A.1 and RFC 9369 A.1, the client's: key, iv, hp.
+KEYS = {
+    1: ("1f369613dd76d5467730efcbe3b1a22d", "fa044b2f42a3fd3b46fb255c", "9f50449e04a0e810283a1e9933adedd2"),
+    0x6B3343CF: ("8b1a0bc121284290a29e0971b5cd045d", "91f73e2351d8fa91660e909f", "45b95e15235d6f45a6b19cbcb0294ba9"),
+}
+HELLO = made_hello([0x1301], [server_name(b"quic.test"), (16, b"\0\3\2h3"), (0x39, bytes(600))])[5:]
+
+
+@pytest.mark.parametrize("version", list(KEYS))
+def test_the_keys_of_the_examples(version: int) -> None:
+    entry = quic._VERSIONS[version]
+    secret = quic._expand(hmac.new(entry.salt, DESTINATION, sha256).digest(), b"client in", 32)
+    assert tuple(quic._expand(secret, label, 12 if b"iv" in label else 16).hex() for label in entry.labels) == KEYS[version]
+
+
+def sealed(frames: bytes, *, version: int = 1, destination: bytes = DESTINATION, number: int = 0, size: int = 1200) -> bytes:
+    """An Initial packet with the example's keys, padded to `size` bytes (RFC 9001 5.3, 5.4)."""
+    key, iv, protection = (bytes.fromhex(each) for each in KEYS[version])
+    first = 0xC3 | (0x10 if version != 1 else 0)
+    head = bytes((first,)) + struct.pack("!I", version) + bytes((len(destination),)) + destination + b"\0\0"
+    room = size - len(head) - 2 - 4 - 16
+    frames += bytes(max(0, room - len(frames)))
+    head += struct.pack("!H", 0x4000 | (4 + len(frames) + 16))
+    header = head + struct.pack("!I", number)
+    nonce = (int.from_bytes(iv, "big") ^ number).to_bytes(12, "big")
+    cipher = AESGCM(key).encrypt(nonce, frames, header)
+    mask = Cipher(algorithms.AES(protection), modes.ECB()).encryptor().update(cipher[:16])
+    hidden = bytes(a ^ b for a, b in zip(header[-4:], mask[1:5], strict=True))
+    return bytes((header[0] ^ mask[0] & 0x0F,)) + head[1:] + hidden + cipher
+
+
+def crypto(at: int, end: int) -> bytes:
+    """A CRYPTO frame (RFC 9000 19.6)."""
+    data = HELLO[at:end]
+    return b"\6" + struct.pack("!HH", 0x4000 | at, 0x4000 | len(data)) + data
+
+
+@pytest.mark.parametrize("version", list(KEYS))
+def test_a_hello_in_one_frame(version: int) -> None:
+    hello = quic.Hello()
+    assert hello.add(sealed(crypto(0, len(HELLO)), version=version))
+    assert hello.complete
+    assert hello.facts["tls_sni"] == "quic.test"
+    assert hello.facts["ja4"].startswith("q12d0103h3_")
+
+
+def test_frames_out_of_order_between_others_and_in_several_datagrams() -> None:
+    hello = quic.Hello()
+    ack = bytes((2, 5, 0, 1, 0, 1, 0))
+    ecn = bytes((3, 5, 0, 0, 0, 1, 2, 3))
+    assert hello.add(sealed(crypto(400, 700) + b"\1\0\0\0" + ack + crypto(100, 200) + ecn + crypto(300, 400)))
+    assert hello.facts == {"protocol": "quic", "quic_version": "1"}
+    assert not hello.complete
+    hello.add(sealed(crypto(0, 100) + crypto(90, 310), number=1))
+    assert hello.complete
+    assert hello.facts["tls_sni"] == "quic.test"
+
+
+def test_two_packets_in_one_datagram() -> None:
+    first = sealed(crypto(0, 300), size=500)
+    hello = quic.Hello()
+    assert hello.add(first + sealed(crypto(300, 700), number=1, size=800))
+    assert hello.complete
+
+
+def test_frames_that_differ_are_a_conflict() -> None:
+    hello = quic.Hello()
+    hello.add(sealed(crypto(0, 300)))
+    hello.add(sealed(crypto(0, 100) + b"\6\x40\x64\x40\x02xx", number=1))
+    assert hello.conflict
+
+
+@pytest.mark.parametrize(
+    "datagram",
+    [
+        b"",
+        bytes(1200),
+        sealed(crypto(0, 700))[:1199],
+        sealed(crypto(0, 700))[:900] + bytes(300),
+        b"\xc3\x0a\x0a\x0a\x0a" + bytes(1300),
+        b"\xc3\0\0\0\0" + bytes(1300),
+        b"\x43" + sealed(crypto(0, 700))[1:],
+    ],
+)
+def test_what_is_no_initial(datagram: bytes) -> None:
+    """Empty, too short, changed, of a version that is reserved or unknown, of the short form."""
+    hello = quic.Hello()
+    assert not hello.add(datagram)
+    assert not hello.facts
+
+
+def test_keys_follow_the_first_destination() -> None:
+    """A packet under another id, and not under the keys of the first, is none of this connection's."""
+    hello = quic.Hello()
+    hello.add(sealed(crypto(0, 300)))
+    # The client goes on with the id that the server chose, and with the same keys (RFC 9001 5.2).
+    hello.add(sealed(crypto(300, 700), destination=b"\1\2\3\4", number=1))
+    assert hello.complete

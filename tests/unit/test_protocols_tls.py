@@ -1,0 +1,107 @@
+"""ClientHellos: names, fingerprints against published values, and what is malformed."""
+
+from __future__ import annotations
+
+import pytest
+from openings import client_hello, made_hello, numbers, record, server_name
+
+from nfq_agent.protocols import MORE, NO, Found, tls
+
+# The example of JA4.md (github.com/FoxIO-LLC/ja4), in the original order of its raw output, with GREASE put in.
+JA4_CIPHERS = "1301,1302,1303,c02b,c02f,c02c,c030,cca9,cca8,c013,c014,009c,009d,002f,0035"
+JA4_EXTENSIONS = "001b,0000,0033,0010,4469,0017,002d,000d,0005,0023,0012,002b,ff01,000b,000a,0015"
+JA4_SIGNATURES = "0403,0804,0401,0503,0805,0501,0806,0601"
+
+
+def facts(data: bytes) -> dict[str, object]:
+    result = tls.parse(data, b"")
+    assert isinstance(result, Found)
+    assert result.decided
+    return result.facts
+
+
+def test_the_published_example_of_ja4() -> None:
+    special = {
+        0x0000: server_name(b"example.com")[1],
+        0x0010: b"\0\x0c\x02h2\x08http/1.1",
+        0x000D: numbers(13, *(int(each, 16) for each in JA4_SIGNATURES.split(",")))[1],
+        0x002B: b"\x06\x0a\x0a\x03\x04\x03\x03",
+        0x000A: numbers(10, 0x1A1A, 29, 23, 24)[1],
+        0x000B: b"\1\0",
+    }
+    extensions = [(int(kind, 16), special.get(int(kind, 16), b"")) for kind in JA4_EXTENSIONS.split(",")]
+    ciphers = [0x3A3A, *(int(each, 16) for each in JA4_CIPHERS.split(","))]
+    found = facts(made_hello(ciphers, [(0x4A4A, b""), *extensions, (0xDADA, b"\0")]))
+    assert found["ja4"] == "t13d1516h2_8daaf6152771_e5627efa2ab1"
+    assert found["tls_sni"] == "example.com"
+
+
+def test_the_published_example_of_ja3() -> None:
+    """github.com/salesforce/ja3, README, "How it works": with extensions, and without any."""
+    extensions = [(0, server_name(b"a")[1]), numbers(10, 23, 24, 25), (11, b"\1\0")]
+    found = facts(made_hello([47, 53, 5, 10, 49161, 49162, 49171, 49172, 50, 56, 19, 4], extensions, version=0x0301))
+    assert found["ja3"] == "ada70206e40642a3e4461f35503241d5"
+    found = facts(made_hello([4, 5, 10, 9, 100, 98, 3, 6, 19, 18, 99], [], version=0x0301))
+    assert found["ja3"] == "de350869b8c85de67a350c8d186f11e6"
+
+
+@pytest.mark.parametrize(
+    ("alpn", "wanted"),
+    [(b"\xab", "ab"), (b"\xab\xcd", "ad"), (b"\x30\xab", "3b"), (b"\x30\x31\xab\xcd", "3d"), (b"\x30\xab\xcd\x31", "01"),
+     (b"x", "xx"), (b"http/1.1", "h1"), (b"", "00")],
+)  # fmt: skip
+def test_the_alpn_in_ja4(alpn: bytes, wanted: str) -> None:
+    """The examples of JA4.md, "ALPN Extension Value"."""
+    entry = bytes((len(alpn),)) + alpn
+    found = facts(made_hello([0x1301], [(16, len(entry).to_bytes(2, "big") + entry)]))
+    assert str(found["ja4"]).split("_")[0] == "t12i0101" + wanted
+
+
+def test_a_hello_over_many_records() -> None:
+    whole = client_hello("split.server.test")
+    for size in (1, 3, 4, 100):
+        data = record(whole[5:], size)
+        assert facts(data) == facts(whole)
+
+
+def test_ech_is_said_with_the_outer_name() -> None:
+    outer = made_hello([0x1301], [server_name(b"public.test"), (0xFE0D, b"\0" + bytes(50))])
+    assert facts(outer)["ech"] is True
+    assert facts(outer)["tls_sni"] == "public.test"
+    assert facts(made_hello([0x1301], [server_name(b"public.test")]))["ech"] is False
+
+
+def test_names_are_written_so_that_none_looks_like_another() -> None:
+    assert facts(made_hello([0x1301], [server_name(b"A.Test.")]))["tls_sni"] == "a.test"
+    assert facts(made_hello([0x1301], [server_name(b"a\0.test")]))["tls_sni"] == "a\\x00.test"
+    assert facts(made_hello([0x1301], [server_name(b"a\\x00.test")]))["tls_sni"] == "a\\\\x00.test"
+    assert "tls_sni" not in facts(made_hello([0x1301], []))
+
+
+TWO_NAMES = b"\0\x0c\0\0\3a.a\0\0\3b.b"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x17\3\3\0\5hello",
+        b"\x16\3\1\0\0",
+        b"\x16\3\1\0\4\2\0\0\0\0",
+        b"\x16\3\1\xff\xff\1\0\0\1\0",
+        made_hello([0x1301], [server_name(b"a.test"), server_name(b"b.test")]),
+        made_hello([0x1301], [(0, TWO_NAMES)]),
+        made_hello([0x1301], [(0, b"\0\5\0\0\x09a")]),
+        made_hello([0x1301], [(16, b"\0\5\2h2")]),
+        made_hello([0x1301], [(43, b"\3\3\4")]),
+        made_hello([0x1301], [], version=0x0202),
+    ],
+)
+def test_what_is_no_hello(data: bytes) -> None:
+    assert tls.parse(data + bytes(20), b"") is NO
+
+
+def test_the_beginning_of_something_else_is_no_tls() -> None:
+    assert tls.parse(b"", b"hello") is MORE
+    assert tls.parse(b"\x16", b"") is MORE
+    assert tls.parse(b"\x16\2", b"") is NO
+    assert tls.parse(b"G", b"") is NO

@@ -1,0 +1,115 @@
+"""What is sent to those whose packets are refused: exactly what the RFCs say, with checksums that scapy agrees with."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
+
+from nfq_agent.packet import Packet
+from nfq_agent.reject import refuse
+from nfq_agent.testing import icmp, ip_packet, tcp, udp
+from nfq_agent.verdict import ACCEPT, DROP, Action
+
+A, B = "192.0.2.1:40000", "198.51.100.1:443"
+A6, B6 = "[2001:db8::1]:40000", "[2001:db8::2]:443"
+FAMILIES = pytest.mark.parametrize(("a", "b", "layer"), [(A, B, IP), (A6, B6, IPv6)])
+
+
+def answers(packet: Packet) -> tuple[bytes, ...]:
+    verdict = refuse(packet)
+    assert verdict.action is Action.DROP
+    return verdict.inject
+
+
+def sound(data: bytes, layer: type) -> object:
+    """The packet as scapy reads it; fails unless it builds the very bytes from it, lengths and checksums made anew."""
+    read = layer(data)
+    fresh = layer(data)
+    for each in (fresh, *(fresh[kind] for kind in (TCP, UDP, ICMP, ICMPv6DestUnreach) if kind in fresh)):
+        for field in ("len", "plen", "chksum", "cksum"):
+            if field in each.fields and not (field == "len" and isinstance(each, UDP)):
+                del each.fields[field]
+        if isinstance(each, ICMP | ICMPv6DestUnreach):
+            break
+    assert bytes(fresh) == data
+    return read
+
+
+@FAMILIES
+def test_a_syn_is_answered_with_reset_and_acknowledgement(a: str, b: str, layer: type) -> None:
+    (data,) = answers(tcp(a, b, b"fast open", flags="S", seq=0xFFFFFFFF))
+    reset = sound(data, layer)[TCP]
+    assert (reset.sport, reset.dport, reset.seq, reset.ack, str(reset.flags)) == (443, 40000, 0, 9, "RA")
+    assert (layer(data).src, layer(data).dst) == (layer(tcp(a, b).payload).dst, layer(tcp(a, b).payload).src)
+
+
+@FAMILIES
+def test_a_segment_resets_both_ends(a: str, b: str, layer: type) -> None:
+    back, on = (sound(data, layer)[TCP] for data in answers(tcp(a, b, b"hello", seq=1000, ack=7000)))
+    assert (back.sport, back.dport, back.seq, str(back.flags)) == (443, 40000, 7000, "R")
+    assert (on.sport, on.dport, on.seq, on.ack, str(on.flags)) == (40000, 443, 1000, 7000, "RA")
+
+
+@FAMILIES
+def test_a_reset_passes_and_is_never_answered(a: str, b: str, layer: type) -> None:
+    assert refuse(tcp(a, b, flags="R")) is ACCEPT
+    for data in (*answers(tcp(a, b, b"x")), *answers(tcp(a, b, flags="S"))):
+        assert refuse(Packet(data)) is ACCEPT
+    # With data it could carry something out.
+    assert refuse(tcp(a, b, b"data", flags="R")) is DROP
+
+
+def test_a_datagram_is_unreachable() -> None:
+    packet = udp(A, B, b"x" * 2000)
+    (data,) = answers(packet)
+    error = sound(data, IP)
+    assert (error.src, error.dst, error[ICMP].type, error[ICMP].code) == ("198.51.100.1", "192.0.2.1", 3, 3)
+    assert len(data) == 576
+    assert data[28:] == packet.payload[: 576 - 28]
+    assert refuse(Packet(data)) is ACCEPT
+
+
+def test_a_datagram_is_unreachable_in_version_6() -> None:
+    packet = udp(A6, B6, b"x" * 2000)
+    (data,) = answers(packet)
+    error = sound(data, IPv6)
+    assert (error.src, error.dst, error[ICMPv6DestUnreach].code) == ("2001:db8::2", "2001:db8::1", 4)
+    assert len(data) == 1280
+    assert data[48:] == packet.payload[: 1280 - 48]
+    assert refuse(Packet(data)) is ACCEPT
+
+
+def test_a_ping_is_prohibited() -> None:
+    (data,) = answers(icmp("192.0.2.1", "198.51.100.1"))
+    assert (sound(data, IP)[ICMP].type, IP(data)[ICMP].code) == (3, 13)
+    (data,) = answers(icmp("2001:db8::1", "2001:db8::2"))
+    assert sound(data, IPv6)[ICMPv6DestUnreach].code == 1
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        udp("192.0.2.1:1", "224.0.0.1:2", b"x"),
+        udp("192.0.2.1:1", "255.255.255.255:2", b"x"),
+        udp("0.0.0.0:68", "192.0.2.1:67", b"x"),
+        udp("[2001:db8::1]:1", "[ff02::1]:2", b"x"),
+        udp("[::]:1", "[2001:db8::1]:2", b"x"),
+        icmp("192.0.2.1", "198.51.100.1", kind=11),
+        icmp("2001:db8::1", "2001:db8::2", kind=3),
+        Packet(bytes.fromhex("4500002200010001401100000102030401020305") + bytes(14)),
+        Packet(b"\x45"),
+    ],
+)
+def test_nobody_is_told_where_the_rules_forbid_it(packet: Packet) -> None:
+    """RFC 1122 3.2.2: not about another error, a later fragment, or what went to many."""
+    assert refuse(packet) is DROP
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_it_raise(data: bytes) -> None:
+    for head in (b"\x45", b"\x60"):
+        refuse(Packet(head + data))
+    refuse(Packet(ip_packet(b"\1\2\3\4", b"\1\2\3\5", data[0] if data else 0, data)) if len(data) > 60 else Packet(data))

@@ -1,0 +1,272 @@
+"""From a configuration to rules, as `iptables -S` prints them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_agent.config.file import load
+from nfq_agent.config.models import Config
+from nfq_agent.rules.plan import (
+    FAMILIES,
+    Extension,
+    Option,
+    Rule,
+    TableRules,
+    chain_name,
+    instance_of,
+    own_chains,
+    plan,
+)
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+UID = 999
+
+
+def planned(config: Config) -> dict[str, dict[str, list[str]]]:
+    """The rules as text, by family and table: chains in full, then jumps."""
+    return {
+        family: {
+            table: [str(rule) for chain in rules.chains.values() for rule in chain] + [str(jump) for jump in rules.jumps]
+            for table, rules in tables.items()
+        }
+        for family, tables in plan(config, UID).items()
+    }
+
+
+def config_of(**tables: Any) -> Config:
+    return Config.model_validate({"queue": {"main": {"num": 100}}, **tables})
+
+
+def lines(text: str) -> list[str]:
+    """`NAME` stands for the comment's last part, `C-` for the beginning of our chains."""
+    made = []
+    for line in filter(str.strip, text.splitlines()):
+        words = line.replace("C-", "NFQA-default-").split()
+        index = words.index("=")
+        words[index : index + 2] = ["-m", "comment", "--comment", f'"nfq-agent:default:{words[index + 1]}"']
+        made.append(" ".join(words))
+    return made
+
+
+JUMPS = """
+-A INPUT = jump -j C-INPUT
+-A OUTPUT = jump -j C-OUTPUT
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "families", "table", "expected"),
+    [
+        (
+            "baseline",
+            FAMILIES,
+            "mangle",
+            """
+            -A C-INPUT -p tcp -m multiport --ports 11000 = app -j QUEUE
+            -A C-OUTPUT -p tcp -m multiport --ports 11000 -m owner ! --uid-owner 999 = app -j QUEUE
+            """.replace("QUEUE", "NFQUEUE --queue-num 100 --queue-bypass")
+            + JUMPS,
+        ),
+        (
+            "five-tuple-log",
+            ("inet",),
+            "mangle",
+            """
+            -A C-INPUT -p tcp -m multiport --ports 11001 = app -j NFQUEUE --queue-num 7 --queue-bypass
+            -A C-OUTPUT -p tcp -m multiport --ports 11001 -m owner ! --uid-owner 999 = app -j NFQUEUE --queue-num 7 --queue-bypass
+            """
+            + JUMPS,
+        ),
+        (
+            "app-map",
+            FAMILIES,
+            "mangle",
+            """
+            -A C-INPUT -i eth0 -p tcp -m multiport --dports 443,8080 = apps -j QUEUES
+            -A C-INPUT -i eth0 -p udp -m multiport --dports 53 = apps -j QUEUES
+            -A C-INPUT = end -j RETURN
+            -A C-OUTPUT -m owner --uid-owner 999 = own-traffic -j RETURN
+            -A C-OUTPUT -o eth0 -p tcp -m multiport --sports 443,8080 = apps -j QUEUES
+            -A C-OUTPUT -o eth0 -p udp -m multiport --sports 53 = apps -j QUEUES
+            -A C-OUTPUT = end -j RETURN
+            """.replace("QUEUES", "NFQUEUE --queue-balance 200:201 --queue-bypass --queue-cpu-fanout")
+            + JUMPS,
+        ),
+        (
+            "multi",
+            FAMILIES,
+            "mangle",
+            """
+            -A C-INPUT -p tcp -m multiport --ports 80,8000:8010 = web -j NFQUEUE --queue-num 120 --queue-bypass
+            -A C-INPUT -p tcp -m multiport --ports 53 = dns -j NFQUEUE --queue-num 121 --queue-bypass
+            -A C-INPUT -p udp -m multiport --ports 53 = dns -j NFQUEUE --queue-num 121 --queue-bypass
+            -A C-INPUT = end -j RETURN
+            -A C-OUTPUT -m owner --uid-owner 999 = own-traffic -j RETURN
+            -A C-OUTPUT -p tcp -m multiport --ports 80,8000:8010 = web -j NFQUEUE --queue-num 120 --queue-bypass
+            -A C-OUTPUT -p tcp -m multiport --ports 53 = dns -j NFQUEUE --queue-num 121 --queue-bypass
+            -A C-OUTPUT -p udp -m multiport --ports 53 = dns -j NFQUEUE --queue-num 121 --queue-bypass
+            -A C-OUTPUT = end -j RETURN
+            """
+            + JUMPS,
+        ),
+        (
+            "syn-monitor",
+            FAMILIES,
+            "raw",
+            """
+            -A C-PREROUTING -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN = syn -j NFQUEUE --queue-num 1 --queue-bypass
+            -A PREROUTING = jump -j C-PREROUTING
+            """,
+        ),
+    ],
+)
+def test_the_rules_of_every_configuration(name: str, families: tuple[str, ...], table: str, expected: str) -> None:
+    assert planned(load(CONFIGS / f"{name}.toml")) == {family: {table: lines(expected)} for family in families}
+
+
+def test_the_redirection_of_the_transparent_proxy() -> None:
+    """What is left alone besides may differ; who is led away, and by which rule, may not."""
+    for family, tables in planned(load(CONFIGS / "transparent-proxy.toml")).items():
+        assert list(tables) == ["nat"], family
+        redirecting = [line for line in tables["nat"] if "REDIRECT" in line or "--uid-owner" in line]
+        first = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m multiport --dports 8080"
+        assert any(f"NFQA-default-PREROUTING {first}" in line for line in redirecting)
+        assert all(line.endswith("-j REDIRECT --to-ports 15002") for line in redirecting if "REDIRECT" in line)
+        assert any("--uid-owner 999" in line and "-A NFQA-default-OUTPUT" in line for line in redirecting)
+        assert tables["nat"][-2:] == lines("-A PREROUTING = jump -j C-PREROUTING\n-A OUTPUT = jump -j C-OUTPUT")
+
+
+def test_one_users_packets_need_no_exclusion_of_the_agents(tmp_path: Path) -> None:
+    file = tmp_path / "egress.toml"
+    file.write_text((CONFIGS / "egress-policy.toml").read_text().replace('"payments"', "1234"))
+    expected = """
+    -A C-OUTPUT -p tcp -m multiport --dports 443 -m owner --uid-owner 1234 = egress -j NFQUEUE --queue-num 110 --queue-bypass
+    -A OUTPUT = jump -j C-OUTPUT
+    """
+    # The offload may put rules of its own beside it.
+    for family in FAMILIES:
+        found = planned(load(file))[family]["mangle"]
+        assert [line for line in found if "NFQUEUE" in line or "jump" in line] == lines(expected)
+
+
+@pytest.mark.parametrize(
+    ("role", "inward", "outward"),
+    [("server", "--dports", "--sports"), ("client", "--sports", "--dports"), ("both", "--ports", "--ports")],
+)
+def test_roles(role: str, inward: str, outward: str) -> None:
+    rule = {"queue": "main", "tcp_ports": [80], "role": role, "family": "inet"}
+    found = planned(config_of(rules={"app": rule}))["inet"]["mangle"]
+    assert [line.split("multiport ")[1].split()[0] for line in found if "multiport" in line] == [inward, outward]
+
+
+def test_what_is_forwarded_crosses_an_interface_either_way() -> None:
+    rule = {"queue": "main", "all": True, "hooks": ["forward"], "interface": "tun+", "family": "inet"}
+    found = planned(config_of(rules={"app": rule}))["inet"]["mangle"]
+    assert found[:3] == lines(
+        """
+        -A C-FORWARD -i tun+ = app -j NFQUEUE --queue-num 100 --queue-bypass
+        -A C-FORWARD -o tun+ = app -j NFQUEUE --queue-num 100 --queue-bypass
+        -A C-FORWARD = end -j RETURN
+        """
+    )
+
+
+def test_more_ports_than_one_match_holds() -> None:
+    ports = [*range(1, 15), "100:200", "300:400", 5000]
+    rule = {"queue": "main", "udp_ports": ports, "hooks": ["input"], "role": "server", "family": "inet"}
+    found = planned(config_of(rules={"app": rule}))["inet"]["mangle"]
+    groups = [line.split("--dports ")[1].split()[0] for line in found if "multiport" in line]
+    # 15 places, and a range takes two (XT_MULTI_PORTS).
+    assert groups == [",".join(map(str, range(1, 15))), "100:200,300:400,5000"]
+
+
+@pytest.mark.parametrize(
+    ("mark", "text"),
+    [("0x10/0xff", "0x10/0xff"), ("0x10", "0x10"), ("16/0xffffffff", "0x10"), ("0/0xff000000", "0x0/0xff000000")],
+)
+def test_a_mark_is_said_as_iptables_says_it(mark: str, text: str) -> None:
+    rule = {"queue": "main", "tcp_ports": [80], "mark": mark, "hooks": ["input"], "family": "inet"}
+    found = planned(config_of(rules={"app": rule}))["inet"]["mangle"]
+    assert f"-m mark --mark {text} -m comment" in found[0]
+
+
+def test_without_bypass_the_rule_holds_without_a_listener() -> None:
+    config = config_of(queue={"main": {"bypass": False}}, rules={"app": {"queue": "main", "tcp_ports": [80], "family": "inet"}})
+    assert all(line.endswith("--queue-num 100") for line in planned(config)["inet"]["mangle"] if "NFQUEUE" in line)
+
+
+def test_the_order_of_ports_in_the_file_changes_nothing() -> None:
+    first = config_of(rules={"app": {"queue": "main", "tcp_ports": [1, 2, "3:4"]}})
+    second = config_of(rules={"app": {"queue": "main", "tcp_ports": ["3:4", 2, 1, 2]}})
+    assert planned(first) == planned(second)
+
+
+def test_the_longest_names_fit_the_kernel() -> None:
+    # XT_EXTENSION_MAXNAMELEN is 29, with its NUL.
+    assert max(map(len, own_chains("a" * 12))) == 28
+    assert instance_of(chain_name("a-b", "postrouting")) == "a-b"
+    assert instance_of("NFQA-INPUT") is None
+    assert instance_of("NFQA-a-ELSEWHERE") is None
+    assert instance_of("DOCKER-USER") is None
+
+
+words = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.:/,", min_size=1, max_size=12).filter(lambda word: word[0] not in "-!")
+option_names = st.from_regex(r"--[a-z][a-z-]{0,15}", fullmatch=True)
+options = st.builds(Option, option_names.filter(lambda name: name != "--comment"), st.just("") | words, st.booleans())
+flags = st.just(Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"))
+comments = st.builds(lambda text: Extension("comment", (Option("--comment", text),)), words)
+names = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,20}", fullmatch=True)
+extensions = st.builds(Extension, names, st.lists(options | flags, max_size=4).map(tuple))
+maybe_negated = st.just("") | words | words.map(lambda word: f"! {word}")
+any_rule = st.builds(
+    Rule,
+    names,
+    extensions | st.just(Extension("")),
+    st.lists(extensions | comments, max_size=4).map(tuple),
+    maybe_negated,
+    maybe_negated,
+    maybe_negated,
+)
+
+
+@given(any_rule)
+def test_a_rule_is_what_its_text_says(rule: Rule) -> None:
+    assert Rule.parse(str(rule)) == rule
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-A INPUT -s 10.0.0.0/8 -j ACCEPT",
+        "-A INPUT ! -d 10.0.0.0/8 -j ACCEPT",
+        "-A INPUT -f -j ACCEPT",
+        "-A INPUT -g ELSEWHERE",
+        "-P INPUT ACCEPT",
+        "-N NFQA-a-INPUT",
+        "-A",
+        '-A INPUT -m comment --comment "open',
+        "",
+    ],
+)
+def test_what_no_rule_of_ours_says_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Rule.parse(text)
+
+
+def test_the_queues_and_the_tag_of_a_rule() -> None:
+    balanced = Rule.parse('-A X -m comment --comment "nfq-agent:a:b" -j NFQUEUE --queue-balance 100:103 --queue-bypass')
+    assert balanced.queues == range(100, 104)
+    assert balanced.tag == "nfq-agent:a:b"
+    assert Rule.parse("-A X -j NFQUEUE --queue-num 7").queues == range(7, 8)
+    other = Rule.parse("-A X -p tcp -j RETURN")
+    assert (other.queues, other.tag) == (range(0), "")
+
+
+def test_all_rules_of_a_table_jumps_first() -> None:
+    jump, inside = Rule.parse("-A INPUT -j X"), Rule.parse("-A X -j RETURN")
+    assert list(TableRules({"X": (inside,)}, (jump,)).rules) == [jump, inside]
