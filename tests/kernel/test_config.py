@@ -140,7 +140,9 @@ def check(folder: Path, text: str, verb: str = "check", namespace: Namespace | N
     path.write_text(text)
     if namespace is None:
         raise AssertionError("verbs run in a namespace")
-    done = namespace.run("env", f"PYTHONPATH={Path(__file__).parent}", *COMMAND, verb, "--config", str(path), check=False)
+    here = Path(__file__).parent
+    found = f"PYTHONPATH={here}:{here.parent / 'support'}"
+    done = namespace.run("env", found, *COMMAND, verb, "--config", str(path), check=False)
     return done.returncode, done.stderr
 
 

@@ -294,7 +294,7 @@ def as_nobody(netns: Namespace, body: str, before: str = "") -> str:
 
 
 LIFE = """
-    from nfq_agent.host.{module} import {kind}
+    from nfq_agent.host.xtables.{module} import {kind}
     from nfq_agent.rules.diff import diff
     from test_rule_hosts import baseline
     host = {kind}("a"{lock})
@@ -321,7 +321,7 @@ def test_rules_without_root(netns: Namespace, before: str, lock: str) -> None:
     netns.run("iptables-legacy-restore", input=many(200))
     was = saved(netns)
     # Which tables are present is root's to know.
-    assert as_nobody(netns, LIFE.format(module="iptables", kind="LegacyHost", lock=lock), before) == "None\n"
+    assert as_nobody(netns, LIFE.format(module="python_iptables", kind="LegacyHost", lock=lock), before) == "None\n"
     assert saved(netns) == was
     assert ours(saved(netns, "ip6tables-legacy")) == []
 
