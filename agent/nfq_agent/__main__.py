@@ -13,7 +13,7 @@ import typer
 from nfq_agent.cli.verbs import app
 from nfq_agent.config.models import ConfigError
 from nfq_agent.host.users import UserError
-from nfq_agent.rules.plan import RuleError
+from nfq_agent.rules.model import RuleError
 from nfq_agent.service.control import ControlError
 
 

@@ -15,7 +15,7 @@ from measure import Benchmark, Goal
 from nfq_agent.config.file import load
 from nfq_agent.host.xtables.backend import choose
 from nfq_agent.rules.plan import plan
-from nfq_agent.service.live_rules import Installation
+from nfq_agent.service.live_rules import LiveRules
 
 _FOREIGN: Final = 20_000
 _BASELINE: Final = ROOT / "tests" / "configs" / "baseline.toml"
@@ -105,7 +105,7 @@ def _restore(texts: dict[str, list[str]]) -> float:
     return _timed(work)
 
 
-def _agent_rules(installation: Installation, remove: bool) -> float:
+def _agent_rules(installation: LiveRules, remove: bool) -> float:
     """Ours; milliseconds. Runs inside."""
     desired = plan(load(_BASELINE), _UID)
     return _timed(installation.remove if remove else lambda: installation.apply(desired))
@@ -116,7 +116,7 @@ def _rules(agent: bool) -> dict[str, float]:
     with Bed() as bed:
         for tool, _ in _FAMILIES:
             bed.here.run(f"{tool}-restore", input=_foreign(tool))
-        installation: Installation = bed.here.call(lambda: Installation(choose("legacy", "default")))
+        installation: LiveRules = bed.here.call(lambda: LiveRules(choose("legacy", "default")))
         found = {}
         # The first commits in a new namespace meet memory that nobody has touched yet; both are measured after that.
         bed.here.call(_agent_rules, installation, False)

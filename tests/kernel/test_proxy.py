@@ -27,7 +27,9 @@ from nfq_agent.config import file as configfile
 from nfq_agent.config.models import ConfigError, ProxyConfig
 from nfq_agent.elements.stream_log import StreamLog, StreamLogOptions
 from nfq_agent.proxy.loop import listen
-from nfq_agent.rules import plan as rules
+from nfq_agent.rules.leaving import keep_for_draining
+from nfq_agent.rules.model import Rule
+from nfq_agent.rules.plan import plan
 from nfq_agent.stream import Answer, Connection, StreamElement
 
 pytestmark = pytest.mark.kernel
@@ -295,10 +297,10 @@ class TestRules:
     def text(self, tmp_path: Path, parked: bool = False, **options: str) -> dict[str, list[str]]:
         path = tmp_path / "agent.toml"
         path.write_text(configuration(**options))
-        ruleset = rules.plan(configfile.load(path), 972)
-        ruleset = rules.parked(ruleset) if parked else ruleset
+        ruleset = plan(configfile.load(path), 972)
+        ruleset = keep_for_draining(ruleset) if parked else ruleset
 
-        def short(rule: rules.Rule) -> str:
+        def short(rule: Rule) -> str:
             text = re.sub(r' -m comment --comment "nfq-agent:default:(\S+)"', r" #\1", str(rule))
             return text.replace("NFQA-default-", "@").replace("-m multiport ", "")
 

@@ -15,7 +15,7 @@ from nfq_agent.host.xtables.backend import RuleHost
 from nfq_agent.host.xtables.nft import NftHost
 from nfq_agent.host.xtables.python_iptables import LegacyHost
 from nfq_agent.rules.diff import Settled, diff, render
-from nfq_agent.rules.plan import FAMILIES, Family, Rule, RuleError, TableRules, TableState
+from nfq_agent.rules.model import FAMILIES, Family, Rule, RuleError, TableRules, TableState
 
 
 class World(Protocol):

@@ -29,7 +29,7 @@ from nfq_agent.host.xtables.kernel import Tables
 from nfq_agent.host.xtables.nft import NftHost
 from nfq_agent.host.xtables.python_iptables import LegacyHost
 from nfq_agent.rules.diff import diff
-from nfq_agent.rules.plan import FAMILIES, RuleError
+from nfq_agent.rules.model import FAMILIES, RuleError
 
 pytestmark = pytest.mark.kernel
 
@@ -184,6 +184,29 @@ def test_who_takes_no_lock_makes_us_read_again(netns: Namespace, monkeypatch: py
         netns.call(LegacyHost("a").apply, "inet", {})
 
 
+def test_a_rule_that_moved_unnoticed_is_not_mistaken_for_ours(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Number and size of the rules stay the same when two of them change places: only the rule itself shows it."""
+    netns.shell("iptables-legacy -w -t mangle -A INPUT -p udp -m udp --dport 9 -j ACCEPT")
+    host = LegacyHost("a")
+    netns.call(host.apply, "inet", baseline())
+    read = Tables.read
+    meddled: list[int] = []
+
+    def read_and_be_overtaken(session: Tables) -> Any:
+        state = read(session)
+        if not meddled:
+            meddled.append(1)
+            swap = "iptables-legacy -t mangle -D INPUT 2; iptables-legacy -t mangle -I INPUT 1 -p udp -m udp --dport 9 -j ACCEPT"
+            subprocess.run(["sh", "-ec", swap], check=True, env={**os.environ, "XTABLES_LOCKFILE": "/run/another.lock"})
+        return state
+
+    monkeypatch.setattr(Tables, "read", read_and_be_overtaken)
+    netns.call(host.apply, "inet", {})
+    lines = saved(netns)
+    assert ours(lines) == []
+    assert [line for line in lines if "--dport 9 -j ACCEPT" in line] == ["[0:0] -A INPUT -p udp -m udp --dport 9 -j ACCEPT"]
+
+
 def test_the_longer_layout_of_libxtables_is_walked_in_its_own_steps() -> None:
     """As Debian 13 has it, without Debian 13: an array of the longer entries."""
     iptc = python_iptables._iptc()
@@ -334,7 +357,7 @@ def test_nft_rules_without_root(netns: Namespace) -> None:
 def test_without_root_or_lock_the_message_says_what_to_do(netns: Namespace) -> None:
     body = """
         from nfq_agent.host.xtables.python_iptables import LegacyHost
-        from nfq_agent.rules.plan import RuleError
+        from nfq_agent.rules.model import RuleError
         from test_rule_hosts import baseline
         try:
             LegacyHost("a").apply("inet", baseline())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from nfq_agent.rules.diff import Change, Delete, DropChain, Insert, NewChain, Settled, settle
-from nfq_agent.rules.plan import (
+from nfq_agent.rules.model import (
     Extension,
     Family,
     Installed,

@@ -23,7 +23,9 @@ from nfq_agent.counters import Slots
 from nfq_agent.host import routes
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
 from nfq_agent.proxy.loop import COUNTERS, ProxySettings, listen, serve
-from nfq_agent.rules import plan as rules
+from nfq_agent.rules.leaving import keep_for_draining
+from nfq_agent.rules.model import Ruleset
+from nfq_agent.rules.plan import plan
 from nfq_agent.stream import StreamChain, StreamElement
 
 # A system user's number that no rule of a test's host has; only the number counts.
@@ -128,7 +130,7 @@ class Proxied:
 
         serve(self.listeners, chain_of, settings, self.counters, control, emit)
 
-    def _write(self, ruleset: rules.Ruleset, wanted: bool) -> None:
+    def _write(self, ruleset: Ruleset, wanted: bool) -> None:
         for family, tables in ruleset.items():
             command = "ip6tables-legacy" if family == "inet6" else "iptables-legacy"
             for table, content in tables.items():
@@ -141,13 +143,13 @@ class Proxied:
 
     def rules_in(self) -> None:
         """Put the rules in, as `plan` has them."""
-        self.namespace.call(routes.settle, self.config.agent.instance, routes.wanted(self.config))
-        self._now = rules.plan(self.config, UID)
+        self.namespace.call(routes.ensure, self.config.agent.instance, routes.wanted(self.config))
+        self._now = plan(self.config, UID)
         self._write(self._now, True)
 
     def rules_parked(self) -> None:
         """What is left while the proxy drains."""
-        parked = rules.parked(self._now)
+        parked = keep_for_draining(self._now)
         for family, tables in self._now.items():
             command = "ip6tables-legacy" if family == "inet6" else "iptables-legacy"
             for table, content in tables.items():
@@ -161,7 +163,7 @@ class Proxied:
         """Take them out."""
         self._write(self._now, False)
         self._now = {}
-        self.namespace.call(routes.settle, self.config.agent.instance, {})
+        self.namespace.call(routes.ensure, self.config.agent.instance, {})
 
     def events(self) -> list[dict[str, Any]]:
         """What it has said so far."""

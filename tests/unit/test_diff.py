@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_agent.rules.diff import Busy, Change, Delete, DropChain, Insert, NewChain, diff, render, settle
-from nfq_agent.rules.plan import Rule, RuleError, TableRules, TableState, chain_name
+from nfq_agent.rules.model import Rule, RuleError, TableRules, TableState, chain_name
 
 CHAINS = [chain_name("a", hook) for hook in ("input", "output", "forward")]
 

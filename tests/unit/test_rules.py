@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 
 from nfq_agent.config.file import load
 from nfq_agent.config.models import Config
-from nfq_agent.rules.plan import (
-    FAMILIES,
-    Extension,
-    Option,
-    Rule,
-    TableRules,
-    chain_name,
-    instance_of,
-    own_chains,
-    plan,
-)
+from nfq_agent.rules.model import FAMILIES, Extension, Option, Rule, TableRules, chain_name, instance_of, own_chains
+from nfq_agent.rules.plan import plan
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 UID = 999

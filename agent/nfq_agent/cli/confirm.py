@@ -12,14 +12,14 @@ import signal
 import sys
 import time
 
-from nfq_agent.rules.plan import RuleError
-from nfq_agent.service.live_rules import Installation, State
+from nfq_agent.rules.model import RuleError
+from nfq_agent.service.live_rules import LiveRules, State
 
 
 class Guard:
     """Waits for the word; without it, it puts back what stood before."""
 
-    def __init__(self, seconds: int, installation: Installation, before: State) -> None:
+    def __init__(self, seconds: int, installation: LiveRules, before: State) -> None:
         self._seconds = seconds
         # Whoever works on the rules for this process holds the writing end too: its EOF comes when all of them are gone.
         reader, self._writer = os.pipe()
@@ -75,7 +75,7 @@ def _answer(seconds: int) -> bool:
     return False
 
 
-def _stand(reader: int, seconds: int, installation: Installation, before: State) -> None:
+def _stand(reader: int, seconds: int, installation: LiveRules, before: State) -> None:
     code = 1
     try:
         os.setsid()

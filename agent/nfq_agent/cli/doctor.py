@@ -17,7 +17,7 @@ from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capa
 from nfq_agent.host.xtables import nft, python_iptables
 from nfq_agent.host.xtables.backend import usable
 from nfq_agent.host.xtables.lock import held_by, holders, lock_path
-from nfq_agent.rules.plan import FAMILIES, RuleError
+from nfq_agent.rules.model import FAMILIES, RuleError
 from nfq_agent.service import control
 
 Level = Literal["good", "warning", "fault"]

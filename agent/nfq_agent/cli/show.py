@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nfq_agent.rules.diff import Changes, Delete, DropChain, Insert, NewChain, render
-from nfq_agent.rules.plan import Family, Rule, Ruleset, instance_of
+from nfq_agent.rules.model import Family, Rule, Ruleset, instance_of
 from nfq_agent.service.live_rules import Found
 
 if TYPE_CHECKING:

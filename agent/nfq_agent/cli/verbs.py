@@ -19,7 +19,7 @@ from nfq_agent.host.users import ensure_user, find_user
 from nfq_agent.host.xtables.backend import choose, usable
 from nfq_agent.rules.plan import plan as plan_rules
 from nfq_agent.service import control
-from nfq_agent.service.live_rules import Installation, compare, listing
+from nfq_agent.service.live_rules import LiveRules, compare, listing
 from nfq_agent.service.policy_generation import foreseen
 
 app = typer.Typer(
@@ -149,7 +149,7 @@ def check(config: ConfigOption = None, instance: InstanceOption = None) -> int:
 def plan(config: ConfigOption = None, instance: InstanceOption = None, json_: JsonOption = False) -> int:
     """Show what applying would change, as rules in iptables text. Writes nothing; exit 3 if there is something to do."""
     loaded = _foreseen(_checked(_load(config, instance)))
-    installation = Installation(choose(loaded.agent.backend, loaded.agent.instance))
+    installation = LiveRules(choose(loaded.agent.backend, loaded.agent.instance))
     user = find_user(loaded.agent.user)
     ruleset = plan_rules(loaded, loaded.agent.user if user is None else user.uid)
     changes = compare(ruleset, installation.read())
@@ -178,7 +178,7 @@ def apply(
     user, made = ensure_user(loaded.agent.user)
     if made:
         show.note(f"made the system user {loaded.agent.user} (uid {user.uid})")
-    installation = Installation(choose(loaded.agent.backend, loaded.agent.instance))
+    installation = LiveRules(choose(loaded.agent.backend, loaded.agent.instance))
     guard = None if confirm_within is None else Guard(confirm_within, installation, installation.read())
     done = installation.apply(plan_rules(loaded, user.uid))
     changes = {family: settled.changes for family, settled in done.items() if settled.changes}
@@ -221,7 +221,7 @@ def remove(
         _refuse_removal_beside_agent(name)
     removed = 0
     for host in usable(name):
-        done = Installation(host).remove(keep_fail_closed=failed)
+        done = LiveRules(host).remove(keep_fail_closed=failed)
         changes = {family: settled.changes for family, settled in done.items() if settled.changes}
         removed += sum(len(steps) for each in changes.values() for steps in each.values())
         show.changes(changes)
@@ -290,7 +290,7 @@ def status(config: ConfigOption = None, instance: InstanceOption = None, json_: 
 def rules(config: ConfigOption = None, instance: InstanceOption = None, json_: JsonOption = False) -> int:
     """Show this instance's rules as the kernel has them, with their counters."""
     loaded = _load(config, instance)
-    found = [(host.name, each) for host in usable(loaded.agent.instance) for each in listing(Installation(host).read())]
+    found = [(host.name, each) for host in usable(loaded.agent.instance) for each in listing(LiveRules(host).read())]
     if json_:
         show.json_object(show.rules_object(loaded.agent.instance, found))
     else:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from nfq_agent.config.models import Config
 from nfq_agent.mark import Mark
-from nfq_agent.rules.plan import FAMILIES, Family, RuleError
+from nfq_agent.rules.model import FAMILIES, Family, RuleError
 
 # Who made a rule or a route (rtm_protocol, linux/rtnetlink.h): no routing daemon has this one.
 PROTOCOL: Final = 221
@@ -41,7 +41,7 @@ def table_of(instance: str) -> int:
     return 0x4E460000 | zlib.crc32(instance.encode()) & 0xFFFF
 
 
-def settle(instance: str, marks: Mapping[Family, Set[Mark]]) -> None:
+def ensure(instance: str, marks: Mapping[Family, Set[Mark]]) -> None:
     """Make the rules and routes of an instance those for `marks`, and remove any other of its own. Raises RuleError."""
     table = str(table_of(instance))
     for family in FAMILIES:
@@ -69,7 +69,7 @@ def sweep(instance: str) -> bool:
     table = str(table_of(instance))
     if shutil.which("ip") is None or not any(_rules(family, table) or _routes(family, table) for family in FAMILIES):
         return False
-    settle(instance, {})
+    ensure(instance, {})
     return True
 
 

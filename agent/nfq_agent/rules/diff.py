@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Protocol
 
-from nfq_agent.rules.plan import Installed, Rule, RuleError, TableRules, TableState
+from nfq_agent.rules.model import Installed, Rule, RuleError, TableRules, TableState
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,251 +1,34 @@
-"""Rules as values: what a configuration asks of the kernel (`plan`), in the text that `iptables -S` prints. No I/O.
-
-Whatever carries the tag `nfq-agent:INSTANCE:RULE` in its comment, and the chains `NFQA-INSTANCE-HOOK`, are ours. Nothing
-else ever is.
-"""
+"""The rules that a configuration asks for (`plan`). No I/O."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 from nfq_agent.config.models import Config, Ports, ProxyConfig, RuleConfig
 from nfq_agent.mark import Kept, Mark
+from nfq_agent.rules.model import (
+    FAMILIES,
+    HOOK_CHAINS,
+    JUMP,
+    OFFLOAD_ACCEPTED,
+    OFFLOAD_DENIED,
+    OFFLOAD_NEW,
+    Extension,
+    Family,
+    Option,
+    Rule,
+    Ruleset,
+    TableRules,
+    chain_name,
+    tag,
+)
 
-Family = Literal["inet", "inet6"]
-FAMILIES: Final[tuple[Family, ...]] = ("inet", "inet6")
-TABLES: Final = ("raw", "mangle", "nat", "filter")
-
-# The suffix of our chain for each hook. A chain's name has 28 characters at most (XT_EXTENSION_MAXNAMELEN), so the
-# longest hook is cut.
-HOOK_CHAINS: Final[Mapping[str, str]] = {
-    "prerouting": "PREROUTING", "input": "INPUT", "forward": "FORWARD", "output": "OUTPUT", "postrouting": "POSTROUTE",
-}  # fmt: skip
 _INWARD: Final = frozenset(("prerouting", "input"))
 _OWNED: Final = frozenset(("output", "postrouting"))
 # xt_multiport holds 15 ports, and a range takes two places (XT_MULTI_PORTS).
 _MULTIPORT_PLACES: Final = 15
-JUMP: Final = "jump"
-
-
-class RuleError(Exception):
-    """The kernel's rules could not be read, or are not as they should be after a change."""
-
-
-class Option(NamedTuple):
-    """`--name value`, `! --name value` if negated; the value is empty for a bare switch."""
-
-    name: str
-    value: str = ""
-    negated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Extension:
-    """A match (`-m name ...`) or a target (`-j name ...`) with its options in the order that iptables prints them."""
-
-    name: str
-    options: tuple[Option, ...] = ()
-
-
 _SYN: Final = Extension("tcp", (Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"),))
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule. chain: where it stands. The rest as in iptables(8); an empty string stands for `any`."""
-
-    chain: str
-    target: Extension
-    matches: tuple[Extension, ...] = ()
-    protocol: str = ""
-    in_interface: str = ""
-    out_interface: str = ""
-
-    @property
-    def tag(self) -> str:
-        """The comment, or an empty string."""
-        for match in self.matches:
-            if match.name == "comment":
-                return match.options[0].value
-        return ""
-
-    @property
-    def queues(self) -> range:
-        """The queue numbers it sends packets to; empty if it sends none."""
-        if self.target.name == "NFQUEUE":
-            for option in self.target.options:
-                if option.name in ("--queue-num", "--queue-balance"):
-                    first, _, last = option.value.partition(":")
-                    return range(int(first), int(last or first) + 1)
-        return range(0)
-
-    @property
-    def spec(self) -> str:
-        """The rule without its chain, as `iptables -S` prints it."""
-        words: list[str] = []
-        for option, value in (("-i", self.in_interface), ("-o", self.out_interface), ("-p", self.protocol)):
-            if value:
-                # A negated one is kept with its mark: `! eth0`.
-                words += ["!", option, value[2:]] if value.startswith("! ") else [option, value]
-        for match in self.matches:
-            words += ["-m", match.name, *_option_words(match.options)]
-        if self.target.name:
-            words += ["-j", self.target.name, *_option_words(self.target.options)]
-        return " ".join(words)
-
-    def __str__(self) -> str:
-        return f"-A {self.chain} {self.spec}".rstrip()
-
-    @classmethod
-    def parse(cls, text: str) -> Rule:
-        """The rule that `iptables -S` prints as `text`.
-
-        Raises ValueError on anything but an append, and on what no rule of ours has: addresses, fragments, a goto.
-        """
-        words = shlex.split(text)
-        if len(words) < 2 or words[0] != "-A":
-            raise ValueError(f"not a rule: {text}")
-        fields = {"-i": "", "-o": "", "-p": ""}
-        matches: list[Extension] = []
-        target: Extension | None = None
-        options: list[Option] = []
-        name = ""
-        is_target = False
-        negated = False
-
-        def close() -> None:
-            nonlocal target
-            if name:
-                extension = Extension(name, tuple(options))
-                if is_target:
-                    target = extension
-                else:
-                    matches.append(extension)
-            options.clear()
-
-        index = 2
-        while index < len(words):
-            word = words[index]
-            index += 1
-            following = words[index] if index < len(words) else ""
-            if word == "!":
-                negated = True
-                continue
-            if word in fields and not name:
-                fields[word] = ("! " if negated else "") + following
-                index += 1
-            elif word in ("-m", "-j"):
-                close()
-                name, is_target = following, word != "-m"
-                index += 1
-            elif word.startswith("--") and name:
-                values: list[str] = []
-                while index < len(words) and words[index] != "!" and not words[index].startswith("-"):
-                    values.append(words[index])
-                    index += 1
-                options.append(Option(word, " ".join(values), negated))
-            else:
-                raise ValueError(f"unexpected {word!r} in rule: {text}")
-            negated = False
-        close()
-        if target is None:
-            target = Extension("")
-        return cls(words[1], target, tuple(matches), fields["-p"], fields["-i"], fields["-o"])
-
-
-def _option_words(options: Iterable[Option]) -> Iterator[str]:
-    for option in options:
-        if option.negated:
-            yield "!"
-        yield option.name
-        if option.value:
-            # iptables quotes a comment, and nothing else that we write.
-            yield f'"{option.value}"' if option.name == "--comment" else option.value
-
-
-@dataclass(frozen=True, slots=True)
-class TableRules:
-    """What one table of one family should hold of ours: own chains in full, and the tagged jumps to them."""
-
-    chains: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
-    jumps: tuple[Rule, ...] = ()
-
-    @property
-    def rules(self) -> Iterator[Rule]:
-        """All rules, jumps first."""
-        yield from self.jumps
-        for chain in self.chains.values():
-            yield from chain
-
-
-Ruleset = Mapping[Family, Mapping[str, TableRules]]
-
-
-@dataclass(frozen=True, slots=True)
-class Installed:
-    """A rule as the kernel has it: its place in the chain from 1, and its counters."""
-
-    rule: Rule
-    number: int
-    packets: int = 0
-    bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TableState:
-    """What one table of one family holds of ours.
-
-    chains: our chains and everything in them. jumps: our tagged rules elsewhere. held: those of our chains that somebody
-    else's rule jumps to, so that they can be emptied but not deleted.
-    """
-
-    chains: Mapping[str, tuple[Installed, ...]] = field(default_factory=dict)
-    jumps: tuple[Installed, ...] = ()
-    held: frozenset[str] = frozenset()
-
-    @property
-    def installed(self) -> Iterator[Installed]:
-        """All rules, jumps first."""
-        yield from self.jumps
-        for chain in self.chains.values():
-            yield from chain
-
-    def as_rules(self) -> TableRules:
-        """The same as something to be wished for (what a roll-back restores)."""
-        return TableRules(
-            {name: tuple(found.rule for found in rules) for name, rules in self.chains.items()},
-            tuple(found.rule for found in self.jumps),
-        )
-
-
-def chain_name(instance: str, hook: str) -> str:
-    """The name of an instance's own chain for a hook."""
-    return f"NFQA-{instance}-{HOOK_CHAINS[hook]}"
-
-
-def own_chains(instance: str) -> frozenset[str]:
-    """The names of all chains that an instance can have."""
-    return frozenset(chain_name(instance, hook) for hook in HOOK_CHAINS)
-
-
-def tag(instance: str, rule: str) -> str:
-    """The comment that a rule of ours carries."""
-    return f"nfq-agent:{instance}:{rule}"
-
-
-def tag_prefix(instance: str) -> str:
-    """What every tag of an instance begins with."""
-    return f"nfq-agent:{instance}:"
-
-
-def instance_of(chain: str) -> str | None:
-    """The instance that owns a chain by its name; None for a foreign chain."""
-    prefix, _, rest = chain.partition("-")
-    instance, _, hook = rest.rpartition("-")
-    return instance if prefix == "NFQA" and instance and hook in HOOK_CHAINS.values() else None
 
 
 def plan(config: Config, uid: int | str) -> Ruleset:
@@ -277,12 +60,6 @@ def _table(instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], u
         chains[chain] = _chain(instance, chain, hook, keeping, [rule for rule, _ in rules], uid)
         jumps.append(Rule(hook.upper(), Extension(chain), (_comment(instance, JUMP),)))
     return TableRules(chains, tuple(jumps))
-
-
-# The names of the rules that keep verdicts; their counters say what was offloaded.
-OFFLOAD_NEW: Final = "offload-new"
-OFFLOAD_ACCEPTED: Final = "offload-accepted"
-OFFLOAD_DENIED: Final = "offload-denied"
 
 
 def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]]) -> list[Rule]:
@@ -478,70 +255,3 @@ def _listener_port(proxy: ProxyConfig, family: Family) -> int | None:
     if family == "inet" and proxy.capture == "redirect":
         return next((each.port for each in proxy.listen if each.host == "::" and each.port not in v4), None)
     return None
-
-
-def parked(ruleset: Ruleset) -> Ruleset:
-    """What stays while proxies drain: nothing new is led to them, what was led there stays connected.
-
-    The last rule that needs connection tracking takes the NAT of running connections with it when it goes
-    (nf_ct_netns_put() in net/netfilter/nf_conntrack_proto.c), so chains of table nat stay, with no jump to them. Of TPROXY,
-    the rule for connections that are there stays. Everything else goes.
-    """
-    kept: dict[Family, dict[str, TableRules]] = {}
-    for family, tables in ruleset.items():
-        for table, rules in tables.items():
-            if table == "nat":
-                kept.setdefault(family, {})[table] = TableRules(rules.chains)
-                continue
-            chains = {
-                chain: tuple(rule for rule in inside if any(match.name == "socket" for match in rule.matches))
-                for chain, inside in rules.chains.items()
-                if any(rule.target.name == "TPROXY" for rule in inside)
-            }
-            if chains:
-                jumps = tuple(jump for jump in rules.jumps if jump.target.name in chains)
-                kept.setdefault(family, {})[table] = TableRules(chains, jumps)
-    return kept
-
-
-def beside(ruleset: Ruleset, standing: Ruleset) -> Ruleset:
-    """`ruleset`, and what of `standing` (what `parked` leaves) it lacks: chains, and rules in those that both have.
-
-    Of table nat, chains alone: in one that is jumped to, an old rule would lead new connections.
-    """
-    joined: dict[Family, dict[str, TableRules]] = {family: dict(tables) for family, tables in ruleset.items()}
-    for family, tables in standing.items():
-        for table, rules in tables.items():
-            there = joined.setdefault(family, {}).get(table, TableRules())
-            chains = dict(there.chains)
-            for chain, inside in rules.chains.items():
-                if chain not in chains:
-                    chains[chain] = inside
-                elif table != "nat":
-                    chains[chain] = (*(rule for rule in inside if rule not in chains[chain]), *chains[chain])
-            jumps = tuple(jump for jump in rules.jumps if jump.target.name not in there.chains)
-            joined[family][table] = TableRules(chains, (*there.jumps, *jumps))
-    return joined
-
-
-def fail_closed(state: Mapping[str, TableState]) -> dict[str, TableRules]:
-    """What stays after a failure: rules without `--queue-bypass`, which keep traffic out while nobody judges it.
-
-    Told from the rules themselves, so that it holds with no configuration at hand. Chains that hold none such go whole.
-    """
-    kept: dict[str, TableRules] = {}
-    for table, there in state.items():
-        chains: dict[str, tuple[Rule, ...]] = {}
-        for name, installed in there.chains.items():
-            rules = tuple(found.rule for found in installed if not _fails_open(found.rule))
-            if any(rule.target.name == "NFQUEUE" for rule in rules):
-                chains[name] = rules
-        jumps = tuple(found.rule for found in there.jumps if found.rule.target.name in chains)
-        if chains:
-            kept[table] = TableRules(chains, jumps)
-    return kept
-
-
-def _fails_open(rule: Rule) -> bool:
-    bypass = any(option.name == "--queue-bypass" for option in rule.target.options)
-    return rule.target.name in ("REDIRECT", "TPROXY") or (rule.target.name == "NFQUEUE" and bypass)

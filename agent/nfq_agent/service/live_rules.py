@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from nfq_agent.host.xtables.backend import RuleHost
 from nfq_agent.rules.diff import Changes, Settled, diff
-from nfq_agent.rules.plan import FAMILIES, Family, Installed, RuleError, Ruleset, TableRules, TableState, fail_closed
+from nfq_agent.rules.leaving import fail_closed
+from nfq_agent.rules.model import FAMILIES, Family, Installed, RuleError, Ruleset, TableRules, TableState
 
 State = Mapping[Family, Mapping[str, TableState]]
 
@@ -21,7 +22,7 @@ class Found:
     installed: Installed
 
 
-class Installation:
+class LiveRules:
     """What an instance has in the kernel, through one backend."""
 
     def __init__(self, host: RuleHost) -> None:

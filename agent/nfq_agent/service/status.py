@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nfq_agent.config.models import Config
-from nfq_agent.rules.plan import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
+from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
 from nfq_agent.service.crew import Crew, QueueWorker
 from nfq_agent.service.live_rules import Found
 

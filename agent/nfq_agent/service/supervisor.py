@@ -22,10 +22,12 @@ from nfq_agent.host.xtables.backend import choose
 from nfq_agent.log import Log
 from nfq_agent.queue.queue import QueueError
 from nfq_agent.rules.diff import render
-from nfq_agent.rules.plan import RuleError, Ruleset, beside, parked, plan
+from nfq_agent.rules.leaving import keep_for_draining, merged
+from nfq_agent.rules.model import RuleError, Ruleset
+from nfq_agent.rules.plan import plan
 from nfq_agent.service import control, status
 from nfq_agent.service.crew import Crew, ProxyWorker, QueueWorker, Worker, WorkerError
-from nfq_agent.service.live_rules import Installation, State, compare, listing
+from nfq_agent.service.live_rules import LiveRules, State, compare, listing
 from nfq_agent.service.policy_generation import advance
 
 _TICK: Final = 1.0
@@ -53,7 +55,7 @@ class Supervisor:
         self._reload_asked = False
         self._ruleset: Ruleset = {}
         self._rules_in = False
-        self._installation: Installation | None = None
+        self._installation: LiveRules | None = None
         self._user = User(-1, -1)
         self._server: control.Server | None = None
         self._lock: control.Lock | None = None
@@ -89,7 +91,7 @@ class Supervisor:
         self._user, made = ensure_user(agent.user)
         if made:
             self._log(f"made the system user {agent.user} (uid {self._user.uid})")
-        self._installation = Installation(choose(agent.backend, agent.instance))
+        self._installation = LiveRules(choose(agent.backend, agent.instance))
         if notice := self._installation.host.notice:
             self._log(notice, "warning")
         self._config = advance(self._config, control.folder() / f"{agent.instance}.generations")
@@ -101,7 +103,7 @@ class Supervisor:
         # same commit that puts the new ones in.
         self._rules_in = True
         if routes.wanted(self._config):
-            routes.settle(agent.instance, routes.wanted(self._config))
+            routes.ensure(agent.instance, routes.wanted(self._config))
         settled = self._installation.apply(self._ruleset)
         state: State = {family: each.after for family, each in settled.items()}
         self._note_held(state)
@@ -145,12 +147,12 @@ class Supervisor:
                 if self._crew.proxies and not failed:
                     # Their running connections stand on rules too; those go last.
                     with contextlib.suppress(RuleError):
-                        self._installation.apply(parked(self._ruleset))
+                        self._installation.apply(keep_for_draining(self._ruleset))
                     self._crew.retire(list(self._crew.proxies.values()))
                     self._crew.wait_for_leaving()
                 self._installation.remove(keep_fail_closed=failed)
                 if routes.wanted(self._config):
-                    routes.settle(self._config.agent.instance, {})
+                    routes.ensure(self._config.agent.instance, {})
                 if failed and (kept := listing(self._installation.read())):
                     self._log(
                         f"{len(kept)} rules stay, for queues with bypass = false: their traffic is kept out until the next "
@@ -313,7 +315,7 @@ class Supervisor:
         ]
         ruleset = plan(new, self._user.uid)
         # What running connections of a proxy stand on goes when they have ended.
-        at_first = beside(ruleset, parked(self._ruleset))
+        at_first = merged(ruleset, keep_for_draining(self._ruleset))
         # Routes come before the rules that need them, and go after those that did.
         routed = routes.wanted(self._config, new)
         log_before = self._log.become(open_log(log_settings(new.log))) if relog else None
@@ -326,7 +328,7 @@ class Supervisor:
                 crew.replace(old, worker)
                 replaced.append((old, worker))
             if routed:
-                routes.settle(new.agent.instance, routed)
+                routes.ensure(new.agent.instance, routed)
             settled = self._installation.apply(at_first)
         except BaseException:
             if routed:
@@ -362,7 +364,7 @@ class Supervisor:
     def _route(self, config: Config) -> None:
         """Have the routes of this configuration, and no others of ours."""
         try:
-            routes.settle(config.agent.instance, routes.wanted(config))
+            routes.ensure(config.agent.instance, routes.wanted(config))
         except RuleError as error:
             self._log(
                 f"the routes for TPROXY are not what the configuration needs: {error}; stop the agent, run `nfq-agent remove`, "

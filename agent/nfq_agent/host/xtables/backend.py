@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from nfq_agent.host.xtables import nft, python_iptables
 from nfq_agent.rules.diff import Settled
-from nfq_agent.rules.plan import Family, RuleError, TableRules, TableState
+from nfq_agent.rules.model import Family, RuleError, TableRules, TableState
 
 
 class RuleHost(Protocol):

@@ -19,17 +19,7 @@ from typing import Any, Final
 
 from nfq_agent.host.xtables.image import Entry, Image, version
 from nfq_agent.rules.diff import Busy, Change, Delete, DropChain, Insert, NewChain
-from nfq_agent.rules.plan import (
-    Extension,
-    Family,
-    Installed,
-    Option,
-    Rule,
-    RuleError,
-    TableState,
-    own_chains,
-    tag_prefix,
-)
+from nfq_agent.rules.model import Extension, Family, Installed, Option, Rule, RuleError, TableState, own_chains, tag_prefix
 
 FAMILY_NAMES: Final[Mapping[Family, str]] = {"inet": "IPv4", "inet6": "IPv6"}
 _VERDICTS: Final = frozenset(("ACCEPT", "DROP", "RETURN", "QUEUE"))

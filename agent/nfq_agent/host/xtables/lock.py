@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from nfq_agent.rules.plan import RuleError
+from nfq_agent.rules.model import RuleError
 
 DEFAULT_PATH: Final = "/run/xtables.lock"
 DEADLINE: Final = 10.0

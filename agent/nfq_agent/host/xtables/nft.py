@@ -20,7 +20,7 @@ from functools import partial
 from typing import Final
 
 from nfq_agent.rules.diff import Busy, Change, Delete, DropChain, Insert, NewChain, Settled, settle
-from nfq_agent.rules.plan import (
+from nfq_agent.rules.model import (
     TABLES,
     Extension,
     Family,

@@ -26,15 +26,7 @@ from nfq_agent.host.one_shot import Errand, ErrandError, errand
 from nfq_agent.host.xtables.kernel import FAMILY_NAMES, Tables
 from nfq_agent.host.xtables.lock import DEADLINE, release, xtables_lock
 from nfq_agent.rules.diff import Settled, settle
-from nfq_agent.rules.plan import (
-    TABLES,
-    Family,
-    Rule,
-    RuleError,
-    TableRules,
-    TableState,
-    instance_of,
-)
+from nfq_agent.rules.model import TABLES, Family, Rule, RuleError, TableRules, TableState, instance_of
 
 _NAMES: Final[Mapping[Family, str]] = {
     # Not /proc/net: that link is hidden from a service with ProcSubset=pid.

@@ -12,8 +12,8 @@ from test_rule_hosts import baseline, rules
 from nfq_agent.host.xtables.backend import RuleHost
 from nfq_agent.host.xtables.nft import NftHost
 from nfq_agent.host.xtables.python_iptables import LegacyHost
-from nfq_agent.rules.plan import FAMILIES, Family, RuleError
-from nfq_agent.service.live_rules import Installation, listing
+from nfq_agent.rules.model import FAMILIES, Family, RuleError
+from nfq_agent.service.live_rules import LiveRules, listing
 
 pytestmark = pytest.mark.kernel
 
@@ -26,30 +26,30 @@ REFUSED = rules(
 )
 
 
-def _count(installation: Installation) -> dict[Family, int]:
-    found = listing(installation.read())
+def _count(live: LiveRules) -> dict[Family, int]:
+    found = listing(live.read())
     return {family: sum(each.family == family for each in found) for family in FAMILIES}
 
 
 @HOSTS
 def test_what_one_family_refuses_the_other_does_not_keep(netns: Namespace, host: RuleHost) -> None:
     def inside() -> None:
-        installation = Installation(host)
+        live = LiveRules(host)
         before = {"inet": baseline("a", 1), "inet6": baseline("a", 2)}
-        installation.apply(before)
-        old = [str(each.installed.rule) for each in listing(installation.read())]
-        assert _count(installation) == {"inet": 4, "inet6": 4}
+        live.apply(before)
+        old = [str(each.installed.rule) for each in listing(live.read())]
+        assert _count(live) == {"inet": 4, "inet6": 4}
         with pytest.raises(RuleError):
-            installation.apply({"inet": baseline("a", 1, 2, 3), "inet6": REFUSED})
-        assert [str(each.installed.rule) for each in listing(installation.read())] == old
+            live.apply({"inet": baseline("a", 1, 2, 3), "inet6": REFUSED})
+        assert [str(each.installed.rule) for each in listing(live.read())] == old
         # Nor the other way round.
         with pytest.raises(RuleError):
-            installation.apply({"inet": REFUSED, "inet6": baseline("a", 1, 2, 3)})
-        assert [str(each.installed.rule) for each in listing(installation.read())] == old
-        installation.apply({"inet": baseline("a", 1, 2, 3), "inet6": baseline("a", 1, 2, 3)})
-        assert _count(installation) == {"inet": 8, "inet6": 8}
-        assert set(installation.remove()) == set(FAMILIES)
-        assert _count(installation) == {"inet": 0, "inet6": 0}
+            live.apply({"inet": REFUSED, "inet6": baseline("a", 1, 2, 3)})
+        assert [str(each.installed.rule) for each in listing(live.read())] == old
+        live.apply({"inet": baseline("a", 1, 2, 3), "inet6": baseline("a", 1, 2, 3)})
+        assert _count(live) == {"inet": 8, "inet6": 8}
+        assert set(live.remove()) == set(FAMILIES)
+        assert _count(live) == {"inet": 0, "inet6": 0}
 
     netns.call(inside)
 
@@ -69,13 +69,13 @@ def test_a_family_that_can_not_be_cleaned_does_not_keep_the_other(netns: Namespa
 
     def inside() -> None:
         host = Broken("a")
-        installation = Installation(host)
-        installation.apply({"inet": baseline(), "inet6": baseline()})
+        live = LiveRules(host)
+        live.apply({"inet": baseline(), "inet6": baseline()})
         host.broken = True
         with pytest.raises(RuleError, match="without an answer"):
-            installation.remove()
+            live.remove()
         host.broken = False
-        assert _count(installation)["inet6"] == 0
+        assert _count(live)["inet6"] == 0
 
     netns.call(inside)
 

@@ -1,0 +1,74 @@
+"""The rules that stay: while proxies drain, during a reload, and after a failure. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nfq_agent.rules.model import Family, Rule, Ruleset, TableRules, TableState
+
+
+def keep_for_draining(ruleset: Ruleset) -> Ruleset:
+    """What stays while proxies drain: nothing new is led to them, what was led there stays connected.
+
+    The last rule that needs connection tracking takes the NAT of running connections with it when it goes
+    (nf_ct_netns_put() in net/netfilter/nf_conntrack_proto.c), so chains of table nat stay, with no jump to them. Of TPROXY,
+    the rule for connections that are there stays. Everything else goes.
+    """
+    kept: dict[Family, dict[str, TableRules]] = {}
+    for family, tables in ruleset.items():
+        for table, rules in tables.items():
+            if table == "nat":
+                kept.setdefault(family, {})[table] = TableRules(rules.chains)
+                continue
+            chains = {
+                chain: tuple(rule for rule in inside if any(match.name == "socket" for match in rule.matches))
+                for chain, inside in rules.chains.items()
+                if any(rule.target.name == "TPROXY" for rule in inside)
+            }
+            if chains:
+                jumps = tuple(jump for jump in rules.jumps if jump.target.name in chains)
+                kept.setdefault(family, {})[table] = TableRules(chains, jumps)
+    return kept
+
+
+def merged(ruleset: Ruleset, standing: Ruleset) -> Ruleset:
+    """`ruleset`, and what of `standing` (what `keep_for_draining` leaves) it lacks: chains, and rules in those that both have.
+
+    Of table nat, chains alone: in one that is jumped to, an old rule would lead new connections.
+    """
+    joined: dict[Family, dict[str, TableRules]] = {family: dict(tables) for family, tables in ruleset.items()}
+    for family, tables in standing.items():
+        for table, rules in tables.items():
+            there = joined.setdefault(family, {}).get(table, TableRules())
+            chains = dict(there.chains)
+            for chain, inside in rules.chains.items():
+                if chain not in chains:
+                    chains[chain] = inside
+                elif table != "nat":
+                    chains[chain] = (*(rule for rule in inside if rule not in chains[chain]), *chains[chain])
+            jumps = tuple(jump for jump in rules.jumps if jump.target.name not in there.chains)
+            joined[family][table] = TableRules(chains, (*there.jumps, *jumps))
+    return joined
+
+
+def fail_closed(state: Mapping[str, TableState]) -> dict[str, TableRules]:
+    """What stays after a failure: rules without `--queue-bypass`, which keep traffic out while nobody judges it.
+
+    Told from the rules themselves, so that it holds with no configuration at hand. Chains that hold none such go whole.
+    """
+    kept: dict[str, TableRules] = {}
+    for table, there in state.items():
+        chains: dict[str, tuple[Rule, ...]] = {}
+        for name, installed in there.chains.items():
+            rules = tuple(found.rule for found in installed if not _fails_open(found.rule))
+            if any(rule.target.name == "NFQUEUE" for rule in rules):
+                chains[name] = rules
+        jumps = tuple(found.rule for found in there.jumps if found.rule.target.name in chains)
+        if chains:
+            kept[table] = TableRules(chains, jumps)
+    return kept
+
+
+def _fails_open(rule: Rule) -> bool:
+    bypass = any(option.name == "--queue-bypass" for option in rule.target.options)
+    return rule.target.name in ("REDIRECT", "TPROXY") or (rule.target.name == "NFQUEUE" and bypass)
