@@ -16,7 +16,7 @@ FLOORS = (
      "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.one_shot"),
     ("packet", "host.child", "host.nfqueue.inbox", "protocols.*"),
     ("flow", "checksum", "host.nfqueue.channel", "proxy.processes"),
-    ("reject", "element", "queue.queue"),
+    ("reject", "element", "queue.queue", "service.packet_source"),
     ("stream", "match", "service.packet_loop"),
     ("proxy.relay",),
     ("elements.*",),

@@ -617,9 +617,15 @@ class Queue:
                 raise QueueStateError(self.number, "packets are retained; a batch would answer them too")
             self._bound().answer_up_to(below, verdict)
 
-    def watch(self, descriptor: int) -> None:
-        """Have `wait` end when this descriptor is readable too."""
-        self._poll.register(descriptor, select.POLLIN)
+    @property
+    def kernel(self) -> Self:
+        """The queue itself (see `nfq_agent.service.packet_source`)."""
+        return self
+
+    def start(self, control: int) -> None:
+        """Confirm that this process may answer; `wait` also returns when `control` is readable. Raises QueuePermissionError."""
+        self.confirm()
+        self._poll.register(control, select.POLLIN)
 
     def wait(self, timeout: float | None = None) -> list[int]:
         """Wait until packets are there, `stop` is called or `timeout` seconds have passed; the readable descriptors.
@@ -642,8 +648,8 @@ class Queue:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
 
-    def answer_retained(self) -> None:
-        """Answer by policy whatever was retained, or read and not looked at."""
+    def finish(self) -> None:
+        """Answer by policy what is retained, or read and not looked at."""
         self._answer_by_policy([packet for packet, _ in self._held.values()] + list(self._backlog))
         self._backlog.clear()
 

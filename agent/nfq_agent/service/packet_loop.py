@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from socket import MSG_DONTWAIT, socket
 from typing import Any, Final
 from zlib import crc32
@@ -21,7 +22,8 @@ from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain, Emit, Needs
 from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.packet import FiveTuple, Packet, PacketError
-from nfq_agent.queue.queue import BUDGET, Queue
+from nfq_agent.queue.queue import BUDGET
+from nfq_agent.service.packet_source import KernelQueue, PacketSource
 from nfq_agent.verdict import ACCEPT, RETAIN, Action, RewriteError, Verdict, VerdictError
 
 # How often the loop looks at what is not a packet, in seconds: the control socket while packets keep coming, the socket's
@@ -98,7 +100,7 @@ class WorkerLoop:
 
     def __init__(
         self,
-        queue: Queue,
+        source: PacketSource,
         chain: ElementChain,
         settings: WorkerSettings,
         counters: Counters,
@@ -106,7 +108,8 @@ class WorkerLoop:
         emit: Emit,
         inject: Inject | None = None,
     ) -> None:
-        self._queue = queue
+        self._source = source
+        self._kernel = source.kernel
         self._chain = chain
         self._settings = settings
         self._counters = counters
@@ -141,12 +144,14 @@ class WorkerLoop:
 
     def _choose_turn(self) -> Callable[[], int]:
         monitored = self._settings.monitor and self._settings.default.action is Action.DROP
+        if self._kernel is None:
+            return self._judge
         if len(self._chain) == 0 and not monitored:
-            return self._pass_all
+            return partial(self._pass_all, self._kernel)
         # A listener has to be shown each packet, so that nothing is saved by knowing the verdict; and whose packet it is, a
         # five-tuple does not tell.
         if self._chain.pure and not self._chain.listens and not self._chain.reads_process:
-            return self._look_up
+            return partial(self._look_up, self._kernel)
         return self._judge
 
     def run(self) -> None:
@@ -154,10 +159,10 @@ class WorkerLoop:
 
         Raises QueuePermissionError if the kernel does not let this process answer. Whatever else it raises is a fault of ours.
         """
-        queue, counters = self._queue, self._counters
-        queue.confirm()
-        queue.watch(self._control.fileno())
-        queue.be_patient(_PATIENCE, self._settings.busy_poll)
+        source, counters = self._source, self._counters
+        source.start(self._control.fileno())
+        if self._kernel is not None:
+            self._kernel.be_patient(_PATIENCE, self._settings.busy_poll)
         self._chain.start()
         try:
             self._control.send(b"ready\n")
@@ -172,7 +177,7 @@ class WorkerLoop:
                 counters.heartbeat = time.monotonic_ns()
         finally:
             self._release(math.inf)
-            queue.answer_retained()
+            source.finish()
             self._count_rare()
             self._chain.stop()
 
@@ -201,7 +206,7 @@ class WorkerLoop:
         self._looked = self._now
         if self._delayed:
             timeout = min(timeout, max(0.0, self._delayed[0][0] - time.monotonic()))
-        if self._control.fileno() in self._queue.wait(timeout):
+        if self._control.fileno() in self._source.wait(timeout):
             try:
                 said = self._control.recv(4096, MSG_DONTWAIT)
             except BlockingIOError:
@@ -215,8 +220,8 @@ class WorkerLoop:
 
     def _count_rare(self) -> None:
         counters = self._counters
-        counters.enobufs = self._queue.drops()
-        counters.unanswered = self._queue.unanswered
+        counters.enobufs = self._source.drops()
+        counters.unanswered = self._source.unanswered
         if self._flows is not None:
             counters.flows = len(self._flows)
             counters.flows_evicted = self._flows.evicted
@@ -226,15 +231,16 @@ class WorkerLoop:
     def _take_over(self) -> int:
         """Answer what the predecessor had taken: all that is older than the first packet found, or, when there is none, all
         that the kernel had numbered when this process was started."""
-        queue, counters, settings = self._queue, self._counters, self._settings
-        packets = queue.read(1)
+        source, counters, settings = self._source, self._counters, self._settings
+        packets = source.read(1)
         if not packets:
             # A packet gets its number just before it gets into the socket.
             time.sleep(0.001)
-            packets = queue.read(1)
+            packets = source.read(1)
         assert settings.lost_below is not None
+        assert self._kernel is not None
         last = packets[0].id - 1 if packets else settings.lost_below
-        queue.answer_lost(last & 0xFFFFFFFF, settings.on_error)
+        self._kernel.answer_lost(last & 0xFFFFFFFF, settings.on_error)
         self._awaits_first = False
         lost = (last - counters.last_id) & 0xFFFFFFFF
         # Beyond half of the number range it lies before, not behind.
@@ -252,16 +258,16 @@ class WorkerLoop:
 
     # The three ways of a turn.
 
-    def _pass_all(self) -> int:
+    def _pass_all(self, queue: KernelQueue) -> int:
         """No element looks at anything."""
         verdict = self._settings.default
         each = self._awaiting
-        count = self._queue.skim_each(verdict, _AWAITED) if each else self._queue.skim(verdict, self._budget)
+        count = queue.skim_each(verdict, _AWAITED) if each else queue.skim(verdict, self._budget)
         self._look_ahead(each, count)
         if count:
             self._count(verdict, count)
             self._counters.received += count
-            self._counters.last_id = self._queue.last
+            self._counters.last_id = queue.last
         return count
 
     def _look_ahead(self, each: bool, count: int) -> None:
@@ -277,20 +283,20 @@ class WorkerLoop:
             used_up = count == self._budget and time.monotonic() - self._now < _SHORT
             self._budget = min(self._budget + _LONGER, _LONGEST_TURN) if used_up else BUDGET
 
-    def _look_up(self) -> int:
+    def _look_up(self, queue: KernelQueue) -> int:
         """Every element promises that its answer follows from the five-tuple and the place."""
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         self._asked = 0
         each = self._awaiting
-        count, runs = self._queue.sort(self._known, self._remember, _AWAITED if each else self._budget, each)
+        count, runs = queue.sort(self._known, self._remember, _AWAITED if each else self._budget, each)
         self._look_ahead(each, count)
         if count:
             for _, number, verdict in runs:
                 self._count(verdict, number)
             self._counters.received += count
             self._counters.cached += count - self._asked
-            self._counters.last_id = self._queue.last
+            self._counters.last_id = queue.last
         return count
 
     def _remember(self, packet: Packet, key: Any) -> Verdict:
@@ -307,7 +313,7 @@ class WorkerLoop:
         return verdict
 
     def _judge(self) -> int:
-        packets = self._queue.read(BUDGET)
+        packets = self._source.read(BUDGET)
         if packets:
             self._judge_these(packets)
         return len(packets)
@@ -318,7 +324,7 @@ class WorkerLoop:
         for packet in packets:
             verdict = self._ask(packet, self._decide)
             answers.append((packet, self._settings.on_error if verdict is None else self._enforced(packet, verdict)))
-        self._queue.answer([(packet, self._kept_back(packet, v) if v.delay else v) for packet, v in answers])
+        self._source.answer([(packet, self._kept_back(packet, v) if v.delay else v) for packet, v in answers])
         for packet, verdict in answers:
             if verdict.inject:
                 self._send(packet, verdict.inject)
@@ -344,7 +350,7 @@ class WorkerLoop:
             _, _, packet, verdict = heapq.heappop(delayed)
             # The queue answers by its own policy when too many wait, or too long.
             with contextlib.suppress(VerdictError):
-                self._queue.verdict(packet, verdict)
+                self._source.verdict(packet, verdict)
 
     # What all of them share.
 
@@ -367,7 +373,7 @@ class WorkerLoop:
             flow = self._flows.observe(five_tuple, self._now)
         verdict = self._chain.decide(packet, flow)
         if verdict is not ACCEPT:
-            self._queue.check(packet, verdict)
+            self._source.check(packet, verdict)
             if verdict.payload is not None and not verdict.exact:
                 verdict = _mended(packet, verdict, verdict.payload)
         return verdict

@@ -1,0 +1,81 @@
+"""What a worker's loop asks of the source of its packets. Types only: a queue, a tap and an inline link each implement it.
+
+One thread uses a source. Every packet that `read` returns gets exactly one verdict, through `answer` or `verdict`; `finish`
+answers the packets that still wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from nfq_agent.packet import Packet
+from nfq_agent.verdict import Verdict
+
+
+class KernelQueue(Protocol):
+    """What only a kernel queue can do: answer packets without making an object of each, and outlive its worker."""
+
+    @property
+    def last(self) -> int:
+        """The number of the latest packet that was read; 0 before the first."""
+
+    def be_patient(self, seconds: float, spin: float = 0.0) -> None:
+        """Set how long `skim_each` and `sort(each=True)` wait for the next packet, in seconds: asleep, or polling if `spin`."""
+
+    def skim(self, verdict: Verdict, budget: int) -> int:
+        """Give up to `budget` waiting packets the same verdict. Returns how many."""
+
+    def skim_each(self, verdict: Verdict, budget: int) -> int:
+        """Wait for packets and answer each as it comes. Returns how many."""
+
+    def sort(
+        self,
+        known: dict[bytes, Verdict],
+        decide: Callable[[Packet, bytes | None], Verdict],
+        budget: int,
+        each: bool = False,
+    ) -> tuple[int, list[tuple[int, int, Verdict]]]:
+        """Answer packets with verdicts known by five-tuple, hook and interfaces. Returns how many, and runs of equal verdicts."""
+
+    def answer_lost(self, below: int, verdict: Verdict) -> None:
+        """Answer every packet numbered up to `below` that a dead predecessor had read."""
+
+
+class PacketSource(Protocol):
+    """Packets in, verdicts out."""
+
+    @property
+    def kernel(self) -> KernelQueue | None:
+        """The quicker turns and the takeover of a kernel queue; None for a source that is none."""
+
+    @property
+    def unanswered(self) -> int:
+        """How many packets were answered by policy."""
+
+    def start(self, control: int) -> None:
+        """Make sure that verdicts are accepted, and let `wait` return when the descriptor `control` is readable too.
+
+        Raises QueuePermissionError where this process may not answer packets.
+        """
+
+    def wait(self, timeout: float) -> list[int]:
+        """Wait until packets or a message on `control` come, at most `timeout` seconds. Returns the readable descriptors."""
+
+    def read(self, budget: int) -> list[Packet]:
+        """Up to `budget` waiting packets; does not wait."""
+
+    def check(self, packet: Packet, verdict: Verdict) -> None:
+        """Raise VerdictError or RewriteError unless this packet can be given this verdict."""
+
+    def answer(self, answers: Sequence[tuple[Packet, Verdict]]) -> None:
+        """Send the verdicts of packets just read, in the order of reading. RETAIN keeps a packet for `verdict`."""
+
+    def verdict(self, packet: Packet, verdict: Verdict) -> None:
+        """Send the verdict of one retained packet. Raises VerdictError if it has been answered."""
+
+    def finish(self) -> None:
+        """Answer the packets that still wait by policy."""
+
+    def drops(self) -> int:
+        """Packets that did not fit into the receive buffer so far."""
