@@ -12,9 +12,10 @@ HOUSE = Path(__file__).parent.parent / "agent" / "nfq_agent"
 
 # From the ground up; what stands on a floor imports only from the floors below it, or from its own package (a star).
 FLOORS = (
-    ("verdict", "facts", "mark", "duration", "size", "rate", "networks", "interfaces", "log", "counters", "service.control",
+    ("verdict", "mark", "duration", "size", "rate", "networks", "interfaces", "log", "counters", "service.control",
      "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.one_shot"),
     ("packet", "host.child", "host.nfqueue.inbox", "protocols.*"),
+    ("facts",),
     ("flow", "checksum", "host.nfqueue.channel", "proxy.processes"),
     ("reject", "element", "queue.queue", "service.packet_source"),
     ("stream", "match", "service.packet_loop"),

@@ -1,13 +1,13 @@
-"""The facts of a flow as people are told of them: the fields of an event, and a few words. Values only."""
+"""The facts of a flow in the log: the fields of an event, and a few words. Values only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-# The name that a person wants to see, the most telling first.
-_NAMES: Final = ("tls_sni", "http_host", "dns_name", "pg_database", "ssh_banner", "smtp_helo", "mqtt_client_id", "redis_command")
-# The arguments of an event that are no fields.
+from nfq_agent.protocols.known import HEADLINES
+
+# The arguments of an event that are not fields.
 _TAKEN: Final = frozenset(("self", "message", "level"))
 
 
@@ -21,7 +21,7 @@ def words(facts: Mapping[str, Any]) -> str:
     protocol = facts.get("protocol")
     if not protocol:
         return ""
-    name = next((_text(facts[key]) for key in _NAMES if facts.get(key)), "")
+    name = next((_text(facts[key]) for key in HEADLINES if facts.get(key)), "")
     return f"{protocol} {name}".rstrip()
 
 

@@ -20,9 +20,10 @@ from nfq_agent.element import Options
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.networks import NetworkField, NetworkMap
 from nfq_agent.packet import PROTOCOL_NAMES, FiveTuple, Hook, Packet
+from nfq_agent.protocols.known import PROTOCOLS
 
-# Protocols that are found out from what a flow carries (`flow.facts["protocol"]`), as against those of the IP header.
-APPLICATIONS: Final = ("tls", "quic", "http", "dns", "ssh", "smtp", "imap", "postgresql", "redis", "mqtt")
+# Protocols found in the data of a flow (`flow.facts["protocol"]`), in contrast to those of the IP header.
+APPLICATIONS: Final = tuple(protocol.name for protocol in PROTOCOLS)
 _NUMBERS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
 _DIRECTIONS: Final = {"in": (Hook.PREROUTING, Hook.INPUT), "out": (Hook.OUTPUT, Hook.POSTROUTING)}
 

@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
 from openings import OPENINGS, dns_query
 
-from nfq_agent.elements.dpi import BYTES, PARSERS, Dpi, DpiOptions
+from nfq_agent.elements.dpi import BYTES, Dpi, DpiOptions
 from nfq_agent.flow import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import dns, quic
+from nfq_agent.protocols.known import PARSERS
 from nfq_agent.reject import refuse
 from nfq_agent.testing import tcp, udp
 

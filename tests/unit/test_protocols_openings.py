@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openings import OPENINGS, dns_query
 
-from nfq_agent.elements.dpi import PARSERS
 from nfq_agent.protocols import MORE, NO, Found, dns, quic
+from nfq_agent.protocols.known import PARSERS
 
 IDS = list(OPENINGS)
 

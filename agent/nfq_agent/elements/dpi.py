@@ -8,7 +8,6 @@ guesses. docs/dpi.md lists the facts.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from struct import Struct
 from typing import Annotated, Any, Final
 
@@ -19,7 +18,8 @@ from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.facts import fields, words
 from nfq_agent.flow import Flow
 from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
-from nfq_agent.protocols import NO, Found, Result, dns, http1, imap, mqtt, postgresql, quic, redis, smtp, ssh, tls
+from nfq_agent.protocols import NO, Found, Parser, dns, quic
+from nfq_agent.protocols.known import BY_NAME, PARSERS
 from nfq_agent.reassembly import Reassembly
 from nfq_agent.verdict import Verdict
 
@@ -32,16 +32,6 @@ _SYN: Final = 2
 _RST: Final = 4
 _ACK: Final = 16
 _SEQUENCE: Final = Struct("!II")
-
-Parser = Callable[[bytes, bytes], Result]
-# The most usual first; no two of them find anything in the same bytes.
-PARSERS: Final[tuple[Parser, ...]] = (
-    tls.parse, http1.parse, ssh.parse, postgresql.parse, redis.parse, mqtt.parse, smtp.parse, imap.parse, dns.parse,
-)  # fmt: skip
-# What may ask for another name later in the same connection: the next request, the hello after a HelloRetryRequest.
-_AGAIN: Final[dict[str, tuple[Parser, str]]] = {
-    "http": (http1.parse, "http_host"), "tls": (tls.parse, "tls_sni"), "dns": (dns.parse, "dns_name"),
-}  # fmt: skip
 
 
 class DpiOptions(element.Options):
@@ -162,7 +152,7 @@ class Dpi(PacketElement):
             return
         from_client = (headers.five_tuple == flow.origin) == connection.from_origin
         decided = flow.facts["dpi"] != "undecided"
-        if decided and connection.client is None and (not from_client or flow.facts.get("protocol") not in _AGAIN):
+        if decided and connection.client is None and not (from_client and _changing(flow)):
             return
         data = packet.data
         if not data:
@@ -305,7 +295,9 @@ class Dpi(PacketElement):
 
     def _again(self, flow: Flow, connection: _Connection, sequence: int, data: bytes, now: float) -> None:
         """A later packet of the client in a decided connection: it may ask for another name."""
-        parser, _ = _AGAIN[flow.facts["protocol"]]
+        parser = BY_NAME[flow.facts["protocol"]].parse
+        if parser is None:
+            return
         if len(data) > BYTES:
             data = data[:BYTES]
         result = parser(data, b"")
@@ -332,15 +324,16 @@ class Dpi(PacketElement):
             return
         facts = flow.facts
         before = dict(facts)
-        protocol, key = found.facts["protocol"], _AGAIN.get(found.facts["protocol"], ("", ""))[1]
-        if protocol not in ("dns", "ssh") and facts.get(key) != found.facts.get(key):
+        protocol = BY_NAME[found.facts["protocol"]]
+        key = protocol.headline
+        # Every DNS query asks for a name of its own: nothing to warn of.
+        if protocol.changes and protocol is not dns.PROTOCOL and facts.get(key) != found.facts.get(key):
             self.emit(
                 f"{self.name}: {flow.origin}: {key} {found.facts.get(key)} in a later packet, after {facts.get(key)}",
                 level="warning",
             )
-        if key:
-            for old in [each for each in facts if each.startswith((f"{protocol}_", "ja", "ech"))]:
-                del facts[old]
+        for old in protocol.changes:
+            facts.pop(old, None)
         facts.update(found.facts)
         if self._log and facts != before:
             self._say(flow)
@@ -459,3 +452,9 @@ class Dpi(PacketElement):
         """One line: what the flow is and the name that it asks for; all facts as fields."""
         what = words(flow.facts) or f"not identified: {flow.facts.get('dpi_reason')}"
         self.emit(f"{flow.origin}: {what}", **fields(flow.facts))
+
+
+def _changing(flow: Flow) -> bool:
+    """Whether a later message of the client may ask for another name."""
+    protocol = BY_NAME.get(flow.facts.get("protocol", ""))
+    return protocol is not None and bool(protocol.changes)

@@ -6,26 +6,21 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, create_model
 
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.match import Conditions, Match
 from nfq_agent.packet import FiveTuple, Packet, PacketError, address, hook_name, protocol_name
+from nfq_agent.protocols.known import HOSTS, OWNERS
 from nfq_agent.reject import refuse
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
-# Rules' keys for what elements in front find out about a flow, and the fact that each stands for.
-ATTRIBUTES: Final = {
-    "tls_sni": "tls_sni", "tls_alpn": "tls_alpn", "alpn": "tls_alpn", "tls_version": "tls_version", "ja3": "ja3",
-    "ja4": "ja4", "http_host": "http_host", "http_method": "http_method", "http_path": "http_path",
-    "http_user_agent": "http_user_agent", "dns_name": "dns_name", "dns_type": "dns_type", "ssh_banner": "ssh_banner",
-}  # fmt: skip
-# Host names have no case (RFC 4343).
-_CASELESS: Final = frozenset(("tls_sni", "http_host", "dns_name"))
+# Rule keys that name a fact: every fact that a protocol sets, by its own name, and one short form.
+ATTRIBUTES: Final = {**{fact: fact for fact in OWNERS}, "alpn": "tls_alpn"}
 
 ActionName = Literal["accept", "drop", "reject"]
 DEFAULT: Final = "default"
@@ -39,24 +34,11 @@ def _list(value: object) -> object:
 Globs = Annotated[tuple[str, ...], BeforeValidator(_list), Field(min_length=1, strict=False)]
 
 
-class RuleOptions(Conditions):
+class _Rules(Conditions):
     """One rule: an action and its conditions. facts: patterns for facts of any other name, of elements of others."""
 
     action: ActionName
     name: str | None = None
-    tls_sni: Globs | None = None
-    tls_alpn: Globs | None = None
-    alpn: Globs | None = None
-    tls_version: Globs | None = None
-    ja3: Globs | None = None
-    ja4: Globs | None = None
-    http_host: Globs | None = None
-    http_method: Globs | None = None
-    http_path: Globs | None = None
-    http_user_agent: Globs | None = None
-    dns_name: Globs | None = None
-    dns_type: Globs | None = None
-    ssh_banner: Globs | None = None
     facts: dict[str, Globs] = Field(default_factory=dict)
 
     @property
@@ -66,6 +48,15 @@ class RuleOptions(Conditions):
         if self.applications:
             wanted.append(("protocol", self.applications))
         return wanted + list(self.facts.items())
+
+
+if TYPE_CHECKING:
+    RuleOptions = _Rules
+else:
+    # The keys follow from the table of protocols.
+    RuleOptions = create_model(
+        "RuleOptions", __base__=_Rules, __doc__=_Rules.__doc__, **dict.fromkeys(ATTRIBUTES, (Globs | None, None))
+    )
 
 
 class PolicyOptions(element.Options):
@@ -261,7 +252,7 @@ def _rule(number: int, options: RuleOptions) -> _Rule:
     for fact, globs in options.wanted:
         # An allowed name lets no other pass that is asked for beside it.
         every = options.action == "accept" and fact == "dns_name"
-        facts.append((fact, Patterns(globs, fact in _CASELESS, every)))
+        facts.append((fact, Patterns(globs, fact in HOSTS, every)))
     return _Rule(label, options.action, tuple(facts))
 
 

@@ -7,6 +7,7 @@ whatever the bytes, and never reports what the bytes do not say. Each module nam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -39,6 +40,27 @@ class Found:
 
 
 Result = Answer | Found
+Parser = Callable[[bytes, bytes], Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """What a module of this package declares; protocols/known.py collects the declarations.
+
+    name: the value of the fact "protocol". facts: the facts that its messages set. headline: the fact that names a flow in
+    one word, "" for none. hosts: the facts that are host names, compared without case. parse: reads the opening over TCP,
+    None for a protocol of UDP alone. changes: the facts that a later message of the same connection may change; the later
+    messages are read where there are any. carries: protocols that it hands over to, whose facts it sets as well.
+    """
+
+    name: str
+    facts: tuple[str, ...] = ()
+    headline: str = ""
+    hosts: tuple[str, ...] = ()
+    parse: Parser | None = None
+    changes: tuple[str, ...] = ()
+    carries: tuple[str, ...] = ()
+
 
 # Longer text from the wire is cut: a fact is for matching and for a log line.
 TEXT_LIMIT: Final = 256

@@ -10,13 +10,14 @@ import socket
 from struct import unpack_from
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Answer, Found, Result, text
+from nfq_agent.protocols import MORE, NO, Answer, Found, Protocol, Result, text
 
 PORTS: Final = frozenset((53, 5353))
 _QUESTIONS: Final = 8
 _MESSAGES: Final = 16
 _POINTERS: Final = 16
 _ANSWERS: Final = 64
+_FACTS: Final = ("dns_name", "dns_type", "dns_answers", "dns_rcode", "dns_response", "dns_too_many")
 # QUERY, IQUERY, STATUS, NOTIFY, UPDATE (IANA, DNS OpCodes); 6 is stateful, over TLS only.
 _OPCODES: Final = frozenset((0, 1, 2, 4, 5))
 # IN, CH, HS, NONE, ANY; the high bit is mDNS's (RFC 6762 5.4, 10.2).
@@ -196,4 +197,14 @@ def name(data: bytes, at: int) -> tuple[str, int] | None:
     return ".".join(labels) or ".", at if after < 0 else after
 
 
-__all__ = ["PORTS", "TYPES", "Answer", "datagram", "message", "name", "parse"]
+PROTOCOL: Final = Protocol(
+    "dns",
+    facts=_FACTS,
+    headline="dns_name",
+    hosts=("dns_name",),
+    parse=parse,
+    changes=_FACTS,
+)
+
+
+__all__ = ["PORTS", "PROTOCOL", "TYPES", "Answer", "datagram", "message", "name", "parse"]

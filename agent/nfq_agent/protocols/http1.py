@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Result, hostname, text
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, hostname, text
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 # RFC 9112 3: method SP request-target SP HTTP-version. No method in the IANA registry is longer than 24 letters.
@@ -19,6 +19,9 @@ _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]*)(?::[0-9]*)?")
 _ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://(?:[^/?#@]*@)?([^/?#]*)")
 _HTTP2: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _PATH_LIMIT: Final = 1024
+_FACTS: Final = (
+    "http_host", "http_host_conflict", "http_method", "http_path", "http_user_agent", "http_version",
+)  # fmt: skip
 
 
 def parse(client: bytes, server: bytes) -> Result:
@@ -81,3 +84,13 @@ def _host(value: bytes) -> str | None:
     if match is None:
         return text(value)
     return hostname(match[1].strip(b"[]")) if match[1] else None
+
+
+PROTOCOL: Final = Protocol(
+    "http",
+    facts=_FACTS,
+    headline="http_host",
+    hosts=("http_host",),
+    parse=parse,
+    changes=_FACTS,
+)

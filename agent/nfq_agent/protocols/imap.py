@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Result, smtp, text
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, smtp, text
 
 _LINES: Final = 16
 _LINE: Final = 1024
@@ -52,3 +52,6 @@ def parse(client: bytes, server: bytes) -> Result:
         if verb not in _WAITING:
             return Found(facts)
     return Found(facts)
+
+
+PROTOCOL: Final = Protocol("imap", facts=("imap_banner",), parse=parse, carries=("tls",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Result, text
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text
 
 _CONNECT: Final = 0x10
 # Protocol name with its length, level, and how a person calls it.
@@ -53,3 +53,6 @@ def _variable(data: bytes, at: int) -> tuple[int, int] | None:
         if byte < 0x80:
             return value, at + number + 1
     return None
+
+
+PROTOCOL: Final = Protocol("mqtt", facts=("mqtt_version", "mqtt_client_id"), headline="mqtt_client_id", parse=parse)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Result, text, tls
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text, tls
 
 _SSL: Final = bytes.fromhex("00000008 04d2162f")
 _GSS: Final = bytes.fromhex("00000008 04d21630")
@@ -70,3 +70,6 @@ def parse(client: bytes, server: bytes) -> Result:
     # Without a database the server takes the user's name.
     facts.setdefault("pg_database", facts["pg_user"])
     return Found(facts)
+
+
+PROTOCOL: Final = Protocol("postgresql", facts=("pg_user", "pg_database"), headline="pg_database", parse=parse, carries=("tls",))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
-from nfq_agent.protocols import tls
+from nfq_agent.protocols import Protocol, tls
 from nfq_agent.reassembly import Reassembly
 
 try:
@@ -265,4 +265,7 @@ def _skip_ack(frames: bytes, at: int, kind: int) -> int | None:
     return at
 
 
-__all__ = ["AVAILABLE", "Hello", "Initial", "initials"]
+PROTOCOL: Final = Protocol("quic", facts=("quic_version",), carries=("tls",))
+
+
+__all__ = ["AVAILABLE", "PROTOCOL", "Hello", "Initial", "initials"]

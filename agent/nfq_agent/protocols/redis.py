@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from nfq_agent.protocols import MORE, NO, Found, Result, text
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text
 
 _FIRST: Final = re.compile(rb"\*([1-9][0-9]{0,6})\r\n\$([1-9][0-9]?)\r\n")
 _BEGINNING: Final = re.compile(rb"\*(?:[1-9][0-9]{0,6}(?:\r(?:\n(?:\$(?:[1-9][0-9]?(?:\r\n?)?)?)?)?)?)?")
@@ -30,3 +30,6 @@ def parse(client: bytes, server: bytes) -> Result:
     if client[end : end + 2] != b"\r\n" or not _NAME.fullmatch(command):
         return NO
     return Found({"protocol": "redis", "redis_command": text(command).upper()})
+
+
+PROTOCOL: Final = Protocol("redis", facts=("redis_command",), headline="redis_command", parse=parse)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Result, hostname, text, tls
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, hostname, text, tls
 
 _LINES: Final = 16
 _LINE: Final = 512
@@ -54,3 +54,8 @@ def after_starttls(facts: dict[str, Any], client: bytes) -> Found:
     if isinstance(inner, Found):
         return Found(inner.facts | facts, inner.decided, inner.done)
     return Found(facts, decided=inner is not MORE)
+
+
+PROTOCOL: Final = Protocol(
+    "smtp", facts=("smtp_helo", "smtp_banner"), headline="smtp_helo", hosts=("smtp_helo",), parse=parse, carries=("tls",)
+)

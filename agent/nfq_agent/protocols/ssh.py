@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nfq_agent.protocols import MORE, NO, Answer, Found, Result, text
+from nfq_agent.protocols import MORE, NO, Answer, Found, Protocol, Result, text
 
 _PREFIX: Final = b"SSH-"
 # The string has 255 characters at most with its end; lines before it are the server's alone, and nobody needs many.
@@ -57,3 +57,6 @@ def _banner(data: bytes, lines: int) -> str | Answer:
             return NO
         return text(line)
     return NO
+
+
+PROTOCOL: Final = Protocol("ssh", facts=("ssh_banner", "ssh_client_banner"), headline="ssh_banner", parse=parse)

@@ -10,7 +10,7 @@ from hashlib import md5, sha256
 from struct import pack, unpack_from
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Result, hostname, text
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, hostname, text
 
 _HANDSHAKE: Final = 22
 _CLIENT_HELLO: Final = 1
@@ -229,3 +229,14 @@ def _ja4_alpn(alpn: tuple[bytes, ...] | None) -> str:
         return (first + last).decode("ascii")
     digits = alpn[0].hex()
     return digits[0] + digits[-1]
+
+
+PROTOCOL: Final = Protocol(
+    "tls",
+    facts=("tls_sni", "tls_alpn", "tls_version", "ech", "ja3", "ja4"),
+    headline="tls_sni",
+    hosts=("tls_sni",),
+    parse=parse,
+    # The hello after a HelloRetryRequest may carry another name.
+    changes=("tls_sni", "tls_alpn", "tls_version", "ech", "ja3", "ja4"),
+)

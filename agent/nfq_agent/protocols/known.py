@@ -1,0 +1,21 @@
+"""The table of all protocols, and what follows from it. A protocol is added by its module and one line here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nfq_agent.protocols import Parser, Protocol, dns, http1, imap, mqtt, postgresql, quic, redis, smtp, ssh, tls
+
+# The most usual first; no two of them find anything in the same bytes.
+PROTOCOLS: Final[tuple[Protocol, ...]] = (
+    tls.PROTOCOL, quic.PROTOCOL, http1.PROTOCOL, ssh.PROTOCOL, postgresql.PROTOCOL, redis.PROTOCOL, mqtt.PROTOCOL,
+    smtp.PROTOCOL, imap.PROTOCOL, dns.PROTOCOL,
+)  # fmt: skip
+BY_NAME: Final = {protocol.name: protocol for protocol in PROTOCOLS}
+PARSERS: Final[tuple[Parser, ...]] = tuple(protocol.parse for protocol in PROTOCOLS if protocol.parse is not None)
+# Every fact that a protocol sets, with the protocol that declares it.
+OWNERS: Final = {fact: protocol for protocol in PROTOCOLS for fact in protocol.facts}
+# Facts that are compared without case (RFC 4343).
+HOSTS: Final = frozenset(fact for protocol in PROTOCOLS for fact in protocol.hosts)
+# The fact that names a flow in one word, the most telling first.
+HEADLINES: Final = tuple(protocol.headline for protocol in PROTOCOLS if protocol.headline)
