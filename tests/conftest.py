@@ -35,7 +35,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     # Not --dist loadgroup: pytest-xdist 3.8 marks groups in a way that pytest 9.2 does not see.
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByRelease(LoadScopeScheduling):
+    class ByRelease(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no annotations
         def _split_scope(self, nodeid: str) -> str:
             booted = re.fullmatch(r"tests/booted/.*\[(\w+)\]", nodeid)
             return booted[1] if booted else nodeid

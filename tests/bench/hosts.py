@@ -122,6 +122,7 @@ def _rules(agent: bool) -> dict[str, float]:
         bed.here.call(_agent_rules, installation, False)
         lines = _ours(bed)
         bed.here.call(_agent_rules, installation, True)
+        steps: list[tuple[str, Callable[..., float], tuple[Any, ...]]]
         if agent:
             steps = [("apply", _agent_rules, (installation, False)), ("remove", _agent_rules, (installation, True))]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Final
 
 from bed import Bed, BenchError
@@ -99,7 +100,7 @@ def _redirected(bed: Bed) -> bool:
 
 BENCHMARKS: Final = tuple(
     Benchmark(
-        name, title, unit, {each: (lambda each=each, load=load: _through(each, load)) for each in _VARIANTS}, (goal,)
+        name, title, unit, {each: partial(_through, each, load) for each in _VARIANTS}, (goal,)
     )
     for name, title, unit, load, goal in (
         ("proxy-bulk", "one stream through the proxy", "Gbit/s", _bulk, Goal("agent", "at least", 1.0, "HAProxy")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from bed import BUILT, COPIED, HERE, MAX_LEN, QUEUE, Bed, BenchError
@@ -167,7 +168,7 @@ def _burst(agent: bool) -> float:
         return sent - (queue.id_sequence - queue.user_dropped)
 
 
-def _go() -> dict[str, object]:
+def _go() -> dict[str, Callable[[], float]]:
     if not (BUILT / "queue-go").exists():
         return {}
     # The binding hands Go's own pointers to C.

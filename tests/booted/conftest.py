@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container import RELEASES, Container, Layer, Release, base_root, sweep, until
-from packages import Installed, Packages, packages
+
+from booted.container import RELEASES, Container, Layer, Release, base_root, sweep, until
+from booted.packages import Installed, Packages, packages
 
 HERE = Path(__file__).parent
 

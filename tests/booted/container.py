@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ def _hash(*words: str) -> str:
 
 
 def _checked(command: Sequence[str], timeout: float = 300, **options: Any) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, **options)
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, **options
+    )
     if done.returncode != 0:
         raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     return done.stdout
@@ -179,7 +182,7 @@ def _control_group() -> Iterator[list[str]]:
         for group in groups:
             for folder, _, _ in os.walk(group, topdown=False):
                 # A process that is just ending keeps its group busy for a moment.
-                until(lambda folder=folder: _rmdir(folder), f"{folder} empty", 5)
+                until(partial(_rmdir, folder), f"{folder} empty", 5)
 
 
 def _rmdir(folder: str) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from container import Container, until
+from booted.container import Container, until
 
+_OURS = re.compile(r"NFQA-|nfq-agent:")
 # A server that sends back what it gets, and a client that compares. Both ends cross INPUT and OUTPUT.
 _EXCHANGE = """
 import hashlib, os, socket, sys, threading
@@ -109,3 +111,32 @@ def status(host: Container, *words: str) -> dict[str, Any]:
     """What `nfq-agent status --json` says."""
     answer: dict[str, Any] = json.loads(host.run("nfq-agent", "status", "--json", *words).stdout)
     return answer
+
+
+def saved(host: Container) -> str:
+    """All rules of both kinds and families, without counters and remarks."""
+    text = host.shell("iptables-legacy-save; ip6tables-legacy-save; iptables-nft-save; ip6tables-nft-save 2>/dev/null")
+    return "\n".join(re.sub(r"\[\d+:\d+\]", "", line) for line in text.splitlines() if not line.startswith("#"))
+
+
+def ours(host: Container) -> list[str]:
+    """The lines of our rules and chains."""
+    return [line for line in saved(host).splitlines() if _OURS.search(line)]
+
+
+def foreign_rules(host: Container) -> None:
+    """What an administrator may have: both kinds of iptables, in the tables that are ours too."""
+    host.shell(
+        """
+        iptables-legacy -A INPUT -p tcp --dport 22 -m comment --comment "let me in" -j ACCEPT
+        iptables-legacy -t mangle -I OUTPUT -p tcp --dport 11000 -j MARK --set-mark 0x7
+        ip6tables-legacy -t mangle -N theirs
+        ip6tables-legacy -t mangle -A INPUT -j theirs
+        iptables-nft -A FORWARD -s 192.0.2.0/24 -j DROP
+        """
+    )
+
+
+def main_pid(host: Container, unit: str = "nfq-agent") -> int:
+    """The supervisor, by its number inside."""
+    return int(host.show(unit, "MainPID"))

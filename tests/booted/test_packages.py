@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container import Container, Layer, Release, base_root, build_root, until
-from packages import Installed, Packages, packages
-from peers import exchange, steady
-from test_service import foreign_rules, main_pid, ours, saved
+
+from booted.container import Container, Layer, Release, base_root, build_root, until
+from booted.packages import Installed, Packages, packages
+from booted.peers import exchange, foreign_rules, main_pid, ours, saved, steady
 
 
 @pytest.fixture
-def workshop(release: Release, built: Packages) -> Layer:
+def workshop(release: Release, built: Packages) -> Iterator[Layer]:
     """A root with the tools that look at packages, and the packages in /srv."""
     with Layer(build_root(release)) as layer:
         for package in (built.deb, built.rpm):
@@ -130,7 +131,7 @@ def test_remove_and_purge(host: Container) -> None:
 
 
 @pytest.fixture
-def rpm_host(release: Release, built: Packages) -> Container:
+def rpm_host(release: Release, built: Packages) -> Iterator[Container]:
     """A booted host with rpm and what the .rpm needs. It is a Debian: the database is empty, the scripts are run all the same."""
     with Layer(build_root(release)) as layer:
         shutil.copy(built.rpm, layer.root / "root")

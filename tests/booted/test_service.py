@@ -6,40 +6,10 @@ import json
 import re
 
 import pytest
-from container import Container, Release, until
-from packages import Installed
-from peers import exchange, status, steady
 
-_OURS = re.compile(r"NFQA-|nfq-agent:")
-
-
-def saved(host: Container) -> str:
-    """All rules of both kinds and families, without counters and remarks."""
-    text = host.shell("iptables-legacy-save; ip6tables-legacy-save; iptables-nft-save; ip6tables-nft-save 2>/dev/null")
-    return "\n".join(re.sub(r"\[\d+:\d+\]", "", line) for line in text.splitlines() if not line.startswith("#"))
-
-
-def ours(host: Container) -> list[str]:
-    """The lines of our rules and chains."""
-    return [line for line in saved(host).splitlines() if _OURS.search(line)]
-
-
-def foreign_rules(host: Container) -> None:
-    """What an administrator may have: both kinds of iptables, in the tables that are ours too."""
-    host.shell(
-        """
-        iptables-legacy -A INPUT -p tcp --dport 22 -m comment --comment "let me in" -j ACCEPT
-        iptables-legacy -t mangle -I OUTPUT -p tcp --dport 11000 -j MARK --set-mark 0x7
-        ip6tables-legacy -t mangle -N theirs
-        ip6tables-legacy -t mangle -A INPUT -j theirs
-        iptables-nft -A FORWARD -s 192.0.2.0/24 -j DROP
-        """
-    )
-
-
-def main_pid(host: Container, unit: str = "nfq-agent") -> int:
-    """The supervisor, by its number inside."""
-    return int(host.show(unit, "MainPID"))
+from booted.container import Container, Release, until
+from booted.packages import Installed
+from booted.peers import exchange, foreign_rules, main_pid, ours, saved, status, steady
 
 
 def restarted(host: Container, before: int, seconds: float = 20) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
@@ -50,7 +51,12 @@ def mutated(source: random.Random, data: bytes) -> bytes:
 
 def parse(data: bytes, other: bytes) -> None:
     """Every parser; none may be slow."""
-    for parser in (*PARSERS, lambda client, _: dns.datagram(client, True), lambda client, _: quic.Hello().add(client)):
+    every: tuple[Callable[[bytes, bytes], object], ...] = (
+        *PARSERS,
+        lambda client, _: dns.datagram(client, True),
+        lambda client, _: quic.Hello().add(client),
+    )
+    for parser in every:
         begin = time.process_time()
         parser(data, other)
         if time.process_time() - begin > SLOWEST:

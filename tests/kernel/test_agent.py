@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -282,11 +283,18 @@ def test_a_reload_in_a_flood_loses_nothing(flooded: tuple[Namespace, Agent, Call
 def test_a_workers_death_in_a_flood_loses_nothing(flooded: tuple[Namespace, Agent, Callable[[], int]]) -> None:
     namespace, agent, passed = flooded
     stream = flood(namespace, 200_000, 40_000)
+
+    def passed_more(than: int) -> bool:
+        return passed() > than
+
+    def another(worker: int) -> bool:
+        return agent.workers() not in ([worker], [None])
+
     for floor in (20_000, 80_000):
-        until(lambda floor=floor: passed() > floor, "the flood is under way")
+        until(partial(passed_more, floor), "the flood is under way")
         (worker,) = agent.workers()
         os.kill(worker, signal.SIGKILL)
-        until(lambda worker=worker: agent.workers() not in ([worker], [None]), "another worker serves")
+        until(partial(another, worker), "another worker serves")
     assert stream.poll() is None, "the flood was over before the last death"
     all_pass(stream, passed, 200_000)
     assert agent.log.count("died: SIGKILL") == 2
@@ -854,12 +862,17 @@ def test_a_connection_that_runs_when_a_proxy_starts_goes_on(netns: Namespace, tm
     client = netns.start("nc", "-N", "127.0.0.1", "8080", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert client.stdin is not None
     assert client.stdout is not None
-    for word, then in ((b"before\n", lambda: Agent(netns, tmp_path, PROXY.format(more="")).ready()), (b"after\n", None)):
+
+    def said(word: bytes) -> None:
+        assert client.stdin is not None
+        assert client.stdout is not None
         client.stdin.write(word)
         client.stdin.flush()
         assert client.stdout.readline() == word
-        if then is not None:
-            agent = then()
+
+    said(b"before\n")
+    agent = Agent(netns, tmp_path, PROXY.format(more="")).ready()
+    said(b"after\n")
     client.stdin.close()
     assert client.wait(timeout=20) == 0
     assert agent.stop() == 0

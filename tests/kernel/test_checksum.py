@@ -72,7 +72,7 @@ def test_what_can_not_be_mended_is_refused() -> None:
     with pytest.raises(PacketError, match="fragment"):
         mend(bytes(fragment))
     with pytest.raises(PacketError, match="65535"):
-        mend(fragment + bytes(70000))
+        mend(bytes(fragment) + bytes(70000))
     routed = bytes((17, 2, 0, 1)) + bytes(20)
     plain = udp("[2001:db8::1]:1", "[2001:db8::2]:2", b"x").payload
     with pytest.raises(PacketError, match="segments left"):
@@ -105,7 +105,7 @@ def _captured(family: int) -> list[bytes]:
     caller.setblocking(False)
     caller.connect_ex((where, 4001))
     caught: list[bytes] = []
-    protocols = set()
+    protocols: set[int] = set()
     while len(caught) < 5 or protocols != {6, 17}:
         frame = tap.recv(4096)[14:]
         protocol = frame[9] if family == socket.AF_INET else frame[6]

@@ -70,7 +70,7 @@ def _rewriter() -> None:
     from nfq_agent.element import PacketElement
 
     global Rewriter
-    Rewriter = type("Rewriter", (PacketElement,), {"rewrites": True})  # type: ignore[misc]  # made once the package is there
+    Rewriter = type("Rewriter", (PacketElement,), {"rewrites": True})  # type: ignore[misc,assignment]  # made once the package is there
 
 
 _rewriter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def served(netns: Namespace, tmp_path: Path) -> Namespace:
                     "-key", str(tmp_path / "key.pem"), "-www", **quiet)  # fmt: skip
     netns.start("python3", "-m", "http.server", "8000", "--bind", "::", "-d", str(tmp_path), **quiet)
     for port in (4430, 8000):
-        wait_until(lambda port=port: listening(netns, port), f"port {port} is served")
+        wait_until(partial(listening, netns, port), f"port {port} is served")
     wait_until(lambda: netns.run("ss", "-Hltn", "sport = :4430").stdout.count("LISTEN") == 2, "TLS is served in both families")
     return netns
 
@@ -275,8 +276,11 @@ def test_rejected_across_the_wire(pair: tuple[Namespace, Namespace], tmp_path: P
     client.run("ethtool", "-K", "eth0", "tso", "off", "gso", "off")
     assert client.call(echo, address, large) == b"reset", agent.log
     assert time.monotonic() - begin < 3
-    for end in pair:
-        wait_until(lambda end=end: not end.run("ss", "-Htn", "state", "established").stdout, "no connection is left", 2)
+
+    def left(end: Namespace) -> bool:
+        return bool(end.run("ss", "-Htn", "state", "established").stdout)
+
+    wait_until(lambda: not any(map(left, pair)), "no connection is left", 2)
     assert agent.stop() == 0
 
 

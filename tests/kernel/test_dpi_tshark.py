@@ -21,7 +21,7 @@ from nfq_agent.protocols import tls
 pytestmark = pytest.mark.kernel
 
 # A flow by its two ends, and what was seen in it: facts by name, all values that each had.
-Seen = dict[frozenset[tuple[str, int]], dict[str, set[Any]]]
+Seen = dict[frozenset[tuple[str, int | None]], dict[str, set[Any]]]
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +53,14 @@ def ours(capture: Path) -> Seen:
     return seen
 
 
-def _key(five_tuple: Any) -> frozenset[tuple[str, int]]:
+def _key(five_tuple: Any) -> frozenset[tuple[str, int | None]]:
     return frozenset(((str(ip_address(five_tuple.src)), five_tuple.sport), (str(ip_address(five_tuple.dst)), five_tuple.dport)))
 
 
-def _theirs(capture: Path, only: str, *fields: str) -> dict[frozenset[tuple[str, int]], dict[str, list[str]]]:
+def _theirs(capture: Path, only: str, *fields: str) -> dict[frozenset[tuple[str, int | None]], dict[str, list[str]]]:
     """Their fields by flow, those of all its packets together."""
     ends = ["ip.src", "ip.dst", "tcp.srcport", "tcp.dstport", "udp.srcport", "udp.dstport"]
-    seen: dict[frozenset[tuple[str, int]], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    seen: dict[frozenset[tuple[str, int | None]], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for packet in tshark(capture, [*ends, *fields], only):
         kind = "tcp" if "tcp.srcport" in packet else "udp"
         key = frozenset((packet[f"ip.{end}"][0], int(packet[f"{kind}.{end}port"][0])) for end in ("src", "dst"))

@@ -144,7 +144,7 @@ def datagrams(host: str, count: int, quiet: float) -> list[tuple[float, bytes]]:
     for number in range(count):
         sent.append(time.monotonic())
         sender.sendto(b"%06d" % number, (host, 11000))
-    arrived = []
+    arrived: list[tuple[float, bytes]] = []
     while True:
         try:
             data = receiver.recv(100)

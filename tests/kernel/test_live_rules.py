@@ -7,12 +7,12 @@ import time
 
 import pytest
 from namespace import Namespace
-from test_rule_hosts import baseline, rules
+from rule_texts import baseline, rules
 
 from nfq_agent.host.xtables.backend import RuleHost
 from nfq_agent.host.xtables.nft import NftHost
 from nfq_agent.host.xtables.python_iptables import LegacyHost
-from nfq_agent.rules.model import FAMILIES, Family, RuleError
+from nfq_agent.rules.model import FAMILIES, Family, RuleError, Ruleset
 from nfq_agent.service.live_rules import LiveRules, listing
 
 pytestmark = pytest.mark.kernel
@@ -35,7 +35,7 @@ def _count(live: LiveRules) -> dict[Family, int]:
 def test_what_one_family_refuses_the_other_does_not_keep(netns: Namespace, host: RuleHost) -> None:
     def inside() -> None:
         live = LiveRules(host)
-        before = {"inet": baseline("a", 1), "inet6": baseline("a", 2)}
+        before: Ruleset = {"inet": baseline("a", 1), "inet6": baseline("a", 2)}
         live.apply(before)
         old = [str(each.installed.rule) for each in listing(live.read())]
         assert _count(live) == {"inet": 4, "inet6": 4}

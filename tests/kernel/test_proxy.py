@@ -6,22 +6,20 @@ import contextlib
 import ctypes
 import errno
 import os
-import pickle
 import re
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tcp_server
 from namespace import Namespace
-from proxied import Proxied
+from proxied import TPROXY, Proxied, configuration
+from tcp_client import Meanwhile, ask, how_it_ends, load, receive, server
 
 from nfq_agent.config import file as configfile
 from nfq_agent.config.models import ConfigError, ProxyConfig
@@ -34,75 +32,9 @@ from nfq_agent.stream import Answer, Connection, StreamElement
 
 pytestmark = pytest.mark.kernel
 HERE = Path(__file__).parent.parent
-SERVER = HERE / "support" / "tcp_server.py"
-TPROXY = 'capture = "tproxy"\n'
 MB = 1 << 20
 
 Run = Callable[..., Proxied]
-
-
-def configuration(
-    listen: str = '"0.0.0.0:15002", "[::]:15002"', proxy: str = "", hooks: str = '"output"', rule: str = "", rest: str = ""
-) -> str:
-    return f"""
-[proxy.tcp]
-listen = [{listen}]
-{proxy}
-[rules.redirect]
-proxy = "tcp"
-hooks = [{hooks}]
-tcp_ports = ["8080:8090"]
-{rule}
-{rest}
-"""
-
-
-@pytest.fixture
-def run(netns: Namespace, tmp_path: Path) -> Iterator[Run]:
-    """Start proxies from configurations; they are ended, and have to have ended well."""
-    with contextlib.ExitStack() as stack:
-
-        def start(text: str = "", namespace: Namespace = netns, **options: Any) -> Proxied:
-            return stack.enter_context(Proxied(namespace, tmp_path, text or configuration(), **options))
-
-        yield start
-
-
-def server(netns: Namespace, mode: str, host: str = "0.0.0.0", port: int = 8080, *more: str) -> subprocess.Popen[bytes]:
-    process = netns.start(sys.executable, str(SERVER), mode, host, str(port), *more, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    return process
-
-
-def ask(host: str, port: int, data: bytes = b"hello", end: bool = True) -> bytes:
-    """Connect, send, end, and read to the end."""
-    with socket.create_connection((host, port), timeout=10) as connection:
-        if data:
-            connection.sendall(data)
-        if end:
-            connection.shutdown(socket.SHUT_WR)
-        answer = b""
-        while piece := connection.recv(1 << 16):
-            answer += piece
-        return answer
-
-
-def receive(connection: socket.socket, length: int) -> bytes:
-    """So many bytes, or fewer if it ends. MSG_WAITALL does nothing on a socket with a time-out."""
-    data = b""
-    while len(data) < length and (piece := connection.recv(length - len(data))):
-        data += piece
-    return data
-
-
-def how_it_ends(host: str, port: int, data: bytes = b"") -> str:
-    """`end`, or the name of the error."""
-    try:
-        ask(host, port, data, end=False)
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, str(error))
-    return "end"
 
 
 def descriptors(pid: int) -> int:
@@ -113,31 +45,6 @@ def memory(pid: int) -> int:
     """Bytes that a process alone has. Its part of what is shared (PSS) would change with every other child of the test runner."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return sum(int(size) for size in re.findall(r"^Private_\w+:\s+(\d+) kB", text, re.M)) * 1024
-
-
-class Meanwhile:
-    """A function that runs inside a namespace beside the test; `result()` waits for what it returned or raised."""
-
-    def __init__(self, netns: Namespace, function: Callable[..., Any], *args: Any) -> None:
-        self._reader, writer = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            with contextlib.suppress(BaseException):
-                os.close(self._reader)
-                try:
-                    answer = (True, netns.call(function, *args))
-                except BaseException as error:
-                    answer = (False, f"{error}\n" + "\n".join(getattr(error, "__notes__", ())))
-                os.write(writer, pickle.dumps(answer))
-            os._exit(0)
-        os.close(writer)
-
-    def result(self) -> Any:
-        with os.fdopen(self._reader, "rb") as pipe:
-            good, value = pickle.loads(pipe.read())
-        os.waitpid(self._pid, 0)
-        assert good, value
-        return value
 
 
 def settle(proxy: Proxied, base: int, seconds: float = 10) -> None:
@@ -358,7 +265,7 @@ class TestRules:
             ({"proxy": 'elements = ["sni"]'}, "nothing would be denied"),
         ],
     )
-    def test_refused(self, tmp_path: Path, options: dict[str, str], said: str) -> None:
+    def test_refused(self, tmp_path: Path, options: dict[str, Any], said: str) -> None:
         with pytest.raises(ConfigError, match=re.escape(said)):
             self.text(tmp_path, **options)
 
@@ -432,9 +339,7 @@ class TestBytes:
                 client = socket.create_connection(("127.0.0.1", 8081), timeout=20)
                 there, _ = listener.accept()
                 with client, there:
-                    sender = threading.Thread(
-                        target=lambda: (tcp_server.send_exact(client, total), client.shutdown(socket.SHUT_WR)), daemon=True
-                    )
+                    sender = threading.Thread(target=tcp_server.send_all, args=(client, total), daemon=True)
                     sender.start()
                     time.sleep(0.5)
                     stopped, piled_up = sender.is_alive(), memory(proxy.pids[0])
@@ -544,7 +449,7 @@ class TestEnds:
             for port in (8080, 8081, 8082, 8083, 8084):
                 for reset in (False, True):
                     for send in (0, 1, 100_000, 5_000_000):
-                        for receive in (0, 1, 50_000):
+                        for left in (0, 1, 50_000):
                             with contextlib.suppress(OSError), socket.socket() as it:
                                 it.settimeout(0.05)
                                 # One reset before connect() knows of it, as happens where nobody is (8084), was met too.
@@ -557,8 +462,7 @@ class TestEnds:
                                 with contextlib.suppress(OSError):
                                     it.sendall(bytes(send))
                                 with contextlib.suppress(OSError):
-                                    while receive > 0 and (data := it.recv(receive)):
-                                        receive -= len(data)
+                                    receive(it, left)
             return count
 
         assert netns.call(vanish) > 100
@@ -710,19 +614,6 @@ class TestMany:
         (other,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         os.kill(other, 9)
         assert proxy.reap() == [1]
-
-
-def load(seconds: float) -> tuple[int, list[str]]:
-    """Short exchanges one after the other: how many were good, and what became of the others."""
-    good = 0
-    bad = []
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            good += ask("127.0.0.1", 8080, b"x" * 1000) == b"x" * 1000
-        except OSError as error:
-            bad.append(f"{time.strftime('%H:%M:%S')} {error!r}")
-    return good, bad
 
 
 class TestLife:

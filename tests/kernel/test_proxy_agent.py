@@ -11,13 +11,14 @@ import socket
 import subprocess
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from agent import COMMAND, Agent, until
 from namespace import ROOT, Namespace
-from test_proxy import TPROXY, Meanwhile, ask, configuration, how_it_ends, load, receive, server
-from test_proxy_clients import routed as routed
+from proxied import TPROXY, configuration
+from tcp_client import Meanwhile, ask, how_it_ends, load, receive, server
 
 pytestmark = pytest.mark.kernel
 BACKENDS = pytest.mark.parametrize("backend", ["legacy", "nft"])
@@ -229,6 +230,9 @@ def test_counting_goes_on_over_a_reload(netns: Namespace, tmp_path: Path) -> Non
         (proxy,) = agent.status()["proxies"]
         return dict(proxy["counters"])
 
+    def all_counted(step: int) -> bool:
+        return counted()["bytes_reverse"] == 1000 * (step + 1) + 5 * (step + 1)
+
     def over_reloads() -> None:
         with socket.create_connection(("127.0.0.1", 8080), timeout=20) as it:
             for step in range(4):
@@ -238,7 +242,7 @@ def test_counting_goes_on_over_a_reload(netns: Namespace, tmp_path: Path) -> Non
                     agent.configure(configuration(proxy=f'drain = "10s"\nchunk = {1000 + step}'))
                     agent.verb("reload")
                     assert ask("127.0.0.1", 8080) == b"hello"
-                    until(lambda step=step: counted()["bytes_reverse"] == 1000 * (step + 1) + 5 * (step + 1), "all is counted")
+                    until(partial(all_counted, step), "all is counted")
                     assert (counted()["connections"], counted()["active"]) == (2 + step, 1)
 
     netns.call(over_reloads)
@@ -254,11 +258,15 @@ def test_a_reload_opens_and_closes_listeners(netns: Namespace, tmp_path: Path) -
     other = '[proxy.other]\nlisten = ["0.0.0.0:15009"]\n'
     agent = Agent(netns, tmp_path, configuration(rest=other)).ready()
     client = Meanwhile(netns, load, 5.0)
+
+    def listens(*places: str) -> bool:
+        return {each for each in listening(netns) if ":1500" in each} == set(places)
+
     for places in (("0.0.0.0:15002", "0.0.0.0:15006", "[::]:15002"), ("[::]:15002", "0.0.0.0:15002"), ("0.0.0.0:15002",)):
         agent.configure(configuration(", ".join(f'"{place}"' for place in places)))
         agent.verb("reload")
         assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
-        until(lambda places=places: {each for each in listening(netns) if ":1500" in each} == set(places), "it listens there")
+        until(partial(listens, *places), "it listens there")
     assert client.result()[1] == []
     assert agent.stop() == 0
     assert not any(":1500" in each for each in listening(netns))
@@ -311,10 +319,14 @@ def test_the_contract_file_by_the_agent(netns: Namespace, tmp_path: Path) -> Non
     assert rules.count("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m multiport --dports 8080") == 4
     assert "--sport" not in rules
     assert rules.count("-j REDIRECT --to-ports 15002") == 4
+
+    def logged(host: str) -> bool:
+        return re.search(rf"{re.escape(host)}\]?:8080: ended after", agent.log) is not None
+
     for host in ("127.0.0.1", "::1"):
         # The server speaks with the proxy, whose own connection has another port than the client's.
         assert netns.call(ask, host, 8080, b"").decode().split()[0] == host
-        until(lambda host=host: re.search(rf"{re.escape(host)}\]?:8080: ended after", agent.log), "the connection is logged")
+        until(partial(logged, host), "the connection is logged")
     assert agent.status()["proxies"][0]["counters"]["connections"] == 2
     for port, hosts in ((15002, ("127.0.0.1", "::1")), (15006, ("127.0.0.1",))):
         for host in hosts:

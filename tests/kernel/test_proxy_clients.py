@@ -6,17 +6,17 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tcp_server
 from namespace import Namespace
-from proxied import UID, Proxied
-from test_proxy import TPROXY, Meanwhile, Run, ask, configuration, how_it_ends, receive, server
-from test_proxy import run as run
+from proxied import TPROXY, UID, Proxied, configuration
+from tcp_client import Meanwhile, ask, how_it_ends, receive, server
 
 pytestmark = pytest.mark.kernel
+Run = Callable[..., Proxied]
 CURL = ("curl", "-sS", "--max-time", "20", "--noproxy", "*")
 
 
@@ -186,22 +186,6 @@ class TestElements:
         with pytest.raises(AssertionError, match="did not start"):
             run(configuration(proxy='elements = ["tap"]', rest=rest))
         assert "/root/none is no folder" in capfd.readouterr().err
-
-
-@pytest.fixture
-def routed(netns: Namespace) -> Iterator[tuple[Namespace, Namespace, Namespace]]:
-    """A client, a router and a server behind it: 10.1.0.2 - 10.1.0.1 | 10.2.0.1 - 10.2.0.2, and the same with fd01:, fd02:."""
-    with Namespace() as client, Namespace() as target:
-        for number, host in ((1, client), (2, target)):
-            netns.run("ip", "link", "add", f"eth{number}", "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
-            for end, device, last in ((netns, f"eth{number}", 1), (host, "eth0", 2)):
-                end.run("ip", "address", "add", f"10.{number}.0.{last}/24", "dev", device)
-                end.run("ip", "-6", "address", "add", f"fd0{number}::{last}/64", "dev", device, "nodad")
-                end.run("ip", "link", "set", device, "up")
-            host.run("ip", "route", "add", "default", "via", f"10.{number}.0.1")
-            host.run("ip", "-6", "route", "add", "default", "via", f"fd0{number}::1")
-        netns.shell("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
-        yield client, netns, target
 
 
 class TestTproxy:

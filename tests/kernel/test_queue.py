@@ -427,9 +427,15 @@ def test_calls_out_of_order_are_errors(netns: Namespace) -> None:
         queue.open()
         with pytest.raises(QueueStateError, match="open already"):
             queue.open()
-        for early in (queue.unbind, queue.read, lambda: queue.run(lambda packet: ACCEPT), lambda: queue.settings):
+        unbound: tuple[Callable[[], object], ...] = (
+            queue.unbind,
+            queue.read,
+            lambda: queue.run(lambda packet: ACCEPT),
+            lambda: queue.settings,
+        )
+        for each in unbound:
             with pytest.raises(QueueStateError, match="not bound"):
-                early()
+                each()
         with pytest.raises(QueueError, match="no such queue"):
             queue.statistics()
         queue.bind()
@@ -463,9 +469,10 @@ def test_calls_out_of_order_are_errors(netns: Namespace) -> None:
         queue.close()
         with pytest.raises(VerdictError, match="waits for no verdict"):
             after.accept()
-        for late in (queue.read, lambda: queue.configure(gso=True), queue.wait):
+        closed: tuple[Callable[[], object], ...] = (queue.read, lambda: queue.configure(gso=True), queue.wait)
+        for each in closed:
             with pytest.raises(QueueStateError, match="not open"):
-                late()
+                each()
         # And anew.
         with queue:
             assert queue.settings.copy == "packet"
@@ -591,7 +598,11 @@ def test_a_signal_that_raises_while_it_waits_comes_out(netns: Namespace) -> None
         wire = Wire()
         signal.signal(signal.SIGALRM, interrupt)
         with Queue(NUMBER) as queue:
-            for run in (lambda: queue.run(lambda packet: ACCEPT), lambda: next(iter(queue)).accept()):
+            waits: tuple[Callable[[], object], ...] = (
+                lambda: queue.run(lambda packet: ACCEPT),
+                lambda: next(iter(queue)).accept(),
+            )
+            for run in waits:
                 signal.setitimer(signal.ITIMER_REAL, 0.1)
                 with pytest.raises(InterruptedError, match="on purpose"):
                     run()

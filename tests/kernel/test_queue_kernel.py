@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -257,10 +258,11 @@ def test_packets_are_answered_as_they_come(netns: Namespace, verdict: Verdict, s
             queue.be_patient(0.01, spin)
             assert queue.skim_each(verdict) == 0
             known: dict[Any, Verdict] = {}
-            for look in (
+            looks: tuple[Callable[[int], int], ...] = (
                 lambda budget: queue.skim_each(verdict, budget),
                 lambda budget: queue.sort(known, lambda packet, key: verdict, budget, each=True)[0],
-            ):
+            )
+            for look in looks:
                 before = passed()
                 wire.send(*[b"x", b"x" * 60_000] * 5)
                 # As many as were asked for, and then those that are left.

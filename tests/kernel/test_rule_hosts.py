@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -10,12 +9,13 @@ from typing import Any, Protocol
 import pytest
 from fake_rules import FakeHost, FakeKernel
 from namespace import Namespace
+from rule_texts import bare, baseline, foreign, jump, many, ours, rule, rules
 
 from nfq_agent.host.xtables.backend import RuleHost
 from nfq_agent.host.xtables.nft import NftHost
 from nfq_agent.host.xtables.python_iptables import LegacyHost
 from nfq_agent.rules.diff import Settled, diff, render
-from nfq_agent.rules.model import FAMILIES, Family, Rule, RuleError, TableRules, TableState
+from nfq_agent.rules.model import FAMILIES, Family, RuleError, TableRules, TableState
 
 
 class World(Protocol):
@@ -47,7 +47,7 @@ class Inside:
     """A backend whose calls run inside a namespace."""
 
     def __init__(self, namespace: Namespace, host: RuleHost) -> None:
-        self.name, self.notice = host.name, host.notice
+        self.name, self.notice, self.lock_seconds = host.name, host.notice, host.lock_seconds
         self._namespace, self._host = namespace, host
 
     def read(self, family: Family) -> dict[str, TableState]:
@@ -102,63 +102,6 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-def rules(*texts: str) -> dict[str, TableRules]:
-    """Desired rules from lines of `iptables-save`."""
-    tables: dict[str, TableRules] = {}
-    for text in texts:
-        table, _, line = text.partition(" ")
-        rule = Rule.parse(line)
-        before = tables.get(table, TableRules())
-        if rule.chain.startswith("NFQA-"):
-            chains = dict(before.chains)
-            chains[rule.chain] = (*chains.get(rule.chain, ()), rule)
-            tables[table] = TableRules(chains, before.jumps)
-        else:
-            tables[table] = TableRules(before.chains, (*before.jumps, rule))
-    return tables
-
-
-def rule(instance: str, port: int, chain: str = "INPUT", queue: int = 100) -> str:
-    return (
-        f"-A NFQA-{instance}-{chain} -p tcp -m multiport --dports {port} "
-        f'-m comment --comment "nfq-agent:{instance}:r{port}" -j NFQUEUE --queue-num {queue} --queue-bypass'
-    )
-
-
-def jump(instance: str, chain: str = "INPUT") -> str:
-    return f'-A {chain} -m comment --comment "nfq-agent:{instance}:jump" -j NFQA-{instance}-{chain}'
-
-
-def baseline(instance: str = "a", *ports: int) -> dict[str, TableRules]:
-    """One table, two chains."""
-    chosen = ports or (11000,)
-    return rules(
-        f"mangle {jump(instance)}",
-        *(f"mangle {rule(instance, port)}" for port in chosen),
-        f"mangle {jump(instance, 'OUTPUT')}",
-        *(f"mangle {rule(instance, port, 'OUTPUT')}" for port in chosen),
-    )
-
-
-def is_ours(line: str, instance: str) -> bool:
-    return re.search(rf'--comment "nfq-agent:{instance}:|^:NFQA-{instance}-[A-Z]+ |-A NFQA-{instance}-[A-Z]+ ', line) is not None
-
-
-def ours(lines: list[str], instance: str = "a") -> list[str]:
-    """The lines of a saved ruleset that are an instance's, without counters."""
-    return [bare(line) for line in lines if is_ours(line, instance)]
-
-
-def foreign(lines: list[str], instance: str = "a") -> list[str]:
-    """The others, counters and all."""
-    return [line for line in lines if not is_ours(line, instance)]
-
-
-def bare(line: str) -> str:
-    """A saved rule without its counters."""
-    return re.sub(r"^\[\d+:\d+\] ", "", line)
 
 
 def takes_counters(world: World, family: Family) -> bool:
@@ -465,7 +408,7 @@ def test_nothing_becomes_present_by_looking(world: World, family: Family) -> Non
     assert world.save(family) == []
     host.apply(family, baseline())
     host.read(family)
-    assert host.present(family) == {"mangle"}
+    assert host.present(family) == frozenset({"mangle"})
     assert [line for line in world.save(family) if line.startswith("*")] == ["*mangle"]
 
 
@@ -494,15 +437,3 @@ def test_many_foreign_rules_are_left_as_they_are(world: World, count: int) -> No
     assert foreign(world.save("inet")) == before
     host.apply("inet", {})
     assert world.save("inet") == before
-
-
-def many(count: int) -> str:
-    """Rules with counters in three tables."""
-    lines = []
-    for table, share in (("mangle", count // 2), ("filter", count // 4), ("raw", count // 4)):
-        lines += [f"*{table}", ":OUTPUT ACCEPT [11:1100]", ":MANY - [0:0]"]
-        for number in range(share):
-            chain = ("OUTPUT", "PREROUTING" if table != "filter" else "INPUT", "MANY")[number % 3]
-            lines.append(f"[{number}:{number * 60}] -A {chain} -p tcp -m tcp --dport {number % 65535 + 1} -j RETURN")
-        lines.append("COMMIT")
-    return "\n".join([*lines, ""])

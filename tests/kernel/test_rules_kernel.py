@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from namespace import Namespace
 from netfilterqueue import NetfilterQueue
-from test_rule_hosts import baseline, many, ours, rules
+from rule_texts import baseline, many, ours, rules
+from traffic import send
 
 from nfq_agent.host.one_shot import ErrandError, errand
 from nfq_agent.host.xtables import kernel, nft, python_iptables
@@ -211,7 +212,7 @@ def test_the_longer_layout_of_libxtables_is_walked_in_its_own_steps() -> None:
     """As Debian 13 has it, without Debian 13: an array of the longer entries."""
     iptc = python_iptables._iptc()
     real = sys.modules["iptc.xtables"]
-    longer = type("Longer", (ctypes.Structure,), {"_fields_": (*real.xt_option_entry._fields_, ("base", ctypes.c_uint))})
+    longer: Any = type("Longer", (ctypes.Structure,), {"_fields_": (*real.xt_option_entry._fields_, ("base", ctypes.c_uint))})
     table = (longer * 4)(longer(b"one", base=7), longer(b"two", id=2, flags=real.XTOPT_MAND), longer(b"three"))
     there = types.SimpleNamespace(xtables=types.SimpleNamespace(xt_option_entry=real.xt_option_entry))
     methods = {name: real.xtables.__dict__[name] for name in ("_option_lookup", "_options_fcheck")}
@@ -231,12 +232,6 @@ def test_the_longer_layout_of_libxtables_is_walked_in_its_own_steps() -> None:
 def counter(netns: Namespace, port: int) -> int:
     """The packets of the foreign rule that counts a port."""
     return next(int(match[1]) for line in saved(netns) if (match := re.match(rf"\[(\d+):.*--dport {port} ", line)))
-
-
-def send(port: int, count: int) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        for _ in range(count):
-            sender.sendto(b"x", ("127.0.0.1", port))
 
 
 def test_nothing_is_committed_when_nothing_differs(netns: Namespace) -> None:
@@ -260,9 +255,7 @@ def test_nothing_is_committed_when_nothing_differs(netns: Namespace) -> None:
 
 def test_foreign_counters_are_exact_under_traffic(netns: Namespace) -> None:
     netns.shell("iptables-legacy -w -t mangle -A OUTPUT -p udp -m udp --dport 9 -j RETURN")
-    script = (
-        f"import sys; sys.path[:0] = {sys.path!r}\nfrom test_rules_kernel import send\nsend(9, 20_000); open('/run/done', 'w')"
-    )
+    script = f"import sys; sys.path[:0] = {sys.path!r}\nfrom traffic import send\nsend(9, 20_000); open('/run/done', 'w')"
     process = netns.start(sys.executable, "-c", script)
     rounds = netns.call(apply_and_remove_until_done, LegacyHost("a"))
     assert process.wait(30) == 0
@@ -271,7 +264,7 @@ def test_foreign_counters_are_exact_under_traffic(netns: Namespace) -> None:
 
 
 @pytest.mark.parametrize("host", [LegacyHost("a"), NftHost("a")], ids=["legacy", "nft"])
-def test_packets_that_wait_outlive_every_change_of_rules(netns: Namespace, host: RuleHost) -> None:
+def test_packets_that_wait_outlive_every_change_of_rules(netns: Namespace, host: LegacyHost | NftHost) -> None:
     def change() -> int:
         receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         receiver.bind(("127.0.0.1", 53))
@@ -319,7 +312,7 @@ def as_nobody(netns: Namespace, body: str, before: str = "") -> str:
 LIFE = """
     from nfq_agent.host.xtables.{module} import {kind}
     from nfq_agent.rules.diff import diff
-    from test_rule_hosts import baseline
+    from rule_texts import baseline
     host = {kind}("a"{lock})
     for family in ("inet", "inet6"):
         assert host.apply(family, baseline()).changes
@@ -358,7 +351,7 @@ def test_without_root_or_lock_the_message_says_what_to_do(netns: Namespace) -> N
     body = """
         from nfq_agent.host.xtables.python_iptables import LegacyHost
         from nfq_agent.rules.model import RuleError
-        from test_rule_hosts import baseline
+        from rule_texts import baseline
         try:
             LegacyHost("a").apply("inet", baseline())
         except RuleError as error:

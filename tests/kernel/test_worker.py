@@ -402,7 +402,12 @@ def test_monitor_mode_drops_nothing_and_says_what_it_would(netns: Namespace, ele
             until(lambda: counted(made.counters, received=5))
             assert counted(made.counters, dropped=0, accepted=5, would_drop=5)
             said: list[str] = []
-            until(lambda: said.extend(made.lines) or said)  # type: ignore[func-returns-value]  # extend, then look
+
+            def one_said() -> bool:
+                said.extend(made.lines)
+                return bool(said)
+
+            until(one_said)
             assert "would drop <Packet 1 OUTPUT udp 127.0.0.1:4441 -> 127.0.0.1:9999" in said[0]
 
     netns.call(inside)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from namespace import Namespace
@@ -154,7 +155,7 @@ def traffic(netns: Namespace, folder: Path) -> None:
     database = postgresql(netns, folder)
     netns.start("bash", "-c", "exec -a redis-server redis-check-rdb --port 6379 --bind 127.0.0.1 --save '' --dir /run", **plain)
     for port in (8000, 25, 143, 1883, 53, 22, 5432, 6379, 4430, 4431):
-        wait_until(lambda port=port: listening(netns, port), f"port {port} is served")
+        wait_until(partial(listening, netns, port), f"port {port} is served")
 
     def client(*argv: str, **options: object) -> None:
         netns.run(*argv, check=False, timeout=20, **{"input": "", **options})

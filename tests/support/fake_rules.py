@@ -154,6 +154,7 @@ class FakeHost:
 
     name = "fake"
     notice = ""
+    lock_seconds = 0.0
 
     def __init__(self, kernel: FakeKernel, instance: str) -> None:
         self.kernel, self.instance = kernel, instance

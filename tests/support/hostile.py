@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from nfq_agent.host.nfqueue.inbox import five_tuple_of
+from nfq_agent.packet import TCP, UDP, Packet, PacketError
 from nfq_agent.testing import tcp, udp
 
 _V4 = "192.0.2.1:1024"
@@ -37,3 +39,31 @@ mutants = st.builds(
     st.one_of(st.just(b""), st.binary(max_size=60)),
 )
 packets = st.one_of(st.binary(max_size=200), mutants)
+
+
+def check(data: bytes) -> None:
+    """What must hold for the decoder, whatever the bytes are."""
+    packet = Packet(data)
+    try:
+        headers = packet.headers
+    except PacketError:
+        assert "undecoded" in repr(packet)
+        return
+    five_tuple = headers.five_tuple
+    assert (five_tuple.sport is None) == (five_tuple.dport is None)
+    if five_tuple.sport is not None:
+        # Ports are there, in the bytes, behind the IP header.
+        assert headers.transport is not None
+        ports = data[headers.transport : headers.transport + 4]
+        assert ports == five_tuple.sport.to_bytes(2, "big") + (five_tuple.dport or 0).to_bytes(2, "big")
+    assert headers.transport is None or headers.transport >= 20
+    assert headers.data is None or headers.data <= len(data)
+    assert len(packet.data) <= len(data)
+    assert str(five_tuple)
+    # What verdicts are known by stands for these very headers: the same protocol, addresses and ports, and no fragment.
+    key = five_tuple_of(data)
+    if key is not None and (not headers.length or headers.length >= len(data)):
+        assert not headers.fragment
+        assert five_tuple.protocol in (TCP, UDP)
+        ports = (five_tuple.sport or 0).to_bytes(2, "big") + (five_tuple.dport or 0).to_bytes(2, "big")
+        assert key == bytes((five_tuple.protocol,)) + five_tuple.src + five_tuple.dst + ports

@@ -30,6 +30,24 @@ from nfq_agent.stream import StreamChain, StreamElement
 
 # A system user's number that no rule of a test's host has; only the number counts.
 UID = 972
+TPROXY = 'capture = "tproxy"\n'
+
+
+def configuration(
+    listen: str = '"0.0.0.0:15002", "[::]:15002"', proxy: str = "", hooks: str = '"output"', rule: str = "", rest: str = ""
+) -> str:
+    """A proxy behind the TCP ports 8080 to 8090."""
+    return f"""
+[proxy.tcp]
+listen = [{listen}]
+{proxy}
+[rules.redirect]
+proxy = "tcp"
+hooks = [{hooks}]
+tcp_ports = ["8080:8090"]
+{rule}
+{rest}
+"""
 
 
 class Proxied:

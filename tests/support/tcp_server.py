@@ -27,6 +27,12 @@ def send_exact(connection: socket.socket, total: int) -> None:
         sent += connection.send(view[at : at + min(len(BLOCK), total - sent)])
 
 
+def send_all(connection: socket.socket, total: int) -> None:
+    """Send so many bytes of the stream, then end this direction."""
+    send_exact(connection, total)
+    connection.shutdown(socket.SHUT_WR)
+
+
 def receive_exact(connection: socket.socket, total: int) -> int:
     """Read to the end, or to `total`; the number of bytes. Raises AssertionError at the first one that is not the stream's."""
     buffer = memoryview(bytearray(1 << 18))
@@ -45,14 +51,14 @@ def receive_exact(connection: socket.socket, total: int) -> int:
 
 def exchange(connection: socket.socket, total: int) -> int:
     """Send and receive the stream at once; the bytes received before the other side's end."""
-    sender = threading.Thread(target=lambda: (send_exact(connection, total), connection.shutdown(socket.SHUT_WR)))
+    sender = threading.Thread(target=send_all, args=(connection, total))
     sender.start()
     got = receive_exact(connection, total + 1)
     sender.join()
     return got
 
 
-def _serve(mode: str, connection: socket.socket, peer: object, total: int) -> None:
+def _serve(mode: str, connection: socket.socket, peer: tuple[str, int], total: int) -> None:
     with connection, contextlib.suppress(OSError):
         if mode == "echo":
             while data := connection.recv(1 << 16):
@@ -73,7 +79,7 @@ def _serve(mode: str, connection: socket.socket, peer: object, total: int) -> No
             connection.recv(1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         elif mode == "who":
-            connection.sendall(f"{peer[0]} {peer[1]}\n".encode())  # type: ignore[index]  # an address
+            connection.sendall(f"{peer[0]} {peer[1]}\n".encode())
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from typing import Final
 
@@ -68,3 +69,10 @@ for number in range(count):
             time.sleep(ahead)
 print(taken)
 """
+
+
+def send(port: int, count: int) -> None:
+    """Send datagrams of one byte to a port of the loopback, as fast as they go."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(count):
+            sender.sendto(b"x", ("127.0.0.1", port))

@@ -100,8 +100,8 @@ def test_it_finds_what_the_whole_parse_finds(whole: bytes, cut: int, flips: list
     if plain is None:
         assert key is None
     else:
-        place = bytes((expected.hook,)) + expected.indev.to_bytes(4, "big") + expected.outdev.to_bytes(4, "big")
-        assert key == place + plain
+        came = bytes((expected.hook,)) + expected.indev.to_bytes(4, "big") + expected.outdev.to_bytes(4, "big")
+        assert key == came + plain
 
 
 def test_whatever_differs_in_place_or_flow_has_a_key_of_its_own() -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import socket
 
 import pytest
-from hostile import SEEDS, packets
+from hostile import SEEDS, check, packets
 from hypothesis import given, settings
 
-from nfq_agent.host.nfqueue.inbox import five_tuple_of
-from nfq_agent.packet import TCP, UDP, FiveTuple, Hook, Packet, PacketError, decode, endpoint, hook_name, protocol_name
+from nfq_agent.packet import TCP, UDP, FiveTuple, Hook, PacketError, decode, endpoint, hook_name, protocol_name
 from nfq_agent.testing import tcp, udp
 from nfq_agent.verdict import VerdictError
 
@@ -68,34 +67,6 @@ def test_what_does_not_hold_together_is_named(data: bytes, reason: str) -> None:
 @given(packets)
 def test_hostile_bytes_raise_nothing_but_its_own_error(data: bytes) -> None:
     check(data)
-
-
-def check(data: bytes) -> None:
-    """Whatever the bytes are. Also what tests/fuzz/decoder runs."""
-    packet = Packet(data)
-    try:
-        headers = packet.headers
-    except PacketError:
-        assert "undecoded" in repr(packet)
-        return
-    five_tuple = headers.five_tuple
-    assert (five_tuple.sport is None) == (five_tuple.dport is None)
-    if five_tuple.sport is not None:
-        # Ports are there, in the bytes, behind the IP header.
-        assert headers.transport is not None
-        ports = data[headers.transport : headers.transport + 4]
-        assert ports == five_tuple.sport.to_bytes(2, "big") + (five_tuple.dport or 0).to_bytes(2, "big")
-    assert headers.transport is None or headers.transport >= 20
-    assert headers.data is None or headers.data <= len(data)
-    assert len(packet.data) <= len(data)
-    assert str(five_tuple)
-    # What verdicts are known by stands for these very headers: the same protocol, addresses and ports, and no fragment.
-    key = five_tuple_of(data)
-    if key is not None and (not headers.length or headers.length >= len(data)):
-        assert not headers.fragment
-        assert five_tuple.protocol in (TCP, UDP)
-        ports = (five_tuple.sport or 0).to_bytes(2, "big") + (five_tuple.dport or 0).to_bytes(2, "big")
-        assert key == bytes((five_tuple.protocol,)) + five_tuple.src + five_tuple.dst + ports
 
 
 def test_names() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def answers(packet: Packet) -> tuple[bytes, ...]:
     return verdict.inject
 
 
-def sound(data: bytes, layer: type) -> object:
+def sound(data: bytes, layer: type) -> Any:
     """The packet as scapy reads it; fails unless it builds the very bytes from it, lengths and checksums made anew."""
     read = layer(data)
     fresh = layer(data)
