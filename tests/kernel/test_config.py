@@ -28,7 +28,7 @@ BAD = [
     ("fanout-alone", QUEUE + "cpu_fanout = true\n", "queue.q", "cpu_fanout", "balance"),
     ("copy-none", QUEUE + 'copy = "none"\n', "queue.q.copy", "lose every packet", "packet, meta"),
     ("copy-range", QUEUE + "copy_range = 70000\n", "queue.q.copy_range", "70000", "65535"),
-    ("gso-rewriter", QUEUE + 'elements = ["test_config:Rewriter"]\n', "queue.q.gso", "rewrites packets", "gso = false"),
+    ("gso-rewriter", QUEUE + 'elements = ["rewriting:Rewriter"]\n', "queue.q.gso", "rewrites packets", "gso = false"),
     ("unknown-key", QUEUE + RULE + "tcp_port = [1]\n", "rules.r.tcp_port", "did you mean 'tcp_ports'?)", "tcp_ports"),
     ("unknown-element", QUEUE + 'elements = ["lgo"]\n', "queue.q.elements", "did you mean 'log'?", "log"),
     ("unknown-type", QUEUE + 'elements = ["e"]\n[element.e]\ntype = "lgo"\n', "element.e", "unknown element 'lgo'", "log"),
@@ -60,20 +60,6 @@ BAD = [
     ),
     ("not-toml", "[queue.q\nnum = 1\n", "not TOML", "line 1, column 9", "TOML"),
 ]  # fmt: skip
-
-
-class Rewriter:
-    """Named in a configuration above; a packet element that rewrites."""
-
-
-def _rewriter() -> None:
-    from nfq_agent.element import PacketElement
-
-    global Rewriter
-    Rewriter = type("Rewriter", (PacketElement,), {"rewrites": True})  # type: ignore[misc,assignment]  # made once the package is there
-
-
-_rewriter()
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.toml")))
