@@ -12,9 +12,9 @@ HOUSE = Path(__file__).parent.parent / "agent" / "nfq_agent"
 
 # From the ground up; what stands on a floor imports only from the floors below it, or from its own package (a star).
 FLOORS = (
-    ("verdict", "mark", "duration", "size", "rate", "networks", "interfaces", "log", "counters", "service.control",
+    ("verdict", "mark", "values", "rate", "interfaces", "log", "counters", "service.control", "config.lookups",
      "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.one_shot"),
-    ("packet", "host.child", "host.nfqueue.inbox", "protocols.*"),
+    ("packet", "networks", "host.child", "host.nfqueue.inbox", "protocols.*"),
     ("facts",),
     ("flow", "checksum", "host.nfqueue.channel", "proxy.processes"),
     ("reject", "element", "queue.queue", "service.packet_source"),
@@ -56,6 +56,7 @@ CORE = (
     "reassembly",
     "match",
     "networks",
+    "values",
     "reject",
 )
 EFFECTS = {"asyncio", "os", "select", "selectors", "subprocess", "threading", "time"}

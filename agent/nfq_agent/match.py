@@ -6,21 +6,21 @@ packet costs one look-up for each kind in use and an AND; how many sets or netwo
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-import grp
-import pwd
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from nfq_agent.element import Options
 from nfq_agent.interfaces import Interfaces
-from nfq_agent.networks import NetworkField, NetworkMap
+from nfq_agent.networks import NetworkMap
 from nfq_agent.packet import PROTOCOL_NAMES, FiveTuple, Hook, Packet
 from nfq_agent.protocols.known import PROTOCOLS
+from nfq_agent.values import NetworkField, Ports, lookups, one_or_more
 
 # Protocols found in the data of a flow (`flow.facts["protocol"]`), in contrast to those of the IP header.
 APPLICATIONS: Final = tuple(protocol.name for protocol in PROTOCOLS)
@@ -28,18 +28,8 @@ _NUMBERS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
 _DIRECTIONS: Final = {"in": (Hook.PREROUTING, Hook.INPUT), "out": (Hook.OUTPUT, Hook.POSTROUTING)}
 
 
-def _port(value: object) -> tuple[int, int]:
-    if isinstance(value, tuple):
-        return value
-    allowed = 'allowed: 0 to 65535, or a range as "8000:8010"'
-    first = last = -1
-    if isinstance(value, int) and not isinstance(value, bool):
-        first = last = value
-    elif isinstance(value, str) and (match := re.fullmatch(r"(\d+):(\d+)", value)):
-        first, last = int(match[1]), int(match[2])
-    if not 0 <= first <= last <= 65535:
-        raise ValueError(f"{value!r} is no port; {allowed}")
-    return first, last
+def _port(value: object) -> Ports:
+    return Ports.parse(value, lowest=0)
 
 
 def _protocol(value: object) -> int | str:
@@ -51,56 +41,43 @@ def _protocol(value: object) -> int | str:
         if value in _NUMBERS:
             return _NUMBERS[value]
     names = ", ".join((*_NUMBERS, *APPLICATIONS))
-    raise ValueError(f"{value!r} is no protocol; allowed: 0 to 255, {names}")
+    raise ValueError(f"{value!r} is not a known protocol; allowed: 0 to 255, {names}")
 
 
-def _user(value: object) -> int:
-    return _identity(value, lambda name: pwd.getpwnam(name).pw_uid, "user")
+def _user(value: object, info: ValidationInfo) -> int:
+    return _identity(value, lambda name: lookups(info.context).uid(name), "user")
 
 
-def _group(value: object) -> int:
-    return _identity(value, lambda name: grp.getgrnam(name).gr_gid, "group")
+def _group(value: object, info: ValidationInfo) -> int:
+    return _identity(value, lambda name: lookups(info.context).gid(name), "group")
 
 
 def _identity(value: object, number_of: Callable[[str], int], kind: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0xFFFFFFFE:
         return value
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(KeyError):
             return number_of(value)
-        except KeyError:
-            pass
     raise ValueError(f"no {kind} {value!r} on this host; allowed: an existing {kind}'s name, or its number")
 
 
 def _interface(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"[^\s/!]{1,15}", value):
         return value
-    raise ValueError(f'{value!r} is no interface name; allowed: up to 15 characters, as in "eth0", or a pattern as "veth*"')
+    raise ValueError(
+        f'{value!r} is not a valid interface name; allowed: up to 15 characters, as in "eth0", or a pattern as "veth*"'
+    )
 
 
-def _list(value: object) -> object:
-    """One thing stands for a list of one."""
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-Networks = Annotated[tuple[NetworkField, ...], BeforeValidator(_list), Field(min_length=1, strict=False)]
-PortRanges = Annotated[
-    tuple[Annotated[tuple[int, int], BeforeValidator(_port)], ...], BeforeValidator(_list), Field(min_length=1, strict=False)
-]
-Protocols = Annotated[
-    tuple[Annotated[int | str, BeforeValidator(_protocol)], ...], BeforeValidator(_list), Field(min_length=1, strict=False)
-]
-Users = Annotated[tuple[Annotated[int, BeforeValidator(_user)], ...], BeforeValidator(_list), Field(min_length=1, strict=False)]
-Groups = Annotated[tuple[Annotated[int, BeforeValidator(_group)], ...], BeforeValidator(_list), Field(min_length=1, strict=False)]
-InterfaceNames = Annotated[
-    tuple[Annotated[str, BeforeValidator(_interface)], ...], BeforeValidator(_list), Field(min_length=1, strict=False)
-]
-Hooks = Annotated[
-    tuple[Literal["prerouting", "input", "forward", "output", "postrouting"], ...],
-    BeforeValidator(_list),
-    Field(min_length=1, strict=False),
-]
+_LIST: Final = BeforeValidator(one_or_more)
+_SOME: Final = Field(min_length=1, strict=False)
+Networks = Annotated[tuple[NetworkField, ...], _LIST, _SOME]
+PortRanges = Annotated[tuple[Annotated[Ports, BeforeValidator(_port)], ...], _LIST, _SOME]
+Protocols = Annotated[tuple[Annotated[int | str, BeforeValidator(_protocol)], ...], _LIST, _SOME]
+Users = Annotated[tuple[Annotated[int, BeforeValidator(_user)], ...], _LIST, _SOME]
+Groups = Annotated[tuple[Annotated[int, BeforeValidator(_group)], ...], _LIST, _SOME]
+InterfaceNames = Annotated[tuple[Annotated[str, BeforeValidator(_interface)], ...], _LIST, _SOME]
+Hooks = Annotated[tuple[Literal["prerouting", "input", "forward", "output", "postrouting"], ...], _LIST, _SOME]
 
 
 class Conditions(Options):
@@ -231,12 +208,12 @@ def _values(rules: Sequence[Conditions], wanted_by: Callable[[Conditions], Any])
 class _PortMap:
     """The rules by port, as sets for the stretches between all ends of ranges."""
 
-    def __init__(self, ranges: list[tuple[tuple[int, int], int]], unasked: int) -> None:
+    def __init__(self, ranges: list[tuple[Ports, int]], unasked: int) -> None:
         self._unasked = unasked
-        self._starts = sorted({0, *(first for (first, _), _ in ranges), *(last + 1 for (_, last), _ in ranges)})
+        self._starts = sorted({0, *(ports.first for ports, _ in ranges), *(ports.last + 1 for ports, _ in ranges)})
         self._sets = [unasked] * len(self._starts)
-        for (first, last), bit in ranges:
-            for place in range(bisect_right(self._starts, first) - 1, bisect_right(self._starts, last)):
+        for ports, bit in ranges:
+            for place in range(bisect_right(self._starts, ports.first) - 1, bisect_right(self._starts, ports.last)):
                 self._sets[place] |= bit
 
     def look_up(self, port: int | None) -> int:
@@ -247,7 +224,7 @@ class _PortMap:
 
 def _ports(rules: Sequence[Conditions], key: str) -> _PortMap | None:
     unasked = 0
-    ranges: list[tuple[tuple[int, int], int]] = []
+    ranges: list[tuple[Ports, int]] = []
     for place, rule in enumerate(rules):
         wanted = getattr(rule, key)
         if wanted is None:

@@ -2,32 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
-from typing import Annotated, TypeAlias
 
-from pydantic import BeforeValidator
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def _network(value: object) -> Network:
-    if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
-        return value
-    allowed = 'allowed: an address, or a network as "10.0.0.0/8" or "fd00::/8"'
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no network; {allowed}")
-    try:
-        return ipaddress.ip_network(value)
-    except ValueError:
-        try:
-            near = ipaddress.ip_network(value, strict=False)
-        except ValueError:
-            raise ValueError(f"{value!r} is no network; {allowed}") from None
-        raise ValueError(f"{value!r} has bits set behind its prefix (did you mean {str(near)!r}?); {allowed}") from None
-
-
-NetworkField = Annotated[Network, BeforeValidator(_network)]
+from nfq_agent.values import Network
 
 
 class NetworkMap:

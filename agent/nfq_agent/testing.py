@@ -7,28 +7,26 @@ bench.assert_dropped(tcp("192.0.2.1:40000", "198.51.100.1:23"))
 from __future__ import annotations
 
 import ipaddress
-import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from nfq_agent.checksum import mend
+from nfq_agent.config.lookups import HostLookups
 from nfq_agent.element import ElementChain, Needs, PacketElement
 from nfq_agent.elements import packet_element
 from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.packet import ICMP, ICMPV6, TCP, UDP, Packet, PacketError
+from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
-_ENDPOINT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):(\d+)")
 _TCP_FLAGS: Final = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16, "U": 32, "E": 64, "C": 128}
 
 
 def _endpoint(text: str) -> tuple[bytes, int]:
-    match = _ENDPOINT.fullmatch(text)
-    if match is None or int(match[3]) > 65535:
-        raise ValueError(f'{text!r} is no endpoint; allowed: "192.0.2.1:80" or "[2001:db8::1]:80"')
-    return ipaddress.ip_address(match[1] or match[2]).packed, int(match[3])
+    end = Endpoint.parse(text, lowest=0)
+    return ipaddress.ip_address(end.host).packed, end.port
 
 
 def ip_packet(src: bytes, dst: bytes, protocol: int, rest: bytes) -> bytes:
@@ -107,7 +105,7 @@ class Bench:
     def _make(self, kind: str | type[PacketElement], options: Mapping[str, Any]) -> PacketElement:
         cls = packet_element(kind) if isinstance(kind, str) else kind
         name = kind if isinstance(kind, str) else kind.__name__
-        return cls(name, cls.Options.model_validate(dict(options)), self._emit)
+        return cls(name, cls.Options.model_validate(dict(options), context=HostLookups()), self._emit)
 
     def _emit(self, message: str, level: str = "info", **fields: Any) -> None:
         self.said.append(Said(message, level, fields))

@@ -123,7 +123,7 @@ def test_it_needs_what_it_keeps() -> None:
     [
         ({"directory": "here"}, "allowed: a path that begins with /"),
         ({"directory": "/x", "name": "a/b"}, "is no name for files"),
-        ({"directory": "/x", "size": "10"}, "is no size; allowed: a number of bytes"),
+        ({"directory": "/x", "size": "10"}, "is not a valid size; allowed: a number of bytes"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:

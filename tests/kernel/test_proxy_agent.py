@@ -364,7 +364,8 @@ def test_a_target_in_the_environment_that_is_none(netns: Namespace, verb: str) -
     done = netns.run(*command, check=False)
     assert done.returncode == 78
     assert done.stderr == (
-        'environment: TARGET_ADDR: \'nowhere\' is no endpoint; allowed: HOST:PORT, as in "0.0.0.0:15002" or "[::]:15002"\n'
+        "environment: TARGET_ADDR: 'nowhere' is not a valid endpoint; "
+        'allowed: HOST:PORT, as in "0.0.0.0:15002" or "[::]:15002"\n'
     )
     assert (netns.shell("cat /etc/passwd"), saved(netns)) == before
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from nfq_agent.config.models import Config, Endpoint, warnings
+from nfq_agent.config.models import Config, warnings
 from nfq_agent.host.nfqueue.channel import statistics
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capability
 from nfq_agent.host.xtables import nft, python_iptables
@@ -19,6 +19,7 @@ from nfq_agent.host.xtables.backend import usable
 from nfq_agent.host.xtables.lock import held_by, holders, lock_path
 from nfq_agent.rules.model import FAMILIES, RuleError
 from nfq_agent.service import control
+from nfq_agent.values import Endpoint
 
 Level = Literal["good", "warning", "fault"]
 _QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nfq_agent.rules.diff import Changes, Delete, DropChain, Insert, NewChain, render
 from nfq_agent.rules.model import Family, Rule, Ruleset, instance_of
 from nfq_agent.service.live_rules import Found
+from nfq_agent.values import duration_text, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -201,7 +202,7 @@ def status(report: Mapping[str, Any]) -> None:
         )
     drift = report["drift"]
     last = "" if drift["last"] is None else f", last at {time.strftime('%H:%M:%S', time.localtime(drift['last']))}"
-    every = f"looked at every {drift['check']:g} s" if drift["check"] else "not looked at"
+    every = f"looked at every {duration_text(drift['check'])}" if drift["check"] else "not looked at"
     console.print(f"Drift: put right {drift['repairs']} times{last}; {every}", markup=False)
 
 
@@ -226,7 +227,7 @@ def _known(value: int | None) -> str:
 
 
 def _bytes(value: int | None) -> str:
-    return "-" if value is None else f"{value / 1048576:.1f} MB"
+    return "-" if value is None else size_text(value)
 
 
 _MARKS: Final = {"good": ("ok", "green"), "warning": ("warning", "yellow"), "fault": ("fault", "red")}

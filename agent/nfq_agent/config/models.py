@@ -5,22 +5,18 @@ It never guesses and never drops a key that it does not know.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pwd
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from nfq_agent.duration import Duration
+from nfq_agent.config.lookups import HostLookups
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError, packet_element, stream_element
 from nfq_agent.mark import Kept, Mark, MarkField
-from nfq_agent.size import Size
+from nfq_agent.values import Duration, Endpoint, EndpointField, NetworkField, PortsField, Size
 
 TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     "mangle": ("prerouting", "input", "forward", "output", "postrouting"),
@@ -35,6 +31,7 @@ OWNER_HOOKS: Final = ("output", "postrouting")
 # headers, TCP with its options.
 HEADER_BYTES: Final = 128
 WHOLE_PACKET: Final = 65535
+LAST_QUEUE: Final = 65535
 
 
 class ConfigError(Exception):
@@ -45,86 +42,25 @@ class ConfigError(Exception):
         self.faults = faults
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ports:
-    """A port, or a range of them with both ends in it."""
-
-    first: int
-    last: int
-
-    def __str__(self) -> str:
-        return str(self.first) if self.first == self.last else f"{self.first}:{self.last}"
-
-
-def _ports(value: object) -> Ports:
-    if isinstance(value, Ports):
-        return value
-    allowed = 'allowed: 1 to 65535, or a range as "8000:8010"'
-    if isinstance(value, int) and not isinstance(value, bool):
-        ports = Ports(value, value)
-    elif isinstance(value, str) and (match := re.fullmatch(r"(\d+):(\d+)", value)):
-        ports = Ports(int(match[1]), int(match[2]))
-        if ports.first > ports.last:
-            raise ValueError(f"range {value} ends before it begins; {allowed}")
-    else:
-        raise ValueError(f"{value!r} is no port; {allowed}")
-    if ports.first < 1 or ports.last > 65535:
-        raise ValueError(f"no port {value}; {allowed}")
-    return ports
-
-
 def _numbers(value: object) -> tuple[int, int]:
     """A `balance` range of queue numbers."""
     if isinstance(value, tuple):
         return value
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+):(\d+)", value)):
-        first, last = int(match[1]), int(match[2])
-        if last > 65535:
-            raise ValueError(f"no queue {last}; allowed: 0 to 65535")
-        if first >= last:
-            raise ValueError(f'range {value} does not rise; allowed: FIRST:LAST with FIRST below LAST, as in "100:103"')
-        return first, last
-    raise ValueError('not a range of queue numbers; allowed: FIRST:LAST, as in "100:103"')
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """HOST:PORT; an IPv6 address stands in brackets."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def _endpoint(value: object) -> Endpoint:
-    if isinstance(value, Endpoint):
-        return value
-    if isinstance(value, str) and (match := re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s]+)):(\d+)", value)):
-        port = int(match[3])
-        if not 1 <= port <= 65535:
-            raise ValueError(f"no port {port}; allowed: 1 to 65535")
-        return Endpoint(match[1] or match[2], port)
-    raise ValueError(f'{value!r} is no endpoint; allowed: HOST:PORT, as in "0.0.0.0:15002" or "[::]:15002"')
+    first, colon, last = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if not (colon and first.isdecimal() and last.isdecimal()):
+        raise ValueError(f'{value!r} is not a range of queue numbers; allowed: FIRST:LAST, as in "100:103"')
+    numbers = int(first), int(last)
+    if numbers[1] > LAST_QUEUE:
+        raise ValueError(f"{numbers[1]} is not a valid queue number; allowed: 0 to {LAST_QUEUE}")
+    if numbers[0] >= numbers[1]:
+        raise ValueError(f'range {value} does not rise; allowed: FIRST:LAST with FIRST below LAST, as in "100:103"')
+    return numbers
 
 
 def _target(value: object) -> Endpoint | None:
-    return None if value is None or value == "" else _endpoint(value)
+    return None if value is None or value == "" else Endpoint.parse(value)
 
 
-def _network(value: object) -> IPv4Network | IPv6Network:
-    if isinstance(value, (IPv4Network, IPv6Network)):
-        return value
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return ip_network(value)
-    raise ValueError(f'{value!r} is no network; allowed: ADDRESS/LENGTH without host bits, as in "10.0.0.0/8"')
-
-
-PortsField = Annotated[Ports, BeforeValidator(_ports)]
-NetworkField = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
-EndpointField = Annotated[Endpoint, BeforeValidator(_endpoint)]
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -152,7 +88,7 @@ class Log(_Model):
 class QueueConfig(_Model):
     """`[queue.NAME]`"""
 
-    num: Annotated[int, Field(ge=0, le=65535)] | None = None
+    num: Annotated[int, Field(ge=0, le=LAST_QUEUE)] | None = None
     balance: Annotated[tuple[int, int], BeforeValidator(_numbers)] | None = None
     cpu_fanout: bool = False
     copy_mode: Annotated[Literal["packet", "meta"], Field(alias="copy")] = "packet"
@@ -267,7 +203,7 @@ class RuleConfig(_Model):
         if self.owner.isdecimal():
             return int(self.owner)
         try:
-            return pwd.getpwnam(self.owner).pw_uid
+            return HostLookups().uid(self.owner)
         except KeyError:
             return None
 
@@ -341,7 +277,7 @@ class Config(_Model):
         kind = table.pop("type", name)
         cls = find(kind)
         try:
-            options = cls.Options.model_validate(table)
+            options = cls.Options.model_validate(table, context=HostLookups())
         except ValidationError as error:
             raise ElementError(name, error, cls.Options) from error
         return ElementSpec(name, cls, options)
@@ -381,7 +317,7 @@ def target_in_force(proxy: ProxyConfig) -> Endpoint | None:
     if not value:
         return proxy.target
     try:
-        return _endpoint(value)
+        return Endpoint.parse(value)
     except ValueError as error:
         raise ConfigError([f"environment: TARGET_ADDR: {error}"]) from error
 

@@ -12,10 +12,11 @@ from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from nfq_agent.config.models import Agent, Config, Endpoint, Log, ProxyConfig, QueueConfig, RuleConfig
+from nfq_agent.config.models import Agent, Config, Log, ProxyConfig, QueueConfig, RuleConfig
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError
 from nfq_agent.mark import Mark
+from nfq_agent.values import Endpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from nfq_agent import element
-from nfq_agent.duration import Duration
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet
+from nfq_agent.values import Duration
 from nfq_agent.verdict import DROP, Action, Verdict
 
 # Copies that are remembered until they come by the queue themselves, so that none is copied for ever.

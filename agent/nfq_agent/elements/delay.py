@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 from nfq_agent import element
-from nfq_agent.duration import Duration
 from nfq_agent.element import Emit
 from nfq_agent.stream import Answer, Connection, Later, StreamElement, Ways, ways_of
+from nfq_agent.values import Duration
 
 
 class DelayOptions(element.Options):

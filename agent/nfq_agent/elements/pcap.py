@@ -20,7 +20,7 @@ from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.packet import Hook, Packet, hook_name
-from nfq_agent.size import Size
+from nfq_agent.values import Size
 from nfq_agent.verdict import Verdict
 
 # How long a file that can't be written is left alone, and how old what was not flushed may become; in seconds of packet time.

@@ -8,9 +8,9 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from nfq_agent import element
-from nfq_agent.duration import Duration
 from nfq_agent.element import Emit
 from nfq_agent.stream import Answer, Connection, Part, StreamElement, Way, Ways, ways_of
+from nfq_agent.values import Duration
 
 
 class ReplaceOptions(element.Options):

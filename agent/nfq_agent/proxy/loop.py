@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from nfq_agent.config.models import Config, Endpoint, ProxyConfig, target_in_force
+from nfq_agent.config.models import Config, ProxyConfig, target_in_force
 from nfq_agent.counters import Slots
 from nfq_agent.element import Emit
 from nfq_agent.host.sockets import (
@@ -35,6 +35,7 @@ from nfq_agent.proxy.processes import Sibling
 from nfq_agent.proxy.relay import EVENTS, READ, Half, Pair, failure
 from nfq_agent.rate import Bucket, Held
 from nfq_agent.stream import Close, Connection, Failed, Output, Stream, StreamChain, endpoint
+from nfq_agent.values import Endpoint
 
 _BACKLOG: Final = 4096
 # Connections taken in one turn before those that run get theirs.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from nfq_agent.config.models import Config, Ports, ProxyConfig, RuleConfig
+from nfq_agent.config.models import Config, ProxyConfig, RuleConfig
 from nfq_agent.mark import Kept, Mark
 from nfq_agent.rules.model import (
     FAMILIES,
@@ -23,6 +23,7 @@ from nfq_agent.rules.model import (
     chain_name,
     tag,
 )
+from nfq_agent.values import Ports
 
 _INWARD: Final = frozenset(("prerouting", "input"))
 _OWNED: Final = frozenset(("output", "postrouting"))
@@ -223,7 +224,7 @@ def _capture_rules(
     leave = Extension("RETURN")
     # Who calls a listener by its own address is told so by the proxy; to lead it there in a circle helps nobody.
     own = sorted({each.port for every in config.proxy.values() for each in every.listen})
-    for ports in _multiport(Ports(each, each) for each in own if any(p.first <= each <= p.last for p in rule.tcp_ports)):
+    for ports in _multiport(Ports(each, each) for each in own if any(each in ports for ports in rule.tcp_ports)):
         local = Extension("addrtype", (Option("--dst-type", "LOCAL"),))
         listeners = Extension("multiport", (Option("--dports", ports),))
         yield Rule(chain, leave, (listeners, local, *tail), protocol, inward, outward)

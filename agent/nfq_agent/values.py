@@ -1,0 +1,163 @@
+"""Values as a configuration writes them: duration, size, ports, endpoint, network. One parser and one text for each.
+
+Parsers raise ValueError with what is wrong and what is allowed. They do no I/O: what a name stands for comes from `Lookups`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated, Any, Final, Protocol, TypeAlias
+
+from pydantic import BeforeValidator
+
+Network: TypeAlias = IPv4Network | IPv6Network
+
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)")
+_SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+_SIZE: Final = re.compile(r"(\d+)\s?(kB|MB|GB)")
+_BYTES: Final = {"GB": 1000_000_000, "MB": 1000_000, "kB": 1000}
+_PORTS: Final = re.compile(r"(\d+):(\d+)")
+_ENDPOINT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s]+)):(\d+)")
+LAST_PORT: Final = 65535
+
+
+def duration(value: object) -> float:
+    """Seconds, from `"5s"`, `"100ms"` or `"0"`."""
+    if isinstance(value, str):
+        if value == "0":
+            return 0.0
+        if match := _DURATION.fullmatch(value):
+            return float(match[1]) * _SECONDS[match[2]]
+    raise ValueError(f'{value!r} is not a valid duration; allowed: "0", or a number with us, ms, s, m or h, as in "5s"')
+
+
+def duration_text(seconds: float) -> str:
+    """The text of a duration, in the largest unit that gives a number from 1 on: `5s`, `1.5m`, `0`."""
+    for unit, size in _SECONDS.items():
+        if seconds >= size:
+            return f"{seconds / size:.3g}{unit}"
+    return "0"
+
+
+def size(value: object) -> int:
+    """Bytes, from a number of them or from `"64MB"`. Units are powers of 1000."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value)) and int(match[1]) > 0:
+        return int(match[1]) * _BYTES[match[2]]
+    raise ValueError(f'{value!r} is not a valid size; allowed: a number of bytes, or a number with kB, MB or GB, as in "64MB"')
+
+
+def size_text(count: int) -> str:
+    """The text of a size, in the largest unit that gives a number from 1 on: `64.0 MB`, `512 B`."""
+    for unit, factor in _BYTES.items():
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ports:
+    """A port, or a range of them with both ends in it."""
+
+    first: int
+    last: int
+
+    @classmethod
+    def parse(cls, value: object, lowest: int = 1) -> Ports:
+        """From a number or `"8000:8010"`. lowest: 0 where packets are matched, since a packet may carry port 0."""
+        if isinstance(value, Ports):
+            return value
+        allowed = f'allowed: {lowest} to {LAST_PORT}, or a range as "8000:8010"'
+        first = last = -1
+        if isinstance(value, int) and not isinstance(value, bool):
+            first = last = value
+        elif isinstance(value, str) and (match := _PORTS.fullmatch(value)):
+            first, last = int(match[1]), int(match[2])
+            if first > last:
+                raise ValueError(f"range {value} ends before it begins; {allowed}")
+        if not lowest <= first <= last <= LAST_PORT:
+            raise ValueError(f"{value!r} is not a valid port; {allowed}")
+        return cls(first, last)
+
+    def __contains__(self, port: int) -> bool:
+        return self.first <= port <= self.last
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}:{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """HOST:PORT; an IPv6 address stands in brackets."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, value: object, lowest: int = 1) -> Endpoint:
+        """From `"0.0.0.0:15002"`, `"[::]:15002"` or `"localhost:80"`. lowest: 0 for the ends of a packet, as in Ports."""
+        if isinstance(value, Endpoint):
+            return value
+        allowed = 'allowed: HOST:PORT, as in "0.0.0.0:15002" or "[::]:15002"'
+        match = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
+            raise ValueError(f"{value!r} is not a valid endpoint; {allowed}")
+        port = int(match[3])
+        if not lowest <= port <= LAST_PORT:
+            raise ValueError(f"{value!r}: {port} is not a valid port; allowed: {lowest} to {LAST_PORT}")
+        return cls(match[1] or match[2], port)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def network(value: object) -> Network:
+    """A network, from `"10.0.0.0/8"`, `"fd00::/8"` or a single address."""
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    allowed = 'allowed: an address, or a network as "10.0.0.0/8" or "fd00::/8"'
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a valid network; {allowed}")
+    try:
+        return ip_network(value)
+    except ValueError:
+        try:
+            near = ip_network(value, strict=False)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a valid network; {allowed}") from None
+        raise ValueError(f"{value!r} has bits set after its prefix (did you mean {str(near)!r}?); {allowed}") from None
+
+
+def one_or_more(value: object) -> object:
+    """A single value stands for a list with that value."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+class Lookups(Protocol):
+    """What names in a configuration refer to outside of it. A model is validated with one of these as its context."""
+
+    def uid(self, name: str) -> int:
+        """The id of a user. Raises KeyError."""
+        ...
+
+    def gid(self, name: str) -> int:
+        """The id of a group. Raises KeyError."""
+        ...
+
+
+def lookups(context: Any) -> Lookups:
+    """The Lookups of a validation. Raises ValueError where the caller gave none."""
+    if context is None:
+        raise ValueError("names cannot be looked up here; allowed: numbers")
+    found: Lookups = context
+    return found
+
+
+Duration = Annotated[float, BeforeValidator(duration)]
+Size = Annotated[int, BeforeValidator(size)]
+PortsField = Annotated[Ports, BeforeValidator(Ports.parse)]
+EndpointField = Annotated[Endpoint, BeforeValidator(Endpoint.parse)]
+NetworkField = Annotated[Network, BeforeValidator(network)]
