@@ -6,8 +6,13 @@ import os
 import re
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from namespace import Namespace, join
+
+# How long one example takes depends on what else the machine does; pytest-timeout ends what hangs.
+hypothesis.settings.register_profile("nfq-agent", deadline=None)
+hypothesis.settings.load_profile("nfq-agent")
 
 
 @pytest.fixture
