@@ -38,7 +38,7 @@ def pair() -> Iterator[tuple[Namespace, Namespace]]:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """The booted tests of one release on one core, since they share what was built and installed; all others anywhere."""
     # Not --dist loadgroup: pytest-xdist 3.8 marks groups in a way that pytest 9.2 does not see.
-    from xdist.scheduler import LoadScopeScheduling
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415  # xdist is there only when it is used
 
     class ByRelease(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no annotations
         def _split_scope(self, nodeid: str) -> str:

@@ -43,10 +43,10 @@ class _Count:
     @overload
     def __get__(self, counters: Counters, owner: type) -> int: ...
     def __get__(self, counters: Counters | None, owner: type) -> int | _Count:
-        return self if counters is None else counters._slots[self._index]
+        return self if counters is None else counters._slots[self._index]  # noqa: SLF001  # its own class
 
     def __set__(self, counters: Counters, value: int) -> None:
-        counters._slots[self._index] = value & 0xFFFF_FFFF_FFFF_FFFF
+        counters._slots[self._index] = value & 0xFFFF_FFFF_FFFF_FFFF  # noqa: SLF001  # its own class
 
 
 class Counters(Slots):

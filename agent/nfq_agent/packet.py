@@ -135,7 +135,7 @@ class Packet:
     _raw: Any
     _fill: Callable[[Packet], None] | None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one for each field of the header
         self,
         payload: bytes,
         *,
@@ -298,7 +298,7 @@ def _decode_v6(data: bytes) -> Headers:
     return _transport(data, 6, protocol, src, dst, payload and payload + 40, offset, later, fragment)
 
 
-def _transport(
+def _transport(  # noqa: PLR0913  # one for each field of the header
     data: bytes,
     version: int,
     protocol: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import re
 from pathlib import Path
 
@@ -64,8 +65,6 @@ BAD = [
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.toml")))
 def test_every_shared_configuration_is_good(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pwd
-
     root = pwd.getpwnam("root")
     # egress-policy names a user of its own; which host has it is not the file's matter.
     monkeypatch.setattr(pwd, "getpwnam", lambda _: root)

@@ -725,7 +725,7 @@ class TestLife:
             if how == "stop":
                 proxy.tell(b"stop\n")
             else:
-                proxy._children[0][1].shutdown(socket.SHUT_RDWR)
+                proxy._children[0][1].shutdown(socket.SHUT_RDWR)  # noqa: SLF001  # the support class's own child
             try:
                 while it.recv(1 << 20):
                     pass

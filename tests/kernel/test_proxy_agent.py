@@ -69,7 +69,7 @@ def test_start_reload_and_stop_under_load(netns: Namespace, tmp_path: Path, back
     assert saved(netns).count("NFQA") == before == 0
     until(lambda: "15002" not in netns.shell("ss -ltnH"), "the ports are free again")
     # Only the tests' own server is left.
-    assert netns.processes() == [each.pid for each in netns._started if each.poll() is None]
+    assert netns.processes() == netns.running()
 
 
 def test_a_stop_waits_for_its_deadline_and_no_longer(netns: Namespace, tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_several_queues_rules_and_a_proxy_in_one_agent(netns: Namespace, tmp_pat
         assert re.search(f"info    {seen} accept", agent.log), seen
     assert agent.stop() == 0
     assert "NFQA" not in saved(netns)
-    assert netns.processes() == [each.pid for each in netns._started if each.poll() is None]
+    assert netns.processes() == netns.running()
 
 
 def test_the_pages_configuration_and_the_element_of_ones_own(netns: Namespace, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_rule_that_moved_unnoticed_is_not_mistaken_for_ours(netns: Namespace, 
 
 def test_the_longer_layout_of_libxtables_is_walked_in_its_own_steps() -> None:
     """As Debian 13 has it, without Debian 13: an array of the longer entries."""
-    iptc = python_iptables._iptc()
+    iptc = python_iptables._iptc()  # noqa: SLF001  # what python-iptables is given to do
     real = sys.modules["iptc.xtables"]
     longer: Any = type("Longer", (ctypes.Structure,), {"_fields_": (*real.xt_option_entry._fields_, ("base", ctypes.c_uint))})
     table = (longer * 4)(longer(b"one", base=7), longer(b"two", id=2, flags=real.XTOPT_MAND), longer(b"three"))
@@ -219,14 +219,14 @@ def test_the_longer_layout_of_libxtables_is_walked_in_its_own_steps() -> None:
     there.xtables.xtables = type("xtables", (), methods)
     first = ctypes.cast(table, ctypes.POINTER(real.xt_option_entry))
     walker = there.xtables.xtables()
-    if not python_iptables._new_layout():
-        python_iptables._mend(there)
-    assert walker._option_lookup(first, b"three").name == b"three"
-    assert walker._option_lookup(first, b"two").id == 2
-    assert walker._option_lookup(first, b"four") is None
-    walker._options_fcheck(b"name", 1 << 2, first)
+    if not python_iptables._new_layout():  # noqa: SLF001  # what python-iptables is given to do
+        python_iptables._mend(there)  # noqa: SLF001  # what python-iptables is given to do
+    assert walker._option_lookup(first, b"three").name == b"three"  # noqa: SLF001  # what python-iptables is given to do
+    assert walker._option_lookup(first, b"two").id == 2  # noqa: SLF001  # what python-iptables is given to do
+    assert walker._option_lookup(first, b"four") is None  # noqa: SLF001  # what python-iptables is given to do
+    walker._options_fcheck(b"name", 1 << 2, first)  # noqa: SLF001  # what python-iptables is given to do
     with pytest.raises(iptc.errors.XTablesError, match="must be specified"):
-        walker._options_fcheck(b"name", 0, first)
+        walker._options_fcheck(b"name", 0, first)  # noqa: SLF001  # what python-iptables is given to do
 
 
 def counter(netns: Namespace, port: int) -> int:

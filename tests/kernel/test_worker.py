@@ -559,12 +559,12 @@ def test_after_a_slow_turn_they_are_short_again() -> None:
         loop = WorkerLoop(Queue(NUMBER), ElementChain([], ACCEPT), settings, Counters(), ours, print)
         budgets: list[int] = []
         for took in (0.0, 0.0, 1.0, 0.0):
-            loop._now = time.monotonic() - took
-            loop._look_ahead(each=False, count=loop._budget)
-            budgets.append(loop._budget)
-        loop._now = time.monotonic()
-        loop._look_ahead(each=False, count=loop._budget - 1)
-        budgets.append(loop._budget)
+            loop._now = time.monotonic() - took  # noqa: SLF001  # a turn without its worker
+            loop._look_ahead(each=False, count=loop._budget)  # noqa: SLF001  # a turn without its worker
+            budgets.append(loop._budget)  # noqa: SLF001  # a turn without its worker
+        loop._now = time.monotonic()  # noqa: SLF001  # a turn without its worker
+        loop._look_ahead(each=False, count=loop._budget - 1)  # noqa: SLF001  # a turn without its worker
+        budgets.append(loop._budget)  # noqa: SLF001  # a turn without its worker
     assert budgets == [320, 384, 256, 320, 256]
 
 

@@ -73,13 +73,13 @@ class FakeTable:
                     raise RuleError(f"chain {chain} is in use")
                 del self.chains[chain]
             case "-A":
-                self._check(parse(chain, text))
+                self.check(parse(chain, text))
                 self.chains[chain].append(Entry(parse(chain, text), packets, size))
             case "-I":
                 number, _, spec = text.partition(" ")
                 if not number.isdecimal():
                     number, spec = "1", text
-                self._check(parse(chain, spec))
+                self.check(parse(chain, spec))
                 self.chains[chain].insert(int(number) - 1, Entry(parse(chain, spec), packets, size))
             case "-D" if text.isdecimal():
                 del self.chains[chain][int(text) - 1]
@@ -89,7 +89,7 @@ class FakeTable:
             case _:
                 raise ValueError(line)
 
-    def _check(self, rule: Rule) -> None:
+    def check(self, rule: Rule) -> None:
         if rule.chain not in self.chains:
             raise RuleError(f"no chain {rule.chain}")
         if rule.target.name.startswith("NFQA-") and rule.target.name not in self.chains:
@@ -214,7 +214,7 @@ class _Session:
                 case DropChain(chain):
                     copy.carry_out(f"-X {chain}")
                 case Insert(rule, number):
-                    copy._check(rule)
+                    copy.check(rule)
                     entry = self.found.get(rule)
                     entry = Entry(rule, entry.packets, entry.bytes) if entry else Entry(rule)
                     copy.chains[rule.chain].insert(number - 1, entry)

@@ -99,6 +99,10 @@ class Namespace:
         """The output of a shell script run inside."""
         return self.run("sh", "-ec", script, **options).stdout
 
+    def running(self) -> list[int]:
+        """The processes that `start` has started and that have not ended."""
+        return [process.pid for process in self._started if process.poll() is None]
+
     def processes(self) -> list[int]:
         """Every process that lives inside, but the one that holds it open."""
         here = os.readlink(f"/proc/{self.pid}/ns/net")

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -121,8 +122,6 @@ class Proxied:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             ours.close()
             if self._nofile is not None:
-                import resource
-
                 resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile, self._nofile))
             self.namespace.enter()
             become(User(UID, UID), (CAP_NET_ADMIN,))

@@ -37,7 +37,7 @@ class Talk:
     def send(self, packet: Packet) -> None:
         assert self.bench.chain.needs == Dpi.needs
         self.bench.decide(packet)
-        packet_flow = self.bench.flows._flows
+        packet_flow = self.bench.flows._flows  # noqa: SLF001  # what is kept is what is bounded
         five_tuple = packet.headers.five_tuple
         self.flow = packet_flow.get(five_tuple) or packet_flow[five_tuple.reversed()]
 
@@ -117,7 +117,7 @@ def test_nothing_is_kept_of_a_decided_flow_but_its_first_number() -> None:
     talk = Talk().open().say(HELLO[:300]).say(HELLO[300:], 300)
     element = talk.bench.element
     assert isinstance(element, Dpi)
-    assert not element._open
+    assert not element._open  # noqa: SLF001  # what is kept is what is bounded
     assert talk.flow is not None
     assert talk.flow.state[element].client is None
 
@@ -485,9 +485,9 @@ def test_the_memory_of_a_flood_is_as_stated() -> None:
         before = tracemalloc.get_traced_memory()[0]
         for number in range(3 * flows):
             packet = packets[number % flows]
-            packet._headers = None
+            packet._headers = None  # noqa: SLF001  # what is kept is what is bounded
             element.decide(packet, table.observe(packet.headers.five_tuple, 1.0 + number * 1e-4))
-            packet._headers = None
+            packet._headers = None  # noqa: SLF001  # what is kept is what is bounded
         per_flow = (tracemalloc.get_traced_memory()[0] - before) / flows
     finally:
         tracemalloc.stop()

@@ -160,7 +160,7 @@ def test_thousands_of_networks_are_one_look_up_for_each_prefix_length() -> None:
     packets = [tcp(A, f"10.{high}.{low}.9:443") for high in (0, 7, 15, 16) for low in (0, 1, 254)]
     dropped = [policy.decide(packet) is DROP for packet in packets]
     assert dropped == [high < 16 and low % 2 == 0 for high in (0, 7, 15, 16) for low in (0, 1, 254)]
-    assert len(policy.element._match._dst._v4) == 1  # type: ignore[attr-defined]  # the shape that makes it quick
+    assert len(policy.element._match._dst._v4) == 1  # type: ignore[attr-defined]  # noqa: SLF001  # the shape that makes it quick
 
 
 # What was found out about a flow.

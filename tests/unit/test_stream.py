@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -316,8 +317,6 @@ class TestReplace:
 
     @given(st.lists(st.binary(min_size=1, max_size=7), max_size=20))
     def test_borders_do_not_matter_to_a_regex(self, chunks: list[bytes]) -> None:
-        import re
-
         it = stream(element("replace", regex="[\\x00-\\x7f]{2}", window=2, **{"with": "<>"}))
         out: list[Output] = []
         for chunk in chunks:

@@ -154,7 +154,7 @@ class RuleConfig(_Model):
     mark: MarkField | None = None
 
     @model_validator(mode="after")
-    def _holds_together(self) -> Self:
+    def _holds_together(self) -> Self:  # noqa: C901  # one branch for each rule between keys
         if (self.queue is None) == (self.proxy is None):
             raise ValueError("a rule sends its traffic to one place; allowed: queue = NAME, or proxy = NAME")
         if self.proxy is not None:

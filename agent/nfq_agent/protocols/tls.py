@@ -68,7 +68,7 @@ def parse(client: bytes, server: bytes) -> Result:
 _PARTIAL: Final = Found({"protocol": "tls"}, decided=False)
 
 
-def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:
+def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: C901  # one branch for each extension
     """The facts in a ClientHello without its handshake header; None if it is malformed.
 
     transport: "t" for TCP, "q" for QUIC (JA4's first letter). tls_version is the highest offered.

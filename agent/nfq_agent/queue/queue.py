@@ -108,7 +108,7 @@ class Queue:
     socket and the one that sends. Everything else can be given away in between.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one for each setting
         self,
         number: int,
         *,

@@ -212,7 +212,7 @@ def _table_name(config: Config, rule: RuleConfig) -> str:
     return "mangle" if rule.proxy is not None and config.proxy[rule.proxy].capture == "tproxy" else rule.table_name
 
 
-def _capture_rules(
+def _capture_rules(  # noqa: PLR0913  # one for each setting
     config: Config, rule: RuleConfig, chain: str, family: Family, protocol: str, matches: tuple[Extension, ...],
     inward: str, outward: str, tail: tuple[Extension, ...],
 ) -> Iterator[Rule]:  # fmt: skip

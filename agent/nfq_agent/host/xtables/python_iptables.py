@@ -120,7 +120,7 @@ def _quick_util(libraries: Mapping[str, ctypes.CDLL]) -> types.ModuleType:
         _, _, version = library._name.partition(".so.")
         return library, int(version.partition(".")[0] or 0)
 
-    def load_kernel(name: str, exc_if_failed: bool = False) -> None:
+    def load_kernel(name: str, exc_if_failed: bool = False) -> None:  # noqa: ARG001  # the signature that iptc calls
         for family, module in _MODULES.items():
             if module == name:
                 in_kernel(family)
