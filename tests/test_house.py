@@ -13,8 +13,8 @@ HOUSE = Path(__file__).parent.parent / "agent" / "nfq_agent"
 # From the ground up; what stands on a floor imports only from the floors below it, or from its own package (a star).
 FLOORS = (
     ("verdict", "mark", "values", "rate", "interfaces", "log", "counters", "service.control", "config.lookups",
-     "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.one_shot"),
-    ("packet", "networks", "host.child", "host.nfqueue.inbox", "protocols.*"),
+     "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.fork"),
+    ("packet", "networks", "host.child", "host.one_shot", "host.nfqueue.inbox", "protocols.*"),
     ("facts",),
     ("flow", "checksum", "host.nfqueue.channel", "proxy.processes"),
     ("reject", "element", "queue.queue", "service.packet_source"),

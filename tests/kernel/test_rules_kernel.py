@@ -23,7 +23,7 @@ from netfilterqueue import NetfilterQueue
 from rule_texts import baseline, many, ours, rules
 from traffic import send
 
-from nfq_agent.host.one_shot import ErrandError, errand
+from nfq_agent.host.one_shot import OneShotError, one_shot
 from nfq_agent.host.xtables import kernel, nft, python_iptables
 from nfq_agent.host.xtables.backend import RuleHost, choose
 from nfq_agent.host.xtables.kernel import Tables
@@ -454,14 +454,14 @@ print(sys.modules["iptc.xtables"]._xtables_libdir)
     assert os.path.exists(os.path.join(done.stdout.strip(), "libxt_NFQUEUE.so"))
 
 
-def test_an_errand_answers_raises_and_is_bounded() -> None:
-    assert errand(lambda first, second: first + second, 1, 2) == 3
+def test_a_one_shot_answers_raises_and_is_bounded() -> None:
+    assert one_shot(lambda first, second: first + second, 1, 2) == 3
     with pytest.raises(RuleError, match="no"):
-        errand(_fail)
-    with pytest.raises(ErrandError, match="SIGKILL"):
-        errand(_kill_myself)
-    with pytest.raises(ErrandError, match="SIGALRM"):
-        errand(time.sleep, 30, seconds=1)
+        one_shot(_fail)
+    with pytest.raises(OneShotError, match="SIGKILL"):
+        one_shot(_kill_myself)
+    with pytest.raises(OneShotError, match="SIGALRM"):
+        one_shot(time.sleep, 30, seconds=1)
 
 
 def _fail() -> None:
@@ -472,7 +472,7 @@ def _kill_myself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_an_errand_dies_with_its_caller(tmp_path: Path) -> None:
+def test_a_one_shot_dies_with_its_caller(tmp_path: Path) -> None:
     """Or rules would go in after whoever asked for them was killed, and after `remove`."""
     file = tmp_path / "pid"
 
@@ -482,7 +482,7 @@ def test_an_errand_dies_with_its_caller(tmp_path: Path) -> None:
 
     caller = os.fork()
     if caller == 0:
-        errand(wait)
+        one_shot(wait)
         os._exit(0)
     deadline = time.monotonic() + 10
     while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
@@ -494,10 +494,10 @@ def test_an_errand_dies_with_its_caller(tmp_path: Path) -> None:
     os.close(pidfd)
 
 
-def test_an_errand_is_finished_though_the_caller_is_told_to_stop() -> None:
+def test_a_one_shot_is_finished_though_the_caller_is_told_to_stop() -> None:
     def signalled() -> str:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         return "finished"
 
-    assert errand(signalled) == "finished"
+    assert one_shot(signalled) == "finished"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 import time
 
+from nfq_agent.host.fork import fork, reap
 from nfq_agent.rules.model import RuleError
 from nfq_agent.service.live_rules import LiveRules, State
 
@@ -21,12 +21,9 @@ class Guard:
 
     def __init__(self, seconds: int, installation: LiveRules, before: State) -> None:
         self._seconds = seconds
-        # Whoever works on the rules for this process holds the writing end too: its EOF comes when all of them are gone.
+        # A process that changes the rules for this one holds the writing end too: EOF comes when all of them have ended.
         reader, self._writer = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            os.close(self._writer)
-            _stand(reader, seconds, installation, before)
+        self._pid = fork(lambda: _run_guard(reader, seconds, installation, before), [self._writer])
         os.close(reader)
 
     def dismiss(self) -> None:
@@ -49,8 +46,7 @@ class Guard:
 
     def _end(self) -> int:
         os.close(self._writer)
-        _, status = os.waitpid(self._pid, 0)
-        return os.waitstatus_to_exitcode(status)
+        return reap(self._pid) or 0
 
 
 def _answer(seconds: int) -> bool:
@@ -75,20 +71,17 @@ def _answer(seconds: int) -> bool:
     return False
 
 
-def _stand(reader: int, seconds: int, installation: LiveRules, before: State) -> None:
-    code = 1
+def _run_guard(reader: int, seconds: int, installation: LiveRules, before: State) -> int:
+    os.setsid()
+    # Longer than the person has: a yes in the last moment counts, and the time that the change itself takes does not.
+    ready, _, _ = select.select([reader], [], [], seconds + 15)
+    if ready and os.read(reader, 1) == b"y":
+        return 0
     try:
-        os.setsid()
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        # Longer than the person has, so that a late yes is no half yes, and that the change itself is not counted.
-        ready, _, _ = select.select([reader], [], [], seconds + 15)
-        if not (ready and os.read(reader, 1) == b"y"):
-            installation.apply(
-                {family: {name: each.as_rules() for name, each in tables.items()} for family, tables in before.items()}
-            )
-        code = 0
+        installation.apply(
+            {family: {name: each.as_rules() for name, each in tables.items()} for family, tables in before.items()}
+        )
     except RuleError as error:
         print(f"nfq-agent: {error}", file=sys.stderr)
-    finally:
-        os._exit(code)
+        return 1
+    return 0

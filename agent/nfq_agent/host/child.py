@@ -1,27 +1,37 @@
-"""A forked child with a control socket: how every worker is started, watched, told to stop, and reaped."""
+"""A child process with a control socket: how a worker is started, told what to do, ended and reaped."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import resource
+import select
 import signal
 import socket
-import sys
-import traceback
+import time
 from collections.abc import Callable, Iterable
-from typing import Final, NoReturn
+from typing import Final
 
+from nfq_agent.host.fork import fork, how_it_ended, reap
 from nfq_agent.host.users import User, become
 
-_QUIET: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
+# The words on the control socket. The child says READY once it serves; the parent says STOP (end now), or DRAIN (take nothing
+# new, end when the work is done).
+READY: Final = b"ready\n"
+STOP: Final = b"stop\n"
+DRAIN: Final = b"drain\n"
+# How often, in seconds, a caller that waits for a child gets to do something else.
+BEAT: Final = 0.25
+
+
+class NotReady(Exception):
+    """The child ended, or did not say READY in time."""
 
 
 def bound_memory(limit: int) -> None:
-    """Let this process have so many bytes of its own (RLIMIT_DATA of setrlimit(2), since Linux 4.7 private mappings too).
+    """Limit this process to so many bytes of its own (RLIMIT_DATA of setrlimit(2); since Linux 4.7 private mappings too).
 
-    What goes beyond fails with MemoryError. A lower limit that is in force already stays.
+    An allocation beyond that fails with MemoryError. A lower limit that is already set stays.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
@@ -29,102 +39,105 @@ def bound_memory(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def end_after(life: Callable[[], None]) -> NoReturn:
-    """In a forked child: do this, and end; with exit code 1 and the traceback on standard error if it raises."""
-    code = 1
-    try:
-        life()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
-        # Not sys.exit: the parent's clean-up is not the child's to run.
-        os._exit(code)
-
-
 class Child:
-    """One process that runs `body(control)` as `user` with the capabilities `keep` alone.
+    """One process that runs `body(control)`; with a `user`, as that user with the capabilities `keep` alone.
 
-    Its end of the control socket reads EOF when the parent is gone, however it went. Signals to the process group (Ctrl-C
-    on a terminal) do not reach it: it ends when it is told to.
+    Its end of the control socket reads EOF when the parent has ended, also after SIGKILL. Signals to the process group (Ctrl-C
+    on a terminal) do not end it.
     """
 
     def __init__(
         self,
         title: str,
         body: Callable[[socket.socket], None],
-        user: User,
-        keep: tuple[int, ...],
+        user: User | None = None,
+        keep: tuple[int, ...] = (),
         close: Iterable[int] = (),
     ) -> None:
-        """Fork. `close`: the parent's descriptors that the child must not keep alive. Raises OSError."""
+        """Fork. close: descriptors of the parent that the child must not keep open. Raises OSError."""
         self.title = title
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # What is there now is there for good: no collection in the child touches (and so copies) the parent's pages.
-        gc.freeze()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._child(body, theirs, user, keep, [*close, self.control.fileno()])
-        gc.unfreeze()
-        theirs.close()
+
+        def life() -> None:
+            if user is not None:
+                become(user, keep)
+            body(theirs)
+
+        try:
+            self.pid = fork(life, [*close, self.control.fileno()])
+        except OSError:
+            self.control.close()
+            raise
+        finally:
+            theirs.close()
         self.control.setblocking(False)
         self.pidfd = os.pidfd_open(self.pid)
         self.ready = False
         self.exit: int | None = None
 
-    @staticmethod
-    def _child(
-        body: Callable[[socket.socket], None], control: socket.socket, user: User, keep: tuple[int, ...], close: list[int]
-    ) -> None:
-        def life() -> None:
-            signal.set_wakeup_fd(-1)
-            for number in _QUIET:
-                signal.signal(number, signal.SIG_IGN)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for descriptor in close:
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
-            become(user, keep)
-            body(control)
+    def wait_ready(self, within: float, beat: Callable[[], None] = lambda: None) -> None:
+        """Return once the child has said READY. beat: called now and then meanwhile. Raises NotReady after `within` seconds.
 
-        end_after(life)
+        A child that ended is reaped.
+        """
+        deadline = time.monotonic() + within
+        poller = select.poll()
+        poller.register(self.control.fileno(), select.POLLIN)
+        poller.register(self.pidfd, select.POLLIN)
+        while not self.ready:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise NotReady(f"{self.title} did not get ready within {within:g} s")
+            poller.poll(min(left, BEAT) * 1000)
+            beat()
+            if READY in self.heard():
+                self.ready = True
+            elif self.reap():
+                raise NotReady(f"{self.title} ended before it was ready ({self.how_it_ended}); see the lines above")
+
+    def wait_end(self, within: float, beat: Callable[[], None] = lambda: None) -> bool:
+        """True once the child has ended, False if it still runs after `within` seconds. It is not reaped."""
+        deadline = time.monotonic() + within
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        while not poller.poll(max(0.0, min(BEAT, deadline - time.monotonic())) * 1000):
+            if time.monotonic() >= deadline:
+                return False
+            beat()
+        return True
 
     def heard(self) -> bytes:
-        """What the child said since the last time; empty if nothing."""
+        """What the child has said since the last call; empty if nothing."""
         try:
             return self.control.recv(4096)
         except (BlockingIOError, ConnectionError):
             return b""
 
     def tell(self, word: bytes) -> None:
-        """Say a word to it; one that is gone does not hear it."""
+        """Send a word to the child. It is lost if the child has ended."""
         with contextlib.suppress(OSError):
             self.control.send(word, socket.MSG_NOSIGNAL)
 
     def kill(self) -> None:
-        """End it at once (SIGKILL)."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        """End the child at once (SIGKILL)."""
+        if self.exit is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def reap(self, block: bool = False) -> bool:
         """True once it has ended and is reaped; `exit` is then its exit code, or minus the signal that ended it."""
         if self.exit is not None:
             return True
-        pid, status = os.waitpid(self.pid, 0 if block else os.WNOHANG)
-        if pid == 0:
+        self.exit = reap(self.pid, block)
+        if self.exit is None:
             return False
-        self.exit = os.waitstatus_to_exitcode(status)
         os.close(self.pidfd)
         self.control.close()
         return True
 
     @property
     def memory(self) -> int | None:
-        """Resident bytes (statm of proc(5)); None if it is gone."""
+        """Resident bytes (statm of proc(5)); None if the process has ended."""
         try:
             with open(f"/proc/{self.pid}/statm") as statm:
                 return int(statm.read().split()[1]) * resource.getpagesize()
@@ -133,11 +146,5 @@ class Child:
 
     @property
     def how_it_ended(self) -> str:
-        """For people: `exit code 1`, `SIGKILL`."""
-        if self.exit is None:
-            return "running"
-        if self.exit < 0:
-            with contextlib.suppress(ValueError):
-                return signal.Signals(-self.exit).name
-            return f"signal {-self.exit}"
-        return f"exit code {self.exit}"
+        """As text: `exit code 1`, `SIGKILL`, `running`."""
+        return "running" if self.exit is None else how_it_ended(self.exit)

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 from nfq_agent.config.models import Config, ProxyConfig, target_in_force
 from nfq_agent.counters import Slots
 from nfq_agent.element import Emit
+from nfq_agent.host.child import DRAIN, READY, STOP
 from nfq_agent.host.sockets import (
     Address,
     bind_as,
@@ -199,7 +200,7 @@ def serve(
         alone(control, counters)
     except BaseException:
         for each in siblings:
-            each.tell(b"stop\n")
+            each.tell(STOP)
         raise
     finally:
         # They were told what we were told, and have the same time for it.
@@ -273,7 +274,7 @@ class Proxy:
         for descriptor in self._siblings:
             self._epoll.register(descriptor, select.EPOLLIN)
         self._accept_on()
-        self._control.send(b"ready\n", socket.MSG_NOSIGNAL)
+        self._control.send(READY, socket.MSG_NOSIGNAL)
         control = self._control.fileno()
         poll, halves = self._epoll.poll, self._halves
         while not self._stopped:
@@ -637,10 +638,10 @@ class Proxy:
         except OSError:
             words = b""
         for sibling in self._siblings.values():
-            sibling.tell(words or b"stop\n")
-        if not words or b"stop\n" in words:
+            sibling.tell(words or STOP)
+        if not words or STOP in words:
             self._stopped = True
-        elif b"drain\n" in words:
+        elif DRAIN in words:
             self._draining = True
 
     def _gone(self, sibling: Sibling) -> None:

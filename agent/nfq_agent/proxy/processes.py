@@ -1,17 +1,13 @@
-"""Further processes of one proxy on the same listeners: the first one starts them, tells them what it is told, and ends last."""
+"""Further processes of one proxy on the same listeners: the first one starts them, passes its orders on, and ends last."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
-import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
 
 from nfq_agent.counters import Slots
-from nfq_agent.host.child import end_after
+from nfq_agent.host.child import Child, NotReady
 
 
 class Sibling:
@@ -20,42 +16,31 @@ class Sibling:
     def __init__(
         self, body: Callable[[socket.socket, Slots], None], names: tuple[str, ...], close: Sequence[socket.socket]
     ) -> None:
-        """Fork. names: of its counters. close: sockets that are not its to keep. Raises OSError."""
+        """Fork. names: of its counters. close: sockets that the new process must not keep open. Raises OSError."""
         self.counters = Slots(names)
-        self.control, theirs = socket.socketpair()
-        self.pid = os.fork()
-        if self.pid == 0:
 
-            def life() -> None:
-                for each in (self.control, *close):
-                    each.close()
-                body(theirs, self.counters)
+        def life(control: socket.socket) -> None:
+            for each in close:
+                each.close()
+            body(control, self.counters)
 
-            end_after(life)
-        theirs.close()
+        self._child = Child("a further process of the proxy", life)
+        self.pid = self._child.pid
+        self.control = self._child.control
 
     def wait_ready(self, seconds: float) -> None:
         """Return once it serves. Raises ChildProcessError if it does not."""
-        self.control.settimeout(seconds)
         try:
-            word = self.control.recv(64)
-        except TimeoutError:
-            word = b""
-        if word != b"ready\n":
-            raise ChildProcessError(f"process {self.pid} of the proxy did not get ready; see the lines above")
+            self._child.wait_ready(seconds)
+        except NotReady as error:
+            raise ChildProcessError(str(error)) from error
 
     def tell(self, word: bytes) -> None:
-        """Say a word to it; one that is gone does not hear it."""
-        with contextlib.suppress(OSError):
-            self.control.send(word, socket.MSG_NOSIGNAL)
+        """Send a word to it; it is lost if the process has ended."""
+        self._child.tell(word)
 
     def end(self, deadline: float) -> None:
-        """Reap it, and kill it if it still runs at `deadline` (monotonic seconds)."""
-        pidfd = os.pidfd_open(self.pid)
-        try:
-            if not select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        finally:
-            os.close(pidfd)
-            self.control.close()
+        """Reap it; kill it if it still runs at `deadline` (monotonic seconds)."""
+        if not self._child.wait_end(deadline - time.monotonic()):
+            self._child.kill()
+        self._child.reap(block=True)

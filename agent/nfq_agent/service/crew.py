@@ -6,7 +6,6 @@ A queue's socket belongs to this process, so the queue and the packets that wait
 from __future__ import annotations
 
 import contextlib
-import select
 import selectors
 import socket
 import time
@@ -18,7 +17,7 @@ from typing import Any, Final, Self
 from nfq_agent.config.models import Config
 from nfq_agent.counters import Counters, Slots
 from nfq_agent.element import ElementChain
-from nfq_agent.host.child import Child, bound_memory
+from nfq_agent.host.child import DRAIN, STOP, Child, NotReady, bound_memory
 from nfq_agent.host.nfqueue.channel import QueueStatistics, statistics
 from nfq_agent.host.raw import RawSockets
 from nfq_agent.host.users import CAP_NET_ADMIN, User
@@ -38,8 +37,6 @@ DRAIN_WITHIN: Final = 2.0
 MOST_DEATHS: Final = 5
 DEATHS_WITHIN: Final = 30.0
 _FIRST_BACK_OFF: Final = 0.1
-# How often, in seconds, the service manager hears from us while we wait for a worker.
-_BEAT: Final = 0.25
 _VERDICTS: Final = {"accept": ACCEPT, "drop": DROP}
 
 
@@ -52,7 +49,7 @@ class Worker(ABC):
 
     title: str
     ends_within = STOP_WITHIN
-    last_word = b"stop\n"
+    last_word = STOP
 
     def __init__(self, user: User, log: Log, close: Callable[[], Iterable[int]]) -> None:
         """close: descriptors of the parent that a child must not keep alive."""
@@ -113,23 +110,13 @@ class Worker(ABC):
 
     def wait_ready(self, beat: Callable[[], None], within: float = READY_WITHIN) -> None:
         """Return once it serves. beat: called now and then meanwhile. Raises WorkerError if it ends, or takes too long."""
-        child = self.child
-        assert child is not None
-        deadline = time.monotonic() + within
-        poller = select.poll()
-        poller.register(child.control.fileno(), select.POLLIN)
-        poller.register(child.pidfd, select.POLLIN)
-        while not child.ready:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise WorkerError(f"{self.title} did not get ready within {within:g} s")
-            poller.poll(min(left, _BEAT) * 1000)
-            beat()
-            if b"ready" in child.heard():
-                child.ready = True
-            elif child.reap():
+        assert self.child is not None
+        try:
+            self.child.wait_ready(within, beat)
+        except NotReady as error:
+            if self.child.exit is not None:
                 self.child = None
-                raise WorkerError(f"{self.title} ended before it was ready ({child.how_it_ended}); see the lines above")
+            raise WorkerError(str(error)) from error
 
     def died(self) -> str:
         """Reap it and say when the next one is due. Raises WorkerError when it has died too often."""
@@ -148,16 +135,14 @@ class Worker(ABC):
         self.restarts += 1
         return child.how_it_ended
 
-    def stop(self, word: bytes = b"stop\n", within: float = STOP_WITHIN) -> None:
+    def stop(self, word: bytes = STOP, within: float = STOP_WITHIN) -> None:
         """Have it answer what it holds and end; kill it if it does not within `within` seconds."""
         self.restart_at = None
         child = self.child
         if child is None:
             return
         child.tell(word)
-        poller = select.poll()
-        poller.register(child.pidfd, select.POLLIN)
-        if not poller.poll(within * 1000):
+        if not child.wait_end(within):
             self._log(f"{self.title} did not stop within {within:g} s and was killed", "warning", worker=child.pid)
             child.kill()
             self.killed = True
@@ -327,7 +312,7 @@ class QueueWorker(Worker):
 class ProxyWorker(Worker):
     """The process of one proxy, and its listeners."""
 
-    last_word = b"drain\n"
+    last_word = DRAIN
 
     def __init__(self, name: str, config: Config, user: User, log: Log, close: Callable[[], Iterable[int]]) -> None:
         super().__init__(user, log, close)
@@ -518,11 +503,7 @@ class Crew:
     def wait_for_leaving(self) -> None:
         """Return when no proxy carries a connection any more, or their time is over."""
         for child, deadline in list(self._leaving.items()):
-            poller = select.poll()
-            poller.register(child.pidfd, select.POLLIN)
-            while not (ended := poller.poll(_BEAT * 1000)) and time.monotonic() < deadline:
-                self._beat()
-            if not ended:
+            if not child.wait_end(deadline - time.monotonic(), self._beat):
                 self._log(f"{child.title} did not end within its drain time and was killed", "warning", worker=child.pid)
                 child.kill()
             self._selector.unregister(child.pidfd)

@@ -21,6 +21,7 @@ from nfq_agent.checksum import mend
 from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain, Emit, Needs
 from nfq_agent.flow import Flow, FlowTable
+from nfq_agent.host.child import READY, STOP
 from nfq_agent.packet import FiveTuple, Packet, PacketError
 from nfq_agent.queue.queue import BUDGET
 from nfq_agent.service.packet_source import KernelQueue, PacketSource
@@ -165,7 +166,7 @@ class WorkerLoop:
             self._kernel.be_patient(_PATIENCE, self._settings.busy_poll)
         self._chain.start()
         try:
-            self._control.send(b"ready\n")
+            self._control.send(READY)
             while not self._stopping:
                 self._now = time.monotonic()
                 count = self._take_turn()
@@ -212,7 +213,7 @@ class WorkerLoop:
             except BlockingIOError:
                 said = b"\n"
             # Nothing at all is the end of the supervisor.
-            if not said or b"stop" in said:
+            if not said or STOP in said:
                 self._stopping = True
         if self._now - self._counted > _LOOK:
             self._counted = self._now

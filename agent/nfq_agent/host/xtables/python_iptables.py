@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nfq_agent.host.one_shot import Errand, ErrandError, errand
+from nfq_agent.host.one_shot import OneShot, OneShotError, one_shot
 from nfq_agent.host.xtables.kernel import FAMILY_NAMES, Tables
 from nfq_agent.host.xtables.lock import DEADLINE, release, xtables_lock
 from nfq_agent.rules.diff import Settled, settle
@@ -198,13 +198,13 @@ class LegacyHost:
     def read(self, family: Family) -> dict[str, TableState]:
         """What each table that is present holds of this instance. Raises RuleError."""
         tables = self._tables(family)
-        found: dict[str, TableState] = self._errand(_read, family, self.instance, tables) if tables else {}
+        found: dict[str, TableState] = self._one_shot(_read, family, self.instance, tables) if tables else {}
         return found
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that own chains."""
         tables = self._tables(family)
-        found: frozenset[str] = self._errand(_instances, family, tables) if tables else frozenset()
+        found: frozenset[str] = self._one_shot(_instances, family, tables) if tables else frozenset()
         return found
 
     def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
@@ -227,27 +227,27 @@ class LegacyHost:
         arguments = family, self.instance, tables, dict(desired), self._lock, self.lock_seconds
         if self._lock is not None:
             # Two children that share a descriptor share the lock: one after the other.
-            return functools.partial(self._errand, _apply, *arguments)
+            return functools.partial(self._one_shot, _apply, *arguments)
         return functools.partial(self._finished, self._begun(_apply, *arguments))
 
     def _tables(self, family: Family) -> frozenset[str]:
         present = tables_present(family)
         return frozenset(self._known[family] if present is None else present & set(TABLES))
 
-    def _errand(self, function: Any, *args: Any) -> Any:
+    def _one_shot(self, function: Any, *args: Any) -> Any:
         return self._finished(self._begun(function, *args))
 
-    def _begun(self, function: Any, *args: Any) -> Errand[Any]:
+    def _begun(self, function: Any, *args: Any) -> OneShot[Any]:
         _iptc()
         try:
-            return Errand(function, *args)
+            return OneShot(function, *args)
         except OSError as error:
             raise RuleError(f"legacy rules: {error}") from error
 
-    def _finished(self, running: Errand[Any]) -> Any:
+    def _finished(self, running: OneShot[Any]) -> Any:
         try:
             return running.result()
-        except (ErrandError, OSError) as error:
+        except (OneShotError, OSError) as error:
             if self._lock is not None:
                 # The child is gone, but a lock that it took on our descriptor is not.
                 release(self._lock)
@@ -323,8 +323,8 @@ def probe() -> Facts:
             _iptc()
             for family, there in (("inet", ipv4), ("inet6", ipv6)):
                 if there:
-                    errand(_build_samples, family)
-        except (RuleError, ErrandError, OSError) as error:
+                    one_shot(_build_samples, family)
+        except (RuleError, OneShotError, OSError) as error:
             problem = str(error)
     return Facts(ipv4, ipv6, _version(), _new_layout(), problem)
 
