@@ -40,19 +40,25 @@ venv_install() {
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"
 }
 
-# Make .venv/ anew when what goes into it has changed; one run at a time.
+# Make .venv/, or bring it up to date: requirements are installed when their files change, compiled modules are built when
+# they or pyproject.toml change. One run at a time.
 setup_venv() {
     exec 9>.venv.lock
     flock 9
-    wanted=$(cat pyproject.toml packaging/requirements*.txt agent/nfq_agent/host/*/*.pyx | sha256sum)
-    if [ "$(cat .venv/.made-from 2>/dev/null)" != "$wanted" ]; then
-        say "setup: making .venv"
-        rm -rf .venv
-        /usr/bin/python3 -m venv .venv
+    required=$(cat packaging/requirements-build.txt packaging/requirements-dev.txt | sha256sum)
+    built=$(cat pyproject.toml $(find agent -name '*.pyx' -o -name '*.pxd' | sort) | sha256sum)
+    if [ "$(cat .venv/.required 2>/dev/null)" != "$required" ]; then
+        say "setup: installing what .venv needs"
+        [ -d .venv ] || /usr/bin/python3 -m venv .venv
+        rm -f .venv/.built
         venv_install --require-hashes -r packaging/requirements-build.txt
         venv_install --require-hashes --no-build-isolation --use-pep517 -r packaging/requirements-dev.txt
+        printf '%s' "$required" >.venv/.required
+    fi
+    if [ "$(cat .venv/.built 2>/dev/null)" != "$built" ]; then
+        say "setup: building the compiled modules"
         venv_install --no-deps --no-build-isolation -e .
-        printf '%s' "$wanted" >.venv/.made-from
+        printf '%s' "$built" >.venv/.built
     fi
     flock -u 9
     exec 9>&-
