@@ -1,0 +1,28 @@
+"""The documentation site: every page and link of it, with warnings as errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[2]
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", site],
+        cwd=TOP, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in TOP.joinpath("docs").glob("*.md"):
+        folder = site if page.stem == "index" else site / page.stem
+        assert (folder / "index.html").is_file(), page
+
+
+def test_pages_of_the_top_folder_are_in_it() -> None:
+    for page in ("ARCHITECTURE", "CONTRIBUTING", "SECURITY", "CHANGELOG"):
+        assert (TOP / "docs" / f"{page.lower()}.md").read_text() == f'--8<-- "{page}.md"\n'
+        assert (TOP / f"{page}.md").read_text().startswith("# ")
