@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+def on_page_markdown(markdown: str, **_: Any) -> str:
     """Make `--8<-- "PAGE.md"` of the top folder one with the links of this one."""
     text = markdown.strip()
     if not text.startswith('--8<-- "'):
