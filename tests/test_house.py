@@ -13,7 +13,8 @@ HOUSE = Path(__file__).parent.parent / "agent" / "nfq_agent"
 # From the ground up; what stands on a floor imports only from the floors below it, or from its own package (a star).
 FLOORS = (
     ("verdict", "mark", "values", "rate", "interfaces", "log", "counters", "service.control", "config.lookups",
-     "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.fork"),
+     "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.fork",
+     "version", "service.status"),
     ("packet", "networks", "host.child", "host.one_shot", "host.nfqueue.inbox", "protocols.*"),
     ("facts",),
     ("flow", "checksum", "host.nfqueue.channel", "proxy.processes"),
@@ -28,8 +29,10 @@ FLOORS = (
     ("host.xtables.python_iptables",),
     ("host.xtables.backend",),
     ("service.live_rules",),
-    ("cli.confirm", "service.status", "cli.doctor", "cli.demo"),
+    ("cli.confirm", "service.meter", "cli.running"),
+    ("service.report", "cli.doctor", "cli.demo"),
     ("cli.show", "service.supervisor"),
+    ("cli.show_status",),
     ("cli.verbs",),
     ("__main__",),
 )  # fmt: skip

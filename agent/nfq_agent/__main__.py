@@ -15,6 +15,7 @@ from nfq_agent.config.models import ConfigError
 from nfq_agent.host.users import UserError
 from nfq_agent.rules.model import RuleError
 from nfq_agent.service.control import ControlError
+from nfq_agent.service.status import StatusError
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
         for fault in error.faults:
             print(fault, file=sys.stderr)
         code = 78
-    except (RuleError, ControlError, UserError) as error:
+    except (RuleError, ControlError, StatusError, UserError) as error:
         print(f"nfq-agent: {error}", file=sys.stderr)
         code = 1
     except typer.TyperException as error:

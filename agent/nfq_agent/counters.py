@@ -1,16 +1,13 @@
-"""What a worker counts, in memory that it shares with the supervisor: it survives the worker, and nobody has to ask for it."""
+"""What processes count, in memory that they share with the supervisor: it outlives them and is read without asking them.
+
+A counter and its meaning stand in one line here; the status, its JSON and docs/verbs.md follow from it.
+"""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, overload
-
-NAMES: Final = (
-    "received", "accepted", "dropped", "repeated", "requeued", "retained", "rewritten", "marked", "errors", "malformed",
-    "would_drop", "lost", "enobufs", "turns", "heartbeat", "last_id", "log_held", "flows", "flows_evicted", "cached",
-    "unanswered",
-)  # fmt: skip
 
 
 class Slots:
@@ -32,58 +29,67 @@ class Slots:
         return {name: self._slots[index] for name, index in self._index.items()}
 
 
-class _Count:
-    """One slot of `Counters`, read and written as an attribute."""
+class Count:
+    """One slot of `Counters`, read and written as an attribute. internal: not part of the status."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._index = NAMES.index(name)
+    def __init__(self, meaning: str, internal: bool = False) -> None:
+        self.meaning = meaning
+        self.internal = internal
+        self.index = -1
 
     @overload
-    def __get__(self, counters: None, owner: type) -> _Count: ...
+    def __get__(self, counters: None, owner: type) -> Count: ...
     @overload
     def __get__(self, counters: Counters, owner: type) -> int: ...
-    def __get__(self, counters: Counters | None, owner: type) -> int | _Count:
-        return self if counters is None else counters._slots[self._index]  # noqa: SLF001  # its own class
+    def __get__(self, counters: Counters | None, owner: type) -> int | Count:
+        return self if counters is None else counters._slots[self.index]  # noqa: SLF001  # its own class
 
     def __set__(self, counters: Counters, value: int) -> None:
-        counters._slots[self._index] = value & 0xFFFF_FFFF_FFFF_FFFF  # noqa: SLF001  # its own class
+        counters._slots[self.index] = value & 0xFFFF_FFFF_FFFF_FFFF  # noqa: SLF001  # its own class
 
 
 class Counters(Slots):
-    """What the worker of a queue counts, once per turn of its loop.
+    """What the worker of a queue counts, once per turn of its loop."""
 
-    received: packets read. accepted, dropped, repeated, requeued: verdicts given, the last two for REPEAT and QUEUE.
-    retained: packets kept for a later answer. rewritten, marked: verdicts with a new payload, with a mark. errors: an element
-    raised, or answered what can't be given. malformed: the headers could not be decoded. would_drop: drops that monitor mode
-    turned into accepts. lost: packets that a worker had taken when it died, answered by its successor; at most so many, since
-    a number that the kernel gave to a packet and could not deliver is among them. enobufs: messages that did not fit into the
-    socket's buffer since the queue was opened. turns: rounds of the loop. heartbeat: when the latest ended, nanoseconds of the
-    monotonic clock. last_id: number of the latest packet read. log_held: lines about errors that were held back. flows: in the
-    table now; flows_evicted: forgotten. cached: verdicts known from the five-tuple. unanswered: retained too long, and
-    answered by policy.
-    """
-
-    received = _Count()
-    accepted = _Count()
-    dropped = _Count()
-    repeated = _Count()
-    requeued = _Count()
-    retained = _Count()
-    rewritten = _Count()
-    marked = _Count()
-    errors = _Count()
-    malformed = _Count()
-    would_drop = _Count()
-    lost = _Count()
-    enobufs = _Count()
-    turns = _Count()
-    heartbeat = _Count()
-    last_id = _Count()
-    log_held = _Count()
-    flows = _Count()
-    flows_evicted = _Count()
-    cached = _Count()
-    unanswered = _Count()
+    received = Count("packets read from the queue")
+    accepted = Count("verdicts ACCEPT")
+    dropped = Count("verdicts DROP")
+    repeated = Count("verdicts REPEAT")
+    requeued = Count("verdicts QUEUE: packets sent to another queue")
+    retained = Count("packets kept for a later answer")
+    rewritten = Count("verdicts with a new payload")
+    marked = Count("verdicts with a mark")
+    errors = Count("an element raised, or gave an invalid verdict")
+    malformed = Count("packets whose headers could not be decoded")
+    would_drop = Count("drops that monitor mode turned into accepts")
+    lost = Count("packets that a worker had taken when it died, answered with on_error by its successor; an upper bound")
+    enobufs = Count("messages that did not fit into the socket's buffer, since the queue was opened")
+    turns = Count("turns of the loop", internal=True)
+    heartbeat = Count("when the latest turn ended, in nanoseconds of the monotonic clock", internal=True)
+    last_id = Count("number of the latest packet read", internal=True)
+    log_held = Count("log lines held back by a rate limit")
+    flows = Count("flows in the table now")
+    flows_evicted = Count("flows removed from the table by age, or because it was full")
+    cached = Count("verdicts known from the five-tuple")
+    unanswered = Count("retained packets that ran out of time, answered with on_error")
 
     def __init__(self) -> None:
-        super().__init__(NAMES)
+        super().__init__(tuple(_COUNTS))
+
+
+_COUNTS: Final[Mapping[str, Count]] = {name: each for name, each in vars(Counters).items() if isinstance(each, Count)}
+for _place, _count in enumerate(_COUNTS.values()):
+    _count.index = _place
+
+# The counters of the status, and what each counts.
+WORKER_COUNTERS: Final[Mapping[str, str]] = {name: each.meaning for name, each in _COUNTS.items() if not each.internal}
+PROXY_COUNTERS: Final[Mapping[str, str]] = {
+    "connections": "connections taken",
+    "active": "connections that are open now",
+    "refused": "connections without a known destination, to our own listener, or refused by an element",
+    "failed_upstream": "connections whose destination could not be reached",
+    "reset": "connections ended by a reset of either side, by an element, or at the end of the drain time",
+    "element_errors": "an element raised, or gave an invalid answer",
+    "bytes_forward": "bytes received from clients",
+    "bytes_reverse": "bytes received from destinations",
+}

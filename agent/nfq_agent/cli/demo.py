@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
+from nfq_agent.cli.running import status
 from nfq_agent.service import control
 
 _CLONE_NEWNS: Final = 0x00020000
@@ -95,12 +96,11 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
     _indent(_output([*_AGENT, "rules"]))
     _chapter("Its status (nfq-agent status)")
     _indent(_output([*_AGENT, "status"]))
-    report = control.ask("default", {"verb": "status"})
-    (queue,) = report["queues"]
-    judged = sum(worker["received"] for worker in queue["workers"])
-    accepted = sum(worker["accepted"] for worker in queue["workers"])
+    (queue,) = status("default").queues
+    judged = sum(worker.counters["received"] for worker in queue.workers)
+    accepted = sum(worker.counters["accepted"] for worker in queue.workers)
     _hold(judged > 0 and judged == accepted, f"{judged} packets were judged, each was accepted once")
-    _hold(queue["uninspected"] == 0, "none passed uninspected")
+    _hold(queue.uninspected == 0, "none passed uninspected")
 
     _chapter("nfq-agent stops: rules out, queue empty, gone")
     seen = len(log.read_text())

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from nfq_agent.cli.running import status_if_any
 from nfq_agent.config.models import Config, warnings
 from nfq_agent.host.nfqueue.channel import statistics
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capability
@@ -18,7 +19,7 @@ from nfq_agent.host.xtables import nft, python_iptables
 from nfq_agent.host.xtables.backend import usable
 from nfq_agent.host.xtables.lock import held_by, holders, lock_path
 from nfq_agent.rules.model import FAMILIES, RuleError
-from nfq_agent.service import control
+from nfq_agent.service.status import Status
 from nfq_agent.values import Endpoint
 
 Level = Literal["good", "warning", "fault"]
@@ -43,7 +44,7 @@ class Finding:
 
 def examine(config: Config) -> list[Finding]:
     """Everything worth knowing about this host and this configuration, in the order in which it matters."""
-    running = _running(config.agent.instance)
+    running = status_if_any(config.agent.instance)
     return [
         *_capabilities(),
         *_queue_support(),
@@ -58,13 +59,6 @@ def examine(config: Config) -> list[Finding]:
         *(Finding("warning", "configuration", text) for text in warnings(config)),
         *(Finding("fault", "configuration", text) for text in listener_faults(config)),
     ]
-
-
-def _running(instance: str) -> dict[str, Any] | None:
-    try:
-        return control.ask(instance, {"verb": "status"}, timeout=5)
-    except control.ControlError:
-        return None
 
 
 def _capabilities() -> Iterator[Finding]:
@@ -138,13 +132,13 @@ def _user(config: Config) -> Iterator[Finding]:
         yield Finding("good", "user", f"{name} has uid {user.uid}; its traffic is never queued")
 
 
-def _queues(config: Config, running: dict[str, Any] | None) -> Iterator[Finding]:
+def _queues(config: Config, running: Status | None) -> Iterator[Finding]:
     try:
         bound = statistics()
     except OSError as error:
         yield Finding("warning", "queues", f"who holds which number can't be told: {error.strerror}", "run as root")
         return
-    ours = {worker["number"] for queue in (running or {}).get("queues", ()) for worker in queue["workers"]}
+    ours = {worker.number for queue in running.queues for worker in queue.workers} if running is not None else set()
     for name, queue in config.queue.items():
         for number in queue.numbers:
             if number not in bound:
@@ -198,7 +192,7 @@ def _count(command: str) -> int:
     return len(re.findall(r"^-A ", done.stdout, re.MULTILINE))
 
 
-def _instances(config: Config, running: dict[str, Any] | None) -> Iterator[Finding]:
+def _instances(config: Config, running: Status | None) -> Iterator[Finding]:
     mine = config.agent.instance
     for host in usable(mine):
         try:
@@ -209,7 +203,7 @@ def _instances(config: Config, running: dict[str, Any] | None) -> Iterator[Findi
         for instance in sorted(found):
             if instance == mine and running is not None:
                 yield Finding("good", "instances", f"{instance} is running and has its chains ({host.name})")
-            elif _running(instance) is not None:
+            elif status_if_any(instance) is not None:
                 yield Finding("good", "instances", f"another instance, {instance}, is running and has its chains ({host.name})")
             else:
                 yield Finding(
@@ -264,8 +258,8 @@ def listener_faults(config: Config) -> list[str]:
             "configuration: proxy: this service may not use IP connections (IPAddressDeny=any of its unit); allowed: a drop-in "
             "with [Service] IPAddressDeny= and nothing behind it, see nfq-agent(8)"
         ]
-    running = _running(config.agent.instance)
-    ours = {text for proxy in (running or {}).get("proxies", ()) for text in proxy["listen"]}
+    running = status_if_any(config.agent.instance)
+    ours = {text for proxy in running.proxies for text in proxy.listen} if running is not None else set()
     faults = []
     for name, endpoint in wanted:
         if str(endpoint) not in ours and (reason := _cannot_bind(endpoint)):

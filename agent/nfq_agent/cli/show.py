@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nfq_agent.rules.diff import Changes, Delete, DropChain, Insert, NewChain, render
-from nfq_agent.rules.model import Family, Rule, Ruleset, instance_of
+from nfq_agent.rules.model import Family, Ruleset
 from nfq_agent.service.live_rules import Found
-from nfq_agent.values import duration_text, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +31,8 @@ def json_object(value: Mapping[str, Any]) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Standard output for tables: as wide as the terminal, 80 columns where it is none."""
     # rich takes a tenth of a second to import; only what draws a table pays for it.
     from rich.console import Console
 
@@ -147,89 +146,6 @@ def rules(instance: str, found: Sequence[tuple[str, Found]]) -> None:
         note(f"{each.installed.packets:>9} {each.installed.bytes:>9}  {each.installed.rule}")
 
 
-def status(report: Mapping[str, Any]) -> None:
-    """The running agent for people."""
-    from rich import box
-    from rich.table import Table
-
-    console = _console()
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(report["since"]))
-    console.print(
-        f"Instance {report['instance']}: {report['state']} since {since}, pid {report['pid']}, {report['backend']} backend",
-        markup=False,
-    )
-    for queue in report["queues"]:
-        console.print(f"\n{_queue_title(queue)}", style="bold", markup=False)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-        for column in ("num", "judged", "accepted", "dropped", "errors", "per second", "waiting", "pid", "memory"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for worker in queue["workers"]:
-            table.add_row(
-                str(worker["number"]), str(worker["received"]), str(worker["accepted"]), str(worker["dropped"]),
-                str(worker["errors"]), f"{worker['per_second']:.0f}", _known(worker["waiting"]),
-                str(worker["pid"] or "-"), _bytes(worker["memory"]),
-            )  # fmt: skip
-        console.print(table)
-        console.print(
-            f"kernel drops {_known(queue['kernel_dropped'])}, user drops {_known(queue['user_dropped'])}, "
-            f"uninspected {_known(queue['uninspected'])}, drops held off by monitor mode {queue['would_drop']}",
-            markup=False,
-        )
-    for proxy in report["proxies"]:
-        console.print(
-            f"\nProxy {proxy['name']} on {', '.join(proxy['listen'])}, pid {proxy['pid'] or '-'}", style="bold", markup=False
-        )
-        console.print(", ".join(f"{name} {value}" for name, value in proxy["counters"].items()), markup=False)
-    console.print("\nRules (`nfq-agent rules` shows them whole)", style="bold")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    for column in ("packets", "bytes"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("family", "table", "hook", "rule", "target"):
-        table.add_column(column, no_wrap=True)
-    for rule in report["rules"]:
-        parsed = Rule.parse(rule["rule"])
-        table.add_row(
-            str(rule["packets"]), str(rule["bytes"]), rule["family"], rule["table"], parsed.chain.rpartition("-")[2],
-            parsed.tag.rpartition(":")[2], _target(parsed),
-        )  # fmt: skip
-    console.print(table)
-    offloaded = report["offloaded"]
-    if any(offloaded.values()):
-        console.print(
-            f"Offloaded: {offloaded['decided']} packets decided for their flows; by that the kernel accepted "
-            f"{offloaded['accepted']} and dropped {offloaded['denied']}",
-            markup=False,
-        )
-    drift = report["drift"]
-    last = "" if drift["last"] is None else f", last at {time.strftime('%H:%M:%S', time.localtime(drift['last']))}"
-    every = f"looked at every {duration_text(drift['check'])}" if drift["check"] else "not looked at"
-    console.print(f"Drift: put right {drift['repairs']} times{last}; {every}", markup=False)
-
-
-def _target(rule: Rule) -> str:
-    numbers = rule.queues
-    if len(numbers) > 1:
-        return f"queues {numbers[0]} to {numbers[-1]}"
-    if numbers:
-        return f"queue {numbers[0]}"
-    return "own chain" if instance_of(rule.target.name) else rule.target.name
-
-
-def _queue_title(queue: Mapping[str, Any]) -> str:
-    force = queue["in_force"] or {"copy": "-", "copy_range": "-", "max_len": "-"}
-    flags = [name for name in ("fail_open", "gso") if force.get(name)] + ["bypass"] * queue["bypass"]
-    copied = f"{force['copy']} {force['copy_range']}"
-    return f"Queue {queue['name']}: {queue['mode']}, copy {copied}, length {force['max_len']}, {' '.join(flags)}"
-
-
-def _known(value: int | None) -> str:
-    return "?" if value is None else str(value)
-
-
-def _bytes(value: int | None) -> str:
-    return "-" if value is None else size_text(value)
-
-
 _MARKS: Final = {"good": ("ok", "green"), "warning": ("warning", "yellow"), "fault": ("fault", "red")}
 
 
@@ -237,11 +153,11 @@ def findings(found: Iterable[Finding]) -> None:
     """What `doctor` found, for people."""
     from rich.text import Text
 
-    console = _console()
+    out = console()
     for finding in found:
         word, colour = _MARKS[finding.level]
         line = Text(f"{word:<8} ", style=colour)
         line.append(f"{finding.subject}: {finding.text}", style="default")
-        console.print(line)
+        out.print(line)
         if finding.advice:
-            console.print(Text(f"         -> {finding.advice}"))
+            out.print(Text(f"         -> {finding.advice}"))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nfq_agent.cli import show
+from nfq_agent.cli import running, show
 from nfq_agent.cli.confirm import Guard
 from nfq_agent.config.file import DEFAULT_PATH, load
 from nfq_agent.config.models import Agent, Config, ConfigError, log_settings, target_in_force, warnings
@@ -270,19 +271,20 @@ def reload(config: ConfigOption = None, instance: InstanceOption = None) -> int:
 @app.command(epilog="Example: nfq-agent status --json")
 def status(config: ConfigOption = None, instance: InstanceOption = None, json_: JsonOption = False) -> int:
     """Say what is running: queues, verdicts, workers, rules, drift. Exit 1 if no agent runs."""
+    from nfq_agent.cli import show_status
+
     name = instance or _load(config).agent.instance
     try:
-        report = control.ask(name, {"verb": "status"})
+        if json_:
+            show.json_object(running.status_object(name))
+        else:
+            show_status.status(running.status(name), running.others(name), time.time())
     except control.NotRunning as error:
         if json_:
             show.json_object({"instance": name, "running": False})
         else:
             show.note(f"{error}; `nfq-agent rules` shows whether rules were left")
         return 1
-    if json_:
-        show.json_object(report)
-    else:
-        show.status(report)
     return 0
 
 

@@ -31,6 +31,11 @@ def folder() -> Path:
     return Path(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run/nfq-agent")
 
 
+def instances() -> list[str]:
+    """The instances that have a socket here, whether an agent still answers there or not."""
+    return sorted(path.stem for path in folder().glob("*.sock"))
+
+
 class Lock:
     """The right to be the one agent of an instance: a lock that the kernel lets go with the process."""
 

@@ -25,10 +25,13 @@ from nfq_agent.rules.diff import render
 from nfq_agent.rules.leaving import keep_for_draining, merged
 from nfq_agent.rules.model import RuleError, Ruleset
 from nfq_agent.rules.plan import plan
-from nfq_agent.service import control, status
+from nfq_agent.service import control, report
 from nfq_agent.service.crew import Crew, ProxyWorker, QueueWorker, Worker, WorkerError
 from nfq_agent.service.live_rules import LiveRules, State, compare, listing
+from nfq_agent.service.meter import Drift, Meter
 from nfq_agent.service.policy_generation import advance
+from nfq_agent.service.status import Status
+from nfq_agent.version import version
 
 _TICK: Final = 1.0
 # Somebody who fights over the rules is answered less and less often, down to this.
@@ -50,7 +53,7 @@ class Supervisor:
         self._service = ServiceManager()
         self._selector = selectors.EpollSelector()
         self._crew = Crew(self._selector, log, self._beat)
-        self._meter = status.Meter()
+        self._meter = Meter()
         self._stop_asked = False
         self._reload_asked = False
         self._ruleset: Ruleset = {}
@@ -60,7 +63,7 @@ class Supervisor:
         self._server: control.Server | None = None
         self._lock: control.Lock | None = None
         self._wakeup: tuple[int, int] = (-1, -1)
-        self._drift = status.Drift(config.agent.drift_check)
+        self._drift = Drift(config.agent.drift_check)
         self._due: dict[Callable[[], None], float] = {}
         self._patience: float | None = None
 
@@ -385,11 +388,11 @@ class Supervisor:
             case "reload":
                 return self._reload()
             case "status":
-                return self._status()
+                return self._status().as_object()
             case verb:
                 return {"ok": False, "message": f"unknown verb {verb!r}"}
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self) -> Status:
         assert self._installation is not None
         try:
             found = listing(self._installation.read())
@@ -397,15 +400,18 @@ class Supervisor:
         except RuleError as error:
             self._log(f"the rules could not be read: {error}", "error")
             found = []
-        return {
-            "instance": self._config.agent.instance,
-            "running": True,
-            "state": "serving",
-            "pid": os.getpid(),
-            "since": self._meter.since,
-            "backend": self._installation.host.name,
-            **status.of_workers(self._config, self._crew, self._meter),
-            **status.of_rules(found),
-            "drift": self._drift.as_object(),
-            "log_lines_lost": self._log.lost,
-        }
+        return Status(
+            instance=self._config.agent.instance,
+            running=True,
+            version=version(),
+            state="serving",
+            pid=os.getpid(),
+            since=self._meter.since,
+            backend=self._installation.host.name,
+            queues=report.queues(self._config, self._crew, self._meter),
+            proxies=report.proxies(self._crew),
+            offloaded=report.offloaded(found),
+            rules=report.rules(found),
+            drift=self._drift.status,
+            log_lines_lost=self._log.lost,
+        )

@@ -1,0 +1,139 @@
+"""The text of `status`: tables that fit the terminal, down to 60 columns, also where counters have ten digits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from nfq_agent.cli.show import console
+from nfq_agent.rules.model import Rule, instance_of
+from nfq_agent.service.status import OffloadStatus, ProxyStatus, QueueStatus, RuleStatus, Status, WorkerStatus
+from nfq_agent.values import duration_text, size_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def status(report: Status, others: Iterable[Status], now: float) -> None:
+    """The running agent. others: the running agents of other instances. now: seconds since the epoch."""
+    out = console()
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(report.since))
+    out.print(f"Instance {report.instance}: {report.state}, version {report.version}, {report.backend} backend", markup=False)
+    out.print(f"pid {report.pid}, up {_up(report, now)}, since {since}", markup=False)
+    for queue in report.queues:
+        _queue(out, queue)
+    for proxy in report.proxies:
+        _proxy(out, proxy)
+    out.print("\nRules (`nfq-agent rules` shows their full text)", style="bold")
+    _rules(out, report.rules)
+    if report.offloaded != OffloadStatus():
+        offloaded = report.offloaded
+        out.print(
+            f"Offloaded flows: {offloaded.decided} packets with a verdict for their flow; the kernel accepted "
+            f"{offloaded.accepted} and dropped {offloaded.denied}",
+            markup=False,
+        )
+    drift = report.drift
+    last = "" if drift.last is None else f", last at {time.strftime('%H:%M:%S', time.localtime(drift.last))}"
+    every = f"checked every {duration_text(drift.check)}" if drift.check else "not checked"
+    out.print(f"Drift: {drift.repairs} repair{'s' * (drift.repairs != 1)}{last}; {every}", markup=False)
+    if report.log_lines_lost:
+        out.print(f"Log: {report.log_lines_lost} lines lost", markup=False)
+    for other in others:
+        out.print(
+            f"Also running: instance {other.instance}, version {other.version}, pid {other.pid}, up {_up(other, now)}",
+            markup=False,
+        )
+
+
+def _up(report: Status, now: float) -> str:
+    seconds = int(report.uptime(now))
+    parts = ((seconds // 86400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s"))
+    shown = [f"{count} {unit}" for count, unit in parts if count][:2]
+    return " ".join(shown) or "0 s"
+
+
+def _queue(out: Console, queue: QueueStatus) -> None:
+    force = queue.in_force
+    flags = [] if force is None else ["fail_open"] * force.fail_open + ["gso"] * force.gso
+    flags += ["bypass"] * queue.bypass
+    settings = "not bound" if force is None else f"copy {force.copy} {force.copy_range}, length {force.max_len}"
+    out.print(f"\nQueue {queue.name}: {queue.mode}, {settings}, {' '.join(flags)}", style="bold", markup=False)
+    verdicts = ("num", "judged", "accepted", "dropped", "errors")
+    process = ("per second", "waiting", "pid", "memory")
+    rows = [(_verdicts(worker), _process(worker)) for worker in queue.workers]
+    whole = _table((*verdicts, *process), [(*left, *right) for left, right in rows])
+    if _fits(out, whole):
+        out.print(whole)
+    else:
+        out.print(_table(verdicts, [left for left, _ in rows]))
+        out.print(_table(("num", *process), [(left[0], *right) for left, right in rows]))
+    out.print(
+        f"kernel drops {_known(queue.kernel_dropped)}, user drops {_known(queue.user_dropped)}, "
+        f"uninspected {_known(queue.uninspected)}, would-drops of monitor mode {queue.would_drop}",
+        markup=False,
+    )
+
+
+def _verdicts(worker: WorkerStatus) -> tuple[str, ...]:
+    return (str(worker.number), *(str(worker.counters[name]) for name in ("received", "accepted", "dropped", "errors")))
+
+
+def _process(worker: WorkerStatus) -> tuple[str, ...]:
+    memory = "-" if worker.memory is None else size_text(worker.memory)
+    return f"{worker.per_second:.0f}", _known(worker.waiting), str(worker.pid or "-"), memory
+
+
+def _proxy(out: Console, proxy: ProxyStatus) -> None:
+    out.print(f"\nProxy {proxy.name} on {', '.join(proxy.listen)}, pid {proxy.pid or '-'}", style="bold", markup=False)
+    out.print(", ".join(f"{name} {value}" for name, value in proxy.counters.items()), markup=False)
+
+
+def _rules(out: Console, rules: Sequence[RuleStatus]) -> None:
+    rows = []
+    for rule in rules:
+        parsed = Rule.parse(rule.rule)
+        name, hook = parsed.tag.rpartition(":")[2], parsed.chain.rpartition("-")[2]
+        rows.append((str(rule.packets), str(rule.bytes), rule.family, rule.table, hook, name, _target(parsed)))
+    whole = _table(("packets", "bytes", "family", "table", "hook", "rule", "target"), rows, right=2)
+    if _fits(out, whole):
+        out.print(whole)
+        return
+    for packets, size, family, table, hook, name, target in rows:
+        out.print(f"{name}: {target}", markup=False)
+        out.print(f"  {family} {table} {hook}: {packets} packets, {size} bytes", markup=False)
+
+
+def _target(rule: Rule) -> str:
+    numbers = rule.queues
+    if len(numbers) > 1:
+        return f"queues {numbers[0]} to {numbers[-1]}"
+    if numbers:
+        return f"queue {numbers[0]}"
+    return "own chain" if instance_of(rule.target.name) else rule.target.name
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: int | None = None) -> Table:
+    """right: how many columns are numbers, from the left; all of them by default."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if right is None or place < right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _fits(out: Console, table: Table) -> bool:
+    """Whether all columns are shown whole."""
+    # Measured without the terminal's limit, since rich would shorten what does not fit.
+    wide = out.options.update(max_width=10_000)
+    return out.measure(table, options=wide).maximum <= out.width
+
+
+def _known(value: int | None) -> str:
+    return "?" if value is None else str(value)

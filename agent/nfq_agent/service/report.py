@@ -1,0 +1,109 @@
+"""Makes the status of the running agent from its workers, its rules and what the kernel says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from nfq_agent.config.models import Config
+from nfq_agent.counters import WORKER_COUNTERS
+from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
+from nfq_agent.service.crew import Crew, QueueWorker
+from nfq_agent.service.live_rules import Found
+from nfq_agent.service.meter import Meter, QueueReading, uninspected
+from nfq_agent.service.status import InForce, OffloadStatus, ProxyStatus, QueueStatus, RuleStatus, WorkerStatus
+
+_OFFLOADED: Final[Mapping[str, str]] = {OFFLOAD_NEW: "decided", OFFLOAD_ACCEPTED: "accepted", OFFLOAD_DENIED: "denied"}
+
+
+def queues(config: Config, crew: Crew, meter: Meter) -> tuple[QueueStatus, ...]:
+    """The queues, in the order of the configuration."""
+    return tuple(_queue(name, config, crew, meter) for name in config.queue)
+
+
+def _queue(name: str, config: Config, crew: Crew, meter: Meter) -> QueueStatus:
+    queue = config.queue[name]
+    workers = [worker for worker in crew.queues.values() if worker.name == name]
+    readings = [_reading(worker) for worker in workers]
+    return QueueStatus(
+        name=name,
+        mode=queue.mode,
+        bypass=queue.bypass,
+        elements=queue.elements,
+        in_force=_in_force(workers),
+        kernel_dropped=_sum(reading.kernel_dropped for reading in readings),
+        user_dropped=_sum(reading.user_dropped for reading in readings),
+        uninspected=uninspected(meter.hits(queue.numbers), readings),
+        would_drop=sum(reading.counters["would_drop"] for reading in readings),
+        workers=tuple(_worker(worker, reading, meter) for worker, reading in zip(workers, readings, strict=True)),
+    )
+
+
+def proxies(crew: Crew) -> tuple[ProxyStatus, ...]:
+    """The proxies."""
+    return tuple(
+        ProxyStatus(
+            name=proxy.name,
+            listen=tuple(str(endpoint) for endpoint in proxy.config.listen),
+            elements=proxy.config.elements,
+            pid=proxy.pid,
+            restarts=proxy.restarts,
+            memory=None if proxy.child is None else proxy.child.memory,
+            counters=proxy.counted,
+        )
+        for proxy in crew.proxies.values()
+    )
+
+
+def _reading(worker: QueueWorker) -> QueueReading:
+    # The kernel's figures after the rule counters and before the worker's, so that packets that arrive in between do not count
+    # as uninspected.
+    line = worker.statistics()
+    counters = worker.counters.snapshot()
+    if line is None:
+        return QueueReading(None, None, None, None, counters)
+    return QueueReading(line.waiting, line.dropped, line.user_dropped, line.id_sequence, counters)
+
+
+def _worker(worker: QueueWorker, reading: QueueReading, meter: Meter) -> WorkerStatus:
+    return WorkerStatus(
+        number=worker.number,
+        pid=worker.pid,
+        restarts=worker.restarts,
+        memory=None if worker.child is None else worker.child.memory,
+        per_second=meter.rate(worker.number),
+        waiting=reading.waiting,
+        counters={name: reading.counters[name] for name in WORKER_COUNTERS},
+    )
+
+
+def _in_force(workers: Iterable[QueueWorker]) -> InForce | None:
+    """What the kernel acknowledged; it is the same for all numbers of a queue."""
+    for worker in workers:
+        if worker.queue is not None:
+            settings = worker.queue.settings
+            return InForce(settings.copy, settings.copy_range, settings.max_len, settings.fail_open, settings.gso)
+    return None
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = list(values)
+    return None if None in known else sum(value or 0 for value in known)
+
+
+def rules(found: Iterable[Found]) -> tuple[RuleStatus, ...]:
+    """The installed rules."""
+    return tuple(
+        RuleStatus(each.family, each.table, str(each.installed.rule), each.installed.packets, each.installed.bytes)
+        for each in found
+    )
+
+
+def offloaded(found: Iterable[Found]) -> OffloadStatus:
+    """What the rules count that keep verdicts on flows."""
+    total = OffloadStatus()
+    for each in found:
+        if (key := _OFFLOADED.get(each.installed.rule.tag.rpartition(":")[2])) and not each.installed.rule.queues:
+            total = replace(total, **{key: getattr(total, key) + each.installed.packets})
+    return total

@@ -1,0 +1,123 @@
+"""The status: what the JSON holds, what docs/verbs.md says of it, and what people see of it in narrow terminals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfq_agent.cli import show_status
+from nfq_agent.counters import PROXY_COUNTERS, WORKER_COUNTERS, Counters
+from nfq_agent.service.status import (
+    DriftStatus,
+    InForce,
+    OffloadStatus,
+    ProxyStatus,
+    QueueStatus,
+    RuleStatus,
+    Status,
+    StatusError,
+    WorkerStatus,
+)
+
+DOCS = Path(__file__).parents[2] / "docs" / "verbs.md"
+TEN_DIGITS = 9_876_543_210
+COUNTERS = dict.fromkeys(WORKER_COUNTERS, TEN_DIGITS)
+RULE = '-A NFQA-default-OUTPUT -p tcp -m multiport --dports 11000 -m comment --comment "nfq-agent:default:app" -j NFQUEUE'
+REPORT = Status(
+    instance="default",
+    running=True,
+    version="1.2.3",
+    state="serving",
+    pid=4_194_304,
+    since=1_000_000.0,
+    backend="legacy",
+    queues=(
+        QueueStatus(
+            "main", "enforce", True, ("dpi", "log"), InForce("packet", 65535, 4096, True, True), 0, None, TEN_DIGITS, 3,
+            (WorkerStatus(65535, 4_194_303, 2, 64_000_000, 123_456.7, None, COUNTERS),),
+        ),
+    ),
+    proxies=(ProxyStatus("tcp", ("0.0.0.0:15002",), (), None, 0, None, dict.fromkeys(PROXY_COUNTERS, TEN_DIGITS)),),
+    offloaded=OffloadStatus(1, 2, 3),
+    rules=(RuleStatus("inet6", "mangle", RULE, TEN_DIGITS, 123 * TEN_DIGITS),),
+    drift=DriftStatus(2, 1_000_100.0, 5.0, 10.0),
+    log_lines_lost=7,
+)  # fmt: skip
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """The keys and meanings of each table of the documentation, by its heading."""
+    tables: dict[str, dict[str, str]] = {}
+    heading = ""
+    for line in DOCS.read_text().splitlines():
+        if line.startswith("#"):
+            heading = line.strip("# ")
+        elif row := re.fullmatch(r"\| `(\w+)` \| (.+) \|", line):
+            tables.setdefault(heading, {})[row[1]] = row[2]
+    return tables
+
+
+def names(cls: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def test_every_key_is_documented_and_no_other() -> None:
+    tables = documented()
+    workers = [name for name in names(WorkerStatus) if name != "counters"] + list(WORKER_COUNTERS)
+    assert {heading: list(rows) for heading, rows in tables.items()} == {
+        "status": names(Status),
+        "queues": names(QueueStatus),
+        "in_force": names(InForce),
+        "workers": workers,
+        "proxies": names(ProxyStatus),
+        "counters": list(PROXY_COUNTERS),
+        "offloaded": names(OffloadStatus),
+        "rules": names(RuleStatus),
+        "drift": names(DriftStatus),
+    }
+    assert tables["workers"].items() >= WORKER_COUNTERS.items()
+    assert tables["counters"] == PROXY_COUNTERS
+
+
+def test_the_json_is_read_back() -> None:
+    value = json.loads(json.dumps(REPORT.as_object()))
+    assert value["queues"][0]["workers"][0]["received"] == TEN_DIGITS
+    assert value["queues"][0]["in_force"]["max_len"] == 4096
+    assert Status.from_object(value) == REPORT
+
+
+def test_a_key_of_a_newer_agent_is_left_out_and_a_missing_one_is_said() -> None:
+    value = REPORT.as_object()
+    assert Status.from_object({**value, "weather": "fine"}) == REPORT
+    del value["drift"]
+    with pytest.raises(StatusError, match="another version"):
+        Status.from_object(value)
+
+
+def test_counters_have_a_slot_each() -> None:
+    counters = Counters()
+    for place, name in enumerate(counters.names):
+        setattr(counters, name, place)
+    assert list(counters.snapshot().values()) == list(range(len(counters.names)))
+    counters.received = -1
+    assert counters.received == 2**64 - 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_text_fits(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("nfq_agent.cli.show._WIDTH", width)
+    other = dataclasses.replace(REPORT, instance="blue", since=0.0)
+    show_status.status(REPORT, [other], REPORT.since + 93_784)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert text.count(str(TEN_DIGITS)) >= 5 + len(PROXY_COUNTERS)
+    assert "up 1 d 2 h" in text
+    assert "Drift: 2 repairs" in text
+    assert "Also running: instance blue, version 1.2.3" in text
