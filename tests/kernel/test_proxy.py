@@ -7,6 +7,8 @@ import ctypes
 import errno
 import os
 import re
+import select
+import signal
 import socket
 import struct
 import threading
@@ -24,7 +26,7 @@ from tcp_client import Meanwhile, ask, how_it_ends, load, receive, server
 from nfq_agent.config import file as configfile
 from nfq_agent.config.models import ConfigError, ProxyConfig
 from nfq_agent.elements.stream_log import StreamLog, StreamLogOptions
-from nfq_agent.proxy.loop import listen
+from nfq_agent.proxy.listeners import ACCEPTS, listen
 from nfq_agent.rules.leaving import keep_for_draining
 from nfq_agent.rules.model import Rule
 from nfq_agent.rules.plan import plan
@@ -178,7 +180,7 @@ class TestNeverALoop:
 
     def test_a_target_whose_name_is_not_known_yet(self, netns: Namespace, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """At boot there is no resolver: it starts, says so, refuses, and finds the name when it is there."""
-        monkeypatch.setattr("nfq_agent.proxy.loop._RESOLVE_AGAIN", 0.1)
+        monkeypatch.setattr("nfq_agent.proxy.target.AGAIN", 0.1)
         server(netns, "echo", port=9000)
         proxy = run(configuration(proxy='target = "later.test:9000"'))
         assert "can't be resolved" in proxy.said()
@@ -260,7 +262,7 @@ class TestRules:
                 'rules.redirect.hooks: TPROXY takes what arrives only; allowed: hooks = ["prerouting"]',
             ),
             ({"proxy": "keep_client = true"}, 'allowed: with capture = "tproxy"'),
-            ({"proxy": 'exclude = ["10.0.0.1/8"]'}, 'allowed: ADDRESS/LENGTH without host bits, as in "10.0.0.0/8"'),
+            ({"proxy": 'exclude = ["10.0.0.1/8"]'}, "did you mean '10.0.0.0/8'?"),
             ({"proxy": 'elements = ["log"]'}, "unknown element 'log'; allowed: delay, http-host"),
             ({"proxy": 'elements = ["sni"]'}, "nothing would be denied"),
         ],
@@ -564,22 +566,29 @@ class TestMany:
         settle(proxy, base, 20)
 
     def test_too_few_descriptors(self, netns: Namespace, run: Run) -> None:
-        """What does not fit waits in the backlog, and is served when there is room."""
+        """No more connections are accepted than there are descriptors for; the others wait, and are served when there is room."""
         server(netns, "echo")
         proxy = run(nofile=64 + 2 * 10)
         assert "enough for 10 connections" in proxy.said()
 
-        def more() -> list[bytes]:
+        def more() -> list[int]:
             held = [socket.create_connection(("127.0.0.1", 8080), timeout=10) for _ in range(30)]
             for it in held:
                 it.sendall(b"x")
-            answers = []
-            for it in held:
-                answers.append(it.recv(1))
-                it.close()
-            return answers
+            groups = []
+            while held:
+                assert held[0].recv(1) == b"x"
+                # The kernel accepts in the order of the backlog: what is answered now stands in front.
+                time.sleep(0.2)
+                answered = select.select(held, [], [], 0)[0]
+                groups.append(1 + len(answered))
+                assert [held[0], *answered] == held[: 1 + len(answered)]
+                for it in held[: 1 + len(answered)]:
+                    it.close()
+                del held[: 1 + len(answered)]
+            return groups
 
-        assert netns.call(more) == [b"x"] * 30
+        assert netns.call(more) == [10, 10, 10]
         proxy.wait_count("connections", 30)
 
     @pytest.mark.parametrize("word", [b"stop\n", b"drain\n"])
@@ -660,18 +669,21 @@ class TestLife:
         assert proxy.reap() == [0]
 
     def test_drain_takes_who_waits_in_the_backlog(self, netns: Namespace, run: Run) -> None:
+        """More connections wait than one turn accepts: those that are left when the order comes are accepted too."""
         server(netns, "echo")
         proxy = run(configuration(proxy='drain = "5s"'))
+        count = 3 * ACCEPTS + 1
 
-        def waiting() -> bytes:
-            os.kill(proxy.pids[0], 19)
-            it = socket.create_connection(("127.0.0.1", 8080), timeout=10)
-            it.sendall(b"x")
+        def waiting() -> int:
+            os.kill(proxy.pids[0], signal.SIGSTOP)
+            held = [socket.create_connection(("127.0.0.1", 8080), timeout=10) for _ in range(count)]
+            for it in held:
+                it.sendall(b"x")
             proxy.tell(b"drain\n")
-            os.kill(proxy.pids[0], 18)
-            return it.recv(1)
+            os.kill(proxy.pids[0], signal.SIGCONT)
+            return sum(it.recv(1) == b"x" for it in held)
 
-        assert netns.call(waiting) == b"x"
+        assert netns.call(waiting) == count
         assert proxy.reap() == [0]
 
     def test_rules_out_and_drain_under_load_lose_nothing(self, netns: Namespace, run: Run) -> None:

@@ -23,7 +23,9 @@ from nfq_agent.config.models import Config
 from nfq_agent.counters import Slots
 from nfq_agent.host import routes
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
-from nfq_agent.proxy.loop import COUNTERS, ProxySettings, listen, serve
+from nfq_agent.proxy.listeners import listen
+from nfq_agent.proxy.serve import serve
+from nfq_agent.proxy.settings import COUNTERS, ProxySettings
 from nfq_agent.rules.leaving import keep_for_draining
 from nfq_agent.rules.model import Ruleset
 from nfq_agent.rules.plan import plan

@@ -90,6 +90,12 @@ def set_mark(sock: socket.socket, mark: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
 
 
+def tune(sock: socket.socket) -> None:
+    """No delay for small segments, and probes for a peer that is gone (tcp(7))."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
 def reset_on_close(sock: socket.socket) -> None:
     """Make close(2) send RST instead of FIN (socket(7), SO_LINGER of zero)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)

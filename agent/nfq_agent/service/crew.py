@@ -22,9 +22,10 @@ from nfq_agent.host.nfqueue.channel import QueueStatistics, statistics
 from nfq_agent.host.raw import RawSockets
 from nfq_agent.host.users import CAP_NET_ADMIN, User
 from nfq_agent.log import Log
-from nfq_agent.proxy.loop import COUNTERS as PROXY_COUNTERS
-from nfq_agent.proxy.loop import ProxySettings, listen
-from nfq_agent.proxy.loop import serve as serve_proxy
+from nfq_agent.proxy.listeners import listen
+from nfq_agent.proxy.serve import serve as serve_proxy
+from nfq_agent.proxy.settings import COUNTERS as PROXY_COUNTERS
+from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.queue.queue import Queue, QueueSettingError
 from nfq_agent.service.packet_loop import WorkerLoop, WorkerSettings
 from nfq_agent.stream import StreamChain

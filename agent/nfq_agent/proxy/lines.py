@@ -1,0 +1,53 @@
+"""What a proxy says about single connections: rate-limited, so that a flood of them does not become a flood of lines."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from nfq_agent.element import Emit
+from nfq_agent.rate import Bucket, Held
+from nfq_agent.stream import Connection, Failed, endpoint
+
+# Lines a second.
+RATE: Final = 20.0
+
+
+class Lines:
+    """The warnings of one process of a proxy. Those beyond the rate are counted, and the count is said."""
+
+    def __init__(self, name: str, emit: Emit) -> None:
+        self.name = name
+        self._emit = emit
+        self._bucket = Bucket(RATE, RATE, 0.0)
+        self._held = Held()
+
+    def refused(self, identity: str, client: tuple[str, int], why: str, now: float) -> None:
+        """A connection was refused before it was carried anywhere."""
+        peer = endpoint(client)
+        self.warn(f"proxy {self.name}: connection {identity}: refused, from {peer}: {why}", now, connection=identity, src=peer)
+
+    def unreachable(self, connection: Connection, reason: str, now: float) -> None:
+        """No address of a connection's destination could be reached."""
+        self.warn(
+            f"proxy {self.name}: connection {connection.id}: can't connect {endpoint(connection.client)} to "
+            f"{endpoint(connection.upstream)}: {reason}",
+            now,
+            **connection.fields,
+        )
+
+    def element_failed(self, connection: Connection, failed: Failed, on_error: str, now: float) -> None:
+        """An element raised."""
+        self.warn(
+            f"connection {connection.id}: element {failed.element} raised {type(failed.error).__name__}: {failed.error}; "
+            f"on_error = {on_error}",
+            now, level="error", element=failed.element, **connection.fields,
+        )  # fmt: skip
+
+    def warn(self, message: str, now: float, level: str = "warning", **fields: Any) -> None:
+        """Say one line, unless there were too many."""
+        if not self._bucket.take(now):
+            self._held.add(now)
+        else:
+            self._emit(message, level=level, **fields)
+        if count := self._held.due(now):
+            self._emit(f"proxy {self.name}: {count} more warnings were held back", level="warning", held=count)

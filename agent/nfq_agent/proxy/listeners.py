@@ -1,0 +1,166 @@
+"""The listening sockets of a proxy: opened for a configuration, and accepted from while there is room.
+
+It takes connections and does nothing with them. What does not fit waits in the kernel's backlog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import resource
+import select
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import Final
+
+from nfq_agent.config.models import ProxyConfig
+from nfq_agent.host.sockets import Address, set_transparent, tune
+from nfq_agent.values import Endpoint
+
+_BACKLOG: Final = 4096
+# Connections that are accepted in one turn before the others get theirs.
+ACCEPTS: Final = 64
+# How long to wait before accepting again when the system is out of descriptors or memory.
+PAUSE: Final = 0.2
+_SHORT_OF: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+def listen(config: ProxyConfig, before: ProxyConfig | None = None, there: Sequence[socket.socket] = ()) -> list[socket.socket]:
+    """Bound and listening sockets for a proxy, in the configuration's order. Raises OSError that names the address.
+
+    A `[::]` listener takes IPv4 too, unless a listener of IPv4 has the same port. Processes may share them. before, there: a
+    previous configuration and its sockets; those that fit are used again.
+    """
+    kept = {} if before is None else dict(zip(_places(before), there, strict=True))
+    transparent = config.capture == "tproxy"
+    listeners = []
+    with contextlib.ExitStack() as undo:
+        for at, v6only in _places(config):
+            sock = kept.get((at, v6only))
+            if sock is None:
+                sock = undo.enter_context(_listen(at, transparent, v6only))
+            elif transparent:
+                set_transparent(sock)
+            listeners.append(sock)
+        undo.pop_all()
+    return listeners
+
+
+def _places(config: ProxyConfig) -> list[tuple[Endpoint, bool]]:
+    taken = {each.port for each in config.listen if ":" not in each.host}
+    return [(each, each.port in taken) for each in config.listen]
+
+
+def _listen(at: Endpoint, transparent: bool, v6only: bool) -> socket.socket:
+    sock: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            at.host, at.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+        if transparent:
+            set_transparent(sock)
+        # Accepted sockets inherit this (tcp(7)).
+        tune(sock)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise OSError(error.errno, f"can't listen on {at}: {error.strerror}") from error
+    return sock
+
+
+def raise_limit() -> int:
+    """Raise this process's limit of descriptors as far as it may; returns what it is then (RLIMIT_NOFILE, setrlimit(2))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return soft
+
+
+class Outcome(Enum):
+    """Why accepting ended."""
+
+    EMPTY = "no connection waits"
+    MORE = "more may wait"
+    SHORT = "the system is out of descriptors or memory"
+
+
+class Listeners:
+    """The listeners of one process, in its epoll set while it accepts. Several processes may accept from the same sockets."""
+
+    def __init__(self, sockets: Iterable[socket.socket], epoll: select.epoll, limit: int) -> None:
+        """limit: the most connections at once. `resume` has to be called when there is room again."""
+        self._sockets = {listener.fileno(): listener for listener in sockets}
+        self._epoll = epoll
+        self.limit = limit
+        self.accepting = False
+        # What went wrong last, in words; when a pause after that ends; and whether connections are taken at all.
+        self.shortage = ""
+        self.due: float | None = None
+        self._closed = False
+
+    def get(self, descriptor: int) -> socket.socket | None:
+        """The listener with this descriptor; None if it is another's."""
+        return self._sockets.get(descriptor)
+
+    def resume(self, active: int, now: float) -> None:
+        """Accept again if there is room, and no pause: when a connection has ended, and when `due` has come."""
+        if self.due is not None and self.due <= now:
+            self.due = None
+        if not (self.accepting or self._closed or self.due is not None) and active < self.limit:
+            for descriptor in self._sockets:
+                # One process of several wakes, not all (epoll_ctl(2)).
+                self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            self.accepting = True
+
+    def accept(
+        self, listener: socket.socket, active: Callable[[], int], take: Callable[[socket.socket, Address], None], now: float
+    ) -> Outcome:
+        """Accept what waits at one listener and give each to `take`, until nothing waits or no more can be taken.
+
+        active: how many connections run, `take` included.
+        """
+        for _ in range(ACCEPTS):
+            if active() >= self.limit:
+                self._pause()
+                return Outcome.EMPTY
+            try:
+                client, address = listener.accept()
+            except BlockingIOError:
+                return Outcome.EMPTY
+            except OSError as error:
+                if error.errno in _SHORT_OF:
+                    self.shortage = error.strerror or ""
+                    self._pause()
+                    self.due = now + PAUSE
+                    return Outcome.SHORT
+                # The connection ended before it was accepted (accept(2)).
+                continue
+            take(client, address)
+        return Outcome.MORE
+
+    def drain(self, active: Callable[[], int], take: Callable[[socket.socket, Address], None], now: float) -> None:
+        """Accept what was redirected already and waits in the backlogs, then close the sockets: for good."""
+        for listener in self._sockets.values():
+            while self.accept(listener, active, take, now) is Outcome.MORE:
+                pass
+        self._pause()
+        self._closed = True
+        # The process that made them may close the ports from now on.
+        for listener in self._sockets.values():
+            listener.close()
+        self._sockets.clear()
+
+    def _pause(self) -> None:
+        if self.accepting:
+            for descriptor in self._sockets:
+                self._epoll.unregister(descriptor)
+            self.accepting = False

@@ -1,0 +1,57 @@
+"""What a process of a proxy needs to know, and the names of what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from nfq_agent.config.models import Config, target_in_force
+
+# The slots of a proxy's counters.
+COUNTERS: Final = ("connections", "active", "refused", "failed_upstream", "reset", "element_errors", "bytes_forward",
+                   "bytes_reverse")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """The settings of one proxy. Times in seconds, sizes in bytes.
+
+    target: where connections go whose destination is not known. own_listeners: every listener of the agent.
+    keep_client: connect to the destination from the client's address (capture by TPROXY only). mark: of the packets that
+    are sent to the destination.
+    """
+
+    name: str
+    target: tuple[str, int] | None = None
+    chunk: int = 4096
+    on_error: Literal["pass", "drop"] = "pass"
+    connect_timeout: float = 10.0
+    drain: float = 10.0
+    own_listeners: tuple[tuple[str, int], ...] = ()
+    capture: Literal["redirect", "tproxy"] = "redirect"
+    keep_client: bool = False
+    mark: int | None = None
+    buffer: int = 256 * 1024
+    max_connections: int = 10_000
+    processes: int = 1
+
+    @classmethod
+    def of(cls, name: str, config: Config) -> ProxySettings:
+        """The settings of `[proxy.NAME]`; TARGET_ADDR in the environment wins over its `target`. Raises ConfigError."""
+        proxy = config.proxy[name]
+        target = target_in_force(proxy)
+        return cls(
+            name=name,
+            target=None if target is None else (target.host, target.port),
+            chunk=proxy.chunk,
+            on_error=proxy.on_error,
+            connect_timeout=proxy.connect_timeout,
+            drain=proxy.drain,
+            own_listeners=tuple((e.host, e.port) for each in config.proxy.values() for e in each.listen),
+            capture=proxy.capture,
+            keep_client=proxy.keep_client,
+            mark=None if proxy.mark is None else proxy.mark.value,
+            buffer=proxy.buffer,
+            max_connections=proxy.max_connections,
+            processes=proxy.processes,
+        )

@@ -1,0 +1,63 @@
+"""Finds the addresses of a proxy's target in a thread of its own, since a resolver may take its time."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from nfq_agent.element import Emit
+from nfq_agent.proxy.dialer import Candidate
+from nfq_agent.stream import endpoint
+
+# How long the start waits for the name to be resolved, and after how long that is tried again.
+WAIT: Final = 3.0
+AGAIN: Final = 5.0
+
+
+class TargetResolver:
+    """Resolves the target once; where that fails, again and again until it succeeds."""
+
+    def __init__(
+        self,
+        name: str,
+        target: tuple[str, int],
+        found: Callable[[Sequence[Candidate]], bool],
+        emit: Emit,
+    ) -> None:
+        """name: of the proxy. found: gets the addresses, and says whether one of them can be used."""
+        self._target = target
+        self._where = f"proxy {name}: target {endpoint(target)}"
+        self._found = found
+        self._emit = emit
+        self._settled = threading.Event()
+
+    def start(self, wait: float = WAIT) -> None:
+        """Begin, and return when it has succeeded or failed once, or after `wait` seconds."""
+        threading.Thread(target=self._resolve, daemon=True).start()
+        self._settled.wait(wait)
+
+    def _resolve(self) -> None:
+        failed = False
+        while True:
+            try:
+                answer = socket.getaddrinfo(*self._target, type=socket.SOCK_STREAM)
+                break
+            except OSError as error:
+                if not failed:
+                    self._emit(
+                        f"{self._where} can't be resolved: {error.strerror}; connections that need it are refused until it "
+                        "can be",
+                        level="error",
+                    )
+                failed = True
+                self._settled.set()
+                time.sleep(AGAIN)
+        candidates: list[Candidate] = [(family, address) for family, _, _, _, address in answer]
+        if not self._found(candidates):
+            self._emit(f"{self._where} is a listener of our own; not used", level="error")
+        elif failed:
+            self._emit(f"{self._where} is resolved: {', '.join(endpoint(address[:2]) for _, address in candidates)}")
+        self._settled.set()

@@ -1,0 +1,33 @@
+"""Opens the sockets that lead from the proxy to the destinations."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Final
+
+from nfq_agent.host.sockets import bind_as, set_mark, tune
+from nfq_agent.proxy.dialer import Candidate
+from nfq_agent.proxy.settings import ProxySettings
+
+_UNDER_WAY: Final = (0, errno.EINPROGRESS)
+
+
+def connect(to: Candidate, client: tuple[str, int], settings: ProxySettings) -> socket.socket:
+    """A non-blocking socket that connects, or is connected already. Raises OSError where that fails at once."""
+    family, address = to
+    upstream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        tune(upstream)
+        if settings.mark is not None:
+            set_mark(upstream, settings.mark)
+        if settings.keep_client and (":" in client[0]) == (family == socket.AF_INET6):
+            bind_as(upstream, client)
+        # Not connect(): an exception for what happens each time costs as much as the rest of this.
+        if (refused := upstream.connect_ex(address)) not in _UNDER_WAY:
+            raise OSError(refused, os.strerror(refused))
+    except OSError:
+        upstream.close()
+        raise
+    return upstream

@@ -1,0 +1,164 @@
+"""The proxy's loop on loopback, without rules: whatever connects to the listener goes to the target."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nfq_agent.counters import Slots
+from nfq_agent.proxy.loop import Proxy
+from nfq_agent.proxy.settings import COUNTERS, ProxySettings
+from nfq_agent.stream import StreamChain
+
+
+class Echo:
+    """A server that sends back what it gets, in one thread for each connection."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
+        self.port: int = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                threading.Thread(target=self._echo, args=(client,), daemon=True).start()
+
+    @staticmethod
+    def _echo(client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                client.sendall(data)
+
+    def close(self) -> None:
+        self.listener.close()
+
+
+class Running:
+    """A proxy in a thread."""
+
+    def __init__(self, target: int, **settings: Any) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
+        self.listener.setblocking(False)
+        self.port: int = self.listener.getsockname()[1]
+        self.counters = Slots(COUNTERS)
+        self.said: list[str] = []
+        self.control, theirs = socket.socketpair()
+        self._theirs = theirs
+        proxy = Proxy(
+            [self.listener], StreamChain([]), ProxySettings("tcp", target=("127.0.0.1", target), **settings), self.counters,
+            theirs, self._emit,
+        )  # fmt: skip
+
+        def live() -> None:
+            try:
+                proxy.run()
+            finally:
+                proxy.close()
+
+        self.thread = threading.Thread(target=live, daemon=True)
+        self.thread.start()
+        self.control.settimeout(10)
+        assert self.control.recv(64) == b"ready\n"
+
+    def _emit(self, message: str, level: str = "info", **fields: Any) -> None:
+        self.said.append(message)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def until(self, name: str, value: int) -> None:
+        deadline = time.monotonic() + 10
+        while (there := self.counters.snapshot()[name]) != value:
+            assert time.monotonic() < deadline, f"{name} is {there}, not {value}"
+            time.sleep(0.002)
+
+    def until_closed(self) -> None:
+        """Until nothing can connect to it any more."""
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                self.connect().close()
+
+    def stop(self) -> None:
+        self.control.send(b"stop\n")
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        for each in (self.listener, self.control, self._theirs):
+            each.close()
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    it = Echo()
+    yield it
+    it.close()
+
+
+@contextlib.contextmanager
+def running(echo: Echo | None, **settings: Any) -> Iterator[Running]:
+    """A proxy to the server; to a port that nothing listens on without one."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    it = Running(port if echo is None else echo.port, **settings)
+    try:
+        yield it
+    finally:
+        it.stop()
+
+
+def test_there_and_back(echo: Echo) -> None:
+    with running(echo) as proxy, proxy.connect() as client:
+        client.sendall(b"hello")
+        assert client.recv(10) == b"hello"
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(10) == b""
+        proxy.until("active", 0)
+        counted = proxy.counters.snapshot()
+        assert (counted["connections"], counted["bytes_forward"], counted["bytes_reverse"]) == (1, 5, 5)
+
+
+def test_no_more_connections_than_max_connections(echo: Echo) -> None:
+    """Three of five are carried; the others wait in the backlog, and each is served when one has ended."""
+    with running(echo, max_connections=3) as proxy, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(proxy.connect()) for _ in range(5)]
+        for client in clients:
+            client.sendall(b"x")
+        for client in clients[:3]:
+            assert client.recv(1) == b"x"
+        # What waits would be answered within a millisecond or two.
+        assert select.select(clients[3:], [], [], 0.2)[0] == []
+        assert proxy.counters.snapshot()["active"] == 3
+        for ended, client in zip(clients, clients[3:], strict=False):
+            ended.close()
+            assert client.recv(1) == b"x"
+            proxy.until("active", 3)
+        assert proxy.counters.snapshot()["connections"] == 5
+
+
+def test_drain_ends_when_the_last_connection_does(echo: Echo) -> None:
+    with running(echo, drain=30.0) as proxy:
+        with proxy.connect() as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            proxy.control.send(b"drain\n")
+            proxy.until_closed()
+            client.sendall(b"y")
+            assert client.recv(1) == b"y"
+        proxy.thread.join(5)
+        assert not proxy.thread.is_alive()
+
+
+def test_nothing_listens_at_the_target() -> None:
+    with running(None) as proxy, proxy.connect() as client:
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        proxy.until("failed_upstream", 1)
+        assert any("can't connect" in line for line in proxy.said)
