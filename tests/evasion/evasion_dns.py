@@ -1,0 +1,108 @@
+"""Evasions over DNS, against dnsmasq."""
+
+from __future__ import annotations
+
+import struct
+from functools import partial
+
+from evasion_bed import DNS, Attempt
+from evasion_line import Line
+from openings import dns_query, over_tcp
+
+
+def _labels(name: str) -> bytes:
+    return b"".join(bytes((len(label),)) + label.encode() for label in name.split(".")) + b"\0"
+
+
+_A_IN = struct.pack("!HH", 1, 1)
+
+
+def _plain(name: str) -> bytes:
+    return dns_query(name)
+
+
+def _z_bit(name: str) -> bytes:
+    return dns_query(name, flags=0x0140)
+
+
+def _bytes_behind(name: str) -> bytes:
+    return dns_query(name) + b"rubbish"
+
+
+def _record_missing(name: str) -> bytes:
+    query = bytearray(dns_query(name))
+    query[11] = 1
+    return bytes(query)
+
+
+def _pointer_forward(name: str) -> bytes:
+    # The question's name is a pointer to what stands behind the question.
+    return struct.pack("!6H", 7, 0x0100, 1, 0, 0, 0) + b"\xc0\x12" + _A_IN + _labels(name)
+
+
+_SPELLINGS = {
+    "plain": ("a plain query", _plain),
+    "z-bit": ("a query with the Z bit", _z_bit),
+    "bytes-behind": ("bytes behind the question", _bytes_behind),
+    "record-missing": ("ARCOUNT=1 without a record", _record_missing),
+    "pointer-forward": ("a question name that is a pointer forward", _pointer_forward),
+}
+
+
+def _udp(spell: object, attempt: Attempt, name: str, *, first: bool = False) -> None:
+    assert callable(spell)
+    with attempt.udp(DNS) as client:
+        if first:
+            client.send(dns_query(attempt.allowed))
+            client.recv(1000)
+        client.send(spell(name))
+        client.recv(1000)
+
+
+def _tcp(spell: object, attempt: Attempt, name: str, *, first: bool = False) -> None:
+    assert callable(spell)
+    with attempt.tcp(DNS) as client:
+        if first:
+            client.sendall(over_tcp(dns_query(attempt.allowed)))
+            client.recv(1000)
+        client.sendall(over_tcp(spell(name)))
+        attempt.drain(client)
+
+
+def _together(attempt: Attempt, name: str) -> None:
+    """An allowed, the other and an allowed query in one segment."""
+    allowed = over_tcp(dns_query(attempt.allowed))
+    attempt.say(DNS, allowed + over_tcp(dns_query(name)) + allowed)
+
+
+def _split(attempt: Attempt, name: str) -> None:
+    query = over_tcp(dns_query(name))
+    attempt.say(DNS, over_tcp(dns_query(attempt.allowed)), query[:1], query[1:20], query[20:])
+
+
+LINES = (
+    *(
+        Line(f"dns-udp-{name}", f"DNS over UDP: {text}, as the first datagram", partial(_udp, spell))
+        for name, (text, spell) in _SPELLINGS.items()
+    ),
+    *(
+        Line(
+            f"dns-udp-after-{name}",
+            f"DNS over UDP, behind an allowed query from the port: {text}",
+            partial(_udp, spell, first=True),
+        )
+        for name, (text, spell) in _SPELLINGS.items()
+    ),
+    *(
+        Line(f"dns-tcp-{name}", f"DNS over TCP: {text}, as the first", partial(_tcp, spell))
+        for name, (text, spell) in _SPELLINGS.items()
+    ),
+    *(
+        Line(
+            f"dns-tcp-after-{name}", f"DNS over TCP, behind an allowed query: {text}", partial(_tcp, spell, first=True), twin=True
+        )
+        for name, (text, spell) in _SPELLINGS.items()
+    ),
+    Line("dns-tcp-together", "DNS over TCP: three queries in one segment, the one between is denied", _together, twin=True),
+    Line("dns-tcp-split", "DNS over TCP, behind an allowed query: a query in three segments", _split, twin=True),
+)

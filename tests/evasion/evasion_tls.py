@@ -1,0 +1,140 @@
+"""Evasions over TLS and QUIC, against OpenSSL and aioquic."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+from functools import partial
+
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from evasion_bed import Attempt
+from evasion_line import Line
+from evasion_servers import PLAIN, QUIC, TLS
+from openings import client_hello, record
+
+
+def _client(name: str) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    _step(client)
+    return client, incoming, outgoing
+
+
+def _step(client: ssl.SSLObject) -> None:
+    with contextlib.suppress(ssl.SSLError):
+        client.do_handshake()
+
+
+def _hello(attempt: Attempt, name: str) -> None:
+    attempt.say(TLS, client_hello(name))
+
+
+def _pieces(size: int, attempt: Attempt, name: str) -> None:
+    hello = client_hello(name)
+    attempt.say(TLS, *[hello[at : at + size] for at in range(0, len(hello), size)], pause=0.005)
+
+
+def _records(attempt: Attempt, name: str) -> None:
+    """The hello in records of 20 bytes."""
+    attempt.say(TLS, record(client_hello(name)[5:], 20))
+
+
+def _retry(attempt: Attempt, name: str, *, joined: bool = True) -> None:
+    """The server asks for another share; the second hello, behind a ChangeCipherSpec, asks for the name."""
+    client, incoming, outgoing = _client(attempt.allowed)
+    with attempt.tcp(TLS) as connection:
+        connection.sendall(outgoing.read())
+        incoming.write(connection.recv(65536))
+        _step(client)
+        second = outgoing.read().replace(attempt.allowed.encode(), name.encode())
+        for piece in (second,) if joined else (second[:6], second[6:]):
+            connection.sendall(piece)
+        attempt.drain(connection)
+
+
+def _urgent(attempt: Attempt, name: str) -> None:
+    """One urgent byte inside the name: what the application reads is one byte shorter than what is on the wire."""
+    hello = client_hello(name.replace("refused", "refuused"))
+    at = hello.index(b"refuused") + 4
+    with attempt.tcp(PLAIN) as connection:
+        connection.sendall(hello[: at - 1])
+        connection.send(b"u", socket.MSG_OOB)
+        connection.sendall(hello[at:])
+        attempt.drain(connection)
+
+
+def _quic_client(name: str, **options: object) -> QuicConnection:
+    configuration = QuicConfiguration(is_client=True, alpn_protocols=["h3"], verify_mode=ssl.CERT_NONE, server_name=name)
+    for key, value in options.items():
+        setattr(configuration, key, value)
+    return QuicConnection(configuration=configuration)
+
+
+def _first_flight(name: str, address: tuple[str, int], **options: object) -> list[bytes]:
+    connection = _quic_client(name, **options)
+    connection.connect(address, now=0.0)
+    return [datagram for datagram, _ in connection.datagrams_to_send(now=0.0)]
+
+
+def _quic(attempt: Attempt, name: str) -> None:
+    with attempt.udp(QUIC) as client:
+        for datagram in _first_flight(name, (attempt.address, QUIC)):
+            client.send(datagram)
+        client.recv(2000)
+
+
+def _quic_again(attempt: Attempt, name: str) -> None:
+    """Another connection from the same port."""
+    with attempt.udp(QUIC) as client:
+        for each in (attempt.allowed, name):
+            for datagram in _first_flight(each, (attempt.address, QUIC)):
+                client.send(datagram)
+            client.recv(2000)
+
+
+def _quic_behind_junk(count: int, attempt: Attempt, name: str) -> None:
+    with attempt.udp(QUIC) as client:
+        for _ in range(count):
+            client.send(b"\x40" + os.urandom(40))
+        for datagram in _first_flight(name, (attempt.address, QUIC)):
+            client.send(datagram)
+        client.recv(2000)
+
+
+def _quic_large(attempt: Attempt, name: str) -> None:
+    """A hello in several Initial packets."""
+    with attempt.udp(QUIC) as client:
+        for datagram in _first_flight(
+            name, (attempt.address, QUIC), alpn_protocols=["h3", *[f"alpn-{n:03}-{'x' * 40}" for n in range(60)]]
+        ):
+            client.send(datagram)
+        client.recv(2000)
+
+
+LINES = (
+    Line("tls-hello", "TLS: a ClientHello", _hello, twin=True),
+    Line("tls-records", "TLS: a ClientHello in many records", _records, twin=True),
+    Line("tls-pieces-100", "TLS: a ClientHello in segments of 100 bytes", partial(_pieces, 100), twin=True),
+    Line("tls-pieces-10", "TLS: a ClientHello in segments of 10 bytes", partial(_pieces, 10)),
+    Line(
+        "tls-retry", "TLS: the ClientHello after a HelloRetryRequest, in one segment with a ChangeCipherSpec", _retry, twin=True
+    ),
+    Line("tls-retry-apart", "TLS: the same, in a segment of its own", partial(_retry, joined=False), twin=True),
+    Line("tls-urgent", "TLS: a byte of TCP urgent data inside the ClientHello", _urgent),
+    Line("quic", "QUIC: a first connection", _quic, twin=True),
+    Line("quic-again", "QUIC: a second connection from the same port", _quic_again, twin=True),
+    Line(
+        "quic-behind-junk",
+        "QUIC: eight datagrams of junk before the first Initial packet",
+        partial(_quic_behind_junk, 8),
+        twin=True,
+    ),
+    Line("quic-behind-much-junk", "QUIC: 100 datagrams of junk before the first Initial packet", partial(_quic_behind_junk, 100)),
+    Line("quic-large", "QUIC: a ClientHello in several Initial packets", _quic_large, twin=True),
+)
