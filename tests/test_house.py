@@ -1,8 +1,9 @@
-"""The house: imports run one way, each foreign package has one importer, and the core does no I/O."""
+"""The house: imports run one way and never in a circle, each foreign package has one importer, and the core has no effects."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,34 +11,22 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent / "agent" / "nfq_agent"
 
-# From the ground up; what stands on a floor imports only from the floors below it, or from its own package (a star).
+# The rooms, from the ground up. A room imports from the floors below it and from itself, never from beside or above.
+# What stands at the top of the package without a room of its own is a noun. Nouns and protocols share the ground floor.
 FLOORS = (
-    ("verdict", "mark", "values", "rate", "interfaces", "log", "counters", "service.control", "config.lookups",
-     "reassembly", "host.users", "host.sockets", "host.raw", "host.systemd", "host.fork",
-     "version", "service.status"),
-    ("packet", "networks", "host.child", "host.one_shot", "host.nfqueue.inbox", "protocols.*"),
-    ("facts",),
-    ("flow", "checksum", "host.nfqueue.channel", "proxy.processes"),
-    ("reject", "element", "queue.queue", "service.packet_source"),
-    ("stream", "match", "service.packet_loop"),
-    ("proxy.relay",),
-    ("elements.*",),
-    ("config.models", "testing"),
-    ("config.problems", "rules.model", "rules.plan", "rules.leaving", "service.policy_generation", "proxy.settings",
-     "proxy.dialer", "proxy.listeners", "proxy.lines", "proxy.target", "proxy.tally", "proxy.upstream", "proxy.loop",
-     "proxy.serve", "host.journal"),
-    ("config.file", "rules.diff", "host.routes", "host.xtables.lock", "service.crew"),
-    ("host.xtables.kernel", "host.xtables.nft"),
-    ("host.xtables.python_iptables",),
-    ("host.xtables.backend",),
-    ("service.live_rules",),
-    ("cli.confirm", "service.meter", "cli.running"),
-    ("service.report", "cli.doctor", "cli.demo"),
-    ("cli.show", "service.supervisor"),
-    ("cli.show_status",),
-    ("cli.verbs",),
+    ("nouns", "protocols"),
+    ("elements",),
+    ("config",),
+    ("rules", "testing"),
+    ("host",),
+    ("capture", "proxy", "queue"),
+    ("service",),
+    ("cli",),
     ("__main__",),
-)  # fmt: skip
+)
+GROUND = FLOORS[0]
+# What the order of the floors would allow all the same.
+NEVER = {("host", "config"): "the operating system's side is given values, not configurations"}
 
 # Who may import what talks to the kernel or to systemd.
 SEAMS = {
@@ -46,86 +35,183 @@ SEAMS = {
     "sdnotify": {"host.systemd"},
 }
 
-# No sockets, no files, no clock, no processes in what is logic only.
-CORE = (
-    "verdict",
-    "facts",
-    "packet",
-    "flow",
-    "element",
-    "rules.model",
-    "rules.plan",
-    "rules.leaving",
-    "rules.diff",
-    "stream",
-    "proxy.dialer",
-    "reassembly",
-    "match",
-    "networks",
-    "values",
-    "reject",
-)
-EFFECTS = {"asyncio", "os", "select", "selectors", "subprocess", "threading", "time"}
+# The core: bytes and time come in, decisions go out. It imports these and its own rooms, and nothing else.
+CORE = {"nouns", "protocols", "rules"}
+PURE = {
+    "__future__", "bisect", "collections", "contextlib", "dataclasses", "difflib", "enum", "fnmatch", "functools", "hashlib",
+    "heapq", "hmac", "ipaddress", "itertools", "json", "math", "pydantic", "re", "shlex", "string", "struct", "types", "typing",
+    "zlib",
+}  # fmt: skip
+# Names that only calculate, from modules that also do other things; and what one module needs beyond these.
+PURE_NAMES = {
+    "socket.AF_INET", "socket.AF_INET6", "socket.inet_ntop", "socket.inet_pton",
+    "datetime.UTC", "datetime.datetime", "datetime.timedelta",
+}  # fmt: skip
+BEYOND = {
+    "counters": {"mmap": "anonymous memory that a worker shares with its supervisor"},
+    "version": {"importlib": "the version of what is installed"},
+    "protocols.quic": {"cryptography": "the first packets are encrypted with keys that anyone can derive"},
+}
+# Calls that reach outside, whatever the object is that they are made on.
+EFFECTS = {"open", "input", "print", "exec", "eval", "compile", "breakpoint", "__import__"}
+EFFECT_METHODS = {
+    "open", "read_text", "read_bytes", "write_text", "write_bytes", "exists", "is_file", "is_dir", "iterdir", "glob", "stat",
+    "unlink", "mkdir", "touch", "now", "utcnow", "today", "monotonic", "getenv", "environ",
+}  # fmt: skip
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Every module by its dotted name below the package, but for the packages' own faces; what is compiled, by its types."""
+    """Every module by its dotted name below the package, but for the package's own face; what is compiled, by its types."""
     for path in sorted([*HOUSE.rglob("*.py"), *HOUSE.rglob("*.pyi")]):
-        if path.name != "__init__.py":
-            yield ".".join(path.relative_to(HOUSE).with_suffix("").parts), ast.parse(path.read_text())
+        parts = path.relative_to(HOUSE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            yield name, ast.parse(path.read_text())
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
-    """The dotted names of all that a module imports, wherever in it that stands."""
+def imported(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Every import, wherever in the module it stands: the module, and the name taken from it, if one is."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+            yield from ((name.name, "") for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute, so that they can be read here"
+            yield from ((node.module or "", name.name) for name in node.names)
 
 
-def floor(module: str) -> int:
-    """Where a module stands; fails for one that has no place yet."""
-    package = module.rpartition(".")[0] + ".*"
-    for index, names in enumerate(FLOORS):
-        if module in names or package in names:
-            return index
-    raise AssertionError(f"{module} has no floor in the house: say where it stands in {__file__}")
+MODULES = dict(modules())
+ROOMS = {room for floor in FLOORS for room in floor}
 
 
-NAMES = {name for name, _ in modules()}
-PACKAGES = {name.rpartition(".")[0] for name in NAMES if "." in name}
+def room_of(module: str) -> str:
+    """The room that a module stands in."""
+    first = module.partition(".")[0]
+    return first if first in ROOMS else "nouns"
 
 
-@pytest.mark.parametrize(("name", "tree"), list(modules()), ids=[name for name, _ in modules()])
-def test_imports_run_one_way(name: str, tree: ast.Module) -> None:
-    for whole in imported(tree):
-        used = whole.removeprefix("nfq_agent.")
-        if used == whole:
-            continue
-        if used in PACKAGES:
-            used += ".*"
-            if used == name.rpartition(".")[0] + ".*" or not any(used in names for names in FLOORS):
-                continue
-        elif used not in NAMES or used.rpartition(".")[0] == name.rpartition(".")[0] != "":
-            continue
-        lower = min((i for i, names in enumerate(FLOORS) if used in names), default=None)
-        assert (floor(used) if lower is None else lower) < floor(name), (
-            f"{name} imports {used}, which stands above it or beside it"
-        )
+def floor_of(room: str) -> int:
+    """The number of a room's floor, from the ground up."""
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
 
 
-@pytest.mark.parametrize(("name", "tree"), list(modules()), ids=[name for name, _ in modules()])
-def test_each_seam_has_one_importer(name: str, tree: ast.Module) -> None:
-    for whole in imported(tree):
-        allowed = SEAMS.get(whole.partition(".")[0])
-        assert allowed is None or name in allowed, f"{name} imports {whole}"
+def used(tree: ast.Module) -> Iterator[str]:
+    """The modules of ours that a module imports. Fails for the package's face, which is for others."""
+    for module, name in imported(tree):
+        if module == "nfq_agent" or module.startswith("nfq_agent."):
+            inside = f"{module}.{name}".removeprefix("nfq_agent.")
+            found = inside if inside in MODULES else inside.rpartition(".")[0]
+            assert found in MODULES, f"{module} is imported for {name or 'all of it'}: import the module that holds it"
+            yield found
 
 
-@pytest.mark.parametrize(("name", "tree"), [(n, t) for n, t in modules() if n in CORE or n.startswith("protocols.")])
-def test_the_core_has_no_effects(name: str, tree: ast.Module) -> None:
-    assert not EFFECTS & {whole.partition(".")[0] for whole in imported(tree)}
+def wrong_imports(name: str, tree: ast.Module) -> list[str]:
+    """What a module imports from above, from beside, or from where it never may."""
+    room = room_of(name)
+    found = []
+    for other in used(tree):
+        there = room_of(other)
+        below = floor_of(there) < floor_of(room) or {room, there} <= set(GROUND)
+        if (room != there and not below) or (room, there) in NEVER:
+            found.append(f"{name} imports {other}")
+    return found
+
+
+def effects(name: str, tree: ast.Module) -> list[str]:
+    """What a module of the core imports or calls that is not pure."""
+    found = []
+    for module, taken in imported(tree):
+        first = module.partition(".")[0]
+        pure = first in PURE or first in BEYOND.get(name, ()) or f"{module}.{taken}" in PURE_NAMES or first == "nfq_agent"
+        if not pure:
+            found.append(f"{name} imports {module}.{taken}".rstrip("."))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in EFFECTS:
+            found.append(f"{name} uses {node.id}, line {node.lineno}")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in EFFECT_METHODS:
+            found.append(f"{name} calls {ast.unparse(node.func)}, line {node.lineno}")
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_one_way(name: str) -> None:
+    assert wrong_imports(name, MODULES[name]) == []
+
+
+def test_imports_run_in_no_circle() -> None:
+    # What is compiled names types of others in its stub and imports nothing of ours.
+    compiled = {path.stem for path in HOUSE.rglob("*.pyx")}
+    graph = {name: set(used(tree)) for name, tree in MODULES.items() if name.rpartition(".")[2] not in compiled}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("host.x", "from nfq_agent.config.models import Config"),
+        ("host.x", "from nfq_agent.config import models"),
+        ("rules.x", "from nfq_agent.host import users"),
+        ("queue.x", "from nfq_agent.proxy.loop import serve"),
+        ("packet", "from nfq_agent.elements import dpi"),
+        ("protocols.x", "def f():\n    from nfq_agent.config.models import Config"),
+        ("service.x", "import nfq_agent.cli.verbs"),
+    ],
+)
+def test_an_import_against_the_direction_is_found(name: str, code: str) -> None:
+    assert wrong_imports(name, ast.parse(code))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_seam_has_one_importer(name: str) -> None:
+    for module, _ in imported(MODULES[name]):
+        allowed = SEAMS.get(module.partition(".")[0])
+        assert allowed is None or name in allowed, f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) in CORE])
+def test_the_core_has_no_effects(name: str) -> None:
+    assert effects(name, MODULES[name]) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open('/etc/passwd')",
+        "def f(read=open): ...",
+        "import socket",
+        "from socket import create_connection",
+        "import socket as pure",
+        "import pwd",
+        "import datetime",
+        "from datetime import datetime\ndatetime.now()",
+        "from datetime import datetime\ndatetime.today()",
+        "import random",
+        "from random import random",
+        "from pathlib import Path",
+        "import pathlib\npathlib.Path('x').read_text()",
+        "def f(path): return path.read_text()",
+        "def f(path): path.write_text('x')",
+        "import os",
+        "import os.path",
+        "from os import environ",
+        "import time",
+        "from time import monotonic",
+        "import subprocess",
+        "import importlib",
+        "import logging",
+        "import asyncio",
+        "def f():\n    import sys",
+        "__import__('os').getpid()",
+        "eval('1')",
+        "print('x')",
+    ],
+)
+def test_an_effect_in_the_rules_is_found(code: str) -> None:
+    assert effects("rules.plan", ast.parse(code))
+
+
+def test_what_is_pure_is_not_taken_for_an_effect() -> None:
+    code = "from socket import inet_ntop\nimport re\nfrom nfq_agent.rules.model import Rule\nre.compile('x').match('y')"
+    assert effects("rules.plan", ast.parse(code)) == []
 
 
 def test_what_is_compiled_imports_nothing_of_ours() -> None:
@@ -136,6 +222,6 @@ def test_what_is_compiled_imports_nothing_of_ours() -> None:
 
 
 def test_only_main_exits() -> None:
-    for name, tree in modules():
+    for name, tree in MODULES.items():
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         assert name == "__main__" or not calls & {"sys.exit", "exit", "quit"}, name

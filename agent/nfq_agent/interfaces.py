@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -10,9 +9,9 @@ _KEPT: Final = 5.0
 
 
 class Interfaces:
-    """Names by index. name_of: answers for the kernel (if_indextoname(3)); raises OSError for an index that is gone."""
+    """Names by index. name_of: asks the kernel, as socket.if_indextoname does; raises OSError for an index that is gone."""
 
-    def __init__(self, name_of: Callable[[int], str] = socket.if_indextoname) -> None:
+    def __init__(self, name_of: Callable[[int], str]) -> None:
         self._name_of = name_of
         self._names: dict[int, str] = {}
         self._until = 0.0

@@ -113,9 +113,12 @@ class Conditions(Options):
 
 
 class Match:
-    """Tells which of some condition sets a packet meets, as bits. by_process: some set asks for a uid or gid."""
+    """Tells which of some condition sets a packet meets, as bits.
 
-    def __init__(self, rules: Sequence[Conditions]) -> None:
+    name_of: the name of an interface by its index, as socket.if_indextoname gives it. by_process: some set asks for a uid or gid.
+    """
+
+    def __init__(self, rules: Sequence[Conditions], name_of: Callable[[int], str]) -> None:
         self._all = (1 << len(rules)) - 1
         self._src = _networks(rules, "src")
         self._dst = _networks(rules, "dst")
@@ -128,7 +131,7 @@ class Match:
         self._named = [(rule.interface, 1 << place) for place, rule in enumerate(rules) if rule.interface]
         self._unnamed = self._all & ~sum(bit for _, bit in self._named)
         self._by_name: dict[str, int] = {"": self._unnamed}
-        self._interfaces = Interfaces()
+        self._interfaces = Interfaces(name_of)
         self.by_process = self._uid is not None or self._gid is not None
 
     def bits(self, packet: Packet, five_tuple: FiveTuple) -> int:

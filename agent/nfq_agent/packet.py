@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -346,7 +346,7 @@ def hook_name(number: int) -> str:
 
 def address(packed: bytes) -> str:
     """The text of a packed address of 4 or 16 bytes."""
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+    return inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
 
 
 def endpoint(packed: bytes, port: int | None) -> str:

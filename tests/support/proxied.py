@@ -26,6 +26,7 @@ from nfq_agent.host.users import CAP_NET_ADMIN, User, become
 from nfq_agent.proxy.listeners import listen
 from nfq_agent.proxy.serve import serve
 from nfq_agent.proxy.settings import COUNTERS, ProxySettings
+from nfq_agent.rules import routing
 from nfq_agent.rules.leaving import keep_for_draining
 from nfq_agent.rules.model import Ruleset
 from nfq_agent.rules.plan import plan
@@ -162,7 +163,7 @@ class Proxied:
 
     def rules_in(self) -> None:
         """Put the rules in, as `plan` has them."""
-        self.namespace.call(routes.ensure, self.config.agent.instance, routes.wanted(self.config))
+        self.namespace.call(routes.ensure, self.config.agent.instance, routing.wanted(self.config))
         self._now = plan(self.config, UID)
         self._write(self._now, True)
 

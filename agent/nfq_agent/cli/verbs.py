@@ -118,7 +118,8 @@ def run(
     from nfq_agent.host.journal import open_log
     from nfq_agent.service.supervisor import Supervisor
 
-    log = open_log(log_settings(loaded.log))
+    settings = log_settings(loaded.log)
+    log = open_log(settings.format, settings.level)
     # A reload finds the listeners in use: by this very agent. One that is new and not free fails when it is opened.
     return Supervisor(lambda: _load(config, instance, flags), _checked(loaded), log).run()
 

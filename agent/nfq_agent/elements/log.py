@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -41,7 +42,7 @@ class FiveTupleLog(PacketElement):
         self._limited = options.per_second > 0
         self._bucket = Bucket(options.per_second, options.burst or options.per_second, 0.0)
         self._held = Held()
-        self._interfaces = Interfaces()
+        self._interfaces = Interfaces(socket.if_indextoname)
         self._degraded = False
 
     def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:

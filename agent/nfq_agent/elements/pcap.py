@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import re
+import socket
 import struct
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final
@@ -81,7 +82,7 @@ class Pcap(PacketElement):
         self._flushed = 0.0
         self._not_before = 0.0
         self._missed = 0
-        self._interfaces = Interfaces()
+        self._interfaces = Interfaces(socket.if_indextoname)
 
     @classmethod
     def needs_of(cls, options: PcapOptions) -> Needs:

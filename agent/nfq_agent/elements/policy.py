@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -132,7 +133,7 @@ class Policy(PacketElement):
         self.needs = self.needs_of(options)
         self._rules = tuple(_rule(number, rule) for number, rule in enumerate(options.rule, 1))
         self._facts = tuple(sorted({fact for rule in self._rules for fact, _ in rule.facts}))
-        self._match = Match(options.rule)
+        self._match = Match(options.rule, socket.if_indextoname)
         self._explain = options.explain
         self._default = options.default
         self.reads_process = self._match.by_process

@@ -7,10 +7,9 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from nfq_agent import log
-from nfq_agent.config.models import Log as LogConfig
 from nfq_agent.log import Event, Log
 
 _SOCKET: Final = "/run/systemd/journal/socket"
@@ -19,17 +18,16 @@ _STDERR: Final = 2
 _ATOMIC: Final = 4096
 
 
-def open_log(config: LogConfig) -> Log:
-    """The log as configured; `auto` is the journal where standard error leads there, else the console."""
-    kind = config.format
+def open_log(kind: Literal["auto", "console", "json", "journal"], level: str) -> Log:
+    """The log of a kind, from a level on. `auto` is the journal where standard error leads there, else the console."""
     if kind == "auto":
         kind = "journal" if _stderr_is_journal() else "console"
     if kind == "journal":
-        return Log(_journal_sink(), config.level, time.time)
+        return Log(_journal_sink(), level, time.time)
     if kind == "json":
-        return Log(_stream_sink(log.as_json), config.level, time.time)
+        return Log(_stream_sink(log.as_json), level, time.time)
     colour = os.isatty(_STDERR) and "NO_COLOR" not in os.environ
-    return Log(_stream_sink(lambda event: log.console(event, colour)), config.level, time.time)
+    return Log(_stream_sink(lambda event: log.console(event, colour)), level, time.time)
 
 
 def _stderr_is_journal() -> bool:

@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Mapping, Set
 from typing import Any, Final
 
-from nfq_agent.config.models import Config
 from nfq_agent.mark import Mark
 from nfq_agent.rules.model import FAMILIES, Family, RuleError
 
@@ -22,18 +21,6 @@ PROTOCOL: Final = 221
 _FLAGS: Final[Mapping[Family, str]] = {"inet": "-4", "inet6": "-6"}
 # Before the rule of the table `main`, which is at 32766.
 _PRIORITY: Final = 15002
-
-
-def wanted(*configs: Config) -> dict[Family, set[Mark]]:
-    """The marks that have to lead to this host, by family; empty where no rule leads to a proxy by TPROXY."""
-    marks: dict[Family, set[Mark]] = {}
-    for config in configs:
-        for rule in config.rules.values():
-            proxy = config.proxy[rule.proxy] if rule.proxy is not None else None
-            if proxy is not None and proxy.capture == "tproxy":
-                for family in rule.families:
-                    marks.setdefault(family, set()).add(proxy.tproxy_mark)
-    return marks
 
 
 def table_of(instance: str) -> int:

@@ -6,7 +6,7 @@ and a compression pointer has to point before the last place.
 
 from __future__ import annotations
 
-import socket
+from socket import AF_INET, AF_INET6, inet_ntop
 from struct import unpack_from
 from typing import Any, Final
 
@@ -144,9 +144,9 @@ def _record(data: bytes, at: int) -> tuple[int, str | None] | None:
         return None
     shown: str | None = None
     if kind == 1 and size == 4:
-        shown = socket.inet_ntop(socket.AF_INET, data[at:end])
+        shown = inet_ntop(AF_INET, data[at:end])
     elif kind == 28 and size == 16:
-        shown = socket.inet_ntop(socket.AF_INET6, data[at:end])
+        shown = inet_ntop(AF_INET6, data[at:end])
     elif kind in _NAME_AT and size > _NAME_AT[kind]:
         target = name(data, at + _NAME_AT[kind])
         if target is None:

@@ -113,12 +113,12 @@ class Hello:
     def _decrypt(self, datagram: bytes, packet: Initial) -> bytes | None:
         # The keys come from the first destination id; after a Retry, from the one that the server chose.
         for keys in self._keys:
-            if (frames := keys.open(datagram, packet)) is not None:
+            if (frames := keys.unseal(datagram, packet)) is not None:
                 return frames
         if len(self._keys) == 2 or (len(packet.destination) < 8 and not self._keys):
             return None
         keys = _Keys(_VERSIONS[packet.version], packet.destination)
-        frames = keys.open(datagram, packet)
+        frames = keys.unseal(datagram, packet)
         if frames is not None:
             self._keys.append(keys)
         return frames
@@ -203,7 +203,7 @@ class _Keys:
         # One block of AES, as the RFC wants it for header protection: nothing is kept secret by it here.
         self._mask = Cipher(algorithms.AES(_expand(secret, protection, 16)), modes.ECB())  # RFC 9001 5.4.3
 
-    def open(self, datagram: bytes, packet: Initial) -> bytes | None:
+    def unseal(self, datagram: bytes, packet: Initial) -> bytes | None:
         """The frames of a packet, or None where these are not its keys (RFC 9001 5.3, 5.4)."""
         at = packet.number_at
         mask = self._mask.encryptor().update(datagram[at + 4 : at + 20])

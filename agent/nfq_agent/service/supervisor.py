@@ -21,6 +21,7 @@ from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, ensure_user, ha
 from nfq_agent.host.xtables.backend import choose
 from nfq_agent.log import Log
 from nfq_agent.queue.queue import QueueError
+from nfq_agent.rules import routing
 from nfq_agent.rules.diff import render
 from nfq_agent.rules.leaving import keep_for_draining, merged
 from nfq_agent.rules.model import RuleError, Ruleset
@@ -105,8 +106,8 @@ class Supervisor:
         # From here on there may be rules to take away. Stale ones of this instance, from whatever configuration, go in the
         # same commit that puts the new ones in.
         self._rules_in = True
-        if routes.wanted(self._config):
-            routes.ensure(agent.instance, routes.wanted(self._config))
+        if routing.wanted(self._config):
+            routes.ensure(agent.instance, routing.wanted(self._config))
         settled = self._installation.apply(self._ruleset)
         state: State = {family: each.after for family, each in settled.items()}
         self._note_held(state)
@@ -154,7 +155,7 @@ class Supervisor:
                     self._crew.retire(list(self._crew.proxies.values()))
                     self._crew.wait_for_leaving()
                 self._installation.remove(keep_fail_closed=failed)
-                if routes.wanted(self._config):
+                if routing.wanted(self._config):
                     routes.ensure(self._config.agent.instance, {})
                 if failed and (kept := listing(self._installation.read())):
                     self._log(
@@ -320,8 +321,9 @@ class Supervisor:
         # What running connections of a proxy stand on goes when they have ended.
         at_first = merged(ruleset, keep_for_draining(self._ruleset))
         # Routes come before the rules that need them, and go after those that did.
-        routed = routes.wanted(self._config, new)
-        log_before = self._log.become(open_log(log_settings(new.log))) if relog else None
+        routed = routing.wanted(self._config, new)
+        settings = log_settings(new.log)
+        log_before = self._log.become(open_log(settings.format, settings.level)) if relog else None
         replaced: list[tuple[Worker, Worker]] = []
         started: list[Worker] = []
         try:
@@ -367,7 +369,7 @@ class Supervisor:
     def _route(self, config: Config) -> None:
         """Have the routes of this configuration, and no others of ours."""
         try:
-            routes.ensure(config.agent.instance, routes.wanted(config))
+            routes.ensure(config.agent.instance, routing.wanted(config))
         except RuleError as error:
             self._log(
                 f"the routes for TPROXY are not what the configuration needs: {error}; stop the agent, run `nfq-agent remove`, "
