@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import Enum
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
+from nfq_agent.connection import Connection as Connection
+from nfq_agent.connection import Way as Way
+from nfq_agent.connection import endpoint as endpoint
 from nfq_agent.element import Emit, Options
-
-
-class Way(IntEnum):
-    """Which way bytes go."""
-
-    REQUEST = 0
-    RESPONSE = 1
+from nfq_agent.verdict import ACCEPT as ACCEPT
+from nfq_agent.verdict import DROP as DROP
+from nfq_agent.verdict import Verdict
 
 
 class Act(Enum):
-    """An element's answer where it passes nothing on."""
+    """An answer that is about the whole connection."""
 
-    DROP = "drop"
     CLOSE = "close"
 
 
-DROP: Final = Act.DROP
 CLOSE: Final = Act.CLOSE
 
 
@@ -56,8 +52,9 @@ class Part(NamedTuple):
     seconds: float
 
 
-# None passes the chunk on as it is, bytes pass on in its place (empty ones: nothing yet).
-Answer = bytes | Act | Done | Later | Part | None
+# None and ACCEPT pass the chunk on as it is, bytes pass on in its place (empty ones: nothing yet), DROP passes nothing on.
+# ACCEPT and DROP are the verdicts of packet elements, by the same names; a stream has no other verdicts.
+Answer = bytes | Verdict | Act | Done | Later | Part | None
 
 Ways = Literal["both", "request", "response"]
 
@@ -65,39 +62,6 @@ Ways = Literal["both", "request", "response"]
 def ways_of(text: Ways) -> frozenset[Way]:
     """The ways that an option names."""
     return frozenset(Way) if text == "both" else frozenset((Way[text.upper()],))
-
-
-@dataclass(slots=True, eq=False)
-class Connection:
-    """What elements know of one connection.
-
-    id: unique among all connections of all proxies of the host. client, original: address and port of who connected and of
-    where that was meant to go (None where nobody knows). upstream: where it goes. opened, now: seconds on one monotonic
-    clock. requested, responded: bytes that came from each side. facts: what elements found out and share ("tls_sni").
-    state: what an element keeps for itself, by the element. reason: why it was closed, empty for an orderly end.
-    """
-
-    id: str
-    client: tuple[str, int]
-    original: tuple[str, int] | None
-    upstream: tuple[str, int]
-    opened: float
-    now: float
-    requested: int = 0
-    responded: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
-    state: dict[object, Any] = field(default_factory=dict)
-    reason: str = ""
-
-    @property
-    def fields(self) -> dict[str, str]:
-        """What every log line about it carries."""
-        return {"connection": self.id, "src": endpoint(self.client), "dst": endpoint(self.upstream)}
-
-
-def endpoint(address: tuple[str, int]) -> str:
-    """HOST:PORT, with brackets around IPv6."""
-    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
 
 
 class StreamElement:
@@ -399,11 +363,14 @@ class Stream:
         """What an element answers; the one place where its errors end."""
         try:
             answer = call(*args)
-            if answer is None or isinstance(answer, (bytes, Act, Done, Later, Part)):
+            if answer is None or answer == ACCEPT:
+                return None
+            if isinstance(answer, (bytes, Act, Done, Later, Part)) or answer == DROP:
                 return answer
             if isinstance(answer, (bytearray, memoryview)):
                 return bytes(answer)
-            raise TypeError(f"answered {type(answer).__name__}; allowed: None, bytes, DROP, CLOSE, Done, Later or Part")
+            what = answer if isinstance(answer, Verdict) else type(answer).__name__
+            raise TypeError(f"answered {what}; allowed: None, bytes, ACCEPT, DROP, CLOSE, Done, Later or Part")
         except Exception as error:
             out.append(Failed(element.name, error))
             return None if self._on_error == "pass" else DROP

@@ -2,6 +2,9 @@
 
 bench = Bench("my_package.my_module:PortFilter", ports=[23])
 bench.assert_dropped(tcp("192.0.2.1:40000", "198.51.100.1:23"))
+
+bench = StreamBench("my_package.my_module:NoSecrets")
+bench.assert_closed(bench.request(b"a secret"))
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from typing import Any, Final, Self
 from nfq_agent.checksum import mend
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.element import ElementChain, Needs, PacketElement
-from nfq_agent.elements import packet_element
+from nfq_agent.elements import packet_element, stream_element
 from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.packet import ICMP, ICMPV6, TCP, UDP, Packet, PacketError
+from nfq_agent.stream import Close, Connection, End, Failed, Output, Send, Stream, StreamChain, StreamElement, Way
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
@@ -147,3 +151,126 @@ class Bench:
     def stop(self) -> None:
         """Stop the elements, as the worker does at its end."""
         self.chain.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What one event let through. request, response: the bytes that went on, by way. ended: the ways whose end went on.
+
+    closed: an element answered CLOSE.
+    """
+
+    request: bytes
+    response: bytes
+    ended: frozenset[Way]
+    closed: bool
+
+
+class StreamBench:
+    """One connection through a chain of stream elements, without sockets.
+
+    element: a class, or a name as the configuration has it; options: the keys of its table. behind: elements that stand behind
+    it, each a (class or name, options) pair. chunk: the most bytes that an element sees at once. now: seconds; the time begins
+    at 1000.0 and passes in `wait` only. What an element raises is raised here. Options that the element does not take raise
+    pydantic's ValidationError, as the file's do.
+    """
+
+    def __init__(
+        self,
+        element: str | type[StreamElement],
+        *,
+        behind: Iterable[tuple[str | type[StreamElement], Mapping[str, Any]]] = (),
+        client: str = "192.0.2.1:40000",
+        server: str = "198.51.100.1:80",
+        chunk: int = 4096,
+        now: float = 1000.0,
+        **options: Any,
+    ) -> None:
+        self.now = now
+        self.said: list[Said] = []
+        self.elements = [self._make(kind, table) for kind, table in ((element, options), *behind)]
+        self.element = self.elements[0]
+        to = Endpoint.parse(server)
+        source = Endpoint.parse(client)
+        self.connection = Connection(
+            "bench-1", (source.host, source.port), (to.host, to.port), (to.host, to.port), now, now
+        )  # fmt: skip
+        chain = StreamChain(self.elements)
+        chain.start()
+        self._chain = chain
+        self._stream = Stream(self.connection, chain, chunk)
+        self.opened = self._passed(self._stream.opened())
+
+    def _make(self, kind: str | type[StreamElement], options: Mapping[str, Any]) -> StreamElement:
+        cls = stream_element(kind) if isinstance(kind, str) else kind
+        name = kind if isinstance(kind, str) else kind.__name__
+        return cls(name, cls.Options.model_validate(dict(options), context=HostLookups()), self._emit)
+
+    def _emit(self, message: str, level: str = "info", **fields: Any) -> None:
+        self.said.append(Said(message, level, fields))
+
+    @property
+    def lines(self) -> list[str]:
+        """The messages that were said."""
+        return [said.message for said in self.said]
+
+    def request(self, data: bytes) -> Passed:
+        """The client sends bytes."""
+        self.connection.requested += len(data)
+        return self._passed(self._stream.received(Way.REQUEST, data, self.now))
+
+    def response(self, data: bytes) -> Passed:
+        """The server sends bytes."""
+        self.connection.responded += len(data)
+        return self._passed(self._stream.received(Way.RESPONSE, data, self.now))
+
+    def end(self, way: Way) -> Passed:
+        """The side that sends that way ends its half."""
+        return self._passed(self._stream.ended(way, self.now))
+
+    def wait(self, seconds: float) -> Passed:
+        """Time passes; the stream is woken whenever it asked to be."""
+        until = self.now + seconds
+        outputs: list[Output] = []
+        while (due := self._stream.due) is not None and due <= until and not self._stream.closed:
+            self.now = max(self.now, due)
+            outputs += self._stream.woken(self.now)
+        self.now = until
+        return self._passed(outputs + self._stream.woken(until))
+
+    def stop(self, reason: str = "") -> None:
+        """The connection has ended, and the proxy with it."""
+        self._passed(self._stream.finished(self.now, reason))
+        self._chain.stop()
+
+    def assert_passed(self, passed: Passed, data: bytes, way: Way = Way.REQUEST) -> None:
+        """Fails unless exactly these bytes went on that way."""
+        got = passed.request if way is Way.REQUEST else passed.response
+        if got != data:
+            raise AssertionError(f"expected {data!r} as {way.name.lower()}, got {got!r}")
+
+    def assert_dropped(self, passed: Passed) -> None:
+        """Fails unless nothing went on, and the connection is still open."""
+        if passed.request or passed.response or passed.closed:
+            raise AssertionError(f"expected nothing to go on, got {passed}")
+
+    def assert_closed(self, passed: Passed) -> None:
+        """Fails unless an element closed the connection."""
+        if not passed.closed:
+            raise AssertionError(f"expected the connection to be closed, got {passed}")
+
+    @staticmethod
+    def _passed(outputs: Iterable[Output]) -> Passed:
+        data = dict.fromkeys(Way, b"")
+        ended: set[Way] = set()
+        closed = False
+        for output in outputs:
+            if isinstance(output, Failed):
+                raise output.error
+            if isinstance(output, Send):
+                data[output.way] += output.data
+            elif isinstance(output, End):
+                ended.add(output.way)
+            else:
+                closed = closed or isinstance(output, Close)
+        return Passed(data[Way.REQUEST], data[Way.RESPONSE], frozenset(ended), closed)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import nfq_agent
 from nfq_agent.elements import STREAM_ELEMENTS, ElementError, stream_element
 from nfq_agent.stream import (
     CLOSE,
@@ -127,6 +128,21 @@ class TestAnswers:
         assert it.received(REQUEST, b"x", 100) == []
         assert it.received(REQUEST, b"y", 100) == [Send(REQUEST, b"y")]
         assert behind.saw == [(REQUEST, b"y")]
+
+    def test_accept_passes_as_it_is(self) -> None:
+        assert stream(Scripted(nfq_agent.ACCEPT)).received(REQUEST, b"x", 100) == [Send(REQUEST, b"x")]
+
+    @pytest.mark.parametrize("on_error", ["pass", "drop"])
+    def test_drop_is_the_one_of_the_package(self, on_error: Literal["pass", "drop"]) -> None:
+        assert nfq_agent.DROP is DROP
+        assert stream(Scripted(nfq_agent.DROP), on_error=on_error).received(REQUEST, b"x", 100) == []
+
+    @pytest.mark.parametrize("answer", [nfq_agent.REPEAT, nfq_agent.Verdict(nfq_agent.Action.DROP, mark=1)])
+    def test_another_verdict_is_an_error(self, answer: Answer) -> None:
+        failed, passed = stream(Scripted(answer)).received(REQUEST, b"x", 100)
+        assert isinstance(failed, Failed)
+        assert "allowed: None, bytes, ACCEPT, DROP, CLOSE" in str(failed.error)
+        assert passed == Send(REQUEST, b"x")
 
     def test_close_ends_everything(self) -> None:
         it = stream(Scripted(None, CLOSE, name="guard"))

@@ -1,0 +1,47 @@
+"""One TCP connection, as elements know it: who, where to, and what was found out about it. Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+
+class Way(IntEnum):
+    """Which way bytes go."""
+
+    REQUEST = 0
+    RESPONSE = 1
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """What elements know of one connection.
+
+    id: unique among all connections of all proxies of the host. client, original: address and port of who connected and of
+    where that was meant to go (None where nobody knows). upstream: where it goes. opened, now: seconds on one monotonic
+    clock. requested, responded: bytes that came from each side. facts: what elements found out and share ("tls_sni").
+    state: what an element keeps for itself, by the element. reason: why it was closed, empty for an orderly end.
+    """
+
+    id: str
+    client: tuple[str, int]
+    original: tuple[str, int] | None
+    upstream: tuple[str, int]
+    opened: float
+    now: float
+    requested: int = 0
+    responded: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    state: dict[object, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What every log line about it carries."""
+        return {"connection": self.id, "src": endpoint(self.client), "dst": endpoint(self.upstream)}
+
+
+def endpoint(address: tuple[str, int]) -> str:
+    """HOST:PORT, with brackets around IPv6."""
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
