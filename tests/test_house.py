@@ -215,10 +215,13 @@ def test_what_is_pure_is_not_taken_for_an_effect() -> None:
 
 
 def test_what_is_compiled_imports_nothing_of_ours() -> None:
-    (compiled,) = HOUSE.rglob("*.pyx")
-    lines = [line.split() for line in compiled.read_text().splitlines() if "import " in line and not line.startswith(" ")]
+    compiled = [*HOUSE.rglob("*.pyx"), *HOUSE.rglob("*.pxd")]
+    text = "\n".join(path.read_text() for path in compiled)
+    lines = [line.split() for line in text.splitlines() if "import " in line and not line.startswith(" ")]
     assert {words[0] for words in lines} == {"from"}
-    assert {words[1].partition(".")[0] for words in lines} == {"cpython", "libc", "posix"}
+    # From each other, and from C.
+    own = {f".{path.stem}" for path in compiled if path.suffix == ".pxd"}
+    assert {words[1] if words[1] in own else words[1].partition(".")[0] for words in lines} == {*own, "cpython", "libc", "posix"}
 
 
 def test_only_main_exits() -> None:

@@ -46,7 +46,7 @@ class Answering(Protocol):
 
 # What a queue may leave out until it is read.
 _LATER: Final = frozenset((
-    "gid", "gso", "hw_address", "hw_protocol", "indev", "length", "outdev", "physindev", "physoutdev", "time", "uid",
+    "gid", "hw_address", "indev", "outdev", "physindev", "physoutdev", "time", "uid",
 ))  # fmt: skip
 
 
@@ -102,9 +102,7 @@ class Packet:
     were copied. length: bytes of the packet before it was cut. indev, outdev, physindev, physoutdev: interface indices, 0
     for none. hw_protocol: ethertype. hw_address: source MAC, None where the hook has none. uid, gid: of the sending
     process, None where the kernel does not say. time: seconds since the epoch when the kernel took it, or when we did.
-    gso: True for an offloaded packet that has not been cut into segments yet, None where that was not asked (a queue whose
-    copy range is small is read by a quicker loop that does not see it, and takes `length` from the IP header). Source:
-    linux/netfilter/nfnetlink_queue.h.
+    gso: True for an offloaded packet that is not cut into segments yet. Source: linux/netfilter/nfnetlink_queue.h.
 
     `answer`, `accept`, `drop`, `repeat` and `requeue` give the verdict at once, from any thread: for packets that a callback
     answered with RETAIN, and for those that iteration over a queue yields.
@@ -129,7 +127,7 @@ class Packet:
     uid: int | None
     gid: int | None
     time: float
-    gso: bool | None
+    gso: bool
     _headers: Headers | None
     _queue: Answering | None
     _raw: Any
@@ -152,7 +150,7 @@ class Packet:
         uid: int | None = None,
         gid: int | None = None,
         time: float = 0.0,
-        gso: bool | None = False,
+        gso: bool = False,
     ) -> None:
         self.payload = payload
         self.id = id

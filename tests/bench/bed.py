@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parent / "support"))
 
 from namespace import Namespace, join  # noqa: E402  # found by the line above
 
-from nfq_agent.host.nfqueue.channel import QueueStatistics, statistics  # noqa: E402  # it belongs to the imports
+from nfq_agent.host.nfqueue.statistics import QueueStatistics, statistics  # noqa: E402  # it belongs to the imports
 
 # Bytes of each packet that the agent copies where it reads no more than headers; the peers get as many.
 COPIED: Final = 128

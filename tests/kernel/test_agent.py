@@ -19,7 +19,7 @@ from agent import COMMAND, Agent, ours, saved, until
 from namespace import Namespace
 from traffic import CLIENT, ECHO, FLOOD, PYTHON
 
-from nfq_agent.host.nfqueue.channel import statistics
+from nfq_agent.host.nfqueue.statistics import statistics
 
 pytestmark = pytest.mark.kernel
 

@@ -418,7 +418,7 @@ def test_offloaded_packets_come_whole_or_cut(pair: tuple[Namespace, Namespace], 
     child = os.fork()
     if child == 0:
         here.enter()
-        seen: list[tuple[bool | None, int]] = []
+        seen: list[tuple[bool, int]] = []
         refused = 0
         with Queue(NUMBER, gso=gso) as queue:
             threading.Timer(20, queue.stop).start()

@@ -17,8 +17,10 @@ from hostile import SEEDS, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_agent.host.nfqueue.channel import _HEADER, _MSG_PACKET, _SLICE, _attribute, _from_bytes, _slices
-from nfq_agent.host.nfqueue.inbox import Inbox, five_tuple_of
+from nfq_agent.host.nfqueue import inbox as compiled
+from nfq_agent.host.nfqueue.channel import make_packet
+from nfq_agent.host.nfqueue.inbox import five_tuple_of
+from nfq_agent.host.nfqueue.messages import MSG_PACKET, SLICE, attribute, slices
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
@@ -37,18 +39,37 @@ def message(
     hook: int = 3,
     indev: int = 0,
     outdev: int = 0,
-    kind: int = _MSG_PACKET,
+    kind: int = MSG_PACKET,
     more: bytes = b"",
 ) -> bytes:
     """A packet as the kernel writes it (nfqnl_build_packet_message())."""
-    body = _attribute(1, identity.to_bytes(4, "big") + b"\x08\0" + bytes((hook,)))
+    body = attribute(1, identity.to_bytes(4, "big") + b"\x08\0" + bytes((hook,)))
     for number, device in ((5, indev), (6, outdev)):
         if device:
-            body += _attribute(number, device.to_bytes(4, "big"))
+            body += attribute(number, device.to_bytes(4, "big"))
     body += more
     if payload is not None:
-        body += _attribute(10, payload)
-    return _HEADER.pack(20 + len(body), kind, 0, 0, 0, 2, 0, 0) + body
+        body += attribute(10, payload)
+    return Struct("=IHHIIBBH").pack(20 + len(body), kind, 0, 0, 0, 2, 0, 0) + body
+
+
+def Inbox(descriptor: int, room: int) -> compiled.Inbox:
+    return compiled.Inbox(descriptor, room, make_packet)
+
+
+def parsed(data: bytes) -> dict[int, bytes] | None:
+    """The attributes of a packet's message by kind, parsed independently; None if the message is no packet."""
+    if len(data) < 32 or data[4:6] != b"\0\3":
+        return None
+    found: dict[int, bytes] = {}
+    offset = 20
+    while offset + 4 <= len(data):
+        length, kind = Struct("=HH").unpack_from(data, offset)
+        if length < 4 or offset + length > len(data):
+            break
+        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found if 1 in found else None
 
 
 def _from_port(port: int) -> bytes:
@@ -57,12 +78,12 @@ def _from_port(port: int) -> bytes:
     return b"\x45\0\0\x40\0\0\x40\0\x40" + protocol + b"\0\0" + bytes(10) + port.to_bytes(2, "big") + bytes(8)
 
 
-def sorted_out(*messages: bytes) -> tuple[int, list[tuple[Packet | None, bytes | None]]]:
+def sorted_out(*messages: bytes) -> tuple[int, list[tuple[Packet, bytes | None]]]:
     """How many packets were found, and what was asked for each."""
-    asked: list[tuple[Packet | None, bytes | None]] = []
+    asked: list[tuple[Packet, bytes | None]] = []
 
-    def decide(data: bytes, key: bytes | None) -> Verdict:
-        asked.append((_from_bytes(data, memoryview(data), len(data)), key))
+    def decide(packet: Packet, key: bytes | None) -> Verdict:
+        asked.append((packet, key))
         return ACCEPT
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as empty:
@@ -74,34 +95,65 @@ def sorted_out(*messages: bytes) -> tuple[int, list[tuple[Packet | None, bytes |
 
 flips = st.lists(st.tuples(st.integers(0, 79), st.integers(0, 255)), max_size=5)
 payloads = st.builds(mutated, st.sampled_from(SEEDS), st.integers(0, 100), flips, st.binary(max_size=20))
+# Every attribute of a packet, as the kernel writes it, in its order.
+_MORE = [
+    attribute(3, b"\1\2\3\4"), attribute(4, bytes(16)), attribute(7, b"\0\0\0\7"), attribute(8, b"\0\0\1\0"),
+    attribute(9, b"\0\6\0\0\2\1\2\3\4\5\0\0"), attribute(4, (1_700_000_000).to_bytes(8, "big") + (250_000).to_bytes(8, "big")),
+    attribute(16, b"\0\0\4\xd2"), attribute(17, b"\0\0\x10\xe1"), attribute(13, b"\0\1\0\0"), attribute(14, b"\0\0\0\2"),
+    attribute(14, b"\0\0\0\1"), attribute(99, b"unknown"),
+]  # fmt: skip
 messages = st.builds(
     message, st.none() | payloads, st.integers(0, 0xFFFFFFFF), st.integers(0, 4), st.integers(0, 99), st.integers(0, 99),
-    more=st.sampled_from([b"", _attribute(3, bytes(4)), _attribute(4, bytes(16)), _attribute(14, b"\0\0\0\2")]),
+    more=st.lists(st.sampled_from(_MORE), max_size=6).map(b"".join),
 )  # fmt: skip
+broken_messages = st.builds(
+    lambda whole, cut, flips: bytes(
+        byte ^ dict(flips).get(place, 0) for place, byte in enumerate(whole[: max(0, len(whole) - cut)])
+    ),
+    messages,
+    st.integers(0, 300),
+    st.lists(st.tuples(st.integers(0, 119), st.integers(0, 255)), max_size=3),
+)
 
 
-@given(messages, st.integers(0, 300), st.lists(st.tuples(st.integers(0, 119), st.integers(0, 255)), max_size=3))
-def test_it_finds_what_the_whole_parse_finds(whole: bytes, cut: int, flips: list[tuple[int, int]]) -> None:
-    broken = bytearray(whole[: len(whole) - cut] if cut < len(whole) else b"")
-    for place, value in flips:
-        if place < len(broken):
-            broken[place] ^= value
-    count, asked = sorted_out(bytes(broken))
-    expected = _from_bytes(broken, memoryview(broken), len(broken))
-    # It asks that the packet header comes first, as the kernel has it.
+@given(messages | broken_messages)
+def test_it_finds_what_the_whole_parse_finds(data: bytes) -> None:
+    expected = parsed(data)
+    count, asked = sorted_out(data)
+    # It requires that the packet header comes first, as the kernel has it.
     if count == 0:
-        assert expected is None or bytes(broken[22:24]) != b"\1\0"
+        assert expected is None or data[22:24] != b"\1\0"
         return
-    ((packet, key),) = asked
-    assert packet is not None
     assert expected is not None
-    assert packet.id == expected.id
-    plain = five_tuple_of(expected.payload)
+    ((packet, key),) = asked
+    assert packet.id == int.from_bytes(data[24:28], "big")
+
+    def number(kind: int) -> int | None:
+        return int.from_bytes(expected[kind][:4], "big") if len(expected.get(kind, b"")) >= 4 else None
+
+    header = expected[1]
+    if len(header) >= 7:
+        assert (packet.hw_protocol, packet.hook) == (int.from_bytes(header[4:6], "big"), header[6])
+    assert packet.payload == expected.get(10, b"")
+    length = number(13)
+    assert packet.length == (len(packet.payload) if length is None else length)
+    assert packet.gso is bool((number(14) or 0) & 2)
+    assert packet.mark == (number(3) or 0)
+    assert [packet.indev, packet.outdev, packet.physindev, packet.physoutdev] == [number(kind) or 0 for kind in (5, 6, 7, 8)]
+    assert (packet.uid, packet.gid) == (number(16), number(17))
+    if len(hardware := expected.get(9, b"")) >= 12:
+        assert packet.hw_address == hardware[4 : 4 + min(8, int.from_bytes(hardware[:2], "big"))]
+    else:
+        assert packet.hw_address is None
+    if len(stamp := expected.get(4, b"")) >= 16:
+        assert packet.time == int.from_bytes(stamp[:8], "big") + int.from_bytes(stamp[8:16], "big") / 1e6
+    else:
+        assert abs(packet.time - time.time()) < 60
+    plain = five_tuple_of(packet.payload)
     if plain is None:
         assert key is None
     else:
-        came = bytes((expected.hook,)) + expected.indev.to_bytes(4, "big") + expected.outdev.to_bytes(4, "big")
-        assert key == came + plain
+        assert key == bytes((packet.hook,)) + packet.indev.to_bytes(4, "big") + packet.outdev.to_bytes(4, "big") + plain
 
 
 def test_whatever_differs_in_place_or_flow_has_a_key_of_its_own() -> None:
@@ -120,7 +172,7 @@ def test_whatever_differs_in_place_or_flow_has_a_key_of_its_own() -> None:
     assert len({key for _, key in asked}) == len(several)
     # What a flow's packets differ in is not in it: identification, time to live, length, and who sent them.
     same = [message(ipv4(), identity=7), message(ipv4()[:4] + b"\1\2" + ipv4()[6:]), message(ipv4() + b"more")]
-    same.append(message(ipv4(), more=_attribute(16, bytes(4))))
+    same.append(message(ipv4(), more=attribute(16, bytes(4))))
     _, again = sorted_out(message(ipv4()), *same)
     assert len({key for _, key in again}) == 1
 
@@ -147,7 +199,7 @@ def test_what_is_not_plain_has_no_key(payload: bytes) -> None:
 def test_what_is_no_packet_is_passed_over() -> None:
     count, asked = sorted_out(b"", b"x", message(b"", kind=2), message(b"")[:31], message(b"", identity=5), bytes(64))
     assert count == 1
-    assert [packet.id for packet, _ in asked if packet] == [5]
+    assert [packet.id for packet, _ in asked] == [5]
 
 
 @pytest.fixture
@@ -178,8 +230,8 @@ def test_runs_and_the_budget(ends: tuple[socket.socket, socket.socket]) -> None:
     inbox = Inbox(ours.fileno(), 4096)
     known: dict[bytes, Verdict] = {}
 
-    def decide(data: bytes, key: bytes | None) -> Verdict:
-        return DROP if b"drop" in data else ACCEPT
+    def decide(packet: Packet, key: bytes | None) -> Verdict:
+        return DROP if b"drop" in packet.payload else ACCEPT
 
     for identity, text in enumerate([b"a", b"drop", b"drop", b"b", b"c"], 0xFFFFFFFD):
         theirs.send(message(text, identity & 0xFFFFFFFF))
@@ -201,6 +253,65 @@ def test_runs_and_the_budget(ends: tuple[socket.socket, socket.socket]) -> None:
     assert inbox.skim(4, pending) == (0, 0, 0)
 
 
+def test_reading_takes_what_waits_up_to_the_budget(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    inbox = Inbox(ours.fileno(), 4096)
+    for number in range(3, 6):
+        theirs.send(message(b"%d" % number, number))
+    theirs.send(message(b"", kind=2))
+    pending = deque([message(b"1", 1), message(b"2", 2)])
+    assert [(packet.id, packet.payload) for packet in inbox.read(4, pending)] == [
+        (number, b"%d" % number) for number in range(1, 5)
+    ]
+    assert not pending
+    assert [packet.id for packet in inbox.read(4, pending)] == [5]
+    assert (inbox.count, inbox.latest) == (1, 5)
+    assert inbox.read(4, pending) == []
+    assert inbox.count == 0
+
+
+def test_a_turn_that_an_exception_ends_says_what_it_took(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+
+    def make(identity: int, *_: object) -> Packet:
+        if identity == 8:
+            raise KeyboardInterrupt
+        return Packet(b"", id=identity)
+
+    inbox = compiled.Inbox(ours.fileno(), 4096, make)
+    for number in (7, 8, 9):
+        theirs.send(message(b"", number))
+    with pytest.raises(KeyboardInterrupt):
+        inbox.read(10, deque())
+    assert (inbox.count, inbox.latest) == (2, 8)
+    assert [packet.id for packet in inbox.read(10, deque())] == [9]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_five_tuples_in_the_same_place_have_their_own_verdicts(ends: tuple[socket.socket, socket.socket], waits: bool) -> None:
+    """There are 64 places, chosen by a hash: with 200 five-tuples most places are shared by several."""
+    ours, theirs = ends
+    _patience(ours, 0.001)
+    inbox = Inbox(ours.fileno(), 4096)
+    accepted = [message(_from_port(port)) for port in range(1, 201, 2)]
+    known = {key: ACCEPT for _, key in sorted_out(*accepted)[1] if key is not None}
+    dropped: list[int] = []
+
+    def decide(packet: Packet, key: bytes | None) -> Verdict:
+        dropped.append(packet.id)
+        return DROP
+
+    for port in range(2, 201, 2):
+        # Every place holds an accepted five-tuple when the one that is not known comes.
+        theirs.send(message(_from_port(port), port))
+        if waits:
+            inbox.sort_each(101, deque(accepted), known, decide, _ACCEPT, ACCEPT, lambda number, verdict: None, 64, 0.0)
+        else:
+            inbox.sort(101, deque(accepted), known, decide)
+        drained(theirs)
+    assert dropped == list(range(2, 201, 2))
+
+
 @pytest.mark.parametrize("spin", [0.0, 0.02])
 def test_each_is_answered_with_its_own_number(ends: tuple[socket.socket, socket.socket], spin: float) -> None:
     ours, theirs = ends
@@ -208,8 +319,8 @@ def test_each_is_answered_with_its_own_number(ends: tuple[socket.socket, socket.
     inbox = Inbox(ours.fileno(), 4096)
     others: list[tuple[int, Verdict]] = []
 
-    def decide(data: bytes, key: bytes | None) -> Verdict:
-        return DROP if b"drop" in data else ACCEPT
+    def decide(packet: Packet, key: bytes | None) -> Verdict:
+        return DROP if b"drop" in packet.payload else ACCEPT
 
     for identity in (7, 0x01020304, 9):
         theirs.send(message(b"x", identity))
@@ -263,7 +374,7 @@ def test_what_is_known_is_answered_at_once_and_in_order(ends: tuple[socket.socke
     for number, port in enumerate((1, 1, 1, 2, 1, 1, 3, 1, 1, 1)):
         theirs.send(message(_from_port(port), number))
 
-    def decide(data: bytes, key: bytes | None) -> Verdict:
+    def decide(packet: Packet, key: bytes | None) -> Verdict:
         assert key is not None
         # A place that is remembered must not outlive what it points to.
         known[key] = ACCEPT
@@ -314,9 +425,7 @@ def test_each_gets_its_verdict_once(ports: list[int], before: int, together: int
         read()
         give(number, verdict)
 
-    def decide(data: bytes, key: bytes | None) -> Verdict:
-        packet = _from_bytes(data, memoryview(data), len(data))
-        assert packet is not None
+    def decide(packet: Packet, key: bytes | None) -> Verdict:
         verdict = wanted[ports[numbers.index(packet.id)]]
         if key is not None and verdict is ACCEPT:
             known[key] = verdict
@@ -393,7 +502,7 @@ def test_a_turn_ends_when_much_was_asked(ends: tuple[socket.socket, socket.socke
     for number in range(60):
         theirs.send(message(b"x", 240 + number))
     pending = deque(message(b"x", number) for number in range(240))
-    counts = [inbox.sort(1000, pending, {}, lambda data, key: ACCEPT)[0] for _ in range(3)]
+    counts = [inbox.sort(1000, pending, {}, lambda packet, key: ACCEPT)[0] for _ in range(3)]
     assert counts == [256, 44, 0]
 
 
@@ -425,7 +534,8 @@ def test_the_kernels_errors_come_out(ends: tuple[socket.socket, socket.socket]) 
     ours.close()
     for look in (
         lambda: inbox.skim(1, deque()),
-        lambda: inbox.sort(1, deque(), {}, lambda data, key: ACCEPT),
+        lambda: inbox.read(1, deque()),
+        lambda: inbox.sort(1, deque(), {}, lambda packet, key: ACCEPT),
         lambda: inbox.skim_each(1, deque(), _ACCEPT, 1, 0.0),
         lambda: inbox.skim_each(1, deque(), _ACCEPT, 64, 0.1),
     ):
@@ -440,12 +550,12 @@ def test_a_verdict_message_has_its_size(ends: tuple[socket.socket, socket.socket
             inbox.skim_each(1, deque(), wrong, 1, 0.0)
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 3 * _SLICE + 2))
-def test_a_long_run_is_answered_in_slices(last: int, count: int) -> None:
-    ends = [*_slices(last, count), last]
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3 * SLICE + 2))
+def test_a_long_run_is_answered_inslices(last: int, count: int) -> None:
+    ends = [*slices(last, count), last]
     begin = last - count
     for end in ends:
         # Numbers begin again after 2**32 - 1.
-        assert 0 < (end - begin) & 0xFFFFFFFF <= _SLICE
+        assert 0 < (end - begin) & 0xFFFFFFFF <= SLICE
         begin = end
-    assert len(ends) == -(-count // _SLICE)
+    assert len(ends) == -(-count // SLICE)

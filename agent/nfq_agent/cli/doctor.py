@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from nfq_agent.cli.running import status_if_any
 from nfq_agent.config.models import Config, warnings
-from nfq_agent.host.nfqueue.channel import statistics
+from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capability
 from nfq_agent.host.xtables import nft, python_iptables
 from nfq_agent.host.xtables.backend import usable

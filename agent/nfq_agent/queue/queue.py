@@ -19,8 +19,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self
 
-from nfq_agent.host.nfqueue import channel as nfqueue
-from nfq_agent.host.nfqueue.channel import Flag, FlowKey, QueueStatistics, Run
+from nfq_agent.host.nfqueue import messages
+from nfq_agent.host.nfqueue.channel import Channel
+from nfq_agent.host.nfqueue.messages import Flag, FlowKey, Run
+from nfq_agent.host.nfqueue.statistics import QueueStatistics, statistics
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import ACCEPT, Action, RewriteError, Verdict, VerdictError
 
@@ -127,12 +129,12 @@ class Queue:
     ) -> None:
         if not 0 <= number <= 0xFFFF:
             raise ValueError(f"queue {number}: a queue number is 0 to 65535")
-        if family not in nfqueue.FAMILIES:
+        if family not in messages.FAMILIES:
             raise ValueError(f"family {family!r}: allowed: unspec, inet, inet6")
         if not on_unanswered.plain or on_unanswered.action is Action.RETAIN:
             raise ValueError("on_unanswered is a verdict that changes nothing: ACCEPT, DROP or REPEAT")
         self.number = number
-        self._family = nfqueue.FAMILIES[family]
+        self._family = messages.FAMILIES[family]
         self._wanted = QueueSettings(copy, copy_range, max_len, fail_open, gso, uid_gid)
         _check_settings(self._wanted)
         self._settings: QueueSettings | None = None
@@ -143,9 +145,8 @@ class Queue:
         self._unanswered_after = unanswered_after
         self._retain_limit = retain_limit
         self._given = socket
-        self._channel: nfqueue.Channel | None = None
+        self._channel: Channel | None = None
         self._process = 0
-        self._whole = True
         # Guards verdicts: a batch answers whatever is older, so no single answer may be on its way meanwhile.
         self._lock = threading.Lock()
         self._held: dict[int, tuple[Packet, float]] = {}
@@ -176,7 +177,7 @@ class Queue:
         if self._channel is not None:
             raise QueueStateError(self.number, "it is open already")
         try:
-            self._channel = nfqueue.Channel(self._given, self._family)
+            self._channel = Channel(self._given, self._family)
         except OSError as error:
             # NetfilterQueue's own words for it carry no errno.
             if error.errno in (None, errno.EPERM, errno.EACCES):
@@ -199,7 +200,7 @@ class Queue:
         if self._settings is not None:
             raise QueueStateError(self.number, "it is bound already")
         wanted = self._wanted
-        mode = nfqueue.COPY_MODES[wanted.copy]
+        mode = messages.COPY_MODES[wanted.copy]
         try:
             channel.bind(self.number, self._family, mode, wanted.copy_range, wanted.max_len)
         except OSError as error:
@@ -213,7 +214,8 @@ class Queue:
         # NetfilterQueue sets one of its own when it binds.
         self.receive_buffer = channel.set_receive_buffer(self._wanted_buffer)
         self._last = self._settled = 0
-        self._interrupted = False
+        # A packet that NetfilterQueue took is answered by policy before the first turn.
+        self._interrupted = channel.passed_over
         self._bond = _Bond(self)
         # What NetfilterQueue set up: no flag, and a range that it has clamped.
         self._settings = QueueSettings(wanted.copy, 0, 0, False, False, False)
@@ -279,12 +281,12 @@ class Queue:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _opened(self) -> nfqueue.Channel:
+    def _opened(self) -> Channel:
         if self._channel is None:
             raise QueueStateError(self.number, "it is not open")
         return self._channel
 
-    def _bound(self) -> nfqueue.Channel:
+    def _bound(self) -> Channel:
         channel = self._opened()
         if self._settings is None:
             raise QueueStateError(self.number, "it is not bound")
@@ -369,9 +371,7 @@ class Queue:
             now = self._settings = replace(now, **change)
 
         if (wanted.copy, wanted.copy_range) != (now.copy, now.copy_range):
-            mode = nfqueue.COPY_MODES[wanted.copy]
-            # Until the kernel has said yes, either reader must be able to take what comes; the whole one can.
-            self._whole = True
+            mode = messages.COPY_MODES[wanted.copy]
             changed = {"copy_range": wanted.copy_range, "copy": wanted.copy}
             if wanted.copy_range == now.copy_range:
                 del changed["copy_range"]
@@ -382,7 +382,6 @@ class Queue:
             value: bool = getattr(wanted, name)
             if value != getattr(now, name):
                 ask(lambda flag=flag, value=value: channel.set_flag(flag, value), **{name: value})  # type: ignore[misc]  # bound early
-        self._whole = now.uid_gid or (now.copy == "packet" and now.copy_range > nfqueue.C_RANGE)
 
     def confirm(self) -> None:
         """Ask the kernel whether this process may answer packets. Raises QueuePermissionError if not (see `Queue`)."""
@@ -422,7 +421,7 @@ class Queue:
 
         process: one that lives in the queue's network namespace, if that is another than the caller's.
         """
-        found = nfqueue.statistics(process).get(self.number)
+        found = statistics(process).get(self.number)
         if found is None:
             raise QueueError(self.number, "the kernel has no such queue in this network namespace")
         return found
@@ -438,11 +437,11 @@ class Queue:
             return packets
         if not self._interrupted:
             self._settled = self._last
-        elif channel.taken:
+        elif channel.taken is not None:
             # That of the turn before, however far it came.
-            self._last = channel.taken[-1].id
+            self._last = channel.taken
         try:
-            packets = channel.read_whole(budget) if self._whole else channel.read(budget)
+            packets = channel.read(budget)
             if packets:
                 if self._interrupted:
                     self._settle(packets[0].id)
@@ -506,16 +505,16 @@ class Queue:
             raise VerdictError(f"packet {packet.id}: {verdict!r} is no verdict; allowed: a Verdict, or RETAIN to answer later")
         if verdict.payload is None:
             return
-        if not 0 < len(verdict.payload) <= nfqueue.MAX_PAYLOAD:
+        if not 0 < len(verdict.payload) <= messages.MAX_PAYLOAD:
             raise RewriteError(
-                f"packet {packet.id}: {len(verdict.payload)} bytes; allowed: 1 to {nfqueue.MAX_PAYLOAD}, what a message holds"
+                f"packet {packet.id}: {len(verdict.payload)} bytes; allowed: 1 to {messages.MAX_PAYLOAD}, what a message holds"
             )
         if packet.truncated:
             raise RewriteError(
                 f"packet {packet.id}: {len(packet.payload)} of its {packet.length} bytes were copied; set a larger copy_range"
             )
-        if packet.gso or (packet.gso is None and self.settings.gso):
-            raise RewriteError(f"packet {packet.id} may be offloaded and not cut yet; rewriting needs gso=False")
+        if packet.gso:
+            raise RewriteError(f"packet {packet.id} is offloaded and not cut into segments yet; rewriting needs gso=False")
 
     def verdict(self, packet: Packet, verdict: Verdict) -> None:
         """Give one packet its verdict now, from any thread. Raises VerdictError, RewriteError, QueueStateError."""
@@ -910,7 +909,7 @@ def _runs(answers: Sequence[tuple[int, Verdict]]) -> list[Run]:
 
 def _check_settings(settings: QueueSettings) -> None:
     copy: str = settings.copy
-    if copy not in nfqueue.COPY_MODES:
+    if copy not in messages.COPY_MODES:
         reason = ": with mode none the kernel loses every packet of the queue" if copy == "none" else ""
         raise ValueError(f"copy {copy!r}{reason}; allowed: packet, meta")
     if not 1 <= settings.copy_range <= 0xFFFF:

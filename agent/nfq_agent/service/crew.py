@@ -18,7 +18,7 @@ from nfq_agent.config.models import Config
 from nfq_agent.counters import Counters, Slots
 from nfq_agent.element import ElementChain
 from nfq_agent.host.child import DRAIN, STOP, Child, NotReady, bound_memory
-from nfq_agent.host.nfqueue.channel import QueueStatistics, statistics
+from nfq_agent.host.nfqueue.statistics import QueueStatistics, statistics
 from nfq_agent.host.raw import RawSockets
 from nfq_agent.host.users import CAP_NET_ADMIN, User
 from nfq_agent.log import Log

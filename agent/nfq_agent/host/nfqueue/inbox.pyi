@@ -4,21 +4,32 @@ from collections import deque
 from collections.abc import Callable
 from typing import final
 
-from nfq_agent.host.nfqueue.channel import FlowKey, Run
+from nfq_agent.host.nfqueue.messages import FlowKey, Run
+from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
 
 def five_tuple_of(packet: bytes | bytearray) -> bytes | None: ...
+def rare_fields(
+    message: bytes,
+) -> tuple[int, int, int, int, int | None, int | None, bytes | None, float | None]: ...
 
 @final
 class Inbox:
-    def __init__(self, descriptor: int, room: int) -> None: ...
+    def __init__(
+        self, descriptor: int, room: int, make: Callable[[int, int, int, int, int, bool, bytes, bytes], Packet]
+    ) -> None: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def latest(self) -> int: ...
+    def read(self, budget: int, pending: deque[bytes]) -> list[Packet]: ...
     def skim(self, budget: int, pending: deque[bytes]) -> tuple[int, int, int]: ...
     def sort(
         self,
         budget: int,
         pending: deque[bytes],
         known: dict[FlowKey, Verdict],
-        decide: Callable[[bytes, FlowKey | None], Verdict],
+        decide: Callable[[Packet, FlowKey | None], Verdict],
     ) -> tuple[int, int, list[Run]]: ...
     def skim_each(
         self, budget: int, pending: deque[bytes], verdict: bytes, together: int, spin: float
@@ -28,7 +39,7 @@ class Inbox:
         budget: int,
         pending: deque[bytes],
         known: dict[FlowKey, Verdict],
-        decide: Callable[[bytes, FlowKey | None], Verdict],
+        decide: Callable[[Packet, FlowKey | None], Verdict],
         accept: bytes,
         accepted: Verdict,
         answer: Callable[[int, Verdict], None],

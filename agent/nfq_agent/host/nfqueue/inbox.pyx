@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""What a queue's socket holds, many messages in one call: the few steps that every packet costs, compiled.
+"""The reader of a queue: every packet of the agent and of the library comes through here, many messages in one call.
 
-It finds packets in messages, their numbers and five-tuples, and looks verdicts up; which verdict a packet gets, it does not know.
-Message formats are those of linux/netfilter/nfnetlink_queue.h; netlink(7).
+It receives messages, makes packets of them, or looks their verdicts up; which verdict a packet gets, it does not know.
+packet_message.pxd knows the message format.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -12,11 +12,14 @@ from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-cdef extern from "<arpa/inet.h>" nogil:
-    uint32_t ntohl(uint32_t)
+from .packet_message cimport (
+    A_GID, A_HWADDR, A_INDEV, A_OUTDEV, A_PHYSINDEV, A_PHYSOUTDEV, A_TIMESTAMP, A_UID, FIVE_TUPLE, LONGEST_KEY, SHORTEST, TYPE,
+    Attributes, find_attributes, five_tuple, is_packet, key_of, made, ntohl, ntohs, number,
+)
+from .recent cimport RECENT, Answered, has_verdict, keep_verdict
 
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
@@ -24,98 +27,20 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int, const void *, size_t, int)
 
 cdef enum:
-    # NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET
-    MSG_PACKET = 3 << 8
-    # NFQNL_MSG_VERDICT and NFQNL_MSG_VERDICT_BATCH, and where a message says what it is
+    # NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_VERDICT and NFQNL_MSG_VERDICT_BATCH
     MSG_VERDICT = 3 << 8 | 1
     MSG_VERDICT_BATCH = 3 << 8 | 3
-    TYPE = 4
-    # enum nfqnl_attr_type
-    A_PACKET_HDR = 1
-    A_INDEV = 5
-    A_OUTDEV = 6
-    A_PAYLOAD = 10
-    # struct nlmsghdr and struct nfgenmsg; the packet header is the first attribute (nfqnl_build_packet_message()).
-    HEADER = 20
-    ID = 24
-    SHORTEST = 32
     # Where a verdict message has the packet's number.
     VERDICT_ID = 28
     LONGEST_VERDICT = 64
-    TCP = 6
-    UDP = 17
-    # Hook and interfaces, then protocol, addresses and ports.
-    PLACE = 9
-    FIVE_TUPLE = 1 + 36
-    LONGEST_KEY = PLACE + FIVE_TUPLE
-    # Places for five-tuples whose verdict is remembered within a turn, the latest in each: as many as 6 bits tell apart.
-    RECENT = 64
     # Packets that a turn asks about before any is answered: what is asked may be slow.
     ASKED = 256
-    # While it spins, the clock is looked at once in so many looks at the socket.
+    # While it spins, the clock is read once in so many looks at the socket.
     LOOKS = 8
-    # If a packet was there alone, so many that follow are answered without a look whether there are more, which would be a system
-    # call for each.
+    # If a packet came alone, so many that follow are answered without a look for more, which would be a system call for each.
     ALONE = 16
     # Nanoseconds after which a turn that waits for packets ends, though more come.
     LONGEST_TURN = 50000000
-
-
-cdef inline bint is_packet(const uint8_t *message, ssize_t size, uint32_t *identity) noexcept nogil:
-    cdef uint16_t length
-    if size < SHORTEST or (<const uint16_t *>(message + TYPE))[0] != MSG_PACKET:
-        return False
-    length = (<const uint16_t *>(message + HEADER))[0]
-    if (<const uint16_t *>(message + HEADER + 2))[0] != A_PACKET_HDR or length < 4 or HEADER + length > size:
-        return False
-    identity[0] = ntohl((<const uint32_t *>(message + ID))[0])
-    return True
-
-
-cdef size_t five_tuple(const uint8_t *packet, size_t size, uint8_t *key) noexcept nogil:
-    """Write the five-tuple of a whole TCP or UDP packet with plain headers; how long it is, 0 for any other packet."""
-    if size >= 24 and packet[0] == 0x45:
-        # No fragment; DF may be set.
-        if (packet[9] != TCP and packet[9] != UDP) or packet[6] & 0xBF or packet[7]:
-            return 0
-        key[0] = packet[9]
-        memcpy(key + 1, packet + 12, 12)
-        return 13
-    if size >= 44 and packet[0] >> 4 == 6 and (packet[6] == TCP or packet[6] == UDP):
-        key[0] = packet[6]
-        memcpy(key + 1, packet + 8, 36)
-        return 37
-    return 0
-
-
-cdef size_t key_of(const uint8_t *message, size_t size, uint8_t *key) noexcept nogil:
-    """Write what verdicts are known by; how long it is, 0 where there is no such key."""
-    cdef size_t offset = HEADER, length
-    cdef uint16_t kind
-    cdef const uint8_t *payload = NULL
-    cdef size_t copied = 0
-    # An interface that is not given has the number 0.
-    for length in range(PLACE):
-        key[length] = 0
-    while offset + 4 <= size:
-        length = (<const uint16_t *>(message + offset))[0]
-        kind = (<const uint16_t *>(message + offset + 2))[0] & 0x3FFF
-        if length < 4 or offset + length > size:
-            break
-        if kind == A_PACKET_HDR and length >= 11:
-            key[0] = message[offset + 10]
-        elif kind == A_INDEV and length >= 8:
-            memcpy(key + 1, message + offset + 4, 4)
-        elif kind == A_OUTDEV and length >= 8:
-            memcpy(key + 5, message + offset + 4, 4)
-        elif kind == A_PAYLOAD:
-            payload = message + offset + 4
-            copied = length - 4
-        offset += (length + 3) & ~<size_t>3
-    if payload == NULL:
-        return 0
-    length = five_tuple(payload, copied, key + PLACE)
-    return length + PLACE if length else 0
 
 
 def five_tuple_of(const uint8_t[::1] packet not None):
@@ -125,47 +50,60 @@ def five_tuple_of(const uint8_t[::1] packet not None):
     return PyBytes_FromStringAndSize(<char *>key, length) if length else None
 
 
+def rare_fields(const uint8_t[::1] message not None):
+    """The fields of a packet that are rarely used, from its message up to the payload, or from the whole of it.
+
+    Returns indev, outdev, physindev, physoutdev (0 for none), uid, gid, hw_address and time in seconds (None for none).
+    """
+    cdef Attributes found
+    cdef const uint8_t *data = &message[0]
+    cdef const uint32_t *stamp
+    cdef size_t length
+    find_attributes(data, message.shape[0], &found)
+    uid = gid = address = time = None
+    if found.length[A_UID] >= 4:
+        uid = number(data, &found, A_UID)
+    if found.length[A_GID] >= 4:
+        gid = number(data, &found, A_GID)
+    if found.length[A_HWADDR] >= 12:
+        # struct nfqnl_msg_packet_hw: length, padding, 8 bytes of address.
+        length = ntohs((<const uint16_t *>(data + found.at[A_HWADDR]))[0])
+        address = PyBytes_FromStringAndSize(<const char *>data + found.at[A_HWADDR] + 4, min(length, <size_t>8))
+    if found.length[A_TIMESTAMP] >= 16:
+        # Seconds and microseconds, 64 bits each.
+        stamp = <const uint32_t *>(data + found.at[A_TIMESTAMP])
+        time = (<uint64_t>ntohl(stamp[0]) << 32 | ntohl(stamp[1])) + (<uint64_t>ntohl(stamp[2]) << 32 | ntohl(stamp[3])) / 1e6
+    return (
+        number(data, &found, A_INDEV), number(data, &found, A_OUTDEV), number(data, &found, A_PHYSINDEV),
+        number(data, &found, A_PHYSOUTDEV), uid, gid, address, time,
+    )
+
+
 cdef inline int64_t now() noexcept nogil:
     cdef timespec time
     clock_gettime(CLOCK_MONOTONIC, &time)
     return time.tv_sec * <int64_t>1000000000 + time.tv_nsec
 
 
-cdef struct Answered:
-    # A key that was looked up, and the verdict that was found; good as long as nothing was forgotten since.
-    uint64_t era
-    size_t length
-    uint8_t key[LONGEST_KEY]
-    PyObject *verdict
-
-
-cdef inline size_t slot(const uint8_t *key, size_t length) noexcept nogil:
-    """Where a key is remembered: by its addresses and ports."""
-    cdef uint32_t mixed = 0, word
-    cdef size_t offset = PLACE + 1
-    while offset < length:
-        memcpy(&word, key + offset, 4)
-        mixed ^= word
-        offset += 4
-    # The golden ratio spreads them; the upper 6 bits are as many as there are places.
-    return (mixed * <uint32_t>0x9E3779B1) >> 26
-
-
 cdef class Inbox:
     """The messages that wait in the socket `descriptor`, which stays the caller's.
 
-    room: bytes for a message. Messages that are no packets (the kernel's refusals) are passed over. Methods raise OSError with the
-    kernel's errno; a message that did not fit into the socket's own buffer is no error here, the socket counts it.
+    room: bytes for a message. make: makes a packet of its number, hook, ethertype, mark, length, whether it is offloaded (GSO), its
+    payload, and the message up to the payload. Messages that are no packets (the kernel's refusals) are skipped. Methods raise
+    OSError with the kernel's errno; a message that did not fit into the socket's own buffer is no error here, the socket counts it.
+
+    count, latest: how many packets the turn has taken so far, and the number of the last one; also of a turn that an exception ended.
     """
 
     cdef int descriptor
     cdef size_t room
     cdef uint8_t *buffer
-    # What the turn has found so far: how many, the first and the latest, and the run that goes on.
-    cdef unsigned int count
+    cdef object make
+    # What the turn has taken so far, and the run that goes on.
+    cdef readonly unsigned int count
     cdef unsigned int asked
     cdef uint32_t first
-    cdef uint32_t latest
+    cdef readonly uint32_t latest
     cdef unsigned int begun
     cdef object current
     cdef list runs
@@ -176,11 +114,12 @@ cdef class Inbox:
     cdef size_t verdict_length
     cdef unsigned int unlooked
 
-    def __cinit__(self, int descriptor, size_t room):
+    def __cinit__(self, int descriptor, size_t room, make):
         if room < SHORTEST:
             raise ValueError(f"{room} bytes are too few for a message")
         self.descriptor = descriptor
         self.room = room
+        self.make = make
         self.buffer = <uint8_t *>malloc(room)
         if self.buffer == NULL:
             raise MemoryError
@@ -190,11 +129,26 @@ cdef class Inbox:
 
     # All that waits, to be answered by the caller.
 
-    def skim(self, unsigned int budget, pending):
-        """Take up to `budget` packets that wait; how many, and the numbers of the first and the last.
+    def read(self, unsigned int budget, pending):
+        """Take up to `budget` packets that wait, as a list of what `make` made of each.
 
         pending: messages that were read before, which come first and are taken off.
         """
+        cdef ssize_t size
+        cdef list packets = []
+        self._begin()
+        while pending and self.count < budget:
+            message = pending.popleft()
+            self._read(message, len(message), packets)
+        while self.count < budget:
+            size = self._take(MSG_DONTWAIT, self.room)
+            if size <= 0:
+                break
+            self._read(self.buffer, size, packets)
+        return packets
+
+    def skim(self, unsigned int budget, pending):
+        """Take up to `budget` packets without looking at them. Returns how many, and the numbers of the first and the last."""
         cdef ssize_t size
         self._begin()
         while pending and self.count < budget:
@@ -211,7 +165,7 @@ cdef class Inbox:
     def sort(self, unsigned int budget, pending, dict known, decide):
         """The same, and look each one's verdict up in `known`; what is not there, `decide` is asked.
 
-        decide: takes the message and the key under which the verdict may be kept, None where there is no such key. It is asked 256
+        decide: takes the packet and the key under which the verdict may be kept, None where there is no such key. It is asked 256
         times at most. Returns how many packets, the number of the first, and the runs: number of the last, how many, verdict.
         """
         cdef ssize_t size
@@ -380,6 +334,14 @@ cdef class Inbox:
                 PyErr_SetFromErrno(OSError)
         return 0
 
+    cdef int _read(self, const uint8_t *message, size_t size, list packets) except -1:
+        cdef uint32_t identity
+        if is_packet(message, size, &identity):
+            # Counted first: an exception out of `make` must not hide that the packet was taken.
+            self._count(identity)
+            packets.append(made(self.make, message, size, identity))
+        return 0
+
     cdef inline bint _skimmed(self, const uint8_t *message, ssize_t size) noexcept nogil:
         """Look at one message for its number; False if it is no packet."""
         cdef uint32_t identity
@@ -387,13 +349,6 @@ cdef class Inbox:
             return False
         self._count(identity)
         return True
-
-    cdef bint _goes_on(self, const uint8_t *key, size_t length) noexcept nogil:
-        """Whether a packet with this key is known to get the verdict of the run that goes on."""
-        cdef Answered *place = &self.recent[slot(key, length)]
-        if place.era != self.era or place.verdict != <PyObject *>self.current:
-            return False
-        return place.length == length and memcmp(place.key, key, length) == 0
 
     cdef bint _remembered(self, size_t size, PyObject *verdict) noexcept nogil:
         """Count the packet in the buffer, if the run that goes on has this verdict and the packet is known to get it, too."""
@@ -403,7 +358,7 @@ cdef class Inbox:
         if <PyObject *>self.current != verdict or not is_packet(self.buffer, size, &identity):
             return False
         length = key_of(self.buffer, size, key)
-        if length == 0 or not self._goes_on(key, length):
+        if length == 0 or not has_verdict(self.recent, self.era, key, length, verdict):
             return False
         self._count(identity)
         return True
@@ -414,11 +369,10 @@ cdef class Inbox:
         cdef uint32_t identity
         cdef size_t length
         cdef PyObject *found = NULL
-        cdef Answered *place
         if not is_packet(message, size, &identity):
             return False
         length = key_of(message, size, key)
-        if length and self._goes_on(key, length):
+        if length and has_verdict(self.recent, self.era, key, length, <PyObject *>self.current):
             self._count(identity)
             return True
         named = PyBytes_FromStringAndSize(<char *>key, length) if length else None
@@ -426,16 +380,12 @@ cdef class Inbox:
             found = PyDict_GetItem(known, named)
         if found == NULL:
             self.asked += 1
-            verdict = decide(PyBytes_FromStringAndSize(<char *>message, size), named)
+            verdict = decide(made(self.make, message, size, identity), named)
             # It may have changed what is known; nobody else holds the verdicts.
             self.era += 1
         else:
             verdict = <object>found
-            place = &self.recent[slot(key, length)]
-            place.era = self.era
-            place.length = length
-            place.verdict = found
-            memcpy(place.key, key, length)
+            keep_verdict(self.recent, self.era, key, length, found)
         if verdict is not self.current:
             if self.count:
                 self.runs.append((self.latest, self.count - self.begun, self.current))
