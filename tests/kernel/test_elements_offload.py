@@ -296,7 +296,7 @@ def test_a_flow_leaves_the_queue_and_marks_of_others_stay(netns: Namespace, tmp_
     assert offloaded["decided"] == 2
     assert offloaded["accepted"] > 10
     assert offloaded["denied"] == 0
-    assert "Offloaded: 2 packets decided for their flows" in agent.verb("status").stdout
+    assert "2 packets with a verdict for their flow" in agent.verb("status").stdout
     listing = netns.run(tables, "-t", "mangle", "-nvxL", "POSTROUTING").stdout.splitlines()[2:]
     marked, unmarked = (int(line.split()[0]) for line in listing)
     assert marked > 10
@@ -387,4 +387,46 @@ def test_packets_without_a_connection_are_judged_one_by_one(netns: Namespace, tm
     until(lambda: "belongs to no tracked connection" in agent.log, "it says so")
     assert agent.totals("q")["received"] > 6
     assert netns.run("nc", "-z", "-w", "1", host, "8081", check=False).returncode != 0
+    assert agent.stop() == 0
+
+
+@pytest.mark.kernel
+@HOSTS
+def test_a_foreign_rule_that_clears_our_mark_makes_no_packet_loop(netns: Namespace, tmp_path: Path, host: str) -> None:
+    tables = "ip6tables-legacy" if ":" in host else "iptables-legacy"
+    serve(netns, host, 8080)
+    agent = Agent(netns, tmp_path, CONFIG.format(denied="9", queue="", rule="")).ready()
+    # As VPN tools have it: the connection's mark, which is still 0, takes the place of the packet's.
+    for hook in ("PREROUTING", "OUTPUT"):
+        netns.run(tables, "-w", "-t", "mangle", "-I", hook, "-j", "CONNMARK", "--restore-mark")
+    client = Client(netns, host, 8080)
+    assert client.echo(1000)
+    assert agent.totals("q")["repeated"] == 0
+    assert agent.totals("q")["received"] < 2000
+    assert agent.log.count("restore-mark") == 1
+    assert agent.stop() == 0
+
+
+LOOPER = """
+from nfq_agent import REPEAT, Needs, PacketElement
+
+
+class Looper(PacketElement):
+    needs = Needs.HEADERS
+
+    def decide(self, packet, flow):
+        return REPEAT
+"""
+
+
+@pytest.mark.kernel
+def test_an_element_that_always_answers_repeat_gets_on_error(netns: Namespace, tmp_path: Path) -> None:
+    elements = tmp_path / "elements"
+    elements.mkdir()
+    (elements / "looper.py").write_text(LOOPER)
+    serve(netns, "127.0.0.1", 8080)
+    config = '[queue.q]\nnum = 9\nelements = ["looper:Looper"]\n[rules.r]\nqueue = "q"\ntcp_ports = [8080]\n'
+    agent = Agent(netns, tmp_path, config).ready()
+    assert Client(netns, "127.0.0.1", 8080).echo(1000)
+    assert "gets the verdict ACCEPT instead" in agent.log
     assert agent.stop() == 0

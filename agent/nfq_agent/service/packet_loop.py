@@ -25,6 +25,7 @@ from nfq_agent.host.child import READY, STOP
 from nfq_agent.packet import FiveTuple, Packet, PacketError
 from nfq_agent.queue.queue import BUDGET
 from nfq_agent.service.packet_source import KernelQueue, PacketSource
+from nfq_agent.repeats import MOST, RepeatBound
 from nfq_agent.verdict import ACCEPT, RETAIN, Action, RewriteError, Verdict, VerdictError
 
 # How often the loop looks at what is not a packet, in seconds: the control socket while packets keep coming, the socket's
@@ -128,6 +129,8 @@ class WorkerLoop:
         self._malformed = Limited(emit)
         self._drops = Limited(emit)
         self._unsent = Limited(emit)
+        self._loops = Limited(emit)
+        self._repeats = RepeatBound()
         # What is to be said after the verdicts are sent.
         self._later: list[Callable[[float], bool]] = []
         self._delayed: list[tuple[float, int, Packet, Verdict]] = []
@@ -309,7 +312,8 @@ class WorkerLoop:
             self._failed(packet, TypeError("an element that calls itself pure can't retain or rewrite a packet"))
             return self._settings.on_error
         verdict = self._enforced(packet, verdict)
-        if key is not None:
+        # A REPEAT is asked for each time: the compiled reader would not notice that it loops.
+        if key is not None and verdict.action is not Action.REPEAT:
             self._known[key] = verdict
         return verdict
 
@@ -359,8 +363,8 @@ class WorkerLoop:
         """The verdict on a packet that the queue answers by itself."""
         verdict = self._chain.decide(packet, None)
         if not isinstance(verdict, Verdict):
-            raise VerdictError(f"packet {packet.id}: {verdict!r} is no verdict; allowed: a Verdict")
-        return verdict
+            raise VerdictError(f"packet {packet.id}: {verdict!r} is not a verdict; allowed: a Verdict")
+        return self._bounded(packet, verdict)
 
     def _decide(self, packet: Packet) -> Verdict:
         flow: Flow | None = None
@@ -377,7 +381,22 @@ class WorkerLoop:
             self._source.check(packet, verdict)
             if verdict.payload is not None and not verdict.exact:
                 verdict = _mended(packet, verdict, verdict.payload)
+            verdict = self._bounded(packet, verdict)
         return verdict
+
+    def _bounded(self, packet: Packet, verdict: Verdict) -> Verdict:
+        """The verdict, or what a REPEAT stands for where the packet only comes back to us by it."""
+        if verdict.action is not Action.REPEAT or self._repeats.allows(packet, self._now):
+            return verdict
+        last = self._settings.on_error if verdict.means is None else Verdict(verdict.means)
+        what = f"packet {packet!r} came back {MOST} times after the verdict REPEAT and gets the verdict {last.action.name} instead"
+        if verdict.mark is not None:
+            what += (
+                f": the mark {verdict.mark:#x} that it was given was gone each time. A rule in front of ours rewrites marks, as "
+                "`-j CONNMARK --restore-mark` does; give it a mask that leaves these bits alone. `nfq-agent doctor` names it"
+            )
+        self._later.append(lambda now: self._loops(now, what, level="warning"))
+        return last
 
     def _ask(self, packet: Packet, question: Callable[..., Any], *arguments: Any) -> Any:
         """What the elements say; None if one of them raises, which is counted and said."""

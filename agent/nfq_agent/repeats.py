@@ -1,0 +1,34 @@
+"""A bound on REPEAT: a packet that comes back unchanged again and again would loop for ever. Reads no clock."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from nfq_agent.packet import Packet
+
+# The kernel sends a packet with NF_REPEAT through the whole hook again (nf_reinject, net/netfilter/nf_queue.c). One that means it
+# to pass takes one round. Identical datagrams that wait together are told from a loop by a bound that is far above one.
+MOST: Final = 16
+# A loop takes some 50 microseconds a round, so it reaches the bound within this; equal packets that come later are new ones.
+_WITHIN: Final = 1.0
+_REMEMBERED: Final = 1024
+
+
+class RepeatBound:
+    """Counts how often the same bytes were sent through the same hook again. Bounded in memory."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[tuple[int, bytes], tuple[float, int]] = OrderedDict()
+
+    def allows(self, packet: Packet, now: float) -> bool:
+        """Whether the packet may be repeated once more. now: monotonic seconds."""
+        key = packet.hook, packet.payload
+        since, count = self._seen.pop(key, (now, 0))
+        if now - since > _WITHIN:
+            since, count = now, 0
+        allowed = count < MOST
+        self._seen[key] = since, count + allowed
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return allowed
