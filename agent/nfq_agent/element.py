@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from nfq_agent.flow import Flow
+from nfq_agent.link_local import needed_by_link
 from nfq_agent.mark import Kept
 from nfq_agent.packet import Packet
-from nfq_agent.verdict import Action, Verdict
+from nfq_agent.verdict import ACCEPT, Action, Verdict
 
 Emit = Callable[..., None]
 
@@ -163,7 +164,10 @@ class ElementChain:
             verdict = decide(packet, flow)
             if verdict is not None:
                 return verdict
-        return self._default
+        return self._by_default(packet)
+
+    def _by_default(self, packet: Packet) -> Verdict:
+        return ACCEPT if self._default.action is Action.DROP and needed_by_link(packet) else self._default
 
     def _decide_and_amend(self, packet: Packet, flow: Flow | None) -> Verdict:
         verdict: Verdict | None = None
@@ -174,7 +178,7 @@ class ElementChain:
                 lasting = holds
                 break
         if verdict is None:
-            verdict = self._default
+            verdict = self._by_default(packet)
         if not self._amended_lasting or (flow is not None and flow.undecided):
             lasting = False
         if self._monitor:

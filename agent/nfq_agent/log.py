@@ -12,6 +12,8 @@ from typing import Any, Final
 # syslog(3) priorities, as the journal wants them.
 LEVELS: Final[Mapping[str, int]] = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 _COLOURS: Final = {"debug": "\x1b[2m", "info": "", "warning": "\x1b[33m", "error": "\x1b[31m"}
+# A text that is not shortened further.
+_SHORT: Final = 64
 IDENTIFIER: Final = "nfq-agent"
 
 
@@ -34,11 +36,24 @@ def console(event: Event, colour: bool = False) -> bytes:
     return line.encode(errors="replace") + b"\n"
 
 
-def as_json(event: Event) -> bytes:
-    """One JSON object on a line; the fields stand beside `time`, `level` and `message`."""
+def as_json(event: Event, most: int | None = None) -> bytes:
+    """One JSON object on a line; the fields stand beside `time`, `level` and `message`.
+
+    most: bytes that the line may have. The longest texts are shortened until it fits, which `cut` then says.
+    """
     stamp = datetime.fromtimestamp(event.time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     record = {**event.fields, "time": stamp, "level": event.level, "message": event.message}
-    return json.dumps(record, default=str).encode() + b"\n"
+    line = json.dumps(record, default=str).encode() + b"\n"
+    while most is not None and len(line) > most:
+        longest = max(record, key=lambda name: len(json.dumps(record[name], default=str)))
+        if len(text := str(record[longest])) < _SHORT:
+            # Very many short fields: what the line is about stays.
+            record = {"time": stamp, "level": event.level, "message": event.message}
+        else:
+            record[longest] = text[: len(text) // 2]
+        record["cut"] = True
+        line = json.dumps(record, default=str).encode() + b"\n"
+    return line
 
 
 def journal(event: Event) -> bytes:

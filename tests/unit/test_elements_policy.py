@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nfq_agent.element import Needs
+from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements.policy import Policy, PolicyOptions
+from nfq_agent.flow import Flow
 from nfq_agent.packet import Hook, Packet
 from nfq_agent.testing import Bench, icmp, tcp, udp
 from nfq_agent.verdict import ACCEPT, DROP
@@ -321,3 +322,15 @@ rule = [
 def test_tables_as_a_file_has_them(text: str) -> None:
     options = PolicyOptions.model_validate(tomllib.loads(text))
     assert Policy("policy", options, lambda *_, **__: None).needs is Needs.FLOW
+
+
+def test_a_fact_that_is_true_is_written_as_in_toml() -> None:
+    class Marks(PacketElement):
+        needs = Needs.FLOW
+
+        def decide(self, packet: Packet, flow: Flow | None) -> None:
+            assert flow is not None
+            flow.facts["ech"] = True
+
+    policy = Bench("policy", before=[(Marks, {})], rule=[{"action": "drop", "facts": {"ech": "true"}}], default="accept")
+    assert policy.decide(tcp(A, B)) is DROP

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, create_model
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
+from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Conditions, Match
 from nfq_agent.packet import FiveTuple, Packet, PacketError, address, hook_name, protocol_name
 from nfq_agent.protocols.known import HOSTS, OWNERS
@@ -92,7 +93,8 @@ class Patterns:
         if isinstance(value, tuple | list | set | frozenset):
             fits = [self.match(each) for each in value]
             return bool(fits) and (all(fits) if self._every else any(fits))
-        text = self._plainly(str(value))
+        # As TOML and JSON write it.
+        text = self._plainly(str(value).lower() if isinstance(value, bool) else str(value))
         return text in self._names or (self._regex is not None and self._regex.fullmatch(text) is not None)
 
 
@@ -122,7 +124,8 @@ class Policy(PacketElement):
 
     Without facts in any rule each packet is judged by itself. With them a flow is judged, by the headers of its first packet
     and by what is found out later: as long as the outcome is open the answer is `undecided`, for `within` packets with payload
-    at most; a fact that has not come by then, or that the flow does not have, matches nothing.
+    at most; a fact that has not come by then, or that the flow does not have, matches nothing. A default of drop or reject leaves
+    the ICMPv6 alone without which the link does not work, unless a rule names it.
     """
 
     lasting = True
@@ -136,6 +139,7 @@ class Policy(PacketElement):
         self._match = Match(options.rule, socket.if_indextoname)
         self._explain = options.explain
         self._default = options.default
+        self._closed = options.default in ("drop", "reject")
         self.reads_process = self._match.by_process
         # A refusal is made for the very packet.
         self.pure = not (self._facts or options.explain or self._match.by_process or self.injects_of(options))
@@ -157,6 +161,8 @@ class Policy(PacketElement):
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """The action of the first rule that matches, else the default's."""
+        if self._closed and needed_by_link(packet) and not self._names(packet):
+            return ACCEPT
         if flow is not None and self._facts:
             return self._decide_flow(packet, flow)
         try:
@@ -172,6 +178,11 @@ class Policy(PacketElement):
             # A packet without a flow has no facts.
             bits ^= lowest
         return self._answer(packet, self._default, DEFAULT)
+
+    def _names(self, packet: Packet) -> bool:
+        """Whether a rule decides by this packet's headers alone."""
+        bits = self._match.bits(packet, packet.headers.five_tuple)
+        return any(bits >> place & 1 and not rule.facts for place, rule in enumerate(self._rules))
 
     def _decide_flow(self, packet: Packet, flow: Flow) -> Verdict | None:
         facts = flow.facts

@@ -25,7 +25,7 @@ def open_log(kind: Literal["auto", "console", "json", "journal"], level: str) ->
     if kind == "journal":
         return Log(_journal_sink(), level, time.time)
     if kind == "json":
-        return Log(_stream_sink(log.as_json), level, time.time)
+        return Log(_stream_sink(lambda event: log.as_json(event, _ATOMIC)), level, time.time)
     colour = os.isatty(_STDERR) and "NO_COLOR" not in os.environ
     return Log(_stream_sink(lambda event: log.console(event, colour)), level, time.time)
 

@@ -24,8 +24,8 @@ from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.host.child import READY, STOP
 from nfq_agent.packet import FiveTuple, Packet, PacketError
 from nfq_agent.queue.queue import BUDGET
-from nfq_agent.service.packet_source import KernelQueue, PacketSource
 from nfq_agent.repeats import MOST, RepeatBound
+from nfq_agent.service.packet_source import KernelQueue, PacketSource
 from nfq_agent.verdict import ACCEPT, RETAIN, Action, RewriteError, Verdict, VerdictError
 
 # How often the loop looks at what is not a packet, in seconds: the control socket while packets keep coming, the socket's
@@ -389,7 +389,9 @@ class WorkerLoop:
         if verdict.action is not Action.REPEAT or self._repeats.allows(packet, self._now):
             return verdict
         last = self._settings.on_error if verdict.means is None else Verdict(verdict.means)
-        what = f"packet {packet!r} came back {MOST} times after the verdict REPEAT and gets the verdict {last.action.name} instead"
+        what = (
+            f"packet {packet!r} came back {MOST} times after the verdict REPEAT and gets the verdict {last.action.name} instead"
+        )
         if verdict.mark is not None:
             what += (
                 f": the mark {verdict.mark:#x} that it was given was gone each time. A rule in front of ours rewrites marks, as "

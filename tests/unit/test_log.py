@@ -1,0 +1,51 @@
+"""How events are written: JSON lines that are whole whatever is in them, and console lines that steer no terminal."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_agent.log import Event, as_json, console, journal
+
+FIELDS = st.dictionaries(st.text(max_size=12), st.one_of(st.text(), st.integers(), st.none()), max_size=30)
+
+
+@given(st.text(), FIELDS, st.integers(400, 5000))
+def test_a_json_line_is_whole_and_fits(message: str, fields: dict[str, object], most: int) -> None:
+    line = as_json(Event("info", message, 1.0, fields), most)
+    assert len(line) <= most
+    assert line.count(b"\n") == 1
+    assert json.loads(line)["level"] == "info"
+
+
+def test_a_hostile_name_is_shortened_and_the_rest_stays() -> None:
+    event = Event("info", "tls", 1.0, {"tls_sni": "\\" * 4000, "src": "192.0.2.1"})
+    record = json.loads(as_json(event, 4096))
+    assert record["cut"] is True
+    assert record["src"] == "192.0.2.1"
+    assert 1000 <= len(record["tls_sni"]) < 4000
+
+
+def test_many_short_fields_are_left_out_before_the_message() -> None:
+    record = json.loads(as_json(Event("info", "what happened", 1.0, {f"f{n}": "x" * 20 for n in range(500)}), 4096))
+    assert record["message"] == "what happened"
+    assert record["cut"] is True
+
+
+def test_what_fits_is_not_cut() -> None:
+    assert json.loads(as_json(Event("warning", "m", 1.0, {"a": "b"}), 4096)) == {
+        "a": "b", "time": "1970-01-01T00:00:01.000000Z", "level": "warning", "message": "m",
+    }  # fmt: skip
+
+
+@given(st.text())
+def test_a_console_line_is_one_line_without_control_characters(message: str) -> None:
+    line = console(Event("info", message, 1.0))
+    assert line.count(b"\n") == 1
+    assert line.decode(errors="replace").rstrip("\n").isprintable()
+
+
+def test_the_journal_gets_a_text_with_a_newline_by_its_length() -> None:
+    assert b"MESSAGE\n\x03\0\0\0\0\0\0\0a\nb\n" in journal(Event("info", "a\nb", 1.0))
