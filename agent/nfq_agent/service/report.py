@@ -9,10 +9,11 @@ from typing import Final
 from nfq_agent.config.models import Config
 from nfq_agent.counters import WORKER_COUNTERS
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
-from nfq_agent.service.crew import Crew, QueueWorker
+from nfq_agent.service.crew import Crew
 from nfq_agent.service.live_rules import Found
 from nfq_agent.service.meter import Meter, QueueReading, uninspected
 from nfq_agent.service.status import InForce, OffloadStatus, ProxyStatus, QueueStatus, RuleStatus, WorkerStatus
+from nfq_agent.service.workers import QueueWorker
 
 _OFFLOADED: Final[Mapping[str, str]] = {OFFLOAD_NEW: "decided", OFFLOAD_ACCEPTED: "accepted", OFFLOAD_DENIED: "denied"}
 

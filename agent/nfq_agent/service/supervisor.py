@@ -27,11 +27,13 @@ from nfq_agent.rules.leaving import keep_for_draining, merged
 from nfq_agent.rules.model import RuleError, Ruleset
 from nfq_agent.rules.plan import plan
 from nfq_agent.service import control, report
-from nfq_agent.service.crew import Crew, ProxyWorker, QueueWorker, Worker, WorkerError
+from nfq_agent.service.crew import Crew
 from nfq_agent.service.live_rules import LiveRules, State, compare, listing
 from nfq_agent.service.meter import Drift, Meter
 from nfq_agent.service.policy_generation import advance
 from nfq_agent.service.status import Status
+from nfq_agent.service.worker import Worker, WorkerError
+from nfq_agent.service.workers import ProxyWorker, QueueWorker
 from nfq_agent.version import version
 
 _TICK: Final = 1.0

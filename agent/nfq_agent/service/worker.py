@@ -1,0 +1,159 @@
+"""A worker: one child process of the supervisor that is replaced when it dies."""
+
+from __future__ import annotations
+
+import socket
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, Self, TypeVar
+
+from nfq_agent.host.child import STOP, Child, NotReady
+from nfq_agent.host.users import CAP_NET_ADMIN, User
+from nfq_agent.log import Log
+from nfq_agent.service.restarts import WITHIN, Deaths
+
+READY_WITHIN: Final = 10.0
+STOP_WITHIN: Final = 2.0
+Q = TypeVar("Q", bound="Worker")
+P = TypeVar("P", bound="Worker")
+
+
+class WorkerError(Exception):
+    """A worker does not start, or keeps dying."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roster(Generic[Q, P]):
+    """The workers that serve: those of queues by number, those of proxies by name."""
+
+    queues: dict[int, Q] = field(default_factory=dict)
+    proxies: dict[str, P] = field(default_factory=dict)
+
+
+class Worker(ABC):
+    """One child process that is replaced when it dies.
+
+    title: for messages. drains: when it is told to end it goes on with what it has; a successor serves beside it. ends_within:
+    seconds that it may take to end. last_word: what tells it to end.
+    """
+
+    title: str
+    drains = False
+    ends_within = STOP_WITHIN
+    last_word = STOP
+
+    def __init__(self, user: User, log: Log, close: Callable[[], Iterable[int]]) -> None:
+        """close: descriptors of the parent that a child must not keep open."""
+        self.child: Child | None = None
+        self.deaths = Deaths()
+        self.restarts = 0
+        # It did not stop in time: it may have left packets unanswered, as after a death, but the death is not counted.
+        self.killed = False
+        self.restart_at: float | None = None
+        self._user = user
+        self._log = log
+        self._close = close
+
+    @property
+    @abstractmethod
+    def key(self) -> tuple[str, object]:
+        """What it serves: two workers of one key serve the same."""
+
+    @abstractmethod
+    def register(self, roster: Roster[Any, Any]) -> None:
+        """Enter this worker as the one that serves its queue or proxy."""
+
+    @abstractmethod
+    def unregister(self, roster: Roster[Any, Any]) -> None:
+        """Remove it; nothing happens if it is not there."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Open what it serves: bind a queue, listen. Raises QueueError or OSError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what it serves."""
+
+    @abstractmethod
+    def take_over(self, old: Self) -> None:
+        """Take what `old` has open, and apply this worker's settings to it. Raises QueueError or OSError."""
+
+    @abstractmethod
+    def release(self, successor: Self) -> None:
+        """Close what `successor`, which serves now, did not take over."""
+
+    @abstractmethod
+    def differs(self, other: Self) -> bool:
+        """Whether the settings of `other` need another process."""
+
+    @abstractmethod
+    def body(self, control: socket.socket) -> None:
+        """What the child does."""
+
+    @property
+    def keeps(self) -> set[int]:
+        """Descriptors that its process needs, although they are among those that a child must not keep open."""
+        return set()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a packet waits for its verdict. False where the kernel does not show it."""
+        return False
+
+    @property
+    def pid(self) -> int | None:
+        """The process that serves now, or None."""
+        return None if self.child is None else self.child.pid
+
+    def start(self) -> None:
+        """Fork the process; `wait_ready` waits until it serves. Raises OSError."""
+        self.restart_at = None
+        others = set(self._close()) - self.keeps
+        self.child = Child(self.title, self.body, self._user, (CAP_NET_ADMIN,), others)
+
+    def wait_ready(self, beat: Callable[[], None], within: float = READY_WITHIN) -> None:
+        """Return once it serves. beat: called now and then meanwhile. Raises WorkerError if it ends, or takes too long."""
+        assert self.child is not None
+        try:
+            self.child.wait_ready(within, beat)
+        except NotReady as error:
+            if self.child.exit is not None:
+                self.child = None
+            raise WorkerError(str(error)) from error
+
+    def died(self) -> str:
+        """Reap it and set when it is started again. Returns how it ended. Raises WorkerError when it has died too often."""
+        child = self.child
+        assert child is not None
+        child.reap(block=True)
+        self.child = None
+        now = time.monotonic()
+        pause = self.deaths.add(now)
+        if pause is None:
+            often = self.deaths.recent(now)
+            raise WorkerError(f"{self.title} died {often} times within {WITHIN:g} s, the last time by {child.how_it_ended}")
+        self.restart_at = now + pause
+        self.restarts += 1
+        return child.how_it_ended
+
+    def stop(self) -> None:
+        """Tell it to answer what it holds and to end; kill it if it does not end within STOP_WITHIN seconds."""
+        self.restart_at = None
+        child = self.child
+        if child is None:
+            return
+        child.tell(STOP)
+        if not child.wait_end(STOP_WITHIN):
+            self._log(f"{self.title} did not stop within {STOP_WITHIN:g} s and was killed", "warning", worker=child.pid)
+            child.kill()
+            self.killed = True
+        child.reap(block=True)
+        self.child = None
+
+    def set_aside(self) -> Child | None:
+        """Give up the process, which drains: it is no longer this worker's. None if there is none."""
+        child, self.child, self.restart_at = self.child, None, None
+        return child

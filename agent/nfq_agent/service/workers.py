@@ -1,0 +1,299 @@
+"""The workers: one child process for each queue number, one for each proxy, and what it serves, which outlives it.
+
+The socket of a queue belongs to the supervisor, so the queue and the packets that wait in it survive a worker that dies.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Self
+
+from nfq_agent.config.models import Config
+from nfq_agent.counters import Counters, Slots
+from nfq_agent.element import ElementChain
+from nfq_agent.host.child import DRAIN, Child, bound_memory
+from nfq_agent.host.nfqueue.statistics import QueueStatistics, statistics
+from nfq_agent.host.raw import RawSockets
+from nfq_agent.host.users import User
+from nfq_agent.log import Log
+from nfq_agent.proxy.listeners import listen
+from nfq_agent.proxy.serve import serve as serve_proxy
+from nfq_agent.proxy.settings import COUNTERS as PROXY_COUNTERS
+from nfq_agent.proxy.settings import ProxySettings
+from nfq_agent.queue.queue import Queue, QueueSettingError
+from nfq_agent.service.packet_loop import WorkerLoop, WorkerSettings
+from nfq_agent.service.worker import STOP_WITHIN, Roster, Worker
+from nfq_agent.stream import StreamChain
+from nfq_agent.verdict import ACCEPT, DROP
+
+_VERDICTS: Final = {"accept": ACCEPT, "drop": DROP}
+
+
+class QueueWorker(Worker):
+    """The worker of one queue number, and the queue."""
+
+    def __init__(self, name: str, number: int, config: Config, user: User, log: Log, close: Callable[[], Iterable[int]]) -> None:
+        super().__init__(user, log, close)
+        self.title = f"worker of queue {number}"
+        self.name = name
+        self.number = number
+        self.settings = config.queue[name]
+        self.specs = config.packet_elements(self.settings)
+        self.copy_range = config.copy_range(self.settings)
+        self.counters = Counters()
+        self.queue: Queue | None = None
+        self.raw: RawSockets | None = None
+        self._instance = config.agent.instance
+        self._lost_below: int | None = None
+        self._progress = (0, time.monotonic())
+
+    @property
+    def key(self) -> tuple[str, object]:
+        """The queue number."""
+        return "queue", self.number
+
+    def register(self, roster: Roster[QueueWorker, Any]) -> None:
+        """Enter it under its queue number."""
+        roster.queues[self.number] = self
+
+    def unregister(self, roster: Roster[Any, Any]) -> None:
+        """Remove it."""
+        roster.queues.pop(self.number, None)
+
+    def open(self) -> None:
+        """Bind the queue and set it up. A flag that this kernel refuses is logged and left off."""
+        settings = self.settings
+        queue = Queue(
+            self.number,
+            copy=settings.copy_mode,
+            copy_range=self.copy_range,
+            max_len=settings.max_len,
+            on_unanswered=_VERDICTS[settings.on_error],
+        )
+        queue.open()
+        try:
+            queue.bind()
+        except BaseException:
+            queue.close()
+            raise
+        self.queue = queue
+        self._set_flags(queue)
+        self._open_raw()
+
+    def _open_raw(self) -> None:
+        """The worker may not open these itself: that takes CAP_NET_RAW."""
+        if self.raw is None and any(spec.cls.injects_of(spec.options) for spec in self.specs):
+            try:
+                self.raw = RawSockets()
+            except OSError as error:
+                self._log(f"no raw socket: {error}; rejected packets are dropped without an answer", "warning", queue=self.number)
+
+    def _set_flags(self, queue: Queue) -> None:
+        process = any(spec.cls.reads_process_of(spec.options) for spec in self.specs)
+        for flag, wanted in (("fail_open", self.settings.fail_open), ("gso", self.settings.gso), ("uid_gid", process)):
+            if wanted == getattr(queue.settings, flag):
+                continue
+            try:
+                queue.configure(**{flag: wanted})  # type: ignore[arg-type]  # these three are all switches
+            except QueueSettingError as error:
+                self._log(f"{error}; the queue works without it", "warning", queue=self.number)
+
+    def close(self) -> None:
+        """Unbind the queue. Packets that still wait in it are lost."""
+        if self.queue is not None:
+            self.queue.close()
+            self.queue = None
+        if self.raw is not None:
+            self.raw.close()
+            self.raw = None
+
+    def take_over(self, old: Self) -> None:
+        """Take the bound queue over; no packet that waits in it is lost."""
+        queue, old.queue = old.queue, None
+        assert queue is not None
+        self.queue = queue
+        self.counters = old.counters
+        self.restarts = old.restarts
+        # A worker that died and was not replaced yet, or that was killed, may have left packets unanswered.
+        self.deaths = old.deaths
+        self.killed = old.killed
+        self.raw, old.raw = old.raw, None
+        self._open_raw()
+        queue.configure(copy=self.settings.copy_mode, copy_range=self.copy_range, max_len=self.settings.max_len)
+        self._set_flags(queue)
+
+    def release(self, successor: Self) -> None:
+        """Nothing to release: the successor took over the queue."""
+
+    def differs(self, other: Self) -> bool:
+        """By the queue's settings, or by an element's class or options."""
+        return self.settings != other.settings or self.specs != other.specs
+
+    def start(self) -> None:
+        """Fork; after a death the new process learns up to which packet number some may be unanswered."""
+        if (self.deaths or self.killed) and (line := self.statistics()) is not None:
+            self._lost_below = line.id_sequence
+        self._progress = (0, time.monotonic())
+        super().start()
+        if self.queue is not None:
+            self.queue.leave_to_child()
+
+    def body(self, control: socket.socket) -> None:
+        """Judge packets until told to stop."""
+        assert self.queue is not None
+        settings = self.settings
+        try:
+            bound_memory(settings.memory)
+        except OSError as error:
+            self._log(f"{self.title}: its memory could not be limited: {error}; it runs without", "warning", queue=self.number)
+
+        def emit(message: str, level: str = "info", **fields: Any) -> None:
+            self._log(message, level, **{"queue": self.number, "instance": self._instance, **fields})
+
+        chain = ElementChain(
+            [spec.cls(spec.name, spec.options, emit) for spec in self.specs],
+            _VERDICTS[settings.default],
+            monitor=settings.mode == "monitor",
+        )
+        WorkerLoop(
+            self.queue,
+            chain,
+            WorkerSettings(
+                number=self.number,
+                default=_VERDICTS[settings.default],
+                on_error=_VERDICTS[settings.on_error],
+                monitor=settings.mode == "monitor",
+                busy_poll=settings.busy_poll,
+                lost_below=self._lost_below,
+                peers=settings.numbers if settings.cpu_fanout else None,
+            ),
+            self.counters,
+            control,
+            emit,
+            None if self.raw is None else self.raw.send,
+        ).run()
+
+    def statistics(self) -> QueueStatistics | None:
+        """The kernel's figures for this queue; None where it does not show them to us."""
+        try:
+            return statistics().get(self.number)
+        except OSError:
+            return None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a packet waits for its verdict. False where the kernel does not show it."""
+        line = self.statistics()
+        return line is not None and line.waiting > 0
+
+    def stuck_for(self, now: float) -> float:
+        """Seconds without progress while packets may be waiting: since the last turn of the loop, or the start of the process."""
+        turns, since = self._progress
+        current = self.counters.turns
+        if current != turns or self.child is None or not (self.child.ready or self.deaths):
+            self._progress = (current, now)
+            return 0.0
+        return now - since
+
+
+class ProxyWorker(Worker):
+    """The process of one proxy, and its listeners."""
+
+    drains = True
+    last_word = DRAIN
+
+    def __init__(self, name: str, config: Config, user: User, log: Log, close: Callable[[], Iterable[int]]) -> None:
+        super().__init__(user, log, close)
+        self.title = f"proxy {name}"
+        self.name = name
+        self.config = config.proxy[name]
+        self.settings = ProxySettings.of(name, config)
+        self.specs = config.stream_elements(self.config)
+        self.ends_within = self.settings.drain + STOP_WITHIN
+        self.counters = Slots(PROXY_COUNTERS)
+        # The counters of earlier processes that may still carry connections, and the sums of those that have ended.
+        self._before: list[tuple[Child, Slots]] = []
+        self._ended = dict.fromkeys(PROXY_COUNTERS, 0)
+        self.listeners: list[socket.socket] = []
+        self._instance = config.agent.instance
+
+    @property
+    def key(self) -> tuple[str, object]:
+        """The proxy's name."""
+        return "proxy", self.name
+
+    def register(self, roster: Roster[Any, ProxyWorker]) -> None:
+        """Enter it under the proxy's name."""
+        roster.proxies[self.name] = self
+
+    def unregister(self, roster: Roster[Any, Any]) -> None:
+        """Remove it."""
+        roster.proxies.pop(self.name, None)
+
+    def open(self) -> None:
+        """Listen. Connections wait in the kernel until the process accepts them."""
+        self.listeners = listen(self.config)
+
+    def close(self) -> None:
+        """Stop listening."""
+        for listener in self.listeners:
+            listener.close()
+        self.listeners = []
+
+    def take_over(self, old: Self) -> None:
+        """Take the listeners over. Running connections stay with the process that has them, and are counted with ours."""
+        self._before, self._ended = old._before, old._ended
+        # After a failed reload this worker still has its listeners.
+        if not self.listeners:
+            self.listeners = listen(self.config, old.config, old.listeners)
+
+    def release(self, successor: Self) -> None:
+        """Stop listening where the successor does not."""
+        for listener in self.listeners:
+            if listener not in successor.listeners:
+                listener.close()
+        self.listeners = []
+
+    @property
+    def keeps(self) -> set[int]:
+        """The listeners."""
+        return {listener.fileno() for listener in self.listeners}
+
+    def set_aside(self) -> Child | None:
+        """Give up the process, whose counters still count."""
+        child = super().set_aside()
+        if child is not None:
+            self._before.append((child, self.counters))
+            self.counters = Slots(PROXY_COUNTERS)
+            for each in [each for each in self._before if each[0].exit is not None]:
+                self._before.remove(each)
+                for name, value in each[1].snapshot().items():
+                    self._ended[name] += value if name != "active" else 0
+        return child
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """What all processes of this proxy have counted since the agent started."""
+        total = {name: value + self._ended[name] for name, value in self.counters.snapshot().items()}
+        for child, slots in self._before:
+            for name, value in slots.snapshot().items():
+                # A process that was killed had no time to set `active` to 0.
+                total[name] += value if name != "active" or child.exit is None else 0
+        return total
+
+    def differs(self, other: Self) -> bool:
+        """By settings, or by an element's class or options."""
+        return self.config != other.config or self.settings != other.settings or self.specs != other.specs
+
+    def body(self, control: socket.socket) -> None:
+        """Carry streams until told to stop."""
+
+        def emit(message: str, level: str = "info", **fields: Any) -> None:
+            self._log(message, level, **{"proxy": self.name, "instance": self._instance, **fields})
+
+        def chain() -> StreamChain:
+            return StreamChain([spec.cls(spec.name, spec.options, emit) for spec in self.specs])
+
+        serve_proxy(self.listeners, chain, self.settings, self.counters, control, emit)
