@@ -9,19 +9,19 @@ import pytest
 from namespace import Namespace
 from rule_texts import baseline, rules
 
+from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.xtables.backend import RuleHost
-from nfq_agent.host.xtables.nft import NftHost
-from nfq_agent.host.xtables.python_iptables import LegacyHost
+from nfq_agent.host.xtables.legacy import LegacyHost
 from nfq_agent.rules.model import FAMILIES, Family, RuleError, Ruleset
 from nfq_agent.service.live_rules import LiveRules, listing
 
 pytestmark = pytest.mark.kernel
 
-HOSTS = pytest.mark.parametrize("host", [LegacyHost("a"), NftHost("a")], ids=["legacy", "nft"])
-# The kernel takes TPROXY in table mangle only (xt_TPROXY.c).
+HOSTS = pytest.mark.parametrize("host", [LegacyHost("a"), OwnedHost("a")], ids=["legacy", "owned"])
+# The kernel takes TPROXY in PREROUTING only (xt_TPROXY.c, nft_tproxy.c).
 REFUSED = rules(
-    "nat -A PREROUTING -m comment --comment nfq-agent:a:jump -j NFQA-a-PREROUTING",
-    "nat -A NFQA-a-PREROUTING -p tcp -m multiport --dports 80 -m comment --comment nfq-agent:a:r "
+    "mangle -A INPUT -m comment --comment nfq-agent:a:jump -j NFQA-a-INPUT",
+    "mangle -A NFQA-a-INPUT -p tcp -m multiport --dports 80 -m comment --comment nfq-agent:a:r "
     "-j TPROXY --on-port 15002 --on-ip :: --tproxy-mark 0x800/0x800",
 )
 

@@ -1,115 +1,44 @@
-"""One contract for every rule backend: the fake, legacy xtables and the nft kind, the last two against the real kernel."""
+"""One contract for every rule backend: the fake, legacy xtables and owned tables, the last two against the real kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from fake_rules import FakeHost, FakeKernel
-from namespace import Namespace
 from rule_texts import bare, baseline, foreign, jump, many, ours, rule, rules
+from rule_worlds import REAL, FakeWorld, OwnedWorld, World
 
-from nfq_agent.host.xtables.backend import RuleHost
-from nfq_agent.host.xtables.nft import NftHost
-from nfq_agent.host.xtables.python_iptables import LegacyHost
-from nfq_agent.rules.diff import Settled, diff, render
-from nfq_agent.rules.model import FAMILIES, Family, RuleError, TableRules, TableState
+from nfq_agent.rules.diff import diff, render
+from nfq_agent.rules.model import FAMILIES, Family, RuleError, TableState
 
-
-class World(Protocol):
-    """A kernel, with what other programs do to it."""
-
-    name: str
-
-    def host(self, instance: str) -> RuleHost: ...
-
-    def restore(self, family: Family, text: str) -> None:
-        """iptables-restore --noflush --counters"""
-
-    def save(self, family: Family) -> list[str]:
-        """iptables-save --counters, without remarks"""
+KERNEL = [pytest.param(name, marks=pytest.mark.kernel) for name in REAL]
 
 
-class FakeWorld:
-    name = "fake"
-
-    def __init__(self) -> None:
-        self.kernel = FakeKernel()
-        self.restore, self.save = self.kernel.restore, self.kernel.save
-
-    def host(self, instance: str) -> RuleHost:
-        return FakeHost(self.kernel, instance)
-
-
-class Inside:
-    """A backend whose calls run inside a namespace."""
-
-    def __init__(self, namespace: Namespace, host: RuleHost) -> None:
-        self.name, self.notice, self.lock_seconds = host.name, host.notice, host.lock_seconds
-        self._namespace, self._host = namespace, host
-
-    def read(self, family: Family) -> dict[str, TableState]:
-        return self._namespace.call(self._host.read, family)
-
-    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
-        return self._namespace.call(self._host.apply, family, desired)
-
-    def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Settled]:
-        return partial(self.apply, family, desired)
-
-    def present(self, family: Family) -> frozenset[str] | None:
-        return self._namespace.call(self._host.present, family)
-
-    def instances(self, family: Family) -> frozenset[str]:
-        return self._namespace.call(self._host.instances, family)
-
-
-class RealWorld:
-    def __init__(self, namespace: Namespace, name: str, make: Callable[[str], RuleHost]) -> None:
-        self.namespace, self.name, self._make = namespace, name, make
-
-    def host(self, instance: str) -> RuleHost:
-        return Inside(self.namespace, self._make(instance))
-
-    def _tool(self, family: Family) -> str:
-        return f"{'iptables' if family == 'inet' else 'ip6tables'}-{self.name}"
-
-    def restore(self, family: Family, text: str) -> None:
-        self.namespace.run(f"{self._tool(family)}-restore", "--noflush", "--counters", "--wait", input=text)
-
-    def save(self, family: Family) -> list[str]:
-        lines = self.namespace.run(f"{self._tool(family)}-save", "-c").stdout.splitlines()
-        return [line for line in lines if not line.startswith("#")]
-
-
-WORLDS = [
-    "fake",
-    pytest.param("legacy", marks=pytest.mark.kernel),
-    pytest.param("nft", marks=pytest.mark.kernel),
-]
-
-
-@pytest.fixture(params=WORLDS)
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
+def _world(request: pytest.FixtureRequest) -> Iterator[World]:
     if request.param == "fake":
         yield FakeWorld()
-    else:
-        yield RealWorld(request.getfixturevalue("netns"), request.param, {"legacy": LegacyHost, "nft": NftHost}[request.param])
+        return
+    made = REAL[request.param](request.getfixturevalue("netns"))
+    yield made
+    if isinstance(made, OwnedWorld):
+        made.resident.kill()
+
+
+@pytest.fixture(params=["fake", *KERNEL])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    yield from _world(request)
+
+
+@pytest.fixture(params=["fake", KERNEL[0]])
+def open_world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """One in which others can change our rules."""
+    yield from _world(request)
 
 
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-def takes_counters(world: World, family: Family) -> bool:
-    """Whether counters can be restored: ip6tables-nft-restore 1.8.9 does not, 1.8.11 does."""
-    if (world.name, family) != ("nft", "inet6"):
-        return True
-    assert isinstance(world, RealWorld)
-    return "v1.8.9" not in world.namespace.run("ip6tables-nft", "--version").stdout
 
 
 REDIRECT = '-p tcp -m multiport --dports 8080 -m comment --comment "nfq-agent:a:n" -j REDIRECT --to-ports 15002'
@@ -134,7 +63,7 @@ def test_apply_puts_the_rules_in_and_says_so(world: World, family: Family) -> No
     world.restore(family, FOREIGN)
     before = world.save(family)
     settled = world.host("a").apply(family, baseline())
-    assert settled.before["mangle"] == TableState()
+    assert settled.before.get("mangle", TableState()) == TableState()
     assert settled.after["mangle"].as_rules() == baseline()["mangle"]
     after = world.save(family)
     assert foreign(after) == before
@@ -172,13 +101,13 @@ def test_a_family_is_left_alone_while_the_other_is_written(world: World) -> None
     assert world.save("inet6") == before
 
 
-def test_a_changed_rule_keeps_the_counters_of_the_others(world: World, family: Family) -> None:
-    host = world.host("a")
+def test_a_changed_rule_keeps_the_counters_of_the_others(open_world: World, family: Family) -> None:
+    host = open_world.host("a")
     host.apply(family, baseline("a", 1, 3))
     for chain in ("INPUT", "OUTPUT"):
         first, second = rule("a", 1, chain), rule("a", 3, chain)
         delete = f"-D NFQA-a-{chain} 1\n"
-        world.restore(family, f"*mangle\n{delete}{delete}[8:800] {first}\n[9:900] {second}\nCOMMIT\n")
+        open_world.restore(family, f"*mangle\n{delete}{delete}[8:800] {first}\n[9:900] {second}\nCOMMIT\n")
     changed = host.apply(family, baseline("a", 1, 2)).changes
     assert list(render(changed)) == [
         "*mangle",
@@ -189,83 +118,83 @@ def test_a_changed_rule_keeps_the_counters_of_the_others(world: World, family: F
     ]
     state = host.read(family)["mangle"]
     assert [(found.number, found.packets, found.bytes) for found in state.chains["NFQA-a-INPUT"]] == [
-        (1, 8, 800) if takes_counters(world, family) else (1, 0, 0),
+        (1, 8, 800),
         (2, 0, 0),
     ]
     assert len(state.jumps) == 2
 
 
-def test_somebody_elses_rule_in_our_chain_goes(world: World, family: Family) -> None:
-    host = world.host("a")
+def test_somebody_elses_rule_in_our_chain_goes(open_world: World, family: Family) -> None:
+    host = open_world.host("a")
     host.apply(family, baseline())
-    before = world.save(family)
+    before = open_world.save(family)
     # One that could be ours by its kind, one that never is (a fragment of an address), one that only differs by -g.
     address = "10.0.0.0/8" if family == "inet" else "fd00::/8"
-    world.restore(
+    open_world.restore(
         family,
         f"*mangle\n-A NFQA-a-INPUT -p tcp -j ACCEPT\n-I NFQA-a-INPUT 1 -s {address} -j DROP\n"
         "-A NFQA-a-OUTPUT -m limit --limit 5/min -j RETURN\nCOMMIT\n",
     )
     assert sum(len(chain) for chain in host.read(family)["mangle"].chains.values()) == 5
     host.apply(family, baseline())
-    assert world.save(family) == before
+    assert open_world.save(family) == before
 
 
-def test_our_rule_that_was_altered_is_mended(world: World, family: Family) -> None:
-    host = world.host("a")
+def test_our_rule_that_was_altered_is_mended(open_world: World, family: Family) -> None:
+    host = open_world.host("a")
     host.apply(family, baseline())
-    before = world.save(family)
+    before = open_world.save(family)
     address = "10.0.0.0/8" if family == "inet" else "fd00::/8"
-    world.restore(
+    open_world.restore(
         family,
         f"*mangle\n-D NFQA-a-INPUT 1\n{rule('a', 11000).replace('INPUT ', f'INPUT -s {address} ', 1)}\nCOMMIT\n",
     )
-    assert world.save(family) != before
+    assert open_world.save(family) != before
     host.apply(family, baseline())
-    assert world.save(family) == before
+    assert open_world.save(family) == before
 
 
-def test_what_is_missing_comes_back(world: World, family: Family) -> None:
-    host = world.host("a")
+def test_what_is_missing_comes_back(open_world: World, family: Family) -> None:
+    host = open_world.host("a")
     host.apply(family, baseline())
-    world.restore(family, f"*mangle\n{jump('a').replace('-A', '-D', 1)}\n-D NFQA-a-OUTPUT 1\nCOMMIT\n")
+    open_world.restore(family, f"*mangle\n{jump('a').replace('-A', '-D', 1)}\n-D NFQA-a-OUTPUT 1\nCOMMIT\n")
     assert len(host.read(family)["mangle"].jumps) == 1
     host.apply(family, baseline())
     assert host.read(family)["mangle"].as_rules() == baseline()["mangle"]
 
 
-def test_a_jump_is_not_fought_over_for_its_place(world: World, family: Family) -> None:
-    host = world.host("a")
+def test_a_jump_is_not_fought_over_for_its_place(open_world: World, family: Family) -> None:
+    host = open_world.host("a")
     host.apply(family, baseline())
-    world.restore(family, "*mangle\n-I INPUT 1 -p udp -j ACCEPT\nCOMMIT\n")
+    open_world.restore(family, "*mangle\n-I INPUT 1 -p udp -j ACCEPT\nCOMMIT\n")
     assert host.apply(family, baseline()).changes == {}
     # Twice the same jump is once too often.
-    world.restore(family, f"*mangle\n{jump('a')}\nCOMMIT\n")
+    open_world.restore(family, f"*mangle\n{jump('a')}\nCOMMIT\n")
     host.apply(family, baseline())
     assert len(host.read(family)["mangle"].jumps) == 2
 
 
-def test_a_chain_that_others_jump_to_is_emptied_and_kept(world: World, family: Family) -> None:
-    host = world.host("a")
+def test_a_chain_that_others_jump_to_is_emptied_and_kept(open_world: World, family: Family) -> None:
+    host = open_world.host("a")
     host.apply(family, baseline())
-    world.restore(family, "*mangle\n:MINE - [0:0]\n-A MINE -p tcp -j NFQA-a-INPUT\nCOMMIT\n")
+    open_world.restore(family, "*mangle\n:MINE - [0:0]\n-A MINE -p tcp -j NFQA-a-INPUT\nCOMMIT\n")
     assert host.read(family)["mangle"].held == {"NFQA-a-INPUT"}
     settled = host.apply(family, {})
     assert settled.after["mangle"] == TableState({"NFQA-a-INPUT": ()}, (), frozenset({"NFQA-a-INPUT"}))
     assert host.apply(family, {}).changes == {}
-    assert "[0:0] -A MINE -p tcp -j NFQA-a-INPUT" in world.save(family)
-    world.restore(family, "*mangle\n-D MINE -p tcp -j NFQA-a-INPUT\nCOMMIT\n")
+    assert "[0:0] -A MINE -p tcp -j NFQA-a-INPUT" in open_world.save(family)
+    open_world.restore(family, "*mangle\n-D MINE -p tcp -j NFQA-a-INPUT\nCOMMIT\n")
     host.apply(family, {})
-    assert ours(world.save(family)) == []
+    assert ours(open_world.save(family)) == []
 
 
-def test_our_chains_that_jump_to_one_another_go_too(world: World, family: Family) -> None:
-    host = world.host("a")
+def test_our_chains_that_jump_to_one_another_go_too(open_world: World, family: Family) -> None:
+    host = open_world.host("a")
     host.apply(family, baseline())
-    world.restore(family, "*mangle\n-A NFQA-a-OUTPUT -j NFQA-a-INPUT\nCOMMIT\n")
+    open_world.restore(family, "*mangle\n-A NFQA-a-OUTPUT -j NFQA-a-INPUT\nCOMMIT\n")
     assert host.read(family)["mangle"].held == frozenset()
     host.apply(family, {})
-    assert ours(world.save(family)) == []
+    assert ours(open_world.save(family)) == []
 
 
 def test_instances_live_side_by_side(world: World, family: Family) -> None:
@@ -284,11 +213,11 @@ def test_instances_live_side_by_side(world: World, family: Family) -> None:
     assert first.read(family)["mangle"].as_rules() == baseline("a")["mangle"]
 
 
-def test_another_instances_jump_holds_our_chain(world: World, family: Family) -> None:
-    host = world.host("a")
+def test_another_instances_jump_holds_our_chain(open_world: World, family: Family) -> None:
+    host = open_world.host("a")
     host.apply(family, baseline("a"))
-    world.host("b").apply(family, baseline("b"))
-    world.restore(family, "*mangle\n-A NFQA-b-INPUT -j NFQA-a-INPUT\nCOMMIT\n")
+    open_world.host("b").apply(family, baseline("b"))
+    open_world.restore(family, "*mangle\n-A NFQA-b-INPUT -j NFQA-a-INPUT\nCOMMIT\n")
     assert host.read(family)["mangle"].held == {"NFQA-a-INPUT"}
 
 
@@ -308,16 +237,16 @@ def test_stale_rules_in_other_tables_go(world: World, family: Family) -> None:
     assert {name for name, state in host.read(family).items() if state.chains or state.jumps} == {"mangle"}
 
 
-def test_a_tagged_rule_anywhere_is_ours_and_goes(world: World, family: Family) -> None:
-    world.restore(
+def test_a_tagged_rule_anywhere_is_ours_and_goes(open_world: World, family: Family) -> None:
+    open_world.restore(
         family,
         "*mangle\n:THEIRS - [0:0]\n"
         '-A THEIRS -p tcp -m comment --comment "nfq-agent:a:old" -j ACCEPT\n'
         '-A THEIRS -p udp -m comment --comment "nfq-agent:aa:old" -j ACCEPT\n'
         '-A THEIRS -p udp -m comment --comment "see nfq-agent:a:old" -j ACCEPT\nCOMMIT\n',
     )
-    world.host("a").apply(family, {})
-    assert [line for line in world.save(family) if line.startswith("[") and "THEIRS" in line] == [
+    open_world.host("a").apply(family, {})
+    assert [line for line in open_world.save(family) if line.startswith("[") and "THEIRS" in line] == [
         '[0:0] -A THEIRS -p udp -m comment --comment "nfq-agent:aa:old" -j ACCEPT',
         '[0:0] -A THEIRS -p udp -m comment --comment "see nfq-agent:a:old" -j ACCEPT',
     ]
@@ -356,8 +285,9 @@ def test_everything_a_configuration_can_say_is_written_and_read_alike(world: Wor
 def test_what_a_proxy_asks_for_is_written_and_read_alike(world: World, family: Family) -> None:
     comment = '-m comment --comment "nfq-agent:a:x"'
     hosts, anywhere = ("10.0.0.0-10.255.255.255", "0.0.0.0") if family == "inet" else ("fd00::-fdff::1", "::")
-    mark, masks = "0x4f000000/0xff000000", "--nfmask 0xff000000 --ctmask 0xff000000"
-    counted = "--connbytes 8 --connbytes-mode packets --connbytes-dir both"
+    mark = "0x4f000000/0xff000000"
+    # `plan` asks for the one or the other (RuleHost.lists).
+    saved = f"--set-xmark {mark}" if world.name == "owned" else "--save-mark --nfmask 0xff000000 --ctmask 0xff000000"
     desired = rules(
         f"mangle {jump('a', 'PREROUTING')}",
         f"mangle -A NFQA-a-PREROUTING -p tcp -m multiport --dports 15002 -m addrtype --dst-type LOCAL {comment} -j RETURN",
@@ -365,9 +295,7 @@ def test_what_a_proxy_asks_for_is_written_and_read_alike(world: World, family: F
         f"mangle -A NFQA-a-PREROUTING -p tcp -m socket --transparent {comment} -j MARK --set-xmark {mark}",
         f"mangle -A NFQA-a-PREROUTING -p tcp -m multiport --dports 80 {comment} "
         f"-j TPROXY --on-port 15002 --on-ip {anywhere} --tproxy-mark {mark}",
-        f"mangle -A NFQA-a-PREROUTING -m mark --mark {mark} {comment} -j CONNMARK --save-mark {masks}",
-        f"mangle -A NFQA-a-PREROUTING {comment} -j CONNMARK --restore-mark {masks}",
-        f"mangle -A NFQA-a-PREROUTING -m connbytes {counted} {comment} -j RETURN",
+        f"mangle -A NFQA-a-PREROUTING -m mark --mark {mark} {comment} -j CONNMARK {saved}",
     )
     host = world.host("a")
     host.apply(family, desired)
@@ -376,12 +304,12 @@ def test_what_a_proxy_asks_for_is_written_and_read_alike(world: World, family: F
     assert host.apply(family, desired).changes == {}
 
 
-def test_when_a_later_table_is_refused_the_earlier_ones_are_put_back(world: World, family: Family) -> None:
-    world.restore(family, FOREIGN)
-    host = world.host("a")
+def test_when_a_later_table_is_refused_the_earlier_ones_are_put_back(open_world: World, family: Family) -> None:
+    open_world.restore(family, FOREIGN)
+    host = open_world.host("a")
     host.apply(family, baseline("a", 1, 2))
-    world.restore(family, "*mangle\n[5:50] -A NFQA-a-INPUT -p tcp -m tcp --dport 99 -j ACCEPT\nCOMMIT\n")
-    before = world.save(family)
+    open_world.restore(family, "*mangle\n[5:50] -A NFQA-a-INPUT -p tcp -m tcp --dport 99 -j ACCEPT\nCOMMIT\n")
+    before = open_world.save(family)
     # The kernel takes REDIRECT in nat alone.
     refused = rules(
         f"raw {jump('a', 'OUTPUT')}",
@@ -389,14 +317,13 @@ def test_when_a_later_table_is_refused_the_earlier_ones_are_put_back(world: Worl
     )
     with pytest.raises(RuleError, match=r"raw|REDIRECT"):
         host.apply(family, {**baseline("a", 2, 3), **refused})
-    after = world.save(family)
+    after = open_world.save(family)
     # The table that was refused may have become present by that; its chains are empty.
     assert set(foreign(before)) <= set(foreign(after))
     assert [line for line in foreign(after) if line[0] == "["] == [line for line in foreign(before) if line[0] == "["]
     assert ours(after) == ours(before)
     # It is put back with its counters.
-    counters = "5:50" if takes_counters(world, family) else "0:0"
-    assert f"[{counters}] -A NFQA-a-INPUT -p tcp -m tcp --dport 99 -j ACCEPT" in after
+    assert "[5:50] -A NFQA-a-INPUT -p tcp -m tcp --dport 99 -j ACCEPT" in after
 
 
 def test_nothing_becomes_present_by_looking(world: World, family: Family) -> None:
@@ -409,7 +336,9 @@ def test_nothing_becomes_present_by_looking(world: World, family: Family) -> Non
     host.apply(family, baseline())
     host.read(family)
     assert host.present(family) == frozenset({"mangle"})
-    assert [line for line in world.save(family) if line.startswith("*")] == ["*mangle"]
+    # An owned table is no table of xtables.
+    tables = [line for line in world.save(family) if line.startswith("*")]
+    assert tables == ([] if world.name == "owned" else ["*mangle"])
 
 
 def test_a_family_at_a_time_with_redirect(world: World) -> None:
@@ -426,8 +355,6 @@ def test_a_family_at_a_time_with_redirect(world: World) -> None:
 
 @pytest.mark.parametrize("count", [200, 20_000])
 def test_many_foreign_rules_are_left_as_they_are(world: World, count: int) -> None:
-    if world.name == "nft":
-        count = min(count, 2_000)
     world.restore("inet", many(count))
     before = world.save("inet")
     host = world.host("a")

@@ -23,12 +23,12 @@ from netfilterqueue import NetfilterQueue
 from rule_texts import baseline, many, ours, rules
 from traffic import send
 
+from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.one_shot import OneShotError, one_shot
-from nfq_agent.host.xtables import kernel, nft, python_iptables
+from nfq_agent.host.xtables import kernel, legacy, python_iptables
 from nfq_agent.host.xtables.backend import RuleHost, choose
 from nfq_agent.host.xtables.kernel import Tables
-from nfq_agent.host.xtables.nft import NftHost
-from nfq_agent.host.xtables.python_iptables import LegacyHost
+from nfq_agent.host.xtables.legacy import LegacyHost
 from nfq_agent.rules.diff import diff
 from nfq_agent.rules.model import FAMILIES, RuleError
 
@@ -81,14 +81,15 @@ def apply_and_remove_until_done(host: RuleHost) -> int:
     return rounds
 
 
-@pytest.mark.parametrize(("host", "changes"), [(LegacyHost("a"), 500), (NftHost("a"), 200)], ids=["legacy", "nft"])
-def test_no_change_of_a_concurrent_writer_is_lost(netns: Namespace, host: RuleHost, changes: int) -> None:
-    script, theirs, output = writer(f"iptables-{host.name}", 7, changes)
+@pytest.mark.parametrize("host", [LegacyHost("a"), OwnedHost("a")], ids=["legacy", "owned"])
+@pytest.mark.parametrize("tool", ["iptables-legacy", "iptables-nft"])
+def test_no_change_of_a_concurrent_writer_is_lost(netns: Namespace, host: RuleHost, tool: str) -> None:
+    script, theirs, output = writer(tool, 7, 500 if tool == "iptables-legacy" else 200)
     process = netns.start("sh", "-ec", script, stderr=subprocess.PIPE)
     rounds = netns.call(apply_and_remove_until_done, host, timeout=120)
     assert process.wait(60) == 0, process.stderr.read() if process.stderr else ""
     assert rounds >= 3
-    lines = saved(netns, f"iptables-{host.name}")
+    lines = saved(netns, tool)
     for chain, expected in (("THEIRS", theirs), ("OUTPUT", output)):
         found = [line.partition(f" -A {chain} ")[2] for line in lines if f" -A {chain} " in line]
         assert found == expected
@@ -154,7 +155,7 @@ def test_a_lock_taken_by_a_child_that_died_is_given_back(netns: Namespace, monke
     def tried() -> str:
         lock = os.open("/run/xtables.lock", os.O_RDONLY | os.O_CREAT, 0o600)
         host = LegacyHost("a", lock)
-        monkeypatch.setattr(python_iptables, "settle", die)
+        monkeypatch.setattr(legacy, "settle", die)
         with pytest.raises(RuleError, match="ended without an answer: exit code 3"):
             host.apply("inet", baseline())
         return subprocess.run(["flock", "--nonblock", "/run/xtables.lock", "echo", "free"], capture_output=True, text=True).stdout
@@ -210,7 +211,7 @@ def test_a_rule_that_moved_unnoticed_is_not_mistaken_for_ours(netns: Namespace, 
 
 def test_the_longer_layout_of_libxtables_is_walked_in_its_own_steps() -> None:
     """As Debian 13 has it, without Debian 13: an array of the longer entries."""
-    iptc = python_iptables._iptc()  # noqa: SLF001  # what python-iptables is given to do
+    iptc = python_iptables.import_iptc()  # what python-iptables is given to do
     real = sys.modules["iptc.xtables"]
     longer: Any = type("Longer", (ctypes.Structure,), {"_fields_": (*real.xt_option_entry._fields_, ("base", ctypes.c_uint))})
     table = (longer * 4)(longer(b"one", base=7), longer(b"two", id=2, flags=real.XTOPT_MAND), longer(b"three"))
@@ -263,8 +264,8 @@ def test_foreign_counters_are_exact_under_traffic(netns: Namespace) -> None:
     assert counter(netns, 9) == 20_000
 
 
-@pytest.mark.parametrize("host", [LegacyHost("a"), NftHost("a")], ids=["legacy", "nft"])
-def test_packets_that_wait_outlive_every_change_of_rules(netns: Namespace, host: LegacyHost | NftHost) -> None:
+@pytest.mark.parametrize("host", [LegacyHost("a"), OwnedHost("a")], ids=["legacy", "owned"])
+def test_packets_that_wait_outlive_every_change_of_rules(netns: Namespace, host: LegacyHost | OwnedHost) -> None:
     def change() -> int:
         receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         receiver.bind(("127.0.0.1", 53))
@@ -310,7 +311,7 @@ def as_nobody(netns: Namespace, body: str, before: str = "") -> str:
 
 
 LIFE = """
-    from nfq_agent.host.xtables.{module} import {kind}
+    from nfq_agent.host.{module} import {kind}
     from nfq_agent.rules.diff import diff
     from rule_texts import baseline
     host = {kind}("a"{lock})
@@ -337,19 +338,14 @@ def test_rules_without_root(netns: Namespace, before: str, lock: str) -> None:
     netns.run("iptables-legacy-restore", input=many(200))
     was = saved(netns)
     # Which tables are present is root's to know.
-    assert as_nobody(netns, LIFE.format(module="python_iptables", kind="LegacyHost", lock=lock), before) == "None\n"
+    assert as_nobody(netns, LIFE.format(module="xtables.legacy", kind="LegacyHost", lock=lock), before) == "None\n"
     assert saved(netns) == was
     assert ours(saved(netns, "ip6tables-legacy")) == []
 
 
-def test_nft_rules_without_root(netns: Namespace) -> None:
-    assert as_nobody(netns, LIFE.format(module="nft", kind="NftHost", lock="")) == "frozenset({'mangle'})\n"
-    assert ours(saved(netns, "iptables-nft")) == []
-
-
 def test_without_root_or_lock_the_message_says_what_to_do(netns: Namespace) -> None:
     body = """
-        from nfq_agent.host.xtables.python_iptables import LegacyHost
+        from nfq_agent.host.xtables.legacy import LegacyHost
         from nfq_agent.rules.model import RuleError
         from rule_texts import baseline
         try:
@@ -365,7 +361,7 @@ def test_without_root_or_lock_the_message_says_what_to_do(netns: Namespace) -> N
 def test_without_root_stale_rules_of_any_table_go(netns: Namespace) -> None:
     netns.call(LegacyHost("a").apply, "inet", rules(*_other_table()))
     body = """
-        from nfq_agent.host.xtables.python_iptables import LegacyHost
+        from nfq_agent.host.xtables.legacy import LegacyHost
         LegacyHost("a").apply("inet", {})
     """
     as_nobody(netns, body, "install -m 0640 -g nogroup /dev/null /run/xtables.lock")
@@ -383,31 +379,20 @@ def test_without_capabilities_the_message_names_the_table(netns: Namespace) -> N
         netns.call(powerless)
 
 
-def test_a_table_that_somebody_wrote_natively_does_not_hide_the_others(netns: Namespace) -> None:
-    netns.run(
-        "nft", "-f", "-", input="table ip raw { chain OUTPUT { type filter hook output priority 7; tcp dport {1,2} drop; }; }"
-    )
-    host = NftHost("a")
-    netns.call(host.apply, "inet", baseline())
-    assert not diff(baseline(), netns.call(host.read, "inet"))
-    netns.call(host.apply, "inet", {})
-    assert "dport" in netns.run("nft", "list", "table", "ip", "raw").stdout
-
-
 def test_auto_is_legacy_where_the_kernel_has_it(netns: Namespace) -> None:
     assert netns.call(lambda: choose("auto", "a").name) == "legacy"
-    assert netns.call(lambda: choose("nft", "a").name) == "nft"
+    assert netns.call(lambda: choose("owned", "a").name) == "owned"
 
 
-def test_auto_is_nft_elsewhere_and_says_so(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(python_iptables, "_NAMES", dict.fromkeys(FAMILIES, "/proc/net/none_such"))
+def test_auto_is_owned_elsewhere_and_says_so(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(python_iptables, "NAMES_FILES", dict.fromkeys(FAMILIES, "/proc/net/none_such"))
 
     def chosen() -> tuple[str, str]:
         host = choose("auto", "a")
         return host.name, host.notice
 
     name, text = netns.call(chosen)
-    assert name == "nft"
+    assert name == "owned"
     assert "the kernel has no legacy xtables" in text
     with pytest.raises(RuleError, match="backend legacy can't be used: the kernel has no legacy xtables"):
         netns.call(choose, "legacy", "a")
@@ -417,7 +402,6 @@ def test_the_facts_for_the_doctor(netns: Namespace) -> None:
     facts = netns.call(python_iptables.probe)
     assert (facts.ipv4, facts.ipv6, facts.problem) == (True, True, None)
     assert facts.libxtables.startswith("libxtables.so.12")
-    assert netns.call(nft.probe).version.startswith("iptables v1.8")
     assert saved(netns) == []
 
 
@@ -447,7 +431,7 @@ def refuse(event, arguments):
     if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system") and "modprobe" not in str(arguments):
         raise SystemExit(f"{{event}} {{arguments}}")
 sys.addaudithook(refuse)
-python_iptables._iptc()
+python_iptables.import_iptc()
 print(sys.modules["iptc.xtables"]._xtables_libdir)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 from nfq_agent.rules.diff import Change, Delete, DropChain, Insert, NewChain, Settled, settle
 from nfq_agent.rules.model import (
@@ -154,6 +153,9 @@ class FakeHost:
 
     name = "fake"
     notice = ""
+    lists = False
+    descriptors: tuple[int, ...] = ()
+    closed = False
     lock_seconds = 0.0
 
     def __init__(self, kernel: FakeKernel, instance: str) -> None:
@@ -172,8 +174,23 @@ class FakeHost:
     def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
         return settle(_Session(self, family), desired)
 
-    def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Settled]:
-        return partial(self.apply, family, desired)
+    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Settled]:
+        done: dict[Family, Settled] = {}
+        errors: list[RuleError] = []
+        for family, rules in desired.items():
+            try:
+                done[family] = self.apply(family, rules)
+            except RuleError as error:
+                errors.append(error)
+        if errors and undo:
+            for family, settled in done.items():
+                self.apply(family, {name: state.as_rules() for name, state in settled.before.items()})
+        if errors:
+            raise errors[0]
+        return done
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class _Session:

@@ -134,7 +134,7 @@ def _seclude() -> None:
 def _has_legacy() -> bool:
     from nfq_agent.host.xtables import python_iptables
 
-    return python_iptables.fault() is None and shutil.which("iptables-legacy") is not None
+    return python_iptables.problem() is None and shutil.which("iptables-legacy") is not None
 
 
 def _rules() -> list[str]:

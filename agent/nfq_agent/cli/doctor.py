@@ -14,8 +14,9 @@ from typing import Any, Final, Literal
 from nfq_agent.cli.running import status_if_any
 from nfq_agent.config.models import Config, warnings
 from nfq_agent.host.nfqueue.statistics import statistics
+from nfq_agent.host.nftables.support import probe
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capability
-from nfq_agent.host.xtables import nft, python_iptables
+from nfq_agent.host.xtables import python_iptables
 from nfq_agent.host.xtables.backend import usable
 from nfq_agent.host.xtables.lock import held_by, holders, lock_path
 from nfq_agent.rules.model import FAMILIES, RuleError
@@ -87,15 +88,16 @@ def _rule_engines() -> Iterator[Finding]:
             yield Finding("warning", "rule engine", "the kernel has no legacy xtables for IPv6", "modprobe ip6_tables")
     else:
         yield Finding("warning", "rule engine", f"legacy xtables can't be used: {legacy.problem}")
-    try:
-        nft.require()
-    except RuleError as error:
+    owned = probe()
+    if owned.problem is not None:
         level: Level = "good" if legacy.problem is None else "fault"
         yield Finding(
-            level, "rule engine", f"the nft kind can't be used: {error}", "apt install iptables (dnf install iptables-nft)"
+            level, "rule engine", f"backend owned can't be used: {owned.problem}", "modprobe nf_tables nft_compat nft_queue"
         )
     else:
-        yield Finding("good", "rule engine", 'iptables-nft is there, for backend = "nft"')
+        how = "its own expression" if owned.native_queue else "nft_compat"
+        stay = "" if owned.persist else "; with bypass = false others can change the rules (Linux 6.9 has tables that stay owned)"
+        yield Finding("good", "rule engine", f'nf_tables with owned tables, queueing through {how}, for backend = "owned"{stay}')
 
 
 def _lock() -> Iterator[Finding]:
@@ -177,7 +179,7 @@ def _side_by_side() -> Iterator[Finding]:
             "warning",
             "kubernetes",
             f"{legacy} legacy rules on a Kubernetes host: from {_KUBERNETES_LIMIT} on some images choose iptables-legacy",
-            'backend = "nft" keeps the legacy tables small',
+            'backend = "owned" keeps the legacy tables empty',
         )
 
 

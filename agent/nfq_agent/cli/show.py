@@ -44,6 +44,9 @@ def side_effects(ruleset: Ruleset, host: RuleHost, user: str | None) -> list[str
     effects = [host.notice] if host.notice else []
     if user is not None:
         effects.append(f"the system user {user} would be made; its number takes the place of its name in the rules")
+    if ruleset and host.name == "owned":
+        effects.append("the rules are in nf_tables: `nft list ruleset` lists them, `iptables` does not")
+        return effects
     for family, tables in ruleset.items():
         present = host.present(family)
         if present is None:
@@ -53,10 +56,8 @@ def side_effects(ruleset: Ruleset, host: RuleHost, user: str | None) -> list[str
             f"the {family} table {table} would become present, and stay so for the life of this network namespace"
             for table in sorted(set(tables) - present)
         ]
-    if ruleset and host.name == "legacy":
+    if ruleset:
         effects.append("the rules are legacy ones: `iptables-legacy -S` lists them, an `iptables` of the nft kind does not")
-    if ruleset and host.name == "nft":
-        effects.append("the rules are nft ones: `iptables-nft -S` lists them, an `iptables-legacy` does not")
     return effects
 
 

@@ -19,6 +19,7 @@ from nfq_agent.host import routes
 from nfq_agent.host.users import ensure_user, find_user
 from nfq_agent.host.xtables.backend import choose, usable
 from nfq_agent.rules.plan import plan as plan_rules
+from nfq_agent.rules.plan import redirects
 from nfq_agent.service import control
 from nfq_agent.service.live_rules import LiveRules, compare, listing
 from nfq_agent.service.policy_generation import foreseen
@@ -151,9 +152,9 @@ def check(config: ConfigOption = None, instance: InstanceOption = None) -> int:
 def plan(config: ConfigOption = None, instance: InstanceOption = None, json_: JsonOption = False) -> int:
     """Show what applying would change, as rules in iptables text. Writes nothing; exit 3 if there is something to do."""
     loaded = _foreseen(_checked(_load(config, instance)))
-    installation = LiveRules(choose(loaded.agent.backend, loaded.agent.instance))
+    installation = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded)))
     user = find_user(loaded.agent.user)
-    ruleset = plan_rules(loaded, loaded.agent.user if user is None else user.uid)
+    ruleset = plan_rules(loaded, loaded.agent.user if user is None else user.uid, installation.host.lists)
     changes = compare(ruleset, installation.read())
     besides = show.side_effects(ruleset, installation.host, loaded.agent.user if user is None else None)
     if json_:
@@ -180,9 +181,10 @@ def apply(
     user, made = ensure_user(loaded.agent.user)
     if made:
         show.note(f"made the system user {loaded.agent.user} (uid {user.uid})")
-    installation = LiveRules(choose(loaded.agent.backend, loaded.agent.instance))
+    # The rules outlive this process, and the table that they are in.
+    installation = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded), persist=True))
     guard = None if confirm_within is None else Guard(confirm_within, installation, installation.read())
-    done = installation.apply(plan_rules(loaded, user.uid))
+    done = installation.apply(plan_rules(loaded, user.uid, installation.host.lists))
     changes = {family: settled.changes for family, settled in done.items() if settled.changes}
     show.changes(changes)
     closed = [name for name, queue in loaded.queue.items() if not queue.bypass]
@@ -227,6 +229,7 @@ def remove(
         changes = {family: settled.changes for family, settled in done.items() if settled.changes}
         removed += sum(len(steps) for each in changes.values() for steps in each.values())
         show.changes(changes)
+        host.close()
     if routes.sweep(name):
         removed += 1
         show.note(f"removed the routing rules of instance {name} (TPROXY)")

@@ -74,7 +74,7 @@ class Agent(_Model):
 
     instance: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,12}$")] = "default"
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "proxyuser"
-    backend: Literal["auto", "legacy", "nft"] = "auto"
+    backend: Literal["auto", "legacy", "owned"] = "auto"
     drift_check: Duration = 5.0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Final
 
 from nfq_agent.config.models import Config, ProxyConfig, RuleConfig
@@ -32,9 +34,12 @@ _MULTIPORT_PLACES: Final = 15
 _SYN: Final = Extension("tcp", (Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"),))
 
 
-def plan(config: Config, uid: int | str) -> Ruleset:
-    """The rules that a configuration asks for. uid: of the agent's own user, whose traffic is
-    never taken; its name stands in for it where a plan is only shown and the user is yet to be made."""
+def plan(config: Config, uid: int | str, lists: bool = False) -> Ruleset:
+    """The rules that a configuration asks for.
+
+    uid: of the agent's own user, whose traffic is never taken; its name stands in for it where a plan is only shown and the user
+    is yet to be made. lists: whether one rule of the backend takes a list of any length (RuleHost.lists).
+    """
     ruleset: dict[Family, dict[str, TableRules]] = {}
     for family in FAMILIES:
         tables: dict[str, dict[str, list[tuple[Rule, Kept | None]]]] = {}
@@ -43,27 +48,37 @@ def plan(config: Config, uid: int | str) -> Ruleset:
                 continue
             kept = None if rule.queue is None else config.kept(config.queue[rule.queue])
             for hook in rule.hooks:
-                made = _rules(config, name, rule, family, hook)
+                made = _rules(config, name, rule, family, hook, lists)
                 tables.setdefault(_table_name(config, rule), {}).setdefault(hook, []).extend((each, kept) for each in made)
         if tables:
-            ruleset[family] = {table: _table(config.agent.instance, tables[table], uid) for table in tables}
+            ruleset[family] = {table: _table(config.agent.instance, tables[table], uid, lists) for table in tables}
     return ruleset
 
 
-def _table(instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], uid: int | str) -> TableRules:
+def redirects(config: Config) -> bool:
+    """Whether a rule leads connections to a proxy by NAT."""
+    return any(rule.proxy is not None and config.proxy[rule.proxy].capture == "redirect" for rule in config.rules.values())
+
+
+def _table(instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], uid: int | str, lists: bool) -> TableRules:
     chains: dict[str, tuple[Rule, ...]] = {}
     jumps: list[Rule] = []
     for hook in HOOK_CHAINS:
         if not (rules := hooks.get(hook)):
             continue
         chain = chain_name(instance, hook)
-        keeping = _keeping(instance, chain, rules)
-        chains[chain] = _chain(instance, chain, hook, keeping, [rule for rule, _ in rules], uid)
+        keeping = _keeping(instance, chain, rules, lists)
+        # Only where every rule counts is one saved; and an owner that must not match is a plain expression only as a RETURN.
+        single = len(rules) == 1 and not lists
+        if single:
+            chains[chain] = (*keeping, _without_own_traffic(rules[0][0], hook, uid))
+        else:
+            chains[chain] = _several_rules(instance, chain, hook, [*keeping, *(rule for rule, _ in rules)], uid)
         jumps.append(Rule(hook.upper(), Extension(chain), (_comment(instance, JUMP),)))
     return TableRules(chains, tuple(jumps))
 
 
-def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]]) -> list[Rule]:
+def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]], lists: bool) -> list[Rule]:
     """The rules that keep the verdicts on flows, for the queues where an element offloads; they come before the others.
 
     A packet whose verdict holds for its flow comes round again with our mark on it (REPEAT): the mark is saved in the
@@ -72,10 +87,7 @@ def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]]) -
     """
     made: list[Rule] = []
     for kept in dict.fromkeys(kept for _, kept in rules if kept is not None):
-        mask = f"{kept.mask:#x}"
-        ours = Extension("mark", (Option("--mark", f"0x0/{mask}", negated=True),))
-        save = (Option("--save-mark"), Option("--nfmask", mask), Option("--ctmask", mask))
-        made.append(Rule(chain, Extension("CONNMARK", save), (ours, _comment(instance, OFFLOAD_NEW))))
+        made += _saving(instance, chain, kept, lists)
         accepted = Extension("connmark", (Option("--mark", str(kept.accept)),))
         comment = _comment(instance, OFFLOAD_ACCEPTED)
         if all(other == kept for _, other in rules):
@@ -91,29 +103,45 @@ def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]]) -
     return made
 
 
-def _chain(instance: str, chain: str, hook: str, keeping: list[Rule], rules: list[Rule], uid: int | str) -> tuple[Rule, ...]:
-    """The rules of one own chain, with the agent's own user left out.
+def _saving(instance: str, chain: str, kept: Kept, lists: bool) -> list[Rule]:
+    """The rules that save a packet's mark of ours in its connection."""
+    comment = _comment(instance, OFFLOAD_NEW)
+    if lists:
+        # nf_tables copies no part of a mark into another before Linux 6.13, but it sets one to a value.
+        return [
+            Rule(chain, Extension("CONNMARK", (Option("--set-xmark", str(mark)),)), (_marked(mark), comment)) for mark in kept
+        ]
+    mask = f"{kept.mask:#x}"
+    ours = Extension("mark", (Option("--mark", f"0x0/{mask}", negated=True),))
+    save = (Option("--save-mark"), Option("--nfmask", mask), Option("--ctmask", mask))
+    return [Rule(chain, Extension("CONNMARK", save), (ours, comment))]
 
-    A chain of several rules begins with a RETURN for that user and ends with a RETURN for everybody. A single rule says
-    the exclusion itself: the baseline then has four rules a family, and some Kubernetes images take a host with ten or
-    more legacy rules for one that uses them (iptables-wrappers).
+
+def _without_own_traffic(rule: Rule, hook: str, uid: int | str) -> Rule:
+    """The only rule of a chain, which itself leaves the agent's own user out.
+
+    The baseline then has four rules a family, and some Kubernetes images take a host with ten or more legacy rules for one
+    that uses them (iptables-wrappers).
     """
     # A rule for one user's packets can't meet the agent's, unless that user is the agent's.
-    if len(rules) == 1:
-        (rule,) = rules
-        if hook in _OWNED and not any(match.name == "owner" for match in rule.matches):
-            exclusion = Extension("owner", (Option("--uid-owner", str(uid), negated=True),))
-            *others, comment = rule.matches
-            rule = Rule(
-                rule.chain, rule.target, (*others, exclusion, comment), rule.protocol, rule.in_interface,
-                rule.out_interface,
-            )  # fmt: skip
-        return (*keeping, rule)
+    if hook not in _OWNED or any(match.name == "owner" for match in rule.matches):
+        return rule
+    exclusion = Extension("owner", (Option("--uid-owner", str(uid), negated=True),))
+    *others, comment = rule.matches
+    return replace(rule, matches=(*others, exclusion, comment))
+
+
+def _several_rules(instance: str, chain: str, hook: str, rules: list[Rule], uid: int | str) -> tuple[Rule, ...]:
+    """A chain that begins with a RETURN for the agent's own user, and ends with one for everybody."""
     head: tuple[Rule, ...] = ()
     if hook in _OWNED:
         owner = Extension("owner", (Option("--uid-owner", str(uid)),))
         head = (Rule(chain, Extension("RETURN"), (owner, _comment(instance, "own-traffic"))),)
-    return (*head, *keeping, *rules, Rule(chain, Extension("RETURN"), (_comment(instance, "end"),)))
+    return (*head, *rules, Rule(chain, Extension("RETURN"), (_comment(instance, "end"),)))
+
+
+def _marked(mark: Mark) -> Extension:
+    return Extension("mark", (Option("--mark", _mark(mark)),))
 
 
 def _mark(mark: Mark) -> str:
@@ -125,27 +153,27 @@ def _comment(instance: str, name: str) -> Extension:
     return Extension("comment", (Option("--comment", tag(instance, name)),))
 
 
-def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: str) -> list[Rule]:
+def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: str, lists: bool) -> list[Rule]:
     """The rules of one [rules.NAME] for one family and hook."""
     instance = config.agent.instance
     tail: list[Extension] = []
     if rule.mark is not None:
-        tail.append(Extension("mark", (Option("--mark", _mark(rule.mark)),)))
+        tail.append(_marked(rule.mark))
     if rule.owner is not None:
         tail.append(Extension("owner", (Option("--uid-owner", str(rule.uid)),)))
     tail.append(_comment(instance, name))
     made: list[Rule] = []
-    for protocol, matches in _traffic(rule, hook):
+    for protocol, matches in _traffic(rule, hook, lists):
         for inward, outward in _interfaces(rule.interface or "", hook):
             chain = chain_name(instance, hook)
             if rule.proxy is not None:
-                made += _capture_rules(config, rule, chain, family, protocol, matches, inward, outward, tuple(tail))
+                made += _capture_rules(config, rule, chain, family, lists, protocol, matches, inward, outward, tuple(tail))
                 continue
             made.append(Rule(chain, _queue_target(config, rule), (*matches, *tail), protocol, inward, outward))
     return made
 
 
-def _traffic(rule: RuleConfig, hook: str) -> Iterator[tuple[str, tuple[Extension, ...]]]:
+def _traffic(rule: RuleConfig, hook: str, lists: bool) -> Iterator[tuple[str, tuple[Extension, ...]]]:
     """(protocol, matches) for each rule that the traffic of a [rules.NAME] needs in a hook."""
     if rule.all:
         yield "", ()
@@ -154,9 +182,9 @@ def _traffic(rule: RuleConfig, hook: str) -> Iterator[tuple[str, tuple[Extension
     if rule.tcp_syn and not rule.tcp_ports:
         yield "tcp", head
     direction = _direction(rule, hook)
-    for ports in _multiport(rule.tcp_ports):
+    for ports in _port_lists(rule.tcp_ports, lists):
         yield "tcp", (*head, Extension("multiport", (Option(direction, ports),)))
-    for ports in _multiport(rule.udp_ports):
+    for ports in _port_lists(rule.udp_ports, lists):
         yield "udp", (Extension("multiport", (Option(direction, ports),)),)
 
 
@@ -169,19 +197,31 @@ def _direction(rule: RuleConfig, hook: str) -> str:
     return "--dports" if (rule.role == "server") == (hook in _INWARD) else "--sports"
 
 
-def _multiport(ports: Iterable[Ports]) -> Iterator[str]:
-    """The ports in groups that one multiport match holds, in rising order so that a changed file's order changes nothing."""
+def _port_lists(ports: Iterable[Ports], lists: bool) -> Iterator[str]:
+    """The ports in rising order, so that a changed file's order changes nothing, in as many lists as the backend needs."""
+    room = len(_merged(ports)) * 2 if lists else _MULTIPORT_PLACES
     group: list[str] = []
     places = 0
-    for each in sorted(set(ports)):
+    for each in _merged(ports):
         size = 1 if each.first == each.last else 2
-        if places + size > _MULTIPORT_PLACES:
+        if places + size > room:
             yield ",".join(group)
             group, places = [], 0
         group.append(str(each))
         places += size
     if group:
         yield ",".join(group)
+
+
+def _merged(ports: Iterable[Ports]) -> list[Ports]:
+    """The same ports in rising order, none of them twice."""
+    made: list[Ports] = []
+    for each in sorted(set(ports)):
+        if made and each.first <= made[-1].last:
+            made[-1] = Ports(made[-1].first, max(made[-1].last, each.last))
+        else:
+            made.append(each)
+    return made
 
 
 def _interfaces(interface: str, hook: str) -> tuple[tuple[str, str], ...]:
@@ -213,8 +253,8 @@ def _table_name(config: Config, rule: RuleConfig) -> str:
 
 
 def _capture_rules(  # noqa: PLR0913  # one for each setting
-    config: Config, rule: RuleConfig, chain: str, family: Family, protocol: str, matches: tuple[Extension, ...],
-    inward: str, outward: str, tail: tuple[Extension, ...],
+    config: Config, rule: RuleConfig, chain: str, family: Family, lists: bool, protocol: str,
+    matches: tuple[Extension, ...], inward: str, outward: str, tail: tuple[Extension, ...],
 ) -> Iterator[Rule]:  # fmt: skip
     """The rules that lead connections to a proxy, after those that leave some of them alone."""
     proxy = config.proxy[rule.proxy or ""]
@@ -224,12 +264,13 @@ def _capture_rules(  # noqa: PLR0913  # one for each setting
     leave = Extension("RETURN")
     # Who calls a listener by its own address is told so by the proxy; to lead it there in a circle helps nobody.
     own = sorted({each.port for every in config.proxy.values() for each in every.listen})
-    for ports in _multiport(Ports(each, each) for each in own if any(each in ports for ports in rule.tcp_ports)):
+    taken = [Ports(each, each) for each in own if any(each in ports for ports in rule.tcp_ports)]
+    for ports in _port_lists(taken, lists):
         local = Extension("addrtype", (Option("--dst-type", "LOCAL"),))
         listeners = Extension("multiport", (Option("--dports", ports),))
         yield Rule(chain, leave, (listeners, local, *tail), protocol, inward, outward)
-    for network in sorted(each for each in proxy.exclude if each.version == (6 if family == "inet6" else 4)):
-        there = Extension("iprange", (Option("--dst-range", f"{network[0]}-{network[-1]}"),))
+    for ranges in _range_lists(proxy.exclude, family, lists):
+        there = Extension("iprange", (Option("--dst-range", ranges),))
         yield Rule(chain, leave, (*matches, there, *tail), protocol, inward, outward)
     # Connections that run by now go on as they are: led to the proxy, which knows nothing of them, they would be reset. Also by
     # REDIRECT: a first rule of table nat wakes connection tracking, which takes their next packet for the first of a new one.
@@ -245,6 +286,17 @@ def _capture_rules(  # noqa: PLR0913  # one for each setting
         keep = Extension("MARK", (Option("--set-xmark", str(proxy.tproxy_mark)),))
         yield Rule(chain, keep, (own_socket, *tail), "tcp")
     yield Rule(chain, target, (*matches, *tail), protocol, inward, outward)
+
+
+def _range_lists(networks: Iterable[IPv4Network | IPv6Network], family: Family, lists: bool) -> Iterator[str]:
+    """The networks of a family as ranges of addresses, in as many lists as the backend needs."""
+    v4 = collapse_addresses(each for each in networks if isinstance(each, IPv4Network))
+    v6 = collapse_addresses(each for each in networks if isinstance(each, IPv6Network))
+    ranges = [f"{network[0]}-{network[-1]}" for network in (v4 if family == "inet" else v6)]
+    if lists and ranges:
+        yield ",".join(ranges)
+    else:
+        yield from ranges
 
 
 def _listener_port(proxy: ProxyConfig, family: Family) -> int | None:

@@ -25,7 +25,7 @@ from nfq_agent.rules import routing
 from nfq_agent.rules.diff import render
 from nfq_agent.rules.leaving import keep_for_draining, merged
 from nfq_agent.rules.model import RuleError, Ruleset
-from nfq_agent.rules.plan import plan
+from nfq_agent.rules.plan import plan, redirects
 from nfq_agent.service import control, report
 from nfq_agent.service.crew import Crew
 from nfq_agent.service.live_rules import LiveRules, State, compare, listing
@@ -97,14 +97,14 @@ class Supervisor:
         self._user, made = ensure_user(agent.user)
         if made:
             self._log(f"made the system user {agent.user} (uid {self._user.uid})")
-        self._installation = LiveRules(choose(agent.backend, agent.instance))
+        self._installation = LiveRules(choose(agent.backend, agent.instance, captures=redirects(self._config)))
         if notice := self._installation.host.notice:
             self._log(notice, "warning")
         self._config = advance(self._config, control.folder() / f"{agent.instance}.generations")
         self._crew.add([*self._queues_of(self._config), *self._proxies_of(self._config)])
         if self._stop_asked:
             return
-        self._ruleset = plan(self._config, self._user.uid)
+        self._ruleset = plan(self._config, self._user.uid, self._installation.host.lists)
         # From here on there may be rules to take away. Stale ones of this instance, from whatever configuration, go in the
         # same commit that puts the new ones in.
         self._rules_in = True
@@ -170,6 +170,13 @@ class Supervisor:
                 self._log(f"rules could not be removed: {error}; run `nfq-agent remove`", "error")
         self._crew.retire(self._crew.workers)
         self._crew.wait_for_leaving()
+        if self._installation is not None:
+            try:
+                # Not before: it may cost the packets that wait.
+                self._installation.close()
+            except RuleError as error:
+                clean = False
+                self._log(f"{error}; run `nfq-agent remove`", "error")
         if clean and not failed:
             self._log("stopped: no rule of this instance is left")
         return clean
@@ -219,6 +226,8 @@ class Supervisor:
         if self._lock is not None:
             yield self._lock.fileno()
         yield from self._crew.descriptors
+        if self._installation is not None:
+            yield from self._installation.host.descriptors
 
     def _what(self) -> str:
         parts = [f"queue {number}" for number in self._crew.queues]
@@ -319,7 +328,7 @@ class Supervisor:
         changed = [
             (there[key], worker) for key, worker in wanted.items() if key in there and (relog or there[key].differs(worker))
         ]
-        ruleset = plan(new, self._user.uid)
+        ruleset = plan(new, self._user.uid, self._installation.host.lists)
         # What running connections of a proxy stand on goes when they have ended.
         at_first = merged(ruleset, keep_for_draining(self._ruleset))
         # Routes come before the rules that need them, and go after those that did.

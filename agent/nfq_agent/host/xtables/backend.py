@@ -1,11 +1,15 @@
-"""Which of the kernel's two rule engines is used, behind one interface."""
+"""Which of the two backends writes the rules, behind one interface."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from nfq_agent.host.xtables import nft, python_iptables
+from nfq_agent.host.nftables import neighbours
+from nfq_agent.host.nftables.owned import OwnedHost
+from nfq_agent.host.nftables.support import probe
+from nfq_agent.host.xtables import python_iptables
+from nfq_agent.host.xtables.legacy import LegacyHost
 from nfq_agent.rules.diff import Settled
 from nfq_agent.rules.model import Family, RuleError, TableRules, TableState
 
@@ -14,10 +18,12 @@ class RuleHost(Protocol):
     """One instance's rules in the kernel.
 
     notice: why it is not the first choice here; empty if it is. lock_seconds: how long a change waits for the xtables lock.
+    lists: whether one rule takes a list of ports or networks of any length.
     """
 
     name: str
     notice: str
+    lists: bool
     lock_seconds: float
 
     def read(self, family: Family) -> dict[str, TableState]:
@@ -26,11 +32,8 @@ class RuleHost(Protocol):
     def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
         """Make this instance's rules the desired ones, in every present table; {} removes them all. Raises RuleError."""
 
-    def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Settled]:
-        """Begin that, where it can go on beside something else; what is returned waits for its end, and is to be called once.
-
-        Both raise RuleError.
-        """
+    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Settled]:
+        """The same for several families. Raises RuleError; with `undo`, what was in force before is in force then."""
 
     def present(self, family: Family) -> frozenset[str] | None:
         """The names of the tables that are present; None if this process may not know."""
@@ -38,41 +41,64 @@ class RuleHost(Protocol):
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that own chains, by the names of the chains."""
 
+    @property
+    def descriptors(self) -> Sequence[int]:
+        """Descriptors that hold the rules: no child may keep them by chance, and a successor has to be given them."""
 
-def choose(backend: Literal["auto", "legacy", "nft"], instance: str, lock: int | None = None) -> RuleHost:
-    """The rule engine to use; `auto` is legacy wherever the kernel has it and python-iptables can write it.
+    def close(self) -> None:
+        """Give up what the backend holds besides the rules, once they are out and no packet waits. Raises RuleError."""
 
-    lock: a descriptor of the xtables lock, for a process that may not open it. Raises RuleError where neither can be used.
+
+def choose(
+    backend: Literal["auto", "legacy", "owned"],
+    instance: str,
+    lock: int | None = None,
+    captures: bool = False,
+    persist: bool = False,
+) -> RuleHost:
+    """The backend to use. `auto` is legacy wherever python-iptables can do what is needed, and says why where it is not.
+
+    lock: a descriptor of the xtables lock, for a process that may not open it. captures: whether connections are to be led to a
+    proxy by NAT. persist: whether rules have to outlive this process. Raises RuleError where neither backend can be used.
     """
-    if backend == "nft":
-        nft.require()
-        return nft.NftHost(instance)
-    fault = python_iptables.fault()
-    if fault is None:
-        return python_iptables.LegacyHost(instance, lock)
+    if backend == "owned":
+        return _owned(instance, "", persist)
+    problem = python_iptables.problem()
     if backend == "legacy":
-        raise RuleError(f"backend legacy can't be used: {fault}")
-    try:
-        nft.require()
-    except RuleError as error:
-        raise RuleError(f"no rules can be written here: legacy: {fault}; nft: {error}") from error
-    return nft.NftHost(instance, f"the nft backend is used, since legacy rules can't be: {fault}")
+        if problem is not None:
+            raise RuleError(f"backend legacy can't be used: {problem}")
+        return LegacyHost(instance, lock)
+    if problem is not None:
+        return _owned(instance, f"backend owned is used, since legacy rules can't be: {problem}", persist)
+    if captures and (chain := neighbours.nat_chain()) is not None and probe().problem is None:
+        return _owned(
+            instance,
+            f"backend owned is used, since nf_tables does NAT here ({chain}) and may be asked before legacy NAT: a proxy would "
+            "miss connections",
+            persist,
+        )
+    return LegacyHost(instance, lock)
+
+
+def _owned(instance: str, notice: str, persist: bool) -> OwnedHost:
+    if (problem := probe().problem) is not None:
+        before = f"{notice}; " if notice else ""
+        raise RuleError(f"{before}backend owned can't be used: {problem}")
+    return OwnedHost(instance, notice, persist=persist)
 
 
 def usable(instance: str) -> list[RuleHost]:
-    """Every rule engine that works here: rules may have been put in through one or the other. Raises RuleError if none does."""
+    """Every backend that works here: rules may have been put in through one or the other. Raises RuleError if none does."""
     hosts: list[RuleHost] = []
     reasons: list[str] = []
-    if (fault := python_iptables.fault()) is None:
-        hosts.append(python_iptables.LegacyHost(instance))
+    if (problem := python_iptables.problem()) is None:
+        hosts.append(LegacyHost(instance))
     else:
-        reasons.append(f"legacy: {fault}")
-    try:
-        nft.require()
-    except RuleError as error:
-        reasons.append(f"nft: {error}")
+        reasons.append(f"legacy: {problem}")
+    if (problem := probe().problem) is None:
+        hosts.append(OwnedHost(instance))
     else:
-        hosts.append(nft.NftHost(instance))
+        reasons.append(f"owned: {problem}")
     if not hosts:
         raise RuleError(f"no rules can be read here: {'; '.join(reasons)}")
     return hosts

@@ -1,0 +1,313 @@
+"""A rule as the expressions of nf_tables, in the words that `nft` uses for them.
+
+What has no expression, or none in this kernel, goes through nft_compat as the xtables extension that it is. A match that two
+expressions are needed for side by side (a port, in either direction) makes two rules of nf_tables out of one of ours.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from struct import Struct
+from typing import Final, NamedTuple
+
+from nfq_agent.host.nftables.netlink import attribute, nested, text, u32, u64
+from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError
+
+# enum nft_registers; enum nft_cmp_ops and nft_range_ops; enum nft_payload_bases
+_VERDICT, _REGISTER, _REGISTER_2 = 0, 1, 2
+_EQUAL, _NOT_EQUAL = 0, 1
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+# enum nft_meta_keys
+_META_MARK, _META_IIFNAME, _META_OIFNAME, _META_SKUID, _META_SKGID, _META_L4PROTO = 3, 6, 7, 10, 11, 16
+_CT_MARK: Final = 3
+_SOCKET_TRANSPARENT, _SOCKET_CGROUP2 = 0, 3
+# enum nft_fib_result, NFTA_FIB_F_DADDR, RTN_LOCAL (linux/rtnetlink.h)
+_FIB_ADDRESS_TYPE, _FIB_DESTINATION, _LOCAL = 3, 2, 2
+_FAMILY_NUMBERS: Final[Mapping[Family, int]] = {"inet": 2, "inet6": 10}
+_PROTOCOLS: Final = {
+    "icmp": 1,
+    "tcp": 6,
+    "udp": 17,
+    "esp": 50,
+    "ah": 51,
+    "icmpv6": 58,
+    "ipv6-icmp": 58,
+    "sctp": 132,
+    "udplite": 136,
+}
+_VERDICTS: Final = {"DROP": 0, "ACCEPT": 1, "RETURN": -5}
+_JUMP: Final = -3
+_CGROUPS: Final = "/sys/fs/cgroup"
+_FULL: Final = 0xFFFFFFFF
+_WORD: Final = Struct("=I")
+# struct xt_NFQ_info_v3 (linux/netfilter/xt_NFQUEUE.h) and xt_owner_match_info (xt_owner.h), padded as XT_ALIGN does it.
+_NFQUEUE: Final = Struct("=HHH2x")
+_OWNER: Final = Struct("=IIIIBB6x")
+_OWNER_UID, _OWNER_GID = 1, 2
+
+
+class Expression(NamedTuple):
+    """One expression. data: its attributes."""
+
+    name: str
+    data: bytes = b""
+
+    @property
+    def packed(self) -> bytes:
+        """As an element of NFTA_RULE_EXPRESSIONS."""
+        return nested(1, text(1, self.name), nested(2, self.data))
+
+
+# One of these has to hold; each is a sequence of expressions that all have to hold.
+_Alternatives = Sequence[Sequence[Expression]]
+
+
+def encode(rule: Rule, family: Family, chain_of: Callable[[str], str], native_queue: bool) -> list[list[Expression]]:
+    """The rules of nf_tables, usually one, that make up `rule`, each with a counter.
+
+    A list of ports or addresses is the name of a set, `@name`. chain_of: the name of a chain of ours in the table.
+    native_queue: whether the kernel has the expression `queue`. Raises RuleError for what can't be expressed here.
+    """
+    conditions: list[_Alternatives] = []
+    try:
+        for key, name in ((_META_IIFNAME, rule.in_interface), (_META_OIFNAME, rule.out_interface)):
+            if name:
+                conditions.append([_interface(key, name)])
+        if rule.protocol:
+            conditions.append([_protocol(rule.protocol)])
+        conditions += [_MATCHES[match.name](match, family) for match in rule.matches if match.name != "comment"]
+        target = list(_target(rule.target, family, chain_of, native_queue))
+    except KeyError as error:
+        raise RuleError(f"backend owned has no expression for {error} of the rule {rule}") from error
+    except (ValueError, OSError) as error:
+        raise RuleError(f"backend owned can't write the rule {rule}: {error}") from error
+    return [[*itertools.chain.from_iterable(chosen), _COUNTER, *target] for chosen in itertools.product(*conditions)]
+
+
+def _load(name: str, key: int) -> Expression:
+    return (
+        Expression(name, u32(2, key) + u32(1, _REGISTER)) if name == "ct" else Expression(name, u32(1, _REGISTER) + u32(2, key))
+    )
+
+
+def _compare(value: bytes, negated: bool = False) -> Expression:
+    return Expression("cmp", u32(1, _REGISTER) + u32(2, _NOT_EQUAL if negated else _EQUAL) + nested(3, attribute(1, value)))
+
+
+def _bitwise(mask: bytes, xor: bytes) -> Expression:
+    return Expression(
+        "bitwise",
+        u32(1, _REGISTER) + u32(2, _REGISTER) + u32(3, len(mask)) + nested(4, attribute(1, mask)) + nested(5, attribute(1, xor)),
+    )
+
+
+def _immediate(register: int, value: bytes) -> Expression:
+    return Expression("immediate", u32(1, register) + nested(2, attribute(1, value)))
+
+
+def _verdict(code: int, chain: str = "") -> Expression:
+    members = u32(1, code & _FULL) + (text(2, chain) if chain else b"")
+    return Expression("immediate", u32(1, _VERDICT) + nested(2, nested(2, members)))
+
+
+_COUNTER: Final = Expression("counter", u64(1, 0) + u64(2, 0))
+
+
+def _interface(key: int, name: str) -> list[Expression]:
+    negated = name.startswith("! ")
+    raw = os.fsencode(name[2:] if negated else name)
+    # A name is compared whole, in 16 bytes; the beginning of one without its NUL.
+    value = raw[:-1] if raw.endswith(b"+") else raw.ljust(16, b"\0")
+    return [_load("meta", key), _compare(value, negated)] if value else []
+
+
+def _protocol(protocol: str) -> list[Expression]:
+    negated = protocol.startswith("! ")
+    name = protocol[2:] if negated else protocol
+    number = int(name) if name.isdecimal() else _PROTOCOLS[name]
+    return [_load("meta", _META_L4PROTO), _compare(bytes([number]), negated)]
+
+
+def _looked_up(load: Expression, option: Option) -> list[Expression]:
+    """Whether what was loaded is in a set, or not."""
+    if not option.value.startswith("@"):
+        raise ValueError(f"{option.name} {option.value} is not the name of a set")
+    flags = u32(5, 1 if option.negated else 0)
+    return [load, Expression("lookup", text(1, option.value[1:]) + u32(2, _REGISTER) + flags)]
+
+
+def _payload(base: int, offset: int, size: int) -> Expression:
+    return Expression("payload", u32(1, _REGISTER) + u32(2, base) + u32(3, offset) + u32(4, size))
+
+
+_SOURCE_PORT: Final = _payload(_TRANSPORT_HEADER, 0, 2)
+_DESTINATION_PORT: Final = _payload(_TRANSPORT_HEADER, 2, 2)
+
+
+def _multiport(match: Extension, _: Family) -> _Alternatives:
+    (option,) = match.options
+    if option.name == "--dports":
+        return [_looked_up(_DESTINATION_PORT, option)]
+    if option.name == "--sports":
+        return [_looked_up(_SOURCE_PORT, option)]
+    destination, source = _looked_up(_DESTINATION_PORT, option), _looked_up(_SOURCE_PORT, option)
+    # Neither of both is one condition after the other; one of both is not.
+    return [[*destination, *source]] if option.negated else [destination, source]
+
+
+def _iprange(match: Extension, family: Family) -> _Alternatives:
+    # struct iphdr, struct ipv6hdr
+    source, destination, size = (12, 16, 4) if family == "inet" else (8, 24, 16)
+    found: list[Expression] = []
+    for option in match.options:
+        place = source if option.name == "--src-range" else destination
+        found += _looked_up(_payload(_NETWORK_HEADER, place, size), option)
+    return [found]
+
+
+def _tcp(match: Extension, _: Family) -> _Alternatives:
+    (option,) = match.options
+    if option != Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"):
+        raise ValueError(f"{option.name} {option.value}")
+    # The flags are the byte at 13 of struct tcphdr: FIN 1, SYN 2, RST 4, ACK 16.
+    return [[_payload(_TRANSPORT_HEADER, 13, 1), _bitwise(b"\x17", b"\0"), _compare(b"\x02")]]
+
+
+def _mark_of(value: str) -> tuple[int, int]:
+    mark, _, mask = value.partition("/")
+    return int(mark, 0), int(mask, 0) if mask else _FULL
+
+
+def _masked(load: Expression, option: Option) -> list[Expression]:
+    mark, mask = _mark_of(option.value)
+    between = [] if mask == _FULL else [_bitwise(_WORD.pack(mask), _WORD.pack(0))]
+    return [load, *between, _compare(_WORD.pack(mark), option.negated)]
+
+
+def _mark(match: Extension, _: Family) -> _Alternatives:
+    return [_masked(_load("meta", _META_MARK), match.options[0])]
+
+
+def _connmark(match: Extension, _: Family) -> _Alternatives:
+    return [_masked(_load("ct", _CT_MARK), match.options[0])]
+
+
+def _owner(match: Extension, _: Family) -> _Alternatives:
+    if any(option.negated for option in match.options):
+        # `meta skuid` knows no packet without a socket; the match of xtables takes it for one of nobody, as it should be.
+        return [[_compat_owner(match)]]
+    found: list[Expression] = []
+    for option in match.options:
+        key = _META_SKUID if option.name == "--uid-owner" else _META_SKGID
+        first, last = _span(option.value)
+        if first == last:
+            found += [_load("meta", key), _compare(_WORD.pack(first))]
+        else:
+            # Numbers of the host's byte order do not compare as bytes: they are put into the other one (NFT_BYTEORDER_HTON).
+            swap = Expression("byteorder", u32(1, _REGISTER) + u32(2, _REGISTER) + u32(3, 1) + u32(4, 4) + u32(5, 4))
+            ends = nested(3, attribute(1, first.to_bytes(4, "big"))) + nested(4, attribute(1, last.to_bytes(4, "big")))
+            found += [_load("meta", key), swap, Expression("range", u32(1, _REGISTER) + u32(2, _EQUAL) + ends)]
+    return [found]
+
+
+def _span(value: str) -> tuple[int, int]:
+    first, _, last = value.partition("-")
+    return int(first), int(last or first)
+
+
+def _compat_owner(match: Extension) -> Expression:
+    fields = {"--uid-owner": (0, 0), "--gid-owner": (0, 0)}
+    match_flags = inverted = 0
+    for option in match.options:
+        flag = _OWNER_UID if option.name == "--uid-owner" else _OWNER_GID
+        fields[option.name] = _span(option.value)
+        match_flags |= flag
+        inverted |= flag if option.negated else 0
+    info = _OWNER.pack(*fields["--uid-owner"], *fields["--gid-owner"], match_flags, inverted)
+    return Expression("match", text(1, "owner") + u32(2, 1) + attribute(3, info))
+
+
+def _addrtype(match: Extension, _: Family) -> _Alternatives:
+    (option,) = match.options
+    if (option.name, option.value) != ("--dst-type", "LOCAL"):
+        raise ValueError(f"{option.name} {option.value}")
+    asked = u32(1, _REGISTER) + u32(2, _FIB_ADDRESS_TYPE) + u32(3, _FIB_DESTINATION)
+    return [[Expression("fib", asked), _compare(_WORD.pack(_LOCAL), option.negated)]]
+
+
+def _socket(match: Extension, _: Family) -> _Alternatives:
+    if match.options != (Option("--transparent"),):
+        raise ValueError("socket")
+    return [[Expression("socket", u32(1, _SOCKET_TRANSPARENT) + u32(2, _REGISTER)), _compare(b"\x01")]]
+
+
+def _cgroup(match: Extension, _: Family) -> _Alternatives:
+    (option,) = match.options
+    path = option.value.strip("/")
+    # The id of a group of version 2 is the inode of its folder; it changes when the group is made again.
+    number = os.stat(os.path.join(_CGROUPS, path)).st_ino
+    level = len(path.split("/"))
+    asked = u32(1, _SOCKET_CGROUP2) + u32(2, _REGISTER) + u32(3, level)
+    return [[Expression("socket", asked), _compare(Struct("=Q").pack(number), option.negated)]]
+
+
+_MATCHES: Final[Mapping[str, Callable[[Extension, Family], _Alternatives]]] = {
+    "multiport": _multiport, "iprange": _iprange, "tcp": _tcp, "mark": _mark, "connmark": _connmark, "owner": _owner,
+    "addrtype": _addrtype, "socket": _socket, "cgroup": _cgroup,
+}  # fmt: skip
+
+
+def _target(target: Extension, family: Family, chain_of: Callable[[str], str], native_queue: bool) -> Iterator[Expression]:
+    options = {option.name: option.value for option in target.options}
+    match target.name:
+        case "DROP" | "ACCEPT" | "RETURN":
+            yield _verdict(_VERDICTS[target.name])
+        case "NFQUEUE":
+            yield _queue(options, native_queue)
+        case "REDIRECT":
+            yield _immediate(_REGISTER, int(options["--to-ports"]).to_bytes(2, "big"))
+            # NF_NAT_RANGE_PROTO_SPECIFIED
+            yield Expression("redir", u32(1, _REGISTER) + u32(3, 2))
+        case "TPROXY":
+            if not ipaddress.ip_address(options["--on-ip"]).is_unspecified:
+                raise ValueError("--on-ip")
+            yield _immediate(_REGISTER, int(options["--on-port"]).to_bytes(2, "big"))
+            yield Expression("tproxy", u32(1, _FAMILY_NUMBERS[family]) + u32(3, _REGISTER))
+            yield from _set_mark("meta", _META_MARK, options["--tproxy-mark"])
+            yield _verdict(_VERDICTS["ACCEPT"])
+        case "MARK":
+            yield from _set_mark("meta", _META_MARK, options["--set-xmark"])
+        case "CONNMARK":
+            yield from _set_mark("ct", _CT_MARK, options["--set-xmark"])
+        case name if name.startswith("NFQA-"):
+            yield _verdict(_JUMP, chain_of(name))
+        case name:
+            raise KeyError(name)
+
+
+def _set_mark(name: str, key: int, value: str) -> Iterator[Expression]:
+    """The bits of the mask become the value's, the others stay."""
+    mark, mask = _mark_of(value)
+    if mask == _FULL:
+        yield _immediate(_REGISTER, _WORD.pack(mark))
+    else:
+        yield _load(name, key)
+        yield _bitwise(_WORD.pack(_FULL & ~mask), _WORD.pack(mark))
+    # NFTA_META_SREG, NFTA_CT_SREG
+    yield Expression(name, u32(2, key) + u32(3 if name == "meta" else 4, _REGISTER))
+
+
+def _queue(options: Mapping[str, str], native: bool) -> Expression:
+    numbers = options.get("--queue-balance") or options["--queue-num"]
+    first, _, last = numbers.partition(":")
+    total = int(last or first) - int(first) + 1
+    # NFT_QUEUE_FLAG_BYPASS and NFT_QUEUE_FLAG_CPU_FANOUT; xt_NFQUEUE has the same values.
+    flags = ("--queue-bypass" in options) | ("--queue-cpu-fanout" in options) << 1
+    if native:
+        sizes = [(1, int(first)), (2, total), (3, flags)]
+        return Expression("queue", b"".join(attribute(kind, value.to_bytes(2, "big")) for kind, value in sizes))
+    info = _NFQUEUE.pack(int(first), total, flags)
+    return Expression("target", text(1, "NFQUEUE") + u32(2, 3) + attribute(3, info))

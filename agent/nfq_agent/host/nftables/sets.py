@@ -1,0 +1,101 @@
+"""Named sets of ports and of addresses: the intervals of a list, as elements of nf_tables and back."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from nfq_agent.host.nftables.netlink import attribute, attributes, nested, u32
+
+# (first, last), both included.
+Interval = tuple[int, int]
+
+# NFTA_SET_FLAGS and NFTA_SET_ELEM_FLAGS
+_INTERVAL: Final = 4
+_INTERVAL_END: Final = 1
+# nft's numbers for its own datatypes, by which it lists a set (include/datatype.h).
+_DATATYPES: Final = {"port": 13, "ipv4": 7, "ipv6": 8}
+_SIZES: Final = {"port": 2, "ipv4": 4, "ipv6": 16}
+# An attribute holds 65,535 bytes.
+_ELEMENTS_PER_MESSAGE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSet:
+    """A set of nf_tables. kind: "port", "ipv4" or "ipv6". intervals: in rising order, none in another."""
+
+    name: str
+    kind: str
+    intervals: tuple[Interval, ...]
+
+    def declaration(self, number: int) -> bytes:
+        """The attributes of NEW_SET besides the table's name. number: NFTA_SET_ID, of its own within a batch."""
+        return b"".join(
+            (
+                attribute(2, self.name.encode() + b"\0"), u32(3, _INTERVAL), u32(4, _DATATYPES[self.kind]),
+                u32(5, _SIZES[self.kind]), u32(10, number),
+            )
+        )  # fmt: skip
+
+    def element_lists(self, intervals: Iterable[Interval]) -> Iterator[bytes]:
+        """NFTA_SET_ELEM_LIST_ELEMENTS with these intervals of it, as many as are needed."""
+        size = _SIZES[self.kind]
+        bound = 1 << size * 8
+        packed: list[bytes] = []
+        for first, last in intervals:
+            packed.append(nested(1, nested(1, attribute(1, first.to_bytes(size, "big")))))
+            # An interval that runs to the highest value has no end.
+            if last + 1 < bound:
+                packed.append(nested(1, nested(1, attribute(1, (last + 1).to_bytes(size, "big"))), u32(3, _INTERVAL_END)))
+        for begin in range(0, len(packed), _ELEMENTS_PER_MESSAGE):
+            yield nested(3, *packed[begin : begin + _ELEMENTS_PER_MESSAGE])
+
+
+def intervals_of(elements: Iterable[bytes], kind: str) -> tuple[Interval, ...]:
+    """The intervals of a dumped set. elements: the value of each NFTA_LIST_ELEM. Raises ValueError, KeyError."""
+    marks: list[tuple[int, int]] = []
+    for element in elements:
+        found = dict(attributes(element))
+        (_, key), *_ = attributes(found[1])
+        is_end = 3 in found and int.from_bytes(found[3], "big") & _INTERVAL_END
+        # At the same value one interval ends and another begins.
+        marks.append((int.from_bytes(key, "big"), 0 if is_end else 1))
+    intervals: list[Interval] = []
+    begun: int | None = None
+    for value, is_start in sorted(marks):
+        if begun is not None:
+            intervals.append((begun, value - 1))
+        begun = value if is_start else None
+    if begun is not None:
+        intervals.append((begun, (1 << _SIZES[kind] * 8) - 1))
+    return tuple(intervals)
+
+
+def ports(words: str) -> tuple[Interval, ...]:
+    """The intervals of `80,8000:8010`."""
+    return tuple(_pair(word.split(":")) for word in words.split(","))
+
+
+def port_words(intervals: Sequence[Interval]) -> str:
+    """The reverse."""
+    return ",".join(str(first) if first == last else f"{first}:{last}" for first, last in intervals)
+
+
+def _pair(ends: Sequence[str]) -> Interval:
+    return int(ends[0]), int(ends[-1])
+
+
+def addresses(words: str) -> tuple[Interval, ...]:
+    """The intervals of `10.0.0.0-10.255.255.255,192.0.2.1-192.0.2.1`."""
+    return tuple(
+        (int(ipaddress.ip_address(first)), int(ipaddress.ip_address(last)))
+        for first, _, last in (word.partition("-") for word in words.split(","))
+    )
+
+
+def address_words(intervals: Sequence[Interval], kind: str) -> str:
+    """The reverse."""
+    made = ipaddress.IPv4Address if kind == "ipv4" else ipaddress.IPv6Address
+    return ",".join(f"{made(first)}-{made(last)}" for first, last in intervals)

@@ -1,0 +1,190 @@
+"""A table of an instance as the kernel has it: chains, rules with their counters, sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from nfq_agent.host.nftables import layout, netlink
+from nfq_agent.host.nftables.expressions import Expression, encode
+from nfq_agent.host.nftables.netlink import Connection, attributes, string, text
+from nfq_agent.host.nftables.sets import NamedSet, intervals_of
+from nfq_agent.rules.model import Extension, Family, Installed, Option, Rule, RuleError, TableState
+
+OWNER, PERSIST = 2, 4
+# nft's numbers for its own datatypes (include/datatype.h), back to our kinds of sets.
+_KINDS: Final = {13: "port", 7: "ipv4", 8: "ipv6"}
+
+
+@dataclass(slots=True)
+class KernelRule:
+    """One rule of ours. rule: with names of sets. handles: of the rules of nf_tables that it is made of."""
+
+    rule: Rule
+    handles: list[int]
+    packets: int = 0
+    bytes: int = 0
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """One table. port: its owner's netlink port, None without one. chains: every chain's rules by its name in the table."""
+
+    name: str
+    flags: int
+    port: int | None
+    chains: dict[str, list[KernelRule]] = field(default_factory=dict)
+    sets: dict[str, NamedSet] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no rule is in it."""
+        return not any(self.chains.values())
+
+
+def read(connection: Connection, family: Family, name: str) -> Snapshot | None:
+    """The table; None where there is none of that name. Raises OSError."""
+    number = netlink.FAMILY_NUMBERS[family]
+    for body in connection.dump(netlink.GET_TABLE, number):
+        found = dict(attributes(body))
+        if string(found[1]) == name:
+            port = int.from_bytes(found[7], "big") if 7 in found else None
+            snapshot = Snapshot(name, int.from_bytes(found.get(2, b""), "big"), port)
+            break
+    else:
+        return None
+    for body in connection.dump(netlink.GET_CHAIN, number):
+        found = dict(attributes(body))
+        if string(found[1]) == name:
+            snapshot.chains[string(found[3])] = []
+    for body in connection.dump(netlink.GET_SET, number, text(1, name)):
+        found = dict(attributes(body))
+        kind = _KINDS.get(int.from_bytes(found.get(4, b""), "big"))
+        if kind is not None and string(found[1]) == name:
+            called = string(found[2])
+            snapshot.sets[called] = NamedSet(called, kind, intervals_of(_elements(connection, number, name, called), kind))
+    for chain, rules in _rules(connection, number, name).items():
+        snapshot.chains.setdefault(chain, []).extend(_decoded(family, chain, rules))
+    return snapshot
+
+
+def names(connection: Connection, family: Family) -> frozenset[str]:
+    """The names of all tables of a family. Raises OSError."""
+    return frozenset(
+        string(dict(attributes(body))[1]) for body in connection.dump(netlink.GET_TABLE, netlink.FAMILY_NUMBERS[family])
+    )
+
+
+def _elements(connection: Connection, number: int, table: str, name: str) -> Iterator[bytes]:
+    for body in connection.dump(netlink.GET_ELEMENTS, number, text(1, table) + text(2, name)):
+        for kind, value in attributes(body):
+            if kind == 3:
+                yield from (element for _, element in attributes(value))
+
+
+@dataclass(slots=True)
+class _Raw:
+    handle: int
+    data: bytes
+    expressions: list[Expression]
+
+
+def _rules(connection: Connection, number: int, table: str) -> Mapping[str, list[_Raw]]:
+    found: dict[str, list[_Raw]] = {}
+    for body in connection.dump(netlink.GET_RULE, number, text(1, table)):
+        members = dict(attributes(body))
+        if string(members[1]) != table:
+            continue
+        expressions = []
+        for _, packed in attributes(members.get(4, b"")):
+            parts = dict(attributes(packed))
+            expressions.append(Expression(string(parts[1]), parts.get(2, b"")))
+        raw = _Raw(int.from_bytes(members[3], "big"), members.get(7, b""), expressions)
+        found.setdefault(string(members[2]), []).append(raw)
+    return found
+
+
+def _decoded(family: Family, chain: str, raws: Sequence[_Raw]) -> Iterator[KernelRule]:
+    """Rules of ours; what is not exactly what its own text says is none of them."""
+    place = 0
+    while place < len(raws):
+        group = [raws[place]]
+        while place + len(group) < len(raws) and _is_continued(raws[place + len(group)]):
+            group.append(raws[place + len(group)])
+        place += len(group)
+        rule = _verified(family, chain, group)
+        if rule is None:
+            for each in group:
+                yield KernelRule(_undecoded(chain, each), [each.handle], *_counted([each]))
+        else:
+            yield KernelRule(rule, [each.handle for each in group], *_counted(group))
+
+
+def _is_continued(raw: _Raw) -> bool:
+    try:
+        return layout.rule_of("-", raw.data) is None
+    except (ValueError, UnicodeDecodeError):
+        return False
+
+
+def _verified(family: Family, chain: str, group: Sequence[_Raw]) -> Rule | None:
+    try:
+        table, own = layout.split_chain(chain)
+        rule = layout.rule_of(own, group[0].data)
+        if rule is None:
+            return None
+        native = any(each.name == "queue" for each in group[0].expressions)
+        expected = encode(rule, family, lambda name: layout.full_name(table, name), native)
+    except (ValueError, RuleError, UnicodeDecodeError):
+        return None
+    if len(expected) != len(group):
+        return None
+    for wanted, raw in zip(expected, group, strict=True):
+        if [each.name for each in wanted] != [each.name for each in raw.expressions]:
+            return None
+        for one, other in zip(wanted, raw.expressions, strict=True):
+            if one.name != "counter" and not layout.same(one.data, other.data):
+                return None
+    return rule
+
+
+def _undecoded(chain: str, raw: _Raw) -> Rule:
+    digest = hashlib.sha1(b"".join(each.packed for each in raw.expressions if each.name != "counter") + raw.data)
+    return Rule(layout.split_chain(chain)[1], Extension("?", (Option("--undecoded", digest.hexdigest()[:16]),)))
+
+
+def _counted(group: Sequence[_Raw]) -> tuple[int, int]:
+    packets = size = 0
+    for raw in group:
+        for each in raw.expressions:
+            if each.name == "counter":
+                found = dict(attributes(each.data))
+                size += int.from_bytes(found.get(1, b""), "big")
+                packets += int.from_bytes(found.get(2, b""), "big")
+    return packets, size
+
+
+def states(snapshots: Sequence[Snapshot], own_chains: frozenset[str]) -> dict[str, TableState]:
+    """What the tables hold, by the name of the xtables table that each chain stands for."""
+    chains: dict[str, dict[str, tuple[Installed, ...]]] = {}
+    jumps: dict[str, list[Installed]] = {}
+    for snapshot in snapshots:
+        for full, rules in snapshot.chains.items():
+            table, chain = layout.split_chain(full)
+            installed = [_installed(rule, number, snapshot) for number, rule in enumerate(rules, 1)]
+            chains.setdefault(table, {})
+            if chain in own_chains:
+                chains[table][chain] = (*chains[table].get(chain, ()), *installed)
+            else:
+                jumps.setdefault(table, []).extend(installed)
+    return {table: TableState(inside, tuple(jumps.get(table, ()))) for table, inside in chains.items()}
+
+
+def _installed(found: KernelRule, number: int, snapshot: Snapshot) -> Installed:
+    try:
+        rule = layout.without_sets(found.rule, snapshot.sets)
+    except KeyError:
+        rule = Rule(found.rule.chain, Extension("?", (Option("--undecoded", str(found.handles[0])),)))
+    return Installed(rule, number, found.packets, found.bytes)

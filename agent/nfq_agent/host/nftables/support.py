@@ -1,0 +1,75 @@
+"""What this kernel's nf_tables can do for the backend `owned`, tried out in transactions that the kernel takes back."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from nfq_agent.host.nftables import netlink
+from nfq_agent.host.nftables.expressions import encode
+from nfq_agent.host.nftables.netlink import Connection, Message, Refused, nested, text, u32
+from nfq_agent.host.nftables.snapshot import OWNER, PERSIST
+from nfq_agent.rules.model import Rule
+
+_QUEUE = Rule.parse("-A NFQA-probe-OUTPUT -j NFQUEUE --queue-num 65535 --queue-bypass")
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """problem: why the backend can't be used, None if it can. native_queue: the expression, as against nft_compat.
+
+    persist: whether an owner's table can outlive it (Linux 6.9).
+    """
+
+    problem: str | None
+    native_queue: bool = False
+    persist: bool = False
+
+
+def probe() -> Support:
+    """Ask the kernel."""
+    try:
+        with Connection() as connection:
+            if (refused := _refused(connection, OWNER)) is not None:
+                return Support(_why(refused))
+            persist = _refused(connection, OWNER | PERSIST) is None
+            if _refused(connection, OWNER, native=True) is None:
+                return Support(None, True, persist)
+            if (refused := _refused(connection, OWNER, native=False)) is not None:
+                return Support(
+                    "the kernel queues no packet from nf_tables (modules nft_queue, or nft_compat and xt_NFQUEUE): "
+                    f"{refused.strerror}"
+                )
+            return Support(None, False, persist)
+    except OSError as error:
+        return Support(f"nf_tables can't be reached (module nf_tables): {error.strerror or error}")
+
+
+def _refused(connection: Connection, flags: int, native: bool | None = None) -> Refused | None:
+    """Why a table with these flags, and a queueing rule in it, can't be made; None if it can. No chain is in a hook."""
+    table = f"nfq-agent-probe.{os.getpid()}"
+    # NFPROTO_IPV4
+    messages = [
+        Message(netlink.NEW_TABLE, 2, text(1, table) + u32(2, flags), netlink.CREATE | netlink.EXCLUSIVE),
+        Message(netlink.NEW_CHAIN, 2, text(1, table) + text(3, "probe"), netlink.CREATE),
+    ]
+    if native is not None:
+        (expressions,) = encode(_QUEUE, "inet", str, native)
+        body = text(1, table) + text(2, "probe") + nested(4, *(each.packed for each in expressions))
+        messages.append(Message(netlink.NEW_RULE, 2, body, netlink.CREATE | netlink.APPEND))
+    # There is no such chain, so the kernel takes everything back.
+    last = Message(netlink.DEL_CHAIN, 2, text(1, table) + text(3, "none"))
+    try:
+        connection.commit([*messages, last])
+    except Refused as error:
+        return None if error.message is last else error
+    raise AssertionError("a chain that is not there was deleted")
+
+
+def _why(refused: Refused) -> str:
+    if refused.errno == errno.EPERM:
+        return "CAP_NET_ADMIN is missing; start as root, or with that capability"
+    if refused.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+        return "the kernel knows no tables with an owner (Linux 5.12 and later do)"
+    return f"the kernel makes no table: {refused.strerror}"

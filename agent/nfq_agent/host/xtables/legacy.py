@@ -1,0 +1,195 @@
+"""The backend `legacy`: this instance's rules in the tables of legacy xtables.
+
+Everything that touches a table (kernel.py) runs in a child process for one family: REDIRECT for IPv4 and then IPv6 in one process
+fails, and libxtables' way of printing a rule takes over standard output for a moment.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from nfq_agent.host.one_shot import OneShot, OneShotError
+from nfq_agent.host.xtables.kernel import FAMILY_NAMES, Tables
+from nfq_agent.host.xtables.lock import DEADLINE, release, xtables_lock
+from nfq_agent.host.xtables.python_iptables import MODULES, NAMES_FILES, import_iptc, in_kernel
+from nfq_agent.rules.diff import Settled, settle
+from nfq_agent.rules.model import TABLES, Family, RuleError, TableRules, TableState, instance_of
+
+
+def tables_present(family: Family) -> frozenset[str] | None:
+    """The tables that are present in this network namespace; None if this process may not know (the file is root's)."""
+    try:
+        return frozenset(Path(NAMES_FILES[family]).read_text().split())
+    except PermissionError:
+        return None
+    except OSError:
+        return frozenset()
+
+
+def _loaded(family: Family) -> frozenset[str]:
+    """The tables whose modules are loaded, if only for another network namespace; none where they are built in."""
+    prefix = "iptable" if family == "inet" else "ip6table"
+    return frozenset(table for table in TABLES if os.path.isdir(f"/sys/module/{prefix}_{table}"))
+
+
+class LegacyHost:
+    """This instance's rules in the legacy tables. Its calls are short, and run in children of the caller."""
+
+    name = "legacy"
+    notice = ""
+    lists = False
+    # Rules of xtables hang on no descriptor.
+    descriptors: tuple[int, ...] = ()
+
+    def __init__(
+        self, instance: str, lock: int | None = None, lock_seconds: float = DEADLINE, tables: Iterable[str] = ()
+    ) -> None:
+        """lock: a descriptor of the xtables lock from somebody who may open it. lock_seconds: how long to wait for it.
+
+        tables: those that an earlier run wrote, for a process that may not know which tables are present.
+        """
+        self.instance = instance
+        self._lock = lock
+        self.lock_seconds = lock_seconds
+        # What there is to look at where /proc does not say: tables that were written.
+        self._known: dict[Family, set[str]] = {"inet": set(tables), "inet6": set(tables)}
+
+    def present(self, family: Family) -> frozenset[str] | None:
+        """The names of the tables that are present; None if this process may not know."""
+        return tables_present(family)
+
+    def read(self, family: Family) -> dict[str, TableState]:
+        """What each table that is present holds of this instance. Raises RuleError."""
+        tables = self._tables(family)
+        found: dict[str, TableState] = self._one_shot(_read, family, self.instance, tables) if tables else {}
+        return found
+
+    def instances(self, family: Family) -> frozenset[str]:
+        """The instances that own chains."""
+        tables = self._tables(family)
+        found: frozenset[str] = self._one_shot(_instances, family, tables) if tables else frozenset()
+        return found
+
+    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
+        """Make the rules of a family the desired ones, in every present table. Raises RuleError."""
+        return self.begin(family, desired)()
+
+    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Settled]:
+        """The same for several families at a time, each to its end whatever becomes of the other. Raises RuleError.
+
+        undo: if one fails, the others are put back.
+        """
+        under_way: dict[Family, Callable[[], Settled]] = {}
+        done: dict[Family, Settled] = {}
+        errors: list[RuleError] = []
+        for family, rules in desired.items():
+            try:
+                under_way[family] = self.begin(family, rules)
+            except RuleError as error:
+                errors.append(error)
+        for family, finish in under_way.items():
+            try:
+                done[family] = finish()
+            except RuleError as error:
+                errors.append(error)
+        if errors and undo:
+            self._put_back(done, errors[0])
+            raise errors[0]
+        if errors:
+            raise RuleError("; ".join(map(str, errors)))
+        return done
+
+    def _put_back(self, done: Mapping[Family, Settled], error: RuleError) -> None:
+        for family, settled in done.items():
+            if not settled.changes:
+                continue
+            try:
+                self.apply(family, {name: state.as_rules() for name, state in settled.before.items()})
+            except RuleError as second:
+                raise RuleError(f"{error}; putting the {family} rules back failed too: {second}") from error
+
+    def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Settled]:
+        """Begin that; what is returned waits for the end of it. Raises RuleError, as that does."""
+        wanted = {name for name, table in desired.items() if table.chains or table.jumps}
+        tables = self._tables(family) | wanted
+        if tables_present(family) is None and not self._known[family]:
+            # The first time nobody knows what an earlier configuration left, and stale rules must go. Better a table that
+            # becomes present than rules that stay; but one whose module is not there can't have any.
+            tables |= _loaded(family) if wanted else _loaded(family) or frozenset(TABLES)
+        if not tables:
+            return Settled
+        if not in_kernel(family):
+            raise RuleError(f"the kernel has no legacy xtables for {FAMILY_NAMES[family]} (module {MODULES[family]})")
+        self._known[family] |= wanted
+        arguments = family, self.instance, tables, dict(desired), self._lock, self.lock_seconds
+        if self._lock is not None:
+            # Two children that share a descriptor share the lock: one after the other.
+            return functools.partial(self._one_shot, _apply, *arguments)
+        return functools.partial(self._finished, self._begun(_apply, *arguments))
+
+    def close(self) -> None:
+        """There is nothing to give up."""
+
+    def _tables(self, family: Family) -> frozenset[str]:
+        present = tables_present(family)
+        return frozenset(self._known[family] if present is None else present & set(TABLES))
+
+    def _one_shot(self, function: Any, *args: Any) -> Any:
+        return self._finished(self._begun(function, *args))
+
+    def _begun(self, function: Any, *args: Any) -> OneShot[Any]:
+        import_iptc()
+        try:
+            return OneShot(function, *args)
+        except OSError as error:
+            raise RuleError(f"legacy rules: {error}") from error
+
+    def _finished(self, running: OneShot[Any]) -> Any:
+        try:
+            return running.result()
+        except (OneShotError, OSError) as error:
+            if self._lock is not None:
+                # The child is gone, but a lock that it took on our descriptor is not.
+                release(self._lock)
+            raise RuleError(f"legacy rules: {error}") from error
+
+
+def _read(family: Family, instance: str, tables: frozenset[str]) -> dict[str, TableState]:
+    return Tables(import_iptc(), family, instance, tables).read()
+
+
+def _instances(family: Family, tables: frozenset[str]) -> frozenset[str]:
+    session = Tables(import_iptc(), family, "", tables)
+    names = (instance_of(os.fsdecode(chain)) for table in tables for chain in session.chains(table))
+    return frozenset(name for name in names if name is not None)
+
+
+def _apply(
+    family: Family,
+    instance: str,
+    tables: frozenset[str],
+    desired: Mapping[str, TableRules],
+    lock: int | None,
+    lock_seconds: float,
+) -> Settled:
+    session = Tables(import_iptc(), family, instance, tables)
+    # Everything slow comes before the lock.
+    for table in desired.values():
+        for rule in table.rules:
+            session.build(rule)
+
+    def locked() -> AbstractContextManager[None]:
+        session.make_room()
+        return xtables_lock(lock, lock_seconds)
+
+    if tables <= (tables_present(family) or frozenset()):
+        # Others wait for the commit alone.
+        return settle(session, desired, locked)
+    # Reading makes a table present: not before we may write.
+    with locked():
+        return settle(session, desired)
