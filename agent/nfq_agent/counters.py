@@ -67,7 +67,7 @@ class Counters(Slots):
     turns = Count("turns of the loop", internal=True)
     heartbeat = Count("when the latest turn ended, in nanoseconds of the monotonic clock", internal=True)
     last_id = Count("number of the latest packet read", internal=True)
-    log_held = Count("log lines held back by a rate limit")
+    log_suppressed = Count("log lines suppressed by a rate limit")
     flows = Count("flows in the table now")
     flows_evicted = Count("flows removed from the table by age, or because it was full")
     cached = Count("verdicts known from the five-tuple")

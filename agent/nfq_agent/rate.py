@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator
 
 _RATE: Final = re.compile(r"([1-9]\d*)/(s|m|h)")
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
-# A clock that is set back further than packets overtake each other must not starve a bucket until it has caught up.
+# A clock that is set back by more than packets overtake each other must not empty a bucket until it has caught up.
 _SET_BACK: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many in a period of so many seconds. text: as the configuration has it."""
+    """`count` events in `period` seconds. text: as the configuration writes it."""
 
     count: int
     period: float
@@ -26,7 +26,7 @@ class Rate:
 
     @property
     def per_second(self) -> float:
-        """How many a second that is on average."""
+        """Events a second, on average."""
         return self.count / self.period
 
     def __str__(self) -> str:
@@ -38,14 +38,14 @@ def _rate(value: object) -> Rate:
         return value
     if isinstance(value, str) and (match := _RATE.fullmatch(value)):
         return Rate(int(match[1]), _UNITS[match[2]], value)
-    raise ValueError(f'{value!r} is no rate; allowed: a whole number from 1 on with /s, /m or /h, as in "5/s"')
+    raise ValueError(f'{value!r} is not a valid rate; allowed: a whole number from 1 on with /s, /m or /h, as in "5/s"')
 
 
 RateField = Annotated[Rate, BeforeValidator(_rate)]
 
 
 class Bucket:
-    """A token bucket: `per_second` tokens flow in, at most `burst` are in it, and it begins full."""
+    """A token bucket: `per_second` tokens are added, it holds at most `burst`, and it starts full."""
 
     __slots__ = ("_burst", "_last", "_per_second", "_tokens")
 
@@ -70,9 +70,9 @@ class Bucket:
 
 
 class Buckets:
-    """A bucket for each key, for at most `limit` keys: the one that was asked for longest ago is forgotten first.
+    """A bucket for each key, for at most `limit` keys; the key that was used longest ago is forgotten first.
 
-    A forgotten key begins with a full bucket again, so a limit too small for the keys of a flood lets more pass, never less.
+    A forgotten key starts with a full bucket again: a limit that is too small for a flood lets more pass, never less.
     """
 
     def __init__(self, per_second: float, burst: float, limit: int) -> None:
@@ -112,7 +112,7 @@ class Windows:
         return len(self._times)
 
     def take(self, key: Hashable, now: float) -> bool:
-        """One more for this key; False where it would be too many."""
+        """Count one more for this key; False where that would be too many."""
         times = self._times.get(key)
         if times is None:
             if len(self._times) >= self._limit:
@@ -133,8 +133,8 @@ class Windows:
         return True
 
 
-class Held:
-    """How many a limit held back since that was last said; it is said every `every` seconds at most."""
+class Suppressed:
+    """Counts events that were not emitted. The count is to be emitted every `every` seconds at most."""
 
     __slots__ = ("_every", "_since", "count")
 
@@ -144,18 +144,39 @@ class Held:
         self.count = 0
 
     def add(self, now: float) -> None:
-        """One more was held back."""
+        """One more was not emitted."""
         if self.count == 0:
             self._since = now
         self.count += 1
 
     def due(self, now: float) -> int:
-        """The count, if it is time to say it, and then it begins anew; else 0."""
+        """The count, if it is time to emit it, and 0 otherwise. Counting then starts at 0."""
         if self.count == 0 or self._since is None or 0.0 <= now - self._since < self._every:
             return 0
         return self.take()
 
     def take(self) -> int:
-        """The count, which then begins anew."""
+        """The count. Counting then starts at 0."""
         count, self.count = self.count, 0
         return count
+
+
+class LimitedEmit:
+    """Emits an event at once, and after that at most one a second, with the number of those suppressed in between."""
+
+    def __init__(self, emit: Callable[..., None]) -> None:
+        self._emit = emit
+        self._next = 0.0
+        self._suppressed = Suppressed()
+
+    def __call__(self, now: float, message: str, **fields: Any) -> bool:
+        """Emit it, or suppress it (False). now: seconds of the monotonic clock."""
+        if now < self._next:
+            self._suppressed.add(now)
+            return False
+        if count := self._suppressed.take():
+            message = f"{message} ({count} similar lines suppressed)"
+            fields["suppressed"] = count
+        self._next = now + 1.0
+        self._emit(message, **fields)
+        return True

@@ -1,4 +1,4 @@
-"""Refusals: what the sender of a packet that is not let through is told, so that it fails at once. Bytes only; no I/O.
+"""`reject`: the packets that tell a sender that its packet was dropped, so that it fails at once. Bytes only; no I/O.
 
 TCP gets a reset, to both ends (RFC 9293 3.10.7.1, 3.5.2); everything else ICMP "destination unreachable" (RFC 792, RFC 4443
 3.1), under the rules of RFC 1122 3.2.2: never about a later fragment, a broadcast, a multicast, or another ICMP error.
@@ -31,10 +31,10 @@ _V4_ERRORS: Final = frozenset((3, 4, 5, 11, 12))
 _LARGEST: Final = {4: 576, 6: 1280}
 
 
-def refuse(packet: Packet) -> Verdict:
-    """DROP, with the packets to be sent that say so. What itself ends a conversation is let pass: a reset, an unreachable.
+def reject(packet: Packet) -> Verdict:
+    """DROP, with the packets that tell the sender. A packet that itself ends a conversation is accepted: a reset, an unreachable.
 
-    Ours come by here too, where the rules take both directions; letting them pass needs no mark, and harms nobody.
+    The packets that we send pass the rules too, where they take both directions; accepting them needs no mark.
     """
     try:
         headers = packet.headers

@@ -21,7 +21,7 @@ from nfq_agent.flow import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import PARSERS
-from nfq_agent.reject import refuse
+from nfq_agent.reject import reject
 from nfq_agent.testing import tcp, udp
 
 SLOWEST = 0.05
@@ -82,8 +82,8 @@ def talk(source: random.Random, element: Dpi, table: FlowTable, now: float, clie
     for packet in packets:
         flow = table.observe(packet.headers.five_tuple, now)
         element.decide(packet, flow)
-        refuse(packet)
-        refuse(Packet(mutated(source, packet.payload)))
+        reject(packet)
+        reject(Packet(mutated(source, packet.payload)))
         state = flow.state.get(element)
         kept = sum(side.held for side in (getattr(state, "client", None), getattr(state, "server", None)) if side is not None)
         assert kept <= BYTES, kept

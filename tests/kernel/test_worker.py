@@ -256,8 +256,8 @@ def test_elements_decide_and_their_errors_strand_no_packet(netns: Namespace, on_
             assert "LookupError: on purpose" in failure
             assert "test_worker.py:" in failure
             assert f"drop {Action.DROP.name}" in lines
-            # One a second: the others are held back and counted.
-            assert made.counters.log_held == 2
+            # One a second: the others are suppressed and counted.
+            assert made.counters.log_suppressed == 2
 
     netns.call(inside)
 

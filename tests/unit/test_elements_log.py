@@ -142,16 +142,16 @@ def test_metadata_alone_is_said_to_be_degraded_once() -> None:
     assert first == second == ("packet INPUT in lo mark 0x10 accept", expected)
 
 
-def test_the_rate_is_kept_and_what_was_held_back_is_said() -> None:
+def test_the_rate_is_kept_and_suppressed_lines_are_counted() -> None:
     log, said = element(per_second=10, burst=5)
     for step in range(2000):
         log.judged(Packet(v4(6, TCP), time=1000.0 + step / 100), None, ACCEPT)
     packets = [text for text in said.lines if text.startswith("tcp ")]
-    summaries = [fields["held"] for message, fields in said.events if "not logged" in message]
+    summaries = [fields["suppressed"] for message, fields in said.events if "not logged" in message]
     assert 5 + 195 <= len(packets) <= 5 + 201
     assert len(summaries) == 1
     log.stop()
-    summaries = [fields["held"] for message, fields in said.events if "not logged" in message]
+    summaries = [fields["suppressed"] for message, fields in said.events if "not logged" in message]
     assert len(packets) + sum(summaries) == 2000
     log.stop()
     assert len(summaries) == 2

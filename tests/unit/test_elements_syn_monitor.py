@@ -71,7 +71,7 @@ def test_at_most_so_many_lines_for_one_source_in_any_second() -> None:
     bench.stop()
     summaries = [said for said in bench.said if "not shown" in said.message]
     assert re.fullmatch(r"syn-monitor: \d+ new connections were not shown: more than 5/s from one source", summaries[0].message)
-    assert len(shown) + sum(said.fields["held"] for said in summaries) == 1000
+    assert len(shown) + sum(said.fields["suppressed"] for said in summaries) == 1000
     # 27 seconds: two summaries on the way, and one at the end.
     assert len(summaries) == 3
 
@@ -116,6 +116,6 @@ def test_a_clock_that_is_set_back_silences_nobody() -> None:
 
 
 @pytest.mark.parametrize("rate", ["0/s", "5", "5/d", "-1/s", 5, "1.5/s"])
-def test_what_is_no_rate(rate: object) -> None:
-    with pytest.raises(ValidationError, match=r"is no rate; allowed: a whole number from 1 on with /s, /m or /h"):
+def test_what_is_not_a_rate(rate: object) -> None:
+    with pytest.raises(ValidationError, match=r"is not a valid rate; allowed: a whole number from 1 on with /s, /m or /h"):
         Bench("syn-monitor", per_source=rate)

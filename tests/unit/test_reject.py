@@ -11,7 +11,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 
 from nfq_agent.packet import Packet
-from nfq_agent.reject import refuse
+from nfq_agent.reject import reject
 from nfq_agent.testing import icmp, ip_packet, tcp, udp
 from nfq_agent.verdict import ACCEPT, DROP, Action
 
@@ -21,7 +21,7 @@ FAMILIES = pytest.mark.parametrize(("a", "b", "layer"), [(A, B, IP), (A6, B6, IP
 
 
 def answers(packet: Packet) -> tuple[bytes, ...]:
-    verdict = refuse(packet)
+    verdict = reject(packet)
     assert verdict.action is Action.DROP
     return verdict.inject
 
@@ -57,11 +57,11 @@ def test_a_segment_resets_both_ends(a: str, b: str, layer: type) -> None:
 
 @FAMILIES
 def test_a_reset_passes_and_is_never_answered(a: str, b: str, layer: type) -> None:
-    assert refuse(tcp(a, b, flags="R")) is ACCEPT
+    assert reject(tcp(a, b, flags="R")) is ACCEPT
     for data in (*answers(tcp(a, b, b"x")), *answers(tcp(a, b, flags="S"))):
-        assert refuse(Packet(data)) is ACCEPT
+        assert reject(Packet(data)) is ACCEPT
     # With data it could carry something out.
-    assert refuse(tcp(a, b, b"data", flags="R")) is DROP
+    assert reject(tcp(a, b, b"data", flags="R")) is DROP
 
 
 def test_a_datagram_is_unreachable() -> None:
@@ -71,7 +71,7 @@ def test_a_datagram_is_unreachable() -> None:
     assert (error.src, error.dst, error[ICMP].type, error[ICMP].code) == ("198.51.100.1", "192.0.2.1", 3, 3)
     assert len(data) == 576
     assert data[28:] == packet.payload[: 576 - 28]
-    assert refuse(Packet(data)) is ACCEPT
+    assert reject(Packet(data)) is ACCEPT
 
 
 def test_a_datagram_is_unreachable_in_version_6() -> None:
@@ -81,7 +81,7 @@ def test_a_datagram_is_unreachable_in_version_6() -> None:
     assert (error.src, error.dst, error[ICMPv6DestUnreach].code) == ("2001:db8::2", "2001:db8::1", 4)
     assert len(data) == 1280
     assert data[48:] == packet.payload[: 1280 - 48]
-    assert refuse(Packet(data)) is ACCEPT
+    assert reject(Packet(data)) is ACCEPT
 
 
 def test_a_ping_is_prohibited() -> None:
@@ -107,11 +107,11 @@ def test_a_ping_is_prohibited() -> None:
 )
 def test_nobody_is_told_where_the_rules_forbid_it(packet: Packet) -> None:
     """RFC 1122 3.2.2: not about another error, a later fragment, or what went to many."""
-    assert refuse(packet) is DROP
+    assert reject(packet) is DROP
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_make_it_raise(data: bytes) -> None:
     for head in (b"\x45", b"\x60"):
-        refuse(Packet(head + data))
-    refuse(Packet(ip_packet(b"\1\2\3\4", b"\1\2\3\5", data[0] if data else 0, data)) if len(data) > 60 else Packet(data))
+        reject(Packet(head + data))
+    reject(Packet(ip_packet(b"\1\2\3\4", b"\1\2\3\5", data[0] if data else 0, data)) if len(data) > 60 else Packet(data))

@@ -14,7 +14,7 @@ from nfq_agent.facts import words
 from nfq_agent.flow import Flow
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.packet import Packet, PacketError, address, hook_name, protocol_name
-from nfq_agent.rate import Bucket, Held
+from nfq_agent.rate import Bucket, Suppressed
 from nfq_agent.verdict import Verdict
 
 
@@ -26,7 +26,7 @@ class LogOptions(element.Options):
 
 
 class FiveTupleLog(PacketElement):
-    """Says protocol, addresses, ports, hook and verdict of every packet, within a rate; what is held back is counted and said.
+    """Emits protocol, addresses, ports, hook and verdict of every packet, within a rate; lines beyond it are counted.
 
     Where an element of the chain finds out about flows, what is known of the packet's flow by then is said with it. With metadata
     only (`copy = "meta"`) it says what there is: hook, interfaces and mark.
@@ -41,7 +41,7 @@ class FiveTupleLog(PacketElement):
         super().__init__(name, options, emit)
         self._limited = options.per_second > 0
         self._bucket = Bucket(options.per_second, options.burst or options.per_second, 0.0)
-        self._held = Held()
+        self._suppressed = Suppressed()
         self._interfaces = Interfaces(socket.if_indextoname)
         self._degraded = False
 
@@ -49,12 +49,12 @@ class FiveTupleLog(PacketElement):
         """Say what became of a packet."""
         now = packet.time
         if self._limited and not self._bucket.take(now):
-            self._held.add(now)
-            if count := self._held.due(now):
-                self._say_held(count)
+            self._suppressed.add(now)
+            if count := self._suppressed.due(now):
+                self._say_suppressed(count)
             return
-        if count := self._held.due(now):
-            self._say_held(count)
+        if count := self._suppressed.due(now):
+            self._say_suppressed(count)
         hook = hook_name(packet.hook)
         outcome = _outcome(verdict)
         fields: dict[str, Any] = fields_of(flow.facts) if flow is not None else {}
@@ -88,9 +88,9 @@ class FiveTupleLog(PacketElement):
         self.emit(f"{five_tuple} {hook} {outcome}, {packet.length} bytes{more}", **fields)
 
     def stop(self) -> None:
-        """Say what was held back and not said yet."""
-        if count := self._held.take():
-            self._say_held(count)
+        """Emit the count that was not emitted yet."""
+        if count := self._suppressed.take():
+            self._say_suppressed(count)
 
     def _judged_meta(self, hook: str, outcome: str, fields: dict[str, Any]) -> None:
         if not self._degraded:
@@ -110,11 +110,11 @@ class FiveTupleLog(PacketElement):
         size = f", {fields['length']} bytes" if fields["length"] else ""
         self.emit(f"packet {' '.join(known)} {outcome}{size}", **fields)
 
-    def _say_held(self, count: int) -> None:
+    def _say_suppressed(self, count: int) -> None:
         self.emit(
             f"{self.name}: {count} packets were judged but not logged: more than {self.options.per_second} a second",
             level="warning",
-            held=count,
+            suppressed=count,
         )
 
 

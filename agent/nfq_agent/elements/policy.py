@@ -18,7 +18,7 @@ from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Conditions, Match
 from nfq_agent.packet import FiveTuple, Packet, PacketError, address, hook_name, protocol_name
 from nfq_agent.protocols.known import HOSTS, OWNERS
-from nfq_agent.reject import refuse
+from nfq_agent.reject import reject
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 # Rule keys that name a fact: every fact that a protocol sets, by its own name, and one short form.
@@ -116,7 +116,7 @@ class _Case:
     known: tuple[Any, ...] | None = None
     action: ActionName | None = None
     label: str = ""
-    settled: bool = False
+    decided: bool = False
 
 
 class Policy(PacketElement):
@@ -190,22 +190,22 @@ class Policy(PacketElement):
         case: _Case | None = flow.state.get(self)
         if case is None:
             case = flow.state[self] = _Case(self._candidates(packet, flow))
-        elif case.settled and known == case.known:
+        elif case.decided and known == case.known:
             return self._verdict(packet, case.action)
         if packet.data:
             case.with_payload += 1
         patient = facts.get("dpi", "undecided") == "undecided" and case.with_payload <= self.options.within
-        action, label, is_open = _outcome(case.candidates, facts, patient and not case.settled, self._default)
+        action, label, is_open = _outcome(case.candidates, facts, patient and not case.decided, self._default)
         if is_open:
             flow.undecided = True
             return self._answer(packet, self.options.undecided, "undecided")
         flow.undecided = False
         before = case.action, case.label
-        was_settled = case.settled
-        case.known, case.action, case.label, case.settled = known, action, label, True
-        if was_settled and action == before[0]:
+        was_decided = case.decided
+        case.known, case.action, case.label, case.decided = known, action, label, True
+        if was_decided and action == before[0]:
             return self._verdict(packet, action)
-        if was_settled:
+        if was_decided:
             self._say_turned(flow.origin, before, case)
         return self._answer(packet, action, label)
 
@@ -231,7 +231,7 @@ class Policy(PacketElement):
 
     def _reject(self, packet: Packet) -> Verdict:
         """Drop the packet, and let its sender know."""
-        return refuse(packet)
+        return reject(packet)
 
     def _answer(self, packet: Packet, action: ActionName | None, label: str) -> Verdict | None:
         if self._explain:

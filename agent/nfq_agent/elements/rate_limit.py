@@ -10,7 +10,7 @@ from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet
-from nfq_agent.rate import Buckets, Held, RateField
+from nfq_agent.rate import Buckets, RateField, Suppressed
 from nfq_agent.verdict import DROP, Verdict
 
 _ALL: Final = b""
@@ -42,7 +42,7 @@ class RateLimit(PacketElement):
         self._buckets = Buckets(rate.per_second, options.burst or rate.count, options.memory)
         self._per = options.per
         self._masks = {4: _mask(32, options.prefix), 16: _mask(128, options.prefix6)}
-        self._held = Held()
+        self._suppressed = Suppressed()
 
     @classmethod
     def needs_of(cls, options: RateLimitOptions) -> Needs:
@@ -53,18 +53,18 @@ class RateLimit(PacketElement):
         """DROP where the bucket is empty."""
         key = self._key(packet) if self._per != "all" else _ALL
         if self._buckets.take(key, packet.time):
-            if count := self._held.due(packet.time):
-                self._say_held(count)
+            if count := self._suppressed.due(packet.time):
+                self._say_suppressed(count)
             return None
-        self._held.add(packet.time)
-        if count := self._held.due(packet.time):
-            self._say_held(count)
+        self._suppressed.add(packet.time)
+        if count := self._suppressed.due(packet.time):
+            self._say_suppressed(count)
         return DROP
 
     def stop(self) -> None:
         """Say what was dropped and not said yet."""
-        if count := self._held.take():
-            self._say_held(count)
+        if count := self._suppressed.take():
+            self._say_suppressed(count)
 
     def _key(self, packet: Packet) -> bytes:
         five_tuple = packet.headers.five_tuple
@@ -72,7 +72,7 @@ class RateLimit(PacketElement):
         mask = self._masks[len(address)]
         return address if mask is None else (int.from_bytes(address, "big") & mask).to_bytes(len(address), "big")
 
-    def _say_held(self, count: int) -> None:
+    def _say_suppressed(self, count: int) -> None:
         whose = "" if self._per == "all" else f" for one {self._per}"
         self.emit(f"{self.name}: {count} packets dropped: more than {self.options.rate}{whose}", level="warning", dropped=count)
 

@@ -10,7 +10,7 @@ from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet, PacketError, address, endpoint, hook_name
-from nfq_agent.rate import Held, Rate, RateField, Windows
+from nfq_agent.rate import Rate, RateField, Suppressed, Windows
 from nfq_agent.verdict import Verdict
 
 _FIN_SYN_RST_ACK = 0x17
@@ -18,7 +18,7 @@ _SYN = 0x02
 
 
 class SynMonitorOptions(element.Options):
-    """per_source: lines for one source address, none held back if left out. memory: sources, and connections, remembered."""
+    """per_source: lines for one source address, no limit if left out. memory: sources, and connections, remembered."""
 
     per_source: RateField | None = None
     memory: Annotated[int, Field(ge=1, le=10_000_000)] = 16384
@@ -38,7 +38,7 @@ class SynMonitor(PacketElement):
         self._rate: Rate | None = options.per_source
         self._sources = None if options.per_source is None else Windows(options.per_source, options.memory)
         self._seen: dict[bytes, None] = {}
-        self._held = Held()
+        self._suppressed = Suppressed()
 
     def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
         """Say the connection, unless its source has had its share."""
@@ -57,10 +57,10 @@ class SynMonitor(PacketElement):
             del self._seen[next(iter(self._seen))]
         self._seen[key] = None
         now = packet.time
-        if count := self._held.due(now):
-            self._say_held(count)
+        if count := self._suppressed.due(now):
+            self._say_suppressed(count)
         if self._sources is not None and not self._sources.take(five_tuple.src, now):
-            self._held.add(now)
+            self._suppressed.add(now)
             return
         source = endpoint(five_tuple.src, five_tuple.sport)
         destination = endpoint(five_tuple.dst, five_tuple.dport)
@@ -76,13 +76,13 @@ class SynMonitor(PacketElement):
         )
 
     def stop(self) -> None:
-        """Say what was held back and not said yet."""
-        if count := self._held.take():
-            self._say_held(count)
+        """Emit the count that was not emitted yet."""
+        if count := self._suppressed.take():
+            self._say_suppressed(count)
 
-    def _say_held(self, count: int) -> None:
+    def _say_suppressed(self, count: int) -> None:
         self.emit(
             f"{self.name}: {count} new connections were not shown: more than {self._rate} from one source",
             level="warning",
-            held=count,
+            suppressed=count,
         )

@@ -13,15 +13,15 @@ from enum import Enum
 from typing import Any, Final
 
 
-class Answer(Enum):
-    """What a parser says when it has no facts."""
+class NoMatch(Enum):
+    """The result of a parser without facts: not this protocol, or not yet."""
 
     NO = "no"
     MORE = "more"
 
 
-NO: Final = Answer.NO
-MORE: Final = Answer.MORE
+NO: Final = NoMatch.NO
+MORE: Final = NoMatch.MORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Found:
     used: int = 0
 
 
-Result = Answer | Found
+Result = NoMatch | Found
 Parser = Callable[[bytes, bytes], Result]
 
 

@@ -10,7 +10,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from struct import unpack_from
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Answer, Found, Protocol, Result, text
+from nfq_agent.protocols import MORE, NO, Found, NoMatch, Protocol, Result, text
 
 PORTS: Final = frozenset((53, 5353))
 _QUESTIONS: Final = 8
@@ -207,4 +207,4 @@ PROTOCOL: Final = Protocol(
 )
 
 
-__all__ = ["PORTS", "PROTOCOL", "TYPES", "Answer", "datagram", "message", "name", "parse"]
+__all__ = ["PORTS", "PROTOCOL", "TYPES", "NoMatch", "datagram", "message", "name", "parse"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nfq_agent.protocols import MORE, NO, Answer, Found, Protocol, Result, text
+from nfq_agent.protocols import MORE, NO, Found, NoMatch, Protocol, Result, text
 
 _PREFIX: Final = b"SSH-"
 # The string has 255 characters at most with its end; lines before it are the server's alone, and nobody needs many.
@@ -32,7 +32,7 @@ def parse(client: bytes, server: bytes) -> Result:
     return MORE
 
 
-def _banner(data: bytes, lines: int) -> str | Answer:
+def _banner(data: bytes, lines: int) -> str | NoMatch:
     at = 0
     for _ in range(lines):
         if not data.startswith(_PREFIX, at):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from nfq_agent.element import Emit
-from nfq_agent.rate import Bucket, Held
+from nfq_agent.rate import Bucket, Suppressed
 from nfq_agent.stream import Connection, Failed, endpoint
 
 # Lines a second.
@@ -19,7 +19,7 @@ class Lines:
         self.name = name
         self._emit = emit
         self._bucket = Bucket(RATE, RATE, 0.0)
-        self._held = Held()
+        self._suppressed = Suppressed()
 
     def refused(self, identity: str, client: tuple[str, int], why: str, now: float) -> None:
         """A connection was refused before it was carried anywhere."""
@@ -46,8 +46,8 @@ class Lines:
     def warn(self, message: str, now: float, level: str = "warning", **fields: Any) -> None:
         """Say one line, unless there were too many."""
         if not self._bucket.take(now):
-            self._held.add(now)
+            self._suppressed.add(now)
         else:
             self._emit(message, level=level, **fields)
-        if count := self._held.due(now):
-            self._emit(f"proxy {self.name}: {count} more warnings were held back", level="warning", held=count)
+        if count := self._suppressed.due(now):
+            self._emit(f"proxy {self.name}: {count} more warnings were suppressed", level="warning", suppressed=count)

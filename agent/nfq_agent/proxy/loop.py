@@ -130,7 +130,7 @@ class Proxy:
         for pair in list(self._pairs.values()):
             if pair.over is None:
                 pair.over = "the proxy ended"
-            self._settle(pair)
+            self._update(pair)
         self._tally.write(len(self._pairs), list(self._siblings.values()))
         self._epoll.close()
 
@@ -268,7 +268,7 @@ class Proxy:
         if not pair.connected and mask & _HUNG_UP:
             pair.over = "the client went away"
         if pair.over is not None or pair.stream is not None:
-            self._settle(pair)
+            self._update(pair)
 
     def _queue_again(self, pair: Pair) -> None:
         for half in (pair.client, pair.upstream):
@@ -280,9 +280,9 @@ class Proxy:
         for half in again:
             if half.pair.over is None and half.pair.pump(half, self._buffer, now):
                 self._again[half] = None
-            self._settle(half.pair)
+            self._update(half.pair)
 
-    def _settle(self, pair: Pair) -> None:
+    def _update(self, pair: Pair) -> None:
         """After a pair was touched: say what failed, set its timer, and close it if it is over."""
         if pair.failures:
             self._failures(pair.connection, pair.failures)
@@ -347,7 +347,7 @@ class Proxy:
             pair.timed = None
             if pair.over is None and pair.connected and pair.woken(self._buffer, now):
                 self._queue_again(pair)
-            self._settle(pair)
+            self._update(pair)
         if self._listeners.due is not None and self._listeners.due <= now:
             self._room()
         if self._deadline is not None and (self._deadline <= now or not (self._pairs or self._siblings)):

@@ -32,12 +32,12 @@ class TargetResolver:
         self._where = f"proxy {name}: target {endpoint(target)}"
         self._found = found
         self._emit = emit
-        self._settled = threading.Event()
+        self._resolved = threading.Event()
 
     def start(self, wait: float = WAIT) -> None:
         """Begin, and return when it has succeeded or failed once, or after `wait` seconds."""
         threading.Thread(target=self._resolve, daemon=True).start()
-        self._settled.wait(wait)
+        self._resolved.wait(wait)
 
     def _resolve(self) -> None:
         failed = False
@@ -53,11 +53,11 @@ class TargetResolver:
                         level="error",
                     )
                 failed = True
-                self._settled.set()
+                self._resolved.set()
                 time.sleep(AGAIN)
         candidates: list[Candidate] = [(family, address) for family, _, _, _, address in answer]
         if not self._found(candidates):
             self._emit(f"{self._where} is a listener of our own; not used", level="error")
         elif failed:
             self._emit(f"{self._where} is resolved: {', '.join(endpoint(address[:2]) for _, address in candidates)}")
-        self._settled.set()
+        self._resolved.set()

@@ -15,7 +15,7 @@ from typing import Any, Final
 _LONGEST: Final = 1 << 20
 # A person who waits longer than this, in seconds, is told that it goes on.
 _SOON: Final = 2.0
-Answer = Callable[[dict[str, Any]], dict[str, Any]]
+Respond = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class ControlError(Exception):
@@ -88,7 +88,7 @@ class Server:
         """For a selector: readable when somebody asks."""
         return self._socket.fileno()
 
-    def serve_one(self, answer: Answer) -> None:
+    def serve_one(self, respond: Respond) -> None:
         """Take one question and answer it. Someone who connects and says nothing is left after half a second."""
         try:
             connection, _ = self._socket.accept()
@@ -100,7 +100,7 @@ class Server:
                 question = _receive(connection)
             except (OSError, ValueError):
                 return
-            reply = answer(question)
+            reply = respond(question)
             # Who asked may be gone by now.
             with contextlib.suppress(OSError):
                 connection.settimeout(5)

@@ -24,6 +24,7 @@ from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.host.child import READY, STOP
 from nfq_agent.packet import FiveTuple, Packet, PacketError
 from nfq_agent.queue.queue import BUDGET
+from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
 from nfq_agent.service.packet_source import KernelQueue, PacketSource
 from nfq_agent.verdict import ACCEPT, RETAIN, Action, RewriteError, Verdict, VerdictError
@@ -72,28 +73,6 @@ class WorkerSettings:
 Inject = Callable[[bytes, int], None]
 
 
-class Limited:
-    """Says an event at once, and after that at most one a second, with the number of those that were held back."""
-
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-        self._next = 0.0
-        self._held = 0
-
-    def __call__(self, now: float, message: str, **fields: Any) -> bool:
-        """Say it, or hold it back (False). now: seconds of the monotonic clock."""
-        if now < self._next:
-            self._held += 1
-            return False
-        if self._held:
-            message = f"{message} ({self._held} more like it were held back)"
-            fields["held"] = self._held
-        self._held = 0
-        self._next = now + 1.0
-        self._emit(message, **fields)
-        return True
-
-
 class WorkerLoop:
     """The loop and its state.
 
@@ -125,11 +104,11 @@ class WorkerLoop:
             self._owners = [None if peer == own else Verdict(Action.QUEUE, queue=peer) for peer in settings.peers]
         self._known: dict[Any, Verdict] = {}
         self._asked = 0
-        self._errors = Limited(emit)
-        self._malformed = Limited(emit)
-        self._drops = Limited(emit)
-        self._unsent = Limited(emit)
-        self._loops = Limited(emit)
+        self._errors = LimitedEmit(emit)
+        self._malformed = LimitedEmit(emit)
+        self._drops = LimitedEmit(emit)
+        self._unsent = LimitedEmit(emit)
+        self._loops = LimitedEmit(emit)
         self._repeats = RepeatBound()
         # What is to be said after the verdicts are sent.
         self._later: list[Callable[[float], bool]] = []
@@ -192,9 +171,9 @@ class WorkerLoop:
             self._release(self._now)
         count = self._turn()
         if self._later:
-            held = sum(not say(self._now) for say in self._later)
+            suppressed = sum(not say(self._now) for say in self._later)
             self._later.clear()
-            self._counters.log_held += held
+            self._counters.log_suppressed += suppressed
         return count
 
     def _wait(self) -> None:
