@@ -28,7 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def release(request: pytest.FixtureRequest) -> Release:
     """A Debian release."""
     if os.geteuid() != 0:
-        pytest.fail("the booted tests make and boot containers: run them as root, or leave them out with tests/run --unit or --kernel")
+        pytest.fail(
+            "the booted tests make and boot containers: run them as root, or leave them out with tests/run --unit or --kernel"
+        )
     sweep()
     found: Release = request.param
     return found
