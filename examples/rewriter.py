@@ -8,8 +8,7 @@ examples/rewriter.py cat dog
 import signal
 import sys
 
-from nfq_agent import ACCEPT, Action, Packet, PacketError, Queue, Verdict
-from nfq_agent.checksum import mend
+from nfq_agent import ACCEPT, Action, Packet, PacketError, Queue, Verdict, mend
 
 if len(sys.argv) != 3:
     sys.exit("usage: rewriter.py OLD NEW")

@@ -6,8 +6,7 @@ iptables -t raw -A PREROUTING -p tcp --syn -j NFQUEUE --queue-num 1 --queue-bypa
 
 import signal
 
-from nfq_agent import ACCEPT, Packet, PacketError, Queue, Verdict
-from nfq_agent.packet import endpoint
+from nfq_agent import ACCEPT, Packet, PacketError, Queue, Verdict, endpoint
 
 
 def judge(packet: Packet) -> Verdict:

@@ -40,12 +40,12 @@ CORE = {"nouns", "protocols", "rules"}
 PURE = {
     "__future__", "bisect", "collections", "contextlib", "dataclasses", "difflib", "enum", "fnmatch", "functools", "hashlib",
     "heapq", "hmac", "ipaddress", "itertools", "json", "math", "pydantic", "re", "shlex", "string", "struct", "types", "typing",
-    "zlib",
+    "typing_extensions", "zlib",
 }  # fmt: skip
 # Names that only calculate, from modules that also do other things; and what one module needs beyond these.
 PURE_NAMES = {
     "socket.AF_INET", "socket.AF_INET6", "socket.inet_ntop", "socket.inet_pton",
-    "datetime.UTC", "datetime.datetime", "datetime.timedelta",
+    "datetime.UTC", "datetime.datetime", "datetime.timedelta", "pathlib.PurePath",
 }  # fmt: skip
 BEYOND = {
     "counters": {"mmap": "anonymous memory that a worker shares with its supervisor"},

@@ -1,9 +1,12 @@
-"""nfq-agent: a host agent that takes traffic through netfilter, judges it, and leaves nothing behind."""
+"""nfq-agent: a host agent that intercepts traffic through netfilter and judges it. What programs and elements may use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nfq_agent.packet import FiveTuple, Hook, Packet, PacketError
+from nfq_agent.checksum import mend
+from nfq_agent.flow import Flow
+from nfq_agent.host.nfqueue.channel import open_socket
+from nfq_agent.packet import FiveTuple, Hook, Packet, PacketError, address, endpoint
 from nfq_agent.queue.queue import (
     Queue,
     QueueBusyError,
@@ -16,13 +19,16 @@ from nfq_agent.queue.queue import (
 from nfq_agent.verdict import ACCEPT, DROP, REPEAT, RETAIN, Action, RewriteError, Verdict, VerdictError
 
 if TYPE_CHECKING:
-    from nfq_agent.element import Needs, PacketElement
+    from nfq_agent.element import Needs, Options, PacketElement
     from nfq_agent.stream import CLOSE, Connection, Done, Later, Part, StreamElement, Way
+    from nfq_agent.values import Duration
 else:
-    # A program that only wants a queue is spared what elements need: pydantic makes most of the import's time and memory.
-    _LATER = dict.fromkeys(("Needs", "PacketElement"), "nfq_agent.element") | dict.fromkeys(
-        ("CLOSE", "Connection", "Done", "Later", "Part", "StreamElement", "Way"), "nfq_agent.stream"
-    )
+    # A program that only uses a queue does not load what elements need: pydantic takes most of the import's time and memory.
+    _LATER = {
+        **dict.fromkeys(("Needs", "Options", "PacketElement"), "nfq_agent.element"),
+        **dict.fromkeys(("CLOSE", "Connection", "Done", "Later", "Part", "StreamElement", "Way"), "nfq_agent.stream"),
+        "Duration": "nfq_agent.values",
+    }
 
     def __getattr__(name: str) -> Any:
         if name not in _LATER:
@@ -40,10 +46,13 @@ __all__ = [
     "Action",
     "Connection",
     "Done",
+    "Duration",
     "FiveTuple",
+    "Flow",
     "Hook",
     "Later",
     "Needs",
+    "Options",
     "Packet",
     "PacketElement",
     "PacketError",
@@ -60,4 +69,8 @@ __all__ = [
     "Verdict",
     "VerdictError",
     "Way",
+    "address",
+    "endpoint",
+    "mend",
+    "open_socket",
 ]

@@ -5,12 +5,14 @@ An element knows no neighbour, reads no clock and does no I/O of its own: what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import TypeVar
 
+from nfq_agent.fitting import fit
 from nfq_agent.flow import Flow
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.mark import Kept
@@ -30,22 +32,46 @@ class Needs(IntEnum):
 
 
 class Options(BaseModel):
-    """The keys of an element's table in the configuration. An element adds its own in a subclass."""
+    """The keys of an element's table in the configuration. An element adds its own in a subclass.
+
+    Values are checked strictly (a string is not a number), but every type has a form in TOML: an array for a tuple or set, a
+    string for a Path, an address, a network or a member of an Enum, and `"5s"` for a timedelta.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], context: Any = None) -> Self:
+        """The options of a table as TOML gives it. context: `Lookups`, for names. Raises pydantic's ValidationError."""
+        return cls.model_validate(fit(cls, dict(table)), context=context)
 
-class PacketElement:
+
+O = TypeVar("O", bound=Options, default=Any)  # noqa: E741  # a type variable
+
+
+def options_of(cls: type[Any]) -> type[Options] | None:
+    """The model that an element names as its parameter, as in `PacketElement[MyOptions]`; None where it names none."""
+    for base in cls.__dict__.get("__orig_bases__", ()):
+        for argument in get_args(base):
+            if isinstance(argument, type) and issubclass(argument, Options):
+                return argument
+    return None
+
+
+class PacketElement(Generic[O]):
     """Base of every element that judges packets.
 
-    `needs` says how much of the packet it reads, `rewrites` that it may answer with a changed payload. `Options` is the
-    model of its table. `emit(message, level="info", **fields)` says one event; it never blocks and may hold back what
-    comes too fast. `pure` says that the answer follows from protocol, addresses, ports, hook and interfaces alone, so that
-    the worker may remember it. `lasting` says that the answer, None too, holds for the whole flow from then on, unless
-    `flow.undecided`. `reads_process` says that it looks at uid or gid. An instance may set these, and `needs`, for itself,
-    by its options. `degrades` says that it works, if less well, where the kernel shows metadata alone.
+    The model of its table is the parameter of its base, as in `class MyElement(PacketElement[MyOptions])`, or its attribute
+    `Options`. `emit(message, level="info", **fields)` emits one event; it never blocks, and may suppress events that come too
+    fast.
 
-    The time is `packet.time`: the worker stamps what the kernel did not.
+    `needs`: how much of the packet it reads. `rewrites`: it may answer with a changed payload. `pure`: the answer follows from
+    protocol, addresses, ports, hook and interfaces alone, so that the worker may remember it. `lasting`: the answer, None too,
+    holds for the whole flow from then on, unless `flow.undecided`. `reads_process`: it reads uid or gid. `degrades`: it works,
+    with less to report, where the kernel shows metadata alone. An instance may set `needs`, `pure`, `lasting` and
+    `reads_process` for itself, by its options.
+
+    The time is `packet.time`: the worker stamps packets that the kernel did not stamp.
     """
 
     needs: Needs = Needs.HEADERS
@@ -56,33 +82,38 @@ class PacketElement:
     degrades: ClassVar[bool] = False
     Options: ClassVar[type[Options]] = Options
 
-    def __init__(self, name: str, options: Any, emit: Emit) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Options" not in cls.__dict__ and (model := options_of(cls)) is not None:
+            cls.Options = model
+
+    def __init__(self, name: str, options: O, emit: Emit) -> None:
         self.name = name
         self.options = options
         self.emit = emit
 
     @classmethod
-    def needs_of(cls, options: Any) -> Needs:
+    def needs_of(cls, options: O) -> Needs:
         """How much an element with these options reads: `needs`, unless a subclass knows it more exactly."""
         return cls.needs
 
     @classmethod
-    def reads_process_of(cls, options: Any) -> bool:
+    def reads_process_of(cls, options: O) -> bool:
         """Whether an element with these options looks at uid or gid: `reads_process`, unless a subclass knows it better."""
         return cls.reads_process
 
     @classmethod
-    def rewrites_of(cls, options: Any) -> bool:
+    def rewrites_of(cls, options: O) -> bool:
         """Whether an element with these options may change payloads: `rewrites`, unless a subclass knows it more exactly."""
         return cls.rewrites
 
     @classmethod
-    def kept_of(cls, options: Any) -> Kept | None:
+    def kept_of(cls, options: O) -> Kept | None:
         """The connection marks by which the kernel keeps verdicts on flows, where an element has it do so."""
         return None
 
     @classmethod
-    def injects_of(cls, options: Any) -> bool:
+    def injects_of(cls, options: O) -> bool:
         """Whether an element with these options gives verdicts with packets to be sent besides (`Verdict.inject`)."""
         return False
 

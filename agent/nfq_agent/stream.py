@@ -9,12 +9,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, ClassVar, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple
 
 from nfq_agent.connection import Connection as Connection
 from nfq_agent.connection import Way as Way
 from nfq_agent.connection import endpoint as endpoint
-from nfq_agent.element import Emit, Options
+from nfq_agent.element import Emit, O, Options, options_of
 from nfq_agent.verdict import ACCEPT as ACCEPT
 from nfq_agent.verdict import DROP as DROP
 from nfq_agent.verdict import Verdict
@@ -64,16 +64,22 @@ def ways_of(text: Ways) -> frozenset[Way]:
     return frozenset(Way) if text == "both" else frozenset((Way[text.upper()],))
 
 
-class StreamElement:
+class StreamElement(Generic[O]):
     """Base of every element that looks at streams. One object serves all connections of a process.
 
-    `asks` says which ways it wants to be asked about: those whose method it overrides, unless it says otherwise itself.
-    `Options` is the model of its table. `emit(message, level="info", **fields)` says one event and never blocks.
+    The model of its table is the parameter of its base, as in `class MyElement(StreamElement[MyOptions])`, or its attribute
+    `Options`. `asks` says which ways it wants to be asked about: those whose method it overrides, unless it says otherwise
+    itself. `emit(message, level="info", **fields)` emits one event and never blocks.
     """
 
     Options: ClassVar[type[Options]] = Options
 
-    def __init__(self, name: str, options: Any, emit: Emit) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Options" not in cls.__dict__ and (model := options_of(cls)) is not None:
+            cls.Options = model
+
+    def __init__(self, name: str, options: O, emit: Emit) -> None:
         self.name = name
         self.options = options
         self.emit = emit

@@ -109,7 +109,7 @@ class Bench:
     def _make(self, kind: str | type[PacketElement], options: Mapping[str, Any]) -> PacketElement:
         cls = packet_element(kind) if isinstance(kind, str) else kind
         name = kind if isinstance(kind, str) else kind.__name__
-        return cls(name, cls.Options.model_validate(dict(options), context=HostLookups()), self._emit)
+        return cls(name, cls.Options.from_table(options, HostLookups()), self._emit)
 
     def _emit(self, message: str, level: str = "info", **fields: Any) -> None:
         self.said.append(Said(message, level, fields))

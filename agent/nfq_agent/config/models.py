@@ -277,7 +277,7 @@ class Config(_Model):
         kind = table.pop("type", name)
         cls = find(kind)
         try:
-            options = cls.Options.model_validate(table, context=HostLookups())
+            options = cls.Options.from_table(table, HostLookups())
         except ValidationError as error:
             raise ElementError(name, error, cls.Options) from error
         return ElementSpec(name, cls, options)

@@ -47,14 +47,12 @@ class ChaosOptions(element.Options):
         return self
 
 
-class Chaos(PacketElement):
+class Chaos(PacketElement[ChaosOptions]):
     """Rolls the dice for each packet that the others accept, in this order: drop, corrupt, duplicate, delay.
 
     A copy is sent at once, from a raw socket: on the way out it goes round our rules, since it is the agent's own; on the
     way in it comes by loopback, which rp_filter may forbid.
     """
-
-    Options = ChaosOptions
 
     def __init__(self, name: str, options: ChaosOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

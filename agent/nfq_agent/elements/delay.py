@@ -18,10 +18,8 @@ class DelayOptions(element.Options):
     way: Ways = "both"
 
 
-class Delay(StreamElement):
+class Delay(StreamElement[DelayOptions]):
     """Holds each chunk for a time. What may wait is bounded by the proxy's `buffer`, and with it the speed."""
-
-    Options = DelayOptions
 
     def __init__(self, name: str, options: DelayOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

@@ -84,12 +84,11 @@ class _Datagrams:
         self.hello: quic.Hello | None = None
 
 
-class Dpi(PacketElement):
+class Dpi(PacketElement[DpiOptions]):
     """Identifies the protocol of a flow and the names in its opening. Always leaves the packet to the elements behind."""
 
     needs = Needs.FLOW
     lasting = True
-    Options = DpiOptions
 
     def __init__(self, name: str, options: DpiOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

@@ -41,13 +41,12 @@ class GateOptions(element.Options):
         return self
 
 
-class Gate(StreamElement):
+class Gate(StreamElement[GateOptions]):
     """Keeps a connection's first bytes back until the name is known, then lets them through or resets the connection.
 
     After that it looks at nothing any more.
     """
 
-    Options = GateOptions
     # The parser of an opening, and the fact that is the name.
     parse: ClassVar[Callable[..., Result]]
     fact: ClassVar[str]

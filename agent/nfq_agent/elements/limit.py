@@ -21,10 +21,8 @@ class LimitOptions(element.Options):
     per: Literal["connection", "proxy"] = "connection"
 
 
-class Limit(StreamElement):
+class Limit(StreamElement[LimitOptions]):
     """Holds each chunk until its last byte is due. Back-pressure then slows the sender down."""
-
-    Options = LimitOptions
 
     def __init__(self, name: str, options: LimitOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

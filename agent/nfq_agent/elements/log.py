@@ -25,7 +25,7 @@ class LogOptions(element.Options):
     burst: Annotated[int, Field(ge=1)] | None = None
 
 
-class FiveTupleLog(PacketElement):
+class FiveTupleLog(PacketElement[LogOptions]):
     """Emits protocol, addresses, ports, hook and verdict of every packet, within a rate; lines beyond it are counted.
 
     Where an element of the chain finds out about flows, what is known of the packet's flow by then is said with it. With metadata
@@ -35,7 +35,6 @@ class FiveTupleLog(PacketElement):
     needs = Needs.HEADERS
     pure = True
     degrades = True
-    Options = LogOptions
 
     def __init__(self, name: str, options: LogOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

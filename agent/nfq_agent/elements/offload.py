@@ -33,7 +33,7 @@ class OffloadOptions(element.Options):
         return self
 
 
-class Offload(PacketElement):
+class Offload(PacketElement[OffloadOptions]):
     """Turns the verdict on a packet, where it holds for the flow, into that mark and REPEAT.
 
     The packet then goes through our rules again (see `rules`): they save the mark in the connection, and let pass or drop
@@ -42,7 +42,6 @@ class Offload(PacketElement):
 
     needs = Needs.METADATA
     lasting = True
-    Options = OffloadOptions
 
     def __init__(self, name: str, options: OffloadOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

@@ -61,7 +61,7 @@ class PcapOptions(element.Options):
         return value
 
 
-class Pcap(PacketElement):
+class Pcap(PacketElement[PcapOptions]):
     """Writes after the verdict was given. A disk that is full or gone costs packets of the capture, which are counted and said.
 
     Files are NAME-SLOT-NUMBER.pcapng: the number rises, and a slot belongs to one worker at a time.
@@ -69,7 +69,6 @@ class Pcap(PacketElement):
 
     needs = Needs.PAYLOAD
     lasting = True
-    Options = PcapOptions
 
     def __init__(self, name: str, options: PcapOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

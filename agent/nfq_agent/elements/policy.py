@@ -119,7 +119,7 @@ class _Case:
     decided: bool = False
 
 
-class Policy(PacketElement):
+class Policy(PacketElement[PolicyOptions]):
     """Answers with the action of the first rule that matches.
 
     Without facts in any rule each packet is judged by itself. With them a flow is judged, by the headers of its first packet
@@ -129,7 +129,6 @@ class Policy(PacketElement):
     """
 
     lasting = True
-    Options = PolicyOptions
 
     def __init__(self, name: str, options: PolicyOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

@@ -30,10 +30,8 @@ class RateLimitOptions(element.Options):
     memory: Annotated[int, Field(ge=1, le=10_000_000)] = 65536
 
 
-class RateLimit(PacketElement):
+class RateLimit(PacketElement[RateLimitOptions]):
     """A token bucket for each key. What it dropped is counted and said every ten seconds at most."""
-
-    Options = RateLimitOptions
 
     def __init__(self, name: str, options: RateLimitOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

@@ -54,10 +54,8 @@ class ReplaceOptions(element.Options):
         return self
 
 
-class Replace(StreamElement):
+class Replace(StreamElement[ReplaceOptions]):
     """Changes the bytes of a stream. Lengths that the protocol announces elsewhere are not its business."""
-
-    Options = ReplaceOptions
 
     def __init__(self, name: str, options: ReplaceOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

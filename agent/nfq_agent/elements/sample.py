@@ -35,10 +35,8 @@ class SampleOptions(element.Options):
         return self
 
 
-class Sample(PacketElement):
+class Sample(PacketElement[SampleOptions]):
     """Chooses packets, or flows, and remembers the choice until the packet's verdict is given."""
-
-    Options = SampleOptions
 
     def __init__(self, name: str, options: SampleOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

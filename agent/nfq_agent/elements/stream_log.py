@@ -13,10 +13,8 @@ class StreamLogOptions(element.Options):
     chunks: bool = False
 
 
-class StreamLog(StreamElement):
+class StreamLog(StreamElement[StreamLogOptions]):
     """Says who connects to whom. It changes nothing."""
-
-    Options = StreamLogOptions
 
     def __init__(self, name: str, options: StreamLogOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

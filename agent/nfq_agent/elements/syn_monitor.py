@@ -24,13 +24,12 @@ class SynMonitorOptions(element.Options):
     memory: Annotated[int, Field(ge=1, le=10_000_000)] = 16384
 
 
-class SynMonitor(PacketElement):
+class SynMonitor(PacketElement[SynMonitorOptions]):
     """Says every packet that opens a connection as iptables' --syn knows it, once, also if it is seen again or sent again."""
 
     needs = Needs.HEADERS
     pure = True
     lasting = True
-    Options = SynMonitorOptions
 
     def __init__(self, name: str, options: SynMonitorOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

@@ -23,10 +23,8 @@ class TapOptions(element.Options):
     max_files: Annotated[int, Field(ge=1)] = 10_000
 
 
-class Tap(StreamElement):
+class Tap(StreamElement[TapOptions]):
     """Copies, and changes nothing. A file that can't be written ends that copy, never the connection."""
-
-    Options = TapOptions
 
     def __init__(self, name: str, options: TapOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
