@@ -9,6 +9,8 @@ import mmap
 from collections.abc import Mapping, Sequence
 from typing import Final, overload
 
+from nfq_agent.verdict import Action
+
 
 class Slots:
     """Numbers of 64 bits by name, made before the fork; one process writes them, others read."""
@@ -30,11 +32,15 @@ class Slots:
 
 
 class Count:
-    """One slot of `Counters`, read and written as an attribute. internal: not part of the status."""
+    """One slot of `Counters`, read and written as an attribute.
 
-    def __init__(self, meaning: str, internal: bool = False) -> None:
+    internal: not part of the status. action: the kind of verdict that it counts.
+    """
+
+    def __init__(self, meaning: str, internal: bool = False, action: Action | None = None) -> None:
         self.meaning = meaning
         self.internal = internal
+        self.action = action
         self.index = -1
 
     @overload
@@ -52,11 +58,11 @@ class Counters(Slots):
     """What the worker of a queue counts, once per turn of its loop."""
 
     received = Count("packets read from the queue")
-    accepted = Count("verdicts ACCEPT")
-    dropped = Count("verdicts DROP")
-    repeated = Count("verdicts REPEAT")
-    requeued = Count("verdicts QUEUE: packets sent to another queue")
-    retained = Count("packets kept for a later answer")
+    accepted = Count("verdicts ACCEPT", action=Action.ACCEPT)
+    dropped = Count("verdicts DROP", action=Action.DROP)
+    repeated = Count("verdicts REPEAT", action=Action.REPEAT)
+    requeued = Count("verdicts QUEUE: packets sent to another queue", action=Action.QUEUE)
+    retained = Count("packets kept for a later answer", action=Action.RETAIN)
     rewritten = Count("verdicts with a new payload")
     marked = Count("verdicts with a mark")
     errors = Count("an element raised, or gave an invalid verdict")
@@ -81,6 +87,8 @@ _COUNTS: Final[Mapping[str, Count]] = {name: each for name, each in vars(Counter
 for _place, _count in enumerate(_COUNTS.values()):
     _count.index = _place
 
+# The counter of each kind of verdict.
+VERDICT_COUNTERS: Final[Mapping[Action, str]] = {each.action: name for name, each in _COUNTS.items() if each.action is not None}
 # The counters of the status, and what each counts.
 WORKER_COUNTERS: Final[Mapping[str, str]] = {name: each.meaning for name, each in _COUNTS.items() if not each.internal}
 PROXY_COUNTERS: Final[Mapping[str, str]] = {

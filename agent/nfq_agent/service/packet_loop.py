@@ -18,7 +18,7 @@ from typing import Any, Final
 from zlib import crc32
 
 from nfq_agent.checksum import mend
-from nfq_agent.counters import Counters
+from nfq_agent.counters import VERDICT_COUNTERS, Counters
 from nfq_agent.element import ElementChain, Emit, Needs
 from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.host.child import READY, STOP
@@ -419,17 +419,8 @@ class WorkerLoop:
 
     def _count(self, verdict: Verdict, number: int) -> None:
         counters = self._counters
-        action = verdict.outcome
-        if action is Action.ACCEPT:
-            counters.accepted += number
-        elif action is Action.DROP:
-            counters.dropped += number
-        elif action is Action.REPEAT:
-            counters.repeated += number
-        elif action is Action.QUEUE:
-            counters.requeued += number
-        else:
-            counters.retained += number
+        name = VERDICT_COUNTERS[verdict.outcome]
+        setattr(counters, name, getattr(counters, name) + number)
         if verdict is _WOULD_DROP:
             counters.would_drop += number
         if verdict.mark is not None:
