@@ -7,15 +7,9 @@ from nfq_agent.checksum import mend
 from nfq_agent.flow import Flow
 from nfq_agent.host.nfqueue.channel import open_socket
 from nfq_agent.packet import FiveTuple, Hook, Packet, PacketError, address, endpoint
-from nfq_agent.queue.queue import (
-    Queue,
-    QueueBusyError,
-    QueueError,
-    QueuePermissionError,
-    QueueSettingError,
-    QueueSettings,
-    QueueStateError,
-)
+from nfq_agent.queue.errors import QueueBusyError, QueueError, QueuePermissionError, QueueSettingError, QueueStateError
+from nfq_agent.queue.queue import Queue
+from nfq_agent.queue.settings import QueueSettings
 from nfq_agent.verdict import ACCEPT, DROP, REPEAT, RETAIN, Action, RewriteError, Verdict, VerdictError
 
 if TYPE_CHECKING:

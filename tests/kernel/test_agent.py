@@ -228,7 +228,7 @@ def test_a_queue_that_somebody_else_holds_is_named(netns: Namespace, tmp_path: P
     first = Agent(netns, tmp_path, udp(), instance="a").ready()
     second = Agent(netns, tmp_path, udp(), instance="b")
     assert second.process.wait(timeout=20) == 1
-    assert "queue 100: somebody else has bound it" in second.log
+    assert "queue 100: another process has already bound this queue" in second.log
     assert not [line for line in ours(netns) if ":b:" in line or "NFQA-b-" in line]
     assert first.process.poll() is None
 
@@ -544,7 +544,7 @@ def test_reload_answers_what_happened(netns: Namespace, tmp_path: Path) -> None:
     blocker = Agent(netns, tmp_path, "[queue.x]\nnum = 5\n", instance="b").ready()
     failed = agent.verb("reload", check=False)
     assert failed.returncode == 1
-    assert "queue 5: somebody else has bound it" in failed.stderr
+    assert "queue 5: another process has already bound this queue" in failed.stderr
     agent.config.write_text(udp())
     assert (ours(netns), agent.workers()) == (mine, [worker])
     blocker.stop()

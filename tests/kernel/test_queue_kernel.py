@@ -30,6 +30,7 @@ from nfq_agent import (
 )
 from nfq_agent.host.nfqueue.channel import open_socket
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
+from nfq_agent.queue.turns import WorkerQueue
 
 pytestmark = pytest.mark.kernel
 
@@ -147,7 +148,7 @@ def test_the_capability_alone_is_enough_from_then_on(netns: Namespace, copy_rang
 
     def inside() -> None:
         wire = Wire()
-        with Queue(NUMBER, copy_range=copy_range) as queue:
+        with WorkerQueue(NUMBER, copy_range=copy_range) as queue:
             become(NOBODY, (CAP_NET_ADMIN,))
             assert os.getuid() == 65534
             queue.confirm()
@@ -155,7 +156,7 @@ def test_the_capability_alone_is_enough_from_then_on(netns: Namespace, copy_rang
             for packet in queue.read():
                 packet.accept()
         assert wire.arrived(2) == [b"one", b"two"]
-        with Queue(NUMBER, copy_range=copy_range, uid_gid=True) as queue:
+        with WorkerQueue(NUMBER, copy_range=copy_range, uid_gid=True) as queue:
             assert queue.configure(max_len=9).max_len == 9
 
     netns.call(inside)
@@ -166,7 +167,7 @@ def test_without_the_capability_the_kernel_takes_no_verdict(netns: Namespace) ->
 
     def inside() -> None:
         wire = Wire()
-        with Queue(NUMBER) as queue:
+        with WorkerQueue(NUMBER) as queue:
             child = os.fork()
             if child == 0:
                 become(NOBODY, ())
@@ -232,7 +233,7 @@ def test_a_full_queue_drops_or_lets_pass(netns: Namespace) -> None:
     def inside() -> None:
         wire = Wire()
         for fail_open in (False, True):
-            with Queue(NUMBER, max_len=10, fail_open=fail_open) as queue:
+            with WorkerQueue(NUMBER, max_len=10, fail_open=fail_open) as queue:
                 before = passed()
                 wire.send(*[b"x"] * 100)
                 line = queue.statistics()
@@ -254,7 +255,7 @@ def test_packets_are_answered_as_they_come(netns: Namespace, verdict: Verdict, s
 
     def inside() -> None:
         wire = Wire()
-        with Queue(NUMBER, copy_range=copy_range) as queue:
+        with WorkerQueue(NUMBER, copy_range=copy_range) as queue:
             queue.be_patient(0.01, spin)
             assert queue.skim_each(verdict) == 0
             known: dict[Any, Verdict] = {}
@@ -276,13 +277,17 @@ def test_packets_are_answered_as_they_come(netns: Namespace, verdict: Verdict, s
     netns.call(inside)
 
 
+class Both(Queue, WorkerQueue):
+    """Runs, and is served in turns."""
+
+
 @pytest.mark.parametrize("look_up", [False, True])
 def test_answered_as_they_come_nothing_that_waits_for_another_verdict(netns: Namespace, look_up: bool) -> None:
     queue_rule(netns)
 
     def inside() -> None:
         wire = Wire()
-        with Queue(NUMBER, copy_range=128, on_unanswered=DROP) as queue:
+        with Both(NUMBER, copy_range=128, on_unanswered=DROP) as queue:
             queue.be_patient(0.01)
             known: dict[Any, Verdict] = {}
 

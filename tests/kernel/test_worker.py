@@ -17,11 +17,12 @@ import pytest
 from namespace import Namespace
 from queued import NUMBER, PORT, Wire, passed, queue_rule, until
 
-from nfq_agent import ACCEPT, DROP, RETAIN, Needs, Packet, PacketElement, Queue, Verdict
+from nfq_agent import ACCEPT, DROP, RETAIN, Needs, Packet, PacketElement, Verdict
 from nfq_agent.counters import Counters, Slots
 from nfq_agent.element import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
+from nfq_agent.queue.turns import WorkerQueue
 from nfq_agent.service import packet_loop
 from nfq_agent.service.packet_loop import WorkerLoop, WorkerSettings
 from nfq_agent.verdict import Action
@@ -41,7 +42,7 @@ class Crew:
         self.monitor = options.pop("monitor", False)
         self.keep = options.pop("keep", (CAP_NET_ADMIN,))
         self.busy_poll = options.pop("busy_poll", 0.0)
-        self.queue = Queue(NUMBER, on_unanswered=self.on_error, **{"copy_range": 128, **options}).open().bind()
+        self.queue = WorkerQueue(NUMBER, on_unanswered=self.on_error, **{"copy_range": 128, **options}).open().bind()
         self.counters = Counters()
         self.reader, self.writer = os.pipe2(os.O_NONBLOCK)
         self.pid = 0
@@ -556,7 +557,7 @@ def test_after_a_slow_turn_they_are_short_again() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         settings = WorkerSettings(NUMBER, ACCEPT, ACCEPT, monitor=False)
-        loop = WorkerLoop(Queue(NUMBER), ElementChain([], ACCEPT), settings, Counters(), ours, print)
+        loop = WorkerLoop(WorkerQueue(NUMBER), ElementChain([], ACCEPT), settings, Counters(), ours, print)
         budgets: list[int] = []
         for took in (0.0, 0.0, 1.0, 0.0):
             loop._now = time.monotonic() - took  # noqa: SLF001  # a turn without its worker

@@ -10,7 +10,7 @@ from typing import Final
 
 from nfq_agent.host.child import Child
 from nfq_agent.log import Log
-from nfq_agent.queue.queue import QueueError
+from nfq_agent.queue.errors import QueueError
 from nfq_agent.service.worker import Roster, Worker, WorkerError
 from nfq_agent.service.workers import ProxyWorker, QueueWorker
 

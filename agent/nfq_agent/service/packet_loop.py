@@ -23,7 +23,7 @@ from nfq_agent.element import ElementChain, Emit, Needs
 from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.host.child import READY, STOP
 from nfq_agent.packet import FiveTuple, Packet, PacketError
-from nfq_agent.queue.queue import BUDGET
+from nfq_agent.queue.bound import BUDGET
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
 from nfq_agent.service.packet_source import KernelQueue, PacketSource

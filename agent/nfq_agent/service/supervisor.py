@@ -20,7 +20,7 @@ from nfq_agent.host.systemd import ServiceManager
 from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, ensure_user, has_capability
 from nfq_agent.host.xtables.backend import choose
 from nfq_agent.log import Log
-from nfq_agent.queue.queue import QueueError
+from nfq_agent.queue.errors import QueueError
 from nfq_agent.rules import routing
 from nfq_agent.rules.diff import render
 from nfq_agent.rules.leaving import keep_for_draining, merged

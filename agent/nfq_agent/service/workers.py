@@ -22,7 +22,8 @@ from nfq_agent.proxy.listeners import listen
 from nfq_agent.proxy.serve import serve as serve_proxy
 from nfq_agent.proxy.settings import COUNTERS as PROXY_COUNTERS
 from nfq_agent.proxy.settings import ProxySettings
-from nfq_agent.queue.queue import Queue, QueueSettingError
+from nfq_agent.queue.errors import QueueSettingError
+from nfq_agent.queue.turns import WorkerQueue
 from nfq_agent.service.packet_loop import WorkerLoop, WorkerSettings
 from nfq_agent.service.worker import STOP_WITHIN, Roster, Worker
 from nfq_agent.stream import StreamChain
@@ -43,7 +44,7 @@ class QueueWorker(Worker):
         self.specs = config.packet_elements(self.settings)
         self.copy_range = config.copy_range(self.settings)
         self.counters = Counters()
-        self.queue: Queue | None = None
+        self.queue: WorkerQueue | None = None
         self.raw: RawSockets | None = None
         self._instance = config.agent.instance
         self._lost_below: int | None = None
@@ -65,7 +66,7 @@ class QueueWorker(Worker):
     def open(self) -> None:
         """Bind the queue and set it up. A flag that this kernel refuses is logged and left off."""
         settings = self.settings
-        queue = Queue(
+        queue = WorkerQueue(
             self.number,
             copy=settings.copy_mode,
             copy_range=self.copy_range,
@@ -90,7 +91,7 @@ class QueueWorker(Worker):
             except OSError as error:
                 self._log(f"no raw socket: {error}; rejected packets are dropped without an answer", "warning", queue=self.number)
 
-    def _set_flags(self, queue: Queue) -> None:
+    def _set_flags(self, queue: WorkerQueue) -> None:
         process = any(spec.cls.reads_process_of(spec.options) for spec in self.specs)
         for flag, wanted in (("fail_open", self.settings.fail_open), ("gso", self.settings.gso), ("uid_gid", process)):
             if wanted == getattr(queue.settings, flag):

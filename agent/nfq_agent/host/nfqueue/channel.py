@@ -59,8 +59,8 @@ class Channel:
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._inbox = Inbox(self._socket.fileno(), messages.LONGEST_MESSAGE, make_packet)
-        self.passed_over = False
-        """True if NetfilterQueue took a packet out of the socket while it bound the queue."""
+        self.passed_over = 0
+        """The number of the latest packet that NetfilterQueue took out of the socket while it bound the queue; 0 for none."""
 
     def fileno(self) -> int:
         """The descriptor to wait on for packets."""
@@ -80,7 +80,7 @@ class Channel:
     def bind(self, number: int, family: int, copy_mode: int, copy_range: int, max_len: int) -> None:
         """Make the queue and have this socket own it. OSError EBUSY: another socket owns it."""
         self._discard()
-        self.passed_over = False
+        self.passed_over = 0
         with warnings.catch_warnings():
             # It warns when it does not get the receive buffer it asks for; `set_receive_buffer` returns the real size.
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -94,9 +94,9 @@ class Channel:
         self._number = number
         self._verdicts = VerdictMessages(number)
 
-    def _pass_over(self, _: netfilterqueue.Packet) -> None:
-        # It reads while it waits for the kernel's answer to `bind`, and no longer: a packet that came in between.
-        self.passed_over = True
+    def _pass_over(self, packet: netfilterqueue.Packet) -> None:
+        # It reads while it waits for the kernel's answers in `bind`: a packet that came in between.
+        self.passed_over = packet.id
 
     def _why_refused(self, number: int, family: int) -> int:
         # NetfilterQueue's exception has no errno. A queue that another socket owns answers EPERM, as does a missing

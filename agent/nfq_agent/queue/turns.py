@@ -1,0 +1,155 @@
+"""A queue as the agent's worker serves it: whole turns of packets, answered without an object for each.
+
+For a supervisor that binds the queue and forks, one after the other, the workers that serve it. Implements the worker loop's
+`PacketSource` and `KernelQueue` (nfq_agent.service.packet_source).
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import Final, Self
+
+from nfq_agent.host.nfqueue.channel import Channel
+from nfq_agent.host.nfqueue.messages import FlowKey, Run
+from nfq_agent.packet import Packet
+from nfq_agent.queue.bound import BUDGET, BoundQueue
+from nfq_agent.queue.errors import QueuePermissionError, QueueStateError
+from nfq_agent.verdict import Verdict
+
+# Packets that are answered at once where they are answered as they come: their sender waits for it.
+_TOGETHER: Final = 64
+
+
+class WorkerQueue(BoundQueue):
+    """One netfilter queue, served in turns. See `Queue` for the settings."""
+
+    @property
+    def kernel(self) -> Self:
+        """The queue itself: it is a kernel queue."""
+        return self
+
+    @property
+    def last(self) -> int:
+        """The number of the latest packet that was read; 0 before the first."""
+        return self._ledger.last
+
+    # Begin, end, and what comes between two workers.
+
+    def start(self, control: int) -> None:
+        """Confirm that this process may answer; `wait` also returns when `control` is readable. Raises QueuePermissionError."""
+        self.confirm()
+        self._poll.register(control, select.POLLIN)
+
+    def confirm(self) -> None:
+        """Ask the kernel whether this process may answer packets. Raises QueuePermissionError if not (see `Queue`)."""
+        channel = self._bound()
+        try:
+            self._on_runner(channel.confirm)
+        except PermissionError as error:
+            raise QueuePermissionError(self.number, "answering packets needs CAP_NET_ADMIN") from error
+
+    def finish(self) -> None:
+        """Answer by policy the packets that are retained, or were read ahead."""
+        with self._lock:
+            self._answer_by_policy(self._ledger.waiting)
+            self._ledger.take_read_ahead()
+
+    def leave_to_child(self) -> None:
+        """After a fork whose child serves the queue: packets that this process received and did not read are the child's."""
+        self._opened().forget_pending()
+
+    def answer_lost(self, below: int, verdict: Verdict) -> None:
+        """Answer every packet numbered up to `below` that still waits: a process read them and died.
+
+        Only before any packet is retained.
+        """
+        with self._lock:
+            self._refuse_if_held()
+            self._bound().answer_up_to(below, verdict)
+
+    # Turns.
+
+    def be_patient(self, seconds: float, spin: float = 0.0) -> None:
+        """Set how long `skim_each` and `sort(each=True)` wait for the next packet, in seconds: asleep, or polling if `spin`."""
+        self._bound().be_patient(seconds, spin)
+
+    def skim(self, verdict: Verdict, budget: int = BUDGET) -> int:
+        """Give up to `budget` waiting packets the same verdict, without looking at them. Returns how many. The quickest turn."""
+        try:
+            count, first, last = self._begin_turn().skim(budget)
+            if count:
+                self._answer_runs([(last, count, verdict)], first)
+        except BaseException:
+            self._ledger.interrupted = True
+            raise
+        return count
+
+    def skim_each(self, verdict: Verdict, budget: int = BUDGET) -> int:
+        """Wait for packets and give each the same verdict as it comes. Returns how many.
+
+        The turn ends when no packet has come for a while (`be_patient`), after `budget` packets, or after 50 milliseconds.
+        Quicker than `skim` where packets come few at a time.
+        """
+        try:
+            count, first, last = self._begin_turn().skim_each(budget, verdict, self._together())
+            if count:
+                self._were_answered(first, last)
+        except BaseException:
+            self._ledger.interrupted = True
+            raise
+        return count
+
+    def sort(
+        self,
+        known: dict[FlowKey, Verdict],
+        decide: Callable[[Packet, FlowKey | None], Verdict],
+        budget: int = BUDGET,
+        each: bool = False,
+    ) -> tuple[int, list[Run]]:
+        """Answer up to `budget` packets with verdicts known by five-tuple, hook and interfaces.
+
+        `decide` is asked about packets that are not in `known`, and puts a verdict that may be kept there, under the key that it
+        is given. It must not raise; its verdicts change nothing and retain nothing. The turn ends when it was asked 256 times.
+        Returns how many packets, and the runs of equal verdicts: number of the last, how many, verdict. each: wait and answer as
+        `skim_each` does.
+        """
+        try:
+            count, first, runs = self._begin_turn().sort(budget, known, decide, self._together() if each else 0)
+            if count and each:
+                self._were_answered(first, runs[-1][0])
+            elif count:
+                self._answer_runs(runs, first)
+        except BaseException:
+            # A signal's exception, for instance: the next turn answers what this one took.
+            self._ledger.interrupted = True
+            raise
+        return count, runs
+
+    def _begin_turn(self) -> Channel:
+        channel = self._bound()
+        if self._ledger.interrupted:
+            self._ledger.begin_turn(channel.taken)
+        return channel
+
+    def _together(self) -> int:
+        """How many may be answered at once: one, where a batch would answer older packets that wait for another verdict."""
+        return 1 if self._ledger.must_answer_each else _TOGETHER
+
+    def _were_answered(self, first: int, last: int) -> None:
+        if self._ledger.interrupted:
+            self._answer_lost_before(first)
+        self._ledger.took_and_answered(last)
+
+    def _answer_runs(self, runs: list[Run], first: int) -> None:
+        channel = self._bound()
+        if self._ledger.interrupted:
+            self._answer_lost_before(first)
+        with self._lock:
+            self._refuse_if_held()
+            self._ledger.took_and_answered(runs[-1][0])
+            channel.answer_runs(runs)
+
+    def _refuse_if_held(self) -> None:
+        if self._ledger.holds:
+            raise QueueStateError(self.number, "packets are retained; a batch would answer them too")
