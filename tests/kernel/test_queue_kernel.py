@@ -25,11 +25,14 @@ from nfq_agent import (
     Queue,
     QueuePermissionError,
     QueueSettingError,
+    QueueStateError,
     RewriteError,
     Verdict,
 )
 from nfq_agent.host.nfqueue.channel import open_socket
+from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
+from nfq_agent.queue import settings as queue_settings
 from nfq_agent.queue.turns import WorkerQueue
 
 pytestmark = pytest.mark.kernel
@@ -81,6 +84,24 @@ def test_a_refusal_names_what_was_refused(netns: Namespace, setting: str, value:
                 os._exit(2)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
             assert queue.settings == before
+
+    netns.call(inside)
+
+
+def test_a_bind_whose_settings_are_refused_leaves_the_number_free(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A flag that no kernel has (NFQA_CFG_F_MAX is 1 << 5).
+    monkeypatch.setitem(queue_settings.FLAGS, "gso", 1 << 10)
+
+    def inside() -> None:
+        queue = Queue(NUMBER, gso=True).open()
+        with pytest.raises(QueueSettingError, match="gso=True: Operation not supported"):
+            queue.bind()
+        assert statistics() == {}
+        with pytest.raises(QueueStateError, match="not bound"):
+            queue.read()
+        with Queue(NUMBER) as other:
+            assert other.settings.gso is False
+        queue.close()
 
     netns.call(inside)
 

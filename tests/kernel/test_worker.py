@@ -23,7 +23,7 @@ from nfq_agent.element import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
 from nfq_agent.queue.turns import WorkerQueue
-from nfq_agent.service import packet_loop
+from nfq_agent.service import turn_policy
 from nfq_agent.service.packet_loop import WorkerLoop, WorkerSettings
 from nfq_agent.verdict import Action
 
@@ -535,7 +535,7 @@ def test_who_can_t_keep_up_takes_longer_turns(
     most: int,
 ) -> None:
     # Turns of 256, 320, 384 and so on, if the one before was short enough; else of 256.
-    monkeypatch.setattr(packet_loop, "_SHORT", short)
+    monkeypatch.setattr(turn_policy, "SHORT", short)
     queue_rule(netns)
 
     def inside() -> int:
@@ -551,22 +551,6 @@ def test_who_can_t_keep_up_takes_longer_turns(
         return passed()
 
     assert netns.call(inside) == 4000
-
-
-def test_after_a_slow_turn_they_are_short_again() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        settings = WorkerSettings(NUMBER, ACCEPT, ACCEPT, monitor=False)
-        loop = WorkerLoop(WorkerQueue(NUMBER), ElementChain([], ACCEPT), settings, Counters(), ours, print)
-        budgets: list[int] = []
-        for took in (0.0, 0.0, 1.0, 0.0):
-            loop._now = time.monotonic() - took  # noqa: SLF001  # a turn without its worker
-            loop._look_ahead(each=False, count=loop._budget)  # noqa: SLF001  # a turn without its worker
-            budgets.append(loop._budget)  # noqa: SLF001  # a turn without its worker
-        loop._now = time.monotonic()  # noqa: SLF001  # a turn without its worker
-        loop._look_ahead(each=False, count=loop._budget - 1)  # noqa: SLF001  # a turn without its worker
-        budgets.append(loop._budget)  # noqa: SLF001  # a turn without its worker
-    assert budgets == [320, 384, 256, 320, 256]
 
 
 def test_a_full_buffer_is_counted_and_survived(netns: Namespace) -> None:
@@ -608,15 +592,59 @@ def test_stop_and_counters_under_an_endless_flood(netns: Namespace) -> None:
     flood.kill()
 
 
-def test_busy_poll(netns: Namespace) -> None:
+class Slow(PacketElement):
+    """Every verdict much later."""
+
+    def decide(self, packet: Packet, flow: Flow | None) -> Verdict:
+        return Verdict(Action.ACCEPT, delay=3600.0)
+
+
+def test_a_stop_gives_delayed_verdicts(netns: Namespace) -> None:
     queue_rule(netns)
 
     def inside() -> None:
         wire = Wire()
-        with crew(busy_poll=0.001) as made:
-            for _ in range(200):
+        # The policy would drop them.
+        made = Crew(Slow, on_error=DROP, unanswered_after=60.0)
+        made.start()
+        wire.send(b"one", b"two")
+        until(lambda: counted(made.counters, received=2))
+        assert wire.nothing_more()
+        assert made.stop() == 0
+        assert wire.arrived(2) == [b"one", b"two"]
+        made.end()
+
+    netns.call(inside)
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has used so far (proc(5), utime and stime)."""
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("busy_poll", [0.0, 0.5])
+@pytest.mark.parametrize("elements", [(), (ByText,)])
+def test_busy_poll(netns: Namespace, elements: tuple[type[PacketElement], ...], busy_poll: float) -> None:
+    """With it the worker uses the processor while it waits for the next packet; without it, it sleeps."""
+    queue_rule(netns)
+
+    def inside() -> None:
+        wire = Wire()
+        with crew(*elements, busy_poll=busy_poll) as made:
+            before = _processor_seconds(made.pid)
+
+            def used() -> float:
                 wire.send(b"x")
                 wire.arrived(1)
-            until(lambda: counted(made.counters, received=200))
+                time.sleep(0.2)
+                return _processor_seconds(made.pid) - before
+
+            if busy_poll:
+                until(lambda: used() >= 0.2)
+            else:
+                for _ in range(5):
+                    assert used() < 0.1
 
     netns.call(inside)

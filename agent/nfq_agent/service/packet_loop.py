@@ -23,39 +23,26 @@ from nfq_agent.element import ElementChain, Emit, Needs
 from nfq_agent.flow import Flow, FlowTable
 from nfq_agent.host.child import READY, STOP
 from nfq_agent.packet import FiveTuple, Packet, PacketError
-from nfq_agent.queue.bound import BUDGET
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
 from nfq_agent.service.packet_source import KernelQueue, PacketSource
+from nfq_agent.service.turn_policy import BUDGET, PATIENCE, TurnPolicy, forgets
 from nfq_agent.verdict import ACCEPT, RETAIN, Action, RewriteError, Verdict, VerdictError
 
 # How often the loop looks at what is not a packet, in seconds: the control socket while packets keep coming, the socket's
 # drops, a worker's beat while none come.
 _LOOK: Final = 0.05
 _BEAT: Final = 1.0
-# Where no more than so many packets wait, the next turn waits for more: how many it answers at most, and for how long it waits
-# for each, in seconds. A shorter wait costs more: a timer is set and cleared for each packet.
-_FEW: Final = 32
-_AWAITED: Final = 512
-_PATIENCE: Final = 0.1
-# Who can't keep up takes ever longer turns, up to so many packets, as long as a turn ends in so many seconds. A queue that is
-# emptied and filled again stays in the processor's caches; one that is always full does not. Slowly, since in a short turn there
-# is soon room again for what is left of a burst.
-_LONGER: Final = 64
-_LONGEST_TURN: Final = 4096
-_SHORT: Final = 0.01
 # An accept that would have been a drop; known by its identity.
 _WOULD_DROP: Final = Verdict(Action.ACCEPT)
-# Five-tuples whose verdict is remembered. When they are so many, all are forgotten: cheaper than knowing which was used last.
-_REMEMBERED: Final = 65536
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What a worker has to know of its queue.
+    """The settings of one queue's worker.
 
-    number: of the queue. default: the verdict when no element answers. on_error: the verdict when one raises, or the packet
-    can't be decoded. monitor: accept what would have been dropped, and say so. busy_poll: seconds to look for packets
+    number: of the queue. default: the verdict if no element answers. on_error: the verdict when an element raises, or a packet
+    cannot be decoded. monitor: accept packets that would be dropped, and log that. busy_poll: seconds to poll for packets
     before sleeping. lost_below: the kernel's id sequence, read after the predecessor's death; None if there was none. peers:
     the numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it does not.
     """
@@ -117,13 +104,9 @@ class WorkerLoop:
         self._looked = 0.0
         self._counted = 0.0
         self._stopping = False
-        # Packets come few at a time: the next turn waits for them. And the one before this did, in vain or not.
-        self._awaiting = False
-        self._came = False
-        self._budget = BUDGET
         self._awaits_first = settings.lost_below is not None
         self._turn = self._choose_turn()
-        self._may_await = self._turn != self._judge
+        self._policy = TurnPolicy(self._turn != self._judge, settings.busy_poll)
 
     def _choose_turn(self) -> Callable[[], int]:
         monitored = self._settings.monitor and self._settings.default.action is Action.DROP
@@ -145,14 +128,14 @@ class WorkerLoop:
         source, counters = self._source, self._counters
         source.start(self._control.fileno())
         if self._kernel is not None:
-            self._kernel.be_patient(_PATIENCE, self._settings.busy_poll)
+            self._kernel.be_patient(PATIENCE, self._settings.busy_poll)
         self._chain.start()
         try:
             self._control.send(READY)
             while not self._stopping:
                 self._now = time.monotonic()
                 count = self._take_turn()
-                if count == 0 and not self._awaiting:
+                if self._policy.sleeps(count):
                     self._wait()
                 elif self._now - self._looked > _LOOK:
                     self._look_around(0.0)
@@ -177,9 +160,9 @@ class WorkerLoop:
         return count
 
     def _wait(self) -> None:
-        """Sleep until something comes; with busy_poll, look for packets before."""
-        if self._settings.busy_poll and not self._may_await:
-            end = time.monotonic() + self._settings.busy_poll
+        """Sleep until packets or a control word come; with busy_poll, poll for packets before."""
+        if self._policy.polls:
+            end = time.monotonic() + self._policy.polls
             while time.monotonic() < end:
                 if self._take_turn():
                     return
@@ -244,36 +227,23 @@ class WorkerLoop:
     def _pass_all(self, queue: KernelQueue) -> int:
         """No element looks at anything."""
         verdict = self._settings.default
-        each = self._awaiting
-        count = queue.skim_each(verdict, _AWAITED) if each else queue.skim(verdict, self._budget)
-        self._look_ahead(each, count)
+        turn = self._policy.next
+        count = queue.skim_each(verdict, turn.budget) if turn.waits else queue.skim(verdict, turn.budget)
+        self._policy.ended(turn, count, time.monotonic() - self._now)
         if count:
             self._count(verdict, count)
             self._counters.received += count
             self._counters.last_id = queue.last
         return count
 
-    def _look_ahead(self, each: bool, count: int) -> None:
-        """Choose the next turn's way: to wait for packets and answer as they come, or to take so many and answer at once."""
-        if each:
-            # In between, one look at whether they are more by now.
-            self._awaiting = False
-            self._came = count > 0
-        else:
-            self._awaiting = self._may_await and (0 < count <= _FEW or (count == 0 and self._came))
-            # Who is to spin before it sleeps does so after any packet.
-            self._came = count > 0 and bool(self._settings.busy_poll)
-            used_up = count == self._budget and time.monotonic() - self._now < _SHORT
-            self._budget = min(self._budget + _LONGER, _LONGEST_TURN) if used_up else BUDGET
-
     def _look_up(self, queue: KernelQueue) -> int:
         """Every element promises that its answer follows from the five-tuple and the place."""
-        if len(self._known) > _REMEMBERED:
+        if forgets(len(self._known)):
             self._known.clear()
         self._asked = 0
-        each = self._awaiting
-        count, runs = queue.sort(self._known, self._remember, _AWAITED if each else self._budget, each)
-        self._look_ahead(each, count)
+        turn = self._policy.next
+        count, runs = queue.sort(self._known, self._remember, turn.budget, turn.waits)
+        self._policy.ended(turn, count, time.monotonic() - self._now)
         if count:
             for _, number, verdict in runs:
                 self._count(verdict, number)

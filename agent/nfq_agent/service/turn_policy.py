@@ -1,0 +1,81 @@
+"""How long a worker's next turn is, and whether it waits for packets. Pure: counts and seconds in, decisions out.
+
+Two kinds of turn alternate. One takes the packets that are there and answers them at the end; it is the fastest under load. The
+other waits, and answers each packet as it comes; it is the fastest where packets come few at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+# Packets of a first turn: enough to share the cost of a system call, few enough that none waits long for its verdict.
+BUDGET: Final = 256
+# Where no more than so many packets wait, the next turn waits for more: how many it answers at most, and how long it waits for
+# each, in seconds. A shorter wait costs more: a timer is set and cleared for each packet.
+FEW: Final = 32
+AWAITED: Final = 512
+PATIENCE: Final = 0.1
+# A worker that falls behind takes longer turns, up to so many packets, while a turn ends in so many seconds. A queue that is
+# emptied and filled again stays in the processor's caches; one that is always full does not. The turns grow slowly, since after
+# a short turn there is soon room again for the rest of a burst.
+STEP: Final = 64
+LONGEST: Final = 4096
+SHORT: Final = 0.01
+# Verdicts kept by five-tuple. At this number all are forgotten: cheaper than knowing which was used last.
+REMEMBERED: Final = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The next turn. budget: how many packets it takes at most. waits: it waits for packets and answers each as it comes."""
+
+    budget: int
+    waits: bool
+
+
+class TurnPolicy:
+    """Chooses each turn by what the one before it met.
+
+    may_wait: the source has turns that wait. busy_poll: seconds to poll for packets before sleeping, 0 for none.
+    """
+
+    def __init__(self, may_wait: bool, busy_poll: float) -> None:
+        self._may_wait = may_wait
+        self._busy_poll = busy_poll
+        self._budget = BUDGET
+        # The turn before this one met packets, so that waiting may be worth it.
+        self._came = False
+        self._waits = False
+
+    @property
+    def next(self) -> Turn:
+        """The turn to take now."""
+        return Turn(AWAITED, True) if self._waits else Turn(self._budget, False)
+
+    def sleeps(self, count: int) -> bool:
+        """True if the loop is to sleep until packets come. count: packets of the turn that ended, of which `ended` was told."""
+        return count == 0 and not self._waits
+
+    @property
+    def polls(self) -> float:
+        """Seconds for which the loop itself polls before it sleeps: only where no turn of the source does."""
+        return 0.0 if self._may_wait else self._busy_poll
+
+    def ended(self, turn: Turn, count: int, seconds: float) -> None:
+        """Learn from a turn that ended: how many packets it met, and how long it took."""
+        if turn.waits:
+            # Then one turn that does not wait: it shows whether more packets come by now.
+            self._waits = False
+            self._came = count > 0
+            return
+        self._waits = self._may_wait and (0 < count <= FEW or (count == 0 and self._came))
+        # With busy polling the next turn polls after any packet, not only after few.
+        self._came = count > 0 and self._busy_poll > 0
+        grows = count == turn.budget and seconds < SHORT
+        self._budget = min(turn.budget + STEP, LONGEST) if grows else BUDGET
+
+
+def forgets(remembered: int) -> bool:
+    """True if the verdicts that are kept have become too many, and all are to be forgotten."""
+    return remembered >= REMEMBERED
