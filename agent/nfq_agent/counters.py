@@ -101,3 +101,10 @@ PROXY_COUNTERS: Final[Mapping[str, str]] = {
     "bytes_forward": "bytes received from clients",
     "bytes_reverse": "bytes received from destinations",
 }
+TAP_COUNTERS: Final[Mapping[str, str]] = {
+    "judged": "packets shown to the elements",
+    "would_drop": "of these, drops if this were no tap",
+    "lost": "frames for which the ring had no room",
+    "fragments": "later fragments, not judged because ports are chosen",
+    "unreadable": "frames in which no IP packet was found",
+}

@@ -79,3 +79,5 @@ DROP: Final = Verdict(Action.DROP)
 REPEAT: Final = Verdict(Action.REPEAT)
 # The packet is kept; it is answered later by its own methods, or by the queue's policy when it was forgotten.
 RETAIN: Final = Verdict(Action.RETAIN)
+# An accept that would have been a drop, in monitor mode and at a tap; known by its identity.
+WOULD_DROP: Final = Verdict(Action.ACCEPT)

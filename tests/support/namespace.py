@@ -44,6 +44,8 @@ class Namespace:
             ["unshare", "--net", "--mount", "sh", "-ec", _SETUP], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
         )
         self._started: list[subprocess.Popen[Any]] = []
+        self.contains: list[Namespace] = []
+        """Namespaces that end with this one."""
         assert self._holder.stdout is not None
         if self._holder.stdout.readline() != b"ready\n":
             self._holder.wait()
@@ -58,6 +60,8 @@ class Namespace:
 
     def close(self) -> None:
         """End what was started inside, then the namespace."""
+        for other in self.contains:
+            other.close()
         for process in self._started:
             if process.poll() is None:
                 process.kill()

@@ -11,22 +11,25 @@ from typing import Any
 import pytest
 
 from nfq_agent.cli import show_status
-from nfq_agent.counters import PROXY_COUNTERS, WORKER_COUNTERS, Counters
+from nfq_agent.counters import PROXY_COUNTERS, TAP_COUNTERS, WORKER_COUNTERS, Counters
 from nfq_agent.service.status import (
     DriftStatus,
     InForce,
+    InterfaceStatus,
     OffloadStatus,
     ProxyStatus,
     QueueStatus,
     RuleStatus,
     Status,
     StatusError,
+    TapStatus,
     WorkerStatus,
 )
 
 DOCS = Path(__file__).parents[2] / "docs" / "verbs.md"
 TEN_DIGITS = 9_876_543_210
 COUNTERS = dict.fromkeys(WORKER_COUNTERS, TEN_DIGITS)
+TAPPED = dict.fromkeys((*TAP_COUNTERS, "errors"), TEN_DIGITS)
 RULE = '-A NFQA-default-OUTPUT -p tcp -m multiport --dports 11000 -m comment --comment "nfq-agent:default:app" -j NFQUEUE'
 REPORT = Status(
     instance="default",
@@ -43,6 +46,12 @@ REPORT = Status(
         ),
     ),
     proxies=(ProxyStatus("tcp", ("0.0.0.0:15002",), (), None, 0, None, dict.fromkeys(PROXY_COUNTERS, TEN_DIGITS)),),
+    taps=(
+        TapStatus(
+            "pods", ("dpi",), 4_194_302, 0, 64_000_000, 65535, TAPPED,
+            (InterfaceStatus("veth0123456789a", 4_194_304, TAPPED),),
+        ),
+    ),
     offloaded=OffloadStatus(1, 2, 3),
     rules=(RuleStatus("inet6", "mangle", RULE, TEN_DIGITS, 123 * TEN_DIGITS),),
     drift=DriftStatus(2, 1_000_100.0, 5.0, 10.0),
@@ -76,12 +85,16 @@ def test_every_key_is_documented_and_no_other() -> None:
         "workers": workers,
         "proxies": names(ProxyStatus),
         "counters": list(PROXY_COUNTERS),
+        "taps": names(TapStatus),
+        "interfaces": names(InterfaceStatus),
+        "counters of an interface": list(TAP_COUNTERS),
         "offloaded": names(OffloadStatus),
         "rules": names(RuleStatus),
         "drift": names(DriftStatus),
     }
     assert tables["workers"].items() >= WORKER_COUNTERS.items()
     assert tables["counters"] == PROXY_COUNTERS
+    assert tables["counters of an interface"] == TAP_COUNTERS
 
 
 def test_the_json_is_read_back() -> None:

@@ -7,8 +7,18 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nfq_agent.cli.show import console
+from nfq_agent.counters import TAP_COUNTERS
 from nfq_agent.rules.model import Rule, instance_of
-from nfq_agent.service.status import OffloadStatus, ProxyStatus, QueueStatus, RuleStatus, Status, WorkerStatus
+from nfq_agent.service.status import (
+    InterfaceStatus,
+    OffloadStatus,
+    ProxyStatus,
+    QueueStatus,
+    RuleStatus,
+    Status,
+    TapStatus,
+    WorkerStatus,
+)
 from nfq_agent.values import duration_text, size_text
 
 if TYPE_CHECKING:
@@ -26,6 +36,8 @@ def status(report: Status, others: Iterable[Status], now: float) -> None:
         _queue(out, queue)
     for proxy in report.proxies:
         _proxy(out, proxy)
+    for tap in report.taps:
+        _tap(out, tap)
     out.print("\nRules (`nfq-agent rules` shows their full text)", style="bold")
     _rules(out, report.rules)
     if report.offloaded != OffloadStatus():
@@ -53,6 +65,13 @@ def _up(report: Status, now: float) -> str:
     parts = ((seconds // 86400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s"))
     shown = [f"{count} {unit}" for count, unit in parts if count][:2]
     return " ".join(shown) or "0 s"
+
+
+def _tap(out: Console, tap: TapStatus) -> None:
+    out.print(f"\nTap {tap.name}: {tap.snap} bytes of each packet, pid {tap.pid or '-'}", style="bold", markup=False)
+    for each in (*tap.interfaces, InterfaceStatus("all so far", 0, tap.counters)):
+        counts = (f"{each.counters[name]} {name.replace('_', ' ')}" for name in TAP_COUNTERS)
+        out.print(f"  {each.name}: {', '.join(counts)}", markup=False)
 
 
 def _queue(out: Console, queue: QueueStatus) -> None:

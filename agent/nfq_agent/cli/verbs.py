@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nfq_agent.capture.serving import host_faults, taken
 from nfq_agent.cli import running, show
 from nfq_agent.cli.confirm import Guard
 from nfq_agent.config.file import DEFAULT_PATH, load
@@ -132,7 +133,7 @@ def _checked(config: Config) -> Config:
     for proxy in config.proxy.values():
         # What the environment says is part of it.
         target_in_force(proxy)
-    if faults := listener_faults(config):
+    if faults := listener_faults(config) + host_faults(config):
         raise ConfigError(faults)
     return config
 
@@ -158,9 +159,12 @@ def plan(config: ConfigOption = None, instance: InstanceOption = None, json_: Js
     changes = compare(ruleset, installation.read())
     besides = show.side_effects(ruleset, installation.host, loaded.agent.user if user is None else None)
     if json_:
-        show.json_object(show.plan_object(loaded.agent.instance, installation.host.name, changes, besides))
+        found = show.plan_object(loaded.agent.instance, installation.host.name, changes, besides)
+        show.json_object({**found, "interfaces": dict(taken(loaded))})
     else:
         show.plan(loaded.agent.instance, installation.host.name, changes, besides)
+        for name, interfaces in taken(loaded):
+            show.note(f"# {name} takes these interfaces, and others that match later: {', '.join(interfaces) or 'none now'}")
     return 3 if changes or user is None else 0
 
 

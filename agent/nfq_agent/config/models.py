@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from nfq_agent.config.capture import CaptureConfig, TapConfig
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError, packet_element, stream_element
@@ -263,9 +264,10 @@ class Config(_Model):
     element: dict[Name, dict[str, Any]] = {}
     rules: dict[Name, RuleConfig] = {}
     proxy: dict[Name, ProxyConfig] = {}
+    tap: dict[Name, TapConfig] = {}
 
-    def packet_elements(self, queue: QueueConfig) -> list[ElementSpec]:
-        """The elements of a queue in order. Raises ElementError where one can't be found or does not take its options."""
+    def packet_elements(self, queue: QueueConfig | CaptureConfig) -> list[ElementSpec]:
+        """The elements of a queue, a tap or an inline link in order. Raises ElementError."""
         return [self._resolve(name, packet_element) for name in queue.elements]
 
     def stream_elements(self, proxy: ProxyConfig) -> list[ElementSpec]:
@@ -292,8 +294,10 @@ class Config(_Model):
 
     def copy_range(self, queue: QueueConfig) -> int:
         """Bytes to copy of each packet of this queue: what the file says, else the least that its elements need."""
-        if queue.copy_range != "auto":
-            return queue.copy_range
+        return self.least_copied(queue) if queue.copy_range == "auto" else queue.copy_range
+
+    def least_copied(self, queue: QueueConfig | CaptureConfig) -> int:
+        """Bytes of each packet that its elements need, from the IP header on."""
         needs = max((spec.cls.needs_of(spec.options) for spec in self.packet_elements(queue)), default=Needs.METADATA)
         return {Needs.METADATA: 0, Needs.HEADERS: HEADER_BYTES}.get(needs, WHOLE_PACKET) or HEADER_BYTES
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from nfq_agent.config.models import Agent, Config, Log, ProxyConfig, QueueConfig, RuleConfig
+from nfq_agent.config.capture import MOST_RANGES, CaptureConfig, TapConfig
+from nfq_agent.config.models import Agent, Config, ElementSpec, Log, ProxyConfig, QueueConfig, RuleConfig
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError
 from nfq_agent.mark import Mark
@@ -68,6 +69,20 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
                     f"gso = true beside {writers[0]!r}, which rewrites packets: an offloaded packet can't be rewritten; "
                     "allowed: gso = false",
                 )
+    for name, tap in config.tap.items():
+        try:
+            specs = config.packet_elements(tap)
+        except ElementError as error:
+            yield from _element_faults(error, ("tap", name, "elements"), source, config)
+        else:
+            for key, text in _capture_faults(tap, specs):
+                yield fault(("tap", name, key), text)
+            for spec in specs:
+                if spec.cls.kept_of(spec.options) is not None:
+                    yield fault(
+                        ("tap", name, "elements"),
+                        f"{spec.name!r} has the kernel keep verdicts, and a tap only watches; allowed: without it",
+                    )
     listeners: dict[Endpoint, str] = {}
     for name, proxy in config.proxy.items():
         for endpoint in proxy.listen:
@@ -107,6 +122,18 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
     with contextlib.suppress(ElementError):
         for location, text in _mark_faults(config):
             yield fault(location, text)
+
+
+def _capture_faults(capture: CaptureConfig, specs: Sequence[ElementSpec]) -> Iterator[tuple[str, str]]:
+    """What a tap or an inline link can't do: key and text for each."""
+    for spec in specs:
+        if spec.cls.rewrites_of(spec.options):
+            yield "elements", f"{spec.name!r} rewrites packets, which an interface does not allow; allowed: [queue] with it"
+        if spec.cls.reads_process_of(spec.options):
+            yield "elements", f"{spec.name!r} asks for the sender's user, which an interface does not show; allowed: without that"
+    ranges = len(capture.tcp_ports) + len(capture.udp_ports)
+    if ranges > MOST_RANGES:
+        yield "tcp_ports", f"{ranges} ports and ranges in tcp_ports and udp_ports; allowed: {MOST_RANGES}, or none for all ports"
 
 
 def _mark_faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -198,6 +225,7 @@ def _shown(value: object) -> str:
 
 _TABLES: Final[Mapping[str, type[BaseModel]]] = {
     "agent": Agent, "log": Log, "queue": QueueConfig, "rules": RuleConfig, "proxy": ProxyConfig,
+    "tap": TapConfig,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from nfq_agent.host.child import Child
 from nfq_agent.log import Log
 from nfq_agent.queue.errors import QueueError
+from nfq_agent.service.taps import TapWorker
 from nfq_agent.service.worker import Roster, Worker, WorkerError
 from nfq_agent.service.workers import ProxyWorker, QueueWorker
 
@@ -25,9 +26,10 @@ class Crew:
         self._selector = selector
         self._log = log
         self._beat = beat
-        self._roster: Roster[QueueWorker, ProxyWorker] = Roster()
+        self._roster: Roster[QueueWorker, ProxyWorker, TapWorker] = Roster()
         # Processes that take nothing new and finish what they have, with the time when they have to have ended.
         self._leaving: dict[Child, float] = {}
+        self._followed: dict[int, Worker] = {}
         # Workers that are being started together and do not serve yet.
         self._coming: list[Worker] = []
 
@@ -42,9 +44,14 @@ class Crew:
         return self._roster.proxies
 
     @property
+    def taps(self) -> dict[str, TapWorker]:
+        """The tap workers by name."""
+        return self._roster.taps
+
+    @property
     def workers(self) -> list[Worker]:
         """Queue workers first."""
-        return [*self.queues.values(), *self.proxies.values()]
+        return [*self.queues.values(), *self.proxies.values(), *self.taps.values()]
 
     @property
     def descriptors(self) -> Iterator[int]:
@@ -55,6 +62,7 @@ class Crew:
                 yield worker.child.pidfd
             # A listener that is open in a process that does not accept leaves its clients waiting.
             yield from worker.keeps
+            yield from worker.follows
         for child in self._leaving:
             yield child.control.fileno()
             yield child.pidfd
@@ -173,8 +181,15 @@ class Crew:
             )
 
         self._selector.register(pidfd, selectors.EVENT_READ, ended)
+        for descriptor, read in worker.follows.items():
+            if descriptor not in self._followed:
+                self._followed[descriptor] = worker
+                self._selector.register(descriptor, selectors.EVENT_READ, read)
 
     def _unwatch(self, worker: Worker) -> None:
+        for descriptor in [descriptor for descriptor, whose in self._followed.items() if whose is worker]:
+            del self._followed[descriptor]
+            self._selector.unregister(descriptor)
         if worker.child is not None:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(worker.child.pidfd)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from socket import MSG_DONTWAIT, socket
+from socket import MSG_DONTWAIT
 from typing import Any, Final
 from zlib import crc32
 
@@ -25,16 +25,14 @@ from nfq_agent.host.child import READY, STOP
 from nfq_agent.packet import FiveTuple, Packet, PacketError
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
-from nfq_agent.service.packet_source import KernelQueue, PacketSource
+from nfq_agent.service.packet_source import Control, KernelQueue, PacketSource
 from nfq_agent.service.turn_policy import BUDGET, PATIENCE, TurnPolicy, forgets
-from nfq_agent.verdict import ACCEPT, RETAIN, Action, RewriteError, Verdict, VerdictError
+from nfq_agent.verdict import ACCEPT, RETAIN, WOULD_DROP, Action, RewriteError, Verdict, VerdictError
 
 # How often the loop looks at what is not a packet, in seconds: the control socket while packets keep coming, the socket's
 # drops, a worker's beat while none come.
 _LOOK: Final = 0.05
 _BEAT: Final = 1.0
-# An accept that would have been a drop; known by its identity.
-_WOULD_DROP: Final = Verdict(Action.ACCEPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ class WorkerLoop:
         chain: ElementChain,
         settings: WorkerSettings,
         counters: Counters,
-        control: socket,
+        control: Control,
         emit: Emit,
         inject: Inject | None = None,
     ) -> None:
@@ -385,13 +383,13 @@ class WorkerLoop:
         # Written here, since the packet may be gone when it is said.
         what = f"would drop {packet!r}"
         self._later.append(lambda now: self._drops(now, what, packet=packet.id))
-        return _WOULD_DROP
+        return WOULD_DROP
 
     def _count(self, verdict: Verdict, number: int) -> None:
         counters = self._counters
         name = VERDICT_COUNTERS[verdict.outcome]
         setattr(counters, name, getattr(counters, name) + number)
-        if verdict is _WOULD_DROP:
+        if verdict is WOULD_DROP:
             counters.would_drop += number
         if verdict.mark is not None:
             counters.marked += number

@@ -13,6 +13,19 @@ from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
 
 
+class Control(Protocol):
+    """The worker's end of the socket to the supervisor: a socket, or what takes descriptors out of it first."""
+
+    def fileno(self) -> int:
+        """Readable when the supervisor has said something."""
+
+    def send(self, data: bytes, /) -> int:
+        """Say something to the supervisor."""
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """What the supervisor has said; nothing at its end. Raises BlockingIOError."""
+
+
 class KernelQueue(Protocol):
     """What only a kernel queue can do: answer packets without making an object of each, and outlive its worker."""
 

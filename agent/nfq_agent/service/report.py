@@ -12,7 +12,17 @@ from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
 from nfq_agent.service.crew import Crew
 from nfq_agent.service.live_rules import Found
 from nfq_agent.service.meter import Meter, QueueReading, uninspected
-from nfq_agent.service.status import InForce, OffloadStatus, ProxyStatus, QueueStatus, RuleStatus, WorkerStatus
+from nfq_agent.service.status import (
+    InForce,
+    InterfaceStatus,
+    OffloadStatus,
+    ProxyStatus,
+    QueueStatus,
+    RuleStatus,
+    TapStatus,
+    WorkerStatus,
+)
+from nfq_agent.service.taps import TapWorker
 from nfq_agent.service.workers import QueueWorker
 
 _OFFLOADED: Final[Mapping[str, str]] = {OFFLOAD_NEW: "decided", OFFLOAD_ACCEPTED: "accepted", OFFLOAD_DENIED: "denied"}
@@ -54,6 +64,25 @@ def proxies(crew: Crew) -> tuple[ProxyStatus, ...]:
             counters=proxy.counted,
         )
         for proxy in crew.proxies.values()
+    )
+
+
+def taps(crew: Crew) -> tuple[TapStatus, ...]:
+    """The taps."""
+    return tuple(_tap(worker) for worker in crew.taps.values())
+
+
+def _tap(worker: TapWorker) -> TapStatus:
+    counters = worker.counters.snapshot()
+    return TapStatus(
+        name=worker.name,
+        elements=worker.settings.elements,
+        pid=worker.pid,
+        restarts=worker.restarts,
+        memory=None if worker.child is None else worker.child.memory,
+        snap=worker.snap,
+        counters={**worker.total(), **{name: counters[name] for name in ("errors", "malformed", "flows", "flows_evicted")}},
+        interfaces=tuple(InterfaceStatus(link.name, link.index, counts) for link, counts in worker.interfaces()),
     )
 
 

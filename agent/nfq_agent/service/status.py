@@ -108,6 +108,41 @@ class ProxyStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class InterfaceStatus:
+    """One interface of a tap. counters: by name, as TAP_COUNTERS explains them."""
+
+    name: str
+    index: int
+    counters: Mapping[str, int]
+
+    @classmethod
+    def from_object(cls, value: Mapping[str, Any]) -> Self:
+        """From JSON."""
+        return cls(**_fields(cls, value))
+
+
+@dataclass(frozen=True, slots=True)
+class TapStatus:
+    """One `[tap.NAME]`. snap: bytes copied of each packet. counters: of all interfaces, also those that are gone."""
+
+    name: str
+    elements: tuple[str, ...]
+    pid: int | None
+    restarts: int
+    memory: int | None
+    snap: int
+    counters: Mapping[str, int]
+    interfaces: tuple[InterfaceStatus, ...]
+
+    @classmethod
+    def from_object(cls, value: Mapping[str, Any]) -> Self:
+        """From JSON."""
+        read = _fields(cls, value)
+        interfaces = tuple(InterfaceStatus.from_object(each) for each in read["interfaces"])
+        return cls(**{**read, "elements": tuple(read["elements"]), "interfaces": interfaces})
+
+
+@dataclass(frozen=True, slots=True)
 class RuleStatus:
     """One installed rule, as text of `iptables -S`, with its counters."""
 
@@ -165,6 +200,7 @@ class Status:
     backend: str
     queues: tuple[QueueStatus, ...]
     proxies: tuple[ProxyStatus, ...]
+    taps: tuple[TapStatus, ...]
     offloaded: OffloadStatus
     rules: tuple[RuleStatus, ...]
     drift: DriftStatus
@@ -184,6 +220,7 @@ class Status:
                     **read,
                     "queues": tuple(QueueStatus.from_object(each) for each in read["queues"]),
                     "proxies": tuple(ProxyStatus.from_object(each) for each in read["proxies"]),
+                    "taps": tuple(TapStatus.from_object(each) for each in read["taps"]),
                     "offloaded": OffloadStatus.from_object(read["offloaded"]),
                     "rules": tuple(RuleStatus.from_object(each) for each in read["rules"]),
                     "drift": DriftStatus.from_object(read["drift"]),

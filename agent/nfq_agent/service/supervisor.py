@@ -32,6 +32,7 @@ from nfq_agent.service.live_rules import LiveRules, State, compare, listing
 from nfq_agent.service.meter import Drift, Meter
 from nfq_agent.service.policy_generation import advance
 from nfq_agent.service.status import Status
+from nfq_agent.service.taps import TapWorker
 from nfq_agent.service.worker import Worker, WorkerError
 from nfq_agent.service.workers import ProxyWorker, QueueWorker
 from nfq_agent.version import version
@@ -101,7 +102,7 @@ class Supervisor:
         if notice := self._installation.host.notice:
             self._log(notice, "warning")
         self._config = advance(self._config, control.folder() / f"{agent.instance}.generations")
-        self._crew.add([*self._queues_of(self._config), *self._proxies_of(self._config)])
+        self._crew.add(self._workers_of(self._config))
         if self._stop_asked:
             return
         self._ruleset = plan(self._config, self._user.uid, self._installation.host.lists)
@@ -218,6 +219,12 @@ class Supervisor:
     def _proxies_of(self, config: Config) -> list[ProxyWorker]:
         return [ProxyWorker(name, config, self._user, self._log, self._private) for name in config.proxy]
 
+    def _taps_of(self, config: Config) -> list[TapWorker]:
+        return [TapWorker(name, config, self._user, self._log, self._private) for name in config.tap]
+
+    def _workers_of(self, config: Config) -> list[Worker]:
+        return [*self._queues_of(config), *self._proxies_of(config), *self._taps_of(config)]
+
     def _private(self) -> Iterator[int]:
         """Descriptors that no child may keep alive when this process is gone."""
         yield from (self._selector.fileno(), *self._wakeup)
@@ -232,6 +239,7 @@ class Supervisor:
     def _what(self) -> str:
         parts = [f"queue {number}" for number in self._crew.queues]
         parts += [f"proxy {proxy.name} on {', '.join(map(str, proxy.config.listen))}" for proxy in self._crew.proxies.values()]
+        parts += [tap.title for tap in self._crew.taps.values()]
         return ", ".join(parts) or "nothing (no queue and no proxy is configured)"
 
     # Clockwork.
@@ -241,9 +249,11 @@ class Supervisor:
         self._due[self._tick] = now + _TICK
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
         self._service.status(f"Serving {self._what()}; {self._meter.summary}")
-        if self._service.watchdog is not None:
-            return
-        for worker in self._crew.queues.values():
+        # No traffic waits for a tap, so the service manager's watchdog does not watch it.
+        watched: list[QueueWorker | TapWorker] = list(self._crew.taps.values())
+        if self._service.watchdog is None:
+            watched += self._crew.queues.values()
+        for worker in watched:
             if worker.child is not None and (stuck := worker.stuck_for(now)) > _STUCK:
                 self._log(f"{worker.title} (pid {worker.pid}) made no progress for {stuck:.1f} s; it is killed", "error")
                 worker.child.kill()
@@ -319,7 +329,7 @@ class Supervisor:
         assert self._installation is not None
         new = advance(new, control.folder() / f"{new.agent.instance}.generations")
         crew = self._crew
-        wanted: dict[object, Worker] = {worker.key: worker for worker in (*self._queues_of(new), *self._proxies_of(new))}
+        wanted: dict[object, Worker] = {worker.key: worker for worker in self._workers_of(new)}
         there: dict[object, Worker] = {worker.key: worker for worker in crew.workers}
         added = [worker for key, worker in wanted.items() if key not in there]
         gone = [worker for key, worker in there.items() if key not in wanted]
@@ -423,6 +433,7 @@ class Supervisor:
             backend=self._installation.host.name,
             queues=report.queues(self._config, self._crew, self._meter),
             proxies=report.proxies(self._crew),
+            taps=report.taps(self._crew),
             offloaded=report.offloaded(found),
             rules=report.rules(found),
             drift=self._drift.status,

@@ -18,6 +18,7 @@ READY_WITHIN: Final = 10.0
 STOP_WITHIN: Final = 2.0
 Q = TypeVar("Q", bound="Worker")
 P = TypeVar("P", bound="Worker")
+T = TypeVar("T", bound="Worker")
 
 
 class WorkerError(Exception):
@@ -25,24 +26,26 @@ class WorkerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Roster(Generic[Q, P]):
-    """The workers that serve: those of queues by number, those of proxies by name."""
+class Roster(Generic[Q, P, T]):
+    """The workers that serve: those of queues by number, those of proxies and taps by name."""
 
     queues: dict[int, Q] = field(default_factory=dict)
     proxies: dict[str, P] = field(default_factory=dict)
+    taps: dict[str, T] = field(default_factory=dict)
 
 
 class Worker(ABC):
     """One child process that is replaced when it dies.
 
     title: for messages. drains: when it is told to end it goes on with what it has; a successor serves beside it. ends_within:
-    seconds that it may take to end. last_word: what tells it to end.
+    seconds that it may take to end. last_word: what tells it to end. capabilities: those that its process has.
     """
 
     title: str
     drains = False
     ends_within = STOP_WITHIN
     last_word = STOP
+    capabilities: tuple[int, ...] = (CAP_NET_ADMIN,)
 
     def __init__(self, user: User, log: Log, close: Callable[[], Iterable[int]]) -> None:
         """close: descriptors of the parent that a child must not keep open."""
@@ -62,11 +65,11 @@ class Worker(ABC):
         """What it serves: two workers of one key serve the same."""
 
     @abstractmethod
-    def register(self, roster: Roster[Any, Any]) -> None:
+    def register(self, roster: Roster[Any, Any, Any]) -> None:
         """Enter this worker as the one that serves its queue or proxy."""
 
     @abstractmethod
-    def unregister(self, roster: Roster[Any, Any]) -> None:
+    def unregister(self, roster: Roster[Any, Any, Any]) -> None:
         """Remove it; nothing happens if it is not there."""
 
     @abstractmethod
@@ -99,6 +102,11 @@ class Worker(ABC):
         return set()
 
     @property
+    def follows(self) -> dict[int, Callable[[], None]]:
+        """Descriptors that the supervisor's side of this worker reads, each with what is called when it is readable."""
+        return {}
+
+    @property
     def waiting(self) -> bool:
         """Whether a packet waits for its verdict. False where the kernel does not show it."""
         return False
@@ -112,7 +120,7 @@ class Worker(ABC):
         """Fork the process; `wait_ready` waits until it serves. Raises OSError."""
         self.restart_at = None
         others = set(self._close()) - self.keeps
-        self.child = Child(self.title, self.body, self._user, (CAP_NET_ADMIN,), others)
+        self.child = Child(self.title, self.body, self._user, self.capabilities, others)
 
     def wait_ready(self, beat: Callable[[], None], within: float = READY_WITHIN) -> None:
         """Return once it serves. beat: called now and then meanwhile. Raises WorkerError if it ends, or takes too long."""

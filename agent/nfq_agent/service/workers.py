@@ -55,11 +55,11 @@ class QueueWorker(Worker):
         """The queue number."""
         return "queue", self.number
 
-    def register(self, roster: Roster[QueueWorker, Any]) -> None:
+    def register(self, roster: Roster[QueueWorker, Any, Any]) -> None:
         """Enter it under its queue number."""
         roster.queues[self.number] = self
 
-    def unregister(self, roster: Roster[Any, Any]) -> None:
+    def unregister(self, roster: Roster[Any, Any, Any]) -> None:
         """Remove it."""
         roster.queues.pop(self.number, None)
 
@@ -225,11 +225,11 @@ class ProxyWorker(Worker):
         """The proxy's name."""
         return "proxy", self.name
 
-    def register(self, roster: Roster[Any, ProxyWorker]) -> None:
+    def register(self, roster: Roster[Any, ProxyWorker, Any]) -> None:
         """Enter it under the proxy's name."""
         roster.proxies[self.name] = self
 
-    def unregister(self, roster: Roster[Any, Any]) -> None:
+    def unregister(self, roster: Roster[Any, Any, Any]) -> None:
         """Remove it."""
         roster.proxies.pop(self.name, None)
 

@@ -1,0 +1,39 @@
+"""`[tap.NAME]`: traffic taken at interfaces, beside or without netfilter. Models only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nfq_agent.values import PortsField, Size
+
+# A classic filter has 4096 instructions at most (BPF_MAXINSNS), and a range of ports costs 12 of them.
+MOST_RANGES: Final = 150
+
+Pattern = Annotated[str, Field(pattern=r"^[^\s/]{1,32}$")]
+
+
+class CaptureConfig(BaseModel):
+    """What a tap and an inline link have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+    # Names or shell patterns, on the host's side.
+    interfaces: Annotated[tuple[Pattern, ...], Field(min_length=1, strict=False)]
+    exclude: Annotated[tuple[Pattern, ...], Field(strict=False)] = ()
+    # Either port of a packet. With neither list: every IP packet.
+    tcp_ports: Annotated[tuple[PortsField, ...], Field(strict=False)] = ()
+    udp_ports: Annotated[tuple[PortsField, ...], Field(strict=False)] = ()
+    elements: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    # What the worker may allocate.
+    memory: Annotated[Size, Field(ge=100_000_000)] = 1_000_000_000
+
+
+class TapConfig(CaptureConfig):
+    """`[tap.NAME]`"""
+
+    # Bytes to copy of each packet, from its IP header on.
+    snap: Annotated[int, Field(ge=64, le=65535)] | Literal["auto"] = "auto"
+    # Bytes of the ring of each interface.
+    ring: Annotated[Size, Field(ge=262_144, le=1_000_000_000)] = 2_000_000

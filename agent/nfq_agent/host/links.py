@@ -1,0 +1,176 @@
+"""Network interfaces as the kernel lists them, and the news of those that come, change and go (rtnetlink(7)).
+
+It only reads, and knows nothing of why an interface is of interest.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+# linux/rtnetlink.h, linux/if_link.h
+_RTM_NEWLINK: Final = 16
+_RTM_DELLINK: Final = 17
+_RTM_GETLINK: Final = 18
+_RTMGRP_LINK: Final = 1
+_IFLA_IFNAME: Final = 3
+_IFLA_MTU: Final = 4
+_IFLA_LINK: Final = 5
+_IFLA_MASTER: Final = 10
+_IFLA_LINKINFO: Final = 18
+_IFLA_INFO_KIND: Final = 1
+_IFLA_IFALIAS: Final = 20
+_IFLA_LINK_NETNSID: Final = 37
+_IFLA_XDP: Final = 43
+_IFLA_XDP_ATTACHED: Final = 2
+_NLM_F_REQUEST: Final = 1
+_NLM_F_ACK: Final = 4
+_NLM_F_DUMP: Final = 0x300
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_IFF_UP: Final = 1
+_HEADER: Final = struct.Struct("=IHHII")
+_IFINFO: Final = struct.Struct("=BxHiII")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_SOL_NETLINK: Final = 270
+_NETLINK_GET_STRICT_CHK: Final = 12
+_BUFFER: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One interface.
+
+    index, name, mtu. kind: "veth", "bridge", ...; empty for a device without a kind. up: administratively. alias: its ifalias.
+    peer: index of the other end of a veth pair, in the namespace `netns` (the kernel's id for it here), None in this one.
+    master: index of the bridge or bond that it is a port of, 0 for none. xdp: an XDP program is attached.
+    """
+
+    index: int
+    name: str
+    kind: str
+    mtu: int
+    up: bool
+    alias: str
+    peer: int
+    netns: int | None
+    master: int
+    xdp: bool
+
+
+class Links:
+    """A netlink socket that reads all interfaces and then hears of changes. Needs no capability."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        try:
+            # Before it is bound, so that no change is missed between the listing and the first event.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            self._socket.bind((0, _RTMGRP_LINK))
+            self._socket.setblocking(False)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """Readable when an interface has changed."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def changes(self) -> list[tuple[Link, bool]] | None:
+        """The interfaces that changed since the last call, each with True if it is gone. None: news were lost; list them all."""
+        found: list[tuple[Link, bool]] = []
+        while True:
+            try:
+                data = self._socket.recv(1 << 18)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    return None
+                raise
+            for kind, body in _messages(data):
+                if kind in (_RTM_NEWLINK, _RTM_DELLINK) and (link := _link(body)) is not None:
+                    found.append((link, kind == _RTM_DELLINK))
+
+
+def links() -> list[Link]:
+    """All interfaces of this network namespace. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
+        netlink.settimeout(5)
+        request = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        netlink.send(_HEADER.pack(16 + len(request), _RTM_GETLINK, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + request)
+        found: list[Link] = []
+        while True:
+            for kind, body in _messages(netlink.recv(1 << 20)):
+                if kind == _NLMSG_DONE:
+                    return found
+                if kind == _NLMSG_ERROR:
+                    code = -int.from_bytes(body[:4], "little", signed=True)
+                    raise OSError(code, os.strerror(code))
+                if (link := _link(body)) is not None:
+                    found.append(link)
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
+        if length < 16:
+            return
+        yield kind, data[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def _link(body: bytes) -> Link | None:
+    if len(body) < _IFINFO.size:
+        return None
+    family, _, index, flags, _ = _IFINFO.unpack_from(body)
+    # A bridge tells of its ports in messages of its own family.
+    if family != socket.AF_UNSPEC:
+        return None
+    found = _attributes(body[_IFINFO.size :])
+    info = _attributes(found.get(_IFLA_LINKINFO, b""))
+    xdp = _attributes(found.get(_IFLA_XDP, b""))
+    netns = found.get(_IFLA_LINK_NETNSID)
+    return Link(
+        index=index,
+        name=_text(found.get(_IFLA_IFNAME, b"")),
+        kind=_text(info.get(_IFLA_INFO_KIND, b"")),
+        mtu=_number(found.get(_IFLA_MTU, b"")),
+        up=bool(flags & _IFF_UP),
+        alias=_text(found.get(_IFLA_IFALIAS, b"")),
+        peer=_number(found.get(_IFLA_LINK, b"")),
+        netns=None if netns is None else int.from_bytes(netns, "little", signed=True),
+        master=_number(found.get(_IFLA_MASTER, b"")),
+        xdp=any(xdp.get(_IFLA_XDP_ATTACHED, b"\0")),
+    )
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value[:4], "little")

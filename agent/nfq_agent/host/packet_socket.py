@@ -1,0 +1,98 @@
+"""Packet sockets on one interface (packet(7)): opening one takes CAP_NET_RAW, reading it nothing.
+
+So the supervisor opens them and hands them to a worker, which has no such right.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from typing import Final
+
+# linux/if_packet.h, asm-generic/socket.h
+_SOL_PACKET: Final = 263
+_PACKET_RX_RING: Final = 5
+_PACKET_STATISTICS: Final = 6
+_PACKET_VERSION: Final = 10
+_TPACKET_V3: Final = 2
+_SO_ATTACH_FILTER: Final = 26
+_SO_LOCK_FILTER: Final = 44
+_ETH_P_ALL: Final = 3
+_RING: Final = struct.Struct("=IIIIIII")
+_ADDRESS: Final = struct.Struct("=HHiHBB8s")
+# A block holds any frame up to 64 KB with its headers; the kernel hands one over when it is full, or after this time.
+BLOCK: Final = 1 << 17
+RETIRE: Final = 0.04
+_FRAME: Final = 2048
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _attach_filter(opened: socket.socket, program: bytes) -> None:
+    """Attach a classic filter and lock it: nobody who has the descriptor can take it off again (socket(7))."""
+    code = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: number of instructions, and a pointer.
+    argument = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, argument)
+    opened.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+
+
+def bind(opened: socket.socket, interface: int, protocol: int = _ETH_P_ALL) -> None:
+    """Bind to an interface by its index: by its name another could have taken it over meanwhile. Raises OSError."""
+    address = _ADDRESS.pack(socket.AF_PACKET, socket.htons(protocol), interface, 0, 0, 0, b"")
+    if _libc.bind(opened.fileno(), address, len(address)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def open_tap(interface: int, program: bytes, size: int) -> socket.socket:
+    """A socket that sees what comes and goes on an interface, with a ring of `size` bytes and a locked filter.
+
+    Nothing is received before the filter is in force: the protocol is 0 until it is bound. Raises OSError: EPERM without
+    CAP_NET_RAW, EAFNOSUPPORT where the kernel or the unit has no packet sockets, ENODEV, ENOMEM.
+    """
+    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    try:
+        opened.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
+        _attach_filter(opened, program)
+        blocks = blocks_of(size)
+        ring = _RING.pack(BLOCK, blocks, _FRAME, BLOCK // _FRAME * blocks, round(RETIRE * 1000), 0, 0)
+        opened.setsockopt(_SOL_PACKET, _PACKET_RX_RING, ring)
+        bind(opened, interface)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def blocks_of(size: int) -> int:
+    """How many blocks a ring of so many bytes has: at least two, so that one fills while the other is read."""
+    return max(2, size // BLOCK)
+
+
+def lost(opened: socket.socket) -> int:
+    """Frames that the filter took and the ring had no room for, since the last call (struct tpacket_stats_v3)."""
+    try:
+        data = opened.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 12)
+    except OSError:
+        return 0
+    return int(struct.unpack_from("=III", data)[1])
+
+
+def missing() -> str | None:
+    """What this host or unit lacks for packet sockets, None if nothing."""
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            return (
+                "packet sockets: the kernel has no CONFIG_PACKET, or the unit's RestrictAddressFamilies= leaves out AF_PACKET "
+                "(docs/tc.md has the drop-in)"
+            )
+        if error.errno in (errno.EPERM, errno.EACCES):
+            return "CAP_NET_RAW"
+        return f"packet sockets: {error}"
+    return None
