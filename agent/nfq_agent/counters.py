@@ -94,9 +94,11 @@ WORKER_COUNTERS: Final[Mapping[str, str]] = {name: each.meaning for name, each i
 PROXY_COUNTERS: Final[Mapping[str, str]] = {
     "connections": "connections taken",
     "active": "connections that are open now",
-    "refused": "connections without a known destination, to our own listener, or refused by an element",
+    "refused": "connections without a known destination, to our own listener, beyond `max_per_source`, or refused by an element",
     "failed_upstream": "connections whose destination could not be reached",
-    "reset": "connections ended by a reset of either side, by an element, or at the end of the drain time",
+    "reset": "connections ended by a reset of either side, by an element, by a deadline, or at the end of the drain time",
+    "timed_out": "connections ended because they were silent for too long",
+    "full": "times when `max_connections` was reached, and further connections had to wait",
     "element_errors": "an element raised, or gave an invalid answer",
     "bytes_forward": "bytes received from clients",
     "bytes_reverse": "bytes received from destinations",

@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -503,26 +504,46 @@ class TestLines:
 
 class TestSockets:
     def test_no_delay_and_keep_alive_on_both_sides(self, netns: Namespace, run: Run) -> None:
+        """The client's side has probes from the first, the server's once the connection has lasted."""
         server(netns, "echo")
-        proxy = run()
-        with_peer: list[tuple[int, int]] = []
+        proxy = run(configuration(proxy='opening_timeout = "300ms"\nkeepalive = "7s"'))
+
+        def options() -> list[tuple[int, int, int]]:
+            found = []
+            for copy in sockets_of(proxy.pids[0]):
+                with copy, contextlib.suppress(OSError):
+                    if copy.family == socket.AF_INET and copy.getpeername():
+                        tcp = [copy.getsockopt(socket.IPPROTO_TCP, each) for each in (socket.TCP_NODELAY, socket.TCP_KEEPIDLE)]
+                        found.append((tcp[0], copy.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), tcp[1]))
+            return found
 
         def look() -> None:
             with socket.create_connection(("127.0.0.1", 8080), timeout=10) as it:
                 it.sendall(b"x")
                 assert it.recv(1) == b"x"
-                for copy in sockets_of(proxy.pids[0]):
-                    with copy, contextlib.suppress(OSError):
-                        if copy.family == socket.AF_INET and copy.getpeername():
-                            with_peer.append(
-                                (
-                                    copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
-                                    copy.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
-                                )
-                            )
-                assert with_peer == [(1, 1), (1, 1)]
+                assert options().count((1, 1, 7)) == 1
+                deadline = time.monotonic() + 5
+                while options() != [(1, 1, 7)] * 2:
+                    assert time.monotonic() < deadline, options()
+                    time.sleep(0.05)
 
         netns.call(look)
+
+    def test_a_lost_entry_of_connection_tracking_ends_the_connection(self, netns: Namespace, run: Run) -> None:
+        """Without its entry nothing translates between the client and the proxy any more: both sides are probed."""
+        server(netns, "echo")
+        proxy = run(configuration(proxy='keepalive = "1s"\nelements = ["stream-log"]'))
+        base = descriptors(proxy.pids[0])
+
+        def lose() -> None:
+            with socket.create_connection(("127.0.0.1", 8080), timeout=10) as it:
+                it.sendall(b"x")
+                assert it.recv(1) == b"x"
+                subprocess.run(["conntrack", "-F"], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+                settle(proxy, base, 8)
+
+        netns.call(lose)
+        assert "reset" in proxy.wait_for("after")["message"]
 
 
 def sockets_of(pid: int) -> list[socket.socket]:

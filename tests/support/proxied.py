@@ -20,12 +20,12 @@ from namespace import Namespace
 
 from nfq_agent.config import file as configfile
 from nfq_agent.config.models import Config
-from nfq_agent.counters import Slots
+from nfq_agent.counters import PROXY_COUNTERS, Slots
 from nfq_agent.host import routes
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
 from nfq_agent.proxy.listeners import listen
 from nfq_agent.proxy.serve import serve
-from nfq_agent.proxy.settings import COUNTERS, ProxySettings
+from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.rules import routing
 from nfq_agent.rules.leaving import keep_for_draining
 from nfq_agent.rules.model import Ruleset
@@ -78,7 +78,7 @@ class Proxied:
         self._name = name
         self._elements = elements
         self._nofile = nofile
-        self.counters = Slots(COUNTERS)
+        self.counters = Slots(tuple(PROXY_COUNTERS))
         self.listeners: list[socket.socket] = []
         self._children = [self._start(number, processes) for number in range(processes)]
         self.pids = [pid for pid, _ in self._children]

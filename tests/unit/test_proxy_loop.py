@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from nfq_agent.counters import Slots
+from nfq_agent.counters import PROXY_COUNTERS, Slots
+from nfq_agent.proxy.deadlines import Timeouts
 from nfq_agent.proxy.loop import Proxy
-from nfq_agent.proxy.settings import COUNTERS, ProxySettings
+from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.stream import StreamChain
 
 
@@ -49,7 +50,7 @@ class Running:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
         self.listener.setblocking(False)
         self.port: int = self.listener.getsockname()[1]
-        self.counters = Slots(COUNTERS)
+        self.counters = Slots(tuple(PROXY_COUNTERS))
         self.said: list[str] = []
         self.control, theirs = socket.socketpair()
         self._theirs = theirs
@@ -163,3 +164,79 @@ def test_nothing_listens_at_the_target() -> None:
             client.recv(1)
         proxy.until("failed_upstream", 1)
         assert any("can't connect" in line for line in proxy.said)
+
+
+def test_clients_that_say_nothing_do_not_shut_others_out(echo: Echo) -> None:
+    """All places are taken by clients that send nothing; they are ended, and those that wait are served."""
+    with running(echo, max_connections=5, timeouts=Timeouts(opening=0.3)) as proxy, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(proxy.connect()) for _ in range(5)]
+        proxy.until("active", 5)
+        client = stack.enter_context(proxy.connect())
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        for each in silent:
+            with pytest.raises(ConnectionResetError):
+                each.recv(1)
+        proxy.until("timed_out", 5)
+        assert sum("no byte was carried within 0.3 s" in line for line in proxy.said) == 5
+
+
+def test_when_it_is_full_idle_connections_end_sooner(echo: Echo) -> None:
+    """One byte each, which is carried; they would have an hour. It says that it is full, and ends them to make room."""
+    with running(echo, max_connections=50, timeouts=Timeouts(full=0.2)) as proxy, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(proxy.connect()) for _ in range(50)]
+        for each in idle:
+            each.sendall(b"1")
+            assert each.recv(1) == b"1"
+        # Nobody waits: nothing is ended.
+        time.sleep(1.5)
+        assert proxy.counters.snapshot()["active"] == 50
+        client = stack.enter_context(proxy.connect())
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        assert proxy.counters.snapshot()["full"] > 0
+        assert proxy.counters.snapshot()["timed_out"] == 50
+        assert any("full: 50 connections run" in line for line in proxy.said)
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "reason"),
+    [
+        (Timeouts(idle=0.3), "no byte either way for 0.3 s"),
+        (Timeouts(client=0.3), "the client sent and took no byte for 0.3 s"),
+        (Timeouts(server=0.3), "the server sent and took no byte for 0.3 s"),
+    ],
+)
+def test_silence_ends_a_connection(echo: Echo, timeouts: Timeouts, reason: str) -> None:
+    with running(echo, timeouts=timeouts) as proxy, proxy.connect() as client:
+        # Longer than the limit, but never silent for that long.
+        for _ in range(5):
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            time.sleep(0.1)
+        began = time.monotonic()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert time.monotonic() - began < 3
+        assert any(reason in line for line in proxy.said)
+
+
+def test_no_more_than_max_per_source(echo: Echo) -> None:
+    with running(echo, max_per_source=2) as proxy, contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(proxy.connect()) for _ in range(2))
+        for each in (first, second):
+            each.sendall(b"x")
+            assert each.recv(1) == b"x"
+        # It may be reset before connect() has returned.
+        with pytest.raises(ConnectionResetError), proxy.connect() as third:
+            third.recv(1)
+        assert any("its source has 2 connections already (max_per_source)" in line for line in proxy.said)
+        other = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), 10, source_address=("127.0.0.2", 0)))
+        other.sendall(b"y")
+        assert other.recv(1) == b"y"
+        proxy.until("active", 3)
+        first.close()
+        proxy.until("active", 2)
+        again = stack.enter_context(proxy.connect())
+        again.sendall(b"z")
+        assert again.recv(1) == b"z"

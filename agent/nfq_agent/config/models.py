@@ -222,12 +222,23 @@ class ProxyConfig(_Model):
     # Networks whose connections are left alone.
     exclude: Annotated[tuple[NetworkField, ...], Field(strict=False)] = ()
     connect_timeout: Annotated[Duration, Field(gt=0)] = 10.0
+    # Deadlines of a connection, 0 for none: until its first byte is carried; without a byte either way; without a byte that one
+    # side sends or takes; and without a byte either way while `max_connections` is reached.
+    opening_timeout: Duration = 60.0
+    idle_timeout: Duration = 3600.0
+    client_timeout: Duration = 3600.0
+    server_timeout: Duration = 3600.0
+    idle_when_full: Duration = 60.0
+    # Silence after which the kernel probes whether a side is still there; 0 for no probes.
+    keepalive: Annotated[Duration, Field(le=32767)] = 60.0
     # How long connections may go on after the rules are gone; then they are reset.
     drain: Duration = 10.0
     # Processes that share the listeners.
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     # Connections at once, in each process; further ones wait in the kernel's backlog.
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    # Connections at once from one source, in each process; further ones are refused. 0 for no limit.
+    max_per_source: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     # Bytes that may wait in each direction of a connection while elements look at it.
     buffer: Annotated[int, Field(ge=4096, le=1 << 26)] = 256 * 1024
     # TPROXY only: speak to the destination with the client's own address.

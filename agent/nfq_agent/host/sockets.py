@@ -17,6 +17,12 @@ IP_BIND_ADDRESS_NO_PORT: Final = 24
 # asm-generic/socket.h
 SO_MARK: Final = 36
 
+# Probes before a silent peer counts as gone.
+_PROBES: Final = 6
+# linux/tcp.h, struct tcp_info: 8 bytes of flags, then 32-bit fields.
+_TCP_INFO_BYTES: Final = 104
+_TCPI_UNACKED: Final = 24
+
 _V4: Final = struct.Struct("!2xH4s8x")
 # Family, port, flow label, address, scope: the scope alone is in the host's byte order (ipv6(7)).
 _V6: Final = struct.Struct("!2xHI16s")
@@ -90,10 +96,27 @@ def set_mark(sock: socket.socket, mark: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
 
 
-def tune(sock: socket.socket) -> None:
-    """No delay for small segments, and probes for a peer that is gone (tcp(7))."""
+def no_delay(sock: socket.socket) -> None:
+    """Send small segments at once (tcp(7), TCP_NODELAY)."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def keep_alive(sock: socket.socket, seconds: float) -> None:
+    """Probe a silent peer after so many seconds, and reset the connection if it does not answer as long again (tcp(7)).
+
+    A peer that no longer knows the connection (a lost entry of connection tracking, a restart) resets it at the first probe.
+    """
+    whole = max(1, round(seconds))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, whole)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, whole // _PROBES))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+
+
+def backlog_of(listener: socket.socket) -> int:
+    """Connections that wait to be accepted (tcpi_unacked of a listener, tcp_get_info() in net/ipv4/tcp.c)."""
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    return int(struct.unpack_from("=I", info, _TCPI_UNACKED)[0])
 
 
 def reset_on_close(sock: socket.socket) -> None:

@@ -10,6 +10,8 @@ from nfq_agent.stream import Connection, Failed, endpoint
 
 # Lines a second.
 RATE: Final = 20.0
+# Seconds between two lines that say that the proxy is full.
+FULL_EVERY: Final = 10.0
 
 
 class Lines:
@@ -20,6 +22,7 @@ class Lines:
         self._emit = emit
         self._bucket = Bucket(RATE, RATE, 0.0)
         self._suppressed = Suppressed()
+        self._full = Bucket(1 / FULL_EVERY, 1.0, 0.0)
 
     def refused(self, identity: str, client: tuple[str, int], why: str, now: float) -> None:
         """A connection was refused before it was carried anywhere."""
@@ -42,6 +45,23 @@ class Lines:
             f"on_error = {on_error}",
             now, level="error", element=failed.element, **connection.fields,
         )  # fmt: skip
+
+    def timed_out(self, connection: Connection, reason: str, now: float) -> None:
+        """A connection was ended because it was silent for too long."""
+        self.warn(
+            f"proxy {self.name}: connection {connection.id}: {endpoint(connection.client)} -> {endpoint(connection.upstream)} is "
+            f"reset: {reason}",
+            now, level="info", event="timed_out", reason=reason, **connection.fields,
+        )  # fmt: skip
+
+    def full(self, active: int, waiting: int, now: float) -> None:
+        """No further connection can be accepted."""
+        if self._full.take(now):
+            self._emit(
+                f"proxy {self.name}: full: {active} connections run, {waiting} wait to be accepted; "
+                "raise max_connections, or lower the timeouts",
+                level="warning", event="full", active=active, waiting=waiting,
+            )  # fmt: skip
 
     def warn(self, message: str, now: float, level: str = "warning", **fields: Any) -> None:
         """Say one line, unless there were too many."""

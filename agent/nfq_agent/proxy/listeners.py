@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Final
 
 from nfq_agent.config.models import ProxyConfig
-from nfq_agent.host.sockets import Address, set_transparent, tune
+from nfq_agent.host.sockets import Address, backlog_of, keep_alive, no_delay, set_transparent
 from nfq_agent.values import Endpoint
 
 _BACKLOG: Final = 4096
@@ -30,7 +30,7 @@ def listen(config: ProxyConfig, before: ProxyConfig | None = None, there: Sequen
     """Bound and listening sockets for a proxy, in the configuration's order. Raises OSError that names the address.
 
     A `[::]` listener takes IPv4 too, unless a listener of IPv4 has the same port. Processes may share them. before, there: a
-    previous configuration and its sockets; those that fit are used again.
+    previous configuration and its sockets; those that fit are used again. Accepted sockets inherit the options (tcp(7)).
     """
     kept = {} if before is None else dict(zip(_places(before), there, strict=True))
     transparent = config.capture == "tproxy"
@@ -42,6 +42,10 @@ def listen(config: ProxyConfig, before: ProxyConfig | None = None, there: Sequen
                 sock = undo.enter_context(_listen(at, transparent, v6only))
             elif transparent:
                 set_transparent(sock)
+            if config.keepalive:
+                keep_alive(sock, config.keepalive)
+            else:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
             listeners.append(sock)
         undo.pop_all()
     return listeners
@@ -64,8 +68,7 @@ def _listen(at: Endpoint, transparent: bool, v6only: bool) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
         if transparent:
             set_transparent(sock)
-        # Accepted sockets inherit this (tcp(7)).
-        tune(sock)
+        no_delay(sock)
         sock.bind(address)
         sock.listen(_BACKLOG)
     except OSError as error:
@@ -90,6 +93,7 @@ class Outcome(Enum):
 
     EMPTY = "no connection waits"
     MORE = "more may wait"
+    FULL = "as many connections run as are allowed"
     SHORT = "the system is out of descriptors or memory"
 
 
@@ -111,6 +115,11 @@ class Listeners:
         """The listener with this descriptor; None if it is another's."""
         return self._sockets.get(descriptor)
 
+    @property
+    def waiting(self) -> int:
+        """Connections that wait in the kernel's backlogs."""
+        return sum(map(backlog_of, self._sockets.values()))
+
     def resume(self, active: int, now: float) -> None:
         """Accept again if there is room, and no pause: when a connection has ended, and when `due` has come."""
         if self.due is not None and self.due <= now:
@@ -131,7 +140,7 @@ class Listeners:
         for _ in range(ACCEPTS):
             if active() >= self.limit:
                 self._pause()
-                return Outcome.EMPTY
+                return Outcome.FULL
             try:
                 client, address = listener.accept()
             except BlockingIOError:

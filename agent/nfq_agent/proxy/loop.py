@@ -7,8 +7,6 @@ no rule. What it decides is decided elsewhere, without I/O: where to connect by 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import os
 import select
 import socket
 import time
@@ -18,14 +16,10 @@ from typing import Final
 from nfq_agent.counters import Slots
 from nfq_agent.element import Emit
 from nfq_agent.host.child import DRAIN, READY, STOP
-from nfq_agent.host.sockets import (
-    Address,
-    is_local,
-    original_destination,
-    reset_on_close,
-    unmapped,
-)
-from nfq_agent.proxy.dialer import Candidate, Connect, Dialer, GiveUp, Refused
+from nfq_agent.host.sockets import Address, keep_alive, reset_on_close, unmapped
+from nfq_agent.proxy.arrivals import Arrivals
+from nfq_agent.proxy.deadlines import Deadlines, Expired
+from nfq_agent.proxy.dialer import Connect, GiveUp, Refused
 from nfq_agent.proxy.lines import Lines
 from nfq_agent.proxy.listeners import Listeners, Outcome, raise_limit
 from nfq_agent.proxy.processes import Sibling
@@ -33,6 +27,7 @@ from nfq_agent.proxy.relay import EVENTS, READ, Half, Pair, failure
 from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.proxy.tally import Tally
 from nfq_agent.proxy.target import TargetResolver
+from nfq_agent.proxy.timers import Timers
 from nfq_agent.proxy.upstream import connect
 from nfq_agent.stream import Close, Connection, Failed, Output, Stream, StreamChain, endpoint
 
@@ -41,6 +36,8 @@ _POLLED: Final = 512
 _SPARE: Final = 64
 # How often, in seconds, the counts of the other processes are added up.
 _ADD_UP: Final = 0.5
+# How often, in seconds, a full proxy looks for idle connections to end.
+_MAKE_ROOM: Final = 1.0
 _HUNG_UP: Final = select.EPOLLERR | select.EPOLLHUP
 
 
@@ -58,30 +55,26 @@ class Proxy:
         siblings: Sequence[Sibling] = (),
     ) -> None:
         self._siblings = {each.control.fileno(): each for each in siblings}
-        self._chain = chain
         self._settings = settings
         self._control = control
         self._emit = emit
         self._epoll = select.epoll()
         self._listeners = Listeners(listeners, self._epoll, settings.max_connections)
-        ports = [port for _, port in settings.own_listeners] + [each.getsockname()[1] for each in listeners]
-        self._own_ports = frozenset(ports)
-        self._dialer: Dialer[Connection] = Dialer(self._is_own, settings.connect_timeout)
+        self._arrivals = Arrivals(chain, settings, listeners)
+        self._dialer = self._arrivals.dialer
+        self._sources = self._arrivals.sources
+        self._deadlines: Deadlines[Pair] = Deadlines(settings.timeouts)
+        self._make_room: float | None = None
         self._buffer = memoryview(bytearray(READ))
         self._pairs: dict[Connection, Pair] = {}
         self._halves: dict[int, Half] = {}
         # Those with more to move at once, and attempts to connect that failed in this turn.
         self._again: dict[Half, None] = {}
         self._failed_dials: list[tuple[Pair, str]] = []
-        # When streams want to be woken.
-        self._timers: list[tuple[float, int, Pair]] = []
-        self._timer = 0
+        self._timers = Timers()
         self._draining = False
         self._deadline: float | None = None
         self._stopped = False
-        # Unique on this host: process numbers are used again, so a random part is in front.
-        self._prefix = os.urandom(4).hex()
-        self._serial = 0
         self._tally = Tally(counters, bool(siblings))
         self._lines = Lines(settings.name, emit)
         self._now = time.monotonic()
@@ -146,14 +139,16 @@ class Proxy:
                 level="warning",
             )
 
-    def _is_own(self, address: Address) -> bool:
-        return address[1] in self._own_ports and is_local(address[0])
-
     # Accepting
 
     def _accept(self, listener: socket.socket) -> None:
-        if self._listeners.accept(listener, self._active, self._take, self._now) is Outcome.SHORT:
+        outcome = self._listeners.accept(listener, self._active, self._take, self._now)
+        if outcome is Outcome.SHORT:
             self._lines.warn(f"proxy {self._settings.name}: can't accept: {self._listeners.shortage}; trying again", self._now)
+        elif outcome is Outcome.FULL:
+            self._tally.add("full")
+            self._lines.full(len(self._pairs), self._listeners.waiting, self._now)
+            self._make_room = self._now + _MAKE_ROOM
 
     def _active(self) -> int:
         return len(self._pairs)
@@ -171,24 +166,15 @@ class Proxy:
             why = f"{error.strerror}"
         if why is not None:
             self._tally.add("refused")
-            self._lines.refused(self._identity(), unmapped(address)[:2], why, self._now)
+            self._lines.refused(self._arrivals.identity(), unmapped(address)[:2], why, self._now)
             _reset(client)
 
     def _open(self, client: socket.socket, address: Address) -> str | None:
         """Begin to connect a new connection; why it is refused, if it is. Raises OSError."""
-        destination: Address | None
-        if self._settings.capture == "tproxy":
-            destination = unmapped(client.getsockname())
-        else:
-            destination = original_destination(client, address)
-        route = self._dialer.route(None if destination is None else _candidate(destination))
-        if isinstance(route, Refused):
-            return route.why
-        connection = Connection(
-            self._identity(), unmapped(address)[:2], None if destination is None else destination[:2],
-            route[0][1][:2], self._now, self._now,
-        )  # fmt: skip
-        stream = Stream(connection, self._chain, self._settings.chunk, self._settings.on_error) if len(self._chain) else None
+        arrival = self._arrivals.look_at(client, address, self._now)
+        if isinstance(arrival, Refused):
+            return arrival.why
+        connection, route, stream = arrival
         self._tally.add("connections")
         if stream is not None:
             outputs = stream.opened()
@@ -200,10 +186,6 @@ class Proxy:
                 return None
         self._dial(self._dialer.start(connection, route, self._now), client, connection, stream)
         return None
-
-    def _identity(self) -> str:
-        self._serial += 1
-        return f"{self._prefix}-{self._serial:x}"
 
     # Connecting
 
@@ -224,6 +206,8 @@ class Proxy:
                 continue
             pair = Pair(connection, client, upstream, stream, self._tally.bytes, self._settings.buffer)
             self._pairs[connection] = pair
+            self._deadlines.opened(pair, self._now)
+            self._sources.opened(connection.client[0])
             for half in (pair.client, pair.upstream):
                 self._halves[half.sock.fileno()] = half
                 self._epoll.register(half.sock, EVENTS)
@@ -288,7 +272,7 @@ class Proxy:
             self._failures(pair.connection, pair.failures)
             pair.failures.clear()
         if pair.over is None:
-            self._set_timer(pair)
+            self._timers.set(pair)
             return
         if pair.connection not in self._pairs:
             return
@@ -298,22 +282,14 @@ class Proxy:
             self._tally.add("reset")
         if pair.stream is not None:
             self._failures(pair.connection, pair.stream.finished(self._now, pair.over))
-            # A timer far ahead must not keep what is closed.
-            if len(self._timers) > 64 + 2 * len(self._pairs):
-                self._timers = [timer for timer in self._timers if timer[2].over is None]
-                heapq.heapify(self._timers)
+            self._timers.prune(len(self._pairs))
         pair.close()
         self._room()
 
-    def _set_timer(self, pair: Pair) -> None:
-        due = None if pair.stream is None else pair.stream.due
-        if due is not None and (pair.timed is None or due < pair.timed):
-            pair.timed = due
-            self._timer += 1
-            heapq.heappush(self._timers, (due, self._timer, pair))
-
     def _forget(self, pair: Pair) -> None:
-        self._pairs.pop(pair.connection, None)
+        del self._pairs[pair.connection]
+        self._deadlines.gone(pair)
+        self._sources.closed(pair.connection.client[0])
         for half in (pair.client, pair.upstream):
             self._halves.pop(half.sock.fileno(), None)
             self._again.pop(half, None)
@@ -330,9 +306,18 @@ class Proxy:
         """Seconds until something is due; -1 for ever."""
         if self._again:
             return 0.0
-        due = [each for each in (self._dialer.due, self._listeners.due, self._deadline) if each is not None]
-        if self._timers:
-            due.append(self._timers[0][0])
+        due = [
+            each
+            for each in (
+                self._dialer.due,
+                self._listeners.due,
+                self._timers.due,
+                self._deadlines.due,
+                self._deadline,
+                self._make_room,
+            )
+            if each is not None
+        ]
         if self._siblings:
             due.append(self._now + _ADD_UP)
         # A millisecond more than the difference: epoll_wait(2) counts in those, and must not wake too early.
@@ -342,16 +327,38 @@ class Proxy:
         for late in self._dialer.woken(now):
             if (pair := self._pairs.get(late.key)) is not None:
                 self._unreachable(pair, late.reason)
-        while self._timers and self._timers[0][0] <= now:
-            _, _, pair = heapq.heappop(self._timers)
-            pair.timed = None
+        for pair in self._timers.woken(now):
             if pair.over is None and pair.connected and pair.woken(self._buffer, now):
                 self._queue_again(pair)
             self._update(pair)
         if self._listeners.due is not None and self._listeners.due <= now:
             self._room()
+        self._end_silent(now)
         if self._deadline is not None and (self._deadline <= now or not (self._pairs or self._siblings)):
             self._stopped = True
+
+    def _end_silent(self, now: float) -> None:
+        """End what has been silent for too long; while the proxy is full, already what has been idle for a shorter time."""
+        lasting, expired = self._deadlines.woken(now)
+        for pair in lasting:
+            # Not for each connection: most are over by now, and this takes several system calls.
+            if pair.connected and self._settings.keepalive:
+                keep_alive(pair.upstream.sock, self._settings.keepalive)
+        if self._make_room is not None and self._make_room <= now:
+            full = len(self._pairs) >= self._listeners.limit
+            self._make_room = now + _MAKE_ROOM if full else None
+            if full and self._listeners.waiting:
+                expired += self._deadlines.crowded(now)
+        for each in expired:
+            self._expire(each)
+
+    def _expire(self, expired: Expired[Pair]) -> None:
+        pair = expired.key
+        if pair.over is None:
+            self._tally.add("timed_out")
+            pair.over = expired.reason
+            self._lines.timed_out(pair.connection, expired.reason, self._now)
+            self._update(pair)
 
     def _on_control(self) -> None:
         try:
@@ -381,10 +388,6 @@ class Proxy:
         self._listeners.drain(self._active, self._take, self._now)
         self._deadline = self._now + self._settings.drain
         self._stopped = not self._pairs and not self._siblings
-
-
-def _candidate(address: Address) -> Candidate:
-    return (socket.AF_INET6 if len(address) > 2 else socket.AF_INET), address
 
 
 def _reset(client: socket.socket) -> None:

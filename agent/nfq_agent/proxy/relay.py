@@ -35,11 +35,11 @@ _SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 class Half:
     """One socket of a pair. way: which way the bytes that are read from it go."""
 
-    __slots__ = ("ended", "hung", "pair", "peer", "pending", "raw", "readable", "shut", "sock", "way", "wound_up")
+    __slots__ = ("active", "ended", "hung", "pair", "peer", "pending", "raw", "readable", "shut", "sock", "way", "wound_up")
 
     peer: Half
 
-    def __init__(self, pair: Pair, sock: socket.socket, way: Way, raw: bool) -> None:
+    def __init__(self, pair: Pair, sock: socket.socket, way: Way, raw: bool, now: float) -> None:
         self.pair = pair
         self.sock = sock
         self.way = way
@@ -53,12 +53,17 @@ class Half:
         self.ended = False
         self.wound_up = False
         self.shut = False
+        # When this side last sent or took a byte.
+        self.active = now
 
 
 class Pair:
     """A client's connection and ours to where it was going. over: why it ended, an empty text for an orderly end."""
 
-    __slots__ = ("client", "connected", "connection", "counts", "failures", "limit", "over", "stream", "timed", "upstream")
+    __slots__ = (
+        "carried", "client", "connected", "connection", "counts", "failures", "limit", "now", "over", "stream", "timed",
+        "upstream",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -80,10 +85,33 @@ class Pair:
         self.failures: list[Failed] = []
         # When the proxy's timer for it goes off, if it has one.
         self.timed: float | None = None
-        self.client = Half(self, client, Way.REQUEST, stream is None or stream.raw(Way.REQUEST))
-        self.upstream = Half(self, upstream, Way.RESPONSE, stream is None or stream.raw(Way.RESPONSE))
+        # The time of the turn that runs, and whether a byte has reached the other side.
+        self.now = now = connection.now
+        self.carried = False
+        self.client = Half(self, client, Way.REQUEST, stream is None or stream.raw(Way.REQUEST), now)
+        self.upstream = Half(self, upstream, Way.RESPONSE, stream is None or stream.raw(Way.RESPONSE), now)
         self.client.peer = self.upstream
         self.upstream.peer = self.client
+
+    @property
+    def opened(self) -> float:
+        """When it was accepted."""
+        return self.connection.opened
+
+    @property
+    def client_active(self) -> float:
+        """When the client last sent or took a byte."""
+        return self.client.active
+
+    @property
+    def server_active(self) -> float:
+        """When the server last sent or took a byte."""
+        return self.upstream.active
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an element holds bytes back until a time that it has set."""
+        return self.stream is not None and self.stream.due is not None
 
     def turn(self, half: Half, mask: int, buffer: memoryview, now: float) -> bool:
         """What epoll saw on one socket. True if there is more to be moved at once. buffer: READ bytes, free to use."""
@@ -95,6 +123,7 @@ class Pair:
             return False
         again = False
         if half.pending and mask & _OUT:
+            self.now = now
             self._flush(half)
             again = self.pump(half.peer, buffer, now)
         if half.readable:
@@ -107,6 +136,7 @@ class Pair:
     def pump(self, half: Half, buffer: memoryview, now: float) -> bool:
         """Move what can be read from one socket to the other. True if its turn ended before that was all."""
         sink = half.peer
+        self.now = now
         for _ in range(READS):
             if not half.readable or self.over is not None:
                 return False
@@ -132,6 +162,7 @@ class Pair:
                 return False
             if count < len(view) and not half.hung:
                 half.readable = False
+            half.active = now
             self._count(half.way, count)
             if half.raw:
                 self._send(sink, view[:count])
@@ -144,6 +175,7 @@ class Pair:
         """The time has come that the stream waited for."""
         if self.stream is None:
             return False
+        self.now = now
         self.apply(self.stream.woken(now))
         again = False
         for half in (self.client, self.upstream):
@@ -196,6 +228,9 @@ class Pair:
         except OSError as error:
             self._broken(sink, error)
             return
+        if sent:
+            sink.active = self.now
+            self.carried = True
         if sent < len(data):
             sink.pending += data[sent:]
 
@@ -207,6 +242,8 @@ class Pair:
         except OSError as error:
             self._broken(sink, error)
             return
+        sink.active = self.now
+        self.carried = True
         del sink.pending[:sent]
         if sink.wound_up and not sink.pending:
             self._shut(sink)

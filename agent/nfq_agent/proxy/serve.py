@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from nfq_agent.counters import Slots
+from nfq_agent.counters import PROXY_COUNTERS, Slots
 from nfq_agent.element import Emit
 from nfq_agent.host.child import STOP
 from nfq_agent.proxy.loop import Proxy
 from nfq_agent.proxy.processes import Sibling
-from nfq_agent.proxy.settings import COUNTERS, ProxySettings
+from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.stream import StreamChain
 
 # How long the start waits for the other processes, and how long they may take to end after this one.
@@ -51,7 +51,7 @@ def serve(
 
     try:
         for _ in range(settings.processes - 1):
-            siblings.append(Sibling(sibling, COUNTERS, [control, *(each.control for each in siblings)]))
+            siblings.append(Sibling(sibling, tuple(PROXY_COUNTERS), [control, *(each.control for each in siblings)]))
         for each in siblings:
             each.wait_ready(_READY)
         alone(control, counters)

@@ -1,15 +1,12 @@
-"""What a process of a proxy needs to know, and the names of what it counts."""
+"""What a process of a proxy needs to know."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from nfq_agent.config.models import Config, target_in_force
-
-# The slots of a proxy's counters.
-COUNTERS: Final = ("connections", "active", "refused", "failed_upstream", "reset", "element_errors", "bytes_forward",
-                   "bytes_reverse")  # fmt: skip
+from nfq_agent.proxy.deadlines import Timeouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +15,8 @@ class ProxySettings:
 
     target: where connections go whose destination is not known. own_listeners: every listener of the agent.
     keep_client: connect to the destination from the client's address (capture by TPROXY only). mark: of the packets that
-    are sent to the destination.
+    are sent to the destination. max_per_source: connections of one source, 0 for no limit. keepalive: silence after which the
+    kernel probes whether a side is still there, 0 for no probes.
     """
 
     name: str
@@ -33,7 +31,10 @@ class ProxySettings:
     mark: int | None = None
     buffer: int = 256 * 1024
     max_connections: int = 10_000
+    max_per_source: int = 0
     processes: int = 1
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    keepalive: float = 60.0
 
     @classmethod
     def of(cls, name: str, config: Config) -> ProxySettings:
@@ -53,5 +54,14 @@ class ProxySettings:
             mark=None if proxy.mark is None else proxy.mark.value,
             buffer=proxy.buffer,
             max_connections=proxy.max_connections,
+            max_per_source=proxy.max_per_source,
             processes=proxy.processes,
+            timeouts=Timeouts(
+                opening=proxy.opening_timeout,
+                idle=proxy.idle_timeout,
+                client=proxy.client_timeout,
+                server=proxy.server_timeout,
+                full=proxy.idle_when_full,
+            ),
+            keepalive=proxy.keepalive,
         )

@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Final
 
-from nfq_agent.host.sockets import bind_as, set_mark, tune
+from nfq_agent.host.sockets import bind_as, no_delay, set_mark
 from nfq_agent.proxy.dialer import Candidate
 from nfq_agent.proxy.settings import ProxySettings
 
@@ -19,7 +19,7 @@ def connect(to: Candidate, client: tuple[str, int], settings: ProxySettings) -> 
     family, address = to
     upstream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        tune(upstream)
+        no_delay(upstream)
         if settings.mark is not None:
             set_mark(upstream, settings.mark)
         if settings.keep_client and (":" in client[0]) == (family == socket.AF_INET6):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Self
 
 from nfq_agent.config.models import Config
-from nfq_agent.counters import Counters, Slots
+from nfq_agent.counters import PROXY_COUNTERS, Counters, Slots
 from nfq_agent.element import ElementChain
 from nfq_agent.host.child import DRAIN, Child, bound_memory
 from nfq_agent.host.nfqueue.statistics import QueueStatistics, statistics
@@ -20,7 +20,6 @@ from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.proxy.listeners import listen
 from nfq_agent.proxy.serve import serve as serve_proxy
-from nfq_agent.proxy.settings import COUNTERS as PROXY_COUNTERS
 from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.queue.errors import QueueSettingError
 from nfq_agent.queue.turns import WorkerQueue
@@ -213,7 +212,7 @@ class ProxyWorker(Worker):
         self.settings = ProxySettings.of(name, config)
         self.specs = config.stream_elements(self.config)
         self.ends_within = self.settings.drain + STOP_WITHIN
-        self.counters = Slots(PROXY_COUNTERS)
+        self.counters = Slots(tuple(PROXY_COUNTERS))
         # The counters of earlier processes that may still carry connections, and the sums of those that have ended.
         self._before: list[tuple[Child, Slots]] = []
         self._ended = dict.fromkeys(PROXY_COUNTERS, 0)
@@ -267,7 +266,7 @@ class ProxyWorker(Worker):
         child = super().set_aside()
         if child is not None:
             self._before.append((child, self.counters))
-            self.counters = Slots(PROXY_COUNTERS)
+            self.counters = Slots(tuple(PROXY_COUNTERS))
             for each in [each for each in self._before if each[0].exit is not None]:
                 self._before.remove(each)
                 for name, value in each[1].snapshot().items():
