@@ -69,7 +69,8 @@ class PacketElement(Generic[O]):
     protocol, addresses, ports, hook and interfaces alone, so that the worker may remember it. `lasting`: the answer, None too,
     holds for the whole flow from then on, unless `flow.undecided`. `reads_process`: it reads uid or gid. `degrades`: it works,
     with less to report, where the kernel shows metadata alone. An instance may set `needs`, `pure`, `lasting` and
-    `reads_process` for itself, by its options.
+    `reads_process` for itself, by its options. `keeps_facts`: the facts that it puts into flows; a rule on a fact needs such an
+    element before it.
 
     The time is `packet.time`: the worker stamps packets that the kernel did not stamp.
     """
@@ -80,6 +81,7 @@ class PacketElement(Generic[O]):
     lasting: bool = False
     reads_process: bool = False
     degrades: ClassVar[bool] = False
+    keeps_facts: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type[Options]] = Options
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -101,6 +103,11 @@ class PacketElement(Generic[O]):
     def reads_process_of(cls, options: O) -> bool:
         """Whether an element with these options looks at uid or gid: `reads_process`, unless a subclass knows it better."""
         return cls.reads_process
+
+    @classmethod
+    def facts_of(cls, options: O) -> tuple[str, ...]:
+        """The facts that an element with these options needs another one, before it in the chain, to put into flows."""
+        return ()
 
     @classmethod
     def rewrites_of(cls, options: O) -> bool:

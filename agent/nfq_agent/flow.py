@@ -17,6 +17,8 @@ class Flow:
     clock that the caller uses. packets: how many, both ways. facts: what elements found out and share, by attribute name
     ("tls_sni"); "dpi" is "undecided", "decided" or "gave-up". state: what an element keeps for itself, by the element.
     undecided: True while an answer is for the packet alone, since something about the flow is not known yet.
+    message: the number of the message that the facts are of. earlier: the facts of messages that the packet at hand brings
+    besides, before that one. ahead: the packet at hand can't be judged before bytes that have not come yet.
     """
 
     origin: FiveTuple
@@ -26,6 +28,9 @@ class Flow:
     facts: dict[str, Any] = field(default_factory=dict)
     state: dict[object, Any] = field(default_factory=dict)
     undecided: bool = False
+    message: int = 0
+    earlier: tuple[dict[str, Any], ...] = ()
+    ahead: bool = False
 
 
 class FlowTable:

@@ -52,21 +52,26 @@ class Reassembly:
         before = len(self.data)
         self._join(offset, segment)
         self.held += len(self.data) - before
+        self._take_waiting()
+        return len(self.data) > before
+
+    def forget(self, count: int) -> None:
+        """Begin so many bytes later; what comes before that is dropped, whether it has come or not."""
+        self._first = self._first + count & 0xFFFFFFFF
+        self.data = self.data[count:]
+        waiting = [(offset - count, segment) for offset, segment in self._waiting]
+        self._waiting = [(max(0, offset), segment[max(0, -offset) :]) for offset, segment in waiting if offset + len(segment) > 0]
+        self.full = False
+        self._take_waiting()
+        self.held = len(self.data) + sum(len(segment) for _, segment in self._waiting)
+
+    def _take_waiting(self) -> None:
         while self._waiting and self._waiting[0][0] <= len(self.data):
             offset, segment = self._waiting.pop(0)
             self.held -= len(segment)
             size = len(self.data)
             self._join(offset, segment)
             self.held += len(self.data) - size
-        return len(self.data) > before
-
-    def forget(self, count: int) -> None:
-        """Begin so many bytes later; they have come."""
-        self._first = self._first + count & 0xFFFFFFFF
-        self.data = self.data[count:]
-        self._waiting = [(offset - count, segment) for offset, segment in self._waiting]
-        self.held -= count
-        self.full = False
 
     def _join(self, offset: int, segment: bytes) -> None:
         known = self.data[offset : offset + len(segment)]

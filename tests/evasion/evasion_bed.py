@@ -183,7 +183,8 @@ class Bed:
         self.servers.start("nginx", "-c", str(self.folder / "nginx.conf"), **quiet)
         self.servers.start(
             "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=",
-            "--address=/test/192.0.2.7", "--log-queries", f"--log-facility={self.folder / 'dnsmasq.log'}", **quiet,
+            "--address=/test/192.0.2.7", "--max-tcp-connections=200",
+            "--log-queries", f"--log-facility={self.folder / 'dnsmasq.log'}", **quiet,
         )  # fmt: skip
         for port in (TLS, PLAIN, PYTHON, NGINX, DNS):
             wait_until(partial(listening, self.servers, port), f"port {port} is served")

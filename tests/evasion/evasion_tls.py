@@ -82,29 +82,33 @@ def _first_flight(name: str, address: tuple[str, int], **options: object) -> lis
     return [datagram for datagram, _ in connection.datagrams_to_send(now=0.0)]
 
 
+def _send(client: socket.socket, flight: list[bytes]) -> None:
+    """Send until something comes back, as clients do."""
+    for _ in range(3):
+        for datagram in flight:
+            client.send(datagram)
+        with contextlib.suppress(TimeoutError):
+            client.recv(2000)
+            return
+
+
 def _quic(attempt: Attempt, name: str) -> None:
     with attempt.udp(QUIC) as client:
-        for datagram in _first_flight(name, (attempt.address, QUIC)):
-            client.send(datagram)
-        client.recv(2000)
+        _send(client, _first_flight(name, (attempt.address, QUIC)))
 
 
 def _quic_again(attempt: Attempt, name: str) -> None:
     """Another connection from the same port."""
     with attempt.udp(QUIC) as client:
         for each in (attempt.allowed, name):
-            for datagram in _first_flight(each, (attempt.address, QUIC)):
-                client.send(datagram)
-            client.recv(2000)
+            _send(client, _first_flight(each, (attempt.address, QUIC)))
 
 
 def _quic_behind_junk(count: int, attempt: Attempt, name: str) -> None:
     with attempt.udp(QUIC) as client:
         for _ in range(count):
             client.send(b"\x40" + os.urandom(40))
-        for datagram in _first_flight(name, (attempt.address, QUIC)):
-            client.send(datagram)
-        client.recv(2000)
+        _send(client, _first_flight(name, (attempt.address, QUIC)))
 
 
 def _quic_large(attempt: Attempt, name: str) -> None:

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
 from openings import OPENINGS, dns_query
 
-from nfq_agent.elements.dpi import BYTES, Dpi, DpiOptions
+from nfq_agent.conversation import BYTES, Conversation
+from nfq_agent.elements.dpi import Dpi, DpiOptions
 from nfq_agent.flow import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import dns, quic
@@ -54,7 +55,7 @@ def parse(data: bytes, other: bytes) -> None:
     every: tuple[Callable[[bytes, bytes], object], ...] = (
         *PARSERS,
         lambda client, _: dns.datagram(client, True),
-        lambda client, _: quic.Hello().add(client),
+        lambda client, _: quic.Connections().add(client, 1.0),
     )
     for parser in every:
         begin = time.process_time()
@@ -85,8 +86,8 @@ def talk(source: random.Random, element: Dpi, table: FlowTable, now: float, clie
         reject(packet)
         reject(Packet(mutated(source, packet.payload)))
         state = flow.state.get(element)
-        kept = sum(side.held for side in (getattr(state, "client", None), getattr(state, "server", None)) if side is not None)
-        assert kept <= BYTES, kept
+        kept = state.held if isinstance(state, Conversation) else 0
+        assert kept <= 2 * BYTES, kept
         assert flow.facts["dpi"] in ("undecided", "decided", "gave-up")
 
 

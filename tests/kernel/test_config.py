@@ -20,6 +20,8 @@ VERBS = ("check", "plan", "apply", "run")
 QUEUE = "[queue.q]\nnum = 1\n"
 RULE = '[rules.r]\nqueue = "q"\n'
 
+NAMES = '[element.names]\ntype = "policy"\nrule = [ { action = "accept", tls_sni = "a.test" } ]\n'
+
 # (what, file, key, a part of what must be said, a part of what is allowed)
 BAD = [
     ("num-too-large", "[queue.q]\nnum = 70000\n", "queue.q.num", "70000", "at most 65535"),
@@ -58,6 +60,16 @@ BAD = [
         "proxy.b.listen",
         "in use by [proxy.a]",
         "its own",
+    ),
+    ("facts-without-dpi", QUEUE + 'elements = ["names"]\n' + NAMES, "element.names.rule", "asks for tls_sni, which", '"dpi"'),
+    ("dpi-behind", QUEUE + 'elements = ["names", "dpi"]\n' + NAMES, "element.names.rule", "finds (it is behind)", '"dpi"'),
+    (
+        "protocol-without-dpi", QUEUE + 'elements = ["names"]\n' + NAMES.replace("tls_sni", "protocol").replace("a.test", "ssh"),
+        "element.names.rule", "asks for protocol", '"dpi" before',
+    ),
+    (
+        "fact-of-nobody", QUEUE + 'elements = ["dpi", "names"]\n' + NAMES.replace("tls_sni =", "facts.country ="),
+        "element.names.rule", "asks for country", "keeps_facts",
     ),
     ("not-toml", "[queue.q\nnum = 1\n", "not TOML", "line 1, column 9", "TOML"),
 ]  # fmt: skip

@@ -119,7 +119,7 @@ def test_nothing_is_kept_of_a_decided_flow_but_its_first_number() -> None:
     assert isinstance(element, Dpi)
     assert not element._open  # noqa: SLF001  # what is kept is what is bounded
     assert talk.flow is not None
-    assert talk.flow.state[element].client is None
+    assert talk.flow.state[element].held == 0
 
 
 def test_a_connection_that_began_before_is_given_up() -> None:
@@ -152,23 +152,33 @@ def test_an_offloaded_packet_of_64_kilobytes() -> None:
     assert talk.facts["http_host"] == "big.test"
 
 
-def test_eight_packets_and_no_more() -> None:
+def test_thirty_two_packets_and_no_more() -> None:
     talk = Talk().open()
-    for at in range(7):
+    for at in range(31):
         talk.say(HELLO[at : at + 1], at)
     assert talk.facts["dpi"] == "undecided"
-    talk.say(HELLO[7:8], 7)
+    talk.say(HELLO[31:32], 31)
     assert talk.facts["dpi"] == "gave-up"
-    talk.say(HELLO[8:], 8)
+    # It has a name, which is not known: not the same as to have none.
+    assert talk.facts["conflict"] == "32 packets with payload did not say it"
+    talk.say(HELLO[32:], 32)
     assert "tls_sni" not in talk.facts
 
 
-def test_the_eighth_packet_still_counts() -> None:
+def test_the_thirty_second_packet_still_counts() -> None:
     talk = Talk().open()
-    for at in range(7):
+    for at in range(31):
         talk.say(HELLO[at : at + 1], at)
-    talk.say(HELLO[7:], 7)
+    talk.say(HELLO[31:], 31)
     assert talk.facts["dpi"] == "decided"
+
+
+def test_a_hello_of_11_kilobytes_in_segments_of_1024() -> None:
+    hello = made_hello([0x1301], [(0x1234, bytes(11_000)), server_name(b"a.test")])
+    talk = Talk().open()
+    for at in range(0, len(hello), 1024):
+        talk.say(hello[at : at + 1024], at)
+    assert talk.facts["tls_sni"] == "a.test"
 
 
 def test_sixteen_kilobytes_and_no_more() -> None:
@@ -177,12 +187,13 @@ def test_sixteen_kilobytes_and_no_more() -> None:
     longer = made_hello([0x1301], [(0x1234, bytes(16380)), server_name(b"a.test")])
     longer = record(longer[5:], 8000)
     talk = Talk().open().say(longer[:9000]).say(longer[9000:], 9000)
-    assert talk.facts == {"dpi": "gave-up", "dpi_reason": "16 KiB did not say it", "protocol": "tls"}
+    reason = "16 KiB did not say it"
+    assert talk.facts == {"dpi": "gave-up", "dpi_reason": reason, "conflict": reason, "protocol": "tls"}
 
 
-def test_two_seconds_and_no_more() -> None:
+def test_ten_seconds_and_no_more() -> None:
     talk = Talk().open().say(HELLO[:100])
-    talk.bench.now += 1.9
+    talk.bench.now += 9.9
     Talk(talk.bench, src="192.0.2.9:1").open()
     assert talk.facts["dpi"] == "undecided"
     talk.bench.now += 0.2
@@ -191,12 +202,13 @@ def test_two_seconds_and_no_more() -> None:
     assert talk.facts["dpi"] == "gave-up"
 
 
-def test_two_seconds_begin_with_the_first_payload_of_either_side() -> None:
+def test_ten_seconds_begin_with_the_first_payload_of_either_side() -> None:
     talk = Talk()
     talk.send(tcp(talk.src, talk.dst, flags="S", seq=talk.isn))
     talk.answer(b"220 of a server whose SYN was not seen\r\n")
-    talk.bench.now += 2.1
-    assert talk.say(HELLO).facts == {"dpi": "gave-up", "dpi_reason": "2 seconds have passed"}
+    talk.bench.now += 10.1
+    # The client has said nothing that could hide a name.
+    assert talk.say(HELLO).facts == {"dpi": "gave-up", "dpi_reason": "10 seconds have passed"}
 
 
 def test_a_client_that_waits_before_its_first_word_is_heard() -> None:
@@ -221,28 +233,119 @@ def test_a_protocol_that_is_not_known_is_given_up_at_once() -> None:
     assert "protocol" not in talk.facts
 
 
-def test_a_second_hello_with_another_name_is_said() -> None:
+def test_a_second_hello_replaces_the_name() -> None:
     talk = Talk().open().say(HELLO)
-    talk.say(HELLO, len(HELLO))
-    assert not talk.bench.said
-    talk.say(client_hello("b.server.test"), 2 * len(HELLO))
-    assert talk.bench.lines == [
-        "dpi: tcp 192.0.2.1:40000 -> 198.51.100.1:443: tls_sni b.server.test in a later packet, after a.server.test"
-    ]
+    talk.say(client_hello("b.server.test"), len(HELLO))
+    assert talk.facts["tls_sni"] == "b.server.test"
+    assert talk.flow is not None
+    assert talk.flow.message == 1
+
+
+def test_a_second_hello_behind_a_change_of_ciphers_in_one_segment() -> None:
+    talk = Talk().open().say(HELLO).say(b"\x14\3\3\0\1\1" + client_hello("b.server.test"), len(HELLO))
     assert talk.facts["tls_sni"] == "b.server.test"
 
 
+def test_nothing_is_read_behind_the_handshake() -> None:
+    talk = Talk().open().say(HELLO).say(b"\x14\3\3\0\1\1\x17\3\3\0\5hello", len(HELLO))
+    talk.say(client_hello("b.server.test"), len(HELLO) + 16)
+    assert talk.facts["tls_sni"] == "a.server.test"
+
+
 @pytest.mark.parametrize("cut", [3, 20, None])
-def test_a_second_request_with_another_host_is_said_split_or_not(cut: int | None) -> None:
+def test_a_second_request_replaces_the_facts_split_or_not(cut: int | None) -> None:
     first, second = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", b"GET /b HTTP/1.1\r\nHost: b.test\r\n\r\n"
     talk = Talk().open().say(first).say(second[:cut], len(first))
     if cut:
-        assert not talk.bench.said
+        # At the border of a message nothing is left of the one before.
+        assert talk.facts["dpi"] == "undecided"
+        assert "http_host" not in talk.facts
         talk.say(second[cut:], len(first) + cut)
-    assert [line.rpartition(": ")[2] for line in talk.bench.lines] == ["http_host b.test in a later packet, after a.test"]
     assert talk.facts["http_host"] == "b.test"
     assert talk.facts["http_path"] == "/b"
     assert talk.facts["dpi"] == "decided"
+
+
+def request(host: str, body: bytes = b"") -> bytes:
+    return f"POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize("where", [slice(0, 1), slice(1, 2), slice(2, 3)])
+@pytest.mark.parametrize("cut", [None, 10, 60, 75, 120])
+@pytest.mark.parametrize("before", [False, True])
+def test_one_of_several_requests_is_denied(where: slice, cut: int | None, before: bool) -> None:
+    """Wherever it stands and however it is cut: the packet that completes it does not pass, nor does it when sent again."""
+    names = ["a.good.test"] * 3
+    names[where] = ["a.evil.test"]
+    data = b"".join(request(name, b"x" * 20) for name in names)
+    bench = Bench("policy", before=[("dpi", {})], default="drop", rule=[{"action": "accept", "http_host": "*.good.test"}])
+    talk = Talk(bench).open()
+    at = talk.isn + 1
+    if before:
+        bench.assert_accepted(tcp(talk.src, talk.dst, request("b.good.test"), seq=at))
+        at += len(request("b.good.test"))
+    pieces = [(at, data)] if cut is None else [(at, data[:cut]), (at + cut, data[cut:])]
+    verdicts = [bench.decide(tcp(talk.src, talk.dst, piece, seq=seq)) for seq, piece in pieces]
+    assert DROP in verdicts
+    first = verdicts.index(DROP)
+    for seq, piece in pieces[first:]:
+        bench.assert_dropped(tcp(talk.src, talk.dst, piece, seq=seq))
+
+
+def test_several_allowed_requests_pass_by_different_rules() -> None:
+    rule = [{"action": "accept", "http_host": "a.test"}, {"action": "accept", "http_host": "b.test"}]
+    bench = Bench("policy", before=[("dpi", {})], default="drop", rule=rule)
+    talk = Talk(bench).open()
+    bench.assert_accepted(tcp(talk.src, talk.dst, request("a.test") + request("b.test") + request("a.test"), seq=talk.isn + 1))
+
+
+def test_a_body_is_passed_over_also_where_a_segment_is_lost() -> None:
+    bench = Bench("policy", before=[("dpi", {})], default="drop", rule=[{"action": "accept", "http_host": "a.test"}])
+    talk = Talk(bench).open()
+    data = request("a.test", request("b.test") * 100) + request("a.test")
+    sizes = range(0, len(data), 700)
+    order = [0, *list(sizes)[2:-1], 700]
+    for at in order:
+        bench.assert_accepted(tcp(talk.src, talk.dst, data[at : at + 700], seq=talk.isn + 1 + at))
+
+
+def test_what_comes_before_its_time_is_dropped_and_passes_when_it_comes_again() -> None:
+    bench = Bench("policy", before=[("dpi", {})], default="reject", rule=[{"action": "accept", "http_host": "*.good.test"}])
+    talk = Talk(bench).open()
+    first, second = request("a.good.test"), request("b.good.test")
+    at = talk.isn + 1 + len(first)
+    bench.assert_accepted(tcp(talk.src, talk.dst, first, seq=talk.isn + 1))
+    held = bench.assert_dropped(tcp(talk.src, talk.dst, second[20:], seq=at + 20))
+    # Nobody is reset.
+    assert not held.inject
+    bench.assert_accepted(tcp(talk.src, talk.dst, second[:20], seq=at))
+    bench.assert_accepted(tcp(talk.src, talk.dst, second[20:], seq=at + 20))
+
+
+@pytest.mark.parametrize("flags", ["PAU", "AU"])
+@pytest.mark.parametrize("default", ["drop", "accept"])
+def test_urgent_data_in_an_opening_is_a_conflict(flags: str, default: str) -> None:
+    rule = [{"action": "accept" if default == "drop" else "drop", "http_host": "*.test"}]
+    bench = Bench("policy", before=[("dpi", {})], default=default, rule=rule)
+    talk = Talk(bench).open()
+    bench.decide(tcp(talk.src, talk.dst, b"GET / HTTP/1.1\r\nHost: a", seq=talk.isn + 1))
+    bench.decide(tcp(talk.src, talk.dst, b"x" if "P" in flags else b"", seq=talk.isn + 25, flags=flags))
+    bench.assert_dropped(tcp(talk.src, talk.dst, b".test\r\n\r\n", seq=talk.isn + 26))
+
+
+@pytest.mark.parametrize("conflict", ["accept", "drop"])
+def test_a_conflict_has_an_action_of_its_own(conflict: str) -> None:
+    data = b"GET / HTTP/1.2\r\nHost: a.test\r\n\r\n"
+    for default in ("accept", "drop"):
+        rule = [{"action": "drop", "http_host": "x.test"}]
+        bench = Bench("policy", before=[("dpi", {})], default=default, conflict=conflict, rule=rule)
+        talk = Talk(bench).open()
+        verdict = bench.decide(tcp(talk.src, talk.dst, data, seq=talk.isn + 1))
+        assert verdict.action.name.lower() == conflict
+    # A rule that asks for no name of HTTP does not mind.
+    bench = Bench("policy", before=[("dpi", {})], default="accept", rule=[{"action": "drop", "tls_sni": "x.test"}])
+    talk = Talk(bench).open()
+    bench.assert_accepted(tcp(talk.src, talk.dst, data, seq=talk.isn + 1))
 
 
 @settings(max_examples=60, deadline=None)
@@ -250,8 +353,9 @@ def test_a_second_request_with_another_host_is_said_split_or_not(cut: int | None
     st.lists(st.tuples(st.sampled_from(["a.open.test", "b.open.test", "a.shut.test", "b.shut.test"]), st.booleans()), max_size=6)
 )
 @pytest.mark.parametrize("kind", ["http", "tls", "dns", "dns over tcp"])
-def test_no_verdict_on_a_flow_turns_without_a_line(kind: str, asked: list[tuple[str, bool]]) -> None:
-    """Whatever names follow one another, split or not: where the verdict is another than before, the policy has said so."""
+def test_every_message_is_judged_and_a_denied_connection_stays_denied(kind: str, asked: list[tuple[str, bool]]) -> None:
+    """Whatever names follow one another, split or not. A datagram is judged by itself; what comes behind a denied message of a
+    TCP connection can't arrive without it."""
     key = {"http": "http_host", "tls": "tls_sni"}.get(kind, "dns_name")
     bench = Bench("policy", before=[("dpi", {})], default="accept", rule=[{"action": "drop", key: "*.shut.test"}])
     src, dst = "192.0.2.1:40000", "198.51.100.1:53"
@@ -263,18 +367,14 @@ def test_no_verdict_on_a_flow_turns_without_a_line(kind: str, asked: list[tuple[
         "dns": dns_query,
         "dns over tcp": lambda name: over_tcp(dns_query(name)),
     }
-    at, settled = 1001, None
+    at, denied = 1001, False
     for name, split in asked:
         data = asking[kind](name)
-        before = len(bench.said)
         for piece in (data[:25], data[25:]) if split and kind != "dns" else (data,):
             verdict = bench.decide(udp(src, dst, piece) if kind == "dns" else tcp(src, dst, piece, seq=at)).action
             at += len(piece)
-        assert verdict is (Action.DROP if "shut" in name else Action.ACCEPT)
-        turned = [said for said in bench.said[before:] if "from now on" in said.message]
-        assert len(turned) == (settled is not None and verdict is not settled)
-        assert all(said.level == "warning" and name in said.message for said in turned)
-        settled = verdict
+        denied = "shut" in name or (denied and kind != "dns")
+        assert verdict is (Action.DROP if denied else Action.ACCEPT)
 
 
 def test_a_request_that_names_two_hosts_has_none() -> None:
@@ -336,7 +436,7 @@ def test_dns_facts_are_those_of_the_latest_message() -> None:
 
 def test_a_query_behind_rubbish_from_the_same_port_is_seen() -> None:
     talk = Talk()
-    for _ in range(20):
+    for _ in range(40):
         talk.send(udp("192.0.2.1:5000", "198.51.100.1:53", b"rubbish"))
     assert talk.facts["dpi"] == "gave-up"
     talk.send(udp("192.0.2.1:5000", "198.51.100.1:53", dns_query("a.test") + b"\0"))
@@ -349,9 +449,17 @@ def test_elsewhere_rubbish_behind_a_message_makes_it_none() -> None:
     assert talk.facts == {"dpi": "undecided"}
 
 
-def test_udp_that_is_not_known_is_given_up_after_eight() -> None:
+def test_what_can_not_be_read_does_not_inherit_an_accept() -> None:
+    bench = Bench("policy", before=[("dpi", {})], default="drop", rule=[{"action": "accept", "dns_name": "*.good.test"}])
+    src, dst = "192.0.2.1:5000", "198.51.100.1:53"
+    bench.assert_accepted(udp(src, dst, dns_query("a.good.test")))
+    bench.assert_dropped(udp(src, dst, b"rubbish"))
+    bench.assert_accepted(udp(src, dst, dns_query("a.good.test")))
+
+
+def test_udp_that_is_not_known_is_given_up_after_thirty_two() -> None:
     talk = Talk()
-    for _ in range(8):
+    for _ in range(32):
         talk.send(udp("192.0.2.1:5000", "198.51.100.1:5001", b"rubbish"))
     assert talk.facts["dpi"] == "gave-up"
 
@@ -386,9 +494,10 @@ def test_queries_in_one_segment_are_all_looked_at(names: tuple[str, str], cut: i
         assert DROP in verdicts
 
 
-def test_too_many_queries_at_once_have_no_names() -> None:
-    talk = Talk(dst="198.51.100.1:53").open().say(over_tcp(dns_query("a.good.test")) * 17)
-    assert talk.facts == {"dpi": "decided", "protocol": "dns", "dns_too_many": True}
+def test_too_many_messages_in_one_packet_are_given_up() -> None:
+    talk = Talk(dst="198.51.100.1:53").open().say(over_tcp(dns_query("a.good.test")) * 300)
+    assert talk.facts["dpi"] == "gave-up"
+    assert talk.facts["conflict"] == "too many messages in one packet"
 
 
 def test_quic_without_cryptography_is_quic_without_a_name_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

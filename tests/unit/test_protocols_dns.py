@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from openings import dns_query
+from openings import dns_query, over_tcp
 
 from nfq_agent.protocols import NO, Found, dns
 
@@ -85,7 +85,44 @@ def test_what_is_no_message() -> None:
     assert dns.datagram(query + b"\0", False) is NO
     assert isinstance(dns.datagram(query + b"\0", True), Found)
     assert dns.datagram(query[:-1], True) is NO
-    # No question, too many, an unknown opcode, an unknown class.
-    for at, value in ((4, b"\0\0"), (4, b"\0\x63"), (2, b"\x78\0"), (len(query) - 2, b"\0\x63")):
+    # No question, more than there are, an unknown opcode.
+    for at, value in ((4, b"\0\0"), (4, b"\0\x63"), (2, b"\x78\0")):
         assert dns.datagram(query[:at] + value + query[at + 2 :], True) is NO, at
+    assert dns.datagram(query[:-2] + b"\0\x63", False) is NO
     assert dns.datagram(bytes(40), True) is NO
+
+
+def test_where_dns_is_known_whatever_a_server_reads_is_read() -> None:
+    query = dns_query("a.test")
+    record_missing = query[:11] + b"\1" + query[12:]
+    forward = query[:12] + b"\xc0\x12" + query[-4:] + b"\1b\4test\0"
+    for odd, name in (
+        (query[:3] + b"\x40" + query[4:], "a.test"), (query + b"rest", "a.test"), (record_missing, "a.test"), (forward, "b.test"),
+    ):  # fmt: skip
+        assert dns.datagram(odd, False) is NO
+        found = dns.datagram(odd, True)
+        assert isinstance(found, Found)
+        assert found.facts["dns_name"] == (name,)
+
+
+def test_many_questions_of_mdns_are_read_and_netbios_is_not_dns() -> None:
+    question = dns_query("a.local")[12:]
+    many = dns_query("a.local")[:4] + b"\0\x09" + bytes(6) + question * 9
+    found = dns.datagram(many, True)
+    assert isinstance(found, Found)
+    assert len(found.facts["dns_name"]) == 9
+    for kind in (b"\0\x20", b"\0\x21"):
+        netbios = dns_query("a")[:12] + b"\x20" + b"CKAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA" + b"\0" + kind + b"\0\1"
+        assert dns.datagram(netbios, False) is NO
+        assert dns.datagram(netbios, True) is NO
+
+
+def test_queries_over_tcp_are_read_one_by_one() -> None:
+    first, second = over_tcp(dns_query("a.test")), over_tcp(dns_query("b.test", flags=0x0140) + b"x")
+    result = dns.parse(first + second)
+    assert isinstance(result, Found)
+    assert (result.facts["dns_name"], result.used, result.then) == (("a.test",), len(first), dns.known)
+    assert dns.parse(second) is NO
+    result = dns.known(second)
+    assert isinstance(result, Found)
+    assert result.facts["dns_name"] == ("b.test",)

@@ -7,6 +7,8 @@ import struct
 from hashlib import sha256
 
 import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from openings import made_hello, server_name
@@ -19,6 +21,7 @@ KEYS = {
     1: ("1f369613dd76d5467730efcbe3b1a22d", "fa044b2f42a3fd3b46fb255c", "9f50449e04a0e810283a1e9933adedd2"),
     0x6B3343CF: ("8b1a0bc121284290a29e0971b5cd045d", "91f73e2351d8fa91660e909f", "45b95e15235d6f45a6b19cbcb0294ba9"),
 }
+NOW = 100.0
 HELLO = made_hello([0x1301], [server_name(b"quic.test"), (16, b"\0\3\2h3"), (0x39, bytes(600))])[5:]
 
 
@@ -53,37 +56,42 @@ def crypto(at: int, end: int) -> bytes:
 
 @pytest.mark.parametrize("version", list(KEYS))
 def test_a_hello_in_one_frame(version: int) -> None:
-    hello = quic.Hello()
-    assert hello.add(sealed(crypto(0, len(HELLO)), version=version))
+    flow = quic.Connections()
+    hello = flow.add(sealed(crypto(0, len(HELLO)), version=version), NOW)
+    assert hello is not None
     assert hello.complete
     assert hello.facts["tls_sni"] == "quic.test"
     assert hello.facts["ja4"].startswith("q12d0103h3_")
 
 
 def test_frames_out_of_order_between_others_and_in_several_datagrams() -> None:
-    hello = quic.Hello()
+    flow = quic.Connections()
     ack = bytes((2, 5, 0, 1, 0, 1, 0))
     ecn = bytes((3, 5, 0, 0, 0, 1, 2, 3))
-    assert hello.add(sealed(crypto(400, 700) + b"\1\0\0\0" + ack + crypto(100, 200) + ecn + crypto(300, 400)))
+    hello = flow.add(sealed(crypto(400, 700) + b"\1\0\0\0" + ack + crypto(100, 200) + ecn + crypto(300, 400)), NOW)
+    assert hello is not None
     assert hello.facts == {"protocol": "quic", "quic_version": "1"}
     assert not hello.complete
-    hello.add(sealed(crypto(0, 100) + crypto(90, 310), number=1))
+    assert flow.add(sealed(crypto(0, 100) + crypto(90, 310), number=1), NOW) is hello
     assert hello.complete
     assert hello.facts["tls_sni"] == "quic.test"
 
 
 def test_two_packets_in_one_datagram() -> None:
     first = sealed(crypto(0, 300), size=500)
-    hello = quic.Hello()
-    assert hello.add(first + sealed(crypto(300, 700), number=1, size=800))
+    flow = quic.Connections()
+    hello = flow.add(first + sealed(crypto(300, 700), number=1, size=800), NOW)
+    assert hello is not None
     assert hello.complete
 
 
 def test_frames_that_differ_are_a_conflict() -> None:
-    hello = quic.Hello()
-    hello.add(sealed(crypto(0, 300)))
-    hello.add(sealed(crypto(0, 100) + b"\6\x40\x64\x40\x02xx", number=1))
-    assert hello.conflict
+    flow = quic.Connections()
+    hello = flow.add(sealed(crypto(0, 300)), NOW)
+    assert hello is not None
+    flow.add(sealed(crypto(0, 100) + b"\6\x40\x64\x40\x02xx", number=1), NOW)
+    assert hello.facts["conflict"]
+    assert hello.complete
 
 
 @pytest.mark.parametrize(
@@ -100,15 +108,57 @@ def test_frames_that_differ_are_a_conflict() -> None:
 )
 def test_what_is_no_initial(datagram: bytes) -> None:
     """Empty, too short, changed, of a version that is reserved or unknown, of the short form."""
-    hello = quic.Hello()
-    assert not hello.add(datagram)
-    assert not hello.facts
+    flow = quic.Connections()
+    assert flow.add(datagram, NOW) is None
 
 
 def test_keys_follow_the_first_destination() -> None:
     """A packet under another id, and not under the keys of the first, is none of this connection's."""
-    hello = quic.Hello()
-    hello.add(sealed(crypto(0, 300)))
+    flow = quic.Connections()
+    hello = flow.add(sealed(crypto(0, 300)), NOW)
+    assert hello is not None
     # The client goes on with the id that the server chose, and with the same keys (RFC 9001 5.2).
-    hello.add(sealed(crypto(300, 700), destination=b"\1\2\3\4", number=1))
+    assert flow.add(sealed(crypto(300, 700), destination=b"\1\2\3\4", number=1), NOW) is hello
     assert hello.complete
+
+
+def flights(count: int) -> list[bytes]:
+    """First datagrams of as many connections by aioquic."""
+    found = []
+    for number in range(count):
+        configuration = QuicConfiguration(is_client=True, server_name=f"n{number}.test")
+        connection = QuicConnection(configuration=configuration)
+        connection.connect(("192.0.2.1", 443), now=0.0)
+        found.append(connection.datagrams_to_send(now=0.0)[0][0])
+    return found
+
+
+def test_each_connection_is_looked_at_and_one_that_is_known_is_known_again() -> None:
+    flow = quic.Connections()
+    datagrams = flights(3)
+    hellos = [flow.add(datagram, NOW) for datagram in datagrams]
+    assert [hello.facts["tls_sni"] for hello in hellos if hello] == ["n0.test", "n1.test", "n2.test"]
+    assert [flow.add(datagram, NOW) for datagram in datagrams] == hellos
+
+
+def test_more_connections_than_are_remembered_are_a_conflict_until_the_first_are_old() -> None:
+    flow = quic.Connections()
+    datagrams = flights(65)
+    for datagram in datagrams[:64]:
+        assert flow.add(datagram, NOW)
+    last = flow.add(datagrams[64], NOW + 1)
+    assert last is not None
+    assert "conflict" in last.facts
+    later = flow.add(datagrams[64], NOW + 31)
+    assert later is not None
+    assert later.facts["tls_sni"] == "n64.test"
+
+
+def test_any_version_is_quic() -> None:
+    first = sealed(crypto(0, 700))
+    assert quic.long_header(first) == "1"
+    assert quic.long_header(first[:1] + b"\x0a\x1a\x2a\x3a" + first[5:]) == "0x0a1a2a3a"
+    assert quic.long_header(first[:1] + b"\xff\0\0\x16" + first[5:]) == "draft-22"
+    assert quic.long_header(first[:1] + bytes(4) + first[5:]) is None
+    assert quic.long_header(first[:1199]) is None
+    assert quic.long_header(b"\x80" + first[1:]) is None

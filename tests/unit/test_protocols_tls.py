@@ -71,11 +71,53 @@ def test_ech_is_said_with_the_outer_name() -> None:
     assert facts(made_hello([0x1301], [server_name(b"public.test")]))["ech"] is False
 
 
-def test_names_are_written_so_that_none_looks_like_another() -> None:
+def test_names_are_host_names_or_a_conflict() -> None:
     assert facts(made_hello([0x1301], [server_name(b"A.Test.")]))["tls_sni"] == "a.test"
-    assert facts(made_hello([0x1301], [server_name(b"a\0.test")]))["tls_sni"] == "a\\x00.test"
-    assert facts(made_hello([0x1301], [server_name(b"a\\x00.test")]))["tls_sni"] == "a\\\\x00.test"
     assert "tls_sni" not in facts(made_hello([0x1301], []))
+    for name in (b"a\0.test", b"a\\x00.test", b"a..test", b"a.test:443", b"a/b", b"\xc3\xa4.test", b"x" * 64):
+        found = facts(made_hello([0x1301], [server_name(name)]))
+        assert found["conflict"], name
+        assert "tls_sni" not in found
+
+
+@pytest.mark.parametrize("name", [b"", b"\0\0", b"\0\3\0\0\0"])
+def test_an_empty_name_leaves_the_rest_readable(name: bytes) -> None:
+    found = facts(made_hello([0x1301], [(0, name), (16, b"\0\3\2h2")]))
+    assert found["tls_alpn"] == ("h2",)
+    assert "tls_sni" not in found
+    assert "conflict" not in found
+
+
+CCS = b"\x14\3\3\0\1\1"
+
+
+def test_what_follows_a_hello() -> None:
+    hello = made_hello([0x1301], [server_name(b"a.test")])
+    first = tls.parse(hello, b"")
+    assert isinstance(first, Found)
+    assert first.used == len(hello)
+    assert first.then is tls.after_hello
+    ccs = tls.after_hello(CCS + hello)
+    assert isinstance(ccs, Found)
+    assert (ccs.facts, ccs.used + ccs.skip, ccs.then) == ({}, len(CCS), tls.after_hello)
+    assert tls.after_hello(hello) == first
+    # The handshake goes on, or data come: nothing more can be read.
+    for end in (b"\x16\3\3\0\5\x10", b"\x17\3\3\0\5"):
+        assert tls.after_hello(end) == Found({})
+    assert tls.after_hello(b"\x16\3\3") is MORE
+    malformed = tls.after_hello(b"\x16\3\3\0\0\1" + bytes(20))
+    assert isinstance(malformed, Found)
+    assert malformed.facts["conflict"]
+
+
+def test_early_data_is_passed_over() -> None:
+    first = tls.parse(made_hello([0x1301], [server_name(b"a.test"), (42, b"")]), b"")
+    assert isinstance(first, Found)
+    assert first.facts["tls_early_data"] is True
+    assert first.then is not None
+    data = first.then(b"\x17\3\3\1\0" + bytes(10), b"")
+    assert isinstance(data, Found)
+    assert (data.facts, data.used, data.skip, data.then) == ({}, 5, 256, first.then)
 
 
 TWO_NAMES = b"\0\x0c\0\0\3a.a\0\0\3b.b"
@@ -88,6 +130,15 @@ TWO_NAMES = b"\0\x0c\0\0\3a.a\0\0\3b.b"
         b"\x16\3\1\0\0",
         b"\x16\3\1\0\4\2\0\0\0\0",
         b"\x16\3\1\xff\xff\1\0\0\1\0",
+    ],
+)
+def test_what_is_no_hello(data: bytes) -> None:
+    assert tls.parse(data + bytes(20), b"") is NO
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
         made_hello([0x1301], [server_name(b"a.test"), server_name(b"b.test")]),
         made_hello([0x1301], [(0, TWO_NAMES)]),
         made_hello([0x1301], [(0, b"\0\5\0\0\x09a")]),
@@ -96,8 +147,11 @@ TWO_NAMES = b"\0\x0c\0\0\3a.a\0\0\3b.b"
         made_hello([0x1301], [], version=0x0202),
     ],
 )
-def test_what_is_no_hello(data: bytes) -> None:
-    assert tls.parse(data + bytes(20), b"") is NO
+def test_a_hello_that_is_malformed_is_a_conflict(data: bytes) -> None:
+    found = facts(data)
+    assert found["protocol"] == "tls"
+    assert found["conflict"]
+    assert "tls_sni" not in found
 
 
 def test_the_beginning_of_something_else_is_no_tls() -> None:

@@ -17,6 +17,7 @@ from nfq_agent.config.models import Agent, Config, ElementSpec, Log, ProxyConfig
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError
 from nfq_agent.mark import Mark
+from nfq_agent.protocols.known import OWNERS
 from nfq_agent.values import Endpoint
 
 
@@ -56,6 +57,7 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
         except ElementError as error:
             yield from _element_faults(error, ("queue", name, "elements"), source, config)
         else:
+            yield from (fault(*each) for each in _missing_facts(specs))
             if queue.copy_mode == "meta":
                 for spec in specs:
                     if spec.cls.needs_of(spec.options) > Needs.METADATA and not spec.cls.degrades:
@@ -75,6 +77,7 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
         except ElementError as error:
             yield from _element_faults(error, ("tap", name, "elements"), source, config)
         else:
+            yield from (fault(*each) for each in _missing_facts(specs))
             for key, text in _capture_faults(tap, specs):
                 yield fault(("tap", name, key), text)
             for spec in specs:
@@ -134,6 +137,20 @@ def _capture_faults(capture: CaptureConfig, specs: Sequence[ElementSpec]) -> Ite
     ranges = len(capture.tcp_ports) + len(capture.udp_ports)
     if ranges > MOST_RANGES:
         yield "tcp_ports", f"{ranges} ports and ranges in tcp_ports and udp_ports; allowed: {MOST_RANGES}, or none for all ports"
+
+
+def _missing_facts(specs: Sequence[ElementSpec]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Facts that an element asks for and that no element before it keeps: key and text for each."""
+    kept: set[str] = set()
+    for spec in specs:
+        wanted = spec.cls.facts_of(spec.options)
+        if missing := [fact for fact in wanted if fact not in kept]:
+            behind = " (it is behind)" if any(set(missing) & set(other.cls.keeps_facts) for other in specs) else ""
+            text = f"a rule asks for {', '.join(missing)}, which no element before {spec.name!r} in the chain finds{behind}"
+            by_dpi = missing[0] in OWNERS or missing[0] in ("protocol", "conflict", "dpi", "dpi_reason")
+            provider = '"dpi"' if by_dpi else f"an element that has {missing[0]!r} in its keeps_facts,"
+            yield ("element", spec.name, "rule"), f"{text}; allowed: {provider} before it in the queue's elements"
+        kept.update(spec.cls.keeps_facts)
 
 
 def _mark_faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:

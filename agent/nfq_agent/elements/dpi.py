@@ -1,8 +1,8 @@
 """`dpi`: finds out what a flow is and what name it asks for, and puts it into `flow.facts`. It judges nothing.
 
 A flow is "undecided" until its first bytes have said what it is ("decided"), or until they can't any more ("gave-up"): after
-8 packets with payload, 16 KiB or 2 seconds, or where the connection began before the first packet that was seen. It never
-guesses. docs/dpi.md lists the facts.
+32 packets with payload, 16 KiB or 10 seconds, or where the connection began before the first packet that was seen. Where the
+next message begins it is undecided again. It never guesses. docs/dpi.md lists the facts.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 
 from nfq_agent import element
+from nfq_agent.conversation import SECONDS, Conversation, Event, Said
+from nfq_agent.datagrams import Datagrams
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.facts import fields, words
 from nfq_agent.flow import Flow
 from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
-from nfq_agent.protocols import NO, Found, Parser, dns, quic
-from nfq_agent.protocols.known import BY_NAME, PARSERS
-from nfq_agent.reassembly import Reassembly
+from nfq_agent.protocols import dns, quic
+from nfq_agent.protocols.known import OWNERS, PARSERS
 from nfq_agent.verdict import Verdict
-
-PACKETS: Final = 8
-BYTES: Final = 16384
-SECONDS: Final = 2.0
 
 _FIN: Final = 1
 _SYN: Final = 2
 _RST: Final = 4
 _ACK: Final = 16
+_URG: Final = 32
 _SEQUENCE: Final = Struct("!II")
+# What a query over TCP is read by where the port says DNS.
+_DNS_PARSERS: Final = (dns.known, *(parser for parser in PARSERS if parser is not dns.parse))
+# The facts of a message; those that elements of others keep stay.
+_MESSAGE_FACTS: Final = (*OWNERS, "conflict", "dpi_reason")
 
 
 class DpiOptions(element.Options):
@@ -44,57 +46,18 @@ class DpiOptions(element.Options):
     log: bool = False
 
 
-class _Connection:
-    """What is kept of a TCP connection. Once it is decided, only the first four remain in use.
-
-    initial: the client's initial sequence number. from_origin: True where the client sent the flow's first packet.
-    answered: a packet of the server was seen. closed: a FIN or RST was seen.
-    """
-
-    __slots__ = (
-        "answered", "began", "client", "closed", "from_origin", "initial", "packets", "parsers", "renewed", "server",
-        "server_first", "used",
-    )  # fmt: skip
-
-    def __init__(self, initial: int, from_origin: bool) -> None:
-        self.initial = initial
-        self.from_origin = from_origin
-        self.answered = False
-        self.closed = False
-        # A SYN with another number, until the server has answered it.
-        self.renewed: int | None = None
-        self.began: float | None = None
-        self.packets = 0
-        self.client: Reassembly | None = None
-        self.server: Reassembly | None = None
-        self.server_first: int | None = None
-        self.parsers: tuple[Parser, ...] = PARSERS
-        # Bytes of the client that are whole messages: done with as soon as it says more.
-        self.used = 0
-
-
-class _Datagrams:
-    """What is kept of a UDP flow that is not decided."""
-
-    __slots__ = ("began", "hello", "packets")
-
-    def __init__(self, began: float) -> None:
-        self.began = began
-        self.packets = 0
-        self.hello: quic.Hello | None = None
-
-
 class Dpi(PacketElement[DpiOptions]):
-    """Identifies the protocol of a flow and the names in its opening. Always leaves the packet to the elements behind."""
+    """Identifies the protocol of a flow and the names in its messages. Always leaves the packet to the elements behind."""
 
     needs = Needs.FLOW
     lasting = True
+    keeps_facts = (*OWNERS, "protocol", "dpi", "dpi_reason", "conflict")
 
     def __init__(self, name: str, options: DpiOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         self._limit = options.openings
         # The flows whose bytes are kept, in the order in which they began, so that ageing looks at the head only.
-        self._open: OrderedDict[int, tuple[Flow, _Connection | _Datagrams, float]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[Flow, Conversation | Datagrams, float]] = OrderedDict()
         self._log = options.log
         self._said_quic = False
         self._said_cut = False
@@ -103,6 +66,8 @@ class Dpi(PacketElement[DpiOptions]):
         """Look at the packet; the answer is always None."""
         if flow is None:
             return None
+        flow.earlier = ()
+        flow.ahead = False
         # The flow's clock is the worker's; not every packet is stamped.
         if self._open:
             self._age(flow.last)
@@ -133,7 +98,7 @@ class Dpi(PacketElement[DpiOptions]):
         flags = headers.tcp_flags
         if flags is None or headers.transport is None:
             return
-        connection: _Connection | None = flow.state.get(self)
+        connection: Conversation | None = flow.state.get(self)
         if flags & _SYN:
             connection = self._syn(packet, flow, headers, connection)
             if connection is None:
@@ -146,12 +111,15 @@ class Dpi(PacketElement[DpiOptions]):
             connection = flow.state[self]
         if flags & (_FIN | _RST):
             connection.closed = True
+        from_client = (headers.five_tuple == flow.origin) == connection.from_origin
+        if not (connection.listens if from_client else connection.awaits_server):
+            return
+        if flags & _URG and from_client:
+            # The receiver takes urgent bytes out of the stream, where its application does not ask for them (RFC 6093 3.2).
+            self._hear(flow, connection, connection.give_up("TCP urgent data", conflict=True))
+            return
         start = headers.data
         if start is None or len(packet.payload) <= start:
-            return
-        from_client = (headers.five_tuple == flow.origin) == connection.from_origin
-        decided = flow.facts["dpi"] != "undecided"
-        if decided and connection.client is None and not (from_client and _changing(flow)):
             return
         data = packet.data
         if not data:
@@ -160,12 +128,10 @@ class Dpi(PacketElement[DpiOptions]):
         if flags & _SYN:
             # TCP Fast Open: the data follow the SYN's own number (RFC 7413 4.2).
             sequence = sequence + 1 & 0xFFFFFFFF
-        if decided and connection.client is None:
-            self._again(flow, connection, sequence, data, flow.last)
-        else:
-            self._payload(flow, connection, from_client, sequence, data, flow.last)
+        take = connection.client if from_client else connection.server
+        self._hear(flow, connection, take(sequence, data, flow.last))
 
-    def _syn(self, packet: Packet, flow: Flow, headers: Headers, connection: _Connection | None) -> _Connection | None:
+    def _syn(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation | None) -> Conversation | None:
         """A SYN, or the SYN and ACK that answers it: the beginning of a connection, or a repeated packet."""
         sequence, acknowledged = _SEQUENCE.unpack_from(packet.payload, (headers.transport or 0) + 4)
         from_origin = headers.five_tuple == flow.origin
@@ -189,20 +155,23 @@ class Dpi(PacketElement[DpiOptions]):
             return connection
         return None
 
-    def _begin(self, flow: Flow, headers: Headers, initial: int, client: bool, now: float) -> _Connection:
+    def _begin(self, flow: Flow, headers: Headers, initial: int, client: bool, now: float) -> Conversation:
         """A new connection; whatever was known of an earlier one on the same five-tuple is none of its business."""
         if flow.facts or self in flow.state:
-            self._close(flow)
+            self._open.pop(id(flow), None)
             flow.facts.clear()
             flow.state.clear()
             flow.first = now
-        connection = _Connection(initial, (headers.five_tuple == flow.origin) == client)
+        ports = headers.five_tuple[2], headers.five_tuple[4]
+        parsers = PARSERS if dns.PORTS.isdisjoint(ports) else _DNS_PARSERS
+        connection = Conversation(initial, (headers.five_tuple == flow.origin) == client, parsers)
+        flow.message = 0
         flow.state[self] = connection
         flow.facts["dpi"] = "undecided"
         flow.undecided = True
         return connection
 
-    def _renewed(self, packet: Packet, flow: Flow, headers: Headers, connection: _Connection) -> bool:
+    def _renewed(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation) -> bool:
         """Whether the client goes on from a SYN that no server was heard to answer."""
         if connection.answered or (headers.five_tuple == flow.origin) != connection.from_origin:
             return False
@@ -213,226 +182,118 @@ class Dpi(PacketElement[DpiOptions]):
         self._begin(flow, headers, initial, client=True, now=flow.last)
         return True
 
-    def _payload(self, flow: Flow, connection: _Connection, from_client: bool, sequence: int, data: bytes, now: float) -> None:
-        """Bytes of a connection that is not decided, or not done."""
-        if from_client and connection.used and connection.client is not None:
-            connection.client.forget(connection.used)
-            connection.used = connection.packets = 0
-            connection.began = now
-            self._open.pop(id(flow), None)
-            self._keep(flow, connection, now)
-        connection.packets += 1
-        if connection.began is None:
-            connection.began = now
-        elif now - connection.began > SECONDS:
-            self._stop(flow, "2 seconds have passed")
-            return
-        first = connection.initial + 1 & 0xFFFFFFFF
-        if from_client and connection.client is None and connection.server is None and sequence == first:
-            # Nearly always the first packet says it all, and nothing needs to be kept.
-            if len(data) <= BYTES and self._parse(flow, connection, data, b""):
-                return
-        elif not from_client and connection.server_first is None:
-            return
-        if connection.client is None:
-            connection.client = Reassembly(first, BYTES)
-            self._keep(flow, connection, connection.began)
-        if from_client:
-            side = connection.client
-        else:
-            if connection.server is None:
-                connection.server = Reassembly(connection.server_first or 0, BYTES)
-            side = connection.server
-        grew = side.add(sequence, data)
-        if side.conflict:
-            self.emit(
-                f"{self.name}: {flow.origin}: segments that overlap differ: nobody knows which of them counts",
-                level="warning",
-            )
-            self._stop(flow, "segments that overlap differ")
-            return
-        theirs = connection.server.data if connection.server else b""
-        if grew and self._parse(flow, connection, connection.client.data, theirs):
-            return
-        if connection.packets >= PACKETS:
-            self._stop(flow, "8 packets with payload did not say it")
-        elif side.full or connection.client.held + (connection.server.held if connection.server else 0) > BYTES:
-            self._stop(flow, "16 KiB did not say it")
-
-    def _parse(self, flow: Flow, connection: _Connection, client: bytes, server: bytes) -> bool:
-        """True where nothing more is to be looked at."""
-        remaining: list[Parser] = []
-        for parser in connection.parsers:
-            result = parser(client, server)
-            if result is NO:
+    def _hear(self, flow: Flow, connection: Conversation, said: list[Said]) -> None:
+        """Put into the flow what a segment said."""
+        first = True
+        for event, facts, reason, conflict in said:
+            if event is Event.AHEAD:
+                flow.ahead = True
                 continue
-            remaining.append(parser)
-            if isinstance(result, Found):
-                connection.parsers = (parser,)
-                connection.used = result.used
-                return self._found(flow, result)
-        if not remaining:
-            self._stop(flow, "no protocol that is known here")
-            return True
-        connection.parsers = tuple(remaining)
-        return False
+            if event is Event.ADDED:
+                flow.facts |= {name: value for name, value in facts.items() if name not in flow.facts}
+                continue
+            if not connection.begun:
+                self._next_message(flow, first)
+            first = False
+            connection.begun = event is Event.PART
+            if event is Event.MESSAGE:
+                self._whole(flow, facts)
+            elif event is Event.PART:
+                flow.facts |= facts
+                flow.facts["dpi"] = "undecided"
+                flow.undecided = True
+            else:
+                self._give_up(flow, reason, conflict)
+        self._keep_or_not(flow, connection)
 
-    def _found(self, flow: Flow, found: Found) -> bool:
+    def _next_message(self, flow: Flow, first: bool) -> None:
+        """The facts are those of another message from now on. first: of those that the packet at hand brings."""
+        if not first:
+            flow.earlier += (dict(flow.facts),)
+        flow.message += 1
+        self._clear(flow)
+
+    def _clear(self, flow: Flow) -> None:
+        """Drop the facts of a message; the protocol stays."""
         facts = flow.facts
-        if facts["dpi"] == "decided":
-            self._changed(flow, found)
-        else:
-            facts.update(found.facts)
-            if "http_host_conflict" in facts:
-                self.emit(f"{self.name}: {flow.origin}: one HTTP request names two hosts", level="warning")
-            if found.decided:
-                self._decided(flow)
-        if found.done and found.decided:
-            self._close(flow)
-            return True
-        return False
+        for name in [name for name in facts if name in _MESSAGE_FACTS]:
+            del facts[name]
 
-    def _again(self, flow: Flow, connection: _Connection, sequence: int, data: bytes, now: float) -> None:
-        """A later packet of the client in a decided connection: it may ask for another name."""
-        parser = BY_NAME[flow.facts["protocol"]].parse
-        if parser is None:
-            return
-        if len(data) > BYTES:
-            data = data[:BYTES]
-        result = parser(data, b"")
-        if result is NO:
-            return
-        if isinstance(result, Found) and result.decided:
-            self._changed(flow, result)
-            if not 0 < result.used < len(data):
-                return
-        # It goes on in the next packets: within the same limits, from here.
-        connection.client = Reassembly(sequence, BYTES)
-        connection.client.add(sequence, data)
-        connection.server = None
-        connection.server_first = None
-        connection.packets = 1
-        connection.used = result.used if isinstance(result, Found) else 0
-        connection.began = now
-        connection.parsers = (parser,)
-        self._keep(flow, connection, now)
-
-    def _changed(self, flow: Flow, found: Found) -> None:
-        """Take over what a later packet says, and say it where it is another name than before."""
-        if not found.decided:
-            return
-        facts = flow.facts
-        before = dict(facts)
-        protocol = BY_NAME[found.facts["protocol"]]
-        key = protocol.headline
-        # Every DNS query asks for a name of its own: nothing to warn of.
-        if protocol.changes and protocol is not dns.PROTOCOL and facts.get(key) != found.facts.get(key):
-            self.emit(
-                f"{self.name}: {flow.origin}: {key} {found.facts.get(key)} in a later packet, after {facts.get(key)}",
-                level="warning",
-            )
-        for old in protocol.changes:
-            facts.pop(old, None)
-        facts.update(found.facts)
-        if self._log and facts != before:
-            self._say(flow)
+    def _whole(self, flow: Flow, facts: dict[str, Any], new: bool = True) -> None:
+        flow.facts |= facts
+        if conflict := facts.get("conflict"):
+            self.emit(f"{self.name}: {flow.origin}: conflict: {conflict}", level="warning")
+        self._decided(flow, new)
 
     # UDP
 
     def _udp(self, packet: Packet, flow: Flow, headers: Headers) -> None:
-        facts = flow.facts
-        status = facts.get("dpi")
         five_tuple = headers.five_tuple
-        known = five_tuple.dport in dns.PORTS or five_tuple.sport in dns.PORTS or facts.get("protocol") == "dns"
-        # Every datagram of DNS is a message of its own: the facts are those of the latest.
-        if not known and status not in (None, "undecided"):
-            return
+        datagrams: Datagrams | None = flow.state.get(self)
+        if datagrams is None:
+            datagrams = flow.state[self] = Datagrams()
+            if "dpi" not in flow.facts:
+                flow.facts["dpi"] = "undecided"
+                flow.undecided = True
         data = packet.data
         if not data:
-            if status is None:
-                facts["dpi"] = "undecided"
+            return
+        from_origin = five_tuple == flow.origin
+        known = five_tuple.dport in dns.PORTS or five_tuple.sport in dns.PORTS or flow.facts.get("protocol") == "dns"
+        said = datagrams.take(data, from_origin, known, flow.last)
+        for event, facts, reason, conflict in said:
+            if not datagrams.begun:
+                self._next_message(flow, first=True)
+            datagrams.begun = event is Event.PART
+            if event is Event.MESSAGE:
+                before = flow.facts.get("dns_name"), flow.facts.get("dns_type")
+                self._whole(flow, facts, new=(facts.get("dns_name"), facts.get("dns_type")) != before or before[0] is None)
+            elif event is Event.PART:
+                flow.facts |= facts
+                flow.facts["dpi"] = "undecided"
                 flow.undecided = True
-            return
-        result = dns.datagram(data, known)
-        if isinstance(result, Found):
-            if status == "undecided":
-                self._close(flow)
-            again = facts.get("dns_name"), facts.get("dns_type")
-            facts.update(result.facts)
-            facts.pop("dpi_reason", None)
-            self._decided(flow, (facts["dns_name"], facts["dns_type"]) != again)
-            return
-        if status in ("decided", "gave-up"):
-            return
-        if status is None:
-            facts["dpi"] = "undecided"
-            flow.undecided = True
-        self._datagram(flow, five_tuple == flow.origin, data, flow.last)
-
-    def _datagram(self, flow: Flow, from_origin: bool, data: bytes, now: float) -> None:
-        datagrams: _Datagrams | None = flow.state.get(self)
-        if datagrams is None:
-            datagrams = flow.state[self] = _Datagrams(now)
-            self._keep(flow, datagrams, now)
-        datagrams.packets += 1
-        if now - datagrams.began > SECONDS:
-            self._stop(flow, "2 seconds have passed")
-            return
-        if from_origin and (datagrams.hello is not None or quic.initials(data)):
-            hello = datagrams.hello = datagrams.hello or quic.Hello()
-            if hello.add(data):
-                flow.facts.update(hello.facts)
-            if hello.conflict:
-                self._stop(flow, "frames that overlap differ")
-                return
-            if hello.complete:
-                self._decided(flow)
-                self._close(flow)
-                return
-            if not quic.AVAILABLE:
-                if not self._said_quic:
+            else:
+                if reason == quic.NO_CRYPTOGRAPHY and not self._said_quic:
                     self._said_quic = True
                     self.emit(
                         f"{self.name}: QUIC flows stay without a name: the Python package cryptography is not installed",
                         level="warning",
                     )
-                self._stop(flow, "QUIC, and no package cryptography to read it")
-                return
-        if datagrams.packets >= PACKETS:
-            self._stop(flow, "8 packets with payload did not say it")
+                self._give_up(flow, reason, conflict)
+        self._keep_or_not(flow, datagrams)
 
     # What is kept, and for how long
 
-    def _keep(self, flow: Flow, state: _Connection | _Datagrams, began: float) -> None:
+    def _keep_or_not(self, flow: Flow, state: Conversation | Datagrams) -> None:
+        known = id(flow) in self._open
+        if state.keeps == known:
+            return
+        if known:
+            del self._open[id(flow)]
+            return
         if len(self._open) >= self._limit:
-            _, (oldest, _, _) = next(iter(self._open.items()))
-            self._stop(oldest, "too many flows at a time were undecided")
-        self._open[id(flow)] = flow, state, began
+            _, (oldest, other, _) = next(iter(self._open.items()))
+            self._stop(oldest, other, "too many flows at a time were undecided")
+        self._open[id(flow)] = flow, state, flow.last
 
     def _age(self, now: float) -> None:
         # Two a turn, as in the flow table.
         for _ in range(2):
             if not self._open:
                 return
-            flow, _, began = next(iter(self._open.values()))
+            flow, state, began = next(iter(self._open.values()))
             if now - began <= SECONDS:
                 return
-            self._stop(flow, "2 seconds have passed")
+            self._stop(flow, state, f"{SECONDS:.0f} seconds have passed")
 
-    def _stop(self, flow: Flow, reason: str) -> None:
-        """Look no further at a flow; what is decided stays so."""
-        self._close(flow)
-        if flow.facts.get("dpi") != "decided":
-            self._give_up(flow, reason)
-
-    def _close(self, flow: Flow) -> None:
-        """Forget the bytes; of a TCP connection remains how another one on its five-tuple is told from it."""
-        self._open.pop(id(flow), None)
-        state: Any = flow.state.get(self)
-        if isinstance(state, _Connection):
-            state.client = state.server = None
-        elif state is not None:
-            del flow.state[self]
+    def _stop(self, flow: Flow, state: Conversation | Datagrams, reason: str) -> None:
+        """Keep no bytes of a flow any more. A message that is not whole is given up; what is decided stays so."""
+        del self._open[id(flow)]
+        if not state.unfinished:
+            state.forget()
+            return
+        for _, _, said, conflict in state.run_out(reason):
+            self._give_up(flow, said, conflict)
 
     def _decided(self, flow: Flow, new: bool = True) -> None:
         flow.facts["dpi"] = "decided"
@@ -440,10 +301,14 @@ class Dpi(PacketElement[DpiOptions]):
         if self._log and new:
             self._say(flow)
 
-    def _give_up(self, flow: Flow, reason: str) -> None:
-        flow.facts["dpi"] = "gave-up"
-        flow.facts["dpi_reason"] = reason
+    def _give_up(self, flow: Flow, reason: str, conflict: bool = False) -> None:
+        facts = flow.facts
+        facts["dpi"] = "gave-up"
+        facts["dpi_reason"] = reason
         flow.undecided = False
+        if conflict:
+            facts["conflict"] = reason
+            self.emit(f"{self.name}: {flow.origin}: conflict: {reason}", level="warning")
         if self._log:
             self._say(flow)
 
@@ -451,9 +316,3 @@ class Dpi(PacketElement[DpiOptions]):
         """One line: what the flow is and the name that it asks for; all facts as fields."""
         what = words(flow.facts) or f"not identified: {flow.facts.get('dpi_reason')}"
         self.emit(f"{flow.origin}: {what}", **fields(flow.facts))
-
-
-def _changing(flow: Flow) -> bool:
-    """Whether a later message of the client may ask for another name."""
-    protocol = BY_NAME.get(flow.facts.get("protocol", ""))
-    return protocol is not None and bool(protocol.changes)

@@ -16,8 +16,8 @@ from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Conditions, Match
-from nfq_agent.packet import FiveTuple, Packet, PacketError, address, hook_name, protocol_name
-from nfq_agent.protocols.known import HOSTS, OWNERS
+from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, address, hook_name, protocol_name
+from nfq_agent.protocols.known import BY_NAME, HOSTS, OWNERS
 from nfq_agent.reject import reject
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
@@ -62,11 +62,17 @@ else:
 
 
 class PolicyOptions(element.Options):
-    """default: when no rule matches; left out, the elements behind are asked. undecided, within: while a fact is awaited."""
+    """default: when no rule matches; left out, the elements behind are asked. undecided: while a fact is awaited.
+
+    within, within_bytes: packets with payload, and bytes of payload, both ways, for which a fact is awaited: what passes until
+    then if `undecided` is "accept". conflict: where a rule asks for a name of a message that servers read in different ways.
+    """
 
     default: ActionName | None = None
     undecided: ActionName = "accept"
-    within: Annotated[int, Field(ge=1, le=1000)] = 8
+    within: Annotated[int, Field(ge=1, le=1000)] = 32
+    within_bytes: Annotated[int, Field(ge=1, le=1 << 20)] = 16384
+    conflict: ActionName = "drop"
     explain: bool = False
     rule: Annotated[tuple[RuleOptions, ...], Field(strict=False)] = ()
 
@@ -109,23 +115,31 @@ class _Rule:
 
 @dataclass(slots=True)
 class _Case:
-    """A policy's view of one flow: the rules that its first packet meets, and how far the matter has come."""
+    """A policy's view of one flow: the rules that its first packet meets, and how far the message at hand has come.
+
+    message: its number. packets, size: with payload, and their bytes, while it was open. known: the facts that the outcome
+    follows from. denied: a message of a TCP connection was denied. What comes later can't arrive without it, and what is
+    sent again must not arrive, so that is final.
+    """
 
     candidates: tuple[_Rule, ...]
-    with_payload: int = 0
+    message: int = 0
+    packets: int = 0
+    size: int = 0
     known: tuple[Any, ...] | None = None
     action: ActionName | None = None
     label: str = ""
     decided: bool = False
+    denied: bool = False
 
 
 class Policy(PacketElement[PolicyOptions]):
     """Answers with the action of the first rule that matches.
 
     Without facts in any rule each packet is judged by itself. With them a flow is judged, by the headers of its first packet
-    and by what is found out later: as long as the outcome is open the answer is `undecided`, for `within` packets with payload
-    at most; a fact that has not come by then, or that the flow does not have, matches nothing. A default of drop or reject leaves
-    the ICMPv6 alone without which the link does not work, unless a rule names it.
+    and by what each of its messages says: as long as the outcome is open the answer is `undecided`, for `within` packets with
+    payload at most; a fact that has not come by then, or that the message does not have, matches nothing. A default
+    of drop or reject leaves the ICMPv6 alone without which the link does not work, unless a rule names it.
     """
 
     lasting = True
@@ -134,7 +148,9 @@ class Policy(PacketElement[PolicyOptions]):
         super().__init__(name, options, emit)
         self.needs = self.needs_of(options)
         self._rules = tuple(_rule(number, rule) for number, rule in enumerate(options.rule, 1))
-        self._facts = tuple(sorted({fact for rule in self._rules for fact, _ in rule.facts}))
+        asked = {fact for rule in self._rules for fact, _ in rule.facts}
+        # Whether they are all there, and readable, is part of what the outcome follows from.
+        self._facts = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
         self._match = Match(options.rule, socket.if_indextoname)
         self._explain = options.explain
         self._default = options.default
@@ -151,7 +167,12 @@ class Policy(PacketElement[PolicyOptions]):
     @classmethod
     def injects_of(cls, options: PolicyOptions) -> bool:
         """Where anything is rejected."""
-        return "reject" in (options.default, options.undecided, *(rule.action for rule in options.rule))
+        return "reject" in (options.default, options.undecided, options.conflict, *(rule.action for rule in options.rule))
+
+    @classmethod
+    def facts_of(cls, options: PolicyOptions) -> tuple[str, ...]:
+        """The facts that its rules name."""
+        return tuple(dict.fromkeys(fact for rule in options.rule for fact, _ in rule.wanted))
 
     @classmethod
     def reads_process_of(cls, options: PolicyOptions) -> bool:
@@ -185,26 +206,60 @@ class Policy(PacketElement[PolicyOptions]):
 
     def _decide_flow(self, packet: Packet, flow: Flow) -> Verdict | None:
         facts = flow.facts
-        known = tuple([facts.get(fact) for fact in self._facts])
         case: _Case | None = flow.state.get(self)
         if case is None:
             case = flow.state[self] = _Case(self._candidates(packet, flow))
-        elif case.decided and known == case.known:
+        elif case.denied:
             return self._verdict(packet, case.action)
-        if packet.data:
-            case.with_payload += 1
-        patient = facts.get("dpi", "undecided") == "undecided" and case.with_payload <= self.options.within
-        action, label, is_open = _outcome(case.candidates, facts, patient and not case.decided, self._default)
+        if flow.ahead:
+            # It comes again, behind what has to be read first. A reset would end a connection that may be allowed.
+            return DROP
+        for earlier in flow.earlier:
+            if (denial := self._earlier(packet, flow, case, earlier)) is not None:
+                return denial
+        known = tuple([facts.get(fact) for fact in self._facts])
+        if case.decided:
+            if known == case.known:
+                case.message = flow.message
+                return self._verdict(packet, case.action)
+            if flow.message != case.message and case.action in ("drop", "reject") and flow.origin.protocol == TCP:
+                case.denied = True
+                return self._verdict(packet, case.action)
+        if flow.message != case.message:
+            case.message, case.packets, case.size, case.decided = flow.message, 0, 0, False
+        return self._judge(packet, flow, case, known)
+
+    def _judge(self, packet: Packet, flow: Flow, case: _Case, known: tuple[Any, ...]) -> Verdict | None:
+        """Judge the message at hand."""
+        facts, options = flow.facts, self.options
+        if data := packet.data:
+            case.packets += 1
+            case.size += len(data)
+        patient = facts.get("dpi", "undecided") == "undecided" and not case.decided
+        patient = patient and case.packets <= options.within and case.size <= options.within_bytes
+        action, label, is_open = _outcome(case.candidates, facts, patient, self._default, options.conflict)
         if is_open:
             flow.undecided = True
-            return self._answer(packet, self.options.undecided, "undecided")
+            return self._answer(packet, options.undecided, "undecided")
         flow.undecided = False
         before = case.action, case.label
-        was_decided = case.decided
+        was_decided = case.known is not None
         case.known, case.action, case.label, case.decided = known, action, label, True
         if was_decided and action == before[0]:
             return self._verdict(packet, action)
         if was_decided:
+            self._say_turned(flow.origin, before, case)
+        return self._answer(packet, action, label)
+
+    def _earlier(self, packet: Packet, flow: Flow, case: _Case, facts: Mapping[str, Any]) -> Verdict | None:
+        """The denial of a message that came in the same packet as later ones; None where it may pass."""
+        action, label, _ = _outcome(case.candidates, facts, False, self._default, self.options.conflict)
+        if action not in ("drop", "reject"):
+            return None
+        before = case.action, case.label
+        case.known, case.action, case.label = tuple([facts.get(fact) for fact in self._facts]), action, label
+        case.decided = case.denied = True
+        if before[0] is not None and before[0] != action:
             self._say_turned(flow.origin, before, case)
         return self._answer(packet, action, label)
 
@@ -247,7 +302,9 @@ class Policy(PacketElement[PolicyOptions]):
 
     def _say_turned(self, origin: FiveTuple, before: tuple[ActionName | None, str], case: _Case) -> None:
         assert case.known is not None
-        seen = ", ".join(f"{fact} {value}" for fact, value in zip(self._facts, case.known, strict=True) if value is not None)
+        seen = ", ".join(
+            f"{fact} {value}" for fact, value in zip(self._facts, case.known, strict=True) if value is not None and fact != "dpi"
+        )
         self.emit(
             f"{self.name}: {origin}: {before[0] or 'no verdict'} by {before[1]} before, "
             f"{case.action or 'no verdict'} by {case.label} from now on; seen: {seen or 'nothing'}",
@@ -268,9 +325,16 @@ def _rule(number: int, options: RuleOptions) -> _Rule:
 
 
 def _outcome(
-    candidates: Iterable[_Rule], facts: Mapping[str, Any], patient: bool, default: ActionName | None
+    candidates: Iterable[_Rule],
+    facts: Mapping[str, Any],
+    patient: bool,
+    default: ActionName | None,
+    conflict: ActionName,
 ) -> tuple[ActionName | None, str, bool]:
-    """(action, label, open): what the rules come to with these facts. Not open where all that may still come agrees."""
+    """(action, label, open): what the rules come to with these facts. Not open where all that may still come agrees.
+
+    A rule that asks for a name that a message in conflict hides ends the search: whether it matches is not known.
+    """
     possible: list[ActionName] = []
     action, label = default, DEFAULT
     for rule in candidates:
@@ -278,6 +342,8 @@ def _outcome(
         for fact, patterns in rule.facts:
             value = facts.get(fact)
             if value is None:
+                if "conflict" in facts and _hides(facts, fact):
+                    return conflict, f"conflict: {facts['conflict']}", False
                 missing = True
             elif not patterns.match(value):
                 break
@@ -289,6 +355,14 @@ def _outcome(
             action, label = rule.action, rule.label
             break
     return action, label, any(each != action for each in possible)
+
+
+def _hides(facts: Mapping[str, Any], fact: str) -> bool:
+    """Whether a message in conflict may have a fact: any, where its protocol is not known."""
+    protocol, owner = BY_NAME.get(facts.get("protocol", "")), OWNERS.get(fact)
+    if protocol is None or owner is None:
+        return protocol is None
+    return owner is protocol or owner.name in protocol.carries
 
 
 def _fields(five_tuple: FiveTuple) -> dict[str, Any]:

@@ -7,6 +7,7 @@ whatever the bytes, and never reports what the bytes do not say. Each module nam
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -26,20 +27,25 @@ MORE: Final = NoMatch.MORE
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is certain. facts: by attribute name, "protocol" always among them.
+    """What is certain.
 
-    decided: False while a name may still come that a policy would wait for. done: False while the other side may still add
-    something, though all that decides is there. used: how many of the client's bytes are whole messages that need not be shown
-    again once more of them come.
+    facts: by attribute name, "protocol" always among them; empty where the bytes are no message, only read past. A message
+    that servers read in different ways has the fact "conflict", with the reason, and no name.
+    decided: False while a name may still come that a policy would wait for. done: False while the server may still add
+    something, though all that decides is there. used: bytes of the client that the message takes, without its body.
+    skip: bytes of its body. then: reads what the client sends after that; None where nothing more is to be read.
     """
 
     facts: dict[str, Any]
     decided: bool = True
     done: bool = True
     used: int = 0
+    skip: int = 0
+    then: Parser | None = None
 
 
 Result = NoMatch | Found
+# What both sides have sent so far; for a later message, the client's bytes from its first, and nothing of the server.
 Parser = Callable[[bytes, bytes], Result]
 
 
@@ -49,8 +55,9 @@ class Protocol:
 
     name: the value of the fact "protocol". facts: the facts that its messages set. headline: the fact that names a flow in
     one word, "" for none. hosts: the facts that are host names, compared without case. parse: reads the opening over TCP,
-    None for a protocol of UDP alone. changes: the facts that a later message of the same connection may change; the later
-    messages are read where there are any. carries: protocols that it hands over to, whose facts it sets as well.
+    None for a protocol of UDP alone. datagram: reads one UDP datagram, NO for what is not certainly of the protocol.
+    changes: the facts that a later message of the same connection replaces. carries: protocols that it hands over to, whose
+    facts it sets as well.
     """
 
     name: str
@@ -58,6 +65,7 @@ class Protocol:
     headline: str = ""
     hosts: tuple[str, ...] = ()
     parse: Parser | None = None
+    datagram: Callable[[bytes], Result] | None = None
     changes: tuple[str, ...] = ()
     carries: tuple[str, ...] = ()
 
@@ -70,6 +78,17 @@ _ESCAPES: Final = {byte: f"\\x{byte:02x}" for byte in (*range(0x20), *range(0x7F
 def text(data: bytes, limit: int = TEXT_LIMIT) -> str:
     """Bytes as printable ASCII; anything else, and the backslash, is escaped, so that no two inputs look the same."""
     return data[:limit].decode("latin-1").translate(_ESCAPES)
+
+
+# Letters, digits, hyphen and underscore in labels that are not empty; a dot at the end is let pass (RFC 1034 3.1).
+_HOST_NAME: Final = re.compile(rb"(?=.{1,254}\Z)[A-Za-z0-9_\-]{1,63}(?:\.[A-Za-z0-9_\-]{1,63})*\.?")
+
+
+def host_name(data: bytes) -> str | None:
+    """A host name in small letters, without the dot at its end; None for what is no host name."""
+    if _HOST_NAME.fullmatch(data) is None:
+        return None
+    return data.decode("ascii").lower().rstrip(".")
 
 
 def hostname(data: bytes) -> str:

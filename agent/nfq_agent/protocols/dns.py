@@ -1,11 +1,12 @@
 """DNS over UDP and TCP: question and answers (RFC 1035 4; names RFC 4343, RFC 9267 on hostile ones; RFC 7766 for TCP).
 
-Steps: at most 16 messages of 8 questions and 64 answers; 128 labels and 16 pointers a name,
-and a compression pointer has to point before the last place.
+Steps: at most 255 questions and 64 answers a message; 128 labels and 16 pointers a name. Pointers that go forward are
+followed where DNS is known to be spoken, since servers follow them.
 """
 
 from __future__ import annotations
 
+import re
 from socket import AF_INET, AF_INET6, inet_ntop
 from struct import unpack_from
 from typing import Any, Final
@@ -13,11 +14,12 @@ from typing import Any, Final
 from nfq_agent.protocols import MORE, NO, Found, NoMatch, Protocol, Result, text
 
 PORTS: Final = frozenset((53, 5353))
-_QUESTIONS: Final = 8
-_MESSAGES: Final = 16
+# mDNS asks for many names at once; a query over TCP on any port for few.
+_QUESTIONS: Final = 255
+_FEW: Final = 8
 _POINTERS: Final = 16
 _ANSWERS: Final = 64
-_FACTS: Final = ("dns_name", "dns_type", "dns_answers", "dns_rcode", "dns_response", "dns_too_many")
+_FACTS: Final = ("dns_name", "dns_type", "dns_answers", "dns_rcode", "dns_response")
 # QUERY, IQUERY, STATUS, NOTIFY, UPDATE (IANA, DNS OpCodes); 6 is stateful, over TLS only.
 _OPCODES: Final = frozenset((0, 1, 2, 4, 5))
 # IN, CH, HS, NONE, ANY; the high bit is mDNS's (RFC 6762 5.4, 10.2).
@@ -29,66 +31,60 @@ TYPES: Final = {
     61: "OPENPGPKEY", 62: "CSYNC", 63: "ZONEMD", 64: "SVCB", 65: "HTTPS", 99: "SPF", 108: "EUI48", 109: "EUI64",
     249: "TKEY", 250: "TSIG", 251: "IXFR", 252: "AXFR", 255: "ANY", 256: "URI", 257: "CAA",
 }  # fmt: skip
+# NetBIOS has the form of DNS (RFC 1002 4.2.1.3): a name of 32 letters A to P, and the types NB and NBSTAT.
+_NETBIOS: Final = frozenset((32, 33))
+_NETBIOS_NAME: Final = re.compile(r"[a-p]{32}(?:\.|$)")
 # Types whose data is one name, and where in the data it begins.
 _NAME_AT: Final = {2: 0, 5: 0, 12: 0, 39: 0, 15: 2, 33: 6}
 
 
-def parse(client: bytes, server: bytes) -> Result:
-    """The queries over TCP, two bytes of length before each (RFC 7766 8); names and types are those of all of them.
-
-    More than 16 at once have no names: dns_too_many says so.
-    """
-    queries: list[dict[str, Any]] = []
-    at = 0
-    sound = True
-    while at < len(client):
-        size = int.from_bytes(client[at : at + 2], "big")
-        header = client[at + 2 : at + 14]
-        sound = not ((len(client) >= at + 2 and size < 17) or not _plausible(header))
-        if not sound or len(client) < at + 2 + size or not header:
-            break
-        query = message(client[at + 2 : at + 2 + size], strict=True)
-        sound = query is not None and not query.pop("dns_response", None)
-        if query is None or not sound:
-            break
-        queries.append(query)
-        at += 2 + size
-        if len(queries) > _MESSAGES:
-            return Found({"protocol": "dns", "dns_too_many": True}, used=len(client))
-    if not queries:
-        return MORE if sound else NO
-    facts: dict[str, Any] = {"protocol": "dns", **queries[-1]}
-    for key in ("dns_name", "dns_type"):
-        facts[key] = tuple(each for query in queries for each in query[key])
-    if not sound:
-        return Found(facts, used=at)
-    if len(server) >= 2 and len(server) >= (size := 2 + int.from_bytes(server[:2], "big")):
-        answer = message(server[2:size], strict=True)
-        if answer is not None and answer["dns_name"] == queries[-1]["dns_name"]:
-            facts = answer | facts
-        # The rest of a query may be on its way.
-        return Found(facts, done=at == len(client), used=at)
-    return Found(facts, done=False, used=at)
+def parse(client: bytes, server: bytes = b"") -> Result:
+    """A query over TCP, two bytes of length before it (RFC 7766 8), and its answer; each of several is read by itself."""
+    return _query(client, server, strict=True)
 
 
-def datagram(data: bytes, known: bool) -> Result:
-    """One message over UDP. known: the port or what was seen before says DNS, so that bytes after the message are let pass."""
+def known(client: bytes, server: bytes = b"") -> Result:
+    """The same where it is known that DNS is spoken: whatever a server reads is read."""
+    return _query(client, server, strict=False)
+
+
+def _query(client: bytes, server: bytes, strict: bool) -> Result:
+    size = 2 + int.from_bytes(client[:2], "big")
+    header = client[2:14]
+    if (len(client) >= 2 and size < 19) or not _plausible(header, strict):
+        return NO
+    if len(client) < size or not header:
+        return MORE
+    facts = message(client[2:size], strict)
+    if facts is None or facts.pop("dns_response", None):
+        return NO
+    facts["protocol"] = "dns"
+    if len(server) < 2 or len(server) < (answered := 2 + int.from_bytes(server[:2], "big")):
+        return Found(facts, done=False, used=size, then=known)
+    answer = message(server[2:answered], strict=False)
+    if answer is not None and answer["dns_name"] == facts["dns_name"]:
+        facts = answer | facts
+    return Found(facts, used=size, then=known)
+
+
+def datagram(data: bytes, known: bool = False) -> Result:
+    """One message over UDP. known: the port or what was seen before says DNS, so that whatever a server reads is read."""
     facts = message(data, strict=not known)
     return NO if facts is None else Found({"protocol": "dns", **facts})
 
 
-def _plausible(header: bytes) -> bool:
-    """A query's header as far as it goes: QR 0, a known opcode, one question, no answers."""
+def _plausible(header: bytes, strict: bool) -> bool:
+    """A query's header as far as it goes: QR 0, a known opcode, a question."""
     if len(header) < 12:
         return len(header) < 4 or (header[2] < 0x80 and header[2] >> 3 & 15 in _OPCODES)
     flags, questions = unpack_from("!HH", header, 2)
-    return flags < 0x8000 and flags >> 11 & 15 in _OPCODES and 0 < questions <= _QUESTIONS
+    return flags < 0x8000 and flags >> 11 & 15 in _OPCODES and 0 < questions <= (_FEW if strict else _QUESTIONS)
 
 
 def message(data: bytes, strict: bool) -> dict[str, Any] | None:
     """dns_name and dns_type of the questions (tuples), dns_answers and dns_rcode of a response; None for what is no message.
 
-    strict: every record has to be sound and nothing may follow the last one.
+    strict: every record has to be sound, names may point back only, and nothing may follow the last record.
     """
     if len(data) < 17:
         return None
@@ -103,11 +99,11 @@ def message(data: bytes, strict: bool) -> dict[str, Any] | None:
     names: list[str] = []
     types: list[str] = []
     for _ in range(questions):
-        got = name(data, at)
+        got = name(data, at, strict)
         if got is None or len(data) < got[1] + 4:
             return None
         kind, dns_class = unpack_from("!HH", data, got[1])
-        if dns_class & 0x7FFF not in _CLASSES:
+        if (strict and dns_class & 0x7FFF not in _CLASSES) or (kind in _NETBIOS and _NETBIOS_NAME.match(got[0])):
             return None
         at = got[1] + 4
         names.append(got[0])
@@ -157,15 +153,15 @@ def _record(data: bytes, at: int) -> tuple[int, str | None] | None:
     return end, shown
 
 
-def name(data: bytes, at: int) -> tuple[str, int] | None:
+def name(data: bytes, at: int, strict: bool = True) -> tuple[str, int] | None:
     """(the name in small letters without the dot at its end, "." for the root; where the bytes after it begin), or None.
 
-    A dot or an unprintable byte inside a label is escaped.
+    strict: pointers go back only (RFC 1035 4.1.4). A dot or an unprintable byte inside a label is escaped.
     """
     labels: list[str] = []
     after = -1
     total = 0
-    # Each pointer has to go further back than the last (RFC 1035 4.1.4: "a prior occurrence"), so there is no loop.
+    # Each pointer has to go further back than the last, or there are few of them: so there is no loop.
     lowest = at
     pointers = 0
     while True:
@@ -182,7 +178,7 @@ def name(data: bytes, at: int) -> tuple[str, int] | None:
             if after < 0:
                 after = at + 2
             pointers += 1
-            if target >= lowest or pointers > _POINTERS:
+            if (strict and target >= lowest) or pointers > _POINTERS:
                 return None
             at = lowest = target
             continue
@@ -203,8 +199,9 @@ PROTOCOL: Final = Protocol(
     headline="dns_name",
     hosts=("dns_name",),
     parse=parse,
+    datagram=datagram,
     changes=_FACTS,
 )
 
 
-__all__ = ["PORTS", "PROTOCOL", "TYPES", "NoMatch", "datagram", "message", "name", "parse"]
+__all__ = ["PORTS", "PROTOCOL", "TYPES", "NoMatch", "datagram", "known", "message", "name", "parse"]

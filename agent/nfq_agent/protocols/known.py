@@ -13,6 +13,10 @@ PROTOCOLS: Final[tuple[Protocol, ...]] = (
 )  # fmt: skip
 BY_NAME: Final = {protocol.name: protocol for protocol in PROTOCOLS}
 PARSERS: Final[tuple[Parser, ...]] = tuple(protocol.parse for protocol in PROTOCOLS if protocol.parse is not None)
+# Of UDP; dns and quic are read message by message, by datagrams.py.
+DATAGRAMS: Final = tuple(
+    protocol.datagram for protocol in PROTOCOLS if protocol.datagram is not None and protocol is not dns.PROTOCOL
+)
 # Every fact that a protocol sets, with the protocol that declares it.
 OWNERS: Final = {fact: protocol for protocol in PROTOCOLS for fact in protocol.facts}
 # Facts that are compared without case (RFC 4343).

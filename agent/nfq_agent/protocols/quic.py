@@ -24,8 +24,13 @@ except ImportError:  # without it a flow is QUIC and has no name
 else:
     AVAILABLE = True
 
+NO_CRYPTOGRAPHY: Final = "QUIC, and no package cryptography to read it"
 _PACKETS: Final = 4
 _FRAMES: Final = 256
+_CONNECTIONS: Final = 64
+# Hellos of which parts are kept.
+_UNFINISHED: Final = 4
+_SECONDS: Final = 30.0
 _PADDING: Final = 0
 _PING: Final = 1
 _ACK: Final = 2
@@ -44,15 +49,21 @@ class _Version(NamedTuple):
 
 
 _V1_LABELS: Final = (b"quic key", b"quic iv", b"quic hp")
+_V1_SALT: Final = bytes.fromhex("38762cf7f55934b34d179ae6a4c80cadccbb7f0a")
 _VERSIONS: Final = {
-    1: _Version("1", bytes.fromhex("38762cf7f55934b34d179ae6a4c80cadccbb7f0a"), _V1_LABELS, 0),
+    1: _Version("1", _V1_SALT, _V1_LABELS, 0),
     0x6B3343CF: _Version(
         "2", bytes.fromhex("0dede3def700a6db819381be6e269dcbf9bd2ed9"), (b"quicv2 key", b"quicv2 iv", b"quicv2 hp"), 1
     ),
-    # The drafts that were in wide use; 29 to 32 share a salt (draft-ietf-quic-tls-29 5.2).
+    # The drafts that were in wide use (draft-ietf-quic-tls-23, -29 and -33, 5.2).
     **{
-        0xFF000000 + number: _Version(f"draft-{number}", bytes.fromhex("afbfec289993d24c9e9786f19c6111e04390a899"), _V1_LABELS, 0)
-        for number in range(29, 33)
+        0xFF000000 + number: _Version(f"draft-{number}", salt, _V1_LABELS, 0)
+        for salt, numbers in (
+            (bytes.fromhex("c3eef712c72ebb5a11a7d2432bb46365bef9f502"), range(23, 29)),
+            (bytes.fromhex("afbfec289993d24c9e9786f19c6111e04390a899"), range(29, 33)),
+            (_V1_SALT, range(33, 35)),
+        )
+        for number in numbers
     },
 }
 
@@ -71,69 +82,124 @@ class Initial:
 class Hello:
     """The ClientHello of one connection, put together from its client's Initial packets. Bounded by its Reassembly.
 
-    facts: what is known so far, or empty. complete: nothing more is to come.
+    facts: what is known so far. complete: nothing more is to come. conflict: two frames differ about the same byte.
     """
 
-    __slots__ = ("_keys", "_stream", "complete", "facts")
+    __slots__ = ("_keys", "_stream", "complete", "conflict", "facts")
 
-    def __init__(self) -> None:
-        self._keys: list[_Keys] = []
-        self._stream = Reassembly(0)
-        self.facts: dict[str, Any] = {}
+    def __init__(self, keys: _Keys | None, version: str) -> None:
+        self._keys = keys
+        self._stream: Reassembly | None = Reassembly(0)
+        self.facts: dict[str, Any] = {"protocol": "quic", "quic_version": version}
         self.complete = False
+        self.conflict = False
 
-    @property
-    def held(self) -> int:
-        """Bytes kept now."""
-        return self._stream.held
+    def opens(self, datagram: bytes, packet: Initial) -> bytes | None:
+        """The frames of a packet of this connection; None for one of another."""
+        return None if self._keys is None else self._keys.unseal(datagram, packet)
 
-    @property
-    def conflict(self) -> bool:
-        """True where two frames differ about the same byte."""
-        return self._stream.conflict
-
-    def add(self, datagram: bytes) -> bool:
-        """Take a datagram of the client. True if it was QUIC and said something new."""
-        new = False
-        for packet in initials(datagram):
-            version = _VERSIONS[packet.version].name
-            if not AVAILABLE:
-                self.facts = {"protocol": "quic", "quic_version": version}
-                return True
-            frames = self._decrypt(datagram, packet)
-            if frames is None:
-                continue
-            new = new or not self.facts
-            self.facts = {"protocol": "quic", "quic_version": version}
-            for offset, data in _crypto(frames):
-                self._stream.add(offset, data)
-            self._read()
-        return new or self.complete
-
-    def _decrypt(self, datagram: bytes, packet: Initial) -> bytes | None:
-        # The keys come from the first destination id; after a Retry, from the one that the server chose.
-        for keys in self._keys:
-            if (frames := keys.unseal(datagram, packet)) is not None:
-                return frames
-        if len(self._keys) == 2 or (len(packet.destination) < 8 and not self._keys):
-            return None
-        keys = _Keys(_VERSIONS[packet.version], packet.destination)
-        frames = keys.unseal(datagram, packet)
-        if frames is not None:
-            self._keys.append(keys)
-        return frames
-
-    def _read(self) -> None:
-        data = self._stream.data
+    def take(self, frames: bytes) -> None:
+        """Take the frames of a packet."""
+        stream = self._stream
+        if stream is None:
+            return
+        for offset, data in _crypto(frames):
+            stream.add(offset, data)
+        self.conflict = stream.conflict
+        if self.conflict:
+            self.facts["conflict"] = "frames that overlap differ"
+            self.complete, self._stream = True, None
+            return
+        data = stream.data
         if len(data) < 4:
             return
         size = int.from_bytes(data[1:4], "big")
         if data[0] != 1 or len(data) < 4 + size:
             return
         facts = tls.hello(data[4 : 4 + size], "q")
-        self.complete = True
-        if facts is not None:
-            self.facts |= facts
+        self.facts |= facts or {"conflict": "a ClientHello that servers may read in different ways"}
+        # The keys stay, so that what is sent again is known again.
+        self.complete, self._stream = True, None
+
+    def give_up(self) -> None:
+        """Drop what is kept; there will be no name."""
+        self.complete, self._stream = True, None
+
+
+class Connections:
+    """The connections of one UDP flow; each begins with an Initial packet that its own keys open.
+
+    A connection is remembered for as long as a server may wait for the rest of its hello, so that a part that is sent again
+    is known to be a part. More than 64 within that time are a conflict.
+    """
+
+    __slots__ = ("_hellos",)
+
+    def __init__(self) -> None:
+        self._hellos: dict[bytes, tuple[float, Hello]] = {}
+
+    def add(self, datagram: bytes, now: float) -> Hello | None:
+        """The connection of a client's latest Initial packet in the datagram; None where there is none. now: seconds."""
+        said: Hello | None = None
+        for packet in initials(datagram):
+            hello, frames = self._of(datagram, packet, now)
+            if hello is None:
+                continue
+            said = hello
+            if frames is not None:
+                hello.take(frames)
+        return said
+
+    def _of(self, datagram: bytes, packet: Initial, now: float) -> tuple[Hello | None, bytes | None]:
+        """Whose packet it is, and its frames. After a Retry the keys follow from the id that the server chose."""
+        known = self._hellos.get(packet.destination)
+        others = [hello for _, hello in self._hellos.values()]
+        for hello in others if known is None else [known[1], *others]:
+            if (frames := hello.opens(datagram, packet)) is not None:
+                return hello, frames
+        version = _VERSIONS[packet.version]
+        if not AVAILABLE:
+            return Hello(None, version.name), None
+        if len(packet.destination) < 8:
+            return None, None
+        keys = _Keys(version, packet.destination)
+        frames = keys.unseal(datagram, packet)
+        if frames is None:
+            return None, None
+        hello = Hello(keys, version.name)
+        if len(self._hellos) >= _CONNECTIONS and now - next(iter(self._hellos.values()))[0] >= _SECONDS:
+            del self._hellos[next(iter(self._hellos))]
+        unfinished = sum(not other.complete for other in others)
+        if len(self._hellos) >= _CONNECTIONS or unfinished >= _UNFINISHED:
+            hello.facts["conflict"] = "too many QUIC connections from one port"
+            hello.complete = True
+            return hello, None
+        self._hellos[packet.destination] = now, hello
+        return hello, frames
+
+
+def readable(version: str) -> bool:
+    """Whether the Initial packets of a version can be read."""
+    return any(each.name == version for each in _VERSIONS.values())
+
+
+def long_header(datagram: bytes) -> str | None:
+    """The version, as far as a client's first datagram shows one (RFC 8999 5.1); None for what is no QUIC.
+
+    A version that has no name here is "0x" and its number. Version 0 is a server's negotiation.
+    """
+    if len(datagram) < _DATAGRAM or datagram[0] & 0xC0 != 0xC0:
+        return None
+    number = int.from_bytes(datagram[1:5], "big")
+    at = 6 + datagram[5]
+    if not number or not 8 <= datagram[5] <= 20 or datagram[at] > 20:
+        return None
+    version = _VERSIONS.get(number)
+    if version is not None:
+        return version.name
+    if number & 0xFFFFFF00 == 0xFF000000:
+        return f"draft-{number & 0xFF}"
+    return f"{number:#010x}"
 
 
 def initials(datagram: bytes) -> list[Initial]:
@@ -268,4 +334,4 @@ def _skip_ack(frames: bytes, at: int, kind: int) -> int | None:
 PROTOCOL: Final = Protocol("quic", facts=("quic_version",), carries=("tls",))
 
 
-__all__ = ["AVAILABLE", "PROTOCOL", "Hello", "Initial", "initials"]
+__all__ = ["AVAILABLE", "NO_CRYPTOGRAPHY", "PROTOCOL", "Connections", "Hello", "Initial", "initials", "long_header", "readable"]

@@ -10,9 +10,12 @@ from hashlib import md5, sha256
 from struct import pack, unpack_from
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, hostname, text
+from nfq_agent.protocols import MORE, NO, Found, Parser, Protocol, Result, host_name, text
 
+_CHANGE_CIPHER_SPEC: Final = 20
+_ALERT: Final = 21
 _HANDSHAKE: Final = 22
+_DATA: Final = 23
 _CLIENT_HELLO: Final = 1
 # A record carries at most 2^14 bytes of plain text (RFC 8446 5.1).
 _RECORD_LIMIT: Final = 1 << 14
@@ -21,6 +24,7 @@ _GROUPS: Final = 10
 _POINT_FORMATS: Final = 11
 _SIGNATURES: Final = 13
 _ALPN: Final = 16
+_EARLY_DATA: Final = 42
 _VERSIONS: Final = 43
 _ECH: Final = 0xFE0D
 # RFC 8701: 0x0a0a, 0x1a1a, ... 0xfafa stand for nothing.
@@ -61,11 +65,41 @@ def parse(client: bytes, server: bytes) -> Result:
     body = parts[0] if len(parts) == 1 else b"".join(parts)
     facts = hello(body[4:wanted])
     if facts is None:
-        return NO
-    return Found({"protocol": "tls", **facts})
+        return Found({"protocol": "tls", "conflict": "a ClientHello that servers may read in different ways"})
+    then = after_hello_with_early_data if "tls_early_data" in facts else after_hello
+    return Found({"protocol": "tls", **facts}, used=end, then=then)
 
 
 _PARTIAL: Final = Found({"protocol": "tls"}, decided=False)
+
+
+def after_hello(client: bytes, server: bytes = b"") -> Result:
+    """The client's records behind its hello: a second hello, where the server asked for one (RFC 8446 4.1.4), or the rest.
+
+    Before a second hello a ChangeCipherSpec may stand (RFC 8446 D.4). Anything else ends what can be read.
+    """
+    return _after(client, after_hello, early=False)
+
+
+def after_hello_with_early_data(client: bytes, server: bytes = b"") -> Result:
+    """The same, where data may stand before the second hello: the server passes over it (RFC 8446 4.2.10)."""
+    return _after(client, after_hello_with_early_data, early=True)
+
+
+def _after(client: bytes, then: Parser, early: bool) -> Result:
+    kind = client[0]
+    if kind == _HANDSHAKE:
+        if len(client) < 6:
+            return MORE
+        if client[5] != _CLIENT_HELLO:
+            return Found({})
+        result = parse(client, b"")
+        return Found({"protocol": "tls", "conflict": "records that are none"}) if result is NO else result
+    if kind not in (_CHANGE_CIPHER_SPEC, _ALERT) and not (early and kind == _DATA):
+        return Found({})
+    if len(client) < 5:
+        return MORE
+    return Found({}, used=5, skip=int.from_bytes(client[3:5], "big"), then=then)
 
 
 def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: C901  # one branch for each extension
@@ -87,7 +121,7 @@ def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: 
     ciphers = _numbers(body, at, length)
     at += length
     at += 1 + body[at]
-    name: str | None = None
+    name: bytes | None = None
     alpn: tuple[bytes, ...] | None = None
     groups: list[int] = []
     formats = b""
@@ -139,8 +173,14 @@ def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: 
     elif at > size:
         return None
     facts: dict[str, Any] = {"tls_version": _VERSION_NAMES.get(version, f"{version:#06x}"), "ech": ech}
-    if name is not None:
-        facts["tls_sni"] = name
+    if name:
+        # RFC 6066 3: a DNS host name. Servers differ in what they make of other bytes.
+        if (host := host_name(name)) is not None:
+            facts["tls_sni"] = host
+        else:
+            facts["conflict"] = "a server name that is no host name"
+    if _EARLY_DATA in extensions:
+        facts["tls_early_data"] = True
     if alpn is not None:
         facts["tls_alpn"] = tuple(text(each) for each in alpn)
     facts["ja3"] = _ja3(legacy, ciphers, extensions, groups, formats)
@@ -157,15 +197,15 @@ def _numbers(data: bytes, at: int, length: int) -> list[int]:
     return [number for number in numbers if number not in GREASE]
 
 
-def _server_name(data: bytes) -> str | None:
-    """The one name of type host_name (RFC 6066 3: "MUST NOT contain more than one name of the same name_type")."""
+def _server_name(data: bytes) -> bytes | None:
+    """The one name of type host_name (RFC 6066 3: "MUST NOT contain more than one name of the same name_type"), or empty."""
+    if data == b"\0\0":
+        return b""
     if len(data) < 5 or int.from_bytes(data[:2], "big") != len(data) - 2 or data[2] != 0:
         return None
     size = int.from_bytes(data[3:5], "big")
     # Only host_name was ever defined, so the list has one entry.
-    if not size or len(data) != 5 + size:
-        return None
-    return hostname(data[5:])
+    return data[5:] if len(data) == 5 + size else None
 
 
 def _protocols(data: bytes) -> tuple[bytes, ...] | None:
@@ -233,10 +273,10 @@ def _ja4_alpn(alpn: tuple[bytes, ...] | None) -> str:
 
 PROTOCOL: Final = Protocol(
     "tls",
-    facts=("tls_sni", "tls_alpn", "tls_version", "ech", "ja3", "ja4"),
+    facts=("tls_sni", "tls_alpn", "tls_version", "tls_early_data", "ech", "ja3", "ja4"),
     headline="tls_sni",
     hosts=("tls_sni",),
     parse=parse,
     # The hello after a HelloRetryRequest may carry another name.
-    changes=("tls_sni", "tls_alpn", "tls_version", "ech", "ja3", "ja4"),
+    changes=("tls_sni", "tls_alpn", "tls_version", "tls_early_data", "ech", "ja3", "ja4"),
 )

@@ -1,0 +1,303 @@
+"""One TCP connection as `dpi` reads it: segments in, what they say out. No I/O, no clock.
+
+The client's bytes are a row of messages. The first is the opening, which says what the protocol is; both sides may have to
+say something for that. Each later message begins where the one before ends, its body included, and is read by what its
+predecessor named (`Found.then`). A message that can't be read ends the reading: nothing that comes later is taken for read.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+from nfq_agent.protocols import MORE, NO, Found, Parser
+from nfq_agent.reassembly import Reassembly
+
+# What a message may take until it is given up: packets with payload, bytes, seconds.
+PACKETS: Final = 32
+BYTES: Final = 16384
+SECONDS: Final = 10.0
+# Messages and parts of bodies in one packet.
+_STEPS: Final = 256
+
+
+class Event(Enum):
+    """What a segment said.
+
+    MESSAGE: a whole message, `facts`. PART: the message that has begun is not whole; `facts` is what is known of it.
+    ADDED: `facts` belong to the first message too. GAVE_UP: the message can't be read, `reason`; nothing later will be.
+    AHEAD: the segment comes before bytes that have to be read first.
+    """
+
+    MESSAGE = "message"
+    PART = "part"
+    ADDED = "added"
+    GAVE_UP = "gave up"
+    AHEAD = "ahead"
+
+
+class Said(NamedTuple):
+    """One event. conflict: the message has a name that is not known, and `reason` says why."""
+
+    event: Event
+    facts: dict[str, Any]
+    reason: str = ""
+    conflict: bool = False
+
+
+_AHEAD: Final = [Said(Event.AHEAD, {})]
+
+
+class _Phase(Enum):
+    OPENING = 0
+    LATER = 1
+    DONE = 2
+
+
+class Conversation:
+    """What is kept of a TCP connection.
+
+    initial: the client's initial sequence number. from_origin: True where the client sent the flow's first packet. answered:
+    a packet of the server was seen. closed: a FIN or RST was seen. renewed: the number of a later SYN, until the server has
+    answered it. server_first: the number of the server's first byte, where its SYN was seen. begun: a part of the message was
+    told, or it is the first.
+    """
+
+    __slots__ = (
+        "_began", "_client", "_first", "_next", "_packets", "_parsers", "_phase", "_server",
+        "answered", "begun", "closed", "from_origin", "initial", "renewed", "server_first",
+    )  # fmt: skip
+
+    def __init__(self, initial: int, from_origin: bool, parsers: tuple[Parser, ...]) -> None:
+        self.initial = initial
+        self.from_origin = from_origin
+        self.answered = False
+        self.begun = True
+        self.closed = False
+        self.renewed: int | None = None
+        self.server_first: int | None = None
+        self._phase = _Phase.OPENING
+        self._parsers = parsers
+        # Where the next message begins.
+        self._next = initial + 1 & 0xFFFFFFFF
+        self._began: float | None = None
+        self._packets = 0
+        self._client: Reassembly | None = None
+        self._server: Reassembly | None = None
+        # The opening and its parser, while the server may still add something to it.
+        self._first: tuple[Parser, bytes] | None = None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether bytes are kept."""
+        return self._client is not None or self._server is not None or self._first is not None
+
+    @property
+    def held(self) -> int:
+        """Bytes kept now, both ways."""
+        return (self._client.held if self._client else 0) + (self._server.held if self._server else 0)
+
+    @property
+    def listens(self) -> bool:
+        """Whether the client's next bytes are to be read."""
+        return self._phase is not _Phase.DONE
+
+    @property
+    def awaits_server(self) -> bool:
+        """Whether the server's bytes are to be read."""
+        return self._first is not None or self._phase is _Phase.OPENING
+
+    @property
+    def _opening(self) -> bool:
+        return self._phase is _Phase.OPENING
+
+    @property
+    def _done(self) -> bool:
+        return self._phase is _Phase.DONE
+
+    def forget(self) -> None:
+        """Drop the bytes that are kept: those that wait for others come again."""
+        self._client = self._server = self._first = None
+
+    def give_up(self, reason: str, conflict: bool = False) -> list[Said]:
+        """Read nothing more."""
+        self._phase = _Phase.DONE
+        self.forget()
+        return [Said(Event.GAVE_UP, {}, reason, conflict)]
+
+    def run_out(self, reason: str) -> list[Said]:
+        """Give up a message that took too much. What the client has begun to say hides a name: that is a conflict."""
+        return self.give_up(reason, conflict=self._client is not None and bool(self._client.data))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a message has begun that is not whole."""
+        return self._phase is _Phase.OPENING or (self._client is not None and bool(self._client.data))
+
+    def client(self, sequence: int, data: bytes, now: float) -> list[Said]:
+        """A segment of the client. sequence: of its first byte. now: seconds."""
+        offset = sequence - self._next & 0xFFFFFFFF
+        if offset >= 1 << 31:
+            offset -= 1 << 32
+        if self._phase is _Phase.DONE or offset + len(data) <= 0:
+            # Read before, or the body of a message.
+            return []
+        if self._late(now):
+            return self.run_out(f"{SECONDS:.0f} seconds have passed")
+        said: list[Said] = []
+        if self._client is None and offset <= 0 and self._server is None:
+            # Nearly always one packet says it all, and nothing needs to be kept.
+            whole = data if offset == 0 else data[-offset:]
+            used = self._read(whole, said)
+            self._next = self._next + used & 0xFFFFFFFF
+            if self._done or used >= len(whole):
+                self._settle()
+                return said
+            self._client = Reassembly(self._next, BYTES)
+            self._client.add(self._next, whole[used:])
+        else:
+            if self._client is None:
+                self._client = Reassembly(self._next, BYTES)
+            grew = self._client.add(sequence, data)
+            if self._client.conflict:
+                return self.give_up("segments that overlap differ", conflict=True)
+            if self._phase is _Phase.LATER and not self._client.data:
+                self._client.full = False
+                return _AHEAD
+            if grew:
+                self._drain(said)
+                if self._done or self._client is None:
+                    self._settle()
+                    return said
+        return self._bounded(said, now)
+
+    def server(self, sequence: int, data: bytes, now: float) -> list[Said]:
+        """A segment of the server."""
+        if not self.awaits_server:
+            return []
+        if self._phase is _Phase.OPENING and self._late(now):
+            return self.run_out(f"{SECONDS:.0f} seconds have passed")
+        if self._began is None:
+            self._began = now
+        if self.server_first is None:
+            return []
+        if self._server is None:
+            self._server = Reassembly(self.server_first, BYTES)
+        grew = self._server.add(sequence, data)
+        if self._phase is not _Phase.OPENING:
+            return self._add_from_server() if grew else []
+        if self._server.conflict:
+            return self.give_up("segments that overlap differ", conflict=True)
+        said: list[Said] = []
+        if grew:
+            if self._client is None:
+                self._client = Reassembly(self._next, BYTES)
+            self._drain(said)
+        if not self._opening:
+            self._settle()
+            return said
+        return self._bounded(said, now)
+
+    def _late(self, now: float) -> bool:
+        return self._began is not None and now - self._began > SECONDS and self.unfinished
+
+    def _drain(self, said: list[Said]) -> None:
+        """Read what is there without a gap, and go on behind it."""
+        while self._client is not None:
+            used = self._read(self._client.data, said)
+            self._next = self._next + used & 0xFFFFFFFF
+            if not used or self._done or self._client is None:
+                return
+            # What waited behind the body of a message may be without a gap now.
+            self._client.forget(used)
+            if not self._client.held:
+                self._client = None
+            elif not self._client.data:
+                return
+
+    def _settle(self) -> None:
+        """No message is unfinished: the limits begin with the next one."""
+        self._began = None
+        self._packets = 0
+        if self._phase is _Phase.DONE:
+            self._client = None
+        if self._first is None:
+            self._server = None
+
+    def _bounded(self, said: list[Said], now: float) -> list[Said]:
+        """Give up a message that took too much."""
+        assert self._client is not None or self._server is not None
+        if any(each.event is Event.MESSAGE for each in said):
+            self._settle()
+        if self._began is None:
+            self._began = now
+        self._packets += 1
+        full = (self._client is not None and self._client.full) or self.held > BYTES
+        if full or (self._phase is _Phase.OPENING and self._server is not None and self._server.full):
+            return said + self.run_out("16 KiB did not say it")
+        if self._packets >= PACKETS:
+            return said + self.run_out(f"{PACKETS} packets with payload did not say it")
+        return said
+
+    def _read(self, data: bytes, said: list[Said]) -> int:
+        """Read messages from the first byte on, as far as they are whole. The bytes that they take, bodies included."""
+        at = 0
+        for _ in range(_STEPS):
+            rest = data[at:] if at else data
+            if not rest and (at or self._phase is _Phase.LATER):
+                return at
+            found = self._parse(rest, said)
+            if found is None:
+                return at
+            at += found.used + found.skip
+            if at > len(data) or self._done:
+                return at
+        said += self.give_up("too many messages in one packet", conflict=True)
+        return at
+
+    def _parse(self, data: bytes, said: list[Said]) -> Found | None:
+        """Read one message; None where it is not whole, or was given up."""
+        server = self._server.data if self._server is not None and self._phase is _Phase.OPENING else b""
+        remaining: list[Parser] = []
+        for parser in self._parsers:
+            result = parser(data, server)
+            if result is NO:
+                continue
+            remaining.append(parser)
+            if result is MORE:
+                continue
+            assert isinstance(result, Found)
+            self._parsers = (parser,)
+            if not result.decided:
+                said.append(Said(Event.PART, result.facts))
+                return None
+            return self._found(parser, data, result, said)
+        if not remaining:
+            said += self.give_up("no protocol that is known here" if self._phase is _Phase.OPENING else "a message that is none")
+            return None
+        self._parsers = tuple(remaining)
+        said.append(Said(Event.PART, {}))
+        return None
+
+    def _found(self, parser: Parser, data: bytes, found: Found, said: list[Said]) -> Found:
+        if found.facts:
+            said.append(Said(Event.MESSAGE, found.facts))
+        if self._phase is _Phase.OPENING and not found.done:
+            self._first = parser, data[: found.used or None]
+        if found.then is None:
+            self._phase = _Phase.DONE
+        else:
+            self._phase = _Phase.LATER
+            self._parsers = (found.then,)
+        return found
+
+    def _add_from_server(self) -> list[Said]:
+        """What the server's bytes add to the opening."""
+        assert self._first is not None
+        assert self._server is not None
+        parser, opening = self._first
+        result = parser(opening, self._server.data)
+        done = not isinstance(result, Found) or result.done or self._server.full or self._server.conflict
+        if done:
+            self._first = self._server = None
+        return [Said(Event.ADDED, result.facts)] if isinstance(result, Found) else []

@@ -1,0 +1,113 @@
+"""One UDP flow as `dpi` reads it: datagrams in, what they say out. No I/O, no clock.
+
+Every DNS message and every QUIC connection is a message of its own. A flow that was given up is still looked at for both: a
+client that sends something else first does not hide them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nfq_agent.conversation import PACKETS, SECONDS, Event, Said
+from nfq_agent.protocols import Found, dns, quic
+from nfq_agent.protocols.known import DATAGRAMS
+
+_LONG_HEADER: Final = 0xC0
+
+
+class Datagrams:
+    """What is kept of a UDP flow. begun: a part of the message was told, or it is the first."""
+
+    __slots__ = ("_began", "_hello", "_junk", "_quic", "begun", "decided", "gave_up")
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._junk = 0
+        self._quic: quic.Connections | None = None
+        # The QUIC connection that the facts are of.
+        self._hello: quic.Hello | None = None
+        self.begun = True
+        self.decided = False
+        self.gave_up = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether bytes are kept."""
+        return self._hello is not None and not self._hello.complete
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a message has begun that is not whole."""
+        return self.keeps
+
+    def forget(self) -> None:
+        """Drop the bytes that are kept."""
+        if self._hello is not None:
+            self._hello.give_up()
+
+    def run_out(self, reason: str) -> list[Said]:
+        """Wait no longer for the rest of a message. A hello that has begun hides a name: that is a conflict."""
+        conflict = self.keeps
+        self.forget()
+        self.gave_up = True
+        return [Said(Event.GAVE_UP, {}, reason, conflict)]
+
+    def take(self, data: bytes, from_origin: bool, is_dns: bool, now: float) -> list[Said]:
+        """A datagram. from_origin: of the side that spoke first. is_dns: port or facts say that DNS is spoken. now: seconds."""
+        if is_dns or not self.decided:
+            result = dns.datagram(data, is_dns)
+            if isinstance(result, Found):
+                return self._message(result)
+            if is_dns and from_origin and self.decided:
+                # What can't be read does not inherit what was said of the last one.
+                return [Said(Event.GAVE_UP, {}, "a datagram that is no DNS message")]
+        if from_origin and data[0] & _LONG_HEADER == _LONG_HEADER and (said := self._initial(data, now)) is not None:
+            return said
+        if self.decided or self.gave_up or (self._hello is not None and from_origin):
+            return []
+        for parser in DATAGRAMS:
+            result = parser(data)
+            if isinstance(result, Found):
+                return self._message(result)
+        return self._counted(now)
+
+    def _message(self, found: Found) -> list[Said]:
+        self.decided = True
+        return [Said(Event.MESSAGE, found.facts)]
+
+    def _initial(self, data: bytes, now: float) -> list[Said] | None:
+        """What a client's Initial packets say; None where it is no QUIC."""
+        if self._quic is None:
+            if quic.long_header(data) is None:
+                return None
+            self._quic = quic.Connections()
+        hello = self._quic.add(data, now)
+        if hello is None:
+            version = quic.long_header(data)
+            if version is None or self._hello is not None or quic.readable(version):
+                # A packet of a connection that is known, or one that only comes with its Initial.
+                return []
+            return self._message(Found({"protocol": "quic", "quic_version": version}))
+        if not quic.AVAILABLE:
+            self._hello = hello
+            self.gave_up = True
+            return [Said(Event.PART, hello.facts), Said(Event.GAVE_UP, {}, quic.NO_CRYPTOGRAPHY)]
+        same, self._hello = hello is self._hello, hello
+        if not hello.complete:
+            # A part of another connection begins another message, one of the same goes on with it.
+            if not same:
+                self.begun = self.begun and not self.decided
+            return [Said(Event.PART, hello.facts)]
+        if same and not self.begun:
+            # Sent again.
+            return []
+        return self._message(Found(hello.facts))
+
+    def _counted(self, now: float) -> list[Said]:
+        """A datagram that says nothing."""
+        if self._began is None:
+            self._began = now
+        self._junk += 1
+        if self._junk >= PACKETS:
+            return self.run_out(f"{PACKETS} packets with payload did not say it")
+        return self.run_out(f"{SECONDS:.0f} seconds have passed") if now - self._began > SECONDS else []
