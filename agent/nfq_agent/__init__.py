@@ -3,26 +3,34 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nfq_agent.checksum import mend
-from nfq_agent.flow import Flow
-from nfq_agent.host.nfqueue.channel import open_socket
-from nfq_agent.packet import FiveTuple, Hook, Packet, PacketError, address, endpoint
-from nfq_agent.queue.errors import QueueBusyError, QueueError, QueuePermissionError, QueueSettingError, QueueStateError
-from nfq_agent.queue.queue import Queue
-from nfq_agent.queue.settings import QueueSettings
-from nfq_agent.verdict import ACCEPT, DROP, REPEAT, RETAIN, Action, RewriteError, Verdict, VerdictError
-
 if TYPE_CHECKING:
+    from nfq_agent.checksum import mend
     from nfq_agent.element import Needs, Options, PacketElement
+    from nfq_agent.flow import Flow
+    from nfq_agent.host.nfqueue.channel import open_socket
+    from nfq_agent.packet import FiveTuple, Hook, Packet, PacketError, address, endpoint
+    from nfq_agent.queue.errors import QueueBusyError, QueueError, QueuePermissionError, QueueSettingError, QueueStateError
+    from nfq_agent.queue.queue import Queue
+    from nfq_agent.queue.settings import QueueSettings
     from nfq_agent.stream import CLOSE, Connection, Done, Later, Part, StreamElement, Way
     from nfq_agent.values import Duration
+    from nfq_agent.verdict import ACCEPT, DROP, REPEAT, RETAIN, Action, RewriteError, Verdict, VerdictError
 else:
-    # A program that only uses a queue does not load what elements need: pydantic takes most of the import's time and memory.
-    _LATER = {
-        **dict.fromkeys(("Needs", "Options", "PacketElement"), "nfq_agent.element"),
-        **dict.fromkeys(("CLOSE", "Connection", "Done", "Later", "Part", "StreamElement", "Way"), "nfq_agent.stream"),
-        "Duration": "nfq_agent.values",
+    # Loaded on first use: a program with a queue needs no pydantic, and shell completion needs nothing of this.
+    _MODULES = {
+        "checksum": ("mend",),
+        "element": ("Needs", "Options", "PacketElement"),
+        "flow": ("Flow",),
+        "host.nfqueue.channel": ("open_socket",),
+        "packet": ("FiveTuple", "Hook", "Packet", "PacketError", "address", "endpoint"),
+        "queue.errors": ("QueueBusyError", "QueueError", "QueuePermissionError", "QueueSettingError", "QueueStateError"),
+        "queue.queue": ("Queue",),
+        "queue.settings": ("QueueSettings",),
+        "stream": ("CLOSE", "Connection", "Done", "Later", "Part", "StreamElement", "Way"),
+        "values": ("Duration",),
+        "verdict": ("ACCEPT", "DROP", "REPEAT", "RETAIN", "Action", "RewriteError", "Verdict", "VerdictError"),
     }
+    _LATER = {name: f"nfq_agent.{module}" for module, names in _MODULES.items() for name in names}
 
     def __getattr__(name: str) -> Any:
         if name not in _LATER:

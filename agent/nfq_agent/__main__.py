@@ -1,6 +1,6 @@
 """From argv to a verb to an exit code; the only place that exits.
 
-0 done, 1 runtime failure, 2 usage, 3 `plan` found something to do, 78 (EX_CONFIG of sysexits.h) bad configuration.
+0 done, 1 runtime failure, 2 usage, 3 `plan` found a change to make, 78 (EX_CONFIG of sysexits.h) bad configuration.
 """
 
 from __future__ import annotations
@@ -10,37 +10,47 @@ import sys
 
 import typer
 
+from nfq_agent.cli.app import two_dashes
 from nfq_agent.cli.verbs import app
-from nfq_agent.config.models import ConfigError
-from nfq_agent.host.users import UserError
-from nfq_agent.rules.model import RuleError
-from nfq_agent.service.control import ControlError
-from nfq_agent.service.status import StatusError
 
 
 def main() -> None:
     """Run the verb that the command line names."""
     try:
-        code = app(standalone_mode=False)
-    except ConfigError as error:
-        for fault in error.faults:
-            print(fault, file=sys.stderr)
-        code = 78
-    except (RuleError, ControlError, StatusError, UserError) as error:
-        print(f"nfq-agent: {error}", file=sys.stderr)
-        code = 1
+        code = app(two_dashes(sys.argv[1:]), standalone_mode=False)
     except typer.TyperException as error:
-        # Without a word of its own it is the help, which has been shown.
+        # Without a message of its own it is the help, which was printed.
         if message := error.format_message():
             print(f"nfq-agent: {message}; see `nfq-agent --help`", file=sys.stderr)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`).
+        # The reader of our output has closed it (`| head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 0
+    except Exception as error:
+        code = _failed(error)
     sys.exit(code)
+
+
+def _failed(error: Exception) -> int:
+    """Print a failure that has a name, and return its exit code. Raises any other."""
+    # Imported only here: the modules of these classes take longer to load than a verb's help to print.
+    from nfq_agent.config.models import ConfigError  # noqa: PLC0415
+    from nfq_agent.host.users import UserError  # noqa: PLC0415
+    from nfq_agent.rules.model import RuleError  # noqa: PLC0415
+    from nfq_agent.service.control import ControlError  # noqa: PLC0415
+    from nfq_agent.service.status import StatusError  # noqa: PLC0415
+
+    if isinstance(error, ConfigError):
+        for fault in error.faults:
+            print(fault, file=sys.stderr)
+        return 78
+    if isinstance(error, RuleError | ControlError | StatusError | UserError):
+        print(f"nfq-agent: {error}", file=sys.stderr)
+        return 1
+    raise error
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def status(report: Status, others: Iterable[Status], now: float) -> None:
-    """The running agent. others: the running agents of other instances. now: seconds since the epoch."""
+def status(report: Status, running: Iterable[Status], now: float) -> None:
+    """The running agent. running: the agents of other instances. now: seconds since the epoch."""
     out = console()
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(report.since))
     out.print(f"Instance {report.instance}: {report.state}, version {report.version}, {report.backend} backend", markup=False)
@@ -53,11 +53,15 @@ def status(report: Status, others: Iterable[Status], now: float) -> None:
     out.print(f"Drift: {drift.repairs} repair{'s' * (drift.repairs != 1)}{last}; {every}", markup=False)
     if report.log_lines_lost:
         out.print(f"Log: {report.log_lines_lost} lines lost", markup=False)
-    for other in others:
-        out.print(
-            f"Also running: instance {other.instance}, version {other.version}, pid {other.pid}, up {_up(other, now)}",
-            markup=False,
-        )
+    others(running, now)
+
+
+def others(running: Iterable[Status], now: float) -> None:
+    """A line for each running agent of another instance."""
+    out = console()
+    for other in running:
+        line = f"Also running: instance {other.instance}, version {other.version}, pid {other.pid}, up {_up(other, now)}"
+        out.print(line, markup=False)
 
 
 def _up(report: Status, now: float) -> str:

@@ -62,6 +62,7 @@ def _target(value: object) -> Endpoint | None:
     return None if value is None or value == "" else Endpoint.parse(value)
 
 
+INSTANCE: Final = r"^[a-z0-9-]{1,12}$"
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -73,7 +74,7 @@ class _Model(BaseModel):
 class Agent(_Model):
     """`[agent]`"""
 
-    instance: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,12}$")] = "default"
+    instance: Annotated[str, Field(pattern=INSTANCE)] = "default"
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "proxyuser"
     backend: Literal["auto", "legacy", "owned"] = "auto"
     drift_check: Duration = 5.0

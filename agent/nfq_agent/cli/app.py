@@ -1,0 +1,90 @@
+"""The command: its verbs' shared options, and the seed's flags. Imports nothing but the command line's library.
+
+Shell completion loads this module and verbs.py alone, and so must stay quick; verbs import what they need when they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+app = typer.Typer(
+    name="nfq-agent",
+    help="Intercepts traffic through netfilter and judges it. Its rules are removed when it stops.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class CopyMode(StrEnum):
+    """--copymode"""
+
+    packet = "packet"
+    meta = "meta"
+    none = "none"
+
+
+class AddressFamily(StrEnum):
+    """--af-family"""
+
+    unspec = "unspec"
+    inet = "inet"
+    inet6 = "inet6"
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        readable=False,
+        help="The configuration file. Without it: /etc/nfq-agent/nfq-agent.toml if it exists, else the baseline.",
+    ),
+]
+InstanceOption = Annotated[str | None, typer.Option("--instance", metavar="NAME", help="The instance; wins over the file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+QueueNumOption = Annotated[
+    int | None,
+    typer.Option("--queue-num", metavar="N", envvar="QUEUE_NUM", help="Number of the queue, 0 to 65535; wins over the file."),
+]
+CopyModeOption = Annotated[CopyMode | None, typer.Option("--copymode", help="What the kernel copies of each packet.")]
+FiveTupleOption = Annotated[bool, typer.Option("--log-5tuple", help="Log protocol, addresses and ports of each packet.")]
+FamilyOption = Annotated[AddressFamily | None, typer.Option("--af-family", help="Address family of all rules.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What the command line says in place of the configuration file."""
+
+    config: Path | None = None
+    instance: str | None = None
+    queue_num: int | None = None
+    copymode: CopyMode | None = None
+    log_5tuple: bool = False
+    af_family: AddressFamily | None = None
+
+
+_ONE_DASH: Final = ("queue-num", "copymode", "log-5tuple", "af-family")
+
+
+def two_dashes(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the flags that may be written with one dash (`-queue-num 100`, `-log-5tuple=true`) written with two."""
+    result = []
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("-").partition("=")
+        if not argument.startswith("--") and argument.startswith("-") and name in _ONE_DASH:
+            if name == "log-5tuple" and equals:
+                # A boolean flag of Go may carry its value after "=".
+                if value.lower() in ("false", "0", "f"):
+                    continue
+                argument = f"-{name}"
+            argument = f"-{argument}"
+        result.append(argument)
+    return result

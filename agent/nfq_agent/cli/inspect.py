@@ -1,0 +1,53 @@
+"""`check`, `status` and `doctor`: what is configured, what runs, and what is wrong. They change nothing."""
+
+from __future__ import annotations
+
+import time
+
+from nfq_agent.cli import loading, running, show
+from nfq_agent.cli.app import Flags
+from nfq_agent.config.file import DEFAULT_PATH
+from nfq_agent.config.models import log_settings, warnings
+from nfq_agent.service import control
+
+
+def check(flags: Flags) -> int:
+    """Print that the configuration is valid, and its warnings."""
+    loaded = loading.checked(loading.configuration(flags))
+    log_settings(loaded.log)
+    show.note(f"{flags.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else 'the baseline')}: valid")
+    for line in warnings(loaded):
+        show.note(f"warning: {line}")
+    return 0
+
+
+def status(flags: Flags, as_json: bool) -> int:
+    """Print the status of the running agent."""
+    from nfq_agent.cli import show_status
+
+    name = loading.instance_of(flags)
+    try:
+        if as_json:
+            show.json_object(running.status_object(name))
+        else:
+            show_status.status(running.status(name), running.others(name), time.time())
+    except control.NotRunning as error:
+        if as_json:
+            show.json_object({"instance": name, "running": False})
+        else:
+            show.note(f"{error}; `nfq-agent rules` shows whether rules were left")
+            show_status.others(running.others(name), time.time())
+        return 1
+    return 0
+
+
+def doctor(flags: Flags, as_json: bool) -> int:
+    """Print the findings."""
+    from nfq_agent.cli.doctor import examine
+
+    findings = examine(loading.configuration(flags))
+    if as_json:
+        show.json_object({"findings": [finding.as_object() for finding in findings]})
+    else:
+        show.findings(findings)
+    return 1 if any(finding.level == "fault" for finding in findings) else 0

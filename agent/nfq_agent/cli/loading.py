@@ -1,0 +1,79 @@
+"""Reads the configuration with what the command line and the environment say in place of the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from nfq_agent.capture.serving import host_faults
+from nfq_agent.cli.app import Flags
+from nfq_agent.config.file import load
+from nfq_agent.config.models import Config, ConfigError, Log, log_settings, target_in_force
+from nfq_agent.service import control
+from nfq_agent.service.policy_generation import foreseen
+
+
+def configuration(flags: Flags) -> Config:
+    """The configuration in force. Raises ConfigError."""
+    return load(flags.config, lambda merged: _overrides(merged, flags))
+
+
+def checked(config: Config) -> Config:
+    """The configuration, if this host can serve it: a listener that another process holds is a fault. Raises ConfigError."""
+    from nfq_agent.cli.doctor import listener_faults
+
+    for proxy in config.proxy.values():
+        # The environment is part of it.
+        target_in_force(proxy)
+    if faults := listener_faults(config) + host_faults(config):
+        raise ConfigError(faults)
+    return config
+
+
+def with_marks(config: Config) -> Config:
+    """The configuration with the marks that a start or a reload would give to offloaded flows."""
+    return foreseen(config, control.folder() / f"{config.agent.instance}.generations")
+
+
+def instance_of(flags: Flags) -> str:
+    """The instance that a verb is about. Raises ConfigError."""
+    return flags.instance or configuration(flags).agent.instance
+
+
+def _overrides(merged: dict[str, Any], flags: Flags) -> dict[str, Any]:
+    """The flags as keys of the configuration."""
+    over: dict[str, Any] = {"agent": {"instance": flags.instance}} if flags.instance is not None else {}
+    queues = {name: table for name, table in merged.get("queue", {}).items() if isinstance(table, dict)}
+    if flags.queue_num is not None:
+        over["queue"] = {_the_one_queue(queues): {"num": flags.queue_num}}
+    log = flags.log_5tuple or _debug(merged)
+    for name, table in queues.items():
+        mine = over.setdefault("queue", {}).setdefault(name, {})
+        if flags.copymode is not None:
+            mine["copy"] = flags.copymode.value
+        elements = table.get("elements", [])
+        if log and isinstance(elements, list) and "log" not in elements:
+            # Last in the chain: it logs what the others decided.
+            mine["elements"] = [*elements, "log"]
+    if flags.af_family is not None:
+        over["rules"] = {name: {"family": flags.af_family.value} for name in merged.get("rules", {})}
+    return over
+
+
+def _the_one_queue(queues: dict[str, Any]) -> str:
+    if len(queues) != 1:
+        raise ConfigError([f"command line: --queue-num: {len(queues)} queues are configured; allowed: with one queue"])
+    (name,) = queues
+    if "balance" in queues[name]:
+        raise ConfigError([f"command line: --queue-num: [queue.{name}] has balance; allowed: with num"])
+    return name
+
+
+def _debug(merged: dict[str, Any]) -> bool:
+    """Whether the level of the log is debug: then each packet has its line."""
+    try:
+        return log_settings(Log.model_validate(merged.get("log", {}))).level == "debug"
+    except ValidationError:
+        # The check of the whole configuration names it.
+        return False

@@ -1,0 +1,132 @@
+"""`plan`, `apply`, `remove` and `rules`: the rules of an instance, without an agent."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tomllib
+
+from nfq_agent.capture.serving import taken
+from nfq_agent.cli import loading, show
+from nfq_agent.cli.app import Flags
+from nfq_agent.cli.confirm import Guard
+from nfq_agent.config.file import DEFAULT_PATH
+from nfq_agent.config.models import INSTANCE, Agent
+from nfq_agent.host import routes
+from nfq_agent.host.users import ensure_user, find_user
+from nfq_agent.host.xtables.backend import choose, usable
+from nfq_agent.rules.plan import plan as plan_rules
+from nfq_agent.rules.plan import redirects
+from nfq_agent.service import control
+from nfq_agent.service.live_rules import LiveRules, compare, listing
+
+
+def plan(flags: Flags, as_json: bool) -> int:
+    """Print what `apply` would change."""
+    loaded = loading.with_marks(loading.checked(loading.configuration(flags)))
+    live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded)))
+    user = find_user(loaded.agent.user)
+    ruleset = plan_rules(loaded, loaded.agent.user if user is None else user.uid, live.host.lists)
+    changes = compare(ruleset, live.read())
+    besides = show.side_effects(ruleset, live.host, loaded.agent.user if user is None else None)
+    if as_json:
+        found = show.plan_object(loaded.agent.instance, live.host.name, changes, besides)
+        show.json_object({**found, "interfaces": dict(taken(loaded))})
+    else:
+        show.plan(loaded.agent.instance, live.host.name, changes, besides)
+        for name, interfaces in taken(loaded):
+            show.note(f"# {name} takes these interfaces, and others that match later: {', '.join(interfaces) or 'none now'}")
+    return 3 if changes or user is None else 0
+
+
+def apply(flags: Flags, confirm_within: int | None) -> int:
+    """Insert the rules."""
+    loaded = loading.with_marks(loading.checked(loading.configuration(flags)))
+    _refuse_beside_agent(loaded.agent.instance)
+    user, made = ensure_user(loaded.agent.user)
+    if made:
+        show.note(f"created the system user {loaded.agent.user} (uid {user.uid})")
+    # The rules outlive this process, and the table that they are in.
+    live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded), persist=True))
+    guard = None if confirm_within is None else Guard(confirm_within, live, live.read())
+    done = live.apply(plan_rules(loaded, user.uid, live.host.lists))
+    changes = {family: settled.changes for family, settled in done.items() if settled.changes}
+    show.changes(changes)
+    closed = [name for name, queue in loaded.queue.items() if not queue.bypass]
+    if closed:
+        show.note(f"warning: no agent serves {', '.join(closed)}, and bypass = false: its traffic is dropped until an agent runs")
+    if guard is None:
+        return 0
+    if not changes:
+        guard.dismiss()
+        return 0
+    return guard.ask()
+
+
+def _refuse_beside_agent(instance: str) -> None:
+    try:
+        control.ask(instance, {"verb": "ping"}, timeout=5)
+    except control.NotRunning:
+        return
+    raise control.ControlError(f"the agent of instance {instance} is running and keeps its own rules; use `nfq-agent reload`")
+
+
+def remove(flags: Flags, after_failure: bool) -> int:
+    """Remove the rules. Reads of the configuration only the instance, and works with a broken one."""
+    name = flags.instance or _instance_in_file(flags)
+    failed = after_failure and os.environ.get("SERVICE_RESULT", "success") != "success"
+    if not after_failure:
+        _refuse_removal_beside_agent(name)
+    removed = 0
+    for host in usable(name):
+        done = LiveRules(host).remove(keep_fail_closed=failed)
+        changes = {family: settled.changes for family, settled in done.items() if settled.changes}
+        removed += sum(len(steps) for each in changes.values() for steps in each.values())
+        if changes:
+            show.changes(changes)
+        host.close()
+    if routes.sweep(name):
+        removed += 1
+        show.note(f"removed the routing rules of instance {name} (TPROXY)")
+    if not removed:
+        show.note(f"nothing to remove: no rule of instance {name} is installed")
+    return 0
+
+
+def _instance_in_file(flags: Flags) -> str:
+    """The instance that the file names, whatever else is wrong with it."""
+    path, fallback = flags.config or DEFAULT_PATH, Agent().instance
+    try:
+        agent = tomllib.loads(path.read_bytes().decode()).get("agent", {})
+        name = agent.get("instance", fallback) if isinstance(agent, dict) else fallback
+    except (OSError, ValueError) as error:
+        if flags.config is not None or not isinstance(error, FileNotFoundError):
+            print(f"nfq-agent: {path}: {error}; removing the rules of instance {fallback}", file=sys.stderr)
+        return fallback
+    if isinstance(name, str) and re.fullmatch(INSTANCE, name):
+        return name
+    print(f"nfq-agent: {path}: agent.instance: {name!r} is not valid; removing the rules of {fallback}", file=sys.stderr)
+    return fallback
+
+
+def _refuse_removal_beside_agent(instance: str) -> None:
+    try:
+        answer = control.ask(instance, {"verb": "ping"}, timeout=5)
+    except control.ControlError:
+        return
+    raise control.ControlError(
+        f"the agent of instance {instance} is running (pid {answer.get('pid')}) and would insert its rules again; "
+        "stop it, and it removes them"
+    )
+
+
+def rules(flags: Flags, as_json: bool) -> int:
+    """Print the installed rules."""
+    name = loading.instance_of(flags)
+    found = [(host.name, each) for host in usable(name) for each in listing(LiveRules(host).read())]
+    if as_json:
+        show.json_object(show.rules_object(name, found))
+    else:
+        show.rules(name, found)
+    return 0

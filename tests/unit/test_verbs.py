@@ -1,0 +1,101 @@
+"""The command line: every verb and flag is documented, has an example, and loads quickly."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from nfq_agent.cli.app import two_dashes
+from nfq_agent.cli.verbs import app
+
+ROOT = Path(__file__).parents[2]
+COMMAND = typer.main.get_command(app)
+VERBS = dict(COMMAND.commands)  # type: ignore[attr-defined]  # it is a group
+# What the library adds.
+OF_THE_LIBRARY = {"--install-completion", "--show-completion"}
+FLAGS = {
+    option
+    for verb in (COMMAND, *VERBS.values())
+    for parameter in verb.params
+    for option in (*parameter.opts, *parameter.secondary_opts)
+    if option.startswith("-")
+} - OF_THE_LIBRARY
+
+
+def words(path: str) -> str:
+    """The text of a page, without the marks of roff."""
+    return re.sub(r"\\\\?([-f])", r"\1", (ROOT / path).read_text()).replace("\\", "")
+
+
+@pytest.mark.parametrize("page", ["packaging/man/nfq-agent.8", "README.md", "docs/verbs.md"])
+def test_every_verb_is_named(page: str) -> None:
+    text = words(page)
+    assert not [verb for verb in VERBS if not re.search(rf"(`|^\.B ){re.escape(verb)}(`|$)", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("page", ["packaging/man/nfq-agent.8", "docs/verbs.md"])
+def test_every_flag_is_named(page: str) -> None:
+    text = words(page)
+    assert not [flag for flag in sorted(FLAGS - {"--help", "-h", "-V"}) if flag not in text]
+
+
+def test_the_readme_names_every_flag_with_two_dashes() -> None:
+    text = words("README.md")
+    assert not [flag for flag in sorted(FLAGS) if flag.startswith("--") and flag not in text]
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_has_an_example_that_parses(verb: str) -> None:
+    example = (VERBS[verb].epilog or "").removeprefix("Example: ")
+    program, name, *rest = shlex.split(example)
+    assert (program, name) == ("nfq-agent", verb)
+    VERBS[verb].make_context(verb, two_dashes(rest))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (
+            ["run", "-queue-num", "100", "-copymode", "packet", "-log-5tuple", "-af-family", "inet"],
+            ["run", "--queue-num", "100", "--copymode", "packet", "--log-5tuple", "--af-family", "inet"],
+        ),
+        (["run", "-queue-num=7", "-log-5tuple=true"], ["run", "--queue-num=7", "--log-5tuple"]),
+        (["run", "-log-5tuple=false"], ["run"]),
+        (["run", "--queue-num", "7", "-c", "x.toml"], ["run", "--queue-num", "7", "-c", "x.toml"]),
+        (["check", "-cqueue-num", "-", "--"], ["check", "-cqueue-num", "-", "--"]),
+    ],
+)
+def test_flags_with_one_dash(given: list[str], meant: list[str]) -> None:
+    assert two_dashes(given) == meant
+
+
+@pytest.mark.parametrize(("typed", "completed"), [("st", "status"), ("plan --j", "--json")])
+def test_completion_loads_the_command_line_alone(typed: str, completed: str) -> None:
+    code = (
+        "import atexit, runpy, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
+        "sys.argv = ['nfq-agent']; runpy.run_module('nfq_agent', run_name='__main__')"
+    )
+    line = f"nfq-agent {typed}"
+    environment = {"_NFQ_AGENT_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == [completed], done.stderr
+    loaded = set(done.stderr.split())
+    ours = {name for name in loaded if name.startswith("nfq_agent")}
+    assert ours <= {"nfq_agent", "nfq_agent.__main__", "nfq_agent.cli", "nfq_agent.cli.app", "nfq_agent.cli.verbs"}
+    # The library of the command line itself loads pydantic.
+    assert not {"rich", "asyncio", "iptc"} & loaded
+
+
+def test_the_version_is_printed() -> None:
+    done = subprocess.run([sys.executable, "-m", "nfq_agent", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"nfq-agent \d+\.\d+\S*\n", done.stdout)
