@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nfq_agent.packet import ICMP, ICMPV6, TCP, UDP, PacketError, decode
+from nfq_agent.packet import ICMP, ICMPV6, TCP, UDP, FiveTuple, Packet, PacketError, decode
 
 _UDPLITE: Final = 136
 _ROUTING: Final = 43
@@ -19,6 +19,35 @@ def internet_checksum(data: bytes) -> int:
         data += b"\0"
     # 65536 is 1 modulo 65535, so that one division adds all words up with their carries.
     return 0xFFFF - (int.from_bytes(data, "big") % 0xFFFF or 0xFFFF)
+
+
+def is_wrong(packet: Packet) -> bool:
+    """True where the packet's own checksums say that its bytes are not those that were sent.
+
+    Not known, and so False, for what was not copied whole, is a fragment, has no checksum, or gets it from an offload later.
+    Raises PacketError for bytes that are not a packet.
+    """
+    payload = packet.payload
+    headers = packet.headers
+    if headers.version == 4 and internet_checksum(payload[: (payload[0] & 15) * 4]) != 0:
+        return True
+    start, protocol = headers.transport, headers.five_tuple.protocol
+    if start is None or protocol not in _PLACE or headers.fragment or packet.truncated or packet.gso or not packet.checksum_ready:
+        return False
+    covered = payload[start : headers.length or None]
+    place = _PLACE[protocol]
+    if len(covered) < place + 2 or (protocol == UDP and covered[place : place + 2] == b"\0\0"):
+        return False
+    if headers.version == 6 and _still_routed(payload):
+        return False
+    return internet_checksum(_pseudo_header(headers.five_tuple, len(covered)) + covered) != 0
+
+
+def _pseudo_header(five_tuple: FiveTuple, length: int) -> bytes:
+    """What a transport checksum covers besides (RFC 9293 3.1, RFC 768, RFC 8200 8.1); ICMP for IPv4 covers nothing else."""
+    if five_tuple.protocol == ICMP:
+        return b""
+    return five_tuple.src + five_tuple.dst + length.to_bytes(4, "big") + five_tuple.protocol.to_bytes(4, "big")
 
 
 def mend(payload: bytes) -> bytes:
@@ -62,17 +91,14 @@ def mend(payload: bytes) -> bytes:
             return bytes(packet)
     packet[place : place + 2] = b"\0\0"
     covered = bytes(packet[start:])
-    if protocol != ICMP:
-        five_tuple = headers.five_tuple
-        covered = five_tuple.src + five_tuple.dst + len(covered).to_bytes(4, "big") + protocol.to_bytes(4, "big") + covered
-    checksum = internet_checksum(covered)
+    checksum = internet_checksum(_pseudo_header(headers.five_tuple, len(covered)) + covered)
     if protocol == UDP and checksum == 0:
         checksum = 0xFFFF
     packet[place : place + 2] = checksum.to_bytes(2, "big")
     return bytes(packet)
 
 
-def _still_routed(packet: bytearray) -> bool:
+def _still_routed(packet: bytes | bytearray) -> bool:
     """True if an IPv6 routing header has segments left. The headers have been decoded, so that they are whole."""
     protocol, offset = packet[6], 40
     while protocol in (0, 43, 60, 135, 139, 140, 44, 51):

@@ -102,14 +102,16 @@ class Packet:
     were copied. length: bytes of the packet before it was cut. indev, outdev, physindev, physoutdev: interface indices, 0
     for none. hw_protocol: ethertype. hw_address: source MAC, None where the hook has none. uid, gid: of the sending
     process, None where the kernel does not say. time: seconds since the epoch when the kernel took it, or when we did.
-    gso: True for an offloaded packet that is not cut into segments yet. Source: linux/netfilter/nfnetlink_queue.h.
+    gso: True for an offloaded packet that is not cut into segments yet. checksum_ready: False where an offload fills in the
+    transport checksum later. Source: linux/netfilter/nfnetlink_queue.h.
 
     `answer`, `accept`, `drop`, `repeat` and `requeue` give the verdict at once, from any thread: for packets that a callback
     answered with RETAIN, and for those that iteration over a queue yields.
     """
 
     __slots__ = (
-        "_fill", "_headers", "_queue", "_raw", "gid", "gso", "hook", "hw_address", "hw_protocol", "id", "indev", "length",
+        "_fill", "_headers", "_queue", "_raw", "checksum_ready", "gid", "gso", "hook",
+        "hw_address", "hw_protocol", "id", "indev", "length",
         "mark", "outdev", "payload", "physindev", "physoutdev", "time", "uid",
     )  # fmt: skip
 
@@ -128,6 +130,7 @@ class Packet:
     gid: int | None
     time: float
     gso: bool
+    checksum_ready: bool
     _headers: Headers | None
     _queue: Answering | None
     _raw: Any
@@ -151,6 +154,7 @@ class Packet:
         gid: int | None = None,
         time: float = 0.0,
         gso: bool = False,
+        checksum_ready: bool = True,
     ) -> None:
         self.payload = payload
         self.id = id
@@ -167,6 +171,7 @@ class Packet:
         self.gid = gid
         self.time = time
         self.gso = gso
+        self.checksum_ready = checksum_ready
         self._headers = None
         self._queue = None
         self._raw = None

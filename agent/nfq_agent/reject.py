@@ -9,9 +9,10 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
-from nfq_agent.checksum import mend
+from nfq_agent.checksum import is_wrong, mend
 from nfq_agent.packet import ICMP, ICMPV6, TCP, UDP, Headers, Packet, PacketError
-from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
+from nfq_agent.rate import Bucket, Buckets
+from nfq_agent.verdict import ACCEPT, REJECT, Action, Verdict
 
 _FIN: Final = 1
 _SYN: Final = 2
@@ -27,23 +28,45 @@ _PORT: Final = {4: (3, 3), 6: (1, 4)}
 _PROHIBITED: Final = {4: (3, 13), 6: (1, 1)}
 # ICMP errors: unreachable, source quench, redirect, time exceeded, parameter problem. In version 6 all below 128.
 _V4_ERRORS: Final = frozenset((3, 4, 5, 11, 12))
+# Destinations whose allowance is remembered.
+_DESTINATIONS: Final = 4096
 # How much an error may have in all, with what it quotes: RFC 1812 4.3.2.3, RFC 4443 2.4 (c).
 _LARGEST: Final = {4: 576, 6: 1280}
 
 
-def reject(packet: Packet) -> Verdict:
-    """DROP, with the packets that tell the sender. A packet that itself ends a conversation is accepted: a reset, an unreachable.
+class Allowance:
+    """How many ICMP errors may be sent, as the kernel limits its own (RFC 1812 4.3.2.8, RFC 4443 2.4 f).
+
+    One a second for each destination after 6 at once, and 1,000 a second in all (icmp_ratelimit, XRLIM_BURST_FACTOR,
+    icmp_msgs_per_sec, icmp_msgs_burst in net/ipv4/icmp.c). Resets are not limited: each ends a connection.
+    """
+
+    def __init__(self) -> None:
+        self._each = Buckets(1.0, 6.0, _DESTINATIONS)
+        self._all: Bucket | None = None
+
+    def take(self, destination: bytes, now: float) -> bool:
+        """Take one for this address; False where there is none left. now: seconds, on one clock for all calls."""
+        if self._all is None:
+            self._all = Bucket(1000.0, 50.0, now)
+        return self._each.take(destination, now) and self._all.take(now)
+
+
+def reject(packet: Packet, allowance: Allowance) -> Verdict:
+    """A drop, with the packets that tell the sender. What itself ends a conversation is accepted: a reset, an unreachable.
+
+    Nobody is told about a packet whose checksum is wrong: who sent it is not known.
 
     The packets that we send pass the rules too, where they take both directions; accepting them needs no mark.
     """
     try:
         headers = packet.headers
     except PacketError:
-        return DROP
+        return REJECT
     if _is_end(packet, headers):
         return ACCEPT
-    answers = tuple(_answers(packet, headers))
-    return Verdict(Action.DROP, inject=answers) if answers else DROP
+    answers = tuple(_answers(packet, headers, allowance))
+    return Verdict(Action.DROP, inject=answers, rejects=True) if answers else REJECT
 
 
 def _is_end(packet: Packet, headers: Headers) -> bool:
@@ -57,15 +80,17 @@ def _is_end(packet: Packet, headers: Headers) -> bool:
     return (protocol, kind) in ((ICMP, b"\3"), (ICMPV6, b"\1"))
 
 
-def _answers(packet: Packet, headers: Headers) -> list[bytes]:
+def _answers(packet: Packet, headers: Headers, allowance: Allowance) -> list[bytes]:
     src, dst = headers.five_tuple.src, headers.five_tuple.dst
-    if headers.transport is None or not _single(src) or not _single(dst):
+    if headers.transport is None or not _single(src) or not _single(dst) or is_wrong(packet):
         return []
     protocol = headers.five_tuple.protocol
     if protocol == TCP:
         return _resets(packet, headers)
     kind = packet.payload[headers.transport : headers.transport + 1]
     if (protocol == ICMP and (not kind or kind[0] in _V4_ERRORS)) or (protocol == ICMPV6 and (not kind or kind[0] < 128)):
+        return []
+    if not allowance.take(src, packet.time):
         return []
     error_type, code = (_PORT if protocol == UDP else _PROHIBITED)[headers.version]
     overhead = 28 if headers.version == 4 else 48

@@ -35,7 +35,7 @@ class Verdict:
     checksums (`checksum.mend`), which a program of its own does itself. queue: the number of the queue it goes to (0 to
     65535), with Action.QUEUE only. delay: seconds that the packet is kept back before the verdict is given.
     inject: whole packets, from the IP header on, that the worker sends besides (a copy, a TCP reset). means: what it comes
-    to, where the action is only the way there (`outcome`).
+    to, where the action is only the way there (`outcome`). rejects: a drop whose sender is told, where that is allowed.
     Source: nfqnl_recv_verdict() in net/netfilter/nfnetlink_queue.c.
     """
 
@@ -47,6 +47,7 @@ class Verdict:
     inject: tuple[bytes, ...] = ()
     means: Action | None = None
     exact: bool = False
+    rejects: bool = False
 
     def __post_init__(self) -> None:
         if (self.queue is not None) != (self.action is Action.QUEUE):
@@ -64,6 +65,11 @@ class Verdict:
         return self.action if self.means is None else self.means
 
     @property
+    def word(self) -> str:
+        """The outcome as people read it: `accept`, `drop`, `reject`, ..."""
+        return "reject" if self.rejects else self.outcome.name.lower()
+
+    @property
     def plain(self) -> bool:
         """True where the action says all, so that neighbours can share one message."""
         return self.mark is None and self.payload is None and self.queue is None and not (self.delay or self.inject)
@@ -77,6 +83,7 @@ class Verdict:
 ACCEPT: Final = Verdict(Action.ACCEPT)
 DROP: Final = Verdict(Action.DROP)
 REPEAT: Final = Verdict(Action.REPEAT)
+REJECT: Final = Verdict(Action.DROP, rejects=True)
 # The packet is kept; it is answered later by its own methods, or by the queue's policy when it was forgotten.
 RETAIN: Final = Verdict(Action.RETAIN)
 # An accept that would have been a drop, in monitor mode and at a tap; known by its identity.

@@ -22,7 +22,7 @@ from nfq_agent.flow import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import PARSERS
-from nfq_agent.reject import reject
+from nfq_agent.reject import Allowance, reject
 from nfq_agent.testing import tcp, udp
 
 SLOWEST = 0.05
@@ -83,8 +83,8 @@ def talk(source: random.Random, element: Dpi, table: FlowTable, now: float, clie
     for packet in packets:
         flow = table.observe(packet.headers.five_tuple, now)
         element.decide(packet, flow)
-        reject(packet)
-        reject(Packet(mutated(source, packet.payload)))
+        reject(packet, Allowance())
+        reject(Packet(mutated(source, packet.payload)), Allowance())
         state = flow.state.get(element)
         kept = state.held if isinstance(state, Conversation) else 0
         assert kept <= 2 * BYTES, kept

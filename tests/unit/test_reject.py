@@ -11,13 +11,18 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 
 from nfq_agent.packet import Packet
-from nfq_agent.reject import reject
+from nfq_agent.reject import Allowance
+from nfq_agent.reject import reject as reject_within
 from nfq_agent.testing import icmp, ip_packet, tcp, udp
-from nfq_agent.verdict import ACCEPT, DROP, Action
+from nfq_agent.verdict import ACCEPT, REJECT, Action, Verdict
 
 A, B = "192.0.2.1:40000", "198.51.100.1:443"
 A6, B6 = "[2001:db8::1]:40000", "[2001:db8::2]:443"
 FAMILIES = pytest.mark.parametrize(("a", "b", "layer"), [(A, B, IP), (A6, B6, IPv6)])
+
+
+def reject(packet: Packet) -> Verdict:
+    return reject_within(packet, Allowance())
 
 
 def answers(packet: Packet) -> tuple[bytes, ...]:
@@ -61,7 +66,7 @@ def test_a_reset_passes_and_is_never_answered(a: str, b: str, layer: type) -> No
     for data in (*answers(tcp(a, b, b"x")), *answers(tcp(a, b, flags="S"))):
         assert reject(Packet(data)) is ACCEPT
     # With data it could carry something out.
-    assert reject(tcp(a, b, b"data", flags="R")) is DROP
+    assert reject(tcp(a, b, b"data", flags="R")) is REJECT
 
 
 def test_a_datagram_is_unreachable() -> None:
@@ -107,7 +112,7 @@ def test_a_ping_is_prohibited() -> None:
 )
 def test_nobody_is_told_where_the_rules_forbid_it(packet: Packet) -> None:
     """RFC 1122 3.2.2: not about another error, a later fragment, or what went to many."""
-    assert reject(packet) is DROP
+    assert reject(packet) is REJECT
 
 
 @given(st.binary(max_size=200))
@@ -115,3 +120,34 @@ def test_no_bytes_make_it_raise(data: bytes) -> None:
     for head in (b"\x45", b"\x60"):
         reject(Packet(head + data))
     reject(Packet(ip_packet(b"\1\2\3\4", b"\1\2\3\5", data[0] if data else 0, data)) if len(data) > 60 else Packet(data))
+
+
+def test_errors_are_limited_as_the_kernel_limits_its_own() -> None:
+    allowance = Allowance()
+
+    def sent(source: str, now: float) -> int:
+        return len(reject_within(udp(source, B, b"x", time=now), allowance).inject)
+
+    assert sum(sent(A, 1.0) for _ in range(5000)) == 6
+    assert sum(sent(A, 3.0) for _ in range(5000)) == 2
+    assert sent("192.0.2.9:1", 3.0) == 1
+    # From many sources at once: 50, less what was sent at this moment.
+    assert 40 < sum(sent(f"10.0.{n >> 8}.{n & 255}:1", 3.0) for n in range(5000)) <= 50
+    assert reject_within(udp(A, B, b"x", time=3.0), allowance).word == "reject"
+
+
+def test_resets_are_not_limited() -> None:
+    allowance = Allowance()
+    assert all(reject_within(tcp(A, f"198.51.100.1:{port}", flags="S", time=1.0), allowance).inject for port in range(1, 500))
+
+
+@FAMILIES
+@pytest.mark.parametrize("make", [tcp, udp])
+def test_nobody_is_told_about_a_wrong_checksum(a: str, b: str, layer: type, make: Any) -> None:
+    good = make(a, b, b"hello")
+    assert reject(good).inject
+    broken = good.payload[:-1] + b"!"
+    assert reject(Packet(broken)) is REJECT
+    # Nothing is known where an offload fills it in later, or where the end was not copied.
+    assert reject(Packet(broken, checksum_ready=False)).inject
+    assert reject(Packet(broken, length=2000)).inject

@@ -251,15 +251,27 @@ def _rp_filter() -> Iterator[Finding]:
 
 
 def listener_faults(config: Config) -> list[str]:
-    """A line for each listener of a proxy that somebody else holds; those of the running agent of this instance are its own."""
+    """A line for each thing that this host or unit forbids: a listener that another process holds, packets of our own.
+
+    Listeners of the running agent of this instance are its own.
+    """
     wanted = [(name, endpoint) for name, proxy in config.proxy.items() for endpoint in proxy.listen]
+    answering = [
+        f"queue.{name}.elements"
+        for name, queue in config.queue.items()
+        if any(spec.cls.injects_of(spec.options) for spec in config.packet_elements(queue))
+    ]
+    if (wanted or answering) and _ip_denied():
+        return [
+            f"configuration: {key}: this service may not send IP packets of its own (IPAddressDeny=any of its unit), which "
+            f"{what}; allowed: a drop-in with [Service] IPAddressDeny= and nothing behind it, see nfq-agent(8)"
+            for key, what in (
+                *((("proxy", "a proxy does"),) if wanted else ()),
+                *((key, "`reject` and `chaos` do") for key in answering),
+            )
+        ]
     if not wanted:
         return []
-    if _ip_denied():
-        return [
-            "configuration: proxy: this service may not use IP connections (IPAddressDeny=any of its unit); allowed: a drop-in "
-            "with [Service] IPAddressDeny= and nothing behind it, see nfq-agent(8)"
-        ]
     running = status_if_any(config.agent.instance)
     ours = {text for proxy in running.proxies for text in proxy.listen} if running is not None else set()
     faults = []

@@ -57,7 +57,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
         hook = hook_name(packet.hook)
         outcome = _outcome(verdict)
         fields: dict[str, Any] = fields_of(flow.facts) if flow is not None else {}
-        fields |= {"hook": hook, "verdict": verdict.outcome.name.lower(), "length": packet.length}
+        fields |= {"hook": hook, "verdict": verdict.word, "length": packet.length}
         if packet.mark:
             fields["mark"] = f"{packet.mark:#x}"
         if packet.uid is not None:
@@ -119,7 +119,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
 
 def _outcome(verdict: Verdict) -> str:
     """The verdict in a word or two: `accept`, `drop`, `queue 7`, `accept mark 0x10`."""
-    text = verdict.outcome.name.lower()
+    text = verdict.word
     if verdict.queue is not None:
         text += f" {verdict.queue}"
     if verdict.mark is not None:

@@ -18,7 +18,7 @@ from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Conditions, Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, address, hook_name, protocol_name
 from nfq_agent.protocols.known import BY_NAME, HOSTS, OWNERS
-from nfq_agent.reject import reject
+from nfq_agent.reject import Allowance, reject
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 # Rule keys that name a fact: every fact that a protocol sets, by its own name, and one short form.
@@ -154,6 +154,7 @@ class Policy(PacketElement[PolicyOptions]):
         self._match = Match(options.rule, socket.if_indextoname)
         self._explain = options.explain
         self._default = options.default
+        self._allowance = Allowance()
         self._closed = options.default in ("drop", "reject")
         self.reads_process = self._match.by_process
         # A refusal is made for the very packet.
@@ -285,7 +286,7 @@ class Policy(PacketElement[PolicyOptions]):
 
     def _reject(self, packet: Packet) -> Verdict:
         """Drop the packet, and let its sender know."""
-        return reject(packet)
+        return reject(packet, self._allowance)
 
     def _answer(self, packet: Packet, action: ActionName | None, label: str) -> Verdict | None:
         if self._explain:

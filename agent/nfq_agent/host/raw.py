@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from struct import Struct
 from typing import Final, Self
 
 # linux/in6.h; the header comes from us, as IPPROTO_RAW means it for IPv4 (raw(7)).
 _IPV6_HDRINCL: Final = 36
+# struct nlmsghdr, struct rtmsg, struct rtattr (linux/netlink.h, linux/rtnetlink.h)
+_MESSAGE: Final = Struct("=IHHII")
+_ROUTE: Final = Struct("=BBBBBBBBI")
+_ATTRIBUTE: Final = Struct("=HH")
+_RTM_NEWROUTE: Final = 24
+_RTM_GETROUTE: Final = 26
+_NLM_F_REQUEST: Final = 1
+_RTA_DST: Final = 1
+_RTN_BROADCAST: Final = 3
 
 
 class RawSockets:
@@ -19,6 +29,7 @@ class RawSockets:
     def __init__(self) -> None:
         """Raises PermissionError without CAP_NET_RAW."""
         self._v4 = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+        self._routes = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._v6: socket.socket | None = None
         # A kernel without IPv6 has no packets of it either.
         with contextlib.suppress(OSError):
@@ -37,15 +48,17 @@ class RawSockets:
 
     def filenos(self) -> list[int]:
         """All descriptors."""
-        return [each.fileno() for each in (self._v4, self._v6) if each is not None]
+        return [each.fileno() for each in (self._v4, self._v6, self._routes) if each is not None]
 
     def send(self, packet: bytes, interface: int = 0) -> None:
-        """Send a packet to its own destination; never blocks.
+        """Send a packet to its own destination; never blocks. One to or from a broadcast address is not sent.
 
         interface: index for a destination of link-local scope, which has no other way. Raises OSError: no route, a firewall's
         DROP in OUTPUT (EPERM), a full queue (ENOBUFS, EAGAIN).
         """
         if packet[0] >> 4 == 4:
+            if self._is_broadcast(packet[12:16]) or self._is_broadcast(packet[16:20]):
+                return
             self._v4.sendto(packet, (socket.inet_ntop(socket.AF_INET, packet[16:20]), 0))
         elif self._v6 is not None:
             destination = packet[24:40]
@@ -54,8 +67,20 @@ class RawSockets:
             address = socket.inet_ntop(socket.AF_INET6, destination)
             self._v6.sendto(packet, (address, 0, 0, interface if local else 0))
 
+    def _is_broadcast(self, address: bytes) -> bool:
+        """What the routing table says, which knows the networks of all interfaces (rtnetlink(7), RTM_GETROUTE)."""
+        head = _ROUTE.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0)
+        destination = _ATTRIBUTE.pack(8, _RTA_DST) + address
+        length = _MESSAGE.size + len(head) + len(destination)
+        self._routes.send(_MESSAGE.pack(length, _RTM_GETROUTE, _NLM_F_REQUEST, 0, 0) + head + destination)
+        answer = self._routes.recv(4096)
+        kind: int = _MESSAGE.unpack_from(answer)[1]
+        found: int = _ROUTE.unpack_from(answer, _MESSAGE.size)[7]
+        return kind == _RTM_NEWROUTE and found == _RTN_BROADCAST
+
     def close(self) -> None:
         """Close them."""
+        self._routes.close()
         self._v4.close()
         if self._v6 is not None:
             self._v6.close()

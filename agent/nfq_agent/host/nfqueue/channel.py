@@ -276,8 +276,13 @@ class Channel:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._queue))
 
 
+# NFQA_SKB_INFO (linux/netfilter/nfnetlink_queue.h)
+_SKB_CSUMNOTREADY: Final = 1
+_SKB_GSO: Final = 2
+
+
 def make_packet(
-    identity: int, hook: int, ethertype: int, mark: int, length: int, gso: bool, payload: bytes, head: bytes
+    identity: int, hook: int, ethertype: int, mark: int, length: int, info: int, payload: bytes, head: bytes
 ) -> Packet:
     """Make a packet. Rarely used fields are filled on first access."""
     packet = Packet.__new__(Packet)
@@ -286,7 +291,8 @@ def make_packet(
     packet.hw_protocol = ethertype
     packet.mark = mark
     packet.length = length
-    packet.gso = gso
+    packet.gso = bool(info & _SKB_GSO)
+    packet.checksum_ready = not info & _SKB_CSUMNOTREADY
     packet.payload = payload
     packet._headers = None
     packet._queue = None

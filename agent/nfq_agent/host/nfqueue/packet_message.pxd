@@ -35,8 +35,6 @@ cdef enum:
     A_UID = 16
     A_GID = 17
     KINDS = 18
-    # NFQA_SKB_GSO: an offloaded packet that is not cut into segments yet
-    SKB_GSO = 2
     TCP = 6
     UDP = 17
     # Hook and interfaces, then protocol, addresses and ports.
@@ -140,5 +138,5 @@ cdef inline object made(object make, const uint8_t *message, size_t size, uint32
         hook = message[found.at[A_PACKET_HDR] + 6]
     return make(
         identity, hook, ethertype, number(message, &found, A_MARK), length,
-        number(message, &found, A_SKB_INFO) & SKB_GSO != 0, payload, PyBytes_FromStringAndSize(<const char *>message, head),
+        number(message, &found, A_SKB_INFO), payload, PyBytes_FromStringAndSize(<const char *>message, head),
     )
