@@ -303,3 +303,13 @@ def test_a_packet_of_a_queue_that_was_unbound_answers_nothing() -> None:
     bond.end()
     with pytest.raises(VerdictError, match="was unbound"):
         bond.verdict(packet, ACCEPT)
+
+
+def test_a_packet_that_answered_itself_before_it_was_held_is_not_late() -> None:
+    ledgers = Ledgers()
+    ledgers.bind(start=0, passed_over=0)
+    ledgers.arrive(count=2)
+    ledgers.read_ahead(count=2)
+    ledgers.answer_itself(ledgers.packets[1], ACCEPT)
+    ledgers.hold()
+    ledgers.time_passes(seconds=6.0)

@@ -242,9 +242,10 @@ class Ledger:
     # By iteration: HELD.
 
     def hold(self, now: float) -> Packet:
-        """The next packet that was read ahead: HELD."""
+        """The next packet that was read ahead: HELD, unless it has its verdict by its own methods."""
         packet = self._backlog.popleft()
-        self._held[packet.id] = packet, now + self._after
+        if packet._queue is not None:
+            self._held[packet.id] = packet, now + self._after
         return packet
 
     # ANSWERED.
