@@ -156,7 +156,7 @@ class FakeHost:
     lists = False
     descriptors: tuple[int, ...] = ()
     closed = False
-    lock_seconds = 0.0
+    lock_seconds = 30.0
 
     def __init__(self, kernel: FakeKernel, instance: str) -> None:
         self.kernel, self.instance = kernel, instance

@@ -16,11 +16,12 @@ def run(flags: Flags) -> int:
     # Imported once the configuration is known to be good, so that a fault is reported quickly.
     from nfq_agent.host.journal import open_log
     from nfq_agent.service.supervisor import Supervisor
+    from nfq_agent.service.system import this_host
 
     settings = log_settings(loaded.log)
     log = open_log(settings.format, settings.level)
     # A reload does not check listeners: this agent holds them. A new one that is not free fails when it is opened.
-    return Supervisor(lambda: loading.configuration(flags), loading.checked(loaded), log).run()
+    return Supervisor(lambda: loading.configuration(flags), loading.checked(loaded), log, this_host()).run()
 
 
 def reload(flags: Flags) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import selectors
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+from nfq_agent.config.models import Config
 from nfq_agent.host.child import Child
+from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.queue.errors import QueueError
 from nfq_agent.service.taps import TapWorker
@@ -205,3 +207,16 @@ def drain(workers: Sequence[Worker]) -> None:
         if empty == 2:
             return
         time.sleep(0.005)
+
+
+def workers_of(config: Config, user: User, log: Log, close: Callable[[], Iterable[int]]) -> list[Worker]:
+    """The workers that a configuration needs, none of them opened or started. close: as in Worker. Raises ConfigError."""
+    return [
+        *(
+            QueueWorker(name, number, config, user, log, close)
+            for name, queue in config.queue.items()
+            for number in queue.numbers
+        ),
+        *(ProxyWorker(name, config, user, log, close) for name in config.proxy),
+        *(TapWorker(name, config, user, log, close) for name in config.tap),
+    ]

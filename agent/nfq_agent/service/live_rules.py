@@ -1,4 +1,4 @@
-"""The rules of one instance on this host, both families together: read, compare, put in, take out - all or nothing."""
+"""The rules of one instance on this host, both families together: read, compare, apply, remove - all or nothing."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class LiveRules:
         return self.host.apply_all({family: ruleset.get(family, {}) for family in FAMILIES})
 
     def remove(self, keep_fail_closed: bool = False) -> dict[Family, Settled]:
-        """Take away all rules of this instance; with `keep_fail_closed`, all but those that keep traffic out (no bypass).
+        """Remove all rules of this instance; with `keep_fail_closed`, all but those that block traffic (no bypass).
 
-        A family that fails does not keep the other from being cleaned. Raises RuleError.
+        If one family fails, the other is cleaned all the same. Raises RuleError.
         """
         return self.host.apply_all(
             {family: fail_closed(self.host.read(family)) if keep_fail_closed else {} for family in FAMILIES}, undo=False
@@ -48,6 +48,21 @@ class LiveRules:
     def close(self) -> None:
         """Give up what holds the rules, after `remove`, when the queues are empty. Raises RuleError."""
         self.host.close()
+
+
+def states(settled: Mapping[Family, Settled]) -> State:
+    """What the kernel has after an `apply`."""
+    return {family: each.after for family, each in settled.items()}
+
+
+def held_chains(state: State) -> list[str]:
+    """A line for each chain of ours that cannot be deleted because a foreign rule jumps to it."""
+    return [
+        f"a rule that is not ours jumps to {chain} ({family} {table}); that chain cannot be deleted"
+        for family, tables in state.items()
+        for table, each in tables.items()
+        for chain in sorted(each.held)
+    ]
 
 
 def listing(state: State) -> list[Found]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -9,31 +10,56 @@ from typing import Final
 from nfq_agent.config.models import Config
 from nfq_agent.counters import WORKER_COUNTERS
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
-from nfq_agent.service.crew import Crew
 from nfq_agent.service.live_rules import Found
 from nfq_agent.service.meter import Meter, QueueReading, uninspected
 from nfq_agent.service.status import (
+    DriftStatus,
     InForce,
     InterfaceStatus,
     OffloadStatus,
     ProxyStatus,
     QueueStatus,
     RuleStatus,
+    Status,
     TapStatus,
     WorkerStatus,
 )
+from nfq_agent.service.system import Workers
 from nfq_agent.service.taps import TapWorker
 from nfq_agent.service.workers import QueueWorker
+from nfq_agent.version import version
 
 _OFFLOADED: Final[Mapping[str, str]] = {OFFLOAD_NEW: "decided", OFFLOAD_ACCEPTED: "accepted", OFFLOAD_DENIED: "denied"}
 
 
-def queues(config: Config, crew: Crew, meter: Meter) -> tuple[QueueStatus, ...]:
+def status(
+    config: Config, crew: Workers, meter: Meter, backend: str, found: list[Found], drift: DriftStatus, lost: int
+) -> Status:
+    """All of it. backend: name of the rule backend. found: the installed rules. lost: log lines that were not written."""
+    return Status(
+        instance=config.agent.instance,
+        running=True,
+        version=version(),
+        state="serving",
+        pid=os.getpid(),
+        since=meter.since,
+        backend=backend,
+        queues=queues(config, crew, meter),
+        proxies=proxies(crew),
+        taps=taps(crew),
+        offloaded=offloaded(found),
+        rules=rules(found),
+        drift=drift,
+        log_lines_lost=lost,
+    )
+
+
+def queues(config: Config, crew: Workers, meter: Meter) -> tuple[QueueStatus, ...]:
     """The queues, in the order of the configuration."""
     return tuple(_queue(name, config, crew, meter) for name in config.queue)
 
 
-def _queue(name: str, config: Config, crew: Crew, meter: Meter) -> QueueStatus:
+def _queue(name: str, config: Config, crew: Workers, meter: Meter) -> QueueStatus:
     queue = config.queue[name]
     workers = [worker for worker in crew.queues.values() if worker.name == name]
     readings = [_reading(worker) for worker in workers]
@@ -51,7 +77,7 @@ def _queue(name: str, config: Config, crew: Crew, meter: Meter) -> QueueStatus:
     )
 
 
-def proxies(crew: Crew) -> tuple[ProxyStatus, ...]:
+def proxies(crew: Workers) -> tuple[ProxyStatus, ...]:
     """The proxies."""
     return tuple(
         ProxyStatus(
@@ -67,7 +93,7 @@ def proxies(crew: Crew) -> tuple[ProxyStatus, ...]:
     )
 
 
-def taps(crew: Crew) -> tuple[TapStatus, ...]:
+def taps(crew: Workers) -> tuple[TapStatus, ...]:
     """The taps."""
     return tuple(_tap(worker) for worker in crew.taps.values())
 

@@ -6,7 +6,6 @@ The supervisor opens a socket for each interface, hands it over and closes its o
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Self
 
@@ -54,7 +53,6 @@ class TapWorker(Worker):
         self._instance = config.agent.instance
         # What interfaces counted that are gone.
         self._before = dict.fromkeys(TAP_COUNTERS, 0)
-        self._progress = (0, time.monotonic())
 
     @property
     def key(self) -> tuple[str, object]:
@@ -103,7 +101,6 @@ class TapWorker(Worker):
 
     def start(self) -> None:
         """Fork, and hand the sockets of all chosen interfaces over."""
-        self._progress = (0, time.monotonic())
         for followed in self._follower.followed.values():
             self._note(followed)
         self._follower = Follower(self._selection)
@@ -191,11 +188,7 @@ class TapWorker(Worker):
         settings = WorkerSettings(number=-1, default=ACCEPT, on_error=ACCEPT, monitor=True)
         WorkerLoop(tap, chain, settings, self.counters, handed, emit).run()
 
-    def stuck_for(self, now: float) -> float:
-        """Seconds without a turn of the loop."""
-        turns, since = self._progress
-        current = self.counters.turns
-        if current != turns or self.child is None or not (self.child.ready or self.deaths):
-            self._progress = (current, now)
-            return 0.0
-        return now - since
+    @property
+    def turns(self) -> int:
+        """Turns of its loop so far, over all its processes."""
+        return self.counters.turns

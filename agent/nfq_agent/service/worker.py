@@ -58,6 +58,7 @@ class Worker(ABC):
         self._user = user
         self._log = log
         self._close = close
+        self._progress: tuple[int | None, float] = (None, time.monotonic())
 
     @property
     @abstractmethod
@@ -116,9 +117,24 @@ class Worker(ABC):
         """The process that serves now, or None."""
         return None if self.child is None else self.child.pid
 
+    @property
+    def turns(self) -> int | None:
+        """Turns of the child's loop so far; None where they are not counted."""
+        return None
+
+    def stuck_for(self, now: float) -> float:
+        """Seconds since the last turn of the child's loop, or since its start. now: seconds of the monotonic clock."""
+        turns, since = self._progress
+        current = self.turns
+        if current is None or current != turns or self.child is None or not (self.child.ready or self.deaths):
+            self._progress = (current, now)
+            return 0.0
+        return now - since
+
     def start(self) -> None:
         """Fork the process; `wait_ready` waits until it serves. Raises OSError."""
         self.restart_at = None
+        self._progress = (self.turns, time.monotonic())
         others = set(self._close()) - self.keeps
         self.child = Child(self.title, self.body, self._user, self.capabilities, others)
 

@@ -6,7 +6,6 @@ The socket of a queue belongs to the supervisor, so the queue and the packets th
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Self
 
@@ -47,7 +46,6 @@ class QueueWorker(Worker):
         self.raw: RawSockets | None = None
         self._instance = config.agent.instance
         self._lost_below: int | None = None
-        self._progress = (0, time.monotonic())
 
     @property
     def key(self) -> tuple[str, object]:
@@ -135,7 +133,6 @@ class QueueWorker(Worker):
         """Fork; after a death the new process learns up to which packet number some may be unanswered."""
         if (self.deaths or self.killed) and (line := self.statistics()) is not None:
             self._lost_below = line.id_sequence
-        self._progress = (0, time.monotonic())
         super().start()
         if self.queue is not None:
             self.queue.leave_to_child()
@@ -188,14 +185,10 @@ class QueueWorker(Worker):
         line = self.statistics()
         return line is not None and line.waiting > 0
 
-    def stuck_for(self, now: float) -> float:
-        """Seconds without progress while packets may be waiting: since the last turn of the loop, or the start of the process."""
-        turns, since = self._progress
-        current = self.counters.turns
-        if current != turns or self.child is None or not (self.child.ready or self.deaths):
-            self._progress = (current, now)
-            return 0.0
-        return now - since
+    @property
+    def turns(self) -> int:
+        """Turns of its loop so far, over all its processes."""
+        return self.counters.turns
 
 
 class ProxyWorker(Worker):

@@ -1,0 +1,121 @@
+"""What the supervisor needs of the operating system: a few functions and objects, given to it.
+
+The real ones are put together here; tests/support/fake_system.py has fakes that pass the same contract tests.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from nfq_agent.config.models import Config, log_settings
+from nfq_agent.host import routes
+from nfq_agent.host.journal import open_log
+from nfq_agent.host.systemd import ServiceManager
+from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, ensure_user, has_capability
+from nfq_agent.host.xtables.backend import RuleHost, choose
+from nfq_agent.log import Log
+from nfq_agent.mark import Mark
+from nfq_agent.queue.errors import QueueError
+from nfq_agent.rules.model import Family, RuleError
+from nfq_agent.rules.plan import redirects
+from nfq_agent.service import control
+from nfq_agent.service.crew import Crew
+from nfq_agent.service.policy_generation import advance
+from nfq_agent.service.taps import TapWorker
+from nfq_agent.service.worker import Worker, WorkerError
+from nfq_agent.service.workers import ProxyWorker, QueueWorker
+
+# What a start, a reload or a stop may fail with. Anything else is a fault of ours.
+FAILURES: Final = (WorkerError, RuleError, QueueError, UserError, control.ControlError, OSError)
+
+
+class ServiceWords(Protocol):
+    """What the service manager is told (host/systemd.py)."""
+
+    @property
+    def watchdog(self) -> float | None: ...
+    def ready(self) -> None: ...
+    def reloading(self) -> None: ...
+    def stopping(self) -> None: ...
+    def alive(self) -> None: ...
+    def status(self, text: str) -> None: ...
+
+
+class Workers(Protocol):
+    """The workers that serve, and what is done with them (service/crew.py)."""
+
+    @property
+    def queues(self) -> dict[int, QueueWorker]: ...
+    @property
+    def proxies(self) -> dict[str, ProxyWorker]: ...
+    @property
+    def taps(self) -> dict[str, TapWorker]: ...
+    @property
+    def workers(self) -> list[Worker]: ...
+    @property
+    def descriptors(self) -> Iterator[int]: ...
+    def add(self, workers: Sequence[Worker]) -> None: ...
+    def replace(self, old: Worker, successor: Worker) -> None: ...
+    def retire(self, workers: Sequence[Worker]) -> None: ...
+    def wait_for_leaving(self) -> None: ...
+    def revive(self, now: float) -> float | None: ...
+
+
+class Held(Protocol):
+    """The lock of the instance (service/control.py)."""
+
+    def fileno(self) -> int: ...
+    def release(self) -> None: ...
+
+
+class Listening(Protocol):
+    """The control socket (service/control.py)."""
+
+    def fileno(self) -> int: ...
+    def serve_one(self, respond: control.Respond) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """clock: monotonic seconds. wall: seconds since the epoch. The others do what the real ones below do, and raise the same."""
+
+    clock: Callable[[], float]
+    wall: Callable[[], float]
+    service: ServiceWords
+    may_change_rules: Callable[[], bool]
+    lock: Callable[[str], Held]
+    listen: Callable[[str], Listening]
+    ensure_user: Callable[[str], tuple[User, bool]]
+    choose: Callable[[Config], RuleHost]
+    crew: Callable[[selectors.BaseSelector, Log, Callable[[], None]], Workers]
+    route: Callable[[str, Mapping[Family, Set[Mark]]], None]
+    open_log: Callable[[Config], Log]
+    advance: Callable[[Config], Config]
+
+
+def this_host() -> System:
+    """The real ones."""
+    return System(
+        clock=time.monotonic,
+        wall=time.time,
+        service=ServiceManager(),
+        may_change_rules=lambda: has_capability(CAP_NET_ADMIN),
+        lock=control.Lock,
+        listen=control.Server,
+        ensure_user=ensure_user,
+        choose=lambda config: choose(config.agent.backend, config.agent.instance, captures=redirects(config)),
+        crew=Crew,
+        route=routes.ensure,
+        open_log=_open_log,
+        advance=lambda config: advance(config, control.folder() / f"{config.agent.instance}.generations"),
+    )
+
+
+def _open_log(config: Config) -> Log:
+    settings = log_settings(config.log)
+    return open_log(settings.format, settings.level)
