@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from agent import COMMAND, Agent, ours, saved, until
 from namespace import Namespace
-from traffic import CLIENT, ECHO, FLOOD, PYTHON
+from traffic import CLIENT, ECHO, FLOOD, PYTHON, Flood
 
 from nfq_agent.host.nfqueue.statistics import statistics
 
@@ -246,27 +246,29 @@ def flooded(netns: Namespace, tmp_path: Path) -> Iterator[tuple[Namespace, Agent
     assert ours(netns) == []
 
 
-def all_pass(stream: subprocess.Popen[bytes], passed: Callable[[], int], count: int) -> None:
-    """The flood ends, and each of its packets came through."""
-    assert stream.stdout is not None
-    assert int(stream.stdout.read()) == count
-    assert stream.wait(timeout=60) == 0
-    until(lambda: passed() == count, f"{count} packets pass; {passed()} did", 5)
+def all_pass(stream: Flood, passed: Callable[[], int]) -> None:
+    """The flood, still under way, ends, and each of its packets came through."""
+    count = stream.end()
+    until(lambda: passed() == count, f"{count} packets pass", 15)
+
+
+def reached(passed: Callable[[], int], floor: int) -> None:
+    """So many packets have passed."""
+    until(lambda: passed() > floor, f"more than {floor} packets pass", 60)
 
 
 def test_a_stop_in_a_flood_loses_nothing(flooded: tuple[Namespace, Agent, Callable[[], int]]) -> None:
     namespace, agent, passed = flooded
-    stream = flood(namespace, 200_000)
-    until(lambda: passed() > 50_000, "the flood is under way")
+    stream = Flood(namespace)
+    reached(passed, 50_000)
     assert agent.stop() == 0
-    assert stream.poll() is None, "the flood was over before the stop"
-    all_pass(stream, passed, 200_000)
+    all_pass(stream, passed)
 
 
 def test_a_reload_in_a_flood_loses_nothing(flooded: tuple[Namespace, Agent, Callable[[], int]]) -> None:
     namespace, agent, passed = flooded
-    stream = flood(namespace, 200_000, 40_000)
-    until(lambda: passed() > 20_000, "the flood is under way")
+    stream = Flood(namespace, 40_000)
+    reached(passed, 20_000)
     # A rule more; another worker with other settings; another queue number.
     agent.configure(udp(more="[rules.more]\nqueue = 'main'\nudp_ports = [11002]\n"))
     agent.verb("reload")
@@ -274,29 +276,26 @@ def test_a_reload_in_a_flood_loses_nothing(flooded: tuple[Namespace, Agent, Call
     agent.verb("reload")
     agent.configure(udp().replace("num = 100", "num = 101"))
     agent.verb("reload")
-    assert stream.poll() is None, "the flood was over before the last reload"
-    all_pass(stream, passed, 200_000)
-    assert agent.totals()["received"] > 0
+    received = agent.totals()["received"]
+    until(lambda: agent.totals()["received"] > received, "the last worker judges, too")
+    all_pass(stream, passed)
     assert agent.queue()["workers"][0]["number"] == 101
+
+
+def _another_than(agent: Agent, worker: int) -> bool:
+    return agent.workers() not in ([worker], [None])
 
 
 def test_a_workers_death_in_a_flood_loses_nothing(flooded: tuple[Namespace, Agent, Callable[[], int]]) -> None:
     namespace, agent, passed = flooded
-    stream = flood(namespace, 200_000, 40_000)
-
-    def passed_more(than: int) -> bool:
-        return passed() > than
-
-    def another(worker: int) -> bool:
-        return agent.workers() not in ([worker], [None])
-
+    stream = Flood(namespace, 40_000)
     for floor in (20_000, 80_000):
-        until(partial(passed_more, floor), "the flood is under way")
+        reached(passed, floor)
         (worker,) = agent.workers()
         os.kill(worker, signal.SIGKILL)
-        until(partial(another, worker), "another worker serves")
-    assert stream.poll() is None, "the flood was over before the last death"
-    all_pass(stream, passed, 200_000)
+        until(partial(_another_than, agent, worker), "another worker serves")
+    reached(passed, passed() + 1000)
+    all_pass(stream, passed)
     assert agent.log.count("died: SIGKILL") == 2
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 from typing import Final
+
+from namespace import Namespace
 
 PYTHON: Final = sys.executable
 
@@ -69,6 +72,46 @@ for number in range(count):
             time.sleep(ahead)
 print(taken)
 """
+
+# The same without a count: until its standard input ends, 120 s at most. argv: address, port, rate.
+_ENDLESS: Final = """
+import select, socket, sys, time
+address, port, rate = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+end = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+receiver = socket.socket(end.family, socket.SOCK_DGRAM)
+receiver.bind((address, port))
+end.connect((address, port))
+payload = b"x" * 64
+began = time.monotonic()
+taken = number = 0
+while True:
+    for number in range(number + 1, number + 101):
+        try:
+            end.send(payload)
+            taken += 1
+        except OSError:
+            pass
+    ahead = max(0.0, number / rate - (time.monotonic() - began))
+    if select.select([sys.stdin], [], [], ahead)[0] or time.monotonic() - began > 120:
+        break
+print(taken)
+"""
+
+
+class Flood:
+    """Datagrams to port 11000 of the loopback until `end`, so that nothing under test can be slower than it."""
+
+    def __init__(self, namespace: Namespace, rate: int = 100_000, address: str = "127.0.0.1") -> None:
+        """rate: datagrams a second at most."""
+        argv = (PYTHON, "-c", _ENDLESS, address, "11000", str(rate))
+        self._process = namespace.start(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def end(self) -> int:
+        """End it; how many datagrams the kernel took. Fails if it has ended before."""
+        assert self._process.poll() is None, "the flood was over before it was ended"
+        text, _ = self._process.communicate(timeout=60)
+        assert self._process.returncode == 0
+        return int(text)
 
 
 def send(port: int, count: int) -> None:
