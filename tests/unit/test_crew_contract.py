@@ -89,3 +89,22 @@ def test_what_a_service_manager_is_told(service: tuple[ServiceWords, Heard]) -> 
         "READY=1", "RELOADING=1", "STATUS=serving", "WATCHDOG=1", "STATUS=ending", "STOPPING=1"
     ]  # fmt: skip
     assert manager.watchdog == 3.0
+
+
+def test_a_service_manager_that_does_not_read_does_not_hold_the_agent_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        manager = ServiceManager()
+        # A socket takes some ten datagrams that nobody reads (max_dgram_qlen of unix(7)); then a send would block for ever.
+        for number in range(1000):
+            manager.alive()
+            manager.status(str(number))
+        # It reads again, and is told what counts.
+        while end.recv(4096) != b"WATCHDOG=1":
+            pass
+        manager.stopping()
+        end.settimeout(5)
+        while end.recv(4096) != b"STOPPING=1":
+            pass
+        manager._notifier.socket.close()  # noqa: SLF001  # the library never closes it
