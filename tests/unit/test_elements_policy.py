@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements.policy import Policy, PolicyOptions
 from nfq_agent.flow import Flow
-from nfq_agent.packet import Hook, Packet
+from nfq_agent.packet import Hook, Packet, PacketError
 from nfq_agent.testing import Bench, icmp, tcp, udp
 from nfq_agent.verdict import ACCEPT, DROP
 
@@ -85,12 +85,6 @@ def test_a_later_fragment_meets_no_condition_on_ports() -> None:
     payload[6:8] = b"\x00\x08"
     assert verdicts({"dport": "0:65535"}, Packet(bytes(payload))) == [False]
     assert verdicts({"protocol": "udp"}, Packet(bytes(payload))) == [True]
-
-
-def test_a_malformed_packet_gets_the_default() -> None:
-    rule = {"action": "accept"}
-    assert bench(rule, default="drop").decide(Packet(b"\x45")) is DROP
-    assert bench(rule, default="accept").decide(Packet(b"")) is ACCEPT
 
 
 # The reference: each condition read one by one, as a person would.
@@ -334,3 +328,10 @@ def test_a_fact_that_is_true_is_written_as_in_toml() -> None:
 
     policy = Bench("policy", before=[(Marks, {})], rule=[{"action": "drop", "facts": {"ech": "true"}}], default="accept")
     assert policy.decide(tcp(A, B)) is DROP
+
+
+def test_headers_that_cannot_be_read_are_left_to_on_error() -> None:
+    policy = bench({"action": "drop", "dport": 443}, default="accept")
+    for data in (b"", b"\x45\0", tcp(A6, B6).payload[:42]):
+        with pytest.raises(PacketError):
+            policy.decide(Packet(data))

@@ -28,9 +28,11 @@ TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 # The owner match knows a socket in these hooks only (iptables-extensions(8)).
 OWNER_HOOKS: Final = ("output", "postrouting")
-# The header bytes that the kernel has to copy so that addresses and ports can be read: IPv6, a chain of extension
-# headers, TCP with its options.
+# The header bytes that the kernel has to copy so that addresses and ports can be read. IPv4 and TCP, each with all options: 120.
 HEADER_BYTES: Final = 128
+# IPv6 with the longest legal chain of extension headers (RFC 8200 4.1: each once, destination options twice; 2,048 bytes each,
+# 1,028 for authentication), and TCP: 15,512. A longer one gets the verdict on_error.
+HEADER_BYTES_V6: Final = 16384
 WHOLE_PACKET: Final = 65535
 LAST_QUEUE: Final = 65535
 
@@ -311,7 +313,12 @@ class Config(_Model):
     def least_copied(self, queue: QueueConfig | CaptureConfig) -> int:
         """Bytes of each packet that its elements need, from the IP header on."""
         needs = max((spec.cls.needs_of(spec.options) for spec in self.packet_elements(queue)), default=Needs.METADATA)
-        return {Needs.METADATA: 0, Needs.HEADERS: HEADER_BYTES}.get(needs, WHOLE_PACKET) or HEADER_BYTES
+        if needs is Needs.METADATA:
+            return HEADER_BYTES
+        if needs is not Needs.HEADERS:
+            return WHOLE_PACKET
+        fed = [rule for rule in self.rules.values() if rule.queue is not None and self.queue.get(rule.queue) is queue]
+        return HEADER_BYTES if fed and all("inet6" not in rule.families for rule in fed) else HEADER_BYTES_V6
 
 
 def log_settings(config: Log) -> Log:

@@ -186,11 +186,7 @@ class Policy(PacketElement[PolicyOptions]):
             return ACCEPT
         if flow is not None and self._facts:
             return self._decide_flow(packet, flow)
-        try:
-            bits = self._match.bits(packet, packet.headers.five_tuple)
-        except PacketError:
-            # What can't be read matches no rule.
-            bits = 0
+        bits = self._match.bits(packet, packet.headers.five_tuple)
         while bits:
             lowest = bits & -bits
             rule = self._rules[lowest.bit_length() - 1]
