@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 from pydantic import BeforeValidator
 
@@ -21,6 +21,10 @@ class Mark:
     def on(self, mark: int) -> int:
         """A 32-bit mark with the bits of the mask set to the value, and the others as they were."""
         return (mark & ~self.mask) | self.value
+
+
+# What the packets carry that a proxy of nfq-agent sends to destinations, so that no instance takes them again.
+OWN_TRAFFIC: Final = Mark(0x1000, 0x1000)
 
 
 def _mark(value: object) -> Mark:

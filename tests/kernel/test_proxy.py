@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import tcp_server
 from namespace import Namespace
-from proxied import TPROXY, Proxied, configuration
+from proxied import TPROXY, UID, Proxied, configuration
 from tcp_client import Meanwhile, ask, how_it_ends, load, receive, server
 
 from nfq_agent.config import file as configfile
@@ -161,6 +161,35 @@ class TestNeverALoop:
         assert netns.call(how_it_ends, "127.0.0.1", 8085) == "ECONNRESET"
         assert "our own listener" in proxy.wait_for("refused")["message"]
 
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_a_rule_of_the_users_own_that_forgets_us(self, netns: Namespace, run: Run, processes: int) -> None:
+        """The rule of a README, without an exclusion: our own connection comes back, and is refused at the second hop."""
+        netns.shell("iptables-legacy -t nat -A OUTPUT -p tcp --dport 9090 -j REDIRECT --to-ports 15002")
+        server(netns, "echo", port=9090)
+        proxy = run(configuration(proxy=f"processes = {processes}"))
+        assert netns.call(how_it_ends, "127.0.0.1", 9090, b"x") == "ECONNRESET"
+        assert "a rule leads our own connections back to us" in proxy.wait_for("refused")["message"]
+        for name, value in (("refused", 1), ("connections", 1), ("active", 0)):
+            proxy.wait_count(name, value)
+
+    def test_two_instances_of_different_users_leave_each_other_alone(self, netns: Namespace, run: Run) -> None:
+        server(netns, "echo")
+        one = run(configuration())
+        other = run('[agent]\ninstance = "other"\n' + configuration('"0.0.0.0:15012", "[::]:15012"'), uid=UID + 1)
+        assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+        counts = sorted(proxy.counters.snapshot()["connections"] for proxy in (one, other))
+        assert counts == [0, 1]
+
+    def test_every_address_can_be_bound(self, netns: Namespace, run: Run) -> None:
+        """With ip_nonlocal_bind, bind(2) takes any address for one of this host's; the routing table does not."""
+        netns.shell("sysctl -qw net.ipv4.ip_nonlocal_bind=1")
+        netns.shell(
+            "ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up; ip address add 192.0.2.1/24 dev v0"
+        )
+        proxy = run(configuration(proxy='connect_timeout = "300ms"', rest='[proxy.other]\nlisten = ["0.0.0.0:8085"]\n'))
+        assert netns.call(how_it_ends, "192.0.2.77", 8085) != "end"
+        assert "can't connect" in proxy.wait_for("192.0.2.77")["message"]
+
     def test_the_target_takes_it(self, netns: Namespace, run: Run) -> None:
         server(netns, "echo", port=9000)
         run(configuration(proxy='target = "127.0.0.1:9000"'))
@@ -229,7 +258,8 @@ class TestRules:
             "-A @OUTPUT -p tcp --dports 8085 -m addrtype --dst-type LOCAL #redirect -j RETURN",
             "-A @OUTPUT -p tcp --dports 8080:8090 -m iprange --dst-range 10.0.0.0-10.255.255.255 #redirect -j RETURN",
             "-A @OUTPUT -p tcp --dports 8080:8090 -m iprange --dst-range 192.0.2.1-192.0.2.1 #redirect -j RETURN",
-            "-A @OUTPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN --dports 8080:8090 #redirect -j REDIRECT --to-ports 15002",
+            "-A @OUTPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN --dports 8080:8090 -m mark ! --mark 0x1000/0x1000 "
+            "#redirect -j REDIRECT --to-ports 15002",
             "-A @OUTPUT #end -j RETURN",
         ]
         assert found["inet6 nat"][-2].endswith("-j REDIRECT --to-ports 15003")
@@ -240,15 +270,15 @@ class TestRules:
         assert found["inet6 mangle"] == [
             "-A PREROUTING #jump -j @PREROUTING",
             "-A @PREROUTING -p tcp -m socket --transparent #redirect -j MARK --set-xmark 0x800/0x800",
-            "-A @PREROUTING -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN --dports 8080:8090 #redirect -j TPROXY --on-port 15002 "
-            "--on-ip :: --tproxy-mark 0x800/0x800",
+            "-A @PREROUTING -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN --dports 8080:8090 -m mark ! --mark 0x1000/0x1000 "
+            "#redirect -j TPROXY --on-port 15002 --on-ip :: --tproxy-mark 0x800/0x800",
             "-A @PREROUTING #end -j RETURN",
         ]
 
     def test_parked(self, tmp_path: Path) -> None:
         assert self.text(tmp_path, parked=True)["inet nat"] == [
-            "-A @OUTPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN --dports 8080:8090 -m owner ! --uid-owner 972 #redirect "
-            "-j REDIRECT --to-ports 15002"
+            "-A @OUTPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN --dports 8080:8090 -m mark ! --mark 0x1000/0x1000 "
+            "-m owner ! --uid-owner 972 #redirect -j REDIRECT --to-ports 15002"
         ]
         assert self.text(tmp_path, parked=True, hooks='"prerouting"', proxy=TPROXY)["inet mangle"] == [
             "-A PREROUTING #jump -j @PREROUTING",

@@ -422,3 +422,31 @@ def test_the_pages_configuration_and_the_element_of_ones_own(netns: Namespace, t
     assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
     assert netns.call(how_it_ends, "127.0.0.1", 8080, b"a secret") == "ECONNRESET"
     assert agent.stop() == 0
+
+
+def test_a_firewall_that_drops_what_is_redirected_is_named(
+    routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path
+) -> None:
+    """INPUT drops all but the server's own port, as ufw does; the line that the doctor names makes it work."""
+    client, gateway, _ = routed
+    server(gateway, "echo", "10.1.0.1")
+    gateway.shell("iptables-legacy -A INPUT -i lo -j ACCEPT; iptables-legacy -A INPUT -p tcp --dport 8080 -j ACCEPT")
+    gateway.shell("iptables-legacy -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT; iptables-legacy -P INPUT DROP")
+    agent = Agent(gateway, tmp_path, configuration(hooks='"prerouting"')).ready()
+
+    def knock() -> None:
+        for _ in range(15):
+            with socket.socket() as it, contextlib.suppress(OSError):
+                it.settimeout(0.05)
+                it.connect(("10.1.0.1", 8080))
+
+    client.call(knock)
+    until(lambda: sum(rule["packets"] for rule in agent.status()["rules"] if "REDIRECT" in rule["rule"]) >= 15, "it is counted")
+    done = agent.verb("doctor", check=False)
+    found = " ".join(done.stdout.split())
+    assert re.search(r"led \d+ connections to port 15002, and 0 arrived", found), found
+    line = "iptables -I INPUT -p tcp -m multiport --dports 15002 -m conntrack --ctstate DNAT -j ACCEPT"
+    assert line in found
+    gateway.shell(line.replace("iptables", "iptables-legacy"))
+    assert client.call(ask, "10.1.0.1", 8080) == b"hello"
+    assert agent.stop() == 0

@@ -208,6 +208,19 @@ class TestTproxy:
         assert (line["src"] == f"{address}:{seen[1]}") is keep
         assert line["dst"].endswith(":8080")
 
+    @pytest.mark.parametrize("keep", [True, False])
+    @pytest.mark.parametrize("host", ["10.1.0.1", "fd01::1"], ids=["v4", "v6"])
+    def test_the_hosts_own_address_is_no_loop(
+        self, routed: tuple[Namespace, Namespace, Namespace], run: Run, host: str, keep: bool
+    ) -> None:
+        """What the proxy sends to an address of this host comes back over lo, where TPROXY stands too."""
+        client, gateway, _ = routed
+        server(gateway, "echo", host)
+        proxy = run(configuration(proxy=f"{TPROXY}keep_client = {str(keep).lower()}", hooks='"prerouting"'), gateway)
+        for _ in range(2):
+            assert client.call(ask, host, 8080) == b"hello"
+        assert proxy.counters.snapshot()["connections"] == 2
+
     def test_its_listener_is_not_called_by_name(self, routed: tuple[Namespace, Namespace, Namespace], run: Run) -> None:
         client, gateway, _ = routed
         proxy = run(configuration(proxy=TPROXY, hooks='"prerouting"'), gateway)

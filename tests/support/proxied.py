@@ -66,6 +66,7 @@ class Proxied:
         elements: Sequence[Callable[[Callable[..., None]], StreamElement]] | None = None,
         processes: int = 1,
         nofile: int | None = None,
+        uid: int = UID,
     ) -> None:
         """elements: made in the child, in place of those of the configuration."""
         path = folder / "agent.toml"
@@ -78,6 +79,7 @@ class Proxied:
         self._name = name
         self._elements = elements
         self._nofile = nofile
+        self._uid = uid
         self.counters = Slots(tuple(PROXY_COUNTERS))
         self.listeners: list[socket.socket] = []
         self._children = [self._start(number, processes) for number in range(processes)]
@@ -127,7 +129,7 @@ class Proxied:
             if self._nofile is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile, self._nofile))
             self.namespace.enter()
-            become(User(UID, UID), (CAP_NET_ADMIN,))
+            become(User(self._uid, self._uid), (CAP_NET_ADMIN,))
             self._serve(theirs)
             code = 0
         except BaseException:
@@ -164,7 +166,7 @@ class Proxied:
     def rules_in(self) -> None:
         """Put the rules in, as `plan` has them."""
         self.namespace.call(routes.ensure, self.config.agent.instance, routing.wanted(self.config))
-        self._now = plan(self.config, UID)
+        self._now = plan(self.config, self._uid)
         self._write(self._now, True)
 
     def rules_parked(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from nfq_agent.cli.captured import missing
 from nfq_agent.cli.running import status_if_any
 from nfq_agent.config.models import Config, warnings
 from nfq_agent.host.nfqueue.statistics import statistics
@@ -53,6 +54,7 @@ def examine(config: Config) -> list[Finding]:
         *_lock(),
         *_user(config),
         *_queues(config, running),
+        *(Finding("warning", "proxy", *each) for each in (missing(running) if running is not None else ())),
         *_side_by_side(),
         *_instances(config, running),
         *_conntrack(),

@@ -16,7 +16,7 @@ from nfq_agent.config.capture import CaptureConfig, TapConfig
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError, packet_element, stream_element
-from nfq_agent.mark import Kept, Mark, MarkField
+from nfq_agent.mark import OWN_TRAFFIC, Kept, Mark, MarkField
 from nfq_agent.values import Duration, Endpoint, EndpointField, NetworkField, PortsField, Size
 
 TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -248,6 +248,8 @@ class ProxyConfig(_Model):
     keep_client: bool = False
     # The packet mark of what the proxy sends to the destination.
     mark: MarkField | None = None
+    # What marks the proxy's own packets to the destination, so that no rule of any instance takes them again.
+    own_mark: MarkField = OWN_TRAFFIC
     # TPROXY only: the mark that sends its packets to this host.
     tproxy_mark: MarkField = Mark(0x800, 0x800)
 
@@ -258,6 +260,16 @@ class ProxyConfig(_Model):
         if self.keep_client and self.capture != "tproxy":
             raise ValueError('keep_client = true needs the rules of TPROXY; allowed: with capture = "tproxy"')
         return self
+
+    @property
+    def own_traffic(self) -> Mark:
+        """The mark by which rules know the proxy's own packets: `own_mark`, or `mark` where that sets the same bits."""
+        return self.own_mark if self.mark is None or not self.mark.mask & self.own_mark.mask else self.mark
+
+    @property
+    def sent_mark(self) -> int:
+        """The mark that the proxy's own packets carry."""
+        return self.own_traffic.value | (0 if self.mark is None else self.mark.value)
 
 
 @dataclass(frozen=True, slots=True)

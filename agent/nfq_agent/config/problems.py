@@ -159,6 +159,7 @@ def _mark_faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     for name, proxy in config.proxy.items():
         if proxy.capture == "tproxy":
             taken.append((f"proxy.{name}.tproxy_mark", proxy.tproxy_mark))
+        taken.append((f"proxy.{name}.own_mark", proxy.own_mark))
         if proxy.mark is not None:
             taken.append((f"proxy.{name}.mark", proxy.mark))
     seen: set[str] = set()

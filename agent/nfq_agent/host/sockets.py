@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 import struct
 from typing import Any, Final
@@ -61,19 +60,6 @@ def original_destination(connection: socket.socket, client: Address) -> Address 
     # The kernel tells the scope of a socket that is bound to an interface only; the peer's is the same link.
     scope = struct.unpack_from("=I", data, 24)[0] or (client[3] if packed[:2] == _LINK_LOCAL else 0)
     return socket.inet_ntop(socket.AF_INET6, packed), port, 0, scope
-
-
-def is_local(host: str) -> bool:
-    """Whether an address is one of this host's: the kernel lets it be bound."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if ipaddress.ip_address(host).is_unspecified:
-        return True
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError:
-            return False
-    return True
 
 
 def set_transparent(sock: socket.socket) -> None:

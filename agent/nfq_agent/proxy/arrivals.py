@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from nfq_agent.host.sockets import Address, is_local, original_destination, unmapped
+from nfq_agent.host.sock_diag import KernelQuestions
+from nfq_agent.host.sockets import Address, original_destination, unmapped
 from nfq_agent.proxy.dialer import Candidate, Dialer, Refused
 from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.proxy.sources import Sources
+from nfq_agent.rate import Bucket
 from nfq_agent.stream import Connection, Stream, StreamChain
+
+# Connections a second that are checked for a loop: at 20 us each, one percent of the time at most.
+CHECKS: Final = 500.0
+LOOP: Final = (
+    "it comes from a proxy of nfq-agent: a rule leads our own connections back to us; leave out the agent's user in it "
+    "(-m owner ! --uid-owner USER)"
+)
 
 
 class Arrival(NamedTuple):
@@ -27,18 +36,46 @@ class Arrivals:
 
     def __init__(self, chain: StreamChain, settings: ProxySettings, listeners: Iterable[socket.socket]) -> None:
         self._chain = chain
+        self._uid = os.geteuid()
         self._settings = settings
         ports = [port for _, port in settings.own_listeners] + [each.getsockname()[1] for each in listeners]
         self._own_ports = frozenset(ports)
         self.dialer: Dialer[Connection] = Dialer(self.is_own, settings.connect_timeout)
         self.sources = Sources(settings.max_per_source)
+        self._kernel = KernelQuestions()
+        self._checks = Bucket(CHECKS, CHECKS, 0.0)
         # Unique on this host: process numbers are used again, so a random part is in front.
         self._prefix = os.urandom(4).hex()
         self._serial = 0
 
     def is_own(self, address: Address) -> bool:
         """Whether an address is a listener of the agent."""
-        return address[1] in self._own_ports and is_local(address[0])
+        return address[1] in self._own_ports and self._kernel.is_local(address[0]) is not False
+
+    def is_second_hop(self, peer: tuple[str, int], destination: tuple[str, int]) -> bool:
+        """Whether a connection comes from a proxy of nfq-agent: a rule that is not ours led it here again.
+
+        Its socket on this host tells, by its mark or its user. Under a flood not every connection is asked for; a loop is
+        then found a few hops later.
+        """
+        owner = self._kernel.socket_of(peer, destination)
+        if owner is None:
+            return False
+        mark = self._settings.own_mark
+        return owner.uid == self._uid or (owner.mark is not None and owner.mark & mark.mask == mark.value)
+
+    def as_client(self, connection: Connection, destination: Address) -> tuple[str, int] | None:
+        """Whose address a destination is to see; None for this host's own.
+
+        A server on this host answers a client's address by way of the network, not to us.
+        """
+        if not self._settings.keep_client or self._kernel.is_local(destination[0]):
+            return None
+        return connection.client
+
+    def close(self) -> None:
+        """Close what it asks the kernel by."""
+        self._kernel.close()
 
     def identity(self) -> str:
         """The next connection's id."""
@@ -58,6 +95,8 @@ class Arrivals:
         route = self.dialer.route(None if destination is None else _candidate(destination))
         if isinstance(route, Refused):
             return route
+        if route[0][1] is destination and self._checks.take(now) and self.is_second_hop((host, port), destination[:2]):
+            return Refused(LOOP)
         original = None if destination is None else destination[:2]
         connection = Connection(self.identity(), (host, port), original, route[0][1][:2], now, now)
         stream = Stream(connection, self._chain, self._settings.chunk, self._settings.on_error) if len(self._chain) else None

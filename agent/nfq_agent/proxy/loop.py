@@ -125,6 +125,7 @@ class Proxy:
                 pair.over = "the proxy ended"
             self._update(pair)
         self._tally.write(len(self._pairs), list(self._siblings.values()))
+        self._arrivals.close()
         self._epoll.close()
 
     def _bound(self) -> None:
@@ -200,7 +201,7 @@ class Proxy:
         while isinstance(command, Connect):
             try:
                 connection.upstream = command.to[1][:2]
-                upstream = connect(command.to, connection.client, self._settings)
+                upstream = connect(command.to, self._arrivals.as_client(connection, command.to[1]), self._settings)
             except OSError as error:
                 command = self._dialer.failed(connection, error.strerror or str(error), self._now)
                 continue

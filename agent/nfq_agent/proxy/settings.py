@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nfq_agent.config.models import Config, target_in_force
+from nfq_agent.mark import OWN_TRAFFIC, Mark
 from nfq_agent.proxy.deadlines import Timeouts
 
 
@@ -15,8 +16,9 @@ class ProxySettings:
 
     target: where connections go whose destination is not known. own_listeners: every listener of the agent.
     keep_client: connect to the destination from the client's address (capture by TPROXY only). mark: of the packets that
-    are sent to the destination. max_per_source: connections of one source, 0 for no limit. keepalive: silence after which the
-    kernel probes whether a side is still there, 0 for no probes.
+    are sent to the destination, 0 for none. own_mark: the part of it by which proxies know each other's connections.
+    max_per_source: connections of one source, 0 for no limit. keepalive: silence after which the kernel probes whether a side
+    is still there, 0 for no probes.
     """
 
     name: str
@@ -28,7 +30,8 @@ class ProxySettings:
     own_listeners: tuple[tuple[str, int], ...] = ()
     capture: Literal["redirect", "tproxy"] = "redirect"
     keep_client: bool = False
-    mark: int | None = None
+    mark: int = 0
+    own_mark: Mark = OWN_TRAFFIC
     buffer: int = 256 * 1024
     max_connections: int = 10_000
     max_per_source: int = 0
@@ -51,7 +54,8 @@ class ProxySettings:
             own_listeners=tuple((e.host, e.port) for each in config.proxy.values() for e in each.listen),
             capture=proxy.capture,
             keep_client=proxy.keep_client,
-            mark=None if proxy.mark is None else proxy.mark.value,
+            mark=proxy.sent_mark,
+            own_mark=proxy.own_traffic,
             buffer=proxy.buffer,
             max_connections=proxy.max_connections,
             max_per_source=proxy.max_per_source,

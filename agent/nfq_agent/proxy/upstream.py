@@ -14,15 +14,18 @@ from nfq_agent.proxy.settings import ProxySettings
 _UNDER_WAY: Final = (0, errno.EINPROGRESS)
 
 
-def connect(to: Candidate, client: tuple[str, int], settings: ProxySettings) -> socket.socket:
-    """A non-blocking socket that connects, or is connected already. Raises OSError where that fails at once."""
+def connect(to: Candidate, client: tuple[str, int] | None, settings: ProxySettings) -> socket.socket:
+    """A non-blocking socket that connects, or is connected already. Raises OSError where that fails at once.
+
+    client: whose address the destination is to see; None for this host's own.
+    """
     family, address = to
     upstream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         no_delay(upstream)
-        if settings.mark is not None:
+        if settings.mark:
             set_mark(upstream, settings.mark)
-        if settings.keep_client and (":" in client[0]) == (family == socket.AF_INET6):
+        if client is not None and (":" in client[0]) == (family == socket.AF_INET6):
             bind_as(upstream, client)
         # Not connect(): an exception for what happens each time costs as much as the rest of this.
         if (refused := upstream.connect_ex(address)) not in _UNDER_WAY:

@@ -274,7 +274,9 @@ def _capture_rules(  # noqa: PLR0913  # one for each setting
         yield Rule(chain, leave, (*matches, there, *tail), protocol, inward, outward)
     # Connections that run by now go on as they are: led to the proxy, which knows nothing of them, they would be reset. Also by
     # REDIRECT: a first rule of table nat wakes connection tracking, which takes their next packet for the first of a new one.
-    matches = (_SYN, *matches)
+    # And what a proxy of nfq-agent sends itself goes on: to lead that here would be a loop, also between two instances.
+    own_traffic = Extension("mark", (Option("--mark", str(proxy.own_traffic), negated=True),))
+    matches = (_SYN, *matches, own_traffic)
     if proxy.capture == "redirect":
         target = Extension("REDIRECT", (Option("--to-ports", str(port)),))
     else:
