@@ -120,6 +120,11 @@ class PacketElement(Generic[O]):
         return None
 
     @classmethod
+    def denies_of(cls, options: O) -> bool:
+        """Whether an element with these options keeps traffic out by a policy, which overload must not undo unsaid."""
+        return False
+
+    @classmethod
     def injects_of(cls, options: O) -> bool:
         """Whether an element with these options gives verdicts with packets to be sent besides (`Verdict.inject`)."""
         return False

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_agent.config.file import load
-from nfq_agent.config.models import Config
+from nfq_agent.config.models import Config, warnings
 from nfq_agent.rules.model import FAMILIES, Extension, Option, Rule, TableRules, chain_name, instance_of, own_chains
 from nfq_agent.rules.plan import plan
 
@@ -136,7 +136,8 @@ def test_one_users_packets_need_no_exclusion_of_the_agents(tmp_path: Path) -> No
     file = tmp_path / "egress.toml"
     file.write_text((CONFIGS / "egress-policy.toml").read_text().replace('"payments"', "1234"))
     expected = """
-    -A C-OUTPUT -p tcp -m multiport --dports 443 -m owner --uid-owner 1234 = egress -j NFQUEUE --queue-num 110 --queue-bypass
+    -A C-OUTPUT -p tcp -m multiport --dports 443 -m owner --uid-owner 1234 = egress -j NFQUEUE --queue-num 110
+    -A C-OUTPUT -p udp -m multiport --dports 443 -m owner --uid-owner 1234 = egress -j NFQUEUE --queue-num 110
     -A OUTPUT = jump -j C-OUTPUT
     """
     # The offload may put rules of its own beside it.
@@ -261,3 +262,19 @@ def test_the_queues_and_the_tag_of_a_rule() -> None:
 def test_all_rules_of_a_table_jumps_first() -> None:
     jump, inside = Rule.parse("-A INPUT -j X"), Rule.parse("-A X -j RETURN")
     assert list(TableRules({"X": (inside,)}, (jump,)).rules) == [jump, inside]
+
+
+def test_a_policy_that_enforces_is_not_left_open_unsaid() -> None:
+    deny = {"type": "policy", "rule": [{"action": "drop", "dport": 23}]}
+
+    def said(**queue: object) -> list[str]:
+        config = config_of(queue={"main": {"num": 1, "elements": ["deny"], **queue}}, element={"deny": deny})
+        return [line for line in warnings(config) if "a flood of any local user" in line]
+
+    (line,) = said()
+    assert "fail_open = true and bypass = true let packets past deny" in line
+    assert line.endswith("fail_open = false, bypass = false")
+    (line,) = said(bypass=False)
+    assert line.endswith("instead: fail_open = false")
+    assert said(fail_open=False, bypass=False) == []
+    assert said(mode="monitor") == []

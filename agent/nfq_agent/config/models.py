@@ -367,6 +367,14 @@ def warnings(config: Config) -> Iterator[str]:
             )
         if rule.queue is not None and not config.queue[rule.queue].bypass:
             yield f"rules.{name}: bypass = false keeps this traffic out whenever no agent serves queue {rule.queue}"
-    for name in config.queue:
+    for name, queue in config.queue.items():
+        denies = [spec.name for spec in config.packet_elements(queue) if spec.cls.denies_of(spec.options)]
+        open_by = [key for key, value in (("fail_open", queue.fail_open), ("bypass", queue.bypass)) if value]
+        if denies and open_by and queue.mode == "enforce":
+            yield (
+                f"queue.{name}: {' and '.join(f'{key} = true' for key in open_by)} let packets past {', '.join(denies)} without "
+                "a verdict when the queue is full or no agent serves it, and a flood of any local user can fill it; to keep them "
+                f"out instead: {', '.join(f'{key} = false' for key in open_by)}"
+            )
         if not any(rule.queue == name for rule in config.rules.values()):
             yield f"queue.{name}: no rule sends anything to it"

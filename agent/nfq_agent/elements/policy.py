@@ -166,6 +166,11 @@ class Policy(PacketElement[PolicyOptions]):
         return Needs.FLOW if any(rule.wanted for rule in options.rule) else Needs.HEADERS
 
     @classmethod
+    def denies_of(cls, options: PolicyOptions) -> bool:
+        """Where anything is dropped or rejected."""
+        return {"drop", "reject"} & {options.default, *(rule.action for rule in options.rule)} != set()
+
+    @classmethod
     def injects_of(cls, options: PolicyOptions) -> bool:
         """Where anything is rejected."""
         return "reject" in (options.default, options.undecided, options.conflict, *(rule.action for rule in options.rule))
