@@ -24,7 +24,8 @@ from nfq_agent.flow import Flow
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
 from nfq_agent.queue.turns import WorkerQueue
 from nfq_agent.service import turn_policy
-from nfq_agent.service.packet_loop import WorkerLoop, WorkerSettings
+from nfq_agent.service.packet_judge import WorkerSettings
+from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.verdict import Action
 
 pytestmark = pytest.mark.kernel

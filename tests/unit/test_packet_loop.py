@@ -12,7 +12,8 @@ from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet
-from nfq_agent.service.packet_loop import WorkerLoop, WorkerSettings
+from nfq_agent.service.packet_judge import WorkerSettings
+from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.service.packet_source import KernelQueue, PacketSource
 from nfq_agent.service.turn_policy import PATIENCE, REMEMBERED
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict

@@ -1,67 +1,42 @@
-"""One queue's worker: packets from the queue, past the elements, verdicts back; turn by turn, until it is told to stop.
+"""One worker's loop: read packets, judge them, send the verdicts; turn by turn, until it is told to stop.
 
 It runs in a process of its own, without the right to change a rule. Every packet that it reads gets its verdict, whatever an
-element does; what there is to say is said after the verdicts of the turn are on their way.
+element does. Events are logged after the verdicts of the turn are sent.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from socket import MSG_DONTWAIT
 from typing import Any, Final
-from zlib import crc32
 
-from nfq_agent.checksum import mend
-from nfq_agent.counters import VERDICT_COUNTERS, Counters
-from nfq_agent.element import ElementChain, Emit, Needs
-from nfq_agent.flow import Flow, FlowTable
+from nfq_agent.counters import Counters
+from nfq_agent.element import ElementChain, Emit
 from nfq_agent.host.child import READY, STOP
-from nfq_agent.packet import FiveTuple, Packet, PacketError
-from nfq_agent.rate import LimitedEmit
-from nfq_agent.repeats import MOST, RepeatBound
+from nfq_agent.packet import Packet
+from nfq_agent.service.delayed import DelayedVerdicts
+from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.service.packet_source import Control, KernelQueue, PacketSource
 from nfq_agent.service.turn_policy import BUDGET, PATIENCE, TurnPolicy, forgets
-from nfq_agent.verdict import ACCEPT, RETAIN, WOULD_DROP, Action, RewriteError, Verdict, VerdictError
+from nfq_agent.verdict import RETAIN, Action, Verdict, VerdictError
 
-# How often the loop looks at what is not a packet, in seconds: the control socket while packets keep coming, the socket's
-# drops, a worker's beat while none come.
+# How often the loop looks at what is not a packet, in seconds: the control socket while packets keep coming, and the counters
+# that the source keeps. And how often a worker shows that it lives while no packets come.
 _LOOK: Final = 0.05
 _BEAT: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """The settings of one queue's worker.
-
-    number: of the queue. default: the verdict if no element answers. on_error: the verdict when an element raises, or a packet
-    cannot be decoded. monitor: accept packets that would be dropped, and log that. busy_poll: seconds to poll for packets
-    before sleeping. lost_below: the kernel's id sequence, read after the predecessor's death; None if there was none. peers:
-    the numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it does not.
-    """
-
-    number: int
-    default: Verdict
-    on_error: Verdict
-    monitor: bool
-    busy_poll: float = 0.0
-    lost_below: int | None = None
-    peers: range | None = None
-
 
 # Sends a whole packet; the interface's index is for a destination of link-local scope. Raises OSError.
 Inject = Callable[[bytes, int], None]
 
 
 class WorkerLoop:
-    """The loop and its state.
+    """The loop of one worker over one source of packets.
 
-    inject: what sends the packets that a verdict has besides (`Verdict.inject`); without it they are not sent, which is said.
+    inject: sends the packets that go with a verdict (`Verdict.inject`). Without it they are not sent, which is logged.
     """
 
     def __init__(
@@ -82,46 +57,34 @@ class WorkerLoop:
         self._control = control
         self._emit = emit
         self._inject = inject
-        self._flows = FlowTable() if chain.needs is Needs.FLOW else None
-        self._owners: list[Verdict | None] | None = None
-        if settings.peers is not None and self._flows is not None:
-            own = settings.number
-            self._owners = [None if peer == own else Verdict(Action.QUEUE, queue=peer) for peer in settings.peers]
+        self._judge = PacketJudge(chain, settings, counters, emit, source.check)
         self._known: dict[Any, Verdict] = {}
         self._asked = 0
-        self._errors = LimitedEmit(emit)
-        self._malformed = LimitedEmit(emit)
-        self._drops = LimitedEmit(emit)
-        self._unsent = LimitedEmit(emit)
-        self._loops = LimitedEmit(emit)
-        self._repeats = RepeatBound()
-        # What is to be said after the verdicts are sent.
-        self._later: list[Callable[[float], bool]] = []
-        self._delayed: list[tuple[float, int, Packet, Verdict]] = []
+        self._delayed = DelayedVerdicts()
         self._now = 0.0
         self._looked = 0.0
         self._counted = 0.0
         self._stopping = False
-        self._awaits_first = settings.lost_below is not None
-        self._turn = self._choose_turn()
-        self._policy = TurnPolicy(self._turn != self._judge, settings.busy_poll)
+        self._takes_over = settings.lost_below is not None
+        self._turn, waits = self._choose_turn()
+        self._policy = TurnPolicy(waits, settings.busy_poll)
 
-    def _choose_turn(self) -> Callable[[], int]:
+    def _choose_turn(self) -> tuple[Callable[[], int], bool]:
+        """The way that turns are served, and whether they may wait for packets."""
         monitored = self._settings.monitor and self._settings.default.action is Action.DROP
         if self._kernel is None:
-            return self._judge
+            return self._judge_each, False
         if len(self._chain) == 0 and not monitored:
-            return partial(self._pass_all, self._kernel)
-        # A listener has to be shown each packet, so that nothing is saved by knowing the verdict; and whose packet it is, a
-        # five-tuple does not tell.
+            return partial(self._pass_all, self._kernel), True
+        # A listener is shown each packet, so that a known verdict saves nothing. A five-tuple does not tell whose packet it is.
         if self._chain.pure and not self._chain.listens and not self._chain.reads_process:
-            return partial(self._look_up, self._kernel)
-        return self._judge
+            return partial(self._look_up, self._kernel), True
+        return self._judge_each, False
 
     def run(self) -> None:
-        """Serve until `stop` is read from `control`, or its other end is gone.
+        """Serve until `stop` is read from `control`, or its other end is closed.
 
-        Raises QueuePermissionError if the kernel does not let this process answer. Whatever else it raises is a fault of ours.
+        Raises QueuePermissionError if the kernel does not let this process answer. Any other exception is a fault of the agent.
         """
         source, counters = self._source, self._counters
         source.start(self._control.fileno())
@@ -131,7 +94,7 @@ class WorkerLoop:
         try:
             self._control.send(READY)
             while not self._stopping:
-                self._now = time.monotonic()
+                self._now = self._judge.now = time.monotonic()
                 count = self._take_turn()
                 if self._policy.sleeps(count):
                     self._wait()
@@ -146,15 +109,12 @@ class WorkerLoop:
             self._chain.stop()
 
     def _take_turn(self) -> int:
-        if self._awaits_first:
+        if self._takes_over:
             return self._take_over()
         if self._delayed:
             self._release(self._now)
         count = self._turn()
-        if self._later:
-            suppressed = sum(not say(self._now) for say in self._later)
-            self._later.clear()
-            self._counters.log_suppressed += suppressed
+        self._judge.log_pending()
         return count
 
     def _wait(self) -> None:
@@ -168,14 +128,13 @@ class WorkerLoop:
 
     def _look_around(self, timeout: float) -> None:
         self._looked = self._now
-        if self._delayed:
-            timeout = min(timeout, max(0.0, self._delayed[0][0] - time.monotonic()))
+        timeout = self._delayed.wait(timeout, time.monotonic())
         if self._control.fileno() in self._source.wait(timeout):
             try:
                 said = self._control.recv(4096, MSG_DONTWAIT)
             except BlockingIOError:
                 said = b"\n"
-            # Nothing at all is the end of the supervisor.
+            # No bytes: the supervisor has ended.
             if not said or STOP in said:
                 self._stopping = True
         if self._now - self._counted > _LOOK:
@@ -183,18 +142,18 @@ class WorkerLoop:
             self._count_rare()
 
     def _count_rare(self) -> None:
-        counters = self._counters
-        counters.enobufs = self._source.drops()
-        counters.unanswered = self._source.unanswered
-        if self._flows is not None:
-            counters.flows = len(self._flows)
-            counters.flows_evicted = self._flows.evicted
+        self._counters.enobufs = self._source.drops()
+        self._counters.unanswered = self._source.unanswered
+        self._judge.count_flows()
 
     # Taking over from a worker that died.
 
     def _take_over(self) -> int:
-        """Answer what the predecessor had taken: all that is older than the first packet found, or, when there is none, all
-        that the kernel had numbered when this process was started."""
+        """Answer the packets that the predecessor had read and not answered.
+
+        They are all that are older than the first packet that is read here; if there is none, all that the kernel had numbered
+        when this process was started.
+        """
         source, counters, settings = self._source, self._counters, self._settings
         packets = source.read(1)
         if not packets:
@@ -205,37 +164,37 @@ class WorkerLoop:
         assert self._kernel is not None
         last = packets[0].id - 1 if packets else settings.lost_below
         self._kernel.answer_lost(last & 0xFFFFFFFF, settings.on_error)
-        self._awaits_first = False
+        self._takes_over = False
         lost = (last - counters.last_id) & 0xFFFFFFFF
-        # Beyond half of the number range it lies before, not behind.
+        # Numbers are compared by a difference of 32 bits with a sign: from half of their range on it is negative.
         if 0 < lost < 0x80000000:
             counters.lost += lost
             counters.last_id = last
             self._emit(
-                f"queue {settings.number}: up to {lost} packets that the worker before had taken got the verdict on_error",
+                f"queue {settings.number}: up to {lost} packets that the previous worker had read got the verdict on_error",
                 level="warning",
                 lost=lost,
             )
         if packets:
-            self._judge_these(packets)
+            self._judge_packets(packets)
         return len(packets)
 
     # The three ways of a turn.
 
     def _pass_all(self, queue: KernelQueue) -> int:
-        """No element looks at anything."""
+        """No element looks at any packet: all get the default verdict."""
         verdict = self._settings.default
         turn = self._policy.next
         count = queue.skim_each(verdict, turn.budget) if turn.waits else queue.skim(verdict, turn.budget)
         self._policy.ended(turn, count, time.monotonic() - self._now)
         if count:
-            self._count(verdict, count)
+            self._judge.count(verdict, count)
             self._counters.received += count
             self._counters.last_id = queue.last
         return count
 
     def _look_up(self, queue: KernelQueue) -> int:
-        """Every element promises that its answer follows from the five-tuple and the place."""
+        """Every element is pure: its answer follows from the five-tuple and the place, and is remembered by them."""
         if forgets(len(self._known)):
             self._known.clear()
         self._asked = 0
@@ -244,178 +203,58 @@ class WorkerLoop:
         self._policy.ended(turn, count, time.monotonic() - self._now)
         if count:
             for _, number, verdict in runs:
-                self._count(verdict, number)
+                self._judge.count(verdict, number)
             self._counters.received += count
             self._counters.cached += count - self._asked
             self._counters.last_id = queue.last
         return count
 
-    def _remember(self, packet: Packet, key: Any) -> Verdict:
+    def _remember(self, packet: Packet, key: bytes | None) -> Verdict:
         self._asked += 1
-        verdict = self._ask(packet, self._decide_at_once)
-        if verdict is None:
-            return self._settings.on_error
-        if verdict.action is Action.RETAIN or verdict.payload is not None:
-            self._failed(packet, TypeError("an element that calls itself pure can't retain or rewrite a packet"))
-            return self._settings.on_error
-        verdict = self._enforced(packet, verdict)
-        # A REPEAT is asked for each time: the compiled reader would not notice that it loops.
-        if key is not None and verdict.action is not Action.REPEAT:
+        verdict, lasts = self._judge.pure_verdict(packet)
+        if lasts and key is not None:
             self._known[key] = verdict
         return verdict
 
-    def _judge(self) -> int:
+    def _judge_each(self) -> int:
+        """The elements look at each packet."""
         packets = self._source.read(BUDGET)
         if packets:
-            self._judge_these(packets)
+            self._judge_packets(packets)
         return len(packets)
 
-    def _judge_these(self, packets: list[Packet]) -> None:
-        """Show each packet to the elements."""
-        answers: list[tuple[Packet, Verdict]] = []
-        for packet in packets:
-            verdict = self._ask(packet, self._decide)
-            answers.append((packet, self._settings.on_error if verdict is None else self._enforced(packet, verdict)))
-        self._source.answer([(packet, self._kept_back(packet, v) if v.delay else v) for packet, v in answers])
+    def _judge_packets(self, packets: list[Packet]) -> None:
+        judge = self._judge
+        answers = [(packet, judge.verdict(packet)) for packet in packets]
+        self._source.answer([(packet, self._delay(packet, v) if v.delay else v) for packet, v in answers])
+        listens = self._chain.listens
         for packet, verdict in answers:
             if verdict.inject:
                 self._send(packet, verdict.inject)
-        listener = self._chain.judged if self._chain.listens else None
         for packet, verdict in answers:
-            self._count(verdict, 1)
-            if listener is not None:
-                self._ask(packet, listener, verdict)
+            judge.count(verdict, 1)
+            if listens:
+                judge.judged(packet, verdict)
         self._counters.received += len(packets)
         self._counters.last_id = packets[-1].id
 
-    # Packets whose verdict has a delay.
-
-    def _kept_back(self, packet: Packet, verdict: Verdict) -> Verdict:
-        """RETAIN, and the verdict later."""
-        heapq.heappush(self._delayed, (self._now + verdict.delay, packet.id, packet, replace(verdict, delay=0.0, inject=())))
+    def _delay(self, packet: Packet, verdict: Verdict) -> Verdict:
+        self._delayed.add(packet, verdict, self._now)
         return RETAIN
 
     def _release(self, until: float) -> None:
-        """Give the verdicts whose time has come."""
-        delayed = self._delayed
-        while delayed and delayed[0][0] <= until:
-            _, _, packet, verdict = heapq.heappop(delayed)
-            # The queue answers by its own policy when too many wait, or too long.
+        """Give the delayed verdicts whose time has come."""
+        for packet, verdict in self._delayed.due(until):
+            # The queue answers by its own policy when too many packets wait, or one waits for too long.
             with contextlib.suppress(VerdictError):
                 self._source.verdict(packet, verdict)
 
-    # What all of them share.
-
-    def _decide_at_once(self, packet: Packet) -> Verdict:
-        """The verdict on a packet that the queue answers by itself."""
-        verdict = self._chain.decide(packet, None)
-        if not isinstance(verdict, Verdict):
-            raise VerdictError(f"packet {packet.id}: {verdict!r} is not a verdict; allowed: a Verdict")
-        return self._bounded(packet, verdict)
-
-    def _decide(self, packet: Packet) -> Verdict:
-        flow: Flow | None = None
-        if self._flows is not None:
-            five_tuple = packet.headers.five_tuple
-            # With cpu-fanout the processor chooses the queue: a flow's packets come to all of them, and its state is in one.
-            if self._owners is not None:
-                owner = self._owners[_place(five_tuple) % len(self._owners)]
-                if owner is not None:
-                    return owner
-            flow = self._flows.observe(five_tuple, self._now)
-        verdict = self._chain.decide(packet, flow)
-        if verdict is not ACCEPT:
-            self._source.check(packet, verdict)
-            if verdict.payload is not None and not verdict.exact:
-                verdict = _mended(packet, verdict, verdict.payload)
-            verdict = self._bounded(packet, verdict)
-        return verdict
-
-    def _bounded(self, packet: Packet, verdict: Verdict) -> Verdict:
-        """The verdict, or what a REPEAT stands for where the packet only comes back to us by it."""
-        if verdict.action is not Action.REPEAT or self._repeats.allows(packet, self._now):
-            return verdict
-        last = self._settings.on_error if verdict.means is None else Verdict(verdict.means)
-        what = (
-            f"packet {packet!r} came back {MOST} times after the verdict REPEAT and gets the verdict {last.action.name} instead"
-        )
-        if verdict.mark is not None:
-            what += (
-                f": the mark {verdict.mark:#x} that it was given was gone each time. A rule in front of ours rewrites marks, as "
-                "`-j CONNMARK --restore-mark` does; give it a mask that leaves these bits alone. `nfq-agent doctor` names it"
-            )
-        self._later.append(lambda now: self._loops(now, what, level="warning"))
-        return last
-
-    def _ask(self, packet: Packet, question: Callable[..., Any], *arguments: Any) -> Any:
-        """What the elements say; None if one of them raises, which is counted and said."""
-        try:
-            return question(packet, *arguments)
-        except PacketError as error:
-            self._counters.malformed += 1
-            what = f"packet {packet.id} is malformed: {error}; it gets the verdict on_error"
-            self._later.append(lambda now: self._malformed(now, what, level="warning", packet=packet.id))
-        except Exception as error:
-            self._failed(packet, error)
-        return None
-
-    def _failed(self, packet: Packet, error: Exception) -> None:
-        self._counters.errors += 1
-        place = _innermost(error)
-        what = f"an element failed on packet {packet.id}: {type(error).__name__}: {error}{place}; it gets the verdict on_error"
-        self._later.append(lambda now: self._errors(now, what, level="error", packet=packet.id))
-
     def _send(self, packet: Packet, others: tuple[bytes, ...]) -> None:
-        """Send what goes with a verdict; the verdict itself stands, whatever becomes of them."""
+        """Send the packets that go with a verdict. The verdict stands, whether they can be sent or not."""
         for other in others:
             try:
                 if self._inject is None:
                     raise OSError("there is no raw socket")
                 self._inject(other, packet.outdev or packet.indev)
             except OSError as error:
-                what = f"packet {packet.id}: the packet that goes with its verdict could not be sent: {error}"
-                self._later.append(lambda now, what=what: self._unsent(now, what, level="warning"))  # type: ignore[misc]  # of its own loop turn
-
-    def _enforced(self, packet: Packet, verdict: Verdict) -> Verdict:
-        """The verdict, or in monitor mode an accept in the place of a drop."""
-        if not self._settings.monitor or verdict.action is not Action.DROP:
-            return verdict
-        # Written here, since the packet may be gone when it is said.
-        what = f"would drop {packet!r}"
-        self._later.append(lambda now: self._drops(now, what, packet=packet.id))
-        return WOULD_DROP
-
-    def _count(self, verdict: Verdict, number: int) -> None:
-        counters = self._counters
-        name = VERDICT_COUNTERS[verdict.outcome]
-        setattr(counters, name, getattr(counters, name) + number)
-        if verdict is WOULD_DROP:
-            counters.would_drop += number
-        if verdict.mark is not None:
-            counters.marked += number
-        if verdict.payload is not None:
-            counters.rewritten += number
-
-
-def _place(five_tuple: FiveTuple) -> int:
-    """A number that both directions of a flow have in common, in every process."""
-    ends = crc32(five_tuple.src) + crc32(five_tuple.dst)
-    return ends + (five_tuple.sport or 0) + (five_tuple.dport or 0)
-
-
-def _mended(packet: Packet, verdict: Verdict, payload: bytes) -> Verdict:
-    """The same with lengths and checksums that fit. Raises RewriteError where that can't be done."""
-    try:
-        return replace(verdict, payload=mend(payload))
-    except PacketError as error:
-        raise RewriteError(f"packet {packet.id}: the new bytes are no packet that could be mended: {error}") from error
-
-
-def _innermost(error: Exception) -> str:
-    """Where it was raised, as ` (FILE:LINE)`."""
-    frame = error.__traceback__
-    if frame is None:
-        return ""
-    while frame.tb_next is not None:
-        frame = frame.tb_next
-    return f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})"
+                self._judge.unsent(packet, error)

@@ -22,7 +22,8 @@ from nfq_agent.host.child import bound_memory
 from nfq_agent.host.links import Link, Links, links
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
-from nfq_agent.service.packet_loop import WorkerLoop, WorkerSettings
+from nfq_agent.service.packet_judge import WorkerSettings
+from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.service.worker import Roster, Worker, WorkerError
 from nfq_agent.verdict import ACCEPT
 

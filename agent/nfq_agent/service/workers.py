@@ -22,7 +22,8 @@ from nfq_agent.proxy.serve import serve as serve_proxy
 from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.queue.errors import QueueSettingError
 from nfq_agent.queue.turns import WorkerQueue
-from nfq_agent.service.packet_loop import WorkerLoop, WorkerSettings
+from nfq_agent.service.packet_judge import WorkerSettings
+from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.service.worker import STOP_WITHIN, Roster, Worker
 from nfq_agent.stream import StreamChain
 from nfq_agent.verdict import ACCEPT, DROP

@@ -5,9 +5,9 @@ Formats are those of linux/netfilter/nfnetlink_queue.h and net/netfilter/nfnetli
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Iterator
 from enum import IntFlag
+from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import Final
 
@@ -19,7 +19,7 @@ MAX_PAYLOAD: Final = 65531
 LONGEST_MESSAGE: Final = 65536 + 4096
 
 COPY_MODES: Final = {"meta": 1, "packet": 2}
-FAMILIES: Final = {"unspec": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
+FAMILIES: Final = {"unspec": 0, "inet": int(AF_INET), "inet6": int(AF_INET6)}
 
 MSG_PACKET: Final = 3 << 8
 MSG_VERDICT: Final = 3 << 8 | 1
@@ -40,7 +40,7 @@ _SEND_LIMIT: Final = 131072
 # Packets that one batch answers: the kernel finds them with the queue locked, and the senders wait that long.
 SLICE: Final = 256
 
-_HEADER: Final = Struct("=IHHIIBBH")
+_HEADER: Final = Struct("=IHHIIBB2s")
 _ERROR: Final = Struct("=IHHIIi")
 _ATTRIBUTE: Final = Struct("=HH")
 _VERDICT_HEADER: Final = Struct("!II")
@@ -71,9 +71,8 @@ def attribute(kind: int, data: bytes) -> bytes:
 
 def message(kind: int, sequence: int, number: int, attributes: bytes, flags: int = _REQUEST_ACK) -> bytes:
     """A message about queue `number`, which the kernel acknowledges under `sequence`."""
-    # The number is in network order, in a message of the host's order.
-    header = _HEADER.pack(_HEADER.size + len(attributes), kind, flags, sequence, 0, 0, 0, socket.htons(number))
-    return header + attributes
+    # The queue's number is in network order, the rest of the header in the host's.
+    return _HEADER.pack(_HEADER.size + len(attributes), kind, flags, sequence, 0, 0, 0, number.to_bytes(2, "big")) + attributes
 
 
 def acknowledgement(data: bytes) -> tuple[int, int] | None:

@@ -1,0 +1,213 @@
+"""Asks the elements about packets. Whatever an element does, there is a verdict; errors are counted and logged with a limit.
+
+It sends no verdict and reads no clock. What it has to log waits until `log_pending`, after the verdicts of the turn are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from zlib import crc32
+
+from nfq_agent.checksum import mend
+from nfq_agent.counters import VERDICT_COUNTERS, Counters
+from nfq_agent.element import ElementChain, Emit, Needs
+from nfq_agent.flow import Flow, FlowTable
+from nfq_agent.packet import FiveTuple, Packet, PacketError
+from nfq_agent.rate import LimitedEmit
+from nfq_agent.repeats import MOST, RepeatBound
+from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action, RewriteError, Verdict, VerdictError
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """The settings of one queue's worker.
+
+    number: of the queue. default: the verdict if no element answers. on_error: the verdict when an element raises, or a packet
+    cannot be decoded. monitor: accept packets that would be dropped, and log that. busy_poll: seconds to poll for packets
+    before sleeping. lost_below: the kernel's id sequence, read after the predecessor's death; None if there was none. peers:
+    the numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it does not.
+    """
+
+    number: int
+    default: Verdict
+    on_error: Verdict
+    monitor: bool
+    busy_poll: float = 0.0
+    lost_below: int | None = None
+    peers: range | None = None
+
+
+class PacketJudge:
+    """The elements of one worker, and what they need: flows, and the bound on REPEAT.
+
+    check: raises VerdictError or RewriteError if the packet's source cannot give it this verdict.
+    """
+
+    def __init__(
+        self,
+        chain: ElementChain,
+        settings: WorkerSettings,
+        counters: Counters,
+        emit: Emit,
+        check: Callable[[Packet, Verdict], None],
+    ) -> None:
+        self._chain = chain
+        self._settings = settings
+        self._counters = counters
+        self._check = check
+        self._flows = FlowTable() if chain.needs is Needs.FLOW else None
+        self._owners: list[Verdict | None] | None = None
+        if settings.peers is not None and self._flows is not None:
+            own = settings.number
+            self._owners = [None if peer == own else Verdict(Action.QUEUE, queue=peer) for peer in settings.peers]
+        self._repeats = RepeatBound()
+        self._errors = LimitedEmit(emit)
+        self._malformed = LimitedEmit(emit)
+        self._drops = LimitedEmit(emit)
+        self._unsent = LimitedEmit(emit)
+        self._loops = LimitedEmit(emit)
+        self._pending: list[Callable[[float], bool]] = []
+        self.now = 0.0
+        """The time of this turn, in seconds of the monotonic clock."""
+
+    def verdict(self, packet: Packet) -> Verdict:
+        """The verdict on a packet."""
+        verdict: Verdict | None = self._ask(packet, self._decide)
+        return self._settings.on_error if verdict is None else self._enforced(packet, verdict)
+
+    def pure_verdict(self, packet: Packet) -> tuple[Verdict, bool]:
+        """The verdict of elements whose answers follow from the five-tuple and the place; and whether it may be remembered."""
+        verdict: Verdict | None = self._ask(packet, self._decide_pure)
+        if verdict is None:
+            return self._settings.on_error, False
+        if verdict.action is Action.RETAIN or verdict.payload is not None:
+            self._failed(packet, TypeError("an element that declares itself pure cannot retain or rewrite a packet"))
+            return self._settings.on_error, False
+        # A REPEAT is asked for each time: the compiled reader would not notice that it loops.
+        return self._enforced(packet, verdict), verdict.action is not Action.REPEAT
+
+    def judged(self, packet: Packet, verdict: Verdict) -> None:
+        """Tell the elements that listen which verdict the packet got."""
+        self._ask(packet, self._chain.judged, verdict)
+
+    def unsent(self, packet: Packet, error: OSError) -> None:
+        """A packet that goes with a verdict could not be sent."""
+        what = f"packet {packet.id}: the packet that goes with its verdict could not be sent: {error}"
+        self._pending.append(lambda now: self._unsent(now, what, level="warning"))
+
+    def count(self, verdict: Verdict, number: int) -> None:
+        """Count packets that got this verdict."""
+        counters = self._counters
+        name = VERDICT_COUNTERS[verdict.outcome]
+        setattr(counters, name, getattr(counters, name) + number)
+        if verdict is WOULD_DROP:
+            counters.would_drop += number
+        if verdict.mark is not None:
+            counters.marked += number
+        if verdict.payload is not None:
+            counters.rewritten += number
+
+    def count_flows(self) -> None:
+        """Put the size of the flow table into the counters."""
+        if self._flows is not None:
+            self._counters.flows = len(self._flows)
+            self._counters.flows_evicted = self._flows.evicted
+
+    def log_pending(self) -> None:
+        """Log the events of this turn."""
+        if self._pending:
+            self._counters.log_suppressed += sum(not log(self.now) for log in self._pending)
+            self._pending.clear()
+
+    def _decide_pure(self, packet: Packet) -> Verdict:
+        verdict = self._chain.decide(packet, None)
+        if not isinstance(verdict, Verdict):
+            raise VerdictError(f"packet {packet.id}: {verdict!r} is not a verdict; allowed: a Verdict")
+        return self._bounded(packet, verdict)
+
+    def _decide(self, packet: Packet) -> Verdict:
+        flow: Flow | None = None
+        if self._flows is not None:
+            five_tuple = packet.headers.five_tuple
+            # With cpu-fanout the processor chooses the queue: a flow's packets come to all of them, and its state is in one.
+            if self._owners is not None:
+                owner = self._owners[_place(five_tuple) % len(self._owners)]
+                if owner is not None:
+                    return owner
+            flow = self._flows.observe(five_tuple, self.now)
+        verdict = self._chain.decide(packet, flow)
+        if verdict is not ACCEPT:
+            self._check(packet, verdict)
+            if verdict.payload is not None and not verdict.exact:
+                verdict = _mended(packet, verdict, verdict.payload)
+            verdict = self._bounded(packet, verdict)
+        return verdict
+
+    def _bounded(self, packet: Packet, verdict: Verdict) -> Verdict:
+        """The verdict; for a REPEAT whose packet only comes back to us, the verdict that it stands for."""
+        if verdict.action is not Action.REPEAT or self._repeats.allows(packet, self.now):
+            return verdict
+        last = self._settings.on_error if verdict.means is None else Verdict(verdict.means)
+        what = (
+            f"packet {packet!r} came back {MOST} times after the verdict REPEAT and gets the verdict {last.action.name} instead"
+        )
+        if verdict.mark is not None:
+            what += (
+                f": the mark {verdict.mark:#x} that it was given was gone each time. A rule in front of ours rewrites marks, as "
+                "`-j CONNMARK --restore-mark` does; give it a mask that leaves these bits alone. `nfq-agent doctor` names it"
+            )
+        self._pending.append(lambda now: self._loops(now, what, level="warning"))
+        return last
+
+    def _ask(self, packet: Packet, question: Callable[..., Any], *arguments: Any) -> Any:
+        """What the elements answer; None if one of them raises, which is counted and logged."""
+        try:
+            return question(packet, *arguments)
+        except PacketError as error:
+            self._counters.malformed += 1
+            what = f"packet {packet.id} is malformed: {error}; it gets the verdict on_error"
+            self._pending.append(lambda now: self._malformed(now, what, level="warning", packet=packet.id))
+        except Exception as error:
+            self._failed(packet, error)
+        return None
+
+    def _failed(self, packet: Packet, error: Exception) -> None:
+        self._counters.errors += 1
+        place = _innermost(error)
+        what = f"an element failed on packet {packet.id}: {type(error).__name__}: {error}{place}; it gets the verdict on_error"
+        self._pending.append(lambda now: self._errors(now, what, level="error", packet=packet.id))
+
+    def _enforced(self, packet: Packet, verdict: Verdict) -> Verdict:
+        """The verdict; in monitor mode an accept in place of a drop."""
+        if not self._settings.monitor or verdict.action is not Action.DROP:
+            return verdict
+        # Formatted here, since the packet may be gone when it is logged.
+        what = f"would drop {packet!r}"
+        self._pending.append(lambda now: self._drops(now, what, packet=packet.id))
+        return WOULD_DROP
+
+
+def _place(five_tuple: FiveTuple) -> int:
+    """A number that both directions of a flow have in common, in every process."""
+    ends = crc32(five_tuple.src) + crc32(five_tuple.dst)
+    return ends + (five_tuple.sport or 0) + (five_tuple.dport or 0)
+
+
+def _mended(packet: Packet, verdict: Verdict, payload: bytes) -> Verdict:
+    """The same with correct lengths and checksums. Raises RewriteError where the bytes are not a packet."""
+    try:
+        return replace(verdict, payload=mend(payload))
+    except PacketError as error:
+        raise RewriteError(f"packet {packet.id}: the new bytes are not a valid packet: {error}") from error
+
+
+def _innermost(error: Exception) -> str:
+    """Where it was raised, as ` (FILE:LINE)`."""
+    frame = error.__traceback__
+    if frame is None:
+        return ""
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    return f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})"
