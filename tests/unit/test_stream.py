@@ -474,6 +474,22 @@ class TestGates:
             out += it.received(REQUEST, b"X: " + b"x" * 1000 + b"\r\n", 100)
         assert out == [Close("http-host")]
 
+    @pytest.mark.parametrize(
+        "opening",
+        [
+            b"GET / HTTP/1.2\r\nHost: bad.test\r\n\r\n", b"GET  / HTTP/1.1\r\nHost: bad.test\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost:\r\n bad.test\r\n\r\n", b"GET / HTTP/1.1\r\nHost: bad.test:80a\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: bad.test:x.good.test\r\n\r\n", b"GET / HTTP/1.1\r\nHost: bad.test:80@x.good.test\r\n\r\n",
+            b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 6000, client_hello(b"bad.test:x.good.test"),
+        ],
+    )  # fmt: skip
+    def test_a_name_that_is_not_known_is_denied_by_either_list(self, opening: bytes) -> None:
+        kind = "sni" if opening[0] == 22 else "http-host"
+        for lists in ({"deny": ["*.bad.test"]}, {"allow": ["*.good.test"]}):
+            assert stream(element(kind, **lists)).received(REQUEST, opening, 100) == [Close(kind)]
+        passed = stream(element(kind, deny=["*.bad.test"], conflict="allow")).received(REQUEST, opening, 100)
+        assert passed == [Send(REQUEST, opening)]
+
     def test_a_gate_that_lets_all_through_is_refused(self) -> None:
         with pytest.raises(ValidationError, match="nothing would be denied"):
             element("sni")

@@ -27,12 +27,14 @@ Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field
 
 class GateOptions(element.Options):
     """deny, allow: names, looked at in this order; `*.NAME` is everything below NAME. default: for other names; deny if
-    there is an allow list. unknown: for connections that show no name; as default if it is left out."""
+    there is an allow list. unknown: for connections that show no name; as default if it is left out. conflict: where a name
+    is there that is not known, because servers read the bytes in different ways, or because it takes more than 32 KiB."""
 
     allow: Patterns = ()
     deny: Patterns = ()
     default: Literal["allow", "deny"] | None = None
     unknown: Literal["allow", "deny"] | None = None
+    conflict: Literal["allow", "deny"] = "deny"
 
     @model_validator(mode="after")
     def _judges(self) -> Self:
@@ -59,8 +61,10 @@ class Gate(StreamElement[GateOptions]):
         if undecided and len(seen) < _MOST:
             connection.state[self] = seen
             return b""
-        facts: dict[str, Any] = result.facts if isinstance(result, Found) and not undecided else {}
-        if not self._lets_through(facts.get(self.fact), connection):
+        facts: dict[str, Any] = result.facts if isinstance(result, Found) else {}
+        if undecided:
+            facts = {**facts, "conflict": "a name that does not come within 32 KiB"}
+        if not self._lets_through(facts.get(self.fact), connection, facts.get("conflict")):
             return CLOSE
         connection.facts.update(facts)
         return Done(seen)
@@ -70,10 +74,12 @@ class Gate(StreamElement[GateOptions]):
         seen = connection.state.pop(self, b"")
         return seen if seen and self._lets_through(None, connection) else b""
 
-    def _lets_through(self, name: str | None, connection: Connection) -> bool:
+    def _lets_through(self, name: str | None, connection: Connection, conflict: str | None = None) -> bool:
         options = self.options
         default = options.default or ("deny" if options.allow else "allow")
-        if name is None:
+        if conflict is not None:
+            verdict = options.conflict
+        elif name is None:
             verdict = options.unknown or default
         elif any(_matches(name, pattern) for pattern in options.deny):
             verdict = "deny"
@@ -82,7 +88,7 @@ class Gate(StreamElement[GateOptions]):
         else:
             verdict = default
         self.emit(
-            f"{self.name}: connection {connection.id}: {name or 'no name'}: {verdict}",
+            f"{self.name}: connection {connection.id}: {name or conflict or 'no name'}: {verdict}",
             level="warning" if verdict == "deny" else "info",
             verdict=verdict,
             **{self.fact: name},
