@@ -60,12 +60,12 @@ class Conversation:
     initial: the client's initial sequence number. from_origin: True where the client sent the flow's first packet. answered:
     a packet of the server was seen. closed: a FIN or RST was seen. renewed: the number of a later SYN, until the server has
     answered it. server_first: the number of the server's first byte, where its SYN was seen. begun: a part of the message was
-    told, or it is the first.
+    told, or it is the first. ended: a FIN of the client was seen.
     """
 
     __slots__ = (
         "_began", "_client", "_first", "_next", "_packets", "_parsers", "_phase", "_server",
-        "answered", "begun", "closed", "from_origin", "initial", "renewed", "server_first",
+        "answered", "begun", "closed", "ended", "from_origin", "initial", "renewed", "server_first",
     )  # fmt: skip
 
     def __init__(self, initial: int, from_origin: bool, parsers: tuple[Parser, ...]) -> None:
@@ -74,6 +74,7 @@ class Conversation:
         self.answered = False
         self.begun = True
         self.closed = False
+        self.ended = False
         self.renewed: int | None = None
         self.server_first: int | None = None
         self._phase = _Phase.OPENING
@@ -128,6 +129,10 @@ class Conversation:
     def run_out(self, reason: str) -> list[Said]:
         """Give up a message that took too much. What the client has begun to say hides a name: that is a conflict."""
         return self.give_up(reason, conflict=self._client is not None and bool(self._client.data))
+
+    def end(self) -> list[Said]:
+        """The client ends within a message, which some servers take for whole."""
+        return self.run_out("the client ended within a message") if self._client is not None and self._client.data else []
 
     @property
     def unfinished(self) -> bool:

@@ -45,6 +45,7 @@ _SPELLINGS = {
     "nbsp-in-line": ("a no-break space (0xa0) between the parts", "GET\xa0/\xa0HTTP/1.1\r\nHost: <N>\r\n\r\n", PYTHON),
     "absolute-without-version": ("an absolute URI without a version", "GET http://<N>/\r\n", NGINX),
     "absolute": ("an absolute URI beside another Host", "GET http://<N>/ HTTP/1.1\r\nHost: <A>\r\n\r\n", NGINX),
+    "fields-behind-0.9": ("header fields behind a request line of HTTP/0.9", "GET /HTTP/1.1\r\nHost: <N>\r\n\r\n", PYTHON),
     "long-method": ("a method of 30 letters", "A" * 30 + " / HTTP/1.1\r\nHost: <N>\r\n\r\n", NGINX),
     "folded-host": ("a folded Host field", "GET / HTTP/1.1\r\nHost:\r\n <N>\r\n\r\n", PYTHON),
     "folded-host-tab": ("a Host field folded with a tab", "GET / HTTP/1.1\r\nHost:\r\n\t<N>\r\n\r\n", PYTHON),
@@ -127,7 +128,16 @@ def _urgent(attempt: Attempt, name: str) -> None:
         attempt.drain(connection)
 
 
+def _ended(attempt: Attempt, name: str) -> None:
+    """A head without the empty line at its end, and the end of the stream, which the server takes for it."""
+    with attempt.tcp(PYTHON) as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {name}\r\n\r".encode())
+        connection.shutdown(socket.SHUT_WR)
+        attempt.drain(connection)
+
+
 LINES = (
+    Line("http-ended", "HTTP: the client ends its side of the connection before the head is whole", _ended),
     *(
         Line(f"http-{name}", f"HTTP: {text}", partial(_alone, template, port=port))
         for name, (text, template, port) in _SPELLINGS.items()

@@ -333,6 +333,23 @@ def test_urgent_data_in_an_opening_is_a_conflict(flags: str, default: str) -> No
     bench.assert_dropped(tcp(talk.src, talk.dst, b".test\r\n\r\n", seq=talk.isn + 26))
 
 
+@pytest.mark.parametrize("order", ["with the data", "behind it", "before it"])
+def test_an_end_within_a_request_is_a_conflict(order: str) -> None:
+    """Python's server takes the end of the stream for the end of the head."""
+    bench = Bench("policy", before=[("dpi", {})], default="accept", rule=[{"action": "drop", "http_host": "*.evil.test"}])
+    talk = Talk(bench).open()
+    data = b"GET / HTTP/1.1\r\nHost: a.evil.test\r\n\r"
+    at = talk.isn + 1
+    if order == "with the data":
+        bench.assert_dropped(tcp(talk.src, talk.dst, data, seq=at, flags="FPA"))
+    elif order == "behind it":
+        bench.assert_accepted(tcp(talk.src, talk.dst, data, seq=at))
+        bench.assert_dropped(tcp(talk.src, talk.dst, seq=at + len(data), flags="FA"))
+    else:
+        bench.assert_accepted(tcp(talk.src, talk.dst, seq=at + len(data), flags="FA"))
+        bench.assert_dropped(tcp(talk.src, talk.dst, data, seq=at))
+
+
 @pytest.mark.parametrize("conflict", ["accept", "drop"])
 def test_a_conflict_has_an_action_of_its_own(conflict: str) -> None:
     data = b"GET / HTTP/1.2\r\nHost: a.test\r\n\r\n"

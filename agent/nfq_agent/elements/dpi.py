@@ -33,7 +33,7 @@ _SEQUENCE: Final = Struct("!II")
 # What a query over TCP is read by where the port says DNS.
 _DNS_PARSERS: Final = (dns.known, *(parser for parser in PARSERS if parser is not dns.parse))
 # The facts of a message; those that elements of others keep stay.
-_MESSAGE_FACTS: Final = (*OWNERS, "conflict", "dpi_reason")
+_MESSAGE_FACTS: Final = frozenset((*OWNERS, "conflict", "dpi_reason"))
 
 
 class DpiOptions(element.Options):
@@ -118,18 +118,27 @@ class Dpi(PacketElement[DpiOptions]):
             # The receiver takes urgent bytes out of the stream, where its application does not ask for them (RFC 6093 3.2).
             self._hear(flow, connection, connection.give_up("TCP urgent data", conflict=True))
             return
+        if flags & _FIN and from_client:
+            connection.ended = True
+        self._segment(packet, flow, headers, connection, from_client)
+        if connection.ended and connection.unfinished:
+            self._hear(flow, connection, connection.end())
+
+    def _segment(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation, from_client: bool) -> None:
+        """Read the payload of a segment, if it has any."""
         start = headers.data
-        if start is None or len(packet.payload) <= start:
-            return
-        data = packet.data
+        data = b"" if start is None or len(packet.payload) <= start else packet.data
         if not data:
             return
-        sequence = _SEQUENCE.unpack_from(packet.payload, headers.transport + 4)[0]
-        if flags & _SYN:
+        sequence = _SEQUENCE.unpack_from(packet.payload, (headers.transport or 0) + 4)[0]
+        if headers.tcp_flags and headers.tcp_flags & _SYN:
             # TCP Fast Open: the data follow the SYN's own number (RFC 7413 4.2).
             sequence = sequence + 1 & 0xFFFFFFFF
         take = connection.client if from_client else connection.server
-        self._hear(flow, connection, take(sequence, data, flow.last))
+        if said := take(sequence, data, flow.last):
+            self._hear(flow, connection, said)
+        else:
+            self._keep_or_not(flow, connection)
 
     def _syn(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation | None) -> Conversation | None:
         """A SYN, or the SYN and ACK that answers it: the beginning of a connection, or a repeated packet."""
@@ -216,7 +225,7 @@ class Dpi(PacketElement[DpiOptions]):
     def _clear(self, flow: Flow) -> None:
         """Drop the facts of a message; the protocol stays."""
         facts = flow.facts
-        for name in [name for name in facts if name in _MESSAGE_FACTS]:
+        for name in _MESSAGE_FACTS.intersection(facts):
             del facts[name]
 
     def _whole(self, flow: Flow, facts: dict[str, Any], new: bool = True) -> None:
@@ -265,8 +274,11 @@ class Dpi(PacketElement[DpiOptions]):
     # What is kept, and for how long
 
     def _keep_or_not(self, flow: Flow, state: Conversation | Datagrams) -> None:
+        keeps = state.keeps
+        if not keeps and not self._open:
+            return
         known = id(flow) in self._open
-        if state.keeps == known:
+        if keeps == known:
             return
         if known:
             del self._open[id(flow)]

@@ -187,7 +187,7 @@ class Policy(PacketElement[PolicyOptions]):
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """The action of the first rule that matches, else the default's."""
-        if self._closed and needed_by_link(packet) and not self._names(packet):
+        if self._closed and packet.payload[:1] >= b"\x60" and needed_by_link(packet) and not self._names(packet):
             return ACCEPT
         if flow is not None and self._facts:
             return self._decide_flow(packet, flow)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Final
 
 
@@ -84,6 +85,7 @@ def text(data: bytes, limit: int = TEXT_LIMIT) -> str:
 _HOST_NAME: Final = re.compile(rb"(?=.{1,254}\Z)[A-Za-z0-9_\-]{1,63}(?:\.[A-Za-z0-9_\-]{1,63})*\.?")
 
 
+@lru_cache(1024)
 def host_name(data: bytes) -> str | None:
     """A host name in small letters, without the dot at its end; None for what is no host name."""
     if _HOST_NAME.fullmatch(data) is None:

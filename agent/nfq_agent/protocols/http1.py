@@ -10,6 +10,7 @@ Steps: one pass of each of two regular expressions without backtracking over the
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, Final
 
 from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, host_name, text
@@ -20,7 +21,7 @@ _LINE: Final = re.compile(rb"(" + _TOKEN + rb"+) ([\x21-\x7e\x80-\xff]+) HTTP/1\
 _WORD: Final = re.compile(_TOKEN + rb"+")
 # What Python's server splits a request line at; the others know space and tab.
 _GAPS: Final = bytes.maketrans(b"\t\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\xa0", b" " * 10)
-_SIMPLE: Final = re.compile(rb"GET (/[\x21-\x7e\x80-\xff]*|[A-Za-z][A-Za-z0-9+.\-]*://[\x21-\x7e\x80-\xff]*)\r?\n")
+_SIMPLE: Final = re.compile(rb"GET (/[\x21-\x7e]*|[A-Za-z][A-Za-z0-9+.\-]*://[\x21-\x7e]*)\r?\n")
 _END: Final = re.compile(rb"\n\r?\n")
 # Fields without folding, spaces before the colon or control characters.
 _FIELDS: Final = re.compile(rb"(?:" + _TOKEN + rb"+:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*")
@@ -71,18 +72,18 @@ def parse(client: bytes, server: bytes = b"") -> Result:
     codings: list[bytes] = []
     upgrade = method == b"CONNECT"
     for name, value in _READ.findall(fields):
-        kind = name[:1].lower()
-        value = value.rstrip(b" \t")
-        if kind == b"h":
+        # The first letter tells them apart, in either case; the second too, for two of them.
+        kind = name[0] | 0x20
+        if kind == 0x68:
             hosts.append(value)
-        elif kind == b"c":
-            lengths.append(value)
-        elif kind == b"t":
-            codings.append(value)
-        elif name[1:2].lower() == b"p":
+        elif kind == 0x63:
+            lengths.append(value.rstrip(b" \t"))
+        elif kind == 0x74:
+            codings.append(value.rstrip(b" \t"))
+        elif name[1] | 0x20 == 0x70:
             upgrade = True
         else:
-            facts.setdefault("http_user_agent", text(value))
+            facts.setdefault("http_user_agent", text(value.rstrip(b" \t")))
     if wrong := _add_host(facts, method, target, hosts):
         return wrong
     return _framed(facts, len(client) - len(data) + end.end(), minor, lengths, codings, upgrade)
@@ -90,6 +91,9 @@ def parse(client: bytes, server: bytes = b"") -> Result:
 
 def _add_host(facts: dict[str, Any], method: bytes, target: bytes, hosts: list[bytes]) -> Found | None:
     """Put the one host into the facts; a conflict where there are several, or one that is no host name."""
+    if len(hosts) == 1 and target[:1] == b"/" and method != b"CONNECT" and (name := _authority(hosts[0])):
+        facts["http_host"] = name
+        return None
     if method == b"CONNECT":
         hosts = [target, *hosts]
     elif absolute := _ABSOLUTE.match(target):
@@ -100,20 +104,28 @@ def _add_host(facts: dict[str, Any], method: bytes, target: bytes, hosts: list[b
         return _conflict("a target that is no path")
     names: set[str] = set()
     for value in hosts:
-        if not value:
-            continue
-        authority = _AUTHORITY.fullmatch(value)
-        name = None
-        if authority is not None:
-            name = authority[1][1:-1].decode().lower() if authority[1][:1] == b"[" else host_name(authority[1])
+        name = _authority(value)
         if name is None:
             return _conflict("a host that is no host name")
-        names.add(name)
+        if name:
+            names.add(name)
     if len(names) > 1:
         return _conflict("two hosts", http_host_conflict=True)
     if names:
         facts["http_host"] = names.pop()
     return None
+
+
+@lru_cache(1024)
+def _authority(value: bytes) -> str | None:
+    """The host of a field or a target; empty where there is none, None for what is no host name, or no port."""
+    value = value.rstrip(b" \t")
+    if not value:
+        return ""
+    authority = _AUTHORITY.fullmatch(value)
+    if authority is None:
+        return None
+    return authority[1][1:-1].decode().lower() if authority[1][:1] == b"[" else host_name(authority[1])
 
 
 def _framed(facts: dict[str, Any], used: int, minor: bytes, lengths: list[bytes], codings: list[bytes], upgrade: bool) -> Found:
@@ -143,7 +155,7 @@ def _unusual(client: bytes, data: bytes) -> Result:
     if simple := _SIMPLE.match(data):
         facts = {"protocol": "http", "http_version": "0.9", "http_method": "GET", "http_path": _path(simple[1])}
         wrong = _add_host(facts, b"GET", simple[1], [])
-        return wrong or Found(facts, used=len(client) - len(data) + simple.end(), then=parse)
+        return wrong or Found(facts, used=len(client) - len(data) + simple.end(), then=_after_simple)
     end = data.find(b"\n")
     words = (data if end < 0 else data[:end]).translate(_GAPS).split(b" ")
     words = [word for word in words if word]
@@ -153,10 +165,16 @@ def _unusual(client: bytes, data: bytes) -> Result:
         return MORE
     if len(words) < 2:
         return NO
-    simple_request = words[0] == b"GET" and (words[1][:1] == b"/" or b"://" in words[1])
+    # Python's server answers a GET of two words, whatever the second is, and reads header fields behind it.
+    simple_request = words[0] == b"GET" and (len(words) == 2 or words[1][:1] == b"/" or b"://" in words[1])
     if simple_request or any(b"HTTP/" in word.upper() for word in words[1:]):
         return _conflict("a request line that only some servers read")
     return NO
+
+
+def _after_simple(client: bytes, server: bytes = b"") -> Result:
+    """HTTP/0.9 has nothing behind its line; Python's server reads header fields there all the same."""
+    return _conflict("bytes behind a request of HTTP/0.9")
 
 
 def _tunnel(client: bytes, server: bytes = b"") -> Result:
