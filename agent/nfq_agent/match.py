@@ -20,7 +20,7 @@ from nfq_agent.interfaces import Interfaces
 from nfq_agent.networks import NetworkMap
 from nfq_agent.packet import PROTOCOL_NAMES, FiveTuple, Hook, Packet
 from nfq_agent.protocols.known import PROTOCOLS
-from nfq_agent.values import NetworkField, Ports, lookups, one_or_more
+from nfq_agent.values import NetworkField, Ports, listed, lookups, network, one_or_more, ports_of_text
 
 # Protocols found in the data of a flow (`flow.facts["protocol"]`), in contrast to those of the IP header.
 APPLICATIONS: Final = tuple(protocol.name for protocol in PROTOCOLS)
@@ -71,8 +71,8 @@ def _interface(value: object) -> str:
 
 _LIST: Final = BeforeValidator(one_or_more)
 _SOME: Final = Field(min_length=1, strict=False)
-Networks = Annotated[tuple[NetworkField, ...], _LIST, _SOME]
-PortRanges = Annotated[tuple[Annotated[Ports, BeforeValidator(_port)], ...], _LIST, _SOME]
+Networks = Annotated[tuple[NetworkField, ...], BeforeValidator(listed(network)), _SOME]
+PortRanges = Annotated[tuple[Annotated[Ports, BeforeValidator(_port)], ...], BeforeValidator(listed(ports_of_text)), _SOME]
 Protocols = Annotated[tuple[Annotated[int | str, BeforeValidator(_protocol)], ...], _LIST, _SOME]
 Users = Annotated[tuple[Annotated[int, BeforeValidator(_user)], ...], _LIST, _SOME]
 Groups = Annotated[tuple[Annotated[int, BeforeValidator(_group)], ...], _LIST, _SOME]

@@ -6,11 +6,12 @@ Parsers raise ValueError with what is wrong and what is allowed. They do no I/O:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Final, Protocol, TypeAlias
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationInfo
 
 Network: TypeAlias = IPv4Network | IPv6Network
 
@@ -21,6 +22,10 @@ _BYTES: Final = {"GB": 1000_000_000, "MB": 1000_000, "kB": 1000}
 _PORTS: Final = re.compile(r"(\d+):(\d+)")
 _ENDPOINT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s]+)):(\d+)")
 LAST_PORT: Final = 65535
+# What begins the name of a file with a list.
+FILE: Final = "file:"
+# Bad entries of a list file that are named one by one.
+_SHOWN: Final = 5
 
 
 def duration(value: object) -> float:
@@ -114,6 +119,11 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def ports_of_text(text: str) -> Ports:
+    """Ports as a list file has them, `80` or `8000:8010`; 0 is allowed, as packets may carry it."""
+    return Ports.parse(int(text) if text.isdecimal() else text, lowest=0)
+
+
 def network(value: object) -> Network:
     """A network, from `"10.0.0.0/8"`, `"fd00::/8"` or a single address."""
     if isinstance(value, IPv4Network | IPv6Network):
@@ -136,6 +146,42 @@ def one_or_more(value: object) -> object:
     return value if isinstance(value, list | tuple) else (value,)
 
 
+def listed(parse: Callable[[str], Any]) -> Callable[[object, ValidationInfo], object]:
+    """For pydantic: one value or a list of values, in which `"file:PATH"` stands for the entries of that file.
+
+    parse: makes a value of an entry's text. Raises ValueError.
+    """
+
+    def values(value: object, info: ValidationInfo) -> object:
+        found: list[object] = []
+        given = one_or_more(value)
+        for each in given if isinstance(given, list | tuple) else ():
+            if isinstance(each, str) and each.startswith(FILE):
+                found += _entries(each, lookups(info.context).lines(each.removeprefix(FILE)), parse)
+            else:
+                found.append(each)
+        return found
+
+    return values
+
+
+def _entries(name: str, lines: list[tuple[int, str]], parse: Callable[[str], Any]) -> list[Any]:
+    entries: list[Any] = []
+    bad: list[str] = []
+    allowed = ""
+    for number, text in lines:
+        try:
+            entries.append(parse(text))
+        except ValueError as error:
+            what, mark, rest = str(error).partition("; allowed: ")
+            bad.append(f"{name}, line {number}: {what}")
+            allowed = allowed or mark + rest
+    if bad:
+        more = f", and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise ValueError("; ".join(bad[:_SHOWN]) + more + allowed)
+    return entries
+
+
 class Lookups(Protocol):
     """What names in a configuration refer to outside of it. A model is validated with one of these as its context."""
 
@@ -147,11 +193,15 @@ class Lookups(Protocol):
         """The id of a group. Raises KeyError."""
         ...
 
+    def lines(self, file: str) -> list[tuple[int, str]]:
+        """The entries of a list file, with their line numbers. Raises ValueError."""
+        ...
+
 
 def lookups(context: Any) -> Lookups:
     """The Lookups of a validation. Raises ValueError where the caller gave none."""
     if context is None:
-        raise ValueError("names cannot be looked up here; allowed: numbers")
+        raise ValueError("neither names nor files can be looked up here; allowed: numbers and values")
     found: Lookups = context
     return found
 

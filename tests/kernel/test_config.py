@@ -189,7 +189,7 @@ def test_what_cannot_be_read_is_refused(netns: Namespace, tmp_path: Path, verb: 
     done = netns.run(*COMMAND, verb, "--config", str(missing), check=False)
     assert (done.returncode, done.stderr) == (
         78,
-        f"{missing}: can't be read: No such file or directory; allowed: a readable TOML file\n",
+        f"{missing}: cannot be read: No such file or directory; allowed: a readable TOML file\n",
     )
     closed = tmp_path / "closed.toml"
     closed.write_text(QUEUE)
@@ -197,7 +197,7 @@ def test_what_cannot_be_read_is_refused(netns: Namespace, tmp_path: Path, verb: 
     # Root without the capabilities that pass over a file's mode.
     powerless = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
     done = netns.run(*powerless, *COMMAND, verb, "--config", str(closed), check=False)
-    assert (done.returncode, done.stderr) == (78, f"{closed}: can't be read: Permission denied; allowed: a readable TOML file\n")
+    assert (done.returncode, done.stderr) == (78, f"{closed}: cannot be read: Permission denied; allowed: a readable TOML file\n")
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d").chmod(0o777)
     code, errors = check(tmp_path, QUEUE, verb, netns)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import ipaddress
 import os
+import time
 import tomllib
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nfq_agent.element import Needs, PacketElement
-from nfq_agent.elements.policy import Policy, PolicyOptions
+from nfq_agent.elements.policy import Patterns, Policy, PolicyOptions
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Hook, Packet, PacketError
 from nfq_agent.testing import Bench, icmp, tcp, udp
@@ -335,3 +337,20 @@ def test_headers_that_cannot_be_read_are_left_to_on_error() -> None:
     for data in (b"", b"\x45\0", tcp(A6, B6).payload[:42]):
         with pytest.raises(PacketError):
             policy.decide(Packet(data))
+
+
+@given(
+    st.lists(st.text("ab.*?", min_size=1, max_size=6), min_size=1, max_size=5),
+    st.text("ab.", max_size=8),
+)
+def test_patterns_match_as_fnmatch_does(globs: list[str], text: str) -> None:
+    assert Patterns(globs).match(text) == any(fnmatch.fnmatchcase(text, glob) for glob in globs)
+
+
+def test_a_hundred_thousand_names_below_which_all_match_are_no_slower_than_one() -> None:
+    many = Patterns(f"*.name-{number}.test" for number in range(100_000))
+    began = time.process_time()
+    for number in range(1000):
+        assert many.match(f"www.name-{number}.test")
+        assert not many.match(f"www.other-{number}.test")
+    assert time.process_time() - began < 0.5

@@ -11,8 +11,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from nfq_agent.config.lines import Place, lines
+from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config, ConfigError
-from nfq_agent.config.problems import Source, cross_faults, model_faults
+from nfq_agent.config.problems import cross_faults
+from nfq_agent.config.source import Source
+from nfq_agent.config.wording import model_faults
 from nfq_agent.elements import ElementError, look_in
 
 DEFAULT_PATH: Final = Path("/etc/nfq-agent/nfq-agent.toml")
@@ -25,10 +29,11 @@ BASELINE: Final[dict[str, Any]] = {
 
 
 def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None) -> Config:
-    """Read the file and the drop-ins beside it (`conf.d/*.toml`, in name order), check all of it, and return it.
+    """Read the file and its drop-ins, check all of it, and return it. Raises ConfigError with every fault found.
 
-    Without a path, the default place is read if something is there, else the baseline holds. `adjust` sees what was read
-    and returns what the command line wants otherwise; that is merged last. Raises ConfigError with every fault found.
+    Drop-ins are merged over the file in the order of their names: `conf.d/*.toml` beside it, which every file in that folder
+    shares, then `NAME.d/*.toml` for the file `NAME.toml` alone. Without a path, the default file is read if it exists, else
+    the baseline holds. `adjust` gets what was read and returns what the command line wants otherwise; that is merged last.
     """
     if path is None:
         path = DEFAULT_PATH
@@ -36,15 +41,16 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
     else:
         files = [path]
     merged: dict[str, Any] = {}
-    source = Source(path, {})
+    source = Source(path)
     faults: list[str] = []
     try:
-        files += _drop_ins(path)
+        for folder in (path.parent / "conf.d", path.with_suffix(".d")):
+            files += _drop_ins(folder)
     except ConfigError as error:
         faults += error.faults
     for file in files:
         try:
-            _merge(merged, _read(file), file, source.origins)
+            _merge(merged, _read(file, source), file, source.origins)
         except ConfigError as error:
             faults += error.faults
     if faults:
@@ -57,42 +63,44 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
         merged = copy.deepcopy(BASELINE)
     if adjust is not None:
         _merge(merged, adjust(merged), Path("command line"), source.origins)
-    return _check(merged, source)
+    return _check(merged, source, HostLookups(path.parent))
 
 
-def _drop_ins(path: Path) -> list[Path]:
-    folder = path.parent / "conf.d"
+def _drop_ins(folder: Path) -> list[Path]:
     try:
         mode = folder.stat().st_mode
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise ConfigError([f"{folder}: can't be read: {error.strerror}; allowed: a folder of *.toml files"]) from error
+        raise ConfigError([f"{folder}: cannot be read: {error.strerror}; allowed: a folder of *.toml files"]) from error
     if mode & stat.S_IWOTH:
         raise ConfigError([f"{folder}: anyone may write to this directory; allowed: chmod o-w {folder}"])
     try:
         return sorted(child for child in folder.iterdir() if child.suffix == ".toml")
     except OSError as error:
-        raise ConfigError([f"{folder}: can't be read: {error.strerror}; allowed: a folder of *.toml files"]) from error
+        raise ConfigError([f"{folder}: cannot be read: {error.strerror}; allowed: a folder of *.toml files"]) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, source: Source) -> dict[str, Any]:
     try:
-        text = path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
-        raise ConfigError([f"{path}: can't be read: {error.strerror}; allowed: a readable TOML file"]) from error
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}; allowed: a readable TOML file"]) from error
     try:
-        return tomllib.loads(text.decode())
+        text = data.decode()
+        table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: not TOML: {error}; allowed: TOML 1.0"]) from error
+    source.lines[path] = lines(text)
+    return table
 
 
 def _merge(
     into: dict[str, Any],
     new: Mapping[str, Any],
     file: Path,
-    origins: dict[tuple[str, ...], Path],
-    at: tuple[str, ...] = (),
+    origins: dict[Place, Path],
+    at: Place = (),
 ) -> None:
     for key, value in new.items():
         here = (*at, key)
@@ -106,9 +114,9 @@ def _merge(
             origins[here] = file
 
 
-def _check(merged: dict[str, Any], source: Source) -> Config:
+def _check(merged: dict[str, Any], source: Source, lookups: HostLookups) -> Config:
     try:
-        config = Config.model_validate(merged)
+        config = Config.model_validate(merged).with_lookups(lookups)
     except ValidationError as error:
         raise ConfigError(list(model_faults(source, error))) from error
     faults = list(cross_faults(config, source))

@@ -1,13 +1,26 @@
-"""What names in a configuration refer to on this host: the ids of users and groups."""
+"""What names in a configuration refer to on this host: the ids of users and groups, and the lines of list files."""
 
 from __future__ import annotations
 
 import grp
+import os
 import pwd
+import stat
+from pathlib import Path
+
+# What tells that a file has changed: its inode, size, and time of change in nanoseconds.
+Stamp = tuple[int, int, int]
 
 
 class HostLookups:
-    """The `Lookups` of this host."""
+    """The `Lookups` of this host.
+
+    folder: where relative paths of list files begin. files: every list file that was read, with its stamp at that time.
+    """
+
+    def __init__(self, folder: Path = Path()) -> None:
+        self._folder = folder
+        self.files: dict[Path, Stamp | None] = {}
 
     def uid(self, name: str) -> int:
         """The id of a user. Raises KeyError."""
@@ -16,3 +29,37 @@ class HostLookups:
     def gid(self, name: str) -> int:
         """The id of a group. Raises KeyError."""
         return grp.getgrnam(name).gr_gid
+
+    def lines(self, file: str) -> list[tuple[int, str]]:
+        """The entries of a list file with their line numbers: one a line, without comments (#). Raises ValueError."""
+        path = self._folder / file
+        self.files[path] = stamp(path)
+        try:
+            with path.open(encoding="utf-8") as lines:
+                state = os.fstat(lines.fileno())
+                if state.st_mode & (stat.S_IWOTH | stat.S_IWGRP) or state.st_uid not in (0, os.geteuid()):
+                    raise ValueError(f"{path}: others may write to this file; allowed: chown root {path}; chmod go-w {path}")
+                entries = ((number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1))
+                return [(number, entry) for number, entry in entries if entry]
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: not UTF-8; allowed: a text file with one entry a line") from None
+        except OSError as error:
+            raise ValueError(
+                f"{path}: cannot be read: {error.strerror}; allowed: a readable file with one entry a line"
+            ) from error
+
+    def changed(self) -> list[Path]:
+        """The list files that have changed since they were read, or since this was last asked."""
+        now = {path: stamp(path) for path in self.files}
+        found = [path for path, before in self.files.items() if now[path] != before]
+        self.files = now
+        return found
+
+
+def stamp(path: Path) -> Stamp | None:
+    """What tells a change of a file; None where there is none that can be seen."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns

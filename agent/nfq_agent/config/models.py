@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from nfq_agent.config.capture import CaptureConfig, TapConfig
 from nfq_agent.config.lookups import HostLookups
@@ -291,6 +292,8 @@ class Config(_Model):
     rules: dict[Name, RuleConfig] = {}
     proxy: dict[Name, ProxyConfig] = {}
     tap: dict[Name, TapConfig] = {}
+    _lookups: HostLookups = PrivateAttr(default_factory=HostLookups)
+    _specs: dict[tuple[str, str, str], ElementSpec] = PrivateAttr(default_factory=dict)
 
     def packet_elements(self, queue: QueueConfig | CaptureConfig) -> list[ElementSpec]:
         """The elements of a queue, a tap or an inline link in order. Raises ElementError."""
@@ -300,15 +303,35 @@ class Config(_Model):
         """The elements of a proxy in order. Raises ElementError likewise."""
         return [self._resolve(name, stream_element) for name in proxy.elements]
 
+    def __eq__(self, other: object) -> bool:
+        """By what is configured, not by what was looked up so far."""
+        return isinstance(other, Config) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # its tables are dictionaries
+
+    def with_lookups(self, lookups: HostLookups) -> Self:
+        """The same; names and list files are looked up through `lookups`."""
+        self._lookups = lookups
+        return self
+
+    def changed_lists(self) -> list[Path]:
+        """The list files (`file:`) of elements that have changed since they were read, or since this was last asked."""
+        return self._lookups.changed()
+
     def _resolve(self, name: str, find: Any) -> ElementSpec:
         table = dict(self.element.get(name, {}))
+        # List files may be long, and this is asked for often.
+        key = (name, find.__name__, repr(table))
+        if (known := self._specs.get(key)) is not None:
+            return known
         kind = table.pop("type", name)
         cls = find(kind)
         try:
-            options = cls.Options.from_table(table, HostLookups())
+            options = cls.Options.from_table(table, self._lookups)
         except ValidationError as error:
             raise ElementError(name, error, cls.Options) from error
-        return ElementSpec(name, cls, options)
+        self._specs[key] = spec = ElementSpec(name, cls, options)
+        return spec
 
     def kept(self, queue: QueueConfig) -> Kept | None:
         """The marks by which the kernel keeps this queue's verdicts on flows; None where no element offloads."""
@@ -365,6 +388,11 @@ def warnings(config: Config) -> Iterator[str]:
                 f"rules.{name}: in table filter an ACCEPT verdict, or bypass, skips the host firewall's later rules; "
                 "in mangle it does not"
             )
+        if rule.all and rule.queue is not None and (culprit := _drops_by_default(config, config.queue[rule.queue])):
+            yield (
+                f"rules.{name}: all = true with {culprit} drops every packet that no rule accepts, SSH included; "
+                'accept what you need first, or begin with mode = "monitor"'
+            )
         if rule.queue is not None and not config.queue[rule.queue].bypass:
             yield f"rules.{name}: bypass = false keeps this traffic out whenever no agent serves queue {rule.queue}"
     for name, queue in config.queue.items():
@@ -378,3 +406,16 @@ def warnings(config: Config) -> Iterator[str]:
             )
         if not any(rule.queue == name for rule in config.rules.values()):
             yield f"queue.{name}: no rule sends anything to it"
+
+
+def _drops_by_default(config: Config, queue: QueueConfig) -> str:
+    """What drops the packets of a queue that no rule matches; empty where nothing does."""
+    if queue.mode == "monitor":
+        return ""
+    for spec in config.packet_elements(queue):
+        default = getattr(spec.options, "default", None)
+        if default in ("drop", "reject"):
+            return f'default = "{default}" of [element.{spec.name}]'
+        if default is not None:
+            return ""
+    return 'default = "drop" of its queue' if queue.default == "drop" else ""

@@ -1,19 +1,16 @@
-"""What is wrong with a configuration, line by line for people: file, key, what was found, and what is allowed."""
+"""What is wrong with a configuration between its tables: one line for each fault."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, get_args
+from collections.abc import Iterator, Sequence
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from nfq_agent.config.capture import MOST_RANGES, CaptureConfig, TapConfig
-from nfq_agent.config.models import Agent, Config, ElementSpec, Log, ProxyConfig, QueueConfig, RuleConfig
+from nfq_agent.config.capture import MOST_RANGES, CaptureConfig
+from nfq_agent.config.models import Config, ElementSpec
+from nfq_agent.config.source import Source
+from nfq_agent.config.wording import model_faults
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError
 from nfq_agent.mark import Mark
@@ -21,26 +18,11 @@ from nfq_agent.protocols.known import OWNERS
 from nfq_agent.values import Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Which file each key came from, by its dotted path."""
-
-    main: Path
-    origins: dict[tuple[str, ...], Path]
-
-    def file(self, location: tuple[str, ...]) -> Path:
-        """The file of a key, or of the table that it would be in."""
-        for end in range(len(location), 0, -1):
-            if (path := self.origins.get(location[:end])) is not None:
-                return path
-        return self.main
-
-
 def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901  # one branch for each rule between tables
     """What only shows when tables are looked at together."""
 
     def fault(location: tuple[str, ...], text: str) -> str:
-        return f"{source.file(location)}: {'.'.join(location)}: {text}"
+        return source.fault(location, text)
 
     owners: dict[int, str] = {}
     for name, queue in config.queue.items():
@@ -182,86 +164,4 @@ def _element_faults(error: ElementError, at: tuple[str, ...], source: Source, co
     else:
         if error.name in config.element or any(t.get("type") == error.name for t in config.element.values()):
             at = ("element", next((n for n, t in config.element.items() if t.get("type", n) == error.name), error.name))
-        yield f"{source.file(at)}: {'.'.join(at)}: {error.reason}"
-
-
-# A union's branches and validators' names show up in pydantic's locations; they are no keys of the file.
-_NO_KEYS = re.compile(r"^(function-|tagged-union|constrained-|literal\[|int$|str$|bool$|float$|.*\[.*\]$)")
-
-
-def model_faults(
-    source: Source, error: ValidationError, prefix: tuple[str, ...] = (), options: type[BaseModel] | None = None
-) -> Iterator[str]:
-    """One line for each key: what is wrong with it, and all that would be allowed (a union complains once for each member)."""
-    found: dict[tuple[str, ...], tuple[str, list[str]]] = {}
-    for details in error.errors():
-        location = prefix + tuple(str(part) for part in details["loc"] if not _NO_KEYS.match(str(part)))
-        keys = tuple(part for part in location if not part.isdecimal())
-        if details["type"] == "too_short" and keys in found:
-            # Nothing was left of a list once its bad members were taken out.
-            continue
-        what, allowed = _fault(keys, details, options)
-        known = found.setdefault(keys, (what, []))[1]
-        if allowed not in known:
-            known.append(allowed)
-    for keys, (what, allowed_here) in found.items():
-        yield f"{source.file(keys)}: {'.'.join(keys) or 'the file'}: {what}; allowed: {', or '.join(allowed_here)}"
-
-
-def _fault(keys: tuple[str, ...], details: Any, options: type[BaseModel] | None) -> tuple[str, str]:
-    """What is wrong, and what is allowed."""
-    kind, context = details["type"], details.get("ctx", {})
-    if kind == "extra_forbidden":
-        known = _known_keys(keys[:-1], options)
-        near = difflib.get_close_matches(keys[-1], known, 1, 0.5)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return f"unknown key{hint}", ", ".join(known) or "see nfq-agent.toml(5)"
-    if kind == "value_error":
-        what, _, allowed = str(context["error"]).partition("; allowed: ")
-        return what, allowed
-    return f"{_shown(details['input'])}: {details['msg'].lower()}", _allowed(kind, context)
-
-
-def _allowed(kind: str, context: Mapping[str, Any]) -> str:
-    if kind == "literal_error":
-        return str(context["expected"]).replace("'", "")
-    if kind in ("greater_than_equal", "less_than_equal"):
-        return f"at least {context['ge']}" if "ge" in context else f"at most {context['le']}"
-    if kind == "string_pattern_mismatch":
-        return f"what matches {context['pattern']}"
-    if kind == "too_short":
-        return f"at least {context['min_length']} of them"
-    return {"bool_type": "true or false", "int_type": "a whole number", "string_type": "a string in quotes"}.get(
-        kind, "see nfq-agent.toml(5)"
-    )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-_TABLES: Final[Mapping[str, type[BaseModel]]] = {
-    "agent": Agent, "log": Log, "queue": QueueConfig, "rules": RuleConfig, "proxy": ProxyConfig,
-    "tap": TapConfig,
-}  # fmt: skip
-
-
-def _known_keys(at: tuple[str, ...], options: type[BaseModel] | None) -> list[str]:
-    if not at:
-        return list(Config.model_fields)
-    if at[0] == "element":
-        inner = options
-        for key in at[2:]:
-            inner = None if inner is None or key not in inner.model_fields else _model_in(inner.model_fields[key].annotation)
-        known = [] if inner is None else list(inner.model_fields)
-        return ["type", *known] if len(at) == 2 else known
-    model = _TABLES.get(at[0])
-    return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model that a key's type is made of, as in tuple[Model, ...]."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for each in get_args(annotation) if (model := _model_in(each)) is not None), None)
+        yield source.fault(at, str(error.reason))

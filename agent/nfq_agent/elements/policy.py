@@ -19,6 +19,7 @@ from nfq_agent.match import Conditions, Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, address, hook_name, protocol_name
 from nfq_agent.protocols.known import BY_NAME, HOSTS, OWNERS
 from nfq_agent.reject import Allowance, reject
+from nfq_agent.values import listed
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 # Rule keys that name a fact: every fact that a protocol sets, by its own name, and one short form.
@@ -28,12 +29,7 @@ ActionName = Literal["accept", "drop", "reject"]
 DEFAULT: Final = "default"
 
 
-def _list(value: object) -> object:
-    """One pattern stands for a list of one."""
-    return (value,) if isinstance(value, str) else value
-
-
-Globs = Annotated[tuple[str, ...], BeforeValidator(_list), Field(min_length=1, strict=False)]
+Globs = Annotated[tuple[str, ...], BeforeValidator(listed(str)), Field(min_length=1, strict=False)]
 
 
 class _Rules(Conditions):
@@ -77,6 +73,9 @@ class PolicyOptions(element.Options):
     rule: Annotated[tuple[RuleOptions, ...], Field(strict=False)] = ()
 
 
+_SPECIAL: Final = re.compile(r"[*?\[]")
+
+
 class Patterns:
     """Shell patterns in which `*` stands for dots too. Names without special characters cost one look-up for all of them.
 
@@ -87,8 +86,11 @@ class Patterns:
         self._caseless = caseless
         self._every = every
         globs = [self._plainly(glob) for glob in globs]
-        special = [glob for glob in globs if re.search(r"[*?\[]", glob)]
+        special = [glob for glob in globs if _SPECIAL.search(glob)]
         self._names = frozenset(globs) - frozenset(special)
+        # "*.NAME" is looked up too, so that a list of a hundred thousand of them costs no more than one.
+        self._suffixes = frozenset(glob[2:] for glob in special if glob.startswith("*.") and not _SPECIAL.search(glob[2:]))
+        special = [glob for glob in special if not (glob.startswith("*.") and glob[2:] in self._suffixes)]
         self._regex = re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in special)) if special else None
 
     def _plainly(self, text: str) -> str:
@@ -101,7 +103,17 @@ class Patterns:
             return bool(fits) and (all(fits) if self._every else any(fits))
         # As TOML and JSON write it.
         text = self._plainly(str(value).lower() if isinstance(value, bool) else str(value))
-        return text in self._names or (self._regex is not None and self._regex.fullmatch(text) is not None)
+        if text in self._names or (self._suffixes and self._is_below(text)):
+            return True
+        return self._regex is not None and self._regex.fullmatch(text) is not None
+
+    def _is_below(self, text: str) -> bool:
+        dot = text.find(".")
+        while dot >= 0:
+            if text[dot + 1 :] in self._suffixes:
+                return True
+            dot = text.find(".", dot + 1)
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,6 +236,9 @@ class Supervisor:
     def _tick(self) -> None:
         now = self._system.clock()
         self._due[self._tick] = now + _TICK
+        if changed := self._config.changed_lists():
+            self._log(f"reloading: {', '.join(map(str, changed))} changed")
+            self._reload_asked = True
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
         self._service.status(f"Serving {self._what()}; {self._meter.summary}")
         # No traffic waits for a tap, so the service manager's watchdog does not watch it.

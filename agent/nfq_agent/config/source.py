@@ -1,0 +1,45 @@
+"""Where a configuration comes from: the file and the line of each key, for people who have to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nfq_agent.config.lines import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which file each key came from, by its path, and the lines of each file."""
+
+    main: Path
+    origins: dict[Place, Path] = field(default_factory=dict)
+    lines: dict[Path, Mapping[Place, int]] = field(default_factory=dict)
+
+    def file(self, location: Place) -> Path:
+        """The file of a key, or of the table that it would be in."""
+        for end in range(len(location), 0, -1):
+            if (path := self.origins.get(location[:end])) is not None:
+                return path
+        return self.main
+
+    def line(self, location: Place) -> int | None:
+        """The line of a key, or of the table that it would be in; None where no file has it."""
+        known = self.lines.get(self.file(location), {})
+        return next((known[location[:end]] for end in range(len(location), 0, -1) if location[:end] in known), None)
+
+    def fault(self, location: Place, text: str, key: Place | None = None) -> str:
+        """`FILE: KEY: what is wrong (line N); allowed: what is allowed`. key: what to name, if not the whole location."""
+        what, mark, allowed = text.partition("; allowed: ")
+        line = self.line(location)
+        where = "" if line is None else f" (line {line})"
+        return f"{self.file(location)}: {key_text(location if key is None else key)}: {what}{where}{mark}{allowed}"
+
+
+def key_text(location: Place) -> str:
+    """A path as people read it: `element.allow.rule[2].dst`. Tables of an array count from 1, as the log counts rules."""
+    text = ""
+    for part in location:
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".") or "the file"

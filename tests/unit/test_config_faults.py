@@ -1,0 +1,225 @@
+"""Faults of a configuration: file, key, line, what is wrong, what is allowed; and lists that are read from files."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_agent.config.file import load
+from nfq_agent.config.lines import lines
+from nfq_agent.config.models import Config, ConfigError, warnings
+from nfq_agent.testing import Bench, udp
+
+TEXT = '''# a comment
+top = 1
+[queue.main]
+num = 100 # [not.a.table]
+elements = [
+  "dpi",   # , ]
+  "log",
+]
+"quoted key" = """
+[not]
+= a key""""
+dotted.inner = { a = 1, b = [1, 2] }
+
+[[element.allow.rule]]
+action = "drop"
+[[element.allow.rule]]
+action = 'x'
+src = ["10.0.0.0/8",
+       "ten"]
+[element.allow.rule.deep]
+key = 1979-05-27 07:32:00
+[element]
+after = true
+'''
+
+
+def test_lines_of_keys_and_members() -> None:
+    tomllib.loads(TEXT)
+    found = lines(TEXT)
+    assert found[("top",)] == 2
+    assert found[("queue",)] == found[("queue", "main")] == 3
+    assert found[("queue", "main", "num")] == 4
+    assert found[("queue", "main", "elements")] == 5
+    assert [found[("queue", "main", "elements", place)] for place in (0, 1)] == [6, 7]
+    assert found[("queue", "main", "quoted key")] == 9
+    assert found[("queue", "main", "dotted", "inner", "b", 1)] == 12
+    assert found[("element", "allow", "rule", 0, "action")] == 15
+    assert found[("element", "allow", "rule", 1)] == 16
+    assert found[("element", "allow", "rule", 1, "src", 1)] == 19
+    assert found[("element", "allow", "rule", 1, "deep", "key")] == 21
+    assert found[("element", "after")] == 23
+
+
+@given(st.text(alphabet='[]{}="\'#,.\\\n ab1"', max_size=60))
+def test_lines_ends_whatever_the_text(text: str) -> None:
+    lines(text)
+
+
+def paths(value: Any, at: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
+    found = {at} if at else set()
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in members:
+        found |= paths(each, (*at, key))
+    return found
+
+
+def test_every_path_of_every_configuration_is_found() -> None:
+    files = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+    assert len(files) > 5
+    for file in files:
+        assert set(lines(file.read_text())) >= paths(tomllib.loads(file.read_text())), file
+
+
+def faults(folder: Path, text: str) -> list[str]:
+    file = folder / "x.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load(file)
+    return [fault.removeprefix(f"{file}: ") for fault in refused.value.faults]
+
+
+RULES = '[queue.q]\nelements = ["allow"]\n[element.allow]\ntype = "policy"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            '[queue.q]\n[rules.r]\nqueue = "q"\ntcp_ports = [\n  80,\n  0,\n  "http",\n]\n',
+            [
+                'rules.r.tcp_ports: 0 is not a valid port (line 6); allowed: 1 to 65535, or a range as "8000:8010"',
+                "rules.r.tcp_ports: 'http' is not a valid port (line 7); allowed: 1 to 65535, or a range as \"8000:8010\"",
+            ],
+        ),
+        ("[queue.q]\nnum = 70000\n", ["queue.q.num: 70000 is too large (line 2); allowed: at most 65535"]),
+        ('[queue.q]\nnum = "1"\n', ["queue.q.num: '1' is not a whole number (line 2); allowed: a whole number"]),
+        ("[queue.q]\nbypass = 1\n", ["queue.q.bypass: 1 is neither true nor false (line 2); allowed: true or false"]),
+        ('[queue.q]\nelements = "log"\n', ["queue.q.elements: 'log' is not a list (line 2); allowed: a list in brackets, as in"]),
+        ("[queue]\nq = 5\n", ["queue.q: 5 is not a table (line 2); allowed: a table"]),
+        ('[queue.q]\nmode = "watch"\n', ["queue.q.mode: 'watch' is unknown (line 2); allowed: enforce or monitor"]),
+        ("[queue.q]\n\nnam = 1\n", ["queue.q.nam: unknown key (did you mean 'num'?) (line 3); allowed: num, balance"]),
+        (
+            RULES + 'rule = [\n{ action = "drop" },\n{ action = "drop", src = "ten", dport = [1, "x", "y"] },\n'
+            '{ action = "burn" }, { src = "::/0" }, { action = "drop", srk = "::/0" } ]\n',
+            [
+                "element.allow.rule[2].src: 'ten' is not a valid network (line 7); allowed: an address",
+                "element.allow.rule[2].dport: 'x' is not a valid port (line 7); allowed: 0 to 65535",
+                "element.allow.rule[2].dport: 'y' is not a valid port (line 7); allowed: 0 to 65535",
+                "element.allow.rule[3].action: 'burn' is unknown (line 8); allowed: accept, drop or reject",
+                "element.allow.rule[4].action: is missing (line 8); allowed: action = VALUE",
+                "element.allow.rule[5].srk: unknown key (did you mean 'src'?) (line 8); allowed: ",
+            ],
+        ),
+        (
+            RULES + '[[element.allow.rule]]\naction = "drop"\n[[element.allow.rule]]\naction = "drop"\nhook = "input"\n'
+            'direction = "out"\n',
+            ["element.allow.rule[2]: no packet goes out in the hook named (line 7); allowed: one of hook and direction"],
+        ),
+    ],
+)
+def test_a_fault_names_key_and_line(tmp_path: Path, text: str, expected: list[str]) -> None:
+    found = faults(tmp_path, text)
+    assert len(found) == len(expected), found
+    for fault, start in zip(found, expected, strict=True):
+        assert fault.startswith(start)
+        assert not [word for word in ("Value error", "Input should", "valid tuple", "valid list", "pydantic") if word in fault]
+
+
+def policy(folder: Path, keys: str) -> Config:
+    file = folder / "x.toml"
+    file.write_text(RULES + f'rule = [{{ action = "drop", {keys} }}]\n')
+    return load(file)
+
+
+def test_networks_ports_and_names_from_files(tmp_path: Path) -> None:
+    (tmp_path / "nets.txt").write_text("# ours\n10.0.0.0/8\n\n2001:db8::/32  # documentation\n")
+    (tmp_path / "ports").write_text("53\n8000:8010\n")
+    config = policy(tmp_path, 'dst = ["file:nets.txt", "192.0.2.1"], dport = "file:ports"')
+    (spec,) = config.packet_elements(config.queue["q"])
+    bench = Bench(spec.cls, **{**dict(spec.options), "rule": []})
+    rule = spec.options.rule[0]
+    assert [str(each) for each in rule.dst] == ["10.0.0.0/8", "2001:db8::/32", "192.0.2.1/32"]
+    assert [str(each) for each in rule.dport] == ["53", "8000:8010"]
+    bench.assert_accepted(udp("192.0.2.1:1", "10.1.2.3:53"))
+
+
+def test_a_bad_line_of_a_list_is_refused_with_number_and_text(tmp_path: Path) -> None:
+    (tmp_path / "nets.txt").write_text("10.0.0.0/8\nten\n10.0.0.1/8\n" + "bad\n" * 20)
+    text = RULES + 'rule = [\n{ action = "drop", dst = "file:nets.txt" }]\n'
+    (fault,) = faults(tmp_path, text)
+    assert fault.startswith(
+        "element.allow.rule[1].dst: file:nets.txt, line 2: 'ten' is not a valid network; "
+        "file:nets.txt, line 3: '10.0.0.1/8' has bits set after its prefix"
+    )
+    assert "and 17 more (line 6); allowed: an address, or a network" in fault
+
+
+def test_a_list_that_cannot_be_read_or_that_others_may_write(tmp_path: Path) -> None:
+    text = RULES + 'rule = [{ action = "drop", dst = "file:nets.txt" }]\n'
+    (fault,) = faults(tmp_path, text)
+    assert "nets.txt: cannot be read: No such file or directory" in fault
+    (tmp_path / "nets.txt").write_text("10.0.0.0/8\n")
+    (tmp_path / "nets.txt").chmod(0o666)
+    (fault,) = faults(tmp_path, text)
+    assert "nets.txt: others may write to this file (line 5); allowed: chown root" in fault
+
+
+def test_a_change_of_a_list_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "nets.txt"
+    path.write_text("10.0.0.0/8\n")
+    config = policy(tmp_path, 'dst = "file:nets.txt"')
+    assert config.changed_lists() == []
+    os.utime(path, ns=(1, 1))
+    assert config.changed_lists() == [path]
+    assert config.changed_lists() == [], "a list that cannot be used is not tried again until it changes"
+    again = policy(tmp_path, 'dst = "file:nets.txt"')
+    assert again.changed_lists() == []
+    path.unlink()
+    assert again.changed_lists() == [path]
+
+
+def test_a_list_of_100_000_entries_is_read_once(tmp_path: Path) -> None:
+    entries = [f"10.{place >> 16}.{place >> 8 & 255}.{place & 255}" for place in range(100_000)]
+    (tmp_path / "nets.txt").write_text("\n".join(entries))
+    config = policy(tmp_path, 'dst = "file:nets.txt"')
+    (first,) = config.packet_elements(config.queue["q"])
+    (second,) = config.packet_elements(config.queue["q"])
+    assert second is first
+    assert len(first.options.rule[0].dst) == 100_000
+
+
+def test_drop_ins_of_one_file_alone(tmp_path: Path) -> None:
+    for folder, number in (("conf.d", 7), ("blue.d", 8)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.toml").write_text(f"[queue.q]\nnum = {number}\n")
+    for name in ("blue", "green"):
+        (tmp_path / f"{name}.toml").write_text("[queue.q]\nnum = 6\n")
+    assert load(tmp_path / "blue.toml").queue["q"].num == 8
+    assert load(tmp_path / "green.toml").queue["q"].num == 7
+
+
+@pytest.mark.parametrize(
+    ("extra", "warned"),
+    [
+        ('[queue.q]\ndefault = "drop"\n', 'default = "drop" of its queue'),
+        ('[queue.q]\nelements = ["policy"]\n[element.policy]\ndefault = "drop"\n', 'default = "drop" of [element.policy]'),
+        ('[queue.q]\ndefault = "drop"\nmode = "monitor"\n', ""),
+        ('[queue.q]\ndefault = "drop"\nelements = ["policy"]\n[element.policy]\ndefault = "accept"\n', ""),
+        ("[queue.q]\n", ""),
+    ],
+)
+def test_all_traffic_dropped_by_default_warns_about_ssh(tmp_path: Path, extra: str, warned: str) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(extra + '[rules.r]\nqueue = "q"\nall = true\n')
+    said = [line for line in warnings(load(file)) if "SSH included" in line]
+    assert len(said) == bool(warned)
+    assert all(warned in line for line in said)
