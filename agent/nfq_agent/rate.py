@@ -161,22 +161,30 @@ class Suppressed:
         return count
 
 
-class LimitedEmit:
-    """Emits an event at once, and after that at most one a second, with the number of those suppressed in between."""
+# Warnings that a peer can cause, a second; and lines that were asked for, as `log` has them.
+WARNINGS: Final = 10.0
+LINES: Final = 1000.0
 
-    def __init__(self, emit: Callable[..., None]) -> None:
+
+class LimitedEmit:
+    """Emits events within a rate, by default one a second; the next one has the number of those suppressed in between."""
+
+    def __init__(self, emit: Callable[..., None], per_second: float = 1.0, burst: float = 1.0) -> None:
         self._emit = emit
-        self._next = 0.0
+        self._per_second = per_second
+        self._burst = burst
+        self._bucket: Bucket | None = None
         self._suppressed = Suppressed()
 
     def __call__(self, now: float, message: str, **fields: Any) -> bool:
-        """Emit it, or suppress it (False). now: seconds of the monotonic clock."""
-        if now < self._next:
+        """Emit it, or suppress it (False). now: seconds, on one clock for all calls."""
+        if self._bucket is None:
+            self._bucket = Bucket(self._per_second, self._burst, now)
+        if not self._bucket.take(now):
             self._suppressed.add(now)
             return False
         if count := self._suppressed.take():
             message = f"{message} ({count} similar lines suppressed)"
             fields["suppressed"] = count
-        self._next = now + 1.0
         self._emit(message, **fields)
         return True

@@ -22,6 +22,7 @@ from nfq_agent.flow import Flow
 from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
 from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import OWNERS, PARSERS
+from nfq_agent.rate import LINES, WARNINGS, LimitedEmit
 from nfq_agent.verdict import Verdict
 
 _FIN: Final = 1
@@ -59,6 +60,8 @@ class Dpi(PacketElement[DpiOptions]):
         # The flows whose bytes are kept, in the order in which they began, so that ageing looks at the head only.
         self._open: OrderedDict[int, tuple[Flow, Conversation | Datagrams, float]] = OrderedDict()
         self._log = options.log
+        self._warn = LimitedEmit(emit, WARNINGS, WARNINGS)
+        self._line = LimitedEmit(emit, LINES, LINES)
         self._said_quic = False
         self._said_cut = False
 
@@ -231,7 +234,7 @@ class Dpi(PacketElement[DpiOptions]):
     def _whole(self, flow: Flow, facts: dict[str, Any], new: bool = True) -> None:
         flow.facts |= facts
         if conflict := facts.get("conflict"):
-            self.emit(f"{self.name}: {flow.origin}: conflict: {conflict}", level="warning")
+            self._warn(flow.last, f"{self.name}: {flow.origin}: conflict: {conflict}", level="warning")
         self._decided(flow, new)
 
     # UDP
@@ -320,11 +323,11 @@ class Dpi(PacketElement[DpiOptions]):
         flow.undecided = False
         if conflict:
             facts["conflict"] = reason
-            self.emit(f"{self.name}: {flow.origin}: conflict: {reason}", level="warning")
+            self._warn(flow.last, f"{self.name}: {flow.origin}: conflict: {reason}", level="warning")
         if self._log:
             self._say(flow)
 
     def _say(self, flow: Flow) -> None:
         """One line: what the flow is and the name that it asks for; all facts as fields."""
         what = words(flow.facts) or f"not identified: {flow.facts.get('dpi_reason')}"
-        self.emit(f"{flow.origin}: {what}", **fields(flow.facts))
+        self._line(flow.last, f"{flow.origin}: {what}", **fields(flow.facts))

@@ -18,6 +18,7 @@ from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Conditions, Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, address, hook_name, protocol_name
 from nfq_agent.protocols.known import BY_NAME, HOSTS, OWNERS
+from nfq_agent.rate import LINES, WARNINGS, LimitedEmit
 from nfq_agent.reject import Allowance, reject
 from nfq_agent.values import listed
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
@@ -167,6 +168,8 @@ class Policy(PacketElement[PolicyOptions]):
         self._explain = options.explain
         self._default = options.default
         self._allowance = Allowance()
+        self._warn = LimitedEmit(emit, WARNINGS, WARNINGS)
+        self._line = LimitedEmit(emit, LINES, LINES)
         self._closed = options.default in ("drop", "reject")
         self.reads_process = self._match.by_process
         # A refusal is made for the very packet.
@@ -262,7 +265,7 @@ class Policy(PacketElement[PolicyOptions]):
         if was_decided and action == before[0]:
             return self._verdict(packet, action)
         if was_decided:
-            self._say_turned(flow.origin, before, case)
+            self._say_turned(flow, before, case)
         return self._answer(packet, action, label)
 
     def _earlier(self, packet: Packet, flow: Flow, case: _Case, facts: Mapping[str, Any]) -> Verdict | None:
@@ -274,7 +277,7 @@ class Policy(PacketElement[PolicyOptions]):
         case.known, case.action, case.label = tuple([facts.get(fact) for fact in self._facts]), action, label
         case.decided = case.denied = True
         if before[0] is not None and before[0] != action:
-            self._say_turned(flow.origin, before, case)
+            self._say_turned(flow, before, case)
         return self._answer(packet, action, label)
 
     def _candidates(self, packet: Packet, flow: Flow) -> tuple[_Rule, ...]:
@@ -311,20 +314,21 @@ class Policy(PacketElement[PolicyOptions]):
             hook = hook_name(packet.hook)
             outcome = action or "left to the next element"
             fields |= {"hook": hook, "rule": label, "verdict": outcome}
-            self.emit(f"{self.name}: {who} {hook} {outcome} by {label}", **fields)
+            self._line(packet.time, f"{self.name}: {who} {hook} {outcome} by {label}", **fields)
         return self._verdict(packet, action)
 
-    def _say_turned(self, origin: FiveTuple, before: tuple[ActionName | None, str], case: _Case) -> None:
+    def _say_turned(self, flow: Flow, before: tuple[ActionName | None, str], case: _Case) -> None:
         assert case.known is not None
         seen = ", ".join(
             f"{fact} {value}" for fact, value in zip(self._facts, case.known, strict=True) if value is not None and fact != "dpi"
         )
-        self.emit(
-            f"{self.name}: {origin}: {before[0] or 'no verdict'} by {before[1]} before, "
+        self._warn(
+            flow.last,
+            f"{self.name}: {flow.origin}: {before[0] or 'no verdict'} by {before[1]} before, "
             f"{case.action or 'no verdict'} by {case.label} from now on; seen: {seen or 'nothing'}",
             level="warning",
             rule=case.label,
-            **_fields(origin),
+            **_fields(flow.origin),
         )
 
 
