@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+from nfq_agent.noise import looks_encrypted
 from nfq_agent.protocols import MORE, NO, Found, Parser
 from nfq_agent.reassembly import Reassembly
 
@@ -278,7 +279,12 @@ class Conversation:
                 return None
             return self._found(parser, data, result, said)
         if not remaining:
-            said += self.give_up("no protocol that is known here" if self._phase is _Phase.OPENING else "a message that is none")
+            if self._phase is _Phase.OPENING:
+                if looks_encrypted(data):
+                    said.append(Said(Event.PART, {"encrypted": True}))
+                said += self.give_up("no protocol that is known here")
+            else:
+                said += self.give_up("a message that is none")
             return None
         self._parsers = tuple(remaining)
         said.append(Said(Event.PART, {}))

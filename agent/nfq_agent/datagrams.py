@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from nfq_agent.conversation import PACKETS, SECONDS, Event, Said
+from nfq_agent.noise import looks_encrypted
 from nfq_agent.protocols import Found, dns, quic
 from nfq_agent.protocols.known import DATAGRAMS
 
@@ -69,7 +70,7 @@ class Datagrams:
             result = parser(data)
             if isinstance(result, Found):
                 return self._message(result)
-        return self._counted(now)
+        return self._counted(data, now)
 
     def _message(self, found: Found) -> list[Said]:
         self.decided = True
@@ -103,11 +104,13 @@ class Datagrams:
             return []
         return self._message(Found(hello.facts))
 
-    def _counted(self, now: float) -> list[Said]:
+    def _counted(self, data: bytes, now: float) -> list[Said]:
         """A datagram that says nothing."""
         if self._began is None:
             self._began = now
         self._junk += 1
+        if self._junk == 1 and looks_encrypted(data):
+            return [Said(Event.PART, {"encrypted": True})]
         if self._junk >= PACKETS:
             return self.run_out(f"{PACKETS} packets with payload did not say it")
         return self.run_out(f"{SECONDS:.0f} seconds have passed") if now - self._began > SECONDS else []

@@ -112,8 +112,70 @@ OPENINGS: dict[str, tuple[bytes, bytes, dict[str, Any]]] = {
     "mqtt": (
         b"\x10" + bytes((len(MQTT),)) + MQTT, b"", {"protocol": "mqtt", "mqtt_version": "3.1.1", "mqtt_client_id": "meter"},
     ),
+    "tls-dns": (client_hello("dns.server.test", alpn=("dot",)), b"", {"protocol": "tls", "tls_alpn": ("dot",)}),
+    "socks4": (
+        b"\4\1\0\x50\xc0\0\2\7me\0", b"", {"protocol": "socks", "socks_version": "4", "socks_host": "192.0.2.7"},
+    ),
+    "socks4a": (
+        b"\4\1\0\x50\0\0\0\1\0A.server.test\0", b"",
+        {"protocol": "socks", "socks_host": "a.server.test", "socks_command": "connect"},
+    ),
+    "socks5": (
+        b"\5\1\0\5\1\0\3\x0da.server.test\1\xbb", b"\5\0",
+        {"protocol": "socks", "socks_version": "5", "socks_host": "a.server.test"},
+    ),
+    "socks5-password": (
+        b"\5\2\0\2\1\2me\3you\5\1\0\4" + bytes(15) + b"\1\1\xbb", b"\5\2\1\0", {"protocol": "socks", "socks_host": "::1"},
+    ),
+    "pop3": (b"CAPA\r\nUSER me\r\n", b"+OK pop.test ready\r\n", {"protocol": "pop3", "pop3_banner": "pop.test ready"}),
+    "pop3-stls": (
+        b"STLS\r\n" + client_hello("pop.server.test"), b"+OK ready\r\n", {"protocol": "pop3", "tls_sni": "pop.server.test"},
+    ),
+    "ftp": (
+        b"FEAT\r\nUSER ann\r\n", b"220 ftp.test\r\n", {"protocol": "ftp", "ftp_banner": "ftp.test", "ftp_user": "ann"},
+    ),
+    "ftp-tls": (
+        b"AUTH TLS\r\n" + client_hello("ftp.server.test"), b"220 ftp.test\r\n", {"protocol": "ftp", "tls_sni": "ftp.server.test"},
+    ),
+    "xmpp": (
+        b"<?xml version='1.0'?><stream:stream xmlns='jabber:client' to='Chat.test' version='1.0'><auth mechanism='PLAIN'/>", b"",
+        {"protocol": "xmpp", "xmpp_to": "chat.test"},
+    ),
+    "xmpp-starttls": (
+        b"<?xml version='1.0'?><stream:stream to='chat.test' xmlns='jabber:client'>"
+        b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>" + client_hello("xmpp.server.test"), b"",
+        {"protocol": "xmpp", "xmpp_to": "chat.test", "tls_sni": "xmpp.server.test"},
+    ),
+    "rdp": (
+        b"\3\0\0\x21\x1c\xe0\0\0\0\0\0Cookie: mstshash=ann\r\n", b"", {"protocol": "rdp", "rdp_user": "ann"},
+    ),
+    "rdp-tls": (
+        b"\3\0\0\x13\x0e\xe0\0\0\0\0\0\1\0\x08\0\3\0\0\0" + client_hello("rdp.server.test"), b"",
+        {"protocol": "rdp", "tls_sni": "rdp.server.test"},
+    ),
+    "bittorrent": (
+        b"\x13BitTorrent protocol" + bytes(8) + b"\xab" * 20 + b"-XX0001-" + bytes(12), b"",
+        {"protocol": "bittorrent", "bittorrent_info_hash": "ab" * 20},
+    ),
+    "openvpn": (b"\0\x0e\x38" + b"sessions" + bytes(5), b"", {"protocol": "openvpn"}),
     "mqtt5": (
         bytes.fromhex("1015 0004 4d515454 05 02 003c 03 21000a 0005") + b"meter", b"",
         {"protocol": "mqtt", "mqtt_version": "5.0", "mqtt_client_id": "meter"},
     ),
 }  # fmt: skip
+
+# Datagrams of UDP, and the facts that have to be found.
+DATAGRAMS: dict[str, tuple[bytes, dict[str, Any]]] = {
+    "wireguard": (b"\1\0\0\0" + bytes(144), {"protocol": "wireguard"}),
+    "wireguard-response": (b"\2\0\0\0" + bytes(88), {"protocol": "wireguard"}),
+    "stun": (
+        bytes.fromhex("0001000c2112a442") + bytes(12) + b"\x80\x22\0\7client1\0",
+        {"protocol": "stun", "stun_software": "client1"},
+    ),
+    "ntp": (b"\x23\0\6\xec" + bytes(36) + b"\xe8\0\0\1\0\0\0\0", {"protocol": "ntp", "ntp_version": "4"}),
+    "openvpn": (b"\x38" + b"sessions" + bytes(5), {"protocol": "openvpn"}),
+    "openvpn-auth": (b"\x38" + b"sessions" + b"d" * 20 + b"\0\0\0\1time" + bytes(5), {"protocol": "openvpn"}),
+    "openvpn-crypt": (b"\x38" + b"sessions" + b"\0\0\0\1time" + b"t" * 32 + b"crypt", {"protocol": "openvpn"}),
+    "bittorrent": (b"d1:ad2:id20:" + b"x" * 20 + b"e1:q4:ping1:t2:aa1:y1:qe", {"protocol": "bittorrent"}),
+    "dns": (dns_query("a.server.test"), {"protocol": "dns", "dns_name": ("a.server.test",)}),
+}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openings import OPENINGS, client_hello, dns_query, made_hello, over_tcp, record, server_name
+from openings import DATAGRAMS, OPENINGS, client_hello, dns_query, made_hello, over_tcp, record, server_name
 
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements.dpi import Dpi, DpiOptions
@@ -73,6 +73,19 @@ def test_openings_in_one_segment_of_each_side(name: str, src: str, dst: str) -> 
     assert {key: talk.facts.get(key) for key in wanted} == wanted
     assert talk.facts["dpi"] == "decided"
     assert not talk.bench.said
+
+
+@pytest.mark.parametrize("name", list(DATAGRAMS))
+def test_datagrams(name: str) -> None:
+    data, wanted = DATAGRAMS[name]
+    talk = Talk()
+    talk.send(udp("192.0.2.1:5000", "198.51.100.1:5001", data))
+    assert {key: talk.facts.get(key) for key in wanted} == wanted
+    assert talk.facts["dpi"] == "decided"
+    for changed in () if name == "dns" else (data[:-1], data[1:], b"\xff" + data[1:]):
+        other = Talk()
+        other.send(udp("192.0.2.1:5000", "198.51.100.1:5001", changed))
+        assert other.facts == {"dpi": "undecided"}
 
 
 @settings(max_examples=60)

@@ -129,7 +129,7 @@ def _missing_facts(specs: Sequence[ElementSpec]) -> Iterator[tuple[tuple[str, ..
         if missing := [fact for fact in wanted if fact not in kept]:
             behind = " (it is behind)" if any(set(missing) & set(other.cls.keeps_facts) for other in specs) else ""
             text = f"a rule asks for {', '.join(missing)}, which no element before {spec.name!r} in the chain finds{behind}"
-            by_dpi = missing[0] in OWNERS or missing[0] in ("protocol", "conflict", "dpi", "dpi_reason")
+            by_dpi = missing[0] in OWNERS or missing[0] in ("protocol", "conflict", "dpi", "dpi_reason", "encrypted")
             provider = '"dpi"' if by_dpi else f"an element that has {missing[0]!r} in its keeps_facts,"
             yield ("element", spec.name, "rule"), f"{text}; allowed: {provider} before it in the queue's elements"
         kept.update(spec.cls.keeps_facts)

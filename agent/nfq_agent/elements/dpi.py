@@ -34,7 +34,7 @@ _SEQUENCE: Final = Struct("!II")
 # What a query over TCP is read by where the port says DNS.
 _DNS_PARSERS: Final = (dns.known, *(parser for parser in PARSERS if parser is not dns.parse))
 # The facts of a message; those that elements of others keep stay.
-_MESSAGE_FACTS: Final = frozenset((*OWNERS, "conflict", "dpi_reason"))
+_MESSAGE_FACTS: Final = frozenset((*OWNERS, "conflict", "dpi_reason", "encrypted"))
 
 
 class DpiOptions(element.Options):
@@ -52,7 +52,7 @@ class Dpi(PacketElement[DpiOptions]):
 
     needs = Needs.FLOW
     lasting = True
-    keeps_facts = (*OWNERS, "protocol", "dpi", "dpi_reason", "conflict")
+    keeps_facts = (*OWNERS, "protocol", "dpi", "dpi_reason", "conflict", "encrypted")
 
     def __init__(self, name: str, options: DpiOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

@@ -24,13 +24,18 @@ from nfq_agent.values import listed
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 # Rule keys that name a fact: every fact that a protocol sets, by its own name, and one short form.
-ATTRIBUTES: Final = {**{fact: fact for fact in OWNERS}, "alpn": "tls_alpn"}
+ATTRIBUTES: Final = {**{fact: fact for fact in OWNERS}, "alpn": "tls_alpn", "encrypted": "encrypted"}
 
 ActionName = Literal["accept", "drop", "reject"]
 DEFAULT: Final = "default"
 
 
-Globs = Annotated[tuple[str, ...], BeforeValidator(listed(str)), Field(min_length=1, strict=False)]
+def _spelled(value: object) -> object:
+    """True and false as TOML writes them."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+Globs = Annotated[tuple[str, ...], BeforeValidator(listed(str)), BeforeValidator(_spelled), Field(min_length=1, strict=False)]
 
 
 class _Rules(Conditions):

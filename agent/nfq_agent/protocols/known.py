@@ -4,12 +4,36 @@ from __future__ import annotations
 
 from typing import Final
 
-from nfq_agent.protocols import Parser, Protocol, dns, http1, imap, mqtt, postgresql, quic, redis, smtp, ssh, tls
+from nfq_agent.protocols import (
+    Parser,
+    Protocol,
+    bittorrent,
+    dns,
+    ftp,
+    http1,
+    imap,
+    mqtt,
+    ntp,
+    openvpn,
+    pop3,
+    postgresql,
+    quic,
+    rdp,
+    redis,
+    smtp,
+    socks,
+    ssh,
+    stun,
+    tls,
+    wireguard,
+    xmpp,
+)  # fmt: skip
 
 # The most usual first; no two of them find anything in the same bytes.
 PROTOCOLS: Final[tuple[Protocol, ...]] = (
     tls.PROTOCOL, quic.PROTOCOL, http1.PROTOCOL, ssh.PROTOCOL, postgresql.PROTOCOL, redis.PROTOCOL, mqtt.PROTOCOL,
-    smtp.PROTOCOL, imap.PROTOCOL, dns.PROTOCOL,
+    smtp.PROTOCOL, imap.PROTOCOL, pop3.PROTOCOL, ftp.PROTOCOL, xmpp.PROTOCOL, rdp.PROTOCOL, socks.PROTOCOL, bittorrent.PROTOCOL,
+    openvpn.PROTOCOL, wireguard.PROTOCOL, stun.PROTOCOL, ntp.PROTOCOL, dns.PROTOCOL,
 )  # fmt: skip
 BY_NAME: Final = {protocol.name: protocol for protocol in PROTOCOLS}
 PARSERS: Final[tuple[Parser, ...]] = tuple(protocol.parse for protocol in PROTOCOLS if protocol.parse is not None)
