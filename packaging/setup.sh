@@ -1,7 +1,7 @@
 # What packaging/setup, packaging/quickstart and tests/run share; sourced from the top of the checkout.
 
 # What the agent needs to be built and to run; the tests' own tools are in TEST_PACKAGES.
-RUN_PACKAGES="ca-certificates gcc iproute2 iptables kmod libc6-dev libnetfilter-queue-dev pkg-config procps python3-dev
+RUN_PACKAGES="ca-certificates clang gcc iproute2 iptables kmod libc6-dev libnetfilter-queue-dev pkg-config procps python3-dev
 python3-venv util-linux"
 TEST_PACKAGES="bind9-dnsutils conntrack curl dnsmasq-base ethtool netcat-openbsd nghttp2-server openssh-client openssh-server
 nftables nginx-light openssl postgresql redis-tools tshark"
@@ -46,7 +46,7 @@ setup_venv() {
     exec 9>.venv.lock
     flock 9
     required=$(cat packaging/requirements-build.txt packaging/requirements-dev.txt | sha256sum)
-    built=$(cat pyproject.toml $(find agent -name '*.pyx' -o -name '*.pxd' | sort) | sha256sum)
+    built=$(cat pyproject.toml $(find agent -name '*.pyx' -o -name '*.pxd' -o -name '*.bpf.c' | sort) | sha256sum)
     if [ "$(cat .venv/.required 2>/dev/null)" != "$required" ]; then
         say "setup: installing what .venv needs"
         [ -d .venv ] || /usr/bin/python3 -m venv .venv
@@ -57,6 +57,7 @@ setup_venv() {
     fi
     if [ "$(cat .venv/.built 2>/dev/null)" != "$built" ]; then
         say "setup: building the compiled modules"
+        packaging/bpf
         venv_install --no-deps --no-build-isolation -e .
         printf '%s' "$built" >.venv/.built
     fi

@@ -110,3 +110,16 @@ TAP_COUNTERS: Final[Mapping[str, str]] = {
     "fragments": "later fragments, not judged because ports are chosen",
     "unreadable": "frames in which no IP packet was found",
 }
+INLINE_COUNTERS: Final[Mapping[str, str]] = {
+    "up": "packets that went to the worker",
+    "judged": "packets that got their verdict there",
+    "dropped": "of these, dropped",
+    "would_drop": "of these, drops that monitor mode turned into accepts",
+    "decided_accepted": "packets of decided flows that the kernel accepted",
+    "decided_dropped": "packets of decided flows that the kernel dropped",
+    "past_stale": "packets that passed because the worker showed no sign of life",
+    "past_full": "packets that passed because too many waited",
+    "past_tagged": "packets that passed because of a VLAN tag",
+    "past_fragments": "later fragments, which pass",
+    "past_unread": "packets that passed because their headers could not be read",
+}

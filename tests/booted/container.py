@@ -33,8 +33,10 @@ _ENVIRONMENT = {
 # installing it shows whether its dependencies are right.
 _HOST = ("iproute2", "systemd-sysv", "ca-certificates")
 _DEPENDENCIES = ("iptables", "kmod", "libnetfilter-queue1", "python3")
-_BUILD = ("build-essential", "debhelper", "dh-python", "libnetfilter-queue-dev", "lintian", "man-db", "pkgconf", "python3-dev",
-          "python3-venv", "rpm", "rpmlint")  # fmt: skip
+_BUILD = (
+    "build-essential", "clang", "debhelper", "dh-python", "libnetfilter-queue-dev", "lintian", "man-db", "pkgconf",
+    "python3-dev", "python3-venv", "rpm", "rpmlint",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,11 +93,16 @@ def traces(host: Namespace) -> str:
     """All that a capture could leave behind in the host: rules, qdiscs, filters, devices."""
     script = """
         iptables-legacy-save | sed /^#/d; ip6tables-legacy-save | sed /^#/d; tc qdisc show
-        for name in $(ls /sys/class/net); do
+        for name in $(ip -o link show | sed 's/^[0-9]*: \\([^:@]*\\).*/\\1/'); do
             echo $name
             tc filter show dev $name ingress 2>&1 || true; tc filter show dev $name egress 2>&1 || true
         done"""
     return host.shell(script)
+
+
+def interfaces(host: Namespace) -> list[str]:
+    """The names of the host's interfaces. Not from /sys: that is the machine's."""
+    return [line.split()[1].rstrip(":").partition("@")[0] for line in host.run("ip", "-o", "link").stdout.splitlines()]
 
 
 def packet_sockets(host: Namespace) -> int:

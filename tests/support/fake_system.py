@@ -18,8 +18,8 @@ from nfq_agent.host.users import User
 from nfq_agent.log import Event, Log
 from nfq_agent.mark import Mark
 from nfq_agent.rules.model import Family
+from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.system import System
-from nfq_agent.service.taps import TapWorker
 from nfq_agent.service.worker import Worker
 from nfq_agent.service.workers import ProxyWorker, QueueWorker
 
@@ -75,12 +75,12 @@ class FakeCrew:
         self._at_turn = at_turn
         self.queues: dict[int, QueueWorker] = {}
         self.proxies: dict[str, ProxyWorker] = {}
-        self.taps: dict[str, TapWorker] = {}
+        self.captures: dict[tuple[str, str], InterfaceWorker] = {}
         self.serving: set[Worker] = set()
 
     @property
     def workers(self) -> list[Worker]:
-        return [*self.queues.values(), *self.proxies.values(), *self.taps.values()]
+        return [*self.queues.values(), *self.proxies.values(), *self.captures.values()]
 
     @property
     def descriptors(self) -> Iterator[int]:

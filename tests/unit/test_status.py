@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from nfq_agent.cli import show_status
-from nfq_agent.counters import PROXY_COUNTERS, TAP_COUNTERS, WORKER_COUNTERS, Counters
+from nfq_agent.counters import INLINE_COUNTERS, PROXY_COUNTERS, TAP_COUNTERS, WORKER_COUNTERS, Counters
 from nfq_agent.service.status import (
     DriftStatus,
     InForce,
+    InlineStatus,
     InterfaceStatus,
     OffloadStatus,
     ProxyStatus,
@@ -29,6 +30,7 @@ from nfq_agent.service.status import (
 DOCS = Path(__file__).parents[2] / "docs" / "verbs.md"
 TEN_DIGITS = 9_876_543_210
 COUNTERS = dict.fromkeys(WORKER_COUNTERS, TEN_DIGITS)
+JUDGED = dict.fromkeys((*INLINE_COUNTERS, "errors"), TEN_DIGITS)
 TAPPED = dict.fromkeys((*TAP_COUNTERS, "errors"), TEN_DIGITS)
 RULE = '-A NFQA-default-OUTPUT -p tcp -m multiport --dports 11000 -m comment --comment "nfq-agent:default:app" -j NFQUEUE'
 REPORT = Status(
@@ -50,6 +52,12 @@ REPORT = Status(
         TapStatus(
             "pods", ("dpi",), 4_194_302, 0, 64_000_000, 65535, TAPPED,
             (InterfaceStatus("veth0123456789a", 4_194_304, TAPPED),),
+        ),
+    ),
+    inlines=(
+        InlineStatus(
+            "pods", "enforce", ("dpi",), 4_194_302, 0, 64_000_000, TEN_DIGITS, 4096, JUDGED,
+            (InterfaceStatus("veth0123456789a", 4_194_304, JUDGED),),
         ),
     ),
     offloaded=OffloadStatus(1, 2, 3),
@@ -89,6 +97,8 @@ def test_every_key_is_documented_and_no_other() -> None:
         "counters": list(PROXY_COUNTERS),
         "taps": names(TapStatus),
         "interfaces": names(InterfaceStatus),
+        "inlines": names(InlineStatus),
+        "counters of an inline interface": list(INLINE_COUNTERS),
         "counters of an interface": list(TAP_COUNTERS),
         "offloaded": names(OffloadStatus),
         "rules": names(RuleStatus),
@@ -97,6 +107,7 @@ def test_every_key_is_documented_and_no_other() -> None:
     assert tables["workers"].items() >= WORKER_COUNTERS.items()
     assert tables["counters"] == PROXY_COUNTERS
     assert tables["counters of an interface"] == TAP_COUNTERS
+    assert tables["counters of an inline interface"] == INLINE_COUNTERS
 
 
 def test_the_json_is_read_back() -> None:

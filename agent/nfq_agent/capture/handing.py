@@ -42,6 +42,8 @@ class Handed:
         self._words = words
         self._rest = b""
         self._descriptors: deque[int] = deque()
+        self.ended = False
+        """The supervisor is gone."""
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -63,6 +65,7 @@ class Handed:
                 if kind == socket.SCM_RIGHTS:
                     self._descriptors.extend(array("i", value))
             if not data:
+                self.ended = True
                 return others
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Final
 
 from nfq_agent.capture.selection import Selection
 from nfq_agent.config.capture import CaptureConfig
 from nfq_agent.config.models import Config
-from nfq_agent.host import packet_socket
+from nfq_agent.host import bpf, packet_socket, pairs
 from nfq_agent.host.links import links
-
-_UNKNOWN: Final = "CAP_NET_RAW"
 
 
 def selection_of(config: CaptureConfig) -> Selection:
@@ -26,17 +23,28 @@ def selection_of(config: CaptureConfig) -> Selection:
 
 
 def host_faults(config: Config) -> list[str]:
-    """What this kernel or unit lacks for `[tap]`: a line each. What a plain user lacks is no fault."""
-    if not config.tap or (what := packet_socket.missing()) is None:
-        return []
-    if what == _UNKNOWN and os.geteuid() != 0:
-        return []
-    return [f"tap.{name}: this host or unit can't serve it, it lacks {what}; allowed: with that" for name in config.tap]
+    """What this kernel or unit lacks for `[tap]` and `[inline]`: a line each. What a plain user lacks is no fault."""
+    tables = [(f"tap.{name}", packet_socket.missing) for name in config.tap]
+    tables += [(f"inline.{name}", _inline_missing) for name in config.inline]
+    missing = [(table, what) for table, look in tables if (what := look()) is not None]
+    return [
+        f"{table}: this host or unit can't serve it, it lacks {what}; allowed: with that"
+        for table, what in missing
+        if os.geteuid() == 0 or not what.startswith("CAP_")
+    ]
+
+
+def _inline_missing() -> str | None:
+    if not bpf.OBJECT.exists():
+        return f"{bpf.OBJECT.name}, which is compiled by clang when the agent is built"
+    return packet_socket.missing() or bpf.missing()
 
 
 def taken(config: Config) -> Iterator[tuple[str, list[str]]]:
-    """Each tap by its table's name, with the interfaces that it takes now."""
-    there = links()
-    for name, tap in config.tap.items():
-        selection = selection_of(tap)
-        yield f"tap.{name}", sorted(link.name for link in there if selection.chooses(link.name))
+    """Each tap and inline link by its table's name, with the interfaces that it takes now."""
+    there = [link for link in links() if not link.alias.startswith(pairs.ALIAS)]
+    tables: list[tuple[str, CaptureConfig]] = [(f"tap.{name}", tap) for name, tap in config.tap.items()]
+    tables += [(f"inline.{name}", inline) for name, inline in config.inline.items()]
+    for table, capture in tables:
+        selection = selection_of(capture)
+        yield table, sorted(link.name for link in there if selection.chooses(link.name))

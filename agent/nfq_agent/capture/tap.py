@@ -14,7 +14,7 @@ from typing import Final
 from nfq_agent.capture.following import Table
 from nfq_agent.capture.selection import Selection
 from nfq_agent.host import packet_socket
-from nfq_agent.host.frames import ODD, OUTGOING, SEGMENTED, Ring
+from nfq_agent.host.frames import ODD, OUTGOING, SEGMENTED, UNFINISHED, Ring
 from nfq_agent.packet import Hook, Packet, PacketError
 from nfq_agent.verdict import WOULD_DROP, RewriteError, Verdict, VerdictError
 
@@ -158,6 +158,7 @@ class Tap:
             hw_protocol=kind,
             time=seconds,
             gso=bool(flags & SEGMENTED) or length > tapped.mtu,
+            checksum_ready=not flags & UNFINISHED,
         )
         if flags & ODD and not self._selection.everything and not self._chosen(tapped, packet):
             return None

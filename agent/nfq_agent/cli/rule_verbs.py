@@ -13,7 +13,7 @@ from nfq_agent.cli.app import Flags
 from nfq_agent.cli.confirm import Guard
 from nfq_agent.config.file import DEFAULT_PATH
 from nfq_agent.config.models import INSTANCE, Agent
-from nfq_agent.host import routes
+from nfq_agent.host import pairs, routes
 from nfq_agent.host.users import ensure_user, find_user
 from nfq_agent.host.xtables.backend import choose, usable
 from nfq_agent.rules.plan import plan as plan_rules
@@ -89,6 +89,9 @@ def remove(flags: Flags, after_failure: bool) -> int:
     if routes.sweep(name):
         removed += 1
         show.note(f"removed the routing rules of instance {name} (TPROXY)")
+    if pairs_removed := pairs.sweep(f"{pairs.ALIAS}{name}:"):
+        removed += 1
+        show.note(f"removed {pairs_removed} interface pair{'s' * (pairs_removed > 1)} of instance {name} (inline)")
     if not removed:
         show.note(f"nothing to remove: no rule of instance {name} is installed")
     return 0

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nfq_agent.cli.show import console
-from nfq_agent.counters import TAP_COUNTERS
+from nfq_agent.counters import INLINE_COUNTERS, TAP_COUNTERS
 from nfq_agent.rules.model import Rule, instance_of
 from nfq_agent.service.status import (
+    InlineStatus,
     InterfaceStatus,
     OffloadStatus,
     ProxyStatus,
@@ -38,6 +39,8 @@ def status(report: Status, running: Iterable[Status], now: float) -> None:
         _proxy(out, proxy)
     for tap in report.taps:
         _tap(out, tap)
+    for inline in report.inlines:
+        _inline(out, inline)
     out.print("\nRules (`nfq-agent rules` shows their full text)", style="bold")
     _rules(out, report.rules)
     if report.offloaded != OffloadStatus():
@@ -75,6 +78,16 @@ def _tap(out: Console, tap: TapStatus) -> None:
     out.print(f"\nTap {tap.name}: {tap.snap} bytes of each packet, pid {tap.pid or '-'}", style="bold", markup=False)
     for each in (*tap.interfaces, InterfaceStatus("all so far", 0, tap.counters)):
         counts = (f"{each.counters[name]} {name.replace('_', ' ')}" for name in TAP_COUNTERS)
+        out.print(f"  {each.name}: {', '.join(counts)}", markup=False)
+
+
+def _inline(out: Console, inline: InlineStatus) -> None:
+    title = (
+        f"\nInline {inline.name}: {inline.mode}, lost {inline.lost}, hidden interfaces {inline.hidden}, pid {inline.pid or '-'}"
+    )
+    out.print(title, style="bold", markup=False)
+    for each in (*inline.interfaces, InterfaceStatus("all so far", 0, inline.counters)):
+        counts = (f"{each.counters[name]} {name.replace('_', ' ')}" for name in INLINE_COUNTERS)
         out.print(f"  {each.name}: {', '.join(counts)}", markup=False)
 
 

@@ -1,12 +1,13 @@
-"""`[tap.NAME]`: traffic taken at interfaces, beside or without netfilter. Models only."""
+"""`[tap.NAME]` and `[inline.NAME]`: traffic taken at interfaces, beside or without netfilter. Models only."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nfq_agent.values import PortsField, Size
+from nfq_agent.values import Duration, Ports, PortsField, Size
 
 # A classic filter has 4096 instructions at most (BPF_MAXINSNS), and a range of ports costs 12 of them.
 MOST_RANGES: Final = 150
@@ -37,3 +38,32 @@ class TapConfig(CaptureConfig):
     snap: Annotated[int, Field(ge=64, le=65535)] | Literal["auto"] = "auto"
     # Bytes of the ring of each interface.
     ring: Annotated[Size, Field(ge=262_144, le=1_000_000_000)] = 2_000_000
+
+
+class InlineConfig(CaptureConfig):
+    """`[inline.NAME]`"""
+
+    # Packets on their way to the worker; further ones pass, and are counted.
+    max_waiting: Annotated[int, Field(ge=16, le=100_000)] = 4096
+    # After so long without a sign of the worker everything passes.
+    patience: Annotated[Duration, Field(ge=0.05, le=60)] = 0.5
+    fail_open: bool = True
+    mode: Literal["enforce", "monitor"] = "enforce"
+    default: Literal["accept", "drop"] = "accept"
+    on_error: Literal["accept", "drop"] = "accept"
+
+    @field_validator("fail_open")
+    @classmethod
+    def _open(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError("the kernel lets traffic pass when the agent is gone, and nothing keeps it out; allowed: true")
+        return value
+
+
+def overlap(ours: Sequence[Ports], others: Sequence[Ports]) -> Ports | None:
+    """Ports that both name, the first such range; None where there is none."""
+    for one in ours:
+        for other in others:
+            if one.first <= other.last and other.first <= one.last:
+                return Ports(max(one.first, other.first), min(one.last, other.last))
+    return None

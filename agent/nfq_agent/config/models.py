@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from nfq_agent.config.capture import CaptureConfig, TapConfig
+from nfq_agent.config.capture import CaptureConfig, InlineConfig, TapConfig
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError, packet_element, stream_element
@@ -292,6 +292,7 @@ class Config(_Model):
     rules: dict[Name, RuleConfig] = {}
     proxy: dict[Name, ProxyConfig] = {}
     tap: dict[Name, TapConfig] = {}
+    inline: dict[Name, InlineConfig] = {}
     _lookups: HostLookups = PrivateAttr(default_factory=HostLookups)
     _specs: dict[tuple[str, str, str], ElementSpec] = PrivateAttr(default_factory=dict)
 

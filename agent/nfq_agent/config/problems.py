@@ -53,21 +53,17 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
                     f"gso = true beside {writers[0]!r}, which rewrites packets: an offloaded packet can't be rewritten; "
                     "allowed: gso = false",
                 )
-    for name, tap in config.tap.items():
+    tables: list[tuple[str, str, CaptureConfig]] = [("tap", name, tap) for name, tap in config.tap.items()]
+    tables += [("inline", name, inline) for name, inline in config.inline.items()]
+    for kind, name, capture in tables:
         try:
-            specs = config.packet_elements(tap)
+            specs = config.packet_elements(capture)
         except ElementError as error:
-            yield from _element_faults(error, ("tap", name, "elements"), source, config)
+            yield from _element_faults(error, (kind, name, "elements"), source, config)
         else:
             yield from (fault(*each) for each in _missing_facts(specs))
-            for key, text in _capture_faults(tap, specs):
-                yield fault(("tap", name, key), text)
-            for spec in specs:
-                if spec.cls.kept_of(spec.options) is not None:
-                    yield fault(
-                        ("tap", name, "elements"),
-                        f"{spec.name!r} has the kernel keep verdicts, and a tap only watches; allowed: without it",
-                    )
+            for key, text in _capture_faults(kind, capture, specs):
+                yield fault((kind, name, key), text)
     listeners: dict[Endpoint, str] = {}
     for name, proxy in config.proxy.items():
         for endpoint in proxy.listen:
@@ -109,13 +105,15 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
             yield fault(location, text)
 
 
-def _capture_faults(capture: CaptureConfig, specs: Sequence[ElementSpec]) -> Iterator[tuple[str, str]]:
+def _capture_faults(kind: str, capture: CaptureConfig, specs: Sequence[ElementSpec]) -> Iterator[tuple[str, str]]:
     """What a tap or an inline link can't do: key and text for each."""
     for spec in specs:
         if spec.cls.rewrites_of(spec.options):
             yield "elements", f"{spec.name!r} rewrites packets, which an interface does not allow; allowed: [queue] with it"
         if spec.cls.reads_process_of(spec.options):
             yield "elements", f"{spec.name!r} asks for the sender's user, which an interface does not show; allowed: without that"
+        if kind == "tap" and spec.cls.kept_of(spec.options) is not None:
+            yield "elements", f"{spec.name!r} has the kernel keep verdicts, and a tap only watches; allowed: without it"
     ranges = len(capture.tcp_ports) + len(capture.udp_ports)
     if ranges > MOST_RANGES:
         yield "tcp_ports", f"{ranges} ports and ranges in tcp_ports and udp_ports; allowed: {MOST_RANGES}, or none for all ports"

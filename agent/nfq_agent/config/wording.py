@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from nfq_agent.config.capture import TapConfig
+from nfq_agent.config.capture import InlineConfig, TapConfig
 from nfq_agent.config.lines import Place
 from nfq_agent.config.models import Agent, Config, Log, ProxyConfig, QueueConfig, RuleConfig
 from nfq_agent.config.source import Source
@@ -108,6 +108,7 @@ def _shown(value: object) -> str:
 
 _TABLES: Final[Mapping[str, type[BaseModel]]] = {
     "agent": Agent, "log": Log, "queue": QueueConfig, "rules": RuleConfig, "proxy": ProxyConfig, "tap": TapConfig,
+    "inline": InlineConfig,
 }  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Frames of packet sockets, many at a time: the ring that a tap reads. Compiled, since every frame costs these steps.
+"""Frames of packet sockets, many at a time: the ring of a tap, and what an inline link reads and sends. Compiled, since every frame costs these steps.
 
 It finds IP packets in frames and looks verdicts up; which verdict a packet gets, it does not know. Formats are those of
 linux/if_packet.h; packet(7), networking/packet_mmap.rst of the kernel.
@@ -9,12 +9,50 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItem
 from cpython.exc cimport PyErr_SetFromErrno
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 cdef extern from "<arpa/inet.h>" nogil:
     uint16_t ntohs(uint16_t)
+
+cdef extern from "<sys/socket.h>" nogil:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    """
+    ctypedef unsigned int socklen_t
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+    cdef struct msghdr:
+        void *msg_name
+        socklen_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    cdef struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    cdef struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    int MSG_DONTWAIT
+    int MSG_TRUNC
+    int SOL_SOCKET
+    int SO_MARK
+    int recvmmsg(int, mmsghdr *, unsigned int, int, void *)
+    int sendmmsg(int, mmsghdr *, unsigned int, int)
+    cmsghdr *CMSG_FIRSTHDR(msghdr *)
+    unsigned char *CMSG_DATA(cmsghdr *)
+    size_t CMSG_SPACE(size_t)
+    size_t CMSG_LEN(size_t)
 
 cdef extern from *:
     """
@@ -52,6 +90,14 @@ cdef enum:
     LONGEST_KEY = PLACE + 37
     PREROUTING = 0
     POSTROUTING = 4
+
+    # struct virtio_net_hdr, and room for the longest frame behind it
+    VNET = 10
+    GSO_TYPE = 1
+    ROOM = 10 + 65536 + 64
+    CONTROL = 64
+    # The mark of what is on its way to a container; the other bits are the interface.
+    TO_CONTAINER = 0x80000000
 
 # What `read` says of a frame besides.
 OUTGOING = 1
@@ -258,3 +304,229 @@ cdef class Ring:
         if of_run:
             runs.append((current, of_run))
         return count
+
+
+cdef struct Address:
+    # struct sockaddr_ll
+    uint16_t family
+    uint16_t protocol
+    int interface
+    uint16_t kind
+    uint8_t packet_type
+    uint8_t length
+    uint8_t address[8]
+
+
+cdef class Frames:
+    """Frames that wait for their verdict, a turn at a time: read together, sent on together.
+
+    descriptor: the packet socket at our end of the pair, with PACKET_VNET_HDR and SO_RCVMARK. most: frames of a turn.
+    """
+
+    cdef int descriptor
+    cdef int most
+    cdef readonly int count
+    cdef readonly uint64_t size
+    cdef readonly uint64_t failed
+    cdef uint8_t *memory
+    cdef uint8_t *control
+    cdef mmsghdr *incoming
+    cdef mmsghdr *outgoing
+    cdef iovec *vectors
+    cdef iovec *sent
+    cdef Address *addresses
+    cdef uint32_t *marks
+
+    def __init__(self, int descriptor, int most):
+        cdef int number
+        self.descriptor = descriptor
+        self.most = most
+        self.count = 0
+        # Bytes of the frames of this turn, and frames that could not be sent or were cut.
+        self.size = 0
+        self.failed = 0
+        self.memory = <uint8_t *>malloc(<size_t>ROOM * most)
+        self.control = <uint8_t *>calloc(most, CONTROL)
+        self.incoming = <mmsghdr *>calloc(most, sizeof(mmsghdr))
+        self.outgoing = <mmsghdr *>calloc(most, sizeof(mmsghdr))
+        self.vectors = <iovec *>calloc(most, sizeof(iovec))
+        self.sent = <iovec *>calloc(most, sizeof(iovec))
+        self.addresses = <Address *>calloc(most, sizeof(Address))
+        self.marks = <uint32_t *>calloc(most, sizeof(uint32_t))
+        if (self.memory == NULL or self.control == NULL or self.incoming == NULL or self.outgoing == NULL
+                or self.vectors == NULL or self.sent == NULL or self.addresses == NULL or self.marks == NULL):
+            raise MemoryError
+        for number in range(most):
+            self.vectors[number].iov_base = self.memory + <size_t>ROOM * number
+            self.vectors[number].iov_len = ROOM
+            self.incoming[number].msg_hdr.msg_iov = &self.vectors[number]
+            self.incoming[number].msg_hdr.msg_iovlen = 1
+            self.incoming[number].msg_hdr.msg_control = self.control + CONTROL * number
+
+    def __dealloc__(self):
+        free(self.memory)
+        free(self.control)
+        free(self.incoming)
+        free(self.outgoing)
+        free(self.vectors)
+        free(self.sent)
+        free(self.addresses)
+        free(self.marks)
+
+    def receive(self, int budget):
+        """Read up to so many frames that are there; the turn before is over. How many. Raises OSError."""
+        cdef int number, got
+        cdef cmsghdr *said
+        self.count = 0
+        self.size = 0
+        if budget > self.most:
+            budget = self.most
+        for number in range(budget):
+            self.incoming[number].msg_hdr.msg_controllen = CONTROL
+        with nogil:
+            got = recvmmsg(self.descriptor, self.incoming, budget, MSG_DONTWAIT | MSG_TRUNC, NULL)
+        if got < 0:
+            if errno != EAGAIN and errno != EINTR:
+                PyErr_SetFromErrno(OSError)
+            return 0
+        for number in range(got):
+            self.marks[number] = 0
+            said = CMSG_FIRSTHDR(&self.incoming[number].msg_hdr)
+            if said != NULL and said.cmsg_level == SOL_SOCKET and said.cmsg_type == SO_MARK:
+                memcpy(&self.marks[number], CMSG_DATA(said), 4)
+            self.size += self.incoming[number].msg_len - VNET
+        self.count = got
+        return got
+
+    cdef bint _packet(self, int number, Found *found) noexcept nogil:
+        cdef uint8_t *frame = self.memory + <size_t>ROOM * number
+        cdef uint32_t length = self.incoming[number].msg_len
+        if length <= VNET or length > ROOM or self.marks[number] == 0:
+            return False
+        if not find_packet(frame + VNET, length - VNET, length - VNET, found):
+            return False
+        if self.marks[number] & TO_CONTAINER:
+            found.flags |= 1
+        # VIRTIO_NET_HDR_F_NEEDS_CSUM
+        if frame[0] & 1:
+            found.flags |= 8
+        if frame[GSO_TYPE]:
+            found.flags |= 16
+        return True
+
+    def packet(self, int number):
+        """(payload, flags, ethertype, interface) of one frame; None where there is no packet in it."""
+        cdef Found found
+        if not self._packet(number, &found):
+            return None
+        payload = PyBytes_FromStringAndSize(<const char *>found.packet, found.copied)
+        return payload, found.flags, found.kind, self.marks[number] & 0x7FFFFFFF
+
+    def frame(self, int number):
+        """All of a frame with what belongs before it, and its mark: for `put`."""
+        cdef uint32_t length = self.incoming[number].msg_len
+        return PyBytes_FromStringAndSize(<const char *>self.memory + <size_t>ROOM * number, min(length, ROOM)), self.marks[number]
+
+    def sort(self, dict known, decide, list runs):
+        """Look the verdicts of this turn's frames up as `Ring.sort` does; for each frame 1 where it goes on, as bytes.
+
+        decide(number, key or None): the verdict on one that is not in `known`.
+        """
+        cdef Found found
+        cdef uint8_t key[LONGEST_KEY]
+        cdef uint32_t interface
+        cdef PyObject *there
+        cdef size_t length
+        cdef int number
+        cdef long of_run = 0
+        cdef bint goes_on = False
+        cdef bytearray going = bytearray(self.count)
+        current = None
+        for number in range(self.count):
+            if not self._packet(number, &found):
+                # No packet that could be judged; `send` knows whether it is one of ours at all.
+                going[number] = 1
+                continue
+            length = five_tuple(found.packet, found.copied, key + PLACE)
+            named = None
+            there = NULL
+            if length:
+                interface = self.marks[number] & 0x7FFFFFFF
+                memset(key, 0, PLACE)
+                key[0] = POSTROUTING if found.flags & 1 else PREROUTING
+                memcpy(key + (5 if found.flags & 1 else 1), &interface, 4)
+                named = PyBytes_FromStringAndSize(<char *>key, PLACE + length)
+                there = PyDict_GetItem(known, named)
+            verdict = decide(number, named) if there == NULL else <object>there
+            if verdict is not current:
+                if of_run:
+                    runs.append((current, of_run))
+                current = verdict
+                of_run = 0
+                goes_on = verdict.outcome != 0
+            of_run += 1
+            going[number] = goes_on
+        if of_run:
+            runs.append((current, of_run))
+        return going
+
+    def send(self, going not None):
+        """Send on those of this turn's frames whose byte is not 0, in their order; how many could not be sent."""
+        cdef const uint8_t[::1] bits = going
+        cdef int number, count = 0
+        cdef uint32_t length
+        for number in range(min(self.count, <int>bits.shape[0])):
+            length = self.incoming[number].msg_len
+            if bits[number] and length <= ROOM and self.marks[number]:
+                self._prepare(count, self.memory + <size_t>ROOM * number, length, self.marks[number])
+                count += 1
+        return self._send(count)
+
+    def put(self, const uint8_t[::1] frame not None, uint32_t mark):
+        """Send one frame, as `frame` gives it; how many could not be sent."""
+        self._prepare(0, <uint8_t *>&frame[0], frame.shape[0], mark)
+        return self._send(1)
+
+    cdef void _prepare(self, int place, uint8_t *frame, uint32_t length, uint32_t mark) noexcept nogil:
+        cdef msghdr *header = &self.outgoing[place].msg_hdr
+        cdef cmsghdr *said
+        cdef uint32_t interface = mark & 0x7FFFFFFF
+        self.sent[place].iov_base = frame
+        self.sent[place].iov_len = length
+        header.msg_iov = &self.sent[place]
+        header.msg_iovlen = 1
+        header.msg_flags = 0
+        if mark & TO_CONTAINER:
+            # On its interface, past the queueing discipline and our own program.
+            memset(&self.addresses[place], 0, sizeof(Address))
+            self.addresses[place].family = 17
+            self.addresses[place].interface = interface
+            header.msg_name = &self.addresses[place]
+            header.msg_namelen = 20
+            header.msg_control = NULL
+            header.msg_controllen = 0
+        else:
+            # On our pair, whose other end puts it where it came from.
+            header.msg_name = NULL
+            header.msg_namelen = 0
+            header.msg_control = self.control + CONTROL * place
+            header.msg_controllen = CMSG_SPACE(4)
+            said = CMSG_FIRSTHDR(header)
+            said.cmsg_level = SOL_SOCKET
+            said.cmsg_type = SO_MARK
+            said.cmsg_len = CMSG_LEN(4)
+            memcpy(CMSG_DATA(said), &interface, 4)
+
+    cdef int _send(self, int count) except -1:
+        cdef int done = 0, step, failed = 0
+        while done < count:
+            with nogil:
+                step = sendmmsg(self.descriptor, self.outgoing + done, count - done, 0)
+            if step > 0:
+                done += step
+            elif errno != EINTR:
+                # This one can't be sent: its interface is gone or down, or it is too long.
+                failed += 1
+                done += 1
+        self.failed += failed
+        return failed

@@ -96,3 +96,28 @@ def missing() -> str | None:
             return "CAP_NET_RAW"
         return f"packet sockets: {error}"
     return None
+
+
+# The way of frames that are judged (asm-generic/socket.h, linux/if_packet.h).
+_SO_RCVMARK: Final = 75
+_SO_SNDBUFFORCE: Final = 32
+_SO_RCVBUFFORCE: Final = 33
+_PACKET_VNET_HDR: Final = 15
+_PACKET_QDISC_BYPASS: Final = 20
+_PACKET_IGNORE_OUTGOING: Final = 23
+
+
+def open_judged(interface: int, receive_buffer: int) -> socket.socket:
+    """A socket that reads the frames of our end of a pair with their marks, uncut, and sends frames. Raises OSError."""
+    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer)
+        opened.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, receive_buffer)
+        opened.setsockopt(socket.SOL_SOCKET, _SO_RCVMARK, 1)
+        for option in (_PACKET_VNET_HDR, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING):
+            opened.setsockopt(_SOL_PACKET, option, 1)
+        bind(opened, interface)
+    except BaseException:
+        opened.close()
+        raise
+    return opened

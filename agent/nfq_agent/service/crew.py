@@ -13,6 +13,8 @@ from nfq_agent.host.child import Child
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.queue.errors import QueueError
+from nfq_agent.service.inlines import InlineWorker
+from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.taps import TapWorker
 from nfq_agent.service.worker import Roster, Worker, WorkerError
 from nfq_agent.service.workers import ProxyWorker, QueueWorker
@@ -28,7 +30,7 @@ class Crew:
         self._selector = selector
         self._log = log
         self._beat = beat
-        self._roster: Roster[QueueWorker, ProxyWorker, TapWorker] = Roster()
+        self._roster: Roster[QueueWorker, ProxyWorker, InterfaceWorker] = Roster()
         # Processes that take nothing new and finish what they have, with the time when they have to have ended.
         self._leaving: dict[Child, float] = {}
         self._followed: dict[int, Worker] = {}
@@ -46,14 +48,14 @@ class Crew:
         return self._roster.proxies
 
     @property
-    def taps(self) -> dict[str, TapWorker]:
-        """The tap workers by name."""
-        return self._roster.taps
+    def captures(self) -> dict[tuple[str, str], InterfaceWorker]:
+        """The workers of interfaces by kind ("tap", "inline") and name."""
+        return self._roster.captures
 
     @property
     def workers(self) -> list[Worker]:
         """Queue workers first."""
-        return [*self.queues.values(), *self.proxies.values(), *self.taps.values()]
+        return [*self.queues.values(), *self.proxies.values(), *self.captures.values()]
 
     @property
     def descriptors(self) -> Iterator[int]:
@@ -219,4 +221,5 @@ def workers_of(config: Config, user: User, log: Log, close: Callable[[], Iterabl
         ),
         *(ProxyWorker(name, config, user, log, close) for name in config.proxy),
         *(TapWorker(name, config, user, log, close) for name in config.tap),
+        *(InlineWorker(name, config, user, log, close) for name in config.inline),
     ]

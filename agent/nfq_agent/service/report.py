@@ -10,11 +10,13 @@ from typing import Final
 from nfq_agent.config.models import Config
 from nfq_agent.counters import WORKER_COUNTERS
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
+from nfq_agent.service.inlines import InlineWorker
 from nfq_agent.service.live_rules import Found
 from nfq_agent.service.meter import Meter, QueueReading, uninspected
 from nfq_agent.service.status import (
     DriftStatus,
     InForce,
+    InlineStatus,
     InterfaceStatus,
     OffloadStatus,
     ProxyStatus,
@@ -47,6 +49,7 @@ def status(
         queues=queues(config, crew, meter),
         proxies=proxies(crew),
         taps=taps(crew),
+        inlines=inlines(crew),
         offloaded=offloaded(found),
         rules=rules(found),
         drift=drift,
@@ -95,7 +98,28 @@ def proxies(crew: Workers) -> tuple[ProxyStatus, ...]:
 
 def taps(crew: Workers) -> tuple[TapStatus, ...]:
     """The taps."""
-    return tuple(_tap(worker) for worker in crew.taps.values())
+    return tuple(_tap(worker) for worker in crew.captures.values() if isinstance(worker, TapWorker))
+
+
+def inlines(crew: Workers) -> tuple[InlineStatus, ...]:
+    """The inline links."""
+    return tuple(_inline(worker) for worker in crew.captures.values() if isinstance(worker, InlineWorker))
+
+
+def _inline(worker: InlineWorker) -> InlineStatus:
+    counters = worker.counters.snapshot()
+    return InlineStatus(
+        name=worker.name,
+        mode=worker.settings.mode,
+        elements=worker.settings.elements,
+        pid=worker.pid,
+        restarts=worker.restarts,
+        memory=None if worker.child is None else worker.child.memory,
+        lost=counters["enobufs"],
+        hidden=worker.hidden,
+        counters={**worker.total(), **{name: counters[name] for name in ("errors", "malformed", "flows", "flows_evicted")}},
+        interfaces=tuple(InterfaceStatus(link.name, link.index, counts) for link, counts in worker.interfaces()),
+    )
 
 
 def _tap(worker: TapWorker) -> TapStatus:

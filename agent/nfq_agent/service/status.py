@@ -143,6 +143,32 @@ class TapStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class InlineStatus:
+    """One `[inline.NAME]`. lost: frames that could not be sent on. hidden: interfaces with a foreign program before ours.
+
+    counters: of all interfaces, also those that are gone, as INLINE_COUNTERS explains them.
+    """
+
+    name: str
+    mode: str
+    elements: tuple[str, ...]
+    pid: int | None
+    restarts: int
+    memory: int | None
+    lost: int
+    hidden: int
+    counters: Mapping[str, int]
+    interfaces: tuple[InterfaceStatus, ...]
+
+    @classmethod
+    def from_object(cls, value: Mapping[str, Any]) -> Self:
+        """From JSON."""
+        read = _fields(cls, value)
+        interfaces = tuple(InterfaceStatus.from_object(each) for each in read["interfaces"])
+        return cls(**{**read, "elements": tuple(read["elements"]), "interfaces": interfaces})
+
+
+@dataclass(frozen=True, slots=True)
 class RuleStatus:
     """One installed rule, as text of `iptables -S`, with its counters."""
 
@@ -201,6 +227,7 @@ class Status:
     queues: tuple[QueueStatus, ...]
     proxies: tuple[ProxyStatus, ...]
     taps: tuple[TapStatus, ...]
+    inlines: tuple[InlineStatus, ...]
     offloaded: OffloadStatus
     rules: tuple[RuleStatus, ...]
     drift: DriftStatus
@@ -221,6 +248,7 @@ class Status:
                     "queues": tuple(QueueStatus.from_object(each) for each in read["queues"]),
                     "proxies": tuple(ProxyStatus.from_object(each) for each in read["proxies"]),
                     "taps": tuple(TapStatus.from_object(each) for each in read["taps"]),
+                    "inlines": tuple(InlineStatus.from_object(each) for each in read["inlines"]),
                     "offloaded": OffloadStatus.from_object(read["offloaded"]),
                     "rules": tuple(RuleStatus.from_object(each) for each in read["rules"]),
                     "drift": DriftStatus.from_object(read["drift"]),

@@ -228,7 +228,7 @@ class Supervisor:
     def _what(self) -> str:
         parts = [f"queue {number}" for number in self._crew.queues]
         parts += [f"proxy {proxy.name} on {', '.join(map(str, proxy.config.listen))}" for proxy in self._crew.proxies.values()]
-        parts += [tap.title for tap in self._crew.taps.values()]
+        parts += [capture.title for capture in self._crew.captures.values()]
         return ", ".join(parts) or "nothing (no queue and no proxy is configured)"
 
     # Clocks.
@@ -241,8 +241,10 @@ class Supervisor:
             self._reload_asked = True
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
         self._service.status(f"Serving {self._what()}; {self._meter.summary}")
-        # No traffic waits for a tap, so the service manager's watchdog does not watch it.
-        self._kill(decide({tap: tap.stuck_for(now) for tap in self._crew.taps.values()}, None))
+        # The kernel lets traffic pass a worker of interfaces that hangs, so the service manager's watchdog does not watch it.
+        self._kill(decide({capture: capture.stuck_for(now) for capture in self._crew.captures.values()}, None))
+        for capture in self._crew.captures.values():
+            capture.look()
         if self._service.watchdog is None:
             self._watch()
 

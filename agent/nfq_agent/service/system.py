@@ -24,8 +24,8 @@ from nfq_agent.rules.model import Family, RuleError
 from nfq_agent.rules.plan import redirects
 from nfq_agent.service import control
 from nfq_agent.service.crew import Crew
+from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.policy_generation import advance
-from nfq_agent.service.taps import TapWorker
 from nfq_agent.service.worker import Worker, WorkerError
 from nfq_agent.service.workers import ProxyWorker, QueueWorker
 
@@ -53,7 +53,7 @@ class Workers(Protocol):
     @property
     def proxies(self) -> dict[str, ProxyWorker]: ...
     @property
-    def taps(self) -> dict[str, TapWorker]: ...
+    def captures(self) -> dict[tuple[str, str], InterfaceWorker]: ...
     @property
     def workers(self) -> list[Worker]: ...
     @property

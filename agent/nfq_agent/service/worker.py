@@ -27,11 +27,11 @@ class WorkerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Roster(Generic[Q, P, T]):
-    """The workers that serve: those of queues by number, those of proxies and taps by name."""
+    """The workers that serve: those of queues by number, those of proxies by name, those of interfaces by kind and name."""
 
     queues: dict[int, Q] = field(default_factory=dict)
     proxies: dict[str, P] = field(default_factory=dict)
-    taps: dict[str, T] = field(default_factory=dict)
+    captures: dict[tuple[str, str], T] = field(default_factory=dict)
 
 
 class Worker(ABC):

@@ -1,0 +1,110 @@
+"""A veth pair of our own: made, found again by its alias, removed (rtnetlink(7)). Writing takes CAP_NET_ADMIN."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from typing import Final
+
+from nfq_agent.host.links import links
+
+# linux/rtnetlink.h, linux/if_link.h, linux/veth.h
+_RTM_NEWLINK: Final = 16
+_RTM_DELLINK: Final = 17
+_IFNAME: Final = 3
+_MTU: Final = 4
+_LINKINFO: Final = 18
+_IFALIAS: Final = 20
+_AF_SPEC: Final = 26
+_INFO_KIND: Final = 1
+_INFO_DATA: Final = 2
+_VETH_PEER: Final = 1
+_ADDR_GEN_MODE: Final = 8
+_NO_ADDRESS: Final = 1
+_REQUEST_ACK: Final = 5
+_CREATE_EXCL: Final = 0x600
+_NESTED: Final = 0x8000
+_UP_NOARP: Final = 0x81
+_HEADER: Final = struct.Struct("=IHHII")
+_IFINFO: Final = struct.Struct("=BxHiII")
+# The longest that a veth takes: a frame of any interface fits.
+_LONGEST: Final = 65535
+ALIAS: Final = "nfq-agent:"
+
+
+class Rtnetlink:
+    """A socket that writes. It may be opened before capabilities are given up, and used by who has CAP_NET_ADMIN."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.settimeout(5)
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _ask(self, kind: int, flags: int, body: bytes) -> None:
+        self._socket.send(_HEADER.pack(16 + len(body), kind, _REQUEST_ACK | flags, 1, 0) + body)
+        answer = self._socket.recv(1 << 16)
+        code = -struct.unpack_from("=i", answer, 16)[0]
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    def make_pair(self, first: str, second: str, alias: str) -> tuple[int, int]:
+        """Make a pair, up, without ARP and without an IPv6 address; the indices of both ends. Raises OSError, EEXIST."""
+        peer = _IFINFO.pack(0, 0, 0, 0, 0) + _named(second)
+        data = _nested(_INFO_DATA, _nested(_VETH_PEER, peer))
+        info = _nested(_LINKINFO, _attribute(_INFO_KIND, b"veth") + data)
+        self._ask(_RTM_NEWLINK, _CREATE_EXCL, _IFINFO.pack(0, 0, 0, 0, 0) + _named(first) + info)
+        try:
+            ends = socket.if_nametoindex(first), socket.if_nametoindex(second)
+            quiet = _nested(_AF_SPEC, _nested(socket.AF_INET6, _attribute(_ADDR_GEN_MODE, bytes((_NO_ADDRESS,)))))
+            for index in ends:
+                said = _attribute(_IFALIAS, alias.encode())
+                self._ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + said)
+                # A kernel without IPv6 does not know the part that keeps it quiet.
+                with contextlib.suppress(OSError):
+                    self._ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + quiet)
+            for index in ends:
+                self._ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, _UP_NOARP, _UP_NOARP))
+        except BaseException:
+            self.remove(socket.if_nametoindex(first))
+            raise
+        return ends
+
+    def remove(self, index: int) -> None:
+        """Remove an interface, and with it the other end of a pair. One that is gone is no error."""
+        with contextlib.suppress(OSError):
+            self._ask(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0))
+
+
+def sweep(beginning: str) -> int:
+    """Remove pairs whose alias begins so: how many. For what a killed agent left."""
+    found = {link.index: link.peer for link in links() if link.kind == "veth" and link.alias.startswith(beginning)}
+    if not found:
+        return 0
+    writer = Rtnetlink()
+    try:
+        for index in found:
+            writer.remove(index)
+    finally:
+        writer.close()
+    return max(1, len(found) // 2)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _nested(kind: int, value: bytes) -> bytes:
+    return _attribute(kind | _NESTED, value)
+
+
+def _named(name: str) -> bytes:
+    return _attribute(_IFNAME, name.encode() + b"\0") + _attribute(_MTU, struct.pack("=I", _LONGEST))

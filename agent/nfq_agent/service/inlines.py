@@ -1,0 +1,214 @@
+"""The worker of one `[inline.NAME]`: the programs, the pair of interfaces between kernel and worker, and a link for each side.
+
+Only the worker's process keeps the links: when it dies the kernel detaches the programs, and traffic passes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from typing import Final, Self
+from zlib import crc32
+
+from nfq_agent.capture import handing, link_maps
+from nfq_agent.capture.following import Followed
+from nfq_agent.capture.inline import Inline
+from nfq_agent.config.models import Config
+from nfq_agent.counters import INLINE_COUNTERS
+from nfq_agent.element import ElementChain
+from nfq_agent.host import bpf, packet_socket, pairs
+from nfq_agent.host.users import User
+from nfq_agent.log import Log
+from nfq_agent.service.interface_worker import InterfaceWorker
+from nfq_agent.service.packet_judge import WorkerSettings
+from nfq_agent.service.packet_loop import WorkerLoop
+from nfq_agent.service.worker import WorkerError
+from nfq_agent.verdict import ACCEPT, DROP
+
+_VERDICTS: Final = {"accept": ACCEPT, "drop": DROP}
+# Bytes on their way to the worker, and the room for them in the socket: the kernel counts up to three times a frame's bytes.
+_MOST_BYTES: Final = 32 << 20
+_ROOM: Final = 4 * _MOST_BYTES
+# What the kernel's counts are called in the status.
+_NAMES: Final = {
+    "up": "up", "accepted": "decided_accepted", "dropped": "decided_dropped", "stale": "past_stale", "full": "past_full",
+    "tagged": "past_tagged", "fragments": "past_fragments", "unread": "past_unread",
+}  # fmt: skip
+
+
+class InlineWorker(InterfaceWorker):
+    """The process of one inline link, and what it is fed through, which outlives it."""
+
+    kind = "inline"
+    columns = ("judged", "dropped", "would_drop")
+
+    def __init__(self, name: str, config: Config, user: User, log: Log, close: Callable[[], Iterable[int]]) -> None:
+        self.settings = config.inline[name]
+        super().__init__(name, self.settings, config, user, log, close)
+        self._loaded: bpf.Loaded | None = None
+        self._socket: socket.socket | None = None
+        self._pair = (0, 0)
+        self._pair_links: list[int] = []
+        self._hidden: set[int] = set()
+
+    def open(self) -> None:
+        """Load the programs, make the pair, and listen for interfaces. Raises WorkerError, OSError; nothing is left then."""
+        if (what := packet_socket.missing() or bpf.missing()) is not None:
+            raise WorkerError(f"{self.title}: it needs {what}")
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        super().open()
+
+    def _open(self) -> None:
+        alias = f"{pairs.ALIAS}{self.instance}:{self.name}"
+        pairs.sweep(alias)
+        loaded = self._loaded = bpf.load(bpf.OBJECT.read_bytes())
+        number = crc32(alias.encode())
+        writer = pairs.Rtnetlink()
+        try:
+            self._pair = writer.make_pair(f"nfq{number:08x}a", f"nfq{number:08x}b", alias)
+        finally:
+            writer.close()
+        near, far = self._pair
+        selection, settings = self.selection, self.settings
+        loaded.maps["settings"].put(
+            link_maps.ZERO,
+            link_maps.settings(
+                settings.patience, _MOST_BYTES, settings.max_waiting, near, secrets.randbits(32) | 1, selection.everything
+            ),
+        )
+        loaded.maps["ports"].put(link_maps.ZERO, link_maps.ports(selection.tcp, selection.udp))
+        self._socket = packet_socket.open_judged(far, _ROOM)
+        self._pair_links = [
+            bpf.attach(loaded.programs["back"], near, bpf.TCX_INGRESS),
+            bpf.attach(loaded.programs["end"], far, bpf.TCX_INGRESS),
+        ]
+
+    def close(self) -> None:
+        """Remove the pair and unload the programs."""
+        super().close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._pair[0]:
+            writer = pairs.Rtnetlink()
+            writer.remove(self._pair[0])
+            writer.close()
+            self._pair = (0, 0)
+        for descriptor in self._pair_links:
+            os.close(descriptor)
+        self._pair_links = []
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
+
+    @property
+    def keeps(self) -> set[int]:
+        """The socket, the maps and the programs."""
+        if self._loaded is None or self._socket is None:
+            return set()
+        return {self._socket.fileno(), *self._loaded.descriptors, *self._pair_links}
+
+    def differs(self, other: Self) -> bool:
+        """By settings, or by an element's class or options."""
+        return self.settings != other.settings or self.specs != other.specs
+
+    def start(self) -> None:
+        """Give back the credits of what a dead worker had taken, fork, and attach."""
+        assert self._loaded is not None
+        with mmap.mmap(self._loaded.maps["live"].descriptor, mmap.PAGESIZE) as memory:
+            up = struct.unpack_from("=QQ", memory, 8 * link_maps.UP)
+            struct.pack_into("=QQQ", memory, 0, 0, *up)
+        super().start()
+
+    def enter(self, followed: Followed) -> None:
+        """Attach to both sides of the interface and hand the links over."""
+        assert self._loaded is not None
+        index = followed.link.index
+        self._loaded.maps["interfaces"].put(struct.pack("=I", index), link_maps.no_counts())
+        held: list[int] = []
+        try:
+            for name, side in (("from", bpf.TCX_INGRESS), ("to", bpf.TCX_EGRESS)):
+                held.append(bpf.attach(self._loaded.programs[name], index, side))
+            self._tell(f"link {index} {followed.row}", held)
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+
+    def left(self, followed: Followed) -> None:
+        """Forget what the kernel counts of it."""
+        if self._loaded is not None:
+            self._loaded.maps["interfaces"].remove(struct.pack("=I", followed.link.index))
+
+    def counts(self, followed: Followed) -> dict[str, int]:
+        """What the worker counts of an interface, and what the kernel counts."""
+        found = dict.fromkeys(INLINE_COUNTERS, 0) | super().counts(followed)
+        if self._loaded is not None:
+            value = self._loaded.maps["interfaces"].get(struct.pack("=I", followed.link.index))
+            if value is not None:
+                found.update({_NAMES[name]: count for name, count in link_maps.counts(value).items()})
+        return found
+
+    def look(self) -> None:
+        """Say it where a program of others stands before ours: it may keep packets from it."""
+        if self._loaded is None or self.child is None:
+            return
+        for side, name in ((bpf.TCX_INGRESS, "from"), (bpf.TCX_EGRESS, "to")):
+            ours = bpf.program_id(self._loaded.programs[name])
+            for followed in self._follower.followed.values():
+                try:
+                    programs = bpf.query(followed.link.index, side).programs
+                except OSError:
+                    continue
+                hidden = bool(programs) and programs[0] != ours
+                if hidden and followed.link.index not in self._hidden:
+                    self._hidden.add(followed.link.index)
+                    self._log(
+                        f"{self.title}: on {followed.link.name} program {programs[0]} of another owner stands before ours; "
+                        "packets that it does not pass on are not judged",
+                        "warning",
+                        inline=self.name,
+                    )
+
+    @property
+    def hidden(self) -> int:
+        """Interfaces on which a program of others was seen before ours."""
+        return len(self._hidden & set(self._follower.followed))
+
+    def body(self, control: socket.socket) -> None:
+        """Judge packets until told to stop."""
+        assert self._loaded is not None
+        assert self._socket is not None
+        settings = self.settings
+        emit = self.prepare()
+        # Opened before anything is given up that comes after the fork.
+        writer = pairs.Rtnetlink()
+        maps = self._loaded.maps
+        source = Inline(self._socket.fileno(), maps["live"], maps["flows"], settings.patience, self.table)
+        handed = handing.Handed(control, {"link": (2, source.add), "gone": (0, source.gone)})
+        default, on_error = _VERDICTS[settings.default], _VERDICTS[settings.on_error]
+        monitor = settings.mode == "monitor"
+        chain = ElementChain([spec.cls(spec.name, spec.options, emit) for spec in self.specs], default, monitor=monitor)
+        loop = WorkerLoop(
+            source,
+            chain,
+            WorkerSettings(number=-1, default=default, on_error=on_error, monitor=monitor),
+            self.counters,
+            handed,
+            emit,
+            # The source has sent it, as a frame.
+            lambda _packet, _interface: None,
+        )
+        try:
+            loop.run()
+        finally:
+            if handed.ended:
+                # Nobody else is there to remove it.
+                writer.remove(self._pair[0])

@@ -1,0 +1,201 @@
+"""What the workers of taps and inline links have in common: interfaces that are found, handed to the process, and counted.
+
+The supervisor opens what an interface needs, hands it over and closes its own copy: it ends with the worker's process.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+
+from nfq_agent.capture import handing
+from nfq_agent.capture.following import Followed, Follower, Table
+from nfq_agent.capture.serving import selection_of
+from nfq_agent.config.capture import CaptureConfig
+from nfq_agent.config.models import Config
+from nfq_agent.counters import Counters
+from nfq_agent.host.child import bound_memory
+from nfq_agent.host.links import Link, Links, links
+from nfq_agent.host.users import User
+from nfq_agent.log import Log
+from nfq_agent.service.worker import Roster, Worker
+
+
+class InterfaceWorker(Worker):
+    """A worker that is fed from interfaces.
+
+    kind: its table in the configuration. columns: what its process counts of each interface.
+    """
+
+    kind: str
+    columns: tuple[str, ...]
+
+    def __init__(
+        self, name: str, table: CaptureConfig, config: Config, user: User, log: Log, close: Callable[[], Iterable[int]]
+    ) -> None:
+        super().__init__(user, log, close)
+        self.title = f"{self.kind} {name}"
+        self.name = name
+        self.specs = config.packet_elements(table)
+        self.counters = Counters()
+        self.table = Table(self.columns)
+        self.selection = selection_of(table)
+        self.instance = config.agent.instance
+        self._memory = table.memory
+        self._follower = Follower(self.selection)
+        self._links: Links | None = None
+        # What interfaces counted that are gone.
+        self._before: dict[str, int] = {}
+        self._progress = (0, time.monotonic())
+
+    @property
+    def key(self) -> tuple[str, object]:
+        """Its table's kind and name."""
+        return self.kind, self.name
+
+    def register(self, roster: Roster[Any, Any, Any]) -> None:
+        """Enter it under its key."""
+        roster.captures[self.kind, self.name] = self
+
+    def unregister(self, roster: Roster[Any, Any, Any]) -> None:
+        """Remove it."""
+        roster.captures.pop((self.kind, self.name), None)
+
+    def open(self) -> None:
+        """Listen for interfaces."""
+        self._links = Links()
+
+    def close(self) -> None:
+        """Follow no interface any more."""
+        if self._links is not None:
+            self._links.close()
+            self._links = None
+
+    def take_over(self, old: Self) -> None:
+        """Begin anew where `old` ends, with counters that go on."""
+        self._before = old.total()
+        old.close()
+        self.open()
+        self.counters = old.counters
+        self.restarts = old.restarts
+
+    def release(self, successor: Self) -> None:
+        """Nothing: what it had went with its process."""
+
+    @property
+    def follows(self) -> dict[int, Callable[[], None]]:
+        """The socket that tells of interfaces, and what is done then."""
+        return {} if self._links is None else {self._links.fileno(): self._links_changed}
+
+    def start(self) -> None:
+        """Fork, and hand over what belongs to all chosen interfaces."""
+        self._progress = (0, time.monotonic())
+        for followed in self._follower.followed.values():
+            self._note(followed)
+        self._follower = Follower(self.selection)
+        super().start()
+        assert self.child is not None
+        handing.make_room(self.child.control)
+        self._resume()
+
+    def _resume(self) -> None:
+        come, gone = self._follower.resume(self._listed())
+        self._apply(come, gone)
+
+    def _listed(self) -> list[Link]:
+        # An agent's own pairs are never chosen, whatever the patterns say.
+        return [link for link in links() if not link.alias.startswith("nfq-agent:")]
+
+    def _links_changed(self) -> None:
+        assert self._links is not None
+        changes = self._links.changes()
+        if self.child is None:
+            return
+        if changes is None:
+            # Too many for the socket's buffer.
+            self._resume()
+            return
+        for link, is_gone in changes:
+            if link.alias.startswith("nfq-agent:"):
+                continue
+            come, gone = self._follower.change(link, is_gone)
+            self._apply([] if come is None else [come], [] if gone is None else [gone])
+
+    def _apply(self, come: list[Followed], gone: list[Followed]) -> None:
+        for followed in gone:
+            self._tell(f"gone {followed.link.index}", [])
+            self._note(followed)
+            self.left(followed)
+        for followed in come:
+            self.table.clear(followed.row)
+            try:
+                self.enter(followed)
+            except OSError as error:
+                self._follower.change(followed.link, gone=True)
+                # One that went meanwhile will be told of.
+                if followed.link.index in {link.index for link in links()}:
+                    self._log(f"{self.title}: {followed.link.name} cannot be taken: {error}", "error", **{self.kind: self.name})
+        if come and self._follower.without_room:
+            self._log(f"{self.title}: {self._follower.without_room} interfaces are not taken: too many", "error")
+
+    @abstractmethod
+    def enter(self, followed: Followed) -> None:
+        """Open what an interface needs and hand it over. Raises OSError."""
+
+    def left(self, followed: Followed) -> None:
+        """Forget an interface that is gone or no longer chosen."""
+
+    def _tell(self, line: str, descriptors: Sequence[int]) -> None:
+        if self.child is None:
+            return
+        try:
+            handing.give(self.child.control, line, descriptors)
+        except OSError as error:
+            # A worker that is gone is replaced, and the next one is told all.
+            self._log(f"{self.title}: the worker was not told `{line}`: {error}", "warning", **{self.kind: self.name})
+
+    def counts(self, followed: Followed) -> dict[str, int]:
+        """What one interface counts."""
+        return self.table.read(followed.row)
+
+    def _note(self, followed: Followed) -> None:
+        for column, count in self.counts(followed).items():
+            self._before[column] = self._before.get(column, 0) + count
+
+    def total(self) -> dict[str, int]:
+        """What all interfaces count, also those that are gone."""
+        total = dict.fromkeys(self.columns, 0) | self._before
+        for followed in self._follower.followed.values():
+            for column, count in self.counts(followed).items():
+                total[column] = total.get(column, 0) + count
+        return total
+
+    def interfaces(self) -> list[tuple[Link, dict[str, int]]]:
+        """The interfaces that are taken now, each with what it counts."""
+        return [(each.link, self.counts(each)) for each in self._follower.followed.values()]
+
+    def prepare(self) -> Callable[..., None]:
+        """In the process: bound its memory. Returns what says an event."""
+        try:
+            bound_memory(self._memory)
+        except OSError as error:
+            self._log(f"{self.title}: its memory could not be limited: {error}; it goes on without", "warning")
+
+        def emit(message: str, level: str = "info", **fields: Any) -> None:
+            self._log(message, level, **{self.kind: self.name, "instance": self.instance, **fields})
+
+        return emit
+
+    def look(self) -> None:
+        """Called now and then: see whether all is as it was left."""
+
+    def stuck_for(self, now: float) -> float:
+        """Seconds without a turn of the loop. now: seconds of the monotonic clock."""
+        turns, since = self._progress
+        current = self.counters.turns
+        if current != turns or self.child is None or not (self.child.ready or self.deaths.recent(now)):
+            self._progress = (current, now)
+            return 0.0
+        return now - since

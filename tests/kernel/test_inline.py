@@ -1,0 +1,340 @@
+"""`[inline]`: a real agent judges what netfilter does not see, and the kernel lets go of it in every way it can end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent import COMMAND, Agent, until
+from containers import Container, bridged, interfaces, packet_sockets, routed, traces
+from namespace import Namespace
+
+from nfq_agent.host import bpf
+
+SUPPORT = str(Path(__file__).parent.parent / "support")
+INLINE = """
+[inline.pods]
+interfaces = ["veth*"]
+tcp_ports = [8080]
+udp_ports = [7]
+elements = [{elements}]
+{more}
+[element.verdicts]
+type = "policy"
+default = "accept"
+rule = [ {{ action = "{action}", http_host = ["*.blocked.test"] }} ]
+[element.offload]
+mark = "0x4e000000/0xff000000"
+[element.slow]
+type = "sleeping:Sleeper"
+seconds = 0.01
+"""
+
+
+def config(elements: str = '"dpi", "verdicts"', more: str = "", action: str = "drop") -> str:
+    return INLINE.format(elements=elements, more=more, action=action)
+
+
+def inline_of(agent: Agent) -> dict[str, Any]:
+    (found,) = agent.status()["inlines"]
+    return {**found, **found["counters"]}
+
+
+def attached(host: Namespace) -> int:
+    """How many programs are attached to interfaces of the host by links."""
+    return sum(int(host.call(_programs, name)) for name in interfaces(host))
+
+
+def _programs(name: str) -> int:
+    try:
+        index = socket.if_nametoindex(name)
+    except OSError:
+        # It has gone since it was listed.
+        return 0
+    return sum(len(bpf.query(index, side).programs) for side in (bpf.TCX_INGRESS, bpf.TCX_EGRESS))
+
+
+def gone(host: Namespace) -> bool:
+    return attached(host) == 0 and packet_sockets(host) == 0 and not any(name.startswith("nfq") for name in interfaces(host))
+
+
+@pytest.mark.parametrize("layout", ["bridged", "routed"])
+def test_a_denied_name_is_dropped(netns: Namespace, tmp_path: Path, layout: str) -> None:
+    first, second = bridged(netns) if layout == "bridged" else routed(netns)
+    addresses = ("10.5.0.2", "fd05::2") if layout == "bridged" else ("10.6.2.2", "fd06:2::2")
+    second.serve()
+    before = traces(netns)
+    agent = Agent(netns, tmp_path, config()).ready()
+    for address in addresses:
+        assert first.get(address, "www.free.test") == "200"
+        assert first.get(address, "www.blocked.test", seconds=1.5) == "000"
+        # Another port is none of its business.
+        assert first.get(address, "www.blocked.test", port=9090) == "200"
+    inline = inline_of(agent)
+    assert inline["dropped"] >= 2
+    assert (inline["lost"], inline["past_stale"], inline["past_full"], inline["errors"]) == (0, 0, 0, 0)
+    assert inline["up"] == inline["judged"]
+    assert agent.stop() == 0
+    assert traces(netns) == before
+    assert gone(netns)
+    assert first.get(addresses[0], "www.blocked.test") == "200"
+
+
+@pytest.mark.parametrize("mtu", [1500, 9000])
+@pytest.mark.parametrize("address", ["10.5.0.2", "fd05::2"])
+def test_bulk_arrives_whole(netns: Namespace, tmp_path: Path, mtu: int, address: str) -> None:
+    first, second = bridged(netns, mtu=mtu)
+    second.serve(16_000_000)
+    agent = Agent(netns, tmp_path, config()).ready()
+    url = f"http://[{address}]:8080/" if ":" in address else f"http://{address}:8080/"
+    digest = first.shell(f"curl -s -m 30 {url} | sha256sum").split()[0]
+    assert digest == hashlib.sha256(b"0123456789abcdef" * 1_000_000).hexdigest()
+    inline = inline_of(agent)
+    assert inline["judged"] > 300
+    assert inline["lost"] == 0
+    assert agent.stop() == 0
+
+
+def test_a_reject_needs_no_address_of_the_host(netns: Namespace, tmp_path: Path) -> None:
+    first, second = bridged(netns)
+    second.serve()
+    agent = Agent(netns, tmp_path, config(action="reject")).ready()
+    for address in ("10.5.0.2", "fd05::2"):
+        begun = time.monotonic()
+        where = f"[{address}]" if ":" in address else address
+        done = first.run("curl", "-sS", "-m", "5", "-H", "Host: www.blocked.test", f"http://{where}:8080/", check=False)
+        assert "reset" in done.stderr, done.stderr
+        assert time.monotonic() - begun < 4
+    # The server's connection is reset, too.
+    until(lambda: "ESTAB" not in second.run("ss", "-Htn", "sport", "=", ":8080").stdout, "no connection is left at the server")
+    assert agent.stop() == 0
+
+
+def test_monitor_mode_lets_pass(netns: Namespace, tmp_path: Path) -> None:
+    first, second = bridged(netns)
+    second.serve()
+    agent = Agent(netns, tmp_path, config(more='mode = "monitor"')).ready()
+    assert first.get("10.5.0.2", "www.blocked.test") == "200"
+    inline = inline_of(agent)
+    assert inline["would_drop"] > 0
+    assert inline["dropped"] == 0
+    assert agent.stop() == 0
+
+
+def test_what_is_decided_leaves_for_the_kernel(netns: Namespace, tmp_path: Path) -> None:
+    first, second = bridged(netns)
+    second.serve(64_000_000)
+    agent = Agent(netns, tmp_path, config('"dpi", "verdicts", "offload"')).ready()
+    assert first.get("10.5.0.2", "www.blocked.test", seconds=1.5) == "000"
+    assert first.get("10.5.0.2", "www.free.test", seconds=20) == "200"
+    inline = inline_of(agent)
+    assert inline["decided_dropped"] + inline["decided_accepted"] > 0, inline
+    assert agent.stop() == 0
+
+
+PING = """
+import socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect((sys.argv[1], 7))
+count, rate = int(sys.argv[2]), float(sys.argv[3])
+begun = time.monotonic()
+for number in range(count):
+    s.send(number.to_bytes(4, "big"))
+    ahead = begun + number / rate - time.monotonic()
+    if ahead > 0: time.sleep(ahead)
+"""
+SINK = """
+import socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
+s.bind(("", 7))
+s.settimeout(float(sys.argv[1]))
+print("ready", flush=True)
+got, latest, gap = 0, 0.0, 0.0
+while True:
+    try: s.recv(100)
+    except TimeoutError: break
+    now = time.monotonic()
+    if latest: gap = max(gap, now - latest)
+    latest = now
+    got += 1
+print(got, gap, flush=True)
+"""
+
+
+class Stream:
+    """Datagrams from one container to another, counted where they arrive."""
+
+    def __init__(self, source: Container, sink: Container, count: int, rate: float, quiet: float = 3) -> None:
+        self.sink = sink.start(sys.executable, "-c", SINK, str(quiet), stdout=-1, text=True)
+        assert self.sink.stdout is not None
+        self.sink.stdout.readline()
+        self.source = source.start(sys.executable, "-c", PING, "10.5.0.2", str(count), str(rate))
+
+    def end(self) -> tuple[int, float]:
+        """How many arrived, and the longest time without one, in seconds."""
+        assert self.source.wait(timeout=90) == 0
+        assert self.sink.stdout is not None
+        got, gap = self.sink.stdout.readline().split()
+        return int(got), float(gap)
+
+
+@pytest.mark.parametrize(
+    ("victim", "how"), [("supervisor", "KILL"), ("worker", "KILL"), ("worker", "STOP"), ("supervisor", "STOP")]
+)
+def test_traffic_goes_on_within_a_second(netns: Namespace, tmp_path: Path, victim: str, how: str) -> None:
+    first, second = bridged(netns)
+    before = traces(netns)
+    agent = Agent(netns, tmp_path, config(more='patience = "300ms"')).ready()
+    worker = inline_of(agent)["pid"]
+    stream = Stream(first, second, 6000, 1000)
+    time.sleep(1)
+    pid = worker if victim == "worker" else agent.process.pid
+    os.kill(pid, getattr(signal, f"SIG{how}"))
+    if victim == "supervisor" and how == "STOP":
+        time.sleep(2)
+        os.kill(pid, signal.SIGCONT)
+    got, gap = stream.end()
+    assert gap < 1.5
+    # What the dead worker had read is lost, nothing else.
+    assert got >= 6000 - 130, got
+    if victim == "supervisor" and how == "KILL":
+        until(lambda: gone(netns), "nothing is left")
+        assert traces(netns) == before
+        return
+    until(lambda: inline_of(agent)["pid"] is not None, "a worker serves")
+    assert agent.stop() == 0
+    assert gone(netns)
+
+
+def test_a_slow_element_is_passed_by_and_all_is_counted(
+    netns: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", SUPPORT)
+    first, second = bridged(netns)
+    agent = Agent(netns, tmp_path, config('"slow"', 'max_waiting = 64\npatience = "5s"')).ready()
+    stream = Stream(first, second, 3000, 1000)
+    got, _ = stream.end()
+    until(lambda: inline_of(agent)["up"] == inline_of(agent)["judged"], "all is judged")
+    inline = inline_of(agent)
+    # At the first interface and at the second.
+    assert inline["judged"] + inline["past_full"] + inline["past_stale"] == 6000, inline
+    assert inline["past_full"] > 1000
+    assert (got, inline["lost"]) == (3000, 0)
+    assert agent.stop() == 0
+
+
+def test_nothing_is_lost_over_starts_reloads_and_stops(netns: Namespace, tmp_path: Path) -> None:
+    first, second = bridged(netns)
+    agent = Agent(netns, tmp_path, config()).ready()
+    stream = Stream(first, second, 60_000, 5000, quiet=5)
+    for number in range(4):
+        agent.configure(config(more=f"max_waiting = {1000 + number}"))
+        agent.verb("reload")
+        assert agent.stop() == 0
+        agent.start()
+        agent.ready()
+    got, _ = stream.end()
+    assert got == 60_000
+    assert agent.stop() == 0
+
+
+def test_foreign_filters_are_left_to_the_byte(netns: Namespace, tmp_path: Path) -> None:
+    bridged(netns)
+    netns.shell("""
+        tc qdisc add dev veth1 clsact
+        tc filter add dev veth1 ingress pref 7 protocol ip u32 match ip dport 99 0xffff action mirred egress redirect dev veth2
+        tc filter add dev veth1 egress pref 8 protocol all u32 match u32 0 0
+        tc qdisc add dev veth2 ingress
+    """)
+    before = traces(netns)
+    agent = Agent(netns, tmp_path, config()).ready()
+    assert traces(netns).replace("nfq", "") != before
+    assert agent.stop() == 0
+    assert traces(netns) == before
+    agent.start()
+    agent.ready().kill()
+    until(lambda: gone(netns), "nothing is left")
+    assert traces(netns) == before
+
+
+def _hide(name: str, pipe: int) -> None:
+    code = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
+    link = bpf.attach(bpf._load_program("other", code), socket.if_nametoindex(name), bpf.TCX_INGRESS)  # noqa: SLF001  # a foreign one
+    os.write(pipe, b"x")
+    time.sleep(5)
+    os.close(link)
+
+
+def test_a_program_that_hides_packets_is_noticed(netns: Namespace, tmp_path: Path) -> None:
+    bridged(netns)
+    agent = Agent(netns, tmp_path, config()).ready()
+    assert inline_of(agent)["hidden"] == 0
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            netns.enter()
+            _hide("veth1", writer)
+        finally:
+            os._exit(0)
+    os.read(reader, 1)
+    until(lambda: inline_of(agent)["hidden"] == 1, "it is noticed")
+    assert "stands before ours" in agent.log
+    os.waitpid(child, 0)
+    assert agent.stop() == 0
+
+
+def test_a_hundred_interfaces_come_and_go(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, config()).ready()
+    netns.run("ip", "-batch", "-", input="".join(f"link add veth{n} type veth peer name peer{n}\n" for n in range(100)))
+    until(lambda: len(inline_of(agent)["interfaces"]) == 100, "all are taken")
+    assert attached(netns) == 202
+    netns.run("ip", "-batch", "-", input="".join(f"link del veth{n}\n" for n in range(100)))
+    until(lambda: not inline_of(agent)["interfaces"], "all are gone")
+    assert agent.stop() == 0
+    assert gone(netns)
+
+
+def test_what_a_killed_agent_left_is_removed(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, config()).ready()
+    worker = inline_of(agent)["pid"]
+    os.kill(agent.process.pid, signal.SIGSTOP)
+    os.kill(worker, signal.SIGKILL)
+    agent.kill()
+    assert any(name.startswith("nfq") for name in interfaces(netns))
+    assert "removed 1 interface pair" in agent.verb("remove").stdout
+    assert gone(netns)
+
+
+BAD = [
+    ("closed", '[inline.t]\ninterfaces = ["v"]\nfail_open = false\n', "nothing keeps it out"),
+    ("rewriter", '[inline.t]\ninterfaces = ["v"]\nelements = ["rewriting:Rewriter"]\n', "rewrites packets"),
+    ("patience", '[inline.t]\ninterfaces = ["v"]\npatience = "1ms"\n', "inline.t.patience"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD])
+def test_what_an_inline_link_can_not_do_is_refused(netns: Namespace, tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    done = netns.run("env", f"PYTHONPATH={SUPPORT}", *COMMAND, "check", "--config", str(path), check=False)
+    assert done.returncode == 78
+    assert said in done.stderr
+
+
+def test_a_host_that_can_not_serve_it_says_what_is_missing(netns: Namespace, tmp_path: Path) -> None:
+    path = tmp_path / "inline.toml"
+    path.write_text('[inline.t]\ninterfaces = ["veth*"]\n')
+    done = netns.run("setpriv", "--bounding-set=-bpf,-sys_admin", *COMMAND, "check", "--config", str(path), check=False)
+    assert done.returncode == 78
+    assert "inline.t: " in done.stderr
+    assert "CAP_BPF" in done.stderr
