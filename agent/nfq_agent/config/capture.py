@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -11,6 +13,7 @@ from nfq_agent.values import Duration, Ports, PortsField, Size
 
 # A classic filter has 4096 instructions at most (BPF_MAXINSNS), and a range of ports costs 12 of them.
 MOST_RANGES: Final = 150
+_WILDCARD: Final = re.compile(r"[*?\[]")
 
 Pattern = Annotated[str, Field(pattern=r"^[^\s/]{1,32}$")]
 
@@ -58,6 +61,27 @@ class InlineConfig(CaptureConfig):
         if not value:
             raise ValueError("the kernel lets traffic pass when the agent is gone, and nothing keeps it out; allowed: true")
         return value
+
+
+def same_interface(ours: Iterable[str], others: Iterable[str]) -> str | None:
+    """A pattern of `ours` that may choose the same interface as one of `others`; None where none does.
+
+    Decided by the part before the first wildcard: two patterns of which neither begins like the other share nothing.
+    """
+    for one in ours:
+        for other in others:
+            beginnings = [_WILDCARD.split(each, maxsplit=1)[0] for each in (one, other)]
+            exact = [beginning == each for beginning, each in zip(beginnings, (one, other), strict=True)]
+            if all(exact):
+                meet = one == other
+            elif any(exact):
+                name, pattern = (one, other) if exact[0] else (other, one)
+                meet = fnmatchcase(name, pattern)
+            else:
+                meet = beginnings[0].startswith(beginnings[1]) or beginnings[1].startswith(beginnings[0])
+            if meet:
+                return one
+    return None
 
 
 def overlap(ours: Sequence[Ports], others: Sequence[Ports]) -> Ports | None:

@@ -154,7 +154,10 @@ class RuleConfig(_Model):
     tcp_syn: bool = False
     all: bool = False
     role: Literal["server", "client", "both"] | None = None
-    interface: Annotated[str, Field(pattern=r"^[^\s/!]{1,15}$")] | None = None
+    # A name, or the beginning of names: "veth*".
+    interface: Annotated[str, Field(pattern=r"^[^\s/!*]{1,15}$|^[^\s/!*]{1,14}\*$")] | None = None
+    # The interface is also taken as a port of a bridge, which -i and -o do not see.
+    bridge: bool = False
     owner: Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=0, le=0xFFFFFFFE)] | None = None
     mark: MarkField | None = None
 
@@ -173,6 +176,8 @@ class RuleConfig(_Model):
             raise ValueError("table nat sees the first packet of a connection only; allowed: mangle, raw, filter")
         if not (self.tcp_ports or self.udp_ports or self.tcp_syn or self.all):
             raise ValueError("the rule takes no traffic; allowed: tcp_ports, udp_ports, tcp_syn = true or all = true")
+        if self.bridge and (self.interface is None or self.hooks != ("forward",) or self.proxy is not None):
+            raise ValueError('bridge = true matches ports of a bridge; allowed: with queue, interface and hooks = ["forward"]')
         if self.all and (self.tcp_ports or self.udp_ports or self.tcp_syn):
             raise ValueError("all = true takes everything; allowed: without tcp_ports, udp_ports and tcp_syn")
         for hook in self.hooks:

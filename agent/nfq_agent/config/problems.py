@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from nfq_agent.config.capture import MOST_RANGES, CaptureConfig
 from nfq_agent.config.models import Config, ElementSpec
+from nfq_agent.config.overlaps import overlaps
 from nfq_agent.config.source import Source
 from nfq_agent.config.wording import model_faults
 from nfq_agent.element import Needs
@@ -64,6 +65,8 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
             yield from (fault(*each) for each in _missing_facts(specs))
             for key, text in _capture_faults(kind, capture, specs):
                 yield fault((kind, name, key), text)
+    for location, text in overlaps(config):
+        yield fault(location, text)
     listeners: dict[Endpoint, str] = {}
     for name, proxy in config.proxy.items():
         for endpoint in proxy.listen:

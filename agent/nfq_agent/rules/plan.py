@@ -164,13 +164,33 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
     tail.append(_comment(instance, name))
     made: list[Rule] = []
     for protocol, matches in _traffic(rule, hook, lists):
-        for inward, outward in _interfaces(rule.interface or "", hook):
+        for inward, outward in _interfaces(_wildcard(rule.interface or ""), hook):
             chain = chain_name(instance, hook)
             if rule.proxy is not None:
                 made += _capture_rules(config, rule, chain, family, lists, protocol, matches, inward, outward, tuple(tail))
                 continue
             made.append(Rule(chain, _queue_target(config, rule), (*matches, *tail), protocol, inward, outward))
+        for port in _bridge_ports(rule):
+            chain = chain_name(instance, hook)
+            made.append(Rule(chain, _queue_target(config, rule), (*matches, port, *tail), protocol))
     return made
+
+
+def _bridge_ports(rule: RuleConfig) -> tuple[Extension, ...]:
+    """Matches of a bridged packet by its port of the bridge: -i and -o name the bridge itself (br_netfilter)."""
+    if not rule.bridge or rule.interface is None:
+        return ()
+    name = _wildcard(rule.interface)
+    bridged = Option("--physdev-is-bridged")
+    return (
+        Extension("physdev", (Option("--physdev-in", name), bridged)),
+        Extension("physdev", (Option("--physdev-out", name), bridged)),
+    )
+
+
+def _wildcard(interface: str) -> str:
+    """A configuration's "veth*" in the words of iptables(8): "veth+"."""
+    return interface[:-1] + "+" if interface.endswith("*") else interface
 
 
 def _traffic(rule: RuleConfig, hook: str, lists: bool) -> Iterator[tuple[str, tuple[Extension, ...]]]:

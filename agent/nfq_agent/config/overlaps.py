@@ -1,0 +1,47 @@
+"""Traffic that two tables of a configuration would judge at the same interface: one of them has to leave it to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+from nfq_agent.config.capture import InlineConfig, overlap, same_interface
+from nfq_agent.config.models import Config, RuleConfig
+from nfq_agent.values import LAST_PORT, Ports
+
+_ALL = (Ports(1, LAST_PORT),)
+
+
+def overlaps(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Key and text for each: `[inline]` beside `[rules]`, and beside another `[inline]`."""
+    for name, inline in config.inline.items():
+        for other, rule in config.rules.items():
+            if (ports := _shared(inline, rule)) is not None:
+                yield (
+                    ("inline", name, "interfaces"),
+                    f"port {ports} of {rule.interface} is judged by [rules.{other}] too; allowed: other ports or interfaces",
+                )
+    for (name, one), (other, two) in combinations(config.inline.items(), 2):
+        pattern = same_interface(two.interfaces, one.interfaces)
+        ports = None if pattern is None else _both(_of_inline(one), _of_inline(two))
+        if ports is not None:
+            yield (
+                ("inline", other, "interfaces"),
+                f"port {ports} of {pattern} is judged by [inline.{name}] too; allowed: other ports or interfaces",
+            )
+
+
+def _shared(inline: InlineConfig, rule: RuleConfig) -> Ports | None:
+    """A rule without an interface is about the host; only one that names the same interface is meant for the same traffic."""
+    if rule.interface is None or same_interface(inline.interfaces, (rule.interface,)) is None:
+        return None
+    tcp = _ALL if rule.all or (rule.tcp_syn and not rule.tcp_ports) else rule.tcp_ports
+    return _both(_of_inline(inline), (tcp, _ALL if rule.all else rule.udp_ports))
+
+
+def _of_inline(inline: InlineConfig) -> tuple[tuple[Ports, ...], tuple[Ports, ...]]:
+    return (inline.tcp_ports, inline.udp_ports) if inline.tcp_ports or inline.udp_ports else (_ALL, _ALL)
+
+
+def _both(ours: tuple[tuple[Ports, ...], tuple[Ports, ...]], others: tuple[tuple[Ports, ...], tuple[Ports, ...]]) -> Ports | None:
+    return overlap(ours[0], others[0]) or overlap(ours[1], others[1])

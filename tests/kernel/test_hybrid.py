@@ -1,0 +1,79 @@
+"""The hybrid: the same agent watches all, judges one port in a queue and another inline, on a bridge and routed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from agent import COMMAND, Agent, ours, until
+from containers import bridged, routed
+from namespace import Namespace
+
+CONFIG = Path(__file__).parent.parent / "configs" / "hybrid.toml"
+
+
+@pytest.mark.parametrize("layout", ["bridged", "routed"])
+def test_the_hybrid_judges_each_port_where_it_is_said(netns: Namespace, tmp_path: Path, layout: str) -> None:
+    first, second = bridged(netns) if layout == "bridged" else routed(netns)
+    address = "10.5.0.2" if layout == "bridged" else "10.6.2.2"
+    netns.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
+    second.serve()
+    agent = Agent(netns, tmp_path, CONFIG.read_text()).ready()
+    for port in (8080, 9090):
+        assert first.get(address, "www.free.test", port=port) == "200"
+        assert first.get(address, "www.blocked.test", port=port, seconds=1.5) == "000"
+    status = agent.status()
+    (queue,), (inline,), (tap,) = status["queues"], status["inlines"], status["taps"]
+    assert sum(worker["dropped"] for worker in queue["workers"]) > 0
+    assert inline["counters"]["dropped"] > 0
+    until(lambda: agent.status()["taps"][0]["counters"]["judged"] > 20, "the tap has seen both")
+    assert tap["counters"]["would_drop"] == 0
+    # Neither sees the other's port.
+    assert inline["counters"]["judged"] == inline["counters"]["up"]
+    assert agent.stop() == 0
+    assert ours(netns) == []
+    assert first.get(address, "www.blocked.test") == "200"
+
+
+def test_netfilter_sees_nothing_of_a_bridge_without_br_netfilter(netns: Namespace, tmp_path: Path) -> None:
+    netns.shell("echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables")
+    first, second = bridged(netns)
+    second.serve()
+    agent = Agent(netns, tmp_path, CONFIG.read_text()).ready()
+    assert first.get("10.5.0.2", "www.blocked.test", port=8080) == "200"
+    assert first.get("10.5.0.2", "www.blocked.test", port=9090, seconds=1.5) == "000"
+    status = agent.status()
+    assert sum(worker["received"] for queue in status["queues"] for worker in queue["workers"]) == 0
+    assert status["inlines"][0]["counters"]["dropped"] > 0
+    assert agent.stop() == 0
+
+
+INLINE = '[inline.i]\ninterfaces = ["veth*"]\ntcp_ports = ["8000:8100"]\n'
+RULE = '[queue.q]\nnum = 1\n[rules.r]\nqueue = "q"\nhooks = ["forward"]\n'
+BAD = [
+    ("rules", INLINE + RULE + 'interface = "veth1"\ntcp_ports = [8080]\n', "port 8080 of veth1 is judged by [rules.r] too"),
+    ("all", INLINE + RULE + 'interface = "v*"\nall = true\n', "port 8000:8100 of v* is judged by [rules.r] too"),
+    ("inline", INLINE + '[inline.j]\ninterfaces = ["veth7"]\n', "port 8000:8100 of veth7 is judged by [inline.i] too"),
+    ("bridge", RULE + "bridge = true\ntcp_ports = [1]\n", "bridge = true matches ports of a bridge"),
+]
+GOOD = [
+    INLINE + RULE + 'interface = "eth*"\ntcp_ports = [8080]\n',
+    INLINE + RULE + 'interface = "veth*"\ntcp_ports = [9090]\nudp_ports = [8080]\n',
+    INLINE + '[inline.j]\ninterfaces = ["cali*"]\n',
+]
+
+
+@pytest.mark.parametrize(("text", "said"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD])
+def test_overlapping_selections_are_refused(netns: Namespace, tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    done = netns.run(*COMMAND, "check", "--config", str(path), check=False)
+    assert done.returncode == 78
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_selections_beside_each_other_are_good(netns: Namespace, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "good.toml"
+    path.write_text(text)
+    netns.run(*COMMAND, "check", "--config", str(path))
