@@ -72,6 +72,8 @@ class StreamElement(Generic[O]):
     itself. `emit(message, level="info", **fields)` emits one event and never blocks.
     """
 
+    # The most bytes that it wants to see at once; None for what the proxy's `chunk` says. An instance may set it.
+    most: int | None = None
     Options: ClassVar[type[Options]] = Options
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -128,6 +130,7 @@ class StreamChain:
             tuple(e for e in order if way in e.asks)
             for way, order in ((Way.REQUEST, self.elements), (Way.RESPONSE, self.elements[::-1]))
         )
+        self.most = min((e.most for e in self.elements if e.most is not None), default=None)
         # Only those that override it are called.
         self.openers = tuple(e for e in self.elements if type(e).opened is not StreamElement.opened)
         self.closers = tuple(e for e in self.elements if type(e).closed is not StreamElement.closed)
@@ -211,7 +214,7 @@ class Stream:
         self.connection = connection
         self._on_error = on_error
         self._chain = chain
-        self._chunk = chunk
+        self._chunk = chunk if chain.most is None else min(chunk, chain.most)
         self._lanes = tuple(_Lane(way, chain.ways[way]) for way in Way)
         # Bytes that wait for their time, each way.
         self.held_bytes = [0, 0]

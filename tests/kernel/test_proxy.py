@@ -264,6 +264,15 @@ class TestRules:
         ]
         assert found["inet6 nat"][-2].endswith("-j REDIRECT --to-ports 15003")
 
+    def test_a_rule_that_names_its_listener(self, tmp_path: Path) -> None:
+        found = self.text(tmp_path, listen='"0.0.0.0:15002", "0.0.0.0:15006", "[::]:15002"', rule="port = 15006")
+        assert found["inet nat"][-1].endswith("-j REDIRECT --to-ports 15006")
+        assert "inet6 nat" not in found or not any("REDIRECT" in rule for rule in found["inet6 nat"])
+        for family in ("inet", "inet6"):
+            assert self.text(tmp_path, listen='"[::]:15002", "[::]:15006"', rule="port = 15006")[f"{family} nat"][-1].endswith(
+                "-j REDIRECT --to-ports 15006"
+            )
+
     def test_tproxy(self, tmp_path: Path) -> None:
         found = self.text(tmp_path, hooks='"prerouting"', proxy=TPROXY)
         assert list(found) == ["inet mangle", "inet6 mangle"]
@@ -295,6 +304,7 @@ class TestRules:
             ({"proxy": "keep_client = true"}, 'allowed: with capture = "tproxy"'),
             ({"proxy": 'exclude = ["10.0.0.1/8"]'}, "did you mean '10.0.0.0/8'?"),
             ({"proxy": 'elements = ["log"]'}, "unknown element 'log'; allowed: delay, http-host"),
+            ({"rule": "port = 15007"}, "proxy tcp does not listen on port 15007; allowed: 15002"),
             ({"proxy": 'elements = ["sni"]'}, "nothing would be denied"),
         ],
     )

@@ -450,3 +450,34 @@ def test_a_firewall_that_drops_what_is_redirected_is_named(
     gateway.shell(line.replace("iptables", "iptables-legacy"))
     assert client.call(ask, "10.1.0.1", 8080) == b"hello"
     assert agent.stop() == 0
+
+
+def test_target_addr_without_a_configuration(netns: Namespace) -> None:
+    """The proxy on both of its ports, for whatever is sent there, and no rule; a rule of the user's own keeps its destination."""
+    server(netns, "who", "127.0.0.1", 8080)
+    server(netns, "echo", "127.0.0.1", 8081)
+    netns.shell("! test -e /etc/nfq-agent/nfq-agent.toml")
+    agent = netns.start("env", "TARGET_ADDR=localhost:8080", *COMMAND, "run", stdout=-3, stderr=-3)
+    until(lambda: {"0.0.0.0:15002", "0.0.0.0:15006", "[::]:15002", "[::]:15006"} <= listening(netns), "it listens")
+    for host in ("127.0.0.1", "::1"):
+        for port in (15002, 15006):
+            assert netns.call(ask, host, port, b"").startswith(b"127.0.0.1 ")
+    assert "NFQA" not in saved(netns)
+    netns.shell(
+        "iptables-legacy -t nat -A OUTPUT -p tcp --dport 8081 -m owner ! --uid-owner proxyuser -j REDIRECT --to-ports 15006"
+    )
+    assert netns.call(ask, "127.0.0.1", 8081) == b"hello"
+    agent.terminate()
+    assert agent.wait(timeout=10) == 0
+
+
+def test_a_rule_leads_to_the_listener_that_it_names(netns: Namespace, tmp_path: Path) -> None:
+    server(netns, "echo")
+    agent = Agent(
+        netns, tmp_path, '[proxy.tcp]\n[rules.r]\nproxy = "tcp"\nport = 15006\nhooks = ["output"]\ntcp_ports = [8080]\n'
+    )
+    agent.ready()
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    assert "--to-ports 15006" in saved(netns)
+    assert "--to-ports 15002" not in saved(netns)
+    assert agent.stop() == 0

@@ -116,6 +116,13 @@ class TestOrder:
         assert sent(it.received(REQUEST, b"0123456789", 100), REQUEST) == b"0123456789"
         assert [data for _, data in eyes.saw] == [b"0123", b"4567", b"89"]
 
+    def test_an_element_may_want_smaller_pieces_than_the_chunk(self) -> None:
+        eyes, small = Scripted(), Scripted()
+        small.most = 3
+        it = stream(eyes, small, chunk=4)
+        assert sent(it.received(REQUEST, b"0123456789", 100), REQUEST) == b"0123456789"
+        assert [data for _, data in small.saw] == [b"012", b"345", b"678", b"9"]
+
 
 class TestAnswers:
     def test_none_passes_as_it_is(self) -> None:

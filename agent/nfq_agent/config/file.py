@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import stat
 import tomllib
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ BASELINE: Final[dict[str, Any]] = {
     "queue": {"main": {"num": 100}},
     "rules": {"app": {"queue": "main", "tcp_ports": [11000]}},
 }
+# And with TARGET_ADDR in the environment: the proxy, on its usual listeners. What leads to it is the user's own affair.
+PROXY_BASELINE: Final[dict[str, Any]] = {"proxy": {"tcp": {}}}
 
 
 def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None) -> Config:
@@ -33,7 +36,8 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
 
     Drop-ins are merged over the file in the order of their names: `conf.d/*.toml` beside it, which every file in that folder
     shares, then `NAME.d/*.toml` for the file `NAME.toml` alone. Without a path, the default file is read if it exists, else
-    the baseline holds. `adjust` gets what was read and returns what the command line wants otherwise; that is merged last.
+    the baseline holds: that of the proxy if TARGET_ADDR is in the environment. `adjust` gets what was read and
+    returns what the command line wants otherwise; that is merged last.
     """
     if path is None:
         path = DEFAULT_PATH
@@ -60,7 +64,7 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
     except ElementError as error:
         raise ConfigError([f"{error.name}: {error.reason}"]) from error
     if not files:
-        merged = copy.deepcopy(BASELINE)
+        merged = copy.deepcopy(PROXY_BASELINE if os.environ.get("TARGET_ADDR") else BASELINE)
     if adjust is not None:
         _merge(merged, adjust(merged), Path("command line"), source.origins)
     return _check(merged, source, HostLookups(path.parent))

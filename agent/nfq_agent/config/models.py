@@ -143,6 +143,8 @@ class RuleConfig(_Model):
 
     queue: str | None = None
     proxy: str | None = None
+    # Of the proxy's listeners, which one the rule leads to; the first one of the family otherwise.
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
     family: Literal["unspec", "inet", "inet6"] = "unspec"
     table: Literal["mangle", "raw", "filter", "nat"] | None = None
     hooks: Annotated[
@@ -172,6 +174,8 @@ class RuleConfig(_Model):
                 raise ValueError("a proxy takes TCP ports only; allowed: tcp_ports")
             if self.role not in (None, "client"):
                 raise ValueError(f"role {self.role}: redirection looks at the destination port only; allowed: client")
+        elif self.port is not None:
+            raise ValueError("port is a listener of a proxy; allowed: with proxy = NAME")
         elif self.table == "nat":
             raise ValueError("table nat sees the first packet of a connection only; allowed: mangle, raw, filter")
         if not (self.tcp_ports or self.udp_ports or self.tcp_syn or self.all):
@@ -218,12 +222,17 @@ class RuleConfig(_Model):
             return None
 
 
+# Where a proxy listens unless the configuration says otherwise.
+LISTEN: Final = (Endpoint("0.0.0.0", 15002), Endpoint("0.0.0.0", 15006), Endpoint("::", 15002), Endpoint("::", 15006))
+
+
 class ProxyConfig(_Model):
     """`[proxy.NAME]`"""
 
-    listen: Annotated[tuple[EndpointField, ...], Field(strict=False)] = ()
+    listen: Annotated[tuple[EndpointField, ...], Field(strict=False)] = LISTEN
     target: Annotated[Endpoint | None, BeforeValidator(_target)] = None
-    chunk: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
+    # The most bytes that an element sees at once. One read of the proxy is 64 KiB.
+    chunk: Annotated[int, Field(ge=1, le=1 << 20)] = 65536
     on_error: Literal["pass", "drop"] = "pass"
     elements: Annotated[tuple[str, ...], Field(strict=False)] = ()
     # How connections are taken: REDIRECT in table nat, or TPROXY in table mangle.

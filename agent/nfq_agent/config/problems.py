@@ -85,6 +85,13 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
             if wanted is not None and wanted not in there:
                 names = ", ".join(sorted(there)) or f"none is configured; add [{kind}.{wanted}]"
                 yield fault(("rules", name, kind), f"no {kind} {wanted!r} is configured; allowed: {names}")
+        if rule.port is not None and (led_to := config.proxy.get(rule.proxy or "")) is not None:
+            ports = sorted({each.port for each in led_to.listen})
+            if rule.port not in ports:
+                yield fault(
+                    ("rules", name, "port"),
+                    f"proxy {rule.proxy} does not listen on port {rule.port}; allowed: {', '.join(map(str, ports))}",
+                )
         if rule.table_name == "raw" and (queue_of := config.queue.get(rule.queue or "")) is not None:
             try:
                 marks = config.kept(queue_of)

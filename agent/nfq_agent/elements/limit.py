@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from nfq_agent import element
 from nfq_agent.element import Emit
 from nfq_agent.stream import Answer, Connection, Later, StreamElement, Way, Ways, ways_of
+
+# Smaller pieces than this would cost more than they smooth.
+_LEAST: Final = 512
 
 
 class LimitOptions(element.Options):
@@ -27,6 +30,8 @@ class Limit(StreamElement[LimitOptions]):
     def __init__(self, name: str, options: LimitOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         self.asks = ways_of(options.way)
+        # A chunk is held until its last byte is due: ten a second, so that a slow rate is no burst every few seconds.
+        self.most = max(_LEAST, options.bytes_per_second // 10)
         # When the line is free again, by way.
         self._free: dict[Way, float] = {}
 

@@ -12,6 +12,7 @@ import select
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Final
 
 from nfq_agent.config.models import ProxyConfig
@@ -23,6 +24,8 @@ _BACKLOG: Final = 4096
 ACCEPTS: Final = 64
 # How long to wait before accepting again when the system is out of descriptors or memory.
 PAUSE: Final = 0.2
+# Not there with ipv6.disable=1.
+_IPV6: Final = Path("/proc/net/if_inet6")
 _SHORT_OF: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -52,8 +55,10 @@ def listen(config: ProxyConfig, before: ProxyConfig | None = None, there: Sequen
 
 
 def _places(config: ProxyConfig) -> list[tuple[Endpoint, bool]]:
+    """Where to listen, and whether to leave IPv4 to another listener there. Without IPv6 in the kernel: on IPv4 alone."""
     taken = {each.port for each in config.listen if ":" not in each.host}
-    return [(each, each.port in taken) for each in config.listen]
+    usable = config.listen if _IPV6.exists() else [each for each in config.listen if ":" not in each.host] or config.listen
+    return [(each, each.port in taken) for each in usable]
 
 
 def _listen(at: Endpoint, transparent: bool, v6only: bool) -> socket.socket:

@@ -23,7 +23,7 @@ class ProxySettings:
 
     name: str
     target: tuple[str, int] | None = None
-    chunk: int = 4096
+    chunk: int = 65536
     on_error: Literal["pass", "drop"] = "pass"
     connect_timeout: float = 10.0
     drain: float = 10.0

@@ -278,7 +278,7 @@ def _capture_rules(  # noqa: PLR0913  # one for each setting
 ) -> Iterator[Rule]:  # fmt: skip
     """The rules that lead connections to a proxy, after those that leave some of them alone."""
     proxy = config.proxy[rule.proxy or ""]
-    port = _listener_port(proxy, family)
+    port = _listener_port(proxy, family, rule.port)
     if port is None:
         return
     leave = Extension("RETURN")
@@ -321,12 +321,13 @@ def _range_lists(networks: Iterable[IPv4Network | IPv6Network], family: Family, 
         yield from ranges
 
 
-def _listener_port(proxy: ProxyConfig, family: Family) -> int | None:
-    """The first listener of a family. A `[::]` listener with no IPv4 one on its port takes both."""
+def _listener_port(proxy: ProxyConfig, family: Family, wanted: int | None) -> int | None:
+    """The first listener of a family, or the wanted one. A `[::]` listener with no IPv4 one on its port takes both."""
     v4 = {each.port for each in proxy.listen if ":" not in each.host}
-    for each in proxy.listen:
+    listen = [each for each in proxy.listen if wanted in (None, each.port)]
+    for each in listen:
         if (":" in each.host) == (family == "inet6"):
             return each.port
     if family == "inet" and proxy.capture == "redirect":
-        return next((each.port for each in proxy.listen if each.host == "::" and each.port not in v4), None)
+        return next((each.port for each in listen if each.host == "::" and each.port not in v4), None)
     return None
