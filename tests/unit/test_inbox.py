@@ -546,7 +546,7 @@ def test_the_kernels_errors_come_out(ends: tuple[socket.socket, socket.socket]) 
 def test_a_verdict_message_has_its_size(ends: tuple[socket.socket, socket.socket]) -> None:
     inbox = Inbox(ends[0].fileno(), 4096)
     for wrong in (b"", bytes(31), bytes(65)):
-        with pytest.raises(ValueError, match="no verdict message"):
+        with pytest.raises(ValueError, match="not a verdict message"):
             inbox.skim_each(1, deque(), wrong, 1, 0.0)
 
 

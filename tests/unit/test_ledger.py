@@ -313,3 +313,18 @@ def test_a_packet_that_answered_itself_before_it_was_held_is_not_late() -> None:
     ledgers.answer_itself(ledgers.packets[1], ACCEPT)
     ledgers.hold()
     ledgers.time_passes(seconds=6.0)
+
+
+def test_a_batch_does_not_answer_a_packet_whose_verdict_is_decided_and_not_sent() -> None:
+    """Found by the machine above."""
+    machine = Ledgers()
+    machine.bind(start=0, passed_over=0)
+    machine.arrive(count=3)
+    machine.read_ahead(count=1)
+    machine.the_callback_raises()
+    machine.turn(count=2, each=[ACCEPT] * 20)
+    machine.watch()
+    machine.send_decided()
+    machine.watch()
+    assert machine.verdicts == {1: POLICY, 2: ACCEPT, 3: ACCEPT}
+    machine.teardown()

@@ -1,6 +1,6 @@
 """The life of a queue: open, bind, configure, unbind, close. It reads no packet.
 
-What waits when the queue is unbound is answered by policy, read or not.
+Packets that wait when the queue is unbound are answered by policy, read or not.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Binding(ABC):
         self._ledger = Ledger(unanswered_after, max_len // 2 if retain_limit is None else retain_limit)
         self._bond = Bond(self)
         self._stop = False
-        # What runs it, and in which thread.
+        # The run or iteration under way, and its thread.
         self._run: object = None
         self._runner: int | None = None
         self._jobs: deque[Callable[[], None]] = deque()
@@ -95,7 +95,7 @@ class Binding(ABC):
         try:
             self._channel = Channel(self._given, self._family)
         except OSError as error:
-            # NetfilterQueue's own words for it carry no errno.
+            # NetfilterQueue's own exception has no errno.
             if error.errno in (None, errno.EPERM, errno.EACCES):
                 raise QueuePermissionError(self.number, "opening it needs root or CAP_NET_ADMIN") from error
             raise QueueError(self.number, f"the netlink socket cannot be opened: {error}") from error
@@ -128,12 +128,12 @@ class Binding(ABC):
             if error.errno == errno.EPERM:
                 raise QueuePermissionError(self.number, "binding it needs CAP_NET_ADMIN") from error
             raise QueueError(self.number, f"the queue cannot be bound: {error}") from error
-        # NetfilterQueue sets one of its own when it binds.
+        # NetfilterQueue sets another size when it binds.
         self.receive_buffer = channel.set_receive_buffer(self._wanted_buffer)
         self._bond = Bond(self)
         # A packet that NetfilterQueue took is answered by policy in the first turn.
         self._ledger.begin(self._bond, channel.passed_over)
-        # What NetfilterQueue set up: no flag, and a range that it has clamped.
+        # NetfilterQueue sets no flag, and a smaller range.
         self._settings = QueueSettings(wanted.copy, 0, 0, False, False, False)
         try:
             self._configure(wanted)
@@ -144,7 +144,7 @@ class Binding(ABC):
         return self
 
     def unbind(self) -> None:
-        """Answer what waits by policy and give the number back. Raises QueueStateError if it is not bound."""
+        """Answer by policy the packets that wait, and unbind the number. Raises QueueStateError if it is not bound."""
         channel = self._bound()
         if self._runner not in (None, threading.get_ident()):
             raise QueueStateError(self.number, "another thread runs it; call stop() first")
@@ -164,7 +164,7 @@ class Binding(ABC):
             channel.unbind()
 
     def close(self) -> None:
-        """Unbind if bound, and close the socket. A second close does nothing. In a forked child the queue stays the parent's."""
+        """Unbind if bound, and close the socket. A second close does nothing. In a forked child the parent keeps the queue."""
         if self._channel is None:
             return
         if self._settings is not None:
@@ -200,7 +200,7 @@ class Binding(ABC):
         return channel
 
     def fileno(self) -> int:
-        """The descriptor that is readable when packets wait, for a loop of one's own around `read` and `answer`."""
+        """The descriptor that is readable when packets wait, for your own loop around `read` and `answer`."""
         return self._opened().fileno()
 
     def _forked(self) -> None:
@@ -212,7 +212,7 @@ class Binding(ABC):
         self._stop = False
         if self._channel is not None:
             self._channel.keep()
-            # A descriptor that both share would wake the wrong one.
+            # A shared descriptor would wake the wrong process.
             os.close(self._wake)
             self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -220,7 +220,7 @@ class Binding(ABC):
 
     @property
     def settings(self) -> QueueSettings:
-        """What the kernel has acknowledged."""
+        """The settings that the kernel has acknowledged."""
         self._bound()
         assert self._settings is not None
         return self._settings
@@ -235,9 +235,9 @@ class Binding(ABC):
         gso: bool | None = None,
         uid_gid: bool | None = None,
     ) -> QueueSettings:
-        """Change what is given, from any thread, while packets flow; none is lost. Returns what is in force then.
+        """Change the given settings, from any thread, while packets flow; no packet is lost. Returns the settings in force.
 
-        Raises QueueSettingError with the name of the first one that the kernel refused; those before it are in force.
+        Raises QueueSettingError with the name of the first setting that the kernel refused; those before it are in force.
         """
         changes = {
             name: value
@@ -248,7 +248,7 @@ class Binding(ABC):
             if value is not None
         }  # fmt: skip
         check_settings(self._with(changes))
-        # What the others are is asked then and there: another thread may have changed one meanwhile.
+        # The other settings are read at that moment: another thread may have changed one meanwhile.
         self._on_runner(lambda: self._configure(self._with(changes)))
         return self.settings
 
@@ -282,7 +282,7 @@ class Binding(ABC):
                 ask(lambda flag=flag, value=value: channel.set_flag(flag, value), **{name: value})  # type: ignore[misc]  # bound early
 
     def _on_runner(self, job: Callable[[], None]) -> None:
-        """Do it now, or have the thread that reads the socket do it: the answer comes in among the packets."""
+        """Do it now, or in the thread that reads the socket: the acknowledgement comes in among the packets."""
         done = threading.Event()
         failure: list[BaseException] = []
 
@@ -299,7 +299,7 @@ class Binding(ABC):
                 self._jobs.append(work)
                 self._notify()
             else:
-                # Nobody else may read the answer: neither another thread that asks nor a run that begins.
+                # No other thread may read the acknowledgement: not one that sends a request too, and not a run that begins.
                 work()
         if elsewhere:
             done.wait()
@@ -316,9 +316,9 @@ class Binding(ABC):
                 os.eventfd_write(self._wake, 1)
 
     def statistics(self, process: int | Literal["self"] = "self") -> QueueStatistics:
-        """What the kernel counts for this queue. Root only (PermissionError). Raises QueueError if the kernel has no such queue.
+        """The kernel's figures for this queue. Root only (PermissionError). Raises QueueError if the kernel has no such queue.
 
-        process: one that lives in the queue's network namespace, if that is another than the caller's.
+        process: the pid of a process in the queue's network namespace, if the caller is in another one.
         """
         found = statistics(process).get(self.number)
         if found is None:

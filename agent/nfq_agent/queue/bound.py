@@ -41,7 +41,7 @@ class BoundQueue(Binding):
         return packets
 
     def _answer_lost_before(self, first: int | None) -> None:
-        """Answer by policy what an interrupted turn took and lost. first: of this turn; None if it took none."""
+        """Answer by policy the packets that an interrupted turn lost. first: packet of this turn; None if it took none."""
         ledger = self._ledger
         while numbers := ledger.lost(first):
             with self._lock:
@@ -139,14 +139,15 @@ class BoundQueue(Binding):
 
 
 def check_immediate(packet: Packet, verdict: Verdict) -> None:
+    """Raise VerdictError for a verdict that is delayed or injects packets."""
     if verdict.delay or verdict.inject:
         raise VerdictError(
-            f"packet {packet.id}: only the agent's worker delays verdicts and sends packets besides; here, retain the packet"
+            f"packet {packet.id}: only the agent's worker delays verdicts and injects packets; retain the packet instead"
         )
 
 
 def _runs(answers: Sequence[tuple[int, Verdict]]) -> list[Run]:
-    """Neighbours that one message can answer: the same verdict, without a payload."""
+    """Join neighbours that one message can answer: the same verdict, without a payload."""
     runs: list[Run] = []
     last, current = answers[0]
     count = 0

@@ -136,7 +136,7 @@ class Ledger:
     @property
     def must_answer_each(self) -> bool:
         """True while a batch, which answers every older packet, would answer one that waits for another verdict."""
-        return self.interrupted or bool(self._held or self._backlog)
+        return self.interrupted or bool(self._held or self._backlog or self._decided) or self._asking is not None
 
     # A turn: READ.
 

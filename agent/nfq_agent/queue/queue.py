@@ -24,19 +24,19 @@ class Queue(BoundQueue):
     the queue whatever the rules send, of either family. copy: "packet", or "meta" for no payload. copy_range: bytes of each
     packet to copy, 1 to 65535 (65531 of them fit into a message). max_len: packets that may wait for a verdict.
     fail_open: let packets pass when that many wait, instead of dropping them. gso: take offloaded packets whole, up to
-    64 KB, instead of having the kernel cut them; such packets can't be rewritten. uid_gid: ask for the sender's uid and gid.
+    64 KB, instead of having the kernel cut them; such packets cannot be rewritten. uid_gid: ask for the sender's uid and gid.
     receive_buffer: bytes of the socket's buffer, also past net.core.rmem_max. on_unanswered: the verdict for a packet
     whose callback raised, that was retained for more than `unanswered_after` seconds, that was the oldest of more than
     `retain_limit` (default: half of max_len), or that waits when the queue is closed. socket: a netlink socket
-    (`nfq_agent.host.nfqueue.channel.open_socket()`) made in another network namespace, whose queue this is then.
+    (`nfq_agent.open_socket()`) made in another network namespace: the queue is then one of that namespace.
 
-    `open` needs CAP_NET_ADMIN, `bind`, `configure` and every verdict too: the kernel asks both the process that opened the
-    socket and the one that sends. Everything else can be given away in between.
+    `open`, `bind`, `configure` and every verdict need CAP_NET_ADMIN: the kernel checks the process that opened the socket and
+    the one that sends. All other privileges can be dropped in between.
     """
 
     @property
     def running(self) -> bool:
-        """True while `run` or an iteration is under way, in whichever thread."""
+        """True while `run` or an iteration is under way, in any thread."""
         return self._run is not None
 
     def run(self, callback: Callback) -> None:
@@ -138,7 +138,7 @@ class Queue(BoundQueue):
             self._ledger.end_run()
             with self._lock:
                 pass
-            # What another thread asked for just before.
+            # A request of another thread that came just before.
             self._work()
 
     def _stopped(self) -> bool:

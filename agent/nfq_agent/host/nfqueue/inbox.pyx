@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 """The reader of a queue: every packet of the agent and of the library comes through here, many messages in one call.
 
-It receives messages, makes packets of them, or looks their verdicts up; which verdict a packet gets, it does not know.
+It receives messages, makes packets of them, or looks up their verdicts. It does not decide which verdict a packet gets.
 packet_message.pxd knows the message format.
 """
 
@@ -109,7 +109,7 @@ cdef class Inbox:
     cdef list runs
     cdef uint64_t era
     cdef Answered recent[RECENT]
-    # The verdict that is sent again and again, each time with another number; and how many may be answered without looking on.
+    # The verdict message that is sent for each packet, with its number; and how many more are answered without a look for others.
     cdef uint8_t verdict[LONGEST_VERDICT]
     cdef size_t verdict_length
     cdef unsigned int unlooked
@@ -163,7 +163,7 @@ cdef class Inbox:
         return self.count, self.first, self.latest
 
     def sort(self, unsigned int budget, pending, dict known, decide):
-        """The same, and look each one's verdict up in `known`; what is not there, `decide` is asked.
+        """Take packets and look up each one's verdict in `known`; `decide` is asked about a packet that is not there.
 
         decide: takes the packet and the key under which the verdict may be kept, None where there is no such key. It is asked 256
         times at most. Returns how many packets, the number of the first, and the runs: number of the last, how many, verdict.
@@ -174,7 +174,7 @@ cdef class Inbox:
             message = pending.popleft()
             self._sorted(message, len(message), known, decide)
         while self.count < budget and self.asked < ASKED:
-            # It does not wait: letting go of the interpreter would cost more than the call.
+            # It does not wait: releasing the interpreter would cost more than the call.
             size = self._take(MSG_DONTWAIT, self.room)
             if size <= 0:
                 break
@@ -184,7 +184,7 @@ cdef class Inbox:
     # Answered as they come: one by one, or as many as are there at once.
 
     def skim_each(self, unsigned int budget, pending, const uint8_t[::1] verdict not None, unsigned int together, double spin):
-        """Wait for packets and answer them with this verdict message as they come; what `skim` returns.
+        """Wait for packets and answer them with this verdict message as they come. Returns what `skim` returns.
 
         together: how many may be answered by one message, if they are there at once: all that wait up to the last of them. 1 where
         others wait that are not to be answered. It ends when `budget` are answered, after 50 milliseconds of packets, or when none has
@@ -208,7 +208,7 @@ cdef class Inbox:
         self, unsigned int budget, pending, dict known, decide, const uint8_t[::1] accept not None, accepted, answer,
         unsigned int together, double spin,
     ):
-        """The same with verdicts looked up; what `sort` returns.
+        """The same with verdicts that are looked up. Returns what `sort` returns.
 
         accept: the message for the verdict `accepted`. answer: takes the number of the packet and any other verdict, and sends it.
         """
@@ -234,20 +234,20 @@ cdef class Inbox:
                 answer(self.latest, self.current)
         return self._sum_up()
 
-    # What they share.
+    # Shared parts.
 
     cdef void _begin(self):
         self.count = self.begun = self.asked = 0
         self.first = self.latest = 0
         self.current = None
         self.runs = []
-        # What was known in the turn before may have changed.
+        # `known` may have changed since the last turn.
         self.era += 1
 
     cdef int _keep(self, const uint8_t[::1] verdict) except -1:
         self.verdict_length = verdict.shape[0]
         if not VERDICT_ID + 4 <= self.verdict_length <= LONGEST_VERDICT:
-            raise ValueError(f"{self.verdict_length} bytes are no verdict message")
+            raise ValueError(f"{self.verdict_length} bytes are not a verdict message")
         memcpy(self.verdict, &verdict[0], self.verdict_length)
         return 0
 
@@ -258,9 +258,9 @@ cdef class Inbox:
         self.count += 1
 
     cdef ssize_t _take(self, int flags, size_t wanted) except -1 nogil:
-        """The first `wanted` bytes of one message, in the buffer: how many, 0 if none is there or a signal came.
+        """Receive the first `wanted` bytes of one message into the buffer. Returns how many, 0 if none waits or a signal came.
 
-        Who asks for no more than it looks at saves the processor from fetching the rest, which another one wrote.
+        Asking for no more than is looked at saves this processor from fetching the rest, which another processor wrote.
         """
         cdef ssize_t size
         while True:
@@ -269,13 +269,13 @@ cdef class Inbox:
                 return size
             if errno == EAGAIN or errno == EINTR:
                 return 0
-            # Some did not fit into the socket's buffer. The others did.
+            # Some messages did not fit into the socket's buffer; the others did.
             if errno != ENOBUFS:
                 with gil:
                     PyErr_SetFromErrno(OSError)
 
     cdef ssize_t _await(self, int64_t patience, int64_t end, size_t wanted) except -1 nogil:
-        """The same of the next message, for which it waits; 0 also if none came in time, or the turn is to end."""
+        """The same, waiting for the message. Returns 0 also if none came in time, or the turn is to end."""
         cdef int64_t limit = 0
         cdef unsigned int looks = 0
         cdef ssize_t size
@@ -297,7 +297,7 @@ cdef class Inbox:
     cdef ssize_t _answer_same(
         self, unsigned int budget, PyObject *accepted, unsigned int together, int64_t patience, int64_t end
     ) except -1 nogil:
-        """Wait for packets and answer them, until one comes whose verdict has to be looked up: its size, 0 at the end of the turn.
+        """Wait for packets and answer them, until one comes whose verdict has to be looked up. Returns its size, 0 at the end of the turn.
 
         accepted: the verdict of which the message is kept; NULL if every packet gets it. As long as it stays the same, nothing of
         Python is needed.
@@ -343,7 +343,7 @@ cdef class Inbox:
         return 0
 
     cdef inline bint _skimmed(self, const uint8_t *message, ssize_t size) noexcept nogil:
-        """Look at one message for its number; False if it is no packet."""
+        """Count the packet of one message; False if the message is not a packet."""
         cdef uint32_t identity
         if not is_packet(message, size, &identity):
             return False
@@ -351,7 +351,7 @@ cdef class Inbox:
         return True
 
     cdef bint _remembered(self, size_t size, PyObject *verdict) noexcept nogil:
-        """Count the packet in the buffer, if the run that goes on has this verdict and the packet is known to get it, too."""
+        """Count the packet in the buffer if the current run has this verdict, and the packet is known to get it too."""
         cdef uint8_t key[LONGEST_KEY]
         cdef uint32_t identity
         cdef size_t length
@@ -364,7 +364,7 @@ cdef class Inbox:
         return True
 
     cdef bint _sorted(self, const uint8_t *message, size_t size, dict known, decide) except -1:
-        """Look at one message; False if it is no packet."""
+        """Find the verdict of one message's packet and count it; False if the message is not a packet."""
         cdef uint8_t key[LONGEST_KEY]
         cdef uint32_t identity
         cdef size_t length
@@ -381,7 +381,7 @@ cdef class Inbox:
         if found == NULL:
             self.asked += 1
             verdict = decide(made(self.make, message, size, identity), named)
-            # It may have changed what is known; nobody else holds the verdicts.
+            # It may have changed `known`, which alone keeps the verdicts alive.
             self.era += 1
         else:
             verdict = <object>found
