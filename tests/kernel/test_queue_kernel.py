@@ -351,6 +351,9 @@ def test_answered_as_they_come_nothing_that_waits_for_another_verdict(netns: Nam
             wire.send(*[b"z"] * 5)
             assert look() == 5
             assert wire.arrived(5) == [b"z"] * 5
+            # The two that were read and not asked about are still owed a verdict.
+            assert queue.statistics().waiting == 2
+            queue.finish()
             assert wire.nothing_more()
             assert queue.statistics().waiting == 0
 

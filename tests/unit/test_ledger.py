@@ -328,3 +328,21 @@ def test_a_batch_does_not_answer_a_packet_whose_verdict_is_decided_and_not_sent(
     machine.watch()
     assert machine.verdicts == {1: POLICY, 2: ACCEPT, 3: ACCEPT}
     machine.teardown()
+
+
+def test_a_packet_that_is_in_the_ledger_is_not_lost() -> None:
+    """Found by the machine above: an interrupted run, then a read before the next run."""
+    ledger = Ledger(after=1.0, limit=9)
+    ledger.begin(Bond(_Nobody()), 0)
+    packets = [Packet(b"", id=number) for number in range(1, 6)]
+    ledger.took(packets)
+    ledger.keep(packets[:4])
+    ledger.hold(now=0.0)
+    assert ledger.ask() is packets[1]
+    ledger.decide(ACCEPT)
+    assert ledger.ask() is packets[2]
+    ledger.interrupted = True
+    numbers = ledger.lost(before=None)
+    assert numbers == [1, 2, 3, 4, 5]
+    # One is held, one decided, one asked about, one read ahead. Only the last one was read and is nowhere.
+    assert ledger.to_policy(numbers) == [5]

@@ -176,8 +176,11 @@ class Ledger:
         return [(self._settled + step) % _NUMBERS for step in range(1, min(left, _LOST_TOGETHER) + 1)]
 
     def to_policy(self, numbers: Sequence[int]) -> list[int]:
-        """Those of the lost that the policy answers: the others are held."""
-        return [number for number in numbers if number not in self._held]
+        """Those of the lost that the policy answers: the others are in this ledger."""
+        known = {*self._held, *(packet.id for packet in self._backlog), *(packet.id for packet, _ in self._decided)}
+        if self._asking is not None:
+            known.add(self._asking.id)
+        return [number for number in numbers if number not in known]
 
     def settle(self, numbers: Sequence[int]) -> None:
         """These lost packets are answered."""
