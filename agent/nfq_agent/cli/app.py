@@ -38,6 +38,16 @@ class AddressFamily(StrEnum):
     inet6 = "inet6"
 
 
+class Hook(StrEnum):
+    """--hook"""
+
+    prerouting = "prerouting"
+    input = "input"
+    forward = "forward"
+    output = "output"
+    postrouting = "postrouting"
+
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from nfq_agent.cli.app import (
     FamilyOption,
     FiveTupleOption,
     Flags,
+    Hook,
     InstanceOption,
     JsonOption,
     QueueNumOption,
@@ -174,3 +176,59 @@ def demo() -> int:
     from nfq_agent.cli.demo import tell
 
     return tell()
+
+
+@app.command(epilog="Example: nfq-agent explain tcp 10.0.0.5:443 --name evil.example.com")
+def explain(  # noqa: PLR0913  # its options
+    protocol: Annotated[str, typer.Argument(metavar="tcp|udp|icmp", help="Protocol of the packet.")],
+    destination: Annotated[str, typer.Argument(metavar="ADDRESS:PORT", help="Where it goes; IPv6 in brackets.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The name in its first data: SNI, Host or DNS name.")] = "",
+    source: Annotated[str, typer.Option("--from", metavar="ADDRESS:PORT", help="Where it comes from.")] = "",
+    hook: Annotated[Hook, typer.Option("--hook", help="Where netfilter sees it.")] = Hook.output,
+    interface: Annotated[str, typer.Option("--interface", metavar="NAME", help="By which it comes or goes.")] = "",
+    uid: Annotated[int | None, typer.Option("--uid", metavar="N", help="The sender's user id.")] = None,
+    config: ConfigOption = None,
+    instance: InstanceOption = None,
+) -> int:
+    """Explain what would become of a packet: rule, queue, element, and the nearest misses. Needs no root and no agent."""
+    from nfq_agent.cli.explain import Question
+    from nfq_agent.cli.explain import explain as run
+
+    if protocol not in ("tcp", "udp", "icmp"):
+        raise typer.BadParameter(f"{protocol!r} is not a known protocol; allowed: tcp, udp, icmp")
+    if not source:
+        host = "[2001:db8::1]" if "[" in destination or (protocol == "icmp" and ":" in destination) else "192.0.2.1"
+        source = host.strip("[]") if protocol == "icmp" else f"{host}:40000"
+    return run(Flags(config, instance), Question(protocol, source, destination, name, hook.value, interface, uid))
+
+
+@app.command(epilog="Example: nfq-agent elements rate-limit")
+def elements(name: Annotated[str | None, typer.Argument(metavar="NAME", help="One element.")] = None) -> int:
+    """List the elements, or show one with its options."""
+    from nfq_agent.cli import catalogue
+
+    return catalogue.elements(name)
+
+
+@app.command(epilog="Example: nfq-agent new-element scan-guard --into /etc/nfq-agent")
+def new_element(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits and hyphens.")],
+    into: Annotated[Path, typer.Option("--into", metavar="FOLDER", help="Where the files are written.")] = Path(),
+) -> int:
+    """Write the file, the test and the configuration of a new element."""
+    from nfq_agent.cli import catalogue
+
+    return catalogue.new_element(name, into)
+
+
+@app.command(epilog="Example: nfq-agent bugreport --anonymize")
+def bugreport(
+    config: ConfigOption = None,
+    instance: InstanceOption = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")] = None,
+    anonymize: Annotated[bool, typer.Option("--anonymize", help="Replace addresses and names.")] = False,
+) -> int:
+    """Write one file with configuration, status, rules, findings and log, for a report of a problem."""
+    from nfq_agent.cli.bugreport import bugreport as write
+
+    return write(Flags(config, instance), output, anonymize)

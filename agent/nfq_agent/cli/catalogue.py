@@ -1,0 +1,180 @@
+"""`elements` and `new-element`: which elements there are, what their options are, and a start for one of your own."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+from nfq_agent.cli.show import note
+from nfq_agent.config.file import DEFAULT_PATH
+from nfq_agent.elements import GROUP, PACKET_ELEMENTS, STREAM_ELEMENTS, ElementError, look_in, packet_element, stream_element
+
+_INTERNAL: Final = frozenset(("generation",))
+
+
+def elements(name: str | None) -> int:
+    """Print all elements, or one with its options."""
+    look_in(DEFAULT_PATH.parent / "elements")
+    if name is not None:
+        _one(name)
+        return 0
+    for kind, cls in _all():
+        note(f"{kind:<12} {textwrap.shorten(_first_line(cls), _width() - 13, placeholder=' ...')}")
+    note("\n`nfq-agent elements NAME` shows the options of one; `new-element NAME` writes one of your own.")
+    return 0
+
+
+def _all() -> Iterator[tuple[str, Any]]:
+    for kind in PACKET_ELEMENTS:
+        yield kind, packet_element(kind)
+    for kind in STREAM_ELEMENTS:
+        yield kind, stream_element(kind)
+    for point in entry_points(group=GROUP):
+        yield point.name, point.load()
+
+
+def _find(name: str) -> Any:
+    try:
+        return packet_element(name)
+    except ElementError as error:
+        try:
+            return stream_element(name)
+        except ElementError:
+            raise error from None
+
+
+def _first_line(cls: Any) -> str:
+    return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+def _one(name: str) -> None:
+    cls = _find(name)
+    note(_wrapped(f"{name}: {cls.__doc__ or ''}") + "\n")
+    fields = [(key, field) for key, field in cls.Options.model_fields.items() if key not in _INTERNAL]
+    if not fields:
+        note("It has no options.")
+        return
+    for key, field in fields:
+        default = "required" if field.is_required() else f"default {_toml(field.get_default(call_default_factory=True))}"
+        note(f"  {field.alias or key:<18} {_type(field.annotation):<34} {default}")
+    if cls.Options.__doc__:
+        note("\n" + _wrapped(cls.Options.__doc__))
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def _wrapped(doc: str) -> str:
+    """A docstring in paragraphs as wide as the terminal."""
+    paragraphs = textwrap.dedent("    " + doc.strip()).strip().split("\n\n")
+    return "\n\n".join(textwrap.fill(" ".join(paragraph.split()), _width()) for paragraph in paragraphs)
+
+
+def _type(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(_type(each) for each in get_args(annotation) if each is not type(None))
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) in (tuple, set, frozenset, list):
+        return "list"
+    words = {"int": "whole number", "float": "number or duration", "str": "string", "bool": "true or false", "dict": "table"}
+    name = getattr(annotation, "__name__", str(annotation))
+    return words.get(name, name.lower())
+
+
+def _toml(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | set | frozenset | list):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+_ELEMENT: Final = '''"""{title}: say here what it is for."""
+
+from __future__ import annotations
+
+from nfq_agent import DROP, Flow, Needs, Options, Packet, PacketElement, Verdict
+
+
+class {cls}Options(Options):
+    """The keys of its table in the configuration."""
+
+    port: int = 23
+
+
+class {cls}(PacketElement[{cls}Options]):
+    """Drops packets to one port."""
+
+    needs = Needs.HEADERS
+
+    def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
+        """DROP, or None to leave the packet to the next element."""
+        return DROP if packet.headers.five_tuple.dport == self.options.port else None
+'''
+_TEST: Final = '''"""Run with: python -m pytest test_{module}.py"""
+
+from nfq_agent.testing import Bench, tcp
+from {module} import {cls}
+
+
+def test_the_port_is_dropped() -> None:
+    bench = Bench({cls}, port=23)
+    bench.assert_dropped(tcp("192.0.2.1:40000", "192.0.2.2:23"))
+    bench.assert_accepted(tcp("192.0.2.1:40000", "192.0.2.2:80"))
+'''
+_CONFIG: Final = """# nfq-agent check --config {module}.toml
+[queue.main]
+num = 100
+elements = ["{name}"]
+
+[element.{name}]
+type = "{module}:{cls}"
+port = 23
+
+[rules.incoming]
+queue = "main"
+hooks = ["input"]
+tcp_ports = ["1:65535"]
+role = "server"
+"""
+
+
+def new_element(name: str, folder: Path) -> int:
+    """Write an element, its test and a configuration; files that exist are left alone, and nothing is written then."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
+        print(f"nfq-agent: {name!r} is not a valid name; allowed: small letters, digits and hyphens", file=sys.stderr)
+        return 2
+    module, cls = name.replace("-", "_"), "".join(part.capitalize() for part in name.split("-"))
+    words = {"name": name, "module": module, "cls": cls, "title": name.replace("-", " ").capitalize()}
+    files = {
+        # The agent looks for modules in the folder elements/ beside its configuration.
+        folder / "elements" / f"{module}.py": _ELEMENT,
+        folder / "elements" / f"test_{module}.py": _TEST,
+        folder / f"{module}.toml": _CONFIG,
+    }
+    if there := [str(path) for path in files if path.exists()]:
+        print(f"nfq-agent: {', '.join(there)} exists; nothing was written", file=sys.stderr)
+        return 1
+    try:
+        (folder / "elements").mkdir(parents=True, exist_ok=True)
+        for path, text in files.items():
+            path.write_text(text.format(**words))
+            note(f"wrote {path}")
+    except OSError as error:
+        print(f"nfq-agent: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    note(f"next: cd {folder / 'elements'} && python -m pytest test_{module}.py; nfq-agent check --config {folder / module}.toml")
+    return 0

@@ -1,0 +1,242 @@
+"""`explain`: what the configuration would do with a packet: which rule takes it, which element decides, what nearly matched.
+
+Needs no root and no running agent; it asks the policy itself, and looks at nothing but the configuration.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nfq_agent.cli.app import Flags
+from nfq_agent.cli.loading import configuration
+from nfq_agent.cli.show import note
+from nfq_agent.config.models import Config, ConfigError, ElementSpec, QueueConfig, RuleConfig
+from nfq_agent.element import Needs, PacketElement
+from nfq_agent.elements.policy import Patterns, Policy
+from nfq_agent.flow import Flow
+from nfq_agent.match import Conditions, Match
+from nfq_agent.packet import Hook, Packet
+from nfq_agent.testing import icmp, tcp, udp
+from nfq_agent.values import Endpoint
+from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
+
+_INWARD: Final = ("prerouting", "input")
+_SHOWN: Final = 3
+# The facts that stand for a name, by protocol and port.
+_NAMES: Final[Mapping[tuple[str, int], tuple[str, str]]] = {
+    ("tcp", 80): ("http", "http_host"), ("udp", 53): ("dns", "dns_name"), ("tcp", 53): ("dns", "dns_name"),
+    ("udp", 443): ("quic", "tls_sni"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The packet that is asked about. source, destination: ADDRESS:PORT; without ports for icmp. name: in its first data."""
+
+    protocol: str
+    source: str
+    destination: str
+    name: str = ""
+    hook: str = "output"
+    interface: str = ""
+    uid: int | None = None
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return ipaddress.ip_address(self._ends[1][0]).version
+
+    @property
+    def _ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        if self.protocol == "icmp":
+            return (self.source, 0), (self.destination, 0)
+        source, destination = (Endpoint.parse(each, lowest=0) for each in (self.source, self.destination))
+        return (source.host, source.port), (destination.host, destination.port)
+
+    @property
+    def sport(self) -> int:
+        """Source port."""
+        return self._ends[0][1]
+
+    @property
+    def dport(self) -> int:
+        """Destination port."""
+        return self._ends[1][1]
+
+    def packet(self, data: bytes = b"") -> Packet:
+        """The first packet of the conversation, or one with data."""
+        shown: dict[str, Any] = {"hook": Hook[self.hook.upper()], "uid": self.uid, "time": 1.0}
+        if self.protocol == "icmp":
+            return icmp(self.source, self.destination, **shown)
+        if self.protocol == "udp":
+            return udp(self.source, self.destination, data, **shown)
+        return tcp(self.source, self.destination, data, flags="PA" if data else "S", **shown)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `dpi` would find out."""
+        if not self.name:
+            return {"dpi": "gave-up"}
+        protocol, fact = _NAMES.get((self.protocol, self.dport), ("tls", "tls_sni"))
+        value: Any = (self.name,) if fact == "dns_name" else self.name
+        return {"dpi": "decided", "protocol": protocol, fact: value}
+
+
+def explain(flags: Flags, question: Question) -> int:
+    """Print what would become of the packet."""
+    config = configuration(flags)
+    try:
+        packet = question.packet()
+    except ValueError as error:
+        raise ConfigError([f"command line: {error}"]) from error
+    note(f"{packet.headers.five_tuple}, hook {question.hook}" + (f", name {question.name}" if question.name else ""))
+    misses = {name: list(_misses(rule, question)) for name, rule in config.rules.items()}
+    taken = [name for name, missing in misses.items() if not missing]
+    for name in taken:
+        _taken(config, name, config.rules[name], question)
+    if not taken:
+        note("Rule:     none takes it: it passes without the agent")
+    nearest = sorted((name for name in misses if misses[name]), key=lambda name: len(misses[name]))
+    for name in nearest[: 0 if taken else _SHOWN]:
+        note(f"Nearest:  [rules.{name}]: {'; '.join(misses[name])}")
+    return 0
+
+
+def _misses(rule: RuleConfig, question: Question) -> Iterator[str]:
+    """Why a rule does not take the packet; nothing where it does."""
+    family = "inet" if question.version == 4 else "inet6"
+    if family not in rule.families:
+        yield f"family is {family}, wants {rule.family}"
+    if question.hook not in rule.hooks:
+        yield f"hook is {question.hook}, wants {', '.join(rule.hooks)}"
+    if not rule.all:
+        ports = {"tcp": rule.tcp_ports, "udp": rule.udp_ports}.get(question.protocol, ())
+        if rule.tcp_syn and question.protocol == "tcp" and not ports:
+            pass
+        elif not ports:
+            yield f"protocol is {question.protocol}, wants {' or '.join(_protocols(rule))}"
+        elif not any(port in each for port in _ports(rule, question) for each in ports):
+            yield f"port is {' or '.join(map(str, _ports(rule, question)))}, wants {', '.join(map(str, ports))}"
+    if rule.owner is not None and question.uid != rule.uid:
+        yield f"uid is {'not given' if question.uid is None else question.uid}, wants {rule.owner}"
+    if rule.interface is not None and question.interface != rule.interface:
+        yield f"interface is {question.interface or 'not given'}, wants {rule.interface}"
+    if rule.mark is not None:
+        yield f"mark is 0x0, wants {rule.mark}"
+
+
+def _protocols(rule: RuleConfig) -> list[str]:
+    return ["tcp"] * bool(rule.tcp_ports or rule.tcp_syn) + ["udp"] * bool(rule.udp_ports)
+
+
+def _ports(rule: RuleConfig, question: Question) -> tuple[int, ...]:
+    """The ports that a rule looks at, as the plan of the rules chooses them."""
+    if rule.proxy is not None or rule.tcp_syn:
+        return (question.dport,)
+    if rule.role in (None, "both") or question.hook == "forward":
+        return (question.dport, question.sport)
+    return (question.dport if (rule.role == "server") == (question.hook in _INWARD) else question.sport,)
+
+
+def _taken(config: Config, name: str, rule: RuleConfig, question: Question) -> None:
+    if rule.proxy is not None:
+        proxy = config.proxy[rule.proxy]
+        note(f"Rule:     [rules.{name}], table {rule.table_name} -> proxy {rule.proxy} on {', '.join(map(str, proxy.listen))}")
+        note(f"Chain:    {', '.join(proxy.elements) or 'no elements'}; the bytes of the connection decide")
+        return
+    assert rule.queue is not None
+    queue = config.queue[rule.queue]
+    numbers = f"{queue.numbers[0]}" if len(queue.numbers) == 1 else f"{queue.numbers[0]} to {queue.numbers[-1]}"
+    note(f"Rule:     [rules.{name}], table {rule.table_name} -> queue {rule.queue}, number {numbers}")
+    note(f"Chain:    {', '.join(queue.elements) or 'no elements'}")
+    _judge(config, queue, question)
+
+
+def _judge(config: Config, queue: QueueConfig, question: Question) -> None:
+    packet = question.packet()
+    flow = Flow(packet.headers.five_tuple, 1.0, 1.0)
+    specs = config.packet_elements(queue)
+    finds = any(spec.name == "dpi" or spec.cls.__name__ == "Dpi" for spec in specs)
+    policies = [_Asked(spec) for spec in specs if issubclass(spec.cls, Policy)]
+    for spec in specs:
+        if not issubclass(spec.cls, Policy) and spec.cls.decide is not PacketElement.decide and not _is_dpi(spec):
+            note(f"          {spec.name}: not asked; its answer depends on more than this packet")
+    verdict, by = _decide(policies, packet, flow)
+    note(f"At first: {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
+    if question.name and any(each.element.needs is Needs.FLOW for each in policies):
+        if not finds:
+            note("          no dpi in the chain: the name is never found")
+        else:
+            flow.facts.update(question.facts)
+            verdict, by = _decide(policies, question.packet(b"data"), flow)
+            note(f"By name:  {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
+    for asked in policies:
+        for line in asked.nearest(packet, flow):
+            note(f"Nearest:  {line}")
+
+
+def _is_dpi(spec: ElementSpec) -> bool:
+    return spec.cls.__name__ == "Dpi"
+
+
+def _outcome(queue: QueueConfig, verdict: Verdict | None) -> str:
+    chosen = verdict or {"accept": ACCEPT, "drop": DROP}[queue.default]
+    if chosen.action is Action.DROP and queue.mode == "monitor":
+        return "would drop; monitor mode accepts it"
+    return chosen.action.name.lower()
+
+
+class _Asked:
+    """A policy of the chain, and what it said of its last decision."""
+
+    def __init__(self, spec: ElementSpec) -> None:
+        self.rule = ""
+        options = spec.options.model_copy(update={"explain": True})
+        self.element = Policy(spec.name, options, self._emit)
+        self._options = spec.options
+
+    def _emit(self, message: str, level: str = "info", **fields: Any) -> None:
+        del message, level
+        self.rule = f"{self.element.name}: {fields.get('rule', '')}"
+
+    def nearest(self, packet: Packet, flow: Flow) -> Iterator[str]:
+        """The rules that did not match, with what they miss; the nearest first."""
+        misses = []
+        for number, rule in enumerate(self._options.rule, 1):
+            if missing := list(_unmet(rule, packet, flow)):
+                misses.append((len(missing), number, rule.name, missing))
+        for _, number, name, missing in sorted(misses, key=lambda each: each[:2])[:_SHOWN]:
+            yield f"{self.element.name}: rule {number}{f' ({name})' if name else ''}: {'; '.join(missing)}"
+
+
+def _unmet(rule: Any, packet: Packet, flow: Flow) -> Iterator[str]:
+    for key in Conditions.model_fields:
+        value = getattr(rule, key)
+        if value is None or (key == "protocol" and rule.applications):
+            continue
+        alone = Conditions.model_construct(**{key: value})
+        if not Match([alone], lambda index: f"if-{index}").bits(packet, flow.origin):
+            yield f"{key} is not {_few(value)}"
+    for fact, globs in rule.wanted:
+        found = flow.facts.get(fact)
+        if found is None:
+            yield f"{fact} is not known, wants {_few(globs)}"
+        elif not Patterns(globs, caseless=True).match(found):
+            yield f"{fact} is {found}, wants {_few(globs)}"
+
+
+def _few(values: Any) -> str:
+    if not isinstance(values, tuple):
+        return str(values)
+    more = f" and {len(values) - 3} more" if len(values) > 3 else ""
+    return ", ".join(map(str, values[:3])) + more
+
+
+def _decide(policies: list[_Asked], packet: Packet, flow: Flow) -> tuple[Verdict | None, str]:
+    for asked in policies:
+        if (verdict := asked.element.decide(packet, flow if asked.element.needs is Needs.FLOW else None)) is not None:
+            return verdict, asked.rule
+    return None, ""
