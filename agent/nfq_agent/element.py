@@ -1,6 +1,6 @@
-"""Elements: small pieces that look at a packet or at a stream and may answer; and the chain that asks them in order.
+"""Elements: small classes that examine a packet or a stream and may answer; and the chain that asks them in order.
 
-An element knows no neighbour, reads no clock and does no I/O of its own: what it wants said goes through `emit`.
+An element knows no other element, reads no clock and does no I/O of its own: events go through `emit`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class PacketElement(Generic[O]):
         return None
 
     def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
-        """The verdict that was chosen, whoever chose it, or another in its place. lasting: it holds for the whole flow."""
+        """The verdict that was chosen, or another in its place. lasting: it holds for the whole flow."""
         return verdict
 
     def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> bool | None:

@@ -17,10 +17,10 @@ class Interfaces:
         self._until = 0.0
 
     def name(self, index: int, now: float) -> str:
-        """The interface's name, `if-N` where it has none any more, and an empty string for 0. now: seconds, as packets say it."""
+        """The interface's name; `if-N` if it no longer exists, an empty string for 0. now: seconds, as packets have it."""
         if index == 0:
             return ""
-        # An interface keeps its index when it is renamed, so that what is remembered must age.
+        # An interface keeps its index when it is renamed, so names must expire.
         if not now <= self._until <= now + _KEPT:
             self._names.clear()
             self._until = now + _KEPT

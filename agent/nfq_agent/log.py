@@ -75,7 +75,7 @@ def _one_line(text: str) -> str:
 
 
 class Log:
-    """Says events to a sink, from a level on. A sink that can't take one at once loses it, and the loss is counted."""
+    """Writes events to a sink, from a level on. An event that the sink cannot take at once is lost and counted."""
 
     def __init__(self, write: Callable[[Event], bool], level: str, clock: Callable[[], float]) -> None:
         self._write = write
@@ -84,14 +84,14 @@ class Log:
         self.lost = 0
 
     def become(self, other: Log) -> Log:
-        """Say from now on what `other` would, where it would; whoever holds this one need not know. What it was until now."""
+        """Use the sink and the level of `other` from now on. Returns a log with the previous ones."""
         before = Log(self._write, "info", self._clock)
         before._threshold = self._threshold
         self._write, self._threshold = other._write, other._threshold
         return before
 
     def __call__(self, message: str, level: str = "info", **fields: Any) -> None:
-        """Say one event; never blocks."""
+        """Write one event; never blocks."""
         if LEVELS[level] > self._threshold:
             return
         if self.lost and self._write(

@@ -84,7 +84,7 @@ class Conditions(Options):
     """Conditions that must all hold; within one of them, any of its values. What is left out holds always.
 
     An interface is met where a packet comes in or goes out by it. A later fragment shows no ports and meets no condition on
-    them; a uid or gid is met where the kernel tells it, which is on the way out.
+    them; a uid or gid is met where the kernel reports it, which is for outgoing packets.
     """
 
     src: Networks | None = None

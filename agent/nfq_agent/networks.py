@@ -8,7 +8,7 @@ from nfq_agent.values import Network
 
 
 class NetworkMap:
-    """For each address the bits (an int) of all networks that hold it, and `base` for every address."""
+    """For each address the bits (an int) of all networks that contain it, and `base` for every address."""
 
     def __init__(self, networks: Iterable[tuple[Network, int]], base: int = 0) -> None:
         by_length: dict[int, dict[int, dict[int, int]]] = {4: {}, 6: {}}
@@ -32,7 +32,7 @@ class NetworkMap:
 
 
 def _nested(by_shift: dict[int, dict[int, int]], base: int) -> tuple[tuple[int, dict[int, int]], ...]:
-    """Tables from the longest prefix to the shortest; what a wider network says is in the narrower ones that it holds."""
+    """Tables from the longest prefix to the shortest; the bits of a wider network are also in the narrower ones inside it."""
     wider: list[tuple[int, dict[int, int]]] = []
     for shift in sorted(by_shift, reverse=True):
         table = {}

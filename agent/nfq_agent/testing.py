@@ -67,7 +67,7 @@ def icmp(src: str, dst: str, data: bytes = b"", *, kind: int | None = None, code
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One event that an element said through `emit`."""
+    """One event that an element emitted."""
 
     message: str
     level: str
@@ -75,7 +75,7 @@ class Said:
 
 
 class Bench:
-    """A chain of elements in front of no kernel.
+    """A chain of elements without a kernel.
 
     element: a class, or a name as the configuration has it; options: the keys of its table. before: elements that stand in
     front of it, each a (class or name, options) pair. queue_default: the queue's own. Packets without a time get `now`,
@@ -116,7 +116,7 @@ class Bench:
 
     @property
     def lines(self) -> list[str]:
-        """The messages that were said."""
+        """The messages that were emitted."""
         return [said.message for said in self.said]
 
     def flow(self, packet: Packet) -> Flow | None:
@@ -127,7 +127,7 @@ class Bench:
             return None
 
     def decide(self, packet: Packet) -> Verdict:
-        """The chain's verdict on a packet; the elements that listen are told, as the worker does."""
+        """The chain's verdict on a packet; the elements that listen get it, as in a worker."""
         packet.time = packet.time or self.now
         flow = self.flow(packet) if self.chain.needs is Needs.FLOW else None
         verdict = self.chain.decide(packet, flow)
@@ -211,7 +211,7 @@ class StreamBench:
 
     @property
     def lines(self) -> list[str]:
-        """The messages that were said."""
+        """The messages that were emitted."""
         return [said.message for said in self.said]
 
     def request(self, data: bytes) -> Passed:

@@ -124,7 +124,7 @@ def test_the_tutorial_s_element_at_work(netns: Namespace, tutorial: Path, host: 
     for port in range(1000, 1006):
         netns.run("nc", "-z", "-w", "1", host, str(port), check=False)
     assert netns.run("nc", "-z", "-w", "1", host, "22", check=False).returncode != 0
-    until(lambda: f"{host} is shut out: more than 5 ports" in agent.log, "it says so")
+    until(lambda: f"{host} is blocked: more than 5 ports" in agent.log, "it says so")
     assert agent.stop() == 0
 
 

@@ -1,4 +1,4 @@
-"""The lock-out guard of `apply --confirm`: a change is taken back unless a person says yes in time.
+"""The lock-out guard of `apply --confirm`: a change is undone unless a person confirms it in time.
 
 The guard is a process of its own, started before the change, so that a lost terminal, a killed session or a cut connection
 takes the change back too.

@@ -1,4 +1,4 @@
-"""`demo`: the whole job told as a story, in a network namespace of its own, with private copies of /etc and /run.
+"""`demo`: the whole job step by step, in a network namespace of its own, with private copies of /etc and /run.
 
 Every step is checked; one that does not hold makes the exit code 1.
 """
@@ -29,9 +29,9 @@ _PORT: Final = 11000
 _SIZE: Final = 1_000_000
 _AGENT: Final = [sys.executable, "-m", "nfq_agent"]
 _SAVES: Final = ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save")
-# Somebody else's rules: they must be there afterwards as they were.
+# Foreign rules: they must be the same afterwards.
 _FOREIGN: Final = (
-    "-t mangle -A INPUT -p tcp --dport 22 -m comment --comment somebody-else -j MARK --set-mark 0x1",
+    "-t mangle -A INPUT -p tcp --dport 22 -m comment --comment foreign-rule -j MARK --set-mark 0x1",
     "-t filter -A INPUT -p tcp --dport 23 -m comment --comment host-firewall -j DROP",
 )
 
@@ -66,7 +66,7 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
     for rule in _FOREIGN:
         _run([tool, *rule.split()])
     before = _rules()
-    _chapter(f"The rules before: two of somebody else ({tool}-save)")
+    _chapter(f"The rules before: two foreign ones ({tool}-save)")
     _indent("\n".join(line for line in before if line.startswith("-A")))
 
     _chapter(f"nfq-agent starts with the baseline: queue 100, TCP port {_PORT}, INPUT and OUTPUT")
@@ -116,7 +116,7 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
 
 
 def _seclude() -> None:
-    """Leave the machine's network and mounts for private ones, for good (unshare(2))."""
+    """Move this process into private network and mount namespaces (unshare(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "no namespace of its own can be made here")

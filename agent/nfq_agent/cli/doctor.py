@@ -140,7 +140,7 @@ def _queues(config: Config, running: Status | None) -> Iterator[Finding]:
     try:
         bound = statistics()
     except OSError as error:
-        yield Finding("warning", "queues", f"who holds which number can't be told: {error.strerror}", "run as root")
+        yield Finding("warning", "queues", f"the holders of queue numbers cannot be read: {error.strerror}", "run as root")
         return
     ours = {worker.number for queue in running.queues for worker in queue.workers} if running is not None else set()
     for name, queue in config.queue.items():

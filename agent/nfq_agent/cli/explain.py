@@ -190,7 +190,7 @@ def _outcome(queue: QueueConfig, verdict: Verdict | None) -> str:
 
 
 class _Asked:
-    """A policy of the chain, and what it said of its last decision."""
+    """A policy of the chain, and the rule of its last decision."""
 
     def __init__(self, spec: ElementSpec) -> None:
         self.rule = ""

@@ -50,7 +50,7 @@ def side_effects(ruleset: Ruleset, host: RuleHost, user: str | None) -> list[str
     for family, tables in ruleset.items():
         present = host.present(family)
         if present is None:
-            effects.append(f"which {family} tables are present can't be told without being root")
+            effects.append(f"which {family} tables are present is visible to root only")
             continue
         effects += [
             f"the {family} table {table} would become present, and stay so for the life of this network namespace"

@@ -1,6 +1,6 @@
-"""Where in a TOML text each key and each value of an array stands. tomllib says only what they are.
+"""The line of each key and array member of a TOML text; tomllib gives only the values.
 
-Reads what tomllib has accepted; of any other text it may say anything.
+The text must be valid TOML: for any other text the result is undefined.
 """
 
 from __future__ import annotations

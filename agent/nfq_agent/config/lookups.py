@@ -8,7 +8,7 @@ import pwd
 import stat
 from pathlib import Path
 
-# What tells that a file has changed: its inode, size, and time of change in nanoseconds.
+# Identifies a version of a file: its inode, size, and time of change in nanoseconds.
 Stamp = tuple[int, int, int]
 
 
@@ -57,7 +57,7 @@ class HostLookups:
 
 
 def stamp(path: Path) -> Stamp | None:
-    """What tells a change of a file; None where there is none that can be seen."""
+    """The version of a file; None if it does not exist or cannot be seen."""
     try:
         state = path.stat()
     except OSError:

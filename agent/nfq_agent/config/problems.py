@@ -109,7 +109,7 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
                 yield fault(("rules", name, "hooks"), 'TPROXY takes what arrives only; allowed: hooks = ["prerouting"]')
             if rule.table is not None:
                 yield fault(("rules", name, "table"), f"table {rule.table} has no TPROXY; allowed: without table (it is mangle)")
-    # An element that can't be had was said above.
+    # An element that cannot be loaded was reported above.
     with contextlib.suppress(ElementError):
         for location, text in _mark_faults(config):
             yield fault(location, text)
@@ -144,7 +144,7 @@ def _missing_facts(specs: Sequence[ElementSpec]) -> Iterator[tuple[tuple[str, ..
 
 
 def _mark_faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Marks of ours that would get into each other's way: key and text for each. Raises ElementError."""
+    """Marks that share bits with another mark: key and text for each. Raises ElementError."""
     taken: list[tuple[str, Mark]] = []
     for name, proxy in config.proxy.items():
         if proxy.capture == "tproxy":
