@@ -101,8 +101,8 @@ class StreamElement(Generic[O]):
     def stop(self) -> None:
         """Called once in the proxy's process, after the last connection."""
 
-    def opened(self, connection: Connection) -> Literal[Act.CLOSE] | None:
-        """Called for each new connection before it goes anywhere. CLOSE refuses it."""
+    def opened(self, connection: Connection) -> Part | Literal[Act.CLOSE] | None:
+        """Called for each new connection before it goes anywhere. CLOSE refuses it; an empty Part asks for `rest` in time."""
         return None
 
     def request(self, data: bytes, connection: Connection) -> Answer:
@@ -113,8 +113,11 @@ class StreamElement(Generic[O]):
         """What becomes of bytes that came back."""
         return None
 
-    def rest(self, way: Way, connection: Connection) -> bytes:
-        """The bytes of a way that it still holds back, and then holds no more: that way has ended, or a Part waited enough."""
+    def rest(self, way: Way, connection: Connection) -> bytes | Later | Literal[Act.CLOSE]:
+        """The bytes of a way that it still holds back, and then holds no more: that way has ended, or a Part waited enough.
+
+        Later holds them for a time, and the end behind them; CLOSE resets the connection.
+        """
         return b""
 
     def closed(self, connection: Connection) -> None:
@@ -236,9 +239,14 @@ class Stream:
         """The connection was accepted."""
         out: list[Output] = []
         for element in self._chain.openers:
-            if self._ask(out, element, element.opened, self.connection) is CLOSE:
+            answer = self._ask(out, element, element.opened, self.connection)
+            if answer is CLOSE:
                 self._close(out, element)
                 break
+            if isinstance(answer, Part):
+                for lane in self._lanes:
+                    if element in lane.stages:
+                        lane.parts[lane.stages.index(element)] = self.connection.now + answer.seconds
         return out
 
     def received(self, way: Way, data: bytes, now: float) -> list[Output]:
@@ -351,6 +359,12 @@ class Stream:
         lane.parts.pop(index, None)
         element = lane.stages[index]
         rest = self._ask(out, element, element.rest, lane.way, self.connection)
+        if rest is CLOSE:
+            self._close(out, element)
+            return
+        if isinstance(rest, Later):
+            lane.behind[index] = max(lane.behind[index], now + rest.seconds)
+            rest = rest.data
         if isinstance(rest, bytes) and rest:
             if lane.behind[index] > now:
                 self._hold(lane, index, rest, lane.behind[index])

@@ -142,6 +142,49 @@ class TestElements:
         assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
         assert 0.2 <= time.monotonic() - began < 1.5
 
+    @pytest.mark.parametrize(
+        ("element", "whole", "end"),
+        [("timeout", 0, "reset"), ("slow-close", 2500, "end"), ("limit-bytes", 1000, "reset"), ("slicer", 2500, "end")],
+    )
+    def test_faults_on_purpose(self, netns: Namespace, run: Run, element: str, whole: int, end: str) -> None:
+        """What a client sees of each: a reset in time, a late end, so many bytes, small pieces."""
+        server(netns, "echo")
+        rest = """[element.timeout]
+after = "300ms"
+[element.slow-close]
+by = "300ms"
+way = "response"
+[element.limit-bytes]
+bytes = 1000
+way = "response"
+[element.slicer]
+size = 10
+way = "response"
+"""
+
+        def see(send: bytes) -> tuple[bytes, list[int], str, float]:
+            began = time.monotonic()
+            got, pieces, how = b"", [], "end"
+            with socket.create_connection(("127.0.0.1", 8080), timeout=10) as it:
+                it.sendall(send)
+                it.shutdown(socket.SHUT_WR)
+                try:
+                    while piece := it.recv(1 << 16):
+                        got += piece
+                        pieces.append(len(piece))
+                except ConnectionResetError:
+                    how = "reset"
+            return got, pieces, how, time.monotonic() - began
+
+        data = bytes(range(250)) * 10
+        run(configuration(proxy=f'elements = ["{element}"]', rest=rest))
+        got, pieces, how, seconds = netns.call(see, data)
+        assert (got, how) == (data[:whole], end)
+        if element in ("timeout", "slow-close"):
+            assert 0.3 <= seconds < 3
+        if element == "slicer":
+            assert len(pieces) > 20
+
     def test_http_host(self, netns: Namespace, run: Run, site: Path) -> None:
         rest = '[element.http-host]\nallow = ["*.example.org"]\n'
         proxy = run(configuration(proxy='elements = ["http-host"]', rest=rest))

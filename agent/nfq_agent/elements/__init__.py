@@ -36,6 +36,11 @@ STREAM_ELEMENTS: Final = {
     "http-host": "nfq_agent.elements.http_host:HttpHost",
     "sni": "nfq_agent.elements.sni:ServerName",
     "tap": "nfq_agent.elements.tap:Tap",
+    "timeout": "nfq_agent.elements.timeout:Timeout",
+    "slow-close": "nfq_agent.elements.slow_close:SlowClose",
+    "limit-bytes": "nfq_agent.elements.limit_bytes:LimitBytes",
+    "reset-after": "nfq_agent.elements.reset_after:ResetAfter",
+    "slicer": "nfq_agent.elements.slicer:Slicer",
 }
 
 GROUP: Final = "nfq_agent.elements"
