@@ -84,7 +84,7 @@ def _first_flight(name: str, address: tuple[str, int], **options: object) -> lis
 
 def _send(client: socket.socket, flight: list[bytes]) -> None:
     """Send until something comes back, as clients do."""
-    for _ in range(3):
+    for _ in range(5):
         for datagram in flight:
             client.send(datagram)
         with contextlib.suppress(TimeoutError):

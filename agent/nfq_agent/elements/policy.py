@@ -136,8 +136,8 @@ class _Case:
     """A policy's view of one flow: the rules that its first packet meets, and how far the message at hand has come.
 
     message: its number. packets, size: with payload, and their bytes, while it was open. known: the facts that the outcome
-    follows from. denied: a message of a TCP connection was denied. What comes later can't arrive without it, and what is
-    sent again must not arrive, so that is final.
+    follows from. open: those with which it was open the last time. denied: a message of a TCP connection was denied. What comes
+    later can't arrive without it, and what is sent again must not arrive, so that is final.
     """
 
     candidates: tuple[_Rule, ...]
@@ -145,6 +145,7 @@ class _Case:
     packets: int = 0
     size: int = 0
     known: tuple[Any, ...] | None = None
+    open: tuple[Any, ...] | None = None
     action: ActionName | None = None
     label: str = ""
     decided: bool = False
@@ -248,7 +249,7 @@ class Policy(PacketElement[PolicyOptions]):
                 case.denied = True
                 return self._verdict(packet, case.action)
         if flow.message != case.message:
-            case.message, case.packets, case.size, case.decided = flow.message, 0, 0, False
+            case.message, case.packets, case.size, case.decided, case.open = flow.message, 0, 0, False, None
         return self._judge(packet, flow, case, known)
 
     def _judge(self, packet: Packet, flow: Flow, case: _Case, known: tuple[Any, ...]) -> Verdict | None:
@@ -257,11 +258,16 @@ class Policy(PacketElement[PolicyOptions]):
         if data := packet.data:
             case.packets += 1
             case.size += len(data)
+        elif known == case.open:
+            # A packet without payload adds nothing.
+            flow.undecided = True
+            return self._answer(packet, options.undecided, "undecided")
         patient = facts.get("dpi", "undecided") == "undecided" and not case.decided
         patient = patient and case.packets <= options.within and case.size <= options.within_bytes
         action, label, is_open = _outcome(case.candidates, facts, patient, self._default, options.conflict)
         if is_open:
             flow.undecided = True
+            case.open = known
             return self._answer(packet, options.undecided, "undecided")
         flow.undecided = False
         before = case.action, case.label
