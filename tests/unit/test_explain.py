@@ -71,6 +71,12 @@ def test_a_name_that_a_rule_allows_and_a_network(config: Path, capsys: pytest.Ca
     assert "At first: accept (allow: undecided)" in lines or "At first: accept (allow: rule 2)" in lines
 
 
+def test_on_another_port_a_name_is_what_the_rules_ask_for(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.write_text(CONFIG.replace("tls_sni", "http_host").replace("tcp_ports = [443]", "tcp_ports = [8080]"))
+    lines = told(config, capsys, "tcp", "192.0.2.9:8080", "api.stripe.com")
+    assert "By name:  accept (allow: rule 1 (stripe))" in lines
+
+
 def test_a_packet_that_no_rule_takes(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told(config, capsys, "udp", "192.0.2.9:5005", uid=8) == [
         "udp 192.0.2.1:40000 -> 192.0.2.9:5005, hook output",

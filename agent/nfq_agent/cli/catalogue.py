@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from nfq_agent.cli.show import note
+from nfq_agent.cli.show import note, prose
 from nfq_agent.config.file import DEFAULT_PATH
 from nfq_agent.elements import GROUP, PACKET_ELEMENTS, STREAM_ELEMENTS, ElementError, look_in, packet_element, stream_element
 
@@ -26,8 +26,9 @@ def elements(name: str | None) -> int:
         _one(name)
         return 0
     for kind, cls in _all():
-        note(f"{kind:<12} {textwrap.shorten(_first_line(cls), _width() - 13, placeholder=' ...')}")
-    note("\n`nfq-agent elements NAME` shows the options of one; `new-element NAME` writes one of your own.")
+        prose(f"{kind:<12} {_first_line(cls)}", 13)
+    note("")
+    prose("`nfq-agent elements NAME` shows the options of one; `new-element NAME` writes one of your own.")
     return 0
 
 

@@ -6,7 +6,7 @@ Needs no root and no running agent; it asks the policy itself, and looks at noth
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -75,12 +75,11 @@ class Question:
             return udp(self.source, self.destination, data, **shown)
         return tcp(self.source, self.destination, data, flags="PA" if data else "S", **shown)
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What `dpi` would find out."""
-        if not self.name:
-            return {"dpi": "gave-up"}
-        protocol, fact = _NAMES.get((self.protocol, self.dport), ("tls", "tls_sni"))
+    def facts(self, asked: Iterable[str]) -> dict[str, Any]:
+        """What `dpi` would find. asked: the facts that the rules ask for; they decide on a port without a meaning."""
+        protocol, fact = _NAMES.get((self.protocol, self.dport)) or next(
+            (each for each in _NAMES.values() if each[1] in asked and self.dport != 443), ("tls", "tls_sni")
+        )
         value: Any = (self.name,) if fact == "dns_name" else self.name
         return {"dpi": "decided", "protocol": protocol, fact: value}
 
@@ -170,7 +169,8 @@ def _judge(config: Config, queue: QueueConfig, question: Question) -> None:
         if not finds:
             note("          no dpi in the chain: the name is never found")
         else:
-            flow.facts.update(question.facts)
+            wanted = {fact for each in policies for fact in Policy.facts_of(each.options)}
+            flow.facts.update(question.facts(wanted))
             verdict, by = _decide(policies, question.packet(b"data"), flow)
             note(f"By name:  {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
     for asked in policies:
@@ -196,7 +196,7 @@ class _Asked:
         self.rule = ""
         options = spec.options.model_copy(update={"explain": True})
         self.element = Policy(spec.name, options, self._emit)
-        self._options = spec.options
+        self.options: Any = spec.options
 
     def _emit(self, message: str, level: str = "info", **fields: Any) -> None:
         del message, level
@@ -205,7 +205,7 @@ class _Asked:
     def nearest(self, packet: Packet, flow: Flow) -> Iterator[str]:
         """The rules that did not match, with what they miss; the nearest first."""
         misses = []
-        for number, rule in enumerate(self._options.rule, 1):
+        for number, rule in enumerate(self.options.rule, 1):
             if missing := list(_unmet(rule, packet, flow)):
                 misses.append((len(missing), number, rule.name, missing))
         for _, number, name, missing in sorted(misses, key=lambda each: each[:2])[:_SHOWN]:

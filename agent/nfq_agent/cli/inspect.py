@@ -17,7 +17,7 @@ def check(flags: Flags) -> int:
     log_settings(loaded.log)
     show.note(f"{flags.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else 'the baseline')}: valid")
     for line in warnings(loaded):
-        show.note(f"warning: {line}")
+        show.prose(f"warning: {line}", 9)
     return 0
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +27,12 @@ _WIDTH: Final = 80
 def note(text: str) -> None:
     """A line that tells, on standard output."""
     print(text, flush=True)
+
+
+def prose(text: str, indent: int = 0) -> None:
+    """Sentences, wrapped between words where the terminal is narrower. indent: of the lines after the first."""
+    width = shutil.get_terminal_size((0, 0)).columns if sys.stdout.isatty() or "COLUMNS" in os.environ else 0
+    note(textwrap.fill(text, width, subsequent_indent=" " * indent, break_on_hyphens=False) if width else text)
 
 
 def json_object(value: Mapping[str, Any]) -> None:
@@ -67,7 +76,7 @@ def plan(instance: str, backend: str, changes: Mapping[Family, Changes], besides
         note(f"# Plan for instance {instance}, {backend} backend. Nothing is written.")
         _print_changes(changes)
     else:
-        note(f"Nothing to do: the kernel has the rules of instance {instance} as configured ({backend} backend).")
+        prose(f"Nothing to do: the kernel has the rules of instance {instance} as configured ({backend} backend).")
     for line in besides if changes else ():
         note(f"# besides: {line}")
 
