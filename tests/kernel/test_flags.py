@@ -41,6 +41,8 @@ def test_the_level_debug_logs_each_packet(netns: Namespace, tmp_path: Path) -> N
     netns.shell("timeout 1 nc -z 127.0.0.1 11000 || true")
     until(lambda: "-> 127.0.0.1:11000" in agent.log, "the packet's line")
     assert agent.stop() == 0
+    steps = ("is locked", "workers answer", "rules are in and verified", "removing the rules", "ending the workers")
+    assert [step for step in steps if step not in agent.log] == []
 
 
 def test_remove_works_with_a_broken_configuration(netns: Namespace, tmp_path: Path) -> None:

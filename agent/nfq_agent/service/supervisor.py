@@ -88,6 +88,7 @@ class Supervisor:
         if not system.may_change_rules():
             raise WorkerError("CAP_NET_ADMIN is missing: without it no queue and no rule can be made; start as root")
         self._lock = system.lock(agent.instance)
+        self._log(f"start: instance {agent.instance} is locked", "debug")
         self._user, made = system.ensure_user(agent.user)
         if made:
             self._log(f"made the system user {agent.user} (uid {self._user.uid})")
@@ -97,6 +98,7 @@ class Supervisor:
             self._log(rules.host.notice, "warning")
         self._config = system.advance(self._config)
         self._crew.add(self._workers_of(self._config))
+        self._log(f"start: workers answer: {self._what()}", "debug")
         if self._stop_asked:
             return
         ruleset = self._drift.ruleset = plan(self._config, self._user.uid, rules.host.lists)
@@ -106,6 +108,7 @@ class Supervisor:
         if marks := routing.wanted(self._config):
             system.route(agent.instance, marks)
         state = states(rules.apply(ruleset))
+        self._log("start: rules are in and verified", "debug")
         self._log_held_chains(state)
         self._meter.start(listing(state))
         self._server = system.listen(agent.instance)
@@ -145,6 +148,7 @@ class Supervisor:
         failed: rules of queues with `bypass = false` stay, and block their traffic.
         """
         self._service.stopping()
+        self._log("stop: removing the rules", "debug")
         clean = True
         if self._may_have_rules and self._rules is not None:
             if self._lock_seconds is not None:
@@ -154,6 +158,7 @@ class Supervisor:
             except RuleError as error:
                 clean = False
                 self._log(f"rules could not be removed: {error}; run `nfq-agent remove`", "error")
+        self._log("stop: ending the workers once their queues are empty", "debug")
         self._crew.retire(self._crew.workers)
         self._crew.wait_for_leaving()
         if self._rules is not None:
