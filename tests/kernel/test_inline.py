@@ -118,6 +118,23 @@ def test_a_reject_needs_no_address_of_the_host(netns: Namespace, tmp_path: Path)
     assert agent.stop() == 0
 
 
+@pytest.mark.parametrize("elements", ['"ports"', ""])
+def test_what_needs_no_look_into_packets_is_counted_too(netns: Namespace, tmp_path: Path, elements: str) -> None:
+    first, second = bridged(netns)
+    second.serve()
+    ports = (
+        '[element.ports]\ntype = "policy"\ndefault = "accept"\nrule = [ { action = "drop", dst = ["10.5.0.2"], dport = 8080 } ]'
+    )
+    agent = Agent(netns, tmp_path, config(elements, more="\n" + ports)).ready()
+    assert first.get("10.5.0.2", seconds=1.5) == ("000" if elements else "200")
+    assert first.get("fd05::2") == "200"
+    inline = inline_of(agent)
+    assert inline["up"] == inline["judged"] > 5
+    assert (inline["dropped"] > 0) is bool(elements)
+    assert (inline["errors"], inline["lost"]) == (0, 0)
+    assert agent.stop() == 0
+
+
 def test_monitor_mode_lets_pass(netns: Namespace, tmp_path: Path) -> None:
     first, second = bridged(netns)
     second.serve()

@@ -264,8 +264,7 @@ class Inline:
         count = self._receive(budget)
         self._last += count
         if count:
-            self._lost += self._frames.send(bytes((verdict.outcome is not Action.DROP,)) * count)
-            self._finish_turn()
+            self._sort({}, lambda _number, _key: verdict)
         return count
 
     def skim_each(self, verdict: Verdict, budget: int) -> int:
@@ -287,16 +286,25 @@ class Inline:
         if not count:
             return 0, []
         self._last += count
-        runs: list[tuple[Verdict, int]] = []
 
         def ask(number: int, key: bytes | None) -> Verdict:
             packet = self._packet(number)
             assert packet is not None
             return decide(packet, key)
 
-        self._lost += self._frames.send(self._frames.sort(known, ask, runs))
+        runs = self._sort(known, ask)
+        return sum(number for _, number, _ in runs), [(self._last, number, verdict) for verdict, number, _ in runs]
+
+    def _sort(
+        self, known: dict[bytes, Verdict], decide: Callable[[int, bytes | None], Verdict]
+    ) -> list[tuple[Verdict, int, int]]:
+        """Answer this turn's frames; the runs of equal verdicts at one interface."""
+        runs: list[tuple[Verdict, int, int]] = []
+        self._lost += self._frames.send(self._frames.sort(known, decide, runs))
+        for verdict, number, interface in runs:
+            self._count(interface, verdict, number)
         self._finish_turn()
-        return sum(number for _, number in runs), [(self._last, number, verdict) for verdict, number in runs]
+        return runs
 
     def answer_lost(self, below: int, verdict: Verdict) -> None:
         """What a worker had taken when it died is lost; its credits come back."""

@@ -430,11 +430,11 @@ cdef class Frames:
     def sort(self, dict known, decide, list runs):
         """Look the verdicts of this turn's frames up as `Ring.sort` does; for each frame 1 where it goes on, as bytes.
 
-        decide(number, key or None): the verdict on one that is not in `known`.
+        decide(number, key or None): the verdict on one that is not in `known`. A run is one interface's: its index comes third.
         """
         cdef Found found
         cdef uint8_t key[LONGEST_KEY]
-        cdef uint32_t interface
+        cdef uint32_t interface, of_interface = 0
         cdef PyObject *there
         cdef size_t length
         cdef int number
@@ -450,24 +450,25 @@ cdef class Frames:
             length = five_tuple(found.packet, found.copied, key + PLACE)
             named = None
             there = NULL
+            interface = self.marks[number] & 0x7FFFFFFF
             if length:
-                interface = self.marks[number] & 0x7FFFFFFF
                 memset(key, 0, PLACE)
                 key[0] = POSTROUTING if found.flags & 1 else PREROUTING
                 memcpy(key + (5 if found.flags & 1 else 1), &interface, 4)
                 named = PyBytes_FromStringAndSize(<char *>key, PLACE + length)
                 there = PyDict_GetItem(known, named)
             verdict = decide(number, named) if there == NULL else <object>there
-            if verdict is not current:
+            if verdict is not current or interface != of_interface:
                 if of_run:
-                    runs.append((current, of_run))
+                    runs.append((current, of_run, of_interface))
                 current = verdict
+                of_interface = interface
                 of_run = 0
                 goes_on = verdict.outcome != 0
             of_run += 1
             going[number] = goes_on
         if of_run:
-            runs.append((current, of_run))
+            runs.append((current, of_run, of_interface))
         return going
 
     def send(self, going not None):
