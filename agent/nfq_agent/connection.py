@@ -18,8 +18,8 @@ class Way(IntEnum):
 class Connection:
     """What elements know of one connection.
 
-    id: unique among all connections of all proxies of the host. client, original: address and port of who connected and of
-    where that was meant to go (None where nobody knows). upstream: where it goes. opened, now: seconds on one monotonic
+    id: unique among all connections of all proxies of the host. client, original: address and port of the client and of
+    the original destination (None where that is not known). upstream: where it goes. opened, now: seconds on one monotonic
     clock. requested, responded: bytes that came from each side. facts: what elements found out and share ("tls_sni").
     state: what an element keeps for itself, by the element. reason: why it was closed, empty for an orderly end.
     """

@@ -1,7 +1,7 @@
 """A stream without its sockets: events come in, what to send and to close goes out. No I/O, no clock, no log.
 
 A connection has two ways: requests run from the client through the elements in forward order, responses come back through
-them in reverse. Elements see chunks; where one ends and the next begins is promised to nobody.
+them in reverse. Elements see chunks, and must not rely on where one ends and the next begins.
 """
 
 from __future__ import annotations

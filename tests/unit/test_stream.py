@@ -553,7 +553,7 @@ class TestStreamLog:
         (opened, fields), (closed, _) = log.emit
         assert opened == "connection c-1: 192.0.2.7:40000 -> 192.0.2.1:80"
         assert fields["connection"] == "c-1"
-        assert closed == "connection c-1: 192.0.2.7:40000 -> 192.0.2.1:80: ended after 1.500 s, 3 bytes there, 70 back"
+        assert closed == "connection c-1: 192.0.2.7:40000 -> 192.0.2.1:80: ended after 1.500 s, 3 bytes sent, 70 received"
 
     def test_chunks(self) -> None:
         log = element("stream-log", chunks=True)

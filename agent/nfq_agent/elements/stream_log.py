@@ -19,7 +19,7 @@ class StreamLog(StreamElement[StreamLogOptions]):
     def __init__(self, name: str, options: StreamLogOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         if not options.chunks:
-            # Nobody to ask: the bytes take the short way.
+            # No element asks: the bytes go past the elements.
             self.asks = frozenset()
 
     def opened(self, connection: Connection) -> None:
@@ -41,7 +41,7 @@ class StreamLog(StreamElement[StreamLogOptions]):
         seconds = connection.now - connection.opened
         self.emit(
             f"connection {connection.id}: {_route(connection)}: {connection.reason or 'ended'} after {seconds:.3f} s, "
-            f"{connection.requested} bytes there, {connection.responded} back",
+            f"{connection.requested} bytes sent, {connection.responded} received",
             event="closed",
             reason=connection.reason,
             seconds=round(seconds, 6),

@@ -1,4 +1,4 @@
-"""Two connected sockets, and the bytes between them: past the stream where nobody looks, through it where elements do.
+"""Two connected sockets, and the bytes between them: past the stream where no element looks, through it where one does.
 
 Non-blocking and edge-triggered: `turn` is told what epoll saw and moves what can be moved. It never waits, keeps no more
 than a bounded number of bytes, and closes nothing but its own two sockets. Source: epoll(7), tcp(7).
@@ -17,7 +17,7 @@ from typing import Final
 from nfq_agent.host.sockets import reset_on_close
 from nfq_agent.stream import Close, Connection, End, Failed, Output, Send, Stream, Way
 
-# One read of a way that nobody looks at; what does not fit into the other socket at once is the most that is kept of it.
+# One read of a way that no element looks at. What does not fit into the other socket at once is kept: at most one read.
 READ: Final = 256 * 1024
 # One read of a way that elements look at.
 READ_ELEMENTS: Final = 64 * 1024
@@ -128,7 +128,7 @@ class Pair:
             again = self.pump(half.peer, buffer, now)
         if half.readable:
             again = self.pump(half, buffer, now) or again
-        # Reset by the peer: what could still be read has been, and nobody takes the rest.
+        # Reset by the peer: what could be read has been read, and the peer takes nothing more.
         if mask & _ERROR and self.over is None:
             self.over = f"reset: {failure(half.sock) or 'by the peer'}"
         return again and self.over is None
@@ -200,7 +200,7 @@ class Pair:
                     self.failures.append(output)
 
     def close(self) -> None:
-        """Close both sockets: with FIN after an orderly end, else with RST, so that nobody takes a part for the whole."""
+        """Close both sockets: with FIN after an orderly end, else with RST, so that no truncated stream looks complete."""
         for half in (self.client, self.upstream):
             if self.over:
                 with contextlib.suppress(OSError):
