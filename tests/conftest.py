@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 from namespace import Namespace, join
+from tutorial import write_tutorial
 
 # How long one example takes depends on what else the machine does; pytest-timeout ends what hangs.
 hypothesis.settings.register_profile("nfq-agent", deadline=None)
@@ -32,6 +34,13 @@ def pair() -> Iterator[tuple[Namespace, Namespace]]:
     with Namespace() as first, Namespace() as second:
         join(first, second)
         yield first, second
+
+
+@pytest.fixture
+def tutorial(tmp_path: Path) -> Path:
+    """The folder of a reader who has followed the tutorial of docs/elements.md."""
+    write_tutorial(tmp_path)
+    return tmp_path
 
 
 @pytest.hookimpl(optionalhook=True)

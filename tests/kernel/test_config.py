@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import pwd
 import re
 from pathlib import Path
 
 import pytest
 from agent import COMMAND, saved
-from hypothesis import given
-from hypothesis import strategies as st
 from namespace import Namespace
 
-from nfq_agent.config.file import BASELINE, load
-from nfq_agent.config.models import Config, ConfigError
-
-CONFIGS = Path(__file__).parent.parent / "configs"
 VERBS = ("check", "plan", "apply", "run")
 QUEUE = "[queue.q]\nnum = 1\n"
 RULE = '[rules.r]\nqueue = "q"\n'
@@ -73,62 +66,6 @@ BAD = [
     ),
     ("not-toml", "[queue.q\nnum = 1\n", "not TOML", "line 1, column 9", "TOML"),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.toml")))
-def test_every_shared_configuration_is_good(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = pwd.getpwnam("root")
-    # egress-policy names a user of its own; which host has it is not the file's matter.
-    monkeypatch.setattr(pwd, "getpwnam", lambda _: root)
-    load(CONFIGS / name)
-
-
-def test_without_a_file_the_baseline_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nfq_agent.config.file.DEFAULT_PATH", tmp_path / "nfq-agent.toml")
-    assert load() == Config.model_validate(BASELINE)
-    assert load(CONFIGS / "baseline.toml").model_dump() == load().model_dump() | {
-        "agent": load().agent.model_dump(),
-        # Written out in full there, and the same as the default.
-        "rules": {"app": load(CONFIGS / "baseline.toml").rules["app"].model_dump()},
-    }
-
-
-def test_drop_ins_are_merged_in_name_order(tmp_path: Path) -> None:
-    (tmp_path / "conf.d").mkdir()
-    (tmp_path / "main.toml").write_text(QUEUE + RULE + "tcp_ports = [1]\n")
-    (tmp_path / "conf.d" / "20.toml").write_text("[queue.q]\nnum = 20\n")
-    (tmp_path / "conf.d" / "10.toml").write_text('[queue.q]\nnum = 10\ndefault = "drop"\n')
-    (tmp_path / "conf.d" / "notes.txt").write_text("not ours")
-    config = load(tmp_path / "main.toml")
-    assert (config.queue["q"].num, config.queue["q"].default) == (20, "drop")
-    (tmp_path / "conf.d" / "30.toml").write_text("[queue.q]\nnum = 70000\n")
-    with pytest.raises(ConfigError, match=r"30\.toml: queue\.q\.num"):
-        load(tmp_path / "main.toml")
-
-
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3)))
-def test_no_value_of_any_key_breaks_the_check(value: object) -> None:
-    for table, model in (("queue", "q"), ("rules", "r"), ("proxy", "p"), ("agent", None), ("log", None)):
-        fields = Config.model_fields[table].annotation
-        for key in (
-            "num",
-            "elements",
-            "hooks",
-            "tcp_ports",
-            "listen",
-            "instance",
-            "level",
-            "balance",
-            "copy",
-            "owner",
-            str(fields),
-        ):
-            inner = {key: value}
-            merged = {table: {model: inner} if model else inner}
-            try:
-                Config.model_validate(merged)
-            except ValueError:
-                continue
 
 
 def check(folder: Path, text: str, verb: str = "check", namespace: Namespace | None = None) -> tuple[int, str]:

@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 from agent import Agent
 from namespace import Namespace
-from pydantic import ValidationError
 
-from nfq_agent.element import Needs
-from nfq_agent.elements.pcap import Pcap, PcapOptions
 from nfq_agent.packet import Hook, Packet
 from nfq_agent.testing import Bench, icmp, tcp, udp
 
@@ -102,33 +99,6 @@ def test_a_folder_that_is_not_there_costs_packets_and_is_said(tmp_path: Path) ->
     assert chain.lines[-1] == "pcap: 100 packets are not in the files"
     (path,) = folder.glob("*.pcapng")
     assert read(path, "tcp.dstport") == [("80",)]
-
-
-def test_a_full_disk_costs_packets_and_no_verdict() -> None:
-    said: list[str] = []
-    pcap = Pcap("pcap", PcapOptions(directory="/nowhere"), lambda message, **_: said.append(message))
-    pcap._file = open("/dev/full", "wb")  # noqa: SIM115,SLF001  # a full disk; the element closes it
-    packet = tcp("192.0.2.1:40000", "192.0.2.2:80", bytes(1000), time=1000.0)
-    pcap.judged(packet, None, Bench("log").decide(packet))
-    assert said == ["pcap: /nowhere: can't write: No space left on device; 1 packets missed; next try in 10 s"]
-
-
-def test_it_needs_what_it_keeps() -> None:
-    assert Pcap.needs_of(PcapOptions(directory="/x", snap=128)) is Needs.HEADERS
-    assert Pcap.needs_of(PcapOptions(directory="/x")) is Needs.PAYLOAD
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"directory": "here"}, "allowed: a path that begins with /"),
-        ({"directory": "/x", "name": "a/b"}, "is no name for files"),
-        ({"directory": "/x", "size": "10"}, "is not a valid size; allowed: a number of bytes"),
-    ],
-)
-def test_what_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        PcapOptions(**options)
 
 
 @pytest.mark.kernel

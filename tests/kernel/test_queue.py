@@ -528,23 +528,6 @@ def test_calls_out_of_order_are_errors(netns: Namespace) -> None:
     netns.call(inside)
 
 
-def test_arguments_are_checked() -> None:
-    for bad in (
-        {"number": 70000},
-        {"number": -1},
-        {"family": "ipx"},
-        {"copy_range": 0},
-        {"copy_range": 65536},
-        {"max_len": 0},
-        {"on_unanswered": RETAIN},
-        {"on_unanswered": Verdict(Action.ACCEPT, mark=1)},
-    ):
-        with pytest.raises(ValueError, match=r"."):
-            Queue(**{"number": 1, **bad})  # type: ignore[arg-type]  # that is the mistake
-    with pytest.raises(ValueError, match="loses every packet"):
-        Queue(1, copy="none")  # type: ignore[arg-type]  # that is the mistake
-
-
 def test_a_number_that_somebody_has_is_busy(netns: Namespace) -> None:
     def inside() -> None:
         with Queue(NUMBER) as first:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import re
-import select
-import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
-import types
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,6 @@ from rule_texts import baseline, many, ours, rules
 from traffic import send
 
 from nfq_agent.host.nftables.owned import OwnedHost
-from nfq_agent.host.one_shot import OneShotError, one_shot
 from nfq_agent.host.xtables import kernel, legacy, python_iptables
 from nfq_agent.host.xtables.backend import RuleHost, choose
 from nfq_agent.host.xtables.kernel import Tables
@@ -207,27 +202,6 @@ def test_a_rule_that_moved_unnoticed_is_not_mistaken_for_ours(netns: Namespace, 
     lines = saved(netns)
     assert ours(lines) == []
     assert [line for line in lines if "--dport 9 -j ACCEPT" in line] == ["[0:0] -A INPUT -p udp -m udp --dport 9 -j ACCEPT"]
-
-
-def test_the_longer_layout_of_libxtables_is_walked_in_its_own_steps() -> None:
-    """As Debian 13 has it, without Debian 13: an array of the longer entries."""
-    iptc = python_iptables.import_iptc()  # what python-iptables is given to do
-    real = sys.modules["iptc.xtables"]
-    longer: Any = type("Longer", (ctypes.Structure,), {"_fields_": (*real.xt_option_entry._fields_, ("base", ctypes.c_uint))})
-    table = (longer * 4)(longer(b"one", base=7), longer(b"two", id=2, flags=real.XTOPT_MAND), longer(b"three"))
-    there = types.SimpleNamespace(xtables=types.SimpleNamespace(xt_option_entry=real.xt_option_entry))
-    methods = {name: real.xtables.__dict__[name] for name in ("_option_lookup", "_options_fcheck")}
-    there.xtables.xtables = type("xtables", (), methods)
-    first = ctypes.cast(table, ctypes.POINTER(real.xt_option_entry))
-    walker = there.xtables.xtables()
-    if not python_iptables._new_layout():  # noqa: SLF001  # what python-iptables is given to do
-        python_iptables._mend(there)  # noqa: SLF001  # what python-iptables is given to do
-    assert walker._option_lookup(first, b"three").name == b"three"  # noqa: SLF001  # what python-iptables is given to do
-    assert walker._option_lookup(first, b"two").id == 2  # noqa: SLF001  # what python-iptables is given to do
-    assert walker._option_lookup(first, b"four") is None  # noqa: SLF001  # what python-iptables is given to do
-    walker._options_fcheck(b"name", 1 << 2, first)  # noqa: SLF001  # what python-iptables is given to do
-    with pytest.raises(iptc.errors.XTablesError, match="must be specified"):
-        walker._options_fcheck(b"name", 0, first)  # noqa: SLF001  # what python-iptables is given to do
 
 
 def counter(netns: Namespace, port: int) -> int:
@@ -420,68 +394,3 @@ def test_a_target_that_does_not_take_its_option_is_refused_before_anything_is_wr
     with pytest.raises(RuleError, match="would write"):
         netns.call(LegacyHost("a").apply, "inet", wrong)
     assert saved(netns) == []
-
-
-def test_python_iptables_is_imported_without_starting_anything() -> None:
-    """Left alone it runs ldconfig, the compiler and modprobe, for 0.1 to 0.2 s."""
-    program = f"""
-import sys; sys.path[:0] = {sys.path!r}
-from nfq_agent.host.xtables import python_iptables
-def refuse(event, arguments):
-    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system") and "modprobe" not in str(arguments):
-        raise SystemExit(f"{{event}} {{arguments}}")
-sys.addaudithook(refuse)
-python_iptables.import_iptc()
-print(sys.modules["iptc.xtables"]._xtables_libdir)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert os.path.exists(os.path.join(done.stdout.strip(), "libxt_NFQUEUE.so"))
-
-
-def test_a_one_shot_answers_raises_and_is_bounded() -> None:
-    assert one_shot(lambda first, second: first + second, 1, 2) == 3
-    with pytest.raises(RuleError, match="no"):
-        one_shot(_fail)
-    with pytest.raises(OneShotError, match="SIGKILL"):
-        one_shot(_kill_myself)
-    with pytest.raises(OneShotError, match="SIGALRM"):
-        one_shot(time.sleep, 30, seconds=1)
-
-
-def _fail() -> None:
-    raise RuleError("no")
-
-
-def _kill_myself() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_one_shot_dies_with_its_caller(tmp_path: Path) -> None:
-    """Or rules would go in after whoever asked for them was killed, and after `remove`."""
-    file = tmp_path / "pid"
-
-    def wait() -> None:
-        file.write_text(str(os.getpid()))
-        time.sleep(30)
-
-    caller = os.fork()
-    if caller == 0:
-        one_shot(wait)
-        os._exit(0)
-    deadline = time.monotonic() + 10
-    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    pidfd = os.pidfd_open(int(file.read_text()))
-    os.kill(caller, signal.SIGKILL)
-    os.waitpid(caller, 0)
-    assert select.select([pidfd], [], [], 10)[0]
-    os.close(pidfd)
-
-
-def test_a_one_shot_is_finished_though_the_caller_is_told_to_stop() -> None:
-    def signalled() -> str:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        return "finished"
-
-    assert one_shot(signalled) == "finished"

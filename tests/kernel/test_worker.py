@@ -18,7 +18,7 @@ from namespace import Namespace
 from queued import NUMBER, PORT, Wire, passed, queue_rule, until
 
 from nfq_agent import ACCEPT, DROP, RETAIN, Needs, Packet, PacketElement, Verdict
-from nfq_agent.counters import Counters, Slots
+from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
@@ -198,24 +198,6 @@ class Killer(PacketElement):
 def counted(counters: Counters, **wanted: int) -> bool:
     snapshot = counters.snapshot()
     return all(snapshot[name] == value for name, value in wanted.items())
-
-
-def test_counters_are_shared_with_a_child_and_have_their_names() -> None:
-    counters = Counters()
-    child = os.fork()
-    if child == 0:
-        counters.received += 5
-        counters.last_id = 2**64 - 1
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert counters.received == 5
-    assert counters.snapshot()["last_id"] == 2**64 - 1
-    assert counters.snapshot()["accepted"] == 0
-    slots = Slots(["one", "two"])
-    slots.set("two", 7)
-    assert slots.snapshot() == {"one": 0, "two": 7}
-    with pytest.raises(KeyError):
-        slots.set("three", 1)
 
 
 @pytest.mark.parametrize("copy_range", [128, 65535])

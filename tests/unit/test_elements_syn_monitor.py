@@ -9,6 +9,7 @@ import tracemalloc
 import pytest
 from pydantic import ValidationError
 
+from nfq_agent.elements.syn_monitor import SynMonitorOptions
 from nfq_agent.packet import Packet
 from nfq_agent.testing import Bench, tcp, udp
 
@@ -85,27 +86,61 @@ def test_one_source_takes_nothing_from_another() -> None:
     assert len(bench.lines) == 3
 
 
-def test_ten_thousand_sources_and_more_in_ten_megabytes() -> None:
-    first = int(ipaddress.ip_address("2001:db8::"))
-    packets = (
-        syn(f"[{ipaddress.ip_address(first + (number << 16))}]:40000", "[2001:db8::1]:22", number, 1000 + number / 1000)
-        for number in range(25_000)
-    )
-    bench = Bench("syn-monitor", per_source="5/s")
-    lines = 0
+def of_source(number: int, seq: int = 1, time: float = 1000.0) -> Packet:
+    """A SYN of one of many sources."""
+    source = ipaddress.ip_address(int(ipaddress.ip_address("2001:db8::")) + (number << 16))
+    return syn(f"[{source}]:40000", "[2001:db8::1]:22", seq, time)
+
+
+def test_ten_thousand_sources_are_remembered_in_ten_megabytes() -> None:
+    assert SynMonitorOptions().memory >= 10_000
+    remembered = 1000
+    bench = Bench("syn-monitor", per_source="5/s", memory=remembered)
+
+    def flood(first: int, count: int) -> int:
+        """Bytes in use after SYNs of so many new sources; each has its line."""
+        for number in range(first, first + count):
+            bench.decide(of_source(number))
+            assert len(bench.said) == 1
+            bench.said.clear()
+        return tracemalloc.get_traced_memory()[0]
+
     tracemalloc.start()
     try:
-        for number, packet in enumerate(packets):
-            bench.decide(packet)
-            lines += len(bench.said)
-            bench.said.clear()
-            if number == 10_000:
-                assert lines == 10_001
-        _, peak = tracemalloc.get_traced_memory()
+        before = flood(0, 1)
+        full = flood(1, remembered - 1)
+        later = flood(remembered, 3 * remembered)
     finally:
         tracemalloc.stop()
-    assert lines == 25_000
-    assert peak < 10_000_000
+    assert (full - before) / remembered * SynMonitorOptions().memory < 10_000_000
+    # Three times as many more take the place of the first.
+    assert later - full < (full - before) / 2
+
+
+@pytest.mark.parametrize("memory", [1, 7, 100])
+def test_the_connection_seen_longest_ago_is_forgotten_first(memory: int) -> None:
+    bench = Bench("syn-monitor", memory=memory)
+    for number in range(memory):
+        bench.decide(of_source(number))
+    bench.decide(of_source(0))
+    assert len(bench.lines) == memory, "the first is remembered while there is room"
+    bench.decide(of_source(memory))
+    bench.decide(of_source(0))
+    assert len(bench.lines) == memory + 2, "the first was forgotten for one more"
+
+
+@pytest.mark.parametrize("memory", [1, 7, 100])
+def test_the_source_seen_longest_ago_is_forgotten_first(memory: int) -> None:
+    bench = Bench("syn-monitor", per_source="1/h", memory=memory)
+    for number in range(memory):
+        bench.decide(of_source(number))
+    bench.decide(of_source(0, seq=2))
+    assert len(bench.lines) == memory, "the first is limited while there is room"
+    # As many others as are remembered: each has a line, and the first has another one then.
+    for number in range(1, memory + 1):
+        bench.decide(of_source(memory + number))
+    bench.decide(of_source(0, seq=3))
+    assert len(bench.lines) == memory + memory + 1, "the first was forgotten for the others"
 
 
 def test_a_clock_that_is_set_back_silences_nobody() -> None:

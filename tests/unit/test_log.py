@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_agent.log import Event, as_json, console, journal
+from nfq_agent.log import Event, Log, as_json, console, journal
 
 FIELDS = st.dictionaries(st.text(max_size=12), st.one_of(st.text(), st.integers(), st.none()), max_size=30)
 
@@ -49,3 +49,65 @@ def test_a_console_line_is_one_line_without_control_characters(message: str) -> 
 
 def test_the_journal_gets_a_text_with_a_newline_by_its_length() -> None:
     assert b"MESSAGE\n\x03\0\0\0\0\0\0\0a\nb\n" in journal(Event("info", "a\nb", 1.0))
+
+
+class Sink:
+    """Takes events while it is open, and keeps them."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self.taken: list[tuple[str, str, float]] = []
+
+    def __call__(self, event: Event) -> bool:
+        if self.open:
+            self.taken.append((event.level, event.message, event.time))
+        return self.open
+
+
+def test_lines_that_were_lost_are_counted_and_said_first() -> None:
+    sink = Sink()
+    log = Log(sink, "info", lambda: 5.0)
+    sink.open = False
+    for _ in range(3):
+        log("not taken")
+    log("below the level", level="debug")
+    assert (log.lost, sink.taken) == (3, [])
+    sink.open = True
+    log("taken", level="error")
+    assert log.lost == 0
+    assert sink.taken == [
+        ("warning", "3 log lines were lost: the log did not take them", 5.0),
+        ("error", "taken", 5.0),
+    ]
+    log("the next")
+    assert [message for _, message, _ in sink.taken][2:] == ["the next"]
+
+
+def test_a_count_that_was_not_taken_itself_is_kept() -> None:
+    answers = iter([False, False, True, True, True])
+    offered: list[str] = []
+
+    def write(event: Event) -> bool:
+        offered.append(event.message)
+        return next(answers)
+
+    log = Log(write, "info", lambda: 0.0)
+    log("one")
+    log("two")
+    assert log.lost == 1
+    log("three")
+    assert log.lost == 0
+    count = "1 log lines were lost: the log did not take them"
+    assert offered == ["one", count, "two", count, "three"]
+
+
+def test_what_becomes_another_log_says_there_what_it_said_here() -> None:
+    first, second = Sink(), Sink()
+    log = Log(first, "info", lambda: 0.0)
+    before = log.become(Log(second, "error", lambda: 0.0))
+    log("for nobody")
+    log("for the second", level="error")
+    before("for the first")
+    before("too fine", level="debug")
+    assert [message for _, message, _ in first.taken] == ["for the first"]
+    assert [message for _, message, _ in second.taken] == ["for the second"]
