@@ -14,6 +14,8 @@ LEVELS: Final[Mapping[str, int]] = {"debug": 7, "info": 6, "warning": 4, "error"
 _COLOURS: Final = {"debug": "\x1b[2m", "info": "", "warning": "\x1b[33m", "error": "\x1b[31m"}
 # A text that is not shortened further.
 _SHORT: Final = 64
+# What a JSON line keeps when it is shortened to the least.
+_LEAST: Final = frozenset(("time", "level", "message", "cut"))
 IDENTIFIER: Final = "nfq-agent"
 
 
@@ -46,7 +48,7 @@ def as_json(event: Event, most: int | None = None) -> bytes:
     line = json.dumps(record, default=str).encode() + b"\n"
     while most is not None and len(line) > most:
         longest = max(record, key=lambda name: len(json.dumps(record[name], default=str)))
-        if len(text := str(record[longest])) < _SHORT:
+        if len(text := str(record[longest])) < _SHORT and record.keys() - _LEAST:
             # Very many short fields: what the line is about stays.
             record = {"time": stamp, "level": event.level, "message": event.message}
         else:

@@ -34,6 +34,18 @@ def test_many_short_fields_are_left_out_before_the_message() -> None:
     assert record["cut"] is True
 
 
+def test_a_short_message_of_wide_characters_is_shortened_too() -> None:
+    """Each takes twelve bytes in JSON; shortening once went on for ever."""
+    record = json.loads(as_json(Event("info", "\N{GRINNING FACE}" * 63, 1.0, {"a": "b"}), 400))
+    assert set(record["message"]) == {"\N{GRINNING FACE}"}
+    assert record["cut"] is True
+
+
+def test_a_field_with_a_long_name_is_left_out() -> None:
+    record = json.loads(as_json(Event("info", "m", 1.0, {"a" * 500: None}), 400))
+    assert record == {"time": "1970-01-01T00:00:01.000000Z", "level": "info", "message": "m", "cut": True}
+
+
 def test_what_fits_is_not_cut() -> None:
     assert json.loads(as_json(Event("warning", "m", 1.0, {"a": "b"}), 4096)) == {
         "a": "b", "time": "1970-01-01T00:00:01.000000Z", "level": "warning", "message": "m",
@@ -103,11 +115,11 @@ def test_a_count_that_was_not_taken_itself_is_kept() -> None:
 
 def test_what_becomes_another_log_says_there_what_it_said_here() -> None:
     first, second = Sink(), Sink()
-    log = Log(first, "info", lambda: 0.0)
+    log = Log(first, "warning", lambda: 0.0)
     before = log.become(Log(second, "error", lambda: 0.0))
-    log("for nobody")
+    log("too low for the second", level="warning")
     log("for the second", level="error")
-    before("for the first")
-    before("too fine", level="debug")
+    before("for the first", level="warning")
+    before("too low for the first")
     assert [message for _, message, _ in first.taken] == ["for the first"]
     assert [message for _, message, _ in second.taken] == ["for the second"]
