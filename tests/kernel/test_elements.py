@@ -174,34 +174,3 @@ def test_one_that_eats_memory_costs_its_packet_or_its_worker(netns: Namespace, t
     until(lambda: agent.workers() not in ([], [pid], [None]), "another worker")
     assert until(lambda: wire.send("fine", 1) == "fine", "it serves")
     assert agent.stop() == 0
-<<<<<<< HEAD
-
-
-@pytest.mark.parametrize(
-    ("queue", "table", "expected"),
-    [
-        (
-            "",
-            'rule = [{ action = "drop", dprot = 1 }]',
-            "element.e.rule[1].dprot: unknown key (did you mean 'dport'?) (line 6); allowed: ",
-        ),
-        ("", "defalt = 1", "element.e.defalt: unknown key (did you mean 'default'?) (line 6); allowed: type, default, undecided"),
-        (
-            "",
-            'rule = [{ action = "drop", src = ["10.0.0.1/8"] }]',
-            "element.e.rule[1].src: '10.0.0.1/8' has bits set after its prefix (did you mean '10.0.0.0/8'?) (line 6); ",
-        ),
-        ('copy = "meta"', "", 'queue.q.copy: "meta" beside \'e\', which reads what is in a packet (line 3); allowed: "packet"'),
-    ],
-)
-def test_faults_are_said_in_plain_words(tmp_path: Path, queue: str, table: str, expected: str) -> None:
-    path = tmp_path / "c.toml"
-    path.write_text(
-        f'[queue.q]\nelements = ["e"]\n{queue}\n[element.e]\ntype = "policy"\n{table}\n[rules.r]\nqueue = "q"\ntcp_ports = [1]\n'
-    )
-    with pytest.raises(ConfigError) as caught:
-        load(path)
-    (fault,) = caught.value.faults
-    assert fault.startswith(f"{path}: {expected}")
-=======
->>>>>>> bb52c33 (tests: move what needs no kernel to unit/, and hold bounds and losses)

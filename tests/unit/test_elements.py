@@ -86,14 +86,18 @@ def test_code_that_anyone_may_change_is_refused(tutorial: Path) -> None:
 @pytest.mark.parametrize(
     ("queue", "table", "expected"),
     [
-        ("", 'rule = [{ action = "drop", dprot = 1 }]', "element.e.rule.dprot: unknown key (did you mean 'dport'?); allowed: "),
-        ("", "defalt = 1", "element.e.defalt: unknown key (did you mean 'default'?); allowed: type, default, undecided"),
+        (
+            "",
+            'rule = [{ action = "drop", dprot = 1 }]',
+            "element.e.rule[1].dprot: unknown key (did you mean 'dport'?) (line 6); allowed: ",
+        ),
+        ("", "defalt = 1", "element.e.defalt: unknown key (did you mean 'default'?) (line 6); allowed: type, default, undecided"),
         (
             "",
             'rule = [{ action = "drop", src = ["10.0.0.1/8"] }]',
-            "element.e.rule.src: '10.0.0.1/8' has bits set after its prefix (did you mean '10.0.0.0/8'?); allowed: an address",
+            "element.e.rule[1].src: '10.0.0.1/8' has bits set after its prefix (did you mean '10.0.0.0/8'?) (line 6); ",
         ),
-        ('copy = "meta"', "", 'queue.q.copy: "meta" beside \'e\', which reads what is in a packet; allowed: "packet"'),
+        ('copy = "meta"', "", 'queue.q.copy: "meta" beside \'e\', which reads what is in a packet (line 3); allowed: "packet"'),
     ],
 )
 def test_faults_are_said_in_plain_words(tmp_path: Path, queue: str, table: str, expected: str) -> None:
