@@ -70,7 +70,7 @@ def flood(namespace: Namespace, count: int, rate: int = 100_000, address: str = 
 
 def count_passed(namespace: Namespace) -> Callable[[], int]:
     """A rule behind ours (filter OUTPUT comes after mangle OUTPUT) that counts what passes; the function reads it."""
-    namespace.run("iptables-legacy", "-A", "OUTPUT", "-p", "udp", "--dport", "11000")
+    namespace.run("iptables-legacy", "-w", "-A", "OUTPUT", "-p", "udp", "--dport", "11000")
 
     def passed() -> int:
         (line,) = [
@@ -178,7 +178,7 @@ def test_a_stop_during_the_start_leaves_nothing(netns: Namespace, tmp_path: Path
 
 
 def test_not_one_change_of_somebody_else_is_lost(netns: Namespace, tmp_path: Path) -> None:
-    netns.run("iptables-legacy", "-t", "mangle", "-N", "theirs")
+    netns.run("iptables-legacy", "-w", "-t", "mangle", "-N", "theirs")
     # Each change is looked for after the next one, so that a revert between two of them is seen.
     script = """
     for n in $(seq 1 170); do
@@ -434,16 +434,16 @@ def test_a_user_that_exists_is_used_as_it_is(netns: Namespace, tmp_path: Path) -
 def test_rules_that_somebody_removed_come_back(netns: Namespace, tmp_path: Path) -> None:
     agent = Agent(netns, tmp_path, '[agent]\ndrift_check = "200ms"\n' + udp()).ready()
     mine = ours(netns)
-    netns.run("iptables-legacy", "-t", "mangle", "-D", "OUTPUT", "1")
+    netns.run("iptables-legacy", "-w", "-t", "mangle", "-D", "OUTPUT", "1")
     until(lambda: ours(netns) == mine, "the jump is back")
     until(lambda: agent.log.count("another program changed this agent's rules") == 1, "one line says so")
     assert "+ -A OUTPUT" in agent.log
-    netns.run("ip6tables-legacy", "-t", "mangle", "-F", "NFQA-default-OUTPUT")
+    netns.run("ip6tables-legacy", "-w", "-t", "mangle", "-F", "NFQA-default-OUTPUT")
     until(lambda: ours(netns) == mine, "the chain is full again")
     assert agent.status()["drift"]["repairs"] == 2
     # A rule of somebody else among ours goes; one beside ours stays.
-    netns.run("iptables-legacy", "-t", "mangle", "-I", "NFQA-default-OUTPUT", "-j", "ACCEPT")
-    netns.run("iptables-legacy", "-t", "mangle", "-I", "OUTPUT", "-p", "tcp", "--dport", "9")
+    netns.run("iptables-legacy", "-w", "-t", "mangle", "-I", "NFQA-default-OUTPUT", "-j", "ACCEPT")
+    netns.run("iptables-legacy", "-w", "-t", "mangle", "-I", "OUTPUT", "-p", "tcp", "--dport", "9")
     until(lambda: ours(netns) == mine, "the chain is ours alone")
     time.sleep(0.5)
     assert "-A OUTPUT -p tcp -m tcp --dport 9" in saved(netns)
@@ -732,7 +732,7 @@ def test_who_sits_on_the_xtables_lock_does_not_make_the_watchdog_bite(netns: Nam
             "/run/xtables.lock",
             "sh",
             "-c",
-            "XTABLES_LOCKFILE=/run/another iptables-legacy -t mangle -D OUTPUT 1; sleep 4",
+            "XTABLES_LOCKFILE=/run/another iptables-legacy -w -t mangle -D OUTPUT 1; sleep 4",
         )
         last = time.monotonic()
         longest = 0.0
@@ -850,7 +850,7 @@ def test_a_reload_that_takes_a_proxy_away_lets_its_connections_end(netns: Namesp
 
 def nat(namespace: Namespace) -> list[str]:
     """The rules of table nat, IPv4."""
-    return namespace.run("iptables-legacy", "-t", "nat", "-S").stdout.splitlines()
+    return namespace.run("iptables-legacy", "-w", "-t", "nat", "-S").stdout.splitlines()
 
 
 def test_a_connection_that_runs_when_a_proxy_starts_goes_on(netns: Namespace, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def check(folder: Path, text: str, verb: str = "check", namespace: Namespace | N
 @pytest.mark.kernel
 @pytest.mark.parametrize(("text", "key", "said", "allowed"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
 def test_bad_configuration_is_refused(netns: Namespace, tmp_path: Path, text: str, key: str, said: str, allowed: str) -> None:
-    netns.run("iptables-legacy", "-t", "mangle", "-A", "INPUT", "-j", "MARK", "--set-mark", "1")
+    netns.run("iptables-legacy", "-w", "-t", "mangle", "-A", "INPUT", "-j", "MARK", "--set-mark", "1")
     before, users = saved(netns), netns.run("cat", "/etc/passwd").stdout
     for verb in VERBS:
         code, errors = check(tmp_path, text, verb, netns)

@@ -146,7 +146,7 @@ class TestNeverALoop:
     def test_a_destination_that_nobody_knows(self, netns: Namespace, run: Run, target: str) -> None:
         """Without an entry in the connection table the kernel can't tell: the target takes it, or it is refused."""
         for chain in ("OUTPUT", "PREROUTING"):
-            netns.shell(f"iptables-legacy -t raw -A {chain} -p tcp -j CT --notrack")
+            netns.shell(f"iptables-legacy -w -t raw -A {chain} -p tcp -j CT --notrack")
         server(netns, "echo", port=9000)
         proxy = run(configuration(proxy=f'target = "{target}"'))
         if target:
@@ -157,14 +157,14 @@ class TestNeverALoop:
 
     def test_another_proxys_listener_is_our_own_too(self, netns: Namespace, run: Run) -> None:
         proxy = run(configuration(rest='[proxy.other]\nlisten = ["0.0.0.0:8085"]\n'))
-        netns.shell("iptables-legacy -t nat -I OUTPUT -p tcp --dport 8085 -j REDIRECT --to-ports 15002")
+        netns.shell("iptables-legacy -w -t nat -I OUTPUT -p tcp --dport 8085 -j REDIRECT --to-ports 15002")
         assert netns.call(how_it_ends, "127.0.0.1", 8085) == "ECONNRESET"
         assert "our own listener" in proxy.wait_for("refused")["message"]
 
     @pytest.mark.parametrize("processes", [1, 2])
     def test_a_rule_of_the_users_own_that_forgets_us(self, netns: Namespace, run: Run, processes: int) -> None:
         """The rule of a README, without an exclusion: our own connection comes back, and is refused at the second hop."""
-        netns.shell("iptables-legacy -t nat -A OUTPUT -p tcp --dport 9090 -j REDIRECT --to-ports 15002")
+        netns.shell("iptables-legacy -w -t nat -A OUTPUT -p tcp --dport 9090 -j REDIRECT --to-ports 15002")
         server(netns, "echo", port=9090)
         proxy = run(configuration(proxy=f"processes = {processes}"))
         assert netns.call(how_it_ends, "127.0.0.1", 9090, b"x") == "ECONNRESET"
@@ -470,7 +470,7 @@ class TestEnds:
         proxy.wait_count("failed_upstream", 1)
 
     def test_no_answer(self, netns: Namespace, run: Run) -> None:
-        netns.shell("iptables-legacy -A INPUT -p tcp --dport 8080 -j DROP")
+        netns.shell("iptables-legacy -w -A INPUT -p tcp --dport 8080 -j DROP")
         proxy = run(configuration(proxy='connect_timeout = "200ms"'))
         began = time.monotonic()
         assert netns.call(how_it_ends, "127.0.0.1", 8080) == "ECONNRESET"
@@ -482,7 +482,7 @@ class TestEnds:
         server(netns, "echo")
         server(netns, "source", port=8081)
         server(netns, "sink", port=8082)
-        netns.shell("iptables-legacy -A INPUT -p tcp --dport 8083 -j DROP")
+        netns.shell("iptables-legacy -w -A INPUT -p tcp --dport 8083 -j DROP")
         rest = '[element.delay]\nby = "5ms"\n' if elements else ""
         proxy = run(configuration(proxy=f'connect_timeout = "500ms"\n{elements}', rest=rest))
         base = descriptors(proxy.pids[0])

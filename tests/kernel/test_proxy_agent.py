@@ -430,8 +430,8 @@ def test_a_firewall_that_drops_what_is_redirected_is_named(
     """INPUT drops all but the server's own port, as ufw does; the line that the doctor names makes it work."""
     client, gateway, _ = routed
     server(gateway, "echo", "10.1.0.1")
-    gateway.shell("iptables-legacy -A INPUT -i lo -j ACCEPT; iptables-legacy -A INPUT -p tcp --dport 8080 -j ACCEPT")
-    gateway.shell("iptables-legacy -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT; iptables-legacy -P INPUT DROP")
+    gateway.shell("iptables-legacy -w -A INPUT -i lo -j ACCEPT; iptables-legacy -w -A INPUT -p tcp --dport 8080 -j ACCEPT")
+    gateway.shell("iptables-legacy -w -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT; iptables-legacy -w -P INPUT DROP")
     agent = Agent(gateway, tmp_path, configuration(hooks='"prerouting"')).ready()
 
     def knock() -> None:

@@ -216,7 +216,7 @@ def test_marks_and_repeated_packets(netns: Namespace, copy_range: int) -> None:
 def test_neighbours_with_the_same_mark_share_a_message(netns: Namespace) -> None:
     queue_rule(netns)
     for mark in (1, 2):
-        netns.shell(f"iptables-legacy -t mangle -A POSTROUTING -m mark --mark {mark} -p udp --dport {PORT}")
+        netns.shell(f"iptables-legacy -w -t mangle -A POSTROUTING -m mark --mark {mark} -p udp --dport {PORT}")
 
     def inside() -> None:
         wire = Wire()
@@ -232,7 +232,7 @@ def test_neighbours_with_the_same_mark_share_a_message(netns: Namespace) -> None
         wire.arrived(60)
 
     netns.call(inside)
-    listing = netns.shell("iptables-legacy -t mangle -nvxL POSTROUTING").splitlines()[2:]
+    listing = netns.shell("iptables-legacy -w -t mangle -nvxL POSTROUTING").splitlines()[2:]
     assert [int(line.split()[0]) for line in listing] == [40, 20]
 
 
@@ -647,7 +647,7 @@ def test_a_signal_that_raises_while_it_waits_comes_out(netns: Namespace) -> None
 
 def test_retained_packets_get_a_mark_another_round_or_another_queue(netns: Namespace) -> None:
     queue_rule(netns, match="-m mark ! --mark 9")
-    netns.shell(f"iptables-legacy -t mangle -A POSTROUTING -m mark --mark 9 -p udp --dport {PORT}")
+    netns.shell(f"iptables-legacy -w -t mangle -A POSTROUTING -m mark --mark 9 -p udp --dport {PORT}")
 
     def inside() -> None:
         wire = Wire()
@@ -670,14 +670,14 @@ def test_retained_packets_get_a_mark_another_round_or_another_queue(netns: Names
             assert first.unanswered == 0
 
     netns.call(inside)
-    listing = netns.shell("iptables-legacy -t mangle -nvxL POSTROUTING").splitlines()[2:]
+    listing = netns.shell("iptables-legacy -w -t mangle -nvxL POSTROUTING").splitlines()[2:]
     assert [int(line.split()[0]) for line in listing] == [2]
 
 
 def test_several_queues_in_one_loop(netns: Namespace) -> None:
     """Each port has its queue; one thread serves all by their descriptors, without `run`."""
     for number in range(4):
-        netns.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {PORT + number} -j NFQUEUE --queue-num {number}")
+        netns.shell(f"iptables-legacy -w -t mangle -A OUTPUT -p udp --dport {PORT + number} -j NFQUEUE --queue-num {number}")
 
     def inside() -> None:
         queues = {queue.fileno(): queue for queue in (Queue(number).open().bind() for number in range(4))}
@@ -901,7 +901,7 @@ def test_metadata_only(netns: Namespace) -> None:
 @RANGES
 def test_what_a_packet_says_of_itself(pair: tuple[Namespace, Namespace], copy_range: int) -> None:
     here, there = pair
-    here.shell(f"iptables-legacy -t mangle -A INPUT -p udp --dport {PORT} -j NFQUEUE --queue-num {NUMBER}")
+    here.shell(f"iptables-legacy -w -t mangle -A INPUT -p udp --dport {PORT} -j NFQUEUE --queue-num {NUMBER}")
     mac = there.shell("ip -o link show eth0").split("link/ether ")[1].split()[0]
 
     def inside() -> None:

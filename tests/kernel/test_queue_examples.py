@@ -21,7 +21,7 @@ def bound(netns: Namespace, number: int) -> bool:
 def test_the_syn_monitor(netns: Namespace) -> None:
     example = ROOT / "examples" / "syn_monitor.py"
     assert len(example.read_text().splitlines()) < 30
-    netns.shell("iptables-legacy -t raw -A PREROUTING -p tcp --syn -j NFQUEUE --queue-num 1 --queue-bypass")
+    netns.shell("iptables-legacy -w -t raw -A PREROUTING -p tcp --syn -j NFQUEUE --queue-num 1 --queue-bypass")
     monitor = netns.start(sys.executable, str(example), stdout=subprocess.PIPE, text=True)
     until(lambda: bound(netns, 1))
     netns.run(
@@ -37,7 +37,7 @@ def test_the_syn_monitor(netns: Namespace) -> None:
 
 
 def test_the_rewriter(netns: Namespace) -> None:
-    netns.shell("iptables-legacy -t mangle -A OUTPUT -p udp --dport 9999 -j NFQUEUE --queue-num 2")
+    netns.shell("iptables-legacy -w -t mangle -A OUTPUT -p udp --dport 9999 -j NFQUEUE --queue-num 2")
     rewriter = netns.start(sys.executable, str(ROOT / "examples" / "rewriter.py"), "cat", "kitten")
     until(lambda: bound(netns, 2))
     done = netns.run(

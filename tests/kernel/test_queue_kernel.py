@@ -400,7 +400,7 @@ def test_the_ports_of_a_bridge(netns: Namespace, copy_range: int) -> None:
             netns.run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(end.pid))
             netns.shell(f"ip link set {port} master br0; ip link set {port} up")
             end.shell(f"ip address add {address} dev eth0; ip link set eth0 up")
-        netns.shell(f"iptables-legacy -t mangle -A FORWARD -p udp --dport {PORT} -j NFQUEUE --queue-num {NUMBER}")
+        netns.shell(f"iptables-legacy -w -t mangle -A FORWARD -p udp --dport {PORT} -j NFQUEUE --queue-num {NUMBER}")
         shout = f"import socket; socket.socket(2, 2).sendto(b'over the bridge', ('10.9.0.2', {PORT}))"
 
         def inside() -> None:
@@ -442,7 +442,7 @@ def _bulk(here: Namespace, there: Namespace, size: int) -> None:
 @pytest.mark.parametrize("gso", [True, False])
 def test_offloaded_packets_come_whole_or_cut(pair: tuple[Namespace, Namespace], gso: bool) -> None:
     here, there = pair
-    here.shell(f"iptables-legacy -t mangle -A OUTPUT -p tcp --dport 5001 -j NFQUEUE --queue-num {NUMBER}")
+    here.shell(f"iptables-legacy -w -t mangle -A OUTPUT -p tcp --dport 5001 -j NFQUEUE --queue-num {NUMBER}")
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

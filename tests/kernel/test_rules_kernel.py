@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from namespace import Namespace
+from namespace import ROOT, Namespace
 from netfilterqueue import NetfilterQueue
 from rule_texts import baseline, many, ours, rules
 from traffic import send
@@ -167,7 +167,7 @@ def test_who_takes_no_lock_makes_us_read_again(netns: Namespace, monkeypatch: py
         state = read(session)
         if len(meddled) < 3:
             meddled.append(1)
-            command = ["iptables-legacy", "-t", "mangle", "-I", "INPUT", "-p", "udp", "-j", "ACCEPT"]
+            command = ["iptables-legacy", "-w", "-t", "mangle", "-I", "INPUT", "-p", "udp", "-j", "ACCEPT"]
             subprocess.run(command, check=True, env={**os.environ, "XTABLES_LOCKFILE": "/run/another.lock"})
         return state
 
@@ -193,7 +193,8 @@ def test_a_rule_that_moved_unnoticed_is_not_mistaken_for_ours(netns: Namespace, 
         state = read(session)
         if not meddled:
             meddled.append(1)
-            swap = "iptables-legacy -t mangle -D INPUT 2; iptables-legacy -t mangle -I INPUT 1 -p udp -m udp --dport 9 -j ACCEPT"
+            rule = "-p udp -m udp --dport 9 -j ACCEPT"
+            swap = f"iptables-legacy -w -t mangle -D INPUT 2; iptables-legacy -w -t mangle -I INPUT 1 {rule}"
             subprocess.run(["sh", "-ec", swap], check=True, env={**os.environ, "XTABLES_LOCKFILE": "/run/another.lock"})
         return state
 
@@ -274,12 +275,22 @@ def _other_table() -> list[str]:
 
 def as_nobody(netns: Namespace, body: str, before: str = "") -> str:
     """The output of a Python program that runs as nobody with the two capabilities that rules need."""
-    program = f"import sys; sys.path[:0] = {sys.path!r}\n{textwrap.dedent(body)}"
+    # The checkout may stand in a folder that only its owner may enter.
+    places = {str(ROOT / "agent"): "/run/agent", str(ROOT / "tests"): "/run/tests", sys.prefix: "/run/venv"}
+    for there, here in places.items():
+        netns.shell(f"mkdir -p {here}; mount --bind {there} {here}")
+
+    def seen(path: str) -> str:
+        for there, here in places.items():
+            path = path.replace(there, here)
+        return path
+
+    program = f"import sys; sys.path[:0] = {[seen(each) for each in sys.path]!r}\n{textwrap.dedent(body)}"
     capabilities = "+net_admin,+net_raw"
     command = [
         *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"),
         *(f"--inh-caps=-all,{capabilities}", f"--ambient-caps=-all,{capabilities}", f"--bounding-set=-all,{capabilities}"),
-        *(sys.executable, "-c", '"$0"'),
+        *(seen(sys.executable), "-c", '"$0"'),
     ]
     return netns.run("sh", "-ec", f"{before}\nexec {' '.join(command)}", program).stdout
 

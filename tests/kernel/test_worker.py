@@ -312,8 +312,8 @@ def test_what_the_quick_key_does_not_describe_is_decoded(netns: Namespace) -> No
     """Options and fragments: never a made-up port."""
     queue_rule(netns)
     netns.shell(
-        f"iptables-legacy -t mangle -I OUTPUT -p udp -f -j NFQUEUE --queue-num {NUMBER}\n"
-        f"iptables-legacy -t mangle -I OUTPUT -p icmp -j NFQUEUE --queue-num {NUMBER}\n"
+        f"iptables-legacy -w -t mangle -I OUTPUT -p udp -f -j NFQUEUE --queue-num {NUMBER}\n"
+        f"iptables-legacy -w -t mangle -I OUTPUT -p icmp -j NFQUEUE --queue-num {NUMBER}\n"
         "ip link set lo mtu 1500"
     )
 
@@ -337,7 +337,7 @@ def test_what_the_quick_key_does_not_describe_is_decoded(netns: Namespace) -> No
 
 
 def test_undecodable_packets_get_the_verdict_on_error(netns: Namespace) -> None:
-    netns.shell(f"iptables-legacy -t mangle -A OUTPUT -p sctp -j NFQUEUE --queue-num {NUMBER}")
+    netns.shell(f"iptables-legacy -w -t mangle -A OUTPUT -p sctp -j NFQUEUE --queue-num {NUMBER}")
 
     def inside() -> None:
         for elements in ((ByPort,), (ByFlow,), (ByText, Listener)):

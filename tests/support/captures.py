@@ -252,11 +252,12 @@ def postgresql(netns: Namespace, folder: Path) -> subprocess.Popen[bytes]:
 def frames(path: Path) -> Iterator[tuple[float, bytes]]:
     """(seconds, IP packet) of an Ethernet pcap file."""
     data = path.read_bytes()
-    assert data[:4] == b"\xd4\xc3\xb2\xa1", "little-endian pcap with microseconds"
+    # dumpcap 4.4 writes nanoseconds.
+    parts = {b"\xd4\xc3\xb2\xa1": 1e6, b"\x4d\x3c\xb2\xa1": 1e9}[data[:4]]
     at = 24
     while at + 16 <= len(data):
-        seconds, microseconds, size, _ = struct.unpack_from("<4I", data, at)
-        yield seconds + microseconds / 1e6, data[at + 30 : at + 16 + size]
+        seconds, fraction, size, _ = struct.unpack_from("<4I", data, at)
+        yield seconds + fraction / parts, data[at + 30 : at + 16 + size]
         at += 16 + size
 
 

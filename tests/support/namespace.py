@@ -21,11 +21,13 @@ T = TypeVar("T")
 # The top of the checkout.
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# /etc is copied so that a test may create the system user; /run so that locks and sockets are not the machine's.
+# /etc is copied so that a test may create the system user, which the host may have already; /run so that locks and sockets
+# are not the machine's.
 _SETUP = """
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs /run
 cp -a /etc /run/.etc && mount --bind /run/.etc /etc
+sed -i '/^proxyuser:/d' /etc/passwd /etc/shadow /etc/group /etc/gshadow
 ip link set lo up
 echo ready
 exec sleep infinity
@@ -51,6 +53,19 @@ class Namespace:
             self._holder.wait()
             raise RuntimeError("the namespace could not be set up; see the error above")
         self.pid = self._holder.pid
+        try:
+            self._refuse_a_chroot()
+        except BaseException:
+            self.close()
+            raise
+
+    def _refuse_a_chroot(self) -> None:
+        """Fail in a chroot: to enter a mount namespace leaves it, and what a test writes would be the host's."""
+        if subprocess.run(self.command(["test", "-d", "/run/.etc"]), stdin=subprocess.DEVNULL).returncode != 0:
+            raise RuntimeError(
+                "this is a chroot, which entering a mount namespace leaves: run the kernel tests on the host itself or in a "
+                "container that is booted (systemd-nspawn)"
+            )
 
     def __enter__(self) -> Namespace:
         return self
