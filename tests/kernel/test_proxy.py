@@ -299,12 +299,12 @@ class TestRules:
         [
             (
                 {"proxy": 'capture = "tproxy"'},
-                'rules.redirect.hooks: TPROXY takes what arrives only; allowed: hooks = ["prerouting"]',
+                'rules.redirect.hooks: TPROXY takes what arrives only (line 7); allowed: hooks = ["prerouting"]',
             ),
             ({"proxy": "keep_client = true"}, 'allowed: with capture = "tproxy"'),
             ({"proxy": 'exclude = ["10.0.0.1/8"]'}, "did you mean '10.0.0.0/8'?"),
-            ({"proxy": 'elements = ["log"]'}, "unknown element 'log'; allowed: delay, http-host"),
-            ({"rule": "port = 15007"}, "proxy tcp does not listen on port 15007; allowed: 15002"),
+            ({"proxy": 'elements = ["log"]'}, "unknown element 'log' (line 4); allowed: delay, http-host"),
+            ({"rule": "port = 15007"}, "proxy tcp does not listen on port 15007 (line 9); allowed: 15002"),
             ({"proxy": 'elements = ["sni"]'}, "nothing would be denied"),
         ],
     )

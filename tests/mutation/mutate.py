@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Changes the nouns one place at a time and counts the changes that the unit tests notice.
 
-tests/mutation/mutate [--count N] [--seed N] [MODULE ...]   (.venv's Python; 60 changes and seed 1 if not said)
+tests/mutation/mutate.py [--count N] [--seed N] [MODULE ...]   (.venv's Python; 60 changes and seed 1 if not said)
 
 Each change is made in a copy of the package, and the unit tests that name the module run on that copy. Prints every change
 that no test noticed, and the score. What is noticed by a time-out counts as noticed.
