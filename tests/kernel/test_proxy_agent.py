@@ -226,7 +226,7 @@ def test_its_counters_are_in_the_status(netns: Namespace, tmp_path: Path) -> Non
 def test_counting_goes_on_over_a_reload(netns: Namespace, tmp_path: Path) -> None:
     """A reload puts another process in the place of the one that still carries a connection; the figures are those of both."""
     server(netns, "echo")
-    agent = Agent(netns, tmp_path, configuration(proxy='drain = "10s"')).ready()
+    agent = Agent(netns, tmp_path, configuration(proxy='drain = "60s"')).ready()
 
     def counted() -> dict[str, int]:
         (proxy,) = agent.status()["proxies"]
@@ -241,7 +241,7 @@ def test_counting_goes_on_over_a_reload(netns: Namespace, tmp_path: Path) -> Non
                 it.sendall(b"x" * 1000)
                 assert receive(it, 1000) == b"x" * 1000
                 if step < 3:
-                    agent.configure(configuration(proxy=f'drain = "10s"\nchunk = {1000 + step}'))
+                    agent.configure(configuration(proxy=f'drain = "60s"\nchunk = {1000 + step}'))
                     agent.verb("reload")
                     assert ask("127.0.0.1", 8080) == b"hello"
                     until(partial(all_counted, step), "all is counted")
