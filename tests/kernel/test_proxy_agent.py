@@ -247,7 +247,7 @@ def test_counting_goes_on_over_a_reload(netns: Namespace, tmp_path: Path) -> Non
                     until(partial(all_counted, step), "all is counted")
                     assert (counted()["connections"], counted()["active"]) == (2 + step, 1)
 
-    netns.call(over_reloads)
+    netns.call(over_reloads, timeout=240)
     until(lambda: counted()["active"] == 0, "the connection has ended")
     expected = {"connections": 4, "bytes_forward": 4015, "bytes_reverse": 4015, "reset": 0, "refused": 0}
     until(lambda: {name: counted()[name] for name in expected} == expected, "the last bytes are counted")

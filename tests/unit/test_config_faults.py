@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from nfq_agent.config.file import load
 from nfq_agent.config.lines import lines
-from nfq_agent.config.models import Config, ConfigError, warnings
+from nfq_agent.config.models import Config, ConfigError
+from nfq_agent.config.warnings import warnings
 from nfq_agent.testing import Bench, udp
 
 TEXT = '''# a comment

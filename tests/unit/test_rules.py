@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_agent.config.file import load
-from nfq_agent.config.models import Config, warnings
+from nfq_agent.config.models import Config
+from nfq_agent.config.warnings import warnings
 from nfq_agent.rules.model import FAMILIES, Extension, Option, Rule, TableRules, chain_name, instance_of, own_chains
 from nfq_agent.rules.plan import plan
 

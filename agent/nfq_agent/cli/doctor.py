@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 
 from nfq_agent.cli.captured import missing
 from nfq_agent.cli.running import status_if_any
-from nfq_agent.config.models import Config, warnings
+from nfq_agent.config.models import Config
+from nfq_agent.config.warnings import warnings
 from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.host.nftables.support import probe
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capability

@@ -15,10 +15,11 @@ from nfq_agent.cli.loading import configuration
 from nfq_agent.cli.show import note
 from nfq_agent.config.models import Config, ConfigError, ElementSpec, QueueConfig, RuleConfig
 from nfq_agent.element import Needs, PacketElement
-from nfq_agent.elements.policy import Patterns, Policy
+from nfq_agent.elements.policy import Policy
 from nfq_agent.flow import Flow
 from nfq_agent.match import Conditions, Match
 from nfq_agent.packet import Hook, Packet
+from nfq_agent.patterns import Patterns
 from nfq_agent.testing import icmp, tcp, udp
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict

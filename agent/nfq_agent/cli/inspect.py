@@ -6,8 +6,9 @@ import time
 
 from nfq_agent.cli import loading, running, show
 from nfq_agent.cli.app import Flags
+from nfq_agent.config.environment import log_settings
 from nfq_agent.config.file import DEFAULT_PATH
-from nfq_agent.config.models import log_settings, warnings
+from nfq_agent.config.warnings import warnings
 from nfq_agent.service import control
 
 

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from nfq_agent.capture.serving import host_faults
 from nfq_agent.cli.app import Flags
+from nfq_agent.config.environment import log_settings, target_in_force
 from nfq_agent.config.file import load
-from nfq_agent.config.models import Config, ConfigError, Log, log_settings, target_in_force
+from nfq_agent.config.models import Config, ConfigError, Log
 from nfq_agent.service import control
 from nfq_agent.service.policy_generation import foreseen
 

@@ -6,7 +6,7 @@ import sys
 
 from nfq_agent.cli import loading, show
 from nfq_agent.cli.app import Flags
-from nfq_agent.config.models import log_settings
+from nfq_agent.config.environment import log_settings
 from nfq_agent.service import control
 
 

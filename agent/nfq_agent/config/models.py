@@ -5,11 +5,10 @@ It never guesses and never drops a key that it does not know.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
@@ -61,7 +60,7 @@ def _numbers(value: object) -> tuple[int, int]:
     return numbers
 
 
-def _target(value: object) -> Endpoint | None:
+def parse_target(value: object) -> Endpoint | None:
     return None if value is None or value == "" else Endpoint.parse(value)
 
 
@@ -230,7 +229,7 @@ class ProxyConfig(_Model):
     """`[proxy.NAME]`"""
 
     listen: Annotated[tuple[EndpointField, ...], Field(strict=False)] = LISTEN
-    target: Annotated[Endpoint | None, BeforeValidator(_target)] = None
+    target: Annotated[Endpoint | None, BeforeValidator(parse_target)] = None
     # The most bytes that an element sees at once. One read of the proxy is 64 KiB.
     chunk: Annotated[int, Field(ge=1, le=1 << 20)] = 65536
     on_error: Literal["pass", "drop"] = "pass"
@@ -369,68 +368,3 @@ class Config(_Model):
             return WHOLE_PACKET
         fed = [rule for rule in self.rules.values() if rule.queue is not None and self.queue.get(rule.queue) is queue]
         return HEADER_BYTES if fed and all("inet6" not in rule.families for rule in fed) else HEADER_BYTES_V6
-
-
-def log_settings(config: Log) -> Log:
-    """The log settings in force: LOG_LEVEL and LOG_FORMAT in the environment win over the file. Raises ConfigError."""
-    values: dict[str, str] = {}
-    for key in ("level", "format"):
-        variable = f"LOG_{key.upper()}"
-        if value := os.environ.get(variable):
-            allowed = get_args(Log.model_fields[key].annotation)
-            if value.lower() not in allowed:
-                raise ConfigError([f"environment: {variable}: {value!r} is unknown; allowed: {', '.join(allowed)}"])
-            values[key] = value.lower()
-    return config.model_copy(update=values)
-
-
-def target_in_force(proxy: ProxyConfig) -> Endpoint | None:
-    """The target of a proxy: TARGET_ADDR in the environment wins over the file. Raises ConfigError."""
-    value = os.environ.get("TARGET_ADDR")
-    if not value:
-        return proxy.target
-    try:
-        return Endpoint.parse(value)
-    except ValueError as error:
-        raise ConfigError([f"environment: TARGET_ADDR: {error}"]) from error
-
-
-def warnings(config: Config) -> Iterator[str]:
-    """What is allowed, but may surprise."""
-    for name, rule in config.rules.items():
-        if rule.table_name == "filter":
-            yield (
-                f"rules.{name}: in table filter an ACCEPT verdict, or bypass, skips the host firewall's later rules; "
-                "in mangle it does not"
-            )
-        if rule.all and rule.queue is not None and (culprit := _drops_by_default(config, config.queue[rule.queue])):
-            yield (
-                f"rules.{name}: all = true with {culprit} drops every packet that no rule accepts, SSH included; "
-                'accept what you need first, or begin with mode = "monitor"'
-            )
-        if rule.queue is not None and not config.queue[rule.queue].bypass:
-            yield f"rules.{name}: bypass = false keeps this traffic out whenever no agent serves queue {rule.queue}"
-    for name, queue in config.queue.items():
-        denies = [spec.name for spec in config.packet_elements(queue) if spec.cls.denies_of(spec.options)]
-        open_by = [key for key, value in (("fail_open", queue.fail_open), ("bypass", queue.bypass)) if value]
-        if denies and open_by and queue.mode == "enforce":
-            yield (
-                f"queue.{name}: {' and '.join(f'{key} = true' for key in open_by)} let packets past {', '.join(denies)} without "
-                "a verdict when the queue is full or no agent serves it, and a flood of any local user can fill it; to keep them "
-                f"out instead: {', '.join(f'{key} = false' for key in open_by)}"
-            )
-        if not any(rule.queue == name for rule in config.rules.values()):
-            yield f"queue.{name}: no rule sends anything to it"
-
-
-def _drops_by_default(config: Config, queue: QueueConfig) -> str:
-    """What drops the packets of a queue that no rule matches; empty where nothing does."""
-    if queue.mode == "monitor":
-        return ""
-    for spec in config.packet_elements(queue):
-        default = getattr(spec.options, "default", None)
-        if default in ("drop", "reject"):
-            return f'default = "{default}" of [element.{spec.name}]'
-        if default is not None:
-            return ""
-    return 'default = "drop" of its queue' if queue.default == "drop" else ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nfq_agent.config.models import Config, target_in_force
+from nfq_agent.config.environment import target_in_force
+from nfq_agent.config.models import Config
 from nfq_agent.mark import OWN_TRAFFIC, Mark
 from nfq_agent.proxy.deadlines import Timeouts
 

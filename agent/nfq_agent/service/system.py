@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from nfq_agent.config.models import Config, log_settings
+from nfq_agent.config.environment import log_settings
+from nfq_agent.config.models import Config
 from nfq_agent.host import routes
 from nfq_agent.host.journal import open_log
 from nfq_agent.host.systemd import ServiceManager

@@ -1,0 +1,48 @@
+"""What a configuration may say, but may surprise: one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nfq_agent.config.models import Config, QueueConfig
+
+
+def warnings(config: Config) -> Iterator[str]:
+    """What is allowed, but may surprise."""
+    for name, rule in config.rules.items():
+        if rule.table_name == "filter":
+            yield (
+                f"rules.{name}: in table filter an ACCEPT verdict, or bypass, skips the host firewall's later rules; "
+                "in mangle it does not"
+            )
+        if rule.all and rule.queue is not None and (culprit := _drops_by_default(config, config.queue[rule.queue])):
+            yield (
+                f"rules.{name}: all = true with {culprit} drops every packet that no rule accepts, SSH included; "
+                'accept what you need first, or begin with mode = "monitor"'
+            )
+        if rule.queue is not None and not config.queue[rule.queue].bypass:
+            yield f"rules.{name}: bypass = false keeps this traffic out whenever no agent serves queue {rule.queue}"
+    for name, queue in config.queue.items():
+        denies = [spec.name for spec in config.packet_elements(queue) if spec.cls.denies_of(spec.options)]
+        open_by = [key for key, value in (("fail_open", queue.fail_open), ("bypass", queue.bypass)) if value]
+        if denies and open_by and queue.mode == "enforce":
+            yield (
+                f"queue.{name}: {' and '.join(f'{key} = true' for key in open_by)} let packets past {', '.join(denies)} without "
+                "a verdict when the queue is full or no agent serves it, and a flood of any local user can fill it; to keep them "
+                f"out instead: {', '.join(f'{key} = false' for key in open_by)}"
+            )
+        if not any(rule.queue == name for rule in config.rules.values()):
+            yield f"queue.{name}: no rule sends anything to it"
+
+
+def _drops_by_default(config: Config, queue: QueueConfig) -> str:
+    """What drops the packets of a queue that no rule matches; empty where nothing does."""
+    if queue.mode == "monitor":
+        return ""
+    for spec in config.packet_elements(queue):
+        default = getattr(spec.options, "default", None)
+        if default in ("drop", "reject"):
+            return f'default = "{default}" of [element.{spec.name}]'
+        if default is not None:
+            return ""
+    return 'default = "drop" of its queue' if queue.default == "drop" else ""
