@@ -6,6 +6,7 @@ backend those of test_rule_hosts.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -196,6 +197,7 @@ class FakeMachine:
             route=self._route,
             open_log=self._open_log,
             advance=self._advance,
+            reimported=lambda: contextlib.nullcontext([]),
         )
 
     def _turn(self) -> None:

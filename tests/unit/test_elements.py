@@ -29,8 +29,8 @@ def test_every_built_in_can_be_had_and_is_documented() -> None:
     ("kind", "message"),
     [
         ("syn-monitr", "did you mean 'syn-monitor'?"),
-        ("no.such:Thing", "can't be imported"),
-        ("os:NoSuchClass", "can't be imported"),
+        ("no.such:Thing", "cannot be imported"),
+        ("os:NoSuchClass", "cannot be imported"),
         ("os:getpid", "is no packet element; allowed: a subclass of nfq_agent.PacketElement"),
     ],
 )

@@ -44,9 +44,10 @@ def status(flags: Flags, as_json: bool) -> int:
 
 def doctor(flags: Flags, as_json: bool) -> int:
     """Print the findings."""
-    from nfq_agent.cli.doctor import examine
+    from nfq_agent.cli.doctor import Finding, examine
 
-    findings = examine(loading.configuration(flags))
+    found, faults = loading.whatever_can_be_read(flags)
+    findings = [*examine(found), *(Finding("fault", "configuration", text) for text in faults)]
     if as_json:
         show.json_object({"findings": [finding.as_object() for finding in findings]})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,8 +10,8 @@ from pydantic import ValidationError
 from nfq_agent.capture.serving import host_faults
 from nfq_agent.cli.app import Flags
 from nfq_agent.config.environment import log_settings, target_in_force
-from nfq_agent.config.file import load
-from nfq_agent.config.models import Config, ConfigError, Log
+from nfq_agent.config.file import instance_in, load, without_elements
+from nfq_agent.config.models import Agent, Config, ConfigError, Log
 from nfq_agent.service import control
 from nfq_agent.service.policy_generation import foreseen
 
@@ -38,8 +39,28 @@ def with_marks(config: Config) -> Config:
 
 
 def instance_of(flags: Flags) -> str:
-    """The instance that a verb is about. Raises ConfigError."""
-    return flags.instance or configuration(flags).agent.instance
+    """The instance that a verb is about. Of the configuration nothing else is read: it may be broken in any other way."""
+    if flags.instance is not None:
+        return flags.instance
+    name, faults = instance_in(flags.config)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if faults:
+        print(f"nfq-agent: this is about instance {name}; --instance names another", file=sys.stderr)
+    return name
+
+
+def whatever_can_be_read(flags: Flags) -> tuple[Config, list[str]]:
+    """The configuration, and what is wrong with it: without its elements if one is broken, else the built-in defaults."""
+    try:
+        return configuration(flags), []
+    except ConfigError as error:
+        faults = list(error.faults)
+    name = {} if flags.instance is None else {"agent": {"instance": flags.instance}}
+    try:
+        return load(flags.config, lambda merged: {**without_elements(merged), **name}), faults
+    except ConfigError:
+        return Config(agent=Agent(instance=flags.instance or instance_in(flags.config)[0])), faults
 
 
 def _overrides(merged: dict[str, Any], flags: Flags) -> dict[str, Any]:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
-import tomllib
 
 from nfq_agent.capture.serving import taken
 from nfq_agent.cli import loading, show
 from nfq_agent.cli.app import Flags
 from nfq_agent.cli.confirm import Guard
-from nfq_agent.config.file import DEFAULT_PATH
-from nfq_agent.config.models import INSTANCE, Agent
 from nfq_agent.host import pairs, routes
 from nfq_agent.host.users import ensure_user, find_user
 from nfq_agent.host.xtables.backend import choose, usable
@@ -74,7 +69,7 @@ def _refuse_beside_agent(instance: str) -> None:
 
 def remove(flags: Flags, after_failure: bool) -> int:
     """Remove the rules. Reads of the configuration only the instance, and works with a broken one."""
-    name = flags.instance or _instance_in_file(flags)
+    name = loading.instance_of(flags)
     failed = after_failure and os.environ.get("SERVICE_RESULT", "success") != "success"
     if not after_failure:
         _refuse_removal_beside_agent(name)
@@ -95,22 +90,6 @@ def remove(flags: Flags, after_failure: bool) -> int:
     if not removed:
         show.note(f"nothing to remove: no rule of instance {name} is installed")
     return 0
-
-
-def _instance_in_file(flags: Flags) -> str:
-    """The instance that the file names, whatever else is wrong with it."""
-    path, fallback = flags.config or DEFAULT_PATH, Agent().instance
-    try:
-        agent = tomllib.loads(path.read_bytes().decode()).get("agent", {})
-        name = agent.get("instance", fallback) if isinstance(agent, dict) else fallback
-    except (OSError, ValueError) as error:
-        if flags.config is not None or not isinstance(error, FileNotFoundError):
-            print(f"nfq-agent: {path}: {error}; removing the rules of instance {fallback}", file=sys.stderr)
-        return fallback
-    if isinstance(name, str) and re.fullmatch(INSTANCE, name):
-        return name
-    print(f"nfq-agent: {path}: agent.instance: {name!r} is not valid; removing the rules of {fallback}", file=sys.stderr)
-    return fallback
 
 
 def _refuse_removal_beside_agent(instance: str) -> None:

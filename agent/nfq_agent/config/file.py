@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Mapping
@@ -14,11 +15,11 @@ from pydantic import ValidationError
 
 from nfq_agent.config.lines import Place, lines
 from nfq_agent.config.lookups import HostLookups
-from nfq_agent.config.models import Config, ConfigError
+from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError
 from nfq_agent.config.problems import cross_faults
 from nfq_agent.config.source import Source
 from nfq_agent.config.wording import model_faults
-from nfq_agent.elements import ElementError, look_in
+from nfq_agent.elements.loading import CodeError, look_in
 
 DEFAULT_PATH: Final = Path("/etc/nfq-agent/nfq-agent.toml")
 
@@ -39,16 +40,29 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
     the baseline holds: that of the proxy if TARGET_ADDR is in the environment. `adjust` gets what was read and
     returns what the command line wants otherwise; that is merged last.
     """
-    if path is None:
-        path = DEFAULT_PATH
-        files = [path] if path.exists() else []
-    else:
-        files = [path]
+    path, files, merged, source, faults = _gather(path)
+    if faults:
+        raise ConfigError(faults)
+    try:
+        look_in(path.parent / "elements")
+    except CodeError as error:
+        raise ConfigError([f"{path.parent / 'elements'}: {error}"]) from error
+    if not files:
+        merged = copy.deepcopy(PROXY_BASELINE if os.environ.get("TARGET_ADDR") else BASELINE)
+    if adjust is not None:
+        _merge(merged, adjust(merged), Path("command line"), source.origins)
+    return _check(merged, source, HostLookups(path.parent))
+
+
+def _gather(path: Path | None) -> tuple[Path, list[Path], dict[str, Any], Source, list[str]]:
+    """The main file, all files, what they say together, where it stands there, and what kept some of them from being read."""
+    main = DEFAULT_PATH if path is None else path
+    files = [main] if path is not None or main.exists() else []
     merged: dict[str, Any] = {}
-    source = Source(path)
+    source = Source(main)
     faults: list[str] = []
     try:
-        for folder in (path.parent / "conf.d", path.with_suffix(".d")):
+        for folder in (main.parent / "conf.d", main.with_suffix(".d")):
             files += _drop_ins(folder)
     except ConfigError as error:
         faults += error.faults
@@ -57,17 +71,30 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
             _merge(merged, _read(file, source), file, source.origins)
         except ConfigError as error:
             faults += error.faults
-    if faults:
-        raise ConfigError(faults)
-    try:
-        look_in(path.parent / "elements")
-    except ElementError as error:
-        raise ConfigError([f"{error.name}: {error.reason}"]) from error
-    if not files:
-        merged = copy.deepcopy(PROXY_BASELINE if os.environ.get("TARGET_ADDR") else BASELINE)
-    if adjust is not None:
-        _merge(merged, adjust(merged), Path("command line"), source.origins)
-    return _check(merged, source, HostLookups(path.parent))
+    return main, files, merged, source, faults
+
+
+def instance_in(path: Path | None = None) -> tuple[str, list[str]]:
+    """The instance that the configuration names, whatever else is wrong with it, and what kept its files from being read.
+
+    No element is loaded. Where no instance can be read, it is the default one.
+    """
+    main, _, merged, _, faults = _gather(path)
+    agent = merged.get("agent")
+    name = agent.get("instance", Agent().instance) if isinstance(agent, dict) else Agent().instance
+    if isinstance(name, str) and re.fullmatch(INSTANCE, name):
+        return name, faults
+    return Agent().instance, [*faults, f"{main}: agent.instance: {name!r} is not a valid name"]
+
+
+def without_elements(merged: Mapping[str, Any]) -> dict[str, Any]:
+    """For `adjust`: the same configuration with no element in it, for what has to work although one cannot be loaded."""
+    over: dict[str, Any] = {}
+    for kind in ("queue", "proxy", "tap", "inline"):
+        tables = merged.get(kind)
+        if isinstance(tables, Mapping):
+            over[kind] = {name: {"elements": []} for name, table in tables.items() if isinstance(table, Mapping)}
+    return over
 
 
 def _drop_ins(folder: Path) -> list[Path]:

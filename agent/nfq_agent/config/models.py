@@ -16,6 +16,7 @@ from nfq_agent.config.capture import CaptureConfig, InlineConfig, TapConfig
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError, packet_element, stream_element
+from nfq_agent.elements.loading import where
 from nfq_agent.mark import OWN_TRAFFIC, Kept, Mark, MarkField
 from nfq_agent.values import Duration, Endpoint, EndpointField, NetworkField, PortsField, Size
 
@@ -286,6 +287,10 @@ class ProxyConfig(_Model):
         return self.own_traffic.value | (0 if self.mark is None else self.mark.value)
 
 
+# What the configuration asks an element's class about its options.
+_HOOKS: Final = ("needs_of", "rewrites_of", "reads_process_of", "injects_of", "kept_of")
+
+
 @dataclass(frozen=True, slots=True)
 class ElementSpec:
     """An element as the configuration names it: its class, and the checked options of its table."""
@@ -342,8 +347,13 @@ class Config(_Model):
         cls = find(kind)
         try:
             options = cls.Options.from_table(table, self._lookups)
+            # The element's own code; a fault in it is one of the configuration, with its line.
+            for hook in _HOOKS:
+                getattr(cls, hook, bool)(options)
         except ValidationError as error:
             raise ElementError(name, error, cls.Options) from error
+        except Exception as error:
+            raise ElementError(name, f"{kind} cannot be used: {where(error)}") from error
         self._specs[key] = spec = ElementSpec(name, cls, options)
         return spec
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import os
-import stat
-import sys
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel
 
 from nfq_agent.element import PacketElement
+from nfq_agent.elements.loading import CodeError, import_object
 from nfq_agent.stream import StreamElement
 
 # One line for each: the name in the configuration, and where its class is.
@@ -59,21 +55,6 @@ class ElementError(Exception):
         self.reason = reason
 
 
-def look_in(folder: Path) -> None:
-    """Have modules found in `folder` too, after all other places. Raises ElementError if others may write to it."""
-    try:
-        state = folder.stat()
-    except OSError:
-        return
-    if state.st_mode & (stat.S_IWOTH | stat.S_IWGRP) or state.st_uid not in (0, os.geteuid()):
-        raise ElementError(
-            str(folder), f"others may put code into this folder; allowed: chown root {folder}; chmod go-w {folder}"
-        )
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-        importlib.invalidate_caches()
-
-
 def packet_element(kind: str) -> type[PacketElement]:
     """The class of a packet element: a built-in, an entry point of the group, or `package.module:Class`."""
     cls = _find(kind, PACKET_ELEMENTS)
@@ -95,16 +76,15 @@ def _find(kind: str, builtins: dict[str, str]) -> object:
     if path is None and ":" in kind:
         path = kind
     if path is None:
-        for point in entry_points(group=GROUP, name=kind):
-            return point.load()
+        path = next((point.value for point in entry_points(group=GROUP, name=kind)), None)
+    if path is None:
         near = difflib.get_close_matches(kind, builtins, 1, 0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         names = ", ".join(sorted(builtins)) or "none is built in"
         raise ElementError(
             kind, f"unknown element {kind!r}{hint}; allowed: {names}, an [element.NAME] table, or package.module:Class"
         )
-    module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ElementError(kind, f"{path} can't be imported: {error}; allowed: package.module:Class") from error
+        return import_object(path)
+    except CodeError as error:
+        raise ElementError(kind, str(error)) from error

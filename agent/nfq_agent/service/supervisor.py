@@ -296,8 +296,13 @@ class Supervisor:
         """Read the configuration again and put all of it into force, or nothing. The answer to `nfq-agent reload`."""
         self._service.reloading()
         try:
-            answer = {"ok": True, "message": self._change_to(self._read())}
-            self._log(str(answer["message"]))
+            # Code of elements that changed on disk is taken, or, if the reload fails, left as it was.
+            with self._system.reimported() as changed_files:
+                message = self._change_to(self._read())
+            if changed_files:
+                message += f"; new code: {', '.join(changed_files)}"
+            answer = {"ok": True, "message": message}
+            self._log(message)
         except ConfigError as error:
             answer = {"ok": False, "config": True, "message": "\n".join(error.faults)}
             for fault in error.faults:

@@ -5,6 +5,7 @@ The real ones are put together here; tests/support/fake_system.py has fakes that
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -13,6 +14,7 @@ from typing import Final, Protocol
 
 from nfq_agent.config.environment import log_settings
 from nfq_agent.config.models import Config
+from nfq_agent.elements.loading import reimported
 from nfq_agent.host import routes
 from nfq_agent.host.journal import open_log
 from nfq_agent.host.systemd import ServiceManager
@@ -97,6 +99,7 @@ class System:
     route: Callable[[str, Mapping[Family, Set[Mark]]], None]
     open_log: Callable[[Config], Log]
     advance: Callable[[Config], Config]
+    reimported: Callable[[], contextlib.AbstractContextManager[list[str]]]
 
 
 def this_host() -> System:
@@ -113,6 +116,7 @@ def this_host() -> System:
         crew=Crew,
         route=routes.ensure,
         open_log=_open_log,
+        reimported=reimported,
         advance=lambda config: advance(config, control.folder() / f"{config.agent.instance}.generations"),
     )
 

@@ -1,0 +1,151 @@
+"""Imports the code of elements: says where it is wrong, and imports it again when its files have changed on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import os
+import stat
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_OURS: Final = "nfq_agent"
+# Folders in which elements are found besides the places where Python looks.
+_folders: list[Path] = []
+
+
+class CodeError(Exception):
+    """The code of an element cannot be imported; the text says where it is wrong, and how."""
+
+
+class _Source(NamedTuple):
+    """group: what is imported again together. digest: of the file's content, None if it cannot be read."""
+
+    group: str
+    file: str
+    digest: bytes | None
+
+
+# What has been imported as code of elements, by the module's name.
+_imported: dict[str, _Source] = {}
+
+
+def look_in(folder: Path) -> None:
+    """Find modules in `folder` too, after all other places. Raises CodeError if others may write to it."""
+    if not folder.is_dir():
+        return
+    if writable_by_others(folder):
+        raise CodeError(f"others may put code into this folder; allowed: chown root {folder}; chmod go-w {folder}")
+    if folder not in _folders:
+        _folders.append(folder)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
+
+
+def writable_by_others(path: Path) -> bool:
+    """Whether a user other than root and the one that runs this may change a file or folder."""
+    state = path.stat()
+    return bool(state.st_mode & (stat.S_IWOTH | stat.S_IWGRP)) or state.st_uid not in (0, os.geteuid())
+
+
+def import_object(path: str) -> object:
+    """The object `package.module:Name`. Raises CodeError."""
+    module, _, name = path.partition(":")
+    if module.partition(".")[0] == _OURS:
+        return getattr(importlib.import_module(module), name)
+    before = sys.dont_write_bytecode
+    # A file that changes twice within a second would else be found in its old form (PEP 552: seconds and size).
+    sys.dont_write_bytecode = True
+    try:
+        _refuse_what_others_write(module)
+        found = getattr(importlib.import_module(module), name)
+    except CodeError:
+        raise
+    # The element's own code runs here, and may raise anything, SystemExit too.
+    except (Exception, SystemExit) as error:
+        raise CodeError(f"{path} cannot be imported: {where(error)}; allowed: package.module:Class") from error
+    finally:
+        sys.dont_write_bytecode = before
+        _remember(module)
+    return found
+
+
+def where(error: BaseException) -> str:
+    """An error of an element's code as text: FILE:LINE: what is wrong."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    if isinstance(error, ImportError) and error.name is not None:
+        text = str(error)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen ")]
+    # The first frames are those of this file, and of importlib.
+    inside = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
+    return f"{inside[-1].filename}:{inside[-1].lineno}: {text}" if inside else text
+
+
+def _refuse_what_others_write(module: str) -> None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return
+    if spec is None or spec.origin is None or not spec.has_location:
+        return
+    if writable_by_others(Path(spec.origin)):
+        raise CodeError(
+            f"others may write to {spec.origin}, which holds this element; "
+            f"allowed: chown root {spec.origin}; chmod go-w {spec.origin}"
+        )
+
+
+def _remember(module: str) -> None:
+    """Note the files of a module, of its package, and of the modules beside it in a folder of elements."""
+    top = module.partition(".")[0]
+    for name, loaded in list(sys.modules.items()):
+        file = getattr(loaded, "__file__", None)
+        if not file or not file.endswith(".py") or name in _imported:
+            continue
+        folder = Path(file).parent
+        if name == top or name.startswith(f"{top}."):
+            group = str(folder) if folder in _folders else top
+        elif folder in _folders:
+            group = str(folder)
+        else:
+            continue
+        _imported[name] = _Source(group, file, _digest(file))
+
+
+def _digest(file: str) -> bytes | None:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).digest()
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def reimported() -> Iterator[list[str]]:
+    """Within this, code of elements whose files have changed is imported again. Gives the names of the changed files.
+
+    If what is done within this raises, the code is what it was before.
+    """
+    changed = {name: source for name, source in _imported.items() if _digest(source.file) != source.digest}
+    groups = {source.group for source in changed.values()}
+    sources = {name: source for name, source in _imported.items() if source.group in groups}
+    modules = {name: sys.modules.pop(name) for name in sources if name in sys.modules}
+    for name in sources:
+        del _imported[name]
+    importlib.invalidate_caches()
+    try:
+        yield sorted({source.file for source in changed.values()})
+    except BaseException:
+        for name in [name for name, source in _imported.items() if source.group in groups]:
+            sys.modules.pop(name, None)
+            del _imported[name]
+        sys.modules.update(modules)
+        _imported.update(sources)
+        raise

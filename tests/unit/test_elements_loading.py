@@ -1,0 +1,114 @@
+"""The code of elements: where it is wrong, who may write it, and that a change on disk is taken."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nfq_agent.elements import loading
+from nfq_agent.elements.loading import CodeError, import_object, reimported
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Writes modules into a folder where elements are found; they are forgotten at the end."""
+    monkeypatch.setattr(loading, "_folders", [])
+    monkeypatch.setattr(loading, "_imported", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "elements"
+    folder.mkdir(mode=0o755)
+    before = set(sys.modules)
+
+    def put(name: str, text: str) -> Path:
+        file = folder / f"{name}.py"
+        file.write_text(text)
+        file.chmod(0o644)
+        return file
+
+    loading.look_in(folder)
+    yield put
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def broken(path: str) -> str:
+    with pytest.raises(CodeError) as caught:
+        import_object(path)
+    return str(caught.value)
+
+
+def test_where_the_code_is_wrong(write: Write) -> None:
+    file = write("syntax", "x = 1\ny = = 2\n")
+    assert f"{file}:2: SyntaxError: invalid syntax" in broken("syntax:X")
+    file = write("names", "import os\n\nos.nothing_of_that_name\n")
+    assert f"{file}:3: AttributeError: module 'os' has no attribute" in broken("names:X")
+    file = write("leaves", "raise SystemExit(3)\n")
+    assert f"{file}:1: SystemExit: 3" in broken("leaves:X")
+    helper = write("helper_of_it", "def f():\n    return undefined\nf()\n")
+    write("uses_it", "import helper_of_it\n")
+    assert f"{helper}:2: NameError: name 'undefined' is not defined" in broken("uses_it:X")
+    write("fine", "X = 1\n")
+    assert "module 'fine' has no attribute 'Y'" in broken("fine:Y")
+    assert "No module named 'not_there_at_all'" in broken("not_there_at_all:X")
+    # What could not be imported can be once it is right.
+    write("syntax", "X = 7\n")
+    assert import_object("syntax:X") == 7
+
+
+def test_a_file_that_others_may_write_is_not_run(write: Write, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    file = write("open_to_all", f"open({str(ran)!r}, 'w').close()\nX = 1\n")
+    for mode in (0o666, 0o664):
+        file.chmod(mode)
+        assert f"others may write to {file}" in broken("open_to_all:X")
+    assert not ran.exists()
+    file.chmod(0o644)
+    assert import_object("open_to_all:X") == 1
+    assert ran.exists()
+
+
+def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "elements"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(CodeError, match="others may put code into this folder"):
+        loading.look_in(folder)
+
+
+def test_changed_code_is_taken(write: Write) -> None:
+    write("helper_a", "VALUE = 1\n")
+    file = write("element_a", "from helper_a import VALUE\nclass X:\n    value = VALUE\n")
+    first = import_object("element_a:X")
+    with reimported() as changed:
+        assert changed == []
+        assert import_object("element_a:X") is first
+    # Of the same length, within the same second; and in what it imports.
+    for number in (2, 3, 4):
+        helper = write("helper_a", f"VALUE = {number}\n")
+        with reimported() as changed:
+            assert changed == [str(helper)]
+            assert import_object("element_a:X").value == number  # type: ignore[attr-defined]  # the class above
+    file.write_text(file.read_text() + "\n")
+    with reimported() as changed:
+        assert changed == [str(file)]
+    assert not list(file.parent.glob("__pycache__"))
+
+
+def test_code_that_is_worse_than_before_leaves_what_was_there(write: Write) -> None:
+    write("helper_b", "VALUE = 1\n")
+    file = write("element_b", "from helper_b import VALUE\nclass X:\n    value = VALUE\n")
+    first = import_object("element_b:X")
+    file.write_text("class X\n")
+    with pytest.raises(CodeError), reimported():
+        import_object("element_b:X")
+    assert import_object("element_b:X") is first
+    # It is still known to be changed: the next try sees it again, and takes it when it is right.
+    file.write_text("class X:\n    value = 5\n")
+    with reimported() as changed:
+        assert changed == [str(file)]
+        assert import_object("element_b:X").value == 5  # type: ignore[attr-defined]  # the class above
