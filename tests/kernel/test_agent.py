@@ -508,20 +508,10 @@ def test_what_systemd_is_told(netns: Namespace, tmp_path: Path) -> None:
         agent.process.send_signal(signal.SIGHUP)
         assert re.search(r"RELOADING=1\nMONOTONIC_USEC=\d+", heard("RELOADING=1"))
         heard("READY=1")
+        # A worker that hangs is replaced alone; the service manager hears nothing of it.
         (worker,) = agent.workers()
         os.kill(worker, signal.SIGSTOP)
-        time.sleep(2.2)
-        end.setblocking(False)
-        while True:
-            try:
-                end.recv(4096)
-            except BlockingIOError:
-                break
-        end.settimeout(1.5)
-        with pytest.raises(TimeoutError):
-            heard("WATCHDOG=1")
-        os.kill(worker, signal.SIGCONT)
-        end.settimeout(10)
+        until(partial(_another_than, agent, worker), "another worker serves")
         heard("WATCHDOG=1")
         agent.process.terminate()
         heard("STOPPING=1")

@@ -20,6 +20,8 @@ from nfq_agent.host.users import User, become
 READY: Final = b"ready\n"
 STOP: Final = b"stop\n"
 DRAIN: Final = b"drain\n"
+# Of -1000 to 1000: a worker is replaced when it ends, but nothing replaces the supervisor and takes its rules out.
+_OOM_SCORE: Final = 500
 # How often, in seconds, a caller that waits for a child gets to do something else.
 BEAT: Final = 0.25
 
@@ -37,6 +39,12 @@ def bound_memory(limit: int) -> None:
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def prefer_for_oom() -> None:
+    """Let the kernel, when it is short of memory, end this process before others (oom_score_adj of proc_pid_oom_score_adj(5))."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write(str(_OOM_SCORE))
 
 
 class Child:
@@ -60,6 +68,8 @@ class Child:
 
         def life() -> None:
             if user is not None:
+                # Before: /proc/self belongs to root once the process has changed its user.
+                prefer_for_oom()
                 become(user, keep)
             body(theirs)
 

@@ -10,7 +10,7 @@ import contextlib
 import select
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from nfq_agent.counters import Slots
@@ -34,6 +34,8 @@ from nfq_agent.stream import Close, Connection, Failed, Output, Stream, StreamCh
 _POLLED: Final = 512
 # Descriptors that are not for connections.
 _SPARE: Final = 64
+# How often, in seconds, this process shows that it makes progress.
+_BEAT: Final = 0.5
 # How often, in seconds, the counts of the other processes are added up.
 _ADD_UP: Final = 0.5
 # How often, in seconds, a full proxy looks for idle connections to end.
@@ -53,7 +55,10 @@ class Proxy:
         control: socket.socket,
         emit: Emit,
         siblings: Sequence[Sibling] = (),
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
+        self._beat = beat
+        self._next_beat = 0.0
         self._siblings = {each.control.fileno(): each for each in siblings}
         self._settings = settings
         self._control = control
@@ -95,6 +100,9 @@ class Proxy:
         while not self._stopped:
             events = poll(self._patience(), _POLLED)
             self._now = now = time.monotonic()
+            if now >= self._next_beat:
+                self._next_beat = now + _BEAT
+                self._beat()
             ready: list[socket.socket] = []
             for descriptor, mask in events:
                 half = halves.get(descriptor)
@@ -304,10 +312,11 @@ class Proxy:
     # Time and control
 
     def _patience(self) -> float:
-        """Seconds until something is due; -1 for ever."""
+        """Seconds until something is due: the next beat at the latest."""
         if self._again:
             return 0.0
-        due = [
+        due = [self._next_beat]
+        due += [
             each
             for each in (
                 self._dialer.due,
@@ -322,7 +331,7 @@ class Proxy:
         if self._siblings:
             due.append(self._now + _ADD_UP)
         # A millisecond more than the difference: epoll_wait(2) counts in those, and must not wake too early.
-        return max(0.0, min(due) - time.monotonic()) + 0.001 if due else -1
+        return max(0.0, min(due) - time.monotonic()) + 0.001
 
     def _on_time(self, now: float) -> None:
         for late in self._dialer.woken(now):

@@ -27,18 +27,20 @@ def serve(
     counters: Slots,
     control: socket.socket,
     emit: Emit,
+    beat: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a proxy until it is told to end. It says `ready` on `control` when it accepts.
 
-    `drain` there: accept nothing new, close the listeners, let what runs end for `settings.drain` seconds, then reset the
-    rest, and return. `stop`, or the end of `control`: reset everything and return.
+    beat: called at least once a second by each process. `drain` on `control`: accept nothing new, close the listeners, let what
+    runs end for `settings.drain` seconds, then reset the rest, and return. `stop`, or the end of `control`: reset everything and
+    return.
     """
     siblings: list[Sibling] = []
 
     def alone(control: socket.socket, counters: Slots) -> None:
         chain = chain_of()
         chain.start()
-        proxy = Proxy(listeners, chain, settings, counters, control, emit, siblings)
+        proxy = Proxy(listeners, chain, settings, counters, control, emit, siblings, beat)
         try:
             proxy.run()
         finally:

@@ -205,6 +205,7 @@ class InlineWorker(InterfaceWorker):
             emit,
             # The source has sent it, as a frame.
             lambda _packet, _interface: None,
+            self.pulse.beat,
         )
         try:
             loop.run()

@@ -5,7 +5,6 @@ The supervisor opens what an interface needs, hands it over and closes its own c
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
@@ -48,7 +47,6 @@ class InterfaceWorker(Worker):
         self._links: Links | None = None
         # What interfaces counted that are gone.
         self._before: dict[str, int] = {}
-        self._progress = (0, time.monotonic())
 
     @property
     def key(self) -> tuple[str, object]:
@@ -91,7 +89,6 @@ class InterfaceWorker(Worker):
 
     def start(self) -> None:
         """Fork, and hand over what belongs to all chosen interfaces."""
-        self._progress = (0, time.monotonic())
         for followed in self._follower.followed.values():
             self._note(followed)
         self._follower = Follower(self.selection)
@@ -190,12 +187,3 @@ class InterfaceWorker(Worker):
 
     def look(self) -> None:
         """Called now and then: see whether all is as it was left."""
-
-    def stuck_for(self, now: float) -> float:
-        """Seconds without a turn of the loop. now: seconds of the monotonic clock."""
-        turns, since = self._progress
-        current = self.counters.turns
-        if current != turns or self.child is None or not (self.child.ready or self.deaths.recent(now)):
-            self._progress = (current, now)
-            return 0.0
-        return now - since

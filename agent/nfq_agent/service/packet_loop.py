@@ -37,6 +37,7 @@ class WorkerLoop:
     """The loop of one worker over one source of packets.
 
     inject: sends the packets that go with a verdict (`Verdict.inject`). Without it they are not sent, which is logged.
+    beat: called at least once a second, as long as the loop makes progress.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class WorkerLoop:
         control: Control,
         emit: Emit,
         inject: Inject | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
         self._kernel = source.kernel
@@ -57,6 +59,7 @@ class WorkerLoop:
         self._control = control
         self._emit = emit
         self._inject = inject
+        self._beat = beat
         self._judge = PacketJudge(chain, settings, counters, emit, source.check)
         self._known: dict[Any, Verdict] = {}
         self._asked = 0
@@ -128,6 +131,7 @@ class WorkerLoop:
 
     def _look_around(self, timeout: float) -> None:
         self._looked = self._now
+        self._beat()
         timeout = self._delayed.wait(timeout, time.monotonic())
         if self._control.fileno() in self._source.wait(timeout):
             try:

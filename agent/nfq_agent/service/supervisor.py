@@ -29,7 +29,7 @@ from nfq_agent.service.meter import Meter
 from nfq_agent.service.reload import Step, carry_out, change_of, log_step, route_step, worker_steps
 from nfq_agent.service.status import Status
 from nfq_agent.service.system import FAILURES, Held, Listening, System
-from nfq_agent.service.watchdog import Decision, decide
+from nfq_agent.service.watchdog import decide
 from nfq_agent.service.worker import Worker, WorkerError
 
 _TICK: Final = 1.0
@@ -119,9 +119,8 @@ class Supervisor:
 
     def _start_clocks(self, rules: LiveRules) -> None:
         now = self._system.clock()
-        self._due = {self._tick: now}
+        self._due = {self._tick: now, self._watch: now}
         if (period := self._service.watchdog) is not None:
-            self._due[self._watch] = now
             # A long-held xtables lock must not trigger the watchdog: a change that cannot be made soon is tried again later.
             self._lock_seconds = rules.host.lock_seconds
             rules.host.lock_seconds = period / 3
@@ -246,26 +245,16 @@ class Supervisor:
             self._reload_asked = True
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
         self._service.status(f"Serving {self._what()}; {self._meter.summary}")
-        # The kernel lets traffic pass a worker of interfaces that hangs, so the service manager's watchdog does not watch it.
-        self._kill(decide({capture: capture.stuck_for(now) for capture in self._crew.captures.values()}, None))
         for capture in self._crew.captures.values():
             capture.look()
-        if self._service.watchdog is None:
-            self._watch()
 
     def _watch(self) -> None:
-        """Look at the progress of the workers; feed the service manager's watchdog, kill a worker that is stuck."""
-        period = self._service.watchdog
+        """Kill a worker that is stuck, and feed the service manager's watchdog."""
         now = self._system.clock()
-        if period is not None:
-            self._due[self._watch] = now + period / 4
-        watched: list[Worker] = [*self._crew.queues.values(), *self._crew.proxies.values()]
-        decision = decide({worker: worker.stuck_for(now) for worker in watched}, period)
-        if decision.feed:
+        self._due[self._watch] = now + min(_TICK, (self._service.watchdog or 4 * _TICK) / 4)
+        decision = decide({worker: worker.stuck_for(now) for worker in self._crew.workers})
+        if decision.feed and self._service.watchdog is not None:
             self._service.alive()
-        self._kill(decision)
-
-    def _kill(self, decision: Decision[Any]) -> None:
         for worker, seconds in decision.kill.items():
             if worker.child is not None:
                 self._log(f"{worker.title} (pid {worker.pid}) made no progress for {seconds:.1f} s; it is killed", "error")

@@ -62,4 +62,4 @@ class TapWorker(InterfaceWorker):
         handed = handing.Handed(control, {"add": (1, tap.add), "gone": (0, tap.gone)})
         chain = ElementChain([spec.cls(spec.name, spec.options, emit) for spec in self.specs], ACCEPT, monitor=True)
         settings = WorkerSettings(number=-1, default=ACCEPT, on_error=ACCEPT, monitor=True)
-        WorkerLoop(tap, chain, settings, self.counters, handed, emit).run()
+        WorkerLoop(tap, chain, settings, self.counters, handed, emit, beat=self.pulse.beat).run()

@@ -1,6 +1,6 @@
-"""Decides from how long each worker has made no progress: feed the service manager's watchdog or not, and whom to kill.
+"""Decides from how long each worker has made no progress: whom to kill, and whether the agent is still alive as a whole.
 
-Pure: seconds come in, a decision goes out.
+Pure: seconds come in, a decision goes out. That the supervisor itself hangs, the service manager notices when it is not fed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 K = TypeVar("K")
-# Without a watchdog of the service manager, a worker that makes no progress for this many seconds is killed and replaced.
+# A worker that makes no progress for this many seconds, in time of its own, is killed and replaced.
 STUCK: Final = 3.0
+# A worker that cannot be killed (it waits in the kernel) for this many seconds needs a new agent, or a new boot.
+HOPELESS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,9 @@ class Decision(Generic[K]):
     kill: Mapping[K, float]
 
 
-def decide(stuck: Mapping[K, float], period: float | None) -> Decision[K]:
-    """stuck: seconds without progress for each worker, proxies included. period: of the service manager's watchdog, if set."""
-    if period is not None:
-        return Decision(all(seconds < period / 2 for seconds in stuck.values()), {})
-    return Decision(False, {worker: seconds for worker, seconds in stuck.items() if seconds > STUCK})
+def decide(stuck: Mapping[K, float]) -> Decision[K]:
+    """stuck: seconds without progress for each worker: of queues, proxies and taps."""
+    return Decision(
+        feed=all(seconds < HOPELESS for seconds in stuck.values()),
+        kill={worker: seconds for worker, seconds in stuck.items() if seconds > STUCK},
+    )

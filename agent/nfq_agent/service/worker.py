@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Self, TypeVar
 
 from nfq_agent.host.child import STOP, Child, NotReady
+from nfq_agent.host.pulse import Progress, Pulse
 from nfq_agent.host.users import CAP_NET_ADMIN, User
 from nfq_agent.log import Log
 from nfq_agent.service.restarts import WITHIN, Deaths
@@ -58,7 +59,9 @@ class Worker(ABC):
         self._user = user
         self._log = log
         self._close = close
-        self._progress: tuple[int | None, float] = (None, time.monotonic())
+        # The child calls `pulse.beat` at least once a second.
+        self.pulse = Pulse()
+        self._progress = Progress()
 
     @property
     @abstractmethod
@@ -117,26 +120,24 @@ class Worker(ABC):
         """The process that serves now, or None."""
         return None if self.child is None else self.child.pid
 
-    @property
-    def turns(self) -> int | None:
-        """Turns of the child's loop so far; None where they are not counted."""
-        return None
-
     def stuck_for(self, now: float) -> float:
-        """Seconds since the last turn of the child's loop, or since its start. now: seconds of the monotonic clock."""
-        turns, since = self._progress
-        current = self.turns
-        if current is None or current != turns or self.child is None or not (self.child.ready or self.deaths):
-            self._progress = (current, now)
+        """Seconds without progress, in time of the process's own. now: seconds of the monotonic clock."""
+        if self.child is None or not (self.child.ready or self.deaths):
+            self._progress.restart()
             return 0.0
-        return now - since
+        return self._progress.stuck_for(self.pulse.beats, self.child.pid, now)
 
     def start(self) -> None:
         """Fork the process; `wait_ready` waits until it serves. Raises OSError."""
         self.restart_at = None
-        self._progress = (self.turns, time.monotonic())
+        self._progress.restart()
         others = set(self._close()) - self.keeps
-        self.child = Child(self.title, self.body, self._user, self.capabilities, others)
+        self.child = Child(self.title, self._live, self._user, self.capabilities, others)
+
+    def _live(self, control: socket.socket) -> None:
+        # From here on the process is ended if it hangs, also when nothing watches it any more.
+        self.pulse.beat()
+        self.body(control)
 
     def wait_ready(self, beat: Callable[[], None], within: float = READY_WITHIN) -> None:
         """Return once it serves. beat: called now and then meanwhile. Raises WorkerError if it ends, or takes too long."""

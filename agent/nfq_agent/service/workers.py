@@ -171,6 +171,7 @@ class QueueWorker(Worker):
             control,
             emit,
             None if self.raw is None else self.raw.send,
+            self.pulse.beat,
         ).run()
 
     def statistics(self) -> QueueStatistics | None:
@@ -185,11 +186,6 @@ class QueueWorker(Worker):
         """Whether a packet waits for its verdict. False where the kernel does not show it."""
         line = self.statistics()
         return line is not None and line.waiting > 0
-
-    @property
-    def turns(self) -> int:
-        """Turns of its loop so far, over all its processes."""
-        return self.counters.turns
 
 
 class ProxyWorker(Worker):
@@ -290,4 +286,4 @@ class ProxyWorker(Worker):
         def chain() -> StreamChain:
             return StreamChain([spec.cls(spec.name, spec.options, emit) for spec in self.specs])
 
-        serve_proxy(self.listeners, chain, self.settings, self.counters, control, emit)
+        serve_proxy(self.listeners, chain, self.settings, self.counters, control, emit, self.pulse.beat)

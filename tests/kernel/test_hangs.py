@@ -1,0 +1,179 @@
+"""Workers that hang: replaced alone while the supervisor lives, ended by the kernel when it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from agent import Agent, ours, until
+from namespace import Namespace
+from traffic import ECHO, PYTHON
+
+from nfq_agent.host.nfqueue.statistics import statistics
+from nfq_agent.host.pulse import ENDS_AFTER, DeadlineTimer
+
+pytestmark = pytest.mark.kernel
+
+# In C, with the interpreter's lock held: no handler, thread or exception gets in.
+HANG = """
+import re
+from nfq_agent import PacketElement, StreamElement
+class Packets(PacketElement):
+    def decide(self, packet, flow):
+        re.match("(a+)+$", "a" * 60 + "b")
+class Streams(StreamElement):
+    def data(self, connection, data, forward):
+        re.match("(a+)+$", "a" * 60 + "b")
+        return data
+"""
+QUEUE = """
+[queue.main]
+num = 100
+elements = ["hang:Packets"]
+[rules.app]
+queue = "main"
+hooks = ["output"]
+udp_ports = [11000]
+"""
+PROXY = """
+[proxy.tcp]
+listen = ["127.0.0.1:15002"]
+{elements}
+[rules.redirect]
+proxy = "tcp"
+hooks = ["output"]
+family = "inet"
+tcp_ports = [8080]
+"""
+
+
+@pytest.fixture
+def hang(tmp_path: Path) -> None:
+    """Puts the element beside the configuration."""
+    folder = tmp_path / "elements"
+    folder.mkdir(mode=0o755)
+    (folder / "hang.py").write_text(HANG)
+
+
+def poke(namespace: Namespace) -> None:
+    """One datagram."""
+    namespace.run(PYTHON, "-c", "import socket; socket.socket(2, 2).sendto(b'x', ('127.0.0.1', 11000))", check=False)
+
+
+def test_a_hung_worker_does_not_keep_the_queue_of_a_killed_agent(netns: Namespace, tmp_path: Path, hang: None) -> None:
+    agent = Agent(netns, tmp_path, QUEUE).ready()
+    (worker,) = agent.workers()
+    poke(netns)
+    until(lambda: statistics(netns.pid)[100].waiting == 1, "it holds the packet, and hangs")
+    agent.kill()
+    began = time.monotonic()
+    until(lambda: 100 not in statistics(netns.pid), "the queue is free", ENDS_AFTER + 20)
+    assert not Path(f"/proc/{worker}").exists()
+    # It was told to end as soon as its supervisor was gone, and could not.
+    assert time.monotonic() - began > 1
+    agent.configure(QUEUE.replace('elements = ["hang:Packets"]\n', ""))
+    agent.start()
+    agent.ready()
+    assert agent.stop() == 0
+    assert ours(netns) == []
+
+
+def test_a_hung_worker_is_replaced_alone(netns: Namespace, tmp_path: Path, hang: None) -> None:
+    agent = Agent(netns, tmp_path, QUEUE + PROXY.format(elements="")).ready()
+    (worker,) = agent.workers()
+    (proxy,) = [each["pid"] for each in agent.status()["proxies"]]
+    poke(netns)
+    until(lambda: "made no progress" in agent.log, "the hang is seen", 30)
+    until(lambda: agent.workers() not in ([worker], [None]), "another worker serves", 30)
+    assert [each["pid"] for each in agent.status()["proxies"]] == [proxy]
+    assert agent.stop() == 0
+
+
+def test_a_hung_proxy_is_replaced_alone(netns: Namespace, tmp_path: Path, hang: None) -> None:
+    agent = Agent(netns, tmp_path, QUEUE + PROXY.format(elements='elements = ["hang:Streams"]')).ready()
+    (worker,) = agent.workers()
+    (proxy,) = [each["pid"] for each in agent.status()["proxies"]]
+    server = netns.start(PYTHON, "-c", ECHO, "127.0.0.1", "8080", stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    server.stdout.readline()
+
+    def talk() -> None:
+        with socket.create_connection(("127.0.0.1", 8080), timeout=30) as it:
+            it.sendall(b"x")
+            with contextlib.suppress(ConnectionError):
+                assert it.recv(1) == b""
+
+    netns.call(talk)
+    until(lambda: [each["pid"] for each in agent.status()["proxies"]] not in ([proxy], [None]), "another serves", 30)
+    assert "proxy tcp (pid" in agent.log
+    assert agent.workers() == [worker]
+    assert agent.stop() == 0
+
+
+def test_a_healthy_agent_outlives_a_loaded_machine(netns: Namespace, tmp_path: Path) -> None:
+    """Forty processes for each two cores."""
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(path))
+        config = QUEUE.replace('elements = ["hang:Packets"]\n', "") + PROXY.format(elements="")
+        agent = Agent(netns, tmp_path, config, NOTIFY_SOCKET=str(path), WATCHDOG_USEC="3000000").ready()
+        pids = agent.workers()
+        load = "timeout 8 sh -c 'while :; do :; done'"
+        busy = [netns.start("sh", "-c", load) for _ in range(20 * len(os.sched_getaffinity(0)))]
+        last = time.monotonic()
+        longest = 0.0
+        end.settimeout(10)
+        while any(process.poll() is None for process in busy):
+            if end.recv(4096) == b"WATCHDOG=1":
+                now = time.monotonic()
+                longest, last = max(longest, now - last), now
+        assert longest < 3
+        assert agent.workers() == pids
+        assert "made no progress" not in agent.log
+        assert agent.stop() == 0
+
+
+def test_the_kernel_would_end_a_worker_first(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, QUEUE.replace('elements = ["hang:Packets"]\n', "")).ready()
+
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    (worker,) = agent.workers()
+    assert score(worker) == score(agent.process.pid) + 500
+    assert agent.stop() == 0
+
+
+def _ends(seconds: float, life: str) -> tuple[int, float]:
+    """How a process with such a timer ended, and after how long."""
+    began = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        timer = DeadlineTimer(seconds)
+        # Whatever an element may do about signals.
+        for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+        if life == "set":
+            for _ in range(20):
+                time.sleep(seconds / 5)
+                timer.set()
+        else:
+            exec("import re; re.match('(a+)+$', 'a' * 60 + 'b')")
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), time.monotonic() - began
+
+
+def test_nothing_in_a_process_stops_its_timer() -> None:
+    code, took = _ends(1.0, "hang")
+    assert code == -signal.SIGKILL
+    assert took > 0.9
+    # And one that is set again in time does nothing.
+    assert _ends(2.0, "set")[0] == 0
