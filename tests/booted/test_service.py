@@ -156,18 +156,32 @@ def test_kill_of_a_worker(host: Container) -> None:
     until(lambda: f"(pid {worker})" in host.journal("--unit=nfq-agent"), "the death is in the log")
 
 
-def test_the_watchdog_ends_an_agent_with_a_hung_worker(host: Container) -> None:
+def test_a_hung_worker_is_replaced_alone_and_a_hung_supervisor_is_restarted(host: Container) -> None:
     with_agent = saved(host)
     pid = main_pid(host)
-    worker = status(host)["queues"][0]["workers"][0]["pid"]
+
+    def worker() -> int:
+        return int(status(host)["queues"][0]["workers"][0]["pid"] or 0)
+
+    hung = worker()
     with steady(host) as connection:
-        host.shell(f"kill -STOP {worker}")
-        restarted(host, pid)
+        host.shell(f"kill -STOP {hung}")
+        until(lambda: worker() not in (0, hung), "another worker serves")
     # Traffic stood still while the hung worker held the queue, and went on.
     assert 0.5 < connection.longest < 9
+    assert main_pid(host) == pid
+    assert "made no progress" in host.journal("--unit=nfq-agent")
+    assert saved(host) == with_agent
+    host.write("/etc/systemd/system/nfq-agent.service.d/test.conf", "[Service]\nWatchdogSec=3\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "nfq-agent")
+    pid = main_pid(host)
+    hung = worker()
+    host.shell(f"kill -STOP {pid}")
+    restarted(host, pid)
     assert "watchdog" in host.journal("--unit=nfq-agent").lower()
     assert saved(host) == with_agent
-    assert host.run("test", "-e", f"/proc/{worker}", check=False).returncode != 0
+    assert host.run("test", "-e", f"/proc/{hung}", check=False).returncode != 0
 
 
 def test_a_crash_at_start_is_reported_and_leaves_nothing(host: Container) -> None:

@@ -135,13 +135,24 @@ def test_what_cannot_be_read_is_refused(netns: Namespace, tmp_path: Path, verb: 
     powerless = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
     done = netns.run(*powerless, *COMMAND, verb, "--config", str(closed), check=False)
     assert (done.returncode, done.stderr) == (78, f"{closed}: cannot be read: Permission denied; allowed: a readable TOML file\n")
-    (tmp_path / "conf.d").mkdir()
-    (tmp_path / "conf.d").chmod(0o777)
+    folder = tmp_path / "conf.d"
+    folder.mkdir()
+    folder.chmod(0o777)
     code, errors = check(tmp_path, QUEUE, verb, netns)
     assert (code, errors) == (
         78,
-        f"{tmp_path}/conf.d: anyone may write to this directory; allowed: chmod o-w {tmp_path}/conf.d\n",
+        f"{folder}: others may write to this folder; allowed: chown root {folder}; chmod go-w {folder}\n",
     )
+    folder.chmod(0o755)
+    for file in (tmp_path / "a.toml", folder / "b.toml"):
+        file.write_text(QUEUE)
+        file.chmod(0o664)
+        done = netns.run(*COMMAND, verb, "--config", str(tmp_path / "a.toml"), check=False)
+        assert (done.returncode, done.stderr) == (
+            78,
+            f"{file}: others may write to this file; allowed: chown root {file}; chmod go-w {file}\n",
+        )
+        file.chmod(0o644)
     assert saved(netns) == before
 
 

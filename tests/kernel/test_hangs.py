@@ -61,6 +61,14 @@ def hang(tmp_path: Path) -> None:
     (folder / "hang.py").write_text(HANG)
 
 
+def _runs(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has reaped yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def poke(namespace: Namespace) -> None:
     """One datagram."""
     namespace.run(PYTHON, "-c", "import socket; socket.socket(2, 2).sendto(b'x', ('127.0.0.1', 11000))", check=False)
@@ -70,11 +78,11 @@ def test_a_hung_worker_does_not_keep_the_queue_of_a_killed_agent(netns: Namespac
     agent = Agent(netns, tmp_path, QUEUE).ready()
     (worker,) = agent.workers()
     poke(netns)
-    until(lambda: statistics(netns.pid)[100].waiting == 1, "it holds the packet, and hangs")
+    until(lambda: statistics(netns.pid)[100].waiting == 1, "it holds the packet, and hangs", 60)
     agent.kill()
     began = time.monotonic()
     until(lambda: 100 not in statistics(netns.pid), "the queue is free", ENDS_AFTER + 20)
-    assert not Path(f"/proc/{worker}").exists()
+    until(lambda: not _runs(worker), "the worker has ended")
     # It was told to end as soon as its supervisor was gone, and could not.
     assert time.monotonic() - began > 1
     agent.configure(QUEUE.replace('elements = ["hang:Packets"]\n', ""))
@@ -89,8 +97,9 @@ def test_a_hung_worker_is_replaced_alone(netns: Namespace, tmp_path: Path, hang:
     (worker,) = agent.workers()
     (proxy,) = [each["pid"] for each in agent.status()["proxies"]]
     poke(netns)
-    until(lambda: "made no progress" in agent.log, "the hang is seen", 30)
-    until(lambda: agent.workers() not in ([worker], [None]), "another worker serves", 30)
+    # By the supervisor, or, where the machine leaves a hung worker hardly any CPU, by the worker's own timer.
+    until(lambda: agent.workers() not in ([worker], [None]), "another worker serves", 60)
+    assert "made no progress" in agent.log or "died: SIGKILL" in agent.log
     assert [each["pid"] for each in agent.status()["proxies"]] == [proxy]
     assert agent.stop() == 0
 
@@ -104,13 +113,13 @@ def test_a_hung_proxy_is_replaced_alone(netns: Namespace, tmp_path: Path, hang: 
     server.stdout.readline()
 
     def talk() -> None:
-        with socket.create_connection(("127.0.0.1", 8080), timeout=30) as it:
+        with socket.create_connection(("127.0.0.1", 8080), timeout=60) as it:
             it.sendall(b"x")
             with contextlib.suppress(ConnectionError):
                 assert it.recv(1) == b""
 
     netns.call(talk)
-    until(lambda: [each["pid"] for each in agent.status()["proxies"]] not in ([proxy], [None]), "another serves", 30)
+    until(lambda: [each["pid"] for each in agent.status()["proxies"]] not in ([proxy], [None]), "another serves", 60)
     assert "proxy tcp (pid" in agent.log
     assert agent.workers() == [worker]
     assert agent.stop() == 0

@@ -73,7 +73,7 @@ class Agent:
                 raise AssertionError(f"the agent ended with {self.process.returncode}:\n{self.log}")
             return "is serving" in self.log
 
-        until(serving, "the agent gets ready")
+        until(serving, "the agent gets ready", 60)
         return self
 
     def stop(self) -> int:

@@ -7,7 +7,6 @@ backend those of test_rule_hosts.py.
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
@@ -134,18 +133,19 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.open = True
-        self._reader, self._writer = os.pipe()
 
-    def fileno(self) -> int:
-        return self._reader
+    @property
+    def descriptors(self) -> Iterator[int]:
+        return iter(())
 
-    def serve_one(self, respond: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        raise AssertionError("nobody asks")
+    def serve(self, selector: selectors.BaseSelector, respond: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        pass
+
+    def expire(self) -> float | None:
+        return None
 
     def close(self) -> None:
         self.open = False
-        os.close(self._reader)
-        os.close(self._writer)
 
 
 class _Host(FakeHost):

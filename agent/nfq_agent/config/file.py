@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError
 from nfq_agent.config.problems import cross_faults
 from nfq_agent.config.source import Source
 from nfq_agent.config.wording import model_faults
-from nfq_agent.elements.loading import CodeError, look_in
+from nfq_agent.elements.loading import CodeError, look_in, writable_by_others
 
 DEFAULT_PATH: Final = Path("/etc/nfq-agent/nfq-agent.toml")
 
@@ -99,21 +98,27 @@ def without_elements(merged: Mapping[str, Any]) -> dict[str, Any]:
 
 def _drop_ins(folder: Path) -> list[Path]:
     try:
-        mode = folder.stat().st_mode
+        folder.stat()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise ConfigError([f"{folder}: cannot be read: {error.strerror}; allowed: a folder of *.toml files"]) from error
-    if mode & stat.S_IWOTH:
-        raise ConfigError([f"{folder}: anyone may write to this directory; allowed: chmod o-w {folder}"])
+    if writable_by_others(folder):
+        raise ConfigError([_open_to_others(folder, "folder")])
     try:
         return sorted(child for child in folder.iterdir() if child.suffix == ".toml")
     except OSError as error:
         raise ConfigError([f"{folder}: cannot be read: {error.strerror}; allowed: a folder of *.toml files"]) from error
 
 
+def _open_to_others(path: Path, kind: str) -> str:
+    return f"{path}: others may write to this {kind}; allowed: chown root {path}; chmod go-w {path}"
+
+
 def _read(path: Path, source: Source) -> dict[str, Any]:
     try:
+        if writable_by_others(path):
+            raise ConfigError([_open_to_others(path, "file")])
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}; allowed: a readable TOML file"]) from error

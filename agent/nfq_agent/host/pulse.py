@@ -16,7 +16,7 @@ from typing import Final
 from nfq_agent.counters import Slots
 
 # Seconds without a beat after which the kernel ends the process.
-ENDS_AFTER: Final = 15.0
+ENDS_AFTER: Final = 10.0
 _CLOCK_MONOTONIC: Final = 1
 _SIGEV_SIGNAL: Final = 0
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -1,25 +1,45 @@
-"""The control socket: one question and one answer, a JSON object on a line each, between the verbs and the running agent."""
+"""The control socket: one question and one answer, a JSON object on a line each, between the verbs and the running agent.
+
+The agent's end never waits for a client: it reads and writes what is possible at once, and ends an exchange that takes too long.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import grp
 import json
 import os
 import select
+import selectors
 import socket
-from collections.abc import Callable
+import stat
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-_LONGEST: Final = 1 << 20
+# The longest question and the longest answer, in bytes. An answer holds the status of every rule.
+_QUESTION: Final = 4096
+_ANSWER: Final = 1 << 26
+# Seconds that a client may take to ask, and to read the answer; what the agent does in between does not count.
+DEADLINE: Final = 2.0
+# Clients at a time; others wait in the backlog.
+_CLIENTS: Final = 16
 # A person who waits longer than this, in seconds, is told that it goes on.
 _SOON: Final = 2.0
+# Members of this group may ask for the status (and change nothing).
+READERS: Final = "nfq-agent"
+# What every client that reaches the socket may ask. Everything else is for root and for the user that the agent runs as.
+_FOR_ALL: Final = frozenset({"ping", "status"})
+_PEERCRED: Final = struct.Struct("iII")
 Respond = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class ControlError(Exception):
-    """The running agent can't be asked, or it said no."""
+    """The running agent cannot be asked, or it refused."""
 
 
 class NotRunning(ControlError):
@@ -37,20 +57,24 @@ def instances() -> list[str]:
 
 
 class Lock:
-    """The right to be the one agent of an instance: a lock that the kernel lets go with the process."""
+    """The right to be the one agent of an instance: a lock that the kernel releases when the process ends."""
 
     def __init__(self, instance: str) -> None:
         self._path = folder() / f"{instance}.lock"
         try:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             # Not through a link: the folder belongs to the agent's user, and this may be root.
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            if os.geteuid() == 0:
-                # What root made by hand must not be in the way of the service, whose user owns the folder.
-                owner = self._path.parent.stat()
-                os.fchown(self._file, owner.st_uid, owner.st_gid)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         except OSError as error:
             raise ControlError(f"{self._path}: {error.strerror}; start as root, or make {self._path.parent} writable") from error
+        state = os.fstat(self._file)
+        if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
+            os.close(self._file)
+            raise ControlError(f"{self._path}: not a regular file of its own; remove it")
+        if os.geteuid() == 0:
+            # A lock that root made by hand must not keep the service from starting, whose user owns the folder.
+            owner = self._path.parent.stat()
+            os.fchown(self._file, owner.st_uid, owner.st_gid)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -67,50 +91,134 @@ class Lock:
         return self._file
 
     def release(self) -> None:
-        """Let it go. The file stays: removing it would let two agents hold two locks of one name."""
+        """Release it. The file stays: removing it would let two agents hold two locks of one name."""
         os.close(self._file)
 
 
-class Server:
-    """The agent's end. Only the agent's own user and root can ask."""
+@dataclass(eq=False)
+class _Client:
+    """One exchange: `asked` is read until a line is whole, then `reply` is written."""
 
-    def __init__(self, instance: str) -> None:
+    end: socket.socket
+    deadline: float
+    asked: bytes = b""
+    reply: memoryview = field(default_factory=lambda: memoryview(b""))
+
+
+class Server:
+    """The agent's end. Only root, the agent's own user, and members of the group READERS reach it."""
+
+    def __init__(self, instance: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """clock: monotonic seconds."""
+        self._clock = clock
         self._path = folder() / f"{instance}.sock"
+        self._clients: set[_Client] = set()
+        self._selector: selectors.BaseSelector | None = None
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self._socket.bind(str(self._path))
-        self._path.chmod(0o600)
-        self._socket.listen(16)
-        self._socket.setblocking(False)
-
-    def fileno(self) -> int:
-        """For a selector: readable when somebody asks."""
-        return self._socket.fileno()
-
-    def serve_one(self, respond: Respond) -> None:
-        """Take one question and answer it. Someone who connects and says nothing is left after half a second."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        readers = _readers()
+        # The mode comes from the umask: a chmod afterwards could be led to another file by a link.
+        before = os.umask(0o177 if readers is None else 0o117)
         try:
-            connection, _ = self._socket.accept()
-        except (BlockingIOError, ConnectionError):
-            return
-        with connection:
-            connection.settimeout(0.5)
-            try:
-                question = _receive(connection)
-            except (OSError, ValueError):
-                return
-            reply = respond(question)
-            # Who asked may be gone by now.
+            self._socket.bind(str(self._path))
+        finally:
+            os.umask(before)
+        if readers is not None:
             with contextlib.suppress(OSError):
-                connection.settimeout(5)
-                connection.sendall(json.dumps(reply).encode() + b"\n")
+                os.chown(self._path, -1, readers, follow_symlinks=False)
+        self._socket.listen(16)
+
+    @property
+    def descriptors(self) -> Iterator[int]:
+        """What no child may keep open."""
+        yield self._socket.fileno()
+        for client in self._clients:
+            yield client.end.fileno()
+
+    def serve(self, selector: selectors.BaseSelector, respond: Respond) -> None:
+        """Answer questions from now on, whenever the selector calls. respond: must not raise."""
+        self._selector = selector
+        self._respond = respond
+        selector.register(self._socket, selectors.EVENT_READ, self._accept)
+
+    def expire(self) -> float | None:
+        """End the exchanges that take too long. The monotonic time when this is due again, None if there is nothing to end."""
+        now = self._clock()
+        for client in [client for client in self._clients if client.deadline <= now]:
+            self._end(client)
+        return min((client.deadline for client in self._clients), default=None)
 
     def close(self) -> None:
-        """Stop listening and take the socket away."""
+        """Stop listening and remove the socket."""
+        for client in list(self._clients):
+            self._end(client)
         self._socket.close()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
+
+    def _accept(self) -> None:
+        assert self._selector is not None
+        if len(self._clients) >= _CLIENTS:
+            # The oldest gives way, so that idle clients cannot keep the administrator out.
+            self._end(min(self._clients, key=lambda client: client.deadline))
+        try:
+            end, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        end.setblocking(False)
+        client = _Client(end, self._clock() + DEADLINE)
+        self._clients.add(client)
+        self._selector.register(end, selectors.EVENT_READ, lambda: self._read(client))
+
+    def _read(self, client: _Client) -> None:
+        assert self._selector is not None
+        try:
+            chunk = client.end.recv(_QUESTION)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        client.asked += chunk
+        if not chunk or len(client.asked) > _QUESTION:
+            self._end(client)
+            return
+        if not client.asked.endswith(b"\n"):
+            return
+        reply = self._answer(client)
+        # Serving a reload takes its time, which is not the client's.
+        client.deadline = self._clock() + DEADLINE
+        client.reply = memoryview(json.dumps(reply).encode() + b"\n")
+        self._selector.modify(client.end, selectors.EVENT_WRITE, lambda: self._write(client))
+        self._write(client)
+
+    def _answer(self, client: _Client) -> dict[str, Any]:
+        try:
+            question = _object(client.asked)
+        except ValueError as error:
+            return {"ok": False, "message": f"not a question: {error}"}
+        pid, uid, _ = _PEERCRED.unpack(client.end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+        verb = question.get("verb")
+        if verb not in _FOR_ALL and uid not in (0, os.geteuid()):
+            return {"ok": False, "message": f"{verb!r} is for root, and process {pid} is of uid {uid}"}
+        return self._respond(question)
+
+    def _write(self, client: _Client) -> None:
+        try:
+            sent = client.end.send(client.reply, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return
+        except OSError:
+            sent = len(client.reply)
+        client.reply = client.reply[sent:]
+        if not client.reply:
+            self._end(client)
+
+    def _end(self, client: _Client) -> None:
+        assert self._selector is not None
+        self._selector.unregister(client.end)
+        client.end.close()
+        self._clients.discard(client)
 
 
 def ask(
@@ -121,6 +229,7 @@ def ask(
     Raises NotRunning, or ControlError if it does not answer within `timeout` seconds.
     """
     path = folder() / f"{instance}.sock"
+    deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as end:
         end.settimeout(timeout)
         try:
@@ -128,26 +237,46 @@ def ask(
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NotRunning(f"no agent of instance {instance} is running") from error
         except OSError as error:
-            raise ControlError(f"{path}: {error.strerror or error}; ask as root") from error
+            raise ControlError(f"{path}: {error.strerror or error}; ask as root, or as a member of group {READERS}") from error
         try:
             end.sendall(json.dumps(question).encode() + b"\n")
             if waiting is not None and not select.select([end], [], [], min(_SOON, timeout))[0]:
                 waiting()
-            return _receive(end)
+            return _receive(end, deadline)
         except TimeoutError as error:
             raise ControlError(f"the agent of instance {instance} did not answer within {timeout:g} s") from error
         except (OSError, ValueError) as error:
             raise ControlError(f"the agent of instance {instance} ended before it answered") from error
 
 
-def _receive(end: socket.socket) -> dict[str, Any]:
-    data = b""
-    while not data.endswith(b"\n"):
-        chunk = end.recv(65536)
-        if not chunk or len(data) > _LONGEST:
-            raise ValueError("no whole line")
-        data += chunk
-    value = json.loads(data)
+def _receive(end: socket.socket, deadline: float) -> dict[str, Any]:
+    """One line, read until the deadline. Raises TimeoutError, OSError, ValueError."""
+    chunks: list[bytes] = []
+    size = 0
+    while not (chunks and chunks[-1].endswith(b"\n")):
+        end.settimeout(max(0.001, deadline - time.monotonic()))
+        chunk = end.recv(1 << 20)
+        size += len(chunk)
+        if not chunk or size > _ANSWER:
+            raise ValueError("not a whole line")
+        chunks.append(chunk)
+    return _object(b"".join(chunks))
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """The JSON object on a line. Raises ValueError."""
+    try:
+        value = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError("no object")
+        raise ValueError("it is not a JSON object")
     return value
+
+
+def _readers() -> int | None:
+    """The group whose members may ask for the status; None where there is none."""
+    try:
+        return grp.getgrnam(READERS).gr_gid
+    except KeyError:
+        return None

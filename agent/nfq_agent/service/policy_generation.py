@@ -5,25 +5,39 @@ The state is a small file beside the control socket; like the connections, it do
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 
+_LONGEST: Final = 1 << 20
 Generations = Mapping[str, tuple[str, int]]
 
 
 def read(path: Path) -> dict[str, tuple[str, int]]:
-    """What each [element.NAME] that offloads had last: the policy's digest and the generation. Empty if there is no such file."""
+    """The latest digest and generation of the policy of each [element.NAME] that offloads. Empty if there is no such file."""
     try:
-        data = json.loads(path.read_bytes())
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            data = json.loads(file.read(_LONGEST))
         return {str(name): (str(digest), int(number)) for name, (digest, number) in data.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        # `write` leaves no half of a file; before the first one of a boot no connection can carry a mark of ours.
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        # `_write` leaves no half-written file; before the first one of a boot no connection carries a mark of ours.
         return {}
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file as a whole. The folder belongs to the agent's user and this may be root: no link is followed."""
+    new = path.with_name(f"{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        new.unlink()
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644), "w") as file:
+        file.write(text)
+    os.replace(new, path)
 
 
 def foreseen(config: Config, path: Path) -> Config:
@@ -40,9 +54,7 @@ def advance(config: Config, path: Path) -> Config:
     before = read(path)
     config, now = raised(config, before)
     if now and before | now != before:
-        new = path.with_name(path.name + ".new")
-        new.write_text(json.dumps(before | now))
-        os.replace(new, path)
+        _write(path, json.dumps(before | now))
     return config
 
 

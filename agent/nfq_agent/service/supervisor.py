@@ -112,7 +112,7 @@ class Supervisor:
         self._log_held_chains(state)
         self._meter.start(listing(state))
         self._server = system.listen(agent.instance)
-        self._selector.register(self._server.fileno(), selectors.EVENT_READ, self._answer_one)
+        self._server.serve(self._selector, self._answer)
         self._start_clocks(rules)
         self._service.ready()
         self._log(f"instance {agent.instance} is serving {self._what()}: {len(listing(state))} {rules.host.name} rules are in")
@@ -138,8 +138,9 @@ class Supervisor:
         for action, due in list(self._due.items()):
             if due <= now and not self._stop_asked:
                 action()
-        if (due_again := self._crew.revive(now)) is not None:
-            self._due[self._tick] = min(self._due[self._tick], due_again)
+        for due_again in (self._crew.revive(now), None if self._server is None else self._server.expire()):
+            if due_again is not None:
+                self._due[self._tick] = min(self._due[self._tick], due_again)
 
     def stop(self, failed: bool) -> bool:
         """Remove the rules, let the queues run empty, end the workers. True if all rules could be removed that should go.
@@ -222,7 +223,7 @@ class Supervisor:
         """Descriptors that no child may keep open after this process has ended."""
         yield from (self._selector.fileno(), *self._wakeup)
         if self._server is not None:
-            yield self._server.fileno()
+            yield from self._server.descriptors
         if self._lock is not None:
             yield self._lock.fileno()
         yield from self._crew.descriptors
@@ -358,10 +359,6 @@ class Supervisor:
         return f"reloaded: rules changed in {edits} places; workers: {change}"
 
     # Answers to the verbs.
-
-    def _answer_one(self) -> None:
-        assert self._server is not None
-        self._server.serve_one(self._answer)
 
     def _answer(self, question: dict[str, Any]) -> dict[str, Any]:
         match question.get("verb"):
