@@ -28,7 +28,7 @@ class Packets(PacketElement):
     def decide(self, packet, flow):
         re.match("(a+)+$", "a" * 60 + "b")
 class Streams(StreamElement):
-    def data(self, connection, data, forward):
+    def request(self, data, connection):
         re.match("(a+)+$", "a" * 60 + "b")
         return data
 """

@@ -14,14 +14,19 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from nfq_agent.cli.show import note, prose
 from nfq_agent.config.file import DEFAULT_PATH
-from nfq_agent.elements import GROUP, PACKET_ELEMENTS, STREAM_ELEMENTS, ElementError, look_in, packet_element, stream_element
+from nfq_agent.config.models import ConfigError
+from nfq_agent.elements import GROUP, PACKET_ELEMENTS, STREAM_ELEMENTS, ElementError, packet_element, stream_element
+from nfq_agent.elements.loading import CodeError, look_in
 
 _INTERNAL: Final = frozenset(("generation",))
 
 
 def elements(name: str | None) -> int:
     """Print all elements, or one with its options."""
-    look_in(DEFAULT_PATH.parent / "elements")
+    try:
+        look_in(DEFAULT_PATH.parent / "elements")
+    except CodeError as error:
+        raise ConfigError([f"{DEFAULT_PATH.parent / 'elements'}: {error}"]) from error
     if name is not None:
         _one(name)
         return 0
