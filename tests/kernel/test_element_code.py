@@ -48,7 +48,7 @@ def write(tmp_path: Path) -> Write:
 
 
 WRONG = {
-    "syntax": ("class Own(\n    pass:\n", 2, "SyntaxError"),
+    "syntax": ("class Own:\n    pass:\n", 2, "SyntaxError"),
     "name": ("import os\nclass Own(PacketElement):\n    pass\n", 2, "NameError: name 'PacketElement' is not defined"),
     "exit": ("raise SystemExit(0)\n", 1, "SystemExit: 0"),
     "attribute": ("class Other:\n    pass\n", 0, "has no attribute 'Own'"),
