@@ -7,9 +7,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
-from bed import ROOT, Bed
+from bed import AGENT, ROOT, Bed
 from measure import Benchmark, Goal
 
 from nfq_agent.config.file import load
@@ -136,6 +137,36 @@ def _rules(agent: bool) -> dict[str, float]:
         return found
 
 
+_SMALL: Final = '[queue.main]\nnum = 100\n[rules.app]\nqueue = "main"\ntcp_ports = [11000]\n'
+_PORTS: Final = ", ".join(map(str, range(1, 20001, 2)))
+
+
+def _life(backend: str, text: str, foreign: bool) -> dict[str, float]:
+    """Start to READY, `status` as a program of its own, and stop: milliseconds."""
+    with Bed() as bed:
+        if foreign:
+            for tool, _ in _FAMILIES:
+                bed.here.run(f"{tool}-restore", input=_foreign(tool))
+        text = f'[agent]\nbackend = "{backend}"\n{text}'
+        # The first one makes the user, and meets memory that nobody has touched yet.
+        bed.agent(text).stop()
+        agent = bed.agent(text)
+        status = _timed(lambda: bed.here.run(str(AGENT), "status", "--json", "--config", str(bed.folder / "agent.toml")))
+        return {
+            f"start to READY, {backend}": agent.started * 1e3,
+            f"status, {backend}": status,
+            f"stop, {backend}": _timed(agent.stop),
+        }
+
+
+def _backend_benchmark(name: str, what: str, text: str, foreign: bool) -> Benchmark:
+    return Benchmark(
+        name, what, "ms",
+        {backend: partial(_life, backend, text, foreign) for backend in ("legacy", "owned")},
+        (),
+    )  # fmt: skip
+
+
 def _start() -> dict[str, float]:
     """Seconds to READY on a host that has the system user, and megabytes then."""
     with Bed() as bed:
@@ -158,5 +189,11 @@ BENCHMARKS: Final = (
         "start", "the baseline, one queue", "",
         {"agent": _start},
         (Goal("start to READY, s", "at most", 0.4), Goal("memory, MB", "at most", 50)),
+    ),
+    _backend_benchmark("backends", "the baseline", _SMALL, False),
+    _backend_benchmark("backends among many", "the baseline among 20,000 foreign rules", _SMALL, True),
+    _backend_benchmark(
+        "backends, ports", "10,000 ports in both hooks of both families",
+        f'[queue.main]\n[rules.app]\nqueue = "main"\ntcp_ports = [{_PORTS}]\n', False,
     ),
 )  # fmt: skip

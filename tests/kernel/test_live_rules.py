@@ -1,19 +1,22 @@
-"""Both families together: all or nothing."""
+"""Both families together, all or nothing; and every place where rules of an instance may be."""
 
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+from agent import Agent, until
 from namespace import Namespace
 from rule_texts import baseline, rules
 
 from nfq_agent.host.nftables.owned import OwnedHost
-from nfq_agent.host.xtables.backend import RuleHost
+from nfq_agent.host.xtables.backend import RuleHost, elsewhere
 from nfq_agent.host.xtables.legacy import LegacyHost
 from nfq_agent.rules.model import FAMILIES, Family, RuleError, Ruleset
-from nfq_agent.service.live_rules import LiveRules, listing
+from nfq_agent.service.live_rules import LiveRules, Swept, listing
 
 pytestmark = pytest.mark.kernel
 
@@ -96,3 +99,111 @@ def test_two_changes_at_a_time_that_share_a_descriptor_of_the_lock_come_one_afte
             assert done.stdout == "free\n"
 
     netns.call(inside)
+
+
+NATIVE = "nft add rule ip mangle OUTPUT ct state new counter"
+
+
+def place_everywhere() -> None:
+    """Rules of one instance in every place where rules can be."""
+    LegacyHost("a").apply_all({family: baseline() for family in FAMILIES})
+    for tool in ("iptables", "ip6tables"):
+        text = "\n".join(
+            [
+                "*mangle",
+                ":NFQA-a-INPUT - [0:0]",
+                ":NFQA-a-OUTPUT - [0:0]",
+                *(str(rule) for rule in baseline()["mangle"].rules),
+                "-A OUTPUT -p tcp -m comment --comment theirs -j ACCEPT",
+                "COMMIT\n",
+            ]
+        )
+        subprocess.run([f"{tool}-nft-restore", "--noflush"], input=text, text=True, check=True)
+
+
+def everything(netns: Namespace) -> str:
+    return netns.shell("iptables-legacy-save; ip6tables-legacy-save; nft list ruleset 2>/dev/null")
+
+
+def test_rules_that_were_left_elsewhere_are_swept(netns: Namespace) -> None:
+    """Also beside a native rule, which keeps iptables-nft from listing the table at all."""
+
+    def sweep() -> tuple[list[str], list[str]]:
+        place_everywhere()
+        subprocess.run(NATIVE.split(), check=True)
+        host = OwnedHost("a")
+        live = LiveRules(host, elsewhere(host, "a"))
+        live.apply({family: baseline() for family in FAMILIES})
+        first, second = live.sweep(), live.sweep()
+        assert second == Swept()
+        assert first.unknown == ()
+        assert _count(live) == {"inet": 4, "inet6": 4}
+        live.remove()
+        live.close()
+        return list(first.removed), list(first.unknown)
+
+    removed, _ = netns.call(sweep)
+    assert removed == [
+        "removed 8 rules of this instance from legacy tables, where they were left or restored",
+        "removed 8 rules of this instance from iptables-nft tables, where they were left or restored",
+    ]
+    text = everything(netns)
+    assert "NFQA" not in text
+    assert "nfq-agent" not in text
+    assert text.count("meta l4proto tcp  counter packets 0 bytes 0 accept") == 2
+    assert "ct state new counter" in text
+
+
+def test_remove_cleans_every_place_and_needs_no_good_configuration(netns: Namespace, tmp_path: Path) -> None:
+    netns.call(place_everywhere)
+    netns.shell(NATIVE)
+    broken = tmp_path / "broken.toml"
+    broken.write_text('[agent]\ninstance = "a"\nthis is = no toml [')
+    said = netns.run(sys.executable, "-m", "nfq_agent", "remove", "--config", str(broken)).stdout
+    assert said.count("# iptables\n") == 2
+    assert "NFQA" not in everything(netns)
+    again = netns.run(sys.executable, "-m", "nfq_agent", "remove", "--config", str(broken)).stdout
+    assert again == "nothing to remove: no rule of instance a is installed\n"
+
+
+def test_a_chain_of_ours_that_others_jump_to_stays_empty(netns: Namespace) -> None:
+    netns.call(place_everywhere)
+    netns.shell("iptables-nft -t mangle -A OUTPUT -p udp -j NFQA-a-INPUT")
+    netns.run(sys.executable, "-m", "nfq_agent", "remove", "--instance", "a")
+    assert [line for line in netns.shell("iptables-nft-save -t mangle").splitlines() if "NFQA" in line] == [
+        ":NFQA-a-INPUT - [0:0]",
+        "-A OUTPUT -p udp -j NFQA-a-INPUT",
+    ]
+
+
+def test_rules_restored_beside_a_running_agent_go(netns: Namespace, tmp_path: Path) -> None:
+    config = '[agent]\nbackend = "owned"\ndrift_check = "200ms"\n[queue.main]\n[rules.app]\nqueue = "main"\ntcp_ports = [1]\n'
+    agent = Agent(netns, tmp_path, config).ready()
+    rules_of_default = "\n".join(str(rule) for rule in baseline("default")["mangle"].rules)
+    text = f"*mangle\n:NFQA-default-INPUT - [0:0]\n:NFQA-default-OUTPUT - [0:0]\n{rules_of_default}\nCOMMIT\n"
+    for tool in ("iptables-legacy", "iptables-nft"):
+        netns.run(f"{tool}-restore", "--noflush", "--wait", input=text)
+        until(lambda tool=tool: "NFQA" not in netns.run(f"{tool}-save").stdout, f"the {tool} rules go")  # type: ignore[misc]  # a default of a lambda
+    assert "removed 4 rules of this instance from legacy tables" in agent.log
+    assert "removed 4 rules of this instance from iptables-nft tables" in agent.log
+    assert agent.status()["drift"]["repairs"] == 0
+    assert agent.stop() == 0
+
+
+def test_a_start_waits_for_the_lock_once(netns: Namespace, tmp_path: Path) -> None:
+    holder = netns.start("flock", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 60", stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    began = time.monotonic()
+    agent = Agent(netns, tmp_path, '[agent]\nbackend = "legacy"\n[queue.main]\n[rules.app]\nqueue = "main"\ntcp_ports = [1]\n')
+    assert agent.process.wait(30) == 1
+    assert 10 <= time.monotonic() - began < 16
+    assert "/run/xtables.lock was not free within 10 s: held by flock" in agent.log
+    assert "putting" not in agent.log
+    holder.kill()
+
+
+def test_a_lock_that_is_a_folder_is_named(netns: Namespace) -> None:
+    netns.shell("mkdir /run/xtables.lock")
+    with pytest.raises(RuleError, match=r"/run/xtables.lock can't be opened: Is a directory; remove that directory"):
+        netns.call(LegacyHost("a").apply, "inet", baseline())

@@ -198,6 +198,7 @@ class FakeMachine:
             open_log=self._open_log,
             advance=self._advance,
             reimported=lambda: contextlib.nullcontext([]),
+            elsewhere=lambda *_: (),
         )
 
     def _turn(self) -> None:

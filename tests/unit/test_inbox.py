@@ -305,7 +305,12 @@ def test_five_tuples_in_the_same_place_have_their_own_verdicts(ends: tuple[socke
         # Every place holds an accepted five-tuple when the one that is not known comes.
         theirs.send(message(_from_port(port), port))
         if waits:
-            inbox.sort_each(101, deque(accepted), known, decide, _ACCEPT, ACCEPT, lambda number, verdict: None, 64, 0.0)
+            pending = deque(accepted)
+            for _ in range(50):
+                # A turn ends in time, also on a machine that is busy with others: the packet then comes with the next.
+                inbox.sort_each(101, pending, known, decide, _ACCEPT, ACCEPT, lambda number, verdict: None, 64, 0.0)
+                if dropped and dropped[-1] == port:
+                    break
         else:
             inbox.sort(101, deque(accepted), known, decide)
         if port not in dropped:

@@ -19,7 +19,7 @@ from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.host.nftables.support import probe
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capability
 from nfq_agent.host.xtables import python_iptables
-from nfq_agent.host.xtables.backend import usable
+from nfq_agent.host.xtables.backend import everywhere
 from nfq_agent.host.xtables.lock import held_by, holders, lock_path
 from nfq_agent.rules.model import FAMILIES, RuleError
 from nfq_agent.service.status import Status
@@ -58,6 +58,7 @@ def examine(config: Config) -> list[Finding]:
         *(Finding("warning", "proxy", *each) for each in (missing(running) if running is not None else ())),
         *_side_by_side(),
         *_instances(config, running),
+        *_saved_rules(),
         *_conntrack(),
         *_rp_filter(),
         *(Finding("warning", "configuration", text) for text in warnings(config)),
@@ -199,14 +200,21 @@ def _count(command: str) -> int:
 
 def _instances(config: Config, running: Status | None) -> Iterator[Finding]:
     mine = config.agent.instance
-    for host in usable(mine):
+    for host in everywhere(mine):
         try:
             found = {instance for family in FAMILIES for instance in host.instances(family)}
         except RuleError as error:
             yield Finding("warning", "instances", f"chains can't be listed: {error}")
             continue
         for instance in sorted(found):
-            if instance == mine and running is not None:
+            if instance == mine and running is not None and running.backend != host.name:
+                yield Finding(
+                    "warning",
+                    "instances",
+                    f"rules of {instance} are in {host.name} tables too, where the running agent ({running.backend}) has none",
+                    "the next check of the rules removes them; if they come back, look at what restores them",
+                )
+            elif instance == mine and running is not None:
                 yield Finding("good", "instances", f"{instance} is running and has its chains ({host.name})")
             elif status_if_any(instance) is not None:
                 yield Finding("good", "instances", f"another instance, {instance}, is running and has its chains ({host.name})")
@@ -217,6 +225,29 @@ def _instances(config: Config, running: Status | None) -> Iterator[Finding]:
                     f"chains of {instance} are in place ({host.name}), and no agent of it runs",
                     f"nfq-agent remove --instance {instance}",
                 )
+
+
+# Where a host's own rules are saved for the next boot: iptables-persistent, the services of Red Hat and Alpine, nftables.
+_SAVED: Final = (
+    "/etc/iptables/rules.v4", "/etc/iptables/rules.v6", "/etc/sysconfig/iptables", "/etc/sysconfig/ip6tables",
+    "/etc/iptables/rules-save", "/etc/nftables.conf", "/etc/sysconfig/nftables.conf",
+)  # fmt: skip
+
+
+def _saved_rules() -> Iterator[Finding]:
+    """Rules of ours that will be restored at the next boot, without an agent."""
+    for path in map(Path, _SAVED):
+        try:
+            saved = path.read_text(errors="replace")
+        except OSError:
+            continue
+        if "nfq-agent:" in saved or "NFQA-" in saved:
+            yield Finding(
+                "warning",
+                "saved rules",
+                f"{path} holds rules of nfq-agent: each boot restores them before the agent runs, and without it for good",
+                "stop the agent, save the rules again, start it (netfilter-persistent save)",
+            )
 
 
 def _conntrack() -> Iterator[Finding]:

@@ -5,6 +5,7 @@ Needs no root and no running agent; it asks the policy itself, and looks at noth
 
 from __future__ import annotations
 
+import fnmatch
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from nfq_agent.cli.app import Flags
 from nfq_agent.cli.loading import configuration
 from nfq_agent.cli.show import note
 from nfq_agent.config.models import Config, ConfigError, ElementSpec, QueueConfig, RuleConfig
+from nfq_agent.config.selection import Identities
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements.policy import Policy
 from nfq_agent.flow import Flow
 from nfq_agent.match import Conditions, Match
-from nfq_agent.packet import Hook, Packet
+from nfq_agent.packet import PROTOCOL_NAMES, Hook, Packet, protocol_name
 from nfq_agent.patterns import Patterns
 from nfq_agent.testing import icmp, tcp, udp
 from nfq_agent.values import Endpoint
@@ -26,6 +28,7 @@ from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
 _INWARD: Final = ("prerouting", "input")
 _SHOWN: Final = 3
+_PROTOCOLS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
 # The facts that stand for a name, by protocol and port.
 _NAMES: Final[Mapping[tuple[str, int], tuple[str, str]]] = {
     ("tcp", 80): ("http", "http_host"), ("udp", 53): ("dns", "dns_name"), ("tcp", 53): ("dns", "dns_name"),
@@ -56,6 +59,16 @@ class Question:
             return (self.source, 0), (self.destination, 0)
         source, destination = (Endpoint.parse(each, lowest=0) for each in (self.source, self.destination))
         return (source.host, source.port), (destination.host, destination.port)
+
+    @property
+    def source_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """The source."""
+        return ipaddress.ip_address(self._ends[0][0])
+
+    @property
+    def destination_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """The destination."""
+        return ipaddress.ip_address(self._ends[1][0])
 
     @property
     def sport(self) -> int:
@@ -113,19 +126,56 @@ def _misses(rule: RuleConfig, question: Question) -> Iterator[str]:
     if question.hook not in rule.hooks:
         yield f"hook is {question.hook}, wants {', '.join(rule.hooks)}"
     if not rule.all:
-        ports = {"tcp": rule.tcp_ports, "udp": rule.udp_ports}.get(question.protocol, ())
-        if rule.tcp_syn and question.protocol == "tcp" and not ports:
-            pass
-        elif not ports:
-            yield f"protocol is {question.protocol}, wants {' or '.join(_protocols(rule))}"
-        elif not any(port in each for port in _ports(rule, question) for each in ports):
-            yield f"port is {' or '.join(map(str, _ports(rule, question)))}, wants {', '.join(map(str, ports))}"
-    if rule.owner is not None and question.uid != rule.uid:
+        yield from _port_misses(rule, question)
+    excepted = {"tcp": rule.not_tcp_ports, "udp": rule.not_udp_ports}.get(question.protocol, ())
+    if any(port in each for port in _ports(rule, question) for each in excepted):
+        yield f"port is in not_{question.protocol}_ports"
+    if rule.owner is not None and question.uid != rule.owner_id:
         yield f"uid is {'not given' if question.uid is None else question.uid}, wants {rule.owner}"
-    if rule.interface is not None and question.interface != rule.interface:
-        yield f"interface is {question.interface or 'not given'}, wants {rule.interface}"
+    if rule.uid is not None and not _one_of(question.uid, rule.uid):
+        yield f"uid is {'not given' if question.uid is None else question.uid}, wants {', '.join(map(str, rule.uid))}"
+    if rule.not_uid is not None and _one_of(question.uid, rule.not_uid):
+        yield f"uid is {question.uid}, which is in not_uid"
+    if rule.interface is not None and not _named(question.interface, rule.interface):
+        yield f"interface is {question.interface or 'not given'}, wants {', '.join(rule.interface)}"
+    if rule.not_interface is not None and _named(question.interface, rule.not_interface):
+        yield f"interface is {question.interface}, which is in not_interface"
+    yield from _address_misses(rule, question)
+    for key in ("gid", "cgroup", "set"):
+        if (wanted := getattr(rule, key)) is not None:
+            yield f"{key} is not known here, wants {', '.join(map(str, wanted))}"
     if rule.mark is not None:
         yield f"mark is 0x0, wants {rule.mark}"
+
+
+def _port_misses(rule: RuleConfig, question: Question) -> Iterator[str]:
+    ports = {"tcp": rule.tcp_ports, "udp": rule.udp_ports}.get(question.protocol, ())
+    if rule.protocol is not None:
+        if _PROTOCOLS.get(question.protocol) not in rule.protocol:
+            yield f"protocol is {question.protocol}, wants {', '.join(map(protocol_name, rule.protocol))}"
+    elif rule.tcp_syn and question.protocol == "tcp" and not ports:
+        return
+    elif not ports:
+        yield f"protocol is {question.protocol}, wants {' or '.join(_protocols(rule))}"
+    elif not any(port in each for port in _ports(rule, question) for each in ports):
+        yield f"port is {' or '.join(map(str, _ports(rule, question)))}, wants {', '.join(map(str, ports))}"
+
+
+def _address_misses(rule: RuleConfig, question: Question) -> Iterator[str]:
+    for key, end in (("src", question.source_address), ("dst", question.destination_address)):
+        wanted, excepted = getattr(rule, key), getattr(rule, f"not_{key}")
+        if wanted is not None and not any(end in each for each in wanted):
+            yield f"{key} is {end}, wants {', '.join(map(str, wanted))}"
+        if any(end in each for each in excepted or ()):
+            yield f"{key} is {end}, which is in not_{key}"
+
+
+def _one_of(number: int | None, wanted: tuple[Identities, ...]) -> bool:
+    return number is not None and any(each.first <= number <= each.last for each in wanted)
+
+
+def _named(interface: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(interface, pattern) for pattern in patterns)
 
 
 def _protocols(rule: RuleConfig) -> list[str]:

@@ -10,7 +10,9 @@ from nfq_agent.cli.app import Flags
 from nfq_agent.cli.confirm import Guard
 from nfq_agent.host import pairs, routes
 from nfq_agent.host.users import ensure_user, find_user
-from nfq_agent.host.xtables.backend import choose, usable
+from nfq_agent.host.xtables.backend import choose, everywhere
+from nfq_agent.rules.leaving import fail_closed
+from nfq_agent.rules.model import FAMILIES, RuleError
 from nfq_agent.rules.plan import plan as plan_rules
 from nfq_agent.rules.plan import redirects
 from nfq_agent.service import control
@@ -73,23 +75,37 @@ def remove(flags: Flags, after_failure: bool) -> int:
     failed = after_failure and os.environ.get("SERVICE_RESULT", "success") != "success"
     if not after_failure:
         _refuse_removal_beside_agent(name)
-    removed = 0
-    for host in usable(name):
-        done = LiveRules(host).remove(keep_fail_closed=failed)
-        changes = {family: settled.changes for family, settled in done.items() if settled.changes}
-        removed += sum(len(steps) for each in changes.values() for steps in each.values())
-        if changes:
-            show.changes(changes)
-        host.close()
+    removed, problems = _removed_everywhere(name, failed)
     if routes.sweep(name):
         removed += 1
         show.note(f"removed the routing rules of instance {name} (TPROXY)")
     if pairs_removed := pairs.sweep(f"{pairs.ALIAS}{name}:"):
         removed += 1
         show.note(f"removed {pairs_removed} interface pair{'s' * (pairs_removed > 1)} of instance {name} (inline)")
+    if problems:
+        raise RuleError("; ".join(problems))
     if not removed:
         show.note(f"nothing to remove: no rule of instance {name} is installed")
     return 0
+
+
+def _removed_everywhere(instance: str, failed: bool) -> tuple[int, list[str]]:
+    """Remove the rules of an instance from every place; how many changes that took, and why a place could not be cleaned."""
+    removed = 0
+    problems: list[str] = []
+    for place in everywhere(instance):
+        try:
+            kept = {family: fail_closed(place.read(family)) if failed else {} for family in FAMILIES}
+            done = place.apply_all(kept, undo=False)
+            place.close()
+        except RuleError as error:
+            problems.append(f"{place.name}: {error}")
+            continue
+        changes = {family: settled.changes for family, settled in done.items() if settled.changes}
+        removed += sum(len(steps) for each in changes.values() for steps in each.values())
+        if changes:
+            show.changes(changes)
+    return removed, problems
 
 
 def _refuse_removal_beside_agent(instance: str) -> None:
@@ -106,7 +122,9 @@ def _refuse_removal_beside_agent(instance: str) -> None:
 def rules(flags: Flags, as_json: bool) -> int:
     """Print the installed rules."""
     name = loading.instance_of(flags)
-    found = [(host.name, each) for host in usable(name) for each in listing(LiveRules(host).read())]
+    found = [
+        (place.name, each) for place in everywhere(name) for each in listing({family: place.read(family) for family in FAMILIES})
+    ]
     if as_json:
         show.json_object(show.rules_object(name, found))
     else:

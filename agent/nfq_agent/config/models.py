@@ -14,11 +14,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 
 from nfq_agent.config.capture import CaptureConfig, InlineConfig, TapConfig
 from nfq_agent.config.lookups import HostLookups
+from nfq_agent.config.selection import CGROUP_HOOKS, OWNER_HOOKS, Selection
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError, packet_element, stream_element
 from nfq_agent.elements.loading import where
 from nfq_agent.mark import OWN_TRAFFIC, Kept, Mark, MarkField
-from nfq_agent.values import Duration, Endpoint, EndpointField, NetworkField, PortsField, Size
+from nfq_agent.values import Duration, Endpoint, EndpointField, NetworkField, Size
 
 TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     "mangle": ("prerouting", "input", "forward", "output", "postrouting"),
@@ -27,8 +28,6 @@ TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     # REDIRECT is valid in these two only (ip_tables extension xt_REDIRECT).
     "nat": ("prerouting", "output"),
 }
-# The owner match knows a socket in these hooks only (iptables-extensions(8)).
-OWNER_HOOKS: Final = ("output", "postrouting")
 # The header bytes that the kernel has to copy so that addresses and ports can be read. IPv4 and TCP, each with all options: 120.
 HEADER_BYTES: Final = 128
 # IPv6 with the longest legal chain of extension headers (RFC 8200 4.1: each once, destination options twice; 2,048 bytes each,
@@ -138,7 +137,7 @@ class QueueConfig(_Model):
 COPY_NONE_REASON: Final = "copy mode none makes the kernel lose every packet of the queue, bypass or not; allowed: packet, meta"
 
 
-class RuleConfig(_Model):
+class RuleConfig(Selection):
     """`[rules.NAME]`"""
 
     queue: str | None = None
@@ -151,53 +150,49 @@ class RuleConfig(_Model):
         tuple[Literal["prerouting", "input", "forward", "output", "postrouting"], ...],
         Field(min_length=1, strict=False),
     ] = ("input", "output")
-    tcp_ports: Annotated[tuple[PortsField, ...], Field(strict=False)] = ()
-    udp_ports: Annotated[tuple[PortsField, ...], Field(strict=False)] = ()
-    tcp_syn: bool = False
-    all: bool = False
     role: Literal["server", "client", "both"] | None = None
-    # A name, or the beginning of names: "veth*".
-    interface: Annotated[str, Field(pattern=r"^[^\s/!*]{1,15}$|^[^\s/!*]{1,14}\*$")] | None = None
     # The interface is also taken as a port of a bridge, which -i and -o do not see.
     bridge: bool = False
     owner: Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=0, le=0xFFFFFFFE)] | None = None
     mark: MarkField | None = None
 
     @model_validator(mode="after")
-    def _holds_together(self) -> Self:  # noqa: C901  # one branch for each rule between keys
+    def _holds_together(self) -> Self:
+        for fault in (*self._target_faults(), *self._hook_faults()):
+            raise ValueError(fault)
+        return self
+
+    def _target_faults(self) -> Iterator[str]:
         if (self.queue is None) == (self.proxy is None):
-            raise ValueError("a rule sends its traffic to one place; allowed: queue = NAME, or proxy = NAME")
+            yield "a rule sends its traffic to one place; allowed: queue = NAME, or proxy = NAME"
         if self.proxy is not None:
             if self.table not in (None, "nat"):
-                raise ValueError(f"table {self.table} can't redirect to a proxy; allowed: nat")
-            if self.udp_ports or self.tcp_syn or self.all:
-                raise ValueError("a proxy takes TCP ports only; allowed: tcp_ports")
+                yield f"table {self.table} can't redirect to a proxy; allowed: nat"
+            if self.udp_ports or self.tcp_syn or self.all or self.protocol:
+                yield "a proxy takes TCP ports only; allowed: tcp_ports"
             if self.role not in (None, "client"):
-                raise ValueError(f"role {self.role}: redirection looks at the destination port only; allowed: client")
+                yield f"role {self.role}: redirection looks at the destination port only; allowed: client"
         elif self.port is not None:
-            raise ValueError("port is a listener of a proxy; allowed: with proxy = NAME")
+            yield "port is a listener of a proxy; allowed: with proxy = NAME"
         elif self.table == "nat":
-            raise ValueError("table nat sees the first packet of a connection only; allowed: mangle, raw, filter")
-        if not (self.tcp_ports or self.udp_ports or self.tcp_syn or self.all):
-            raise ValueError("the rule takes no traffic; allowed: tcp_ports, udp_ports, tcp_syn = true or all = true")
+            yield "table nat sees the first packet of a connection only; allowed: mangle, raw, filter"
         if self.bridge and (self.interface is None or self.hooks != ("forward",) or self.proxy is not None):
-            raise ValueError('bridge = true matches ports of a bridge; allowed: with queue, interface and hooks = ["forward"]')
-        if self.all and (self.tcp_ports or self.udp_ports or self.tcp_syn):
-            raise ValueError("all = true takes everything; allowed: without tcp_ports, udp_ports and tcp_syn")
+            yield 'bridge = true matches ports of a bridge; allowed: with queue, interface and hooks = ["forward"]'
+
+    def _hook_faults(self) -> Iterator[str]:
         for hook in self.hooks:
             if hook not in TABLE_HOOKS[self.table_name]:
-                raise ValueError(
-                    f"table {self.table_name} has no hook {hook}; allowed: {', '.join(TABLE_HOOKS[self.table_name])}"
-                )
+                yield f"table {self.table_name} has no hook {hook}; allowed: {', '.join(TABLE_HOOKS[self.table_name])}"
+            for key in ("owner", "uid", "gid", "not_uid", "not_gid"):
+                if getattr(self, key) is not None and hook not in OWNER_HOOKS:
+                    yield f"{key} is not known to the kernel in hook {hook}; allowed: {', '.join(OWNER_HOOKS)}"
+            for key in ("cgroup", "not_cgroup"):
+                if getattr(self, key) is not None and hook not in CGROUP_HOOKS:
+                    yield f"{key} is not known to the kernel in hook {hook}; allowed: {', '.join(CGROUP_HOOKS)}"
         if len(set(self.hooks)) != len(self.hooks):
-            raise ValueError("a hook stands twice; allowed: each once")
-        if self.owner is not None:
-            for hook in self.hooks:
-                if hook not in OWNER_HOOKS:
-                    raise ValueError(f"owner is not known to the kernel in hook {hook}; allowed: {', '.join(OWNER_HOOKS)}")
-            if self.uid is None:
-                raise ValueError(f"no user {self.owner!r} on this host; allowed: an existing user's name, or a uid")
-        return self
+            yield "a hook stands twice; allowed: each once"
+        if self.owner is not None and self.owner_id is None:
+            yield f"no user {self.owner!r} on this host; allowed: an existing user's name, or a uid"
 
     @property
     def table_name(self) -> str:
@@ -210,7 +205,7 @@ class RuleConfig(_Model):
         return ("inet", "inet6") if self.family == "unspec" else (self.family,)
 
     @property
-    def uid(self) -> int | None:
+    def owner_id(self) -> int | None:
         """The numeric id of `owner`; None where there is no owner or no such user."""
         if self.owner is None or isinstance(self.owner, int):
             return self.owner

@@ -10,6 +10,7 @@ from nfq_agent.config.models import Config, RuleConfig
 from nfq_agent.values import LAST_PORT, Ports
 
 _ALL = (Ports(1, LAST_PORT),)
+_TCP, _UDP = 6, 17
 
 
 def overlaps(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -17,9 +18,10 @@ def overlaps(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     for name, inline in config.inline.items():
         for other, rule in config.rules.items():
             if (ports := _shared(inline, rule)) is not None:
+                there = ", ".join(rule.interface or ())
                 yield (
                     ("inline", name, "interfaces"),
-                    f"port {ports} of {rule.interface} is judged by [rules.{other}] too; allowed: other ports or interfaces",
+                    f"port {ports} of {there} is judged by [rules.{other}] too; allowed: other ports or interfaces",
                 )
     for (name, one), (other, two) in combinations(config.inline.items(), 2):
         pattern = same_interface(two.interfaces, one.interfaces)
@@ -33,10 +35,11 @@ def overlaps(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _shared(inline: InlineConfig, rule: RuleConfig) -> Ports | None:
     """A rule without an interface is about the host; only one that names the same interface is meant for the same traffic."""
-    if rule.interface is None or same_interface(inline.interfaces, (rule.interface,)) is None:
+    if rule.interface is None or same_interface(inline.interfaces, rule.interface) is None:
         return None
-    tcp = _ALL if rule.all or (rule.tcp_syn and not rule.tcp_ports) else rule.tcp_ports
-    return _both(_of_inline(inline), (tcp, _ALL if rule.all else rule.udp_ports))
+    every_tcp = rule.all or (rule.tcp_syn and not rule.tcp_ports) or _TCP in (rule.protocol or ())
+    every_udp = rule.all or _UDP in (rule.protocol or ())
+    return _both(_of_inline(inline), (_ALL if every_tcp else rule.tcp_ports, _ALL if every_udp else rule.udp_ports))
 
 
 def _of_inline(inline: InlineConfig) -> tuple[tuple[Ports, ...], tuple[Ports, ...]]:

@@ -6,7 +6,7 @@ Values in, values out; the only effects are the two calls of the `Session` it is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Protocol
@@ -140,9 +140,10 @@ def settle(
     changes = diff(desired, before)
     if not changes:
         return Settled({}, before, before)
-    try:
-        with lock():
-            _carry_out(session, desired, changes)
+    # In this order: a lock that was not got changed nothing, and there is nothing to put back.
+    with lock(), _reverted_on_failure(session, before):
+        _carry_out(session, desired, changes)
+    with _reverted_on_failure(session, before, lock):
         after = session.read()
         if diff(desired, after):
             # Somebody else's doing, or ours?
@@ -151,6 +152,16 @@ def settle(
                 after = session.read()
             if rest := diff(desired, after):
                 raise RuleError("the kernel's rules differ from what was written:\n" + "\n".join(render(rest)))
+    return Settled(changes, before, after)
+
+
+@contextmanager
+def _reverted_on_failure(
+    session: Session, before: Mapping[str, TableState], lock: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[None]:
+    """Put back what was there before if the body raises RuleError, which goes on."""
+    try:
+        yield
     except RuleError as error:
         try:
             former = {name: state.as_rules() for name, state in before.items()}
@@ -159,7 +170,6 @@ def settle(
         except RuleError as second:
             raise RuleError(f"{error}; putting back what was there failed too: {second}") from error
         raise
-    return Settled(changes, before, after)
 
 
 def _carry_out(session: Session, desired: Mapping[str, TableRules], changes: Changes) -> None:

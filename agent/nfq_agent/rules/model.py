@@ -180,12 +180,17 @@ Ruleset = Mapping[Family, Mapping[str, TableRules]]
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A rule as the kernel has it: its place in the chain from 1, and its counters."""
+    """A rule as the kernel has it: its place in the chain from 1, and its counters.
+
+    handle: the kernel's own number for it, which stays when its list of ports changes and its counters go on; 0 where rules have
+    none (xtables).
+    """
 
     rule: Rule
     number: int
     packets: int = 0
     bytes: int = 0
+    handle: int = 0
 
 
 @dataclass(frozen=True, slots=True)

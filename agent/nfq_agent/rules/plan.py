@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Final
 
 from nfq_agent.config.models import Config, ProxyConfig, RuleConfig
-from nfq_agent.mark import Kept, Mark
+from nfq_agent.mark import Kept
 from nfq_agent.rules.model import (
     FAMILIES,
     HOOK_CHAINS,
@@ -25,13 +24,10 @@ from nfq_agent.rules.model import (
     chain_name,
     tag,
 )
+from nfq_agent.rules.selection import SYN, Selected, marked, port_lists, range_lists, selected
 from nfq_agent.values import Ports
 
-_INWARD: Final = frozenset(("prerouting", "input"))
 _OWNED: Final = frozenset(("output", "postrouting"))
-# xt_multiport holds 15 ports, and a range takes two places (XT_MULTI_PORTS).
-_MULTIPORT_PLACES: Final = 15
-_SYN: Final = Extension("tcp", (Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"),))
 
 
 def plan(config: Config, uid: int | str, lists: bool = False) -> Ruleset:
@@ -108,9 +104,7 @@ def _saving(instance: str, chain: str, kept: Kept, lists: bool) -> list[Rule]:
     comment = _comment(instance, OFFLOAD_NEW)
     if lists:
         # nf_tables copies no part of a mark into another before Linux 6.13, but it sets one to a value.
-        return [
-            Rule(chain, Extension("CONNMARK", (Option("--set-xmark", str(mark)),)), (_marked(mark), comment)) for mark in kept
-        ]
+        return [Rule(chain, Extension("CONNMARK", (Option("--set-xmark", str(mark)),)), (marked(mark), comment)) for mark in kept]
     mask = f"{kept.mask:#x}"
     ours = Extension("mark", (Option("--mark", f"0x0/{mask}", negated=True),))
     save = (Option("--save-mark"), Option("--nfmask", mask), Option("--ctmask", mask))
@@ -124,11 +118,17 @@ def _without_own_traffic(rule: Rule, hook: str, uid: int | str) -> Rule:
     that uses them (iptables-wrappers).
     """
     # A rule for one user's packets can't meet the agent's, unless that user is the agent's.
-    if hook not in _OWNED or any(match.name == "owner" for match in rule.matches):
+    if hook not in _OWNED or any(map(_is_one_user, rule.matches)):
         return rule
     exclusion = Extension("owner", (Option("--uid-owner", str(uid), negated=True),))
     *others, comment = rule.matches
     return replace(rule, matches=(*others, exclusion, comment))
+
+
+def _is_one_user(match: Extension) -> bool:
+    return match.name == "owner" and any(
+        option.name == "--uid-owner" and not option.negated and "-" not in option.value for option in match.options
+    )
 
 
 def _several_rules(instance: str, chain: str, hook: str, rules: list[Rule], uid: int | str) -> tuple[Rule, ...]:
@@ -140,117 +140,23 @@ def _several_rules(instance: str, chain: str, hook: str, rules: list[Rule], uid:
     return (*head, *rules, Rule(chain, Extension("RETURN"), (_comment(instance, "end"),)))
 
 
-def _marked(mark: Mark) -> Extension:
-    return Extension("mark", (Option("--mark", _mark(mark)),))
-
-
-def _mark(mark: Mark) -> str:
-    """As iptables prints it: without a mask that takes every bit (libxt_mark.c, print_mark)."""
-    return f"{mark.value:#x}" if mark.mask == 0xFFFFFFFF else str(mark)
-
-
 def _comment(instance: str, name: str) -> Extension:
     return Extension("comment", (Option("--comment", tag(instance, name)),))
 
 
 def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: str, lists: bool) -> list[Rule]:
     """The rules of one [rules.NAME] for one family and hook."""
-    instance = config.agent.instance
-    tail: list[Extension] = []
-    if rule.mark is not None:
-        tail.append(_marked(rule.mark))
-    if rule.owner is not None:
-        tail.append(Extension("owner", (Option("--uid-owner", str(rule.uid)),)))
-    tail.append(_comment(instance, name))
+    chain = chain_name(config.agent.instance, hook)
+    comment = _comment(config.agent.instance, name)
     made: list[Rule] = []
-    for protocol, matches in _traffic(rule, hook, lists):
-        for inward, outward in _interfaces(_wildcard(rule.interface or ""), hook):
-            chain = chain_name(instance, hook)
-            if rule.proxy is not None:
-                made += _capture_rules(config, rule, chain, family, lists, protocol, matches, inward, outward, tuple(tail))
-                continue
-            made.append(Rule(chain, _queue_target(config, rule), (*matches, *tail), protocol, inward, outward))
-        for port in _bridge_ports(rule):
-            chain = chain_name(instance, hook)
-            made.append(Rule(chain, _queue_target(config, rule), (*matches, port, *tail), protocol))
-    return made
-
-
-def _bridge_ports(rule: RuleConfig) -> tuple[Extension, ...]:
-    """Matches of a bridged packet by its port of the bridge: -i and -o name the bridge itself (br_netfilter)."""
-    if not rule.bridge or rule.interface is None:
-        return ()
-    name = _wildcard(rule.interface)
-    bridged = Option("--physdev-is-bridged")
-    return (
-        Extension("physdev", (Option("--physdev-in", name), bridged)),
-        Extension("physdev", (Option("--physdev-out", name), bridged)),
-    )
-
-
-def _wildcard(interface: str) -> str:
-    """A configuration's "veth*" in the words of iptables(8): "veth+"."""
-    return interface[:-1] + "+" if interface.endswith("*") else interface
-
-
-def _traffic(rule: RuleConfig, hook: str, lists: bool) -> Iterator[tuple[str, tuple[Extension, ...]]]:
-    """(protocol, matches) for each rule that the traffic of a [rules.NAME] needs in a hook."""
-    if rule.all:
-        yield "", ()
-        return
-    head = (_SYN,) if rule.tcp_syn else ()
-    if rule.tcp_syn and not rule.tcp_ports:
-        yield "tcp", head
-    direction = _direction(rule, hook)
-    for ports in _port_lists(rule.tcp_ports, lists):
-        yield "tcp", (*head, Extension("multiport", (Option(direction, ports),)))
-    for ports in _port_lists(rule.udp_ports, lists):
-        yield "udp", (Extension("multiport", (Option(direction, ports),)),)
-
-
-def _direction(rule: RuleConfig, hook: str) -> str:
-    """Which port a role looks at: a server's is the destination on the way in, a client's on the way out."""
-    if rule.proxy is not None:
-        return "--dports"
-    if rule.role in (None, "both") or hook == "forward":
-        return "--ports"
-    return "--dports" if (rule.role == "server") == (hook in _INWARD) else "--sports"
-
-
-def _port_lists(ports: Iterable[Ports], lists: bool) -> Iterator[str]:
-    """The ports in rising order, so that a changed file's order changes nothing, in as many lists as the backend needs."""
-    room = len(_merged(ports)) * 2 if lists else _MULTIPORT_PLACES
-    group: list[str] = []
-    places = 0
-    for each in _merged(ports):
-        size = 1 if each.first == each.last else 2
-        if places + size > room:
-            yield ",".join(group)
-            group, places = [], 0
-        group.append(str(each))
-        places += size
-    if group:
-        yield ",".join(group)
-
-
-def _merged(ports: Iterable[Ports]) -> list[Ports]:
-    """The same ports in rising order, none of them twice."""
-    made: list[Ports] = []
-    for each in sorted(set(ports)):
-        if made and each.first <= made[-1].last:
-            made[-1] = Ports(made[-1].first, max(made[-1].last, each.last))
+    for each in selected(name, rule, hook, family, lists):
+        each = each._replace(tail=(*each.tail, comment))
+        if rule.proxy is not None:
+            made += _capture_rules(config, rule, chain, family, lists, each)
         else:
-            made.append(each)
+            matches = (*each.matches, *each.tail)
+            made.append(Rule(chain, _queue_target(config, rule), matches, each.protocol, each.in_interface, each.out_interface))
     return made
-
-
-def _interfaces(interface: str, hook: str) -> tuple[tuple[str, str], ...]:
-    """(in, out) interface pairs; what is forwarded crosses it one way or the other."""
-    if not interface:
-        return (("", ""),)
-    if hook == "forward":
-        return ((interface, ""), ("", interface))
-    return ((interface, ""),) if hook in _INWARD else (("", interface),)
 
 
 def _queue_target(config: Config, rule: RuleConfig) -> Extension:
@@ -272,11 +178,9 @@ def _table_name(config: Config, rule: RuleConfig) -> str:
     return "mangle" if rule.proxy is not None and config.proxy[rule.proxy].capture == "tproxy" else rule.table_name
 
 
-def _capture_rules(  # noqa: PLR0913  # one for each setting
-    config: Config, rule: RuleConfig, chain: str, family: Family, lists: bool, protocol: str,
-    matches: tuple[Extension, ...], inward: str, outward: str, tail: tuple[Extension, ...],
-) -> Iterator[Rule]:  # fmt: skip
+def _capture_rules(config: Config, rule: RuleConfig, chain: str, family: Family, lists: bool, what: Selected) -> Iterator[Rule]:
     """The rules that lead connections to a proxy, after those that leave some of them alone."""
+    protocol, matches, inward, outward, tail = what
     proxy = config.proxy[rule.proxy or ""]
     port = _listener_port(proxy, family, rule.port)
     if port is None:
@@ -285,18 +189,18 @@ def _capture_rules(  # noqa: PLR0913  # one for each setting
     # Who calls a listener by its own address is told so by the proxy; to lead it there in a circle helps nobody.
     own = sorted({each.port for every in config.proxy.values() for each in every.listen})
     taken = [Ports(each, each) for each in own if any(each in ports for ports in rule.tcp_ports)]
-    for ports in _port_lists(taken, lists):
+    for ports in port_lists(taken, lists):
         local = Extension("addrtype", (Option("--dst-type", "LOCAL"),))
         listeners = Extension("multiport", (Option("--dports", ports),))
         yield Rule(chain, leave, (listeners, local, *tail), protocol, inward, outward)
-    for ranges in _range_lists(proxy.exclude, family, lists):
+    for ranges in range_lists(proxy.exclude, family, lists):
         there = Extension("iprange", (Option("--dst-range", ranges),))
         yield Rule(chain, leave, (*matches, there, *tail), protocol, inward, outward)
     # Connections that run by now go on as they are: led to the proxy, which knows nothing of them, they would be reset. Also by
     # REDIRECT: a first rule of table nat wakes connection tracking, which takes their next packet for the first of a new one.
     # And what a proxy of nfq-agent sends itself goes on: to lead that here would be a loop, also between two instances.
     own_traffic = Extension("mark", (Option("--mark", str(proxy.own_traffic), negated=True),))
-    matches = (_SYN, *matches, own_traffic)
+    matches = (SYN, *matches, own_traffic)
     if proxy.capture == "redirect":
         target = Extension("REDIRECT", (Option("--to-ports", str(port)),))
     else:
@@ -308,17 +212,6 @@ def _capture_rules(  # noqa: PLR0913  # one for each setting
         keep = Extension("MARK", (Option("--set-xmark", str(proxy.tproxy_mark)),))
         yield Rule(chain, keep, (own_socket, *tail), "tcp")
     yield Rule(chain, target, (*matches, *tail), protocol, inward, outward)
-
-
-def _range_lists(networks: Iterable[IPv4Network | IPv6Network], family: Family, lists: bool) -> Iterator[str]:
-    """The networks of a family as ranges of addresses, in as many lists as the backend needs."""
-    v4 = collapse_addresses(each for each in networks if isinstance(each, IPv4Network))
-    v6 = collapse_addresses(each for each in networks if isinstance(each, IPv6Network))
-    ranges = [f"{network[0]}-{network[-1]}" for network in (v4 if family == "inet" else v6)]
-    if lists and ranges:
-        yield ",".join(ranges)
-    else:
-        yield from ranges
 
 
 def _listener_port(proxy: ProxyConfig, family: Family, wanted: int | None) -> int | None:

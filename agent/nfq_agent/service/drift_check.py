@@ -25,6 +25,8 @@ class DriftCheck:
         self._meter = meter
         self._log = log
         self._drift = Drift(seconds)
+        # What could not be looked at is said once.
+        self._said: set[str] = set()
 
     @property
     def pause(self) -> float:
@@ -52,6 +54,17 @@ class DriftCheck:
                 self._log(
                     f"another program changed this agent's rules; repaired: {what}", "warning", repairs=self._drift.repairs + 1
                 )
+            self.sweep()
             self._drift.looked(bool(changes), now, _LONGEST_PAUSE)
         except RuleError as error:
             self._log(f"the rules could not be checked: {error}", "error")
+
+    def sweep(self) -> None:
+        """Remove rules of this instance that are anywhere but in the backend in use. Never raises RuleError: it is logged."""
+        swept = self._rules.sweep()
+        for line in swept.removed:
+            self._log(line, "warning")
+        for line in swept.unknown:
+            if line not in self._said:
+                self._said.add(line)
+                self._log(line, "warning")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nfq_agent.host.xtables.backend import RuleHost
+from nfq_agent.host.xtables.backend import RuleHost, RulePlace
 from nfq_agent.rules.diff import Changes, Settled, diff
 from nfq_agent.rules.leaving import fail_closed
-from nfq_agent.rules.model import FAMILIES, Family, Installed, Ruleset, TableState
+from nfq_agent.rules.model import FAMILIES, Family, Installed, RuleError, Ruleset, TableState
 
 State = Mapping[Family, Mapping[str, TableState]]
 
@@ -22,11 +22,41 @@ class Found:
     installed: Installed
 
 
-class LiveRules:
-    """What an instance has in the kernel, through one backend."""
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one sweep did. removed: a line for each place. unknown: why a place could not be looked at or cleaned."""
 
-    def __init__(self, host: RuleHost) -> None:
+    removed: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+class LiveRules:
+    """What an instance has in the kernel: through one backend, and left over in other places."""
+
+    def __init__(self, host: RuleHost, others: Sequence[RulePlace] = ()) -> None:
+        """others: every other place where rules of the instance may be, to be swept."""
         self.host = host
+        self._others = others
+
+    def sweep(self) -> Swept:
+        """Remove what is left of this instance in other places: saved and restored by others, or left by another backend."""
+        removed: list[str] = []
+        unknown: list[str] = []
+        for place in self._others:
+            try:
+                found = [each for family in FAMILIES for each in place.read(family).values()]
+                if not any(state.jumps or state.chains.keys() - state.held or any(state.chains.values()) for state in found):
+                    continue
+                place.apply_all({family: {} for family in FAMILIES}, undo=False)
+                place.close()
+            except RuleError as error:
+                unknown.append(f"rules of this instance may be left in {place.name} tables: {error}")
+            else:
+                count = sum(1 for state in found for _ in state.installed)
+                removed.append(
+                    f"removed {count} rules of this instance from {place.name} tables, where they were left or restored"
+                )
+        return Swept(tuple(removed), tuple(unknown))
 
     def read(self) -> State:
         """What the kernel has of this instance now. Raises RuleError."""

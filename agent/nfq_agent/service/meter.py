@@ -31,8 +31,9 @@ class Meter:
         key: tuple[str, str, str]
         for each in found:
             if numbers := each.installed.rule.queues:
-                # Rules of the same text count together.
-                key = (each.family, each.table, str(each.installed.rule))
+                # Rules of the same text count together, unless the kernel tells them apart.
+                rule = each.installed
+                key = (each.family, each.table, f"handle {rule.handle}" if rule.handle else str(rule.rule))
                 now[key] = now.get(key, 0) + each.installed.packets
                 queues[key] = numbers
         for key, packets in now.items():

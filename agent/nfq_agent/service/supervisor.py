@@ -92,7 +92,8 @@ class Supervisor:
         self._user, made = system.ensure_user(agent.user)
         if made:
             self._log(f"made the system user {agent.user} (uid {self._user.uid})")
-        rules = self._rules = LiveRules(system.choose(self._config))
+        host = system.choose(self._config)
+        rules = self._rules = LiveRules(host, system.elsewhere(host, agent.instance))
         self._drift = DriftCheck(rules, self._meter, self._log, agent.drift_check)
         if rules.host.notice:
             self._log(rules.host.notice, "warning")
@@ -109,6 +110,7 @@ class Supervisor:
             system.route(agent.instance, marks)
         state = states(rules.apply(ruleset))
         self._log("start: rules are in and verified", "debug")
+        self._drift.sweep()
         self._log_held_chains(state)
         self._meter.start(listing(state))
         self._server = system.listen(agent.instance)
@@ -180,6 +182,8 @@ class Supervisor:
             self._crew.retire(list(self._crew.proxies.values()))
             self._crew.wait_for_leaving()
         kept = listing(states(rules.remove(keep_fail_closed=failed)))
+        if self._drift is not None:
+            self._drift.sweep()
         if routing.wanted(self._config):
             self._system.route(self._config.agent.instance, {})
         if failed and kept:

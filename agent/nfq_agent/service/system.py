@@ -19,7 +19,7 @@ from nfq_agent.host import routes
 from nfq_agent.host.journal import open_log
 from nfq_agent.host.systemd import ServiceManager
 from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, ensure_user, has_capability
-from nfq_agent.host.xtables.backend import RuleHost, choose
+from nfq_agent.host.xtables.backend import RuleHost, RulePlace, choose, elsewhere
 from nfq_agent.log import Log
 from nfq_agent.mark import Mark
 from nfq_agent.queue.errors import QueueError
@@ -102,6 +102,7 @@ class System:
     open_log: Callable[[Config], Log]
     advance: Callable[[Config], Config]
     reimported: Callable[[], contextlib.AbstractContextManager[list[str]]]
+    elsewhere: Callable[[RuleHost, str], Sequence[RulePlace]]
 
 
 def this_host() -> System:
@@ -120,6 +121,7 @@ def this_host() -> System:
         open_log=_open_log,
         reimported=reimported,
         advance=lambda config: advance(config, control.folder() / f"{config.agent.instance}.generations"),
+        elsewhere=elsewhere,
     )
 
 

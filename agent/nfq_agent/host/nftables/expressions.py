@@ -40,7 +40,8 @@ _PROTOCOLS: Final = {
 }
 _VERDICTS: Final = {"DROP": 0, "ACCEPT": 1, "RETURN": -5}
 _JUMP: Final = -3
-_CGROUPS: Final = "/sys/fs/cgroup"
+# Where control groups of version 2 are, beside those of version 1 or alone.
+_CGROUPS: Final = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 _FULL: Final = 0xFFFFFFFF
 _WORD: Final = Struct("=I")
 # struct xt_NFQ_info_v3 (linux/netfilter/xt_NFQUEUE.h) and xt_owner_match_info (xt_owner.h), padded as XT_ALIGN does it.
@@ -74,10 +75,8 @@ def encode(rule: Rule, family: Family, chain_of: Callable[[str], str], native_qu
     conditions: list[_Alternatives] = []
     try:
         for key, name in ((_META_IIFNAME, rule.in_interface), (_META_OIFNAME, rule.out_interface)):
-            if name:
-                conditions.append([_interface(key, name)])
-        if rule.protocol:
-            conditions.append([_protocol(rule.protocol)])
+            conditions += [[_interface(key, *each)] for each in _words(name)]
+        conditions += [[_protocol(*each)] for each in _words(rule.protocol)]
         conditions += [_MATCHES[match.name](match, family) for match in rule.matches if match.name != "comment"]
         target = list(_target(rule.target, family, chain_of, native_queue))
     except KeyError as error:
@@ -116,17 +115,20 @@ def _verdict(code: int, chain: str = "") -> Expression:
 _COUNTER: Final = Expression("counter", u64(1, 0) + u64(2, 0))
 
 
-def _interface(key: int, name: str) -> list[Expression]:
-    negated = name.startswith("! ")
-    raw = os.fsencode(name[2:] if negated else name)
+def _words(value: str) -> list[tuple[str, bool]]:
+    """(word, negated) of `eth0`, or of each of `! eth0,wg+`."""
+    negated = value.startswith("! ")
+    return [(word, negated) for word in value.removeprefix("! ").split(",") if word]
+
+
+def _interface(key: int, name: str, negated: bool) -> list[Expression]:
+    raw = os.fsencode(name)
     # A name is compared whole, in 16 bytes; the beginning of one without its NUL.
     value = raw[:-1] if raw.endswith(b"+") else raw.ljust(16, b"\0")
     return [_load("meta", key), _compare(value, negated)] if value else []
 
 
-def _protocol(protocol: str) -> list[Expression]:
-    negated = protocol.startswith("! ")
-    name = protocol[2:] if negated else protocol
+def _protocol(name: str, negated: bool) -> list[Expression]:
     number = int(name) if name.isdecimal() else _PROTOCOLS[name]
     return [_load("meta", _META_L4PROTO), _compare(bytes([number]), negated)]
 
@@ -248,7 +250,8 @@ def _cgroup(match: Extension, _: Family) -> _Alternatives:
     (option,) = match.options
     path = option.value.strip("/")
     # The id of a group of version 2 is the inode of its folder; it changes when the group is made again.
-    number = os.stat(os.path.join(_CGROUPS, path)).st_ino
+    root = next(filter(os.path.isdir, _CGROUPS), _CGROUPS[-1])
+    number = os.stat(os.path.join(root, path)).st_ino
     level = len(path.split("/"))
     asked = u32(1, _SOCKET_CGROUP2) + u32(2, _REGISTER) + u32(3, level)
     return [[Expression("socket", asked), _compare(Struct("=Q").pack(number), option.negated)]]

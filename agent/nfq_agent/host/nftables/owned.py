@@ -133,7 +133,10 @@ class OwnedHost:
             return True
         there = found.get(closed)
         port = None if self._connection is None else self._connection.port
-        return there is not None and (there.port == port or not self._flags(closed) & OWNER)
+        if there is None or not self._flags(closed) & OWNER:
+            return there is not None
+        # The owner's socket has a port; a table without an owner has none.
+        return port is not None and there.port == port
 
     def _messages(self, family: Family, rules: Mapping[str, TableRules], found: Found, closed: bool) -> Iterator[Message]:
         wanted = layout.lay_out(rules, family)

@@ -187,4 +187,4 @@ def _installed(found: KernelRule, number: int, snapshot: Snapshot) -> Installed:
         rule = layout.without_sets(found.rule, snapshot.sets)
     except KeyError:
         rule = Rule(found.rule.chain, Extension("?", (Option("--undecoded", str(found.handles[0])),)))
-    return Installed(rule, number, found.packets, found.bytes)
+    return Installed(rule, number, found.packets, found.bytes, found.handles[0])

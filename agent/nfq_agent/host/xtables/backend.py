@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 from nfq_agent.host.nftables import neighbours
+from nfq_agent.host.nftables.leftovers import NftLeftovers
 from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.nftables.support import probe
 from nfq_agent.host.xtables import python_iptables
 from nfq_agent.host.xtables.legacy import LegacyHost
 from nfq_agent.rules.diff import Settled
-from nfq_agent.rules.model import Family, RuleError, TableRules, TableState
+from nfq_agent.rules.model import FAMILIES, Family, RuleError, TableRules, TableState
 
 
 class RuleHost(Protocol):
@@ -85,6 +86,44 @@ def _owned(instance: str, notice: str, persist: bool) -> OwnedHost:
         before = f"{notice}; " if notice else ""
         raise RuleError(f"{before}backend owned can't be used: {problem}")
     return OwnedHost(instance, notice, persist=persist)
+
+
+class RulePlace(Protocol):
+    """Where rules of one instance can be: looked at, and cleaned."""
+
+    name: str
+
+    def read(self, family: Family) -> dict[str, TableState]:
+        """What each table holds of this instance. Raises RuleError where it can't be read."""
+
+    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Settled]:
+        """With nothing desired: remove all of it. Raises RuleError."""
+
+    def instances(self, family: Family) -> frozenset[str]:
+        """The instances that have rules there. Raises RuleError."""
+
+    def close(self) -> None:
+        """Give up what it holds, once the rules are out. Raises RuleError."""
+
+
+def elsewhere(host: RuleHost, instance: str) -> list[RulePlace]:
+    """Every place but the backend in use where rules of the instance may have been left."""
+    others: list[RulePlace] = []
+    if host.name != "legacy" and any(map(python_iptables.in_kernel, FAMILIES)):
+        others.append(LegacyHost(instance))
+    if probe().problem is None:
+        if host.name != "owned":
+            others.append(OwnedHost(instance))
+        others.append(NftLeftovers(instance))
+    return others
+
+
+def everywhere(instance: str) -> list[RulePlace]:
+    """Every place where rules of the instance may be. Raises RuleError if none can be looked at."""
+    places: list[RulePlace] = [*usable(instance)]
+    if probe().problem is None:
+        places.append(NftLeftovers(instance))
+    return places
 
 
 def usable(instance: str) -> list[RuleHost]:

@@ -113,6 +113,10 @@ class Image:
         """The names of all chains."""
         return [name for _, _, name in self._chains]
 
+    def mentions(self, chains: frozenset[bytes], tag: bytes) -> bool:
+        """Whether one of these chains is in it, or the tag in any rule."""
+        return tag in self._data or any(name in chains for _, _, name in self._chains)
+
     def entries(self, chains: frozenset[bytes], tag: bytes) -> Iterator[Entry]:
         """Every rule of these chains, and any other in whose bytes the tag is found, chain by chain."""
         tagged = self._places_of(tag)

@@ -29,6 +29,8 @@ _EXTENSION: Final = struct.Struct("H29sB")
 _OFFSETS: Final = struct.Struct("HH")
 _COUNTERS: Final = struct.Struct("QQ")
 _IFNAMSIZ: Final = 16
+# XT_INV_* and IPT_INV_VIA_*, in the field invflags.
+_NOT_IN, _NOT_OUT, _NOT_PROTOCOL = 0x01, 0x02, 0x40
 # mallopt(3)
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
@@ -158,16 +160,23 @@ class Tables:
         expected = 1 if self._family == "IPv6" and ip.proto else 0
         if any(bytes(each) != bytes(len(bytes(each))) for each in (ip.src, ip.dst, ip.smsk, ip.dmsk)):
             raise ValueError("an address")
-        if ip.flags != expected or ip.invflags or getattr(ip, "tos", 0):
+        if ip.flags != expected or ip.invflags & ~(_NOT_IN | _NOT_OUT | _NOT_PROTOCOL) or getattr(ip, "tos", 0):
             raise ValueError("flags")
+
+        def said(value: str, flag: int) -> str:
+            if ip.invflags & flag and not value:
+                raise ValueError("a negation of nothing")
+            return f"! {value}" if ip.invflags & flag else value
+
         protocol = "" if ip.proto == 0 else _PROTOCOLS.get(ip.proto, str(ip.proto))
         *matches, target = [self._extension(made, data, *each) for each in self._extensions(data)]
         if standard:
             offset = entry.target_offset
             target = Extension(os.fsdecode(data[offset + 2 : offset + 31].split(b"\0")[0]))
         return Rule(
-            chain, target, tuple(matches), protocol,
-            _interface_name(ip.iniface, ip.iniface_mask), _interface_name(ip.outiface, ip.outiface_mask),
+            chain, target, tuple(matches), said(protocol, _NOT_PROTOCOL),
+            said(_interface_name(ip.iniface, ip.iniface_mask), _NOT_IN),
+            said(_interface_name(ip.outiface, ip.outiface_mask), _NOT_OUT),
         )  # fmt: skip
 
     def _extension(self, rule: Any, data: bytes, name: str, revision: int, place: int, size: int) -> Extension:
@@ -214,12 +223,15 @@ class Tables:
         made = self._rule_class()
         ip = made.get_ip()
         if rule.protocol:
-            made.protocol = rule.protocol
+            made.protocol = rule.protocol.removeprefix("! ")
         # python-iptables' own mask for IPv6 interfaces compares one bit of each letter.
         if rule.in_interface:
-            ip.iniface, ip.iniface_mask = _interface(rule.in_interface)
+            ip.iniface, ip.iniface_mask = _interface(rule.in_interface.removeprefix("! "))
         if rule.out_interface:
-            ip.outiface, ip.outiface_mask = _interface(rule.out_interface)
+            ip.outiface, ip.outiface_mask = _interface(rule.out_interface.removeprefix("! "))
+        for value, flag in ((rule.in_interface, _NOT_IN), (rule.out_interface, _NOT_OUT), (rule.protocol, _NOT_PROTOCOL)):
+            if value.startswith("! "):
+                ip.invflags |= flag
         for match in rule.matches:
             _set(made.create_match(match.name), match.options)
         if _is_standard(rule.target):

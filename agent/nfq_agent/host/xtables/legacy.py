@@ -7,18 +7,26 @@ fails, and libxtables' way of printing a rule takes over standard output for a m
 from __future__ import annotations
 
 import functools
+import math
 import os
+import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from nfq_agent.host.one_shot import OneShot, OneShotError
+from nfq_agent.host.xtables.image import Image
 from nfq_agent.host.xtables.kernel import FAMILY_NAMES, Tables
-from nfq_agent.host.xtables.lock import DEADLINE, release, xtables_lock
+from nfq_agent.host.xtables.lock import DEADLINE, LockError, release, xtables_lock
 from nfq_agent.host.xtables.python_iptables import MODULES, NAMES_FILES, import_iptc, in_kernel
 from nfq_agent.rules.diff import Settled, settle
-from nfq_agent.rules.model import TABLES, Family, RuleError, TableRules, TableState, instance_of
+from nfq_agent.rules.model import TABLES, Family, RuleError, TableRules, TableState, instance_of, own_chains, tag_prefix
+
+# After a wait in vain, for so many seconds, a change waits this long only.
+_SOON: Final = 30.0
+_AGAIN_SECONDS: Final = 1.0
 
 
 def tables_present(family: Family) -> frozenset[str] | None:
@@ -56,6 +64,8 @@ class LegacyHost:
         self.instance = instance
         self._lock = lock
         self.lock_seconds = lock_seconds
+        # When the lock was last waited for in vain (monotonic seconds).
+        self._waited_in_vain = -math.inf
         # What there is to look at where /proc does not say: tables that were written.
         self._known: dict[Family, set[str]] = {"inet": set(tables), "inet6": set(tables)}
 
@@ -65,9 +75,19 @@ class LegacyHost:
 
     def read(self, family: Family) -> dict[str, TableState]:
         """What each table that is present holds of this instance. Raises RuleError."""
-        tables = self._tables(family)
-        found: dict[str, TableState] = self._one_shot(_read, family, self.instance, tables) if tables else {}
+        found = dict.fromkeys(sorted(self._tables(family)), TableState())
+        # A table in which nothing of ours is needs no python-iptables, and no child.
+        if tables := frozenset(table for table in found if self._is_mentioned(family, table)):
+            found |= self._one_shot(_read, family, self.instance, tables)
         return found
+
+    def _is_mentioned(self, family: Family, table: str) -> bool:
+        chains = frozenset(map(os.fsencode, own_chains(self.instance)))
+        try:
+            image = Image(socket.AF_INET if family == "inet" else socket.AF_INET6, table)
+        except OSError as error:
+            raise RuleError(f"table {table} ({FAMILY_NAMES[family]}) can't be read: {error.strerror}") from error
+        return image.mentions(chains, tag_prefix(self.instance).encode())
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that own chains."""
@@ -126,7 +146,7 @@ class LegacyHost:
         if not in_kernel(family):
             raise RuleError(f"the kernel has no legacy xtables for {FAMILY_NAMES[family]} (module {MODULES[family]})")
         self._known[family] |= wanted
-        arguments = family, self.instance, tables, dict(desired), self._lock, self.lock_seconds
+        arguments = family, self.instance, tables, dict(desired), self._lock, self._patience()
         if self._lock is not None:
             # Two children that share a descriptor share the lock: one after the other.
             return functools.partial(self._one_shot, _apply, *arguments)
@@ -138,6 +158,11 @@ class LegacyHost:
     def _tables(self, family: Family) -> frozenset[str]:
         present = tables_present(family)
         return frozenset(self._known[family] if present is None else present & set(TABLES))
+
+    def _patience(self) -> float:
+        """How long to wait for the lock: not for long again, a moment after that was in vain. A stop has to end in time."""
+        in_vain = time.monotonic() - self._waited_in_vain < _SOON
+        return min(self.lock_seconds, _AGAIN_SECONDS) if in_vain else self.lock_seconds
 
     def _one_shot(self, function: Any, *args: Any) -> Any:
         return self._finished(self._begun(function, *args))
@@ -152,6 +177,9 @@ class LegacyHost:
     def _finished(self, running: OneShot[Any]) -> Any:
         try:
             return running.result()
+        except LockError:
+            self._waited_in_vain = time.monotonic()
+            raise
         except (OneShotError, OSError) as error:
             if self._lock is not None:
                 # The child is gone, but a lock that it took on our descriptor is not.

@@ -16,6 +16,17 @@ from nfq_agent.rules.model import RuleError
 
 DEFAULT_PATH: Final = "/run/xtables.lock"
 DEADLINE: Final = 10.0
+_PERMISSION: Final = "run as root, or let the agent's user read it (tmpfiles.d: f {path} 0640 root proxyuser)"
+_REMEDIES: Final = {
+    errno.EISDIR: "remove that directory: iptables and this agent take a lock on a file of that name",
+    errno.EROFS: 'mount a writable file system there, name another file in XTABLES_LOCKFILE, or set backend = "owned"',
+    errno.ENOSPC: "free some space there",
+    errno.ENOENT: "make its folder, or name another file in XTABLES_LOCKFILE",
+}
+
+
+class LockError(RuleError):
+    """The lock was not free in time; nothing was written."""
 
 
 def lock_path() -> str:
@@ -32,10 +43,8 @@ def open_lock() -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise RuleError(
-            f"the xtables lock {path} can't be opened: {error.strerror}; run as root, or let the agent's user read it "
-            "(tmpfiles.d: f /run/xtables.lock 0640 root proxyuser)"
-        ) from error
+        remedy = _REMEDIES.get(error.errno or 0, _PERMISSION).format(path=path)
+        raise RuleError(f"the xtables lock {path} can't be opened: {error.strerror}; {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -71,7 +80,7 @@ def _take(lock: int, seconds: float) -> None:
         else:
             return
         if time.monotonic() >= deadline:
-            raise RuleError(f"the xtables lock {lock_path()} was not free within {seconds:g} s: {held_by(lock)}")
+            raise LockError(f"the xtables lock {lock_path()} was not free within {seconds:g} s: {held_by(lock)}")
         time.sleep(pause * random.uniform(0.5, 1.5))
         # Short, or programs that wait in the kernel's queue for it go first every time.
         pause = min(pause * 1.5, 0.003)
