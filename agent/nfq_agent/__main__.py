@@ -16,6 +16,7 @@ from nfq_agent.cli.verbs import app
 
 def main() -> None:
     """Run the verb that the command line names."""
+    _open_standard_streams()
     try:
         code = app(two_dashes(sys.argv[1:]), standalone_mode=False)
     except typer.TyperException as error:
@@ -32,6 +33,19 @@ def main() -> None:
     except Exception as error:
         code = _failed(error)
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where standard input, output or error is closed: a socket of ours would take its number, and get its text."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is the one that is missing.
+            os.open(os.devnull, os.O_RDWR)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # for as long as the process lives
 
 
 def _failed(error: Exception) -> int:

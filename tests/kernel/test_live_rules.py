@@ -207,3 +207,69 @@ def test_a_lock_that_is_a_folder_is_named(netns: Namespace) -> None:
     netns.shell("mkdir /run/xtables.lock")
     with pytest.raises(RuleError, match=r"/run/xtables.lock can't be opened: Is a directory; remove that directory"):
         netns.call(LegacyHost("a").apply, "inet", baseline())
+
+
+SMALL = '[queue.main]\n[rules.app]\nqueue = "main"\ntcp_ports = [1]\n'
+
+
+def test_one_agent_of_an_instance_for_a_network_namespace(netns: Namespace, tmp_path: Path) -> None:
+    """Though each has a /run of its own, as a container with --net=host has."""
+    agent = Agent(netns, tmp_path, SMALL).ready()
+    command = f"mount -t tmpfs tmpfs /run; exec {sys.executable} -m nfq_agent run --config {agent.config}"
+    for _ in range(3):
+        second = netns.run("unshare", "--mount", "sh", "-ec", command, check=False)
+        assert second.returncode == 1
+        assert "an agent of instance default runs in this network namespace with another /run" in second.stderr
+        assert f"(pid {agent.process.pid})" in second.stderr
+    assert _count_of(netns, "default") == 8
+    # Its workers hold nothing that would keep it from coming back.
+    agent.kill()
+    agent.start()
+    agent.ready()
+    assert agent.stop() == 0
+
+
+def test_a_name_that_others_have_taken_keeps_no_agent_from_starting(netns: Namespace, tmp_path: Path) -> None:
+    program = (
+        "import os, socket, time; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.bind(chr(0) + 'nfq-agent/default');"
+        "s.listen(1); print('there', flush=True); time.sleep(60)"
+    )
+    squatter = netns.start(sys.executable, "-c", program, stdout=subprocess.PIPE)
+    assert squatter.stdout is not None
+    assert squatter.stdout.readline() == b"there\n"
+    assert Agent(netns, tmp_path, SMALL).ready().stop() == 0
+    squatter.kill()
+
+
+def _count_of(netns: Namespace, instance: str) -> int:
+    return netns.shell("iptables-legacy-save; ip6tables-legacy-save").count(f'"nfq-agent:{instance}:')
+
+
+@pytest.mark.parametrize("backend", ["legacy", "owned"])
+def test_an_agent_that_starts_while_a_change_waits_for_its_yes_keeps_its_rules(
+    netns: Namespace, tmp_path: Path, backend: str
+) -> None:
+    head = f'[agent]\nbackend = "{backend}"\n'
+    file = tmp_path / "change.toml"
+    file.write_text(f"{head}{SMALL.replace('[1]', '[2]')}")
+    command = [sys.executable, "-m", "nfq_agent", "apply", "--confirm", "8", "--config", str(file)]
+    waiting = netns.start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert waiting.stdout is not None
+    until(lambda: b"Type yes" in waiting.stdout.readline(), "the rules are in")  # type: ignore[union-attr]  # asserted above
+    agent = Agent(netns, tmp_path, head + SMALL).ready()
+    assert b"was started meanwhile and keeps its rules" in waiting.communicate(timeout=30)[0]
+    assert "Nothing to do" in agent.verb("plan").stdout
+    assert agent.stop() == 0
+
+
+def test_closed_standard_streams(netns: Namespace, tmp_path: Path) -> None:
+    """A socket would take their numbers, and the log would be written into it."""
+    config = tmp_path / "a.toml"
+    config.write_text(SMALL)
+    command = f"exec {sys.executable} -m nfq_agent"
+    assert netns.run("sh", "-c", f"{command} plan --config {config} <&- >&- 2>&-", check=False).returncode == 3
+    process = netns.start("sh", "-c", f"{command} run --config {config} <&- >&- 2>&-")
+    until(lambda: _count_of(netns, "default") == 8, "the rules are in")
+    process.terminate()
+    assert process.wait(20) == 0
+    assert _count_of(netns, "default") == 0

@@ -118,11 +118,10 @@ class FakeCrew:
 class FakeLock:
     """The lock of an instance; held until it is released."""
 
+    descriptors = (0,)
+
     def __init__(self) -> None:
         self.held = True
-
-    def fileno(self) -> int:
-        return 0
 
     def release(self) -> None:
         self.held = False

@@ -46,7 +46,7 @@ class Inside:
 
     def __init__(self, namespace: Namespace, host: RuleHost) -> None:
         self.name, self.notice, self.lists, self.lock_seconds = host.name, host.notice, host.lists, host.lock_seconds
-        self.descriptors = host.descriptors
+        self.descriptors, self.instance = host.descriptors, host.instance
         self._namespace, self._host = namespace, host
 
     def _call(self, name: str, *args: Any) -> Any:

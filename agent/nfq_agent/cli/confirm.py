@@ -12,18 +12,21 @@ import sys
 import time
 
 from nfq_agent.host.fork import fork, reap
-from nfq_agent.rules.model import RuleError
+from nfq_agent.rules.leaving import taken_back
+from nfq_agent.rules.model import RuleError, Ruleset
+from nfq_agent.service import control
 from nfq_agent.service.live_rules import LiveRules, State
 
 
 class Guard:
     """Waits for the word; without it, it puts back what stood before."""
 
-    def __init__(self, seconds: int, installation: LiveRules, before: State) -> None:
+    def __init__(self, seconds: int, live: LiveRules, before: State, desired: Ruleset) -> None:
+        """before: what was there. desired: what is about to be put in."""
         self._seconds = seconds
         # A process that changes the rules for this one holds the writing end too: EOF comes when all of them have ended.
         reader, self._writer = os.pipe()
-        self._pid = fork(lambda: _run_guard(reader, seconds, installation, before), [self._writer])
+        self._pid = fork(lambda: _run_guard(reader, seconds, live, before, desired), [self._writer])
         os.close(reader)
 
     def dismiss(self) -> None:
@@ -71,16 +74,24 @@ def _answer(seconds: int) -> bool:
     return False
 
 
-def _run_guard(reader: int, seconds: int, installation: LiveRules, before: State) -> int:
+def _run_guard(reader: int, seconds: int, live: LiveRules, before: State, desired: Ruleset) -> int:
     os.setsid()
     # Longer than the person has: a yes in the last moment counts, and the time that the change itself takes does not.
     ready, _, _ = select.select([reader], [], [], seconds + 15)
     if ready and os.read(reader, 1) == b"y":
         return 0
+    instance = live.host.instance
     try:
-        installation.apply(
-            {family: {name: each.as_rules() for name, each in tables.items()} for family, tables in before.items()}
-        )
+        control.ask(instance, {"verb": "ping"}, timeout=5)
+    except control.ControlError:
+        pass
+    else:
+        print(f"nfq-agent: the agent of instance {instance} was started meanwhile and keeps its rules", file=sys.stderr)
+        return 0
+    try:
+        now = live.read()
+        live.apply({family: taken_back(now[family], before[family], desired.get(family, {})) for family in now})
+        live.close()
     except RuleError as error:
         print(f"nfq-agent: {error}", file=sys.stderr)
         return 1

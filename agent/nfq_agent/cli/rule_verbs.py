@@ -46,8 +46,11 @@ def apply(flags: Flags, confirm_within: int | None) -> int:
         show.note(f"created the system user {loaded.agent.user} (uid {user.uid})")
     # The rules outlive this process, and the table that they are in.
     live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded), persist=True))
-    guard = None if confirm_within is None else Guard(confirm_within, live, live.read())
-    done = live.apply(plan_rules(loaded, user.uid, live.host.lists))
+    ruleset = plan_rules(loaded, user.uid, live.host.lists)
+    guard = None if confirm_within is None else Guard(confirm_within, live, live.read(), ruleset)
+    done = live.apply(ruleset)
+    # What holds them must not be this process alone: the guard may have to take them back.
+    live.close()
     changes = {family: settled.changes for family, settled in done.items() if settled.changes}
     show.changes(changes)
     closed = [name for name, queue in loaded.queue.items() if not queue.bypass]

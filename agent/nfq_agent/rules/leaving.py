@@ -72,3 +72,30 @@ def fail_closed(state: Mapping[str, TableState]) -> dict[str, TableRules]:
 def _fails_open(rule: Rule) -> bool:
     bypass = any(option.name == "--queue-bypass" for option in rule.target.options)
     return rule.target.name in ("REDIRECT", "TPROXY") or (rule.target.name == "NFQUEUE" and bypass)
+
+
+def taken_back(
+    now: Mapping[str, TableState], before: Mapping[str, TableState], desired: Mapping[str, TableRules]
+) -> dict[str, TableRules]:
+    """The rules of a family when a change is taken back: without what it put in, with what it removed, and all else as it is now.
+
+    before: what was there. desired: what the change put there.
+    """
+    made: dict[str, TableRules] = {}
+    for table in {*now, *before}:
+        was, wish = before.get(table, TableState()).as_rules(), desired.get(table, TableRules())
+        there = now.get(table, TableState()).as_rules()
+        chains = {
+            chain: _undone(there.chains.get(chain, ()), was.chains.get(chain, ()), wish.chains.get(chain, ()))
+            for chain in {*there.chains, *was.chains}
+        }
+        kept = {chain: rules for chain, rules in chains.items() if rules or chain in was.chains}
+        made[table] = TableRules(kept, _undone(there.jumps, was.jumps, wish.jumps))
+    return made
+
+
+def _undone(now: tuple[Rule, ...], before: tuple[Rule, ...], desired: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    if now == desired:
+        return before
+    left = tuple(rule for rule in now if rule in before or rule not in desired)
+    return (*left, *(rule for rule in before if rule not in desired and rule not in left))

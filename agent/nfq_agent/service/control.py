@@ -83,16 +83,59 @@ class Lock:
             raise ControlError(
                 f"an agent of instance {instance} runs already (pid {holder or 'unknown'}); stop it, or choose another instance"
             ) from None
+        try:
+            self._name = _claim(instance)
+        except ControlError:
+            os.close(self._file)
+            raise
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
 
-    def fileno(self) -> int:
-        """Its descriptor, which no child may keep open."""
-        return self._file
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What holds it, which no child may keep open."""
+        return self._file, self._name.fileno()
 
     def release(self) -> None:
         """Release it. The file stays: removing it would let two agents hold two locks of one name."""
+        self._name.close()
         os.close(self._file)
+
+
+def _claim(instance: str) -> socket.socket:
+    """The right to the rules of an instance in this network namespace, whatever /run is here: a name of a socket that belongs
+    to the namespace (unix(7), abstract). A process of another user that takes the name does not count.
+
+    Raises ControlError where an agent has it.
+    """
+    name = f"\0nfq-agent/{instance}"
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        claim.bind(name)
+        # Nobody accepts: whoever asks who it is stays in the backlog.
+        claim.listen(4096)
+    except OSError as error:
+        pid, uid = _owner_of(name)
+        if uid in (0, os.geteuid(), folder().stat().st_uid):
+            claim.close()
+            who = f"pid {pid}" if pid else "in another PID namespace"
+            raise ControlError(
+                f"an agent of instance {instance} runs in this network namespace with another /run ({who}), in a container with "
+                "--net=host for example; stop it, or choose another instance"
+            ) from error
+    return claim
+
+
+def _owner_of(name: str) -> tuple[int, int]:
+    """(pid, uid) of the process that listens at a name; pid 0 where it can't be seen, uid -1 where nobody answers."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(1)
+        try:
+            asking.connect(name)
+        except OSError:
+            return 0, -1
+        pid, uid, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return pid, uid
 
 
 @dataclass(eq=False)

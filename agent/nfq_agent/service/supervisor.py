@@ -229,7 +229,7 @@ class Supervisor:
         if self._server is not None:
             yield from self._server.descriptors
         if self._lock is not None:
-            yield self._lock.fileno()
+            yield from self._lock.descriptors
         yield from self._crew.descriptors
         if self._rules is not None:
             yield from self._rules.host.descriptors

@@ -71,7 +71,8 @@ class Workers(Protocol):
 class Held(Protocol):
     """The lock of the instance (service/control.py)."""
 
-    def fileno(self) -> int: ...
+    @property
+    def descriptors(self) -> Sequence[int]: ...
     def release(self) -> None: ...
 
 

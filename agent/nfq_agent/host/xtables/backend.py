@@ -23,6 +23,7 @@ class RuleHost(Protocol):
     """
 
     name: str
+    instance: str
     notice: str
     lists: bool
     lock_seconds: float
