@@ -1,0 +1,143 @@
+"""What `reload`, `apply`, `remove` and the guard of `apply --confirm` do with the answers that they get; no kernel, no root."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_rules import FakeHost, FakeKernel
+
+from nfq_agent.cli import demo, rule_verbs, serve
+from nfq_agent.cli.app import Flags
+from nfq_agent.cli.confirm import Guard
+from nfq_agent.rules.model import FAMILIES
+from nfq_agent.service import control
+from nfq_agent.service.live_rules import LiveRules
+
+
+class Answering:
+    """An agent's control socket that gives one answer to everything."""
+
+    def __init__(self) -> None:
+        self.reply: dict[str, Any] = {}
+        self.asked: list[dict[str, Any]] = []
+        self._ended = False
+        self._selector = selectors.DefaultSelector()
+        self._server = control.Server("default")
+        self._server.serve(self._selector, self._respond)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _respond(self, question: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(question)
+        return self.reply
+
+    def _run(self) -> None:
+        while not self._ended:
+            for key, _ in self._selector.select(0.02):
+                key.data()
+
+    def close(self) -> None:
+        self._ended = True
+        self._thread.join()
+        self._server.close()
+        self._selector.close()
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def agent(run_folder: Path) -> Iterator[Answering]:
+    assert run_folder.is_dir()
+    made = Answering()
+    yield made
+    made.close()
+
+
+HERE = Flags(instance="default")
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "said"),
+    [
+        ({"ok": True, "message": "reloaded"}, 0, "reloaded"),
+        ({"ok": False, "message": "no such key", "config": True}, 78, "no such key"),
+        ({"ok": False, "message": "the kernel refused"}, 1, "the kernel refused"),
+        ({"ok": False}, 1, "the agent gave no reason"),
+    ],
+)
+def test_reload_says_what_the_agent_answered(
+    agent: Answering, capfd: pytest.CaptureFixture[str], reply: dict[str, Any], code: int, said: str
+) -> None:
+    agent.reply = reply
+    assert serve.reload(HERE) == code
+    assert said in "".join(capfd.readouterr())
+    assert agent.asked == [{"verb": "reload"}]
+
+
+def test_reload_without_an_agent(run_folder: Path) -> None:
+    assert run_folder.is_dir()
+    with pytest.raises(control.NotRunning):
+        serve.reload(HERE)
+
+
+def test_rules_are_not_removed_beside_an_agent_that_would_insert_them_again(agent: Answering) -> None:
+    agent.reply = {"ok": True, "pid": 4711}
+    with pytest.raises(control.ControlError, match=r"instance default is running \(pid 4711\).*stop it"):
+        rule_verbs.remove(HERE, after_failure=False)
+
+
+def test_the_demo_says_that_it_takes_root(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert demo.tell() == 1
+    assert "takes root; run it with sudo" in capsys.readouterr().err
+
+
+class Noted(FakeHost):
+    """A backend in memory that notes in a file, which a child process shares, when rules are applied."""
+
+    def __init__(self, note: Path) -> None:
+        super().__init__(FakeKernel(), "default")
+        self._note = note
+
+    def apply_all(self, *arguments: Any, **options: Any) -> Any:
+        self._note.write_text("taken back")
+        return super().apply_all(*arguments, **options)
+
+
+def guard(run_folder: Path, seconds: int) -> tuple[Guard, Path]:
+    note = run_folder / "note"
+    live = LiveRules(Noted(note))
+    return Guard(seconds, live, live.read(), {family: {} for family in FAMILIES}), note
+
+
+def test_a_dismissed_guard_takes_nothing_back(run_folder: Path) -> None:
+    made, note = guard(run_folder, 60)
+    made.dismiss()
+    assert not note.exists()
+
+
+@pytest.mark.parametrize(("typed", "code"), [(b"yes\n", 0), (b"no\nyes\n", 0), (b"no\n", 1), (b"", 1)])
+def test_only_a_yes_keeps_the_rules(run_folder: Path, monkeypatch: pytest.MonkeyPatch, typed: bytes, code: int) -> None:
+    made, note = guard(run_folder, 1)
+    reader, writer = os.pipe()
+    os.write(writer, typed)
+    os.close(writer)
+    before = os.dup(0)
+    try:
+        os.dup2(reader, 0)
+        assert made.ask() == code
+        assert note.exists() == (code != 0)
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        os.close(reader)
