@@ -170,7 +170,7 @@ def test_a_reload_that_fails_leaves_the_routes_as_they_were(netns: Namespace, tm
     assert agent.verb("reload", check=False).returncode == 1
     holder.kill()
     holder.wait()
-    assert "in force stays in force" in agent.log
+    assert "reload failed, the configuration in force stays" in agent.log
     assert there() == before
     # And it can be done afterwards.
     agent.verb("reload")

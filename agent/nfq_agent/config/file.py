@@ -80,10 +80,21 @@ def instance_in(path: Path | None = None) -> tuple[str, list[str]]:
     """
     main, _, merged, _, faults = _gather(path)
     agent = merged.get("agent")
-    name = agent.get("instance", Agent().instance) if isinstance(agent, dict) else Agent().instance
+    name = agent.get("instance") if isinstance(agent, dict) else None
+    if name is None:
+        name = (_instance_line(main) if faults else None) or Agent().instance
     if isinstance(name, str) and re.fullmatch(INSTANCE, name):
         return name, faults
     return Agent().instance, [*faults, f"{main}: agent.instance: {name!r} is not a valid name"]
+
+
+def _instance_line(file: Path) -> str | None:
+    """The instance by the look of its line, in a file that is not TOML elsewhere."""
+    try:
+        found = re.search(r'(?m)^\s*instance\s*=\s*["\']([^"\']*)["\']', file.read_text(errors="replace"))
+    except OSError:
+        return None
+    return found and found[1]
 
 
 def without_elements(merged: Mapping[str, Any]) -> dict[str, Any]:
