@@ -196,9 +196,16 @@ def test_large_segments_and_jumbo_frames_are_whole(netns: Namespace, tmp_path: P
     assert max(map(int, longest)) > mtu + 100
 
 
+# Frames that a tap reads before it judges them.
+READ_AT_A_TIME = 64
+
+
 def test_what_a_full_ring_loses_is_counted(netns: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent / "support"))
     first, _ = bridged(netns)
+    # Listener reports of IPv6 have an extension header: the filter takes them, and they would be counted beside the flood.
+    for namespace in (netns, first):
+        namespace.shell("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6")
     agent = Agent(
         netns, tmp_path, '[tap.pods]\ninterfaces = ["veth1"]\nudp_ports = [9]\nring = 262144\nelements = ["slow"]\n'
         '[element.slow]\ntype = "sleeping:Sleeper"\nseconds = 0.002\n',
@@ -209,8 +216,10 @@ def test_what_a_full_ring_loses_is_counted(netns: Namespace, tmp_path: Path, mon
     until(lambda: interface(agent, "veth1")["lost"] > 1000, "what was lost is counted")
     agent.configure('[tap.pods]\ninterfaces = ["veth1"]\nudp_ports = [9]\n')
     agent.verb("reload")
+    # The few frames that the old process has read when it is told to stop can be counted twice: 5 of 5,000 were seen.
     tap = tap_of(agent)
-    assert tap["judged"] + tap["lost"] <= 5000, (tap, agent.log)
+    assert tap["lost"] > 1000, (tap, agent.log)
+    assert tap["judged"] + tap["lost"] <= 5000 + READ_AT_A_TIME, (tap, agent.log)
     assert agent.stop() == 0
 
 
