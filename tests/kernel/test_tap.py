@@ -196,8 +196,8 @@ def test_large_segments_and_jumbo_frames_are_whole(netns: Namespace, tmp_path: P
     assert max(map(int, longest)) > mtu + 100
 
 
-# Frames that a tap reads before it judges them.
-READ_AT_A_TIME = 64
+# A tap has counted up to 5 frames more than the 5,000 that were sent, also without a reload. The cause is not known.
+UNEXPLAINED = 64
 
 
 def test_what_a_full_ring_loses_is_counted(netns: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,10 +216,9 @@ def test_what_a_full_ring_loses_is_counted(netns: Namespace, tmp_path: Path, mon
     until(lambda: interface(agent, "veth1")["lost"] > 1000, "what was lost is counted")
     agent.configure('[tap.pods]\ninterfaces = ["veth1"]\nudp_ports = [9]\n')
     agent.verb("reload")
-    # The few frames that the old process has read when it is told to stop can be counted twice: 5 of 5,000 were seen.
     tap = tap_of(agent)
     assert tap["lost"] > 1000, (tap, agent.log)
-    assert tap["judged"] + tap["lost"] <= 5000 + READ_AT_A_TIME, (tap, agent.log)
+    assert tap["judged"] + tap["lost"] <= 5000 + UNEXPLAINED, (tap, agent.log)
     assert agent.stop() == 0
 
 
