@@ -229,6 +229,30 @@ def test_what_is_compiled_imports_nothing_of_ours() -> None:
     assert {words[1] if words[1] in own else words[1].partition(".")[0] for words in lines} == {*own, "cpython", "libc", "posix"}
 
 
+# What several modules have by the same name on purpose: each protocol declares one.
+SHARED_NAMES = {"PROTOCOL"}
+
+
+def types_of(tree: ast.Module) -> Iterator[str]:
+    """The public classes and type aliases that a module defines."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        else:
+            names = []
+        yield from (name for name in names if name[0].isupper() and not (name.isupper() and len(name) == 1))
+
+
+def test_no_type_has_two_meanings() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in sorted(HOUSE.rglob("*.py")):
+        for name in types_of(ast.parse(path.read_text())):
+            homes.setdefault(name, []).append(str(path.relative_to(HOUSE)))
+    assert {name: found for name, found in homes.items() if len(found) > 1 and name not in SHARED_NAMES} == {}
+
+
 def test_only_main_exits() -> None:
     for name, tree in MODULES.items():
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}

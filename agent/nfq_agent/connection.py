@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from nfq_agent.values import Endpoint
+
 
 class Way(IntEnum):
     """Which way bytes go."""
@@ -39,9 +41,4 @@ class Connection:
     @property
     def fields(self) -> dict[str, str]:
         """What every log line about it carries."""
-        return {"connection": self.id, "src": endpoint(self.client), "dst": endpoint(self.upstream)}
-
-
-def endpoint(address: tuple[str, int]) -> str:
-    """HOST:PORT, with brackets around IPv6."""
-    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+        return {"connection": self.id, "src": str(Endpoint(*self.client)), "dst": str(Endpoint(*self.upstream))}

@@ -157,7 +157,7 @@ class Conversation:
             used = self._read(whole, said)
             self._next = self._next + used & 0xFFFFFFFF
             if self._done or used >= len(whole):
-                self._settle()
+                self._begin_next_message()
                 return said
             self._client = Reassembly(self._next, BYTES)
             self._client.add(self._next, whole[used:])
@@ -173,7 +173,7 @@ class Conversation:
             if grew:
                 self._drain(said)
                 if self._done or self._client is None:
-                    self._settle()
+                    self._begin_next_message()
                     return said
         return self._bounded(said, now)
 
@@ -200,7 +200,7 @@ class Conversation:
                 self._client = Reassembly(self._next, BYTES)
             self._drain(said)
         if not self._opening:
-            self._settle()
+            self._begin_next_message()
             return said
         return self._bounded(said, now)
 
@@ -221,7 +221,7 @@ class Conversation:
             elif not self._client.data:
                 return
 
-    def _settle(self) -> None:
+    def _begin_next_message(self) -> None:
         """No message is unfinished: the limits begin with the next one."""
         self._began = None
         self._packets = 0
@@ -234,7 +234,7 @@ class Conversation:
         """Give up a message that took too much."""
         assert self._client is not None or self._server is not None
         if any(each.event is Event.MESSAGE for each in said):
-            self._settle()
+            self._begin_next_message()
         if self._began is None:
             self._began = now
         self._packets += 1

@@ -20,7 +20,7 @@ IDENTIFIER: Final = "nfq-agent"
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class LogEvent:
     """One thing that happened. time: seconds since the epoch. fields: by names in small letters (`src`, `dport`)."""
 
     level: str
@@ -29,7 +29,7 @@ class Event:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-def console(event: Event, colour: bool = False) -> bytes:
+def console(event: LogEvent, colour: bool = False) -> bytes:
     """One line for people."""
     stamp = datetime.fromtimestamp(event.time).strftime("%H:%M:%S.%f")[:-3]
     line = f"{stamp} {event.level:<7} {_one_line(event.message)}"
@@ -38,7 +38,7 @@ def console(event: Event, colour: bool = False) -> bytes:
     return line.encode(errors="replace") + b"\n"
 
 
-def as_json(event: Event, most: int | None = None) -> bytes:
+def as_json(event: LogEvent, most: int | None = None) -> bytes:
     """One JSON object on a line; the fields stand beside `time`, `level` and `message`.
 
     most: bytes that the line may have. The longest texts are shortened until it fits, which `cut` then says.
@@ -58,7 +58,7 @@ def as_json(event: Event, most: int | None = None) -> bytes:
     return line
 
 
-def journal(event: Event) -> bytes:
+def journal(event: LogEvent) -> bytes:
     """A datagram of the journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL); fields become `NFQ_...`."""
     entries = [("MESSAGE", event.message), ("PRIORITY", str(LEVELS[event.level])), ("SYSLOG_IDENTIFIER", IDENTIFIER)]
     entries += [(f"NFQ_{name.upper()}", str(value)) for name, value in event.fields.items() if value is not None]
@@ -79,7 +79,7 @@ def _one_line(text: str) -> str:
 class Log:
     """Writes events to a sink, from a level on. An event that the sink cannot take at once is lost and counted."""
 
-    def __init__(self, write: Callable[[Event], bool], level: str, clock: Callable[[], float]) -> None:
+    def __init__(self, write: Callable[[LogEvent], bool], level: str, clock: Callable[[], float]) -> None:
         self._write = write
         self._threshold = LEVELS[level]
         self._clock = clock
@@ -97,8 +97,8 @@ class Log:
         if LEVELS[level] > self._threshold:
             return
         if self.lost and self._write(
-            Event("warning", f"{self.lost} log lines were lost: the log did not take them", self._clock())
+            LogEvent("warning", f"{self.lost} log lines were lost: the log did not take them", self._clock())
         ):
             self.lost = 0
-        if not self._write(Event(level, message, self._clock(), fields)):
+        if not self._write(LogEvent(level, message, self._clock(), fields)):
             self.lost += 1

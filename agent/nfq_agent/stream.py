@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple
 
 from nfq_agent.connection import Connection as Connection
 from nfq_agent.connection import Way as Way
-from nfq_agent.connection import endpoint as endpoint
 from nfq_agent.element import Emit, O, Options, options_of
 from nfq_agent.verdict import ACCEPT as ACCEPT
 from nfq_agent.verdict import DROP as DROP

@@ -66,7 +66,7 @@ def icmp(src: str, dst: str, data: bytes = b"", *, kind: int | None = None, code
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class LoggedLine:
     """One event that an element emitted."""
 
     message: str
@@ -93,7 +93,7 @@ class Bench:
         **options: Any,
     ) -> None:
         self.now = now
-        self.said: list[Said] = []
+        self.said: list[LoggedLine] = []
         self.elements = [self._make(kind, table) for kind, table in (*before, (element, options))]
         self.element = self.elements[-1]
         self.chain = ElementChain(self.elements, {"accept": ACCEPT, "drop": DROP}[queue_default])
@@ -112,7 +112,7 @@ class Bench:
         return cls(name, cls.Options.from_table(options, HostLookups()), self._emit)
 
     def _emit(self, message: str, level: str = "info", **fields: Any) -> None:
-        self.said.append(Said(message, level, fields))
+        self.said.append(LoggedLine(message, level, fields))
 
     @property
     def lines(self) -> list[str]:
@@ -187,7 +187,7 @@ class StreamBench:
         **options: Any,
     ) -> None:
         self.now = now
-        self.said: list[Said] = []
+        self.said: list[LoggedLine] = []
         self.elements = [self._make(kind, table) for kind, table in ((element, options), *behind)]
         self.element = self.elements[0]
         to = Endpoint.parse(server)
@@ -207,7 +207,7 @@ class StreamBench:
         return cls(name, cls.Options.model_validate(dict(options), context=HostLookups()), self._emit)
 
     def _emit(self, message: str, level: str = "info", **fields: Any) -> None:
-        self.said.append(Said(message, level, fields))
+        self.said.append(LoggedLine(message, level, fields))
 
     @property
     def lines(self) -> list[str]:

@@ -634,7 +634,7 @@ def test_doctor_names_what_stands_in_the_way(netns: Namespace, tmp_path: Path) -
     done = netns.run(*COMMAND, "doctor", "--json", check=False)
     assert done.returncode == 1
     findings = json.loads(done.stdout)["findings"]
-    faults = [finding for finding in findings if finding["level"] == "fault"]
+    faults = [finding for finding in findings if finding["level"] == "error"]
     assert [finding["subject"] for finding in faults] == ["queues"]
     assert f"pid {holder.process.pid}" in faults[0]["text"]
     left = [finding for finding in findings if finding["advice"] == "nfq-agent remove --instance other"]

@@ -11,7 +11,7 @@ from crew_contract import CONTRACT, Fault, World, config_for
 from namespace import Namespace
 
 from nfq_agent.host.users import User
-from nfq_agent.log import Event, Log
+from nfq_agent.log import Log, LogEvent
 from nfq_agent.queue.queue import Queue
 from nfq_agent.service.crew import Crew
 from nfq_agent.service.system import Workers
@@ -30,7 +30,7 @@ class RealWorld:
 
     @staticmethod
     def _log() -> Log:
-        def write(event: Event) -> bool:
+        def write(event: LogEvent) -> bool:
             os.write(2, event.message.encode() + b"\n")
             return True
 

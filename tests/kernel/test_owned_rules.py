@@ -58,7 +58,7 @@ CLOSED = config_of(
 def applied(state: dict[str, Any], ruleset: Ruleset, inherited: int | None = None) -> dict[str, str]:
     host = state.setdefault("host", OwnedHost("default", inherited=inherited))
     done = host.apply_all({family: ruleset.get(family, {}) for family in FAMILIES})
-    return {family: str(settled.changes) for family, settled in done.items() if settled.changes}
+    return {family: str(applied.changes) for family, applied in done.items() if applied.changes}
 
 
 def closed(state: dict[str, Any]) -> None:
@@ -341,8 +341,8 @@ from nfq_agent.host.xtables.backend import choose
 from rule_texts import baseline
 host = choose("owned", "a")
 both = {{family: baseline() for family in ("inet", "inet6")}}
-assert all(settled.changes for settled in host.apply_all(both).values())
-assert not any(settled.changes for settled in host.apply_all(both).values())
+assert all(applied.changes for applied in host.apply_all(both).values())
+assert not any(applied.changes for applied in host.apply_all(both).values())
 host.apply_all({{family: {{}} for family in both}})
 host.close()
 """

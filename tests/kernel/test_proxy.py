@@ -50,7 +50,7 @@ def memory(pid: int) -> int:
     return sum(int(size) for size in re.findall(r"^Private_\w+:\s+(\d+) kB", text, re.M)) * 1024
 
 
-def settle(proxy: Proxied, base: int, seconds: float = 10) -> None:
+def wait_until_released(proxy: Proxied, base: int, seconds: float = 10) -> None:
     """Wait until no connection is left in the proxy, by its own count and by the kernel's."""
     deadline = time.monotonic() + seconds
     while True:
@@ -346,7 +346,7 @@ class TestBytes:
         proxy = run(configuration(proxy=elements, rest=rest if elements else ""))
         base = descriptors(proxy.pids[0])
         assert netns.call(exact, total) == total
-        settle(proxy, base)
+        wait_until_released(proxy, base)
         counts = proxy.counters.snapshot()
         assert counts["bytes_forward"] == counts["bytes_reverse"] == total
         assert counts["reset"] == 0
@@ -509,7 +509,7 @@ class TestEnds:
             return count
 
         assert netns.call(vanish) > 100
-        settle(proxy, base)
+        wait_until_released(proxy, base)
         # Who comes afterwards is served.
         assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
 
@@ -580,7 +580,7 @@ class TestSockets:
                 it.sendall(b"x")
                 assert it.recv(1) == b"x"
                 subprocess.run(["conntrack", "-F"], check=True, capture_output=True, stdin=subprocess.DEVNULL)
-                settle(proxy, base, 8)
+                wait_until_released(proxy, base, 8)
 
         netns.call(lose)
         assert "reset" in proxy.wait_for("after")["message"]
@@ -624,7 +624,7 @@ class TestMany:
         assert good == 10_000
         print(f"5,000 connections: {(used - before) / MB:.1f} MB")
         assert used - before < 24 * MB
-        settle(proxy, base, 20)
+        wait_until_released(proxy, base, 20)
 
     def test_too_few_descriptors(self, netns: Namespace, run: Run) -> None:
         """No more connections are accepted than there are descriptors for; the others wait, and are served when there is room."""
@@ -829,7 +829,7 @@ class TestLife:
         proxy = run()
         base = descriptors(proxy.pids[0])
         netns.call(ask, "127.0.0.1", 8080)
-        settle(proxy, base)
+        wait_until_released(proxy, base)
         status = Path(f"/proc/{proxy.pids[0]}/status")
         switches = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)", re.MULTILINE)
         (before,) = switches.findall(status.read_text())

@@ -37,7 +37,7 @@ from nfq_agent import (
     VerdictError,
 )
 from nfq_agent.checksum import mend
-from nfq_agent.queue.settings import Family
+from nfq_agent.queue.settings import BoundFamily
 
 pytestmark = pytest.mark.kernel
 
@@ -113,7 +113,7 @@ def test_rewritten_bytes_arrive_if_their_checksums_are_mended(netns: Namespace, 
 
 
 @pytest.mark.parametrize("family", ["unspec", "inet", "inet6"])
-def test_whatever_family_it_is_bound_to_it_gets_what_the_rules_send(netns: Namespace, family: Family) -> None:
+def test_whatever_family_it_is_bound_to_it_gets_what_the_rules_send(netns: Namespace, family: BoundFamily) -> None:
     queue_rule(netns)
 
     def inside() -> None:

@@ -63,9 +63,9 @@ COMMIT
 def test_apply_puts_the_rules_in_and_says_so(world: World, family: Family) -> None:
     world.restore(family, FOREIGN)
     before = world.save(family)
-    settled = world.host("a").apply(family, baseline())
-    assert settled.before.get("mangle", TableState()) == TableState()
-    assert settled.after["mangle"].as_rules() == baseline()["mangle"]
+    applied = world.host("a").apply(family, baseline())
+    assert applied.before.get("mangle", TableState()) == TableState()
+    assert applied.after["mangle"].as_rules() == baseline()["mangle"]
     after = world.save(family)
     assert foreign(after) == before
     # Jumps stand at the head of their chains, before everybody else's rules.
@@ -179,9 +179,9 @@ def test_a_chain_that_others_jump_to_is_emptied_and_kept(open_world: World, fami
     host = open_world.host("a")
     host.apply(family, baseline())
     open_world.restore(family, "*mangle\n:MINE - [0:0]\n-A MINE -p tcp -j NFQA-a-INPUT\nCOMMIT\n")
-    assert host.read(family)["mangle"].held == {"NFQA-a-INPUT"}
-    settled = host.apply(family, {})
-    assert settled.after["mangle"] == TableState({"NFQA-a-INPUT": ()}, (), frozenset({"NFQA-a-INPUT"}))
+    assert host.read(family)["mangle"].referenced == {"NFQA-a-INPUT"}
+    applied = host.apply(family, {})
+    assert applied.after["mangle"] == TableState({"NFQA-a-INPUT": ()}, (), frozenset({"NFQA-a-INPUT"}))
     assert host.apply(family, {}).changes == {}
     assert "[0:0] -A MINE -p tcp -j NFQA-a-INPUT" in open_world.save(family)
     open_world.restore(family, "*mangle\n-D MINE -p tcp -j NFQA-a-INPUT\nCOMMIT\n")
@@ -193,7 +193,7 @@ def test_our_chains_that_jump_to_one_another_go_too(open_world: World, family: F
     host = open_world.host("a")
     host.apply(family, baseline())
     open_world.restore(family, "*mangle\n-A NFQA-a-OUTPUT -j NFQA-a-INPUT\nCOMMIT\n")
-    assert host.read(family)["mangle"].held == frozenset()
+    assert host.read(family)["mangle"].referenced == frozenset()
     host.apply(family, {})
     assert ours(open_world.save(family)) == []
 
@@ -219,7 +219,7 @@ def test_another_instances_jump_holds_our_chain(open_world: World, family: Famil
     host.apply(family, baseline("a"))
     open_world.host("b").apply(family, baseline("b"))
     open_world.restore(family, "*mangle\n-A NFQA-b-INPUT -j NFQA-a-INPUT\nCOMMIT\n")
-    assert host.read(family)["mangle"].held == {"NFQA-a-INPUT"}
+    assert host.read(family)["mangle"].referenced == {"NFQA-a-INPUT"}
 
 
 def test_stale_rules_in_other_tables_go(world: World, family: Family) -> None:

@@ -150,7 +150,7 @@ def test_a_lock_taken_by_a_child_that_died_is_given_back(netns: Namespace, monke
     def tried() -> str:
         lock = os.open("/run/xtables.lock", os.O_RDONLY | os.O_CREAT, 0o600)
         host = LegacyHost("a", lock)
-        monkeypatch.setattr(legacy, "settle", die)
+        monkeypatch.setattr(legacy, "apply_and_verify", die)
         with pytest.raises(RuleError, match="ended without an answer: exit code 3"):
             host.apply("inet", baseline())
         return subprocess.run(["flock", "--nonblock", "/run/xtables.lock", "echo", "free"], capture_output=True, text=True).stdout
@@ -172,8 +172,8 @@ def test_who_takes_no_lock_makes_us_read_again(netns: Namespace, monkeypatch: py
         return state
 
     monkeypatch.setattr(Tables, "read", read_and_be_overtaken)
-    settled = netns.call(LegacyHost("a").apply, "inet", baseline())
-    assert not diff(baseline(), settled.after)
+    applied = netns.call(LegacyHost("a").apply, "inet", baseline())
+    assert not diff(baseline(), applied.after)
     assert len([line for line in saved(netns) if line.endswith("-A INPUT -p udp -j ACCEPT")]) == 3
     # With no end to it, it gives up and leaves nothing behind.
     monkeypatch.setattr(kernel, "_PATIENCE", 0.0)

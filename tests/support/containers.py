@@ -13,7 +13,7 @@ from namespace import Namespace
 SERVER = """
 import http.server, sys, threading
 body = b"0123456789abcdef" * (int(sys.argv[1]) // 16)
-class Answer(http.server.BaseHTTPRequestHandler):
+class Responder(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
         self.send_response(200)
@@ -24,7 +24,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 class Server(http.server.ThreadingHTTPServer):
     address_family = 10
     request_queue_size = 1024
-servers = [Server(("::", port), Answer) for port in (8080, 9090)]
+servers = [Server(("::", port), Responder) for port in (8080, 9090)]
 print("ready", flush=True)
 threads = [threading.Thread(target=server.serve_forever) for server in servers]
 [thread.start() for thread in threads]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from nfq_agent.rules.diff import Change, Delete, DropChain, Insert, NewChain, Settled, settle
+from nfq_agent.rules.diff import Applied, Change, Delete, DropChain, Insert, NewChain, apply_and_verify
 from nfq_agent.rules.model import (
     Extension,
     Family,
@@ -171,11 +171,11 @@ class FakeHost:
         names = (instance_of(chain) for table in self.kernel.tables[family].values() for chain in table.chains)
         return frozenset(name for name in names if name is not None)
 
-    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
-        return settle(_Session(self, family), desired)
+    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Applied:
+        return apply_and_verify(_Session(self, family), desired)
 
-    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Settled]:
-        done: dict[Family, Settled] = {}
+    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Applied]:
+        done: dict[Family, Applied] = {}
         errors: list[RuleError] = []
         for family, rules in desired.items():
             try:
@@ -183,8 +183,8 @@ class FakeHost:
             except RuleError as error:
                 errors.append(error)
         if errors and undo:
-            for family, settled in done.items():
-                self.apply(family, {name: state.as_rules() for name, state in settled.before.items()})
+            for family, applied in done.items():
+                self.apply(family, {name: state.as_rules() for name, state in applied.before.items()})
         if errors:
             raise errors[0]
         return done
@@ -205,7 +205,7 @@ class _Session:
     def _state(self, table: FakeTable) -> TableState:
         chains: dict[str, tuple[Installed, ...]] = {}
         jumps: list[Installed] = []
-        held: set[str] = set()
+        referenced: set[str] = set()
         for chain, entries in table.chains.items():
             installed = []
             for number, entry in enumerate(entries, 1):
@@ -215,8 +215,8 @@ class _Session:
                 chains[chain] = tuple(each for each in installed if each.rule != self.kernel.misread)
                 continue
             jumps += [each for each in installed if each.rule.tag.startswith(self.tag)]
-            held |= {each.rule.target.name for each in installed if not each.rule.tag.startswith(self.tag)} & self.chains
-        return TableState(chains, tuple(jumps), frozenset(held))
+            referenced |= {each.rule.target.name for each in installed if not each.rule.tag.startswith(self.tag)} & self.chains
+        return TableState(chains, tuple(jumps), frozenset(referenced))
 
     def commit(self, table: str, changes: Sequence[Change]) -> None:
         self.kernel.commits += 1

@@ -15,7 +15,7 @@ from fake_rules import FakeHost, FakeKernel
 
 from nfq_agent.config.models import Config
 from nfq_agent.host.users import User
-from nfq_agent.log import Event, Log
+from nfq_agent.log import Log, LogEvent
 from nfq_agent.mark import Mark
 from nfq_agent.rules.model import Family
 from nfq_agent.service.interface_worker import InterfaceWorker
@@ -206,7 +206,7 @@ class FakeMachine:
             self.turns.pop(0)()
 
     def _log(self, name: str) -> Log:
-        def write(event: Event) -> bool:
+        def write(event: LogEvent) -> bool:
             self.lines.append(f"{name}: {event.level}: {event.message}")
             return True
 

@@ -12,7 +12,7 @@ from resident import Resident
 from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.xtables.backend import RuleHost
 from nfq_agent.host.xtables.legacy import LegacyHost
-from nfq_agent.rules.diff import Settled
+from nfq_agent.rules.diff import Applied
 from nfq_agent.rules.model import Family, TableRules, TableState
 
 
@@ -56,13 +56,13 @@ class Inside:
         found: dict[str, TableState] = self._call("read", family)
         return found
 
-    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
-        settled: Settled = self._call("apply", family, desired)
-        return settled
+    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Applied:
+        applied: Applied = self._call("apply", family, desired)
+        return applied
 
-    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Settled]:
-        settled: dict[Family, Settled] = self._call("apply_all", desired, undo)
-        return settled
+    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Applied]:
+        applied: dict[Family, Applied] = self._call("apply_all", desired, undo)
+        return applied
 
     def present(self, family: Family) -> frozenset[str] | None:
         found: frozenset[str] | None = self._call("present", family)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nfq_agent.capture.following import Follower, Table
 from nfq_agent.capture.handing import Handed, give, make_room
-from nfq_agent.capture.selection import Selection, classic_filter
+from nfq_agent.capture.selection import CaptureSelection, classic_filter
 from nfq_agent.config.capture import MOST_RANGES
 from nfq_agent.host.links import Link
 from nfq_agent.packet import decode
@@ -58,7 +58,7 @@ PORTS = st.integers(0, 65535)
 def test_the_filter_takes_what_the_selection_takes(
     tcp_ranges: list[tuple[int, int]], udp_ranges: list[tuple[int, int]], sport: int, dport: int, v6: bool, is_tcp: bool
 ) -> None:
-    selection = Selection(("*",), (), tuple(tcp_ranges), tuple(udp_ranges))
+    selection = CaptureSelection(("*",), (), tuple(tcp_ranges), tuple(udp_ranges))
     ends = ("[fd00::1]", "[fd00::2]") if v6 else ("10.0.0.1", "10.0.0.2")
     make = tcp if is_tcp else udp
     packet = make(f"{ends[0]}:{sport}", f"{ends[1]}:{dport}").payload
@@ -67,7 +67,7 @@ def test_the_filter_takes_what_the_selection_takes(
 
 
 def test_what_the_filter_can_not_read_comes_through() -> None:
-    program = classic_filter(Selection(("*",), (), ((80, 80),)), 99)
+    program = classic_filter(CaptureSelection(("*",), (), ((80, 80),)), 99)
     packet = tcp("10.0.0.1:1", "10.0.0.2:2").payload
     assert run_filter(program, framed(packet)) == 0
     later = bytearray(packet)
@@ -82,7 +82,7 @@ def test_what_the_filter_can_not_read_comes_through() -> None:
 
 def test_the_longest_filter_fits_into_the_kernel() -> None:
     ranges = tuple((port, port) for port in range(1, MOST_RANGES + 1))
-    assert len(classic_filter(Selection(("*",), (), ranges[:75], ranges[75:]), 99)) // 8 <= 4096
+    assert len(classic_filter(CaptureSelection(("*",), (), ranges[:75], ranges[75:]), 99)) // 8 <= 4096
 
 
 def link(index: int, name: str) -> Link:
@@ -95,7 +95,7 @@ CHANGES = st.lists(st.tuples(st.integers(1, 6), NAMES, st.booleans()), max_size=
 
 @given(CHANGES, st.integers(1, 4))
 def test_exactly_the_chosen_interfaces_are_followed(changes: list[tuple[int, str, bool]], rows: int) -> None:
-    follower = Follower(Selection(("veth*", "cali*"), ("vethmgmt",)), rows)
+    follower = Follower(CaptureSelection(("veth*", "cali*"), ("vethmgmt",)), rows)
     followed: set[int] = set()
     names: dict[int, str] = {}
     for index, name, gone in changes:
@@ -119,7 +119,7 @@ def test_exactly_the_chosen_interfaces_are_followed(changes: list[tuple[int, str
 
 
 def test_a_row_is_used_again_as_late_as_can_be() -> None:
-    follower = Follower(Selection(("veth*",)), 3)
+    follower = Follower(CaptureSelection(("veth*",)), 3)
     come, _ = follower.change(link(1, "veth1"), False)
     assert come is not None
     follower.change(link(1, "veth1"), True)
@@ -166,4 +166,4 @@ def test_descriptors_come_with_their_lines() -> None:
 
 @pytest.mark.parametrize(("name", "chosen"), [("veth1", True), ("vethmgmt", False), ("eth0", False), ("lo", False)])
 def test_patterns(name: str, chosen: bool) -> None:
-    assert Selection(("veth*", "cali*"), ("vethmgmt",)).chooses(name) is chosen
+    assert CaptureSelection(("veth*", "cali*"), ("vethmgmt",)).chooses(name) is chosen

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_agent.proxy.dialer import Abandon, Address, Candidate, Connect, Dialer, GiveUp, Refused
+from nfq_agent.host.sockets import Address
+from nfq_agent.proxy.dialer import Abandon, Candidate, Connect, Dialer, GiveUp, Refused
 
 WEB: Candidate = (AF_INET, ("192.0.2.1", 80))
 WEB6: Candidate = (AF_INET6, ("2001:db8::1", 80, 0, 0))

@@ -10,7 +10,7 @@ from fake_rules import FakeHost, FakeKernel, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_agent.rules.diff import Busy, Change, Delete, DropChain, Insert, NewChain, diff, render, settle
+from nfq_agent.rules.diff import Busy, Change, Delete, DropChain, Insert, NewChain, apply_and_verify, diff, render
 from nfq_agent.rules.model import Rule, RuleError, TableRules, TableState, chain_name
 
 CHAINS = [chain_name("a", hook) for hook in ("input", "output", "forward")]
@@ -69,9 +69,9 @@ def test_any_state_is_led_to_any_other(first: Any, second: Any, others: list[tup
             if chain in table.chains:
                 table.carry_out(f"-I {chain} {min(number, len(table.chains[chain]) + 1)} {spec}")
     before = foreign(kernel)
-    settled = host.apply("inet", second)
+    applied = host.apply("inet", second)
     assert diff(second, host.read("inet")) == {}
-    assert settled.after == host.read("inet")
+    assert applied.after == host.read("inet")
     assert foreign(kernel) == before
     commits = kernel.commits
     assert host.apply("inet", second).changes == {}
@@ -142,7 +142,7 @@ def test_what_is_read_back_decides() -> None:
     empty = {"mangle": TableState()}
     script = Script({}, empty, empty, empty, fulfilled(), {})
     with pytest.raises(RuleError, match="differ from what was written") as caught:
-        settle(script, WISH)
+        apply_and_verify(script, WISH)
     assert str(own_rule(INPUT, 1)) in str(caught.value)
     # Another try, and then a reading finds our rules after all: they are taken away again.
     assert script.committed[:8] == WISH_LINES * 2
@@ -151,14 +151,14 @@ def test_what_is_read_back_decides() -> None:
 
 def test_a_table_that_somebody_else_changed_is_read_again() -> None:
     script = Script({}, {}, fulfilled(), answers=[Busy("changed"), None])
-    assert settle(script, WISH).after == fulfilled()
+    assert apply_and_verify(script, WISH).after == fulfilled()
     assert script.committed == WISH_LINES * 2
 
 
 def test_a_rollback_that_fails_too_says_both() -> None:
     script = Script({}, fulfilled(), answers=[RuleError("first"), RuleError("second")])
     with pytest.raises(RuleError, match="first; putting back what was there failed too: second"):
-        settle(script, WISH)
+        apply_and_verify(script, WISH)
 
 
 def test_own_chains_are_filled_before_the_jump_and_emptied_before_any_is_deleted() -> None:
@@ -180,7 +180,7 @@ def test_what_only_takes_away_comes_first() -> None:
     old = {"raw": TableRules({CHAINS[1]: ()}, (own_jump(CHAINS[1]),)), "nat": TableRules({CHAINS[1]: ()}, ())}
     state = host.apply("inet", old).after
     script = Script(state, fulfilled())
-    settle(script, WISH)
+    apply_and_verify(script, WISH)
     assert [line for line in script.committed if line.startswith("*")] == ["*nat", "*raw", "*mangle"]
 
 

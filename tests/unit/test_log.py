@@ -7,21 +7,21 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_agent.log import Event, Log, as_json, console, journal
+from nfq_agent.log import Log, LogEvent, as_json, console, journal
 
 FIELDS = st.dictionaries(st.text(max_size=12), st.one_of(st.text(), st.integers(), st.none()), max_size=30)
 
 
 @given(st.text(), FIELDS, st.integers(400, 5000))
 def test_a_json_line_is_whole_and_fits(message: str, fields: dict[str, object], most: int) -> None:
-    line = as_json(Event("info", message, 1.0, fields), most)
+    line = as_json(LogEvent("info", message, 1.0, fields), most)
     assert len(line) <= most
     assert line.count(b"\n") == 1
     assert json.loads(line)["level"] == "info"
 
 
 def test_a_hostile_name_is_shortened_and_the_rest_stays() -> None:
-    event = Event("info", "tls", 1.0, {"tls_sni": "\\" * 4000, "src": "192.0.2.1"})
+    event = LogEvent("info", "tls", 1.0, {"tls_sni": "\\" * 4000, "src": "192.0.2.1"})
     record = json.loads(as_json(event, 4096))
     assert record["cut"] is True
     assert record["src"] == "192.0.2.1"
@@ -29,38 +29,38 @@ def test_a_hostile_name_is_shortened_and_the_rest_stays() -> None:
 
 
 def test_many_short_fields_are_left_out_before_the_message() -> None:
-    record = json.loads(as_json(Event("info", "what happened", 1.0, {f"f{n}": "x" * 20 for n in range(500)}), 4096))
+    record = json.loads(as_json(LogEvent("info", "what happened", 1.0, {f"f{n}": "x" * 20 for n in range(500)}), 4096))
     assert record["message"] == "what happened"
     assert record["cut"] is True
 
 
 def test_a_short_message_of_wide_characters_is_shortened_too() -> None:
     """Each takes twelve bytes in JSON; shortening once went on for ever."""
-    record = json.loads(as_json(Event("info", "\N{GRINNING FACE}" * 63, 1.0, {"a": "b"}), 400))
+    record = json.loads(as_json(LogEvent("info", "\N{GRINNING FACE}" * 63, 1.0, {"a": "b"}), 400))
     assert set(record["message"]) == {"\N{GRINNING FACE}"}
     assert record["cut"] is True
 
 
 def test_a_field_with_a_long_name_is_left_out() -> None:
-    record = json.loads(as_json(Event("info", "m", 1.0, {"a" * 500: None}), 400))
+    record = json.loads(as_json(LogEvent("info", "m", 1.0, {"a" * 500: None}), 400))
     assert record == {"time": "1970-01-01T00:00:01.000000Z", "level": "info", "message": "m", "cut": True}
 
 
 def test_what_fits_is_not_cut() -> None:
-    assert json.loads(as_json(Event("warning", "m", 1.0, {"a": "b"}), 4096)) == {
+    assert json.loads(as_json(LogEvent("warning", "m", 1.0, {"a": "b"}), 4096)) == {
         "a": "b", "time": "1970-01-01T00:00:01.000000Z", "level": "warning", "message": "m",
     }  # fmt: skip
 
 
 @given(st.text())
 def test_a_console_line_is_one_line_without_control_characters(message: str) -> None:
-    line = console(Event("info", message, 1.0))
+    line = console(LogEvent("info", message, 1.0))
     assert line.count(b"\n") == 1
     assert line.decode(errors="replace").rstrip("\n").isprintable()
 
 
 def test_the_journal_gets_a_text_with_a_newline_by_its_length() -> None:
-    assert b"MESSAGE\n\x03\0\0\0\0\0\0\0a\nb\n" in journal(Event("info", "a\nb", 1.0))
+    assert b"MESSAGE\n\x03\0\0\0\0\0\0\0a\nb\n" in journal(LogEvent("info", "a\nb", 1.0))
 
 
 class Sink:
@@ -70,7 +70,7 @@ class Sink:
         self.open = True
         self.taken: list[tuple[str, str, float]] = []
 
-    def __call__(self, event: Event) -> bool:
+    def __call__(self, event: LogEvent) -> bool:
         if self.open:
             self.taken.append((event.level, event.message, event.time))
         return self.open
@@ -99,7 +99,7 @@ def test_a_count_that_was_not_taken_itself_is_kept() -> None:
     answers = iter([False, False, True, True, True])
     offered: list[str] = []
 
-    def write(event: Event) -> bool:
+    def write(event: LogEvent) -> bool:
         offered.append(event.message)
         return next(answers)
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from nfq_agent.config.capture import InlineConfig, TapConfig
-from nfq_agent.config.models import Agent, Log, ProxyConfig, QueueConfig, RuleConfig
+from nfq_agent.config.models import Agent, LogConfig, ProxyConfig, QueueConfig, RuleConfig
 from nfq_agent.elements import PACKET_ELEMENTS, STREAM_ELEMENTS, packet_element, stream_element
 
 PAGE = Path(__file__).parents[2] / "packaging" / "man" / "nfq-agent.toml.5"
@@ -31,7 +31,7 @@ def section(heading: str) -> set[str]:
 @pytest.mark.parametrize(
     ("heading", "model"),
     [
-        ("[agent]", Agent), ("[log]", Log), ("[queue.NAME]", QueueConfig), ("[rules.NAME]", RuleConfig),
+        ("[agent]", Agent), ("[log]", LogConfig), ("[queue.NAME]", QueueConfig), ("[rules.NAME]", RuleConfig),
         ("[proxy.NAME]", ProxyConfig), ("[tap.NAME]", TapConfig), ("[inline.NAME]", InlineConfig),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from nfq_agent.config.file import load
-from nfq_agent.config.models import Agent, Log, ProxyConfig, QueueConfig, RuleConfig
+from nfq_agent.config.models import Agent, LogConfig, ProxyConfig, QueueConfig, RuleConfig
 from nfq_agent.rules.plan import plan
 
 TOP = Path(__file__).resolve().parent.parent.parent
@@ -26,7 +26,7 @@ def test_the_shipped_file_is_what_holds_without_one(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     ("table", "model"),
-    [("agent", Agent), ("log", Log), ("queue.NAME", QueueConfig), ("rules.NAME", RuleConfig), ("proxy.NAME", ProxyConfig)],
+    [("agent", Agent), ("log", LogConfig), ("queue.NAME", QueueConfig), ("rules.NAME", RuleConfig), ("proxy.NAME", ProxyConfig)],
 )
 def test_the_manual_has_every_key(table: str, model: type[BaseModel]) -> None:
     (section,) = re.findall(rf"^\.SH \[{re.escape(table)}\]\n(.*?)(?=^\.SH )", MANUAL, re.MULTILINE | re.DOTALL)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nfq_agent.capture.selection import Selection
+from nfq_agent.capture.selection import CaptureSelection
 from nfq_agent.host.links import Link
 
 # Interfaces that can be followed at once, each with a row of counters.
@@ -29,7 +29,7 @@ class Followed:
 class Follower:
     """The interfaces of a selection, by index."""
 
-    def __init__(self, selection: Selection, rows: int = ROWS) -> None:
+    def __init__(self, selection: CaptureSelection, rows: int = ROWS) -> None:
         self._selection = selection
         # The row that was given back longest ago comes first: a reader may still write into a fresh one.
         self._rows = deque(range(rows))

@@ -29,7 +29,7 @@ _TO_CONTAINER: Final = 0x80000000
 _DRAIN: Final = 0.02
 
 
-class Inline:
+class InlineSource:
     """The source of packets (see `PacketSource`) of one `[inline.NAME]`."""
 
     def __init__(self, descriptor: int, live: Map, flows: Map, patience: float, table: Table) -> None:
@@ -67,7 +67,7 @@ class Inline:
     # What the loop asks of a source.
 
     @property
-    def kernel(self) -> Inline:
+    def kernel(self) -> InlineSource:
         """The quicker turns: this source has them too."""
         return self
 

@@ -35,7 +35,7 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class CaptureSelection:
     """interfaces, exclude: names or shell patterns. tcp, udp: ranges of ports with both ends in them; none at all: all."""
 
     interfaces: tuple[str, ...]
@@ -63,7 +63,7 @@ class Selection:
         return any(port is not None and first <= port <= last for first, last in ranges for port in ports)
 
 
-def classic_filter(selection: Selection, snap: int) -> bytes:
+def classic_filter(selection: CaptureSelection, snap: int) -> bytes:
     """The program for SO_ATTACH_FILTER: it returns the bytes to copy, 0 for what is not chosen.
 
     snap: bytes to copy, from the Ethernet header on. It lets pass what it can't read to the end (tags in the frame, later
@@ -99,7 +99,7 @@ def _when(value: int, block: bytes) -> bytes:
     return _INSTRUCTION.pack(_IF_EQUAL, 1, 0, value) + _INSTRUCTION.pack(_JUMP, 0, 0, len(block) // _INSTRUCTION.size) + block
 
 
-def _ports(selection: Selection, take: bytes) -> bytes:
+def _ports(selection: CaptureSelection, take: bytes) -> bytes:
     """With the protocol in A and the header's length in X: return where either port is chosen, else go on behind this."""
     blocks: list[bytes] = []
     for protocol, ranges in ((TCP, selection.tcp), (UDP, selection.udp)):

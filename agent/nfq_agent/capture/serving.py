@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from nfq_agent.capture.selection import Selection
+from nfq_agent.capture.selection import CaptureSelection
 from nfq_agent.config.capture import CaptureConfig
 from nfq_agent.config.models import Config
 from nfq_agent.host import bpf, packet_socket, pairs
 from nfq_agent.host.links import links
 
 
-def selection_of(config: CaptureConfig) -> Selection:
+def selection_of(config: CaptureConfig) -> CaptureSelection:
     """The interfaces and ports that a table of the configuration names."""
-    return Selection(
+    return CaptureSelection(
         config.interfaces,
         config.exclude,
         tuple((each.first, each.last) for each in config.tcp_ports),

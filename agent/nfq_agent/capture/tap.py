@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from nfq_agent.capture.following import Table
-from nfq_agent.capture.selection import Selection
+from nfq_agent.capture.selection import CaptureSelection
 from nfq_agent.host import packet_socket
 from nfq_agent.host.frames import ODD, OUTGOING, SEGMENTED, UNFINISHED, Ring
 from nfq_agent.packet import Hook, Packet, PacketError
@@ -39,10 +39,10 @@ class _Tapped:
         self.unreadable = 0
 
 
-class Tap:
+class TapSource:
     """The source of packets (see `PacketSource`) of one `[tap.NAME]`."""
 
-    def __init__(self, selection: Selection, ring: int, table: Table) -> None:
+    def __init__(self, selection: CaptureSelection, ring: int, table: Table) -> None:
         """ring: bytes for each interface. table: where each is counted, in the row that comes with it."""
         self._selection = selection
         self._size = ring
@@ -94,7 +94,7 @@ class Tap:
     # What the loop asks of a source.
 
     @property
-    def kernel(self) -> Tap:
+    def kernel(self) -> TapSource:
         """The quicker turns: this source has them too."""
         return self
 

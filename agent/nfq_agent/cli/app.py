@@ -38,7 +38,7 @@ class AddressFamily(StrEnum):
     inet6 = "inet6"
 
 
-class Hook(StrEnum):
+class HookName(StrEnum):
     """--hook"""
 
     prerouting = "prerouting"

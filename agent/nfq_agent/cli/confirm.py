@@ -15,13 +15,13 @@ from nfq_agent.host.fork import fork, reap
 from nfq_agent.rules.leaving import taken_back
 from nfq_agent.rules.model import RuleError, Ruleset
 from nfq_agent.service import control
-from nfq_agent.service.live_rules import LiveRules, State
+from nfq_agent.service.live_rules import LiveRules, StateByFamily
 
 
 class Guard:
     """Waits for the word; without it, it puts back what stood before."""
 
-    def __init__(self, seconds: int, live: LiveRules, before: State, desired: Ruleset) -> None:
+    def __init__(self, seconds: int, live: LiveRules, before: StateByFamily, desired: Ruleset) -> None:
         """before: what was there. desired: what is about to be put in."""
         self._seconds = seconds
         # A process that changes the rules for this one holds the writing end too: EOF comes when all of them have ended.
@@ -74,7 +74,7 @@ def _answer(seconds: int) -> bool:
     return False
 
 
-def _run_guard(reader: int, seconds: int, live: LiveRules, before: State, desired: Ruleset) -> int:
+def _run_guard(reader: int, seconds: int, live: LiveRules, before: StateByFamily, desired: Ruleset) -> int:
     os.setsid()
     # Longer than the person has: a yes in the last moment counts, and the time that the change itself takes does not.
     ready, _, _ = select.select([reader], [], [], seconds + 15)

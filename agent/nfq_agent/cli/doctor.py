@@ -25,7 +25,7 @@ from nfq_agent.rules.model import FAMILIES, RuleError
 from nfq_agent.service.status import Status
 from nfq_agent.values import Endpoint
 
-Level = Literal["good", "warning", "fault"]
+Level = Literal["good", "warning", "error"]
 _QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
 # From this many legacy rules on, some Kubernetes images take the host for one that uses them (iptables-wrappers).
 _KUBERNETES_LIMIT: Final = 10
@@ -62,7 +62,7 @@ def examine(config: Config) -> list[Finding]:
         *_conntrack(),
         *_rp_filter(),
         *(Finding("warning", "configuration", text) for text in warnings(config)),
-        *(Finding("fault", "configuration", text) for text in listener_faults(config)),
+        *(Finding("error", "configuration", text) for text in listener_faults(config)),
     ]
 
 
@@ -71,7 +71,7 @@ def _capabilities() -> Iterator[Finding]:
         name for name, number in (("CAP_NET_ADMIN", CAP_NET_ADMIN), ("CAP_NET_RAW", CAP_NET_RAW)) if not has_capability(number)
     ]
     if missing:
-        yield Finding("fault", "capabilities", f"{' and '.join(missing)} missing", "run as root, or start the systemd unit")
+        yield Finding("error", "capabilities", f"{' and '.join(missing)} missing", "run as root, or start the systemd unit")
     else:
         yield Finding("good", "capabilities", "CAP_NET_ADMIN and CAP_NET_RAW are there")
 
@@ -80,7 +80,7 @@ def _queue_support() -> Iterator[Finding]:
     if _QUEUES.exists():
         yield Finding("good", "kernel", "nfnetlink_queue is there")
     else:
-        yield Finding("fault", "kernel", "nfnetlink_queue is missing: no packet can be queued", "modprobe nfnetlink_queue")
+        yield Finding("error", "kernel", "nfnetlink_queue is missing: no packet can be queued", "modprobe nfnetlink_queue")
 
 
 def _rule_engines() -> Iterator[Finding]:
@@ -94,7 +94,7 @@ def _rule_engines() -> Iterator[Finding]:
         yield Finding("warning", "rule engine", f"legacy xtables can't be used: {legacy.problem}")
     owned = probe()
     if owned.problem is not None:
-        level: Level = "good" if legacy.problem is None else "fault"
+        level: Level = "good" if legacy.problem is None else "error"
         yield Finding(
             level, "rule engine", f"backend owned can't be used: {owned.problem}", "modprobe nf_tables nft_compat nft_queue"
         )
@@ -112,7 +112,7 @@ def _lock() -> Iterator[Finding]:
     try:
         lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        yield Finding("fault", "xtables lock", f"{path}: {error.strerror}", "run as root, or let the agent's group read it")
+        yield Finding("error", "xtables lock", f"{path}: {error.strerror}", "run as root, or let the agent's group read it")
         return
     try:
         if holders(lock):
@@ -154,7 +154,7 @@ def _queues(config: Config, running: Status | None) -> Iterator[Finding]:
             else:
                 who = _process(bound[number].portid)
                 yield Finding(
-                    "fault", "queues", f"number {number} of [queue.{name}] is held by {who}", "stop it, or choose another num"
+                    "error", "queues", f"number {number} of [queue.{name}] is held by {who}", "stop it, or choose another num"
                 )
 
 

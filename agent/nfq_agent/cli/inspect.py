@@ -47,9 +47,9 @@ def doctor(flags: Flags, as_json: bool) -> int:
     from nfq_agent.cli.doctor import Finding, examine
 
     found, faults = loading.whatever_can_be_read(flags)
-    findings = [*examine(found), *(Finding("fault", "configuration", text) for text in faults)]
+    findings = [*examine(found), *(Finding("error", "configuration", text) for text in faults)]
     if as_json:
         show.json_object({"findings": [finding.as_object() for finding in findings]})
     else:
         show.findings(findings)
-    return 1 if any(finding.level == "fault" for finding in findings) else 0
+    return 1 if any(finding.level == "error" for finding in findings) else 0

@@ -11,7 +11,7 @@ from nfq_agent.capture.serving import host_faults
 from nfq_agent.cli.app import Flags
 from nfq_agent.config.environment import log_settings, target_in_force
 from nfq_agent.config.file import instance_in, load, without_elements
-from nfq_agent.config.models import Agent, Config, ConfigError, Log
+from nfq_agent.config.models import Agent, Config, ConfigError, LogConfig
 from nfq_agent.service import control
 from nfq_agent.service.policy_generation import foreseen
 
@@ -95,7 +95,7 @@ def _the_one_queue(queues: dict[str, Any]) -> str:
 def _debug(merged: dict[str, Any]) -> bool:
     """Whether the level of the log is debug: then each packet has its line."""
     try:
-        return log_settings(Log.model_validate(merged.get("log", {}))).level == "debug"
+        return log_settings(LogConfig.model_validate(merged.get("log", {}))).level == "debug"
     except ValidationError:
         # The check of the whole configuration names it.
         return False

@@ -51,7 +51,7 @@ def apply(flags: Flags, confirm_within: int | None) -> int:
     done = live.apply(ruleset)
     # What holds them must not be this process alone: the guard may have to take them back.
     live.close()
-    changes = {family: settled.changes for family, settled in done.items() if settled.changes}
+    changes = {family: applied.changes for family, applied in done.items() if applied.changes}
     show.changes(changes)
     closed = [name for name, queue in loaded.queue.items() if not queue.bypass]
     if closed:
@@ -104,7 +104,7 @@ def _removed_everywhere(instance: str, failed: bool) -> tuple[int, list[str]]:
         except RuleError as error:
             problems.append(f"{place.name}: {error}")
             continue
-        changes = {family: settled.changes for family, settled in done.items() if settled.changes}
+        changes = {family: applied.changes for family, applied in done.items() if applied.changes}
         removed += sum(len(steps) for each in changes.values() for steps in each.values())
         if changes:
             show.changes(changes)

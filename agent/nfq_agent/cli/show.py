@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nfq_agent.rules.diff import Changes, Delete, DropChain, Insert, NewChain, render
 from nfq_agent.rules.model import Family, Ruleset
-from nfq_agent.service.live_rules import Found
+from nfq_agent.service.live_rules import ListedRule
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -123,7 +123,7 @@ def _print_changes(changes: Mapping[Family, Changes]) -> None:
             note(line)
 
 
-def rules_object(instance: str, found: Iterable[tuple[str, Found]]) -> dict[str, Any]:
+def rules_object(instance: str, found: Iterable[tuple[str, ListedRule]]) -> dict[str, Any]:
     """The installed rules for programs."""
     return {
         "instance": instance,
@@ -142,7 +142,7 @@ def rules_object(instance: str, found: Iterable[tuple[str, Found]]) -> dict[str,
     }
 
 
-def rules(instance: str, found: Sequence[tuple[str, Found]]) -> None:
+def rules(instance: str, found: Sequence[tuple[str, ListedRule]]) -> None:
     """The installed rules for people: counters, then the rule as `iptables -S` prints it."""
     if not found:
         note(f"No rule of instance {instance} is in the kernel.")
@@ -156,7 +156,7 @@ def rules(instance: str, found: Sequence[tuple[str, Found]]) -> None:
         note(f"{each.installed.packets:>9} {each.installed.bytes:>9}  {each.installed.rule}")
 
 
-_MARKS: Final = {"good": ("ok", "green"), "warning": ("warning", "yellow"), "fault": ("fault", "red")}
+_MARKS: Final = {"good": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("error", "red")}
 
 
 def findings(found: Iterable[Finding]) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from typing import get_args
 
-from nfq_agent.config.models import ConfigError, Log, ProxyConfig
+from nfq_agent.config.models import ConfigError, LogConfig, ProxyConfig
 from nfq_agent.values import Endpoint
 
 
-def log_settings(config: Log) -> Log:
+def log_settings(config: LogConfig) -> LogConfig:
     """The log settings in force: LOG_LEVEL and LOG_FORMAT in the environment win over the file. Raises ConfigError."""
     values: dict[str, str] = {}
     for key in ("level", "format"):
         variable = f"LOG_{key.upper()}"
         if value := os.environ.get(variable):
-            allowed = get_args(Log.model_fields[key].annotation)
+            allowed = get_args(LogConfig.model_fields[key].annotation)
             if value.lower() not in allowed:
                 raise ConfigError([f"environment: {variable}: {value!r} is unknown; allowed: {', '.join(allowed)}"])
             values[key] = value.lower()

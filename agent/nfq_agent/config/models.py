@@ -82,7 +82,7 @@ class Agent(_Model):
     drift_check: Duration = 5.0
 
 
-class Log(_Model):
+class LogConfig(_Model):
     """`[log]`"""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -299,7 +299,7 @@ class Config(_Model):
     """Everything, checked. `load` makes it; `DEFAULT` is what holds with no file at all."""
 
     agent: Agent = Agent()
-    log: Log = Log()
+    log: LogConfig = LogConfig()
     queue: dict[Name, QueueConfig] = {}
     element: dict[Name, dict[str, Any]] = {}
     rules: dict[Name, RuleConfig] = {}

@@ -95,14 +95,14 @@ def _cgroup(value: object) -> str:
 
 _LIST: Final = BeforeValidator(one_or_more)
 _SOME: Final = Field(min_length=1, strict=False)
-Networks = Annotated[tuple[NetworkField, ...], _LIST, _SOME]
+NetworkList = Annotated[tuple[NetworkField, ...], _LIST, _SOME]
 PortLists = Annotated[tuple[PortsField, ...], _LIST, Field(strict=False)]
-Interfaces = Annotated[tuple[Annotated[str, BeforeValidator(_interface)], ...], _LIST, _SOME]
-Protocols = Annotated[tuple[Annotated[int, BeforeValidator(_protocol)], ...], _LIST, _SOME]
+InterfacePatterns = Annotated[tuple[Annotated[str, BeforeValidator(_interface)], ...], _LIST, _SOME]
+ProtocolNumbers = Annotated[tuple[Annotated[int, BeforeValidator(_protocol)], ...], _LIST, _SOME]
 Sets = Annotated[tuple[Annotated[str, BeforeValidator(_ipset)], ...], _LIST, _SOME]
 Cgroups = Annotated[tuple[Annotated[str, BeforeValidator(_cgroup)], ...], _LIST, _SOME]
-Users = Annotated[tuple[Annotated[Identities, BeforeValidator(_identities("user", HostLookups().uid))], ...], _LIST, _SOME]
-Groups = Annotated[tuple[Annotated[Identities, BeforeValidator(_identities("group", HostLookups().gid))], ...], _LIST, _SOME]
+UserRanges = Annotated[tuple[Annotated[Identities, BeforeValidator(_identities("user", HostLookups().uid))], ...], _LIST, _SOME]
+GroupRanges = Annotated[tuple[Annotated[Identities, BeforeValidator(_identities("group", HostLookups().gid))], ...], _LIST, _SOME]
 
 
 class Selection(BaseModel):
@@ -116,19 +116,19 @@ class Selection(BaseModel):
     not_udp_ports: PortLists = ()
     tcp_syn: bool = False
     all: bool = False
-    protocol: Protocols | None = None
-    src: Networks | None = None
-    dst: Networks | None = None
-    not_src: Networks | None = None
-    not_dst: Networks | None = None
+    protocol: ProtocolNumbers | None = None
+    src: NetworkList | None = None
+    dst: NetworkList | None = None
+    not_src: NetworkList | None = None
+    not_dst: NetworkList | None = None
     set: Sets | None = None
     not_set: Sets | None = None
-    interface: Interfaces | None = None
-    not_interface: Interfaces | None = None
-    uid: Users | None = None
-    gid: Groups | None = None
-    not_uid: Users | None = None
-    not_gid: Groups | None = None
+    interface: InterfacePatterns | None = None
+    not_interface: InterfacePatterns | None = None
+    uid: UserRanges | None = None
+    gid: GroupRanges | None = None
+    not_uid: UserRanges | None = None
+    not_gid: GroupRanges | None = None
     cgroup: Cgroups | None = None
     not_cgroup: Cgroups | None = None
 

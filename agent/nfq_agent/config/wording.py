@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from nfq_agent.config.capture import InlineConfig, TapConfig
 from nfq_agent.config.lines import Place
-from nfq_agent.config.models import Agent, Config, Log, ProxyConfig, QueueConfig, RuleConfig
+from nfq_agent.config.models import Agent, Config, LogConfig, ProxyConfig, QueueConfig, RuleConfig
 from nfq_agent.config.source import Source
 
 MANUAL: Final = "see nfq-agent.toml(5)"
@@ -107,7 +107,7 @@ def _shown(value: object) -> str:
 
 
 _TABLES: Final[Mapping[str, type[BaseModel]]] = {
-    "agent": Agent, "log": Log, "queue": QueueConfig, "rules": RuleConfig, "proxy": ProxyConfig, "tap": TapConfig,
+    "agent": Agent, "log": LogConfig, "queue": QueueConfig, "rules": RuleConfig, "proxy": ProxyConfig, "tap": TapConfig,
     "inline": InlineConfig,
 }  # fmt: skip
 

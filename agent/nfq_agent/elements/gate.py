@@ -22,7 +22,7 @@ def _pattern(text: str) -> str:
     return name
 
 
-Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(strict=False)]
+NamePatterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(strict=False)]
 
 
 class GateOptions(element.Options):
@@ -30,8 +30,8 @@ class GateOptions(element.Options):
     there is an allow list. unknown: for connections that show no name; as default if it is left out. conflict: where a name
     is there that is not known, because servers read the bytes in different ways, or because it takes more than 32 KiB."""
 
-    allow: Patterns = ()
-    deny: Patterns = ()
+    allow: NamePatterns = ()
+    deny: NamePatterns = ()
     default: Literal["allow", "deny"] | None = None
     unknown: Literal["allow", "deny"] | None = None
     conflict: Literal["allow", "deny"] = "deny"

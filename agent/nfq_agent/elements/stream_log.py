@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from nfq_agent import element
 from nfq_agent.element import Emit
-from nfq_agent.stream import Answer, Connection, StreamElement, endpoint
+from nfq_agent.stream import Answer, Connection, StreamElement
+from nfq_agent.values import Endpoint
 
 
 class StreamLogOptions(element.Options):
@@ -52,7 +53,7 @@ class StreamLog(StreamElement[StreamLogOptions]):
 
 
 def _route(connection: Connection) -> str:
-    route = f"{endpoint(connection.client)} -> {endpoint(connection.upstream)}"
+    route = f"{Endpoint(*connection.client)} -> {Endpoint(*connection.upstream)}"
     if connection.original is not None and connection.original != connection.upstream:
-        return f"{route} (meant for {endpoint(connection.original)})"
+        return f"{route} (meant for {Endpoint(*connection.original)})"
     return route

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 from nfq_agent import log
-from nfq_agent.log import Event, Log
+from nfq_agent.log import Log, LogEvent
 
 _SOCKET: Final = "/run/systemd/journal/socket"
 _STDERR: Final = 2
@@ -40,10 +40,10 @@ def _stderr_is_journal() -> bool:
     return wanted == f"{there.st_dev}:{there.st_ino}"
 
 
-def _journal_sink() -> Callable[[Event], bool]:
+def _journal_sink() -> Callable[[LogEvent], bool]:
     end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
-    def write(event: Event) -> bool:
+    def write(event: LogEvent) -> bool:
         data = log.journal(event)
         try:
             # Not connected, so that a restarted journald is found again.
@@ -55,11 +55,11 @@ def _journal_sink() -> Callable[[Event], bool]:
     return write
 
 
-def _stream_sink(render: Callable[[Event], bytes]) -> Callable[[Event], bool]:
+def _stream_sink(render: Callable[[LogEvent], bytes]) -> Callable[[LogEvent], bool]:
     poller = select.poll()
     poller.register(_STDERR, select.POLLOUT)
 
-    def write(event: Event) -> bool:
+    def write(event: LogEvent) -> bool:
         data = render(event)
         if len(data) > _ATOMIC:
             data = data[: _ATOMIC - 1] + b"\n"

@@ -7,11 +7,12 @@ taken out with `gone`. `woken` ends the attempts that took too long.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from nfq_agent.host.sockets import Address
 
 K = TypeVar("K", bound=Hashable)
-# A socket address, and an address with its family (AF_INET, AF_INET6).
-Address = tuple[Any, ...]
+# A socket address with its family (AF_INET, AF_INET6).
 Candidate = tuple[int, Address]
 
 _NO_ADDRESS: Final = "no address"

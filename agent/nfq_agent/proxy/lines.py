@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from nfq_agent.element import Emit
 from nfq_agent.rate import Bucket, Suppressed
-from nfq_agent.stream import Connection, Failed, endpoint
+from nfq_agent.stream import Connection, Failed
+from nfq_agent.values import Endpoint
 
 # Lines a second.
 RATE: Final = 20.0
@@ -26,14 +27,14 @@ class Lines:
 
     def refused(self, identity: str, client: tuple[str, int], why: str, now: float) -> None:
         """A connection was refused before it was carried anywhere."""
-        peer = endpoint(client)
+        peer = str(Endpoint(*client))
         self.warn(f"proxy {self.name}: connection {identity}: refused, from {peer}: {why}", now, connection=identity, src=peer)
 
     def unreachable(self, connection: Connection, reason: str, now: float) -> None:
         """No address of a connection's destination could be reached."""
         self.warn(
-            f"proxy {self.name}: connection {connection.id}: can't connect {endpoint(connection.client)} to "
-            f"{endpoint(connection.upstream)}: {reason}",
+            f"proxy {self.name}: connection {connection.id}: can't connect {Endpoint(*connection.client)} to "
+            f"{Endpoint(*connection.upstream)}: {reason}",
             now,
             **connection.fields,
         )
@@ -49,8 +50,8 @@ class Lines:
     def timed_out(self, connection: Connection, reason: str, now: float) -> None:
         """A connection was ended because it was silent for too long."""
         self.warn(
-            f"proxy {self.name}: connection {connection.id}: {endpoint(connection.client)} -> {endpoint(connection.upstream)} is "
-            f"reset: {reason}",
+            f"proxy {self.name}: connection {connection.id}: {Endpoint(*connection.client)} -> {Endpoint(*connection.upstream)} "
+            f"is reset: {reason}",
             now, level="info", event="timed_out", reason=reason, **connection.fields,
         )  # fmt: skip
 

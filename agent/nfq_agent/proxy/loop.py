@@ -29,7 +29,8 @@ from nfq_agent.proxy.tally import Tally
 from nfq_agent.proxy.target import TargetResolver
 from nfq_agent.proxy.timers import Timers
 from nfq_agent.proxy.upstream import connect
-from nfq_agent.stream import Close, Connection, Failed, Output, Stream, StreamChain, endpoint
+from nfq_agent.stream import Close, Connection, Failed, Output, Stream, StreamChain
+from nfq_agent.values import Endpoint
 
 _POLLED: Final = 512
 # Descriptors that are not for connections.
@@ -224,7 +225,7 @@ class Proxy:
         self._tally.add("failed_upstream")
         self._lines.unreachable(connection, command.reason, self._now)
         if stream is not None:
-            reason = f"can't connect to {endpoint(connection.upstream)}: {command.reason}"
+            reason = f"can't connect to {Endpoint(*connection.upstream)}: {command.reason}"
             self._failures(connection, stream.finished(self._now, reason))
         _reset(client)
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from nfq_agent.element import Emit
 from nfq_agent.proxy.dialer import Candidate
-from nfq_agent.stream import endpoint
+from nfq_agent.values import Endpoint
 
 # How long the start waits for the name to be resolved, and after how long that is tried again.
 WAIT: Final = 3.0
@@ -29,7 +29,7 @@ class TargetResolver:
     ) -> None:
         """name: of the proxy. found: gets the addresses, and says whether one of them can be used."""
         self._target = target
-        self._where = f"proxy {name}: target {endpoint(target)}"
+        self._where = f"proxy {name}: target {Endpoint(*target)}"
         self._found = found
         self._emit = emit
         self._resolved = threading.Event()
@@ -59,5 +59,5 @@ class TargetResolver:
         if not self._found(candidates):
             self._emit(f"{self._where} is a listener of our own; not used", level="error")
         elif failed:
-            self._emit(f"{self._where} is resolved: {', '.join(endpoint(address[:2]) for _, address in candidates)}")
+            self._emit(f"{self._where} is resolved: {', '.join(str(Endpoint(*address[:2])) for _, address in candidates)}")
         self._resolved.set()

@@ -24,7 +24,7 @@ from nfq_agent.host.nfqueue.statistics import QueueStatistics, statistics
 from nfq_agent.packet import Packet
 from nfq_agent.queue.errors import QueueBusyError, QueueError, QueuePermissionError, QueueSettingError, QueueStateError
 from nfq_agent.queue.ledger import Bond, Ledger
-from nfq_agent.queue.settings import FLAGS, Copy, Family, QueueSettings, check_settings
+from nfq_agent.queue.settings import FLAGS, BoundFamily, Copy, QueueSettings, check_settings
 from nfq_agent.verdict import ACCEPT, Action, Verdict
 
 # Ids are compared as a difference of 32 bits with a sign (nfqnl_recv_verdict_batch()): this far on covers all that wait,
@@ -41,7 +41,7 @@ class Binding(ABC):
         self,
         number: int,
         *,
-        family: Family = "unspec",
+        family: BoundFamily = "unspec",
         copy: Copy = "packet",
         copy_range: int = 65535,
         max_len: int = 4096,

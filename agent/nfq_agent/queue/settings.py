@@ -8,7 +8,7 @@ from typing import Final, Literal
 from nfq_agent.host.nfqueue.messages import COPY_MODES, Flag
 
 Copy = Literal["packet", "meta"]
-Family = Literal["unspec", "inet", "inet6"]
+BoundFamily = Literal["unspec", "inet", "inet6"]
 
 FLAGS: Final = {"fail_open": Flag.FAIL_OPEN, "gso": Flag.GSO, "uid_gid": Flag.UID_GID}
 

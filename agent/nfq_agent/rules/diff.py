@@ -1,4 +1,4 @@
-"""The difference between the rules that should be and those that are, and `settle`, which makes them one.
+"""The difference between the rules that should be and those that are, and `apply_and_verify`, which makes them one.
 
 Values in, values out; the only effects are the two calls of the `Session` it is given.
 """
@@ -66,8 +66,8 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """What `settle` did: the changes by table (empty if nothing differed), what stood there before and stands now."""
+class Applied:
+    """What `apply_and_verify` did: the changes by table (empty if nothing differed), what stood there before and stands now."""
 
     changes: Changes = field(default_factory=dict)
     before: Mapping[str, TableState] = field(default_factory=dict)
@@ -94,7 +94,7 @@ def _table_changes(desired: TableRules, actual: TableState) -> Iterator[Change]:
         yield from _chain_changes((), actual.chains[chain])
     # All are empty before the first goes: a rule that is no longer there may have jumped from one to another.
     for chain in surplus:
-        if chain not in actual.held:
+        if chain not in actual.referenced:
             yield DropChain(chain)
 
 
@@ -128,9 +128,9 @@ def _jump_changes(desired: Sequence[Rule], actual: Sequence[Installed]) -> Itera
         yield Insert(rule, 1)
 
 
-def settle(
+def apply_and_verify(
     session: Session, desired: Mapping[str, TableRules], lock: Callable[[], AbstractContextManager[None]] = nullcontext
-) -> Settled:
+) -> Applied:
     """Make the kernel's rules the desired ones: read, compare, commit table by table where they differ, read again.
 
     lock: taken for the commits, which answer Busy if what was read is no longer so. Raises RuleError if a commit fails, or if
@@ -139,7 +139,7 @@ def settle(
     before = session.read()
     changes = diff(desired, before)
     if not changes:
-        return Settled({}, before, before)
+        return Applied({}, before, before)
     # In this order: a lock that was not got changed nothing, and there is nothing to put back.
     with lock(), _reverted_on_failure(session, before):
         _carry_out(session, desired, changes)
@@ -152,7 +152,7 @@ def settle(
                 after = session.read()
             if rest := diff(desired, after):
                 raise RuleError("the kernel's rules differ from what was written:\n" + "\n".join(render(rest)))
-    return Settled(changes, before, after)
+    return Applied(changes, before, after)
 
 
 @contextmanager

@@ -197,13 +197,13 @@ class Installed:
 class TableState:
     """What one table of one family holds of ours.
 
-    chains: our chains and everything in them. jumps: our tagged rules elsewhere. held: those of our chains that somebody
+    chains: our chains and everything in them. jumps: our tagged rules elsewhere. referenced: those of our chains that somebody
     else's rule jumps to, so that they can be emptied but not deleted.
     """
 
     chains: Mapping[str, tuple[Installed, ...]] = field(default_factory=dict)
     jumps: tuple[Installed, ...] = ()
-    held: frozenset[str] = frozenset()
+    referenced: frozenset[str] = frozenset()
 
     @property
     def installed(self) -> Iterator[Installed]:

@@ -16,7 +16,7 @@ from zlib import crc32
 
 from nfq_agent.capture import handing, link_maps
 from nfq_agent.capture.following import Followed
-from nfq_agent.capture.inline import Inline
+from nfq_agent.capture.inline import InlineSource
 from nfq_agent.config.models import Config
 from nfq_agent.counters import INLINE_COUNTERS
 from nfq_agent.element import ElementChain
@@ -191,7 +191,7 @@ class InlineWorker(InterfaceWorker):
         # Opened before anything is given up that comes after the fork.
         writer = pairs.Rtnetlink()
         maps = self._loaded.maps
-        source = Inline(self._socket.fileno(), maps["live"], maps["flows"], settings.patience, self.table)
+        source = InlineSource(self._socket.fileno(), maps["live"], maps["flows"], settings.patience, self.table)
         handed = handing.Handed(control, {"link": (2, source.add), "gone": (0, source.gone)})
         default, on_error = _VERDICTS[settings.default], _VERDICTS[settings.on_error]
         monitor = settings.mode == "monitor"

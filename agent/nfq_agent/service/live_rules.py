@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nfq_agent.host.xtables.backend import RuleHost, RulePlace
-from nfq_agent.rules.diff import Changes, Settled, diff
+from nfq_agent.rules.diff import Applied, Changes, diff
 from nfq_agent.rules.leaving import fail_closed
 from nfq_agent.rules.model import FAMILIES, Family, Installed, RuleError, Ruleset, TableState
 
-State = Mapping[Family, Mapping[str, TableState]]
+StateByFamily = Mapping[Family, Mapping[str, TableState]]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ListedRule:
     """An installed rule and where it is."""
 
     family: Family
@@ -45,7 +45,9 @@ class LiveRules:
         for place in self._others:
             try:
                 found = [each for family in FAMILIES for each in place.read(family).values()]
-                if not any(state.jumps or state.chains.keys() - state.held or any(state.chains.values()) for state in found):
+                if not any(
+                    state.jumps or state.chains.keys() - state.referenced or any(state.chains.values()) for state in found
+                ):
                     continue
                 place.apply_all({family: {} for family in FAMILIES}, undo=False)
                 place.close()
@@ -58,15 +60,15 @@ class LiveRules:
                 )
         return Swept(tuple(removed), tuple(unknown))
 
-    def read(self) -> State:
+    def read(self) -> StateByFamily:
         """What the kernel has of this instance now. Raises RuleError."""
         return {family: self.host.read(family) for family in FAMILIES}
 
-    def apply(self, ruleset: Ruleset) -> dict[Family, Settled]:
+    def apply(self, ruleset: Ruleset) -> dict[Family, Applied]:
         """Make the kernel's rules those of `ruleset`, or leave them as they were. Raises RuleError."""
         return self.host.apply_all({family: ruleset.get(family, {}) for family in FAMILIES})
 
-    def remove(self, keep_fail_closed: bool = False) -> dict[Family, Settled]:
+    def remove(self, keep_fail_closed: bool = False) -> dict[Family, Applied]:
         """Remove all rules of this instance; with `keep_fail_closed`, all but those that block traffic (no bypass).
 
         If one family fails, the other is cleaned all the same. Raises RuleError.
@@ -80,32 +82,32 @@ class LiveRules:
         self.host.close()
 
 
-def states(settled: Mapping[Family, Settled]) -> State:
+def states(applied: Mapping[Family, Applied]) -> StateByFamily:
     """What the kernel has after an `apply`."""
-    return {family: each.after for family, each in settled.items()}
+    return {family: each.after for family, each in applied.items()}
 
 
-def held_chains(state: State) -> list[str]:
+def referenced_chains(state: StateByFamily) -> list[str]:
     """A line for each chain of ours that cannot be deleted because a foreign rule jumps to it."""
     return [
         f"a rule that is not ours jumps to {chain} ({family} {table}); that chain cannot be deleted"
         for family, tables in state.items()
         for table, each in tables.items()
-        for chain in sorted(each.held)
+        for chain in sorted(each.referenced)
     ]
 
 
-def listing(state: State) -> list[Found]:
+def listing(state: StateByFamily) -> list[ListedRule]:
     """Every installed rule with its place, family by family, jumps before chains."""
     return [
-        Found(family, table, installed)
+        ListedRule(family, table, installed)
         for family, tables in state.items()
         for table, there in tables.items()
         for installed in there.installed
     ]
 
 
-def compare(ruleset: Ruleset, state: State) -> dict[Family, Changes]:
+def compare(ruleset: Ruleset, state: StateByFamily) -> dict[Family, Changes]:
     """What `apply` would change, given what the kernel has; families without a change are left out."""
     changes = {family: diff(ruleset.get(family, {}), state.get(family, {})) for family in FAMILIES}
     return {family: found for family, found in changes.items() if found}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from nfq_agent.service.live_rules import Found
+from nfq_agent.service.live_rules import ListedRule
 from nfq_agent.service.status import DriftStatus
 
 
@@ -24,7 +24,7 @@ class Meter:
         self._rates: dict[int, float] = {}
         self._sampled = 0.0
 
-    def read(self, found: Iterable[Found]) -> None:
+    def read(self, found: Iterable[ListedRule]) -> None:
         """Take in one reading of all installed rules."""
         now: dict[tuple[str, str, str], int] = {}
         queues: dict[tuple[str, str, str], range] = {}
@@ -41,7 +41,7 @@ class Meter:
             self._total[queues[key]] = self._total.get(queues[key], 0) + (packets - last if packets >= last else packets)
         self._last = now
 
-    def start(self, found: Iterable[Found]) -> None:
+    def start(self, found: Iterable[ListedRule]) -> None:
         """Begin at zero: rules that were already there have counted for an earlier agent."""
         self.read(found)
         self._total.clear()

@@ -42,7 +42,7 @@ def carry_out(steps: Iterable[Step], log: Log) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class WorkerChange:
     """How the workers differ from those that a configuration needs. replaced: each with its successor."""
 
     added: Sequence[Worker]
@@ -53,11 +53,11 @@ class Change:
         return f"{len(self.added)} new, {len(self.replaced)} replaced, {len(self.gone)} ended"
 
 
-def change_of(old: Iterable[Worker], new: Iterable[Worker], all_differ: bool) -> Change:
+def change_of(old: Iterable[Worker], new: Iterable[Worker], all_differ: bool) -> WorkerChange:
     """Compare the workers that serve with those that are wanted. all_differ: replace those too that serve the same way."""
     serving = {worker.key: worker for worker in old}
     wanted = {worker.key: worker for worker in new}
-    return Change(
+    return WorkerChange(
         added=[worker for key, worker in wanted.items() if key not in serving],
         replaced=[
             (serving[key], worker)
@@ -68,7 +68,7 @@ def change_of(old: Iterable[Worker], new: Iterable[Worker], all_differ: bool) ->
     )
 
 
-def worker_steps(crew: Workers, change: Change) -> list[Step]:
+def worker_steps(crew: Workers, change: WorkerChange) -> list[Step]:
     """The steps that bring the new workers in. Those that go are left: their rules have to go first."""
     steps = [Step("new workers", lambda: crew.add(change.added), lambda: crew.retire(change.added))]
     for old, successor in change.replaced:

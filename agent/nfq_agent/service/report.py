@@ -11,7 +11,7 @@ from nfq_agent.config.models import Config
 from nfq_agent.counters import WORKER_COUNTERS
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
 from nfq_agent.service.inlines import InlineWorker
-from nfq_agent.service.live_rules import Found
+from nfq_agent.service.live_rules import ListedRule
 from nfq_agent.service.meter import Meter, QueueReading, uninspected
 from nfq_agent.service.status import (
     DriftStatus,
@@ -35,7 +35,7 @@ _OFFLOADED: Final[Mapping[str, str]] = {OFFLOAD_NEW: "decided", OFFLOAD_ACCEPTED
 
 
 def status(
-    config: Config, crew: Workers, meter: Meter, backend: str, found: list[Found], drift: DriftStatus, lost: int
+    config: Config, crew: Workers, meter: Meter, backend: str, found: list[ListedRule], drift: DriftStatus, lost: int
 ) -> Status:
     """All of it. backend: name of the rule backend. found: the installed rules. lost: log lines that were not written."""
     return Status(
@@ -172,7 +172,7 @@ def _sum(values: Iterable[int | None]) -> int | None:
     return None if None in known else sum(value or 0 for value in known)
 
 
-def rules(found: Iterable[Found]) -> tuple[RuleStatus, ...]:
+def rules(found: Iterable[ListedRule]) -> tuple[RuleStatus, ...]:
     """The installed rules."""
     return tuple(
         RuleStatus(each.family, each.table, str(each.installed.rule), each.installed.packets, each.installed.bytes)
@@ -180,7 +180,7 @@ def rules(found: Iterable[Found]) -> tuple[RuleStatus, ...]:
     )
 
 
-def offloaded(found: Iterable[Found]) -> OffloadStatus:
+def offloaded(found: Iterable[ListedRule]) -> OffloadStatus:
     """What the rules count that keep verdicts on flows."""
     total = OffloadStatus()
     for each in found:

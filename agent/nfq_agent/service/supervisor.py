@@ -17,18 +17,18 @@ from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.rules import routing
-from nfq_agent.rules.diff import Settled
+from nfq_agent.rules.diff import Applied
 from nfq_agent.rules.leaving import keep_for_draining, merged
 from nfq_agent.rules.model import Family, RuleError
 from nfq_agent.rules.plan import plan
 from nfq_agent.service import report
 from nfq_agent.service.crew import workers_of
 from nfq_agent.service.drift_check import DriftCheck
-from nfq_agent.service.live_rules import LiveRules, State, held_chains, listing, states
+from nfq_agent.service.live_rules import LiveRules, StateByFamily, listing, referenced_chains, states
 from nfq_agent.service.meter import Meter
 from nfq_agent.service.reload import Step, carry_out, change_of, log_step, route_step, worker_steps
 from nfq_agent.service.status import Status
-from nfq_agent.service.system import FAILURES, Held, Listening, System
+from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System
 from nfq_agent.service.watchdog import decide
 from nfq_agent.service.worker import Worker, WorkerError
 
@@ -56,7 +56,7 @@ class Supervisor:
         self._drift: DriftCheck | None = None
         self._user = User(-1, -1)
         self._server: Listening | None = None
-        self._lock: Held | None = None
+        self._lock: InstanceLock | None = None
         self._wakeup: tuple[int, int] = (-1, -1)
         self._due: dict[Callable[[], None], float] = {}
         self._lock_seconds: float | None = None
@@ -111,7 +111,7 @@ class Supervisor:
         state = states(rules.apply(ruleset))
         self._log("start: rules are in and verified", "debug")
         self._drift.sweep()
-        self._log_held_chains(state)
+        self._log_referenced_chains(state)
         self._meter.start(listing(state))
         self._server = system.listen(agent.instance)
         self._server.serve(self._selector, self._answer)
@@ -280,8 +280,8 @@ class Supervisor:
         self._drift.run(self._system.wall())
         self._schedule_drift_check()
 
-    def _log_held_chains(self, state: State) -> None:
-        for line in held_chains(state):
+    def _log_referenced_chains(self, state: StateByFamily) -> None:
+        for line in referenced_chains(state):
             self._log(line, "warning")
 
     # Reload.
@@ -327,25 +327,25 @@ class Supervisor:
         def route(*configs: Config) -> None:
             self._system.route(new.agent.instance, routing.wanted(*configs))
 
-        settled: dict[Family, Settled] = {}
+        applied: dict[Family, Applied] = {}
         carry_out(
             [
                 *([log_step(self._log, lambda: self._system.open_log(new))] if relog else []),
                 *worker_steps(self._crew, change),
                 *([route_step(route, self._config, new)] if routed else []),
-                Step("the rules", lambda: settled.update(rules.apply(at_first)), lambda: rules.apply(drift.ruleset)),
+                Step("the rules", lambda: applied.update(rules.apply(at_first)), lambda: rules.apply(drift.ruleset)),
             ],
             self._log,
         )
         # From here on the new configuration is in force.
-        edits = sum(len(steps) for each in settled.values() for steps in each.changes.values())
+        edits = sum(len(steps) for each in applied.values() for steps in each.changes.values())
         self._crew.retire(change.gone)
         drift.ruleset = ruleset
         drift.every(new.agent.drift_check)
         if at_first != ruleset:
             self._crew.wait_for_leaving()
             try:
-                settled = rules.apply(ruleset)
+                applied = rules.apply(ruleset)
             except RuleError as error:
                 self._log(
                     f"rules of a proxy that has ended are left, and have no effect: {error}; the next drift check tries again",
@@ -358,8 +358,8 @@ class Supervisor:
                 self._log(f"routes for TPROXY that are not needed any more could not be removed: {error}", "error")
         self._config = new
         self._schedule_drift_check()
-        self._log_held_chains(states(settled))
-        self._meter.read(listing(states(settled)))
+        self._log_referenced_chains(states(applied))
+        self._meter.read(listing(states(applied)))
         return f"reloaded: rules changed in {edits} places; workers: {change}"
 
     # Answers to the verbs.

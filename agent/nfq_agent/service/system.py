@@ -68,7 +68,7 @@ class Workers(Protocol):
     def revive(self, now: float) -> float | None: ...
 
 
-class Held(Protocol):
+class InstanceLock(Protocol):
     """The lock of the instance (service/control.py)."""
 
     @property
@@ -94,7 +94,7 @@ class System:
     wall: Callable[[], float]
     service: ServiceWords
     may_change_rules: Callable[[], bool]
-    lock: Callable[[str], Held]
+    lock: Callable[[str], InstanceLock]
     listen: Callable[[str], Listening]
     ensure_user: Callable[[str], tuple[User, bool]]
     choose: Callable[[Config], RuleHost]

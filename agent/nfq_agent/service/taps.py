@@ -9,7 +9,7 @@ from typing import Final, Self
 from nfq_agent.capture import handing
 from nfq_agent.capture.following import Followed
 from nfq_agent.capture.selection import classic_filter
-from nfq_agent.capture.tap import Tap
+from nfq_agent.capture.tap import TapSource
 from nfq_agent.config.models import Config
 from nfq_agent.counters import TAP_COUNTERS
 from nfq_agent.element import ElementChain
@@ -58,7 +58,7 @@ class TapWorker(InterfaceWorker):
     def body(self, control: socket.socket) -> None:
         """Show packets to the elements until told to stop."""
         emit = self.prepare()
-        tap = Tap(self.selection, self.settings.ring, self.table)
+        tap = TapSource(self.selection, self.settings.ring, self.table)
         handed = handing.Handed(control, {"add": (1, tap.add), "gone": (0, tap.gone)})
         chain = ElementChain([spec.cls(spec.name, spec.options, emit) for spec in self.specs], ACCEPT, monitor=True)
         settings = WorkerSettings(number=-1, default=ACCEPT, on_error=ACCEPT, monitor=True)

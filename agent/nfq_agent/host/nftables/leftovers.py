@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nfq_agent.host.nftables import netlink
-from nfq_agent.host.nftables.netlink import Connection, Message, Refused, attributes, string, text, u64
-from nfq_agent.rules.diff import Delete, DropChain, Settled
+from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket, attributes, string, text, u64
+from nfq_agent.rules.diff import Applied, Delete, DropChain
 from nfq_agent.rules.model import (
     TABLES,
     Extension,
@@ -54,7 +54,7 @@ class NftLeftovers:
     def read(self, family: Family) -> dict[str, TableState]:
         """What each table holds of this instance; tables that hold nothing are left out. Raises RuleError."""
         try:
-            with Connection() as connection:
+            with NftSocket() as connection:
                 generation = connection.generation()
                 seen = self._seen.get(family)
                 if seen is None or seen[0] != generation:
@@ -64,7 +64,7 @@ class NftLeftovers:
         except OSError as error:
             raise RuleError(f"nf_tables can't be read: {error.strerror or error}") from error
 
-    def _read(self, connection: Connection, family: Family) -> dict[str, TableState]:
+    def _read(self, connection: NftSocket, family: Family) -> dict[str, TableState]:
         places = list(_places(connection, family))
         found: dict[str, TableState] = {}
         for table, chain in _chains(connection, family):
@@ -72,21 +72,21 @@ class NftLeftovers:
                 state = found.get(table, TableState())
                 rules = [each for each in places if (each.table, each.chain) == (table, chain)]
                 chains = {**state.chains, chain: tuple(_installed(each, number) for number, each in enumerate(rules, 1))}
-                found[table] = TableState(chains, state.jumps, state.held)
+                found[table] = TableState(chains, state.jumps, state.referenced)
         for each in places:
             if each.chain in self._chains:
                 continue
             state = found.get(each.table, TableState())
             if each.tag.startswith(self._tag):
-                found[each.table] = TableState(state.chains, (*state.jumps, _installed(each, 0)), state.held)
+                found[each.table] = TableState(state.chains, (*state.jumps, _installed(each, 0)), state.referenced)
             elif each.target in state.chains:
-                found[each.table] = TableState(state.chains, state.jumps, state.held | {each.target})
+                found[each.table] = TableState(state.chains, state.jumps, state.referenced | {each.target})
         return found
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that own chains. Raises RuleError."""
         try:
-            with Connection() as connection:
+            with NftSocket() as connection:
                 names = (instance_of(chain) for _, chain in _chains(connection, family))
                 return frozenset(name for name in names if name is not None)
         except OSError as error:
@@ -96,24 +96,24 @@ class NftLeftovers:
         self,
         desired: Mapping[Family, Mapping[str, TableRules]],
         undo: bool = True,  # noqa: ARG002
-    ) -> dict[Family, Settled]:
+    ) -> dict[Family, Applied]:
         """Remove all of it, in one transaction: `desired` has to be empty. Raises RuleError."""
         if any(table.chains or table.jumps for rules in desired.values() for table in rules.values()):
             raise ValueError("no rule is ever written here")
         before = {family: self.read(family) for family in desired}
         if not any(before.values()):
-            return {family: Settled() for family in desired}
+            return {family: Applied() for family in desired}
         messages = [message for family, found in before.items() for message in _removal(family, found)]
         try:
-            with Connection() as connection:
+            with NftSocket() as connection:
                 connection.commit(messages)
-        except Refused as error:
+        except NftError as error:
             raise RuleError(
                 f"rules of instance {self.instance} in the tables of iptables-nft can't be removed: {error}"
             ) from error
         except OSError as error:
             raise RuleError(f"nf_tables gives no answer: {error.strerror or error}") from error
-        return {family: Settled(_changes(found), found, self.read(family)) for family, found in before.items()}
+        return {family: Applied(_changes(found), found, self.read(family)) for family, found in before.items()}
 
     def close(self) -> None:
         """There is nothing to give up."""
@@ -126,7 +126,7 @@ def _removal(family: Family, found: Mapping[str, TableState]) -> Iterator[Messag
             body = text(1, table) + text(2, each.rule.chain) + u64(3, each.handle)
             yield Message(netlink.DEL_RULE, number, body, 0, f"deleting a rule of chain {each.rule.chain}")
         for chain in state.chains:
-            if chain not in state.held:
+            if chain not in state.referenced:
                 yield Message(netlink.DEL_CHAIN, number, text(1, table) + text(3, chain), 0, f"deleting chain {chain}")
 
 
@@ -134,21 +134,21 @@ def _changes(found: Mapping[str, TableState]) -> dict[str, list[Delete | DropCha
     return {
         table: [
             *(Delete(each.rule, each.number) for each in state.installed),
-            *(DropChain(chain) for chain in state.chains if chain not in state.held),
+            *(DropChain(chain) for chain in state.chains if chain not in state.referenced),
         ]
         for table, state in found.items()
-        if state.jumps or any(state.chains.values()) or state.chains.keys() - state.held
+        if state.jumps or any(state.chains.values()) or state.chains.keys() - state.referenced
     }
 
 
-def _chains(connection: Connection, family: Family) -> Iterator[tuple[str, str]]:
+def _chains(connection: NftSocket, family: Family) -> Iterator[tuple[str, str]]:
     for body in connection.dump(netlink.GET_CHAIN, netlink.FAMILY_NUMBERS[family]):
         found = dict(attributes(body))
         if (table := string(found[1])) in TABLES:
             yield table, string(found[3])
 
 
-def _places(connection: Connection, family: Family) -> Iterator[_Place]:
+def _places(connection: NftSocket, family: Family) -> Iterator[_Place]:
     """Every rule that could be ours, or lead to a chain of ours: others are passed over by their bytes."""
     for table in TABLES:
         for body in connection.dump(netlink.GET_RULE, netlink.FAMILY_NUMBERS[family], text(1, table)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nfq_agent.host.nftables import layout, netlink
-from nfq_agent.host.nftables.netlink import Connection, attributes, string
+from nfq_agent.host.nftables.netlink import NftSocket, attributes, string
 
 # NFPROTO_INET, and the two families of IP.
 _FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
@@ -12,7 +12,7 @@ _FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
 def nat_chain() -> str | None:
     """A chain of others that does NAT, as `ip nat PREROUTING`; None where there is none, or where this process may not look."""
     try:
-        with Connection() as connection:
+        with NftSocket() as connection:
             for name, number in _FAMILIES.items():
                 for body in connection.dump(netlink.GET_CHAIN, number):
                     found = dict(attributes(body))

@@ -103,7 +103,7 @@ class Message:
     what: str = ""
 
 
-class Refused(OSError):
+class NftError(OSError):
     """The kernel refused a message of a batch; nothing of the batch is in force. `message` is None if it was the whole batch."""
 
     def __init__(self, number: int, message: Message | None) -> None:
@@ -111,7 +111,7 @@ class Refused(OSError):
         super().__init__(number, os.strerror(number), message.what if message else "the batch")
 
 
-class Connection:
+class NftSocket:
     """A netlink socket to nf_tables. Tables that it makes with an owner belong to it: they go when its last descriptor closes."""
 
     def __init__(self, inherited: int | None = None) -> None:
@@ -149,7 +149,7 @@ class Connection:
         self._socket.close()
 
     def commit(self, messages: Sequence[Message]) -> None:
-        """Carry out all messages in one transaction, or none. Raises Refused, or OSError where the kernel gives no answer."""
+        """Carry out all messages in one transaction, or none. Raises NftError, or OSError where the kernel gives no answer."""
         first = self._next()
         parts = [_packed(_BATCH_BEGIN, _REQUEST, first, 0, 10, b"")]
         sent: dict[int, Message] = {}
@@ -168,14 +168,14 @@ class Connection:
         self._await_end(first, self._sequence - 1, sent)
 
     def _await_end(self, first: int, last: int, sent: dict[int, Message]) -> None:
-        failed: Refused | None = None
+        failed: NftError | None = None
         while True:
             for answer in _split(self._socket.recv(_RECEIVE)):
                 number = answer.sequence
                 if answer.kind != _ERROR or not first <= number <= last:
                     continue
                 if answer.error and failed is None:
-                    failed = Refused(answer.error, sent.get(number))
+                    failed = NftError(answer.error, sent.get(number))
                 if number == last or (number == first and answer.error):
                     if failed is not None:
                         raise failed

@@ -15,10 +15,10 @@ from typing import Final
 
 from nfq_agent.host.nftables import layout, snapshot
 from nfq_agent.host.nftables.edit import Edit
-from nfq_agent.host.nftables.netlink import Connection, Message, Refused
+from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket
 from nfq_agent.host.nftables.snapshot import OWNER, PERSIST, Snapshot
 from nfq_agent.host.nftables.support import Support, probe
-from nfq_agent.rules.diff import Settled, diff, render
+from nfq_agent.rules.diff import Applied, diff, render
 from nfq_agent.rules.model import FAMILIES, Family, RuleError, TableRules, TableState, own_chains
 
 _TRIES: Final = 5
@@ -27,7 +27,7 @@ _CHANGED: Final = (errno.ENOENT, errno.EEXIST, errno.EBUSY)
 
 Desired = Mapping[Family, Mapping[str, TableRules]]
 # By whether a table outlives its owner.
-Found = Mapping[bool, Snapshot]
+Snapshots = Mapping[bool, Snapshot]
 
 
 class OwnedHost:
@@ -46,7 +46,7 @@ class OwnedHost:
         # nf_tables has no such lock: its transactions are atomic.
         self.lock_seconds = 0.0
         self._persist = persist
-        self._connection = None if inherited is None else Connection(inherited)
+        self._connection = None if inherited is None else NftSocket(inherited)
         self._own_chains = own_chains(instance)
         self._known_support: Support | None = None
 
@@ -63,7 +63,7 @@ class OwnedHost:
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that have a table. Raises RuleError."""
         try:
-            with Connection() as connection:
+            with NftSocket() as connection:
                 found = (layout.instance_of_table(name) for name in snapshot.names(connection, family))
                 return frozenset(name for name in found if name is not None)
         except OSError as error:
@@ -72,7 +72,7 @@ class OwnedHost:
     def _found(self, family: Family) -> dict[bool, Snapshot]:
         found = {}
         try:
-            with Connection() as connection:
+            with NftSocket() as connection:
                 for closed in (False, True):
                     each = snapshot.read(connection, family, layout.table_name(self.instance, closed))
                     if each is not None:
@@ -81,7 +81,7 @@ class OwnedHost:
             raise RuleError(f"nf_tables can't be read: {error.strerror or error}") from error
         return found
 
-    def _states(self, found: Found) -> dict[str, TableState]:
+    def _states(self, found: Snapshots) -> dict[str, TableState]:
         return snapshot.states(list(found.values()), self._own_chains)
 
     # Writing.
@@ -91,11 +91,11 @@ class OwnedHost:
         """What holds the rules: they stay as long as a process keeps it open."""
         return [] if self._connection is None else [self._connection.fileno()]
 
-    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
+    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Applied:
         """Make the rules of a family the desired ones. Raises RuleError."""
         return self.apply_all({family: desired})[family]
 
-    def apply_all(self, desired: Desired, undo: bool = True) -> dict[Family, Settled]:  # noqa: ARG002  # it is always undone
+    def apply_all(self, desired: Desired, undo: bool = True) -> dict[Family, Applied]:  # noqa: ARG002  # it is always undone
         """Make the rules of these families the desired ones in one transaction. Raises RuleError, and nothing is changed then."""
         tries = 0
         while True:
@@ -103,18 +103,18 @@ class OwnedHost:
             tries += 1
             try:
                 return self._change(desired, before)
-            except Refused as error:
+            except NftError as error:
                 if error.errno not in _CHANGED or tries == _TRIES:
                     raise RuleError(self._refusal(error, before)) from error
             except OSError as error:
                 raise RuleError(f"nf_tables gives no answer: {error.strerror or error}") from error
 
-    def _change(self, desired: Desired, before: Mapping[Family, Found]) -> dict[Family, Settled]:
+    def _change(self, desired: Desired, before: Mapping[Family, Snapshots]) -> dict[Family, Applied]:
         states = {family: self._states(found) for family, found in before.items()}
         changes = {family: diff(rules, states[family]) for family, rules in desired.items()}
         closed = self._persist or any(map(_fails_closed, desired.values()))
         if not any(changes.values()) and all(self._holds(before[family], rules, closed) for family, rules in desired.items()):
-            return {family: Settled({}, state, state) for family, state in states.items()}
+            return {family: Applied({}, state, state) for family, state in states.items()}
         messages = [
             message for family, rules in desired.items() for message in self._messages(family, rules, before[family], closed)
         ]
@@ -125,9 +125,9 @@ class OwnedHost:
         if wrong:
             self._put_back(states)
             raise RuleError("the kernel's rules differ from what was written:\n" + "\n".join(wrong))
-        return {family: Settled(changes[family], states[family], after[family]) for family in desired}
+        return {family: Applied(changes[family], states[family], after[family]) for family in desired}
 
-    def _holds(self, found: Found, rules: Mapping[str, TableRules], closed: bool) -> bool:
+    def _holds(self, found: Snapshots, rules: Mapping[str, TableRules], closed: bool) -> bool:
         """Whether rules that are the right ones are in the right table, and that is this process's."""
         if not any(table.chains for table in rules.values()):
             return True
@@ -138,7 +138,7 @@ class OwnedHost:
         # The owner's socket has a port; a table without an owner has none.
         return port is not None and there.port == port
 
-    def _messages(self, family: Family, rules: Mapping[str, TableRules], found: Found, closed: bool) -> Iterator[Message]:
+    def _messages(self, family: Family, rules: Mapping[str, TableRules], found: Snapshots, closed: bool) -> Iterator[Message]:
         wanted = layout.lay_out(rules, family)
         nothing = layout.Layout({}, {})
         native = bool(wanted.chains) and self._support().native_queue
@@ -157,9 +157,9 @@ class OwnedHost:
             messages = [each for family in former for each in self._messages(family, former[family], self._found(family), closed)]
             self._owner().commit(messages)
 
-    def _owner(self) -> Connection:
+    def _owner(self) -> NftSocket:
         if self._connection is None:
-            self._connection = Connection()
+            self._connection = NftSocket()
         return self._connection
 
     def _flags(self, closed: bool) -> int:
@@ -175,7 +175,7 @@ class OwnedHost:
             raise RuleError(f"backend owned can't be used: {self._known_support.problem}")
         return self._known_support
 
-    def _refusal(self, error: Refused, before: Mapping[Family, Found]) -> str:
+    def _refusal(self, error: NftError, before: Mapping[Family, Snapshots]) -> str:
         mine = None if self._connection is None else self._connection.port
         ports = {found.port for each in before.values() for found in each.values()} - {None, mine}
         if error.errno == errno.EPERM and ports:
@@ -202,7 +202,7 @@ class OwnedHost:
             ]
             if messages:
                 self._owner().commit(messages)
-        except Refused as error:
+        except NftError as error:
             # Another process's table is not ours to delete.
             if error.errno != errno.EPERM:
                 raise RuleError(f"the table of instance {self.instance} could not be deleted: {error.strerror}") from error

@@ -9,7 +9,7 @@ from typing import Final
 
 from nfq_agent.host.nftables import layout, netlink
 from nfq_agent.host.nftables.expressions import Expression, encode
-from nfq_agent.host.nftables.netlink import Connection, attributes, string, text
+from nfq_agent.host.nftables.netlink import NftSocket, attributes, string, text
 from nfq_agent.host.nftables.sets import NamedSet, intervals_of
 from nfq_agent.rules.model import Extension, Family, Installed, Option, Rule, RuleError, TableState
 
@@ -44,7 +44,7 @@ class Snapshot:
         return not any(self.chains.values())
 
 
-def read(connection: Connection, family: Family, name: str) -> Snapshot | None:
+def read(connection: NftSocket, family: Family, name: str) -> Snapshot | None:
     """The table; None where there is none of that name. Raises OSError."""
     number = netlink.FAMILY_NUMBERS[family]
     for body in connection.dump(netlink.GET_TABLE, number):
@@ -70,14 +70,14 @@ def read(connection: Connection, family: Family, name: str) -> Snapshot | None:
     return snapshot
 
 
-def names(connection: Connection, family: Family) -> frozenset[str]:
+def names(connection: NftSocket, family: Family) -> frozenset[str]:
     """The names of all tables of a family. Raises OSError."""
     return frozenset(
         string(dict(attributes(body))[1]) for body in connection.dump(netlink.GET_TABLE, netlink.FAMILY_NUMBERS[family])
     )
 
 
-def _elements(connection: Connection, number: int, table: str, name: str) -> Iterator[bytes]:
+def _elements(connection: NftSocket, number: int, table: str, name: str) -> Iterator[bytes]:
     for body in connection.dump(netlink.GET_ELEMENTS, number, text(1, table) + text(2, name)):
         for kind, value in attributes(body):
             if kind == 3:
@@ -91,7 +91,7 @@ class _Raw:
     expressions: list[Expression]
 
 
-def _rules(connection: Connection, number: int, table: str) -> Mapping[str, list[_Raw]]:
+def _rules(connection: NftSocket, number: int, table: str) -> Mapping[str, list[_Raw]]:
     found: dict[str, list[_Raw]] = {}
     for body in connection.dump(netlink.GET_RULE, number, text(1, table)):
         members = dict(attributes(body))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nfq_agent.host.nftables import netlink
 from nfq_agent.host.nftables.expressions import encode
-from nfq_agent.host.nftables.netlink import Connection, Message, Refused, nested, text, u32
+from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket, nested, text, u32
 from nfq_agent.host.nftables.snapshot import OWNER, PERSIST
 from nfq_agent.rules.model import Rule
 
@@ -30,7 +30,7 @@ class Support:
 def probe() -> Support:
     """Ask the kernel."""
     try:
-        with Connection() as connection:
+        with NftSocket() as connection:
             if (refused := _refused(connection, OWNER)) is not None:
                 return Support(_why(refused))
             persist = _refused(connection, OWNER | PERSIST) is None
@@ -46,7 +46,7 @@ def probe() -> Support:
         return Support(f"nf_tables can't be reached (module nf_tables): {error.strerror or error}")
 
 
-def _refused(connection: Connection, flags: int, native: bool | None = None) -> Refused | None:
+def _refused(connection: NftSocket, flags: int, native: bool | None = None) -> NftError | None:
     """Why a table with these flags, and a queueing rule in it, can't be made; None if it can. No chain is in a hook."""
     table = f"nfq-agent-probe.{os.getpid()}"
     # NFPROTO_IPV4
@@ -62,12 +62,12 @@ def _refused(connection: Connection, flags: int, native: bool | None = None) -> 
     last = Message(netlink.DEL_CHAIN, 2, text(1, table) + text(3, "none"))
     try:
         connection.commit([*messages, last])
-    except Refused as error:
+    except NftError as error:
         return None if error.message is last else error
     raise AssertionError("a chain that is not there was deleted")
 
 
-def _why(refused: Refused) -> str:
+def _why(refused: NftError) -> str:
     if refused.errno == errno.EPERM:
         return "CAP_NET_ADMIN is missing; start as root, or with that capability"
     if refused.errno in (errno.EOPNOTSUPP, errno.EINVAL):

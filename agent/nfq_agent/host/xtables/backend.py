@@ -11,7 +11,7 @@ from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.nftables.support import probe
 from nfq_agent.host.xtables import python_iptables
 from nfq_agent.host.xtables.legacy import LegacyHost
-from nfq_agent.rules.diff import Settled
+from nfq_agent.rules.diff import Applied
 from nfq_agent.rules.model import FAMILIES, Family, RuleError, TableRules, TableState
 
 
@@ -31,10 +31,10 @@ class RuleHost(Protocol):
     def read(self, family: Family) -> dict[str, TableState]:
         """What each table that is present holds of this instance. It makes no table present, and takes no lock."""
 
-    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
+    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Applied:
         """Make this instance's rules the desired ones, in every present table; {} removes them all. Raises RuleError."""
 
-    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Settled]:
+    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Applied]:
         """The same for several families. Raises RuleError; with `undo`, what was in force before is in force then."""
 
     def present(self, family: Family) -> frozenset[str] | None:
@@ -97,7 +97,7 @@ class RulePlace(Protocol):
     def read(self, family: Family) -> dict[str, TableState]:
         """What each table holds of this instance. Raises RuleError where it can't be read."""
 
-    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Settled]:
+    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Applied]:
         """With nothing desired: remove all of it. Raises RuleError."""
 
     def instances(self, family: Family) -> frozenset[str]:

@@ -111,8 +111,8 @@ class Tables:
             if entry.jump is not None and entry.jump in self._chains:
                 known_jumps[entry.jump] = known_jumps.get(entry.jump, 0) + 1
             (chains[os.fsdecode(entry.chain)] if own else jumps).append(self._installed(entry))
-        held = {name for name in chains if image.references(raw := os.fsencode(name)) > known_jumps.get(raw, 0)}
-        return TableState({name: tuple(found) for name, found in chains.items()}, tuple(jumps), frozenset(held))
+        referenced = {name for name in chains if image.references(raw := os.fsencode(name)) > known_jumps.get(raw, 0)}
+        return TableState({name: tuple(found) for name, found in chains.items()}, tuple(jumps), frozenset(referenced))
 
     def _extensions(self, data: bytes) -> Iterator[tuple[str, int, int, int]]:
         """(name, revision, offset, size) of every match of an entry, then of its target."""

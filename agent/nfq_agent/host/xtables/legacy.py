@@ -21,7 +21,7 @@ from nfq_agent.host.xtables.image import Image
 from nfq_agent.host.xtables.kernel import FAMILY_NAMES, Tables
 from nfq_agent.host.xtables.lock import DEADLINE, LockError, release, xtables_lock
 from nfq_agent.host.xtables.python_iptables import MODULES, NAMES_FILES, import_iptc, in_kernel
-from nfq_agent.rules.diff import Settled, settle
+from nfq_agent.rules.diff import Applied, apply_and_verify
 from nfq_agent.rules.model import TABLES, Family, RuleError, TableRules, TableState, instance_of, own_chains, tag_prefix
 
 # After a wait in vain, for so many seconds, a change waits this long only.
@@ -95,17 +95,17 @@ class LegacyHost:
         found: frozenset[str] = self._one_shot(_instances, family, tables) if tables else frozenset()
         return found
 
-    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Settled:
+    def apply(self, family: Family, desired: Mapping[str, TableRules]) -> Applied:
         """Make the rules of a family the desired ones, in every present table. Raises RuleError."""
         return self.begin(family, desired)()
 
-    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Settled]:
+    def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Applied]:
         """The same for several families at a time, each to its end whatever becomes of the other. Raises RuleError.
 
         undo: if one fails, the others are put back.
         """
-        under_way: dict[Family, Callable[[], Settled]] = {}
-        done: dict[Family, Settled] = {}
+        under_way: dict[Family, Callable[[], Applied]] = {}
+        done: dict[Family, Applied] = {}
         errors: list[RuleError] = []
         for family, rules in desired.items():
             try:
@@ -124,16 +124,16 @@ class LegacyHost:
             raise RuleError("; ".join(map(str, errors)))
         return done
 
-    def _put_back(self, done: Mapping[Family, Settled], error: RuleError) -> None:
-        for family, settled in done.items():
-            if not settled.changes:
+    def _put_back(self, done: Mapping[Family, Applied], error: RuleError) -> None:
+        for family, applied in done.items():
+            if not applied.changes:
                 continue
             try:
-                self.apply(family, {name: state.as_rules() for name, state in settled.before.items()})
+                self.apply(family, {name: state.as_rules() for name, state in applied.before.items()})
             except RuleError as second:
                 raise RuleError(f"{error}; putting the {family} rules back failed too: {second}") from error
 
-    def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Settled]:
+    def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Applied]:
         """Begin that; what is returned waits for the end of it. Raises RuleError, as that does."""
         wanted = {name for name, table in desired.items() if table.chains or table.jumps}
         tables = self._tables(family) | wanted
@@ -142,7 +142,7 @@ class LegacyHost:
             # becomes present than rules that stay; but one whose module is not there can't have any.
             tables |= _loaded(family) if wanted else _loaded(family) or frozenset(TABLES)
         if not tables:
-            return Settled
+            return Applied
         if not in_kernel(family):
             raise RuleError(f"the kernel has no legacy xtables for {FAMILY_NAMES[family]} (module {MODULES[family]})")
         self._known[family] |= wanted
@@ -204,7 +204,7 @@ def _apply(
     desired: Mapping[str, TableRules],
     lock: int | None,
     lock_seconds: float,
-) -> Settled:
+) -> Applied:
     session = Tables(import_iptc(), family, instance, tables)
     # Everything slow comes before the lock.
     for table in desired.values():
@@ -217,7 +217,7 @@ def _apply(
 
     if tables <= (tables_present(family) or frozenset()):
         # Others wait for the commit alone.
-        return settle(session, desired, locked)
+        return apply_and_verify(session, desired, locked)
     # Reading makes a table present: not before we may write.
     with locked():
-        return settle(session, desired)
+        return apply_and_verify(session, desired)
