@@ -1,4 +1,4 @@
-"""What only a real kernel shows: other writers, the lock, traffic, packets that wait, and a process that is not root."""
+"""What only a real kernel shows of rules: other writers, the lock, traffic, packets that wait."""
 
 from __future__ import annotations
 
@@ -8,31 +8,26 @@ import re
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from namespace import ROOT, Namespace
+from namespace import Namespace
 from netfilterqueue import NetfilterQueue
-from rule_texts import baseline, many, ours, rules
+from rule_texts import baseline, ours, rules
+from saved_rules import other_table, saved
 from traffic import send
 
 from nfq_agent.host.nftables.owned import OwnedHost
-from nfq_agent.host.xtables import kernel, legacy, python_iptables
-from nfq_agent.host.xtables.backend import RuleHost, choose
+from nfq_agent.host.xtables import kernel, legacy
+from nfq_agent.host.xtables.backend import RuleHost
 from nfq_agent.host.xtables.kernel import Tables
 from nfq_agent.host.xtables.legacy import LegacyHost
 from nfq_agent.rules.diff import diff
-from nfq_agent.rules.model import FAMILIES, RuleError
+from nfq_agent.rules.model import RuleError
 
 pytestmark = pytest.mark.kernel
-
-
-def saved(netns: Namespace, tool: str = "iptables-legacy") -> list[str]:
-    lines = netns.run(f"{tool}-save", "-c").stdout.splitlines()
-    return [line for line in lines if not line.startswith("#")]
 
 
 def writer(tool: str, seed: int, changes: int) -> tuple[str, list[str], list[str]]:
@@ -253,7 +248,7 @@ def test_packets_that_wait_outlive_every_change_of_rules(netns: Namespace, host:
         queue = NetfilterQueue()
         queue.bind(100, lambda packet: packet.accept())
         send(53, 20)
-        host.apply("inet", {"mangle": waiting["mangle"], **rules(*_other_table())})
+        host.apply("inet", {"mangle": waiting["mangle"], **rules(*other_table())})
         other = type(host)("b")
         other.apply("inet", baseline("b"))
         other.apply("inet", {})
@@ -264,130 +259,6 @@ def test_packets_that_wait_outlive_every_change_of_rules(netns: Namespace, host:
         return sum(receiver.recv(9) == b"x" for _ in range(20))
 
     assert netns.call(change) == 20
-
-
-def _other_table() -> list[str]:
-    return [
-        'raw -A OUTPUT -m comment --comment "nfq-agent:a:jump" -j NFQA-a-OUTPUT',
-        'raw -A NFQA-a-OUTPUT -p udp -m comment --comment "nfq-agent:a:u" -j RETURN',
-    ]
-
-
-def as_nobody(netns: Namespace, body: str, before: str = "") -> str:
-    """The output of a Python program that runs as nobody with the two capabilities that rules need."""
-    # The checkout may stand in a folder that only its owner may enter.
-    places = {str(ROOT / "agent"): "/run/agent", str(ROOT / "tests"): "/run/tests", sys.prefix: "/run/venv"}
-    for there, here in places.items():
-        netns.shell(f"mkdir -p {here}; mount --bind {there} {here}")
-
-    def seen(path: str) -> str:
-        for there, here in places.items():
-            path = path.replace(there, here)
-        return path
-
-    program = f"import sys; sys.path[:0] = {[seen(each) for each in sys.path]!r}\n{textwrap.dedent(body)}"
-    capabilities = "+net_admin,+net_raw"
-    command = [
-        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"),
-        *(f"--inh-caps=-all,{capabilities}", f"--ambient-caps=-all,{capabilities}", f"--bounding-set=-all,{capabilities}"),
-        *(seen(sys.executable), "-c", '"$0"'),
-    ]
-    return netns.run("sh", "-ec", f"{before}\nexec {' '.join(command)}", program).stdout
-
-
-LIFE = """
-    from nfq_agent.host.{module} import {kind}
-    from nfq_agent.rules.diff import diff
-    from rule_texts import baseline
-    host = {kind}("a"{lock})
-    for family in ("inet", "inet6"):
-        assert host.apply(family, baseline()).changes
-        assert not host.apply(family, baseline()).changes
-        assert not diff(baseline(), host.read(family))
-        assert host.instances(family) == {{"a"}}
-    print(host.present("inet"))
-    for family in ("inet", "inet6"):
-        host.apply(family, {{}})
-"""
-
-
-@pytest.mark.parametrize(
-    ("before", "lock"),
-    [
-        ("install -m 0640 -g nogroup /dev/null /run/xtables.lock", ""),
-        ("install -m 0600 /dev/null /run/xtables.lock; exec 7</run/xtables.lock", ", lock=7"),
-    ],
-    ids=["readable lock", "inherited lock"],
-)
-def test_rules_without_root(netns: Namespace, before: str, lock: str) -> None:
-    netns.run("iptables-legacy-restore", input=many(200))
-    was = saved(netns)
-    # Which tables are present is root's to know.
-    assert as_nobody(netns, LIFE.format(module="xtables.legacy", kind="LegacyHost", lock=lock), before) == "None\n"
-    assert saved(netns) == was
-    assert ours(saved(netns, "ip6tables-legacy")) == []
-
-
-def test_without_root_or_lock_the_message_says_what_to_do(netns: Namespace) -> None:
-    body = """
-        from nfq_agent.host.xtables.legacy import LegacyHost
-        from nfq_agent.rules.model import RuleError
-        from rule_texts import baseline
-        try:
-            LegacyHost("a").apply("inet", baseline())
-        except RuleError as error:
-            print(error)
-    """
-    said = as_nobody(netns, body, "install -m 0600 /dev/null /run/xtables.lock")
-    assert "/run/xtables.lock can't be opened: Permission denied; run as root, or let the agent's user read it" in said
-    assert ours(saved(netns)) == []
-
-
-def test_without_root_stale_rules_of_any_table_go(netns: Namespace) -> None:
-    netns.call(LegacyHost("a").apply, "inet", rules(*_other_table()))
-    body = """
-        from nfq_agent.host.xtables.legacy import LegacyHost
-        LegacyHost("a").apply("inet", {})
-    """
-    as_nobody(netns, body, "install -m 0640 -g nogroup /dev/null /run/xtables.lock")
-    assert ours(saved(netns)) == []
-
-
-def test_without_capabilities_the_message_names_the_table(netns: Namespace) -> None:
-    def powerless() -> None:
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-        LegacyHost("a").apply("inet", baseline())
-
-    netns.shell("install -m 0644 /dev/null /run/xtables.lock")
-    with pytest.raises(RuleError, match=r"table mangle .IPv4.*Operation not permitted"):
-        netns.call(powerless)
-
-
-def test_auto_is_legacy_where_the_kernel_has_it(netns: Namespace) -> None:
-    assert netns.call(lambda: choose("auto", "a").name) == "legacy"
-    assert netns.call(lambda: choose("owned", "a").name) == "owned"
-
-
-def test_auto_is_owned_elsewhere_and_says_so(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(python_iptables, "NAMES_FILES", dict.fromkeys(FAMILIES, "/proc/net/none_such"))
-
-    def chosen() -> tuple[str, str]:
-        host = choose("auto", "a")
-        return host.name, host.notice
-
-    name, text = netns.call(chosen)
-    assert name == "owned"
-    assert "the kernel has no legacy xtables" in text
-    with pytest.raises(RuleError, match="backend legacy can't be used: the kernel has no legacy xtables"):
-        netns.call(choose, "legacy", "a")
-
-
-def test_the_facts_for_the_doctor(netns: Namespace) -> None:
-    facts = netns.call(python_iptables.probe)
-    assert (facts.ipv4, facts.ipv6, facts.problem) == (True, True, None)
-    assert facts.libxtables.startswith("libxtables.so.12")
-    assert saved(netns) == []
 
 
 def test_a_target_that_does_not_take_its_option_is_refused_before_anything_is_written(netns: Namespace) -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from planned import UID, config_of
 
 from nfq_agent.config.file import load
 from nfq_agent.config.models import Config
 from nfq_agent.config.warnings import warnings
-from nfq_agent.rules.model import FAMILIES, Extension, Option, Rule, RuleError, TableRules, chain_name, instance_of, own_chains
+from nfq_agent.rules.model import FAMILIES, Extension, Option, Rule, TableRules, chain_name, instance_of, own_chains
 from nfq_agent.rules.plan import plan
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-UID = 999
 
 
 def planned(config: Config) -> dict[str, dict[str, list[str]]]:
@@ -29,10 +27,6 @@ def planned(config: Config) -> dict[str, dict[str, list[str]]]:
         }
         for family, tables in plan(config, UID).items()
     }
-
-
-def config_of(**tables: Any) -> Config:
-    return Config.model_validate({"queue": {"main": {"num": 100}}, **tables})
 
 
 def lines(text: str) -> list[str]:
@@ -210,13 +204,21 @@ def test_the_longest_names_fit_the_kernel() -> None:
 
 
 words = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.:/,", min_size=1, max_size=12).filter(lambda word: word[0] not in "-!")
+
 option_names = st.from_regex(r"--[a-z][a-z-]{0,15}", fullmatch=True)
+
 options = st.builds(Option, option_names.filter(lambda name: name != "--comment"), st.just("") | words, st.booleans())
+
 flags = st.just(Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"))
+
 comments = st.builds(lambda text: Extension("comment", (Option("--comment", text),)), words)
+
 names = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,20}", fullmatch=True)
+
 extensions = st.builds(Extension, names, st.lists(options | flags, max_size=4).map(tuple))
+
 maybe_negated = st.just("") | words | words.map(lambda word: f"! {word}")
+
 any_rule = st.builds(
     Rule,
     names,
@@ -280,128 +282,3 @@ def test_a_policy_that_enforces_is_not_left_open_unsaid() -> None:
     assert line.endswith("instead: fail_open = false")
     assert said(fail_open=False, bypass=False) == []
     assert said(mode="monitor") == []
-
-
-def selected(rule: dict[str, Any], lists: bool = False, family: str = "inet") -> list[str]:
-    """The rules of one [rules.app] in its hooks, without queue, exclusion and end."""
-    config = config_of(rules={"app": {"queue": "main", **rule}})
-    found = plan(config, UID, lists).get(family, {})  # type: ignore[call-overload]  # a family's name
-    return [
-        str(each).partition(" -m comment")[0].replace("NFQA-default-", "").replace(" -m owner ! --uid-owner 999", "")
-        for table in found.values()
-        for chain in table.chains.values()
-        for each in chain
-        if each.tag.endswith(":app")
-    ]
-
-
-DESTINATION = {
-    "hooks": ["output"],
-    "all": True,
-    "dst": ["1.2.3.4", "2001:db8::4"],
-    "interface": ["eth0", "wg*"],
-    "not_tcp_ports": [22],
-}
-
-
-def test_what_goes_to_one_address_but_not_to_one_port() -> None:
-    """The queue library's example, in either backend."""
-    there = "-m iprange --dst-range 1.2.3.4-1.2.3.4"
-    for lists in (False, True):
-        assert selected(DESTINATION, lists) == [
-            f"-A OUTPUT -o eth0 -p tcp -m multiport ! --ports 22 {there}",
-            f"-A OUTPUT -o wg+ -p tcp -m multiport ! --ports 22 {there}",
-            f"-A OUTPUT -o eth0 ! -p tcp {there}",
-            f"-A OUTPUT -o wg+ ! -p tcp {there}",
-        ]
-    assert selected(DESTINATION, family="inet6")[0].endswith("--dst-range 2001:db8::4-2001:db8::4")
-
-
-TAKE = {"hooks": ["output"], "udp_ports": [53]}
-UDP = "-A OUTPUT -p udp -m multiport --ports 53"
-
-
-@pytest.mark.parametrize(
-    ("rule", "one_each", "in_lists"),
-    [
-        (
-            {**TAKE, "dst": ["10.0.0.0/8", "192.0.2.1"], "not_src": ["127.0.0.0/8"]},
-            [
-                f"{UDP} -m iprange --dst-range 10.0.0.0-10.255.255.255 -m iprange ! --src-range 127.0.0.0-127.255.255.255",
-                f"{UDP} -m iprange --dst-range 192.0.2.1-192.0.2.1 -m iprange ! --src-range 127.0.0.0-127.255.255.255",
-            ],
-            [
-                f"{UDP} -m iprange --dst-range 10.0.0.0-10.255.255.255,192.0.2.1-192.0.2.1 "
-                "-m iprange ! --src-range 127.0.0.0-127.255.255.255"
-            ],
-        ),
-        ({**TAKE, "dst": "fd00::/8"}, [], []),
-        ({"hooks": ["output"], "udp_ports": ["50:60"], "not_udp_ports": [53, "58:99"]}, *2 * ([f"{UDP[:-2]}50:52,54:57"],)),
-        ({"hooks": ["output"], "protocol": ["gre", 50, "icmpv6"]}, *2 * (["-A OUTPUT -p 47", "-A OUTPUT -p 50"],)),
-        ({"hooks": ["input"], "protocol": "tcp", "not_tcp_ports": [22]}, *2 * (["-A INPUT -p tcp -m multiport ! --ports 22"],)),
-        ({**TAKE, "uid": [33, "1000:1999"]}, *2 * ([f"{UDP} -m owner --uid-owner 33", f"{UDP} -m owner --uid-owner 1000-1999"],)),
-        ({**TAKE, "not_uid": [0, 33]}, *2 * ([f"{UDP} -m owner ! --uid-owner 0 -m owner ! --uid-owner 33"],)),
-        ({**TAKE, "gid": "7", "not_gid": "9-10"}, *2 * ([f"{UDP} -m owner --gid-owner 7 -m owner ! --gid-owner 9-10"],)),
-        (
-            {**TAKE, "cgroup": ["nginx.service", "/user.slice"]},
-            *2 * ([f"{UDP} -m cgroup --path system.slice/nginx.service", f"{UDP} -m cgroup --path user.slice"],),
-        ),
-        (
-            {**TAKE, "set": "blocked", "not_set": ["known src"]},
-            *2 * ([f"{UDP} -m set --match-set blocked dst -m set ! --match-set known src"],),
-        ),
-        ({**TAKE, "not_interface": "veth*"}, *2 * (["-A OUTPUT ! -o veth+ -p udp -m multiport --ports 53"],)),
-        (
-            {**TAKE, "hooks": ["forward"], "not_interface": ["lo"]},
-            *2 * (["-A FORWARD ! -i lo ! -o lo -p udp -m multiport --ports 53"],),
-        ),
-    ],
-)  # fmt: skip
-def test_selections(rule: dict[str, Any], one_each: list[str], in_lists: list[str]) -> None:
-    assert selected(rule) == one_each
-    assert selected(rule, lists=True) == in_lists
-
-
-@pytest.mark.parametrize(
-    ("rule", "said"),
-    [
-        ({**TAKE, "not_interface": ["lo", "eth*"]}, "several interfaces in not_interface"),
-        ({"hooks": ["output"], "all": True, "not_tcp_ports": [1], "not_udp_ports": [1]}, "not_tcp_ports beside not_udp_ports"),
-    ],
-)
-def test_what_only_lists_can_say_is_refused_elsewhere(rule: dict[str, Any], said: str) -> None:
-    assert selected(rule, lists=True)
-    with pytest.raises(RuleError, match=rf"rules\.app: {said}.* need.* backend = \"owned\""):
-        selected(rule)
-
-
-@pytest.mark.parametrize(
-    ("rule", "said"),
-    [
-        ({"hooks": ["input"], "udp_ports": [1], "uid": 5}, "uid is not known to the kernel in hook input; allowed: output"),
-        ({"hooks": ["forward"], "udp_ports": [1], "cgroup": "x.slice"}, "cgroup is not known to the kernel in hook forward"),
-        ({"udp_ports": [1], "not_tcp_ports": [22]}, "the rule takes no TCP; allowed: with all"),
-        ({"udp_ports": [1], "interface": "a*b"}, "'a\\*b' is not a valid interface"),
-        ({"udp_ports": [1], "interface": "lo", "not_interface": "eth0"}, "allowed: one of them"),
-        ({"udp_ports": [1], "protocol": "tcp"}, "allowed: without tcp_ports"),
-        ({"protocol": "tls"}, "'tls' is not a valid protocol"),
-        ({"udp_ports": [1], "set": "no such set"}, "is not a valid set"),
-        ({"hooks": ["output"], "udp_ports": [1], "uid": "9:1"}, "'9:1' is not a valid user"),
-        ({"udp_ports": [1], "dst": "10.0.0.1/8"}, "did you mean '10.0.0.0/8'"),
-    ],
-)
-def test_selections_that_make_no_sense(rule: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        config_of(rules={"app": {"queue": "main", **rule}})
-
-
-def test_another_applications_ports_leave_a_rule_as_it_is() -> None:
-    """So its counters stay: `diff` touches no rule that is the same."""
-    first = {"queue": "main", "tcp_ports": [80]}
-    for lists in (False, True):
-        before, after = (
-            plan(config_of(rules={"app": first, "other": {"queue": "main", "tcp_ports": ports}}), UID, lists)
-            for ports in ([443], [443, 8443])
-        )
-        kept = [str(rule) for rule in before["inet"]["mangle"].rules if not rule.tag.endswith(":other")]
-        assert kept == [str(rule) for rule in after["inet"]["mangle"].rules if not rule.tag.endswith(":other")]

@@ -1,0 +1,174 @@
+"""The agent when a worker dies or hangs, and when it is stopped or reloaded in a flood."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from agent import Agent, ours, until
+from agent_flood import another_than, count_passed, flood, udp
+from namespace import Namespace
+from traffic import Flood
+
+from nfq_agent.host.nfqueue.statistics import statistics
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def flooded(netns: Namespace, tmp_path: Path) -> Iterator[tuple[Namespace, Agent, Callable[[], int]]]:
+    passed = count_passed(netns)
+    agent = Agent(netns, tmp_path, udp()).ready()
+    yield netns, agent, passed
+    if agent.process.poll() is None:
+        agent.stop()
+    assert ours(netns) == []
+
+
+def all_pass(stream: Flood, passed: Callable[[], int]) -> None:
+    """The flood, still under way, ends, and each of its packets came through."""
+    count = stream.end()
+    until(lambda: passed() == count, f"{count} packets pass", 15)
+
+
+def reached(passed: Callable[[], int], floor: int) -> None:
+    """So many packets have passed."""
+    until(lambda: passed() > floor, f"more than {floor} packets pass", 60)
+
+
+def test_a_stop_in_a_flood_loses_nothing(flooded: tuple[Namespace, Agent, Callable[[], int]]) -> None:
+    namespace, agent, passed = flooded
+    stream = Flood(namespace)
+    reached(passed, 50_000)
+    assert agent.stop() == 0
+    all_pass(stream, passed)
+
+
+def test_a_reload_in_a_flood_loses_nothing(flooded: tuple[Namespace, Agent, Callable[[], int]]) -> None:
+    namespace, agent, passed = flooded
+    stream = Flood(namespace, 40_000)
+    reached(passed, 20_000)
+    # A rule more; another worker with other settings; another queue number.
+    agent.configure(udp(more="[rules.more]\nqueue = 'main'\nudp_ports = [11002]\n"))
+    agent.verb("reload")
+    agent.configure(udp(max_len=8192).replace("[rules.app]", 'elements = ["log"]\n[element.log]\nper_second = 1\n[rules.app]'))
+    agent.verb("reload")
+    agent.configure(udp().replace("num = 100", "num = 101"))
+    agent.verb("reload")
+    received = agent.totals()["received"]
+    until(lambda: agent.totals()["received"] > received, "the last worker judges, too")
+    all_pass(stream, passed)
+    assert agent.queue()["workers"][0]["number"] == 101
+
+
+def test_a_workers_death_in_a_flood_loses_nothing(flooded: tuple[Namespace, Agent, Callable[[], int]]) -> None:
+    namespace, agent, passed = flooded
+    stream = Flood(namespace, 40_000)
+    for floor in (20_000, 80_000):
+        reached(passed, floor)
+        (worker,) = agent.workers()
+        os.kill(worker, signal.SIGKILL)
+        until(partial(another_than, agent, worker), "another worker serves")
+    reached(passed, passed() + 1000)
+    all_pass(stream, passed)
+    assert agent.log.count("died: SIGKILL") == 2
+
+
+def test_a_worker_that_keeps_dying_ends_the_agent_with_its_rules_removed(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, udp()).ready()
+    kill_workers(agent)
+    assert agent.process.wait(timeout=20) == 1
+    assert "died 5 times within 30 s" in agent.log
+    assert ours(netns) == []
+
+
+def kill_workers(agent: Agent) -> None:
+    """Kill every worker that the agent starts, until it gives up."""
+    while agent.process.poll() is None:
+        children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children")
+        try:
+            pids = [int(pid) for pid in children.read_text().split()]
+        except OSError:
+            return
+        for pid in pids:
+            # Those that write rules are root's; a worker is proxyuser's.
+            with contextlib.suppress(OSError):
+                if "Uid:\t0" not in Path(f"/proc/{pid}/status").read_text():
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def test_who_chose_to_fail_closed_stays_closed_until_told_otherwise(netns: Namespace, tmp_path: Path) -> None:
+    passed = count_passed(netns)
+    agent = Agent(netns, tmp_path, udp(bypass=False, fail_open=False)).ready()
+    mine = ours(netns)
+    kill_workers(agent)
+    assert agent.process.wait(timeout=20) == 1
+    assert ours(netns) == mine
+    assert "rules stay, for queues with bypass = false" in agent.log
+    assert flood(netns, 10).wait(timeout=10) == 0
+    assert passed() == 0
+    # A start opens it again, and a clean stop leaves nothing.
+    agent.start()
+    agent.ready()
+    assert flood(netns, 10).wait(timeout=10) == 0
+    until(lambda: passed() == 10, "it is open again")
+    assert agent.stop() == 0
+    assert ours(netns) == []
+
+
+def test_the_rules_that_a_kill_left_are_taken_up_by_the_next_start(netns: Namespace, tmp_path: Path) -> None:
+    passed = count_passed(netns)
+    agent = Agent(
+        netns, tmp_path, udp(more="[rules.raw]\nqueue = 'main'\ntable = 'raw'\nhooks = ['output']\nudp_ports = [11005]\n")
+    ).ready()
+    workers = agent.workers()
+    agent.kill()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "its workers end by themselves")
+    assert ours(netns) != []
+    assert flood(netns, 10).wait(timeout=10) == 0
+    assert passed() == 10, "bypass lets traffic pass when nobody serves"
+    agent.configure(udp().replace("11000", "11003").replace("num = 100", "num = 7"))
+    agent.start()
+    agent.ready()
+    assert not [line for line in ours(netns) if "11000" in line or "11005" in line]
+    assert [line for line in ours(netns) if "11003" in line]
+    assert agent.stop() == 0
+    assert ours(netns) == []
+
+
+def test_a_worker_that_hangs_is_replaced(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, udp()).ready()
+    (worker,) = agent.workers()
+    os.kill(worker, signal.SIGSTOP)
+    until(lambda: "made no progress" in agent.log, "the hang is seen")
+    until(lambda: agent.workers() not in ([worker], [None]), "another worker serves")
+    passed = count_passed(netns)
+    assert flood(netns, 10).wait(timeout=10) == 0
+    until(lambda: passed() == 10, "packets pass again")
+
+
+def test_what_a_worker_held_that_had_to_be_killed_gets_the_verdict_on_error(netns: Namespace, tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text(
+        "import time\nfrom nfq_agent import PacketElement\n"
+        "class Hang(PacketElement):\n    def decide(self, packet, flow):\n        time.sleep(60)\n"
+    )
+    passed = count_passed(netns)
+    hanging = udp().replace("[rules.app]", 'elements = ["hanging:Hang"]\n[rules.app]')
+    agent = Agent(netns, tmp_path, hanging, PYTHONPATH=str(tmp_path)).ready()
+    assert flood(netns, 1).wait(timeout=10) == 0
+    until(lambda: statistics(netns.pid)[100].waiting == 1, "it holds the packet")
+    agent.configure(udp().replace("[rules.app]", 'default = "drop"\non_error = "accept"\n[rules.app]'))
+    agent.verb("reload")
+    assert "did not stop within" in agent.log
+    assert flood(netns, 5).wait(timeout=10) == 0
+    until(lambda: agent.totals()["dropped"] == 5, "its successor judges")
+    assert passed() == 1
+    assert agent.totals()["lost"] == 1
+    assert agent.stop() == 0

@@ -1,0 +1,116 @@
+"""A proxy and its connections when the agent starts and is reloaded."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from agent import COMMAND, Agent, ours, until
+from agent_flood import udp
+from namespace import Namespace
+from traffic import ECHO, PYTHON
+
+pytestmark = pytest.mark.kernel
+
+
+PROXY = """
+[proxy.tcp]
+listen = ["127.0.0.1:15002"]
+{more}
+[rules.redirect]
+proxy = "tcp"
+hooks = ["output"]
+family = "inet"
+tcp_ports = [8080]
+"""
+
+
+def test_a_reload_of_a_proxy_lets_its_connections_end_and_the_watchdog_sleep(netns: Namespace, tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(path))
+        agent = Agent(netns, tmp_path, PROXY.format(more=""), NOTIFY_SOCKET=str(path), WATCHDOG_USEC="3000000").ready()
+        server = netns.start(PYTHON, "-c", ECHO, "127.0.0.1", "8080", stdout=subprocess.PIPE)
+        assert server.stdout is not None
+        server.stdout.readline()
+        client = netns.start("nc", "-N", "127.0.0.1", "8080", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(b"before\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == b"before\n"
+        (old,) = [proxy["pid"] for proxy in agent.status()["proxies"]]
+        agent.configure(PROXY.format(more='elements = ["stream-log"]'))
+        began = time.monotonic()
+        agent.verb("reload")
+        # It does not wait for the connection that is still open.
+        assert time.monotonic() - began < 8
+        (new,) = [proxy["pid"] for proxy in agent.status()["proxies"]]
+        assert old != new
+        client.stdin.write(b"after\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == b"after\n"
+        client.stdin.close()
+        assert client.wait(timeout=20) == 0
+        until(lambda: not Path(f"/proc/{old}").exists(), "the old process ends with its last connection")
+        assert agent.process.poll() is None
+        assert agent.stop() == 0
+        assert ours(netns) == []
+
+
+def test_a_reload_that_takes_a_proxy_away_lets_its_connections_end(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, PROXY.format(more='drain = "20s"') + udp()).ready()
+    server = netns.start(PYTHON, "-c", ECHO, "127.0.0.1", "8080", stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    server.stdout.readline()
+    client = netns.start("nc", "-N", "127.0.0.1", "8080", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert client.stdin is not None
+    assert client.stdout is not None
+    client.stdin.write(b"before\n")
+    client.stdin.flush()
+    assert client.stdout.readline() == b"before\n"
+    agent.configure(udp())
+    reload = netns.start(*COMMAND, "reload", "--config", str(agent.config), stdout=subprocess.DEVNULL)
+    until(lambda: not any("-A OUTPUT" in line and ":jump" in line for line in nat(netns)), "nothing new is led to the proxy")
+    client.stdin.write(b"after\n")
+    client.stdin.flush()
+    assert client.stdout.readline() == b"after\n"
+    client.stdin.close()
+    assert client.wait(timeout=20) == 0
+    assert reload.wait(timeout=20) == 0
+    assert [line for line in nat(netns) if "NFQA-" in line] == []
+    assert agent.status()["proxies"] == []
+    assert agent.stop() == 0
+    assert ours(netns) == []
+
+
+def nat(namespace: Namespace) -> list[str]:
+    """The rules of table nat, IPv4."""
+    return namespace.run("iptables-legacy", "-w", "-t", "nat", "-S").stdout.splitlines()
+
+
+def test_a_connection_that_runs_when_a_proxy_starts_goes_on(netns: Namespace, tmp_path: Path) -> None:
+    # Nothing tracks connections here before the agent's rules do, so that the kernel meets this one in its middle.
+    server = netns.start(PYTHON, "-c", ECHO, "127.0.0.1", "8080", stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    server.stdout.readline()
+    client = netns.start("nc", "-N", "127.0.0.1", "8080", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert client.stdin is not None
+    assert client.stdout is not None
+
+    def said(word: bytes) -> None:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(word)
+        client.stdin.flush()
+        assert client.stdout.readline() == word
+
+    said(b"before\n")
+    agent = Agent(netns, tmp_path, PROXY.format(more="")).ready()
+    said(b"after\n")
+    client.stdin.close()
+    assert client.wait(timeout=20) == 0
+    assert agent.stop() == 0

@@ -1,0 +1,193 @@
+"""The verbs beside a real agent, and what systemd is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import pytest
+from agent import COMMAND, Agent, ours, until
+from agent_flood import another_than, count_passed, flood, udp
+from namespace import Namespace
+
+pytestmark = pytest.mark.kernel
+
+
+def test_what_systemd_is_told(netns: Namespace, tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(path))
+        end.settimeout(10)
+
+        def heard(word: str) -> str:
+            while True:
+                said = end.recv(4096).decode()
+                if word in said:
+                    return said
+
+        agent = Agent(netns, tmp_path, udp(), NOTIFY_SOCKET=str(path), WATCHDOG_USEC="2000000")
+        heard("READY=1")
+        assert [line for line in ours(netns) if "NFQUEUE" in line], "rules are in when it says READY"
+        assert "Serving queue 100" in heard("STATUS=")
+        heard("WATCHDOG=1")
+        agent.process.send_signal(signal.SIGHUP)
+        assert re.search(r"RELOADING=1\nMONOTONIC_USEC=\d+", heard("RELOADING=1"))
+        heard("READY=1")
+        # A worker that hangs is replaced alone; the service manager hears nothing of it.
+        (worker,) = agent.workers()
+        os.kill(worker, signal.SIGSTOP)
+        until(partial(another_than, agent, worker), "another worker serves")
+        heard("WATCHDOG=1")
+        agent.process.terminate()
+        heard("STOPPING=1")
+        assert agent.process.wait(timeout=20) == 0
+
+
+def test_reload_answers_what_happened(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, udp()).ready()
+    mine, (worker,) = ours(netns), agent.workers()
+    agent.config.write_text(udp() + "[queue.x]\nnum = 70000\n")
+    refused = agent.verb("reload", "--instance", "default", check=False)
+    assert refused.returncode == 78
+    assert "queue.x.num: 70000" in refused.stderr
+    assert (ours(netns), agent.log.count("reload refused")) == (mine, 1)
+    agent.configure(udp(more="[queue.x]\nnum = 5\n[rules.x]\nqueue = 'x'\nhooks = ['input']\nall = true\n"))
+    blocker = Agent(netns, tmp_path, "[queue.x]\nnum = 5\n", instance="b").ready()
+    failed = agent.verb("reload", check=False)
+    assert failed.returncode == 1
+    assert "queue 5: another process has already bound this queue" in failed.stderr
+    agent.config.write_text(udp())
+    assert (ours(netns), agent.workers()) == (mine, [worker])
+    blocker.stop()
+    agent.process.send_signal(signal.SIGHUP)
+    until(lambda: "reloaded: rules changed in 0 places; workers: 0 new, 0 replaced, 0 ended" in agent.log, "SIGHUP reloads")
+    assert agent.stop() == 0
+    gone = agent.verb("reload", check=False)
+    assert (gone.returncode, gone.stderr) == (1, "nfq-agent: no agent of instance default is running\n")
+
+
+def test_plan_writes_nothing_and_says_all(netns: Namespace, tmp_path: Path) -> None:
+    done = netns.run(*COMMAND, "plan", check=False)
+    assert done.returncode == 3
+    lines = done.stdout.splitlines()
+    assert '+ -A INPUT -m comment --comment "nfq-agent:default:jump" -j NFQA-default-INPUT' in lines
+    assert any("system user proxyuser would be made" in line for line in lines)
+    assert any("inet table mangle would become present" in line for line in lines)
+    assert netns.run("cat", "/proc/net/ip_tables_names").stdout == ""
+    assert netns.run("id", "proxyuser", check=False).returncode != 0
+    agent = Agent(netns, tmp_path).ready()
+    rules = [line for line in ours(netns) if line.startswith("-A")]
+    assert len(rules) == 8, "four rules a family"
+    planned = {line.removeprefix("+ ").replace("proxyuser", netns.run("id", "-u", "proxyuser").stdout.strip()) for line in lines}
+    assert set(rules) <= planned, "the plan is the text of iptables"
+    done = netns.run(*COMMAND, "plan", "--json")
+    assert json.loads(done.stdout)["changes"] == []
+    agent.stop()
+
+
+def test_apply_and_remove_and_each_of_them_twice(netns: Namespace, tmp_path: Path) -> None:
+    passed = count_passed(netns)
+    config = tmp_path / "a.toml"
+    config.write_text(udp())
+    netns.run(*COMMAND, "apply", "--config", str(config))
+    mine = ours(netns)
+    assert len(mine) == 8 - 2
+    assert "Nothing to do" in netns.run(*COMMAND, "apply", "--config", str(config)).stdout
+    assert ours(netns) == mine
+    assert flood(netns, 10).wait(timeout=10) == 0
+    assert passed() == 10, "bypass keeps traffic flowing"
+    config.write_text("this is no TOML")
+    netns.run(*COMMAND, "remove", "--instance", "default")
+    assert ours(netns) == []
+    assert netns.run(*COMMAND, "remove", "--instance", "default").returncode == 0
+
+
+@pytest.mark.parametrize(("typed", "kept"), [("yes\n", True), ("no\n", False), ("", False)])
+def test_apply_confirm_takes_back_what_nobody_confirmed(netns: Namespace, tmp_path: Path, typed: str, kept: bool) -> None:
+    netns.run(*COMMAND, "apply", "--config", str(Path(__file__).parent.parent / "configs" / "five-tuple-log.toml"))
+    before = ours(netns)
+    process = netns.start(
+        *COMMAND, "apply", "--confirm", "2", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdin is not None
+    until(lambda: any("11000" in line for line in ours(netns)), "the new rules are in")
+    process.stdin.write(typed.encode())
+    process.stdin.close()
+    assert process.wait(timeout=10) == (0 if kept else 1)
+    assert any("11000" in line for line in ours(netns)) == kept
+    assert kept or ours(netns) == before
+
+
+def test_apply_confirm_takes_back_when_the_session_is_cut(netns: Namespace) -> None:
+    process = netns.start(*COMMAND, "apply", "--confirm", "60", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    until(lambda: ours(netns), "the rules are in")
+    process.kill()
+    until(lambda: ours(netns) == [], "the rules are taken back")
+
+
+def test_apply_and_remove_are_refused_beside_the_running_agent(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path).ready()
+    mine = ours(netns)
+    for verb in ("apply", "remove"):
+        done = netns.run(*COMMAND, verb, check=False)
+        assert done.returncode == 1
+        assert "the agent of instance default" in done.stderr
+    assert ours(netns) == mine
+    agent.stop()
+
+
+def test_status_and_rules_for_people_fit_eighty_columns(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path).ready()
+    text = agent.verb("status").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"100 +0 +0 +0 +0 +0 +0 +\d+ +\d+\.\d MB", text)
+    rules = json.loads(agent.verb("rules", "--json").stdout)["rules"]
+    assert {rule["rule"] for rule in rules} == {line for line in ours(netns) if line.startswith("-A")}
+    agent.stop()
+    down = netns.run(*COMMAND, "status", "--json", check=False)
+    assert (down.returncode, json.loads(down.stdout)) == (1, {"instance": "default", "running": False})
+
+
+def test_doctor_names_what_stands_in_the_way(netns: Namespace, tmp_path: Path) -> None:
+    assert netns.run(*COMMAND, "doctor").returncode == 0
+    other = Agent(netns, tmp_path, udp(), instance="other").ready()
+    other.kill()
+    holder = Agent(netns, tmp_path, udp(), instance="third").ready()
+    done = netns.run(*COMMAND, "doctor", "--json", check=False)
+    assert done.returncode == 1
+    findings = json.loads(done.stdout)["findings"]
+    faults = [finding for finding in findings if finding["level"] == "error"]
+    assert [finding["subject"] for finding in faults] == ["queues"]
+    assert f"pid {holder.process.pid}" in faults[0]["text"]
+    left = [finding for finding in findings if finding["advice"] == "nfq-agent remove --instance other"]
+    assert len(left) == 1
+    subjects = {finding["subject"] for finding in findings}
+    assert {
+        "capabilities",
+        "kernel",
+        "rule engine",
+        "xtables lock",
+        "user",
+        "legacy and nft",
+        "conntrack",
+        "rp_filter",
+    } <= subjects
+
+
+def test_the_demo_holds_and_two_of_them_side_by_side(tmp_path: Path) -> None:
+    demos = [
+        subprocess.Popen(
+            [*COMMAND, "demo"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
+        )
+        for _ in range(2)
+    ]
+    for demo in demos:
+        text, _ = demo.communicate(timeout=60)
+        assert demo.returncode == 0, text
+        assert "they equal the rules before" in text

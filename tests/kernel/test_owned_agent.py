@@ -1,0 +1,157 @@
+"""The agent with its rules in a table of its own: its life, its capabilities, and what only such a table matches."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from agent import Agent, until
+from namespace import Namespace
+from owned_table import OTHERS, listed, send
+
+from nfq_agent.host.xtables.backend import choose
+
+pytestmark = pytest.mark.kernel
+
+
+PYTHON = sys.executable
+
+
+def test_auto_is_owned_beside_nat_in_nf_tables_and_says_so(netns: Namespace) -> None:
+    assert netns.call(lambda: choose("auto", "a", captures=True).name) == "legacy"
+    netns.shell(OTHERS["nft"])
+    assert netns.call(lambda: choose("auto", "a").name) == "legacy"
+    host = netns.call(lambda: choose("auto", "a", captures=True))
+    assert host.name == "owned"
+    assert "since nf_tables does NAT here (ip other c)" in host.notice
+
+
+def test_it_needs_one_capability_alone(netns: Namespace) -> None:
+    program = f"""
+import sys; sys.path[:0] = {sys.path!r}
+from nfq_agent.host.nftables.netlink import attributes
+from nfq_agent.host.nftables.owned import OwnedHost
+from nfq_agent.host.xtables.backend import choose
+from rule_texts import baseline
+host = choose("owned", "a")
+both = {{family: baseline() for family in ("inet", "inet6")}}
+assert all(applied.changes for applied in host.apply_all(both).values())
+assert not any(applied.changes for applied in host.apply_all(both).values())
+host.apply_all({{family: {{}} for family in both}})
+host.close()
+"""
+    confined = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
+    rights = [f"--{kind}=-all,+net_admin" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
+    netns.run(*confined, *rights, PYTHON, "-c", program)
+    refused = netns.run(
+        *confined, "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", PYTHON, "-c", program, check=False
+    )
+    assert "backend owned can't be used: CAP_NET_ADMIN is missing; start as root, or with that capability" in refused.stderr
+
+
+AGENT = """
+[agent]
+backend = "owned"
+[queue.main]
+num = 7
+[rules.app]
+queue = "main"
+hooks = ["output"]
+udp_ports = [53]
+"""
+
+
+def test_a_whole_life(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, AGENT).ready()
+    netns.call(send, 53, 10)
+    assert agent.totals()["received"] == 10
+    assert agent.status()["backend"] == "owned"
+    assert "Nothing to do" in agent.verb("plan").stdout
+    agent.configure(AGENT.replace("53", "53, 54"))
+    assert agent.verb("plan", check=False).returncode == 3
+    agent.verb("reload")
+    netns.call(send, 54, 5)
+    assert agent.totals()["received"] == 15
+    assert agent.queue()["uninspected"] == 0
+    shown = agent.verb("rules").stdout
+    assert re.search(r" 15 +\d+  -A NFQA-default-OUTPUT -p udp -m multiport --ports 53,54", shown)
+    # A worker that comes back inherits nothing that would hold the table.
+    os.kill(agent.workers()[0], 9)
+    until(lambda: "serves again" in agent.log, "the worker comes back")
+    agent.kill()
+    until(lambda: "nfq-agent" not in listed(netns), "the table goes with the agent", 5)
+    agent.start()
+    agent.ready()
+    assert agent.stop() == 0
+    assert "nfq-agent" not in listed(netns)
+
+
+def test_apply_without_serving_leaves_rules_that_remove_takes_away(netns: Namespace, tmp_path: Path) -> None:
+    (tmp_path / "default.toml").write_text(AGENT)
+    command = [PYTHON, "-m", "nfq_agent"]
+    file = ["--config", str(tmp_path / "default.toml")]
+    netns.run(*command, "apply", *file)
+    assert "queue num 7 bypass" in listed(netns)
+    assert "Nothing to do" in netns.run(*command, "plan", *file).stdout
+    netns.run(*command, "remove", "--instance", "default")
+    assert "nfq-agent" not in listed(netns)
+
+
+@pytest.mark.parametrize("backend", ["legacy", "owned"])
+def test_what_goes_to_one_address_but_not_to_one_port(netns: Namespace, tmp_path: Path, backend: str) -> None:
+    netns.shell(
+        "for name in eth0 eth1 wg7; do ip link add $name type veth peer name peer-$name; ip link set peer-$name up; done;"
+        "for i in 0 1; do ip address add 10.9.$i.1/24 dev eth$i; ip link set eth$i up; done; ip link set wg7 up;"
+        "ip route add 1.2.3.4/32 dev eth0; ip route add 1.2.3.5/32 dev eth0;"
+        "ip -6 address add fd00::1/64 dev wg7 nodad; ip -6 route add 2001:db8::4/128 dev wg7"
+    )
+    text = (Path(__file__).parent.parent / "configs" / "destination.toml").read_text()
+    agent = Agent(netns, tmp_path, f'[agent]\nbackend = "{backend}"\n{text}').ready()
+
+    def judged(*sends: tuple[str, int, socket.SocketKind]) -> int:
+        before = agent.totals()["received"]
+        for each in sends:
+            netns.call(send_to, *each)
+        return agent.totals()["received"] - before
+
+    udp, tcp = socket.SOCK_DGRAM, socket.SOCK_STREAM
+    assert judged(("1.2.3.4", 53, udp), ("1.2.3.4", 22, udp), ("1.2.3.4", 443, tcp), ("2001:db8::4", 53, udp)) == 4
+    assert judged(("1.2.3.4", 22, tcp), ("1.2.3.5", 53, udp), ("10.9.0.9", 53, udp)) == 0
+    # By another interface.
+    netns.shell("ip route replace 1.2.3.4/32 dev eth1")
+    assert judged(("1.2.3.4", 53, udp)) == 0
+    assert agent.stop() == 0
+
+
+def send_to(host: str, port: int, kind: socket.SocketKind) -> None:
+    """One packet: a datagram, or the SYN of a connection that nobody answers."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as sender:
+        sender.setblocking(False)
+        if kind == socket.SOCK_DGRAM:
+            sender.sendto(b"x", (host, port))
+        else:
+            sender.connect_ex((host, port))
+
+
+@pytest.mark.parametrize("backend", ["legacy", "owned"])
+def test_one_control_group(netns: Namespace, tmp_path: Path, backend: str) -> None:
+    roots = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"]
+    if not roots:
+        pytest.skip("there are no control groups of version 2")
+    group = Path(roots[0]) / f"nfq-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        text = f'[agent]\nbackend = "{backend}"\n[queue.main]\n[rules.app]\nqueue = "main"\nhooks = ["output"]\nall = true\n'
+        agent = Agent(netns, tmp_path, f'{text}cgroup = "{group.name}"\n').ready()
+        program = f"import sys; sys.path[:0] = {sys.path!r}\nfrom kernel.test_owned_rules import send\nsend(9, 3)"
+        netns.run("sh", "-ec", f'echo $$ >{group}/cgroup.procs; exec {PYTHON} -c "$0"', program)
+        netns.call(send, 9, 5)
+        assert agent.totals()["received"] == 3
+        assert "Nothing to do" in agent.verb("plan").stdout
+        assert agent.stop() == 0
+    finally:
+        group.rmdir()

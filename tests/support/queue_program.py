@@ -1,0 +1,31 @@
+"""What the tests of the queue library share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from nfq_agent import (
+    Packet,
+    Queue,
+    Verdict,
+)
+
+# Packets that are cut, and packets that are copied whole.
+RANGES = pytest.mark.parametrize("copy_range", [2000, 65535])
+
+
+@contextmanager
+def serving(queue: Queue, callback: Callable[[Packet], Verdict]) -> Iterator[None]:
+    """The queue runs in a thread of its own meanwhile."""
+    thread = threading.Thread(target=queue.run, args=(callback,))
+    thread.start()
+    try:
+        yield
+    finally:
+        queue.stop()
+        thread.join(5)
+        assert not thread.is_alive()
