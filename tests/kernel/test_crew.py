@@ -14,9 +14,9 @@ from nfq_agent.host.users import User
 from nfq_agent.log import Log, LogEvent
 from nfq_agent.queue.queue import Queue
 from nfq_agent.service.crew import Crew
+from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.system import Workers
 from nfq_agent.service.worker import Worker
-from nfq_agent.service.workers import QueueWorker
 
 pytestmark = pytest.mark.kernel
 

@@ -19,9 +19,10 @@ from nfq_agent.log import Log, LogEvent
 from nfq_agent.mark import Mark
 from nfq_agent.rules.model import Family
 from nfq_agent.service.interface_worker import InterfaceWorker
+from nfq_agent.service.proxy_worker import ProxyWorker
+from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.system import System
 from nfq_agent.service.worker import Worker
-from nfq_agent.service.workers import ProxyWorker, QueueWorker
 
 
 class Trouble:

@@ -13,9 +13,9 @@ from fake_system import FakeCrew, FakeServiceManager, Trouble
 from nfq_agent.host.systemd import ServiceManager
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
+from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.system import ServiceWords, Workers
 from nfq_agent.service.worker import Worker, WorkerError
-from nfq_agent.service.workers import QueueWorker
 
 
 class FakeWorld:

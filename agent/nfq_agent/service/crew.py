@@ -15,9 +15,10 @@ from nfq_agent.log import Log
 from nfq_agent.queue.errors import QueueError
 from nfq_agent.service.inlines import InlineWorker
 from nfq_agent.service.interface_worker import InterfaceWorker
+from nfq_agent.service.proxy_worker import ProxyWorker
+from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.taps import TapWorker
 from nfq_agent.service.worker import Roster, Worker, WorkerError
-from nfq_agent.service.workers import ProxyWorker, QueueWorker
 
 DRAIN_WITHIN: Final = 2.0
 

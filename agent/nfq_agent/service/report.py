@@ -13,6 +13,7 @@ from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
 from nfq_agent.service.inlines import InlineWorker
 from nfq_agent.service.live_rules import ListedRule
 from nfq_agent.service.meter import Meter, QueueReading, uninspected
+from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.status import (
     DriftStatus,
     InForce,
@@ -28,7 +29,6 @@ from nfq_agent.service.status import (
 )
 from nfq_agent.service.system import Workers
 from nfq_agent.service.taps import TapWorker
-from nfq_agent.service.workers import QueueWorker
 from nfq_agent.version import version
 
 _OFFLOADED: Final[Mapping[str, str]] = {OFFLOAD_NEW: "decided", OFFLOAD_ACCEPTED: "accepted", OFFLOAD_DENIED: "denied"}

@@ -29,8 +29,9 @@ from nfq_agent.service import control
 from nfq_agent.service.crew import Crew
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.policy_generation import advance
+from nfq_agent.service.proxy_worker import ProxyWorker
+from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.worker import Worker, WorkerError
-from nfq_agent.service.workers import ProxyWorker, QueueWorker
 
 # What a start, a reload or a stop may fail with. Anything else is a fault of ours.
 FAILURES: Final = (WorkerError, RuleError, QueueError, UserError, control.ControlError, OSError)
