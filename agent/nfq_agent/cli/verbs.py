@@ -50,7 +50,7 @@ def run(
     log_5tuple: FiveTupleOption = False,
     af_family: FamilyOption = None,
 ) -> int:
-    """Serve in the foreground until stopped. The systemd unit starts this."""
+    """Serve in the foreground until stopped. The systemd unit starts this. SIGTERM and SIGINT stop it, SIGHUP reloads."""
     from nfq_agent.cli import serve
 
     return serve.run(Flags(config, instance, queue_num, copymode, log_5tuple, af_family))
@@ -140,7 +140,7 @@ def reload(config: ConfigOption = None, instance: InstanceOption = None) -> int:
 
 @app.command(epilog="Example: nfq-agent status --json")
 def status(config: ConfigOption = None, instance: InstanceOption = None, json_: JsonOption = False) -> int:
-    """Show what runs: queues, verdicts, workers, rules, drift. Exit 1 if no agent runs."""
+    """Show what runs: queues, verdicts, workers, uninspected packets, rules, drift. Exit 1 if no agent runs."""
     from nfq_agent.cli import inspect
 
     return inspect.status(Flags(config, instance), json_)
@@ -181,11 +181,13 @@ def demo() -> int:
 @app.command(epilog="Example: nfq-agent explain tcp 10.0.0.5:443 --name evil.example.com")
 def explain(  # noqa: PLR0913  # its options
     protocol: Annotated[str, typer.Argument(metavar="tcp|udp|icmp", help="Protocol of the packet.")],
-    destination: Annotated[str, typer.Argument(metavar="ADDRESS:PORT", help="Where it goes; IPv6 in brackets.")],
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The name in its first data: SNI, Host or DNS name.")] = "",
-    source: Annotated[str, typer.Option("--from", metavar="ADDRESS:PORT", help="Where it comes from.")] = "",
-    hook: Annotated[HookName, typer.Option("--hook", help="Where netfilter sees it.")] = HookName.output,
-    interface: Annotated[str, typer.Option("--interface", metavar="NAME", help="By which it comes or goes.")] = "",
+    destination: Annotated[str, typer.Argument(metavar="ADDRESS:PORT", help="The destination; IPv6 in brackets.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The name in its first bytes: SNI, Host or DNS name.")] = "",
+    source: Annotated[str, typer.Option("--from", metavar="ADDRESS:PORT", help="The source of the packet.")] = "",
+    hook: Annotated[HookName, typer.Option("--hook", metavar="HOOK", help="The netfilter hook that sees it.")] = HookName.output,
+    interface: Annotated[
+        str, typer.Option("--interface", metavar="NAME", help="The interface through which it arrives or leaves.")
+    ] = "",
     uid: Annotated[int | None, typer.Option("--uid", metavar="N", help="The sender's user id.")] = None,
     config: ConfigOption = None,
     instance: InstanceOption = None,
@@ -204,7 +206,7 @@ def explain(  # noqa: PLR0913  # its options
 
 @app.command(epilog="Example: nfq-agent elements rate-limit")
 def elements(name: Annotated[str | None, typer.Argument(metavar="NAME", help="One element.")] = None) -> int:
-    """List the elements, or show one with its options."""
+    """List the elements, or show the options of one."""
     from nfq_agent.cli import catalogue
 
     return catalogue.elements(name)
