@@ -15,16 +15,22 @@ from nfq_agent.verdict import Action
 class Slots:
     """Numbers of 64 bits by name, made before the fork; one process writes them, others read."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], memory: memoryview | None = None) -> None:
+        """memory: where they are, for processes that do not fork from this one; as it is, it holds the numbers already."""
         self.names = tuple(names)
         # Anonymous and shared: the children of a fork write into the same pages.
-        self._memory = mmap.mmap(-1, max(8 * len(self.names), 1))
-        self._slots = memoryview(self._memory).cast("Q")[: len(self.names)] if self.names else memoryview(b"")
+        self._memory = memoryview(mmap.mmap(-1, max(8 * len(self.names), 1))) if memory is None else memory
+        self._slots = self._memory[: 8 * len(self.names)].cast("Q") if self.names else memoryview(b"")
         self._index = {name: index for index, name in enumerate(self.names)}
 
     def set(self, name: str, value: int) -> None:
         """Write one. Raises KeyError for a name that was not given."""
         self._slots[self._index[name]] = value & 0xFFFF_FFFF_FFFF_FFFF
+
+    def become(self, others: Mapping[str, int]) -> None:
+        """Go on from these numbers, as far as they are known here by name."""
+        for name in self._index.keys() & others.keys():
+            self.set(name, others[name])
 
     def snapshot(self) -> dict[str, int]:
         """All of them now, by name. Each number is whole; they need not be of the same moment."""
@@ -68,7 +74,7 @@ class Counters(Slots):
     errors = Count("an element raised, or gave an invalid verdict")
     malformed = Count("packets whose headers could not be decoded")
     would_drop = Count("drops that monitor mode turned into accepts")
-    lost = Count("packets that a worker had taken when it died, answered with on_error by its successor; an upper bound")
+    lost = Count("packets that a worker had taken when it died, queued again or answered with on_error; an upper bound")
     enobufs = Count("messages that did not fit into the socket's buffer, since the queue was opened")
     turns = Count("turns of the loop", internal=True)
     heartbeat = Count("when the latest turn ended, in nanoseconds of the monotonic clock", internal=True)
@@ -79,8 +85,8 @@ class Counters(Slots):
     cached = Count("verdicts known from the five-tuple")
     unanswered = Count("retained packets that ran out of time, answered with on_error")
 
-    def __init__(self) -> None:
-        super().__init__(tuple(_COUNTS))
+    def __init__(self, memory: memoryview | None = None) -> None:
+        super().__init__(tuple(_COUNTS), memory)
 
 
 _COUNTS: Final[Mapping[str, Count]] = {name: each for name, each in vars(Counters).items() if isinstance(each, Count)}

@@ -154,7 +154,7 @@ def test_a_worker_that_hangs_is_replaced(netns: Namespace, tmp_path: Path) -> No
     until(lambda: passed() == 10, "packets pass again")
 
 
-def test_what_a_worker_held_that_had_to_be_killed_gets_the_verdict_on_error(netns: Namespace, tmp_path: Path) -> None:
+def test_what_a_worker_held_that_had_to_be_killed_is_judged_by_its_successor(netns: Namespace, tmp_path: Path) -> None:
     (tmp_path / "hanging.py").write_text(
         "import time\nfrom nfq_agent import PacketElement\n"
         "class Hang(PacketElement):\n    def decide(self, packet, flow):\n        time.sleep(60)\n"
@@ -168,7 +168,23 @@ def test_what_a_worker_held_that_had_to_be_killed_gets_the_verdict_on_error(netn
     agent.verb("reload")
     assert "did not stop within" in agent.log
     assert flood(netns, 5).wait(timeout=10) == 0
-    until(lambda: agent.totals()["dropped"] == 5, "its successor judges")
-    assert passed() == 1
+    until(lambda: agent.totals()["dropped"] == 6, "its successor judges these and the one that was held")
+    assert passed() == 0
     assert agent.totals()["lost"] == 1
+    assert agent.queue()["uninspected"] == 0
+    assert agent.stop() == 0
+
+
+def test_a_packet_that_ends_every_worker_is_queued_again_once(netns: Namespace, tmp_path: Path) -> None:
+    (tmp_path / "poisoned.py").write_text(
+        "import os\nfrom nfq_agent import PacketElement\n"
+        "class Ends(PacketElement):\n    def decide(self, packet, flow):\n        os._exit(9)\n"
+    )
+    passed = count_passed(netns)
+    poisoned = udp().replace("[rules.app]", 'elements = ["poisoned:Ends"]\non_error = "accept"\n[rules.app]')
+    agent = Agent(netns, tmp_path, poisoned, PYTHONPATH=str(tmp_path)).ready()
+    assert flood(netns, 1).wait(timeout=10) == 0
+    until(lambda: passed() == 1, "it gets the verdict on_error in the end")
+    assert agent.log.count("are queued again") == 1
+    assert agent.log.count("got the verdict on_error") == 1
     assert agent.stop() == 0

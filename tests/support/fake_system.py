@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 from fake_rules import FakeHost, FakeKernel
@@ -21,6 +22,7 @@ from nfq_agent.rules.model import Family
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.proxy_worker import ProxyWorker
 from nfq_agent.service.queue_worker import QueueWorker
+from nfq_agent.service.store import Store
 from nfq_agent.service.system import System
 from nfq_agent.service.worker import Worker
 
@@ -98,6 +100,9 @@ class FakeCrew:
         self.serving.discard(old)
         self._enter(successor)
 
+    def leave(self) -> None:
+        self._trouble("crew.leave")
+
     def retire(self, workers: Sequence[Worker]) -> None:
         for worker in workers:
             self._trouble(f"crew.retire {worker.title}")
@@ -133,13 +138,14 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.open = True
+        self.ask: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {}
 
     @property
     def descriptors(self) -> Iterator[int]:
         return iter(())
 
     def serve(self, selector: selectors.BaseSelector, respond: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        pass
+        self.ask = respond
 
     def expire(self) -> float | None:
         return None
@@ -182,6 +188,7 @@ class FakeMachine:
         self.turns: list[Callable[[], None]] = []
         self.now = 1000.0
         self.allowed = True
+        self.rehearsal = ""
         self.crew = FakeCrew(self.trouble, self._turn)
         self.log = self._log("first")
         self.system = System(
@@ -199,7 +206,14 @@ class FakeMachine:
             advance=self._advance,
             reimported=lambda: contextlib.nullcontext([]),
             elsewhere=lambda *_: (),
+            store=Store(),
+            rehearse=lambda: self.rehearsal,
+            start_again=self._start_again,
         )
+
+    def keep(self, store: Store) -> None:
+        """Have this store instead of an empty one."""
+        self.system = replace(self.system, store=store)
 
     def _turn(self) -> None:
         self.now += 1.0
@@ -231,11 +245,15 @@ class FakeMachine:
         self.trouble("ensure_user")
         return User(1234, 1234), False
 
-    def _choose(self, config: Config) -> _Host:
+    def _start_again(self, handed: Mapping[str, int]) -> None:
+        self.trouble("start_again")
+        raise SystemExit
+
+    def _choose(self, config: Config, table: int | None) -> _Host:
         self.trouble("choose")
         return _Host(self.trouble, self.kernel, config.agent.instance)
 
-    def _crew(self, selector: selectors.BaseSelector, log: Log, beat: Callable[[], None]) -> FakeCrew:
+    def _crew(self, selector: selectors.BaseSelector, log: Log, beat: Callable[[], None], store: Store) -> FakeCrew:
         return self.crew
 
     def _route(self, instance: str, marks: Mapping[Family, Set[Mark]]) -> None:

@@ -139,7 +139,7 @@ def serve(kind: type[Source], turns: Sequence[list[Packet]], *elements: type[Pac
         counters = Counters()
         made: PacketSource = source
         WorkerLoop(made, chain, WorkerSettings(1, ACCEPT, DROP, False, **settings), counters, theirs, print).run()
-        assert ours.recv(100) == b"ready\n"
+        assert ours.recv(100) == b"ready\ndone\n"
         assert source.finished
         assert counters.received == sum(map(len, turns))
     return source

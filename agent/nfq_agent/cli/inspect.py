@@ -12,8 +12,12 @@ from nfq_agent.config.warnings import warnings
 from nfq_agent.service import control
 
 
-def check(flags: Flags) -> int:
-    """Print that the configuration is valid, and its warnings."""
+def check(flags: Flags, code: bool) -> int:
+    """Print that the configuration is valid, and its warnings. code: load all code that the agent needs to serve, too."""
+    if code:
+        from nfq_agent.service.supervisor import Supervisor
+
+        del Supervisor
     loaded = loading.checked(loading.configuration(flags))
     log_settings(loaded.log)
     show.note(f"{flags.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else 'the baseline')}: valid")

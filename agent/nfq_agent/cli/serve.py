@@ -1,13 +1,18 @@
-"""`run` and `reload`: serving in this process, and having the running agent read its configuration again."""
+"""`run`, `reload` and `restart`: serving in this process, and what the running agent is asked to begin again."""
 
 from __future__ import annotations
 
 import sys
+import time
+from typing import Any, Final
 
 from nfq_agent.cli import loading, show
 from nfq_agent.cli.app import Flags
 from nfq_agent.config.environment import log_settings
 from nfq_agent.service import control
+
+# Seconds within which an agent that starts again has to answer.
+_BACK_WITHIN: Final = 30.0
 
 
 def run(flags: Flags) -> int:
@@ -20,8 +25,12 @@ def run(flags: Flags) -> int:
 
     settings = log_settings(loaded.log)
     log = open_log(settings.format, settings.level)
-    # A reload does not check listeners: this agent holds them. A new one that is not free fails when it is opened.
-    return Supervisor(lambda: loading.configuration(flags), loading.checked(loaded), log, this_host()).run()
+    host = this_host()
+    if not host.store.inherited:
+        # Neither a reload nor a restart checks listeners: this agent holds them. A new one that is not free fails when it is
+        # opened.
+        loading.checked(loaded)
+    return Supervisor(lambda: loading.configuration(flags), loaded, log, host).run()
 
 
 def reload(flags: Flags) -> int:
@@ -33,3 +42,30 @@ def reload(flags: Flags) -> int:
         return 0
     print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
     return 78 if answer.get("config") else 1
+
+
+def restart(flags: Flags) -> int:
+    """Ask the running agent to start again in place, and wait until the new one serves."""
+    name = loading.instance_of(flags)
+    answer = control.ask(
+        name, {"verb": "restart"}, 60, lambda: show.note(f"instance {name}: checking whether it would start ...")
+    )
+    if not answer.get("ok"):
+        print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
+        return 1
+    began = time.monotonic()
+    while time.monotonic() - began < _BACK_WITHIN:
+        if _ping(name).get("began", answer["began"]) != answer["began"]:
+            show.note(f"restarted: instance {name} serves with the code that is installed now")
+            return 0
+        time.sleep(0.02)
+    print(f"nfq-agent: instance {name} did not come back within {_BACK_WITHIN:g} s; see its log", file=sys.stderr)
+    return 1
+
+
+def _ping(instance: str) -> dict[str, Any]:
+    """What the agent says of itself; empty while none answers."""
+    try:
+        return control.ask(instance, {"verb": "ping"}, 5)
+    except control.ControlError:
+        return {}

@@ -64,11 +64,12 @@ def check(
     copymode: CopyModeOption = None,
     log_5tuple: FiveTupleOption = False,
     af_family: FamilyOption = None,
+    code: Annotated[bool, typer.Option("--code", help="Load all code of the agent as well, as before a restart.")] = False,
 ) -> int:
     """Check a configuration. Prints one line for each fault; exit 78 if there is one."""
     from nfq_agent.cli import inspect
 
-    return inspect.check(Flags(config, instance, queue_num, copymode, log_5tuple, af_family))
+    return inspect.check(Flags(config, instance, queue_num, copymode, log_5tuple, af_family), code)
 
 
 @app.command(epilog="Example: nfq-agent plan --config new.toml")
@@ -136,6 +137,14 @@ def reload(config: ConfigOption = None, instance: InstanceOption = None) -> int:
     from nfq_agent.cli import serve
 
     return serve.reload(Flags(config, instance))
+
+
+@app.command(epilog="Example: nfq-agent restart")
+def restart(config: ConfigOption = None, instance: InstanceOption = None) -> int:
+    """Start the running agent again in place, with the code that is installed now, and wait. No packet is lost meanwhile."""
+    from nfq_agent.cli import serve
+
+    return serve.restart(Flags(config, instance))
 
 
 @app.command(epilog="Example: nfq-agent status --json")
@@ -221,28 +230,6 @@ def new_element(
     from nfq_agent.cli import catalogue
 
     return catalogue.new_element(name, into)
-
-
-@app.command(epilog="Example: nfq-agent metrics --instance web")
-def metrics(
-    config: ConfigOption = None,
-    instance: InstanceOption = None,
-    listen: Annotated[
-        str | None,
-        typer.Option("--listen", metavar="ADDRESS:PORT", help="Answer scrapes there, or on the socket that systemd passes."),
-    ] = None,
-) -> int:
-    """Print the metrics of the running agents, for Prometheus. Needs no root for members of group nfq-agent."""
-    from nfq_agent.cli import scrape
-    from nfq_agent.values import Endpoint
-
-    flags = Flags(config, instance)
-    if listen is None:
-        return scrape.show(flags)
-    try:
-        return scrape.serve(flags, Endpoint.parse(listen))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 @app.command(epilog="Example: nfq-agent bugreport --anonymize")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import select
@@ -15,11 +16,15 @@ from typing import Final
 from nfq_agent.host.fork import fork, how_it_ended, reap
 from nfq_agent.host.users import User, become
 
-# The words on the control socket. The child says READY once it serves; the parent says STOP (end now), or DRAIN (take nothing
-# new, end when the work is done).
+# The words on the control socket. The child says READY once it serves, or could; the parent says STOP (end now), or DRAIN (take
+# nothing new, end when the work is done, which may take so long), or LEAVE (the same without a limit in time).
 READY: Final = b"ready\n"
 STOP: Final = b"stop\n"
 DRAIN: Final = b"drain\n"
+LEAVE: Final = b"leave\n"
+# A child that could serve waits for GO. After STOP it says DONE when it reads no more and owes nothing.
+GO: Final = b"go\n"
+DONE: Final = b"done\n"
 # Of -1000 to 1000: a worker is replaced when it ends, but nothing replaces the supervisor and takes its rules out.
 _OOM_SCORE: Final = 500
 # How often, in seconds, a caller that waits for a child gets to do something else.
@@ -80,10 +85,50 @@ class Child:
             raise
         finally:
             theirs.close()
+        self._watch(os.pidfd_open(self.pid))
+
+    def _watch(self, pidfd: int) -> None:
         self.control.setblocking(False)
-        self.pidfd = os.pidfd_open(self.pid)
+        self.pidfd = pidfd
         self.ready = False
+        self.done = False
+        """It has said DONE."""
         self.exit: int | None = None
+
+    @property
+    def identity(self) -> list[int]:
+        """Its pid, and when it was started: together they name it for good."""
+        return [self.pid, started(self.pid) or 0]
+
+    @classmethod
+    def adopted(cls, title: str, control: int | None, identity: object) -> Child | None:
+        """A child of a process before this one, if it still runs; else `control` is closed.
+
+        control: this end of its socket, which the object takes over; without one the child can only be killed.
+        """
+        pidfd = None
+        match identity:
+            case [int(pid), int(since)]:
+                with contextlib.suppress(OSError):
+                    pidfd = os.pidfd_open(pid)
+                # Only now is it sure that the number is not given to another process meanwhile.
+                if pidfd is not None and started(pid) != since:
+                    os.close(pidfd)
+                    pidfd = None
+        if pidfd is None:
+            if control is not None:
+                os.close(control)
+            return None
+        if control is None:
+            ours, theirs = socket.socketpair()
+            theirs.close()
+            control = ours.detach()
+        child = cls.__new__(cls)
+        child.title, child.pid = title, pid
+        child.control = socket.socket(fileno=control)
+        child._watch(pidfd)  # noqa: SLF001  # its own class
+        child.ready = True
+        return child
 
     def wait_ready(self, within: float, beat: Callable[[], None] = lambda: None) -> None:
         """Return once the child has said READY. beat: called now and then meanwhile. Raises NotReady after `within` seconds.
@@ -116,6 +161,25 @@ class Child:
             beat()
         return True
 
+    def wait_done(self, within: float) -> bool:
+        """True once it has said DONE or has ended, False if it has not after `within` seconds."""
+        deadline = time.monotonic() + within
+        poller = select.poll()
+        poller.register(self.control.fileno(), select.POLLIN)
+        poller.register(self.pidfd, select.POLLIN)
+        while not self.done:
+            ready = dict(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
+            if DONE in self.heard():
+                self.done = True
+            elif self.pidfd in ready:
+                return True
+            elif ready.get(self.control.fileno(), 0) & select.POLLHUP:
+                # It has closed its end, or has none: what is left to wait for is its end.
+                poller.unregister(self.control.fileno())
+            if not self.done and time.monotonic() >= deadline:
+                return False
+        return True
+
     def heard(self) -> bytes:
         """What the child has said since the last call; empty if nothing."""
         try:
@@ -138,12 +202,22 @@ class Child:
         """True once it has ended and is reaped; `exit` is then its exit code, or minus the signal that ended it."""
         if self.exit is not None:
             return True
-        self.exit = reap(self.pid, block)
+        try:
+            self.exit = reap(self.pid, block)
+        except ChildProcessError:
+            # It is the child of a process that has ended; how it ends is not told to this one.
+            if self.wait_end(math.inf if block else 0.0):
+                self.exit = 0
         if self.exit is None:
             return False
         os.close(self.pidfd)
         self.control.close()
         return True
+
+    def leave(self) -> None:
+        """Close what this process has of it, and let it run. It must be kept by another descriptor of its control socket."""
+        os.close(self.pidfd)
+        self.control.close()
 
     @property
     def memory(self) -> int | None:
@@ -158,3 +232,13 @@ class Child:
     def how_it_ended(self) -> str:
         """As text: `exit code 1`, `SIGKILL`, `running`."""
         return "running" if self.exit is None else how_it_ended(self.exit)
+
+
+def started(pid: int) -> int | None:
+    """When a process was started, in clock ticks since the boot (proc_pid_stat(5)); None if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])

@@ -93,19 +93,23 @@ class Binding(ABC):
         if self._channel is not None:
             raise QueueStateError(self.number, "it is already open")
         try:
-            self._channel = Channel(self._given, self._family)
+            channel = Channel(self._given, self._family)
         except OSError as error:
             # NetfilterQueue's own exception has no errno.
             if error.errno in (None, errno.EPERM, errno.EACCES):
                 raise QueuePermissionError(self.number, "opening it needs root or CAP_NET_ADMIN") from error
             raise QueueError(self.number, f"the netlink socket cannot be opened: {error}") from error
+        self._opened_as(channel)
+        return self
+
+    def _opened_as(self, channel: Channel) -> None:
+        self._channel = channel
         self._process = os.getpid()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
-        self._poll.register(self._channel.fileno(), select.POLLIN)
+        self._poll.register(channel.fileno(), select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
         _queues.add(self)
-        return self
 
     def bind(self) -> Self:
         """Bind the number and put every setting into force, each acknowledged by the kernel.

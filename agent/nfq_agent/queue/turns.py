@@ -15,6 +15,8 @@ from nfq_agent.host.nfqueue.messages import FlowKey, Run
 from nfq_agent.packet import Packet
 from nfq_agent.queue.bound import BUDGET, BoundQueue
 from nfq_agent.queue.errors import QueuePermissionError, QueueStateError
+from nfq_agent.queue.ledger import Bond
+from nfq_agent.queue.settings import QueueSettings
 from nfq_agent.verdict import Verdict
 
 # Packets that are answered at once where they are answered as they come: their sender waits for it.
@@ -58,6 +60,25 @@ class WorkerQueue(BoundQueue):
     def leave_to_child(self) -> None:
         """After a fork whose child serves the queue: packets that this process received and did not read are the child's."""
         self._opened().forget_pending()
+
+    def adopt(self, descriptor: int, settings: QueueSettings) -> Self:
+        """Take over the socket of this queue, which another process has bound, instead of `open` and `bind`.
+
+        settings: those that the kernel has acknowledged. Packets that wait there go on waiting. Raises OSError.
+        """
+        if self._channel is not None:
+            raise QueueStateError(self.number, "it is already open")
+        channel = Channel(bound=(descriptor, self.number))
+        self._opened_as(channel)
+        self.receive_buffer = channel.set_receive_buffer(self._wanted_buffer)
+        self._bond = Bond(self)
+        self._ledger.begin(self._bond, 0)
+        self._settings = settings
+        return self
+
+    def leave(self) -> None:
+        """Do not unbind the queue when this process ends: another one has its socket. Packets that wait go on waiting."""
+        self._opened().keep()
 
     def answer_lost(self, below: int, verdict: Verdict) -> None:
         """Answer every packet numbered up to `below` that still waits: a process read them and died.

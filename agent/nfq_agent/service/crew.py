@@ -13,10 +13,12 @@ from nfq_agent.host.child import Child
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.queue.errors import QueueError
+from nfq_agent.service.handover import hand_over, keep
 from nfq_agent.service.inlines import InlineWorker
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.proxy_worker import ProxyWorker
 from nfq_agent.service.queue_worker import QueueWorker
+from nfq_agent.service.store import Store
 from nfq_agent.service.taps import TapWorker
 from nfq_agent.service.worker import Roster, Worker, WorkerError
 
@@ -26,8 +28,9 @@ DRAIN_WITHIN: Final = 2.0
 class Crew:
     """All workers of the agent. A selector tells it when a process ends."""
 
-    def __init__(self, selector: selectors.BaseSelector, log: Log, beat: Callable[[], None]) -> None:
-        """beat: called now and then while this waits for a worker."""
+    def __init__(self, selector: selectors.BaseSelector, log: Log, beat: Callable[[], None], store: Store | None = None) -> None:
+        """beat: called now and then while this waits for a worker. store: of the agent before, for the one after."""
+        self._store = Store() if store is None else store
         self._selector = selector
         self._log = log
         self._beat = beat
@@ -73,27 +76,47 @@ class Crew:
             yield child.pidfd
 
     def add(self, workers: Sequence[Worker]) -> None:
-        """Open and start these together; return when all serve. Raises what opening raises, or WorkerError; then none is left."""
+        """Open and start these together; return when all serve. Raises what opening raises, or WorkerError; then none is left.
+
+        What an agent before this one serves is taken over from it; if that fails, it goes on serving.
+        """
+        heirs: list[Worker] = []
         try:
             for worker in workers:
-                worker.open()
+                worker.lingers = self._store.outlives
+                if worker.inherit(self._store):
+                    heirs.append(worker)
+                else:
+                    worker.open()
             self._coming = list(workers)
             for worker in workers:
-                worker.start()
+                if worker not in heirs:
+                    worker.start()
+            hand_over(heirs, self._store, self._log, self._beat)
             for worker in workers:
-                worker.wait_ready(self._beat)
+                if worker not in heirs:
+                    worker.wait_ready(self._beat)
         except BaseException:
             for worker in workers:
                 worker.stop()
-                worker.close()
+                if worker in heirs:
+                    worker.abandon()
+                else:
+                    worker.close()
             raise
         finally:
             self._coming = []
         for worker in workers:
             self._keep(worker)
 
+    def leave(self) -> None:
+        """Let every process run, and everything be as it is: another agent takes it over."""
+        for worker in self.workers:
+            worker.abandon()
+
     def replace(self, old: Worker, successor: Worker) -> None:
         """Let `successor` serve what `old` has open. Raises WorkerError, QueueError or OSError; then `old` serves again."""
+        successor.lingers = old.lingers
         self._dismiss(old)
         try:
             successor.take_over(old)
@@ -126,6 +149,7 @@ class Crew:
         drain(workers)
         for worker in workers:
             self._dismiss(worker)
+            self._forget(worker)
             worker.close()
             worker.unregister(self._roster)
 
@@ -171,9 +195,20 @@ class Crew:
         worker.register(self._roster)
         self._watch(worker)
 
+    def _forget(self, worker: Worker) -> None:
+        """It is not for an agent after this one."""
+        try:
+            for name in worker.stored:
+                self._store.drop(name)
+            if worker.noted is not None:
+                self._store.note(worker.noted[0], None)
+        except OSError as error:
+            self._log(f"{worker.title}: the service manager was not told that it ends: {error}", "error")
+
     def _watch(self, worker: Worker) -> None:
         assert worker.child is not None
         pidfd = worker.child.pidfd
+        keep(worker, self._store, self._log)
 
         def ended() -> None:
             self._selector.unregister(pidfd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nfq_agent.service.live_rules import ListedRule
 from nfq_agent.service.status import DriftStatus
@@ -45,6 +46,21 @@ class Meter:
         """Begin at zero: rules that were already there have counted for an earlier agent."""
         self.read(found)
         self._total.clear()
+
+    @property
+    def memo(self) -> dict[str, Any]:
+        """What another process needs to count on, as an object for JSON."""
+        return {
+            "since": self.since,
+            "rules": [[*key, packets] for key, packets in self._last.items()],
+            "hits": [[numbers.start, numbers.stop, packets] for numbers, packets in self._total.items()],
+        }
+
+    def resume(self, memo: Mapping[str, Any]) -> None:
+        """Count on from what a process before this one noted. Raises ValueError, KeyError or TypeError if it cannot be read."""
+        last = {(str(family), str(table), str(rule)): int(packets) for family, table, rule, packets in memo["rules"]}
+        total = {range(int(start), int(stop)): int(packets) for start, stop, packets in memo["hits"]}
+        self.since, self._last, self._total = float(memo["since"]), last, total
 
     def hits(self, numbers: range) -> int:
         """Packets that rules sent to these queue numbers."""

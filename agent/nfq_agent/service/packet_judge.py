@@ -26,8 +26,10 @@ class WorkerSettings:
 
     number: of the queue. default: the verdict if no element answers. on_error: the verdict when an element raises, or a packet
     cannot be decoded. monitor: accept packets that would be dropped, and log that. busy_poll: seconds to poll for packets
-    before sleeping. lost_below: the kernel's id sequence, read after the predecessor's death; None if there was none. peers:
-    the numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it does not.
+    before sleeping. lost_below: the kernel's id sequence, read after the predecessor's death; None if there was none. requeue:
+    queue again what a dead predecessor had read, instead of answering it with on_error. waits: serve only when told to. lingers:
+    without a supervisor go on until no packet comes any more: another supervisor may take over, or the rules go. peers: the
+    numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it does not.
     """
 
     number: int
@@ -36,6 +38,9 @@ class WorkerSettings:
     monitor: bool
     busy_poll: float = 0.0
     lost_below: int | None = None
+    requeue: bool = False
+    waits: bool = False
+    lingers: bool = False
     peers: range | None = None
 
 

@@ -16,18 +16,22 @@ from typing import Any, Final
 
 from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain, Emit
-from nfq_agent.host.child import READY, STOP
+from nfq_agent.host.child import DONE, READY, STOP
 from nfq_agent.packet import Packet
 from nfq_agent.service.delayed import DelayedVerdicts
+from nfq_agent.service.order import Order, await_order
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.service.packet_source import Control, KernelQueue, PacketSource
 from nfq_agent.service.turn_policy import BUDGET, PATIENCE, TurnPolicy, forgets
-from nfq_agent.verdict import RETAIN, Action, Verdict, VerdictError
+from nfq_agent.verdict import REPEAT, RETAIN, Action, Verdict, VerdictError
 
 # How often the loop looks at what is not a packet, in seconds: the control socket while packets keep coming, and the counters
 # that the source keeps. And how often a worker shows that it lives while no packets come.
 _LOOK: Final = 0.05
 _BEAT: Final = 1.0
+# A worker without a supervisor ends when no packet came for so many seconds, and at the latest after so many.
+_IDLE: Final = 0.5
+_LINGERS: Final = 10.0
 
 # Sends a whole packet; the interface's index is for a destination of link-local scope. Raises OSError.
 Inject = Callable[[bytes, int], None]
@@ -68,7 +72,10 @@ class WorkerLoop:
         self._looked = 0.0
         self._counted = 0.0
         self._stopping = False
-        self._takes_over = settings.lost_below is not None
+        # Without a supervisor: when to end at the latest, and when the latest packet came.
+        self._leaves: float | None = None
+        self._served = 0.0
+        self._lost = Order(settings.lost_below, settings.requeue)
         self._turn, waits = self._choose_turn()
         self._policy = TurnPolicy(waits, settings.busy_poll)
 
@@ -85,17 +92,21 @@ class WorkerLoop:
         return self._judge_each, False
 
     def run(self) -> None:
-        """Serve until `stop` is read from `control`, or its other end is closed.
+        """Serve until `stop` is read from `control`, or its other end is closed; say `done` when nothing is owed any more.
 
         Raises QueuePermissionError if the kernel does not let this process answer. Any other exception is a fault of the agent.
         """
         source, counters = self._source, self._counters
-        source.start(self._control.fileno())
+        if not self._settings.waits:
+            source.start(self._control.fileno())
         if self._kernel is not None:
             self._kernel.be_patient(PATIENCE, self._settings.busy_poll)
         self._chain.start()
+        in_order = False
         try:
             self._control.send(READY)
+            if self._settings.waits:
+                self._stopping = not self._may_begin()
             while not self._stopping:
                 self._now = self._judge.now = time.monotonic()
                 count = self._take_turn()
@@ -103,16 +114,41 @@ class WorkerLoop:
                     self._wait()
                 elif self._now - self._looked > _LOOK:
                     self._look_around(0.0)
+                if self._leaves is not None:
+                    self._stopping = self._has_left(count)
                 counters.turns += 1
                 counters.heartbeat = time.monotonic_ns()
+            in_order = True
         finally:
             self._release(math.inf)
             source.finish()
             self._count_rare()
+            if in_order:
+                with contextlib.suppress(OSError):
+                    self._control.send(DONE)
             self._chain.stop()
 
+    def _may_begin(self) -> bool:
+        """Wait until the predecessor owes nothing any more. False if this worker is not to serve at all."""
+        order = await_order(self._control, self._beat, _BEAT)
+        if order is None:
+            return False
+        self._lost = order
+        self._source.start(self._control.fileno())
+        return True
+
+    def _has_left(self, count: int) -> bool:
+        """Whether a worker without a supervisor is to end now."""
+        assert self._leaves is not None
+        if count:
+            self._served = self._now
+        else:
+            # The control socket is readable all the time: nothing waits for packets here.
+            time.sleep(0.001)
+        return self._now >= self._leaves or self._now - self._served >= _IDLE
+
     def _take_turn(self) -> int:
-        if self._takes_over:
+        if self._lost.below is not None:
             return self._take_over()
         if self._delayed:
             self._release(self._now)
@@ -138,12 +174,20 @@ class WorkerLoop:
                 said = self._control.recv(4096, MSG_DONTWAIT)
             except BlockingIOError:
                 said = b"\n"
-            # No bytes: the supervisor has ended.
-            if not said or STOP in said:
+            if STOP in said:
                 self._stopping = True
+            elif not said:
+                self._on_orphaned()
         if self._now - self._counted > _LOOK:
             self._counted = self._now
             self._count_rare()
+
+    def _on_orphaned(self) -> None:
+        """The supervisor has ended, and nothing keeps its end of the control socket for another one."""
+        if not self._settings.lingers:
+            self._stopping = True
+        elif self._leaves is None:
+            self._leaves, self._served = self._now + _LINGERS, self._now
 
     def _count_rare(self) -> None:
         self._counters.enobufs = self._source.drops()
@@ -153,7 +197,7 @@ class WorkerLoop:
     # Taking over from a worker that died.
 
     def _take_over(self) -> int:
-        """Answer the packets that the predecessor had read and not answered.
+        """Queue again, or answer, the packets that the predecessor had read and not answered.
 
         They are all that are older than the first packet that is read here; if there is none, all that the kernel had numbered
         when this process was started.
@@ -164,18 +208,21 @@ class WorkerLoop:
             # A packet gets its number just before it gets into the socket.
             time.sleep(0.001)
             packets = source.read(1)
-        assert settings.lost_below is not None
+        below, requeue = self._lost
+        assert below is not None
         assert self._kernel is not None
-        last = packets[0].id - 1 if packets else settings.lost_below
-        self._kernel.answer_lost(last & 0xFFFFFFFF, settings.on_error)
-        self._takes_over = False
+        last = packets[0].id - 1 if packets else below
+        # A packet that is queued again passes our rule again: its count and the numbers of the packets rise alike.
+        self._kernel.answer_lost(last & 0xFFFFFFFF, REPEAT if requeue else settings.on_error)
+        self._lost = Order(None, False)
         lost = (last - counters.last_id) & 0xFFFFFFFF
         # Numbers are compared by a difference of 32 bits with a sign: from half of their range on it is negative.
         if 0 < lost < 0x80000000:
             counters.lost += lost
             counters.last_id = last
+            became = "are queued again" if requeue else "got the verdict on_error"
             self._emit(
-                f"queue {settings.number}: up to {lost} packets that the previous worker had read got the verdict on_error",
+                f"queue {settings.number}: up to {lost} packets that the previous worker had read {became}",
                 level="warning",
                 lost=lost,
             )

@@ -6,21 +6,27 @@ The socket of a queue belongs to the supervisor, so the queue and the packets th
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any, Final, Self
 
 from nfq_agent.config.models import Config
-from nfq_agent.counters import Counters
+from nfq_agent.counters import Counters, Slots
 from nfq_agent.element import ElementChain
-from nfq_agent.host.child import bound_memory
+from nfq_agent.host.child import Child, bound_memory
+from nfq_agent.host.memory import SharedNumbers
 from nfq_agent.host.nfqueue.statistics import QueueStatistics, statistics
 from nfq_agent.host.raw import RawSockets
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.queue.errors import QueueSettingError
+from nfq_agent.queue.settings import FLAGS, QueueSettings
 from nfq_agent.queue.turns import WorkerQueue
+from nfq_agent.service.order import Order
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
+from nfq_agent.service.store import Store
 from nfq_agent.service.worker import Roster, Worker
 from nfq_agent.verdict import ACCEPT, DROP
 
@@ -38,11 +44,14 @@ class QueueWorker(Worker):
         self.settings = config.queue[name]
         self.specs = config.packet_elements(self.settings)
         self.copy_range = config.copy_range(self.settings)
-        self.counters = Counters()
+        self.memory = SharedNumbers()
+        self.counters = Counters(self.memory.numbers)
         self.queue: WorkerQueue | None = None
         self.raw: RawSockets | None = None
         self._instance = config.agent.instance
-        self._lost_below: int | None = None
+        self._lost = Order(None, False)
+        # What a process before this one counted in memory of another layout.
+        self._former: Slots | None = None
 
     @property
     def key(self) -> tuple[str, object]:
@@ -59,15 +68,7 @@ class QueueWorker(Worker):
 
     def open(self) -> None:
         """Bind the queue and set it up. A flag that this kernel refuses is logged and left off."""
-        settings = self.settings
-        queue = WorkerQueue(
-            self.number,
-            copy=settings.copy_mode,
-            copy_range=self.copy_range,
-            max_len=settings.max_len,
-            on_unanswered=_VERDICTS[settings.on_error],
-        )
-        queue.open()
+        queue = self._unbound().open()
         try:
             queue.bind()
         except BaseException:
@@ -76,6 +77,91 @@ class QueueWorker(Worker):
         self.queue = queue
         self._set_flags(queue)
         self._open_raw()
+
+    def _unbound(self) -> WorkerQueue:
+        return WorkerQueue(
+            self.number,
+            copy=self.settings.copy_mode,
+            copy_range=self.copy_range,
+            max_len=self.settings.max_len,
+            on_unanswered=_VERDICTS[self.settings.on_error],
+        )
+
+    def inherit(self, store: Store) -> bool:
+        """Take over the bound queue, the counters, and the process that serves it now."""
+        queue, counters, control = (store.take(f"{kind}-{self.number}") for kind in ("queue", "counters", "worker"))
+        noted = store.noted(f"queue-{self.number}")
+        self.predecessor = Child.adopted(self.title, control, noted.get("process"))
+        if counters is not None:
+            memory, names = SharedNumbers(counters), tuple(noted.get("counters", ()))
+            if names == self.counters.names:
+                self.memory, self.counters = memory, Counters(memory.numbers)
+            else:
+                self._former = Slots(names, memory.numbers)
+        if queue is None:
+            return False
+        self.queue = self._unbound().adopt(queue, _settings(noted))
+        self._open_raw()
+        return True
+
+    @property
+    def noted(self) -> tuple[str, dict[str, Any]]:
+        """What an agent after this one needs to know to take the queue over."""
+        return f"queue-{self.number}", {
+            "process": None if self.child is None else self.child.identity,
+            "counters": self.counters.names,
+            "settings": None if self.queue is None else asdict(self.queue.settings),
+        }
+
+    @property
+    def fits(self) -> bool:
+        """Whether the queue that was inherited has the settings that are wanted."""
+        assert self.queue is not None
+        return self.queue.settings == self._wanted
+
+    @property
+    def _wanted(self) -> QueueSettings:
+        settings = self.settings
+        process = any(spec.cls.reads_process_of(spec.options) for spec in self.specs)
+        return QueueSettings(settings.copy_mode, self.copy_range, settings.max_len, settings.fail_open, settings.gso, process)
+
+    def refit(self) -> None:
+        """Put the wanted settings into force. Nothing may read from the queue. Raises QueueError."""
+        assert self.queue is not None
+        self.queue.configure(copy=self.settings.copy_mode, copy_range=self.copy_range, max_len=self.settings.max_len)
+        self._set_flags(self.queue)
+
+    def count_on(self) -> None:
+        """Take over what the predecessor counted, now that it counts no more."""
+        if self._former is not None:
+            self.counters.become(self._former.snapshot())
+            self._former = None
+
+    @property
+    def stored(self) -> dict[str, tuple[int, bool]]:
+        """The queue, its counters, and the end of the process's control socket that lets the process live."""
+        found: dict[str, tuple[int, bool]] = {}
+        if self.queue is not None:
+            found[f"queue-{self.number}"] = self.queue.fileno(), False
+            found[f"counters-{self.number}"] = self.memory.fileno(), False
+        if self.child is not None:
+            found[f"worker-{self.number}"] = self.child.control.fileno(), True
+        return found
+
+    def abandon(self) -> None:
+        """Leave the queue as it is."""
+        super().abandon()
+        if self.queue is not None:
+            self.queue.leave()
+
+    def take_lost(self) -> None:
+        """The next process takes over what a killed one had read."""
+        self.killed = True
+
+    def lost(self, requeue: bool) -> Order:
+        """The order to take over from a process that may have left packets without a verdict."""
+        line = self.statistics()
+        return Order(None if line is None else line.id_sequence, requeue)
 
     def _open_raw(self) -> None:
         """The worker may not open these itself: that takes CAP_NET_RAW."""
@@ -86,12 +172,12 @@ class QueueWorker(Worker):
                 self._log(f"no raw socket: {error}; rejected packets are dropped without an answer", "warning", queue=self.number)
 
     def _set_flags(self, queue: WorkerQueue) -> None:
-        process = any(spec.cls.reads_process_of(spec.options) for spec in self.specs)
-        for flag, wanted in (("fail_open", self.settings.fail_open), ("gso", self.settings.gso), ("uid_gid", process)):
+        for flag in FLAGS:
+            wanted = getattr(self._wanted, flag)
             if wanted == getattr(queue.settings, flag):
                 continue
             try:
-                queue.configure(**{flag: wanted})  # type: ignore[arg-type]  # these three are all switches
+                queue.configure(**{flag: wanted})
             except QueueSettingError as error:
                 self._log(f"{error}; the queue works without it", "warning", queue=self.number)
 
@@ -109,15 +195,14 @@ class QueueWorker(Worker):
         queue, old.queue = old.queue, None
         assert queue is not None
         self.queue = queue
-        self.counters = old.counters
+        self.memory, self.counters = old.memory, old.counters
         self.restarts = old.restarts
         # A worker that died and was not replaced yet, or that was killed, may have left packets unanswered.
         self.deaths = old.deaths
         self.killed = old.killed
         self.raw, old.raw = old.raw, None
         self._open_raw()
-        queue.configure(copy=self.settings.copy_mode, copy_range=self.copy_range, max_len=self.settings.max_len)
-        self._set_flags(queue)
+        self.refit()
 
     def release(self, successor: Self) -> None:
         """Nothing to release: the successor took over the queue."""
@@ -128,8 +213,9 @@ class QueueWorker(Worker):
 
     def start(self) -> None:
         """Fork; after a death the new process learns up to which packet number some may be unanswered."""
-        if (self.deaths or self.killed) and (line := self.statistics()) is not None:
-            self._lost_below = line.id_sequence
+        if self.deaths or self.killed:
+            # A packet that ends each worker that reads it is not to go round for ever.
+            self._lost = self.lost(requeue=self.deaths.recent(time.monotonic()) < 2)
         super().start()
         if self.queue is not None:
             self.queue.leave_to_child()
@@ -160,7 +246,10 @@ class QueueWorker(Worker):
                 on_error=_VERDICTS[settings.on_error],
                 monitor=settings.mode == "monitor",
                 busy_poll=settings.busy_poll,
-                lost_below=self._lost_below,
+                lost_below=self._lost.below,
+                requeue=self._lost.requeue,
+                waits=self.waits,
+                lingers=self.lingers,
                 peers=settings.numbers if settings.cpu_fanout else None,
             ),
             self.counters,
@@ -182,3 +271,12 @@ class QueueWorker(Worker):
         """Whether a packet waits for its verdict. False where the kernel does not show it."""
         line = self.statistics()
         return line is not None and line.waiting > 0
+
+
+def _settings(noted: Mapping[str, Any]) -> QueueSettings:
+    """The settings of a queue as another process noted them; what it did not note is unlike any that is wanted."""
+    unknown: dict[str, Any] = {
+        "copy": "packet", "copy_range": 0, "max_len": 0, "fail_open": False, "gso": False, "uid_gid": False,
+    }  # fmt: skip
+    found = noted.get("settings")
+    return QueueSettings(**(unknown | (found if isinstance(found, dict) and found.keys() == unknown.keys() else {})))

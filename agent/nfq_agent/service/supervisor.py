@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -24,16 +23,17 @@ from nfq_agent.rules.plan import plan
 from nfq_agent.service import report
 from nfq_agent.service.crew import workers_of
 from nfq_agent.service.drift_check import DriftCheck
+from nfq_agent.service.inheritance import Inheritance
 from nfq_agent.service.live_rules import LiveRules, StateByFamily, listing, referenced_chains, states
 from nfq_agent.service.meter import Meter
 from nfq_agent.service.reload import Step, carry_out, change_of, log_step, route_step, worker_steps
+from nfq_agent.service.signals import Signals
 from nfq_agent.service.status import Status
 from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System
 from nfq_agent.service.watchdog import decide
 from nfq_agent.service.worker import Worker, WorkerError
 
 _TICK: Final = 1.0
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Supervisor:
@@ -47,17 +47,20 @@ class Supervisor:
         self._system = system
         self._service = system.service
         self._selector = selectors.EpollSelector()
-        self._crew = system.crew(self._selector, log, self._beat)
+        self._store = system.store
+        self._inheritance = Inheritance(self._store, log)
+        self._crew = system.crew(self._selector, log, self._beat, self._store)
         self._meter = Meter()
-        self._stop_asked = False
-        self._reload_asked = False
+        self._signals = Signals()
+        self._began = system.clock()
+        # A restart that was asked for by the verb keeps this process.
+        self._in_place = False
         self._may_have_rules = False
         self._rules: LiveRules | None = None
         self._drift: DriftCheck | None = None
         self._user = User(-1, -1)
         self._server: Listening | None = None
         self._lock: InstanceLock | None = None
-        self._wakeup: tuple[int, int] = (-1, -1)
         self._due: dict[Callable[[], None], float] = {}
         self._lock_seconds: float | None = None
 
@@ -65,22 +68,37 @@ class Supervisor:
 
     def run(self) -> int:
         """Start, serve until told to stop, stop. 0, or 1 after a failure, which the log names."""
-        self._catch_signals()
+        self._signals.catch(self._selector)
         # Anything but an end in order is a failure, also a fault of ours that is raised from here.
-        failed, clean = True, False
+        failed, clean, leaves = True, False, False
         try:
             try:
                 self.start()
-                while not self._stop_asked:
+                while not self._signals.over:
                     self.turn()
-                failed = False
+                failed, leaves = False, not self._signals.stop
             except FAILURES as error:
                 self._log(str(error) or type(error).__name__, "error")
+                if leaves := self._inheritance.serves_on:
+                    self._log("what served before this start goes on serving", "warning")
             finally:
-                clean = self.stop(failed)
+                clean = self._leave(failed) if leaves else self.stop(failed)
         finally:
             self._let_go()
         return 0 if clean and not failed else 1
+
+    def _leave(self, failed: bool) -> bool:
+        """Leave processes, rules and queues as they are: the next agent takes them over, in this process or another."""
+        self._inheritance.keep(self._meter)
+        self._crew.leave()
+        if failed or (self._store.outlives and not self._in_place):
+            return True
+        try:
+            self._system.start_again(self._store.kept)
+        except OSError as error:
+            self._log(f"this program cannot be started again: {error}", "error")
+        self.stop(True)
+        return False
 
     def start(self) -> None:
         """Bind the queues, start the workers, then put the rules in. Raises one of FAILURES; `stop` takes back what is there."""
@@ -92,7 +110,7 @@ class Supervisor:
         self._user, made = system.ensure_user(agent.user)
         if made:
             self._log(f"made the system user {agent.user} (uid {self._user.uid})")
-        host = system.choose(self._config)
+        host = system.choose(self._config, self._store.take("table"))
         rules = self._rules = LiveRules(host, system.elsewhere(host, agent.instance))
         self._drift = DriftCheck(rules, self._meter, self._log, agent.drift_check)
         if rules.host.notice:
@@ -100,7 +118,7 @@ class Supervisor:
         self._config = system.advance(self._config)
         self._crew.add(self._workers_of(self._config))
         self._log(f"start: workers answer: {self._what()}", "debug")
-        if self._stop_asked:
+        if self._signals.stop:
             return
         ruleset = self._drift.ruleset = plan(self._config, self._user.uid, rules.host.lists)
         # From here on there may be rules to remove. Stale rules of this instance, from whatever configuration, go in the same
@@ -110,9 +128,12 @@ class Supervisor:
             system.route(agent.instance, marks)
         state = states(rules.apply(ruleset))
         self._log("start: rules are in and verified", "debug")
+        for descriptor in rules.host.descriptors:
+            self._store.put("table", descriptor)
         self._drift.sweep()
         self._log_referenced_chains(state)
-        self._meter.start(listing(state))
+        self._inheritance.start_meter(self._meter, listing(state))
+        self._inheritance.taken()
         self._server = system.listen(agent.instance)
         self._server.serve(self._selector, self._answer)
         self._start_clocks(rules)
@@ -133,12 +154,12 @@ class Supervisor:
         wait = max(0.0, min(self._due.values()) - self._system.clock())
         for key, _ in self._selector.select(wait):
             key.data()
-        if self._reload_asked and not self._stop_asked:
-            self._reload_asked = False
+        if self._signals.reload and not self._signals.over:
+            self._signals.reload = False
             self.reload()
         now = self._system.clock()
         for action, due in list(self._due.items()):
-            if due <= now and not self._stop_asked:
+            if due <= now and not self._signals.over:
                 action()
         for due_again in (self._crew.revive(now), None if self._server is None else self._server.expire()):
             if due_again is not None:
@@ -170,6 +191,7 @@ class Supervisor:
             except RuleError as error:
                 clean = False
                 self._log(f"{error}; run `nfq-agent remove`", "error")
+        self._inheritance.clear()
         if clean and not failed:
             self._log("stopped: no rule of this instance is left")
         return clean
@@ -198,25 +220,8 @@ class Supervisor:
             self._server.close()
         if self._lock is not None:
             self._lock.release()
-        signal.set_wakeup_fd(-1)
+        self._signals.close()
         self._selector.close()
-        for end in self._wakeup:
-            os.close(end)
-
-    # Signals.
-
-    def _catch_signals(self) -> None:
-        self._wakeup = reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in _SIGNALS:
-            signal.signal(number, self._signalled)
-        self._selector.register(reader, selectors.EVENT_READ, lambda: os.read(reader, 512))
-
-    def _signalled(self, number: int, _: object) -> None:
-        if number == signal.SIGHUP:
-            self._reload_asked = True
-        else:
-            self._stop_asked = True
 
     # Workers.
 
@@ -225,7 +230,7 @@ class Supervisor:
 
     def _private(self) -> Iterator[int]:
         """Descriptors that no child may keep open after this process has ended."""
-        yield from (self._selector.fileno(), *self._wakeup)
+        yield from (self._selector.fileno(), *self._signals.descriptors, *self._store.descriptors)
         if self._server is not None:
             yield from self._server.descriptors
         if self._lock is not None:
@@ -247,8 +252,9 @@ class Supervisor:
         self._due[self._tick] = now + _TICK
         if changed := self._config.changed_lists():
             self._log(f"reloading: {', '.join(map(str, changed))} changed")
-            self._reload_asked = True
+            self._signals.reload = True
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
+        self._inheritance.keep(self._meter)
         self._service.status(f"Serving {self._what()}; {self._meter.summary}")
         for capture in self._crew.captures.values():
             capture.look()
@@ -367,13 +373,23 @@ class Supervisor:
     def _answer(self, question: dict[str, Any]) -> dict[str, Any]:
         match question.get("verb"):
             case "ping":
-                return {"pid": os.getpid()}
+                return {"pid": os.getpid(), "began": self._began}
+            case "restart":
+                return self._restart()
             case "reload":
                 return self.reload()
             case "status":
                 return self._status().as_object()
             case verb:
                 return {"ok": False, "message": f"unknown verb {verb!r}"}
+
+    def _restart(self) -> dict[str, Any]:
+        """Start again with the code that is on the disk, if it would start. The answer to `nfq-agent restart`."""
+        if problem := self._system.rehearse():
+            self._log(f"restart refused, this agent goes on serving: {problem}", "error")
+            return {"ok": False, "message": f"it would not start, so the running agent goes on serving:\n{problem}"}
+        self._signals.restart = self._in_place = True
+        return {"ok": True, "began": self._began}
 
     def _status(self) -> Status:
         assert self._rules is not None

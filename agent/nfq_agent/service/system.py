@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from nfq_agent.config.environment import log_settings
 from nfq_agent.config.models import Config
 from nfq_agent.elements.loading import reimported
-from nfq_agent.host import routes
+from nfq_agent.host import reexec, routes, systemd
 from nfq_agent.host.journal import open_log
 from nfq_agent.host.systemd import ServiceManager
 from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, ensure_user, has_capability
@@ -31,6 +31,7 @@ from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.policy_generation import advance
 from nfq_agent.service.proxy_worker import ProxyWorker
 from nfq_agent.service.queue_worker import QueueWorker
+from nfq_agent.service.store import Store
 from nfq_agent.service.worker import Worker, WorkerError
 
 # What a start, a reload or a stop may fail with. Anything else is a fault of ours.
@@ -64,6 +65,7 @@ class Workers(Protocol):
     def descriptors(self) -> Iterator[int]: ...
     def add(self, workers: Sequence[Worker]) -> None: ...
     def replace(self, old: Worker, successor: Worker) -> None: ...
+    def leave(self) -> None: ...
     def retire(self, workers: Sequence[Worker]) -> None: ...
     def wait_for_leaving(self) -> None: ...
     def revive(self, now: float) -> float | None: ...
@@ -98,32 +100,41 @@ class System:
     lock: Callable[[str], InstanceLock]
     listen: Callable[[str], Listening]
     ensure_user: Callable[[str], tuple[User, bool]]
-    choose: Callable[[Config], RuleHost]
-    crew: Callable[[selectors.BaseSelector, Log, Callable[[], None]], Workers]
+    choose: Callable[[Config, int | None], RuleHost]
+    crew: Callable[[selectors.BaseSelector, Log, Callable[[], None], Store], Workers]
     route: Callable[[str, Mapping[Family, Set[Mark]]], None]
     open_log: Callable[[Config], Log]
     advance: Callable[[Config], Config]
     reimported: Callable[[], contextlib.AbstractContextManager[list[str]]]
     elsewhere: Callable[[RuleHost, str], Sequence[RulePlace]]
+    store: Store
+    rehearse: Callable[[], str]
+    start_again: Callable[[Mapping[str, int]], None]
 
 
 def this_host() -> System:
     """The real ones."""
+    service = ServiceManager()
     return System(
         clock=time.monotonic,
         wall=time.time,
-        service=ServiceManager(),
+        service=service,
         may_change_rules=lambda: has_capability(CAP_NET_ADMIN),
         lock=control.Lock,
         listen=control.Server,
         ensure_user=ensure_user,
-        choose=lambda config: choose(config.agent.backend, config.agent.instance, captures=redirects(config)),
+        choose=lambda config, table: choose(
+            config.agent.backend, config.agent.instance, captures=redirects(config), inherited=table
+        ),
         crew=Crew,
         route=routes.ensure,
         open_log=_open_log,
         reimported=reimported,
         advance=lambda config: advance(config, control.folder() / f"{config.agent.instance}.generations"),
         elsewhere=elsewhere,
+        store=Store(systemd.passed() | reexec.handed(), service if service.stores else None),
+        rehearse=reexec.rehearse,
+        start_again=reexec.start_again,
     )
 
 

@@ -13,7 +13,9 @@ from nfq_agent.host.child import STOP, Child, NotReady
 from nfq_agent.host.pulse import Progress, Pulse
 from nfq_agent.host.users import CAP_NET_ADMIN, User
 from nfq_agent.log import Log
+from nfq_agent.service.order import Order
 from nfq_agent.service.restarts import WITHIN, Deaths
+from nfq_agent.service.store import Store
 
 READY_WITHIN: Final = 10.0
 STOP_WITHIN: Final = 2.0
@@ -38,12 +40,14 @@ class Roster(Generic[Q, P, T]):
 class Worker(ABC):
     """One child process that is replaced when it dies.
 
-    title: for messages. drains: when it is told to end it goes on with what it has; a successor serves beside it. ends_within:
-    seconds that it may take to end. last_word: what tells it to end. capabilities: those that its process has.
+    title: for messages. lingers: without a supervisor it goes on until nothing comes any more. drains: when it is told to end it
+    goes on with what it has; a successor serves beside it. ends_within: seconds that it may take to end. last_word: what tells
+    it to end. capabilities: those that its process has.
     """
 
     title: str
     drains = False
+    lingers = False
     ends_within = STOP_WITHIN
     last_word = STOP
     capabilities: tuple[int, ...] = (CAP_NET_ADMIN,)
@@ -56,6 +60,10 @@ class Worker(ABC):
         # It did not stop in time: it may have left packets unanswered, as after a death, but the death is not counted.
         self.killed = False
         self.restart_at: float | None = None
+        self.predecessor: Child | None = None
+        """The process of an agent before this one that serves until this worker takes over."""
+        self.waits = False
+        """Its process is to wait for an order when it is ready."""
         self._user = user
         self._log = log
         self._close = close
@@ -100,6 +108,27 @@ class Worker(ABC):
     def body(self, control: socket.socket) -> None:
         """What the child does."""
 
+    def inherit(self, store: Store) -> bool:
+        """Take what an agent before this one had open, in place of `open`. False if there is nothing. Raises OSError."""
+        del store
+        return False
+
+    @property
+    def stored(self) -> dict[str, tuple[int, bool]]:
+        """What the next agent is to get: names with descriptors, and whether to keep each only until its other end is closed."""
+        return {}
+
+    @property
+    def noted(self) -> tuple[str, dict[str, Any]] | None:
+        """What the next agent needs to know besides: a name, and an object for JSON."""
+        return None
+
+    def abandon(self) -> None:
+        """After `inherit`: leave everything as it is to the agent that comes next."""
+        if self.predecessor is not None:
+            self.predecessor.leave()
+            self.predecessor = None
+
     @property
     def keeps(self) -> set[int]:
         """Descriptors that its process needs, although they are among those that a child must not keep open."""
@@ -133,6 +162,12 @@ class Worker(ABC):
         self._progress.restart()
         others = set(self._close()) - self.keeps
         self.child = Child(self.title, self._live, self._user, self.capabilities, others)
+
+    def begin(self, order: Order) -> None:
+        """Tell its process, which waits, to serve."""
+        assert self.child is not None
+        self.waits = False
+        self.child.tell(order.line)
 
     def _live(self, control: socket.socket) -> None:
         # From here on the process is ended if it hangs, also when nothing watches it any more.

@@ -45,13 +45,21 @@ class Channel:
     only the process that bound the queue unbinds it. Methods raise OSError with the kernel's errno.
     """
 
-    def __init__(self, given: socket.socket | None = None, family: int = socket.AF_UNSPEC) -> None:
-        self._queue = netfilterqueue.NetfilterQueue(af=family, sockfd=-1 if given is None else given.fileno())
-        self._socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
+    def __init__(
+        self, given: socket.socket | None = None, family: int = socket.AF_UNSPEC, bound: tuple[int, int] | None = None
+    ) -> None:
+        """bound: descriptor and number of a queue that another process has bound; this object takes the descriptor over."""
+        self._queue: netfilterqueue.NetfilterQueue | None = None
+        if bound is None:
+            self._queue = netfilterqueue.NetfilterQueue(af=family, sockfd=-1 if given is None else given.fileno())
+            self._socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
+        else:
+            self._socket = socket.socket(fileno=bound[0])
         # Without it the kernel sends each refused message back whole.
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._send = self._socket.send
-        self._sequence = 0
+        # Of a process before this one, acknowledgements may be left in the socket.
+        self._sequence = 0 if bound is None else time.monotonic_ns() & 0x7FFFFFFF
         self._pending: deque[bytes] = deque()
         self._spin = 0.0
         self._number = 0
@@ -59,6 +67,8 @@ class Channel:
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._inbox = Inbox(self._socket.fileno(), messages.LONGEST_MESSAGE, make_packet)
+        if bound is not None:
+            self._use_number(bound[1])
         self.passed_over = 0
         """The number of the latest packet that NetfilterQueue took out of the socket while it bound the queue; 0 for none."""
 
@@ -79,6 +89,7 @@ class Channel:
 
     def bind(self, number: int, family: int, copy_mode: int, copy_range: int, max_len: int) -> None:
         """Make the queue and have this socket own it. OSError EBUSY: another socket owns it."""
+        assert self._queue is not None
         self._discard()
         self.passed_over = 0
         with warnings.catch_warnings():
@@ -258,7 +269,10 @@ class Channel:
     def unbind(self) -> None:
         """Remove the queue from the kernel. Packets that still wait are lost."""
         self._discard()
-        self._queue.unbind()
+        if self._queue is None:
+            self._refusal(messages.bind_command(2, socket.AF_UNSPEC))
+        else:
+            self._queue.unbind()
 
     def _discard(self) -> None:
         # NetfilterQueue takes the first error that it finds in the socket for the answer to its own request.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -126,7 +127,8 @@ class NftSocket:
         self._socket.settimeout(_TIMEOUT)
         with suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        self._sequence = 0
+        # Of a process before this one, answers may be left in the socket.
+        self._sequence = 0 if inherited is None else time.monotonic_ns() & 0x3FFFFFFF
 
     def __enter__(self) -> Self:
         return self

@@ -57,36 +57,39 @@ def choose(
     lock: int | None = None,
     captures: bool = False,
     persist: bool = False,
+    inherited: int | None = None,
 ) -> RuleHost:
     """The backend to use. `auto` is legacy wherever python-iptables can do what is needed, and says why where it is not.
 
     lock: a descriptor of the xtables lock, for a process that may not open it. captures: whether connections are to be led to a
-    proxy by NAT. persist: whether rules have to outlive this process. Raises RuleError where neither backend can be used.
+    proxy by NAT. persist: whether rules have to outlive this process. inherited: the socket that owns the table of the process
+    before this one, which is the caller's if another backend is chosen. Raises RuleError where neither backend can be used.
     """
     if backend == "owned":
-        return _owned(instance, "", persist)
+        return _owned(instance, "", persist, inherited)
     problem = python_iptables.problem()
     if backend == "legacy":
         if problem is not None:
             raise RuleError(f"backend legacy can't be used: {problem}")
         return LegacyHost(instance, lock)
     if problem is not None:
-        return _owned(instance, f"backend owned is used, since legacy rules can't be: {problem}", persist)
+        return _owned(instance, f"backend owned is used, since legacy rules can't be: {problem}", persist, inherited)
     if captures and (chain := neighbours.nat_chain()) is not None and probe().problem is None:
         return _owned(
             instance,
             f"backend owned is used, since nf_tables does NAT here ({chain}) and may be asked before legacy NAT: a proxy would "
             "miss connections",
             persist,
+            inherited,
         )
     return LegacyHost(instance, lock)
 
 
-def _owned(instance: str, notice: str, persist: bool) -> OwnedHost:
+def _owned(instance: str, notice: str, persist: bool, inherited: int | None) -> OwnedHost:
     if (problem := probe().problem) is not None:
         before = f"{notice}; " if notice else ""
         raise RuleError(f"{before}backend owned can't be used: {problem}")
-    return OwnedHost(instance, notice, persist=persist)
+    return OwnedHost(instance, notice, inherited, persist)
 
 
 class RulePlace(Protocol):

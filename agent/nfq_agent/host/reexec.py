@@ -1,0 +1,78 @@
+"""Starts this program again in place: the same process with the code that is on the disk now, and descriptors that it is given.
+
+Their names and numbers go through an environment variable, so that versions can differ.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Final, NoReturn
+
+_VARIABLE: Final = "NFQ_AGENT_HANDED"
+_REHEARSAL: Final = 20.0
+# They wait until the new program has its handlers: before, they would end it.
+_WAIT: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+
+
+def command() -> list[str]:
+    """The command line of this process, as it can be run again."""
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+def rehearse() -> str:
+    """Whether the code that is on the disk now would start with its configuration: why not, or nothing.
+
+    It loads all of its code and checks its configuration, in a process of its own.
+    """
+    argv = command()
+    place = argv.index("run")
+    argv[place : place + 1] = ["check", "--code"]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=_REHEARSAL, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return ""
+    return (done.stderr or done.stdout).strip() or f"`{' '.join(argv)}` ended with {done.returncode}"
+
+
+def start_again(handed: Mapping[str, int]) -> NoReturn:
+    """Run the program again in this process. handed: descriptors by name, which have no `=` and no space. Raises OSError."""
+    for descriptor in handed.values():
+        os.set_inheritable(descriptor, True)
+    os.environ[_VARIABLE] = " ".join(f"{name}={descriptor}" for name, descriptor in handed.items())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAIT)
+    try:
+        os.execv(sys.executable, command())
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        del os.environ[_VARIABLE]
+        for descriptor in handed.values():
+            os.set_inheritable(descriptor, False)
+        raise
+
+
+def handed() -> dict[str, int]:
+    """What the program before gave to this one; a second call returns nothing."""
+    found = {}
+    for each in os.environ.pop(_VARIABLE, "").split():
+        name, _, number = each.partition("=")
+        try:
+            os.set_inheritable(int(number), False)
+        except (OSError, ValueError):
+            continue
+        found[name] = int(number)
+    return found
+
+
+def take_signals() -> None:
+    """Let the signals come that waited while the program was started. Call it when their handlers are set."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAIT)

@@ -1,0 +1,142 @@
+"""Takes over what the processes of an agent before this one serve: does what `succession` says.
+
+Packets that come while one process stops and the next begins wait in the kernel for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from nfq_agent.host.child import STOP
+from nfq_agent.log import Log
+from nfq_agent.service.order import Order
+from nfq_agent.service.queue_worker import QueueWorker
+from nfq_agent.service.store import Store
+from nfq_agent.service.succession import Command, Happening, Succession
+from nfq_agent.service.worker import Worker, WorkerError
+
+# A process that does not stop within so many seconds is killed, and takes so long to end at the most.
+_STOPS_WITHIN: Final = 1.0
+_ENDS_WITHIN: Final = 5.0
+
+
+def hand_over(heirs: Sequence[Worker], store: Store, log: Log, beat: Callable[[], None]) -> None:
+    """Start a process for each of these and let it serve in place of the predecessor's. Raises WorkerError, QueueError, OSError.
+
+    If one cannot be prepared, no predecessor was told anything.
+    """
+    queues = [worker for worker in heirs if isinstance(worker, QueueWorker)]
+    # A queue whose settings change has to be without a reader meanwhile; it comes last, when nothing else can fail.
+    ready = [worker for worker in queues if worker.fits]
+    _Handover(ready, store, log, beat).run()
+    for worker in queues:
+        if worker not in ready:
+            _change(worker, store, log, beat)
+
+
+def keep(worker: Worker, store: Store, log: Log) -> None:
+    """Keep what an agent after this one needs of a worker."""
+    try:
+        if worker.noted is not None:
+            store.note(*worker.noted)
+        for name, (descriptor, polled) in worker.stored.items():
+            store.put(name, descriptor, polled)
+    except OSError as error:
+        log(f"{worker.title}: the service manager does not keep it: {error}; a restart will lose packets", "error")
+
+
+class _Handover:
+    """Workers that begin together."""
+
+    def __init__(self, workers: Sequence[QueueWorker], store: Store, log: Log, beat: Callable[[], None]) -> None:
+        self._workers = {worker.number: worker for worker in workers}
+        self._store = store
+        self._log = log
+        self._beat = beat
+        self._succession = Succession({number: worker.predecessor is not None for number, worker in self._workers.items()})
+
+    def run(self) -> None:
+        """All of it. Raises WorkerError, OSError."""
+        for worker in self._workers.values():
+            worker.waits = True
+            worker.start()
+        for number, worker in self._workers.items():
+            try:
+                worker.wait_ready(self._beat)
+            except WorkerError:
+                self._on(number, Happening.FAILED)
+                raise
+            self._on(number, Happening.READY)
+
+    def _on(self, number: int, event: Happening) -> None:
+        for place, command in self._succession.on(number, event):
+            self._do(self._workers[place], command)
+
+    def _do(self, worker: QueueWorker, command: Command) -> None:
+        match command:
+            case Command.STOP:
+                _stop(worker)
+                self._on(worker.number, _how_it_stopped(worker))
+            case Command.KILL:
+                self._log(f"{worker.title} of the agent before did not stop within {_STOPS_WITHIN:g} s and is killed", "warning")
+                _kill(worker)
+                self._on(worker.number, Happening.ENDED)
+            case Command.KEEP:
+                worker.count_on()
+                keep(worker, self._store, self._log)
+            case Command.BEGIN:
+                worker.begin(Order(None, False))
+                _forget_predecessor(worker)
+            case Command.TAKE_LOST:
+                worker.begin(worker.lost(requeue=True))
+                _forget_predecessor(worker)
+            case Command.END_NEW:
+                worker.stop()
+
+
+def _stop(worker: QueueWorker) -> None:
+    if worker.predecessor is not None:
+        worker.predecessor.tell(STOP)
+
+
+def _how_it_stopped(worker: QueueWorker) -> Happening:
+    predecessor = worker.predecessor
+    if predecessor is None:
+        return Happening.ENDED
+    if not predecessor.wait_done(_STOPS_WITHIN):
+        return Happening.LATE
+    return Happening.DONE if predecessor.done else Happening.ENDED
+
+
+def _kill(worker: QueueWorker) -> None:
+    if worker.predecessor is not None:
+        worker.predecessor.kill()
+        worker.predecessor.wait_end(_ENDS_WITHIN)
+
+
+def _forget_predecessor(worker: QueueWorker) -> None:
+    """It has nothing to do any more: see to its end."""
+    predecessor, worker.predecessor = worker.predecessor, None
+    if predecessor is None:
+        return
+    if not predecessor.wait_end(_ENDS_WITHIN):
+        predecessor.kill()
+    predecessor.reap(block=True)
+
+
+def _change(worker: QueueWorker, store: Store, log: Log, beat: Callable[[], None]) -> None:
+    """Take a queue over and put other settings into force. Packets that come meanwhile wait."""
+    _stop(worker)
+    how = _how_it_stopped(worker)
+    if how is Happening.LATE:
+        log(f"{worker.title} of the agent before did not stop within {_STOPS_WITHIN:g} s and is killed", "warning")
+        _kill(worker)
+    if how is not Happening.DONE:
+        worker.take_lost()
+    worker.count_on()
+    worker.refit()
+    worker.start()
+    worker.wait_ready(beat)
+    keep(worker, store, log)
+    _forget_predecessor(worker)

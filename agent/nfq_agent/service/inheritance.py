@@ -1,0 +1,86 @@
+"""What the supervisor gets from an agent before it, and leaves to the one after it, besides its workers (see crew, handover)."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from nfq_agent.host.child import STOP, Child
+from nfq_agent.host.nfqueue.statistics import statistics
+from nfq_agent.log import Log
+from nfq_agent.service.live_rules import ListedRule
+from nfq_agent.service.meter import Meter
+from nfq_agent.service.store import Store
+
+# Seconds for a queue that nobody wants to run empty, and for its process to end.
+_DRAINS_WITHIN: Final = 2.0
+_METER: Final = "meter"
+
+
+class Inheritance:
+    """pending: something of an agent before this one serves until this one takes it over."""
+
+    def __init__(self, store: Store, log: Log) -> None:
+        self._store = store
+        self._log = log
+        self.pending = store.inherited
+
+    @property
+    def serves_on(self) -> bool:
+        """Whether what an agent before this one left goes on serving when this one ends before it took it over."""
+        return self.pending and self._store.outlives
+
+    def start_meter(self, meter: Meter, found: list[ListedRule]) -> None:
+        """Count on where an agent before this one was, or begin."""
+        try:
+            meter.resume(self._store.noted(_METER))
+            meter.read(found)
+        except (KeyError, TypeError, ValueError):
+            meter.start(found)
+
+    def keep(self, meter: Meter) -> None:
+        """Note for an agent after this one what was counted."""
+        try:
+            self._store.note(_METER, meter.memo)
+        except OSError as error:
+            self._log(f"the next agent will not know what was counted: {error}", "warning")
+
+    def taken(self) -> None:
+        """All that is wanted is taken over, and the rules are ours: end the rest."""
+        self.pending = False
+        for name in self._store.waiting("worker-"):
+            number = name.rpartition("-")[2]
+            child = Child.adopted(
+                f"worker of queue {number}", self._store.take(name), self._store.noted(f"queue-{number}").get("process")
+            )
+            self._store.drop(name)
+            self._store.note(f"queue-{number}", None)
+            if child is not None:
+                _run_empty(int(number))
+                child.tell(STOP)
+                if not child.wait_end(_DRAINS_WITHIN):
+                    child.kill()
+                child.reap(block=True)
+                self._log(f"queue {number} of the agent before is not wanted any more: its worker has ended")
+        for name in self._store.waiting(""):
+            self._store.discard(name)
+
+    def clear(self) -> None:
+        """Leave nothing to an agent after this one."""
+        try:
+            self._store.clear()
+        except OSError as error:
+            self._log(f"the service manager was not told to close what it keeps: {error}", "error")
+
+
+def _run_empty(number: int) -> None:
+    """Return when no packet waits in a queue to which no rule leads, or after a while."""
+    deadline = time.monotonic() + _DRAINS_WITHIN
+    while time.monotonic() < deadline:
+        try:
+            line = statistics().get(number)
+        except OSError:
+            return
+        if line is None or not line.waiting:
+            return
+        time.sleep(0.005)
