@@ -10,9 +10,12 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+from nfq_agent.earlier import Belongs, Earlier
 from nfq_agent.noise import looks_encrypted
 from nfq_agent.protocols import MORE, NO, Found, Parser
+from nfq_agent.read_bytes import ReadBytes, distance
 from nfq_agent.reassembly import Reassembly
+from nfq_agent.soundness import Soundness
 
 # What a message may take until it is given up: packets with payload, bytes, seconds.
 PACKETS: Final = 32
@@ -27,7 +30,8 @@ class Event(Enum):
 
     MESSAGE: a whole message, `facts`. PART: the message that has begun is not whole; `facts` is what is known of it.
     ADDED: `facts` belong to the first message too. GAVE_UP: the message can't be read, `reason`; nothing later will be.
-    AHEAD: the segment comes before bytes that have to be read first.
+    AHEAD: the segment comes before bytes that have to be read first. DIFFERS: two segments say different things about the same
+    bytes, so that nothing is known of the connection, `reason`; nothing later will be read.
     """
 
     MESSAGE = "message"
@@ -35,6 +39,7 @@ class Event(Enum):
     ADDED = "added"
     GAVE_UP = "gave up"
     AHEAD = "ahead"
+    DIFFERS = "differs"
 
 
 class Said(NamedTuple):
@@ -61,16 +66,20 @@ class Conversation:
     initial: the client's initial sequence number. from_origin: True where the client sent the flow's first packet. answered:
     a packet of the server was seen. closed: a FIN or RST was seen. renewed: the number of a later SYN, until the server has
     answered it. server_first: the number of the server's first byte, where its SYN was seen. begun: a part of the message was
-    told, or it is the first. ended: a FIN of the client was seen.
+    told, or it is the first. ended: a FIN of the client was seen. earlier: connections before this one, as long as no
+    server has answered it.
     """
 
     __slots__ = (
-        "_began", "_client", "_first", "_next", "_packets", "_parsers", "_phase", "_server",
-        "answered", "begun", "closed", "ended", "from_origin", "initial", "renewed", "server_first",
+        "_began", "_client", "_first", "_next", "_packets", "_parsers", "_phase", "_read_bytes", "_server",
+        "_soundness", "answered", "begun", "closed", "earlier", "ended", "from_origin", "initial", "renewed", "server_first",
     )  # fmt: skip
 
-    def __init__(self, initial: int, from_origin: bool, parsers: tuple[Parser, ...]) -> None:
+    def __init__(self, initial: int, from_origin: bool, parsers: tuple[Parser, ...], earlier: Earlier | None = None) -> None:
         self.initial = initial
+        self.earlier = earlier
+        # Of the server's segments and of the client's; made when it is needed.
+        self._soundness: list[Soundness | None] | None = None
         self.from_origin = from_origin
         self.answered = False
         self.begun = True
@@ -82,6 +91,8 @@ class Conversation:
         self._parsers = parsers
         # Where the next message begins.
         self._next = initial + 1 & 0xFFFFFFFF
+        # What was read and not acknowledged yet.
+        self._read_bytes: ReadBytes | None = None
         self._began: float | None = None
         self._packets = 0
         self._client: Reassembly | None = None
@@ -110,6 +121,47 @@ class Conversation:
         return self._first is not None or self._phase is _Phase.OPENING
 
     @property
+    def awaited(self) -> int:
+        """The number of the client's next byte."""
+        return self._next + (len(self._client.data) if self._client is not None else 0) & 0xFFFFFFFF
+
+    @property
+    def compares(self) -> bool:
+        """Whether bytes that were read are kept, to compare with what is sent again."""
+        return self._read_bytes is not None
+
+    def contests(self, sequence: int) -> bool:
+        """Whether a segment of the client may deny what was read. sequence: of its first byte."""
+        return self.earlier is not None or (self._read_bytes is not None and distance(sequence, self._next) < 0)
+
+    def acknowledged(self, number: int) -> None:
+        """The server has taken the client's bytes before this number."""
+        if self._read_bytes is not None:
+            self._read_bytes.acknowledge(number)
+            if not self._read_bytes.held:
+                self._read_bytes = None
+
+    def compare_no_more(self) -> None:
+        """Drop the bytes that were read."""
+        self._read_bytes = None
+
+    def soundness(self, from_client: bool) -> Soundness:
+        """What the receiver of one side's segments remembers."""
+        if self._soundness is None:
+            self._soundness = [None, None]
+        known = self._soundness[from_client]
+        if known is None:
+            known = self._soundness[from_client] = Soundness()
+        return known
+
+    def in_order(self, sequence: int, from_client: bool) -> bool:
+        """Whether a segment begins at, or before, the byte that its receiver awaits."""
+        if from_client:
+            return distance(sequence, self.awaited) <= 0
+        first = self.server_first
+        return first is None or distance(sequence, first + (len(self._server.data) if self._server else 0)) <= 0
+
+    @property
     def _opening(self) -> bool:
         return self._phase is _Phase.OPENING
 
@@ -118,7 +170,7 @@ class Conversation:
         return self._phase is _Phase.DONE
 
     def forget(self) -> None:
-        """Drop the bytes that are kept: those that wait for others come again."""
+        """Drop the bytes that wait for others: they come again."""
         self._client = self._server = self._first = None
 
     def give_up(self, reason: str, conflict: bool = False) -> list[Said]:
@@ -126,6 +178,13 @@ class Conversation:
         self._phase = _Phase.DONE
         self.forget()
         return [Said(Event.GAVE_UP, {}, reason, conflict)]
+
+    def _differ(self) -> list[Said]:
+        """Read nothing more: which bytes the server takes is not known."""
+        self._phase = _Phase.DONE
+        self.forget()
+        self._read_bytes = None
+        return [Said(Event.DIFFERS, {}, "segments that overlap differ", True)]
 
     def run_out(self, reason: str) -> list[Said]:
         """Give up a message that took too much. What the client has begun to say hides a name: that is a conflict."""
@@ -142,15 +201,22 @@ class Conversation:
 
     def client(self, sequence: int, data: bytes, now: float) -> list[Said]:
         """A segment of the client. sequence: of its first byte. now: seconds."""
-        offset = sequence - self._next & 0xFFFFFFFF
-        if offset >= 1 << 31:
-            offset -= 1 << 32
+        if self.earlier is not None and (said := self._contested(sequence, len(data))):
+            return said
+        offset = distance(sequence, self._next)
+        if offset < 0 and self._read_bytes is not None:
+            if self._read_bytes.differs(sequence, data):
+                return self._differ()
+            if self._read_bytes.lost(sequence):
+                return _AHEAD
         if self._phase is _Phase.DONE or offset + len(data) <= 0:
             # Read before, or the body of a message.
             return []
+        if offset >= BYTES:
+            return _AHEAD
         if self._late(now):
             return self.run_out(f"{SECONDS:.0f} seconds have passed")
-        said: list[Said] = []
+        said = []
         if self._client is None and offset <= 0 and self._server is None:
             # Nearly always one packet says it all, and nothing needs to be kept.
             whole = data if offset == 0 else data[-offset:]
@@ -166,7 +232,7 @@ class Conversation:
                 self._client = Reassembly(self._next, BYTES)
             grew = self._client.add(sequence, data)
             if self._client.conflict:
-                return self.give_up("segments that overlap differ", conflict=True)
+                return self._differ()
             if self._phase is _Phase.LATER and not self._client.data:
                 self._client.full = False
                 return _AHEAD
@@ -176,6 +242,16 @@ class Conversation:
                     self._begin_next_message()
                     return said
         return self._bounded(said, now)
+
+    def _contested(self, sequence: int, size: int) -> list[Said]:
+        """What a segment says against a connection that no server was heard to answer; nothing if it may be of this one."""
+        if self.earlier is None:
+            return []
+        if self.answered or self.earlier.over:
+            self.earlier = None
+            return []
+        whose = self.earlier.of(sequence, size)
+        return self._differ() if whose is Belongs.EARLIER else _AHEAD if whose is Belongs.NONE else []
 
     def server(self, sequence: int, data: bytes, now: float) -> list[Said]:
         """A segment of the server."""
@@ -193,7 +269,7 @@ class Conversation:
         if self._phase is not _Phase.OPENING:
             return self._add_from_server() if grew else []
         if self._server.conflict:
-            return self.give_up("segments that overlap differ", conflict=True)
+            return self._differ()
         said: list[Said] = []
         if grew:
             if self._client is None:
@@ -254,12 +330,22 @@ class Conversation:
                 return at
             found = self._parse(rest, said)
             if found is None:
+                if self._done:
+                    self._keep(at, rest)
+                    return len(data)
                 return at
+            self._keep(at, rest[: found.used or None])
             at += found.used + found.skip
             if at > len(data) or self._done:
                 return at
         said += self.give_up("too many messages in one packet", conflict=True)
         return at
+
+    def _keep(self, at: int, data: bytes) -> None:
+        """Keep bytes that were read. at: of the first one, from where the next message begins."""
+        if self._read_bytes is None:
+            self._read_bytes = ReadBytes()
+        self._read_bytes.add(self._next + at & 0xFFFFFFFF, data[:BYTES])
 
     def _parse(self, data: bytes, said: list[Said]) -> Found | None:
         """Read one message; None where it is not whole, or was given up."""

@@ -13,13 +13,14 @@ from nfq_agent.noise import looks_encrypted
 from nfq_agent.protocols import Found, dns, quic
 from nfq_agent.protocols.known import DATAGRAMS
 
-_LONG_HEADER: Final = 0xC0
+# The first two bits of QUIC's packets before the handshake is over (RFC 8999 5.1).
+LONG_HEADER: Final = 0xC0
 
 
 class Datagrams:
     """What is kept of a UDP flow. begun: a part of the message was told, or it is the first."""
 
-    __slots__ = ("_began", "_hello", "_junk", "_quic", "begun", "decided", "gave_up")
+    __slots__ = ("_began", "_conflict", "_hello", "_junk", "_quic", "begun", "decided", "gave_up")
 
     def __init__(self) -> None:
         self._began: float | None = None
@@ -27,6 +28,7 @@ class Datagrams:
         self._quic: quic.Connections | None = None
         # The QUIC connection that the facts are of.
         self._hello: quic.Hello | None = None
+        self._conflict = False
         self.begun = True
         self.decided = False
         self.gave_up = False
@@ -62,7 +64,7 @@ class Datagrams:
             if is_dns and from_origin and self.decided:
                 # What can't be read does not inherit what was said of the last one.
                 return [Said(Event.GAVE_UP, {}, "a datagram that is no DNS message")]
-        if from_origin and data[0] & _LONG_HEADER == _LONG_HEADER and (said := self._initial(data, now)) is not None:
+        if from_origin and data[0] & LONG_HEADER == LONG_HEADER and (said := self._initial(data, now)) is not None:
             return said
         if self.decided or self.gave_up or (self._hello is not None and from_origin):
             return []
@@ -99,9 +101,10 @@ class Datagrams:
             if not same:
                 self.begun = self.begun and not self.decided
             return [Said(Event.PART, hello.facts)]
-        if same and not self.begun:
+        if same and not self.begun and hello.conflict == self._conflict:
             # Sent again.
             return []
+        self._conflict = hello.conflict
         return self._message(Found(hello.facts))
 
     def _counted(self, data: bytes, now: float) -> list[Said]:

@@ -19,6 +19,7 @@ class Flow:
     undecided: True while an answer is for the packet alone, since something about the flow is not known yet.
     message: the number of the message that the facts are of. earlier: the facts of messages that the packet at hand brings
     besides, before that one. ahead: the packet at hand can't be judged before bytes that have not come yet.
+    unsound: why the receiver of the packet at hand discards it, so that nothing of it was read; empty if it does not.
     """
 
     origin: FiveTuple
@@ -31,6 +32,7 @@ class Flow:
     message: int = 0
     earlier: tuple[dict[str, Any], ...] = ()
     ahead: bool = False
+    unsound: str = ""
 
 
 class FlowTable:

@@ -27,6 +27,8 @@ from namespace import Namespace, join
 NGINX, DNS = 8000, 53
 ADDRESSES = {4: "10.203.0.1", 6: "fd00:203::1"}
 NOBODY = 65534
+# A hop limit with which a packet does not reach the servers: their host drops it, as a router on the way would.
+FAR = 2
 
 _NGINX = """
 daemon off; master_process off; user root; pid /run/nginx.pid; error_log FOLDER/nginx-error.log;
@@ -159,6 +161,10 @@ class Bed:
         self.agent: Agent | None = None
         try:
             join(self.servers, self.attacker)
+            self.servers.shell(
+                f"iptables-legacy -t raw -A PREROUTING -m ttl --ttl-lt {FAR + 1} -j DROP;"
+                f"ip6tables-legacy -t raw -A PREROUTING -m hl --hl-lt {FAR + 1} -j DROP"
+            )
             self._serve()
             if policy.kind != "none":
                 self.agent = Agent(self.attacker, folder, policy.config).ready()

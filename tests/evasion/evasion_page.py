@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import evasion_decoys
 import evasion_dns
 import evasion_http
 import evasion_tls
 from evasion_line import Line
 
-LINES: tuple[Line, ...] = (*evasion_http.LINES, *evasion_dns.LINES, *evasion_tls.LINES)
+LINES: tuple[Line, ...] = (*evasion_http.LINES, *evasion_dns.LINES, *evasion_tls.LINES, *evasion_decoys.LINES)
 
 _HEAD = """# Evasions: what a name policy holds against
 

@@ -76,8 +76,12 @@ def _quic_client(name: str, **options: object) -> QuicConnection:
     return QuicConnection(configuration=configuration)
 
 
-def _first_flight(name: str, address: tuple[str, int], **options: object) -> list[bytes]:
+def first_flight(name: str, address: tuple[str, int], number: bytes | None = None, **options: object) -> list[bytes]:
+    """The first datagrams of a client. number: its first connection id, a random one if None."""
     connection = _quic_client(name, **options)
+    if number is not None:
+        # aioquic chooses it by itself, and there is no public way to set it.
+        connection._peer_cid.cid = connection._original_destination_connection_id = number  # noqa: SLF001
     connection.connect(address, now=0.0)
     return [datagram for datagram, _ in connection.datagrams_to_send(now=0.0)]
 
@@ -94,27 +98,27 @@ def _send(client: socket.socket, flight: list[bytes]) -> None:
 
 def _quic(attempt: Attempt, name: str) -> None:
     with attempt.udp(QUIC) as client:
-        _send(client, _first_flight(name, (attempt.address, QUIC)))
+        _send(client, first_flight(name, (attempt.address, QUIC)))
 
 
 def _quic_again(attempt: Attempt, name: str) -> None:
     """Another connection from the same port."""
     with attempt.udp(QUIC) as client:
         for each in (attempt.allowed, name):
-            _send(client, _first_flight(each, (attempt.address, QUIC)))
+            _send(client, first_flight(each, (attempt.address, QUIC)))
 
 
 def _quic_behind_junk(count: int, attempt: Attempt, name: str) -> None:
     with attempt.udp(QUIC) as client:
         for _ in range(count):
             client.send(b"\x40" + os.urandom(40))
-        _send(client, _first_flight(name, (attempt.address, QUIC)))
+        _send(client, first_flight(name, (attempt.address, QUIC)))
 
 
 def _quic_large(attempt: Attempt, name: str) -> None:
     """A hello in several Initial packets."""
     with attempt.udp(QUIC) as client:
-        for datagram in _first_flight(
+        for datagram in first_flight(
             name, (attempt.address, QUIC), alpn_protocols=["h3", *[f"alpn-{n:03}-{'x' * 40}" for n in range(60)]]
         ):
             client.send(datagram)

@@ -89,7 +89,7 @@ def test_a_flow_is_undecided_until_the_last_byte() -> None:
     assert not talk.flow.undecided
 
 
-def test_nothing_is_kept_of_a_decided_flow_but_its_first_number() -> None:
+def test_no_bytes_of_a_decided_flow_wait() -> None:
     talk = Talk().open().say(HELLO[:300]).say(HELLO[300:], 300)
     element = talk.bench.element
     assert isinstance(element, Dpi)

@@ -14,8 +14,10 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 
 from nfq_agent import element
+from nfq_agent.checksum import is_wrong
 from nfq_agent.conversation import SECONDS, Conversation, Event, Said
-from nfq_agent.datagrams import Datagrams
+from nfq_agent.datagrams import LONG_HEADER, Datagrams
+from nfq_agent.earlier import Earlier
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.facts import fields, words
 from nfq_agent.flow import Flow
@@ -23,6 +25,7 @@ from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
 from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import OWNERS, PARSERS
 from nfq_agent.rate import LINES, WARNINGS, LimitedEmit
+from nfq_agent.soundness import refused_syn, signed
 from nfq_agent.verdict import Verdict
 
 _FIN: Final = 1
@@ -59,6 +62,8 @@ class Dpi(PacketElement[DpiOptions]):
         self._limit = options.openings
         # The flows whose bytes are kept, in the order in which they began, so that ageing looks at the head only.
         self._open: OrderedDict[int, tuple[Flow, Conversation | Datagrams, float]] = OrderedDict()
+        # The flows whose bytes were read and are kept to compare, the oldest first.
+        self._compared: OrderedDict[int, tuple[Flow, Conversation]] = OrderedDict()
         self._log = options.log
         self._warn = LimitedEmit(emit, WARNINGS, WARNINGS)
         self._line = LimitedEmit(emit, LINES, LINES)
@@ -71,6 +76,7 @@ class Dpi(PacketElement[DpiOptions]):
             return None
         flow.earlier = ()
         flow.ahead = False
+        flow.unsound = ""
         # The flow's clock is the worker's; not every packet is stamped.
         if self._open:
             self._age(flow.last)
@@ -103,21 +109,26 @@ class Dpi(PacketElement[DpiOptions]):
             return
         connection: Conversation | None = flow.state.get(self)
         if flags & _SYN:
-            connection = self._syn(packet, flow, headers, connection)
+            flow.unsound = refused_syn(packet, headers)
+            connection = None if flow.unsound else self._syn(packet, flow, headers, connection)
             if connection is None:
                 return
         elif connection is None:
             if "dpi" not in flow.facts and not flags & _RST:
                 self._give_up(flow, "it began before the first packet seen")
             return
-        elif connection.renewed is not None and self._renewed(packet, flow, headers, connection):
-            connection = flow.state[self]
-        if flags & (_FIN | _RST):
-            connection.closed = True
+        else:
+            if connection.renewed is not None and self._renewed(packet, flow, headers, connection):
+                connection = flow.state[self]
+            if self._passes_unread(packet, flow, headers, connection) or flow.unsound:
+                return
+            if flags & (_FIN | _RST):
+                connection.closed = True
+            if flags & _RST:
+                # What data it has is for people (RFC 9293 3.5.3).
+                return
         from_client = (headers.five_tuple == flow.origin) == connection.from_origin
-        if not (connection.listens if from_client else connection.awaits_server):
-            return
-        if flags & _URG and from_client:
+        if flags & _URG and from_client and connection.listens:
             # The receiver takes urgent bytes out of the stream, where its application does not ask for them (RFC 6093 3.2).
             self._hear(flow, connection, connection.give_up("TCP urgent data", conflict=True))
             return
@@ -126,6 +137,24 @@ class Dpi(PacketElement[DpiOptions]):
         self._segment(packet, flow, headers, connection, from_client)
         if connection.ended and connection.unfinished:
             self._hear(flow, connection, connection.end())
+
+    def _passes_unread(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation) -> bool:
+        """Whether a segment says nothing; where it does, whether it is sound is found out."""
+        flags = headers.tcp_flags or 0
+        from_client = (headers.five_tuple == flow.origin) == connection.from_origin
+        sequence, acknowledged = _SEQUENCE.unpack_from(packet.payload, (headers.transport or 0) + 4)
+        has_data = headers.data is not None and headers.data < (headers.length or len(packet.payload))
+        if from_client:
+            read = connection.listens or (has_data and connection.contests(sequence))
+        else:
+            read = connection.awaits_server or connection.compares
+        if not flags & (_FIN | _RST) and not (read and (has_data or flags & _URG or not from_client)):
+            return True
+        flow.unsound = connection.soundness(from_client).refuses(packet, headers, connection.in_order(sequence, from_client))
+        if not from_client and not flow.unsound and connection.compares:
+            connection.acknowledged(acknowledged)
+            self._compare_or_not(flow, connection)
+        return False
 
     def _segment(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation, from_client: bool) -> None:
         """Read the payload of a segment, if it has any."""
@@ -163,20 +192,29 @@ class Dpi(PacketElement[DpiOptions]):
         if answer:
             connection.answered = True
             connection.server_first = sequence + 1 & 0xFFFFFFFF
-        elif from_origin == connection.from_origin and headers.data is not None and len(packet.payload) > headers.data:
-            return connection
+        elif from_origin == connection.from_origin:
+            if signed(packet, headers):
+                for side in (True, False):
+                    connection.soundness(side).signed = True
+            if headers.data is not None and len(packet.payload) > headers.data:
+                return connection
         return None
 
     def _begin(self, flow: Flow, headers: Headers, initial: int, client: bool, now: float) -> Conversation:
         """A new connection; whatever was known of an earlier one on the same five-tuple is none of its business."""
+        earlier: Earlier | None = None
         if flow.facts or self in flow.state:
+            before: Conversation | None = flow.state.get(self)
+            if before is not None:
+                earlier = (before.earlier or Earlier((), initial)).and_then(before.initial + 1, before.awaited, initial)
             self._open.pop(id(flow), None)
+            self._compared.pop(id(flow), None)
             flow.facts.clear()
             flow.state.clear()
             flow.first = now
         ports = headers.five_tuple[2], headers.five_tuple[4]
         parsers = PARSERS if dns.PORTS.isdisjoint(ports) else _DNS_PARSERS
-        connection = Conversation(initial, (headers.five_tuple == flow.origin) == client, parsers)
+        connection = Conversation(initial, (headers.five_tuple == flow.origin) == client, parsers, earlier)
         flow.message = 0
         flow.state[self] = connection
         flow.facts["dpi"] = "undecided"
@@ -189,7 +227,7 @@ class Dpi(PacketElement[DpiOptions]):
             return False
         sequence = _SEQUENCE.unpack_from(packet.payload, (headers.transport or 0) + 4)[0]
         initial = connection.renewed
-        if initial is None or sequence != initial + 1 & 0xFFFFFFFF:
+        if initial is None or sequence != initial + 1 & 0xFFFFFFFF or is_wrong(packet):
             return False
         self._begin(flow, headers, initial, client=True, now=flow.last)
         return True
@@ -214,9 +252,16 @@ class Dpi(PacketElement[DpiOptions]):
                 flow.facts |= facts
                 flow.facts["dpi"] = "undecided"
                 flow.undecided = True
+            elif event is Event.DIFFERS:
+                # Another message than the one that was read, and perhaps of another protocol.
+                flow.message += 1
+                self._clear(flow)
+                flow.facts.pop("protocol", None)
+                self._give_up(flow, reason, conflict)
             else:
                 self._give_up(flow, reason, conflict)
         self._keep_or_not(flow, connection)
+        self._compare_or_not(flow, connection)
 
     def _next_message(self, flow: Flow, first: bool) -> None:
         """The facts are those of another message from now on. first: of those that the packet at hand brings."""
@@ -249,6 +294,9 @@ class Dpi(PacketElement[DpiOptions]):
                 flow.undecided = True
         data = packet.data
         if not data:
+            return
+        if (not datagrams.decided or data[0] >= LONG_HEADER) and is_wrong(packet):
+            flow.unsound = "a wrong checksum"
             return
         from_origin = five_tuple == flow.origin
         known = five_tuple.dport in dns.PORTS or five_tuple.sport in dns.PORTS or flow.facts.get("protocol") == "dns"
@@ -290,6 +338,16 @@ class Dpi(PacketElement[DpiOptions]):
             _, (oldest, other, _) = next(iter(self._open.items()))
             self._stop(oldest, other, "too many flows at a time were undecided")
         self._open[id(flow)] = flow, state, flow.last
+
+    def _compare_or_not(self, flow: Flow, connection: Conversation) -> None:
+        """Bound the connections whose bytes are kept after they were read."""
+        if not connection.compares:
+            self._compared.pop(id(flow), None)
+        elif id(flow) not in self._compared:
+            if len(self._compared) >= self._limit:
+                _, (_, oldest) = self._compared.popitem(last=False)
+                oldest.compare_no_more()
+            self._compared[id(flow)] = flow, connection
 
     def _age(self, now: float) -> None:
         # Two a turn, as in the flow table.

@@ -190,8 +190,9 @@ class Policy(PacketElement[PolicyOptions]):
             case = flow.state[self] = _Case(self._candidates(packet, flow))
         elif case.denied:
             return self._verdict(packet, case.action)
-        if flow.ahead:
-            # It comes again, behind what has to be read first. A reset would end a connection that may be allowed.
+        if flow.ahead or flow.unsound:
+            # It comes again, behind what has to be read first; or its receiver discards it. A reset would end a connection that
+            # may be allowed.
             return DROP
         for earlier in flow.earlier:
             if (denial := self._earlier(packet, flow, case, earlier)) is not None:

@@ -82,10 +82,11 @@ class Initial:
 class Hello:
     """The ClientHello of one connection, put together from its client's Initial packets. Bounded by its Reassembly.
 
-    facts: what is known so far. complete: nothing more is to come. conflict: two frames differ about the same byte.
+    facts: what is known so far. complete: nothing more is to come. conflict: two frames differ about the same byte, also where
+    the second one comes when all is read: which of them the server took is not known.
     """
 
-    __slots__ = ("_keys", "_stream", "complete", "conflict", "facts")
+    __slots__ = ("_keys", "_stream", "_whole", "complete", "conflict", "facts")
 
     def __init__(self, keys: _Keys | None, version: str) -> None:
         self._keys = keys
@@ -93,6 +94,8 @@ class Hello:
         self.facts: dict[str, Any] = {"protocol": "quic", "quic_version": version}
         self.complete = False
         self.conflict = False
+        # The hello's bytes, once it is whole.
+        self._whole = b""
 
     def opens(self, datagram: bytes, packet: Initial) -> bytes | None:
         """The frames of a packet of this connection; None for one of another."""
@@ -102,6 +105,11 @@ class Hello:
         """Take the frames of a packet."""
         stream = self._stream
         if stream is None:
+            for offset, data in _crypto(frames):
+                known = self._whole[offset : offset + len(data)]
+                if data[: len(known)] != known and not self.conflict:
+                    self.conflict = True
+                    self.facts = {"protocol": "quic", "conflict": "frames that overlap differ"}
             return
         for offset, data in _crypto(frames):
             stream.add(offset, data)
@@ -118,7 +126,8 @@ class Hello:
             return
         facts = tls.hello(data[4 : 4 + size], "q")
         self.facts |= facts or {"conflict": "a ClientHello that servers may read in different ways"}
-        # The keys stay, so that what is sent again is known again.
+        # Keys and bytes stay, so that what is sent again is known again.
+        self._whole = data[: 4 + size]
         self.complete, self._stream = True, None
 
     def give_up(self) -> None:
