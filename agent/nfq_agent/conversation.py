@@ -67,12 +67,13 @@ class Conversation:
     a packet of the server was seen. closed: a FIN or RST was seen. renewed: the number of a later SYN, until the server has
     answered it. server_first: the number of the server's first byte, where its SYN was seen. begun: a part of the message was
     told, or it is the first. ended: a FIN of the client was seen. earlier: connections before this one, as long as no
-    server has answered it.
+    server has answered it. mptcp: the SYN offered MPTCP.
     """
 
     __slots__ = (
         "_began", "_client", "_first", "_next", "_packets", "_parsers", "_phase", "_read_bytes", "_server",
-        "_soundness", "answered", "begun", "closed", "earlier", "ended", "from_origin", "initial", "renewed", "server_first",
+        "_soundness", "answered", "begun", "closed", "earlier", "ended", "from_origin", "initial", "mptcp", "renewed",
+        "server_first",
     )  # fmt: skip
 
     def __init__(self, initial: int, from_origin: bool, parsers: tuple[Parser, ...], earlier: Earlier | None = None) -> None:
@@ -83,6 +84,7 @@ class Conversation:
         self.from_origin = from_origin
         self.answered = False
         self.begun = True
+        self.mptcp = False
         self.closed = False
         self.ended = False
         self.renewed: int | None = None

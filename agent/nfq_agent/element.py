@@ -65,7 +65,8 @@ class PacketElement(Generic[O]):
     `Options`. `emit(message, level="info", **fields)` emits one event; it never blocks, and may suppress events that come too
     fast.
 
-    `needs`: how much of the packet it reads. `rewrites`: it may answer with a changed payload. `pure`: the answer follows from
+    `needs`: how much of the packet it reads. `rewrites`: it may answer with a changed payload.
+    `rewrites_small`: it may, for packets alone that no offload joins (a SYN). `pure`: the answer follows from
     protocol, addresses, ports, hook and interfaces alone, so that the worker may remember it. `lasting`: the answer, None too,
     holds for the whole flow from then on, unless `flow.undecided`. `reads_process`: it reads uid or gid. `degrades`: it works,
     with less to report, where the kernel shows metadata alone. An instance may set `needs`, `pure`, `lasting` and
@@ -77,6 +78,7 @@ class PacketElement(Generic[O]):
 
     needs: Needs = Needs.HEADERS
     rewrites: ClassVar[bool] = False
+    rewrites_small: ClassVar[bool] = False
     pure: bool = False
     lasting: bool = False
     reads_process: bool = False

@@ -17,8 +17,8 @@ _SYN: Final = 2
 _RST: Final = 4
 _ACK: Final = 16
 _TIMESTAMP: Final = 8
-# Signatures: MD5 (RFC 2385) and TCP-AO (RFC 5925).
-_SIGNED: Final = frozenset((19, 29))
+# MD5 (RFC 2385) and TCP-AO (RFC 5925).
+SIGNATURES: Final = frozenset((19, 29))
 MPTCP: Final = 30
 # As nearly every segment has it: two NOPs and a timestamp.
 _USUAL: Final = b"\1\1\x08\n"
@@ -68,7 +68,7 @@ class Soundness:
             # RFC 9293 3.10.7.4, fifth check.
             return "no ACK flag"
         options = tcp_options(packet, headers)
-        if not self.signed and not _SIGNED.isdisjoint(options):
+        if not self.signed and not SIGNATURES.isdisjoint(options):
             return "a signature that the connection does not have"
         stamp = options.get(_TIMESTAMP, b"")
         if len(stamp) != 8:
@@ -92,8 +92,3 @@ def refused_syn(packet: Packet, headers: Headers) -> str:
     if flags & (_FIN | _RST):
         return "SYN with FIN or RST"
     return "a wrong checksum" if is_wrong(packet) else ""
-
-
-def signed(packet: Packet, headers: Headers) -> bool:
-    """Whether a segment has a signature."""
-    return not _SIGNED.isdisjoint(tcp_options(packet, headers))

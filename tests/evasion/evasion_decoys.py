@@ -13,7 +13,7 @@ from functools import partial
 from evasion_bed import FAR, NGINX, Attempt
 from evasion_line import Line
 from evasion_servers import QUIC, TLS
-from evasion_tls import first_flight
+from evasion_tls import first_flight, send_flight
 from openings import client_hello
 
 from nfq_agent.testing import ip_packet
@@ -152,10 +152,7 @@ def _quic(attempt: Attempt, name: str) -> None:
         for datagram in first_flight(attempt.allowed, (attempt.address, QUIC), number=number):
             client.send(datagram)
         client.setsockopt(level, option, 64)
-        for datagram in first_flight(name, (attempt.address, QUIC), number=number):
-            client.send(datagram)
-        with contextlib.suppress(OSError):
-            client.recv(2000)
+        send_flight(client, first_flight(name, (attempt.address, QUIC), number=number))
 
 
 _FORGED: dict[str, tuple[str, dict[str, int | bytes | None]]] = {

@@ -128,6 +128,16 @@ def _urgent(attempt: Attempt, name: str) -> None:
         attempt.drain(connection)
 
 
+def _mptcp(attempt: Attempt, name: str) -> None:
+    """Over MPTCP, which may spread the bytes over several connections."""
+    kind = socket.AF_INET if attempt.family == 4 else socket.AF_INET6
+    with socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as connection:
+        connection.settimeout(2)
+        connection.connect((attempt.address, PLAIN))
+        connection.sendall(_get(name))
+        attempt.drain(connection)
+
+
 def _ended(attempt: Attempt, name: str) -> None:
     """A head without the empty line at its end, and the end of the stream, which the server takes for it."""
     with attempt.tcp(PYTHON) as connection:
@@ -137,6 +147,7 @@ def _ended(attempt: Attempt, name: str) -> None:
 
 
 LINES = (
+    Line("http-mptcp", "HTTP: a request over an MPTCP connection", _mptcp),
     Line("http-ended", "HTTP: the client ends its side of the connection before the head is whole", _ended),
     *(
         Line(f"http-{name}", f"HTTP: {text}", partial(_alone, template, port=port))

@@ -41,6 +41,17 @@ class _Server(socketserver.ThreadingTCPServer):
     request_queue_size = 256
 
 
+class _MptcpServer(_Server):
+    """Takes MPTCP as well as TCP."""
+
+    def __init__(self, address: tuple[str, int], handler: type[socketserver.BaseRequestHandler]) -> None:
+        super().__init__(address, handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+        self.server_bind()
+        self.server_activate()
+
+
 def tls(folder: Path, seen: Seen) -> None:
     """OpenSSL, by way of Python. It takes one group alone, so that a client that offers another share is asked again."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -75,7 +86,7 @@ def plain(seen: Seen) -> None:
             except OSError:
                 pass
 
-    _Server(("::", PLAIN), Handler).serve_forever()
+    _MptcpServer(("::", PLAIN), Handler).serve_forever()
 
 
 def python(seen: Seen) -> None:

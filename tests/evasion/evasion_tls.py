@@ -86,7 +86,7 @@ def first_flight(name: str, address: tuple[str, int], number: bytes | None = Non
     return [datagram for datagram, _ in connection.datagrams_to_send(now=0.0)]
 
 
-def _send(client: socket.socket, flight: list[bytes]) -> None:
+def send_flight(client: socket.socket, flight: list[bytes]) -> None:
     """Send until something comes back, as clients do."""
     for _ in range(5):
         for datagram in flight:
@@ -98,31 +98,28 @@ def _send(client: socket.socket, flight: list[bytes]) -> None:
 
 def _quic(attempt: Attempt, name: str) -> None:
     with attempt.udp(QUIC) as client:
-        _send(client, first_flight(name, (attempt.address, QUIC)))
+        send_flight(client, first_flight(name, (attempt.address, QUIC)))
 
 
 def _quic_again(attempt: Attempt, name: str) -> None:
     """Another connection from the same port."""
     with attempt.udp(QUIC) as client:
         for each in (attempt.allowed, name):
-            _send(client, first_flight(each, (attempt.address, QUIC)))
+            send_flight(client, first_flight(each, (attempt.address, QUIC)))
 
 
 def _quic_behind_junk(count: int, attempt: Attempt, name: str) -> None:
     with attempt.udp(QUIC) as client:
         for _ in range(count):
             client.send(b"\x40" + os.urandom(40))
-        _send(client, first_flight(name, (attempt.address, QUIC)))
+        send_flight(client, first_flight(name, (attempt.address, QUIC)))
 
 
 def _quic_large(attempt: Attempt, name: str) -> None:
     """A hello in several Initial packets."""
     with attempt.udp(QUIC) as client:
-        for datagram in first_flight(
-            name, (attempt.address, QUIC), alpn_protocols=["h3", *[f"alpn-{n:03}-{'x' * 40}" for n in range(60)]]
-        ):
-            client.send(datagram)
-        client.recv(2000)
+        many = ["h3", *[f"alpn-{n:03}-{'x' * 40}" for n in range(60)]]
+        send_flight(client, first_flight(name, (attempt.address, QUIC), alpn_protocols=many))
 
 
 LINES = (

@@ -118,7 +118,7 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
 def _capture_faults(kind: str, capture: CaptureConfig, specs: Sequence[ElementSpec]) -> Iterator[tuple[str, str]]:
     """What a tap or an inline link can't do: key and text for each."""
     for spec in specs:
-        if spec.cls.rewrites_of(spec.options):
+        if spec.cls.rewrites_of(spec.options) or spec.cls.rewrites_small:
             yield "elements", f"{spec.name!r} rewrites packets, which an interface does not allow; allowed: [queue] with it"
         if spec.cls.reads_process_of(spec.options):
             yield "elements", f"{spec.name!r} asks for the sender's user, which an interface does not show; allowed: without that"

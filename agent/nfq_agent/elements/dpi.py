@@ -25,7 +25,7 @@ from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
 from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import OWNERS, PARSERS
 from nfq_agent.rate import LINES, WARNINGS, LimitedEmit
-from nfq_agent.soundness import refused_syn, signed
+from nfq_agent.soundness import MPTCP, SIGNATURES, refused_syn, tcp_options
 from nfq_agent.verdict import Verdict
 
 _FIN: Final = 1
@@ -128,6 +128,10 @@ class Dpi(PacketElement[DpiOptions]):
                 # What data it has is for people (RFC 9293 3.5.3).
                 return
         from_client = (headers.five_tuple == flow.origin) == connection.from_origin
+        if connection.mptcp and from_client and not flags & _SYN and MPTCP in tcp_options(packet, headers):
+            # Its bytes may come over several connections, and in another order (RFC 8684 3.3).
+            self._hear(flow, connection, connection.give_up("MPTCP (the element refuse-mptcp makes it TCP)", conflict=True))
+            return
         if flags & _URG and from_client and connection.listens:
             # The receiver takes urgent bytes out of the stream, where its application does not ask for them (RFC 6093 3.2).
             self._hear(flow, connection, connection.give_up("TCP urgent data", conflict=True))
@@ -144,6 +148,8 @@ class Dpi(PacketElement[DpiOptions]):
         from_client = (headers.five_tuple == flow.origin) == connection.from_origin
         sequence, acknowledged = _SEQUENCE.unpack_from(packet.payload, (headers.transport or 0) + 4)
         has_data = headers.data is not None and headers.data < (headers.length or len(packet.payload))
+        if connection.mptcp and from_client and connection.listens:
+            return False
         if from_client:
             read = connection.listens or (has_data and connection.contests(sequence))
         else:
@@ -192,8 +198,11 @@ class Dpi(PacketElement[DpiOptions]):
         if answer:
             connection.answered = True
             connection.server_first = sequence + 1 & 0xFFFFFFFF
+            connection.mptcp = connection.mptcp or MPTCP in tcp_options(packet, headers)
         elif from_origin == connection.from_origin:
-            if signed(packet, headers):
+            options = tcp_options(packet, headers)
+            connection.mptcp = MPTCP in options
+            if not SIGNATURES.isdisjoint(options):
                 for side in (True, False):
                     connection.soundness(side).signed = True
             if headers.data is not None and len(packet.payload) > headers.data:
