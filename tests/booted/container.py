@@ -105,6 +105,24 @@ def build_root(release: Release) -> Path:
     return made_once(f"{release.name}-build-{wanted}", make)
 
 
+def neighbours_root(release: Release, *neighbours: str) -> Path:
+    """A host of the release with packages of programs that write rules of their own. None of their services is enabled."""
+    base = base_root(release)
+    wanted = _hash("neighbours 1", base.name, *neighbours)
+
+    def make(root: Path) -> None:
+        _checked(["cp", "-a", "--reflink=auto", f"{base}/.", str(root)])
+        preset = root / "etc/systemd/system-preset/00-none.preset"
+        preset.parent.mkdir(parents=True, exist_ok=True)
+        preset.write_text("disable *\n")
+        with _apt(root):
+            _apt_get(root, "install", "--no-install-recommends", *neighbours)
+            _apt_get(root, "install", "--download-only", *_DEPENDENCIES)
+        preset.unlink()
+
+    return made_once(f"{release.name}-neighbours-{wanted}", make)
+
+
 def _hash(*words: str) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 
