@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from nfq_agent.rules.diff import Applied, Change, Delete, DropChain, Insert, NewChain, apply_and_verify
+from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import (
     Extension,
     Family,
@@ -166,6 +167,12 @@ class FakeHost:
 
     def read(self, family: Family) -> dict[str, TableState]:
         return _Session(self, family).read()
+
+    def sign(self) -> object:
+        return None
+
+    def in_front(self, family: Family, found: Mapping[str, TableState]) -> list[InFront]:
+        return []
 
     def instances(self, family: Family) -> frozenset[str]:
         names = (instance_of(chain) for table in self.kernel.tables[family].values() for chain in table.chains)

@@ -209,6 +209,8 @@ class FakeMachine:
             store=Store(),
             rehearse=lambda: self.rehearsal,
             start_again=self._start_again,
+            ruleset_events=lambda: None,
+            notices=lambda *_: (),
         )
 
     def keep(self, store: Store) -> None:

@@ -13,6 +13,7 @@ from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.xtables.backend import RuleHost
 from nfq_agent.host.xtables.legacy import LegacyHost
 from nfq_agent.rules.diff import Applied
+from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import Family, TableRules, TableState
 
 
@@ -67,6 +68,13 @@ class Inside:
     def present(self, family: Family) -> frozenset[str] | None:
         found: frozenset[str] | None = self._call("present", family)
         return found
+
+    def sign(self) -> object:
+        return self._call("sign")
+
+    def in_front(self, family: Family, found: Mapping[str, TableState]) -> list[InFront]:
+        found_in_front: list[InFront] = self._call("in_front", family, found)
+        return found_in_front
 
     def instances(self, family: Family) -> frozenset[str]:
         found: frozenset[str] = self._call("instances", family)

@@ -13,6 +13,7 @@ import pytest
 from nfq_agent.cli import show_status
 from nfq_agent.counters import INLINE_COUNTERS, PROXY_COUNTERS, TAP_COUNTERS, WORKER_COUNTERS, Counters
 from nfq_agent.service.status import (
+    BypassStatus,
     DriftStatus,
     InForce,
     InlineStatus,
@@ -62,8 +63,9 @@ REPORT = Status(
     ),
     offloaded=OffloadStatus(1, 2, 3),
     rules=(RuleStatus("inet6", "mangle", RULE, TEN_DIGITS, 123 * TEN_DIGITS),),
-    drift=DriftStatus(2, 1_000_100.0, 5.0, 10.0),
+    drift=DriftStatus(2, 1_000_100.0, 5.0, 10.0, ("inet mangle + -A OUTPUT -j NFQA-default-OUTPUT",), "", 2.5, 1_000_099.0),
     log_lines_lost=7,
+    bypasses=(BypassStatus("queue", "main", TEN_DIGITS, "packets", "the queue was full", "more numbers"),),
 )  # fmt: skip
 
 
@@ -103,6 +105,7 @@ def test_every_key_is_documented_and_no_other() -> None:
         "offloaded": names(OffloadStatus),
         "rules": names(RuleStatus),
         "drift": names(DriftStatus),
+        "bypasses": names(BypassStatus),
     }
     assert tables["workers"].items() >= WORKER_COUNTERS.items()
     assert tables["counters"] == PROXY_COUNTERS
@@ -146,4 +149,7 @@ def test_the_text_fits(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert text.count(str(TEN_DIGITS)) >= 5 + len(PROXY_COUNTERS)
     assert "up 1 d 2 h" in text
     assert "Drift: 2 repairs" in text
+    assert "the next in 10s at most" in " ".join(text.split())
+    assert "Rules: 1 are not as configured" in text
+    assert f"Uninspected: {TEN_DIGITS} packets" in text
     assert "Also running: instance blue, version 1.2.3" in text

@@ -362,7 +362,7 @@ def test_the_drift_check_repairs_and_counts() -> None:
     assert counts == [50, 80]
     half = len(before) // 2
     assert before[:half] == before[half:]
-    assert sum("another program changed this agent's rules; repaired: " in line for line in machine.lines) == 1
+    assert sum("another program changed this agent's rules; repaired in " in line for line in machine.lines) == 1
 
 
 def test_a_drift_check_that_fails_is_tried_again() -> None:

@@ -4,45 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
-from nfq_agent.cli.captured import missing
+from nfq_agent.cli.doctor_rules import rule_findings
+from nfq_agent.cli.finding import Finding, Level
 from nfq_agent.cli.running import status_if_any
 from nfq_agent.config.models import Config
 from nfq_agent.config.warnings import warnings
+from nfq_agent.host.netlink_holders import described
 from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.host.nftables.support import probe
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capability
 from nfq_agent.host.xtables import python_iptables
-from nfq_agent.host.xtables.backend import everywhere
 from nfq_agent.host.xtables.lock import held_by, holders, lock_path
-from nfq_agent.rules.model import FAMILIES, RuleError
 from nfq_agent.service.status import Status
 from nfq_agent.values import Endpoint
 
-Level = Literal["good", "warning", "error"]
 _QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
-# From this many legacy rules on, some Kubernetes images take the host for one that uses them (iptables-wrappers).
-_KUBERNETES_LIMIT: Final = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. advice: what to do about it, empty where nothing is to be done."""
-
-    level: Level
-    subject: str
-    text: str
-    advice: str = ""
-
-    def as_object(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def examine(config: Config) -> list[Finding]:
@@ -55,10 +36,7 @@ def examine(config: Config) -> list[Finding]:
         *_lock(),
         *_user(config),
         *_queues(config, running),
-        *(Finding("warning", "proxy", *each) for each in (missing(running) if running is not None else ())),
-        *_side_by_side(),
-        *_instances(config, running),
-        *_saved_rules(),
+        *rule_findings(config, running),
         *_conntrack(),
         *_rp_filter(),
         *(Finding("warning", "configuration", text) for text in warnings(config)),
@@ -152,102 +130,10 @@ def _queues(config: Config, running: Status | None) -> Iterator[Finding]:
             elif number in ours:
                 yield Finding("good", "queues", f"number {number} of [queue.{name}] is served by this instance")
             else:
-                who = _process(bound[number].portid)
+                who = described(bound[number].portid)
                 yield Finding(
                     "error", "queues", f"number {number} of [queue.{name}] is held by {who}", "stop it, or choose another num"
                 )
-
-
-def _process(port: int) -> str:
-    """A netlink port id is usually the process id of who opened the socket (netlink(7))."""
-    try:
-        return f"{Path(f'/proc/{port}/comm').read_text().strip()} (pid {port})"
-    except OSError:
-        return f"another process (netlink port {port})"
-
-
-def _side_by_side() -> Iterator[Finding]:
-    legacy = sum(_count(command) for command in ("iptables-legacy-save", "ip6tables-legacy-save"))
-    modern = sum(_count(command) for command in ("iptables-nft-save", "ip6tables-nft-save"))
-    if legacy and modern:
-        yield Finding(
-            "warning",
-            "legacy and nft",
-            f"{legacy} legacy and {modern} nft rules are in force; both take effect, and neither tool shows the other's",
-            "look with iptables-legacy-save and with iptables-nft-save",
-        )
-    else:
-        yield Finding("good", "legacy and nft", f"{legacy} legacy rules, {modern} nft rules")
-    if legacy >= _KUBERNETES_LIMIT and any(Path(path).exists() for path in ("/var/lib/kubelet", "/etc/kubernetes")):
-        yield Finding(
-            "warning",
-            "kubernetes",
-            f"{legacy} legacy rules on a Kubernetes host: from {_KUBERNETES_LIMIT} on some images choose iptables-legacy",
-            'backend = "owned" keeps the legacy tables empty',
-        )
-
-
-def _count(command: str) -> int:
-    """Rules of present tables. The save commands list what is there and make no table present."""
-    import subprocess
-
-    try:
-        done = subprocess.run([command], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return len(re.findall(r"^-A ", done.stdout, re.MULTILINE))
-
-
-def _instances(config: Config, running: Status | None) -> Iterator[Finding]:
-    mine = config.agent.instance
-    for host in everywhere(mine):
-        try:
-            found = {instance for family in FAMILIES for instance in host.instances(family)}
-        except RuleError as error:
-            yield Finding("warning", "instances", f"chains can't be listed: {error}")
-            continue
-        for instance in sorted(found):
-            if instance == mine and running is not None and running.backend != host.name:
-                yield Finding(
-                    "warning",
-                    "instances",
-                    f"rules of {instance} are in {host.name} tables too, where the running agent ({running.backend}) has none",
-                    "the next check of the rules removes them; if they come back, look at what restores them",
-                )
-            elif instance == mine and running is not None:
-                yield Finding("good", "instances", f"{instance} is running and has its chains ({host.name})")
-            elif status_if_any(instance) is not None:
-                yield Finding("good", "instances", f"another instance, {instance}, is running and has its chains ({host.name})")
-            else:
-                yield Finding(
-                    "warning",
-                    "instances",
-                    f"chains of {instance} are in place ({host.name}), and no agent of it runs",
-                    f"nfq-agent remove --instance {instance}",
-                )
-
-
-# Where a host's own rules are saved for the next boot: iptables-persistent, the services of Red Hat and Alpine, nftables.
-_SAVED: Final = (
-    "/etc/iptables/rules.v4", "/etc/iptables/rules.v6", "/etc/sysconfig/iptables", "/etc/sysconfig/ip6tables",
-    "/etc/iptables/rules-save", "/etc/nftables.conf", "/etc/sysconfig/nftables.conf",
-)  # fmt: skip
-
-
-def _saved_rules() -> Iterator[Finding]:
-    """Rules of ours that will be restored at the next boot, without an agent."""
-    for path in map(Path, _SAVED):
-        try:
-            saved = path.read_text(errors="replace")
-        except OSError:
-            continue
-        if "nfq-agent:" in saved or "NFQA-" in saved:
-            yield Finding(
-                "warning",
-                "saved rules",
-                f"{path} holds rules of nfq-agent: each boot restores them before the agent runs, and without it for good",
-                "stop the agent, save the rules again, start it (netfilter-persistent save)",
-            )
 
 
 def _conntrack() -> Iterator[Finding]:

@@ -48,7 +48,8 @@ def status(flags: Flags, as_json: bool) -> int:
 
 def doctor(flags: Flags, as_json: bool) -> int:
     """Print the findings."""
-    from nfq_agent.cli.doctor import Finding, examine
+    from nfq_agent.cli.doctor import examine
+    from nfq_agent.cli.finding import Finding
 
     found, faults = loading.whatever_can_be_read(flags)
     findings = [*examine(found), *(Finding("error", "configuration", text) for text in faults)]

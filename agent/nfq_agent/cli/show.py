@@ -17,7 +17,7 @@ from nfq_agent.service.live_rules import ListedRule
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nfq_agent.cli.doctor import Finding
+    from nfq_agent.cli.finding import Finding
     from nfq_agent.host.xtables.backend import RuleHost
 
 _COMMANDS: Final[Mapping[Family, str]] = {"inet": "iptables", "inet6": "ip6tables"}

@@ -10,6 +10,7 @@ from nfq_agent.cli.show import console
 from nfq_agent.counters import INLINE_COUNTERS, TAP_COUNTERS
 from nfq_agent.rules.model import Rule, instance_of
 from nfq_agent.service.status import (
+    DriftStatus,
     InlineStatus,
     InterfaceStatus,
     OffloadStatus,
@@ -53,10 +54,24 @@ def status(report: Status, running: Iterable[Status], now: float) -> None:
     drift = report.drift
     last = "" if drift.last is None else f", last at {time.strftime('%H:%M:%S', time.localtime(drift.last))}"
     every = f"checked every {duration_text(drift.check)}" if drift.check else "not checked"
+    if drift.pause > drift.check:
+        every += f", the next in {duration_text(drift.pause)} at most, since another program changes the rules again and again"
     out.print(f"Drift: {drift.repairs} repair{'s' * (drift.repairs != 1)}{last}; {every}", markup=False)
+    _rule_state(out, drift)
+    for each in report.bypasses:
+        count = "an unknown number of" if each.count is None else f"{each.count:.12g}"
+        out.print(f"Uninspected: {count} {each.unit}: {each.text}", markup=False, style="yellow")
     if report.log_lines_lost:
         out.print(f"Log: {report.log_lines_lost} lines lost", markup=False)
     others(running, now)
+
+
+def _rule_state(out: Console, drift: DriftStatus) -> None:
+    if drift.unreadable:
+        out.print(f"Rules: cannot be read: {drift.unreadable}", markup=False, style="red")
+    elif drift.wrong:
+        text = f"Rules: {len(drift.wrong)} are not as configured (+ is missing, - is too much):"
+        out.print("\n  ".join((text, *drift.wrong)), markup=False, style="red")
 
 
 def others(running: Iterable[Status], now: float) -> None:

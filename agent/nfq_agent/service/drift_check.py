@@ -5,26 +5,33 @@ from __future__ import annotations
 from typing import Final
 
 from nfq_agent.log import Log
-from nfq_agent.rules.diff import render
-from nfq_agent.rules.model import RuleError, Ruleset
-from nfq_agent.service.live_rules import LiveRules, compare, listing, states
-from nfq_agent.service.meter import Drift, Meter
+from nfq_agent.rules.diff import Applied, Changes, Insert, render
+from nfq_agent.rules.foreign import InFront
+from nfq_agent.rules.model import FAMILIES, Family, RuleError, Ruleset
+from nfq_agent.service.drift import Drift
+from nfq_agent.service.live_rules import ListedRule, LiveRules, StateByFamily, compare, listing, referenced_chains, states
+from nfq_agent.service.meter import Meter
 from nfq_agent.service.status import DriftStatus
+from nfq_agent.values import duration_text
 
-# The longest pause, in seconds, between two checks while another program keeps changing the rules.
-_LONGEST_PAUSE: Final = 300.0
+# Seconds from one cheap look to the next, and from one check to the next that a look or the kernel asks for.
+GLANCE: Final = 0.25
 
 
 class DriftCheck:
-    """ruleset: the rules that have to be there."""
+    """ruleset: the rules that have to be there. Times are seconds since the epoch."""
 
     def __init__(self, rules: LiveRules, meter: Meter, log: Log, seconds: float) -> None:
         """seconds: from one check to the next, 0 for never."""
         self.ruleset: Ruleset = {}
+        self.in_front: list[InFront] = []
         self._rules = rules
         self._meter = meter
         self._log = log
         self._drift = Drift(seconds)
+        self._sign: object = None
+        self._wrong: list[str] = []
+        self._unreadable = ""
         # What could not be looked at is said once.
         self._said: set[str] = set()
 
@@ -34,30 +41,111 @@ class DriftCheck:
         return self._drift.pause
 
     @property
-    def status(self) -> DriftStatus:
-        """For the status."""
-        return self._drift.status
+    def may_check_now(self) -> bool:
+        """Whether a check before its time is of use: not while another program changes the rules again and again."""
+        return bool(self._drift.pause) and not self._drift.in_a_fight
+
+    def status(self, now: float) -> DriftStatus:
+        """For the status, as of the latest `look` or check."""
+        return self._drift.status(now, self._wrong, self._unreadable)
 
     def every(self, seconds: float) -> None:
         """Set another interval; the repairs so far stay counted."""
-        self._drift = self._drift.every(seconds)
+        self._drift.every(seconds)
 
-    def run(self, now: float) -> None:
-        """Check once. Never raises RuleError: it is logged, and the next check tries again. now: seconds since the epoch."""
+    def begin(self, state: StateByFamily, now: float) -> None:
+        """The rules are in, and all there. state: as they were read back."""
+        self.sweep()
+        self._log_referenced(state)
+        self._look_in_front(state)
+        self._drift.complete(now)
+        self._sign = self._rules.sign()
+
+    def glance(self, now: float) -> bool:
+        """Look cheaply whether rules of ours changed since the last check; True if a check now is of use."""
+        if self._rules.sign() != self._sign:
+            if self._drift.in_a_fight:
+                self._drift.incomplete()
+            return not self._drift.in_a_fight
+        if not self._wrong:
+            self._drift.complete(now)
+        return False
+
+    def look(self, now: float) -> list[ListedRule]:
+        """Read the rules and compare them, and change nothing. Never raises RuleError: the status then says why."""
         try:
             state = self._rules.read()
-            self._meter.read(listing(state))
-            changes = compare(self.ruleset, state)
-            if changes:
-                self._meter.read(listing(states(self._rules.apply(self.ruleset))))
-                what = "; ".join(line for each in changes.values() for line in render(each) if not line.startswith("*"))
-                self._log(
-                    f"another program changed this agent's rules; repaired: {what}", "warning", repairs=self._drift.repairs + 1
-                )
-            self.sweep()
-            self._drift.looked(bool(changes), now, _LONGEST_PAUSE)
         except RuleError as error:
-            self._log(f"the rules could not be checked: {error}", "error")
+            self._unreadable = str(error)
+            return []
+        self._take_in(state, now)
+        return listing(state)
+
+    def _take_in(self, state: StateByFamily, now: float) -> dict[Family, Changes]:
+        self._unreadable = ""
+        self._meter.read(listing(state), whole=False)
+        changes = compare(self.ruleset, state)
+        self._wrong = [f"{family} {line}" for family, each in changes.items() for line in _lines(each)]
+        if any(isinstance(step, Insert) for each in changes.values() for steps in each.values() for step in steps):
+            self._drift.incomplete()
+        else:
+            self._drift.complete(now)
+        self._look_in_front(state)
+        return changes
+
+    def _look_in_front(self, state: StateByFamily) -> None:
+        self.in_front = [each for family in FAMILIES for each in self._rules.host.in_front(family, state.get(family, {}))]
+
+    def run(self, now: float) -> None:
+        """Check once. Never raises RuleError: it is logged, and the next check tries again."""
+        try:
+            changes = self._take_in(self._rules.read(), now)
+            if changes:
+                self._repair(changes, now)
+            self.sweep()
+            self._drift.checked(bool(changes), now)
+            self._sign = self._rules.sign()
+        except RuleError as error:
+            self._unreadable = str(error)
+            self._drift.failed(now)
+            self._log(f"the rules could not be checked: {error}; next in {duration_text(self._drift.pause)}", "error")
+            return
+        if changes and self._drift.in_a_fight:
+            self._log(
+                "another program changes this agent's rules again and again; the next check is in "
+                f"{duration_text(self._drift.pause)}, and until then its traffic may pass uninspected: find that program and "
+                'stop it, or use backend = "owned", whose rules no other program can change',
+                "warning",
+            )
+
+    def apply(self, ruleset: Ruleset) -> dict[Family, Applied]:
+        """Make the kernel's rules those of `ruleset`; what their counters counted until then is kept. Raises RuleError."""
+        applied = self._rules.apply(ruleset)
+        self._meter.read(listing({family: each.before for family, each in applied.items()}), whole=False)
+        self._meter.read(listing(states(applied)))
+        self._sign = self._rules.sign()
+        self._log_referenced(states(applied))
+        return applied
+
+    def _log_referenced(self, state: StateByFamily) -> None:
+        for line in referenced_chains(state):
+            self._log_once(line)
+
+    def _repair(self, changes: dict[Family, Changes], now: float) -> None:
+        self.apply(self.ruleset)
+        away = self._drift.status(now, (), "").away
+        self._wrong = []
+        self._drift.complete(now)
+        count = sum(len(steps) for each in changes.values() for steps in each.values())
+        self._log(
+            f"another program changed this agent's rules; repaired in {count} places (since the start, rules were not in force "
+            f"for {away:.1f} s at most)",
+            "warning",
+            repairs=self._drift.repairs + 1,
+        )
+        for family, each in changes.items():
+            for line in _lines(each):
+                self._log(f"repaired: {family} {line}", "debug")
 
     def sweep(self) -> None:
         """Remove rules of this instance that are anywhere but in the backend in use. Never raises RuleError: it is logged."""
@@ -65,6 +153,13 @@ class DriftCheck:
         for line in swept.removed:
             self._log(line, "warning")
         for line in swept.unknown:
-            if line not in self._said:
-                self._said.add(line)
-                self._log(line, "warning")
+            self._log_once(line)
+
+    def _log_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._log(line, "warning")
+
+
+def _lines(changes: Changes) -> list[str]:
+    return [f"{table} {line}" for table, steps in changes.items() for line in render({table: steps}) if not line.startswith("*")]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from nfq_agent.host.child import STOP, Child
 from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.log import Log
+from nfq_agent.rules.foreign import InFront
 from nfq_agent.service.live_rules import ListedRule
 from nfq_agent.service.meter import Meter
 from nfq_agent.service.store import Store
@@ -30,13 +32,13 @@ class Inheritance:
         """Whether what an agent before this one left goes on serving when this one ends before it took it over."""
         return self.pending and self._store.outlives
 
-    def start_meter(self, meter: Meter, found: list[ListedRule]) -> None:
-        """Count on where an agent before this one was, or begin."""
+    def start_meter(self, meter: Meter, found: list[ListedRule], in_front: Iterable[InFront]) -> None:
+        """Count on where an agent before this one was, or begin. in_front: foreign rules before ours."""
         try:
             meter.resume(self._store.noted(_METER))
-            meter.read(found)
+            meter.read(found, whole=False)
         except (KeyError, TypeError, ValueError):
-            meter.start(found)
+            meter.start(found, in_front)
 
     def keep(self, meter: Meter) -> None:
         """Note for an agent after this one what was counted."""

@@ -60,6 +60,10 @@ class LiveRules:
                 )
         return Swept(tuple(removed), tuple(unknown))
 
+    def sign(self) -> object:
+        """A value that changes when rules of this instance change, as far as that is cheap to see. It makes no table present."""
+        return (self.host.sign(), *(place.sign() for place in self._others))
+
     def read(self) -> StateByFamily:
         """What the kernel has of this instance now. Raises RuleError."""
         return {family: self.host.read(family) for family in FAMILIES}

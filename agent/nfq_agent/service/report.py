@@ -9,10 +9,12 @@ from typing import Final
 
 from nfq_agent.config.models import Config
 from nfq_agent.counters import WORKER_COUNTERS
+from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
+from nfq_agent.service.bypasses import bypasses
 from nfq_agent.service.inlines import InlineWorker
 from nfq_agent.service.live_rules import ListedRule
-from nfq_agent.service.meter import Meter, QueueReading, uninspected
+from nfq_agent.service.meter import Meter, QueueReading
 from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.status import (
     DriftStatus,
@@ -35,9 +37,17 @@ _OFFLOADED: Final[Mapping[str, str]] = {OFFLOAD_NEW: "decided", OFFLOAD_ACCEPTED
 
 
 def status(
-    config: Config, crew: Workers, meter: Meter, backend: str, found: list[ListedRule], drift: DriftStatus, lost: int
+    config: Config,
+    crew: Workers,
+    meter: Meter,
+    backend: str,
+    found: list[ListedRule],
+    drift: DriftStatus,
+    in_front: Iterable[InFront],
+    lost: int,
 ) -> Status:
     """All of it. backend: name of the rule backend. found: the installed rules. lost: log lines that were not written."""
+    queue_status, proxy_status = queues(config, crew, meter), proxies(crew)
     return Status(
         instance=config.agent.instance,
         running=True,
@@ -46,14 +56,15 @@ def status(
         pid=os.getpid(),
         since=meter.since,
         backend=backend,
-        queues=queues(config, crew, meter),
-        proxies=proxies(crew),
+        queues=queue_status,
+        proxies=proxy_status,
         taps=taps(crew),
         inlines=inlines(crew),
         offloaded=offloaded(found),
         rules=rules(found),
         drift=drift,
         log_lines_lost=lost,
+        bypasses=bypasses(queue_status, proxy_status, drift, in_front, meter),
     )
 
 
@@ -74,10 +85,15 @@ def _queue(name: str, config: Config, crew: Workers, meter: Meter) -> QueueStatu
         in_force=_in_force(workers),
         kernel_dropped=_sum(reading.kernel_dropped for reading in readings),
         user_dropped=_sum(reading.user_dropped for reading in readings),
-        uninspected=uninspected(meter.hits(queue.numbers), readings),
+        uninspected=meter.uninspected(queue.numbers, readings),
         would_drop=sum(reading.counters["would_drop"] for reading in readings),
         workers=tuple(_worker(worker, reading, meter) for worker, reading in zip(workers, readings, strict=True)),
     )
+
+
+def readings(crew: Workers, numbers: range) -> list[QueueReading]:
+    """The figures of these queue numbers, as far as they are served."""
+    return [_reading(worker) for number, worker in crew.queues.items() if number in numbers]
 
 
 def proxies(crew: Workers) -> tuple[ProxyStatus, ...]:

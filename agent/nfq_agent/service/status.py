@@ -200,12 +200,42 @@ class OffloadStatus:
 
 @dataclass(frozen=True, slots=True)
 class DriftStatus:
-    """Repairs of the rules. last: when, seconds since the epoch. check: seconds between checks (0: never). pause: to the next."""
+    """Whether the rules are those of the configuration. last: of the repairs, seconds since the epoch.
+
+    check: seconds between checks (0: never). pause: to the next. wrong: what a repair would change now. unreadable: why the rules
+    cannot be read now. away: seconds in which a rule was not in force, at most. away_since: since when one is not.
+    """
 
     repairs: int
     last: float | None
     check: float
     pause: float
+    wrong: tuple[str, ...] = ()
+    unreadable: str = ""
+    away: float = 0.0
+    away_since: float | None = None
+
+    @classmethod
+    def from_object(cls, value: Mapping[str, Any]) -> Self:
+        """From JSON."""
+        read = _fields(cls, value)
+        return cls(**{**read, "wrong": tuple(read.get("wrong", ()))})
+
+
+@dataclass(frozen=True, slots=True)
+class BypassStatus:
+    """Traffic that passed without a verdict of ours, by its cause. count: of `unit`, None where it cannot be read.
+
+    cause: "queue", "rules-away", "in-front" or "proxy". name: of the queue, the place of the rule, or the proxy. unit: "packets",
+    "connections" or "seconds". text: the cause in words. advice: what to do, empty where nothing is to be done.
+    """
+
+    cause: str
+    name: str
+    count: float | None
+    unit: str
+    text: str
+    advice: str = ""
 
     @classmethod
     def from_object(cls, value: Mapping[str, Any]) -> Self:
@@ -232,6 +262,7 @@ class Status:
     rules: tuple[RuleStatus, ...]
     drift: DriftStatus
     log_lines_lost: int
+    bypasses: tuple[BypassStatus, ...] = ()
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
@@ -252,6 +283,7 @@ class Status:
                     "offloaded": OffloadStatus.from_object(read["offloaded"]),
                     "rules": tuple(RuleStatus.from_object(each) for each in read["rules"]),
                     "drift": DriftStatus.from_object(read["drift"]),
+                    "bypasses": tuple(BypassStatus.from_object(each) for each in read.get("bypasses", ())),
                 }
             )
         except (KeyError, TypeError) as error:

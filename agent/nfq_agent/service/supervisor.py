@@ -21,12 +21,14 @@ from nfq_agent.rules.leaving import keep_for_draining, merged
 from nfq_agent.rules.model import Family, RuleError
 from nfq_agent.rules.plan import plan
 from nfq_agent.service import report
+from nfq_agent.service.bypasses import BypassLog
 from nfq_agent.service.crew import workers_of
 from nfq_agent.service.drift_check import DriftCheck
 from nfq_agent.service.inheritance import Inheritance
-from nfq_agent.service.live_rules import LiveRules, StateByFamily, listing, referenced_chains, states
+from nfq_agent.service.live_rules import ListedRule, LiveRules, listing, states
 from nfq_agent.service.meter import Meter
 from nfq_agent.service.reload import Step, carry_out, change_of, log_step, route_step, worker_steps
+from nfq_agent.service.rule_watch import RuleWatch
 from nfq_agent.service.signals import Signals
 from nfq_agent.service.status import Status
 from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System
@@ -50,7 +52,9 @@ class Supervisor:
         self._store = system.store
         self._inheritance = Inheritance(self._store, log)
         self._crew = system.crew(self._selector, log, self._beat, self._store)
-        self._meter = Meter()
+        self._meter = Meter(lambda numbers: report.readings(self._crew, numbers))
+        self._bypass_log = BypassLog(log)
+        self._rule_watch: RuleWatch | None = None
         self._signals = Signals()
         self._began = system.clock()
         # A restart that was asked for by the verb keeps this process.
@@ -115,6 +119,8 @@ class Supervisor:
         self._drift = DriftCheck(rules, self._meter, self._log, agent.drift_check)
         if rules.host.notice:
             self._log(rules.host.notice, "warning")
+        for notice in system.notices(self._config, host.name):
+            self._log(f"{notice.text}; {notice.advice}", "warning")
         self._config = system.advance(self._config)
         self._crew.add(self._workers_of(self._config))
         self._log(f"start: workers answer: {self._what()}", "debug")
@@ -130,9 +136,8 @@ class Supervisor:
         self._log("start: rules are in and verified", "debug")
         for descriptor in rules.host.descriptors:
             self._store.put("table", descriptor)
-        self._drift.sweep()
-        self._log_referenced_chains(state)
-        self._inheritance.start_meter(self._meter, listing(state))
+        self._drift.begin(state, system.wall())
+        self._inheritance.start_meter(self._meter, listing(state), self._drift.in_front)
         self._inheritance.taken()
         self._server = system.listen(agent.instance)
         self._server.serve(self._selector, self._answer)
@@ -147,7 +152,8 @@ class Supervisor:
             # A long-held xtables lock must not trigger the watchdog: a change that cannot be made soon is tried again later.
             self._lock_seconds = rules.host.lock_seconds
             rules.host.lock_seconds = period / 3
-        self._schedule_drift_check()
+        assert self._drift is not None
+        self._rule_watch = RuleWatch(self._system, self._selector, self._drift, self._due, self._say_bypasses)
 
     def turn(self) -> None:
         """Wait for what comes next, and do it. Raises one of FAILURES."""
@@ -216,8 +222,9 @@ class Supervisor:
             )
 
     def _let_go(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        for each in (self._server, self._rule_watch):
+            if each is not None:
+                each.close()
         if self._lock is not None:
             self._lock.release()
         self._signals.close()
@@ -236,6 +243,8 @@ class Supervisor:
         if self._lock is not None:
             yield from self._lock.descriptors
         yield from self._crew.descriptors
+        if self._rule_watch is not None:
+            yield from self._rule_watch.descriptors
         if self._rules is not None:
             yield from self._rules.host.descriptors
 
@@ -276,19 +285,8 @@ class Supervisor:
         if self._service.watchdog is not None:
             self._service.alive()
 
-    def _schedule_drift_check(self) -> None:
-        self._due.pop(self._check_rules, None)
-        if self._drift is not None and self._drift.pause:
-            self._due[self._check_rules] = self._system.clock() + self._drift.pause
-
-    def _check_rules(self) -> None:
-        assert self._drift is not None
-        self._drift.run(self._system.wall())
-        self._schedule_drift_check()
-
-    def _log_referenced_chains(self, state: StateByFamily) -> None:
-        for line in referenced_chains(state):
-            self._log(line, "warning")
+    def _say_bypasses(self) -> None:
+        self._bypass_log.say(lambda: self._status([]).bypasses, self._system.clock())
 
     # Reload.
 
@@ -339,7 +337,7 @@ class Supervisor:
                 *([log_step(self._log, lambda: self._system.open_log(new))] if relog else []),
                 *worker_steps(self._crew, change),
                 *([route_step(route, self._config, new)] if routed else []),
-                Step("the rules", lambda: applied.update(rules.apply(at_first)), lambda: rules.apply(drift.ruleset)),
+                Step("the rules", lambda: applied.update(drift.apply(at_first)), lambda: drift.apply(drift.ruleset)),
             ],
             self._log,
         )
@@ -351,7 +349,7 @@ class Supervisor:
         if at_first != ruleset:
             self._crew.wait_for_leaving()
             try:
-                applied = rules.apply(ruleset)
+                applied = drift.apply(ruleset)
             except RuleError as error:
                 self._log(
                     f"rules of a proxy that has ended are left, and have no effect: {error}; the next drift check tries again",
@@ -363,9 +361,9 @@ class Supervisor:
             except RuleError as error:
                 self._log(f"routes for TPROXY that are not needed any more could not be removed: {error}", "error")
         self._config = new
-        self._schedule_drift_check()
-        self._log_referenced_chains(states(applied))
-        self._meter.read(listing(states(applied)))
+        if self._rule_watch is not None:
+            self._rule_watch.schedule()
+        drift.sweep()
         return f"reloaded: rules changed in {edits} places; workers: {change}"
 
     # Answers to the verbs.
@@ -379,7 +377,8 @@ class Supervisor:
             case "reload":
                 return self.reload()
             case "status":
-                return self._status().as_object()
+                assert self._drift is not None
+                return self._status(self._drift.look(self._system.wall())).as_object()
             case verb:
                 return {"ok": False, "message": f"unknown verb {verb!r}"}
 
@@ -391,15 +390,10 @@ class Supervisor:
         self._signals.restart = self._in_place = True
         return {"ok": True, "began": self._began}
 
-    def _status(self) -> Status:
+    def _status(self, found: list[ListedRule]) -> Status:
         assert self._rules is not None
         assert self._drift is not None
-        try:
-            found = listing(self._rules.read())
-            self._meter.read(found)
-        except RuleError as error:
-            self._log(f"the rules could not be read: {error}", "error")
-            found = []
+        drift = self._drift.status(self._system.wall())
         return report.status(
-            self._config, self._crew, self._meter, self._rules.host.name, found, self._drift.status, self._log.lost
+            self._config, self._crew, self._meter, self._rules.host.name, found, drift, self._drift.in_front, self._log.lost
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -17,6 +17,7 @@ from nfq_agent.config.models import Config
 from nfq_agent.elements.loading import reimported
 from nfq_agent.host import reexec, routes, systemd
 from nfq_agent.host.journal import open_log
+from nfq_agent.host.nftables.events import RulesetEvents
 from nfq_agent.host.systemd import ServiceManager
 from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, ensure_user, has_capability
 from nfq_agent.host.xtables.backend import RuleHost, RulePlace, choose, elsewhere
@@ -27,6 +28,7 @@ from nfq_agent.rules.model import Family, RuleError
 from nfq_agent.rules.plan import redirects
 from nfq_agent.service import control
 from nfq_agent.service.crew import Crew
+from nfq_agent.service.host_notices import HostNotice, host_notices
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.policy_generation import advance
 from nfq_agent.service.proxy_worker import ProxyWorker
@@ -110,6 +112,8 @@ class System:
     store: Store
     rehearse: Callable[[], str]
     start_again: Callable[[Mapping[str, int]], None]
+    ruleset_events: Callable[[], RulesetEvents | None]
+    notices: Callable[[Config, str], Iterable[HostNotice]]
 
 
 def this_host() -> System:
@@ -135,7 +139,17 @@ def this_host() -> System:
         store=Store(systemd.passed() | reexec.handed(), service if service.stores else None),
         rehearse=reexec.rehearse,
         start_again=reexec.start_again,
+        ruleset_events=_ruleset_events,
+        notices=host_notices,
     )
+
+
+def _ruleset_events() -> RulesetEvents | None:
+    try:
+        return RulesetEvents()
+    except OSError:
+        # A kernel without nf_tables has none.
+        return None
 
 
 def _open_log(config: Config) -> Log:

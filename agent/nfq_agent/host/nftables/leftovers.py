@@ -83,6 +83,10 @@ class NftLeftovers:
                 found[each.table] = TableState(state.chains, state.jumps, state.referenced | {each.target})
         return found
 
+    def sign(self) -> object:
+        """Always the same: the kernel tells of changes (events.RulesetEvents)."""
+        return None
+
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that own chains. Raises RuleError."""
         try:

@@ -19,6 +19,7 @@ from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket
 from nfq_agent.host.nftables.snapshot import OWNER, PERSIST, Snapshot
 from nfq_agent.host.nftables.support import Support, probe
 from nfq_agent.rules.diff import Applied, diff, render
+from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import FAMILIES, Family, RuleError, TableRules, TableState, own_chains
 
 _TRIES: Final = 5
@@ -56,9 +57,17 @@ class OwnedHost:
         """What each table holds of this instance. Raises RuleError."""
         return self._states(self._found(family))
 
+    def sign(self) -> object:
+        """Always the same: the kernel tells of changes (events.RulesetEvents), and lets others make none in an owned table."""
+        return None
+
     def present(self, family: Family) -> frozenset[str]:
         """The xtables tables whose hooks are in use. Raises RuleError."""
         return frozenset(self.read(family))
+
+    def in_front(self, family: Family, found: Mapping[str, TableState]) -> list[InFront]:  # noqa: ARG002  # see below
+        """None: a verdict in another table ends the way through that table only."""
+        return []
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that have a table. Raises RuleError."""

@@ -12,6 +12,7 @@ from nfq_agent.host.nftables.support import probe
 from nfq_agent.host.xtables import python_iptables
 from nfq_agent.host.xtables.legacy import LegacyHost
 from nfq_agent.rules.diff import Applied
+from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import FAMILIES, Family, RuleError, TableRules, TableState
 
 
@@ -37,8 +38,14 @@ class RuleHost(Protocol):
     def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Applied]:
         """The same for several families. Raises RuleError; with `undo`, what was in force before is in force then."""
 
+    def sign(self) -> object:
+        """A value that changes when rules of this instance change, as far as that is cheap to see. It makes no table present."""
+
     def present(self, family: Family) -> frozenset[str] | None:
         """The names of the tables that are present; None if this process may not know."""
+
+    def in_front(self, family: Family, found: Mapping[str, TableState]) -> list[InFront]:
+        """Foreign rules that are asked before ours and may take their traffic. found: what `read` gave. Raises RuleError."""
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that own chains, by the names of the chains."""
@@ -105,6 +112,9 @@ class RulePlace(Protocol):
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that have rules there. Raises RuleError."""
+
+    def sign(self) -> object:
+        """See RuleHost.sign."""
 
     def close(self) -> None:
         """Give up what it holds, once the rules are out. Raises RuleError."""

@@ -113,6 +113,21 @@ class Image:
         """The names of all chains."""
         return [name for _, _, name in self._chains]
 
+    def policy(self, chain: bytes) -> bytes:
+        """What becomes of a packet at the end of a built-in chain: ACCEPT or DROP; empty where there is no such chain."""
+        for _, end, name in self._chains:
+            if name == chain:
+                return _VERDICTS.get(self._verdict(end) or 0, b"")
+        return b""
+
+    def data_of(self, target: bytes) -> Iterator[bytes]:
+        """What each rule with an extension's target of this name gives to it."""
+        for place in self._places_of(target + b"\0"):
+            entry = self._entry(place)
+            first = _OFFSETS(entry, self._offsets)[0]
+            if entry[first + 2 : first + 31].split(b"\0")[0] == target:
+                yield entry[first + _TARGET :]
+
     def mentions(self, chains: frozenset[bytes], tag: bytes) -> bool:
         """Whether one of these chains is in it, or the tag in any rule."""
         return tag in self._data or any(name in chains for _, _, name in self._chains)

@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfq_agent.host.one_shot import OneShot, OneShotError
+from nfq_agent.host.users import CAP_NET_ADMIN, has_capability
 from nfq_agent.host.xtables.image import Image
+from nfq_agent.host.xtables.in_front import in_front
 from nfq_agent.host.xtables.kernel import FAMILY_NAMES, Tables
 from nfq_agent.host.xtables.lock import DEADLINE, LockError, release, xtables_lock
 from nfq_agent.host.xtables.python_iptables import MODULES, NAMES_FILES, import_iptc, in_kernel
+from nfq_agent.host.xtables.signs import Signs
 from nfq_agent.rules.diff import Applied, apply_and_verify
-from nfq_agent.rules.model import TABLES, Family, RuleError, TableRules, TableState, instance_of, own_chains, tag_prefix
+from nfq_agent.rules.foreign import InFront
+from nfq_agent.rules.model import FAMILIES, TABLES, Family, RuleError, TableRules, TableState, instance_of, own_chains, tag_prefix
 
 # After a wait in vain, for so many seconds, a change waits this long only.
 _SOON: Final = 30.0
@@ -64,6 +68,7 @@ class LegacyHost:
         self.instance = instance
         self._lock = lock
         self.lock_seconds = lock_seconds
+        self._signs = Signs(instance)
         # When the lock was last waited for in vain (monotonic seconds).
         self._waited_in_vain = -math.inf
         # What there is to look at where /proc does not say: tables that were written.
@@ -88,6 +93,22 @@ class LegacyHost:
         except OSError as error:
             raise RuleError(f"table {table} ({FAMILY_NAMES[family]}) can't be read: {error.strerror}") from error
         return image.mentions(chains, tag_prefix(self.instance).encode())
+
+    def sign(self) -> object:
+        """What the tables hold of this instance, without counters; read again only where the size of a table changed."""
+        try:
+            return [
+                (family, table, self._signs.of(family, table)) for family in FAMILIES for table in sorted(self._tables(family))
+            ]
+        except (OSError, RuleError):
+            return None
+
+    def in_front(self, family: Family, found: Mapping[str, TableState]) -> list[InFront]:
+        """Foreign rules that are asked before ours and may take their traffic. found: what `read` gave. Raises RuleError."""
+        try:
+            return [each for table, state in found.items() for each in in_front(family, table, state)]
+        except OSError as error:
+            raise RuleError(f"the {FAMILY_NAMES[family]} rules before ours can't be read: {error.strerror}") from error
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that own chains."""
@@ -157,6 +178,8 @@ class LegacyHost:
 
     def _tables(self, family: Family) -> frozenset[str]:
         present = tables_present(family)
+        if present is None and not has_capability(CAP_NET_ADMIN):
+            raise RuleError(f"the {FAMILY_NAMES[family]} rules are shown to root only; run this as root (sudo)")
         return frozenset(self._known[family] if present is None else present & set(TABLES))
 
     def _patience(self) -> float:

@@ -1,0 +1,58 @@
+"""What of this host's tables may keep redirected connections from a proxy: firewalls, and rules against connection tracking."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from nfq_agent.host.nftables.neighbours import hook_chains
+from nfq_agent.host.xtables.image import Image
+from nfq_agent.host.xtables.legacy import tables_present
+from nfq_agent.rules.model import Family
+
+_FAMILIES: Final[dict[Family, socket.AddressFamily]] = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
+# XT_CT_NOTRACK (linux/netfilter/xt_CT.h)
+_CT_NOTRACK: Final = 1
+_NONLOCAL: Final = ("/proc/sys/net/ipv4/ip_nonlocal_bind", "/proc/sys/net/ipv6/ip_nonlocal_bind")
+
+
+def firewalls() -> list[str]:
+    """Chains of others that drop whatever they do not accept in hook INPUT. What cannot be looked at is left out."""
+    found = [
+        f"the policy of chain INPUT in the {family} table filter (legacy)" for family in _FAMILIES if _drops_by_policy(family)
+    ]
+    with suppress(OSError):
+        found += [f"nft chain {each}" for each in hook_chains() if each.hook == "input" and each.kind == "filter" and each.drops]
+    return found
+
+
+def _drops_by_policy(family: Family) -> bool:
+    with suppress(OSError):
+        return "filter" in (tables_present(family) or ()) and Image(_FAMILIES[family], "filter").policy(b"INPUT") == b"DROP"
+    return False
+
+
+def untracked() -> list[str]:
+    """Tables with rules that take packets out of connection tracking (NOTRACK), which is what REDIRECT works with."""
+    found = []
+    for family, number in _FAMILIES.items():
+        with suppress(OSError):
+            if "raw" in (tables_present(family) or ()):
+                image = Image(number, "raw")
+                # struct xt_ct_target_info begins with its flags.
+                flags = [data[0] for data in image.data_of(b"CT")]
+                if any(each & _CT_NOTRACK for each in flags) or any(True for _ in image.data_of(b"NOTRACK")):
+                    found.append(f"the {family} table raw (legacy)")
+    return found
+
+
+def nonlocal_bind() -> list[str]:
+    """The settings that let a program bind any address."""
+    found = []
+    for path in _NONLOCAL:
+        with suppress(OSError):
+            if Path(path).read_text().strip() == "1":
+                found.append(path.removeprefix("/proc/sys/").replace("/", "."))
+    return found

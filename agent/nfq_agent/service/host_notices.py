@@ -1,0 +1,61 @@
+"""What of this host may keep traffic from us, told at the start and by `doctor`: firewalls, the order of NAT, NOTRACK."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nfq_agent.config.models import Config, ProxyConfig
+from nfq_agent.host.nftables import neighbours
+from nfq_agent.host.xtables import obstacles
+from nfq_agent.rules.plan import redirects
+
+
+class HostNotice(NamedTuple):
+    """One of them. subject: a word or two. text: what is. advice: what to do."""
+
+    subject: str
+    text: str
+    advice: str
+
+
+def host_notices(config: Config, backend: str) -> Iterator[HostNotice]:
+    """Those that concern a configuration. backend: of the rules, as configured or in use."""
+    if not config.proxy:
+        return
+    if backend == "legacy" and redirects(config) and (chain := neighbours.nat_chain()) is not None:
+        yield HostNotice(
+            "NAT order",
+            f"legacy NAT and NAT of nf_tables ({chain}) are both in use: the one that was registered last is asked first, and a "
+            "connection that it takes does not reach the proxy",
+            'set backend = "owned" in table agent: it is asked before both',
+        )
+    yield from _firewalls(config)
+    if redirects(config) and (found := obstacles.untracked()):
+        yield HostNotice(
+            "NOTRACK",
+            f"{', '.join(found)} takes packets out of connection tracking, and REDIRECT passes over those",
+            'leave the ports of the proxy out of those rules, or use capture = "tproxy"',
+        )
+
+
+def _firewalls(config: Config) -> Iterator[HostNotice]:
+    # What this host sends itself comes by lo, which firewalls accept.
+    names = {rule.proxy for rule in config.rules.values() if "prerouting" in rule.hooks}
+    wanted = {name: proxy for name, proxy in config.proxy.items() if name in names}
+    found = obstacles.firewalls() if wanted else []
+    for name, proxy in wanted.items():
+        if found:
+            ports = ",".join(str(port) for port in sorted({each.port for each in proxy.listen}))
+            yield HostNotice(
+                "firewall",
+                f"{' and '.join(found)} drops what it does not accept, and connections led to proxy {name} arrive there with "
+                f"port {ports}",
+                f"unless a rule accepts them already: iptables -I INPUT {accept_words(proxy, ports)} (and ip6tables)",
+            )
+
+
+def accept_words(proxy: ProxyConfig, ports: str) -> str:
+    """The iptables rule that accepts what was led to a proxy, and not what was sent to its ports by others."""
+    match = "-m conntrack --ctstate DNAT" if proxy.capture == "redirect" else f"-m mark --mark {proxy.tproxy_mark}"
+    return f"-p tcp -m multiport --dports {ports} {match} -j ACCEPT"
