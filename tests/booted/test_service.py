@@ -268,6 +268,24 @@ def test_the_owned_backend(host: Container) -> None:
     assert "nfq-agent" not in host.run("nft", "list", "ruleset").stdout
 
 
+def test_metrics_are_served_on_request_by_a_unit_without_rights(host: Container) -> None:
+    assert host.show("nfq-agent-metrics.socket", "ActiveState") == "inactive"
+    assert host.show("nfq-agent-metrics.socket", "UnitFileState") == "disabled"
+    host.run("systemctl", "start", "nfq-agent-metrics.socket")
+    exchange(host)
+    scraped = host.run("curl", "-s", "--max-time", "30", "http://127.0.0.1:9749/metrics").stdout
+    assert 'nfq_agent_up{agent="default"} 1.0' in scraped
+    accepted = re.search(r'^nfq_agent_verdicts_total{.*verdict="accept".*} ([0-9.]+)$', scraped, re.MULTILINE)
+    assert accepted is not None
+    assert float(accepted[1]) > 20
+    pid = host.show("nfq-agent-metrics.service", "MainPID")
+    state = host.shell(f"cat /proc/{pid}/status")
+    assert re.search(r"^CapEff:\t0+$", state, re.MULTILINE)
+    assert re.search(r"^NoNewPrivs:\t1$", state, re.MULTILINE)
+    host.run("systemctl", "stop", "nfq-agent")
+    assert 'nfq_agent_up{agent="default"} 0.0' in host.run("curl", "-s", "http://127.0.0.1:9749/metrics").stdout
+
+
 def test_the_sandbox(host: Container) -> None:
     done = host.run("systemd-analyze", "security", "--no-pager", "--threshold=15", "nfq-agent.service", check=False)
     assert done.returncode == 0, done.stdout

@@ -232,6 +232,28 @@ def new_element(
     return catalogue.new_element(name, into)
 
 
+@app.command(epilog="Example: nfq-agent metrics > /var/lib/prometheus/node-exporter/nfq-agent.prom")
+def metrics(
+    config: ConfigOption = None,
+    instance: InstanceOption = None,
+    listen: Annotated[
+        str | None,
+        typer.Option("--listen", metavar="ADDRESS:PORT", help="Answer scrapes there, or on the socket that systemd passes."),
+    ] = None,
+) -> int:
+    """Print the metrics of the running agents, for Prometheus. Needs no root for members of group nfq-agent."""
+    from nfq_agent.cli import scrape
+    from nfq_agent.values import Endpoint
+
+    flags = Flags(config, instance)
+    if listen is None:
+        return scrape.show(flags)
+    try:
+        return scrape.serve(flags, Endpoint.parse(listen))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 @app.command(epilog="Example: nfq-agent bugreport --anonymize")
 def bugreport(
     config: ConfigOption = None,

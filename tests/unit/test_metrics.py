@@ -1,0 +1,69 @@
+"""The metrics: that each number of the status is in them, under names that Prometheus' own parser takes, with bounded labels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from unit.test_status import REPORT
+
+from nfq_agent.cli import metrics
+from nfq_agent.counters import INLINE_COUNTERS, PROXY_COUNTERS, TAP_COUNTERS, WORKER_COUNTERS
+from nfq_agent.service.status import Status
+
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+
+
+def samples(reports: dict[str, Status | None]) -> Samples:
+    found: Samples = {}
+    for family in text_string_to_metric_families(metrics.text(reports)):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_one() -> Samples:
+    return samples({"default": REPORT})
+
+
+def test_an_agent_that_does_not_answer_is_a_value() -> None:
+    found = samples({"default": REPORT, "web": None})
+    assert found["nfq_agent_up"] == [({"agent": "default"}, 1), ({"agent": "web"}, 0)]
+    assert [labels["agent"] for labels, _ in found["nfq_agent_build_info"]] == ["default"]
+
+
+def test_every_counter_of_the_tables_is_there(of_one: Samples) -> None:
+    counted = sum(len(values) for name, values in of_one.items() if not name.startswith("nfq_agent_process"))
+    tables = len(WORKER_COUNTERS) + len(PROXY_COUNTERS) + len(TAP_COUNTERS) + len(INLINE_COUNTERS)
+    assert counted > tables
+    for name, labels in [
+        ("queue_received_total", {"agent": "default", "queue": "main", "worker": "65535"}),
+        ("verdicts_total", {"agent": "default", "queue": "main", "worker": "65535", "verdict": "drop"}),
+        ("queue_flows", {"agent": "default", "queue": "main", "worker": "65535"}),
+        ("proxy_bytes_forward_total", {"agent": "default", "proxy": "tcp"}),
+        ("tap_lost_total", {"agent": "default", "tap": "pods"}),
+        ("inline_uninspected_packets_total", {"agent": "default", "inline": "pods", "cause": "stale"}),
+        (
+            "rule_packets_total",
+            {"agent": "default", "family": "inet6", "table": "mangle", "chain": "NFQA-default-OUTPUT", "rule": "app"},
+        ),
+    ]:
+        assert (labels, 9_876_543_210) in of_one[f"nfq_agent_{name}"], name
+
+
+def test_what_is_not_known_has_no_sample(of_one: Samples) -> None:
+    assert "nfq_agent_queue_unsent_packets_total" not in of_one
+    assert "nfq_agent_queue_waiting_packets" not in of_one
+
+
+def test_rules_of_one_name_are_one_series() -> None:
+    found = samples({"default": dataclasses.replace(REPORT, rules=REPORT.rules * 1000)})
+    assert [value for _, value in found["nfq_agent_rule_packets_total"]] == [9_876_543_210_000]
+
+
+def test_no_label_takes_the_name_that_prometheus_gives_to_targets(of_one: Samples) -> None:
+    for name, values in of_one.items():
+        for labels, _ in values:
+            assert not {"instance", "job"} & set(labels), name
