@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from unit.test_status import REPORT
 
 from nfq_agent.cli import metrics
 from nfq_agent.counters import INLINE_COUNTERS, PROXY_COUNTERS, TAP_COUNTERS, WORKER_COUNTERS
 from nfq_agent.service.status import Status
+from unit.test_status import REPORT
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 
