@@ -232,7 +232,7 @@ def new_element(
     return catalogue.new_element(name, into)
 
 
-@app.command(epilog="Example: nfq-agent metrics > /var/lib/prometheus/node-exporter/nfq-agent.prom")
+@app.command(epilog="Example: nfq-agent metrics --instance web")
 def metrics(
     config: ConfigOption = None,
     instance: InstanceOption = None,
