@@ -106,7 +106,7 @@ def explain(flags: Flags, question: Question) -> int:
     except ValueError as error:
         raise ConfigError([f"command line: {error}"]) from error
     note(f"{packet.headers.five_tuple}, hook {question.hook}" + (f", name {question.name}" if question.name else ""))
-    misses = {name: list(_misses(rule, question)) for name, rule in config.rules.items()}
+    misses = {name: list(misses(rule, question)) for name, rule in config.rules.items()}
     taken = [name for name, missing in misses.items() if not missing]
     for name in taken:
         _taken(config, name, config.rules[name], question)
@@ -118,7 +118,7 @@ def explain(flags: Flags, question: Question) -> int:
     return 0
 
 
-def _misses(rule: RuleConfig, question: Question) -> Iterator[str]:
+def misses(rule: RuleConfig, question: Question) -> Iterator[str]:
     """Why a rule does not take the packet; nothing where it does."""
     family = "inet" if question.version == 4 else "inet6"
     if family not in rule.families:

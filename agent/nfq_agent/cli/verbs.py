@@ -232,6 +232,24 @@ def new_element(
     return catalogue.new_element(name, into)
 
 
+@app.command(epilog="Example: nfq-agent replay week.pcapng --config new.toml --against old.toml")
+def replay(
+    capture: Annotated[Path, typer.Argument(metavar="FILE", help="The capture: pcap or pcapng.")],
+    config: ConfigOption = None,
+    instance: InstanceOption = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="FILE", help="The configuration to compare with; else the verdicts in the capture."),
+    ] = None,
+    enforce: Annotated[bool, typer.Option("--enforce", help="Judge as if queues in monitor mode enforced.")] = False,
+    json_: JsonOption = False,
+) -> int:
+    """Judge a capture by a configuration. Exit 4 if something that passed would be dropped. Needs no root and no agent."""
+    from nfq_agent.cli.replay import replay as run
+
+    return run(Flags(config, instance), capture, against, enforce, json_)
+
+
 @app.command(epilog="Example: nfq-agent metrics --instance web")
 def metrics(
     config: ConfigOption = None,

@@ -1,0 +1,194 @@
+"""Reads capture files: pcap and pcapng, as IP packets. It opens no file.
+
+Formats: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng; link types: https://www.tcpdump.org/linktypes.html. Both byte orders,
+micro- and nanoseconds, several sections and interfaces, Ethernet with VLAN tags, Linux cooked captures, raw IP, BSD loopback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from struct import Struct
+from struct import error as StructError
+from typing import BinaryIO, Final
+
+_PCAP: Final = {0xA1B2C3D4: 1_000_000, 0xA1B23C4D: 1_000_000_000}
+_SECTION: Final = 0x0A0D0D0A
+_BYTE_ORDER: Final = 0x1A2B3C4D
+_INTERFACE, _OLD_PACKET, _SIMPLE, _PACKET = 1, 2, 3, 6
+_COMMENT, _TSRESOL, _TSOFFSET = 1, 9, 14
+# The longest packet and block that are believed, in bytes.
+_LONGEST: Final = 1 << 24
+_ETHERTYPES: Final = (b"\x08\x00", b"\x86\xdd")
+_VLAN_TAGS: Final = (b"\x81\x00", b"\x88\xa8", b"\x91\x00")
+
+
+class RecordingError(Exception):
+    """A file that is not a capture, or one whose bytes cannot be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One packet of a capture.
+
+    time: seconds since the epoch. payload: from the IP header on, as much as was kept; None where no IP packet was found. length:
+    bytes from the IP header on, before the packet was cut. comment: what a program wrote beside it.
+    """
+
+    time: float
+    payload: bytes | None
+    length: int
+    comment: str
+
+
+class _Reader:
+    """Whole records of a stream. Raises RecordingError where the stream ends within one."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.at = 0
+
+    def read(self, size: int, may_end: bool = False) -> bytes:
+        """So many bytes; none at the end of the stream where it may end."""
+        data = self._stream.read(size)
+        self.at += len(data)
+        if len(data) < size and not (may_end and not data):
+            raise RecordingError(f"the capture ends within a record, at byte {self.at}")
+        return data
+
+
+def packets(stream: BinaryIO) -> Iterator[Recorded]:
+    """The packets in the order of the file. Raises RecordingError."""
+    reader = _Reader(stream)
+    start = reader.read(4, may_end=True)
+    little, big = int.from_bytes(start, "little"), int.from_bytes(start, "big")
+    if little == _SECTION:
+        yield from _pcapng(reader)
+    elif little in _PCAP or big in _PCAP:
+        yield from _pcap(reader, "<" if little in _PCAP else ">", _PCAP.get(little) or _PCAP[big])
+    else:
+        raise RecordingError("not a capture; allowed: pcap and pcapng files")
+
+
+def _pcap(reader: _Reader, order: str, per_second: int) -> Iterator[Recorded]:
+    head = Struct(order + "HHiIII").unpack(reader.read(20))
+    link = head[5] & 0xFFFF
+    record = Struct(order + "IIII")
+    while data := reader.read(16, may_end=True):
+        seconds, part, kept, length = record.unpack(data)
+        _believe(kept, reader)
+        yield _recorded(seconds + part / per_second, link, reader.read(kept), length, "")
+
+
+@dataclass(slots=True)
+class _Interface:
+    link: int
+    snap: int
+    per_second: int = 1_000_000
+    offset: int = 0
+
+
+def _pcapng(reader: _Reader) -> Iterator[Recorded]:
+    order = "<"
+    interfaces: list[_Interface] = []
+    kind_bytes = _SECTION.to_bytes(4, "little")
+    while kind_bytes:
+        size_bytes = reader.read(4)
+        if kind_bytes == b"\x0a\x0d\x0d\x0a":
+            mark = reader.read(4)
+            order = "<" if int.from_bytes(mark, "little") == _BYTE_ORDER else ">"
+            if Struct(order + "I").unpack(mark)[0] != _BYTE_ORDER:
+                raise RecordingError(f"a section without its byte order, at byte {reader.at}")
+            interfaces = []
+            size = Struct(order + "I").unpack(size_bytes)[0] - 4
+        else:
+            size = Struct(order + "I").unpack(size_bytes)[0]
+        if size < 12 or size % 4:
+            raise RecordingError(f"a block of {size} bytes, at byte {reader.at}")
+        _believe(size, reader)
+        body = reader.read(size - 8)[:-4]
+        try:
+            found = _block(order, Struct(order + "I").unpack(kind_bytes)[0], body, interfaces)
+        except (StructError, IndexError) as error:
+            raise RecordingError(
+                f"a block that is too short, or of an interface that was not described, at byte {reader.at}"
+            ) from error
+        if found is not None:
+            yield found
+        kind_bytes = reader.read(4, may_end=True)
+
+
+def _block(order: str, kind: int, body: bytes, interfaces: list[_Interface]) -> Recorded | None:
+    """The packet of a block; None where it has none. Interfaces are noted."""
+    if kind == _INTERFACE:
+        link, snap = Struct(order + "HxxI").unpack_from(body)
+        interfaces.append(_described(order, _Interface(link, snap), body[8:]))
+    elif kind in (_PACKET, _OLD_PACKET):
+        # The obsolete block has an interface of 16 bits and a count of drops in place of one of 32 bits.
+        layout = "IIIII" if kind == _PACKET else "HxxIIII"
+        number, high, low, kept, length = Struct(order + layout).unpack_from(body)
+        interface = interfaces[number]
+        time = interface.offset + (high << 32 | low) / interface.per_second
+        comment = "; ".join(
+            value.decode(errors="replace") for code, value in _options(order, body[20 + (kept + 3 & ~3) :]) if code == _COMMENT
+        )
+        return _recorded(time, interface.link, body[20 : 20 + kept], length, comment)
+    elif kind == _SIMPLE:
+        interface = interfaces[0]
+        length = Struct(order + "I").unpack_from(body)[0]
+        kept = min(length, interface.snap or length)
+        # It has no time.
+        return _recorded(0.0, interface.link, body[4 : 4 + kept], length, "")
+    return None
+
+
+def _described(order: str, interface: _Interface, options: bytes) -> _Interface:
+    for code, value in _options(order, options):
+        if code == _TSRESOL and value:
+            interface.per_second = 1 << (value[0] & 0x7F) if value[0] & 0x80 else 10 ** value[0]
+        elif code == _TSOFFSET and len(value) == 8:
+            interface.offset = Struct(order + "q").unpack(value)[0]
+    return interface
+
+
+def _options(order: str, data: bytes) -> Iterator[tuple[int, bytes]]:
+    head = Struct(order + "HH")
+    at = 0
+    while at + 4 <= len(data):
+        code, size = head.unpack_from(data, at)
+        if code == 0:
+            return
+        yield code, data[at + 4 : at + 4 + size]
+        at += 4 + (size + 3 & ~3)
+
+
+def _recorded(time: float, link: int, frame: bytes, length: int, comment: str) -> Recorded:
+    at = _SAID[link](frame) if link in _SAID else _FIXED.get(link, -1)
+    if at < 0 or len(frame) <= at or frame[at] >> 4 not in (4, 6):
+        return Recorded(time, None, length, comment)
+    return Recorded(time, frame[at:], max(length - at, 0), comment)
+
+
+def _ethernet(frame: bytes) -> int:
+    at = 12
+    while frame[at : at + 2] in _VLAN_TAGS:
+        at += 4
+    return at + 2 if frame[at : at + 2] in _ETHERTYPES else -1
+
+
+def _cooked(frame: bytes) -> int:
+    return 16 if frame[14:16] in _ETHERTYPES else -1
+
+
+def _cooked2(frame: bytes) -> int:
+    return 20 if frame[0:2] in _ETHERTYPES else -1
+
+
+# Where the IP packet begins in a frame, by link type: at a fixed place, or as the frame says.
+_FIXED: Final = {0: 4, 12: 0, 14: 0, 101: 0, 108: 4, 228: 0, 229: 0}
+_SAID: Final[Mapping[int, Callable[[bytes], int]]] = {1: _ethernet, 113: _cooked, 276: _cooked2}
+
+
+def _believe(size: int, reader: _Reader) -> None:
+    if size > _LONGEST:
+        raise RecordingError(f"a record of {size} bytes, at byte {reader.at}")

@@ -1,0 +1,189 @@
+"""`replay`: judges a capture by a configuration, and shows which flows would fare differently than before."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from nfq_agent.capture.recording import Recorded, RecordingError, packets
+from nfq_agent.cli import show
+from nfq_agent.cli.app import Flags
+from nfq_agent.cli.judging import Judging, Outcome, Seen, seen
+from nfq_agent.cli.loading import configuration
+from nfq_agent.packet import FiveTuple, PacketError
+
+# The exit code where something that passed would be dropped.
+DROPS_MORE: Final = 4
+# Flows that are listed for people, and seconds between two lines of progress.
+_LISTED: Final = 40
+_PROGRESS: Final = 1.0
+
+
+@dataclass(slots=True)
+class Replayed:
+    """A flow of the capture. before: None where nothing is known of it."""
+
+    five_tuple: FiveTuple
+    first: float
+    packets: int = 0
+    queues: list[str] = field(default_factory=list)
+    name: str = ""
+    before: Outcome | None = None
+    after: Outcome = Outcome.PASSED
+
+    @property
+    def changed(self) -> bool:
+        """Whether it fares differently than before."""
+        return self.before is not None and self.before is not self.after
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "first": self.first,
+            "flow": str(self.five_tuple),
+            "packets": self.packets,
+            "queues": self.queues,
+            "name": self.name or None,
+            "before": None if self.before is None else self.before.word,
+            "after": self.after.word,
+        }
+
+
+class Replay:
+    """What one pass over a capture gives. against: the configuration before; without it, what the capture itself says."""
+
+    def __init__(self, judging: Judging, against: Judging | None) -> None:
+        self._judging = judging
+        self._against = against
+        self.flows: dict[FiveTuple, Replayed] = {}
+        self.packets = 0
+        self.unreadable = 0
+
+    def add(self, recorded: Recorded) -> None:
+        """Judge one packet."""
+        self.packets += 1
+        where = seen(recorded.comment)
+        try:
+            if recorded.payload is None:
+                raise PacketError("no IP packet")
+            after = self._judging.judge(recorded, where)
+            before = self._before(recorded, where)
+        except PacketError:
+            self.unreadable += 1
+            return
+        flow = self._flow(after.five_tuple, recorded.time)
+        flow.packets += 1
+        flow.name = after.name or flow.name
+        flow.after = max(flow.after, after.outcome)
+        if after.queue is not None and after.queue not in flow.queues:
+            flow.queues.append(after.queue)
+        if before is not None:
+            flow.before = before if flow.before is None else max(flow.before, before)
+
+    def _before(self, recorded: Recorded, where: Seen | None) -> Outcome | None:
+        if self._against is not None:
+            return self._against.judge(recorded, where).outcome
+        return None if where is None else where.outcome
+
+    def _flow(self, five_tuple: FiveTuple, now: float) -> Replayed:
+        for key in (five_tuple, five_tuple.reversed()):
+            if key in self.flows:
+                return self.flows[key]
+        made = self.flows[five_tuple] = Replayed(five_tuple, now)
+        return made
+
+    @property
+    def changed(self) -> list[Replayed]:
+        """The flows that fare differently, in the order of their first packets."""
+        return [flow for flow in self.flows.values() if flow.changed]
+
+    @property
+    def drops_more(self) -> bool:
+        """Whether a flow that passed would be dropped, or would be if the queue enforced."""
+        return any(flow.before is not None and flow.after > flow.before for flow in self.flows.values())
+
+
+def replay(flags: Flags, capture: Path, against: Path | None, enforce: bool, as_json: bool) -> int:
+    """Judge a capture; print what changes. Exit code 4 where something that passed would be dropped."""
+    judging = Judging(configuration(flags), enforce)
+    before = None if against is None else Judging(configuration(Flags(against, flags.instance)), False)
+    done = Replay(judging, before)
+    try:
+        with capture.open("rb") as stream:
+            for recorded in _with_progress(packets(stream), stream, capture.stat().st_size):
+                done.add(recorded)
+    except OSError as error:
+        print(f"nfq-agent: {capture}: {error.strerror}", file=sys.stderr)
+        return 1
+    except RecordingError as error:
+        judged = f"; the {done.packets} packets before it were judged" if done.packets else ""
+        print(f"nfq-agent: {capture}: {error}{judged}", file=sys.stderr)
+        if not done.packets:
+            return 1
+    if as_json:
+        show.json_object(_as_object(done, judging))
+    else:
+        _tell(done, judging, against)
+    return DROPS_MORE if done.drops_more else 0
+
+
+def _with_progress(source: Iterator[Recorded], stream: BinaryIO, size: int) -> Iterator[Recorded]:
+    """The same, with a line of progress for a person who waits."""
+    if not sys.stderr.isatty():
+        yield from source
+        return
+    told = time.monotonic()
+    for number, each in enumerate(source, 1):
+        yield each
+        if number % 256 == 0 and time.monotonic() - told > _PROGRESS:
+            told = time.monotonic()
+            print(f"\r{number} packets, {100 * stream.tell() // max(size, 1)} %", end="", file=sys.stderr, flush=True)
+    print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _as_object(done: Replay, judging: Judging) -> dict[str, Any]:
+    return {
+        "packets": done.packets,
+        "unreadable": done.unreadable,
+        "left_out": judging.left_out,
+        "flows": [flow.as_object() for flow in done.flows.values()],
+        "changed": [flow.as_object() for flow in done.changed],
+        "drops_more": done.drops_more,
+    }
+
+
+def _tell(done: Replay, judging: Judging, against: Path | None) -> None:
+    flows = list(done.flows.values())
+    taken = [flow for flow in flows if flow.queues]
+    show.note(f"{done.packets} packets, {len(flows)} flows; {len(flows) - len(taken)} flows are taken by no rule and pass")
+    if done.unreadable:
+        show.note(f"{done.unreadable} packets could not be read and were left out")
+    if judging.left_out:
+        show.note(f"not asked: {', '.join(judging.left_out)} (they judge nothing, or by chance)")
+    for outcome in Outcome:
+        if number := sum(flow.after is outcome for flow in taken):
+            show.note(f"{outcome.word}: {number} flows")
+    known = [flow for flow in flows if flow.before is not None]
+    if not known:
+        show.note("Nothing to compare with: the capture has no verdicts of an agent; --against FILE names a configuration")
+        _list("Dropped", [flow for flow in flows if flow.after is not Outcome.PASSED])
+        return
+    than = "in the capture" if against is None else f"by {against}"
+    show.note(f"compared with the verdicts {than}: {len(known)} flows, {len(done.changed)} changed")
+    _list("Changed", done.changed)
+
+
+def _list(title: str, flows: list[Replayed]) -> None:
+    if not flows:
+        return
+    show.note(f"{title}:")
+    for flow in flows[:_LISTED]:
+        stamp = time.strftime("%H:%M:%S", time.localtime(flow.first))
+        turned = flow.after.word if flow.before is None else f"{flow.before.word} -> {flow.after.word}"
+        show.note(f"  {stamp} {turned}: {flow.five_tuple}" + (f" {flow.name}" if flow.name else ""))
+    if len(flows) > _LISTED:
+        show.note(f"  and {len(flows) - _LISTED} more; --json has all")

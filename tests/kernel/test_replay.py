@@ -1,0 +1,100 @@
+"""`replay`: that it says of a capture what the agent did with the same packets, and what another configuration would do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from agent import COMMAND, Agent
+from containers import bridged
+from namespace import Namespace
+
+CONFIG = """
+[queue.main]
+num = 7
+mode = "{mode}"
+elements = ["dpi", "allow", "capture"]
+default = "drop"
+[rules.web]
+queue = "main"
+tcp_ports = [8080]
+hooks = ["forward"]
+[element.allow]
+type = "policy"
+default = "drop"
+[[element.allow.rule]]
+action = "accept"
+http_host = [{names}]
+[element.capture]
+type = "pcap"
+directory = "{folder}"
+"""
+
+
+def written(path: Path, folder: Path, *names: str, mode: str = "enforce") -> Path:
+    path.write_text(CONFIG.format(mode=mode, folder=folder, names=", ".join(f'"{name}"' for name in names)))
+    return path
+
+
+def replayed(netns: Namespace, *argv: str, code: int = 0) -> dict[str, Any]:
+    done = netns.run(*COMMAND, "replay", *argv, "--json", check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_replay_says_what_the_agent_did(netns: Namespace, tmp_path: Path) -> None:
+    folder = tmp_path / "captured"
+    folder.mkdir()
+    folder.chmod(0o777)
+    # Pytest keeps its folders to itself; the worker is another user.
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    same = written(tmp_path / "same.toml", folder, "www.free.test", "api.free.test")
+    netns.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
+    first, second = bridged(netns)
+    second.serve()
+    agent = Agent(netns, tmp_path, same.read_text()).ready()
+    for name, answer in [("www.free.test", "200"), ("bad.test", "000"), ("api.free.test", "200"), ("www.free.test", "200")]:
+        assert first.get("10.5.0.2", name, seconds=1.5) == answer
+    assert agent.stop() == 0
+    (capture,) = folder.glob("*.pcapng")
+
+    told = replayed(netns, str(capture), "--config", str(same))
+    assert told["changed"] == []
+    assert not told["drops_more"]
+    assert sorted((flow["name"], flow["before"], flow["after"]) for flow in told["flows"]) == [
+        ("api.free.test", "accept", "accept"),
+        ("bad.test", "drop", "drop"),
+        ("www.free.test", "accept", "accept"),
+        ("www.free.test", "accept", "accept"),
+    ]
+    # What would be dropped that passed is said, and is the exit code of a gate in front of a roll-out.
+    fewer = written(tmp_path / "fewer.toml", folder, "www.free.test")
+    told = replayed(netns, str(capture), "--config", str(fewer), code=4)
+    assert [(flow["name"], flow["before"], flow["after"]) for flow in told["changed"]] == [("api.free.test", "accept", "drop")]
+    # The same by two configurations, without the comments of an agent.
+    plain = tmp_path / "plain.pcap"
+    netns.run("tshark", "-r", str(capture), "-w", str(plain), "-F", "pcap")
+    told = replayed(netns, str(plain), "--config", str(fewer), "--against", str(same), code=4)
+    assert [flow["name"] for flow in told["changed"]] == ["api.free.test"]
+    # More is allowed: no reason to stop a roll-out.
+    told = replayed(netns, str(plain), "--config", str(same), "--against", str(fewer))
+    assert [(flow["before"], flow["after"]) for flow in told["changed"]] == [("drop", "accept")]
+    # In monitor mode nothing is dropped; what would be is said.
+    watching = written(tmp_path / "watching.toml", folder, "www.free.test", mode="monitor")
+    told = replayed(netns, str(plain), "--config", str(watching))
+    assert sorted(flow["after"] for flow in told["flows"]) == ["accept", "accept", "would drop", "would drop"]
+    told = replayed(netns, str(plain), "--config", str(watching), "--enforce")
+    assert sorted(flow["after"] for flow in told["flows"]) == ["accept", "accept", "drop", "drop"]
+
+
+def test_what_a_person_reads(netns: Namespace, tmp_path: Path) -> None:
+    config = written(tmp_path / "new.toml", tmp_path, "www.free.test")
+    text = tmp_path / "note.txt"
+    text.write_text("no capture")
+    done = netns.run(*COMMAND, "replay", str(text), "--config", str(config), check=False)
+    assert (done.returncode, done.stderr) == (1, f"nfq-agent: {text}: not a capture; allowed: pcap and pcapng files\n")
+    done = netns.run(*COMMAND, "replay", str(tmp_path / "none"), "--config", str(config), check=False)
+    assert (done.returncode, done.stderr) == (1, f"nfq-agent: {tmp_path}/none: No such file or directory\n")
