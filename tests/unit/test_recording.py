@@ -51,7 +51,7 @@ def written(tmp_path: Path, link: int, *frames: Any, **form: Any) -> bytes:
 def test_pcap_of_every_link_type(tmp_path: Path, kind: str, form: dict[str, Any]) -> None:
     link, frame = FRAMES[kind]
     (packet,) = recorded(written(tmp_path, link, frame, **form))
-    inner = frame.getlayer(IPv6) or frame.getlayer(IP)
+    inner = frame[IPv6] if IPv6 in frame else frame[IP]
     assert packet == Recorded(1700000000.25, bytes(inner), len(bytes(inner)), "")
 
 
