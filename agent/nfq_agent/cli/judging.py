@@ -26,7 +26,7 @@ _HOOKS: Final = (Hook.OUTPUT, Hook.INPUT, Hook.FORWARD, Hook.PREROUTING, Hook.PO
 _BY_CHANCE: Final = frozenset({"Chaos", "Sample"})
 
 
-class Outcome(IntEnum):
+class Fate(IntEnum):
     """What became of a packet or a flow; of a flow the greatest among those of its packets."""
 
     PASSED = 0
@@ -40,22 +40,22 @@ class Outcome(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Sighting:
     """Where the agent saw a packet, and what it did with it, as the comment of element `pcap` says."""
 
     hook: Hook
-    outcome: Outcome
+    outcome: Fate
     inward: str = ""
     outward: str = ""
 
 
-def seen(comment: str) -> Seen | None:
+def sighting(comment: str) -> Sighting | None:
     """Read a comment; None where it is not one of the agent's."""
     match = _COMMENT.fullmatch(comment)
     if match is None:
         return None
     dropped = match[2] in ("drop", "reject")
-    return Seen(Hook[match[1]], Outcome.DROPPED if dropped else Outcome.PASSED, match[3] or "", match[4] or "")
+    return Sighting(Hook[match[1]], Fate.DROPPED if dropped else Fate.PASSED, match[3] or "", match[4] or "")
 
 
 class _Witness(PacketElement):
@@ -94,15 +94,15 @@ class _Chain:
         settings = WorkerSettings(number=queue.numbers[0], default=default, on_error=on_error, monitor=monitor)
         self._judge = PacketJudge(chain, settings, self.counters, _nothing, _any_verdict)
 
-    def judge(self, packet: Packet) -> Outcome:
+    def judge(self, packet: Packet) -> Fate:
         """What becomes of a packet."""
         self._judge.now = packet.time
         verdict = self._judge.verdict(packet)
         self._judge.judged(packet, verdict)
         self._judge.log_pending()
         if verdict is WOULD_DROP:
-            return Outcome.WOULD_DROP
-        return Outcome.DROPPED if verdict.outcome is Action.DROP else Outcome.PASSED
+            return Fate.WOULD_DROP
+        return Fate.DROPPED if verdict.outcome is Action.DROP else Fate.PASSED
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class Judged:
     """One packet's fate. queue: None where no rule takes it; it passes. name: what its flow asks for, as far as it is known."""
 
     five_tuple: FiveTuple
-    outcome: Outcome
+    outcome: Fate
     queue: str | None
     name: str = ""
 
@@ -122,7 +122,7 @@ class Judging:
         self._config = config
         self._chains = {name: _Chain(config, name, queue, enforce) for name, queue in config.queue.items()}
         # By five-tuple and place: the queue, and the hook under which its rule takes the packet.
-        self._taken: dict[tuple[FiveTuple, Seen | None], tuple[str, Hook] | None] = {}
+        self._taken: dict[tuple[FiveTuple, Sighting | None], tuple[str, Hook] | None] = {}
         self._number = 0
 
     @property
@@ -130,7 +130,7 @@ class Judging:
         """Elements that are not asked, since they judge nothing or by chance."""
         return sorted({name for chain in self._chains.values() for name in chain.left_out})
 
-    def judge(self, recorded: Recorded, where: Seen | None) -> Judged:
+    def judge(self, recorded: Recorded, where: Sighting | None) -> Judged:
         """What becomes of a packet that was recorded. Raises PacketError where its headers cannot be read."""
         assert recorded.payload is not None
         self._number += 1
@@ -142,7 +142,7 @@ class Judging:
             self._taken[key] = self._take(packet.headers.five_tuple, where)
         taken = self._taken[key]
         if taken is None:
-            return Judged(key[0], Outcome.PASSED, None)
+            return Judged(key[0], Fate.PASSED, None)
         queue, hook = taken
         packet.hook = hook
         chain = self._chains[queue]
@@ -150,7 +150,7 @@ class Judging:
         facts = chain.witness.flow.facts if chain.witness.flow is not None else {}
         return Judged(key[0], outcome, queue, next((_text(facts[fact]) for fact in HEADLINES if fact in facts), ""))
 
-    def _take(self, five_tuple: FiveTuple, where: Seen | None) -> tuple[str, Hook] | None:
+    def _take(self, five_tuple: FiveTuple, where: Sighting | None) -> tuple[str, Hook] | None:
         for hook in _HOOKS if where is None else (where.hook,):
             interface = "" if where is None else (where.inward if hook in (Hook.PREROUTING, Hook.INPUT) else where.outward)
             asked = question(five_tuple, hook, interface)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Final
 from nfq_agent.capture.recording import Recorded, RecordingError, packets
 from nfq_agent.cli import show
 from nfq_agent.cli.app import Flags
-from nfq_agent.cli.judging import Judging, Outcome, Seen, seen
+from nfq_agent.cli.judging import Fate, Judging, Sighting, sighting
 from nfq_agent.cli.loading import configuration
 from nfq_agent.packet import FiveTuple, PacketError
 
@@ -32,8 +32,8 @@ class Replayed:
     packets: int = 0
     queues: list[str] = field(default_factory=list)
     name: str = ""
-    before: Outcome | None = None
-    after: Outcome = Outcome.PASSED
+    before: Fate | None = None
+    after: Fate = Fate.PASSED
 
     @property
     def changed(self) -> bool:
@@ -66,7 +66,7 @@ class Replay:
     def add(self, recorded: Recorded) -> None:
         """Judge one packet."""
         self.packets += 1
-        where = seen(recorded.comment)
+        where = sighting(recorded.comment)
         try:
             if recorded.payload is None:
                 raise PacketError("no IP packet")
@@ -84,7 +84,7 @@ class Replay:
         if before is not None:
             flow.before = before if flow.before is None else max(flow.before, before)
 
-    def _before(self, recorded: Recorded, where: Seen | None) -> Outcome | None:
+    def _before(self, recorded: Recorded, where: Sighting | None) -> Fate | None:
         if self._against is not None:
             return self._against.judge(recorded, where).outcome
         return None if where is None else where.outcome
@@ -164,13 +164,13 @@ def _tell(done: Replay, judging: Judging, against: Path | None) -> None:
         show.note(f"{done.unreadable} packets could not be read and were left out")
     if judging.left_out:
         show.note(f"not asked: {', '.join(judging.left_out)} (they judge nothing, or by chance)")
-    for outcome in Outcome:
+    for outcome in Fate:
         if number := sum(flow.after is outcome for flow in taken):
             show.note(f"{outcome.word}: {number} flows")
     known = [flow for flow in flows if flow.before is not None]
     if not known:
         show.note("Nothing to compare with: the capture has no verdicts of an agent; --against FILE names a configuration")
-        _list("Dropped", [flow for flow in flows if flow.after is not Outcome.PASSED])
+        _list("Dropped", [flow for flow in flows if flow.after is not Fate.PASSED])
         return
     than = "in the capture" if against is None else f"by {against}"
     show.note(f"compared with the verdicts {than}: {len(known)} flows, {len(done.changed)} changed")
