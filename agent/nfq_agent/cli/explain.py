@@ -106,15 +106,15 @@ def explain(flags: Flags, question: Question) -> int:
     except ValueError as error:
         raise ConfigError([f"command line: {error}"]) from error
     note(f"{packet.headers.five_tuple}, hook {question.hook}" + (f", name {question.name}" if question.name else ""))
-    misses = {name: list(misses(rule, question)) for name, rule in config.rules.items()}
-    taken = [name for name, missing in misses.items() if not missing]
+    missed = {name: list(misses(rule, question)) for name, rule in config.rules.items()}
+    taken = [name for name, missing in missed.items() if not missing]
     for name in taken:
         _taken(config, name, config.rules[name], question)
     if not taken:
         note("Rule:     none takes it: it passes without the agent")
-    nearest = sorted((name for name in misses if misses[name]), key=lambda name: len(misses[name]))
+    nearest = sorted((name for name in missed if missed[name]), key=lambda name: len(missed[name]))
     for name in nearest[: 0 if taken else _SHOWN]:
-        note(f"Nearest:  [rules.{name}]: {'; '.join(misses[name])}")
+        note(f"Nearest:  [rules.{name}]: {'; '.join(missed[name])}")
     return 0
 
 
