@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from agent import Agent, ours, until
 from namespace import Namespace
-from numbered import CONFIG, Numbered, judged, write_down
+from numbered import CONFIG, Connections, Numbered, judged, write_down
+
+from nfq_agent.host.nfqueue.statistics import statistics
 
 pytestmark = pytest.mark.kernel
 
@@ -32,3 +35,96 @@ def test_a_restart_loses_no_packet_and_lets_none_pass(netns: Namespace, tmp_path
     assert agent.stop() == 0
     assert ours(netns) == []
     until(lambda: netns.processes() == [], "no process is left")
+
+
+PROXY = """
+[proxy.tcp]
+listen = ["127.0.0.1:15002"]
+drain = "2s"
+[rules.redirect]
+proxy = "tcp"
+hooks = ["output"]
+family = "inet"
+tcp_ports = [8080]
+"""
+
+
+def test_a_restart_breaks_no_connection_of_a_proxy(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, PROXY).ready()
+    connections = Connections(netns, 8080, 20)
+    until(lambda: agent.status()["proxies"][0]["counters"]["active"] >= 20, "the connections are there")
+    first = agent.status()["proxies"][0]["pid"]
+    for _ in range(2):
+        agent.verb("restart")
+    status = agent.status()["proxies"][0]
+    assert status["pid"] != first
+    assert Path(f"/proc/{first}").exists(), "it has connections"
+    assert status["counters"]["active"] >= 20
+    time.sleep(3)
+    talk = connections.end()
+    print(talk)
+    assert talk.unbroken == 20, "they last longer than the drain time"
+    assert talk.failed == 0
+    counters = until(lambda: _when_idle(agent), "all connections are closed")
+    assert counters["connections"] == 20 + talk.others
+    assert counters["reset"] == 0
+    until(lambda: not Path(f"/proc/{first}").exists(), "a process without a connection ends")
+    assert agent.stop() == 0
+    assert ours(netns) == []
+
+
+def _when_idle(agent: Agent) -> dict[str, int] | None:
+    counters: dict[str, int] = agent.status()["proxies"][0]["counters"]
+    return counters if counters["active"] == 0 else None
+
+
+def test_connections_from_before_a_restart_end_with_the_drain_time_of_a_stop(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, PROXY).ready()
+    connections = Connections(netns, 8080, 3)
+    until(lambda: agent.status()["proxies"][0]["counters"]["active"] >= 3, "the connections are there")
+    agent.verb("restart")
+    began = time.monotonic()
+    assert agent.stop() == 0
+    assert time.monotonic() - began < 10
+    assert connections.end().unbroken == 0
+    assert ours(netns) == []
+
+
+def test_what_is_not_wanted_any_more_after_a_restart_ends(netns: Namespace, tmp_path: Path) -> None:
+    write_down(netns, tmp_path)
+    agent = Agent(netns, tmp_path, CONFIG.format(backend="legacy") + PROXY).ready()
+    workers = [*agent.workers(), agent.status()["proxies"][0]["pid"]]
+    agent.configure(CONFIG.format(backend="legacy").replace("num = 100", "num = 101"))
+    agent.verb("restart")
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the processes of before end")
+    assert list(statistics(netns.pid)) == [101]
+    traffic = Numbered(netns, 500)
+    flow = traffic.end()
+    assert sorted(judged(netns)) == list(range(flow.sent))
+    assert agent.stop() == 0
+    assert ours(netns) == []
+
+
+def test_settings_that_change_with_a_restart_are_in_force_and_lose_nothing(netns: Namespace, tmp_path: Path) -> None:
+    write_down(netns, tmp_path)
+    agent = Agent(netns, tmp_path, CONFIG.format(backend="legacy")).ready()
+    traffic = Numbered(netns, 1000)
+    agent.configure(CONFIG.format(backend="legacy").replace("16384", "8192"))
+    agent.verb("restart")
+    flow = traffic.end()
+    assert flow.arrived == flow.sent
+    assert sorted(judged(netns)) == list(range(flow.sent))
+    assert agent.queue()["in_force"]["max_len"] == 8192
+    assert agent.queue()["uninspected"] == 0
+
+
+def test_code_that_would_not_start_is_refused(netns: Namespace, tmp_path: Path) -> None:
+    write_down(netns, tmp_path)
+    agent = Agent(netns, tmp_path, CONFIG.format(backend="legacy")).ready()
+    workers = agent.workers()
+    (tmp_path / "elements" / "book.py").write_text("def broken(:\n")
+    refused = agent.verb("restart", check=False)
+    assert refused.returncode == 1
+    assert "the running agent goes on serving" in refused.stderr
+    assert "book.py" in refused.stderr
+    assert agent.workers() == workers

@@ -111,3 +111,95 @@ def judged(namespace: Namespace) -> list[int]:
     """The numbers that were judged."""
     data = bytes(namespace.run("cat", "/run/judged", text=False).stdout)  # type: ignore[arg-type]  # text=False
     return [int.from_bytes(data[at : at + 8], "big") for at in range(0, len(data), 8)]
+
+
+# Sends back what it gets, on any number of connections. argv: port.
+_ECHO: Final = """
+import asyncio, sys
+async def echo(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    writer.close()
+async def main():
+    server = await asyncio.start_server(echo, "127.0.0.1", int(sys.argv[1]), backlog=4096)
+    print("listening", flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+# Keeps COUNT connections that exchange a line each 20 ms, opens a new one each 5 ms that exchanges one line, until its standard
+# input ends. Prints how many of the first are unbroken, how many of the second there were, how many failed, and the longest
+# exchange in milliseconds. argv: port, count.
+_CLIENTS: Final = """
+import asyncio, sys, time
+port, count = int(sys.argv[1]), int(sys.argv[2])
+over = False
+longest = 0.0
+async def exchange(reader, writer):
+    global longest
+    began = time.monotonic()
+    line = b"%r\\n" % began
+    writer.write(line)
+    if await asyncio.wait_for(reader.readline(), 20) != line:
+        raise ConnectionError("another answer")
+    longest = max(longest, time.monotonic() - began)
+async def lasting():
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    while not over:
+        await exchange(reader, writer)
+        await asyncio.sleep(0.02)
+    writer.close()
+async def short():
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    await exchange(reader, writer)
+    writer.close()
+async def main():
+    global over
+    first = [asyncio.create_task(lasting()) for _ in range(count)]
+    second = []
+    print("talking", flush=True)
+    end = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    began = time.monotonic()
+    while not end.done() and time.monotonic() - began < 120:
+        second.append(asyncio.create_task(short()))
+        await asyncio.sleep(0.005)
+    over = True
+    results = await asyncio.gather(*first, return_exceptions=True)
+    others = await asyncio.gather(*second, return_exceptions=True)
+    for each in [each for each in results + others if each is not None][:5]:
+        print(repr(each), file=sys.stderr)
+    print(sum(each is None for each in results), len(others), sum(each is not None for each in others), longest * 1000)
+asyncio.run(main())
+"""
+
+
+class Talk(NamedTuple):
+    """unbroken: connections that lasted. others: short connections, failed: of these. longest: exchange, in milliseconds."""
+
+    unbroken: int
+    others: int
+    failed: int
+    longest: float
+
+
+class Connections:
+    """Connections that last, and short ones, to an echoing server in the namespace."""
+
+    def __init__(self, namespace: Namespace, port: int, count: int) -> None:
+        server = namespace.start(PYTHON, "-c", _ECHO, str(port), stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        assert server.stdout.readline() == "listening\n"
+        self._process = namespace.start(
+            PYTHON, "-c", _CLIENTS, str(port), str(count), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "talking\n"
+
+    def end(self) -> Talk:
+        """Open no more, and close those that last."""
+        output, _ = self._process.communicate(timeout=60)
+        unbroken, others, failed, longest = output.split()
+        return Talk(int(unbroken), int(others), int(failed), float(longest))

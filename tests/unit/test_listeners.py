@@ -13,7 +13,7 @@ import pytest
 
 from nfq_agent.config.models import ProxyConfig
 from nfq_agent.host.sockets import Address
-from nfq_agent.proxy.listeners import ACCEPTS, PAUSE, Listeners, Outcome, listen
+from nfq_agent.proxy.listeners import ACCEPTS, PAUSE, Listeners, Outcome, listen, places
 
 
 def proxy(*listen: str) -> ProxyConfig:
@@ -63,7 +63,7 @@ class TestListen:
         first, second, third = (f"127.0.0.1:{port}" for port in ports)
         before = proxy(first, second)
         old = listen(before)
-        new = listen(proxy(second, third), before, old)
+        new = listen(proxy(second, third), dict(zip(places(before), old, strict=True)))
         assert new[0] is old[1]
         for it in {*old, *new}:
             it.close()

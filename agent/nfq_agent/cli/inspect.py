@@ -13,12 +13,12 @@ from nfq_agent.service import control
 
 
 def check(flags: Flags, code: bool) -> int:
-    """Print that the configuration is valid, and its warnings. code: load all code that the agent needs to serve, too."""
+    """Print that the configuration is valid, and its warnings. code: as before a restart."""
     if code:
         from nfq_agent.service.supervisor import Supervisor
 
         del Supervisor
-    loaded = loading.checked(loading.configuration(flags))
+    loaded = loading.checked(loading.configuration(flags), restarts=code)
     log_settings(loaded.log)
     show.note(f"{flags.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else 'the baseline')}: valid")
     for line in warnings(loaded):

@@ -21,14 +21,17 @@ def configuration(flags: Flags) -> Config:
     return load(flags.config, lambda merged: _overrides(merged, flags))
 
 
-def checked(config: Config) -> Config:
-    """The configuration, if this host can serve it: a listener that another process holds is a fault. Raises ConfigError."""
+def checked(config: Config, restarts: bool = False) -> Config:
+    """The configuration, if this host can serve it: a listener that another process holds is a fault. Raises ConfigError.
+
+    restarts: an agent that runs here hands its listeners over.
+    """
     from nfq_agent.cli.doctor import listener_faults
 
     for proxy in config.proxy.values():
         # The environment is part of it.
         target_in_force(proxy)
-    if faults := listener_faults(config) + host_faults(config):
+    if faults := [*([] if restarts else listener_faults(config)), *host_faults(config)]:
         raise ConfigError(faults)
     return config
 

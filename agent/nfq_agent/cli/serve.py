@@ -26,10 +26,8 @@ def run(flags: Flags) -> int:
     settings = log_settings(loaded.log)
     log = open_log(settings.format, settings.level)
     host = this_host()
-    if not host.store.inherited:
-        # Neither a reload nor a restart checks listeners: this agent holds them. A new one that is not free fails when it is
-        # opened.
-        loading.checked(loaded)
+    # Neither a reload nor a restart checks listeners: this agent holds them. A new one that is not free fails when it is opened.
+    loading.checked(loaded, restarts=host.store.inherited)
     return Supervisor(lambda: loading.configuration(flags), loaded, log, host).run()
 
 

@@ -10,7 +10,7 @@ import errno
 import resource
 import select
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -26,20 +26,22 @@ ACCEPTS: Final = 64
 PAUSE: Final = 0.2
 # Not there with ipv6.disable=1.
 _IPV6: Final = Path("/proc/net/if_inet6")
+# Where to listen, and whether to leave IPv4 to another listener there.
+ListenAt = tuple[Endpoint, bool]
 _SHORT_OF: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
-def listen(config: ProxyConfig, before: ProxyConfig | None = None, there: Sequence[socket.socket] = ()) -> list[socket.socket]:
+def listen(config: ProxyConfig, there: Mapping[ListenAt, socket.socket] | None = None) -> list[socket.socket]:
     """Bound and listening sockets for a proxy, in the configuration's order. Raises OSError that names the address.
 
-    A `[::]` listener takes IPv4 too, unless a listener of IPv4 has the same port. Processes may share them. before, there: a
-    previous configuration and its sockets; those that fit are used again. Accepted sockets inherit the options (tcp(7)).
+    A `[::]` listener takes IPv4 too, unless a listener of IPv4 has the same port. Processes may share them. there: sockets that
+    listen already; those that fit are used again. Accepted sockets inherit the options (tcp(7)).
     """
-    kept = {} if before is None else dict(zip(_places(before), there, strict=True))
+    kept = there or {}
     transparent = config.capture == "tproxy"
     listeners = []
     with contextlib.ExitStack() as undo:
-        for at, v6only in _places(config):
+        for at, v6only in places(config):
             sock = kept.get((at, v6only))
             if sock is None:
                 sock = undo.enter_context(_listen(at, transparent, v6only))
@@ -54,7 +56,7 @@ def listen(config: ProxyConfig, before: ProxyConfig | None = None, there: Sequen
     return listeners
 
 
-def _places(config: ProxyConfig) -> list[tuple[Endpoint, bool]]:
+def places(config: ProxyConfig) -> list[ListenAt]:
     """Where to listen, and whether to leave IPv4 to another listener there. Without IPv6 in the kernel: on IPv4 alone."""
     taken = {each.port for each in config.listen if ":" not in each.host}
     usable = config.listen if _IPV6.exists() else [each for each in config.listen if ":" not in each.host] or config.listen

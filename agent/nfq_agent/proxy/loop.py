@@ -7,6 +7,7 @@ no rule. What it decides is decided elsewhere, without I/O: where to connect by 
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import time
@@ -15,7 +16,7 @@ from typing import Final
 
 from nfq_agent.counters import Slots
 from nfq_agent.element import Emit
-from nfq_agent.host.child import DRAIN, READY, STOP
+from nfq_agent.host.child import DRAIN, LEAVE, READY, STOP
 from nfq_agent.host.sockets import Address, keep_alive, reset_on_close, unmapped
 from nfq_agent.proxy.arrivals import Arrivals
 from nfq_agent.proxy.deadlines import Deadlines, Expired
@@ -79,6 +80,7 @@ class Proxy:
         self._failed_dials: list[tuple[Pair, str]] = []
         self._timers = Timers()
         self._draining = False
+        self._drain_for = settings.drain
         self._deadline: float | None = None
         self._stopped = False
         self._tally = Tally(counters, bool(siblings))
@@ -378,12 +380,18 @@ class Proxy:
             return
         except OSError:
             words = b""
+        if not words:
+            words = DRAIN if self._settings.lingers else STOP
+            self._epoll.unregister(self._control)
         for sibling in self._siblings.values():
-            sibling.tell(words or STOP)
-        if not words or STOP in words:
+            sibling.tell(words)
+        if STOP in words:
             self._stopped = True
-        elif DRAIN in words:
+        elif DRAIN in words or LEAVE in words:
             self._draining = True
+            self._drain_for = self._settings.drain if DRAIN in words else math.inf
+            if self._deadline is not None:
+                self._deadline = min(self._deadline, self._now + self._drain_for)
 
     def _on_sibling_end(self, sibling: Sibling) -> None:
         """A process beside this one has ended. Raises ChildProcessError if it should not have."""
@@ -397,7 +405,7 @@ class Proxy:
     def _drain(self) -> None:
         # What was redirected already waits in the backlog: it is accepted, and nothing after it.
         self._listeners.drain(self._active, self._take, self._now)
-        self._deadline = self._now + self._settings.drain
+        self._deadline = self._now + self._drain_for
         self._stopped = not self._pairs and not self._siblings
 
 

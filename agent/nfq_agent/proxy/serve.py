@@ -32,8 +32,8 @@ def serve(
     """Run a proxy until it is told to end. It says `ready` on `control` when it accepts.
 
     beat: called at least once a second by each process. `drain` on `control`: accept nothing new, close the listeners, let what
-    runs end for `settings.drain` seconds, then reset the rest, and return. `stop`, or the end of `control`: reset everything and
-    return.
+    runs end for `settings.drain` seconds, then reset the rest, and return; `leave`: the same without a limit in time. `stop`:
+    reset everything and return. The end of `control` is `drain` with `settings.lingers`, else `stop`.
     """
     siblings: list[Sibling] = []
 

@@ -19,7 +19,7 @@ class ProxySettings:
     keep_client: connect to the destination from the client's address (capture by TPROXY only). mark: of the packets that
     are sent to the destination, 0 for none. own_mark: the part of it by which proxies know each other's connections.
     max_per_source: connections of one source, 0 for no limit. keepalive: silence after which the kernel probes whether a side
-    is still there, 0 for no probes.
+    is still there, 0 for no probes. lingers: without a supervisor let what runs end.
     """
 
     name: str
@@ -39,6 +39,7 @@ class ProxySettings:
     processes: int = 1
     timeouts: Timeouts = field(default_factory=Timeouts)
     keepalive: float = 60.0
+    lingers: bool = False
 
     @classmethod
     def of(cls, name: str, config: Config) -> ProxySettings:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import selectors
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from nfq_agent.config.models import Config
-from nfq_agent.host.child import Child
+from nfq_agent.host.child import LEAVE, Child
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.queue.errors import QueueError
@@ -65,9 +66,10 @@ class Crew:
     def descriptors(self) -> Iterator[int]:
         """What a new child must not keep open of its siblings."""
         for worker in [*self.workers, *self._coming]:
-            if worker.child is not None and worker.child.exit is None:
-                yield worker.child.control.fileno()
-                yield worker.child.pidfd
+            for child in (worker.child, worker.predecessor, *worker.formers):
+                if child is not None and child.exit is None:
+                    yield child.control.fileno()
+                    yield child.pidfd
             # A listener that is open in a process that does not accept leaves its clients waiting.
             yield from worker.keeps
             yield from worker.follows
@@ -89,13 +91,13 @@ class Crew:
                 else:
                     worker.open()
             self._coming = list(workers)
-            for worker in workers:
-                if worker not in heirs:
-                    worker.start()
-            hand_over(heirs, self._store, self._log, self._beat)
-            for worker in workers:
-                if worker not in heirs:
-                    worker.wait_ready(self._beat)
+            queues = [worker for worker in heirs if isinstance(worker, QueueWorker)]
+            beside = [worker for worker in workers if worker not in queues]
+            for worker in beside:
+                worker.start()
+            for worker in beside:
+                worker.wait_ready(self._beat)
+            hand_over(queues, self._store, self._log, self._beat)
         except BaseException:
             for worker in workers:
                 worker.stop()
@@ -108,6 +110,9 @@ class Crew:
             self._coming = []
         for worker in workers:
             self._keep(worker)
+            for former in worker.formers:
+                # Its connections end by themselves.
+                self._let_leave(former, LEAVE, math.inf)
 
     def leave(self) -> None:
         """Let every process run, and everything be as it is: another agent takes it over."""
@@ -149,6 +154,10 @@ class Crew:
         drain(workers)
         for worker in workers:
             self._dismiss(worker)
+            for former in worker.formers:
+                if former in self._leaving:
+                    former.tell(worker.last_word)
+                    self._leaving[former] = min(self._leaving[former], time.monotonic() + worker.ends_within)
             self._forget(worker)
             worker.close()
             worker.unregister(self._roster)
@@ -159,25 +168,47 @@ class Crew:
         if not worker.drains or (child := worker.set_aside()) is None:
             worker.stop()
             return
-        child.tell(worker.last_word)
-        self._leaving[child] = time.monotonic() + worker.ends_within
+        self._let_leave(child, worker.last_word, time.monotonic() + worker.ends_within)
+        keep(worker, self._store, self._log)
+
+    def _let_leave(self, child: Child, word: bytes, deadline: float) -> None:
+        """Tell a process to finish what it has. deadline: when it is killed, in monotonic seconds."""
+        child.tell(word)
+        self._leaving[child] = deadline
 
         def ended() -> None:
             self._selector.unregister(child.pidfd)
             self._leaving.pop(child, None)
             child.reap(block=True)
+            self._settle()
 
         self._selector.register(child.pidfd, selectors.EVENT_READ, ended)
 
+    def _settle(self) -> None:
+        """Keep no more what belonged to a process that has ended."""
+        for worker in self.proxies.values():
+            before = {**worker.stored, **worker.noted}
+            worker.settle()
+            try:
+                for name in before.keys() - worker.stored.keys() - worker.noted.keys():
+                    self._store.drop(name)
+                    self._store.note(name, None)
+            except OSError as error:
+                self._log(f"{worker.title}: the service manager was not told that a process ended: {error}", "error")
+            keep(worker, self._store, self._log)
+
     def wait_for_leaving(self) -> None:
-        """Return when every process that drains has ended; it is killed when its time is over."""
+        """Return when every process that drains has ended; it is killed when its time is over. Others are not waited for."""
         for child, deadline in list(self._leaving.items()):
+            if deadline == math.inf:
+                continue
             if not child.wait_end(deadline - time.monotonic(), self._beat):
                 self._log(f"{child.title} did not end within its drain time and was killed", "warning", worker=child.pid)
                 child.kill()
             self._selector.unregister(child.pidfd)
             child.reap(block=True)
-        self._leaving.clear()
+            del self._leaving[child]
+        self._settle()
 
     def revive(self, now: float) -> float | None:
         """Start dead workers whose time has come, kill processes whose drain time is over. When the next is due, or None."""
@@ -200,8 +231,8 @@ class Crew:
         try:
             for name in worker.stored:
                 self._store.drop(name)
-            if worker.noted is not None:
-                self._store.note(worker.noted[0], None)
+            for name in worker.noted:
+                self._store.note(name, None)
         except OSError as error:
             self._log(f"{worker.title}: the service manager was not told that it ends: {error}", "error")
 

@@ -21,12 +21,11 @@ _STOPS_WITHIN: Final = 1.0
 _ENDS_WITHIN: Final = 5.0
 
 
-def hand_over(heirs: Sequence[Worker], store: Store, log: Log, beat: Callable[[], None]) -> None:
+def hand_over(queues: Sequence[QueueWorker], store: Store, log: Log, beat: Callable[[], None]) -> None:
     """Start a process for each of these and let it serve in place of the predecessor's. Raises WorkerError, QueueError, OSError.
 
     If one cannot be prepared, no predecessor was told anything.
     """
-    queues = [worker for worker in heirs if isinstance(worker, QueueWorker)]
     # A queue whose settings change has to be without a reader meanwhile; it comes last, when nothing else can fail.
     ready = [worker for worker in queues if worker.fits]
     _Handover(ready, store, log, beat).run()
@@ -38,8 +37,8 @@ def hand_over(heirs: Sequence[Worker], store: Store, log: Log, beat: Callable[[]
 def keep(worker: Worker, store: Store, log: Log) -> None:
     """Keep what an agent after this one needs of a worker."""
     try:
-        if worker.noted is not None:
-            store.note(*worker.noted)
+        for name, known in worker.noted.items():
+            store.note(name, known)
         for name, (descriptor, polled) in worker.stored.items():
             store.put(name, descriptor, polled)
     except OSError as error:

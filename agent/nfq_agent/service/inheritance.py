@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from nfq_agent.host.child import STOP, Child
+from nfq_agent.host.child import DRAIN, STOP, Child
 from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.log import Log
 from nfq_agent.rules.foreign import InFront
@@ -26,6 +26,7 @@ class Inheritance:
         self._store = store
         self._log = log
         self.pending = store.inherited
+        self._draining: list[Child] = []
 
     @property
     def serves_on(self) -> bool:
@@ -41,7 +42,8 @@ class Inheritance:
             meter.start(found, in_front)
 
     def keep(self, meter: Meter) -> None:
-        """Note for an agent after this one what was counted."""
+        """Note for an agent after this one what was counted, and see to processes that drain."""
+        self._draining = [child for child in self._draining if not child.reap()]
         try:
             self._store.note(_METER, meter.memo)
         except OSError as error:
@@ -64,6 +66,14 @@ class Inheritance:
                     child.kill()
                 child.reap(block=True)
                 self._log(f"queue {number} of the agent before is not wanted any more: its worker has ended")
+        for name in (*self._store.waiting("proxy-"), *self._store.waiting("leaving-")):
+            child = Child.adopted(name, self._store.take(name), self._store.noted(name).get("process"))
+            self._store.drop(name)
+            self._store.note(name, None)
+            if child is not None:
+                child.tell(DRAIN)
+                # Without its control socket it would end at once.
+                self._draining.append(child)
         for name in self._store.waiting(""):
             self._store.discard(name)
 

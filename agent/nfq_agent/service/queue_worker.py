@@ -105,13 +105,14 @@ class QueueWorker(Worker):
         return True
 
     @property
-    def noted(self) -> tuple[str, dict[str, Any]]:
+    def noted(self) -> dict[str, dict[str, Any]]:
         """What an agent after this one needs to know to take the queue over."""
-        return f"queue-{self.number}", {
+        known = {
             "process": None if self.child is None else self.child.identity,
             "counters": self.counters.names,
             "settings": None if self.queue is None else asdict(self.queue.settings),
         }
+        return {f"queue-{self.number}": known}
 
     @property
     def fits(self) -> bool:

@@ -119,9 +119,17 @@ class Worker(ABC):
         return {}
 
     @property
-    def noted(self) -> tuple[str, dict[str, Any]] | None:
-        """What the next agent needs to know besides: a name, and an object for JSON."""
-        return None
+    def noted(self) -> dict[str, dict[str, Any]]:
+        """What the next agent needs to know besides: names with objects for JSON."""
+        return {}
+
+    @property
+    def formers(self) -> list[Child]:
+        """Earlier processes of it that finish what they have."""
+        return []
+
+    def settle(self) -> None:  # noqa: B027  # most have none
+        """One of the earlier processes has ended."""
 
     def abandon(self) -> None:
         """After `inherit`: leave everything as it is to the agent that comes next."""

@@ -52,6 +52,8 @@ class Channel:
         self._queue: netfilterqueue.NetfilterQueue | None = None
         if bound is None:
             self._queue = netfilterqueue.NetfilterQueue(af=family, sockfd=-1 if given is None else given.fileno())
+            # It would stay open in every program that this process runs, and in itself when it starts again.
+            os.set_inheritable(self._queue.get_fd(), False)
             self._socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
         else:
             self._socket = socket.socket(fileno=bound[0])
