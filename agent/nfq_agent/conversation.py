@@ -188,6 +188,13 @@ class Conversation:
         self._read_bytes = None
         return [Said(Event.DIFFERS, {}, "segments that overlap differ", True)]
 
+    def restart(self, parsers: tuple[Parser, ...]) -> None:
+        """Read what comes next as a first message."""
+        self._phase = _Phase.OPENING
+        self._parsers = parsers
+        self.forget()
+        self._begin_next_message()
+
     def run_out(self, reason: str) -> list[Said]:
         """Give up a message that took too much. What the client has begun to say hides a name: that is a conflict."""
         return self.give_up(reason, conflict=self._client is not None and bool(self._client.data))

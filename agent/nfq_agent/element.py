@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, Self, get_args
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
 
+from nfq_agent.context import Context
 from nfq_agent.fitting import fit
 from nfq_agent.flow import Flow
 from nfq_agent.link_local import needed_by_link
@@ -73,8 +74,11 @@ class PacketElement(Generic[O]):
     `reads_process` for itself, by its options. `keeps_facts`: the facts that it puts into flows; a rule on a fact needs such an
     element before it.
 
-    The time is `packet.time`: the worker stamps packets that the kernel did not stamp.
+    `context`: what the worker lends, set before `start`. The time is `packet.time`: the worker stamps packets that the kernel
+    did not stamp.
     """
+
+    context: Context = Context()
 
     needs: Needs = Needs.HEADERS
     rewrites: ClassVar[bool] = False
@@ -122,6 +126,11 @@ class PacketElement(Generic[O]):
         return None
 
     @classmethod
+    def keeps_flows_of(cls, options: O) -> bool:
+        """Whether an element with these options judges flows by what they said, which is to outlive the worker."""
+        return False
+
+    @classmethod
     def denies_of(cls, options: O) -> bool:
         """Whether an element with these options keeps traffic out by a policy, which overload must not undo unsaid."""
         return False
@@ -157,11 +166,17 @@ class ElementChain:
     """Elements in their order. The first that answers wins; then those that amend verdicts are asked, in order too.
 
     monitor: a drop is not to be amended, since it will be an accept; and to those that amend, nothing lasts that would hide
-    another drop from being counted: no verdict on a packet by itself, and none on a flow that would have been dropped.
+    another drop from being counted: no verdict on a packet by itself, and none on a flow that would have been dropped. context:
+    what the worker lends the elements.
     """
 
-    def __init__(self, elements: Sequence[PacketElement], default: Verdict, monitor: bool = False) -> None:
+    def __init__(
+        self, elements: Sequence[PacketElement], default: Verdict, monitor: bool = False, context: Context | None = None
+    ) -> None:
         self._elements = tuple(elements)
+        if context is not None:
+            for element in self._elements:
+                element.context = context
         self._monitor = monitor
         # Only those that override it are called; a call that does nothing costs as much as one that does.
         self._deciders = tuple(e.decide for e in self._elements if _overrides(e, "decide"))

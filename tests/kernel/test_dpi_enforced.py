@@ -143,47 +143,6 @@ while True:
 """
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_a_connection_that_began_before(netns: Namespace, tmp_path: Path, address: str) -> None:
-    """Its name can't be known any more: it gets the default, whatever it says now."""
-    netns.start("python3", "-c", _ECHO)
-    wait_until(lambda: listening(netns, 4440), "the echo is served")
-
-    def talk() -> tuple[bytes, bytes, bytes]:
-        agent = Agent(netns, tmp_path, POLICY.format(default="reject", hooks='["output"]', role="client"))
-        with socket.create_connection((address, 4440), timeout=3) as connection:
-            before = ask(connection)
-            try:
-                agent.ready()
-                after = ask(connection)
-                with socket.create_connection((address, 4440), timeout=3) as another:
-                    return before, after, ask(another)
-            finally:
-                agent.stop()
-
-    before, after, new = netns.call(talk)
-    assert (before, after, new) == (REQUEST, b"reset", REQUEST)
-
-
-REQUEST = b"GET /nothing HTTP/1.1\r\nHost: www.good.test\r\n\r\n"
-
-
-def ask(connection: socket.socket) -> bytes:
-    """What comes back for a request in two packets, or how it ended."""
-    back = b""
-    try:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.sendall(REQUEST[:20])
-        connection.sendall(REQUEST[20:])
-        while len(back) < len(REQUEST):
-            back += connection.recv(1000) or b"closed"
-    except (ConnectionResetError, BrokenPipeError):
-        return b"reset"
-    except TimeoutError:
-        return b"nothing"
-    return back
-
-
 # linux/in6.h; destination options of padding alone (RFC 8200 4.6, 4.2).
 _IPV6_DSTOPTS = 59
 _PADDING = b"\0\0\1\4\0\0\0\0"

@@ -27,9 +27,8 @@ class Talk:
     def send(self, packet: Packet) -> None:
         assert self.bench.chain.needs == Dpi.needs
         self.bench.decide(packet)
-        packet_flow = self.bench.flows._flows  # noqa: SLF001  # what is kept is what is bounded
-        five_tuple = packet.headers.five_tuple
-        self.flow = packet_flow.get(five_tuple) or packet_flow[five_tuple.reversed()]
+        self.flow = self.bench.flows.find(packet.headers.five_tuple)
+        assert self.flow is not None
 
     def open(self) -> Talk:
         self.send(tcp(self.src, self.dst, flags="S", seq=self.isn))

@@ -98,9 +98,34 @@ def test_no_bytes_of_a_decided_flow_wait() -> None:
     assert talk.flow.state[element].held == 0
 
 
+BEFORE = {"dpi": "gave-up", "dpi_reason": "it began before the first packet seen"}
+
+
 def test_a_connection_that_began_before_is_given_up() -> None:
-    talk = Talk().say(HELLO)
-    assert talk.facts == {"dpi": "gave-up", "dpi_reason": "it began before the first packet seen"}
+    talk = Talk().say(b"\x17\x03\x03\x00\x10" + b"x" * 16)
+    assert talk.facts == BEFORE
+    assert talk.flow is not None
+    assert talk.flow.midstream
+
+
+def test_a_connection_that_began_before_is_read_from_its_next_message_on() -> None:
+    talk = Talk().say(b"x" * 20)
+    talk.say(HELLO[:50], 20)
+    assert talk.facts["dpi"] == "undecided"
+    talk.say(HELLO[50:], 70)
+    assert talk.facts["tls_sni"] == "a.server.test"
+    assert talk.flow is not None
+    assert not talk.flow.midstream
+
+
+@pytest.mark.parametrize(
+    "text", [b"lots of words in a line\nand more\n", b"GET it\n", b"\x16\x03\x01\x00\x02\x01\x00", b"GET / HTTP/1.1\r\n:\r\n\r\n"]
+)
+def test_what_only_looks_like_a_message_is_none_in_midstream(text: bytes) -> None:
+    talk = Talk().say(text)
+    assert talk.facts["dpi"] != "decided"
+    talk.say(HELLO, len(text))
+    assert talk.facts["tls_sni"] == "a.server.test"
 
 
 def test_one_direction_is_enough() -> None:

@@ -53,6 +53,32 @@ def test_the_idle_are_forgotten() -> None:
     assert len(table) <= 101
 
 
+def test_a_flood_of_half_open_flows_makes_no_other_go() -> None:
+    table = FlowTable(limit=64)
+    answered = table.observe(five_tuple(1), 0.0)
+    table.observe(five_tuple(1).reversed(), 0.0)
+    one_way = table.observe(five_tuple(2), 0.0)
+    for _ in range(2):
+        table.observe(five_tuple(2), 0.0)
+    for number in range(100, 1000):
+        table.observe(five_tuple(number), 1.0)
+        table.observe(five_tuple(number), 1.0)
+    assert table.find(five_tuple(1).reversed()) is answered
+    assert table.find(five_tuple(2)) is one_way
+    assert len(table) == 64
+
+
+def test_half_open_flows_have_an_eighth_of_a_full_table() -> None:
+    table = FlowTable(limit=64)
+    for number in range(100):
+        table.observe(five_tuple(number), 0.0)
+        table.observe(five_tuple(number).reversed(), 0.0)
+    for number in range(200, 300):
+        table.observe(five_tuple(number), 1.0)
+    assert sum(table.find(five_tuple(number)) is not None for number in range(200, 300)) == 8
+    assert len(table) == 64
+
+
 def test_a_table_of_none_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         FlowTable(limit=0)

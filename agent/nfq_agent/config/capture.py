@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from nfq_agent.context import MidstreamMode
 from nfq_agent.values import Duration, Ports, PortsField, Size
 
 # A classic filter has 4096 instructions at most (BPF_MAXINSNS), and a range of ports costs 12 of them.
@@ -54,6 +55,8 @@ class InlineConfig(CaptureConfig):
     mode: Literal["enforce", "monitor"] = "enforce"
     default: Literal["accept", "drop"] = "accept"
     on_error: Literal["accept", "drop"] = "accept"
+    # As in [queue.NAME].
+    midstream: MidstreamMode = "accept"
 
     @field_validator("fail_open")
     @classmethod

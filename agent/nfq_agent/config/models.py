@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from nfq_agent.config.capture import CaptureConfig, InlineConfig, TapConfig
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.selection import CGROUP_HOOKS, OWNER_HOOKS, Selection
+from nfq_agent.context import MidstreamMode
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError, packet_element, stream_element
 from nfq_agent.elements.loading import where
@@ -108,6 +109,8 @@ class QueueConfig(_Model):
     mode: Literal["enforce", "monitor"] = "enforce"
     default: Literal["accept", "drop"] = "accept"
     on_error: Literal["accept", "drop"] = "accept"
+    # A connection whose beginning was not seen, where a name would decide.
+    midstream: MidstreamMode = "accept"
     elements: tuple[str, ...] = Field(default=(), strict=False)
 
     @field_validator("copy_mode", mode="before")

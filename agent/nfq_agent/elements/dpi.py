@@ -21,6 +21,7 @@ from nfq_agent.earlier import Earlier
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.facts import fields, words
 from nfq_agent.flow import Flow
+from nfq_agent.midstream import BEGAN_BEFORE, Midstream, resume
 from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
 from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import OWNERS, PARSERS
@@ -114,12 +115,12 @@ class Dpi(PacketElement[DpiOptions]):
             if connection is None:
                 return
         elif connection is None:
-            if "dpi" not in flow.facts and not flags & _RST:
-                self._give_up(flow, "it began before the first packet seen")
-            return
-        else:
-            if connection.renewed is not None and self._renewed(packet, flow, headers, connection):
-                connection = flow.state[self]
+            if "dpi" in flow.facts or flags & _RST:
+                return
+            connection = self._resume(flow)
+        elif connection.renewed is not None and self._renewed(packet, flow, headers, connection):
+            connection = flow.state[self]
+        if not flags & _SYN:
             if self._passes_unread(packet, flow, headers, connection) or flow.unsound:
                 return
             if flags & (_FIN | _RST):
@@ -214,7 +215,7 @@ class Dpi(PacketElement[DpiOptions]):
         earlier: Earlier | None = None
         if flow.facts or self in flow.state:
             before: Conversation | None = flow.state.get(self)
-            if before is not None:
+            if before is not None and before.initial >= 0:
                 earlier = (before.earlier or Earlier((), initial)).and_then(before.initial + 1, before.awaited, initial)
             self._open.pop(id(flow), None)
             self._compared.pop(id(flow), None)
@@ -224,10 +225,20 @@ class Dpi(PacketElement[DpiOptions]):
         ports = headers.five_tuple[2], headers.five_tuple[4]
         parsers = PARSERS if dns.PORTS.isdisjoint(ports) else _DNS_PARSERS
         connection = Conversation(initial, (headers.five_tuple == flow.origin) == client, parsers, earlier)
+        if self.context.flows is not None:
+            self.context.flows.forget(flow.origin)
+        flow.midstream = False
         flow.message = 0
         flow.state[self] = connection
         flow.facts["dpi"] = "undecided"
         flow.undecided = True
+        return connection
+
+    def _resume(self, flow: Flow) -> Midstream:
+        """A connection whose beginning this worker did not see."""
+        connection = flow.state[self] = resume(flow, self.context.flows)
+        if flow.midstream:
+            self._give_up(flow, BEGAN_BEFORE)
         return connection
 
     def _renewed(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation) -> bool:
@@ -257,6 +268,7 @@ class Dpi(PacketElement[DpiOptions]):
             connection.begun = event is Event.PART
             if event is Event.MESSAGE:
                 self._whole(flow, facts)
+                flow.midstream = flow.midstream and self.context.midstream == "drop"
             elif event is Event.PART:
                 flow.facts |= facts
                 flow.facts["dpi"] = "undecided"

@@ -143,6 +143,11 @@ class Policy(PacketElement[PolicyOptions]):
         return Needs.FLOW if any(rule.wanted for rule in options.rule) else Needs.HEADERS
 
     @classmethod
+    def keeps_flows_of(cls, options: PolicyOptions) -> bool:
+        """Where a rule names a fact."""
+        return cls.needs_of(options) is Needs.FLOW
+
+    @classmethod
     def denies_of(cls, options: PolicyOptions) -> bool:
         """Where anything is dropped or rejected."""
         return {"drop", "reject"} & {options.default, *(rule.action for rule in options.rule)} != set()
@@ -221,7 +226,16 @@ class Policy(PacketElement[PolicyOptions]):
             return self._answer(packet, options.undecided, "undecided")
         patient = facts.get("dpi", "undecided") == "undecided" and not case.decided
         patient = patient and case.packets <= options.within and case.size <= options.within_bytes
-        action, label, is_open = _outcome(case.candidates, facts, patient, self._default, options.conflict)
+        action, label, is_open = _outcome(case.candidates, facts, patient or flow.midstream, self._default, options.conflict)
+        if flow.midstream:
+            mode = self.context.midstream
+            # What it says now is no proof of what it said first.
+            if mode == "drop":
+                is_open = _outcome(case.candidates, {}, True, self._default, options.conflict)[2]
+            if is_open and mode != "judge":
+                return self._unseen(packet, flow, case, mode)
+            if not patient:
+                action, label, is_open = _outcome(case.candidates, facts, False, self._default, options.conflict)
         if is_open:
             flow.undecided = True
             case.open = known
@@ -230,11 +244,26 @@ class Policy(PacketElement[PolicyOptions]):
         before = case.action, case.label
         was_decided = case.known is not None
         case.known, case.action, case.label, case.decided = known, action, label, True
+        self._keep(flow, facts)
         if was_decided and action == before[0]:
             return self._verdict(packet, action)
         if was_decided:
             self._say_turned(flow, before, case)
         return self._answer(packet, action, label)
+
+    def _unseen(self, packet: Packet, flow: Flow, case: _Case, action: ActionName) -> Verdict | None:
+        """A connection whose beginning was not seen, where a name that is not known would decide."""
+        # It may still say one: the kernel is told to keep the verdict only when it has long not done so.
+        flow.undecided = case.packets <= self.options.within
+        if case.action is None:
+            case.action = action
+            return self._answer(packet, action, "midstream")
+        return self._verdict(packet, action)
+
+    def _keep(self, flow: Flow, facts: Mapping[str, Any]) -> None:
+        """Let what a connection said outlive this worker."""
+        if self.context.flows is not None and flow.origin.protocol == TCP and not flow.midstream:
+            self.context.flows.keep(flow.origin, facts, flow.answered, flow.last)
 
     def _earlier(self, packet: Packet, flow: Flow, case: _Case, facts: Mapping[str, Any]) -> Verdict | None:
         """The denial of a message that came in the same packet as later ones; None where it may pass."""
@@ -244,6 +273,7 @@ class Policy(PacketElement[PolicyOptions]):
         before = case.action, case.label
         case.known, case.action, case.label = tuple([facts.get(fact) for fact in self._facts]), action, label
         case.decided = case.denied = True
+        self._keep(flow, facts)
         if before[0] is not None and before[0] != action:
             self._say_turned(flow, before, case)
         return self._answer(packet, action, label)

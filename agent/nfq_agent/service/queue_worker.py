@@ -8,10 +8,11 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final, Self
 
 from nfq_agent.config.models import Config
+from nfq_agent.context import Context
 from nfq_agent.counters import Counters, Slots
 from nfq_agent.element import ElementChain
 from nfq_agent.host.child import Child, bound_memory
@@ -23,6 +24,8 @@ from nfq_agent.log import Log
 from nfq_agent.queue.errors import QueueSettingError
 from nfq_agent.queue.settings import FLAGS, QueueSettings
 from nfq_agent.queue.turns import WorkerQueue
+from nfq_agent.service.control import folder
+from nfq_agent.service.lending import lend
 from nfq_agent.service.order import Order
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
@@ -48,6 +51,7 @@ class QueueWorker(Worker):
         self.counters = Counters(self.memory.numbers)
         self.queue: WorkerQueue | None = None
         self.raw: RawSockets | None = None
+        self.context = Context()
         self._instance = config.agent.instance
         self._lost = Order(None, False)
         # What a process before this one counted in memory of another layout.
@@ -77,6 +81,14 @@ class QueueWorker(Worker):
         self.queue = queue
         self._set_flags(queue)
         self._open_raw()
+        self._lend()
+
+    def _lend(self) -> None:
+        def warn(text: str) -> None:
+            self._log(f"{self.title}: {text}", "warning", queue=self.number)
+
+        name = f"{self._instance}.queue-{self.number}"
+        self.context = lend(folder(), name, self.specs, self.settings.midstream, warn)
 
     def _unbound(self) -> WorkerQueue:
         return WorkerQueue(
@@ -102,6 +114,7 @@ class QueueWorker(Worker):
             return False
         self.queue = self._unbound().adopt(queue, _settings(noted))
         self._open_raw()
+        self._lend()
         return True
 
     @property
@@ -203,6 +216,9 @@ class QueueWorker(Worker):
         self.killed = old.killed
         self.raw, old.raw = old.raw, None
         self._open_raw()
+        self._lend()
+        if self.context.flows is not None and old.context.flows is not None:
+            self.context = replace(self.context, flows=old.context.flows)
         self.refit()
 
     def release(self, successor: Self) -> None:
@@ -237,6 +253,7 @@ class QueueWorker(Worker):
             [spec.cls(spec.name, spec.options, emit) for spec in self.specs],
             _VERDICTS[settings.default],
             monitor=settings.mode == "monitor",
+            context=self.context,
         )
         WorkerLoop(
             self.queue,
