@@ -323,6 +323,8 @@ def test_what_a_proxy_asks_for_is_written_and_read_alike(world: World, family: F
         f"mangle -A NFQA-a-PREROUTING -p tcp -m multiport --dports 80 {comment} "
         f"-j TPROXY --on-port 15002 --on-ip {anywhere} --tproxy-mark {mark}",
         f"mangle -A NFQA-a-PREROUTING -m mark --mark {mark} {comment} -j CONNMARK {saved}",
+        # One that counts, and leads nowhere.
+        f"mangle -A NFQA-a-PREROUTING -p tcp -m multiport --dports 80 -m iprange ! --dst-range {hosts} {comment}",
     )
     host = world.host("a")
     host.apply(family, desired)

@@ -272,3 +272,32 @@ def test_marks_of_others_nat_of_others_and_firewalls_are_named(netns: Namespace,
     assert "NAT in nf_tables: ip theirs out" in said(agent, "legacy and nft")
     assert "raw" in said(agent, "NOTRACK")
     assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("backend", ["legacy", "owned"])
+def test_connections_that_another_nat_takes_first_are_counted_as_missing(netns: Namespace, tmp_path: Path, backend: str) -> None:
+    head = QUICK.replace("legacy", backend)
+    agent = Agent(netns, tmp_path, head + REDIRECT + 'hooks = ["output"]\nfamily = "inet"\n').ready()
+    connect = (
+        "import socket\nfor _ in range(40):\n"
+        "    try: socket.create_connection(('127.0.0.1', 80), 2).close()\n    except OSError: pass\n"
+    )
+    netns.run(sys.executable, "-c", connect)
+    assert bypasses(agent) == {}
+    # Registered last, it is asked first where both stand at -100.
+    netns.shell(
+        "nft add table ip theirs; nft 'add chain ip theirs out { type nat hook output priority -100; }';"
+        "nft add rule ip theirs out tcp dport 80 redirect to :9"
+    )
+    netns.run(sys.executable, "-c", connect)
+    found = bypasses(agent)
+    if backend == "owned":
+        assert found == {}
+    else:
+        assert found["proxy"]["count"] == 40
+        assert found["proxy"]["text"] == (
+            "proxy web: 80 connections should have been led to it, and 40 were: another NAT of this host took them first, or "
+            "they are not tracked"
+        )
+        assert 'backend = "owned"' in said(agent, "uninspected: proxy")
+    assert agent.stop() == 0

@@ -163,7 +163,7 @@ def _target(rule: Rule) -> str:
         return f"queues {numbers[0]} to {numbers[-1]}"
     if numbers:
         return f"queue {numbers[0]}"
-    return "own chain" if instance_of(rule.target.name) else rule.target.name
+    return "own chain" if instance_of(rule.target.name) else rule.target.name or "counts only"
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: int | None = None) -> Table:

@@ -27,6 +27,10 @@ OFFLOAD_ACCEPTED: Final = "offload-accepted"
 OFFLOAD_DENIED: Final = "offload-denied"
 
 
+# What stands before the port of the proxy in the name of a rule that only counts what should be led there.
+EXPECTED: Final = ".expected-"
+
+
 class RuleError(Exception):
     """The kernel's rules could not be read, or are not as they should be after a change."""
 

@@ -9,6 +9,7 @@ from typing import Final
 from nfq_agent.config.models import Config, ProxyConfig, RuleConfig
 from nfq_agent.mark import Kept
 from nfq_agent.rules.model import (
+    EXPECTED,
     FAMILIES,
     HOOK_CHAINS,
     JUMP,
@@ -46,9 +47,45 @@ def plan(config: Config, uid: int | str, lists: bool = False) -> Ruleset:
             for hook in rule.hooks:
                 made = _rules(config, name, rule, family, hook, lists)
                 tables.setdefault(_table_name(config, rule), {}).setdefault(hook, []).extend((each, kept) for each in made)
+        _count_expected(config, family, lists, tables)
         if tables:
             ruleset[family] = {table: _table(config.agent.instance, tables[table], uid, lists) for table in tables}
     return ruleset
+
+
+def _count_expected(
+    config: Config, family: Family, lists: bool, tables: dict[str, dict[str, list[tuple[Rule, Kept | None]]]]
+) -> None:
+    """Add the rules of table mangle that count what table nat should lead to a proxy: another NAT may be asked before ours.
+
+    Not where a queue is asked in the same hook of that table: what it drops would seem to be missing.
+    """
+    made: dict[str, list[tuple[Rule, Kept | None]]] = {}
+    for name, rule in config.rules.items():
+        if rule.proxy is None or config.proxy[rule.proxy].capture != "redirect" or family not in rule.families:
+            continue
+        for hook in rule.hooks:
+            if hook not in tables.get("mangle", {}):
+                made.setdefault(hook, []).extend((each, None) for each in _counting(config, name, rule, family, hook, lists))
+    if counting := {each: rules for each, rules in made.items() if rules}:
+        tables.setdefault("mangle", {}).update(counting)
+
+
+def _counting(config: Config, name: str, rule: RuleConfig, family: Family, hook: str, lists: bool) -> Iterator[Rule]:
+    proxy = config.proxy[rule.proxy or ""]
+    port = _listener_port(proxy, family, rule.port)
+    if port is None:
+        return
+    comment = _comment(config.agent.instance, f"{name}{EXPECTED}{port}")
+    own_traffic = Extension("mark", (Option("--mark", str(proxy.own_traffic), negated=True),))
+    away = tuple(
+        Extension("iprange", (Option("--dst-range", ranges, negated=True),))
+        for ranges in range_lists(proxy.exclude, family, lists)
+    )
+    for each in selected(name, rule, hook, family, lists):
+        matches = (SYN, *each.matches, own_traffic, *away, *each.tail, comment)
+        chain = chain_name(config.agent.instance, hook)
+        yield Rule(chain, Extension(""), matches, each.protocol, each.in_interface, each.out_interface)
 
 
 def redirects(config: Config) -> bool:

@@ -7,12 +7,13 @@ from typing import Final
 
 from nfq_agent.log import Log
 from nfq_agent.rules.foreign import InFront
-from nfq_agent.service.meter import Meter
+from nfq_agent.service.meter import Meter, ProxyPort
 from nfq_agent.service.status import BypassStatus, DriftStatus, ProxyStatus, QueueStatus
 
 # A SYN that is sent again counts again in table mangle; and the proxy may not have counted what came a moment ago.
 _MORE_THAN: Final = 2
 _SLACK: Final = 10
+_PART: Final = 0.25
 # Seconds between two lines of the log.
 _EVERY: Final = 60.0
 _QUEUE_ADVICE: Final = "more numbers (balance) or a longer max_len; fail_open = false drops instead"
@@ -66,7 +67,19 @@ def _proxies(proxies: Iterable[ProxyStatus], meter: Meter) -> Iterator[BypassSta
     """One for each proxy that gets much less than the rules lead to it."""
     for proxy in proxies:
         ports = sorted({int(each.rpartition(":")[2]) for each in proxy.listen})
-        led, came = sum(map(meter.hits, ports)), proxy.counters["connections"] + proxy.counters["refused"]
+        led, expected = (sum(meter.hits(ProxyPort(port, led=each)) for port in ports) for each in (True, False))
+        came = proxy.counters["connections"] + proxy.counters["refused"]
+        # Both count a SYN that is sent again, so they differ less than what arrives.
+        if expected - led > led * _PART + _SLACK:
+            yield BypassStatus(
+                "proxy",
+                proxy.name,
+                expected - led,
+                "connections",
+                f"proxy {proxy.name}: {expected} connections should have been led to it, and {led} were: another NAT of this "
+                "host took them first, or they are not tracked",
+                'set backend = "owned" in table agent: it is asked before other NAT',
+            )
         if led > _MORE_THAN * came + _SLACK and not proxy.counters["full"]:
             numbers = ",".join(map(str, ports))
             yield BypassStatus(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from nfq_agent.rules.foreign import InFront
-from nfq_agent.rules.model import Rule
+from nfq_agent.rules.model import EXPECTED, Rule
 from nfq_agent.service.live_rules import ListedRule
 
 
@@ -23,8 +23,15 @@ class QueueReading:
     counters: Mapping[str, int]
 
 
+class ProxyPort(NamedTuple):
+    """A port of a proxy. led: whether connections are counted that a rule led there, or those that should be."""
+
+    port: int
+    led: bool
+
+
 # What a rule counts for: the queue numbers that it sends to, or the port of a proxy.
-Subject = range | int
+Subject = range | ProxyPort
 
 
 @dataclass(slots=True)
@@ -168,13 +175,13 @@ class Meter:
 
 
 def _packed(subject: Subject) -> tuple[int, int]:
-    """For JSON; a port ends before it begins."""
-    return (subject.start, subject.stop) if isinstance(subject, range) else (subject, -1)
+    """For JSON; a port has no end."""
+    return (subject.start, subject.stop) if isinstance(subject, range) else (subject.port, -1 if subject.led else -2)
 
 
 def _unpacked(first: object, end: object) -> Subject:
     start, stop = int(str(first)), int(str(end))
-    return start if stop < 0 else range(start, stop)
+    return ProxyPort(start, led=stop == -1) if stop < 0 else range(start, stop)
 
 
 def subject_of(rule: Rule) -> Subject | None:
@@ -183,7 +190,9 @@ def subject_of(rule: Rule) -> Subject | None:
         return numbers
     if rule.target.name in ("REDIRECT", "TPROXY"):
         # --to-ports and --on-port come first.
-        return int(rule.target.options[0].value)
+        return ProxyPort(int(rule.target.options[0].value), led=True)
+    if not rule.target.name and EXPECTED in rule.tag:
+        return ProxyPort(int(rule.tag.rpartition(EXPECTED)[2]), led=False)
     return None
 
 

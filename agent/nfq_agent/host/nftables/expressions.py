@@ -266,6 +266,9 @@ _MATCHES: Final[Mapping[str, Callable[[Extension, Family], _Alternatives]]] = {
 def _target(target: Extension, family: Family, chain_of: Callable[[str], str], native_queue: bool) -> Iterator[Expression]:
     options = {option.name: option.value for option in target.options}
     match target.name:
+        case "":
+            # It counts, and the next rule is asked.
+            return
         case "DROP" | "ACCEPT" | "RETURN":
             yield _verdict(_VERDICTS[target.name])
         case "NFQUEUE":

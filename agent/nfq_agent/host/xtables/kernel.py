@@ -234,6 +234,12 @@ class Tables:
                 ip.invflags |= flag
         for match in rule.matches:
             _set(made.create_match(match.name), match.options)
+        if not rule.target.name:
+            made.create_target("ACCEPT")
+            # libiptc takes a standard target without a name for none: the next rule is asked (iptcc_map_target, libiptc.c).
+            data = bytes(made.rule)
+            place = _OFFSETS.unpack_from(data, self._entry_class.target_offset.offset)[0] + 2
+            return data[:place] + bytes(29) + data[place + 29 :]
         if _is_standard(rule.target):
             made.create_target("ACCEPT").standard_target = rule.target.name
         else:
@@ -326,7 +332,7 @@ class Tables:
 
 
 def _is_standard(target: Extension) -> bool:
-    return target.name in _VERDICTS or target.name.startswith("NFQA-")
+    return not target.name or target.name in _VERDICTS or target.name.startswith("NFQA-")
 
 
 def _set(extension: Any, options: Sequence[Option]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from nfq_agent.host.nftables.neighbours import hook_chains
@@ -15,7 +14,6 @@ from nfq_agent.rules.model import Family
 _FAMILIES: Final[dict[Family, socket.AddressFamily]] = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 # XT_CT_NOTRACK (linux/netfilter/xt_CT.h)
 _CT_NOTRACK: Final = 1
-_NONLOCAL: Final = ("/proc/sys/net/ipv4/ip_nonlocal_bind", "/proc/sys/net/ipv6/ip_nonlocal_bind")
 
 
 def firewalls() -> list[str]:
@@ -45,14 +43,4 @@ def untracked() -> list[str]:
                 flags = [data[0] for data in image.data_of(b"CT")]
                 if any(each & _CT_NOTRACK for each in flags) or any(True for _ in image.data_of(b"NOTRACK")):
                     found.append(f"the {family} table raw (legacy)")
-    return found
-
-
-def nonlocal_bind() -> list[str]:
-    """The settings that let a program bind any address."""
-    found = []
-    for path in _NONLOCAL:
-        with suppress(OSError):
-            if Path(path).read_text().strip() == "1":
-                found.append(path.removeprefix("/proc/sys/").replace("/", "."))
     return found
