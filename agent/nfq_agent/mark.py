@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final, NamedTuple
+from zlib import crc32
 
 from pydantic import BeforeValidator
 
@@ -25,6 +27,37 @@ class Mark:
 
 # What the packets carry that a proxy of nfq-agent sends to destinations, so that no instance takes them again.
 OWN_TRAFFIC: Final = Mark(0x1000, 0x1000)
+# The bits of connection marks that say by which rule's owner a connection was begun, unless the configuration says otherwise.
+OWNERS_MASK: Final = 0x700
+
+
+def parse_mask(value: object) -> object:
+    """The number of a mask that is written as `"0x700"`; anything else as it is."""
+    try:
+        return int(value, 0) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f'{value!r} is not a mask; allowed: bits of a mark, as in "0x700"') from None
+
+
+def owner_marks(names: Iterable[str], mask: int) -> dict[str, Mark]:
+    """The mark of each rule's connections, under a mask of n bits: at most 2^n - 1 of them.
+
+    It follows from the name as far as others leave it free, so that connections keep theirs when another rule comes or goes.
+    Raises ValueError where there are more names than marks.
+    """
+    number = (1 << mask.bit_count()) - 1
+    names = sorted(names)
+    if len(names) > number:
+        raise ValueError(f"{len(names)} rules by owner, and the mask {mask:#x} has marks for {number}")
+    marks: dict[str, Mark] = {}
+    taken: set[int] = set()
+    for name in names:
+        place = crc32(name.encode()) % number
+        while place in taken:
+            place = (place + 1) % number
+        taken.add(place)
+        marks[name] = Mark(_spread(1 + place, mask), mask)
+    return marks
 
 
 def _mark(value: object) -> Mark:

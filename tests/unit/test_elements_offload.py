@@ -160,6 +160,11 @@ def test_table_raw_is_refused(tmp_path: Path) -> None:
             "element.offload.mark = 0x4e000000/0xff000000",
         ),
         ('[proxy.p]\nlisten = ["127.0.0.1:15002"]\nmark = "0x1000000/0x1000000"\n', "proxy.p.mark = 0x1000000/0x1000000"),
+        (
+            '[agent]\nowner_mask = "0x3000000"\n[queue.o]\nnum = 9\n'
+            '[rules.o]\nqueue = "o"\nhooks = ["output"]\ntcp_ports = [9]\nowner = 0\n',
+            "agent.owner_mask = 0x0/0x3000000",
+        ),
     ],
 )
 def test_marks_that_share_bits_are_refused(tmp_path: Path, more: str, other: str) -> None:

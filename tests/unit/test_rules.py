@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from planned import UID, config_of
 
 from nfq_agent.config.file import load
-from nfq_agent.config.models import Config
+from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.config.warnings import warnings
 from nfq_agent.rules.model import FAMILIES, Extension, Option, Rule, TableRules, chain_name, instance_of, own_chains
 from nfq_agent.rules.plan import plan
@@ -116,6 +117,44 @@ def test_the_rules_of_every_configuration(name: str, families: tuple[str, ...], 
     assert planned(load(CONFIGS / f"{name}.toml")) == {family: {table: lines(expected)} for family in families}
 
 
+def by_owner(**rules: dict[str, Any]) -> list[str]:
+    """The rules of a configuration that mark connections, or go by the mark."""
+    tables = {name: {"queue": "main", "hooks": ["output"], "tcp_ports": [80], **rule} for name, rule in rules.items()}
+    found = [line for tables in planned(config_of(rules=tables)).values() for lines in tables.values() for line in lines]
+    return [line for line in found if "mark" in line.lower()]
+
+
+def test_rules_by_owner_have_marks_of_their_own() -> None:
+    lines = by_owner(a={"uid": ["1000:1999", 5], "not_gid": 7, "family": "inet"}, b={"cgroup": "nginx.service", "family": "inet"})
+    assert len({line.rsplit(" ", 1)[1] for line in lines if "CONNMARK" in line}) == 2
+    assert sum("CONNMARK" in line for line in lines) == 3
+    # Two users, one rule by the mark; what must not be stays a condition.
+    first, second = (line for line in lines if "connmark" in line)
+    assert "! --gid-owner 7" in first
+    assert "uid-owner" not in first
+    assert "cgroup" not in second
+
+
+@pytest.mark.parametrize("keys", [{"not_uid": 5}, {"owner": 5, "table": "raw"}, {"hooks": ["input"], "cgroup": "x.service"}])
+def test_no_marks_where_no_owner_can_be_lost(keys: dict[str, Any]) -> None:
+    assert not by_owner(a=keys)
+
+
+def test_more_rules_by_owner_than_marks_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "many.toml"
+    rules = "".join(f'[rules.r{n}]\nqueue = "q"\nhooks = ["output"]\ntcp_ports = [{n + 1}]\nowner = {n}\n' for n in range(8))
+    file.write_text("[queue.q]\nnum = 1\n" + rules)
+    with pytest.raises(ConfigError, match="8 rules by owner, and the mask 0x700 has marks for 7; allowed: a mask of more bits"):
+        load(file)
+    file.write_text('[agent]\nowner_mask = "x"\n[queue.q]\nnum = 1\n')
+    with pytest.raises(ConfigError, match="'x' is not a mask"):
+        load(file)
+
+
+def test_owner_zero_is_an_owner() -> None:
+    assert by_owner(a={"owner": 0})
+
+
 def test_the_redirection_of_the_transparent_proxy() -> None:
     """What is left alone besides may differ; who is led away, and by which rule, may not."""
     for family, tables in planned(load(CONFIGS / "transparent-proxy.toml")).items():
@@ -131,18 +170,25 @@ def test_the_redirection_of_the_transparent_proxy() -> None:
         assert tables["nat"][-2:] == lines("-A PREROUTING = jump -j C-PREROUTING\n-A OUTPUT = jump -j C-OUTPUT")
 
 
-def test_one_users_packets_need_no_exclusion_of_the_agents(tmp_path: Path) -> None:
+def test_what_one_user_has_begun_is_known_by_a_mark_when_its_socket_is_gone(tmp_path: Path) -> None:
     file = tmp_path / "egress.toml"
     file.write_text((CONFIGS / "egress-policy.toml").read_text().replace('"payments"', "1234"))
     expected = """
     -A C-OUTPUT -p tcp -m multiport --dports 443 -m owner --uid-owner 1234 = egress -j NFQUEUE --queue-num 110
     -A C-OUTPUT -p udp -m multiport --dports 443 -m owner --uid-owner 1234 = egress -j NFQUEUE --queue-num 110
+    -A C-OUTPUT -p tcp -m multiport --dports 443 -m connmark --mark 0x300/0x700 = egress -j NFQUEUE --queue-num 110
+    -A C-OUTPUT -p udp -m multiport --dports 443 -m connmark --mark 0x300/0x700 = egress -j NFQUEUE --queue-num 110
     -A OUTPUT = jump -j C-OUTPUT
     """
     # The offload may put rules of its own beside it.
     for family in FAMILIES:
         found = planned(load(file))[family]["mangle"]
         assert [line for line in found if "NFQUEUE" in line or "jump" in line] == lines(expected)
+        owners = [line for line in found if "owner-new" in line]
+        assert owners == lines("""
+        -A C-OUTPUT -p tcp -m multiport --dports 443 -m owner --uid-owner 1234 = owner-new -j CONNMARK --set-xmark 0x300/0x700
+        -A C-OUTPUT -p udp -m multiport --dports 443 -m owner --uid-owner 1234 = owner-new -j CONNMARK --set-xmark 0x300/0x700
+        """)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from nfq_agent.rules.plan import plan
 
 
 def selected(rule: dict[str, Any], lists: bool = False, family: str = "inet") -> list[str]:
-    """The rules of one [rules.app] in its hooks, without queue, exclusion and end."""
+    """The rules of one [rules.app] in its hooks: without queue, exclusion, end, and those by the mark of connections."""
     config = config_of(rules={"app": {"queue": "main", **rule}})
     found = plan(config, UID, lists).get(family, {})  # type: ignore[call-overload]  # a family's name
     return [
@@ -21,7 +21,7 @@ def selected(rule: dict[str, Any], lists: bool = False, family: str = "inet") ->
         for table in found.values()
         for chain in table.chains.values()
         for each in chain
-        if each.tag.endswith(":app")
+        if each.tag.endswith(":app") and not any(match.name == "connmark" for match in each.matches)
     ]
 
 

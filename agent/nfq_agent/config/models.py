@@ -19,7 +19,7 @@ from nfq_agent.context import MidstreamMode
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError, packet_element, stream_element
 from nfq_agent.elements.loading import where
-from nfq_agent.mark import OWN_TRAFFIC, Kept, Mark, MarkField
+from nfq_agent.mark import OWN_TRAFFIC, OWNERS_MASK, Kept, Mark, MarkField, parse_mask
 from nfq_agent.values import Duration, Endpoint, EndpointField, NetworkField, Size
 
 TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -81,6 +81,8 @@ class Agent(_Model):
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "proxyuser"
     backend: Literal["auto", "legacy", "owned"] = "auto"
     drift_check: Duration = 5.0
+    # The bits of connection marks that say by which rule's owner a connection was begun.
+    owner_mask: Annotated[int, BeforeValidator(parse_mask), Field(gt=0, le=0xFFFFFFFF)] = OWNERS_MASK
 
 
 class LogConfig(_Model):
@@ -206,6 +208,13 @@ class RuleConfig(Selection):
     def families(self) -> tuple[Literal["inet", "inet6"], ...]:
         """The address families it covers."""
         return ("inet", "inet6") if self.family == "unspec" else (self.family,)
+
+    def by_owner(self, hook: str) -> bool:
+        """Whether it takes the packets of certain users, groups or control groups, which the kernel knows only while the socket
+        is there, and connections can be marked (connection tracking comes behind the table raw)."""
+        owners = (self.owner, self.uid, self.gid, self.cgroup)
+        named = any(each is not None for each in owners)
+        return named and self.queue is not None and self.table_name != "raw" and hook in OWNER_HOOKS
 
     @property
     def owner_id(self) -> int | None:

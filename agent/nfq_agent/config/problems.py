@@ -14,7 +14,7 @@ from nfq_agent.config.source import Source
 from nfq_agent.config.wording import model_faults
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError
-from nfq_agent.mark import Mark
+from nfq_agent.mark import Mark, owner_marks
 from nfq_agent.protocols.known import OWNERS
 from nfq_agent.values import Endpoint
 
@@ -146,6 +146,13 @@ def _missing_facts(specs: Sequence[ElementSpec]) -> Iterator[tuple[tuple[str, ..
 def _mark_faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """Marks that share bits with another mark: key and text for each. Raises ElementError."""
     taken: list[tuple[str, Mark]] = []
+    by_owner = [name for name, rule in config.rules.items() if any(map(rule.by_owner, rule.hooks))]
+    if by_owner:
+        try:
+            owner_marks(by_owner, config.agent.owner_mask)
+        except ValueError as error:
+            yield ("agent", "owner_mask"), f"{error}; allowed: a mask of more bits"
+        taken.append(("agent.owner_mask", Mark(0, config.agent.owner_mask)))
     for name, proxy in config.proxy.items():
         if proxy.capture == "tproxy":
             taken.append((f"proxy.{name}.tproxy_mark", proxy.tproxy_mark))

@@ -25,6 +25,8 @@ JUMP: Final = "jump"
 OFFLOAD_NEW: Final = "offload-new"
 OFFLOAD_ACCEPTED: Final = "offload-accepted"
 OFFLOAD_DENIED: Final = "offload-denied"
+# The name of the rules that mark the connections of an owner.
+OWNER_NEW: Final = "owner-new"
 
 
 # What stands before the port of the proxy in the name of a rule that only counts what should be led there.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from nfq_agent.config.models import Config, ProxyConfig, RuleConfig
-from nfq_agent.mark import Kept
+from nfq_agent.mark import Kept, Mark, owner_marks
 from nfq_agent.rules.model import (
     EXPECTED,
     FAMILIES,
@@ -16,6 +16,7 @@ from nfq_agent.rules.model import (
     OFFLOAD_ACCEPTED,
     OFFLOAD_DENIED,
     OFFLOAD_NEW,
+    OWNER_NEW,
     Extension,
     Family,
     Option,
@@ -128,7 +129,7 @@ def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]], l
         else:
             # Another queue's traffic must still get to that queue.
             for rule, other in rules:
-                if other == kept:
+                if other == kept and rule.queues:
                     matches = (*rule.matches[:-1], accepted, comment)
                     made.append(Rule(chain, Extension("RETURN"), matches, rule.protocol, rule.in_interface, rule.out_interface))
         denied = Extension("connmark", (Option("--mark", str(kept.deny)),))
@@ -186,7 +187,11 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
     chain = chain_name(config.agent.instance, hook)
     comment = _comment(config.agent.instance, name)
     made: list[Rule] = []
-    for each in selected(name, rule, hook, family, lists):
+    found = list(selected(name, rule, hook, family, lists))
+    if rule.by_owner(hook):
+        made += _marking(config, name, chain, found)
+        found += _by_mark(config, name, found)
+    for each in found:
         each = each._replace(tail=(*each.tail, comment))
         if rule.proxy is not None:
             made += _capture_rules(config, rule, chain, family, lists, each)
@@ -194,6 +199,30 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
             matches = (*each.matches, *each.tail)
             made.append(Rule(chain, _queue_target(config, rule), matches, each.protocol, each.in_interface, each.out_interface))
     return made
+
+
+def _marking(config: Config, name: str, chain: str, found: list[Selected]) -> Iterator[Rule]:
+    """The rules that mark the connections of an owner: what is sent after close or exit has none, and is known by that mark."""
+    target = Extension("CONNMARK", (Option("--set-xmark", str(_owner_mark(config, name))),))
+    comment = _comment(config.agent.instance, OWNER_NEW)
+    for each in found:
+        yield Rule(chain, target, (*each.matches, *each.tail, comment), each.protocol, each.in_interface, each.out_interface)
+
+
+def _by_mark(config: Config, name: str, found: list[Selected]) -> list[Selected]:
+    """The same traffic by the mark of its connection, in place of the owner. Packets without a connection are not among it."""
+    mark = Extension("connmark", (Option("--mark", str(_owner_mark(config, name))),))
+    tails = [tuple(match for match in each.tail if not _is_by_owner(match)) for each in found]
+    return list(dict.fromkeys(each._replace(tail=(*tail, mark)) for each, tail in zip(found, tails, strict=True)))
+
+
+def _is_by_owner(match: Extension) -> bool:
+    return match.name in ("owner", "cgroup") and not match.options[0].negated
+
+
+def _owner_mark(config: Config, name: str) -> Mark:
+    named = [each for each, rule in config.rules.items() if any(map(rule.by_owner, rule.hooks))]
+    return owner_marks(named, config.agent.owner_mask)[name]
 
 
 def _queue_target(config: Config, rule: RuleConfig) -> Extension:

@@ -1,0 +1,29 @@
+"""Marks of the connections of an owner: each rule has its own, under the mask, and keeps it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_agent.mark import owner_marks
+
+
+@given(st.sets(st.text("abcdef", min_size=1, max_size=4), max_size=7), st.sampled_from([0x700, 0x38000000, 0x80000101]))
+def test_each_rule_has_a_mark_of_its_own_under_the_mask(names: set[str], mask: int) -> None:
+    marks = owner_marks(names, mask)
+    assert set(marks) == names
+    assert len({mark.value for mark in marks.values()}) == len(names)
+    for mark in marks.values():
+        assert mark.mask == mask
+        assert mark.value
+        assert not mark.value & ~mask
+
+
+def test_a_rule_keeps_its_mark_when_another_one_goes() -> None:
+    assert owner_marks(["web", "mail"], 0xFF00)["web"] == owner_marks(["web"], 0xFF00)["web"]
+
+
+def test_more_rules_than_marks() -> None:
+    with pytest.raises(ValueError, match="4 rules by owner, and the mask 0x3 has marks for 3"):
+        owner_marks("abcd", 3)
