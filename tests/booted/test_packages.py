@@ -57,6 +57,11 @@ def test_the_dependencies_are_those_of_the_release(workshop: Layer, release: Rel
         assert wanted in requires
 
 
+def test_the_package_is_small(built: Packages) -> None:
+    # pydantic's compiled core alone is 1.6 MB of it.
+    assert built.deb.stat().st_size < 3_000_000
+
+
 def higher(host: Container, version: str, work: Path) -> None:
     """Make the .deb on the host one of a higher version, with another default in its configuration."""
     host.shell(
