@@ -225,8 +225,9 @@ def test_what_is_compiled_imports_nothing_of_ours() -> None:
     lines = [line.split() for line in text.splitlines() if "import " in line and not line.startswith(" ")]
     assert {words[0] for words in lines} == {"from"}
     # From each other, and from C.
-    own = {f".{path.stem}" for path in compiled if path.suffix == ".pxd"}
-    assert {words[1] if words[1] in own else words[1].partition(".")[0] for words in lines} == {*own, "cpython", "libc", "posix"}
+    own = {path.stem for path in compiled if path.suffix == ".pxd"}
+    found = {words[1].rpartition(".")[2] if words[1].startswith(".") else words[1].partition(".")[0] for words in lines}
+    assert found == {*own, "cpython", "libc", "posix"}
 
 
 # What several modules have by the same name on purpose: each protocol declares one.

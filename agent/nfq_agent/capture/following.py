@@ -1,4 +1,4 @@
-"""Which interfaces are followed now, as others come, change their names and go; and the rows in which they are counted.
+"""Which interfaces are followed, while interfaces appear, are renamed and disappear; and the rows in which they are counted.
 
 It decides; the worker that follows them opens the sockets.
 """
@@ -38,7 +38,7 @@ class Follower:
         """Interfaces that were chosen and not followed, since all rows were in use."""
 
     def change(self, link: Link, gone: bool) -> tuple[Followed | None, Followed | None]:
-        """Take in one change: what is to be followed from now on, and what no more."""
+        """Process one change. Returns the interface to follow from now on, and the one to stop following."""
         known = self.followed.get(link.index)
         if gone or not self._selection.chooses(link.name):
             if known is not None:
@@ -55,7 +55,7 @@ class Follower:
         return new, None
 
     def resume(self, links: Iterable[Link]) -> tuple[list[Followed], list[Followed]]:
-        """The same for a whole listing, where changes may have been missed."""
+        """The same for a whole listing, for when changes may have been missed."""
         links = list(links)
         there = {link.index for link in links}
         lost = [each.link for index, each in self.followed.items() if index not in there]
@@ -77,7 +77,7 @@ class Table:
         self._cells[row * len(self.columns) + self._place[column]] += count
 
     def clear(self, row: int) -> None:
-        """Begin at zero: another interface gets the row."""
+        """Reset to zero: another interface gets the row."""
         start = row * len(self.columns)
         for cell in range(start, start + len(self.columns)):
             self._cells[cell] = 0

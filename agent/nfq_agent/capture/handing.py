@@ -1,6 +1,6 @@
 """Descriptors handed to a worker over its control socket, each with a line that says what it is (SCM_RIGHTS, unix(7)).
 
-The giver closes its copies: what the worker has ends with the worker, however it ends.
+The sender closes its copies: what the worker holds is closed when the worker ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _SO_SNDBUFFORCE: Final = 32
 
 
 def give(control: socket.socket, line: str, descriptors: Sequence[int]) -> None:
-    """Hand descriptors over with a line of words. Raises OSError: the worker is gone, or reads nothing."""
+    """Send descriptors with a line of words. Raises OSError if the worker is gone or does not read."""
     # Not socket.send_fds and recv_fds: they ignore the flags that they are given.
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
     control.sendmsg([line.encode() + b"\n"], ancillary, socket.MSG_NOSIGNAL)
 
 
 def make_room(control: socket.socket) -> None:
-    """Let many lines wait in the socket: a worker may be busy while a hundred interfaces come."""
+    """Enlarge the socket's buffer: a worker may be busy while a hundred interfaces appear."""
     with contextlib.suppress(OSError):
         control.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
 
 
 class Handed:
     """The worker's end of the control socket. Lines that begin with one of the `words` go to their function, with the number of
-    descriptors that the function says it takes; all else is what `recv` returns."""
+    descriptors that the function says it takes; `recv` returns the other lines."""
 
     def __init__(self, control: socket.socket, words: dict[str, tuple[int, Callable[..., None]]]) -> None:
         """words: how many descriptors a line with this word has, and what is called with them and the words behind it."""
@@ -43,18 +43,18 @@ class Handed:
         self._rest = b""
         self._descriptors: deque[int] = deque()
         self.ended = False
-        """The supervisor is gone."""
+        """True once the supervisor has ended."""
 
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self._control.fileno()
 
     def send(self, data: bytes) -> int:
-        """Say something to the supervisor."""
+        """Send bytes to the supervisor."""
         return self._control.send(data)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """What was said to the worker's loop; an empty line if nothing was, nothing at the end of the supervisor."""
+        """The lines for the worker's loop: an empty line if there are none, no bytes once the supervisor has ended."""
         others = b""
         while True:
             try:
@@ -77,6 +77,6 @@ class Handed:
                     others += line + b"\n"
 
     def close(self) -> None:
-        """Close descriptors that came without their line."""
+        """Close descriptors that arrived without their line."""
         while self._descriptors:
             os.close(self._descriptors.popleft())

@@ -1,4 +1,4 @@
-"""The maps of the programs of `[inline]`, as values: what stands where (host/inline.bpf.c)."""
+"""The maps of the programs of `[inline]`, as values: the layout of each (host/inline.bpf.c)."""
 
 from __future__ import annotations
 

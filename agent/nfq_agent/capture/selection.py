@@ -1,4 +1,4 @@
-"""Which interfaces and ports a tap or an inline link takes, and the classic filter that says the ports to the kernel.
+"""Which interfaces and ports a tap or an inline link takes, and the classic filter that gives the ports to the kernel.
 
 Values only: nothing here opens a socket.
 """
@@ -45,7 +45,7 @@ class CaptureSelection:
 
     @property
     def everything(self) -> bool:
-        """True where no port is named: all IP packets, of any protocol."""
+        """True if no port is named: all IP packets of any protocol are taken."""
         return not (self.tcp or self.udp)
 
     def chooses(self, name: str) -> bool:
@@ -95,12 +95,15 @@ def classic_filter(selection: CaptureSelection, snap: int) -> bytes:
 
 
 def _when(value: int, block: bytes) -> bytes:
-    """The block where A is the value; behind it where not. A conditional jump reaches 255 instructions, so it is a long one."""
+    """The block that runs if A is the value, and is skipped otherwise.
+
+    A conditional jump reaches 255 instructions, so it is a long one.
+    """
     return _INSTRUCTION.pack(_IF_EQUAL, 1, 0, value) + _INSTRUCTION.pack(_JUMP, 0, 0, len(block) // _INSTRUCTION.size) + block
 
 
 def _ports(selection: CaptureSelection, take: bytes) -> bytes:
-    """With the protocol in A and the header's length in X: return where either port is chosen, else go on behind this."""
+    """With the protocol in A and the header's length in X: return if either port is chosen, else continue after this."""
     blocks: list[bytes] = []
     for protocol, ranges in ((TCP, selection.tcp), (UDP, selection.udp)):
         if ranges:

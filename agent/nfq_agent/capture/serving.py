@@ -23,12 +23,15 @@ def selection_of(config: CaptureConfig) -> CaptureSelection:
 
 
 def host_faults(config: Config) -> list[str]:
-    """What this kernel or unit lacks for `[tap]` and `[inline]`: a line each. What a plain user lacks is no fault."""
+    """What this kernel or unit lacks for `[tap]` and `[inline]`: a line each.
+
+    A capability that an unprivileged user lacks is not reported.
+    """
     tables = [(f"tap.{name}", packet_socket.missing) for name in config.tap]
     tables += [(f"inline.{name}", _inline_missing) for name in config.inline]
     missing = [(table, what) for table, look in tables if (what := look()) is not None]
     return [
-        f"{table}: this host or unit can't serve it, it lacks {what}; allowed: with that"
+        f"{table}: this host or unit can't serve it, it lacks {what}; allowed: on a host and in a unit that have it"
         for table, what in missing
         if os.geteuid() == 0 or not what.startswith("CAP_")
     ]

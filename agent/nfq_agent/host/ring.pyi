@@ -1,0 +1,28 @@
+"""The types of ring.pyx, which says what they do."""
+
+from collections.abc import Callable
+from typing import final
+
+from nfq_agent.verdict import Verdict
+
+OUTGOING: int
+ODD: int
+TAGGED: int
+UNFINISHED: int
+SEGMENTED: int
+
+Seen = tuple[bytes, int, float, int, int]
+
+@final
+class Ring:
+    unknown: int
+    def __init__(self, descriptor: int, block: int, blocks: int, interface: int) -> None: ...
+    def close(self) -> None: ...
+    def read(self, budget: int) -> list[Seen]: ...
+    def sort(
+        self,
+        budget: int,
+        known: dict[bytes, Verdict],
+        decide: Callable[[Seen, bytes | None], Verdict | None],
+        runs: list[tuple[Verdict, int]],
+    ) -> int: ...

@@ -1,0 +1,199 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""The ring of a tap: frames of one packet socket, many at a time. Compiled, for speed.
+
+It looks verdicts up; which verdict a packet gets, it does not know. Formats are those of linux/if_packet.h; packet(7),
+networking/packet_mmap.rst of the kernel.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.dict cimport PyDict_GetItem
+from cpython.exc cimport PyErr_SetFromErrno
+from cpython.object cimport PyObject
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+
+from .frame cimport IS_ODD, IS_OUTGOING, IS_SEGMENTED, IS_TAGGED, IS_UNFINISHED, Found, find_packet, key_of
+from .nfqueue.packet_message cimport LONGEST_KEY
+
+cdef extern from *:
+    """
+    #define taken_by_user(status) __atomic_load_n((status), __ATOMIC_ACQUIRE)
+    #define give_back(status) __atomic_store_n((status), 0, __ATOMIC_RELEASE)
+    """
+    uint32_t taken_by_user(uint32_t *status) nogil
+    void give_back(uint32_t *status) nogil
+
+cdef enum:
+    # struct tpacket_block_desc: status, number of packets, offset of the first
+    BLOCK_STATUS = 8
+    BLOCK_PACKETS = 12
+    BLOCK_FIRST = 16
+    TP_STATUS_USER = 1
+    # struct tpacket3_hdr, and the struct sockaddr_ll behind it
+    NEXT = 0
+    SECONDS = 4
+    NANOSECONDS = 8
+    COPIED = 12
+    LENGTH = 16
+    STATUS = 20
+    MAC = 24
+    PACKET_TYPE = 48 + 10
+    PACKET_OUTGOING = 4
+    TP_STATUS_CSUMNOTREADY = 1 << 3
+    TP_STATUS_VLAN_VALID = 1 << 4
+    TP_STATUS_GSO_TCP = 1 << 8
+
+# Flags that `read` returns.
+OUTGOING = IS_OUTGOING
+ODD = IS_ODD
+TAGGED = IS_TAGGED
+UNFINISHED = IS_UNFINISHED
+SEGMENTED = IS_SEGMENTED
+
+
+cdef class Ring:
+    """The ring (TPACKET_V3) of one packet socket that is bound to one interface.
+
+    descriptor: the socket. block: bytes of a block. blocks: how many. interface: index of the interface.
+    """
+
+    cdef uint8_t *memory
+    cdef size_t size
+    cdef uint32_t block_size, blocks, current, left, interface
+    cdef uint8_t *frame
+    cdef readonly long unknown
+
+    def __init__(self, int descriptor, uint32_t block, uint32_t blocks, uint32_t interface):
+        cdef void *memory
+        self.size = <size_t>block * blocks
+        self.block_size = block
+        self.blocks = blocks
+        self.interface = interface
+        # Frames that hold no IP packet that could be found.
+        self.unknown = 0
+        memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0)
+        if memory == MAP_FAILED:
+            PyErr_SetFromErrno(OSError)
+        self.memory = <uint8_t *>memory
+
+    def __dealloc__(self):
+        if self.memory != NULL:
+            munmap(self.memory, self.size)
+
+    def close(self):
+        """Unmap the memory. A closed ring has no frames."""
+        if self.memory != NULL:
+            munmap(self.memory, self.size)
+            self.memory = NULL
+        self.frame = NULL
+
+    cdef uint8_t *_next(self) noexcept nogil:
+        """The next frame, or NULL. It stays valid until the call after this."""
+        cdef uint8_t *block
+        cdef uint8_t *frame
+        if self.memory == NULL:
+            return NULL
+        block = self.memory + <size_t>self.current * self.block_size
+        if self.frame != NULL:
+            if self.left:
+                self.frame += (<uint32_t *>(self.frame + NEXT))[0]
+            else:
+                self.frame = NULL
+                give_back(<uint32_t *>(block + BLOCK_STATUS))
+                self.current = (self.current + 1) % self.blocks
+                block = self.memory + <size_t>self.current * self.block_size
+        while self.frame == NULL:
+            if not taken_by_user(<uint32_t *>(block + BLOCK_STATUS)) & TP_STATUS_USER:
+                return NULL
+            self.left = (<uint32_t *>(block + BLOCK_PACKETS))[0]
+            if self.left:
+                self.frame = block + (<uint32_t *>(block + BLOCK_FIRST))[0]
+            else:
+                give_back(<uint32_t *>(block + BLOCK_STATUS))
+                self.current = (self.current + 1) % self.blocks
+                block = self.memory + <size_t>self.current * self.block_size
+        self.left -= 1
+        return self.frame
+
+    cdef bint _packet(self, uint8_t *frame, Found *found) noexcept nogil:
+        cdef uint32_t status = (<uint32_t *>(frame + STATUS))[0]
+        cdef uint16_t mac = (<uint16_t *>(frame + MAC))[0]
+        if not find_packet(frame + mac, (<uint32_t *>(frame + COPIED))[0], (<uint32_t *>(frame + LENGTH))[0], found):
+            self.unknown += 1
+            return False
+        if frame[PACKET_TYPE] == PACKET_OUTGOING:
+            found.flags |= IS_OUTGOING
+        if status & TP_STATUS_VLAN_VALID:
+            found.flags |= IS_TAGGED
+        if status & TP_STATUS_CSUMNOTREADY:
+            found.flags |= IS_UNFINISHED
+        if status & TP_STATUS_GSO_TCP:
+            found.flags |= IS_SEGMENTED
+        return True
+
+    def read(self, int budget):
+        """Up to `budget` packets: a list of (payload, whole length, time in seconds, flags, ethertype)."""
+        cdef Found found
+        cdef uint8_t key[LONGEST_KEY]
+        cdef uint8_t *frame
+        cdef list packets = []
+        while len(packets) < budget:
+            frame = self._next()
+            if frame == NULL:
+                break
+            if not self._packet(frame, &found):
+                continue
+            if not key_of(&found, self.interface, True, key):
+                found.flags |= IS_ODD
+            packets.append(self._seen(frame, &found))
+        return packets
+
+    cdef tuple _seen(self, uint8_t *frame, Found *found):
+        cdef double seconds = (<uint32_t *>(frame + SECONDS))[0] + (<uint32_t *>(frame + NANOSECONDS))[0] * 1e-9
+        payload = PyBytes_FromStringAndSize(<const char *>found.packet, found.copied)
+        return payload, found.length, seconds, found.flags, found.kind
+
+    def sort(self, int budget, dict known, decide, list runs):
+        """Look up verdicts of up to `budget` packets by hook, interface and five-tuple. Returns how many packets were taken.
+
+        decide(packet as `read` gives it, key or None): the verdict on one that is not in `known`; None leaves the packet out of
+        the count. Runs of equal verdicts are appended to `runs` as [verdict, how many].
+        """
+        cdef Found found
+        cdef uint8_t key[LONGEST_KEY]
+        cdef uint8_t *frame
+        cdef PyObject *there
+        cdef size_t length
+        cdef int count = 0
+        cdef long of_run = 0
+        current = None
+        while count < budget:
+            frame = self._next()
+            if frame == NULL:
+                break
+            if not self._packet(frame, &found):
+                continue
+            length = key_of(&found, self.interface, True, key)
+            named = None
+            there = NULL
+            if not length:
+                found.flags |= IS_ODD
+            elif not found.flags & IS_ODD:
+                named = PyBytes_FromStringAndSize(<char *>key, length)
+                there = PyDict_GetItem(known, named)
+            if there == NULL:
+                verdict = decide(self._seen(frame, &found), named)
+                if verdict is None:
+                    continue
+            else:
+                verdict = <object>there
+            if verdict is not current:
+                if of_run:
+                    runs.append((current, of_run))
+                current = verdict
+                of_run = 0
+            of_run += 1
+            count += 1
+        if of_run:
+            runs.append((current, of_run))
+        return count
