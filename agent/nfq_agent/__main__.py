@@ -36,7 +36,8 @@ def main() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Put /dev/null where standard input, output or error is closed: a socket of ours would take its number, and get its text."""
+    """Put /dev/null where standard input, output or error is closed: a socket opened later would take its number and receive
+    its text."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

@@ -1,4 +1,4 @@
-"""Lengths and checksums of a packet that was changed: `mend` makes them right again."""
+"""Lengths and checksums of a packet that was changed: `mend` recomputes them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def internet_checksum(data: bytes) -> int:
 def is_wrong(packet: Packet) -> bool:
     """True where the packet's own checksums say that its bytes are not those that were sent.
 
-    Not known, and so False, for what was not copied whole, is a fragment, has no checksum, or gets it from an offload later.
+    False, since it is not known, for a packet that was not copied whole, is a fragment, has no checksum, or gets it from an
+    offload later.
     Raises PacketError for bytes that are not a packet.
     """
     payload = packet.payload
@@ -44,7 +45,7 @@ def is_wrong(packet: Packet) -> bool:
 
 
 def _pseudo_header(five_tuple: FiveTuple, length: int) -> bytes:
-    """What a transport checksum covers besides (RFC 9293 3.1, RFC 768, RFC 8200 8.1); ICMP for IPv4 covers nothing else."""
+    """The pseudo header that a transport checksum covers (RFC 9293 3.1, RFC 768, RFC 8200 8.1); ICMP for IPv4 has none."""
     if five_tuple.protocol == ICMP:
         return b""
     return five_tuple.src + five_tuple.dst + length.to_bytes(4, "big") + five_tuple.protocol.to_bytes(4, "big")
@@ -54,8 +55,8 @@ def mend(payload: bytes) -> bytes:
     """The packet with its length fields and checksums made to fit its bytes: IPv4 and IPv6, TCP, UDP and ICMP.
 
     payload: a whole packet from the IP header on; bytes may have been added or taken at its end. A UDP checksum of zero
-    over IPv4, which says that there is none, stays. Raises PacketError where it is no whole packet: a fragment, cut
-    headers, more than 65535 bytes, or a routing header that still leads elsewhere.
+    over IPv4, which says that there is none, stays. Raises PacketError if it is not a whole packet: a fragment, cut
+    headers, more than 65535 bytes, or a routing header with segments left.
     """
     packet = bytearray(payload)
     if packet and packet[0] >> 4 == 4 and len(packet) >= 20:

@@ -1,4 +1,4 @@
-"""One TCP connection, as elements know it: who, where to, and what was found out about it. Values only."""
+"""One TCP connection, as elements know it: its addresses, and what was found out about it. Values only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nfq_agent.values import Endpoint
 
 
 class Way(IntEnum):
-    """Which way bytes go."""
+    """The direction of bytes."""
 
     REQUEST = 0
     RESPONSE = 1
@@ -40,5 +40,5 @@ class Connection:
 
     @property
     def fields(self) -> dict[str, str]:
-        """What every log line about it carries."""
+        """The fields of every log line about it."""
         return {"connection": self.id, "src": str(Endpoint(*self.client)), "dst": str(Endpoint(*self.upstream))}

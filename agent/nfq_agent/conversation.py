@@ -1,8 +1,8 @@
-"""One TCP connection as `dpi` reads it: segments in, what they say out. No I/O, no clock.
+"""One TCP connection as `dpi` reads it: segments in, facts out. No I/O, no clock.
 
 The client's bytes are a row of messages. The first is the opening, which says what the protocol is; both sides may have to
-say something for that. Each later message begins where the one before ends, its body included, and is read by what its
-predecessor named (`Found.then`). A message that can't be read ends the reading: nothing that comes later is taken for read.
+send bytes for that. Each later message begins where the one before ends, its body included, and is read by what its
+predecessor named (`Found.then`). A message that can't be read ends the reading: nothing that arrives later counts as read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nfq_agent.read_bytes import ReadBytes, distance
 from nfq_agent.reassembly import Reassembly
 from nfq_agent.soundness import Soundness
 
-# What a message may take until it is given up: packets with payload, bytes, seconds.
+# The limits of a message, after which it is given up: packets with payload, bytes, seconds.
 PACKETS: Final = 32
 BYTES: Final = 16384
 SECONDS: Final = 10.0
@@ -26,10 +26,10 @@ _STEPS: Final = 256
 
 
 class Event(Enum):
-    """What a segment said.
+    """What a segment tells.
 
     MESSAGE: a whole message, `facts`. PART: the message that has begun is not whole; `facts` is what is known of it.
-    ADDED: `facts` belong to the first message too. GAVE_UP: the message can't be read, `reason`; nothing later will be.
+    ADDED: `facts` belong to the first message too. GAVE_UP: the message can't be read, `reason`; nor can any later one.
     AHEAD: the segment comes before bytes that have to be read first. DIFFERS: two segments say different things about the same
     bytes, so that nothing is known of the connection, `reason`; nothing later will be read.
     """
@@ -196,16 +196,16 @@ class Conversation:
         self._begin_next_message()
 
     def run_out(self, reason: str) -> list[Said]:
-        """Give up a message that took too much. What the client has begun to say hides a name: that is a conflict."""
+        """Give up a message that exceeds a limit. If the client has begun it, it hides a name: that is a conflict."""
         return self.give_up(reason, conflict=self._client is not None and bool(self._client.data))
 
     def end(self) -> list[Said]:
-        """The client ends within a message, which some servers take for whole."""
+        """The client ends within a message, which some servers accept as complete."""
         return self.run_out("the client ended within a message") if self._client is not None and self._client.data else []
 
     @property
     def unfinished(self) -> bool:
-        """Whether a message has begun that is not whole."""
+        """Whether a message has begun that is not complete."""
         return self._phase is _Phase.OPENING or (self._client is not None and bool(self._client.data))
 
     def client(self, sequence: int, data: bytes, now: float) -> list[Said]:
@@ -227,7 +227,7 @@ class Conversation:
             return self.run_out(f"{SECONDS:.0f} seconds have passed")
         said = []
         if self._client is None and offset <= 0 and self._server is None:
-            # Nearly always one packet says it all, and nothing needs to be kept.
+            # Nearly always one packet holds the whole message, and nothing needs to be kept.
             whole = data if offset == 0 else data[-offset:]
             used = self._read(whole, said)
             self._next = self._next + used & 0xFFFFFFFF
@@ -293,13 +293,13 @@ class Conversation:
         return self._began is not None and now - self._began > SECONDS and self.unfinished
 
     def _drain(self, said: list[Said]) -> None:
-        """Read what is there without a gap, and go on behind it."""
+        """Read the bytes that have no gap, and continue after them."""
         while self._client is not None:
             used = self._read(self._client.data, said)
             self._next = self._next + used & 0xFFFFFFFF
             if not used or self._done or self._client is None:
                 return
-            # What waited behind the body of a message may be without a gap now.
+            # Bytes that waited behind the body of a message may have no gap now.
             self._client.forget(used)
             if not self._client.held:
                 self._client = None
@@ -316,7 +316,7 @@ class Conversation:
             self._server = None
 
     def _bounded(self, said: list[Said], now: float) -> list[Said]:
-        """Give up a message that took too much."""
+        """Give up a message that exceeds a limit."""
         assert self._client is not None or self._server is not None
         if any(each.event is Event.MESSAGE for each in said):
             self._begin_next_message()
@@ -325,9 +325,9 @@ class Conversation:
         self._packets += 1
         full = (self._client is not None and self._client.full) or self.held > BYTES
         if full or (self._phase is _Phase.OPENING and self._server is not None and self._server.full):
-            return said + self.run_out("16 KiB did not say it")
+            return said + self.run_out("not known after 16 KiB")
         if self._packets >= PACKETS:
-            return said + self.run_out(f"{PACKETS} packets with payload did not say it")
+            return said + self.run_out(f"{PACKETS} packets with payload, and it is not known")
         return said
 
     def _read(self, data: bytes, said: list[Said]) -> int:
@@ -377,9 +377,9 @@ class Conversation:
             if self._phase is _Phase.OPENING:
                 if looks_encrypted(data):
                     said.append(Said(Event.PART, {"encrypted": True}))
-                said += self.give_up("no protocol that is known here")
+                said += self.give_up("not a known protocol")
             else:
-                said += self.give_up("a message that is none")
+                said += self.give_up("not a valid message")
             return None
         self._parsers = tuple(remaining)
         said.append(Said(Event.PART, {}))

@@ -1,6 +1,6 @@
 """What processes count, in memory that they share with the supervisor: it outlives them and is read without asking them.
 
-A counter and its meaning stand in one line here; the status, its JSON and docs/verbs.md follow from it.
+A counter and its meaning are one line here; the status, its JSON and docs/verbs.md follow from it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Slots:
             self.set(name, others[name])
 
     def snapshot(self) -> dict[str, int]:
-        """All of them now, by name. Each number is whole; they need not be of the same moment."""
+        """All of them now, by name. Each number is whole; they may be of different moments."""
         return {name: self._slots[index] for name, index in self._index.items()}
 
 
@@ -111,7 +111,7 @@ PROXY_COUNTERS: Final[Mapping[str, str]] = {
 }
 TAP_COUNTERS: Final[Mapping[str, str]] = {
     "judged": "packets shown to the elements",
-    "would_drop": "of these, drops if this were no tap",
+    "would_drop": "of these, packets that an inline link would have dropped",
     "lost": "frames for which the ring had no room",
     "fragments": "later fragments, not judged because ports are chosen",
     "unreadable": "frames in which no IP packet was found",

@@ -1,4 +1,4 @@
-"""One UDP flow as `dpi` reads it: datagrams in, what they say out. No I/O, no clock.
+"""One UDP flow as `dpi` reads it: datagrams in, facts out. No I/O, no clock.
 
 Every DNS message and every QUIC connection is a message of its own. A flow that was given up is still looked at for both: a
 client that sends something else first does not hide them.
@@ -40,7 +40,7 @@ class Datagrams:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a message has begun that is not whole."""
+        """Whether a message has begun that is not complete."""
         return self.keeps
 
     def forget(self) -> None:
@@ -49,21 +49,24 @@ class Datagrams:
             self._hello.give_up()
 
     def run_out(self, reason: str) -> list[Said]:
-        """Wait no longer for the rest of a message. A hello that has begun hides a name: that is a conflict."""
+        """Stop waiting for the rest of a message. A hello that has begun hides a name: that is a conflict."""
         conflict = self.keeps
         self.forget()
         self.gave_up = True
         return [Said(Event.GAVE_UP, {}, reason, conflict)]
 
     def take(self, data: bytes, from_origin: bool, is_dns: bool, now: float) -> list[Said]:
-        """A datagram. from_origin: of the side that spoke first. is_dns: port or facts say that DNS is spoken. now: seconds."""
+        """A datagram.
+
+        from_origin: of the side that spoke first. is_dns: the port or a fact shows that it is DNS. now: seconds.
+        """
         if is_dns or not self.decided:
             result = dns.datagram(data, is_dns)
             if isinstance(result, Found):
                 return self._message(result)
             if is_dns and from_origin and self.decided:
-                # What can't be read does not inherit what was said of the last one.
-                return [Said(Event.GAVE_UP, {}, "a datagram that is no DNS message")]
+                # A datagram that cannot be read does not inherit the facts of the last one.
+                return [Said(Event.GAVE_UP, {}, "a datagram that is not a DNS message")]
         if from_origin and data[0] & LONG_HEADER == LONG_HEADER and (said := self._initial(data, now)) is not None:
             return said
         if self.decided or self.gave_up or (self._hello is not None and from_origin):
@@ -79,7 +82,7 @@ class Datagrams:
         return [Said(Event.MESSAGE, found.facts)]
 
     def _initial(self, data: bytes, now: float) -> list[Said] | None:
-        """What a client's Initial packets say; None where it is no QUIC."""
+        """What a client's Initial packets tell; None if it is not QUIC."""
         if self._quic is None:
             if quic.long_header(data) is None:
                 return None
@@ -97,23 +100,23 @@ class Datagrams:
             return [Said(Event.PART, hello.facts), Said(Event.GAVE_UP, {}, quic.NO_CRYPTOGRAPHY)]
         same, self._hello = hello is self._hello, hello
         if not hello.complete:
-            # A part of another connection begins another message, one of the same goes on with it.
+            # A part of another connection begins another message; one of the same connection continues it.
             if not same:
                 self.begun = self.begun and not self.decided
             return [Said(Event.PART, hello.facts)]
         if same and not self.begun and hello.conflict == self._conflict:
-            # Sent again.
+            # A retransmission.
             return []
         self._conflict = hello.conflict
         return self._message(Found(hello.facts))
 
     def _counted(self, data: bytes, now: float) -> list[Said]:
-        """A datagram that says nothing."""
+        """A datagram that tells nothing."""
         if self._began is None:
             self._began = now
         self._junk += 1
         if self._junk == 1 and looks_encrypted(data):
             return [Said(Event.PART, {"encrypted": True})]
         if self._junk >= PACKETS:
-            return self.run_out(f"{PACKETS} packets with payload did not say it")
+            return self.run_out(f"{PACKETS} packets with payload, and it is not known")
         return self.run_out(f"{SECONDS:.0f} seconds have passed") if now - self._began > SECONDS else []

@@ -35,7 +35,7 @@ class Needs(IntEnum):
 class Options(BaseModel):
     """The keys of an element's table in the configuration. An element adds its own in a subclass.
 
-    Values are checked strictly (a string is not a number), but every type has a form in TOML: an array for a tuple or set, a
+    Values are checked strictly (a string is not a number), and every type has a form in TOML: an array for a tuple or set, a
     string for a Path, an address, a network or a member of an Enum, and `"5s"` for a timedelta.
     """
 
@@ -51,7 +51,7 @@ O = TypeVar("O", bound=Options, default=Any)  # noqa: E741  # a type variable
 
 
 def options_of(cls: type[Any]) -> type[Options] | None:
-    """The model that an element names as its parameter, as in `PacketElement[MyOptions]`; None where it names none."""
+    """The model that an element names as its parameter, as in `PacketElement[MyOptions]`; None if it names none."""
     for base in cls.__dict__.get("__orig_bases__", ()):
         for argument in get_args(base):
             if isinstance(argument, type) and issubclass(argument, Options):
@@ -107,7 +107,7 @@ class PacketElement(Generic[O]):
 
     @classmethod
     def reads_process_of(cls, options: O) -> bool:
-        """Whether an element with these options looks at uid or gid: `reads_process`, unless a subclass knows it better."""
+        """Whether an element with these options looks at uid or gid: `reads_process`, unless a subclass knows it more exactly."""
         return cls.reads_process
 
     @classmethod
@@ -122,7 +122,7 @@ class PacketElement(Generic[O]):
 
     @classmethod
     def kept_of(cls, options: O) -> Kept | None:
-        """The connection marks by which the kernel keeps verdicts on flows, where an element has it do so."""
+        """The connection marks by which the kernel keeps verdicts on flows, None if the element keeps none there."""
         return None
 
     @classmethod
@@ -132,7 +132,7 @@ class PacketElement(Generic[O]):
 
     @classmethod
     def denies_of(cls, options: O) -> bool:
-        """Whether an element with these options keeps traffic out by a policy, which overload must not undo unsaid."""
+        """Whether an element with these options blocks traffic by a policy, which overload must not undo without a warning."""
         return False
 
     @classmethod
@@ -147,7 +147,7 @@ class PacketElement(Generic[O]):
         """Called once in the worker, after the last packet."""
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
-        """The verdict on this packet, or None to leave it to the elements behind. `flow` is None unless needs is FLOW."""
+        """The verdict on this packet, or None to leave it to the next elements. `flow` is None unless needs is FLOW."""
         return None
 
     def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
@@ -155,15 +155,15 @@ class PacketElement(Generic[O]):
         return verdict
 
     def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> bool | None:
-        """Called with what became of a packet of this element's chain, after the verdict was given.
+        """Called with the verdict of a packet of this element's chain, after it was given.
 
-        flow: the packet's, where some element of the chain needs FLOW. False keeps the packet from the elements behind that
-        listen.
+        flow: the packet's, where some element of the chain needs FLOW. With False the later elements that listen are not
+        called for this packet.
         """
 
 
 class ElementChain:
-    """Elements in their order. The first that answers wins; then those that amend verdicts are asked, in order too.
+    """Elements in their order. The first that answers wins; then those that amend verdicts are asked, in the same order.
 
     monitor: a drop is not to be amended, since it will be an accept; and to those that amend, nothing lasts that would hide
     another drop from being counted: no verdict on a packet by itself, and none on a flow that would have been dropped. context:
@@ -211,11 +211,11 @@ class ElementChain:
 
     @property
     def listens(self) -> bool:
-        """True where an element wants to hear of every packet."""
+        """True if an element listens to every packet."""
         return bool(self._listeners)
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict:
-        """The first answer, else the default. Whatever an element raises goes to the caller."""
+        """The first answer, else the default. An exception of an element is passed to the caller."""
         if flow is not None and self._listeners:
             self._flows[packet.id] = flow
         if self._amenders:
@@ -253,7 +253,7 @@ class ElementChain:
         return verdict
 
     def judged(self, packet: Packet, verdict: Verdict) -> None:
-        """Tell the elements that want to know what became of the packet."""
+        """Tell the elements that listen the verdict of the packet."""
         flow = self._flows.pop(packet.id, None) if self._flows else None
         for listener in self._listeners:
             if listener(packet, flow, verdict) is False:

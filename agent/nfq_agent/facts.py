@@ -17,7 +17,7 @@ def fields(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def words(facts: Mapping[str, Any]) -> str:
-    """Protocol and name: `tls api.example.org`; the protocol alone where no name is known, nothing where none is."""
+    """Protocol and name: `tls api.example.org`; the protocol alone if no name is known, an empty text without a protocol."""
     protocol = facts.get("protocol")
     if not protocol:
         return ""

@@ -1,4 +1,4 @@
-"""Gives values from TOML the Python type that a field of a model wants, where TOML has no such type of its own."""
+"""Gives values from TOML the Python type that a field of a model has, if TOML has no such type."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _FROM_TEXT: Final = (PurePath, Enum, IPv4Address, IPv4Interface, IPv4Network, IP
 
 
 def fit(annotation: Any, value: Any) -> Any:
-    """The value as `annotation` wants it: an array as tuple or set, a string as Path, Enum, address, network or timedelta.
+    """The value as `annotation` needs it: an array as tuple or set, a string as Path, Enum, address, network or timedelta.
 
-    A value that does not fit is returned as it is, and validation then says what is wrong with it.
+    A value that does not fit is returned as it is, and validation then names the fault.
     """
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]

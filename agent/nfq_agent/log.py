@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-# syslog(3) priorities, as the journal wants them.
+# syslog(3) priorities, as the journal uses them.
 LEVELS: Final[Mapping[str, int]] = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 _COLOURS: Final = {"debug": "\x1b[2m", "info": "", "warning": "\x1b[33m", "error": "\x1b[31m"}
-# A text that is not shortened further.
+# The length to which a text is shortened at most.
 _SHORT: Final = 64
 # What a JSON line keeps when it is shortened to the least.
 _LEAST: Final = frozenset(("time", "level", "message", "cut"))
@@ -49,7 +49,7 @@ def as_json(event: LogEvent, most: int | None = None) -> bytes:
     while most is not None and len(line) > most:
         longest = max(record, key=lambda name: len(json.dumps(record[name], default=str)))
         if len(text := str(record[longest])) < _SHORT and record.keys() - _LEAST:
-            # Very many short fields: what the line is about stays.
+            # Very many short fields: the most important ones stay.
             record = {"time": stamp, "level": event.level, "message": event.message}
         else:
             record[longest] = text[: len(text) // 2]
@@ -97,7 +97,7 @@ class Log:
         if LEVELS[level] > self._threshold:
             return
         if self.lost and self._write(
-            LogEvent("warning", f"{self.lost} log lines were lost: the log did not take them", self._clock())
+            LogEvent("warning", f"{self.lost} log lines were lost: the log did not accept them", self._clock())
         ):
             self.lost = 0
         if not self._write(LogEvent(level, message, self._clock(), fields)):

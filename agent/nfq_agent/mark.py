@@ -73,7 +73,7 @@ def _mark(value: object) -> Mark:
             if not (0 <= mark.value <= 0xFFFFFFFF and 0 < mark.mask <= 0xFFFFFFFF):
                 raise ValueError("a mark and its mask have 32 bits, and a mask is not 0")
             if mark.value & ~mark.mask:
-                raise ValueError(f"mark {mark.value:#x} lies outside its mask {mark.mask:#x}; allowed: bits of the mask")
+                raise ValueError(f"mark {mark.value:#x} is outside its mask {mark.mask:#x}; allowed: bits of the mask")
             return mark
     raise ValueError('not a mark; allowed: "VALUE/MASK", as in "0x10/0xff"')
 
@@ -82,7 +82,7 @@ MarkField = Annotated[Mark, BeforeValidator(_mark)]
 
 
 class Kept(NamedTuple):
-    """The connection marks that stand for "accepted" and "denied"; both have the same mask, and neither value is 0."""
+    """The connection marks for "accepted" and "denied"; both have the same mask, and neither value is 0."""
 
     accept: Mark
     deny: Mark

@@ -81,7 +81,7 @@ Hooks = Annotated[tuple[Literal["prerouting", "input", "forward", "output", "pos
 
 
 class Conditions(Options):
-    """Conditions that must all hold; within one of them, any of its values. What is left out holds always.
+    """Conditions that must all hold; within one of them, any of its values. A condition that is left out always holds.
 
     An interface is met where a packet comes in or goes out by it. A later fragment shows no ports and meets no condition on
     them; a uid or gid is met where the kernel reports it, which is for outgoing packets.
@@ -162,7 +162,7 @@ class Match:
     def _interface(self, name: str) -> int:
         bits = self._by_name.get(name)
         if bits is None:
-            # Containers come and go under new names.
+            # Containers appear and disappear under new names.
             if len(self._by_name) > 1024:
                 self._by_name = {"": self._unnamed}
             bits = self._unnamed
@@ -181,7 +181,7 @@ def _hooks(rule: Conditions) -> tuple[int, ...] | None:
 
 
 def _networks(rules: Sequence[Conditions], key: str) -> NetworkMap | None:
-    """The rules by network; None where no rule has the condition."""
+    """The rules by network; None if no rule has the condition."""
     unasked = 0
     networks = []
     for place, rule in enumerate(rules):
@@ -194,7 +194,7 @@ def _networks(rules: Sequence[Conditions], key: str) -> NetworkMap | None:
 
 
 def _values(rules: Sequence[Conditions], wanted_by: Callable[[Conditions], Any]) -> tuple[dict[Any, int], int] | None:
-    """The rules by value, and those that do not ask for it; None where none does."""
+    """The rules by value, and those that do not ask for it; None if none does."""
     unasked = 0
     by_value: dict[Any, int] = {}
     for place, rule in enumerate(rules):

@@ -13,7 +13,7 @@ from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.protocols import MORE, Found, Parser, dns, http1, tls
 
-BEGAN_BEFORE: Final = "it began before the first packet seen"
+BEGAN_BEFORE: Final = "it began before the first packet that was seen"
 # Those whose messages name a host.
 _NAMED: Final[tuple[Parser, ...]] = (tls.parse, http1.parse)
 
@@ -46,7 +46,7 @@ class Midstream(Conversation):
 
     @property
     def unfinished(self) -> bool:
-        """Whether a message has begun that is not whole."""
+        """Whether a message has begun that is not complete."""
         return self._reads and super().unfinished
 
     def in_order(self, sequence: int, from_client: bool) -> bool:

@@ -1,10 +1,13 @@
-"""Whether bytes look like nothing but noise: encrypted or compressed, without a header of any protocol. A guess, said as one."""
+"""Whether bytes look like nothing but noise: encrypted or compressed, without a header of any protocol.
+
+A guess, reported as a guess.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-# Fewer say nothing.
+# Fewer bytes are not enough.
 _LEAST: Final = 64
 _MOST: Final = 1024
 # Set bits in a byte: 4 on average in noise, and of n bytes within 3 standard deviations, sqrt(2 / n) each.

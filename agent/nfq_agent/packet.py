@@ -1,4 +1,4 @@
-"""The packet as the queue delivers it, and the decoder of its headers. Raises PacketError alone; makes up no port."""
+"""The packet as the queue delivers it, and the decoder of its headers. Raises PacketError only; never invents a port."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UDP: Final = 17
 ICMP: Final = 1
 ICMPV6: Final = 58
 
-# IANA protocol numbers, the ones that a person meets; the others are shown by number.
+# IANA protocol numbers, the common ones; the others are shown by number.
 PROTOCOL_NAMES: Final = {
     1: "icmp", 2: "igmp", 4: "ipip", 6: "tcp", 17: "udp", 33: "dccp", 41: "ipv6", 46: "rsvp", 47: "gre", 50: "esp",
     51: "ah", 58: "icmpv6", 89: "ospf", 103: "pim", 112: "vrrp", 115: "l2tp", 132: "sctp", 136: "udplite",
@@ -34,7 +34,7 @@ _V6: Final = Struct("!BxxxHBx16s16s")
 
 
 class PacketError(ValueError):
-    """Bytes that are no IP packet, or that end before their headers do."""
+    """Bytes that are not an IP packet, or that end before their headers do."""
 
 
 class Answering(Protocol):
@@ -180,7 +180,7 @@ class Packet:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> object:
-            # Called for a field that is not there yet: a queue leaves out what few elements read until somebody asks.
+            # Called for a field that is not set yet: rarely used fields are filled on first access.
             if name in _LATER and self._fill is not None:
                 self._fill(self)
                 self._fill = self._raw = None
@@ -189,7 +189,7 @@ class Packet:
 
     @property
     def headers(self) -> Headers:
-        """The decoded headers. Raises PacketError where the bytes are no packet."""
+        """The decoded headers. Raises PacketError if the bytes are not a packet."""
         if self._headers is None:
             self._headers = decode(self.payload)
         return self._headers
@@ -207,9 +207,9 @@ class Packet:
 
     def answer(self, verdict: Verdict) -> None:
         """Give the verdict now. Raises VerdictError if the packet has one or its queue is closed, RewriteError for a payload
-        that can't be put into it."""
+        that cannot be put into it."""
         if self._queue is None:
-            raise VerdictError(f"packet {self.id} waits for no verdict: it has one, or it came from no queue")
+            raise VerdictError(f"packet {self.id} waits for no verdict: it has one, or it is not from a queue")
         self._queue.verdict(self, verdict)
 
     def accept(self, *, mark: int | None = None, payload: bytes | None = None) -> None:
@@ -221,7 +221,7 @@ class Packet:
         self.answer(DROP)
 
     def repeat(self, *, mark: int | None = None, payload: bytes | None = None) -> None:
-        """Send it through the hook once more; without another mark, and a rule that looks at it, it comes back for ever."""
+        """Send it through the hook once more; without another mark, and a rule that matches it, it comes back for ever."""
         self.answer(Verdict(Action.REPEAT, mark, payload))
 
     def requeue(self, number: int, *, mark: int | None = None, payload: bytes | None = None) -> None:
@@ -312,7 +312,7 @@ def _transport(  # noqa: PLR0913  # one for each field of the header
     later: bool,
     fragment: bool,
 ) -> Headers:
-    # The header's own length bounds what belongs to the packet: link padding after it is not ours to read.
+    # The header's own length bounds what belongs to the packet: link padding after it is not read.
     end = min(len(data), length) if length else len(data)
     sport: int | None = None
     dport: int | None = None

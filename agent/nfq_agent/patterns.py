@@ -11,7 +11,7 @@ _SPECIAL: Final = re.compile(r"[*?\[]")
 
 
 class Patterns:
-    """Shell patterns in which `*` stands for dots too. Names without special characters cost one look-up for all of them.
+    """Shell patterns in which `*` matches dots too. Names without special characters cost one look-up for all of them.
 
     every: of several values, as one message may have them, all have to fit, and not any.
     """

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator
 
 _RATE: Final = re.compile(r"([1-9]\d*)/(s|m|h)")
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
-# A clock that is set back by more than packets overtake each other must not empty a bucket until it has caught up.
+# If the clock is set back by more than this, the bucket continues with the new time instead of waiting for the old one.
 _SET_BACK: Final = 1.0
 
 

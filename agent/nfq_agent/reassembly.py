@@ -1,7 +1,7 @@
 """One direction of a TCP connection put together from its segments, up to a limit (RFC 9293 3.10.7.4). No I/O, no clock.
 
-Segments may come late, twice, or overlap. Where two say different things about the same byte, which of them the receiver
-takes depends on the receiver: that is said (`conflict`), never resolved.
+Segments may come late, twice, or overlap. If two differ in the same byte, the result depends on the receiver: that is
+reported (`conflict`), never resolved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class Reassembly:
     """The bytes of one direction from `first` on.
 
     first: the sequence number of the first byte. limit: bytes kept at most, in order and waiting together.
-    data: what has come without a gap. conflict: True once an overlap differed. full: True once something lay beyond the limit.
+    data: what has come without a gap. conflict: True once an overlap differed. full: True once a byte was beyond the limit.
     held: bytes kept now.
     """
 
@@ -56,7 +56,7 @@ class Reassembly:
         return len(self.data) > before
 
     def forget(self, count: int) -> None:
-        """Begin so many bytes later; what comes before that is dropped, whether it has come or not."""
+        """Begin `count` bytes later; earlier bytes are dropped, received or not."""
         self._first = self._first + count & 0xFFFFFFFF
         self.data = self.data[count:]
         waiting = [(offset - count, segment) for offset, segment in self._waiting]

@@ -46,16 +46,17 @@ class Allowance:
         self._all: Bucket | None = None
 
     def take(self, destination: bytes, now: float) -> bool:
-        """Take one for this address; False where there is none left. now: seconds, on one clock for all calls."""
+        """Take one for this address; False if none is left. now: seconds, on one clock for all calls."""
         if self._all is None:
             self._all = Bucket(1000.0, 50.0, now)
         return self._each.take(destination, now) and self._all.take(now)
 
 
 def reject(packet: Packet, allowance: Allowance) -> Verdict:
-    """A drop, with the packets that tell the sender. What itself ends a conversation is accepted: a reset, an unreachable.
+    """A drop, with the packets that tell the sender. A packet that itself ends a conversation is accepted: a reset, an
+    unreachable.
 
-    Nobody is told about a packet whose checksum is wrong: who sent it is not known.
+    A packet with a wrong checksum is not answered: its sender is not known.
 
     The packets that we send pass the rules too, where they take both directions; accepting them needs no mark.
     """
@@ -114,7 +115,7 @@ def _resets(packet: Packet, headers: Headers) -> list[bytes]:
         back = (0, sequence + length & 0xFFFFFFFF, _RST | _ACK)
     resets = [_reset(headers.version, dst, dport, src, sport, *back)]
     if not flags & _SYN:
-        # The other end has a connection too, and waits for just this number (RFC 5961 3.2).
+        # The other end has the connection too, and accepts only this number (RFC 5961 3.2).
         resets.append(_reset(headers.version, src, sport, dst, dport, sequence, acknowledged, _RST | (flags & _ACK)))
     return resets
 

@@ -7,10 +7,11 @@ from typing import Final
 
 from nfq_agent.packet import Packet
 
-# The kernel sends a packet with NF_REPEAT through the whole hook again (nf_reinject, net/netfilter/nf_queue.c). One that means it
-# to pass takes one round. Identical datagrams that wait together are told from a loop by a bound that is far above one.
+# The kernel sends a packet with NF_REPEAT through the whole hook again (nf_reinject, net/netfilter/nf_queue.c). A mark that
+# lets it
+# pass takes one round. The bound is far above one, so that identical datagrams that wait together are not taken for a loop.
 MOST: Final = 16
-# A loop takes some 50 microseconds a round, so it reaches the bound within this; equal packets that come later are new ones.
+# A loop takes some 50 microseconds a round, so it reaches the bound within this; equal packets that arrive later are new ones.
 _WITHIN: Final = 1.0
 _REMEMBERED: Final = 1024
 

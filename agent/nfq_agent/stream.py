@@ -1,7 +1,7 @@
-"""A stream without its sockets: events come in, what to send and to close goes out. No I/O, no clock, no log.
+"""A stream without its sockets: events come in, commands to send and to close come out. No I/O, no clock, no log.
 
-A connection has two ways: requests run from the client through the elements in forward order, responses come back through
-them in reverse. Elements see chunks, and must not rely on where one ends and the next begins.
+A connection has two ways: requests run from the client through the elements in forward order, responses through them in
+reverse. Elements see chunks, and must not rely on where one ends and the next begins.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ CLOSE: Final = Act.CLOSE
 
 
 class Done(NamedTuple):
-    """Pass `data` on (None: as it came), and ask this element about this way of this connection no more.
+    """Pass `data` on (None: as it came), and do not ask this element again about this direction of this connection.
 
-    A way that no element asks about any more takes the short way through the proxy.
+    A direction that no element looks at any more bypasses the stream.
     """
 
     data: bytes | None = None
 
 
 class Later(NamedTuple):
-    """Pass `data` on (None: as it came) when `seconds` have gone by. What comes after it waits behind it."""
+    """Pass `data` on (None: as it came) after `seconds`. What comes after it waits behind it."""
 
     seconds: float
     data: bytes | None = None
 
 
 class Part(NamedTuple):
-    """Pass `data` on and keep the rest back. If nothing more comes within `seconds`, the element is asked for its `rest`."""
+    """Pass `data` on and keep the rest back. If no byte follows within `seconds`, the element is asked for its `rest`."""
 
     data: bytes
     seconds: float
@@ -67,11 +67,11 @@ class StreamElement(Generic[O]):
     """Base of every element that looks at streams. One object serves all connections of a process.
 
     The model of its table is the parameter of its base, as in `class MyElement(StreamElement[MyOptions])`, or its attribute
-    `Options`. `asks` says which ways it wants to be asked about: those whose method it overrides, unless it says otherwise
+    `Options`. `asks` lists the directions in which it is asked: those whose method it overrides, unless it says otherwise
     itself. `emit(message, level="info", **fields)` emits one event and never blocks.
     """
 
-    # The most bytes that it wants to see at once; None for what the proxy's `chunk` says. An instance may set it.
+    # The most bytes that it sees at once; None for the proxy's `chunk`. An instance may set it.
     most: int | None = None
     Options: ClassVar[type[Options]] = Options
 
@@ -101,15 +101,15 @@ class StreamElement(Generic[O]):
         """Called once in the proxy's process, after the last connection."""
 
     def opened(self, connection: Connection) -> Part | Literal[Act.CLOSE] | None:
-        """Called for each new connection before it goes anywhere. CLOSE refuses it; an empty Part asks for `rest` in time."""
+        """Called for each new connection before it is connected. CLOSE refuses it; an empty Part asks for `rest` in time."""
         return None
 
     def request(self, data: bytes, connection: Connection) -> Answer:
-        """What becomes of bytes that the client sent."""
+        """The answer to bytes that the client sent."""
         return None
 
     def response(self, data: bytes, connection: Connection) -> Answer:
-        """What becomes of bytes that came back."""
+        """The answer to bytes that the destination sent."""
         return None
 
     def rest(self, way: Way, connection: Connection) -> bytes | Later | Literal[Act.CLOSE]:
@@ -152,20 +152,20 @@ class StreamChain:
 
 
 class Send(NamedTuple):
-    """These bytes go on, that way."""
+    """Send these bytes in that direction."""
 
     way: Way
     data: bytes
 
 
 class End(NamedTuple):
-    """Nothing more comes that way: close that half (shutdown(2), SHUT_WR) behind what was sent."""
+    """The end of that direction: close that half (shutdown(2), SHUT_WR) after the bytes before it."""
 
     way: Way
 
 
 class Close(NamedTuple):
-    """Close both sides at once. element: the name of the one that wants it."""
+    """Close both sides at once. element: the name of the one that asked for it."""
 
     element: str
 
@@ -191,12 +191,12 @@ class _Lane:
         # Which stages are still asked; a place keeps its number when its element is done.
         self.live = [True] * len(elements)
         self.asked = len(elements)
-        # When the last chunk that waits behind each stage goes on: what follows must not overtake it.
+        # When the last chunk that waits behind each stage is sent on: later ones must not overtake it.
         self.behind = [0.0] * len(elements)
-        # (due, minus the stage it goes on from, order of holding, data or None for the end): the furthest goes first.
+        # (due, minus the stage from which it continues, order of holding, data or None for the end): the furthest goes first.
         self.held: list[tuple[float, int, int, bytes | None]] = []
         self.order = 0
-        # When a stage that keeps something back is asked for it.
+        # When a stage that keeps bytes back is asked for them.
         self.parts: dict[int, float] = {}
         self.ended = False
 
@@ -223,7 +223,7 @@ class Stream:
         self.closed = False
 
     def raw(self, way: Way) -> bool:
-        """True once no element looks at this way any more, and nothing of it waits: bytes may go past the stream."""
+        """True once no element looks at this direction any more, and nothing of it waits: bytes may bypass the stream."""
         lane = self._lanes[way]
         return lane.asked == 0 and not lane.held
 
@@ -273,7 +273,7 @@ class Stream:
         return out
 
     def woken(self, now: float) -> list[Output]:
-        """Time has gone by."""
+        """Time has passed."""
         out: list[Output] = []
         if now > self.connection.now:
             self.connection.now = now
@@ -281,7 +281,7 @@ class Stream:
             held = lane.held
             while held and held[0][0] <= now and not self.closed:
                 due, stage, _, data = heapq.heappop(held)
-                # At its own due time, not now: what waits further on must stay in front of it.
+                # At its own due time, not now: bytes that wait at later stages must stay before it.
                 if data is None:
                     self._run_end(out, lane, -stage, due)
                 else:
@@ -293,7 +293,7 @@ class Stream:
         return out
 
     def finished(self, now: float, reason: str = "") -> list[Output]:
-        """Both sides are closed, in whatever way. Only Failed can come out."""
+        """Both sides are closed. Only Failed can come out."""
         out: list[Output] = []
         self.closed = True
         self.connection.now = max(now, self.connection.now)
@@ -354,7 +354,7 @@ class Stream:
         out.append(End(lane.way))
 
     def _rest(self, out: list[Output], lane: _Lane, index: int, now: float) -> None:
-        """Have a stage give what it keeps back, and carry that on."""
+        """Ask a stage for the bytes that it keeps back, and carry them on."""
         lane.parts.pop(index, None)
         element = lane.stages[index]
         rest = self._ask(out, element, element.rest, lane.way, self.connection)
@@ -382,7 +382,7 @@ class Stream:
         out.append(Close(element.name))
 
     def _ask(self, out: list[Output], element: StreamElement, call: Callable[..., Any], *args: Any) -> Any:
-        """What an element answers; the one place where its errors end."""
+        """The answer of an element; its exceptions are caught only here."""
         try:
             answer = call(*args)
             if answer is None or answer == ACCEPT:

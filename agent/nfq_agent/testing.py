@@ -53,7 +53,7 @@ def tcp(src: str, dst: str, data: bytes = b"", *, flags: str = "PA", seq: int = 
 def udp(src: str, dst: str, data: bytes = b"", **packet: Any) -> Packet:
     """A UDP packet; the arguments as for `tcp`."""
     (source, sport), (destination, dport) = _endpoint(src), _endpoint(dst)
-    # A checksum field that is not zero, or `mend` would take it that none is wanted.
+    # A checksum field that is not zero, or `mend` would assume that none is wanted.
     return Packet(ip_packet(source, destination, UDP, struct.pack("!HHHH", sport, dport, 0, 1) + data), **packet)
 
 
@@ -79,7 +79,7 @@ class Bench:
 
     element: a class, or a name as the configuration has it; options: the keys of its table. before: elements that stand in
     front of it, each a (class or name, options) pair. queue_default: the queue's own. Packets without a time get `now`,
-    in seconds, which begins at 1000.0 and stands still until the test moves it. Options that the element does not take raise
+    in seconds, which begins at 1000.0 and changes only when the test changes it. Options that the element does not take raise
     pydantic's ValidationError, as the file's do.
     """
 
@@ -120,7 +120,7 @@ class Bench:
         return [said.message for said in self.said]
 
     def flow(self, packet: Packet) -> Flow | None:
-        """The packet's flow, made if it is new; None for what is no IP packet. Counts the packet."""
+        """The packet's flow, created if it is new; None if it is not an IP packet. Counts the packet."""
         try:
             return self.flows.observe(packet.headers.five_tuple, packet.time or self.now)
         except PacketError:
@@ -155,7 +155,7 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What one event let through. request, response: the bytes that went on, by way. ended: the ways whose end went on.
+    """What one event let through. request, response: the bytes that passed, by direction. ended: the directions whose end passed.
 
     closed: an element answered CLOSE.
     """
@@ -229,7 +229,7 @@ class StreamBench:
         return self._passed(self._stream.ended(way, self.now))
 
     def wait(self, seconds: float) -> Passed:
-        """Time passes; the stream is woken whenever it asked to be."""
+        """Time passes; the stream is woken when it asked for it."""
         until = self.now + seconds
         outputs: list[Output] = []
         while (due := self._stream.due) is not None and due <= until and not self._stream.closed:
@@ -239,20 +239,20 @@ class StreamBench:
         return self._passed(outputs + self._stream.woken(until))
 
     def stop(self, reason: str = "") -> None:
-        """The connection has ended, and the proxy with it."""
+        """The connection has ended, and so has the proxy."""
         self._passed(self._stream.finished(self.now, reason))
         self._chain.stop()
 
     def assert_passed(self, passed: Passed, data: bytes, way: Way = Way.REQUEST) -> None:
-        """Fails unless exactly these bytes went on that way."""
+        """Fails unless exactly these bytes passed in that direction."""
         got = passed.request if way is Way.REQUEST else passed.response
         if got != data:
             raise AssertionError(f"expected {data!r} as {way.name.lower()}, got {got!r}")
 
     def assert_dropped(self, passed: Passed) -> None:
-        """Fails unless nothing went on, and the connection is still open."""
+        """Fails unless no byte passed and the connection is still open."""
         if passed.request or passed.response or passed.closed:
-            raise AssertionError(f"expected nothing to go on, got {passed}")
+            raise AssertionError(f"expected no bytes to pass, got {passed}")
 
     def assert_closed(self, passed: Passed) -> None:
         """Fails unless an element closed the connection."""

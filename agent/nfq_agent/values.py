@@ -1,6 +1,6 @@
 """Values as a configuration writes them: duration, size, ports, endpoint, network. One parser and one text for each.
 
-Parsers raise ValueError with what is wrong and what is allowed. They do no I/O: what a name stands for comes from `Lookups`.
+Parsers raise ValueError with what is wrong and what is allowed. They do no I/O: `Lookups` resolves names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BYTES: Final = {"GB": 1000_000_000, "MB": 1000_000, "kB": 1000}
 _PORTS: Final = re.compile(r"(\d+):(\d+)")
 _ENDPOINT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s]+)):(\d+)")
 LAST_PORT: Final = 65535
-# What begins the name of a file with a list.
+# The prefix of the name of a list file.
 FILE: Final = "file:"
 # Bad entries of a list file that are named one by one.
 _SHOWN: Final = 5
@@ -39,7 +39,7 @@ def duration(value: object) -> float:
 
 
 def duration_text(seconds: float) -> str:
-    """The text of a duration, in the largest unit that gives a number from 1 on: `5s`, `1.5m`, `0`."""
+    """The text of a duration, in the largest unit that gives a number of at least 1: `5s`, `1.5m`, `0`."""
     for unit, size in _SECONDS.items():
         if seconds >= size:
             return f"{seconds / size:.3g}{unit}"
@@ -56,7 +56,7 @@ def size(value: object) -> int:
 
 
 def size_text(count: int) -> str:
-    """The text of a size, in the largest unit that gives a number from 1 on: `64.0 MB`, `512 B`."""
+    """The text of a size, in the largest unit that gives a number of at least 1: `64.0 MB`, `512 B`."""
     for unit, factor in _BYTES.items():
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
@@ -96,7 +96,7 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """HOST:PORT; an IPv6 address stands in brackets."""
+    """HOST:PORT; an IPv6 address is in brackets."""
 
     host: str
     port: int
@@ -183,7 +183,7 @@ def _entries(name: str, lines: list[tuple[int, str]], parse: Callable[[str], Any
 
 
 class Lookups(Protocol):
-    """What names in a configuration refer to outside of it. A model is validated with one of these as its context."""
+    """Resolves names in a configuration that refer to the host. A model is validated with one of these as its context."""
 
     def uid(self, name: str) -> int:
         """The id of a user. Raises KeyError."""
@@ -199,7 +199,7 @@ class Lookups(Protocol):
 
 
 def lookups(context: Any) -> Lookups:
-    """The Lookups of a validation. Raises ValueError where the caller gave none."""
+    """The Lookups of a validation. Raises ValueError if the caller gave none."""
     if context is None:
         raise ValueError("neither names nor files can be looked up here; allowed: numbers and values")
     found: Lookups = context

@@ -1,4 +1,4 @@
-"""The verdict: what is to become of a packet. Values only; nothing here talks to the kernel."""
+"""The verdict: what happens to a packet. Values only; nothing here talks to the kernel."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 
 
 class VerdictError(Exception):
-    """A verdict that can't be given: the packet has one already, waits in no queue, or the verdict is none."""
+    """A verdict that cannot be given: the packet has one already, waits in no queue, or the value is not a verdict."""
 
 
 class RewriteError(VerdictError):
-    """New bytes for a packet that can't take them: it was not copied whole, or it is an offloaded one (GSO)."""
+    """New bytes for a packet that cannot take them: it was not copied whole, or it is an offloaded one (GSO)."""
 
 
 class Action(IntEnum):
@@ -20,7 +20,7 @@ class Action(IntEnum):
 
     DROP = 0
     ACCEPT = 1
-    # NF_STOLEN: whoever answers so keeps the packet. It is never sent; the kernel takes no such verdict.
+    # NF_STOLEN: the program keeps the packet. It is never sent; the kernel refuses it.
     RETAIN = 2
     QUEUE = 3
     REPEAT = 4
@@ -30,12 +30,12 @@ class Action(IntEnum):
 class Verdict:
     """An answer for one packet.
 
-    action: what becomes of it. mark: the 32-bit packet mark to set, or None to leave it. payload: the new bytes from the
+    action: what happens to it. mark: the 32-bit packet mark to set, or None to leave it. payload: the new bytes from the
     IP header on, or None to leave them. exact: a worker sends them as they are; otherwise it mends their lengths and
     checksums (`checksum.mend`), which a program of its own does itself. queue: the number of the queue it goes to (0 to
     65535), with Action.QUEUE only. delay: seconds that the packet is kept back before the verdict is given.
-    inject: whole packets, from the IP header on, that the worker sends besides (a copy, a TCP reset). means: what it comes
-    to, where the action is only the way there (`outcome`). rejects: a drop whose sender is told, where that is allowed.
+    inject: whole packets, from the IP header on, that the worker sends besides (a copy, a TCP reset). means: the final
+    action, if the action is only a step (`outcome`). rejects: a drop whose sender gets an error, if that is allowed.
     Source: nfqnl_recv_verdict() in net/netfilter/nfnetlink_queue.c.
     """
 
@@ -61,17 +61,17 @@ class Verdict:
 
     @property
     def outcome(self) -> Action:
-        """What becomes of the packet in the end: the action, or what it means."""
+        """What finally happens to the packet: the action, or what it means."""
         return self.action if self.means is None else self.means
 
     @property
     def word(self) -> str:
-        """The outcome as people read it: `accept`, `drop`, `reject`, ..."""
+        """The outcome as text: `accept`, `drop`, `reject`, ..."""
         return "reject" if self.rejects else self.outcome.name.lower()
 
     @property
     def plain(self) -> bool:
-        """True where the action says all, so that neighbours can share one message."""
+        """True if the verdict is only its action, so that neighbours can share one message."""
         return self.mark is None and self.payload is None and self.queue is None and not (self.delay or self.inject)
 
     @property

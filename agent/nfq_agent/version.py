@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def version() -> str:
-    """As the package says it; "unknown" where it runs from a folder that was never installed."""
+    """The version of the installed package; "unknown" if it is not installed."""
     try:
         return metadata.version("nfq-agent")
     except metadata.PackageNotFoundError:

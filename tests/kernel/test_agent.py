@@ -167,7 +167,7 @@ def test_two_instances_side_by_side_and_no_second_of_one(netns: Namespace, tmp_p
     both = ours(netns)
     refused = netns.run(*COMMAND, "run", "--config", str(first.config), check=False)
     assert refused.returncode == 1
-    assert f"runs already (pid {first.process.pid})" in refused.stderr
+    assert f"is already running (pid {first.process.pid})" in refused.stderr
     assert ours(netns) == both
     assert first.stop() == 0
     assert ours(netns) == [line for line in both if "a-b" in line]

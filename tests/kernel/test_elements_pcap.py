@@ -92,7 +92,7 @@ def test_a_folder_that_is_not_there_costs_packets_and_is_said(tmp_path: Path) ->
     chain = bench(folder)
     for number in range(1, 101):
         chain.assert_accepted(tcp("192.0.2.1:40000", f"192.0.2.2:{number + 100}"))
-    assert chain.lines == [f"pcap: {folder}: can't write: No such file or directory; 1 packets missed; next try in 10 s"]
+    assert chain.lines == [f"pcap: {folder}: cannot write: No such file or directory; 1 packets missed; next try in 10 s"]
     folder.mkdir()
     chain.now += 11
     chain.decide(tcp("192.0.2.1:40000", "192.0.2.2:80"))

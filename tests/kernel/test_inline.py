@@ -305,7 +305,7 @@ def test_a_program_that_hides_packets_is_noticed(netns: Namespace, tmp_path: Pat
             os._exit(0)
     os.read(reader, 1)
     until(lambda: inline_of(agent)["hidden"] == 1, "it is noticed")
-    assert "stands before ours" in agent.log
+    assert "is attached before ours" in agent.log
     os.waitpid(child, 0)
     assert agent.stop() == 0
 

@@ -205,7 +205,7 @@ def test_a_start_waits_for_the_lock_once(netns: Namespace, tmp_path: Path) -> No
 
 def test_a_lock_that_is_a_folder_is_named(netns: Namespace) -> None:
     netns.shell("mkdir /run/xtables.lock")
-    with pytest.raises(RuleError, match=r"/run/xtables.lock can't be opened: Is a directory; remove that directory"):
+    with pytest.raises(RuleError, match=r"/run/xtables.lock cannot be opened: Is a directory; remove that directory"):
         netns.call(LegacyHost("a").apply, "inet", baseline())
 
 
@@ -257,7 +257,7 @@ def test_an_agent_that_starts_while_a_change_waits_for_its_yes_keeps_its_rules(
     assert waiting.stdout is not None
     until(lambda: b"Type yes" in waiting.stdout.readline(), "the rules are in")  # type: ignore[union-attr]  # asserted above
     agent = Agent(netns, tmp_path, head + SMALL).ready()
-    assert b"was started meanwhile and keeps its rules" in waiting.communicate(timeout=30)[0]
+    assert b"has been started and keeps its rules" in waiting.communicate(timeout=30)[0]
     assert "Nothing to do" in agent.verb("plan").stdout
     assert agent.stop() == 0
 

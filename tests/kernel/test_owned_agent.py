@@ -50,7 +50,7 @@ host.close()
     refused = netns.run(
         *confined, "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", PYTHON, "-c", program, check=False
     )
-    assert "backend owned can't be used: CAP_NET_ADMIN is missing; start as root, or with that capability" in refused.stderr
+    assert "backend owned cannot be used: CAP_NET_ADMIN is missing; start as root, or with that capability" in refused.stderr
 
 
 AGENT = """

@@ -228,7 +228,7 @@ way = "response"
         rest = '[element.tap]\nfolder = "/root/none"\n'
         with pytest.raises(AssertionError, match="did not start"):
             run(configuration(proxy='elements = ["tap"]', rest=rest))
-        assert "/root/none is no folder" in capfd.readouterr().err
+        assert "/root/none is not a folder" in capfd.readouterr().err
 
 
 class TestTproxy:

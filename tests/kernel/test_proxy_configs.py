@@ -62,7 +62,7 @@ def test_the_environment_wins_over_the_contract_file(netns: Namespace, tmp_path:
         assert netns.call(ask, "127.0.0.1", port) == b"hello"
     # `stream-log` speaks at level info, a destination that refuses is a warning.
     assert netns.call(how_it_ends, "127.0.0.1", 8080) == "ECONNRESET"
-    until(lambda: "can't connect" in agent.log, "the warning is logged")
+    until(lambda: "cannot connect" in agent.log, "the warning is logged")
     events = [json.loads(line) for line in agent.log.splitlines()]
     assert {event["level"] for event in events} == {"warning"}
     (event,) = [event for event in events if "connection" in event]

@@ -96,7 +96,7 @@ class TestNeverALoop:
         proxy = run(configuration(rest='[proxy.other]\nlisten = ["0.0.0.0:8085"]\n'))
         assert netns.call(how_it_ends, "127.0.0.1", 8085) == "ECONNREFUSED"
         assert netns.call(how_it_ends, "127.0.0.1", 8086) == "ECONNRESET"
-        assert proxy.wait_for("can't connect")["dst"] == "127.0.0.1:8086"
+        assert proxy.wait_for("cannot connect")["dst"] == "127.0.0.1:8086"
 
     @pytest.mark.parametrize("target", ["", "127.0.0.1:9000"])
     def test_a_destination_that_nobody_knows(self, netns: Namespace, run: Run, target: str) -> None:
@@ -124,7 +124,7 @@ class TestNeverALoop:
         server(netns, "echo", port=9090)
         proxy = run(configuration(proxy=f"processes = {processes}"))
         assert netns.call(how_it_ends, "127.0.0.1", 9090, b"x") == "ECONNRESET"
-        assert "a rule leads our own connections back to us" in proxy.wait_for("refused")["message"]
+        assert "a rule redirects the proxy's own connections to it" in proxy.wait_for("refused")["message"]
         for name, value in (("refused", 1), ("connections", 1), ("active", 0)):
             proxy.wait_count(name, value)
 
@@ -144,7 +144,7 @@ class TestNeverALoop:
         )
         proxy = run(configuration(proxy='connect_timeout = "300ms"', rest='[proxy.other]\nlisten = ["0.0.0.0:8085"]\n'))
         assert netns.call(how_it_ends, "192.0.2.77", 8085) != "end"
-        assert "can't connect" in proxy.wait_for("192.0.2.77")["message"]
+        assert "cannot connect" in proxy.wait_for("192.0.2.77")["message"]
 
     def test_the_target_takes_it(self, netns: Namespace, run: Run) -> None:
         server(netns, "echo", port=9000)
@@ -169,7 +169,7 @@ class TestNeverALoop:
         monkeypatch.setattr("nfq_agent.proxy.target.AGAIN", 0.1)
         server(netns, "echo", port=9000)
         proxy = run(configuration(proxy='target = "later.test:9000"'))
-        assert "can't be resolved" in proxy.said()
+        assert "cannot be resolved" in proxy.said()
         assert netns.call(how_it_ends, "127.0.0.1", 15002) == "ECONNRESET"
         netns.shell("echo 127.0.0.1 later.test >> /etc/hosts")
         proxy.wait_for("is resolved: 127.0.0.1:9000")

@@ -163,7 +163,7 @@ class TestEnds:
     def test_nobody_there(self, netns: Namespace, run: Run) -> None:
         proxy = run()
         assert netns.call(how_it_ends, "127.0.0.1", 8080) == "ECONNRESET"
-        line = proxy.wait_for("can't connect")
+        line = proxy.wait_for("cannot connect")
         assert "Connection refused" in line["message"]
         assert line["dst"] == "127.0.0.1:8080"
         proxy.wait_count("failed_upstream", 1)
@@ -174,7 +174,7 @@ class TestEnds:
         began = time.monotonic()
         assert netns.call(how_it_ends, "127.0.0.1", 8080) == "ECONNRESET"
         assert 0.2 <= time.monotonic() - began < 2
-        assert "no answer within 0.2 s" in proxy.wait_for("can't connect")["message"]
+        assert "no answer within 0.2 s" in proxy.wait_for("cannot connect")["message"]
 
     @pytest.mark.parametrize("elements", ["", 'elements = ["delay"]'], ids=["past", "through"])
     def test_clients_that_vanish_at_every_point(self, netns: Namespace, run: Run, elements: str) -> None:

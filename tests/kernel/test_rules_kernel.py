@@ -266,7 +266,7 @@ def test_a_target_that_does_not_take_its_option_is_refused_before_anything_is_wr
         'mangle -A OUTPUT -m comment --comment "nfq-agent:a:jump" -j NFQA-a-OUTPUT',
         'mangle -A NFQA-a-OUTPUT -m comment --comment "nfq-agent:a:x" -j NFQUEUE --queue-numb 7',
     )
-    with pytest.raises(RuleError, match=r"can't write the rule .*--queue-numb 7"):
+    with pytest.raises(RuleError, match=r"cannot write the rule .*--queue-numb 7"):
         netns.call(LegacyHost("a").apply, "inet", wrong)
     # An octal number that libxtables reads as another than is meant.
     wrong = rules(

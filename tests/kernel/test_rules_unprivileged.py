@@ -85,7 +85,7 @@ def test_without_root_or_lock_the_message_says_what_to_do(netns: Namespace) -> N
             print(error)
     """
     said = as_nobody(netns, body, "install -m 0600 /dev/null /run/xtables.lock")
-    assert "/run/xtables.lock can't be opened: Permission denied; run as root, or let the agent's user read it" in said
+    assert "/run/xtables.lock cannot be opened: Permission denied; run as root, or let the agent's user read it" in said
     assert ours(saved(netns)) == []
 
 
@@ -125,7 +125,7 @@ def test_auto_is_owned_elsewhere_and_says_so(netns: Namespace, monkeypatch: pyte
     name, text = netns.call(chosen)
     assert name == "owned"
     assert "the kernel has no legacy xtables" in text
-    with pytest.raises(RuleError, match="backend legacy can't be used: the kernel has no legacy xtables"):
+    with pytest.raises(RuleError, match="backend legacy cannot be used: the kernel has no legacy xtables"):
         netns.call(choose, "legacy", "a")
 
 

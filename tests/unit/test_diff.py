@@ -157,7 +157,7 @@ def test_a_table_that_somebody_else_changed_is_read_again() -> None:
 
 def test_a_rollback_that_fails_too_says_both() -> None:
     script = Script({}, fulfilled(), answers=[RuleError("first"), RuleError("second")])
-    with pytest.raises(RuleError, match="first; putting back what was there failed too: second"):
+    with pytest.raises(RuleError, match="first; restoring the former rules failed too: second"):
         apply_and_verify(script, WISH)
 
 

@@ -31,7 +31,7 @@ def test_every_built_in_can_be_had_and_is_documented() -> None:
         ("syn-monitr", "did you mean 'syn-monitor'?"),
         ("no.such:Thing", "cannot be imported"),
         ("os:NoSuchClass", "cannot be imported"),
-        ("os:getpid", "is no packet element; allowed: a subclass of nfq_agent.PacketElement"),
+        ("os:getpid", "is not a packet element; allowed: a subclass of nfq_agent.PacketElement"),
     ],
 )
 def test_what_is_no_element(kind: str, message: str) -> None:

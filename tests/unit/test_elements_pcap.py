@@ -18,7 +18,7 @@ def test_a_full_disk_costs_packets_and_no_verdict() -> None:
     pcap._file = open("/dev/full", "wb")  # noqa: SIM115,SLF001  # a full disk; the element closes it
     packet = tcp("192.0.2.1:40000", "192.0.2.2:80", bytes(1000), time=1000.0)
     pcap.judged(packet, None, Bench("log").decide(packet))
-    assert said == ["pcap: /nowhere: can't write: No space left on device; 1 packets missed; next try in 10 s"]
+    assert said == ["pcap: /nowhere: cannot write: No space left on device; 1 packets missed; next try in 10 s"]
 
 
 def test_it_needs_what_it_keeps() -> None:
@@ -30,7 +30,7 @@ def test_it_needs_what_it_keeps() -> None:
     ("options", "message"),
     [
         ({"directory": "here"}, "allowed: a path that begins with /"),
-        ({"directory": "/x", "name": "a/b"}, "is no name for files"),
+        ({"directory": "/x", "name": "a/b"}, "is not a valid file name"),
         ({"directory": "/x", "size": "10"}, "is not a valid size; allowed: a number of bytes"),
     ],
 )

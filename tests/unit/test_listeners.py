@@ -43,7 +43,7 @@ class TestListen:
         before = os.listdir("/proc/self/fd")
         with (
             socket.create_server(("127.0.0.1", taken)),
-            pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{taken}: Address already in use"),
+            pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{taken}: Address already in use"),
         ):
             listen(proxy(f"127.0.0.1:{first}", f"127.0.0.1:{taken}"))
         assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -88,7 +88,7 @@ def test_lines_that_were_lost_are_counted_and_said_first() -> None:
     log("taken", level="error")
     assert log.lost == 0
     assert sink.taken == [
-        ("warning", "3 log lines were lost: the log did not take them", 5.0),
+        ("warning", "3 log lines were lost: the log did not accept them", 5.0),
         ("error", "taken", 5.0),
     ]
     log("the next")
@@ -109,7 +109,7 @@ def test_a_count_that_was_not_taken_itself_is_kept() -> None:
     assert log.lost == 1
     log("three")
     assert log.lost == 0
-    count = "1 log lines were lost: the log did not take them"
+    count = "1 log lines were lost: the log did not accept them"
     assert offered == ["one", count, "two", count, "three"]
 
 

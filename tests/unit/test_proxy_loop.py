@@ -163,7 +163,7 @@ def test_nothing_listens_at_the_target() -> None:
         with pytest.raises(ConnectionResetError), proxy.connect() as client:
             client.recv(1)
         proxy.until("failed_upstream", 1)
-        assert any("can't connect" in line for line in proxy.said)
+        assert any("cannot connect" in line for line in proxy.said)
 
 
 def test_clients_that_say_nothing_do_not_shut_others_out(echo: Echo) -> None:

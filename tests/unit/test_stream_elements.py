@@ -224,7 +224,7 @@ class TestTap:
         assert (tmp_path / "c-1.request").read_text() == "mine"
 
     def test_no_folder_no_start(self, tmp_path: Path) -> None:
-        with pytest.raises(PermissionError, match="no folder"):
+        with pytest.raises(PermissionError, match="not a folder"):
             element("tap", folder=str(tmp_path / "none")).start()
 
     def test_so_many_files_and_no_more(self, tmp_path: Path) -> None:

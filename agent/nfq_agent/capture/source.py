@@ -62,7 +62,7 @@ class InterfaceSource(ABC, Generic[I]):
         if taken is not None:
             self._table.add(taken.row, column, number)
 
-    # What the loop asks of a source.
+    # Called by the worker's loop.
 
     @property
     def kernel(self) -> Self:

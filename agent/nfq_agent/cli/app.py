@@ -1,4 +1,4 @@
-"""The command: its verbs' shared options, and the seed's flags. Imports nothing but the command line's library.
+"""The command: its verbs' shared options, and the flags of the baseline agent. Imports nothing but the command line's library.
 
 Shell completion loads this module and verbs.py alone, and so must stay quick; verbs import what they need when they run.
 """

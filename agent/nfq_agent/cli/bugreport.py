@@ -1,4 +1,4 @@
-"""`bugreport`: one text file with what a maintainer asks for. Addresses and names are replaced on request."""
+"""`bugreport`: one text file with what a maintainer needs. Addresses and names are replaced on request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nfq_agent.version import version
 
 _ADDRESS: Final = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)(?![\w:])")
 _DOMAIN: Final = re.compile(r"(?<![\w./-])(?:\*\.)?(?:[A-Za-z0-9_-]+\.)+[A-Za-z]{2,}(?![\w/-])")
-# What looks like a domain and is a file, a unit or a key of ours.
+# Words that look like a domain, but are a file, a unit or a key of the configuration.
 _KNOWN: Final = re.compile(
     r"\.(?:toml|py|pyx|txt|service|slice|socket|conf|so|d|md|sock|lock|log|pcapng)$"
     r"|^(?:queue|rules|element|proxy|agent|tap|net|kernel)\."
@@ -87,7 +87,7 @@ def _collected(collect: Callable[[], str]) -> str:
         return f"not available: {error}"
     except ConfigError as error:
         return "\n".join(error.faults)
-    except Exception as error:  # a report about a broken agent must not break by it
+    except Exception as error:  # a failure of one part must not prevent the report
         return f"failed: {type(error).__name__}: {error}"
 
 

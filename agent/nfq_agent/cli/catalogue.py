@@ -1,4 +1,4 @@
-"""`elements` and `new-element`: which elements there are, what their options are, and a start for one of your own."""
+"""`elements` and `new-element`: lists the elements and their options, and writes a first version of a new one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def elements(name: str | None) -> int:
     for kind, cls in _all():
         prose(f"{kind:<12} {_first_line(cls)}", 13)
     note("")
-    prose("`nfq-agent elements NAME` shows the options of one; `new-element NAME` writes one of your own.")
+    prose("`nfq-agent elements NAME` shows the options of one; `new-element NAME` writes a new one.")
     return 0
 
 
@@ -159,7 +159,7 @@ role = "server"
 
 
 def new_element(name: str, folder: Path) -> int:
-    """Write an element, its test and a configuration; files that exist are left alone, and nothing is written then."""
+    """Write an element, its test and a configuration; if one of the files exists, nothing is written."""
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
         print(f"nfq-agent: {name!r} is not a valid name; allowed: small letters, digits and hyphens", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """The lock-out guard of `apply --confirm`: a change is undone unless a person confirms it in time.
 
 The guard is a process of its own, started before the change, so that a lost terminal, a killed session or a cut connection
-takes the change back too.
+also undoes the change.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from nfq_agent.service.live_rules import LiveRules, StateByFamily
 
 
 class Guard:
-    """Waits for the word; without it, it puts back what stood before."""
+    """Waits for the confirmation; without it, restores the rules that were there before."""
 
     def __init__(self, seconds: int, live: LiveRules, before: StateByFamily, desired: Ruleset) -> None:
-        """before: what was there. desired: what is about to be put in."""
+        """before: the rules that were there. desired: the rules that are about to be applied."""
         self._seconds = seconds
         # A process that changes the rules for this one holds the writing end too: EOF comes when all of them have ended.
         reader, self._writer = os.pipe()
@@ -30,21 +30,21 @@ class Guard:
         os.close(reader)
 
     def dismiss(self) -> None:
-        """There is nothing to take back."""
+        """There is nothing to undo."""
         os.write(self._writer, b"y")
         self._end()
 
     def ask(self) -> int:
-        """Ask for a `yes` on standard input, and wait until the rules are kept or taken back. The exit code."""
-        print(f"The rules are in. Type yes within {self._seconds} s to keep them; otherwise they are taken back.", flush=True)
+        """Ask for a `yes` on standard input, and wait until the rules are kept or undone. Returns the exit code."""
+        print(f"The rules are in. Type yes within {self._seconds} s to keep them; otherwise they are undone.", flush=True)
         if _answer(self._seconds):
             self.dismiss()
             print("Kept.")
             return 0
         if self._end() != 0:
-            print("Not confirmed, and the rules could not be taken back; run `nfq-agent remove`.", file=sys.stderr)
+            print("Not confirmed, and the change could not be undone; run `nfq-agent remove`.", file=sys.stderr)
         else:
-            print("Not confirmed: what stood before is back.", file=sys.stderr)
+            print("Not confirmed: the rules are as before.", file=sys.stderr)
         return 1
 
     def _end(self) -> int:
@@ -62,7 +62,7 @@ def _answer(seconds: int) -> bool:
         except (OSError, KeyboardInterrupt):
             return False
         if not chunk:
-            # Nobody can type a yes here any more; the time is kept all the same.
+            # Nothing can be typed here any more; the time limit still applies.
             time.sleep(max(0.0, deadline - time.monotonic()))
             return False
         typed += chunk
@@ -76,7 +76,7 @@ def _answer(seconds: int) -> bool:
 
 def _run_guard(reader: int, seconds: int, live: LiveRules, before: StateByFamily, desired: Ruleset) -> int:
     os.setsid()
-    # Longer than the person has: a yes in the last moment counts, and the time that the change itself takes does not.
+    # Longer than the time limit: an answer at the last moment counts, and the time that the change takes is added.
     ready, _, _ = select.select([reader], [], [], seconds + 15)
     if ready and os.read(reader, 1) == b"y":
         return 0
@@ -86,7 +86,7 @@ def _run_guard(reader: int, seconds: int, live: LiveRules, before: StateByFamily
     except control.ControlError:
         pass
     else:
-        print(f"nfq-agent: the agent of instance {instance} was started meanwhile and keeps its rules", file=sys.stderr)
+        print(f"nfq-agent: the agent of instance {instance} has been started and keeps its rules", file=sys.stderr)
         return 0
     try:
         now = live.read()

@@ -1,6 +1,6 @@
 """`demo`: the whole job step by step, in a network namespace of its own, with private copies of /etc and /run.
 
-Every step is checked; one that does not hold makes the exit code 1.
+Every step is checked; if one fails, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _FOREIGN: Final = (
 
 
 class Broken(Exception):
-    """A step of the story that did not hold."""
+    """A step of the demo that failed."""
 
 
 def tell() -> int:
-    """Tell the story. 0 if every step of it held, else 1."""
+    """Run the demo. Returns 0 if every step passed, else 1."""
     if os.geteuid() != 0:
         print("nfq-agent: the demo makes a network namespace, which takes root; run it with sudo", file=sys.stderr)
         return 1
@@ -50,17 +50,17 @@ def tell() -> int:
         try:
             _story(Path(folder), stack)
         except (Broken, OSError, subprocess.SubprocessError, control.ControlError) as error:
-            print(f"\nThe demo broke off: {error}", file=sys.stderr)
+            print(f"\nThe demo ended early: {error}", file=sys.stderr)
             log = Path(folder) / "agent.log"
             if log.exists() and (lines := log.read_text(errors="replace")):
                 print(f"The agent's last lines:\n{lines[-2000:]}", file=sys.stderr)
             return 1
-    print(f"\nEvery step held, in {time.monotonic() - began:.1f} s. Nothing outside of the namespace was touched.")
+    print(f"\nEvery step passed, in {time.monotonic() - began:.1f} s. Nothing outside of the namespace was touched.")
     return 0
 
 
 def _story(folder: Path, stack: contextlib.ExitStack) -> None:
-    _chapter("A network namespace of our own: its own kernel tables, private copies of /etc and /run")
+    _chapter("A private network namespace: its own kernel tables, private copies of /etc and /run")
     _seclude()
     tool = "iptables-legacy" if _has_legacy() else "iptables-nft"
     for rule in _FOREIGN:
@@ -73,7 +73,7 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
     log = folder / "agent.log"
     # No configuration file is there, so this is the baseline; the flag adds its five-tuple log.
     agent = stack.enter_context(_process([*_AGENT, "run", "--log-5tuple"], log.open("wb"), {"LOG_FORMAT": "console"}))
-    _until(lambda: _answers(agent), 10, "the agent did not get ready")
+    _until(lambda: _answers(agent), 10, "the agent did not become ready")
     _indent(log.read_text())
 
     _chapter(f"Real TCP through port {_PORT}: an HTTP server, and a client that fetches {_SIZE:,} bytes")
@@ -83,7 +83,7 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
     stack.enter_context(_process(server, subprocess.DEVNULL))
     fetched = _fetch(f"http://127.0.0.1:{_PORT}/file")
     same = hashlib.sha256(fetched).digest() == hashlib.sha256(content).digest()
-    _hold(same, f"{len(fetched):,} bytes arrived, and they are the ones that were sent")
+    _hold(same, f"{len(fetched):,} bytes arrived, equal to the bytes that were sent")
 
     _chapter("What the agent saw: its five-tuple log, the first lines")
     time.sleep(0.2)
@@ -119,7 +119,7 @@ def _seclude() -> None:
     """Move this process into private network and mount namespaces (unshare(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "no namespace of its own can be made here")
+        raise OSError(ctypes.get_errno(), "no private namespace can be made here")
     for command in (
         "mount --make-rprivate /",
         "mount -t tmpfs -o mode=755 tmpfs /run",
@@ -138,7 +138,7 @@ def _has_legacy() -> bool:
 
 
 def _rules() -> list[str]:
-    """Every rule and chain of every table and family, without counters. A table that is there but empty counts as none."""
+    """Every rule and chain of every table and family, without counters. A table that exists but is empty counts as absent."""
     lines: list[str] = []
     for command in _SAVES:
         if shutil.which(command) is None:
@@ -162,7 +162,7 @@ def _answers(agent: subprocess.Popen[bytes]) -> bool:
 
 
 def _fetch(url: str) -> bytes:
-    """The body, fetched by a client process of its own."""
+    """The body, fetched by a separate client process."""
     client = "import sys, urllib.request; sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1], timeout=10).read())"
     got = b""
 
@@ -180,7 +180,7 @@ def _fetch(url: str) -> bytes:
 def _process(
     argv: list[str], output: int | IO[bytes], environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does not outlive the block. Its standard error goes to `output`."""
+    """A process that ends with the block. Its standard error goes to `output`."""
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(environment or {})}
     )
@@ -231,5 +231,5 @@ def _indent(text: str) -> None:
 
 def _hold(condition: bool, text: str) -> None:
     if not condition:
-        raise Broken(f"this did not hold: {text}")
+        raise Broken(f"failed: {text}")
     print(f"   ok: {text}", flush=True)

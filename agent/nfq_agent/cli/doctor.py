@@ -1,4 +1,4 @@
-"""`doctor`: what usually goes wrong on a host, looked at one by one, each with what to do. It changes nothing."""
+"""`doctor`: checks the common problems of a host one by one, each with advice. It changes nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
 
 
 def examine(config: Config) -> list[Finding]:
-    """Everything worth knowing about this host and this configuration, in the order in which it matters."""
+    """All findings about this host and this configuration, the most important first."""
     running = status_if_any(config.agent.instance)
     return [
         *_capabilities(),
@@ -64,17 +64,17 @@ def _queue_support() -> Iterator[Finding]:
 def _rule_engines() -> Iterator[Finding]:
     legacy = python_iptables.probe()
     if legacy.problem is None:
-        mended = ", its option layout mended for python-iptables" if legacy.mended else ""
+        mended = ", its option layout corrected for python-iptables" if legacy.mended else ""
         yield Finding("good", "rule engine", f"legacy xtables through {legacy.libxtables}{mended}")
         if not legacy.ipv6:
             yield Finding("warning", "rule engine", "the kernel has no legacy xtables for IPv6", "modprobe ip6_tables")
     else:
-        yield Finding("warning", "rule engine", f"legacy xtables can't be used: {legacy.problem}")
+        yield Finding("warning", "rule engine", f"legacy xtables cannot be used: {legacy.problem}")
     owned = probe()
     if owned.problem is not None:
         level: Level = "good" if legacy.problem is None else "error"
         yield Finding(
-            level, "rule engine", f"backend owned can't be used: {owned.problem}", "modprobe nf_tables nft_compat nft_queue"
+            level, "rule engine", f"backend owned cannot be used: {owned.problem}", "modprobe nf_tables nft_compat nft_queue"
         )
     else:
         how = "its own expression" if owned.native_queue else "nft_compat"
@@ -85,7 +85,7 @@ def _rule_engines() -> Iterator[Finding]:
 def _lock() -> Iterator[Finding]:
     path = Path(lock_path())
     if not path.exists():
-        yield Finding("good", "xtables lock", f"{path} is not there yet and will be made")
+        yield Finding("good", "xtables lock", f"{path} does not exist yet and will be created")
         return
     try:
         lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -95,7 +95,10 @@ def _lock() -> Iterator[Finding]:
     try:
         if holders(lock):
             yield Finding(
-                "warning", "xtables lock", f"{held_by(lock)} right now", "milliseconds are usual; else look at that process"
+                "warning",
+                "xtables lock",
+                f"{held_by(lock)} right now",
+                "it is normally held for milliseconds; if it stays, look at that process",
             )
         else:
             yield Finding("good", "xtables lock", "free")
@@ -107,7 +110,7 @@ def _user(config: Config) -> Iterator[Finding]:
     name = config.agent.user
     user = find_user(name)
     if user is None:
-        yield Finding("good", "user", f"{name} is missing and will be made at the start")
+        yield Finding("good", "user", f"{name} is missing and will be created at the start")
     elif user.uid == 0:
         yield Finding(
             "warning", "user", f"{name} is root: workers keep its files, and root's traffic is never queued", "use a system user"
@@ -120,7 +123,9 @@ def _queues(config: Config, running: Status | None) -> Iterator[Finding]:
     try:
         bound = statistics()
     except OSError as error:
-        yield Finding("warning", "queues", f"the holders of queue numbers cannot be read: {error.strerror}", "run as root")
+        yield Finding(
+            "warning", "queues", f"the processes that use queue numbers cannot be read: {error.strerror}", "run as root"
+        )
         return
     ours = {worker.number for queue in running.queues for worker in queue.workers} if running is not None else set()
     for name, queue in config.queue.items():
@@ -132,7 +137,7 @@ def _queues(config: Config, running: Status | None) -> Iterator[Finding]:
             else:
                 who = described(bound[number].portid)
                 yield Finding(
-                    "error", "queues", f"number {number} of [queue.{name}] is held by {who}", "stop it, or choose another num"
+                    "error", "queues", f"number {number} of [queue.{name}] is used by {who}", "stop it, or choose another num"
                 )
 
 
@@ -163,7 +168,7 @@ def _rp_filter() -> Iterator[Finding]:
         yield Finding(
             "warning",
             "rp_filter",
-            f"strict on {', '.join(strict)}: what comes another way than its answer goes is dropped before it is queued",
+            f"strict on {', '.join(strict)}: a packet is dropped before it is queued if its answer leaves by another interface",
             "if packets are missing on a multi-homed host or with TPROXY: sysctl net.ipv4.conf.IF.rp_filter=2",
         )
     else:
@@ -171,7 +176,7 @@ def _rp_filter() -> Iterator[Finding]:
 
 
 def listener_faults(config: Config) -> list[str]:
-    """A line for each thing that this host or unit forbids: a listener that another process holds, packets of our own.
+    """A line for each thing that this host or unit does not allow: a listener that another process holds, packets of our own.
 
     Listeners of the running agent of this instance are its own.
     """

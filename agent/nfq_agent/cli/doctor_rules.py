@@ -18,7 +18,7 @@ from nfq_agent.service.host_notices import host_notices
 from nfq_agent.service.status import Status
 from nfq_agent.values import duration_text
 
-# From this many legacy rules on, some Kubernetes images take the host for one that uses them (iptables-wrappers).
+# From this many legacy rules on, some Kubernetes images assume that the host uses them (iptables-wrappers).
 _KUBERNETES_LIMIT: Final = 10
 _LEGACY: Final = ("iptables-legacy-save", "ip6tables-legacy-save")
 _MODERN: Final = ("iptables-nft-save", "ip6tables-nft-save")

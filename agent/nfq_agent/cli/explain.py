@@ -29,7 +29,7 @@ from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 _INWARD: Final = ("prerouting", "input")
 _SHOWN: Final = 3
 _PROTOCOLS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
-# The facts that stand for a name, by protocol and port.
+# The facts that hold a name, by protocol and port.
 _NAMES: Final[Mapping[tuple[str, int], tuple[str, str]]] = {
     ("tcp", 80): ("http", "http_host"), ("udp", 53): ("dns", "dns_name"), ("tcp", 53): ("dns", "dns_name"),
     ("udp", 443): ("quic", "tls_sni"),
@@ -38,7 +38,7 @@ _NAMES: Final[Mapping[tuple[str, int], tuple[str, str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The packet that is asked about. source, destination: ADDRESS:PORT; without ports for icmp. name: in its first data."""
+    """The packet of the question. source, destination: ADDRESS:PORT; without ports for icmp. name: in its first bytes."""
 
     protocol: str
     source: str
@@ -90,7 +90,7 @@ class Question:
         return tcp(self.source, self.destination, data, flags="PA" if data else "S", **shown)
 
     def facts(self, asked: Iterable[str]) -> dict[str, Any]:
-        """What `dpi` would find. asked: the facts that the rules ask for; they decide on a port without a meaning."""
+        """What `dpi` would find. asked: the facts that the rules ask for; they decide on a port without a known protocol."""
         protocol, fact = _NAMES.get((self.protocol, self.dport)) or next(
             (each for each in _NAMES.values() if each[1] in asked and self.dport != 443), ("tls", "tls_sni")
         )
@@ -119,7 +119,7 @@ def explain(flags: Flags, question: Question) -> int:
 
 
 def misses(rule: RuleConfig, question: Question) -> Iterator[str]:
-    """Why a rule does not take the packet; nothing where it does."""
+    """The reasons why a rule does not take the packet; none if it does."""
     family = "inet" if question.version == 4 else "inet6"
     if family not in rule.families:
         yield f"family is {family}, wants {rule.family}"
@@ -254,7 +254,7 @@ class _Asked:
         self.rule = f"{self.element.name}: {fields.get('rule', '')}"
 
     def nearest(self, packet: Packet, flow: Flow) -> Iterator[str]:
-        """The rules that did not match, with what they miss; the nearest first."""
+        """The rules that did not match, with the conditions that failed; the nearest first."""
         misses = []
         for number, rule in enumerate(self.options.rule, 1):
             if missing := list(_unmet(rule, packet, flow)):

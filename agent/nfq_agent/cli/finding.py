@@ -10,7 +10,7 @@ Level = Literal["good", "warning", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. advice: what to do about it, empty where nothing is to be done."""
+    """One finding. advice: what to do about it, empty if there is nothing to do."""
 
     level: Level
     subject: str

@@ -1,4 +1,4 @@
-"""Reads the configuration with what the command line and the environment say in place of the file."""
+"""Reads the configuration; the command line and the environment win over the file."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def with_marks(config: Config) -> Config:
 
 
 def instance_of(flags: Flags) -> str:
-    """The instance that a verb is about. Of the configuration nothing else is read: it may be broken in any other way."""
+    """The instance of a verb. Nothing else of the configuration is read: it may have any other fault."""
     if flags.instance is not None:
         return flags.instance
     name, faults = instance_in(flags.config)
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:
-        print(f"nfq-agent: this is about instance {name}; --instance names another", file=sys.stderr)
+        print(f"nfq-agent: this applies to instance {name}; --instance selects another", file=sys.stderr)
     return name
 
 

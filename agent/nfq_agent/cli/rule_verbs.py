@@ -49,7 +49,7 @@ def apply(flags: Flags, confirm_within: int | None) -> int:
     ruleset = plan_rules(loaded, user.uid, live.host.lists)
     guard = None if confirm_within is None else Guard(confirm_within, live, live.read(), ruleset)
     done = live.apply(ruleset)
-    # What holds them must not be this process alone: the guard may have to take them back.
+    # Another process must hold them too: the guard may have to undo the change.
     live.close()
     changes = {family: applied.changes for family, applied in done.items() if applied.changes}
     show.changes(changes)
@@ -93,7 +93,8 @@ def remove(flags: Flags, after_failure: bool) -> int:
 
 
 def _removed_everywhere(instance: str, failed: bool) -> tuple[int, list[str]]:
-    """Remove the rules of an instance from every place; how many changes that took, and why a place could not be cleaned."""
+    """Remove the rules of an instance from every place; returns how many changes that took, and why a place could not be
+    cleaned."""
     removed = 0
     problems: list[str] = []
     for place in everywhere(instance):

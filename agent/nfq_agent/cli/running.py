@@ -19,7 +19,7 @@ def status(instance: str, timeout: float = 30.0) -> Status:
 
 
 def status_if_any(instance: str) -> Status | None:
-    """The status; None where no agent runs, or where it does not answer this process."""
+    """The status; None if no agent runs, or if it does not answer this process."""
     try:
         return status(instance, 5.0)
     except (control.ControlError, StatusError):
@@ -27,6 +27,6 @@ def status_if_any(instance: str) -> Status | None:
 
 
 def others(instance: str) -> list[Status]:
-    """The running agents of other instances on this host, as far as this process may ask them."""
+    """The running agents of other instances on this host, those that this process may ask."""
     found = (status_if_any(name) for name in control.instances() if name != instance)
     return [each for each in found if each is not None]

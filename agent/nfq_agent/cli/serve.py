@@ -18,7 +18,7 @@ _BACK_WITHIN: Final = 30.0
 def run(flags: Flags) -> int:
     """Serve until a signal stops it."""
     loaded = loading.configuration(flags)
-    # Imported once the configuration is known to be good, so that a fault is reported quickly.
+    # Imported after the configuration has been checked, so that a fault is reported quickly.
     from nfq_agent.host.journal import open_log
     from nfq_agent.service.supervisor import Supervisor
     from nfq_agent.service.system import this_host

@@ -1,4 +1,4 @@
-"""What people see on standard output: plans, rules, status, findings - as text and tables of at most 80 columns, or as JSON."""
+"""The text on standard output: plans, rules, status, findings - as text and tables of at most 80 columns, or as JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WIDTH: Final = 80
 
 
 def note(text: str) -> None:
-    """A line that tells, on standard output."""
+    """One line on standard output."""
     print(text, flush=True)
 
 
@@ -41,8 +41,8 @@ def json_object(value: Mapping[str, Any]) -> None:
 
 
 def console() -> Console:
-    """Standard output for tables: as wide as the terminal, 80 columns where it is none."""
-    # rich takes a tenth of a second to import; only what draws a table pays for it.
+    """Standard output for tables: as wide as the terminal, or 80 columns without one."""
+    # Importing rich takes a tenth of a second; only code that draws a table does it.
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, soft_wrap=False)
@@ -52,7 +52,7 @@ def side_effects(ruleset: Ruleset, host: RuleHost, user: str | None) -> list[str
     """What applying would change besides the rules. user: the system user's name if it would have to be made."""
     effects = [host.notice] if host.notice else []
     if user is not None:
-        effects.append(f"the system user {user} would be made; its number takes the place of its name in the rules")
+        effects.append(f"the system user {user} would be created; the rules then contain its number instead of its name")
     if ruleset and host.name == "owned":
         effects.append("the rules are in nf_tables: `nft list ruleset` lists them, `iptables` does not")
         return effects
@@ -62,7 +62,7 @@ def side_effects(ruleset: Ruleset, host: RuleHost, user: str | None) -> list[str
             effects.append(f"which {family} tables are present is visible to root only")
             continue
         effects += [
-            f"the {family} table {table} would become present, and stay so for the life of this network namespace"
+            f"the {family} table {table} would become present, and stays so as long as this network namespace exists"
             for table in sorted(set(tables) - present)
         ]
     if ruleset:

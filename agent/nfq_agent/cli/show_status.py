@@ -1,4 +1,4 @@
-"""The text of `status`: tables that fit the terminal, down to 60 columns, also where counters have ten digits."""
+"""The text of `status`: tables that fit a terminal of 60 columns or more, also with counters of ten digits."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Pattern = Annotated[str, Field(pattern=r"^[^\s/]{1,32}$")]
 
 
 class CaptureConfig(BaseModel):
-    """What a tap and an inline link have in common."""
+    """The keys that a tap and an inline link share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
@@ -49,7 +49,7 @@ class InlineConfig(CaptureConfig):
 
     # Packets on their way to the worker; further ones pass, and are counted.
     max_waiting: Annotated[int, Field(ge=16, le=100_000)] = 4096
-    # After so long without a sign of the worker everything passes.
+    # If the worker shows no sign of life for this long, everything passes.
     patience: Annotated[Duration, Field(ge=0.05, le=60)] = 0.5
     fail_open: bool = True
     mode: Literal["enforce", "monitor"] = "enforce"
@@ -62,14 +62,14 @@ class InlineConfig(CaptureConfig):
     @classmethod
     def _open(cls, value: bool) -> bool:
         if not value:
-            raise ValueError("the kernel lets traffic pass when the agent is gone, and nothing keeps it out; allowed: true")
+            raise ValueError("the kernel lets this traffic pass when the agent has ended; allowed: true")
         return value
 
 
 def same_interface(ours: Iterable[str], others: Iterable[str]) -> str | None:
-    """A pattern of `ours` that may choose the same interface as one of `others`; None where none does.
+    """A pattern of `ours` that may choose the same interface as one of `others`; None if there is none.
 
-    Decided by the part before the first wildcard: two patterns of which neither begins like the other share nothing.
+    Decided by the part before the first wildcard: if neither is a prefix of the other, the patterns share no name.
     """
     for one in ours:
         for other in others:

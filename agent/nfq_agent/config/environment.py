@@ -1,4 +1,4 @@
-"""What the environment says instead of the file: LOG_LEVEL, LOG_FORMAT and TARGET_ADDR win over it."""
+"""Settings of the environment: LOG_LEVEL, LOG_FORMAT and TARGET_ADDR win over it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ BASELINE: Final[dict[str, Any]] = {
     "queue": {"main": {"num": 100}},
     "rules": {"app": {"queue": "main", "tcp_ports": [11000]}},
 }
-# And with TARGET_ADDR in the environment: the proxy, on its usual listeners. What leads to it is the user's own affair.
+# And with TARGET_ADDR in the environment: the proxy, on its usual listeners. The rules that redirect to it are left to the user.
 PROXY_BASELINE: Final[dict[str, Any]] = {"proxy": {"tcp": {}}}
 
 
@@ -36,8 +36,8 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
 
     Drop-ins are merged over the file in the order of their names: `conf.d/*.toml` beside it, which every file in that folder
     shares, then `NAME.d/*.toml` for the file `NAME.toml` alone. Without a path, the default file is read if it exists, else
-    the baseline holds: that of the proxy if TARGET_ADDR is in the environment. `adjust` gets what was read and
-    returns what the command line wants otherwise; that is merged last.
+    the baseline applies: that of the proxy if TARGET_ADDR is in the environment. `adjust` gets what was read and
+    returns the keys that the command line sets; they are merged last.
     """
     path, files, merged, source, faults = _gather(path)
     if faults:
@@ -54,7 +54,7 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
 
 
 def _gather(path: Path | None) -> tuple[Path, list[Path], dict[str, Any], Source, list[str]]:
-    """The main file, all files, what they say together, where it stands there, and what kept some of them from being read."""
+    """The main file, all files, their merged content, the place of each key, and why some of them could not be read."""
     main = DEFAULT_PATH if path is None else path
     files = [main] if path is not None or main.exists() else []
     merged: dict[str, Any] = {}
@@ -74,9 +74,9 @@ def _gather(path: Path | None) -> tuple[Path, list[Path], dict[str, Any], Source
 
 
 def instance_in(path: Path | None = None) -> tuple[str, list[str]]:
-    """The instance that the configuration names, whatever else is wrong with it, and what kept its files from being read.
+    """The instance that the configuration names, whatever else is wrong with it, and why some of its files could not be read.
 
-    No element is loaded. Where no instance can be read, it is the default one.
+    No element is loaded. If no instance can be read, it is the default one.
     """
     main, _, merged, _, faults = _gather(path)
     agent = merged.get("agent")
@@ -89,7 +89,7 @@ def instance_in(path: Path | None = None) -> tuple[str, list[str]]:
 
 
 def _instance_line(file: Path) -> str | None:
-    """The instance by the look of its line, in a file that is not TOML elsewhere."""
+    """The instance by the text of its line, in a file that is not valid TOML."""
     try:
         found = re.search(r'(?m)^\s*instance\s*=\s*["\']([^"\']*)["\']', file.read_text(errors="replace"))
     except OSError:
@@ -98,7 +98,7 @@ def _instance_line(file: Path) -> str | None:
 
 
 def without_elements(merged: Mapping[str, Any]) -> dict[str, Any]:
-    """For `adjust`: the same configuration with no element in it, for what has to work although one cannot be loaded."""
+    """For `adjust`: the same configuration with no element in it, for verbs that must work although one cannot be loaded."""
     over: dict[str, Any] = {}
     for kind in ("queue", "proxy", "tap", "inline"):
         tables = merged.get(kind)

@@ -56,7 +56,7 @@ class _Reader:
         return self._found
 
     def _next(self) -> bool:
-        """Go to the next character that is neither space nor comment; False at the end."""
+        """Move to the next character that is neither space nor comment. Returns False at the end."""
         match = _SPACE.match(self._text, self._at)
         self._at = match.end() if match else self._at
         return self._at < len(self._text)

@@ -1,4 +1,4 @@
-"""What names in a configuration refer to on this host: the ids of users and groups, and the lines of list files."""
+"""Resolves the names in a configuration on this host: the ids of users and groups, and the lines of list files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The configuration: frozen pydantic models. What one key can't know of another is in fault.py; configfile.py reads them.
+"""The configuration: frozen pydantic models. Checks that compare tables are in problems.py; file.py reads the file.
 
-It never guesses and never drops a key that it does not know.
+A value is never guessed, and an unknown key is never ignored.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LAST_QUEUE: Final = 65535
 
 
 class ConfigError(Exception):
-    """A configuration that can't be used. `faults` holds one line each: `FILE: KEY: what is wrong; what is allowed`."""
+    """A configuration that cannot be used. `faults` holds one line each: `FILE: KEY: what is wrong; what is allowed`."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
@@ -104,9 +104,9 @@ class QueueConfig(_Model):
     fail_open: bool = True
     bypass: bool = True
     gso: bool = True
-    # How long a worker looks for packets before it sleeps: latency for CPU.
+    # How long a worker polls for packets before it sleeps: less latency for more CPU.
     busy_poll: Annotated[Duration, Field(le=0.01)] = 0.0
-    # What each worker may allocate. A faulty element, or a flood that one has no bound for, gets no further.
+    # What each worker may allocate. A faulty element, or a flood that an element does not bound, is limited by it.
     memory: Annotated[Size, Field(ge=100_000_000)] = 1_000_000_000
     mode: Literal["enforce", "monitor"] = "enforce"
     default: Literal["accept", "drop"] = "accept"
@@ -147,7 +147,7 @@ class RuleConfig(Selection):
 
     queue: str | None = None
     proxy: str | None = None
-    # Of the proxy's listeners, which one the rule leads to; the first one of the family otherwise.
+    # The proxy's listener that the rule redirects to; otherwise the first one of the family.
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     family: Literal["unspec", "inet", "inet6"] = "unspec"
     table: Literal["mangle", "raw", "filter", "nat"] | None = None
@@ -172,7 +172,7 @@ class RuleConfig(Selection):
             yield "a rule sends its traffic to one place; allowed: queue = NAME, or proxy = NAME"
         if self.proxy is not None:
             if self.table not in (None, "nat"):
-                yield f"table {self.table} can't redirect to a proxy; allowed: nat"
+                yield f"table {self.table} cannot redirect to a proxy; allowed: nat"
             if self.udp_ports or self.tcp_syn or self.all or self.protocol:
                 yield "a proxy takes TCP ports only; allowed: tcp_ports"
             if self.role not in (None, "client"):
@@ -190,18 +190,18 @@ class RuleConfig(Selection):
                 yield f"table {self.table_name} has no hook {hook}; allowed: {', '.join(TABLE_HOOKS[self.table_name])}"
             for key in ("owner", "uid", "gid", "not_uid", "not_gid"):
                 if getattr(self, key) is not None and hook not in OWNER_HOOKS:
-                    yield f"{key} is not known to the kernel in hook {hook}; allowed: {', '.join(OWNER_HOOKS)}"
+                    yield f"{key} cannot be matched by the kernel in hook {hook}; allowed: {', '.join(OWNER_HOOKS)}"
             for key in ("cgroup", "not_cgroup"):
                 if getattr(self, key) is not None and hook not in CGROUP_HOOKS:
-                    yield f"{key} is not known to the kernel in hook {hook}; allowed: {', '.join(CGROUP_HOOKS)}"
+                    yield f"{key} cannot be matched by the kernel in hook {hook}; allowed: {', '.join(CGROUP_HOOKS)}"
         if len(set(self.hooks)) != len(self.hooks):
-            yield "a hook stands twice; allowed: each once"
+            yield "a hook is listed twice; allowed: each once"
         if self.owner is not None and self.owner_id is None:
             yield f"no user {self.owner!r} on this host; allowed: an existing user's name, or a uid"
 
     @property
     def table_name(self) -> str:
-        """The table it lives in: mangle, or nat for a proxy, unless the file says otherwise."""
+        """The table of its rules: mangle, or nat for a proxy, unless the file names one."""
         return self.table or ("mangle" if self.proxy is None else "nat")
 
     @property
@@ -244,7 +244,7 @@ class ProxyConfig(_Model):
     elements: Annotated[tuple[str, ...], Field(strict=False)] = ()
     # How connections are taken: REDIRECT in table nat, or TPROXY in table mangle.
     capture: Literal["redirect", "tproxy"] = "redirect"
-    # Networks whose connections are left alone.
+    # Networks whose connections are not redirected.
     exclude: Annotated[tuple[NetworkField, ...], Field(strict=False)] = ()
     connect_timeout: Annotated[Duration, Field(gt=0)] = 10.0
     # Deadlines of a connection, 0 for none: until its first byte is carried; without a byte either way; without a byte that one
@@ -256,7 +256,7 @@ class ProxyConfig(_Model):
     idle_when_full: Duration = 60.0
     # Silence after which the kernel probes whether a side is still there; 0 for no probes.
     keepalive: Annotated[Duration, Field(le=32767)] = 60.0
-    # How long connections may go on after the rules are gone; then they are reset.
+    # How long connections may continue after the rules are removed; then they are reset.
     drain: Duration = 10.0
     # Processes that share the listeners.
     processes: Annotated[int, Field(ge=1, le=64)] = 1
@@ -294,7 +294,7 @@ class ProxyConfig(_Model):
         return self.own_traffic.value | (0 if self.mark is None else self.mark.value)
 
 
-# What the configuration asks an element's class about its options.
+# Questions that the configuration asks an element's class about its options.
 _HOOKS: Final = ("needs_of", "rewrites_of", "reads_process_of", "injects_of", "kept_of")
 
 
@@ -308,7 +308,7 @@ class ElementSpec:
 
 
 class Config(_Model):
-    """Everything, checked. `load` makes it; `DEFAULT` is what holds with no file at all."""
+    """Everything, checked. `load` makes it; `DEFAULT` applies without a file."""
 
     agent: Agent = Agent()
     log: LogConfig = LogConfig()
@@ -330,13 +330,13 @@ class Config(_Model):
         return [self._resolve(name, stream_element) for name in proxy.elements]
 
     def __eq__(self, other: object) -> bool:
-        """By what is configured, not by what was looked up so far."""
+        """Compares the configuration, not what was looked up so far."""
         return isinstance(other, Config) and self.__dict__ == other.__dict__
 
     __hash__ = None  # type: ignore[assignment]  # its tables are dictionaries
 
     def with_lookups(self, lookups: HostLookups) -> Self:
-        """The same; names and list files are looked up through `lookups`."""
+        """The same configuration; names and list files are looked up through `lookups`."""
         self._lookups = lookups
         return self
 
@@ -346,7 +346,7 @@ class Config(_Model):
 
     def _resolve(self, name: str, find: Any) -> ElementSpec:
         table = dict(self.element.get(name, {}))
-        # List files may be long, and this is asked for often.
+        # List files may be long, and this is called often.
         key = (name, find.__name__, repr(table))
         if (known := self._specs.get(key)) is not None:
             return known

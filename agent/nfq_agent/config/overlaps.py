@@ -1,4 +1,4 @@
-"""Traffic that two tables of a configuration would judge at the same interface: one of them has to leave it to the other."""
+"""Traffic that two tables of a configuration would judge at the same interface: only one of them may judge it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def overlaps(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _shared(inline: InlineConfig, rule: RuleConfig) -> Ports | None:
-    """A rule without an interface is about the host; only one that names the same interface is meant for the same traffic."""
+    """A rule without an interface concerns the host; only a rule that names the same interface concerns the same traffic."""
     if rule.interface is None or same_interface(inline.interfaces, rule.interface) is None:
         return None
     every_tcp = rule.all or (rule.tcp_syn and not rule.tcp_ports) or _TCP in (rule.protocol or ())

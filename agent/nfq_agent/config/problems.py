@@ -20,7 +20,7 @@ from nfq_agent.values import Endpoint
 
 
 def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901  # one branch for each rule between tables
-    """What only shows when tables are looked at together."""
+    """Faults that show only when tables are compared."""
 
     def fault(location: tuple[str, ...], text: str) -> str:
         return source.fault(location, text)
@@ -31,7 +31,7 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
             if number in owners:
                 yield fault(
                     ("queue", name, "num" if queue.balance is None else "balance"),
-                    f"queue {number} is [queue.{owners[number]}]'s already; allowed: a number of its own for each queue",
+                    f"queue {number} is used by [queue.{owners[number]}]; allowed: another number",
                 )
                 break
             owners[number] = name
@@ -51,7 +51,7 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
             if queue.gso and (writers := [spec.name for spec in specs if spec.cls.rewrites_of(spec.options)]):
                 yield fault(
                     ("queue", name, "gso"),
-                    f"gso = true beside {writers[0]!r}, which rewrites packets: an offloaded packet can't be rewritten; "
+                    f"gso = true beside {writers[0]!r}, which rewrites packets: an offloaded packet cannot be rewritten; "
                     "allowed: gso = false",
                 )
     tables: list[tuple[str, str, CaptureConfig]] = [("tap", name, tap) for name, tap in config.tap.items()]
@@ -96,7 +96,7 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
             try:
                 marks = config.kept(queue_of)
             except ElementError:
-                # Said above.
+                # Reported above.
                 continue
             if marks is not None:
                 yield fault(
@@ -106,7 +106,7 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
                 )
         if rule.proxy in config.proxy and config.proxy[rule.proxy].capture == "tproxy":
             if rule.hooks != ("prerouting",):
-                yield fault(("rules", name, "hooks"), 'TPROXY takes what arrives only; allowed: hooks = ["prerouting"]')
+                yield fault(("rules", name, "hooks"), 'TPROXY takes only incoming packets; allowed: hooks = ["prerouting"]')
             if rule.table is not None:
                 yield fault(("rules", name, "table"), f"table {rule.table} has no TPROXY; allowed: without table (it is mangle)")
     # An element that cannot be loaded was reported above.
@@ -116,12 +116,15 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
 
 
 def _capture_faults(kind: str, capture: CaptureConfig, specs: Sequence[ElementSpec]) -> Iterator[tuple[str, str]]:
-    """What a tap or an inline link can't do: key and text for each."""
+    """What a tap or an inline link cannot do: key and text for each."""
     for spec in specs:
         if spec.cls.rewrites_of(spec.options) or spec.cls.rewrites_small:
             yield "elements", f"{spec.name!r} rewrites packets, which an interface does not allow; allowed: [queue] with it"
         if spec.cls.reads_process_of(spec.options):
-            yield "elements", f"{spec.name!r} asks for the sender's user, which an interface does not show; allowed: without that"
+            yield (
+                "elements",
+                f"{spec.name!r} asks for the sender's user, which an interface does not show; allowed: without this condition",
+            )
         if kind == "tap" and spec.cls.kept_of(spec.options) is not None:
             yield "elements", f"{spec.name!r} has the kernel keep verdicts, and a tap only watches; allowed: without it"
     ranges = len(capture.tcp_ports) + len(capture.udp_ports)
@@ -135,7 +138,7 @@ def _missing_facts(specs: Sequence[ElementSpec]) -> Iterator[tuple[tuple[str, ..
     for spec in specs:
         wanted = spec.cls.facts_of(spec.options)
         if missing := [fact for fact in wanted if fact not in kept]:
-            behind = " (it is behind)" if any(set(missing) & set(other.cls.keeps_facts) for other in specs) else ""
+            behind = " (it comes later)" if any(set(missing) & set(other.cls.keeps_facts) for other in specs) else ""
             text = f"a rule asks for {', '.join(missing)}, which no element before {spec.name!r} in the chain finds{behind}"
             by_dpi = missing[0] in OWNERS or missing[0] in ("protocol", "conflict", "dpi", "dpi_reason", "encrypted")
             provider = '"dpi"' if by_dpi else f"an element that has {missing[0]!r} in its keeps_facts,"

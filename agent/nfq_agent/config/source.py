@@ -1,4 +1,4 @@
-"""Where a configuration comes from: the file and the line of each key, for people who have to mend it."""
+"""Where a configuration comes from: the file and the line of each key, so that a fault can be found."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Source:
 
 
 def key_text(location: Place) -> str:
-    """A path as people read it: `element.allow.rule[2].dst`. Tables of an array count from 1, as the log counts rules."""
+    """A path as text: `element.allow.rule[2].dst`. Tables of an array count from 1, as the log counts rules."""
     text = ""
     for part in location:
         text += f"[{part + 1}]" if isinstance(part, int) else f".{part}"

@@ -1,4 +1,4 @@
-"""What a configuration may say, but may surprise: one sentence each."""
+"""Settings that are allowed, but may surprise: one sentence each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nfq_agent.config.models import Config, QueueConfig
 
 
 def warnings(config: Config) -> Iterator[str]:
-    """What is allowed, but may surprise."""
+    """One sentence for each setting that is allowed, but may surprise."""
     for name, rule in config.rules.items():
         if rule.table_name == "filter":
             yield (
@@ -21,7 +21,7 @@ def warnings(config: Config) -> Iterator[str]:
                 'accept what you need first, or begin with mode = "monitor"'
             )
         if rule.queue is not None and not config.queue[rule.queue].bypass:
-            yield f"rules.{name}: bypass = false keeps this traffic out whenever no agent serves queue {rule.queue}"
+            yield f"rules.{name}: bypass = false drops this traffic while no agent serves queue {rule.queue}"
     for name, queue in config.queue.items():
         denies = [spec.name for spec in config.packet_elements(queue) if spec.cls.denies_of(spec.options)]
         open_by = [key for key, value in (("fail_open", queue.fail_open), ("bypass", queue.bypass)) if value]
@@ -36,7 +36,7 @@ def warnings(config: Config) -> Iterator[str]:
 
 
 def _drops_by_default(config: Config, queue: QueueConfig) -> str:
-    """What drops the packets of a queue that no rule matches; empty where nothing does."""
+    """The setting that drops packets of a queue that no rule matches; empty if there is none."""
     if queue.mode == "monitor":
         return ""
     for spec in config.packet_elements(queue):

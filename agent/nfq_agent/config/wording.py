@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a value, in the words of the configuration file."""
+"""The errors of pydantic as messages about the configuration file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nfq_agent.config.models import Agent, Config, LogConfig, ProxyConfig, Queue
 from nfq_agent.config.source import Source
 
 MANUAL: Final = "see nfq-agent.toml(5)"
-# Branches of a union and names of validators are parts of pydantic's locations; they are no keys of the file.
+# Branches of a union and names of validators are parts of pydantic's locations; they are not keys of the file.
 _NO_KEYS: Final = re.compile(r"^(function-|tagged-union|constrained-|literal\[|int$|str$|bool$|float$|.*\[.*\]$)")
 # What a value is not, and what is allowed instead, by pydantic's type of the error.
 _WORDS: Final[Mapping[str, tuple[str, str]]] = {
@@ -42,14 +42,14 @@ _WORDS: Final[Mapping[str, tuple[str, str]]] = {
 def model_faults(
     source: Source, error: ValidationError, prefix: Place = (), options: type[BaseModel] | None = None
 ) -> Iterator[str]:
-    """One line for each value: what is wrong with it, and all that is allowed (a union complains once for each member)."""
+    """One line for each value: what is wrong with it, and all that is allowed (a union reports an error for each member)."""
     found: dict[Place, tuple[str, list[str]]] = {}
     tables: set[Place] = set()
     for details in error.errors():
         parts = (part for part in details["loc"] if isinstance(part, int) or not _NO_KEYS.match(part))
         location = (*prefix, *parts)
         if details["type"] == "too_short" and any(each[: len(location)] == location for each in found):
-            # Nothing was left of a list once its bad members were taken out.
+            # The list is empty once its bad members are removed.
             continue
         if isinstance(details["input"], Mapping):
             tables.add(location)

@@ -44,7 +44,7 @@ GROUP: Final = "nfq_agent.elements"
 
 
 class ElementError(Exception):
-    """An element that can't be had. name: as the configuration has it. reason: text, or the options' ValidationError.
+    """An element that cannot be loaded. name: as the configuration has it. reason: text, or the options' ValidationError.
 
     options: the model that its options do not fit.
     """
@@ -60,7 +60,7 @@ def packet_element(kind: str) -> type[PacketElement]:
     """The class of a packet element: a built-in, an entry point of the group, or `package.module:Class`."""
     cls = _find(kind, PACKET_ELEMENTS)
     if not (isinstance(cls, type) and issubclass(cls, PacketElement)):
-        raise ElementError(kind, f"{kind!r} is no packet element; allowed: a subclass of nfq_agent.PacketElement")
+        raise ElementError(kind, f"{kind!r} is not a packet element; allowed: a subclass of nfq_agent.PacketElement")
     return cls
 
 
@@ -68,7 +68,7 @@ def stream_element(kind: str) -> type[StreamElement]:
     """The class of a stream element, found likewise."""
     cls = _find(kind, STREAM_ELEMENTS)
     if not (isinstance(cls, type) and issubclass(cls, StreamElement)):
-        raise ElementError(kind, f"{kind!r} is no stream element; allowed: a subclass of nfq_agent.StreamElement")
+        raise ElementError(kind, f"{kind!r} is not a stream element; allowed: a subclass of nfq_agent.StreamElement")
     return cls
 
 

@@ -15,7 +15,7 @@ from nfq_agent.packet import Packet
 from nfq_agent.values import Duration
 from nfq_agent.verdict import DROP, Action, Verdict
 
-# Copies that are remembered until they come by the queue themselves, so that none is copied for ever.
+# Copies are remembered until the queue returns them, so that a copy is not copied again.
 _COPIES: Final = 256
 Odds = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -48,10 +48,10 @@ class ChaosOptions(element.Options):
 
 
 class Chaos(PacketElement[ChaosOptions]):
-    """Rolls the dice for each packet that the others accept, in this order: drop, corrupt, duplicate, delay.
+    """Decides at random for each packet that the other elements accept, in this order: drop, corrupt, duplicate, delay.
 
-    A copy is sent at once, from a raw socket: on the way out it goes round our rules, since it is the agent's own; on the
-    way in it comes by loopback, which rp_filter may forbid.
+    A copy is sent at once, from a raw socket: on the way out it is not queued, since it is the agent's own; on the way in
+    it arrives on loopback, which rp_filter may refuse.
     """
 
     def __init__(self, name: str, options: ChaosOptions, emit: Emit) -> None:
@@ -77,7 +77,7 @@ class Chaos(PacketElement[ChaosOptions]):
         return options.duplicate > 0
 
     def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
-        """What befalls a packet that the others accept as it is."""
+        """Change, drop or delay a packet that the other elements accept unchanged."""
         options, chance = self.options, self._random.random
         if verdict.action is not Action.ACCEPT or not verdict.plain:
             return verdict
@@ -94,7 +94,7 @@ class Chaos(PacketElement[ChaosOptions]):
         return Verdict(Action.ACCEPT, **change) if change else verdict
 
     def _is_copy(self, packet: Packet) -> bool:
-        """Whether it is a copy that we had sent, which came by the queue again; else it will have one."""
+        """Whether the packet is a copy that was sent here; otherwise it gets one."""
         # The kernel fills in identification and checksum of an IPv4 header (raw(7)).
         fingerprint = packet.payload[12:] if packet.payload[0] >> 4 == 4 else packet.payload[8:]
         if self._copies.pop(fingerprint, False):
@@ -105,7 +105,7 @@ class Chaos(PacketElement[ChaosOptions]):
         return False
 
     def _damaged(self, packet: Packet) -> bytes | None:
-        """The packet with one bit of its data turned; None where it carries none, or is not here whole."""
+        """The packet with one bit of its data flipped; None if it carries none, or was not copied whole."""
         data = packet.headers.data
         end = packet.headers.length or len(packet.payload)
         if data is None or data >= end or packet.truncated:
@@ -115,7 +115,7 @@ class Chaos(PacketElement[ChaosOptions]):
         return bytes(payload)
 
     def _wait(self, now: float) -> float:
-        """How long a packet is to wait; 0 where enough of them do."""
+        """The delay of a packet; 0 if too many wait already."""
         waiting = self._waiting
         while waiting and waiting[0] <= now:
             heapq.heappop(waiting)

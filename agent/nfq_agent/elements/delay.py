@@ -1,4 +1,4 @@
-"""`delay`: every chunk arrives later, as over a long line. Order is kept."""
+"""`delay`: every chunk arrives later, as over a slow link. Order is kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DelayOptions(element.Options):
 
 
 class Delay(StreamElement[DelayOptions]):
-    """Holds each chunk for a time. What may wait is bounded by the proxy's `buffer`, and with it the speed."""
+    """Holds each chunk for a time. The proxy's `buffer` bounds what may wait, and so the speed."""
 
     def __init__(self, name: str, options: DelayOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

@@ -1,4 +1,4 @@
-"""`dpi`: finds out what a flow is and what name it asks for, and puts it into `flow.facts`. It judges nothing.
+"""`dpi`: finds the protocol of a flow and the name that it asks for, and puts both into `flow.facts`. It judges nothing.
 
 A flow is "undecided" until its first bytes have said what it is ("decided"), or until they can't any more ("gave-up"): after
 32 packets with payload, 16 KiB or 10 seconds, or where the connection began before the first packet that was seen. Where the
@@ -42,7 +42,7 @@ _MESSAGE_FACTS: Final = frozenset((*OWNERS, "conflict", "dpi_reason", "encrypted
 
 
 class DpiOptions(element.Options):
-    """openings: flows whose first bytes are kept at one time, at most; each keeps 16 KiB at most. The oldest gives up first.
+    """openings: flows whose first bytes are kept at one time, at most; each keeps 16 KiB at most. The oldest is given up first.
 
     log: say what each flow is, once it is decided or given up.
     """
@@ -89,7 +89,7 @@ class Dpi(PacketElement[DpiOptions]):
         if not self._said_cut and packet.truncated:
             self._said_cut = True
             self.emit(
-                f"{self.name}: packets come cut at {len(packet.payload)} bytes, and a name that is not copied is not found; "
+                f"{self.name}: packets come cut at {len(packet.payload)} bytes, and a name beyond that is not found; "
                 "leave copy_range out of the queue's table",
                 level="warning",
             )
@@ -189,8 +189,8 @@ class Dpi(PacketElement[DpiOptions]):
             if initial == connection.renewed and answer:
                 connection = self._begin(flow, headers, initial, client=False, now=flow.last)
             elif initial != connection.initial:
-                # Another connection may begin on the same five-tuple. It has when the server answers; where no server was
-                # ever heard, when the client goes on from there.
+                # Another connection may begin on the same five-tuple. It has begun when the server answers; if no server was
+                # ever seen, when the client continues from there.
                 if not answer:
                     connection.renewed = initial
                 return None
@@ -211,7 +211,7 @@ class Dpi(PacketElement[DpiOptions]):
         return None
 
     def _begin(self, flow: Flow, headers: Headers, initial: int, client: bool, now: float) -> Conversation:
-        """A new connection; whatever was known of an earlier one on the same five-tuple is none of its business."""
+        """A new connection; facts of an earlier one on the same five-tuple do not apply to it."""
         earlier: Earlier | None = None
         if flow.facts or self in flow.state:
             before: Conversation | None = flow.state.get(self)
@@ -242,7 +242,7 @@ class Dpi(PacketElement[DpiOptions]):
         return connection
 
     def _renewed(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation) -> bool:
-        """Whether the client goes on from a SYN that no server was heard to answer."""
+        """Whether the client continues from a SYN without an answer of a server seen here."""
         if connection.answered or (headers.five_tuple == flow.origin) != connection.from_origin:
             return False
         sequence = _SEQUENCE.unpack_from(packet.payload, (headers.transport or 0) + 4)[0]
@@ -253,7 +253,7 @@ class Dpi(PacketElement[DpiOptions]):
         return True
 
     def _hear(self, flow: Flow, connection: Conversation, said: list[Said]) -> None:
-        """Put into the flow what a segment said."""
+        """Put what a segment tells into the flow."""
         first = True
         for event, facts, reason, conflict in said:
             if event is Event.AHEAD:
@@ -285,7 +285,7 @@ class Dpi(PacketElement[DpiOptions]):
         self._compare_or_not(flow, connection)
 
     def _next_message(self, flow: Flow, first: bool) -> None:
-        """The facts are those of another message from now on. first: of those that the packet at hand brings."""
+        """From now on the facts are those of another message. first: of those that the packet at hand brings."""
         if not first:
             flow.earlier += (dict(flow.facts),)
         flow.message += 1
@@ -381,7 +381,7 @@ class Dpi(PacketElement[DpiOptions]):
             self._stop(flow, state, f"{SECONDS:.0f} seconds have passed")
 
     def _stop(self, flow: Flow, state: Conversation | Datagrams, reason: str) -> None:
-        """Keep no bytes of a flow any more. A message that is not whole is given up; what is decided stays so."""
+        """Drop the kept bytes of a flow. A message that is not complete is given up; a decided flow stays decided."""
         del self._open[id(flow)]
         if not state.unfinished:
             state.forget()

@@ -1,4 +1,5 @@
-"""What `http-host` and `sni` share: look at a connection's first bytes, find a name in them, and let it through or not."""
+"""What `http-host` and `sni` share: look at a connection's first bytes, find a name in them, and let the connection pass or
+reset it."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ from nfq_agent import element
 from nfq_agent.protocols import MORE, Found, Result
 from nfq_agent.stream import CLOSE, Answer, Connection, Done, StreamElement, Way
 
-# More than this is not waited for: a name comes early.
+# The most bytes to wait for: a name comes early.
 _MOST: Final = 32 * 1024
 
 
 def _pattern(text: str) -> str:
     name = text.lower().rstrip(".")
     if not name or "*" in name.removeprefix("*.").replace("*", "", name == "*"):
-        raise ValueError(f'{text!r} is no pattern; allowed: NAME, "*.NAME" for what is below it, "*" for any name')
+        raise ValueError(f'{text!r} is not a valid pattern; allowed: NAME, "*.NAME" for what is below it, "*" for any name')
     return name
 
 
@@ -46,7 +47,7 @@ class GateOptions(element.Options):
 class Gate(StreamElement[GateOptions]):
     """Keeps a connection's first bytes back until the name is known, then lets them through or resets the connection.
 
-    After that it looks at nothing any more.
+    After that it is not asked any more.
     """
 
     # The parser of an opening, and the fact that is the name.

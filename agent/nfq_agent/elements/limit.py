@@ -10,7 +10,7 @@ from nfq_agent import element
 from nfq_agent.element import Emit
 from nfq_agent.stream import Answer, Connection, Later, StreamElement, Way, Ways, ways_of
 
-# Smaller pieces than this would cost more than they smooth.
+# Smaller pieces cost more than they smooth.
 _LEAST: Final = 512
 
 
@@ -30,9 +30,9 @@ class Limit(StreamElement[LimitOptions]):
     def __init__(self, name: str, options: LimitOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         self.asks = ways_of(options.way)
-        # A chunk is held until its last byte is due: ten a second, so that a slow rate is no burst every few seconds.
+        # A chunk is held until its last byte is due: ten a second, so that a slow rate is not a burst every few seconds.
         self.most = max(_LEAST, options.bytes_per_second // 10)
-        # When the line is free again, by way.
+        # When the rate allows the next bytes, by way.
         self._free: dict[Way, float] = {}
 
     def request(self, data: bytes, connection: Connection) -> Answer:

@@ -29,15 +29,15 @@ class LimitBytes(StreamElement[LimitBytesOptions]):
         self.asks = ways_of(options.way)
 
     def request(self, data: bytes, connection: Connection) -> Answer:
-        """As much as is left."""
+        """The part that the limit leaves."""
         return self._pass(data, Way.REQUEST, connection)
 
     def response(self, data: bytes, connection: Connection) -> Answer:
-        """As much as is left."""
+        """The part that the limit leaves."""
         return self._pass(data, Way.RESPONSE, connection)
 
     def rest(self, way: Way, connection: Connection) -> bytes | Literal[Act.CLOSE]:
-        """The end, if all that may pass has."""
+        """CLOSE, if the limit is reached."""
         passed: dict[Way, int] = connection.state.get(self, {})
         return CLOSE if passed.get(way, 0) >= self.options.bytes else b""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _OURS: Final = "nfq_agent"
-# Folders in which elements are found besides the places where Python looks.
+# Folders in which elements are found, besides Python's own search path.
 _folders: list[Path] = []
 
 
@@ -36,7 +36,7 @@ _imported: dict[str, _Source] = {}
 
 
 def look_in(folder: Path) -> None:
-    """Find modules in `folder` too, after all other places. Raises CodeError if others may write to it."""
+    """Also find modules in `folder`, after all other places. Raises CodeError if others may write to it."""
     if not folder.is_dir():
         return
     if writable_by_others(folder):

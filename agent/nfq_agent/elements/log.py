@@ -1,4 +1,4 @@
-"""`log`: one line for each packet that was judged. It decides nothing, and makes up no port that a packet does not show."""
+"""`log`: one line for each packet that was judged. It decides nothing, and names no port that a packet does not show."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class LogOptions(element.Options):
 class FiveTupleLog(PacketElement[LogOptions]):
     """Emits protocol, addresses, ports, hook and verdict of every packet, within a rate; lines beyond it are counted.
 
-    Where an element of the chain finds out about flows, what is known of the packet's flow by then is said with it. With metadata
-    only (`copy = "meta"`) it says what there is: hook, interfaces and mark.
+    If an element of the chain identifies flows, the facts of the packet's flow are part of the line. With metadata
+    only (`copy = "meta"`) the line holds hook, interfaces and mark.
     """
 
     needs = Needs.HEADERS
@@ -45,7 +45,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
         self._degraded = False
 
     def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
-        """Say what became of a packet."""
+        """Log the verdict of a packet."""
         now = packet.time
         if self._limited and not self._bucket.take(now):
             self._suppressed.add(now)

@@ -1,4 +1,4 @@
-"""`offload`: has the kernel keep the verdict on a flow, in its connection mark, so that its later packets do not come here."""
+"""`offload`: has the kernel keep the verdict on a flow, in its connection mark, so that its later packets are not queued."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nfq_agent.verdict import Action, Verdict
 class OffloadOptions(element.Options):
     """mark: value and mask; all bits of the mask are ours, on packets and connections. generation: of the policy.
 
-    The agent raises the generation when the policy of a queue changes, so that no flow stays decided by the one before.
+    The agent raises the generation when the policy of a queue changes, so that no flow keeps the verdict of the previous policy.
     """
 
     mark: MarkField
@@ -37,7 +37,7 @@ class Offload(PacketElement[OffloadOptions]):
     """Turns the verdict on a packet, where it holds for the flow, into that mark and REPEAT.
 
     The packet then goes through our rules again (see `rules`): they save the mark in the connection, and let pass or drop
-    this packet and all that follow, in both directions. Verdicts with more to them than accept or drop stay as they are.
+    this packet and all that follow, in both directions. Verdicts that are more than accept or drop stay unchanged.
     """
 
     needs = Needs.METADATA
@@ -54,11 +54,11 @@ class Offload(PacketElement[OffloadOptions]):
         return kept(options.mark, options.generation)
 
     def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
-        """REPEAT with the mark, or the verdict itself where it does not last or has been given this way already."""
+        """REPEAT with the mark, or the verdict itself if it does not last, or if the packet has the mark already."""
         if not lasting or not verdict.plain or (mark := self._marks.get(verdict.action)) is None:
             return verdict
         if packet.mark & mark.mask == mark.value:
-            # It has been round and no rule took it: the kernel does not track its connection. Not another time.
+            # The packet came back and no rule took it: the kernel does not track its connection. Do not repeat it.
             if not self._untracked:
                 self._untracked = True
                 self.emit(

@@ -24,7 +24,7 @@ from nfq_agent.packet import Hook, Packet, hook_name
 from nfq_agent.values import Size
 from nfq_agent.verdict import Verdict
 
-# How long a file that can't be written is left alone, and how old what was not flushed may become; in seconds of packet time.
+# Seconds until a file that cannot be written is tried again, and the greatest age of data that is not flushed; in packet time.
 _AGAIN: Final = 10.0
 _FLUSH: Final = 1.0
 # What the kernel copies for elements that read headers; see `config`.
@@ -50,19 +50,20 @@ class PcapOptions(element.Options):
     @classmethod
     def _absolute(cls, value: str) -> str:
         if not value.startswith("/"):
-            raise ValueError(f"{value!r} does not say from where; allowed: a path that begins with /")
+            raise ValueError(f"{value!r} is not an absolute path; allowed: a path that begins with /")
         return value
 
     @field_validator("name")
     @classmethod
     def _plain(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
-            raise ValueError(f"{value!r} is no name for files; allowed: letters, digits, dot, underscore, hyphen")
+            raise ValueError(f"{value!r} is not a valid file name; allowed: letters, digits, dot, underscore, hyphen")
         return value
 
 
 class Pcap(PacketElement[PcapOptions]):
-    """Writes after the verdict was given. A disk that is full or gone costs packets of the capture, which are counted and said.
+    """Writes after the verdict was given. With a full or missing disk, packets are missing from the capture; they are counted
+    and logged.
 
     Files are NAME-SLOT-NUMBER.pcapng: the number rises, and a slot belongs to one worker at a time.
     """
@@ -85,7 +86,7 @@ class Pcap(PacketElement[PcapOptions]):
 
     @classmethod
     def needs_of(cls, options: PcapOptions) -> Needs:
-        """As much as is kept of a packet."""
+        """The packet's bytes, up to `snap`."""
         return Needs.HEADERS if options.snap <= _HEADERS else Needs.PAYLOAD
 
     def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
@@ -108,7 +109,7 @@ class Pcap(PacketElement[PcapOptions]):
             self._give_up(error, now)
 
     def stop(self) -> None:
-        """Close the file; say what was missed."""
+        """Close the file; log the packets that were missed."""
         try:
             self._close()
         except OSError as error:
@@ -124,7 +125,7 @@ class Pcap(PacketElement[PcapOptions]):
         self._missed += 1
         self._not_before = now + _AGAIN
         self.emit(
-            f"{self.name}: {self._folder}: can't write: {error.strerror}; {self._missed} packets missed; "
+            f"{self.name}: {self._folder}: cannot write: {error.strerror}; {self._missed} packets missed; "
             f"next try in {_AGAIN:.0f} s",
             level="error",
             missed=self._missed,
@@ -149,7 +150,7 @@ class Pcap(PacketElement[PcapOptions]):
         for _, path in found[: max(0, len(found) - self.options.files + 1)]:
             path.unlink(missing_ok=True)
         path = self._folder / f"{self.options.name}-{self._slot}-{self._number:06}.pcapng"
-        # Payloads are nobody else's business.
+        # Other users must not read payloads.
         self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640), "wb")
         self._written = self._file.write(_section() + _interface(self.options.snap))
 

@@ -1,4 +1,4 @@
-"""`policy`: ordered rules on what a packet says and on what is known of its flow; the first that matches decides."""
+"""`policy`: ordered rules on the headers of a packet and on the facts of its flow; the first that matches decides."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ else:
 
 
 class PolicyOptions(element.Options):
-    """default: when no rule matches; left out, the elements behind are asked. undecided: while a fact is awaited.
+    """default: when no rule matches; if left out, the next elements are asked. undecided: while a fact is awaited.
 
     within, within_bytes: packets with payload, and bytes of payload, both ways, for which a fact is awaited: what passes until
     then if `undecided` is "accept". conflict: where a rule asks for a name of a message that servers read in different ways.
@@ -80,7 +80,7 @@ class PolicyOptions(element.Options):
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """A rule as it is applied. label: how people are told of it. facts: the patterns, by the name of the fact."""
+    """A rule as it is applied. label: its name in the log. facts: the patterns, by the name of the fact."""
 
     label: str
     action: ActionName
@@ -114,7 +114,7 @@ class Policy(PacketElement[PolicyOptions]):
     Without facts in any rule each packet is judged by itself. With them a flow is judged, by the headers of its first packet
     and by what each of its messages says: as long as the outcome is open the answer is `undecided`, for `within` packets with
     payload at most; a fact that has not come by then, or that the message does not have, matches nothing. A default
-    of drop or reject leaves the ICMPv6 alone without which the link does not work, unless a rule names it.
+    of drop or reject does not apply to the ICMPv6 that the link needs, unless a rule names it.
     """
 
     lasting = True
@@ -124,7 +124,7 @@ class Policy(PacketElement[PolicyOptions]):
         self.needs = self.needs_of(options)
         self._rules = tuple(_rule(number, rule) for number, rule in enumerate(options.rule, 1))
         asked = {fact for rule in self._rules for fact, _ in rule.facts}
-        # Whether they are all there, and readable, is part of what the outcome follows from.
+        # Whether all facts are there and readable is a part of the outcome's key.
         self._facts = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
         self._match = Match(options.rule, socket.if_indextoname)
         self._explain = options.explain
@@ -134,7 +134,7 @@ class Policy(PacketElement[PolicyOptions]):
         self._line = LimitedEmit(emit, LINES, LINES)
         self._closed = options.default in ("drop", "reject")
         self.reads_process = self._match.by_process
-        # A refusal is made for the very packet.
+        # A refusal answers this one packet.
         self.pure = not (self._facts or options.explain or self._match.by_process or self.injects_of(options))
 
     @classmethod
@@ -149,12 +149,12 @@ class Policy(PacketElement[PolicyOptions]):
 
     @classmethod
     def denies_of(cls, options: PolicyOptions) -> bool:
-        """Where anything is dropped or rejected."""
+        """True if anything is dropped or rejected."""
         return {"drop", "reject"} & {options.default, *(rule.action for rule in options.rule)} != set()
 
     @classmethod
     def injects_of(cls, options: PolicyOptions) -> bool:
-        """Where anything is rejected."""
+        """True if anything is rejected."""
         return "reject" in (options.default, options.undecided, options.conflict, *(rule.action for rule in options.rule))
 
     @classmethod
@@ -334,7 +334,7 @@ def _rule(number: int, options: RuleOptions) -> _Rule:
     label = f"rule {number}" + (f" ({options.name})" if options.name else "")
     facts = []
     for fact, globs in options.wanted:
-        # An allowed name lets no other pass that is asked for beside it.
+        # An allowed name must not let another name in the same message pass.
         every = options.action == "accept" and fact == "dns_name"
         facts.append((fact, Patterns(globs, fact in HOSTS, every)))
     return _Rule(label, options.action, tuple(facts))

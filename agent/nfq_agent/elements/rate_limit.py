@@ -1,4 +1,5 @@
-"""`rate-limit`: drops what exceeds a rate, for each source, each destination or all together; leaves the rest to the others."""
+"""`rate-limit`: drops what exceeds a rate, for each source, each destination or all together; leaves the rest to the next
+elements."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ class RateLimitOptions(element.Options):
 
 
 class RateLimit(PacketElement[RateLimitOptions]):
-    """A token bucket for each key. What it dropped is counted and said every ten seconds at most."""
+    """A token bucket for each key. Drops are counted, and logged every ten seconds at most."""
 
     def __init__(self, name: str, options: RateLimitOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
@@ -60,7 +61,7 @@ class RateLimit(PacketElement[RateLimitOptions]):
         return DROP
 
     def stop(self) -> None:
-        """Say what was dropped and not said yet."""
+        """Log the drops that are not logged yet."""
         if count := self._suppressed.take():
             self._say_suppressed(count)
 

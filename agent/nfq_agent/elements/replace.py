@@ -1,4 +1,4 @@
-"""`replace`: other bytes in place of some, wherever the borders between chunks fall."""
+"""`replace`: replaces bytes, also across the borders of chunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nfq_agent.values import Duration
 
 
 class ReplaceOptions(element.Options):
-    """find: the text to look for, or regex: a pattern of Python's `re`, on bytes. with: what stands there instead; after a
+    """find: the text to look for, or regex: a pattern of Python's `re`, on bytes. with: the replacement; after a
     regex `\\1` and `\\g<name>` are its groups. hex: find and with are hexadecimal digits. way: where.
 
     wait: how long the beginning of what may become a match is kept back for the rest of it. window: with regex, the most
@@ -32,9 +32,9 @@ class ReplaceOptions(element.Options):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.find is None) == (self.regex is None):
-            raise ValueError("what to look for is said once; allowed: find, or regex")
+            raise ValueError("find and regex both name what to look for; allowed: one of them")
         if self.hex and self.regex is not None:
-            raise ValueError("hex goes with find; allowed: escapes as \\x00 in a regex")
+            raise ValueError("hex is for find; allowed: escapes as \\x00 in a regex")
         if self.hex:
             for text in (self.find or "", self.with_):
                 try:
@@ -46,16 +46,16 @@ class ReplaceOptions(element.Options):
                 pattern = re.compile(self.regex.encode())
                 re.sub(pattern, self.with_.encode(), b"")
                 if pattern.match(b"") is not None:
-                    raise ValueError("the regex matches nothing at all; allowed: one that needs a byte or more")
+                    raise ValueError("the regex matches the empty string; allowed: one that needs a byte or more")
             except re.error as error:
                 raise ValueError(f"not a regex of Python's re: {error}") from error
             except IndexError as error:
-                raise ValueError(f"with names a group that the regex has not: {error}") from error
+                raise ValueError(f"with names a group that the regex does not have: {error}") from error
         return self
 
 
 class Replace(StreamElement[ReplaceOptions]):
-    """Changes the bytes of a stream. Lengths that the protocol announces elsewhere are not its business."""
+    """Changes the bytes of a stream. Lengths that the protocol announces elsewhere are not corrected."""
 
     def __init__(self, name: str, options: ReplaceOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
@@ -69,15 +69,15 @@ class Replace(StreamElement[ReplaceOptions]):
         self._with = bytes.fromhex(options.with_) if options.hex else options.with_.encode()
 
     def request(self, data: bytes, connection: Connection) -> Answer:
-        """With what stands there replaced."""
+        """The chunk with its matches replaced."""
         return self._change(data, Way.REQUEST, connection)
 
     def response(self, data: bytes, connection: Connection) -> Answer:
-        """With what stands there replaced."""
+        """The chunk with its matches replaced."""
         return self._change(data, Way.RESPONSE, connection)
 
     def rest(self, way: Way, connection: Connection) -> bytes:
-        """The beginning of a match that did not come."""
+        """The beginning of a match that was not completed."""
         kept = connection.state.get(self, {}).pop(way, b"")
         return kept if self._pattern is None else self._pattern.sub(self._with, kept)
 

@@ -8,25 +8,25 @@ from nfq_agent import element
 from nfq_agent.stream import CLOSE, Act, Answer, Connection, Part, StreamElement, Way
 from nfq_agent.values import Duration
 
-# A time that has come but for rounding has come.
+# A due time counts as reached despite rounding.
 _SLACK: Final = 1e-6
 
 
 class ResetAfterOptions(element.Options):
-    """after: seconds from the beginning of the connection; 0 resets it before it goes anywhere."""
+    """after: seconds from the beginning of the connection; 0 resets it before it is connected."""
 
     after: Duration = 0.0
 
 
 class ResetAfter(StreamElement[ResetAfterOptions]):
-    """Lets bytes pass until then."""
+    """Lets bytes pass until the time is over."""
 
     def opened(self, connection: Connection) -> Part | Literal[Act.CLOSE]:
-        """Ask to be asked again when the time has come."""
+        """Ask to be called again when the time is over."""
         return Part(b"", self.options.after) if self.options.after else CLOSE
 
     def request(self, data: bytes, connection: Connection) -> Answer:
-        """It passes, and the time goes on."""
+        """Let it pass; the timer runs on."""
         left = connection.opened + self.options.after - connection.now
         return Part(data, left) if left > _SLACK else CLOSE
 
@@ -35,5 +35,5 @@ class ResetAfter(StreamElement[ResetAfterOptions]):
         return self.request(data, connection)
 
     def rest(self, way: Way, connection: Connection) -> bytes | Literal[Act.CLOSE]:
-        """The end, when the time has come."""
+        """CLOSE, when the time is over."""
         return CLOSE if connection.now >= connection.opened + self.options.after - _SLACK else b""

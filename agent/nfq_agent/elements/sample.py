@@ -1,4 +1,4 @@
-"""`sample`: lets a share of the packets through to the elements behind that listen, and if asked to those that judge."""
+"""`sample`: chooses a share of the packets for the later elements that listen, and if wanted for those that judge."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from nfq_agent.verdict import ACCEPT, DROP, Verdict
 class SampleOptions(element.Options):
     """one_in: every so many-th packet; or probability: each with these odds. seed: the same seed, the same choice.
 
-    per_flow: choose whole flows, both directions, by their five-tuple. rest: the verdict on what is not chosen; left out, it
-    is judged by the elements behind, and only kept from those that listen (`log`, `pcap`, `syn-monitor`).
+    per_flow: choose whole flows, both directions, by their five-tuple. rest: the verdict on what is not chosen; if left out,
+    the next elements judge it, and only those that listen (`log`, `pcap`, `syn-monitor`).
     """
 
     one_in: Annotated[int, Field(ge=1)] | None = None
@@ -31,7 +31,7 @@ class SampleOptions(element.Options):
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if (self.one_in is None) == (self.probability is None):
-            raise ValueError("how many are chosen is said in one way; allowed: one_in = 100, or probability = 0.01")
+            raise ValueError("one_in and probability both say how many; allowed: one_in = 100, or probability = 0.01")
         return self
 
 

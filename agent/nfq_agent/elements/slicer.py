@@ -37,7 +37,7 @@ class Slicer(StreamElement[SlicerOptions]):
         return self._next(Way.RESPONSE, connection)
 
     def _next(self, way: Way, connection: Connection) -> Answer:
-        # When the last piece goes, by way.
+        # When the last piece is sent, by way.
         last: dict[Way, float] = connection.state.setdefault(self, {})
         due = last[way] = max(connection.now, last.get(way, 0.0) + self.options.delay)
         return Later(due - connection.now) if due > connection.now else None

@@ -1,4 +1,5 @@
-"""`stream-log`: one line when a connection comes and one when it has ended, with bytes and times; chunks where wanted."""
+"""`stream-log`: one line when a connection opens and one when it has ended, with bytes and times; optionally one for each
+chunk."""
 
 from __future__ import annotations
 
@@ -15,30 +16,30 @@ class StreamLogOptions(element.Options):
 
 
 class StreamLog(StreamElement[StreamLogOptions]):
-    """Says who connects to whom. It changes nothing."""
+    """Logs client and destination of each connection. It changes nothing."""
 
     def __init__(self, name: str, options: StreamLogOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         if not options.chunks:
-            # No element asks: the bytes go past the elements.
+            # This element is not asked, and the bytes need not pass it.
             self.asks = frozenset()
 
     def opened(self, connection: Connection) -> None:
-        """Say that it came."""
+        """Log the connection."""
         self.emit(f"connection {connection.id}: {_route(connection)}", event="opened", **connection.fields)
 
     def request(self, data: bytes, connection: Connection) -> Answer:
-        """Say how much the client sent."""
+        """Log a chunk of the client."""
         self.emit(f"connection {connection.id}: request, {len(data)} bytes", length=len(data), **connection.fields)
         return None
 
     def response(self, data: bytes, connection: Connection) -> Answer:
-        """Say how much came back."""
+        """Log a chunk of the destination."""
         self.emit(f"connection {connection.id}: response, {len(data)} bytes", length=len(data), **connection.fields)
         return None
 
     def closed(self, connection: Connection) -> None:
-        """Say what it was in the end."""
+        """Log the totals."""
         seconds = connection.now - connection.opened
         self.emit(
             f"connection {connection.id}: {_route(connection)}: {connection.reason or 'ended'} after {seconds:.3f} s, "

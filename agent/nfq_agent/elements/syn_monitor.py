@@ -1,4 +1,4 @@
-"""`syn-monitor`: one line for each TCP connection that begins, said after the packet's verdict. It decides nothing."""
+"""`syn-monitor`: one line for each TCP connection that begins, logged after the packet's verdict. It decides nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SynMonitorOptions(element.Options):
 
 
 class SynMonitor(PacketElement[SynMonitorOptions]):
-    """Says every packet that opens a connection as iptables' --syn knows it, once, also if it is seen again or sent again."""
+    """Logs every packet that opens a connection, as iptables' --syn matches it; once, also if it is queued or sent again."""
 
     needs = Needs.HEADERS
     pure = True
@@ -40,7 +40,7 @@ class SynMonitor(PacketElement[SynMonitorOptions]):
         self._suppressed = Suppressed()
 
     def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
-        """Say the connection, unless its source has had its share."""
+        """Log the connection, unless its source has reached its limit."""
         try:
             headers = packet.headers
         except PacketError:

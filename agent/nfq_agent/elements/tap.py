@@ -24,7 +24,7 @@ class TapOptions(element.Options):
 
 
 class Tap(StreamElement[TapOptions]):
-    """Copies, and changes nothing. A file that can't be written ends that copy, never the connection."""
+    """Copies, and changes nothing. A file that cannot be written ends that copy, not the connection."""
 
     def __init__(self, name: str, options: TapOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
@@ -34,7 +34,7 @@ class Tap(StreamElement[TapOptions]):
     def start(self) -> None:
         """Refuse to start where nothing can be written. Raises OSError."""
         if not os.access(self.options.folder, os.W_OK | os.X_OK):
-            raise PermissionError(f"{self.name}: {self.options.folder} is no folder that uid {os.geteuid()} can write to")
+            raise PermissionError(f"{self.name}: {self.options.folder} is not a folder that uid {os.geteuid()} can write to")
 
     def request(self, data: bytes, connection: Connection) -> Answer:
         """Copied."""

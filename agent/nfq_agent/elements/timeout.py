@@ -1,4 +1,4 @@
-"""`timeout`: no byte arrives any more, and the connection ends after a time (toxiproxy's `timeout`)."""
+"""`timeout`: bytes are discarded, and the connection ends after a time (toxiproxy's `timeout`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nfq_agent.element import Emit
 from nfq_agent.stream import CLOSE, DROP, Act, Answer, Connection, Later, Part, StreamElement, Way, Ways, ways_of
 from nfq_agent.values import Duration
 
-# A time that has come but for rounding has come.
+# A due time counts as reached despite rounding.
 _SLACK: Final = 1e-6
 
 
@@ -28,7 +28,7 @@ class Timeout(StreamElement[TimeoutOptions]):
         self.asks = ways_of(options.way)
 
     def opened(self, connection: Connection) -> Part | None:
-        """Ask to be asked again when the time has come."""
+        """Ask to be called again when the time is over."""
         return Part(b"", self.options.after) if self.options.after else None
 
     def request(self, data: bytes, connection: Connection) -> Answer:
@@ -40,7 +40,7 @@ class Timeout(StreamElement[TimeoutOptions]):
         return self.request(data, connection)
 
     def rest(self, way: Way, connection: Connection) -> bytes | Later | Literal[Act.CLOSE]:
-        """The end of the connection when its time has come; the end of one half waits for that."""
+        """CLOSE when the time is over; the end of one half waits for that."""
         if not self.options.after:
             return b""
         left = self._left(connection)

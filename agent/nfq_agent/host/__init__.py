@@ -1,1 +1,1 @@
-"""The seam to the operating system: what can answer EPERM stands here; each kernel or systemd package has one importer."""
+"""The seam to the operating system: calls that can answer EPERM are here; each kernel or systemd package has one importer."""

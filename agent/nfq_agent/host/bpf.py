@@ -34,8 +34,8 @@ _BEFORE: Final = 1 << 3
 _PSEUDO_MAP_FD: Final = 1
 _NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _TRIES: Final = 5
-# The programs, compiled when the agent is built (packaging/bpf). Packed, since tools that check packages take an object of
-# another processor for a mistake.
+# The programs, compiled when the agent is built (packaging/bpf). Compressed, since tools that check packages report an object of
+# another processor as a mistake.
 OBJECT: Final = Path(__file__).with_name("inline.bpf.gz")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -225,7 +225,7 @@ def query(interface: int, side: int) -> Attached:
 def attach(program: int, interface: int, side: int) -> int:
     """Attach before all others, as a link: its descriptor. Raises OSError.
 
-    It is retried where another program came in between (ESTALE): the place that is meant is the one that was seen.
+    It is retried where another program came in between (ESTALE): the place is the one that was read.
     """
     for last in range(_TRIES):
         revision = query(interface, side).revision

@@ -131,7 +131,7 @@ class Child:
         return child
 
     def wait_ready(self, within: float, beat: Callable[[], None] = lambda: None) -> None:
-        """Return once the child has said READY. beat: called now and then meanwhile. Raises NotReady after `within` seconds.
+        """Return once the child has said READY. beat: called now and then while it waits. Raises NotReady after `within` seconds.
 
         A child that ended is reaped.
         """
@@ -142,7 +142,7 @@ class Child:
         while not self.ready:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise NotReady(f"{self.title} did not get ready within {within:g} s")
+                raise NotReady(f"{self.title} did not become ready within {within:g} s")
             poller.poll(min(left, BEAT) * 1000)
             beat()
             if READY in self.heard():

@@ -1,4 +1,4 @@
-"""Where log events go: the journal's native socket, or standard error. A write that would block is not made."""
+"""Where log events go: the journal's native socket, or standard error. A write that would block is dropped."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Network interfaces as the kernel lists them, and the news of those that come, change and go (rtnetlink(7)).
+"""Network interfaces as the kernel lists them, and the messages about those that appear, change and disappear (rtnetlink(7)).
 
-It only reads, and knows nothing of why an interface is of interest.
+It only reads.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Link:
 
 
 class Links:
-    """A netlink socket that reads all interfaces and then hears of changes. Needs no capability."""
+    """A netlink socket that reads all interfaces and then receives changes. Needs no capability."""
 
     def __init__(self) -> None:
         """Raises OSError."""
@@ -87,7 +87,10 @@ class Links:
         self._socket.close()
 
     def changes(self) -> list[tuple[Link, bool]] | None:
-        """The interfaces that changed since the last call, each with True if it is gone. None: news were lost; list them all."""
+        """The interfaces that changed since the last call, each with True if it is gone.
+
+        None: messages were lost; list them all.
+        """
         found: list[tuple[Link, bool]] = []
         while True:
             try:
@@ -151,7 +154,7 @@ def _link(body: bytes) -> Link | None:
     if len(body) < _IFINFO.size:
         return None
     family, _, index, flags, _ = _IFINFO.unpack_from(body)
-    # A bridge tells of its ports in messages of its own family.
+    # A bridge reports its ports in messages of its own family.
     if family != socket.AF_UNSPEC:
         return None
     found = _attributes(body[_IFINFO.size :])

@@ -1,4 +1,4 @@
-"""A function run in a forked child of its own, for work that would leave traces in the process that asks for it."""
+"""Runs a function in a forked child, for work that would have side effects in the calling process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OneShotError(Exception):
 class OneShot(Generic[T]):
     """`function(*args)` running in a child process, which ends after `seconds` at most; `result` is to be called once.
 
-    The answer comes back pickled. The child's standard output is discarded. Signals that stop or reload the caller do not
+    The answer is pickled. The child's standard output is discarded. Signals that stop or reload the caller do not
     reach it: it finishes what it has begun. It ends with its caller: rules must not go in after the process that wanted them
     was killed and `remove` has cleaned up. Raises OSError if it cannot be started.
     """
@@ -39,7 +39,7 @@ class OneShot(Generic[T]):
             os.close(writer)
 
     def result(self) -> T:
-        """What the function returns or raises. Raises OneShotError if the child ends without an answer."""
+        """Returns or raises what the function does. Raises OneShotError if the child ends without an answer."""
         with os.fdopen(self._reader, "rb") as pipe:
             data = pipe.read()
         code = reap(self._child)
@@ -63,7 +63,7 @@ def _run(function: Callable[..., Any], args: tuple[Any, ...], writer: int, secon
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     try:
         answer: tuple[bool, Any] = (True, function(*args))
-    # Every error goes back to the caller, who raises it.
+    # Every error is returned to the caller, which raises it.
     except BaseException as error:
         error.add_note(traceback.format_exc())
         answer = (False, error)

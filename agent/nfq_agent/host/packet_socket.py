@@ -1,6 +1,6 @@
-"""Packet sockets on one interface (packet(7)): opening one takes CAP_NET_RAW, reading it nothing.
+"""Packet sockets on one interface (packet(7)): opening one takes CAP_NET_RAW, reading it no capability.
 
-So the supervisor opens them and hands them to a worker, which has no such right.
+So the supervisor opens them and passes them to a worker without that capability.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _attach_filter(opened: socket.socket, program: bytes) -> None:
-    """Attach a classic filter and lock it: nobody who has the descriptor can take it off again (socket(7))."""
+    """Attach a classic filter and lock it: no process with the descriptor can remove it (socket(7))."""
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: number of instructions, and a pointer.
     argument = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
@@ -41,7 +41,7 @@ def _attach_filter(opened: socket.socket, program: bytes) -> None:
 
 
 def bind(opened: socket.socket, interface: int, protocol: int = _ETH_P_ALL) -> None:
-    """Bind to an interface by its index: by its name another could have taken it over meanwhile. Raises OSError."""
+    """Bind to an interface by its index: another interface could have its name by then. Raises OSError."""
     address = _ADDRESS.pack(socket.AF_PACKET, socket.htons(protocol), interface, 0, 0, 0, b"")
     if _libc.bind(opened.fileno(), address, len(address)) != 0:
         code = ctypes.get_errno()
@@ -49,7 +49,7 @@ def bind(opened: socket.socket, interface: int, protocol: int = _ETH_P_ALL) -> N
 
 
 def open_tap(interface: int, program: bytes, size: int) -> socket.socket:
-    """A socket that sees what comes and goes on an interface, with a ring of `size` bytes and a locked filter.
+    """A socket that sees all frames of an interface, with a ring of `size` bytes and a locked filter.
 
     Nothing is received before the filter is in force: the protocol is 0 until it is bound. Raises OSError: EPERM without
     CAP_NET_RAW, EAFNOSUPPORT where the kernel or the unit has no packet sockets, ENODEV, ENOMEM.
@@ -74,7 +74,7 @@ def blocks_of(size: int) -> int:
 
 
 def lost(opened: socket.socket) -> int:
-    """Frames that the filter took and the ring had no room for, since the last call (struct tpacket_stats_v3)."""
+    """Frames that passed the filter and found no room in the ring, since the last call (struct tpacket_stats_v3)."""
     try:
         data = opened.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 12)
     except OSError:
@@ -89,7 +89,7 @@ def missing() -> str | None:
     except OSError as error:
         if error.errno == errno.EAFNOSUPPORT:
             return (
-                "packet sockets: the kernel has no CONFIG_PACKET, or the unit's RestrictAddressFamilies= leaves out AF_PACKET "
+                "packet sockets: the kernel has no CONFIG_PACKET, or the unit's RestrictAddressFamilies= lacks AF_PACKET "
                 "(docs/tc.md has the drop-in)"
             )
         if error.errno in (errno.EPERM, errno.EACCES):
@@ -98,7 +98,7 @@ def missing() -> str | None:
     return None
 
 
-# The way of frames that are judged (asm-generic/socket.h, linux/if_packet.h).
+# Constants for the sockets of inline links (asm-generic/socket.h, linux/if_packet.h).
 _SO_RCVMARK: Final = 75
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33

@@ -1,4 +1,4 @@
-"""A veth pair of our own: made, found again by its alias, removed (rtnetlink(7)). Writing takes CAP_NET_ADMIN."""
+"""Makes veth pairs, finds them by their alias, and removes them (rtnetlink(7)). Writing takes CAP_NET_ADMIN."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALIAS: Final = "nfq-agent:"
 
 
 class Rtnetlink:
-    """A socket that writes. It may be opened before capabilities are given up, and used by who has CAP_NET_ADMIN."""
+    """A socket that writes. It may be opened before capabilities are dropped, and used by a process with CAP_NET_ADMIN."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -68,7 +68,7 @@ class Rtnetlink:
             for index in ends:
                 said = _attribute(_IFALIAS, alias.encode())
                 self._ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + said)
-                # A kernel without IPv6 does not know the part that keeps it quiet.
+                # A kernel without IPv6 does not have the attribute that switches it off.
                 with contextlib.suppress(OSError):
                     self._ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + quiet)
             for index in ends:
@@ -79,13 +79,13 @@ class Rtnetlink:
         return ends
 
     def remove(self, index: int) -> None:
-        """Remove an interface, and with it the other end of a pair. One that is gone is no error."""
+        """Remove an interface, and with it the other end of a pair. A missing one is not an error."""
         with contextlib.suppress(OSError):
             self._ask(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0))
 
 
 def sweep(beginning: str) -> int:
-    """Remove pairs whose alias begins so: how many. For what a killed agent left."""
+    """Remove pairs whose alias begins with this, left by a killed agent. Returns how many."""
     found = {link.index: link.peer for link in links() if link.kind == "veth" and link.alias.startswith(beginning)}
     if not found:
         return 0

@@ -32,7 +32,7 @@ class _TimerSpec(ctypes.Structure):
 
 
 class DeadlineTimer:
-    """Ends this process with SIGKILL unless it is set again in time. Raises OSError where the process may not have timers."""
+    """Ends this process with SIGKILL unless it is set again in time. Raises OSError if the process may not have timers."""
 
     def __init__(self, seconds: float) -> None:
         event = _SigEvent(None, signal.SIGKILL, _SIGEV_SIGNAL)
@@ -44,7 +44,7 @@ class DeadlineTimer:
         self.set()
 
     def set(self) -> None:
-        """Let the whole time run again from now on."""
+        """Restart the timer."""
         _libc.timer_settime(self._timer, 0, ctypes.byref(self._spec), None)
 
 
@@ -64,7 +64,7 @@ class Pulse:
         return self._slots.snapshot()["beats"]
 
     def beat(self) -> None:
-        """This process makes progress."""
+        """Show that this process makes progress."""
         self._slots.set("beats", self.beats + 1)
         if self._pid != os.getpid():
             # A timer does not survive fork(2): each process has its own.
@@ -85,7 +85,7 @@ def waited_for_cpu(pid: int) -> float:
 
 
 class Progress:
-    """For how long a process has made none, in time of its own: time that it waited for a CPU does not count."""
+    """For how long a process has made no progress, without the time that it waited for a CPU."""
 
     def __init__(self, waited: Callable[[int], float] = waited_for_cpu) -> None:
         self._read_waited = waited

@@ -1,6 +1,6 @@
-"""Raw sockets: whole packets out, from the IP header on. Opening them takes CAP_NET_RAW, sending through them nothing.
+"""Raw sockets: send whole packets, from the IP header on. Opening them takes CAP_NET_RAW, sending no capability.
 
-So the supervisor opens them and the worker, which has no such right, inherits them (raw(7), packet(7), ipv6(7)).
+So the supervisor opens them, and the worker without that capability inherits them (raw(7), packet(7), ipv6(7)).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import socket
 from struct import Struct
 from typing import Final, Self
 
-# linux/in6.h; the header comes from us, as IPPROTO_RAW means it for IPv4 (raw(7)).
+# linux/in6.h; the sender provides the header, as with IPPROTO_RAW for IPv4 (raw(7)).
 _IPV6_HDRINCL: Final = 36
 # struct nlmsghdr, struct rtmsg, struct rtattr (linux/netlink.h, linux/rtnetlink.h)
 _MESSAGE: Final = Struct("=IHHII")
@@ -68,7 +68,7 @@ class RawSockets:
             self._v6.sendto(packet, (address, 0, 0, interface if local else 0))
 
     def _is_broadcast(self, address: bytes) -> bool:
-        """What the routing table says, which knows the networks of all interfaces (rtnetlink(7), RTM_GETROUTE)."""
+        """The answer of the routing table, which has the networks of all interfaces (rtnetlink(7), RTM_GETROUTE)."""
         head = _ROUTE.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0)
         destination = _ATTRIBUTE.pack(8, _RTA_DST) + address
         length = _MESSAGE.size + len(head) + len(destination)

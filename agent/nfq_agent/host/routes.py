@@ -1,4 +1,4 @@
-"""The policy routing that TPROXY needs: marked packets are this host's own, wherever they are addressed to.
+"""The policy routing that TPROXY needs: marked packets are this host's own, whatever their destination.
 
 One rule and one route a family, both with our protocol number and in a table of the instance's own; nothing else is
 touched. Written with ip(8), which needs CAP_NET_ADMIN.
@@ -16,7 +16,7 @@ from typing import Any, Final
 from nfq_agent.mark import Mark
 from nfq_agent.rules.model import FAMILIES, Family, RuleError
 
-# Who made a rule or a route (rtm_protocol, linux/rtnetlink.h): no routing daemon has this one.
+# The origin of a rule or a route (rtm_protocol, linux/rtnetlink.h): no routing daemon uses this number.
 PROTOCOL: Final = 221
 _FLAGS: Final[Mapping[Family, str]] = {"inet": "-4", "inet6": "-6"}
 # Before the rule of the table `main`, which is at 32766.
@@ -49,9 +49,9 @@ def ensure(instance: str, marks: Mapping[Family, Set[Mark]]) -> None:
 
 
 def sweep(instance: str) -> bool:
-    """Remove what an instance left here; True if there was anything. Raises RuleError.
+    """Remove what an instance left here. Returns True if there was anything. Raises RuleError.
 
-    Where ip(8) is missing there is nothing: nobody else writes it.
+    Without ip(8) there is nothing: no other program writes it.
     """
     table = str(table_of(instance))
     if shutil.which("ip") is None or not any(_rules(family, table) or _routes(family, table) for family in FAMILIES):

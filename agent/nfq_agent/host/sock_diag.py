@@ -1,6 +1,6 @@
 """Two exact questions to the kernel over netlink: whose socket a connection comes from, and whether an address is this host's.
 
-Each costs one message there and one back (10 to 20 us). Source: sock_diag(7), rtnetlink(7).
+Each costs one message to the kernel and one back (10 to 20 us). Source: sock_diag(7), rtnetlink(7).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 
 @dataclass(frozen=True, slots=True)
 class SocketOwner:
-    """A TCP socket of this host. uid: of who made it. mark: what its packets carry; None where the kernel does not tell."""
+    """A TCP socket of this host. uid: of its creator. mark: of its packets; None if the kernel does not report it."""
 
     uid: int
     inode: int
@@ -44,7 +44,7 @@ class SocketOwner:
 
 
 class KernelQuestions:
-    """The two netlink sockets of one process. Where one can't be opened, its question is answered with "not known"."""
+    """The two netlink sockets of one process. If one cannot be opened, its question is answered with "not known"."""
 
     def __init__(self) -> None:
         self._diag = _open(_NETLINK_SOCK_DIAG)
@@ -85,14 +85,14 @@ class KernelQuestions:
             _ROUTE.pack(family, len(raw) * 8, 0, 0, 0, 0, 0, 0, 0) + _ATTRIBUTE.pack(_ATTRIBUTE.size + len(raw), _RTA_DST) + raw
         )
         answer = _ask(self._route, _RTM_GETROUTE, body)
-        # No route at all: surely none of ours.
+        # No route: not an address of this host.
         return answer is not None and len(answer) >= _ROUTE.size and _ROUTE.unpack_from(answer)[7] == _RTN_LOCAL
 
 
 def _open(protocol: int) -> socket.socket | None:
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        # The kernel answers within the call; this only keeps a surprise from stopping the caller.
+        # The kernel answers within the call; the timeout only protects the caller.
         sock.settimeout(0.2)
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""What the proxy asks of the kernel about its sockets: where a connection was going, marks, and other people's addresses."""
+"""The proxy's calls to the kernel: original destinations, marks, and foreign source addresses."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def unmapped(address: Address) -> Address:
 def original_destination(connection: socket.socket, client: Address) -> Address | None:
     """Where a redirected connection was going before the NAT; None where the kernel does not know.
 
-    A connection that was not redirected gives its own listener. client: the peer's address; a v4-mapped one wants the IPv4
+    A connection that was not redirected gives its own listener. client: the peer's address; a v4-mapped one needs the IPv4
     option on its IPv6 socket. Raises OSError. Source: getorigdst() in net/netfilter/nf_conntrack_proto.c.
     """
     try:
-        # An IPv4 address has two parts; the socket's own word on its family is dear.
+        # An IPv4 address has two parts; asking the socket for its family costs a system call.
         if len(client) == 2 or client[0].startswith(_MAPPED):
             port, packed = _V4.unpack(connection.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, _V4.size))
             return socket.inet_ntop(socket.AF_INET, packed), port
@@ -57,7 +57,7 @@ def original_destination(connection: socket.socket, client: Address) -> Address 
             return None
         raise
     port, _, packed = _V6.unpack_from(data)
-    # The kernel tells the scope of a socket that is bound to an interface only; the peer's is the same link.
+    # The kernel gives the scope only of a socket that is bound to an interface; the peer's is the same link.
     scope = struct.unpack_from("=I", data, 24)[0] or (client[3] if packed[:2] == _LINK_LOCAL else 0)
     return socket.inet_ntop(socket.AF_INET6, packed), port, 0, scope
 

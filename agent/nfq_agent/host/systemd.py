@@ -2,7 +2,8 @@
 
 Without a service manager notifications are lost.
 
-A service manager that does not read its socket must not stop the agent: what it does not take at once is lost, and only the
+A service manager that does not read its socket must not stop the agent: a notification that it does not take at once is lost;
+only the
 notifications that it waits for are tried for a short while.
 """
 
@@ -22,7 +23,7 @@ _PATIENCE: Final = 2.0
 
 
 class ServiceManager:
-    """What systemd is told, and how often it wants to be told that the agent is alive."""
+    """The notifications to systemd, and how often it expects a sign of life."""
 
     def __init__(self) -> None:
         self._notifier = sdnotify.SystemdNotifier()
@@ -30,7 +31,7 @@ class ServiceManager:
 
     @property
     def watchdog(self) -> float | None:
-        """Seconds within which WATCHDOG=1 is due; None where no watchdog is set for this process (sd_watchdog_enabled(3))."""
+        """Seconds within which WATCHDOG=1 is due; None if no watchdog is set for this process (sd_watchdog_enabled(3))."""
         pid = os.environ.get("WATCHDOG_PID")
         usec = os.environ.get("WATCHDOG_USEC")
         if not usec or (pid and int(pid) != os.getpid()):
@@ -42,7 +43,7 @@ class ServiceManager:
         self._say("READY=1", _PATIENCE)
 
     def reloading(self) -> None:
-        """A reload begins; the time stamp is what Type=notify-reload asks for."""
+        """A reload begins; Type=notify-reload needs the time stamp."""
         self._say(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", _PATIENCE)
 
     def stopping(self) -> None:

@@ -31,7 +31,7 @@ class User(NamedTuple):
 
 
 class UserError(Exception):
-    """The system user is missing and can't be made, or a process can't become it."""
+    """The system user is missing and cannot be created, or a process cannot become it."""
 
 
 def find_user(name: str) -> User | None:
@@ -44,7 +44,7 @@ def find_user(name: str) -> User | None:
 
 
 def ensure_user(name: str) -> tuple[User, bool]:
-    """The user and whether it had to be made: a system account with no home and no login. Raises UserError."""
+    """The user and whether it was created: a system account with no home and no login. Raises UserError."""
     if user := find_user(name):
         return user, False
     command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir=/nonexistent",
@@ -52,12 +52,12 @@ def ensure_user(name: str) -> tuple[User, bool]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except OSError as error:
-        raise UserError(f"the system user {name} is missing and can't be made: useradd: {error.strerror}") from error
-    # Another instance may have been quicker; what counts is that the user is there.
+        raise UserError(f"the system user {name} is missing and cannot be created: useradd: {error.strerror}") from error
+    # Another instance may have created it; it only has to exist.
     if user := find_user(name):
         return user, done.returncode == 0
     reason = done.stderr.strip() or f"useradd ended with {done.returncode}"
-    raise UserError(f"the system user {name} is missing and can't be made: {reason}; make it, or start as root")
+    raise UserError(f"the system user {name} is missing and cannot be created: {reason}; create it, or start as root")
 
 
 def capabilities() -> int:
@@ -92,7 +92,7 @@ def become(user: User, keep: tuple[int, ...] = (CAP_NET_ADMIN,)) -> None:
         os.setresuid(user.uid, user.uid, user.uid)
         _prctl(_PR_SET_KEEPCAPS, 0)
     elif os.geteuid() != user.uid:
-        raise UserError(f"running as uid {os.geteuid()}, which can't become uid {user.uid}; start as root or as that user")
+        raise UserError(f"running as uid {os.geteuid()}, which cannot become uid {user.uid}; start as root or as that user")
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     header = struct.pack("Ii", _CAP_VERSION, 0)
     low, high = mask & 0xFFFFFFFF, mask >> 32

@@ -30,7 +30,7 @@ MORE: Final = NoMatch.MORE
 class Found:
     """What is certain.
 
-    facts: by attribute name, "protocol" always among them; empty where the bytes are no message, only read past. A message
+    facts: by attribute name, "protocol" always among them; empty if the bytes are not a message and are only skipped. A message
     that servers read in different ways has the fact "conflict", with the reason, and no name.
     decided: False while a name may still come that a policy would wait for. done: False while the server may still add
     something, though all that decides is there. used: bytes of the client that the message takes, without its body.
@@ -87,7 +87,7 @@ _HOST_NAME: Final = re.compile(rb"(?=.{1,254}\Z)[A-Za-z0-9_\-]{1,63}(?:\.[A-Za-z
 
 @lru_cache(1024)
 def host_name(data: bytes) -> str | None:
-    """A host name in small letters, without the dot at its end; None for what is no host name."""
+    """A host name in small letters, without the dot at its end; None if it is not a host name."""
     if _HOST_NAME.fullmatch(data) is None:
         return None
     return data.decode("ascii").lower().rstrip(".")

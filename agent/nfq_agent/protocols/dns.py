@@ -82,7 +82,7 @@ def _plausible(header: bytes, strict: bool) -> bool:
 
 
 def message(data: bytes, strict: bool) -> dict[str, Any] | None:
-    """dns_name and dns_type of the questions (tuples), dns_answers and dns_rcode of a response; None for what is no message.
+    """dns_name and dns_type of the questions (tuples), dns_answers and dns_rcode of a response; None if it is not a message.
 
     strict: every record has to be sound, names may point back only, and nothing may follow the last record.
     """

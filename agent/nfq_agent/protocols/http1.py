@@ -43,7 +43,7 @@ _FACTS: Final = (
 def parse(client: bytes, server: bytes = b"") -> Result:
     """One request. http_path is the target without its query, http_host has neither port nor capital letters.
 
-    Two hosts that differ (two Host fields, or a target that names another) are no name: http_host_conflict says so.
+    Two hosts that differ (two Host fields, or a target that names another) give no name: http_host_conflict reports it.
     """
     # A server ignores empty lines before the request (RFC 9112 2.2).
     data = client.lstrip(b"\r\n") if client[:1] in (b"\r", b"\n") else client
@@ -101,12 +101,12 @@ def _add_host(facts: dict[str, Any], method: bytes, target: bytes, hosts: list[b
         if not absolute[1]:
             return _conflict("a target without a host")
     elif target[:1] != b"/" and target != b"*":
-        return _conflict("a target that is no path")
+        return _conflict("a target that is not a path")
     names: set[str] = set()
     for value in hosts:
         name = _authority(value)
         if name is None:
-            return _conflict("a host that is no host name")
+            return _conflict("a host that is not a host name")
         if name:
             names.add(name)
     if len(names) > 1:
@@ -118,7 +118,7 @@ def _add_host(facts: dict[str, Any], method: bytes, target: bytes, hosts: list[b
 
 @lru_cache(1024)
 def _authority(value: bytes) -> str | None:
-    """The host of a field or a target; empty where there is none, None for what is no host name, or no port."""
+    """The host of a field or a target; empty where there is none, None if it is not a host name or a port."""
     value = value.rstrip(b" \t")
     if not value:
         return ""
@@ -134,7 +134,7 @@ def _framed(facts: dict[str, Any], used: int, minor: bytes, lengths: list[bytes]
     if not lengths and not codings:
         return Found(facts, used=used, then=then)
     if codings:
-        # What stands in both forms, twice, or in HTTP/1.0 is how requests are smuggled (RFC 9112 11.2).
+        # A length in both forms, twice, or in HTTP/1.0 can smuggle requests (RFC 9112 11.2).
         if len(codings) > 1 or lengths or codings[0].lower() != b"chunked" or minor == b"0":
             return _conflict("a body whose length servers read in different ways")
         return Found(facts, used=used, then=_tunnel_behind_chunks if upgrade else _chunk)
@@ -173,7 +173,7 @@ def _unusual(client: bytes, data: bytes) -> Result:
 
 
 def _after_simple(client: bytes, server: bytes = b"") -> Result:
-    """HTTP/0.9 has nothing behind its line; Python's server reads header fields there all the same."""
+    """HTTP/0.9 has nothing behind its line; Python's server reads header fields there anyway."""
     return _conflict("bytes behind a request of HTTP/0.9")
 
 
@@ -187,7 +187,7 @@ def _chunk(client: bytes, server: bytes = b"") -> Result:
     """The size of a chunk (RFC 9112 7.1)."""
     line = _CHUNK.match(client)
     if line is None:
-        return MORE if b"\n" not in client and len(client) < _CHUNK_LINE_LIMIT else _conflict("a chunk that is none")
+        return MORE if b"\n" not in client and len(client) < _CHUNK_LINE_LIMIT else _conflict("not a valid chunk")
     size = int(line[1], 16)
     if size:
         return Found({}, used=line.end(), skip=size, then=_chunk_end)
@@ -197,8 +197,8 @@ def _chunk(client: bytes, server: bytes = b"") -> Result:
 def _chunk_end(client: bytes, server: bytes = b"") -> Result:
     """The line end behind a chunk."""
     if len(client) < 2:
-        return MORE if b"\r\n".startswith(client) else _conflict("a chunk that is none")
-    return Found({}, used=2, then=_chunk) if client.startswith(b"\r\n") else _conflict("a chunk that is none")
+        return MORE if b"\r\n".startswith(client) else _conflict("not a valid chunk")
+    return Found({}, used=2, then=_chunk) if client.startswith(b"\r\n") else _conflict("not a valid chunk")
 
 
 def _trailers(client: bytes, server: bytes = b"") -> Result:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text
 
 _CONNECT: Final = 0x10
-# Protocol name with its length, level, and how a person calls it.
+# Protocol name with its length, level, and its usual name.
 _NAMES: Final = {b"\0\4MQTT\4": "3.1.1", b"\0\4MQTT\5": "5.0", b"\0\6MQIsdp\3": "3.1"}
 _LONGEST: Final = 9
 

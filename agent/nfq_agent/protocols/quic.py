@@ -1,7 +1,7 @@
 """QUIC: Initial packets and the ClientHello in them (RFC 9000 17.2.2, RFC 9001 5 and appendix A; version 2: RFC 9369).
 
-An Initial packet's keys follow from what stands in it, so anyone on the path may read it; that takes AES, hence the
-`cryptography` package. Steps: at most 4 packets for a datagram, and 256 frames for a packet, where a run of
+The keys of an Initial packet follow from its content, so any host on the path can read it; this takes AES, hence
+the `cryptography` package. Steps: at most 4 packets for a datagram, and 256 frames for a packet, where a run of
 padding is one.
 """
 
@@ -24,7 +24,7 @@ except ImportError:  # without it a flow is QUIC and has no name
 else:
     AVAILABLE = True
 
-NO_CRYPTOGRAPHY: Final = "QUIC, and no package cryptography to read it"
+NO_CRYPTOGRAPHY: Final = "QUIC, and the package cryptography is not installed"
 _PACKETS: Final = 4
 _FRAMES: Final = 256
 _CONNECTIONS: Final = 64
@@ -275,7 +275,7 @@ class _Keys:
         key, iv, protection = version.labels
         self._aead = AESGCM(_expand(secret, key, 16))
         self._iv = int.from_bytes(_expand(secret, iv, 12), "big")
-        # One block of AES, as the RFC wants it for header protection: nothing is kept secret by it here.
+        # One block of AES, as the RFC requires for header protection: nothing is secret here.
         self._mask = Cipher(algorithms.AES(_expand(secret, protection, 16)), modes.ECB())  # RFC 9001 5.4.3
 
     def unseal(self, datagram: bytes, packet: Initial) -> bytes | None:

@@ -1,6 +1,6 @@
 """Redis: the first command, an array of bulk strings (Redis serialization protocol specification, RESP2 and RESP3).
 
-Steps: a fixed number. Inline commands ("PING" and a line end) are not told from other text: they are no Redis to us.
+Steps: a fixed number. Inline commands ("PING" and a line end) are not told from other text: they are not identified as Redis.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def _four(client: bytes) -> Result:
     facts: dict[str, Any] = {"protocol": "socks", "socks_version": "4", "socks_command": _COMMANDS[client[1]]}
     address = client[4:8]
     if address[:3] == b"\0\0\0" and address[3]:
-        # 4a: the name stands behind the user.
+        # 4a: the name follows the user.
         last = client.find(b"\0", end + 1, end + 1 + _USER_LIMIT)
         if last < 0:
             return MORE if len(client) < end + 1 + _USER_LIMIT else NO

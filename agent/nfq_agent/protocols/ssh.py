@@ -10,7 +10,7 @@ from typing import Final
 from nfq_agent.protocols import MORE, NO, Found, NoMatch, Protocol, Result, text
 
 _PREFIX: Final = b"SSH-"
-# The string has 255 characters at most with its end; lines before it are the server's alone, and nobody needs many.
+# The string has 255 characters at most with its end; only a server may send lines before it, and never needs many.
 _LIMIT: Final = 255
 _LINES: Final = 50
 

@@ -27,7 +27,7 @@ _ALPN: Final = 16
 _EARLY_DATA: Final = 42
 _VERSIONS: Final = 43
 _ECH: Final = 0xFE0D
-# RFC 8701: 0x0a0a, 0x1a1a, ... 0xfafa stand for nothing.
+# RFC 8701: 0x0a0a, 0x1a1a, ... 0xfafa have no meaning.
 GREASE: Final = frozenset(0x0A0A + 0x1010 * number for number in range(16))
 _VERSION_NAMES: Final = {0x0300: "ssl3", 0x0301: "1.0", 0x0302: "1.1", 0x0303: "1.2", 0x0304: "1.3"}
 _JA4_VERSIONS: Final = {0x0300: "s3", 0x0301: "10", 0x0302: "11", 0x0303: "12", 0x0304: "13"}
@@ -94,7 +94,7 @@ def _after(client: bytes, then: Parser, early: bool) -> Result:
         if client[5] != _CLIENT_HELLO:
             return Found({})
         result = parse(client, b"")
-        return Found({"protocol": "tls", "conflict": "records that are none"}) if result is NO else result
+        return Found({"protocol": "tls", "conflict": "not valid records"}) if result is NO else result
     if kind not in (_CHANGE_CIPHER_SPEC, _ALERT) and not (early and kind == _DATA):
         return Found({})
     if len(client) < 5:
@@ -178,7 +178,7 @@ def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: 
         if (host := host_name(name)) is not None:
             facts["tls_sni"] = host
         else:
-            facts["conflict"] = "a server name that is no host name"
+            facts["conflict"] = "a server name that is not a host name"
     if _EARLY_DATA in extensions:
         facts["tls_early_data"] = True
     if alpn is not None:

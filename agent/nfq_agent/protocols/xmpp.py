@@ -16,7 +16,7 @@ _STARTTLS: Final = re.compile(rb"<starttls [^>]{0,200}?(?:/>|>\s*</starttls>)\s*
 
 
 def parse(client: bytes, server: bytes) -> Result:
-    """xmpp_to is the host that the client wants; tls_* follow a STARTTLS."""
+    """xmpp_to is the host that the client names; tls_* follow a STARTTLS."""
     if not any(client.startswith(each[: len(client)]) for each in _BEGINNINGS):
         return NO
     header = _HEADER.match(client)

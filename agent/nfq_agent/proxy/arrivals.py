@@ -1,4 +1,4 @@
-"""What is known of a connection that was just accepted: who it is from, where it was going, and whether it may come in."""
+"""What is known of a connection that was just accepted: its client, its original destination, and whether it is accepted."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from nfq_agent.stream import Connection, Stream, StreamChain
 # Connections a second that are checked for a loop: at 20 us each, one percent of the time at most.
 CHECKS: Final = 500.0
 LOOP: Final = (
-    "it comes from a proxy of nfq-agent: a rule leads our own connections back to us; leave out the agent's user in it "
+    "it comes from a proxy of nfq-agent: a rule redirects the proxy's own connections to it; exclude the agent's user there "
     "(-m owner ! --uid-owner USER)"
 )
 
 
 class Arrival(NamedTuple):
-    """A connection that may come in. route: the addresses to try. stream: None where no element looks at anything."""
+    """A connection that is accepted. route: the addresses to try. stream: None where no element looks at anything."""
 
     connection: Connection
     route: tuple[Candidate, ...]
@@ -32,7 +32,7 @@ class Arrival(NamedTuple):
 
 
 class Arrivals:
-    """Looks at each new connection of one process."""
+    """Checks each new connection of one process."""
 
     def __init__(self, chain: StreamChain, settings: ProxySettings, listeners: Iterable[socket.socket]) -> None:
         self._chain = chain
@@ -44,7 +44,7 @@ class Arrivals:
         self.sources = Sources(settings.max_per_source)
         self._kernel = KernelQuestions()
         self._checks = Bucket(CHECKS, CHECKS, 0.0)
-        # Unique on this host: process numbers are used again, so a random part is in front.
+        # Unique on this host: process ids are reused, so a random part precedes them.
         self._prefix = os.urandom(4).hex()
         self._serial = 0
 
@@ -53,10 +53,10 @@ class Arrivals:
         return address[1] in self._own_ports and self._kernel.is_local(address[0]) is not False
 
     def is_second_hop(self, peer: tuple[str, int], destination: tuple[str, int]) -> bool:
-        """Whether a connection comes from a proxy of nfq-agent: a rule that is not ours led it here again.
+        """Whether a connection comes from a proxy of nfq-agent: a foreign rule redirected it here again.
 
-        Its socket on this host tells, by its mark or its user. Under a flood not every connection is asked for; a loop is
-        then found a few hops later.
+        Its socket on this host shows it, by its mark or its user. In a flood not every connection is checked; a loop is
+        then found a few rounds later.
         """
         owner = self._kernel.socket_of(peer, destination)
         if owner is None:
@@ -65,16 +65,16 @@ class Arrivals:
         return owner.uid == self._uid or (owner.mark is not None and owner.mark & mark.mask == mark.value)
 
     def as_client(self, connection: Connection, destination: Address) -> tuple[str, int] | None:
-        """Whose address a destination is to see; None for this host's own.
+        """The source address that a destination sees; None for this host's own.
 
-        A server on this host answers a client's address by way of the network, not to us.
+        A server on this host would answer a client's address over the network, and not this proxy.
         """
         if not self._settings.keep_client or self._kernel.is_local(destination[0]):
             return None
         return connection.client
 
     def close(self) -> None:
-        """Close what it asks the kernel by."""
+        """Close the sockets to the kernel."""
         self._kernel.close()
 
     def identity(self) -> str:

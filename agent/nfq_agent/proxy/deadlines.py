@@ -1,7 +1,7 @@
 """Which connections have been silent for too long: events and times come in, connections to end come out. No I/O, no clock.
 
-Most connections are short. A new one is only noted; it is looked at when the shortest of the times has passed, and from
-then on whenever one of its times may have come.
+Most connections are short. A new one is only noted; it is checked when the shortest limit has passed, and then whenever
+one of its limits may have.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import heapq
 from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
-# How soon a connection is looked at again whose bytes are held back on purpose.
+# How soon a connection is checked again while an element holds its bytes back.
 _LOOK_AGAIN: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds; 0 is no limit.
+    """Seconds; 0 means no limit.
 
     opening: until the first byte has been carried, either way. idle: without a byte either way. client, server: that one side
     neither sends nor takes a byte. full: as idle, while no further connection can be accepted.
@@ -56,7 +56,7 @@ K = TypeVar("K", bound=Watched)
 
 
 class Expired(NamedTuple, Generic[K]):
-    """End this connection. reason: for people."""
+    """End this connection. reason: for the log."""
 
     key: K
     reason: str
@@ -86,7 +86,7 @@ class Deadlines(Generic[K]):
         """A connection has ended."""
         if self._new.pop(key, None) is None:
             self._old.discard(key)
-            # A look far ahead must not keep what has ended.
+            # An entry for a time far ahead must not keep an ended connection.
             if len(self._looks) > 64 + 2 * len(self._old):
                 self._looks = [look for look in self._looks if look[2] in self._old]
                 heapq.heapify(self._looks)
@@ -101,7 +101,7 @@ class Deadlines(Generic[K]):
         return min((each for each in (first, look) if each is not None), default=None)
 
     def woken(self, now: float) -> tuple[list[K], list[Expired[K]]]:
-        """Time has gone by: the connections that are looked at for the first time, and those that are to end."""
+        """Time has passed: returns the connections that are due for their first check, and those that are to end."""
         lasting: list[K] = []
         expired: list[Expired[K]] = []
         if not self._first:
@@ -121,7 +121,7 @@ class Deadlines(Generic[K]):
         return lasting, expired
 
     def crowded(self, now: float) -> list[Expired[K]]:
-        """No further connection can be accepted: those that have been idle for the time that holds then."""
+        """The proxy is full: returns the connections that have been idle for the limit that applies then."""
         limit = self._timeouts.full
         if not limit:
             return []
@@ -142,7 +142,7 @@ class Deadlines(Generic[K]):
         heapq.heappush(self._looks, (max(due, now + _LOOK_AGAIN) if key.waiting else due, self._order, key))
 
     def _deadline(self, key: K) -> tuple[float, str]:
-        """When a connection is to end unless something happens, and why."""
+        """The deadline of a connection, and its reason."""
         limits = self._timeouts
         client, server = key.client_active, key.server_active
         deadlines = []

@@ -1,4 +1,4 @@
-"""Where each connection is to go, and by which of several addresses: events come in, commands go out. No I/O, no clock.
+"""Where each connection is to go, and at which of several addresses: events come in, commands go out. No I/O, no clock.
 
 A connection begins with `start`, and every command is answered with `connected` or `failed`, or the connection is
 taken out with `gone`. `woken` ends the attempts that took too long.
@@ -19,7 +19,7 @@ _NO_ADDRESS: Final = "no address"
 
 
 class Refused(NamedTuple):
-    """The connection is not carried anywhere. why: for people."""
+    """The connection is not carried anywhere. why: for the log."""
 
     why: str
 
@@ -89,7 +89,7 @@ class Dialer(Generic[K]):
         return self._next(key, candidates, reason, now)
 
     def gone(self, key: K) -> None:
-        """The client has left; nothing is to be connected any more."""
+        """The client has closed; stop connecting."""
         self._attempts.pop(key, None)
 
     @property
@@ -100,7 +100,7 @@ class Dialer(Generic[K]):
         return None
 
     def woken(self, now: float) -> list[Abandon[K]]:
-        """Time has gone by: the attempts that have taken too long. Each has to be reported with `failed`."""
+        """Time has passed: returns the attempts that have taken too long. Each has to be reported with `failed`."""
         late: list[Abandon[K]] = []
         for key, (deadline, _) in self._attempts.items():
             if deadline > now:

@@ -1,4 +1,4 @@
-"""What a proxy says about single connections: rate-limited, so that a flood of them does not become a flood of lines."""
+"""The log lines of a proxy about single connections: rate-limited, so that a flood of connections is not a flood of lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FULL_EVERY: Final = 10.0
 
 
 class Lines:
-    """The warnings of one process of a proxy. Those beyond the rate are counted, and the count is said."""
+    """The warnings of one process of a proxy. Those beyond the rate are counted, and the count is logged."""
 
     def __init__(self, name: str, emit: Emit) -> None:
         self.name = name
@@ -33,7 +33,7 @@ class Lines:
     def unreachable(self, connection: Connection, reason: str, now: float) -> None:
         """No address of a connection's destination could be reached."""
         self.warn(
-            f"proxy {self.name}: connection {connection.id}: can't connect {Endpoint(*connection.client)} to "
+            f"proxy {self.name}: connection {connection.id}: cannot connect {Endpoint(*connection.client)} to "
             f"{Endpoint(*connection.upstream)}: {reason}",
             now,
             **connection.fields,
@@ -65,7 +65,7 @@ class Lines:
             )  # fmt: skip
 
     def warn(self, message: str, now: float, level: str = "warning", **fields: Any) -> None:
-        """Say one line, unless there were too many."""
+        """Log one line, unless there were too many."""
         if not self._bucket.take(now):
             self._suppressed.add(now)
         else:

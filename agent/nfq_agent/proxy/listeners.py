@@ -1,6 +1,6 @@
 """The listening sockets of a proxy: opened for a configuration, and accepted from while there is room.
 
-It takes connections and does nothing with them. What does not fit waits in the kernel's backlog.
+It accepts connections and does nothing else with them. Further ones wait in the kernel's backlog.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from nfq_agent.host.sockets import Address, backlog_of, keep_alive, no_delay, se
 from nfq_agent.values import Endpoint
 
 _BACKLOG: Final = 4096
-# Connections that are accepted in one turn before the others get theirs.
+# Connections that one listener accepts in one turn, before the other listeners get theirs.
 ACCEPTS: Final = 64
 # How long to wait before accepting again when the system is out of descriptors or memory.
 PAUSE: Final = 0.2
-# Not there with ipv6.disable=1.
+# It is missing with ipv6.disable=1.
 _IPV6: Final = Path("/proc/net/if_inet6")
 # Where to listen, and whether to leave IPv4 to another listener there.
 ListenAt = tuple[Endpoint, bool]
@@ -81,7 +81,7 @@ def _listen(at: Endpoint, transparent: bool, v6only: bool) -> socket.socket:
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise OSError(error.errno, f"can't listen on {at}: {error.strerror}") from error
+        raise OSError(error.errno, f"cannot listen on {at}: {error.strerror}") from error
     return sock
 
 
@@ -100,7 +100,7 @@ class Outcome(Enum):
 
     EMPTY = "no connection waits"
     MORE = "more may wait"
-    FULL = "as many connections run as are allowed"
+    FULL = "the limit of connections is reached"
     SHORT = "the system is out of descriptors or memory"
 
 
@@ -113,13 +113,13 @@ class Listeners:
         self._epoll = epoll
         self.limit = limit
         self.accepting = False
-        # What went wrong last, in words; when a pause after that ends; and whether connections are taken at all.
+        # The last error as text; when the pause after it ends; and whether connections are accepted at all.
         self.shortage = ""
         self.due: float | None = None
         self._closed = False
 
     def get(self, descriptor: int) -> socket.socket | None:
-        """The listener with this descriptor; None if it is another's."""
+        """The listener with this descriptor; None if there is none."""
         return self._sockets.get(descriptor)
 
     @property
@@ -128,7 +128,7 @@ class Listeners:
         return sum(map(backlog_of, self._sockets.values()))
 
     def resume(self, active: int, now: float) -> None:
-        """Accept again if there is room, and no pause: when a connection has ended, and when `due` has come."""
+        """Accept again if there is room and no pause; called when a connection has ended, and at `due`."""
         if self.due is not None and self.due <= now:
             self.due = None
         if not (self.accepting or self._closed or self.due is not None) and active < self.limit:
@@ -164,7 +164,7 @@ class Listeners:
         return Outcome.MORE
 
     def drain(self, active: Callable[[], int], take: Callable[[socket.socket, Address], None], now: float) -> None:
-        """Accept what was redirected already and waits in the backlogs, then close the sockets: for good."""
+        """Accept the connections that wait in the backlogs, then close the sockets for good."""
         for listener in self._sockets.values():
             while self.accept(listener, active, take, now) is Outcome.MORE:
                 pass

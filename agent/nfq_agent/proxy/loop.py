@@ -1,7 +1,7 @@
 """The transparent TCP proxy: accept, find out where the connection was going, connect there, and move the bytes.
 
 One epoll loop in each process for all connections. It never connects to itself, never waits for a name or a peer, and writes
-no rule. What it decides is decided elsewhere, without I/O: where to connect by `dialer`, what becomes of bytes by `stream`.
+no rule. The decisions are made elsewhere, without I/O: where to connect by `dialer`, what happens to bytes by `stream`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Proxy:
         self._buffer = memoryview(bytearray(READ))
         self._pairs: dict[Connection, Pair] = {}
         self._halves: dict[int, Half] = {}
-        # Those with more to move at once, and attempts to connect that failed in this turn.
+        # Pairs with more bytes to move, and attempts to connect that failed in this turn.
         self._again: dict[Half, None] = {}
         self._failed_dials: list[tuple[Pair, str]] = []
         self._timers = Timers()
@@ -140,7 +140,7 @@ class Proxy:
         self._epoll.close()
 
     def _bound(self) -> None:
-        """Take no more connections than there are descriptors for."""
+        """Accept no more connections than there are descriptors for."""
         descriptors = raise_limit()
         possible = max(1, (descriptors - _SPARE) // 2)
         if possible < self._listeners.limit:
@@ -156,7 +156,7 @@ class Proxy:
     def _accept(self, listener: socket.socket) -> None:
         outcome = self._listeners.accept(listener, self._active, self._take, self._now)
         if outcome is Outcome.SHORT:
-            self._lines.warn(f"proxy {self._settings.name}: can't accept: {self._listeners.shortage}; trying again", self._now)
+            self._lines.warn(f"proxy {self._settings.name}: cannot accept: {self._listeners.shortage}; trying again", self._now)
         elif outcome is Outcome.FULL:
             self._tally.add("full")
             self._lines.full(len(self._pairs), self._listeners.waiting, self._now)
@@ -208,7 +208,7 @@ class Proxy:
         connection: Connection,
         stream: Stream | None,
     ) -> None:
-        """Do what the dialer says, until an attempt is under way, or no address is left."""
+        """Carry out the dialer's commands, until an attempt is running, or no address is left."""
         while isinstance(command, Connect):
             try:
                 connection.upstream = command.to[1][:2]
@@ -227,7 +227,7 @@ class Proxy:
         self._tally.add("failed_upstream")
         self._lines.unreachable(connection, command.reason, self._now)
         if stream is not None:
-            reason = f"can't connect to {Endpoint(*connection.upstream)}: {command.reason}"
+            reason = f"cannot connect to {Endpoint(*connection.upstream)}: {command.reason}"
             self._failures(connection, stream.finished(self._now, reason))
         _reset(client)
 
@@ -262,7 +262,7 @@ class Proxy:
         if pair.turn(half, mask, self._buffer, self._now):
             self._queue_again(pair)
         if not pair.connected and mask & _HUNG_UP:
-            pair.over = "the client went away"
+            pair.over = "the client closed the connection"
         if pair.over is not None or pair.stream is not None:
             self._update(pair)
 
@@ -279,7 +279,7 @@ class Proxy:
             self._update(half.pair)
 
     def _update(self, pair: Pair) -> None:
-        """After a pair was touched: say what failed, set its timer, and close it if it is over."""
+        """After a pair was served: log what failed, set its timer, and close it if it has ended."""
         if pair.failures:
             self._failures(pair.connection, pair.failures)
             pair.failures.clear()
@@ -351,7 +351,8 @@ class Proxy:
             self._stopped = True
 
     def _end_silent(self, now: float) -> None:
-        """End what has been silent for too long; while the proxy is full, already what has been idle for a shorter time."""
+        """End connections that have been silent for too long; while the proxy is full, also those that have been idle for a
+        shorter time."""
         lasting, expired = self._deadlines.woken(now)
         for pair in lasting:
             # Not for each connection: most are over by now, and this takes several system calls.
@@ -403,7 +404,7 @@ class Proxy:
         del self._siblings[descriptor]
 
     def _drain(self) -> None:
-        # What was redirected already waits in the backlog: it is accepted, and nothing after it.
+        # Connections that were redirected already wait in the backlog: they are accepted, later ones are not.
         self._listeners.drain(self._active, self._take, self._now)
         self._deadline = self._now + self._drain_for
         self._stopped = not self._pairs and not self._siblings

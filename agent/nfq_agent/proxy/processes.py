@@ -1,4 +1,4 @@
-"""Further processes of one proxy on the same listeners: the first one starts them, passes its orders on, and ends last."""
+"""Further processes of one proxy on the same listeners: the first one starts them, passes its control words on, and ends last."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nfq_agent.host.child import Child, NotReady
 
 
 class Sibling:
-    """A process that runs `body(control, counters)` until its control socket says so, or ends."""
+    """A process that runs `body(control, counters)` until its control socket tells it to end, or is closed."""
 
     def __init__(
         self, body: Callable[[socket.socket, Slots], None], names: tuple[str, ...], close: Sequence[socket.socket]

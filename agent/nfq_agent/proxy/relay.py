@@ -1,6 +1,7 @@
-"""Two connected sockets, and the bytes between them: past the stream where no element looks, through it where one does.
+"""Two connected sockets, and the bytes between them: directly if no element looks at them, else through the stream.
 
-Non-blocking and edge-triggered: `turn` is told what epoll saw and moves what can be moved. It never waits, keeps no more
+Non-blocking and edge-triggered: `turn` gets the events of epoll and moves the bytes that can be moved. It never waits, keeps no
+more
 than a bounded number of bytes, and closes nothing but its own two sockets. Source: epoll(7), tcp(7).
 """
 
@@ -44,7 +45,7 @@ class Half:
         self.sock = sock
         self.way = way
         self.raw = raw
-        # What epoll said last; a short read takes it back (epoll(7), question 9), unless an end or an error waits behind.
+        # The latest events of epoll; a short read clears them (epoll(7), question 9), unless an end or an error is still to come.
         self.readable = False
         self.hung = False
         # What the other side sent and this socket has not taken yet.
@@ -58,7 +59,7 @@ class Half:
 
 
 class Pair:
-    """A client's connection and ours to where it was going. over: why it ended, an empty text for an orderly end."""
+    """A client's connection and the one to its destination. over: why it ended, an empty text for an orderly end."""
 
     __slots__ = (
         "carried", "client", "connected", "connection", "counts", "failures", "limit", "now", "over", "stream", "timed",
@@ -172,7 +173,7 @@ class Pair:
         return half.readable and self.over is None
 
     def woken(self, buffer: memoryview, now: float) -> bool:
-        """The time has come that the stream waited for."""
+        """The stream's timer has expired."""
         if self.stream is None:
             return False
         self.now = now
@@ -184,7 +185,7 @@ class Pair:
         return again
 
     def apply(self, outputs: Iterable[Output]) -> None:
-        """Do what the stream says. Chunks that follow each other one way are sent as one."""
+        """Carry out the stream's commands. Consecutive chunks in one direction are sent as one."""
         for kind, group in groupby(outputs, _kind):
             if isinstance(kind, Way):
                 chunks = [output.data for output in group if isinstance(output, Send)]
@@ -206,7 +207,7 @@ class Pair:
                 with contextlib.suppress(OSError):
                     reset_on_close(half.sock)
             half.sock.close()
-            # The collector would have to find these circles, for each connection.
+            # This breaks a reference cycle for each connection, which the garbage collector would have to find.
             del half.peer
         del self.client, self.upstream
 
@@ -249,7 +250,7 @@ class Pair:
             self._shut(sink)
 
     def _broken(self, sink: Half, error: OSError) -> None:
-        """One side takes no more. What it said before it went (an error page, say) is still worth carrying."""
+        """One side accepts no more bytes. What it sent before that (an error page, for example) is still carried."""
         if sink.raw and not sink.ended and not sink.peer.pending:
             with contextlib.suppress(OSError):
                 while data := sink.sock.recv(READ_ELEMENTS, _NOW):
@@ -273,13 +274,13 @@ class Pair:
     def _shut(self, sink: Half) -> None:
         sink.shut = True
         if sink.peer.shut:
-            # close() says the rest to both.
+            # close() ends both sides.
             self.over = self.over or ""
             return
         try:
             sink.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            # ENOTCONN: it was reset meanwhile.
+            # ENOTCONN: it has been reset.
             self.over = f"reset: {error.strerror}"
 
 

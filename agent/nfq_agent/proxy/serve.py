@@ -62,7 +62,7 @@ def serve(
             each.tell(STOP)
         raise
     finally:
-        # They got the same order as this process, and have the same time for it.
+        # They got the same control word as this process, and the same time for it.
         deadline = time.monotonic() + _TOGETHER
         for each in siblings:
             each.end(deadline)

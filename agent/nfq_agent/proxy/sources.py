@@ -1,4 +1,4 @@
-"""How many connections each source has, where that is limited. No I/O."""
+"""How many connections each source has, if that is limited. No I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Sources:
     """Connections by source: an IPv4 address, or the first 64 bits of an IPv6 address."""
 
     def __init__(self, most: int) -> None:
-        """most: connections of one source; 0 is no limit, and nothing is counted."""
+        """most: connections of one source; 0 means no limit, and nothing is counted."""
         self.most = most
         self._counts: dict[str | bytes, int] = {}
 

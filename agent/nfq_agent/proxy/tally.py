@@ -10,7 +10,7 @@ class Tally:
     """Counts in plain Python, and writes what has changed into shared memory once a turn."""
 
     def __init__(self, slots: Slots, several: bool) -> None:
-        """slots: counting goes on from their values. several: whether other processes are counted with this one."""
+        """slots: counting continues from their values. several: whether other processes are counted with this one."""
         self._slots = slots
         self.counted = {**slots.snapshot(), "active": 0}
         # Bytes by way; each pair adds to it.

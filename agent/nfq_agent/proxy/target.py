@@ -1,4 +1,4 @@
-"""Finds the addresses of a proxy's target in a thread of its own, since a resolver may take its time."""
+"""Resolves a proxy's target in a separate thread, since a resolver may be slow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AGAIN: Final = 5.0
 
 
 class TargetResolver:
-    """Resolves the target once; where that fails, again and again until it succeeds."""
+    """Resolves the target once; if that fails, it tries again until it succeeds."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class TargetResolver:
         found: Callable[[Sequence[Candidate]], bool],
         emit: Emit,
     ) -> None:
-        """name: of the proxy. found: gets the addresses, and says whether one of them can be used."""
+        """name: of the proxy. found: gets the addresses, and returns whether one of them can be used."""
         self._target = target
         self._where = f"proxy {name}: target {Endpoint(*target)}"
         self._found = found
@@ -48,7 +48,7 @@ class TargetResolver:
             except OSError as error:
                 if not failed:
                     self._emit(
-                        f"{self._where} can't be resolved: {error.strerror}; connections that need it are refused until it "
+                        f"{self._where} cannot be resolved: {error.strerror}; connections that need it are refused until it "
                         "can be",
                         level="error",
                     )
@@ -57,7 +57,7 @@ class TargetResolver:
                 time.sleep(AGAIN)
         candidates: list[Candidate] = [(family, address) for family, _, _, _, address in answer]
         if not self._found(candidates):
-            self._emit(f"{self._where} is a listener of our own; not used", level="error")
+            self._emit(f"{self._where} is a listener of this agent; it is not used", level="error")
         elif failed:
             self._emit(f"{self._where} is resolved: {', '.join(str(Endpoint(*address[:2])) for _, address in candidates)}")
         self._resolved.set()

@@ -1,4 +1,4 @@
-"""When the streams of connections want to be woken. No I/O, no clock."""
+"""When the streams of connections are to be woken. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Timers:
         self._order = 0
 
     def set(self, pair: Pair) -> None:
-        """Note when a pair's stream wants to be woken, if that is earlier than what was noted."""
+        """Note when a pair's stream is to be woken, if that is earlier than the noted time."""
         due = None if pair.stream is None else pair.stream.due
         if due is not None and (pair.timed is None or due < pair.timed):
             pair.timed = due
@@ -29,7 +29,7 @@ class Timers:
         return self._heap[0][0] if self._heap else None
 
     def woken(self, now: float) -> Iterator[Pair]:
-        """Those whose time has come, each once for a time."""
+        """The pairs whose time has come, each once."""
         while self._heap and self._heap[0][0] <= now:
             _, _, pair = heapq.heappop(self._heap)
             pair.timed = None

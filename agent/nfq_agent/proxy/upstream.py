@@ -17,7 +17,7 @@ _UNDER_WAY: Final = (0, errno.EINPROGRESS)
 def connect(to: Candidate, client: tuple[str, int] | None, settings: ProxySettings) -> socket.socket:
     """A non-blocking socket that connects, or is connected already. Raises OSError where that fails at once.
 
-    client: whose address the destination is to see; None for this host's own.
+    client: the source address that the destination sees; None for this host's own.
     """
     family, address = to
     upstream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -27,7 +27,7 @@ def connect(to: Candidate, client: tuple[str, int] | None, settings: ProxySettin
             set_mark(upstream, settings.mark)
         if client is not None and (":" in client[0]) == (family == socket.AF_INET6):
             bind_as(upstream, client)
-        # Not connect(): an exception for what happens each time costs as much as the rest of this.
+        # Not connect(): its exception, raised each time, costs as much as the rest of this function.
         if (refused := upstream.connect_ex(address)) not in _UNDER_WAY:
             raise OSError(refused, os.strerror(refused))
     except OSError:

@@ -1,1 +1,1 @@
-"""The queue library: packets of one NFQUEUE in, verdicts out."""
+"""The queue library: reads packets from one NFQUEUE and sends their verdicts."""

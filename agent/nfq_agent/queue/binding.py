@@ -1,4 +1,4 @@
-"""The life of a queue: open, bind, configure, unbind, close. It reads no packet.
+"""The life of a queue: open, bind, configure, unbind, close. It does not read packets.
 
 Packets that wait when the queue is unbound are answered by policy, read or not.
 """
@@ -72,7 +72,7 @@ class Binding(ABC):
         self._given = socket
         self._channel: Channel | None = None
         self._process = 0
-        # Guards verdicts: a batch answers every older packet, so no single answer may be on its way meanwhile.
+        # Guards verdicts: a batch answers every older packet, so no single answer may be sent at the same time.
         self._lock = threading.Lock()
         self._ledger = Ledger(unanswered_after, max_len // 2 if retain_limit is None else retain_limit)
         self._bond = Bond(self)
@@ -252,7 +252,7 @@ class Binding(ABC):
             if value is not None
         }  # fmt: skip
         check_settings(self._with(changes))
-        # The other settings are read at that moment: another thread may have changed one meanwhile.
+        # The other settings are read at that moment: another thread may have changed one.
         self._on_runner(lambda: self._configure(self._with(changes)))
         return self.settings
 
@@ -286,7 +286,7 @@ class Binding(ABC):
                 ask(lambda flag=flag, value=value: channel.set_flag(flag, value), **{name: value})  # type: ignore[misc]  # bound early
 
     def _on_runner(self, job: Callable[[], None]) -> None:
-        """Do it now, or in the thread that reads the socket: the acknowledgement comes in among the packets."""
+        """Do it now, or in the thread that reads the socket: the acknowledgement arrives among the packets."""
         done = threading.Event()
         failure: list[BaseException] = []
 

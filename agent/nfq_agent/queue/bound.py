@@ -16,7 +16,7 @@ from nfq_agent.queue.binding import Binding
 from nfq_agent.queue.ledger import LONGEST_WAIT
 from nfq_agent.verdict import Action, RewriteError, Verdict, VerdictError
 
-# Packets a turn: enough to share the cost of a system call, few enough that none waits long for its verdict.
+# Packets a turn: enough to share the cost of a system call, few enough that no packet waits long for its verdict.
 BUDGET: Final = 256
 
 
@@ -49,7 +49,7 @@ class BoundQueue(Binding):
                 ledger.settle(numbers)
 
     def _answer_by_policy(self, packets: Sequence[Packet]) -> None:
-        # Counted before they can be seen to have passed.
+        # Counted before the packets can be observed to have passed.
         self.unanswered += len(packets)
         self._bound().answer_each([(packet.id, self._on_unanswered) for packet in packets])
         for packet in packets:
@@ -96,7 +96,7 @@ class BoundQueue(Binding):
             self.check(packet, verdict)
             check_immediate(packet, verdict)
             if not self._ledger.owes(packet):
-                # Another thread was quicker.
+                # Another thread has answered it.
                 raise VerdictError(f"packet {packet.id} has its verdict already")
             if verdict.action is Action.RETAIN:
                 return

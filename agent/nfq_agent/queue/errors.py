@@ -1,4 +1,4 @@
-"""What a queue raises."""
+"""The exceptions of a queue."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 class QueueError(Exception):
-    """The queue `number` cannot do what was asked. The subclasses say why."""
+    """The queue `number` cannot do what was asked. The subclasses give the reason."""
 
     def __init__(self, number: int, reason: str) -> None:
         super().__init__(number, reason)

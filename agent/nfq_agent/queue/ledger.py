@@ -1,15 +1,15 @@
-"""Who is owed a verdict: every packet of one bound queue, from the read to its answer. Pure: no socket, no clock, no lock.
+"""Which packets need a verdict: every packet of one bound queue, from the read to its answer. Pure: no socket, no clock, no lock.
 
 The states of a packet and the moves between them are in `MOVES`; nothing else moves a packet. To change it, change the
 table first, then the method that makes the move, then the rule of tests/unit/test_ledger.py
 that drives it. That test fails for a move that
 is not in the table, and for a packet that gets no verdict or two. Every state must have a way to ANSWERED.
 
-    READ      taken from the socket; nothing has looked at it
+    READ taken from the socket; not examined yet
     ASKED     the callback is deciding; one packet at most
     DECIDED   the callback has decided, and the verdict is not sent yet
     HELD      retained: its program answers it later, or the policy does
-    ANSWERED  its verdict is sent; nothing is owed
+    ANSWERED its verdict is sent
 
 A turn that an exception ends (a signal handler may raise anywhere) can lose packets that it had taken from the socket: only their
 numbers are known. They are *lost*: `lost` names them in the next turn, and the policy answers them.
@@ -48,7 +48,7 @@ MOVES: Final[Mapping[State, frozenset[State]]] = {
     State.ANSWERED: frozenset(),
 }
 
-# How long nothing is late where nothing is held, in seconds.
+# Seconds until the next check for late packets if none is held.
 LONGEST_WAIT: Final = 60.0
 # Lost packets that are answered at once: a second exception then costs no more than these again.
 _LOST_TOGETHER: Final = 64
@@ -91,7 +91,7 @@ class Ledger:
         self.interrupted = passed_over > 0
 
     def forget(self) -> None:
-        """Nothing is owed here any more: the queue is unbound, or belongs to another process."""
+        """No packet needs a verdict here any more: the queue is unbound, or belongs to another process."""
         for packet, _ in self._held.values():
             packet._queue = None
         for packet in self._backlog:
@@ -103,7 +103,7 @@ class Ledger:
         self.interrupted = False
 
     def state(self, packet: Packet) -> State:
-        """Where a packet stands."""
+        """The state of a packet."""
         if not self.owes(packet):
             return State.ANSWERED
         if packet is self._asking:
@@ -115,7 +115,7 @@ class Ledger:
         return State.READ
 
     def owes(self, packet: Packet) -> bool:
-        """True while this queue owes the packet a verdict."""
+        """True while the packet needs a verdict from this queue."""
         return packet._queue is not None and packet._queue is self._owed_to
 
     @property
@@ -125,7 +125,7 @@ class Ledger:
 
     @property
     def read_ahead(self) -> bool:
-        """True while packets were read that nothing has looked at."""
+        """True while packets are read ahead and not examined."""
         return bool(self._backlog)
 
     @property
@@ -220,7 +220,10 @@ class Ledger:
         self._asking = None
 
     def abandon(self, policy: Verdict) -> int:
-        """The callback did not decide: the policy's verdict is DECIDED. Returns how many packets that is, 0 or 1."""
+        """The callback did not decide: the packet is DECIDED with the policy's verdict.
+
+        Returns how many packets that is, 0 or 1.
+        """
         if self._asking is None:
             return 0
         self._decided.append((self._asking, policy))
@@ -254,7 +257,7 @@ class Ledger:
     # ANSWERED.
 
     def answer(self, answers: Sequence[tuple[Packet, Verdict]], now: float) -> list[tuple[int, Verdict]]:
-        """The verdicts to send, in order: ANSWERED, or HELD for RETAIN. Left out: packets that were answered meanwhile."""
+        """The verdicts to send, in order: ANSWERED, or HELD for RETAIN. Left out: packets that have been answered by then."""
         given: list[tuple[int, Verdict]] = []
         owed_to = self._owed_to
         for packet, verdict in answers:

@@ -1,4 +1,4 @@
-"""The queue of a program: ask a callback about each packet, or iterate over them, until `stop`."""
+"""The queue of a program: calls a callback for each packet, or iterates over them, until `stop`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Queue(BoundQueue):
     def run(self, callback: Callback) -> None:
         """Ask `callback` about each packet and send the verdict that it returns, until `stop`.
 
-        RETAIN keeps the packet; its own methods answer it later. What the callback raises comes out of `run`: that packet got
+        RETAIN keeps the packet; its own methods answer it later. An exception of the callback leaves `run`: that packet got
         `on_unanswered`, those before it their verdicts, and the packets that were read after it come first when `run` is
         called again. Raises QueueStateError if it is already running.
         """
@@ -131,14 +131,14 @@ class Queue(BoundQueue):
         self._send_undecided()
 
     def _end(self, run: object) -> None:
-        # Also when a signal's exception came between two steps of a run.
+        # Also if a signal handler raised between two steps of a run.
         if self._run is run:
             self._run = None
             self._runner = None
             self._ledger.end_run()
             with self._lock:
                 pass
-            # A request of another thread that came just before.
+            # A request that another thread made just before.
             self._work()
 
     def _stopped(self) -> bool:

@@ -36,7 +36,7 @@ class WorkerQueue(BoundQueue):
         """The number of the latest packet that was read; 0 before the first."""
         return self._ledger.last
 
-    # Begin, end, and what comes between two workers.
+    # Begin, end, and the handover between two workers.
 
     def start(self, control: int) -> None:
         """Confirm that this process may answer; `wait` also returns when `control` is readable. Raises QueuePermissionError."""
@@ -96,7 +96,10 @@ class WorkerQueue(BoundQueue):
         self._bound().be_patient(seconds, spin)
 
     def skim(self, verdict: Verdict, budget: int = BUDGET) -> int:
-        """Give up to `budget` waiting packets the same verdict, without looking at them. Returns how many. The quickest turn."""
+        """Give up to `budget` waiting packets the same verdict, without looking at them.
+
+        Returns how many. This is the fastest turn.
+        """
         try:
             count, first, last = self._begin_turn().skim(budget)
             if count:
@@ -110,7 +113,7 @@ class WorkerQueue(BoundQueue):
         """Wait for packets and give each the same verdict as it comes. Returns how many.
 
         The turn ends when no packet has come for a while (`be_patient`), after `budget` packets, or after 50 milliseconds.
-        Quicker than `skim` where packets come few at a time.
+        It is faster than `skim` if few packets arrive at a time.
         """
         try:
             count, first, last = self._begin_turn().skim_each(budget, verdict, self._together())
@@ -142,7 +145,7 @@ class WorkerQueue(BoundQueue):
             elif count:
                 self._answer_runs(runs, first)
         except BaseException:
-            # A signal's exception, for instance: the next turn answers what this one took.
+            # A signal handler raised, for example: the next turn answers the packets of this one.
             self._ledger.interrupted = True
             raise
         return count, runs

@@ -1,4 +1,4 @@
-"""The difference between the rules that should be and those that are, and `apply_and_verify`, which makes them one.
+"""The difference between the desired and the installed rules, and `apply_and_verify`, which applies it.
 
 Values in, values out; the only effects are the two calls of the `Session` it is given.
 """
@@ -31,7 +31,7 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Take away the rule at a place, counted likewise. `rule` is what stands there, for people to read."""
+    """Delete the rule at a place, counted likewise. `rule` is the rule there, for the text."""
 
     rule: Rule
     number: int
@@ -39,13 +39,13 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class DropChain:
-    """Delete a chain of our own that is empty by then."""
+    """Delete a chain of our own that is empty then."""
 
     chain: str
 
 
 class Busy(RuleError):
-    """Somebody else changed the table between reading and committing; nothing was written, and reading again may help."""
+    """Another program changed the table between reading and committing; nothing was written, and reading again may help."""
 
 
 Change = NewChain | Insert | Delete | DropChain
@@ -67,7 +67,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What `apply_and_verify` did: the changes by table (empty if nothing differed), what stood there before and stands now."""
+    """What `apply_and_verify` did: the changes by table (empty if nothing differed), the state before and the state now."""
 
     changes: Changes = field(default_factory=dict)
     before: Mapping[str, TableState] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Applied:
 
 
 def diff(desired: Mapping[str, TableRules], actual: Mapping[str, TableState]) -> dict[str, list[Change]]:
-    """The changes by table that lead from `actual` to `desired`, in an order that always holds; no entry where none."""
+    """The changes by table that lead from `actual` to `desired`, in an order that is always valid; no entry without a change."""
     changes: dict[str, list[Change]] = {}
     for table in sorted({*desired, *actual}):
         if found := list(_table_changes(desired.get(table, TableRules()), actual.get(table, TableState()))):
@@ -102,7 +102,7 @@ def _chain_changes(desired: Sequence[Rule], actual: Sequence[Installed]) -> Iter
     """Edits of an own chain: rules that stay are not touched, and keep their counters."""
     present = [found.rule for found in actual]
     matcher = SequenceMatcher(None, present, desired, autojunk=False)
-    # From the end, so that the places of what stands before stay true.
+    # From the end, so that the numbers of earlier rules stay valid.
     for kind, start, end, first, last in reversed(matcher.get_opcodes()):
         if kind in ("delete", "replace"):
             for index in reversed(range(start, end)):
@@ -113,7 +113,7 @@ def _chain_changes(desired: Sequence[Rule], actual: Sequence[Installed]) -> Iter
 
 
 def _jump_changes(desired: Sequence[Rule], actual: Sequence[Installed]) -> Iterator[Change]:
-    """Jumps go to the head of a built-in chain. Where among other people's rules one stands by now is not fought over."""
+    """Jumps go to the head of a built-in chain. Its place among foreign rules is not corrected later."""
     wanted = list(desired)
     surplus: list[Installed] = []
     for found in actual:
@@ -133,20 +133,21 @@ def apply_and_verify(
 ) -> Applied:
     """Make the kernel's rules the desired ones: read, compare, commit table by table where they differ, read again.
 
-    lock: taken for the commits, which answer Busy if what was read is no longer so. Raises RuleError if a commit fails, or if
-    the rules differ still when read under the lock; what was there before is put back then.
+    lock: taken for the commits, which answer Busy if the rules have changed since they were read. Raises RuleError if a commit
+    fails, or if
+    the rules still differ when read under the lock; the rules from before are restored then.
     """
     before = session.read()
     changes = diff(desired, before)
     if not changes:
         return Applied({}, before, before)
-    # In this order: a lock that was not got changed nothing, and there is nothing to put back.
+    # In this order: without the lock nothing was changed, and there is nothing to restore.
     with lock(), _reverted_on_failure(session, before):
         _carry_out(session, desired, changes)
     with _reverted_on_failure(session, before, lock):
         after = session.read()
         if diff(desired, after):
-            # Somebody else's doing, or ours?
+            # Changed by another program, or written wrongly?
             with lock():
                 _carry_out(session, desired, diff(desired, session.read()))
                 after = session.read()
@@ -159,7 +160,7 @@ def apply_and_verify(
 def _reverted_on_failure(
     session: Session, before: Mapping[str, TableState], lock: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> Iterator[None]:
-    """Put back what was there before if the body raises RuleError, which goes on."""
+    """Restore the rules from before if the body raises RuleError, which is raised again."""
     try:
         yield
     except RuleError as error:
@@ -168,7 +169,7 @@ def _reverted_on_failure(
             with lock():
                 _carry_out(session, former, diff(former, session.read()))
         except RuleError as second:
-            raise RuleError(f"{error}; putting back what was there failed too: {second}") from error
+            raise RuleError(f"{error}; restoring the former rules failed too: {second}") from error
         raise
 
 
@@ -184,13 +185,13 @@ def _carry_out(session: Session, desired: Mapping[str, TableRules], changes: Cha
 
 
 def _ordered(changes: Changes, desired: Mapping[str, TableRules]) -> Iterator[tuple[str, Sequence[Change]]]:
-    """What only takes away comes first."""
+    """Tables in which rules are only deleted come first."""
     for table in sorted(changes, key=lambda name: (name in desired, name)):
         yield table, changes[table]
 
 
 def render(changes: Changes) -> Iterator[str]:
-    """The changes as lines for people: `+` and `-` before the text of `iptables`, under a line for each table."""
+    """The changes as text: `+` and `-` before the text of `iptables`, under a line for each table."""
     for table, steps in changes.items():
         yield f"*{table}"
         for step in steps:

@@ -8,7 +8,7 @@ from nfq_agent.rules.model import Family, Rule, Ruleset, TableRules, TableState
 
 
 def keep_for_draining(ruleset: Ruleset) -> Ruleset:
-    """What stays while proxies drain: nothing new is led to them, what was led there stays connected.
+    """The rules that stay while proxies drain: no new connection is redirected to them, running ones stay connected.
 
     The last rule that needs connection tracking takes the NAT of running connections with it when it goes
     (nf_ct_netns_put() in net/netfilter/nf_conntrack_proto.c), so chains of table nat stay, with no jump to them. Of TPROXY,
@@ -34,7 +34,7 @@ def keep_for_draining(ruleset: Ruleset) -> Ruleset:
 def merged(ruleset: Ruleset, standing: Ruleset) -> Ruleset:
     """`ruleset`, and what of `standing` (what `keep_for_draining` leaves) it lacks: chains, and rules in those that both have.
 
-    Of table nat, chains alone: in one that is jumped to, an old rule would lead new connections.
+    Of table nat, chains alone: in a chain with a jump to it, an old rule would redirect new connections.
     """
     joined: dict[Family, dict[str, TableRules]] = {family: dict(tables) for family, tables in ruleset.items()}
     for family, tables in standing.items():
@@ -52,9 +52,9 @@ def merged(ruleset: Ruleset, standing: Ruleset) -> Ruleset:
 
 
 def fail_closed(state: Mapping[str, TableState]) -> dict[str, TableRules]:
-    """What stays after a failure: rules without `--queue-bypass`, which keep traffic out while nobody judges it.
+    """What stays after a failure: rules without `--queue-bypass`, which drop traffic while no process serves the queue.
 
-    Told from the rules themselves, so that it holds with no configuration at hand. Chains that hold none such go whole.
+    Decided from the rules themselves, so that no configuration is needed. Chains without such a rule are removed.
     """
     kept: dict[str, TableRules] = {}
     for table, there in state.items():
@@ -77,7 +77,7 @@ def _fails_open(rule: Rule) -> bool:
 def taken_back(
     now: Mapping[str, TableState], before: Mapping[str, TableState], desired: Mapping[str, TableRules]
 ) -> dict[str, TableRules]:
-    """The rules of a family when a change is taken back: without what it put in, with what it removed, and all else as it is now.
+    """The rules of a family when a change is undone: without what it added, with what it removed, and all else as it is now.
 
     before: what was there. desired: what the change put there.
     """

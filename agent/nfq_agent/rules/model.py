@@ -55,7 +55,7 @@ class Extension:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. chain: where it stands. The rest as in iptables(8); an empty string stands for `any`."""
+    """One rule. chain: the chain that it is in. The rest as in iptables(8); an empty string stands for `any`."""
 
     chain: str
     target: Extension
@@ -103,7 +103,7 @@ class Rule:
     def parse(cls, text: str) -> Rule:
         """The rule that `iptables -S` prints as `text`.
 
-        Raises ValueError on anything but an append, and on what no rule of ours has: addresses, fragments, a goto.
+        Raises ValueError on anything but an append, and on parts that no rule of ours has: addresses, fragments, a goto.
         """
         words = shlex.split(text)
         if len(words) < 2 or words[0] != "-A":
@@ -188,7 +188,7 @@ Ruleset = Mapping[Family, Mapping[str, TableRules]]
 class Installed:
     """A rule as the kernel has it: its place in the chain from 1, and its counters.
 
-    handle: the kernel's own number for it, which stays when its list of ports changes and its counters go on; 0 where rules have
+    handle: the kernel's own number for it, which stays when its list of ports changes, as do its counters; 0 where rules have
     none (xtables).
     """
 
@@ -203,8 +203,8 @@ class Installed:
 class TableState:
     """What one table of one family holds of ours.
 
-    chains: our chains and everything in them. jumps: our tagged rules elsewhere. referenced: those of our chains that somebody
-    else's rule jumps to, so that they can be emptied but not deleted.
+    chains: our chains and everything in them. jumps: our tagged rules elsewhere. referenced: those of our chains that a
+    foreign rule jumps to, so that they can be emptied but not deleted.
     """
 
     chains: Mapping[str, tuple[Installed, ...]] = field(default_factory=dict)
@@ -219,7 +219,7 @@ class TableState:
             yield from chain
 
     def as_rules(self) -> TableRules:
-        """The same as something to be wished for (what a roll-back restores)."""
+        """The same as desired rules (which a rollback restores)."""
         return TableRules(
             {name: tuple(found.rule for found in rules) for name, rules in self.chains.items()},
             tuple(found.rule for found in self.jumps),
@@ -242,7 +242,7 @@ def tag(instance: str, rule: str) -> str:
 
 
 def tag_prefix(instance: str) -> str:
-    """What every tag of an instance begins with."""
+    """The beginning of every tag of an instance."""
     return f"nfq-agent:{instance}:"
 
 

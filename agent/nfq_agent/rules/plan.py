@@ -90,7 +90,7 @@ def _counting(config: Config, name: str, rule: RuleConfig, family: Family, hook:
 
 
 def redirects(config: Config) -> bool:
-    """Whether a rule leads connections to a proxy by NAT."""
+    """Whether a rule redirects connections to a proxy by NAT."""
     return any(rule.proxy is not None and config.proxy[rule.proxy].capture == "redirect" for rule in config.rules.values())
 
 
@@ -127,7 +127,7 @@ def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]], l
         if all(other == kept for _, other in rules):
             made.append(Rule(chain, Extension("RETURN"), (accepted, comment)))
         else:
-            # Another queue's traffic must still get to that queue.
+            # Traffic of another queue must still reach that queue.
             for rule, other in rules:
                 if other == kept and rule.queues:
                     matches = (*rule.matches[:-1], accepted, comment)
@@ -150,12 +150,12 @@ def _saving(instance: str, chain: str, kept: Kept, lists: bool) -> list[Rule]:
 
 
 def _without_own_traffic(rule: Rule, hook: str, uid: int | str) -> Rule:
-    """The only rule of a chain, which itself leaves the agent's own user out.
+    """The only rule of a chain, with the exclusion of the agent's own user in it.
 
-    The baseline then has four rules a family, and some Kubernetes images take a host with ten or more legacy rules for one
-    that uses them (iptables-wrappers).
+    The baseline then has four rules a family, and some Kubernetes images assume that a host with ten or more legacy rules
+    uses them (iptables-wrappers).
     """
-    # A rule for one user's packets can't meet the agent's, unless that user is the agent's.
+    # A rule for the packets of one user cannot match the agent's, unless it is the agent's user.
     if hook not in _OWNED or any(map(_is_one_user, rule.matches)):
         return rule
     exclusion = Extension("owner", (Option("--uid-owner", str(uid), negated=True),))
@@ -170,7 +170,7 @@ def _is_one_user(match: Extension) -> bool:
 
 
 def _several_rules(instance: str, chain: str, hook: str, rules: list[Rule], uid: int | str) -> tuple[Rule, ...]:
-    """A chain that begins with a RETURN for the agent's own user, and ends with one for everybody."""
+    """A chain that begins with a RETURN for the agent's own user, and ends with one for all other packets."""
     head: tuple[Rule, ...] = ()
     if hook in _OWNED:
         owner = Extension("owner", (Option("--uid-owner", str(uid)),))
@@ -245,14 +245,14 @@ def _table_name(config: Config, rule: RuleConfig) -> str:
 
 
 def _capture_rules(config: Config, rule: RuleConfig, chain: str, family: Family, lists: bool, what: Selected) -> Iterator[Rule]:
-    """The rules that lead connections to a proxy, after those that leave some of them alone."""
+    """The rules that redirect connections to a proxy, after those that exclude some of them."""
     protocol, matches, inward, outward, tail = what
     proxy = config.proxy[rule.proxy or ""]
     port = _listener_port(proxy, family, rule.port)
     if port is None:
         return
     leave = Extension("RETURN")
-    # Who calls a listener by its own address is told so by the proxy; to lead it there in a circle helps nobody.
+    # A connection to a listener's own address is refused by the proxy; redirecting it would be a loop.
     own = sorted({each.port for every in config.proxy.values() for each in every.listen})
     taken = [Ports(each, each) for each in own if any(each in ports for ports in rule.tcp_ports)]
     for ports in port_lists(taken, lists):
@@ -262,9 +262,10 @@ def _capture_rules(config: Config, rule: RuleConfig, chain: str, family: Family,
     for ranges in range_lists(proxy.exclude, family, lists):
         there = Extension("iprange", (Option("--dst-range", ranges),))
         yield Rule(chain, leave, (*matches, there, *tail), protocol, inward, outward)
-    # Connections that run by now go on as they are: led to the proxy, which knows nothing of them, they would be reset. Also by
-    # REDIRECT: a first rule of table nat wakes connection tracking, which takes their next packet for the first of a new one.
-    # And what a proxy of nfq-agent sends itself goes on: to lead that here would be a loop, also between two instances.
+    # Connections that run already continue unchanged: redirected to the proxy, which does not know them, they would be reset.
+    # With
+    # REDIRECT too: a first rule of table nat starts connection tracking, which takes their next packet for a new connection.
+    # And the connections of a proxy of nfq-agent continue: redirecting them would be a loop, also between two instances.
     own_traffic = Extension("mark", (Option("--mark", str(proxy.own_traffic), negated=True),))
     matches = (SYN, *matches, own_traffic)
     if proxy.capture == "redirect":
@@ -273,7 +274,7 @@ def _capture_rules(config: Config, rule: RuleConfig, chain: str, family: Family,
         address = "::" if family == "inet6" else "0.0.0.0"
         mark = Option("--tproxy-mark", str(proxy.tproxy_mark))
         target = Extension("TPROXY", (Option("--on-port", str(port)), Option("--on-ip", address), mark))
-        # What belongs to a connection of the proxy already: also the answers to a client's address that it speaks with.
+        # Packets of a connection of the proxy: also the answers to a client's address that it uses.
         own_socket = Extension("socket", (Option("--transparent"),))
         keep = Extension("MARK", (Option("--set-xmark", str(proxy.tproxy_mark)),))
         yield Rule(chain, keep, (own_socket, *tail), "tcp")

@@ -22,7 +22,7 @@ _NAMES: Final = {_TCP: "tcp", _UDP: "udp"}
 
 
 class Selected(NamedTuple):
-    """One rule's conditions. matches: those on ports. tail: the others, which stand behind them."""
+    """One rule's conditions. matches: those on ports. tail: the others, which follow them."""
 
     protocol: str
     matches: tuple[Extension, ...]
@@ -96,7 +96,7 @@ def _without(ports: Iterable[Ports], excepted: Iterable[Ports]) -> list[Ports]:
 
 
 def port_lists(ports: Iterable[Ports], lists: bool) -> Iterator[str]:
-    """The ports in rising order, so that a changed file's order changes nothing, in as many lists as the backend needs."""
+    """The ports in rising order, so that another order in the file changes nothing, in as many lists as the backend needs."""
     room = len(_merged(ports := list(ports))) * 2 if lists else _MULTIPORT_PLACES
     group: list[str] = []
     places = 0
@@ -159,7 +159,7 @@ def _conditions(rule: RuleConfig, family: Family, lists: bool) -> Iterator[tuple
     """The matches of each rule that any-of-these keys need, behind those that hold for all of them."""
     ranges = list(_ranges(rule, family, lists))
     if not all(ranges):
-        # It names networks of the other family alone.
+        # It names only networks of the other family.
         return
     choices: list[Sequence[tuple[Extension, ...]]] = [*ranges, _named("set", "--match-set", rule.set)]
     fixed = [*_excluded_ranges(rule, family, lists), *_each("set", "--match-set", rule.not_set)]

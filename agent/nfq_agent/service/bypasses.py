@@ -10,7 +10,7 @@ from nfq_agent.rules.foreign import InFront
 from nfq_agent.service.meter import Meter, ProxyPort
 from nfq_agent.service.status import BypassStatus, DriftStatus, ProxyStatus, QueueStatus
 
-# A SYN that is sent again counts again in table mangle; and the proxy may not have counted what came a moment ago.
+# A retransmitted SYN counts again in table mangle, and the proxy may not have counted the latest connections yet.
 _MORE_THAN: Final = 2
 _SLACK: Final = 10
 _PART: Final = 0.25
@@ -64,7 +64,7 @@ def _in_front(found: Iterable[InFront], meter: Meter) -> Iterator[BypassStatus]:
 
 
 def _proxies(proxies: Iterable[ProxyStatus], meter: Meter) -> Iterator[BypassStatus]:
-    """One for each proxy that gets much less than the rules lead to it."""
+    """One finding for each proxy that receives far fewer connections than the rules redirect to it."""
     for proxy in proxies:
         ports = sorted({int(each.rpartition(":")[2]) for each in proxy.listen})
         led, expected = (sum(meter.hits(ProxyPort(port, led=each)) for port in ports) for each in (True, False))
@@ -87,8 +87,8 @@ def _proxies(proxies: Iterable[ProxyStatus], meter: Meter) -> Iterator[BypassSta
                 proxy.name,
                 led - came,
                 "connections",
-                f"proxy {proxy.name}: the rules led {led} connections to port {numbers}, and {came} arrived: a firewall of this "
-                "host may drop them in INPUT, where they have the proxy's port; or another rule took them",
+                f"proxy {proxy.name}: the rules redirected {led} connections to port {numbers}, and {came} arrived: a firewall "
+                "of this host may drop them in INPUT, where they have the proxy's port; or another rule took them",
                 f"iptables -I INPUT -p tcp -m multiport --dports {numbers} -m conntrack --ctstate DNAT -j ACCEPT (and ip6tables; "
                 "with capture = tproxy without the match on conntrack)",
             )

@@ -28,11 +28,11 @@ _ANSWER: Final = 1 << 26
 DEADLINE: Final = 2.0
 # Clients at a time; others wait in the backlog.
 _CLIENTS: Final = 16
-# A person who waits longer than this, in seconds, is told that it goes on.
+# After so many seconds of waiting, the verb prints that the agent is still working.
 _SOON: Final = 2.0
 # Members of this group may ask for the status (and change nothing).
 READERS: Final = "nfq-agent"
-# What every client that reaches the socket may ask. Everything else is for root and for the user that the agent runs as.
+# The questions that every client of the socket may ask. All others are for root and for the agent's user.
 _FOR_ALL: Final = frozenset({"ping", "status"})
 _PEERCRED: Final = struct.Struct("iII")
 Respond = Callable[[dict[str, Any]], dict[str, Any]]
@@ -47,7 +47,7 @@ class NotRunning(ControlError):
 
 
 def folder() -> Path:
-    """Where sockets and locks are: systemd's RuntimeDirectory=, else /run/nfq-agent."""
+    """The folder of sockets and locks: systemd's RuntimeDirectory=, else /run/nfq-agent."""
     return Path(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run/nfq-agent")
 
 
@@ -81,7 +81,8 @@ class Lock:
             holder = os.pread(self._file, 32, 0).decode(errors="replace").strip()
             os.close(self._file)
             raise ControlError(
-                f"an agent of instance {instance} runs already (pid {holder or 'unknown'}); stop it, or choose another instance"
+                f"an agent of instance {instance} is already running (pid {holder or 'unknown'}); stop it, or "
+                f"choose another instance"
             ) from None
         try:
             self._name = _claim(instance)
@@ -93,7 +94,7 @@ class Lock:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What holds it, which no child may keep open."""
+        """The descriptor of the lock, which a child must not keep open."""
         return self._file, self._name.fileno()
 
     def release(self) -> None:
@@ -103,7 +104,8 @@ class Lock:
 
 
 def _claim(instance: str) -> socket.socket:
-    """The right to the rules of an instance in this network namespace, whatever /run is here: a name of a socket that belongs
+    """The right to the rules of an instance in this network namespace, whatever /run is mounted here: a name of a socket that
+    belongs
     to the namespace (unix(7), abstract). A process of another user that takes the name does not count.
 
     Raises ControlError where an agent has it.
@@ -112,7 +114,7 @@ def _claim(instance: str) -> socket.socket:
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         claim.bind(name)
-        # Nobody accepts: whoever asks who it is stays in the backlog.
+        # It never accepts: a client that asks for its owner stays in the backlog.
         claim.listen(4096)
     except OSError as error:
         pid, uid = _owner_of(name)
@@ -127,7 +129,7 @@ def _claim(instance: str) -> socket.socket:
 
 
 def _owner_of(name: str) -> tuple[int, int]:
-    """(pid, uid) of the process that listens at a name; pid 0 where it can't be seen, uid -1 where nobody answers."""
+    """(pid, uid) of the process that listens at a name; pid 0 if it is not visible here, uid -1 if no process listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.settimeout(1)
         try:
@@ -161,7 +163,7 @@ class Server:
             self._path.unlink()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         readers = _readers()
-        # The mode comes from the umask: a chmod afterwards could be led to another file by a link.
+        # The mode comes from the umask: a later chmod could follow a link to another file.
         before = os.umask(0o177 if readers is None else 0o117)
         try:
             self._socket.bind(str(self._path))
@@ -174,13 +176,13 @@ class Server:
 
     @property
     def descriptors(self) -> Iterator[int]:
-        """What no child may keep open."""
+        """The descriptors that a child must not keep open."""
         yield self._socket.fileno()
         for client in self._clients:
             yield client.end.fileno()
 
     def serve(self, selector: selectors.BaseSelector, respond: Respond) -> None:
-        """Answer questions from now on, whenever the selector calls. respond: must not raise."""
+        """Answer questions from now on, when the selector calls. respond: must not raise."""
         self._selector = selector
         self._respond = respond
         selector.register(self._socket, selectors.EVENT_READ, self._accept)
@@ -203,7 +205,7 @@ class Server:
     def _accept(self) -> None:
         assert self._selector is not None
         if len(self._clients) >= _CLIENTS:
-            # The oldest gives way, so that idle clients cannot keep the administrator out.
+            # The oldest is closed, so that idle clients cannot block the administrator.
             self._end(min(self._clients, key=lambda client: client.deadline))
         try:
             end, _ = self._socket.accept()
@@ -229,7 +231,7 @@ class Server:
         if not client.asked.endswith(b"\n"):
             return
         reply = self._answer(client)
-        # Serving a reload takes its time, which is not the client's.
+        # The time for a reload does not count as the client's.
         client.deadline = self._clock() + DEADLINE
         client.reply = memoryview(json.dumps(reply).encode() + b"\n")
         self._selector.modify(client.end, selectors.EVENT_WRITE, lambda: self._write(client))
@@ -243,7 +245,7 @@ class Server:
         pid, uid, _ = _PEERCRED.unpack(client.end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
         verb = question.get("verb")
         if verb not in _FOR_ALL and uid not in (0, os.geteuid()):
-            return {"ok": False, "message": f"{verb!r} is for root, and process {pid} is of uid {uid}"}
+            return {"ok": False, "message": f"{verb!r} is for root, and process {pid} has uid {uid}"}
         return self._respond(question)
 
     def _write(self, client: _Client) -> None:

@@ -27,19 +27,19 @@ DRAIN_WITHIN: Final = 2.0
 
 
 class Crew:
-    """All workers of the agent. A selector tells it when a process ends."""
+    """All workers of the agent. A selector reports when a process ends."""
 
     def __init__(self, selector: selectors.BaseSelector, log: Log, beat: Callable[[], None], store: Store | None = None) -> None:
-        """beat: called now and then while this waits for a worker. store: of the agent before, for the one after."""
+        """beat: called now and then during waits. store: of the agent before, for the one after."""
         self._store = Store() if store is None else store
         self._selector = selector
         self._log = log
         self._beat = beat
         self._roster: Roster[QueueWorker, ProxyWorker, InterfaceWorker] = Roster()
-        # Processes that take nothing new and finish what they have, with the time when they have to have ended.
+        # Processes that drain, each with the time by which it has to end.
         self._leaving: dict[Child, float] = {}
         self._followed: dict[int, Worker] = {}
-        # Workers that are being started together and do not serve yet.
+        # Workers that are being started and do not serve yet.
         self._coming: list[Worker] = []
 
     @property
@@ -64,7 +64,7 @@ class Crew:
 
     @property
     def descriptors(self) -> Iterator[int]:
-        """What a new child must not keep open of its siblings."""
+        """The descriptors of its siblings that a new child must not keep open."""
         for worker in [*self.workers, *self._coming]:
             for child in (worker.child, worker.predecessor, *worker.formers):
                 if child is not None and child.exit is None:
@@ -132,7 +132,7 @@ class Crew:
             try:
                 old.take_over(successor)
             except QueueError as error:
-                self._log(f"{old.title} goes on with settings of the failed reload: {error}", "error", worker=old.title)
+                self._log(f"{old.title} continues with settings of the failed reload: {error}", "error", worker=old.title)
             successor.release(old)
             self._resume(old)
             raise
@@ -140,7 +140,7 @@ class Crew:
         self._keep(successor)
 
     def _resume(self, worker: Worker) -> None:
-        """Let it serve again. If its process does not get ready, that counts as a death: it is started again later."""
+        """Let it serve again. If its process does not become ready, that counts as a death: it is started again later."""
         worker.start()
         with contextlib.suppress(WorkerError):
             worker.wait_ready(self._beat)
@@ -211,7 +211,7 @@ class Crew:
         self._settle()
 
     def revive(self, now: float) -> float | None:
-        """Start dead workers whose time has come, kill processes whose drain time is over. When the next is due, or None."""
+        """Start dead workers that are due, kill processes whose drain time is over. Returns when the next is due, or None."""
         for child, deadline in self._leaving.items():
             if deadline <= now:
                 child.kill()

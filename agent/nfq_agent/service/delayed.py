@@ -25,7 +25,7 @@ class DelayedVerdicts:
         heapq.heappush(self._heap, (now + verdict.delay, packet.id, packet, replace(verdict, delay=0.0, inject=())))
 
     def due(self, until: float) -> Iterator[tuple[Packet, Verdict]]:
-        """Take out the verdicts whose time has come, in order."""
+        """Take out the verdicts that are due, in order."""
         while self._heap and self._heap[0][0] <= until:
             _, _, packet, verdict = heapq.heappop(self._heap)
             yield packet, verdict

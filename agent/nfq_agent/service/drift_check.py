@@ -32,7 +32,7 @@ class DriftCheck:
         self._sign: object = None
         self._wrong: list[str] = []
         self._unreadable = ""
-        # What could not be looked at is said once.
+        # A place that cannot be read is logged once.
         self._said: set[str] = set()
 
     @property

@@ -45,7 +45,7 @@ _NAMES: Final = {
 
 
 class InlineWorker(InterfaceWorker):
-    """The process of one inline link, and what it is fed through, which outlives it."""
+    """The process of one inline link, and the pair and programs that outlive it."""
 
     kind = "inline"
     columns = ("judged", "dropped", "would_drop")
@@ -128,7 +128,7 @@ class InlineWorker(InterfaceWorker):
         return self.settings != other.settings or self.specs != other.specs
 
     def start(self) -> None:
-        """Give back the credits of what a dead worker had taken, fork, and attach."""
+        """Return the credits of frames that a dead worker had taken, fork, and attach."""
         assert self._loaded is not None
         with mmap.mmap(self._loaded.maps["live"].descriptor, mmap.PAGESIZE) as memory:
             up = struct.unpack_from("=QQ", memory, 8 * link_maps.UP)
@@ -136,7 +136,7 @@ class InlineWorker(InterfaceWorker):
         super().start()
 
     def enter(self, followed: Followed) -> None:
-        """Attach to both sides of the interface and hand the links over."""
+        """Attach to both sides of the interface and pass the links to the worker."""
         assert self._loaded is not None
         index = followed.link.index
         self._loaded.maps["interfaces"].put(struct.pack("=I", index), link_maps.no_counts())
@@ -150,7 +150,7 @@ class InlineWorker(InterfaceWorker):
                 os.close(descriptor)
 
     def left(self, followed: Followed) -> None:
-        """Forget what the kernel counts of it."""
+        """Remove the kernel's counters of it."""
         if self._loaded is not None:
             self._loaded.maps["interfaces"].remove(struct.pack("=I", followed.link.index))
 
@@ -164,7 +164,7 @@ class InlineWorker(InterfaceWorker):
         return found
 
     def look(self) -> None:
-        """Say it where a program of others stands before ours: it may keep packets from it."""
+        """Log it if a foreign program is attached before ours: it may withhold packets."""
         if self._loaded is None or self.child is None:
             return
         for side, name in ((bpf.TCX_INGRESS, "from"), (bpf.TCX_EGRESS, "to")):
@@ -178,7 +178,7 @@ class InlineWorker(InterfaceWorker):
                 if hidden and followed.link.index not in self._hidden:
                     self._hidden.add(followed.link.index)
                     self._log(
-                        f"{self.title}: on {followed.link.name} program {programs[0]} of another owner stands before ours; "
+                        f"{self.title}: on {followed.link.name} program {programs[0]} of another owner is attached before ours; "
                         "packets that it does not pass on are not judged",
                         "warning",
                         inline=self.name,
@@ -195,7 +195,7 @@ class InlineWorker(InterfaceWorker):
         assert self._socket is not None
         settings = self.settings
         emit = self.prepare()
-        # Opened before anything is given up that comes after the fork.
+        # Opened before the process drops its capabilities.
         writer = pairs.Rtnetlink()
         maps = self._loaded.maps
         source = InlineSource(self._socket.fileno(), maps["live"], maps["flows"], settings.patience, self.table)
@@ -219,5 +219,5 @@ class InlineWorker(InterfaceWorker):
             loop.run()
         finally:
             if handed.ended:
-                # Nobody else is there to remove it.
+                # No other process is left to remove it.
                 writer.remove(self._pair[0])

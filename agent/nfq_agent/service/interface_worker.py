@@ -1,6 +1,7 @@
-"""What the workers of taps and inline links have in common: interfaces that are found, handed to the process, and counted.
+"""What the workers of taps and inline links have in common: interfaces are found, passed to the process, and counted.
 
-The supervisor opens what an interface needs, hands it over and closes its own copy: it ends with the worker's process.
+The supervisor opens what an interface needs, passes it to the worker and closes its own copy: it is released when the worker
+ends.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class InterfaceWorker(Worker):
         self._memory = table.memory
         self._follower = Follower(self.selection)
         self._links: Links | None = None
-        # What interfaces counted that are gone.
+        # The counts of interfaces that are gone.
         self._before: dict[str, int] = {}
 
     @property
@@ -66,13 +67,13 @@ class InterfaceWorker(Worker):
         self._links = Links()
 
     def close(self) -> None:
-        """Follow no interface any more."""
+        """Stop following interfaces."""
         if self._links is not None:
             self._links.close()
             self._links = None
 
     def take_over(self, old: Self) -> None:
-        """Begin anew where `old` ends, with counters that go on."""
+        """Start fresh where `old` ends; the counters continue."""
         self._before = old.total()
         old.close()
         self.open()
@@ -80,15 +81,15 @@ class InterfaceWorker(Worker):
         self.restarts = old.restarts
 
     def release(self, successor: Self) -> None:
-        """Nothing: what it had went with its process."""
+        """Nothing to release: it ended with the process."""
 
     @property
     def follows(self) -> dict[int, Callable[[], None]]:
-        """The socket that tells of interfaces, and what is done then."""
+        """The socket that reports interfaces, and the function to call then."""
         return {} if self._links is None else {self._links.fileno(): self._links_changed}
 
     def start(self) -> None:
-        """Fork, and hand over what belongs to all chosen interfaces."""
+        """Fork, and pass all chosen interfaces to the worker."""
         for followed in self._follower.followed.values():
             self._note(followed)
         self._follower = Follower(self.selection)
@@ -131,7 +132,7 @@ class InterfaceWorker(Worker):
                 self.enter(followed)
             except OSError as error:
                 self._follower.change(followed.link, gone=True)
-                # One that went meanwhile will be told of.
+                # If the interface has disappeared, a message about it follows.
                 if followed.link.index in {link.index for link in links()}:
                     self._log(f"{self.title}: {followed.link.name} cannot be taken: {error}", "error", **{self.kind: self.name})
         if come and self._follower.without_room:
@@ -139,7 +140,7 @@ class InterfaceWorker(Worker):
 
     @abstractmethod
     def enter(self, followed: Followed) -> None:
-        """Open what an interface needs and hand it over. Raises OSError."""
+        """Open what an interface needs and pass it to the worker. Raises OSError."""
 
     def left(self, followed: Followed) -> None:
         """Forget an interface that is gone or no longer chosen."""
@@ -150,7 +151,7 @@ class InterfaceWorker(Worker):
         try:
             handing.give(self.child.control, line, descriptors)
         except OSError as error:
-            # A worker that is gone is replaced, and the next one is told all.
+            # A worker that is gone is replaced, and the next one is told all interfaces.
             self._log(f"{self.title}: the worker was not told `{line}`: {error}", "warning", **{self.kind: self.name})
 
     def counts(self, followed: Followed) -> dict[str, int]:
@@ -174,11 +175,11 @@ class InterfaceWorker(Worker):
         return [(each.link, self.counts(each)) for each in self._follower.followed.values()]
 
     def prepare(self) -> Callable[..., None]:
-        """In the process: bound its memory. Returns what says an event."""
+        """In the process: bound its memory. Returns the function that logs an event."""
         try:
             bound_memory(self._memory)
         except OSError as error:
-            self._log(f"{self.title}: its memory could not be limited: {error}; it goes on without", "warning")
+            self._log(f"{self.title}: its memory could not be limited: {error}; it runs without a limit", "warning")
 
         def emit(message: str, level: str = "info", **fields: Any) -> None:
             self._log(message, level, **{self.kind: self.name, "instance": self.instance, **fields})
@@ -186,4 +187,4 @@ class InterfaceWorker(Worker):
         return emit
 
     def look(self) -> None:
-        """Called now and then: see whether all is as it was left."""
+        """Called now and then: check the interfaces."""

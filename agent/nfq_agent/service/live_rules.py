@@ -24,14 +24,14 @@ class ListedRule:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What one sweep did. removed: a line for each place. unknown: why a place could not be looked at or cleaned."""
+    """What one sweep did. removed: a line for each place. unknown: why a place could not be read or cleaned."""
 
     removed: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
 
 class LiveRules:
-    """What an instance has in the kernel: through one backend, and left over in other places."""
+    """The rules of an instance in the kernel: of one backend, and left over in other places."""
 
     def __init__(self, host: RuleHost, others: Sequence[RulePlace] = ()) -> None:
         """others: every other place where rules of the instance may be, to be swept."""
@@ -75,14 +75,14 @@ class LiveRules:
     def remove(self, keep_fail_closed: bool = False) -> dict[Family, Applied]:
         """Remove all rules of this instance; with `keep_fail_closed`, all but those that block traffic (no bypass).
 
-        If one family fails, the other is cleaned all the same. Raises RuleError.
+        If one family fails, the other is still cleaned. Raises RuleError.
         """
         return self.host.apply_all(
             {family: fail_closed(self.host.read(family)) if keep_fail_closed else {} for family in FAMILIES}, undo=False
         )
 
     def close(self) -> None:
-        """Give up what holds the rules, after `remove`, when the queues are empty. Raises RuleError."""
+        """Release what holds the rules, after `remove`, when the queues are empty. Raises RuleError."""
         self.host.close()
 
 

@@ -14,7 +14,7 @@ from nfq_agent.service.live_rules import ListedRule
 
 @dataclass(frozen=True, slots=True)
 class QueueReading:
-    """One queue number's figures at one moment: the kernel's (None where it does not let us look) and the worker's."""
+    """One queue number's figures at one moment: the kernel's (None if this process may not read them) and the worker's."""
 
     waiting: int | None
     kernel_dropped: int | None
@@ -68,13 +68,13 @@ class Meter:
         self._sampled = 0.0
 
     def read(self, found: Iterable[ListedRule], whole: bool = True) -> None:
-        """Take in one reading of all installed rules. whole: no hit was lost since the last reading (after our own commit)."""
+        """Process one reading of all installed rules. whole: no hit was lost since the last reading (after our own commit)."""
         now: dict[tuple[str, str, str], int] = {}
         subjects: dict[tuple[str, str, str], Subject] = {}
         key: tuple[str, str, str]
         for each in found:
             if (subject := subject_of(each.installed.rule)) is not None:
-                # Rules of the same text count together, unless the kernel tells them apart.
+                # Rules of the same text count together, unless the kernel distinguishes them.
                 rule = each.installed
                 key = (each.family, each.table, f"handle {rule.handle}" if rule.handle else str(rule.rule))
                 now[key] = now.get(key, 0) + each.installed.packets
@@ -142,7 +142,7 @@ class Meter:
 
         Rule hits that never became a queue entry, less those that the kernel dropped because the queue was full; and entries
         that got a number but never reached the worker (its socket was full), less those dropped for it. None where the kernel's
-        figures can't be read. The readings are not of one instant, so a small negative result is nothing. With `gso = false` a
+        figures cannot be read. The readings are not of one instant, so a small negative result means 0. With `gso = false` a
         segmented packet is one hit and many entries, and the figure is a lower bound.
         Source: __nfqnl_enqueue_packet() in net/netfilter/nfnetlink_queue.c.
         """
@@ -158,7 +158,7 @@ class Meter:
         return epoch.uninspected + max(0, self.hits(numbers) - epoch.hits - (taken - epoch.taken)) + unseen
 
     def sample(self, now: float, received: Mapping[int, int]) -> None:
-        """Take in how many packets each queue number has received by now."""
+        """Process how many packets each queue number has received so far."""
         elapsed = now - self._sampled
         self._rates = {number: max(0, count - self._received.get(number, count)) / elapsed for number, count in received.items()}
         self._received = received

@@ -1,6 +1,7 @@
-"""Asks the elements about packets. Whatever an element does, there is a verdict; errors are counted and logged with a limit.
+"""Asks the elements about packets. There is always a verdict, whatever an element does; errors are counted and logged with a
+limit.
 
-It sends no verdict and reads no clock. What it has to log waits until `log_pending`, after the verdicts of the turn are sent.
+It sends no verdict and reads no clock. Events wait for `log_pending`, after the verdicts of the turn are sent.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class PacketJudge:
         flow: Flow | None = None
         if self._flows is not None:
             five_tuple = packet.headers.five_tuple
-            # With cpu-fanout the processor chooses the queue: a flow's packets come to all of them, and its state is in one.
+            # With cpu-fanout the processor chooses the queue: the packets of a flow reach all of them, and its state is in one.
             if self._owners is not None:
                 owner = self._owners[_place(five_tuple) % len(self._owners)]
                 if owner is not None:
@@ -151,7 +152,7 @@ class PacketJudge:
         return verdict
 
     def _bounded(self, packet: Packet, verdict: Verdict) -> Verdict:
-        """The verdict; for a REPEAT whose packet only comes back to us, the verdict that it stands for."""
+        """The verdict; for a REPEAT whose packet only comes back, the verdict that it stands for."""
         if verdict.action is not Action.REPEAT or self._repeats.allows(packet, self.now):
             return verdict
         last = self._settings.on_error if verdict.means is None else Verdict(verdict.means)
@@ -160,7 +161,7 @@ class PacketJudge:
         )
         if verdict.mark is not None:
             what += (
-                f": the mark {verdict.mark:#x} that it was given was gone each time. A rule in front of ours rewrites marks, as "
+                f": the mark {verdict.mark:#x} that it was given was gone each time. A rule before ours rewrites marks, as "
                 "`-j CONNMARK --restore-mark` does; give it a mask that leaves these bits alone. `nfq-agent doctor` names it"
             )
         self._pending.append(lambda now: self._loops(now, what, level="warning"))
@@ -185,7 +186,7 @@ class PacketJudge:
         self._pending.append(lambda now: self._errors(now, what, level="error", packet=packet.id))
 
     def _enforced(self, packet: Packet, verdict: Verdict) -> Verdict:
-        """The verdict; in monitor mode an accept in place of a drop."""
+        """The verdict; in monitor mode an accept instead of a drop."""
         if not self._settings.monitor or verdict.action is not Action.DROP:
             return verdict
         # Formatted here, since the packet may be gone when it is logged.

@@ -25,8 +25,8 @@ from nfq_agent.service.packet_source import Control, KernelQueue, PacketSource
 from nfq_agent.service.turn_policy import BUDGET, PATIENCE, TurnPolicy, forgets
 from nfq_agent.verdict import REPEAT, RETAIN, Action, Verdict, VerdictError
 
-# How often the loop looks at what is not a packet, in seconds: the control socket while packets keep coming, and the counters
-# that the source keeps. And how often a worker shows that it lives while no packets come.
+# How often the loop checks other things than packets, in seconds: the control socket while packets keep coming, and the counters
+# that the source keeps. And how often a worker shows a sign of life while no packets come.
 _LOOK: Final = 0.05
 _BEAT: Final = 1.0
 # A worker without a supervisor ends when no packet came for so many seconds, and at the latest after so many.
@@ -80,7 +80,7 @@ class WorkerLoop:
         self._policy = TurnPolicy(waits, settings.busy_poll)
 
     def _choose_turn(self) -> tuple[Callable[[], int], bool]:
-        """The way that turns are served, and whether they may wait for packets."""
+        """The kind of turn, and whether it may wait for packets."""
         monitored = self._settings.monitor and self._settings.default.action is Action.DROP
         if self._kernel is None:
             return self._judge_each, False
@@ -301,7 +301,7 @@ class WorkerLoop:
                 self._source.verdict(packet, verdict)
 
     def _send(self, packet: Packet, others: tuple[bytes, ...]) -> None:
-        """Send the packets that go with a verdict. The verdict stands, whether they can be sent or not."""
+        """Send the packets that go with a verdict. The verdict is given, whether they can be sent or not."""
         for other in others:
             try:
                 if self._inject is None:

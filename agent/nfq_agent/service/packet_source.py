@@ -1,4 +1,4 @@
-"""What a worker's loop asks of the source of its packets. Types only: a queue, a tap and an inline link each implement it.
+"""The interface of a source of packets for a worker's loop. Types only: a queue, a tap and an inline link each implement it.
 
 One thread uses a source. Every packet that `read` returns gets exactly one verdict, through `answer` or `verdict`; `finish`
 answers the packets that still wait.
@@ -17,13 +17,13 @@ class Control(Protocol):
     """The worker's end of the socket to the supervisor: a socket, or what takes descriptors out of it first."""
 
     def fileno(self) -> int:
-        """Readable when the supervisor has said something."""
+        """Readable when the supervisor has sent something."""
 
     def send(self, data: bytes, /) -> int:
-        """Say something to the supervisor."""
+        """Send bytes to the supervisor."""
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """What the supervisor has said; nothing at its end. Raises BlockingIOError."""
+        """The bytes that the supervisor has sent; none once it has ended. Raises BlockingIOError."""
 
 
 class KernelQueue(Protocol):
@@ -60,7 +60,7 @@ class PacketSource(Protocol):
 
     @property
     def kernel(self) -> KernelQueue | None:
-        """The quicker turns and the takeover of a kernel queue; None for a source that is none."""
+        """The turns without an object for each packet, and the takeover; None if the source has none."""
 
     @property
     def unanswered(self) -> int:

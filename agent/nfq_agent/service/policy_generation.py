@@ -1,4 +1,4 @@
-"""Generations of policies: which one `offload` marks flows with, so that a changed policy takes the marked ones back.
+"""Generations of policies: which one `offload` marks flows with, so that a changed policy applies to the marked ones again.
 
 The state is a small file beside the control socket; like the connections, it does not outlive a boot.
 """
@@ -46,9 +46,9 @@ def foreseen(config: Config, path: Path) -> Config:
 
 
 def advance(config: Config, path: Path) -> Config:
-    """The configuration with a new generation wherever a policy is another than the last time, which is kept in `path`.
+    """The configuration with a new generation for each policy that differs from the last time, which is kept in `path`.
 
-    To be called before the configuration is put into force: a generation that came to nothing is never used for another
+    To be called before the configuration is put into force: a generation of a failed reload is never used for another
     policy. Raises OSError.
     """
     before = read(path)
@@ -61,7 +61,7 @@ def advance(config: Config, path: Path) -> Config:
 def raised(config: Config, before: Generations) -> tuple[Config, dict[str, tuple[str, int]]]:
     """The configuration with the generation of each element that offloads, and what is to be kept of that.
 
-    Raises ElementError where an element can't be had; a checked configuration raises nothing.
+    Raises ElementError if an element cannot be loaded; a checked configuration raises nothing.
     """
     now: dict[str, tuple[str, int]] = {}
     elements = {name: dict(table) for name, table in config.element.items()}

@@ -72,7 +72,7 @@ class ProxyWorker(Worker):
         self.listeners = []
 
     def take_over(self, old: Self) -> None:
-        """Take the listeners over. Running connections stay with the process that has them, and are counted with ours."""
+        """Take over the listeners. Running connections stay with their process, and are counted here too."""
         self._before, self._ended = old._before, old._ended
         # After a failed reload this worker still has its listeners.
         if not self.listeners:
@@ -158,7 +158,7 @@ class ProxyWorker(Worker):
         return {listener.fileno() for listener in self.listeners}
 
     def set_aside(self) -> Child | None:
-        """Give up the process, whose counters still count."""
+        """Release the process; its counters still count."""
         child = super().set_aside()
         if child is not None:
             self._before.append(Former(self.name, child, self.memory, self.counters))

@@ -244,7 +244,9 @@ class QueueWorker(Worker):
         try:
             bound_memory(settings.memory)
         except OSError as error:
-            self._log(f"{self.title}: its memory could not be limited: {error}; it runs without", "warning", queue=self.number)
+            self._log(
+                f"{self.title}: its memory could not be limited: {error}; it runs without a limit", "warning", queue=self.number
+            )
 
         def emit(message: str, level: str = "info", **fields: Any) -> None:
             self._log(message, level, **{"queue": self.number, "instance": self._instance, **fields})
@@ -278,7 +280,7 @@ class QueueWorker(Worker):
         ).run()
 
     def statistics(self) -> QueueStatistics | None:
-        """The kernel's figures for this queue; None where it does not show them to us."""
+        """The kernel's figures for this queue; None if it does not show them to this process."""
         try:
             return statistics().get(self.number)
         except OSError:

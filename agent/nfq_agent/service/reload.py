@@ -15,7 +15,7 @@ from nfq_agent.service.worker import Worker
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """name: for messages. do: does all of it or nothing, then raises. undo: brings back what was before `do`."""
+    """name: for messages. do: does all of it or nothing, then raises. undo: restores the state before `do`."""
 
     name: str
     do: Callable[[], object]
@@ -69,7 +69,7 @@ def change_of(old: Iterable[Worker], new: Iterable[Worker], all_differ: bool) ->
 
 
 def worker_steps(crew: Workers, change: WorkerChange) -> list[Step]:
-    """The steps that bring the new workers in. Those that go are left: their rules have to go first."""
+    """The steps that start the new workers. Those that end are left: their rules have to be removed first."""
     steps = [Step("new workers", lambda: crew.add(change.added), lambda: crew.retire(change.added))]
     for old, successor in change.replaced:
         steps.append(

@@ -1,4 +1,4 @@
-"""Makes the status of the running agent from its workers, its rules and what the kernel says."""
+"""Makes the status of the running agent from its workers, its rules and the kernel's figures."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _worker(worker: QueueWorker, reading: QueueReading, meter: Meter) -> WorkerS
 
 
 def _in_force(workers: Iterable[QueueWorker]) -> InForce | None:
-    """What the kernel acknowledged; it is the same for all numbers of a queue."""
+    """The settings that the kernel acknowledged; they are the same for all numbers of a queue."""
     for worker in workers:
         if worker.queue is not None:
             settings = worker.queue.settings
@@ -197,7 +197,7 @@ def rules(found: Iterable[ListedRule]) -> tuple[RuleStatus, ...]:
 
 
 def offloaded(found: Iterable[ListedRule]) -> OffloadStatus:
-    """What the rules count that keep verdicts on flows."""
+    """The counters of the rules that keep verdicts on flows."""
     total = OffloadStatus()
     for each in found:
         if (key := _OFFLOADED.get(each.installed.rule.tag.rpartition(":")[2])) and not each.installed.rule.queues:

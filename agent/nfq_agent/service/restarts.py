@@ -27,7 +27,7 @@ class Deaths:
     def add(self, now: float) -> float | None:
         """Count a death. Returns the seconds to wait before the next start, None if the worker has died too often.
 
-        The first death is answered at once, because traffic waits. now: seconds of the monotonic clock.
+        After the first death the worker starts at once, because traffic waits. now: seconds of the monotonic clock.
         """
         self._times.append(now)
         recent = self.recent(now)

@@ -31,7 +31,7 @@ class Signals:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What no child may keep open."""
+        """The descriptors that a child must not keep open."""
         return self._ends
 
     def catch(self, selector: selectors.BaseSelector) -> None:

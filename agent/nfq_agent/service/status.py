@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
-# A status is read by the version that is installed, but made by the version that runs. What that one does not say is unknown.
+# A status is read by the version that is installed, but made by the version that runs. A value that it does not have is unknown.
 Known = int | None
 
 

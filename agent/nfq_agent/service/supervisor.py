@@ -1,7 +1,7 @@
 """The running agent: ordered start, watch, reload, ordered stop. It owns the sockets of the queues, the workers and the rules.
 
 Queues are bound and answer before a rule goes in; rules are gone and queues empty before a queue is closed. The supervisor
-never reads a packet. What it needs of the operating system is given to it (service/system.py).
+never reads a packet. The operating system is given to it (service/system.py).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Supervisor:
     def run(self) -> int:
         """Start, serve until told to stop, stop. 0, or 1 after a failure, which the log names."""
         self._signals.catch(self._selector)
-        # Anything but an end in order is a failure, also a fault of ours that is raised from here.
+        # Any other end is a failure, also a fault of the agent that is raised from here.
         failed, clean, leaves = True, False, False
         try:
             try:
@@ -105,7 +105,7 @@ class Supervisor:
         return False
 
     def start(self) -> None:
-        """Bind the queues, start the workers, then put the rules in. Raises one of FAILURES; `stop` takes back what is there."""
+        """Bind the queues, start the workers, then put the rules in. Raises one of FAILURES; `stop` undoes what was done."""
         agent, system = self._config.agent, self._system
         if not system.may_change_rules():
             raise WorkerError("CAP_NET_ADMIN is missing: without it no queue and no rule can be made; start as root")
@@ -113,7 +113,7 @@ class Supervisor:
         self._log(f"start: instance {agent.instance} is locked", "debug")
         self._user, made = system.ensure_user(agent.user)
         if made:
-            self._log(f"made the system user {agent.user} (uid {self._user.uid})")
+            self._log(f"created the system user {agent.user} (uid {self._user.uid})")
         host = system.choose(self._config, self._store.take("table"))
         rules = self._rules = LiveRules(host, system.elsewhere(host, agent.instance))
         self._drift = DriftCheck(rules, self._meter, self._log, agent.drift_check)
@@ -127,7 +127,7 @@ class Supervisor:
         if self._signals.stop:
             return
         ruleset = self._drift.ruleset = plan(self._config, self._user.uid, rules.host.lists)
-        # From here on there may be rules to remove. Stale rules of this instance, from whatever configuration, go in the same
+        # From here on there may be rules to remove. Stale rules of this instance, from any configuration, are removed in the same
         # commit that puts the new ones in.
         self._may_have_rules = True
         if marks := routing.wanted(self._config):
@@ -156,7 +156,7 @@ class Supervisor:
         self._rule_watch = RuleWatch(self._system, self._selector, self._drift, self._due, self._say_bypasses)
 
     def turn(self) -> None:
-        """Wait for what comes next, and do it. Raises one of FAILURES."""
+        """Wait for the next event, and process it. Raises one of FAILURES."""
         wait = max(0.0, min(self._due.values()) - self._system.clock())
         for key, _ in self._selector.select(wait):
             key.data()
@@ -294,7 +294,7 @@ class Supervisor:
         """Read the configuration again and put all of it into force, or nothing. The answer to `nfq-agent reload`."""
         self._service.reloading()
         try:
-            # Code of elements that changed on disk is taken, or, if the reload fails, left as it was.
+            # Changed code of elements is loaded, or, if the reload fails, stays as it was.
             with self._system.reimported() as changed_files:
                 message = self._change_to(self._read())
             if changed_files:
@@ -312,7 +312,7 @@ class Supervisor:
         return answer
 
     def _change_to(self, new: Config) -> str:
-        """Put `new` into force. Whatever it raises, the old configuration is in force again."""
+        """Put `new` into force. If it raises, the old configuration is in force again."""
         rules, drift = self._rules, self._drift
         assert rules is not None
         assert drift is not None

@@ -1,4 +1,4 @@
-"""What the supervisor needs of the operating system: a few functions and objects, given to it.
+"""The operating system as the supervisor uses it: a few functions and objects, given to it.
 
 The real ones are put together here; tests/support/fake_system.py has fakes that pass the same contract tests.
 """
@@ -36,12 +36,12 @@ from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.store import Store
 from nfq_agent.service.worker import Worker, WorkerError
 
-# What a start, a reload or a stop may fail with. Anything else is a fault of ours.
+# The exceptions with which a start, a reload or a stop may fail. Any other is a fault of the agent.
 FAILURES: Final = (WorkerError, RuleError, QueueError, UserError, control.ControlError, OSError)
 
 
 class ServiceWords(Protocol):
-    """What the service manager is told (host/systemd.py)."""
+    """Notifications to the service manager (host/systemd.py)."""
 
     @property
     def watchdog(self) -> float | None: ...
@@ -53,7 +53,7 @@ class ServiceWords(Protocol):
 
 
 class Workers(Protocol):
-    """The workers that serve, and what is done with them (service/crew.py)."""
+    """The workers that serve, and operations on them (service/crew.py)."""
 
     @property
     def queues(self) -> dict[int, QueueWorker]: ...

@@ -1,4 +1,4 @@
-"""The worker of one `[tap.NAME]`: a socket for each interface, opened here and handed to its process."""
+"""The worker of one `[tap.NAME]`: a socket for each interface, opened here and passed to its process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.service.worker import WorkerError
 from nfq_agent.verdict import ACCEPT
 
-# Before a packet there are the Ethernet header and up to two tags.
+# The Ethernet header and up to two tags precede a packet.
 _LINK_HEADER: Final = 22
 
 
@@ -50,7 +50,7 @@ class TapWorker(InterfaceWorker):
         return self.settings != other.settings or self.specs != other.specs or self.snap != other.snap
 
     def enter(self, followed: Followed) -> None:
-        """Open a socket on the interface and hand it over."""
+        """Open a socket on the interface and pass it to the worker."""
         link = followed.link
         with packet_socket.open_tap(link.index, self._filter, self.settings.ring) as opened:
             self._tell(f"add {link.index} {followed.row} {link.mtu}", [opened.fileno()])

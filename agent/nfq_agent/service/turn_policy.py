@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-# Packets of a first turn: enough to share the cost of a system call, few enough that none waits long for its verdict.
+# Packets of a first turn: enough to share the cost of a system call, few enough that no packet waits long for its verdict.
 BUDGET: Final = 256
-# Where no more than so many packets wait, the next turn waits for more: how many it answers at most, and how long it waits for
+# If no more than so many packets wait, the next turn waits for more: how many it answers at most, and how long it waits for
 # each, in seconds. A shorter wait costs more: a timer is set and cleared for each packet.
 FEW: Final = 32
 AWAITED: Final = 512
@@ -35,7 +35,7 @@ class Turn:
 
 
 class TurnPolicy:
-    """Chooses each turn by what the one before it met.
+    """Chooses each turn by the result of the previous one.
 
     may_wait: the source has turns that wait. busy_poll: seconds to poll for packets before sleeping, 0 for none.
     """
@@ -63,7 +63,7 @@ class TurnPolicy:
         return 0.0 if self._may_wait else self._busy_poll
 
     def ended(self, turn: Turn, count: int, seconds: float) -> None:
-        """Learn from a turn that ended: how many packets it met, and how long it took."""
+        """Record a turn that ended: how many packets it met, and how long it took."""
         if turn.waits:
             # Then one turn that does not wait: it shows whether more packets come by now.
             self._waits = False

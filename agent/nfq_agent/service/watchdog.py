@@ -1,6 +1,6 @@
-"""Decides from how long each worker has made no progress: whom to kill, and whether the agent is still alive as a whole.
+"""Decides which workers to kill, and whether the agent as a whole is alive, from the time each worker has made no progress.
 
-Pure: seconds come in, a decision goes out. That the supervisor itself hangs, the service manager notices when it is not fed.
+Pure: seconds come in, a decision goes out. The service manager notices a supervisor that hangs, since it is not fed then.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 K = TypeVar("K")
-# A worker that makes no progress for this many seconds, in time of its own, is killed and replaced.
+# A worker that makes no progress for this many seconds, without the time that it waited for a CPU, is killed and replaced.
 STUCK: Final = 3.0
 # A worker that cannot be killed (it waits in the kernel) for this many seconds needs a new agent, or a new boot.
 HOPELESS: Final = 30.0

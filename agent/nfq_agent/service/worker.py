@@ -40,8 +40,8 @@ class Roster(Generic[Q, P, T]):
 class Worker(ABC):
     """One child process that is replaced when it dies.
 
-    title: for messages. lingers: without a supervisor it goes on until nothing comes any more. drains: when it is told to end it
-    goes on with what it has; a successor serves beside it. ends_within: seconds that it may take to end. last_word: what tells
+    title: for messages. lingers: without a supervisor it goes on until nothing comes any more. drains: when it is told to end,
+    it finishes its connections while a successor serves. ends_within: seconds that it may take to end. last_word: what tells
     it to end. capabilities: those that its process has.
     """
 
@@ -82,7 +82,7 @@ class Worker(ABC):
 
     @abstractmethod
     def unregister(self, roster: Roster[Any, Any, Any]) -> None:
-        """Remove it; nothing happens if it is not there."""
+        """Remove it, if it is there."""
 
     @abstractmethod
     def open(self) -> None:
@@ -94,7 +94,7 @@ class Worker(ABC):
 
     @abstractmethod
     def take_over(self, old: Self) -> None:
-        """Take what `old` has open, and apply this worker's settings to it. Raises QueueError or OSError."""
+        """Take over what `old` has open, and apply this worker's settings to it. Raises QueueError or OSError."""
 
     @abstractmethod
     def release(self, successor: Self) -> None:
@@ -144,7 +144,7 @@ class Worker(ABC):
 
     @property
     def follows(self) -> dict[int, Callable[[], None]]:
-        """Descriptors that the supervisor's side of this worker reads, each with what is called when it is readable."""
+        """Descriptors that the supervisor's side of this worker reads, each with the function to call when it is readable."""
         return {}
 
     @property
@@ -183,7 +183,7 @@ class Worker(ABC):
         self.body(control)
 
     def wait_ready(self, beat: Callable[[], None], within: float = READY_WITHIN) -> None:
-        """Return once it serves. beat: called now and then meanwhile. Raises WorkerError if it ends, or takes too long."""
+        """Return once it serves. beat: called now and then while it waits. Raises WorkerError if it ends, or takes too long."""
         assert self.child is not None
         try:
             self.child.wait_ready(within, beat)
@@ -193,7 +193,7 @@ class Worker(ABC):
             raise WorkerError(str(error)) from error
 
     def died(self) -> str:
-        """Reap it and set when it is started again. Returns how it ended. Raises WorkerError when it has died too often."""
+        """Reap it and set the time of the next start. Returns how it ended. Raises WorkerError when it has died too often."""
         child = self.child
         assert child is not None
         child.reap(block=True)
@@ -222,6 +222,6 @@ class Worker(ABC):
         self.child = None
 
     def set_aside(self) -> Child | None:
-        """Give up the process, which drains: it is no longer this worker's. None if there is none."""
+        """Hand out the process, which drains and no longer belongs to this worker. None if there is none."""
         child, self.child, self.restart_at = self.child, None, None
         return child

@@ -90,7 +90,7 @@ cdef class Inbox:
 
     room: bytes for a message. make: makes a packet of its number, hook, ethertype, mark, length, whether it is offloaded (GSO), its
     payload, and the message up to the payload. Messages that are no packets (the kernel's refusals) are skipped. Methods raise
-    OSError with the kernel's errno; a message that did not fit into the socket's own buffer is no error here, the socket counts it.
+    OSError with the kernel's errno; a message that did not fit into the socket's own buffer is not an error here, the socket counts it.
 
     count, latest: how many packets the turn has taken so far, and the number of the last one; also of a turn that an exception ended.
     """
@@ -99,7 +99,7 @@ cdef class Inbox:
     cdef size_t room
     cdef uint8_t *buffer
     cdef object make
-    # What the turn has taken so far, and the run that goes on.
+    # What the turn has taken so far, and the run that continues.
     cdef readonly unsigned int count
     cdef unsigned int asked
     cdef uint32_t first

@@ -32,7 +32,7 @@ class Edit:
         self._ids = itertools.count(1)
 
     def own(self, flags: int) -> Message:
-        """Make the table, or take it up. flags: NFTA_TABLE_FLAGS."""
+        """Make the table, or become its owner. flags: NFTA_TABLE_FLAGS."""
         return self._message(netlink.NEW_TABLE, text(1, self._table) + u32(2, flags), netlink.CREATE, "the table")
 
     def delete(self) -> Message:
@@ -46,7 +46,8 @@ class Edit:
         for table, chain in wanted.chains:
             if layout.full_name(table, chain) not in there:
                 yield self._new_chain(table, chain)
-        # Our own chains are filled before anything leads to them; nobody sees a part of it, but an error names the right rule.
+        # Our own chains are filled before anything leads to them; the order is not visible in a transaction, but an error names
+        # the right rule.
         for table, chain in sorted(wanted.chains, key=lambda each: each[1] in HOOKS):
             yield from self._chain(layout.full_name(table, chain), wanted.chains[table, chain])
         surplus = [name for name in there if layout.split_chain(name) not in wanted.chains]
@@ -94,7 +95,7 @@ class Edit:
     def _chain(self, name: str, wanted: Sequence[Rule]) -> Iterator[Message]:
         there = self._there.chains.get(name, [])
         matcher = SequenceMatcher(None, [found.rule for found in there], wanted, autojunk=False)
-        # What the next rule stands behind: nothing at the head of the chain.
+        # The rule before the next one: none at the head of the chain.
         behind = b""
         for kind, start, end, first, last in matcher.get_opcodes():
             if kind == "equal":

@@ -70,7 +70,7 @@ def encode(rule: Rule, family: Family, chain_of: Callable[[str], str], native_qu
     """The rules of nf_tables, usually one, that make up `rule`, each with a counter.
 
     A list of ports or addresses is the name of a set, `@name`. chain_of: the name of a chain of ours in the table.
-    native_queue: whether the kernel has the expression `queue`. Raises RuleError for what can't be expressed here.
+    native_queue: whether the kernel has the expression `queue`. Raises RuleError for what cannot be expressed here.
     """
     conditions: list[_Alternatives] = []
     try:
@@ -82,7 +82,7 @@ def encode(rule: Rule, family: Family, chain_of: Callable[[str], str], native_qu
     except KeyError as error:
         raise RuleError(f"backend owned has no expression for {error} of the rule {rule}") from error
     except (ValueError, OSError) as error:
-        raise RuleError(f"backend owned can't write the rule {rule}: {error}") from error
+        raise RuleError(f"backend owned cannot write the rule {rule}: {error}") from error
     return [[*itertools.chain.from_iterable(chosen), _COUNTER, *target] for chosen in itertools.product(*conditions)]
 
 
@@ -199,7 +199,8 @@ def _connmark(match: Extension, _: Family) -> _Alternatives:
 
 def _owner(match: Extension, _: Family) -> _Alternatives:
     if any(option.negated for option in match.options):
-        # `meta skuid` knows no packet without a socket; the match of xtables takes it for one of nobody, as it should be.
+        # `meta skuid` knows no packet without a socket; the match of xtables treats it as a packet without an owner, which is
+        # what a rule means.
         return [[_compat_owner(match)]]
     found: list[Expression] = []
     for option in match.options:

@@ -21,14 +21,14 @@ TABLE_PREFIX: Final = "nfq-agent-"
 CLOSED_SUFFIX: Final = ".closed"
 # enum nf_inet_hooks
 HOOKS: Final = {"PREROUTING": 0, "INPUT": 1, "FORWARD": 2, "OUTPUT": 3, "POSTROUTING": 4}
-# enum nf_ip_hook_priorities; nat one before legacy and other nat at -100: the first DNAT wins, whoever registered first.
+# enum nf_ip_hook_priorities; nat one before legacy and other nat at -100: the first DNAT wins, in any order of registration.
 PRIORITIES: Final = {"raw": -300, "mangle": -150, "nat": -101, "filter": 0}
 
 # libnftnl's NFTNL_UDATA_RULE_COMMENT, and two of our own, far from its numbers; it passes over what it does not know.
 _COMMENT, _TEXT, _CONTINUED = 0, 200, 201
 # NFT_USERDATA_MAXLEN
 _USERDATA_BYTES: Final = 256
-# What rule texts are made of: with it the longest fits into the user data. Never to be changed: rules that outlive an agent
+# What rule texts are made of: with it the longest fits into the user data. It must never change: rules that outlive an agent
 # (bypass = false) are read by the next.
 _DICTIONARY: Final = (
     b"--restore-mark--src-range--gid-owner-m cgroup --path system.slice/user.slice.service-m socket --transparent-m addrtype "
@@ -62,7 +62,7 @@ def hook_attributes(table: str, hook: str) -> bytes:
 
 
 def split_chain(name: str) -> tuple[str, str]:
-    """(xtables table, chain) of a chain's name here; a name that is not of our making counts as one of no table."""
+    """(xtables table, chain) of a chain's name here; a name of another form belongs to no table."""
     table, _, chain = name.partition("-")
     return (table, chain) if table in PRIORITIES and chain else ("", name)
 
@@ -76,7 +76,7 @@ class Layout:
 
 
 def lay_out(desired: Mapping[str, TableRules], family: Family) -> Layout:
-    """The layout of rules. The same rules give the same names; one with another list of ports keeps its set's name."""
+    """The layout of rules. The same rules give the same names; a rule with another list of ports keeps its set's name."""
     chains: dict[tuple[str, str], tuple[Rule, ...]] = {}
     named: dict[str, NamedSet] = {}
     for table, rules in desired.items():

@@ -58,11 +58,11 @@ class NftLeftovers:
                 generation = connection.generation()
                 seen = self._seen.get(family)
                 if seen is None or seen[0] != generation:
-                    # Looked at once for each change of the ruleset: it may be long.
+                    # Read once for each change of the ruleset: it may be long.
                     seen = self._seen[family] = generation, self._read(connection, family)
                 return seen[1]
         except OSError as error:
-            raise RuleError(f"nf_tables can't be read: {error.strerror or error}") from error
+            raise RuleError(f"nf_tables cannot be read: {error.strerror or error}") from error
 
     def _read(self, connection: NftSocket, family: Family) -> dict[str, TableState]:
         places = list(_places(connection, family))
@@ -94,7 +94,7 @@ class NftLeftovers:
                 names = (instance_of(chain) for _, chain in _chains(connection, family))
                 return frozenset(name for name in names if name is not None)
         except OSError as error:
-            raise RuleError(f"nf_tables can't be read: {error.strerror or error}") from error
+            raise RuleError(f"nf_tables cannot be read: {error.strerror or error}") from error
 
     def apply_all(  # one transaction is always all or nothing
         self,
@@ -113,14 +113,14 @@ class NftLeftovers:
                 connection.commit(messages)
         except NftError as error:
             raise RuleError(
-                f"rules of instance {self.instance} in the tables of iptables-nft can't be removed: {error}"
+                f"rules of instance {self.instance} in the tables of iptables-nft cannot be removed: {error}"
             ) from error
         except OSError as error:
-            raise RuleError(f"nf_tables gives no answer: {error.strerror or error}") from error
+            raise RuleError(f"nf_tables does not answer: {error.strerror or error}") from error
         return {family: Applied(_changes(found), found, self.read(family)) for family, found in before.items()}
 
     def close(self) -> None:
-        """There is nothing to give up."""
+        """Nothing to release."""
 
 
 def _removal(family: Family, found: Mapping[str, TableState]) -> Iterator[Message]:
@@ -153,7 +153,7 @@ def _chains(connection: NftSocket, family: Family) -> Iterator[tuple[str, str]]:
 
 
 def _places(connection: NftSocket, family: Family) -> Iterator[_Place]:
-    """Every rule that could be ours, or lead to a chain of ours: others are passed over by their bytes."""
+    """Every rule that could be ours, or lead to a chain of ours: other rules are skipped by their bytes."""
     for table in TABLES:
         for body in connection.dump(netlink.GET_RULE, netlink.FAMILY_NUMBERS[family], text(1, table)):
             if b"nfq-agent:" not in body and b"NFQA-" not in body:

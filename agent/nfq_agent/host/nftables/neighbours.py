@@ -1,4 +1,4 @@
-"""What others have in nf_tables that concerns us. It is looked at, never changed."""
+"""Chains of other programs in nf_tables that affect this agent. They are read, never changed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _hook_chains(connection: NftSocket, family: str, number: int) -> Iterator[Ho
 
 
 def nat_chain() -> str | None:
-    """A chain of others that does NAT, as `ip nat PREROUTING`; None where there is none, or where this process may not look."""
+    """A chain of others that does NAT, as `ip nat PREROUTING`; None if there is none, or if this process may not read them."""
     try:
         return next((str(each) for each in hook_chains() if each.kind == "nat"), None)
     except OSError:

@@ -95,7 +95,7 @@ def string(value: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One request. kind: NEW_TABLE and so on. family: NFPROTO_*. what: for people, when the kernel refuses it."""
+    """One request. kind: NEW_TABLE and so on. family: NFPROTO_*. what: its description in an error message."""
 
     kind: int
     family: int
@@ -137,7 +137,7 @@ class NftSocket:
         self.close()
 
     def fileno(self) -> int:
-        """The descriptor, which whoever takes over the tables needs."""
+        """The descriptor: a successor needs it to take over the tables."""
         return self._socket.fileno()
 
     @property
@@ -151,7 +151,7 @@ class NftSocket:
         self._socket.close()
 
     def commit(self, messages: Sequence[Message]) -> None:
-        """Carry out all messages in one transaction, or none. Raises NftError, or OSError where the kernel gives no answer."""
+        """Carry out all messages in one transaction, or none. Raises NftError, or OSError if the kernel does not answer."""
         first = self._next()
         parts = [_packed(_BATCH_BEGIN, _REQUEST, first, 0, 10, b"")]
         sent: dict[int, Message] = {}
@@ -189,9 +189,9 @@ class NftSocket:
             try:
                 return self._dumped(kind, family, body)
             except InterruptedError:
-                # Somebody changed the ruleset meanwhile, and a part of it may be missing (NLM_F_DUMP_INTR).
+                # The ruleset changed during the dump, and a part may be missing (NLM_F_DUMP_INTR).
                 continue
-        raise OSError(errno.EBUSY, "the ruleset changes all the time")
+        raise OSError(errno.EBUSY, "the ruleset keeps changing")
 
     def _dumped(self, kind: int, family: int, body: bytes) -> list[bytes]:
         number = self._next()
@@ -240,7 +240,7 @@ class _Answer(NamedTuple):
 
     @property
     def error(self) -> int:
-        """The errno of an error or of the end of a dump; 0 where all is well."""
+        """The errno of an error or of the end of a dump; 0 if there is no error."""
         return -int(_ERROR_BODY.unpack_from(self.body)[0]) if len(self.body) >= _ERROR_BODY.size else 0
 
 

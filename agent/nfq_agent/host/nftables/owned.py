@@ -1,8 +1,9 @@
 """The backend `owned`: the rules of one instance in an nf_tables table that belongs to this process.
 
-The kernel lets nobody else change such a table, and takes it away with the last descriptor of the socket that made it
-(NFT_TABLE_F_OWNER, Linux 5.12). With queues that fail closed the table stays when its owner is gone, and the next start takes it
-up (NFT_TABLE_F_PERSIST, Linux 6.9). A chain in a hook is only ever deleted at the end: whenever one leaves its hook, the kernel
+No other process can change such a table, and the kernel removes it with the last descriptor of the socket that made it
+(NFT_TABLE_F_OWNER, Linux 5.12). With queues that fail closed the table stays when its owner is gone, and the next start becomes
+its owner (NFT_TABLE_F_PERSIST, Linux 6.9). A chain in a hook is only ever deleted at the end: whenever one leaves its hook, the
+kernel
 drops every packet that waits in a queue.
 """
 
@@ -76,7 +77,7 @@ class OwnedHost:
                 found = (layout.instance_of_table(name) for name in snapshot.names(connection, family))
                 return frozenset(name for name in found if name is not None)
         except OSError as error:
-            raise RuleError(f"nf_tables can't be read: {error.strerror or error}") from error
+            raise RuleError(f"nf_tables cannot be read: {error.strerror or error}") from error
 
     def _found(self, family: Family) -> dict[bool, Snapshot]:
         found = {}
@@ -87,7 +88,7 @@ class OwnedHost:
                     if each is not None:
                         found[closed] = each
         except OSError as error:
-            raise RuleError(f"nf_tables can't be read: {error.strerror or error}") from error
+            raise RuleError(f"nf_tables cannot be read: {error.strerror or error}") from error
         return found
 
     def _states(self, found: Snapshots) -> dict[str, TableState]:
@@ -116,7 +117,7 @@ class OwnedHost:
                 if error.errno not in _CHANGED or tries == _TRIES:
                     raise RuleError(self._refusal(error, before)) from error
             except OSError as error:
-                raise RuleError(f"nf_tables gives no answer: {error.strerror or error}") from error
+                raise RuleError(f"nf_tables does not answer: {error.strerror or error}") from error
 
     def _change(self, desired: Desired, before: Mapping[Family, Snapshots]) -> dict[Family, Applied]:
         states = {family: self._states(found) for family, found in before.items()}
@@ -137,7 +138,7 @@ class OwnedHost:
         return {family: Applied(changes[family], states[family], after[family]) for family in desired}
 
     def _holds(self, found: Snapshots, rules: Mapping[str, TableRules], closed: bool) -> bool:
-        """Whether rules that are the right ones are in the right table, and that is this process's."""
+        """Whether these rules are in the right table, and this process owns it."""
         if not any(table.chains for table in rules.values()):
             return True
         there = found.get(closed)
@@ -181,7 +182,7 @@ class OwnedHost:
         if self._known_support is None:
             self._known_support = probe()
         if self._known_support.problem is not None:
-            raise RuleError(f"backend owned can't be used: {self._known_support.problem}")
+            raise RuleError(f"backend owned cannot be used: {self._known_support.problem}")
         return self._known_support
 
     def _refusal(self, error: NftError, before: Mapping[Family, Snapshots]) -> str:
@@ -197,7 +198,7 @@ class OwnedHost:
         return f"nf_tables refuses {error.filename or 'the change'}: {error.strerror}"
 
     def close(self) -> None:
-        """Give the rules up: delete every table in which no rule is left, then close the socket. Raises RuleError.
+        """Release the rules: delete every table in which no rule is left, then close the socket. Raises RuleError.
 
         Not before the queues are empty: the kernel drops the packets that wait. A table that fails closed and still has rules
         stays, without an owner.
@@ -212,11 +213,11 @@ class OwnedHost:
             if messages:
                 self._owner().commit(messages)
         except NftError as error:
-            # Another process's table is not ours to delete.
+            # A table of another process must not be deleted.
             if error.errno != errno.EPERM:
                 raise RuleError(f"the table of instance {self.instance} could not be deleted: {error.strerror}") from error
         except OSError as error:
-            raise RuleError(f"nf_tables gives no answer: {error.strerror or error}") from error
+            raise RuleError(f"nf_tables does not answer: {error.strerror or error}") from error
         finally:
             if self._connection is not None:
                 self._connection.close()
@@ -224,7 +225,7 @@ class OwnedHost:
 
 
 def _fails_closed(rules: Mapping[str, TableRules]) -> bool:
-    """Whether a rule keeps its traffic out while nobody judges it."""
+    """Whether a rule drops its traffic while no process serves its queue."""
     return any(
         rule.target.name == "NFQUEUE" and not any(option.name == "--queue-bypass" for option in rule.target.options)
         for table in rules.values()

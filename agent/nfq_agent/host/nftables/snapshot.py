@@ -107,7 +107,7 @@ def _rules(connection: NftSocket, number: int, table: str) -> Mapping[str, list[
 
 
 def _decoded(family: Family, chain: str, raws: Sequence[_Raw]) -> Iterator[KernelRule]:
-    """Rules of ours; what is not exactly what its own text says is none of them."""
+    """Rules of ours; a rule that differs from its own text is left out."""
     place = 0
     while place < len(raws):
         group = [raws[place]]

@@ -1,4 +1,4 @@
-"""What this kernel's nf_tables can do for the backend `owned`, tried out in transactions that the kernel takes back."""
+"""What this kernel's nf_tables can do for the backend `owned`, tested in transactions that the kernel rolls back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUEUE = Rule.parse("-A NFQA-probe-OUTPUT -j NFQUEUE --queue-num 65535 --queue-b
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """problem: why the backend can't be used, None if it can. native_queue: the expression, as against nft_compat.
+    """problem: why the backend cannot be used, None if it can. native_queue: the expression, as against nft_compat.
 
     persist: whether an owner's table can outlive it (Linux 6.9).
     """
@@ -43,11 +43,11 @@ def probe() -> Support:
                 )
             return Support(None, False, persist)
     except OSError as error:
-        return Support(f"nf_tables can't be reached (module nf_tables): {error.strerror or error}")
+        return Support(f"nf_tables cannot be reached (module nf_tables): {error.strerror or error}")
 
 
 def _refused(connection: NftSocket, flags: int, native: bool | None = None) -> NftError | None:
-    """Why a table with these flags, and a queueing rule in it, can't be made; None if it can. No chain is in a hook."""
+    """Why a table with these flags, and a queueing rule in it, cannot be made; None if it can. No chain is in a hook."""
     table = f"nfq-agent-probe.{os.getpid()}"
     # NFPROTO_IPV4
     messages = [
@@ -58,7 +58,7 @@ def _refused(connection: NftSocket, flags: int, native: bool | None = None) -> N
         (expressions,) = encode(_QUEUE, "inet", str, native)
         body = text(1, table) + text(2, "probe") + nested(4, *(each.packed for each in expressions))
         messages.append(Message(netlink.NEW_RULE, 2, body, netlink.CREATE | netlink.APPEND))
-    # There is no such chain, so the kernel takes everything back.
+    # There is no such chain, so the kernel rolls everything back.
     last = Message(netlink.DEL_CHAIN, 2, text(1, table) + text(3, "none"))
     try:
         connection.commit([*messages, last])
@@ -71,5 +71,5 @@ def _why(refused: NftError) -> str:
     if refused.errno == errno.EPERM:
         return "CAP_NET_ADMIN is missing; start as root, or with that capability"
     if refused.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-        return "the kernel knows no tables with an owner (Linux 5.12 and later do)"
-    return f"the kernel makes no table: {refused.strerror}"
+        return "the kernel has no tables with an owner (Linux 5.12 and later have)"
+    return f"the kernel refuses the table: {refused.strerror}"

@@ -52,10 +52,10 @@ class RuleHost(Protocol):
 
     @property
     def descriptors(self) -> Sequence[int]:
-        """Descriptors that hold the rules: no child may keep them by chance, and a successor has to be given them."""
+        """Descriptors that hold the rules: a child must not inherit them, and a successor needs them."""
 
     def close(self) -> None:
-        """Give up what the backend holds besides the rules, once they are out and no packet waits. Raises RuleError."""
+        """Release what the backend holds besides the rules, once they are removed and no packet waits. Raises RuleError."""
 
 
 def choose(
@@ -66,10 +66,10 @@ def choose(
     persist: bool = False,
     inherited: int | None = None,
 ) -> RuleHost:
-    """The backend to use. `auto` is legacy wherever python-iptables can do what is needed, and says why where it is not.
+    """The backend to use. `auto` is legacy wherever python-iptables can do what is needed, and gives the reason otherwise.
 
-    lock: a descriptor of the xtables lock, for a process that may not open it. captures: whether connections are to be led to a
-    proxy by NAT. persist: whether rules have to outlive this process. inherited: the socket that owns the table of the process
+    lock: a descriptor of the xtables lock, for a process that may not open it. captures: whether connections are redirected to
+    a proxy by NAT. persist: whether rules have to outlive this process. inherited: the socket that owns the table of the process
     before this one, which is the caller's if another backend is chosen. Raises RuleError where neither backend can be used.
     """
     if backend == "owned":
@@ -77,10 +77,10 @@ def choose(
     problem = python_iptables.problem()
     if backend == "legacy":
         if problem is not None:
-            raise RuleError(f"backend legacy can't be used: {problem}")
+            raise RuleError(f"backend legacy cannot be used: {problem}")
         return LegacyHost(instance, lock)
     if problem is not None:
-        return _owned(instance, f"backend owned is used, since legacy rules can't be: {problem}", persist, inherited)
+        return _owned(instance, f"backend owned is used, since legacy rules cannot be: {problem}", persist, inherited)
     if captures and (chain := neighbours.nat_chain()) is not None and probe().problem is None:
         return _owned(
             instance,
@@ -95,17 +95,17 @@ def choose(
 def _owned(instance: str, notice: str, persist: bool, inherited: int | None) -> OwnedHost:
     if (problem := probe().problem) is not None:
         before = f"{notice}; " if notice else ""
-        raise RuleError(f"{before}backend owned can't be used: {problem}")
+        raise RuleError(f"{before}backend owned cannot be used: {problem}")
     return OwnedHost(instance, notice, inherited, persist)
 
 
 class RulePlace(Protocol):
-    """Where rules of one instance can be: looked at, and cleaned."""
+    """A place where rules of one instance can be, to be read and cleaned."""
 
     name: str
 
     def read(self, family: Family) -> dict[str, TableState]:
-        """What each table holds of this instance. Raises RuleError where it can't be read."""
+        """What each table holds of this instance. Raises RuleError if it cannot be read."""
 
     def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Applied]:
         """With nothing desired: remove all of it. Raises RuleError."""
@@ -117,7 +117,7 @@ class RulePlace(Protocol):
         """See RuleHost.sign."""
 
     def close(self) -> None:
-        """Give up what it holds, once the rules are out. Raises RuleError."""
+        """Release what it holds, once the rules are removed. Raises RuleError."""
 
 
 def elsewhere(host: RuleHost, instance: str) -> list[RulePlace]:

@@ -1,6 +1,6 @@
-"""A legacy table as the kernel hands it out: one piece of memory, in which ours are found without touching each rule.
+"""A legacy table as the kernel returns it: one piece of memory, in which our rules are found without decoding each one.
 
-It is looked at, never written back. Formats: struct ipt_getinfo, ipt_get_entries and ipt_entry (linux/netfilter_ipv4/ip_tables.h)
+It is read, never written back. Formats: struct ipt_getinfo, ipt_get_entries and ipt_entry (linux/netfilter_ipv4/ip_tables.h)
 and their likes for IPv6, linux/netfilter/x_tables.h.
 """
 
@@ -65,11 +65,11 @@ class Image:
                     _ask(asking, _GET_ENTRIES, data)
                     break
                 except OSError as error:
-                    # It has another size by now.
+                    # Its size has changed.
                     if error.errno != errno.EAGAIN or attempt == _TRIES - 1:
                         raise
         self.version = info[1:]
-        # Not copied: it may be megabytes, and somebody may be waiting for the lock.
+        # Not copied: it may be megabytes, and other processes may wait for the lock.
         self._data = data
         self._starts = self._walk(_ENTRIES.size, _ENTRIES.size + size)
         self._chains = self._find_chains(info)
@@ -174,7 +174,7 @@ class Image:
         return next((name for first, _, name in self._chains if first - _ENTRIES.size == verdict), b"")
 
     def references(self, chain: bytes) -> int:
-        """How many rules, of whomever, lead to a chain."""
+        """How many rules, ours or foreign, jump to a chain."""
         (first,) = [first for first, _, name in self._chains if name == chain]
         # Without the zeros around it, which are everywhere, it is found in a tenth of the time.
         verdict = first - _ENTRIES.size
@@ -190,7 +190,7 @@ def _info(asking: socket.socket, table: str) -> tuple[int, ...]:
 
 
 def version(family: socket.AddressFamily, table: str) -> tuple[int, ...]:
-    """What `Image.version` would be now. Raises OSError."""
+    """The current `Image.version`. Raises OSError."""
     with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as asking:
         return _info(asking, table)[1:]
 

@@ -1,6 +1,6 @@
 """The entries of legacy tables: read by their bytes, built by python-iptables, written with one commit per table.
 
-No foreign rule is decoded, and none is written: what is not ours is passed over by its bytes.
+No foreign rule is decoded, and none is written: foreign rules are skipped by their bytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _libc: Final = ctypes.CDLL(None)
 _libc.malloc.restype = ctypes.c_void_p
 _libc.malloc.argtypes = [ctypes.c_size_t]
 _libc.free.argtypes = [ctypes.c_void_p]
-# How long commits are tried again when someone who takes no lock changes the table meanwhile.
+# How long commits are retried while a program that takes no lock changes the table.
 _PATIENCE: Final = 3.0
 
 
@@ -96,7 +96,7 @@ class Tables:
         try:
             return Image(self._address_family, table)
         except OSError as error:
-            raise RuleError(f"table {table} ({self._family}) can't be read: {error.strerror}") from error
+            raise RuleError(f"table {table} ({self._family}) cannot be read: {error.strerror}") from error
 
     def _state(self, table: str) -> TableState:
         image = self._image(table)
@@ -137,21 +137,21 @@ class Tables:
         counters = self._entry_class.counters.offset
         packets, size = _COUNTERS.unpack_from(data, counters)
         if jump is not None:
-            # As libiptc wants it back, should it have to be restored.
+            # As libiptc needs it for a restore.
             target = _OFFSETS.unpack_from(data, self._entry_class.target_offset.offset)[0]
             data = data[: target + 2] + jump.ljust(29, b"\0") + data[target + 31 :]
         name = os.fsdecode(entry.chain)
         try:
             rule = self._decode(name, data, jump is not None)
         except (ValueError, LookupError, self._iptc.errors.XTablesError):
-            # Nobody wishes for such a rule, so it goes; the digest tells two of them apart.
+            # No configuration makes such a rule, so it is removed; the digest distinguishes two of them.
             body = data[:counters] + data[counters + _COUNTERS.size :]
             rule = Rule(name, Extension("?", (Option("--undecoded", hashlib.sha1(body).hexdigest()[:16]),)))
         self._entries.setdefault(rule, data)
         return Installed(rule, entry.number, packets, size)
 
     def _decode(self, chain: str, data: bytes, standard: bool) -> Rule:
-        """The rule that an entry is. Raises ValueError, LookupError or XTablesError on what we never write."""
+        """The rule that an entry is. Raises ValueError, LookupError or XTablesError on a rule that the agent never writes."""
         entry = self._entry_class.from_buffer_copy(data)
         made = self._rule_class()
         made.entry = entry
@@ -165,7 +165,7 @@ class Tables:
 
         def said(value: str, flag: int) -> str:
             if ip.invflags & flag and not value:
-                raise ValueError("a negation of nothing")
+                raise ValueError("a negation without a value")
             return f"! {value}" if ip.invflags & flag else value
 
         protocol = "" if ip.proto == 0 else _PROTOCOLS.get(ip.proto, str(ip.proto))
@@ -202,7 +202,7 @@ class Tables:
     # Writing
 
     def build(self, rule: Rule) -> bytes:
-        """The entry for a rule, read back and compared: what libxtables does not take as it was meant is never written.
+        """The entry for a rule, read back and compared: a rule that libxtables understands differently is never written.
 
         Raises RuleError.
         """
@@ -211,11 +211,11 @@ class Tables:
         try:
             data = self._encode(rule)
             back = self._decode(rule.chain, data, _is_standard(rule.target))
-        # python-iptables raises whatever its parsers run into.
+        # python-iptables raises any exception of its parsers.
         except (AttributeError, LookupError, TypeError, ValueError, OSError, self._iptc.errors.XTablesError) as error:
-            raise RuleError(f"python-iptables can't write the rule {rule}: {_plain(error)}") from error
+            raise RuleError(f"python-iptables cannot write the rule {rule}: {_plain(error)}") from error
         if back != rule:
-            raise RuleError(f"python-iptables would write\n  {back}\nwhere this is wanted:\n  {rule}")
+            raise RuleError(f"python-iptables would write\n  {back}\ninstead of:\n  {rule}")
         self._entries[rule] = data
         return data
 
@@ -247,7 +247,7 @@ class Tables:
         return bytes(made.rule)
 
     def commit(self, table: str, changes: Sequence[Change]) -> None:
-        """Carry out the changes of one table in one commit. Raises Busy if somebody else was quicker, else RuleError."""
+        """Carry out the changes of one table in one commit. Raises Busy if another program changed the table, else RuleError."""
         try:
             kernel = self._open(table)
             handle = kernel._handle
@@ -263,8 +263,8 @@ class Tables:
                     case Delete(rule, number):
                         self._expect_ours(table, rule.chain, number)
                         if self._delete_number(os.fsencode(rule.chain), number - 1, handle) != 1:
-                            raise self._iptc.IPTCError(f"can't delete rule {number}: {_plain(kernel.strerror())}")
-            # libiptc counts policies anew from each commit (TC_COMMIT: COUNTER_MAP_ZEROED) unless they are given. What they
+                            raise self._iptc.IPTCError(f"cannot delete rule {number}: {_plain(kernel.strerror())}")
+            # libiptc resets policy counters at each commit (TC_COMMIT: COUNTER_MAP_ZEROED) unless they are given. What they
             # count between reading and here, a millisecond or so, is not in it; rules' counters lose nothing.
             for name in map(os.fsdecode, self._open_chains(handle)):
                 policy, counters = kernel.get_policy(name)
@@ -278,7 +278,7 @@ class Tables:
             raise RuleError(f"table {table} ({self._family}): {reason}") from error
 
     def make_room(self) -> None:
-        """Have the memory that commits will ask for, so that no page of it has to be found while others wait for the lock.
+        """Allocate the memory that commits need, so that no page fault happens while others wait for the lock.
 
         libiptc holds a table three times over, and some more (iptcc, TC_COMMIT). It is this process's until it ends.
         """
@@ -304,11 +304,11 @@ class Tables:
         return self._tables[table]
 
     def _yield(self, table: str, error: Exception | None = None) -> None:
-        """Somebody who takes no lock was quicker: raise Busy, as long as there is patience."""
+        """A program that takes no lock changed the table: raise Busy until the time limit, then RuleError."""
         if time.monotonic() < self._deadline:
             time.sleep(random.uniform(0.001, 0.02))
-            raise Busy(f"table {table} changed meanwhile") from error
-        raise RuleError(f"table {table} ({self._family}) changes all the time: {os.strerror(errno.EAGAIN)}") from error
+            raise Busy(f"table {table} has changed") from error
+        raise RuleError(f"table {table} ({self._family}) keeps changing: {os.strerror(errno.EAGAIN)}") from error
 
     def _open_chains(self, handle: Any) -> list[bytes]:
         found = []
@@ -336,7 +336,7 @@ def _is_standard(target: Extension) -> bool:
 
 
 def _set(extension: Any, options: Sequence[Option]) -> None:
-    """Give a match or target its options, and let it finish: REDIRECT, for one, counts its ranges at the end."""
+    """Set the options of a match or target, and finish it: REDIRECT counts its ranges at the end."""
     for option in options:
         words = option.value.split(" ") if option.name == "--tcp-flags" else [option.value]
         extension.set_parameter(option.name.removeprefix("--"), ["!", *words] if option.negated else words)
@@ -359,5 +359,5 @@ def _interface_name(name: bytes, mask: bytes) -> str:
 
 
 def _plain(error: object) -> str:
-    """An error of python-iptables as people read it: it prints bytes as Python does."""
+    """An error of python-iptables as text: it prints bytes as Python literals."""
     return str(error).replace("b'", "").replace("'", "").rstrip(".")

@@ -28,7 +28,7 @@ from nfq_agent.rules.diff import Applied, apply_and_verify
 from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import FAMILIES, TABLES, Family, RuleError, TableRules, TableState, instance_of, own_chains, tag_prefix
 
-# After a wait in vain, for so many seconds, a change waits this long only.
+# For so many seconds after the lock was not free in time, a change waits only this long.
 _SOON: Final = 30.0
 _AGAIN_SECONDS: Final = 1.0
 
@@ -55,13 +55,13 @@ class LegacyHost:
     name = "legacy"
     notice = ""
     lists = False
-    # Rules of xtables hang on no descriptor.
+    # Rules of xtables depend on no descriptor.
     descriptors: tuple[int, ...] = ()
 
     def __init__(
         self, instance: str, lock: int | None = None, lock_seconds: float = DEADLINE, tables: Iterable[str] = ()
     ) -> None:
-        """lock: a descriptor of the xtables lock from somebody who may open it. lock_seconds: how long to wait for it.
+        """lock: a descriptor of the xtables lock, from a process that may open it. lock_seconds: how long to wait for it.
 
         tables: those that an earlier run wrote, for a process that may not know which tables are present.
         """
@@ -69,9 +69,9 @@ class LegacyHost:
         self._lock = lock
         self.lock_seconds = lock_seconds
         self._signs = Signs(instance)
-        # When the lock was last waited for in vain (monotonic seconds).
+        # When the lock was last not free in time (monotonic seconds).
         self._waited_in_vain = -math.inf
-        # What there is to look at where /proc does not say: tables that were written.
+        # The tables to read if /proc does not list them: those that were written.
         self._known: dict[Family, set[str]] = {"inet": set(tables), "inet6": set(tables)}
 
     def present(self, family: Family) -> frozenset[str] | None:
@@ -91,7 +91,7 @@ class LegacyHost:
         try:
             image = Image(socket.AF_INET if family == "inet" else socket.AF_INET6, table)
         except OSError as error:
-            raise RuleError(f"table {table} ({FAMILY_NAMES[family]}) can't be read: {error.strerror}") from error
+            raise RuleError(f"table {table} ({FAMILY_NAMES[family]}) cannot be read: {error.strerror}") from error
         return image.mentions(chains, tag_prefix(self.instance).encode())
 
     def sign(self) -> object:
@@ -108,7 +108,7 @@ class LegacyHost:
         try:
             return [each for table, state in found.items() for each in in_front(family, table, state)]
         except OSError as error:
-            raise RuleError(f"the {FAMILY_NAMES[family]} rules before ours can't be read: {error.strerror}") from error
+            raise RuleError(f"the {FAMILY_NAMES[family]} rules before ours cannot be read: {error.strerror}") from error
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that own chains."""
@@ -121,7 +121,7 @@ class LegacyHost:
         return self.begin(family, desired)()
 
     def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Applied]:
-        """The same for several families at a time, each to its end whatever becomes of the other. Raises RuleError.
+        """The same for several families at a time, each to its end, also if another fails. Raises RuleError.
 
         undo: if one fails, the others are put back.
         """
@@ -152,15 +152,15 @@ class LegacyHost:
             try:
                 self.apply(family, {name: state.as_rules() for name, state in applied.before.items()})
             except RuleError as second:
-                raise RuleError(f"{error}; putting the {family} rules back failed too: {second}") from error
+                raise RuleError(f"{error}; restoring the {family} rules failed too: {second}") from error
 
     def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Applied]:
-        """Begin that; what is returned waits for the end of it. Raises RuleError, as that does."""
+        """Begin `apply`; the returned function waits for its end. Raises RuleError like `apply`."""
         wanted = {name for name, table in desired.items() if table.chains or table.jumps}
         tables = self._tables(family) | wanted
         if tables_present(family) is None and not self._known[family]:
-            # The first time nobody knows what an earlier configuration left, and stale rules must go. Better a table that
-            # becomes present than rules that stay; but one whose module is not there can't have any.
+            # The first time it is not known what an earlier configuration left, and stale rules must go. A table that
+            # becomes present is better than rules that stay; a table without its module has no rules.
             tables |= _loaded(family) if wanted else _loaded(family) or frozenset(TABLES)
         if not tables:
             return Applied
@@ -174,7 +174,7 @@ class LegacyHost:
         return functools.partial(self._finished, self._begun(_apply, *arguments))
 
     def close(self) -> None:
-        """There is nothing to give up."""
+        """Nothing to release."""
 
     def _tables(self, family: Family) -> frozenset[str]:
         present = tables_present(family)
@@ -183,7 +183,7 @@ class LegacyHost:
         return frozenset(self._known[family] if present is None else present & set(TABLES))
 
     def _patience(self) -> float:
-        """How long to wait for the lock: not for long again, a moment after that was in vain. A stop has to end in time."""
+        """How long to wait for the lock: only shortly if it was not free a moment ago. A stop has to end in time."""
         in_vain = time.monotonic() - self._waited_in_vain < _SOON
         return min(self.lock_seconds, _AGAIN_SECONDS) if in_vain else self.lock_seconds
 
@@ -205,7 +205,7 @@ class LegacyHost:
             raise
         except (OneShotError, OSError) as error:
             if self._lock is not None:
-                # The child is gone, but a lock that it took on our descriptor is not.
+                # The child has ended, but a lock that it took on our descriptor is still held.
                 release(self._lock)
             raise RuleError(f"legacy rules: {error}") from error
 
@@ -239,7 +239,7 @@ def _apply(
         return xtables_lock(lock, lock_seconds)
 
     if tables <= (tables_present(family) or frozenset()):
-        # Others wait for the commit alone.
+        # Other programs wait for the commit only.
         return apply_and_verify(session, desired, locked)
     # Reading makes a table present: not before we may write.
     with locked():

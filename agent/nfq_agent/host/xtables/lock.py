@@ -44,19 +44,19 @@ def open_lock() -> int:
         return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, _PERMISSION).format(path=path)
-        raise RuleError(f"the xtables lock {path} can't be opened: {error.strerror}; {remedy}") from error
+        raise RuleError(f"the xtables lock {path} cannot be opened: {error.strerror}; {remedy}") from error
 
 
 @contextlib.contextmanager
 def xtables_lock(descriptor: int | None = None, seconds: float = DEADLINE) -> Iterator[None]:
-    """Hold the lock. descriptor: of the lock, opened by somebody who may. Raises RuleError if it isn't free in time."""
+    """Hold the lock. descriptor: of the lock, opened by a process that may. Raises RuleError if it isn't free in time."""
     lock = open_lock() if descriptor is None else descriptor
     try:
         _take(lock, seconds)
         try:
             yield
         finally:
-            # Said aloud: a descriptor that was handed down stays open elsewhere, and the lock with it.
+            # Unlock explicitly: an inherited descriptor would keep the lock.
             release(lock)
     finally:
         if descriptor is None:
@@ -64,7 +64,7 @@ def xtables_lock(descriptor: int | None = None, seconds: float = DEADLINE) -> It
 
 
 def release(descriptor: int) -> None:
-    """Give the lock back, whichever process took it on this descriptor."""
+    """Release the lock, whichever process took it on this descriptor."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
@@ -76,13 +76,13 @@ def _take(lock: int, seconds: float) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
-                raise RuleError(f"the xtables lock {lock_path()} can't be taken: {error.strerror}") from error
+                raise RuleError(f"the xtables lock {lock_path()} cannot be taken: {error.strerror}") from error
         else:
             return
         if time.monotonic() >= deadline:
             raise LockError(f"the xtables lock {lock_path()} was not free within {seconds:g} s: {held_by(lock)}")
         time.sleep(pause * random.uniform(0.5, 1.5))
-        # Short, or programs that wait in the kernel's queue for it go first every time.
+        # Short: programs that wait in the kernel's queue for the lock get it first every time.
         pause = min(pause * 1.5, 0.003)
 
 
@@ -99,7 +99,7 @@ def holders(lock: int) -> list[int]:
 
 
 def held_by(lock: int) -> str:
-    """Who holds the lock, for people."""
+    """The processes that hold the lock, as text."""
     names = []
     for pid in holders(lock):
         try:
@@ -107,4 +107,4 @@ def held_by(lock: int) -> str:
         except OSError:
             name = "a process"
         names.append(f"{name} (pid {pid})")
-    return f"held by {', '.join(names)}" if names else "held by another process, which can't be seen from here (fuser -v)"
+    return f"held by {', '.join(names)}" if names else "held by another process, which is not visible here (fuser -v)"

@@ -1,4 +1,4 @@
-"""python-iptables, whose only importer this is: how it is imported, and whether it can be used here."""
+"""python-iptables; this is its only importer: how it is imported, and whether it can be used here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NEW_LAYOUT: Final = "xtables_strtoul_base"
 
 
 def in_kernel(family: Family) -> bool:
-    """Whether the kernel has legacy xtables for a family; its module is loaded if that is possible and wanting."""
+    """Whether the kernel has legacy xtables for a family; its module is loaded if it is missing and that is possible."""
     if not os.path.exists(NAMES_FILES[family]) and os.path.exists("/proc/modules"):
         with suppress(OSError, subprocess.TimeoutExpired):
             command = [shutil.which("modprobe") or "/sbin/modprobe", "-q", MODULES[family]]
@@ -45,11 +45,11 @@ def in_kernel(family: Family) -> bool:
 
 @functools.cache
 def import_iptc() -> types.ModuleType:
-    """python-iptables, imported in a tenth of its own time. Raises RuleError where it can't be.
+    """python-iptables, imported in a tenth of its usual time. Raises RuleError if it cannot be imported.
 
     On import it looks for its libraries through ldconfig and the compiler, and loads kernel modules whether needed or
-    not; `iptc.util`, which does that, is put in place beforehand with the sonames known. Where those do not load, it goes
-    its own way.
+    not; `iptc.util`, which does that, is put in place beforehand with the sonames known. If those do not load, it
+    searches as usual.
     """
     libraries = _libraries()
     held_back = os.environ.get("XTABLES_LIBDIR")
@@ -62,7 +62,7 @@ def import_iptc() -> types.ModuleType:
         importlib.import_module("iptc.xtables")
     except Exception as error:
         sys.modules.pop("iptc.util", None)
-        raise RuleError(f"python-iptables can't be imported: {error}") from error
+        raise RuleError(f"python-iptables cannot be imported: {error}") from error
     finally:
         if held_back is None:
             os.environ.pop("XTABLES_LIBDIR", None)
@@ -129,7 +129,7 @@ def _new_layout() -> bool:
 
 
 def _mend(module: Any) -> None:
-    """Teach python-iptables the longer xt_option_entry: it finds options by walking an array of them."""
+    """Adapt python-iptables to the longer xt_option_entry: it finds options by walking an array of them."""
     xtables = module.xtables
     old = xtables.xt_option_entry
 
@@ -152,7 +152,7 @@ def _mend(module: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LegacySupport:
-    """What there is of legacy xtables. `problem`: why it can't be used; None if it can."""
+    """The legacy xtables of this host. `problem`: why they cannot be used; None if they can."""
 
     ipv4: bool
     ipv6: bool
@@ -175,7 +175,7 @@ _SAMPLES: Final = (
 
 
 def probe() -> LegacySupport:
-    """What this kernel and this libxtables can do, tried out by encoding rules; nothing is written."""
+    """What this kernel and this libxtables can do, tested by encoding rules; nothing is written."""
     ipv4, ipv6 = in_kernel("inet"), in_kernel("inet6")
     why = None if ipv4 or ipv6 else "the kernel has no legacy xtables (CONFIG_IP_NF_IPTABLES_LEGACY; module ip_tables)"
     if why is None:
@@ -206,7 +206,7 @@ def _version() -> str:
 
 
 def problem() -> str | None:
-    """Why legacy rules can't be written here; None if they can. Cheap unless libxtables has the new layout."""
+    """Why legacy rules cannot be written here; None if they can. Cheap unless libxtables has the new layout."""
     if not in_kernel("inet") and not in_kernel("inet6"):
         return "the kernel has no legacy xtables (CONFIG_IP_NF_IPTABLES_LEGACY; module ip_tables)"
     try:
