@@ -242,7 +242,7 @@ def test_the_holder_of_a_queue_is_named_by_its_namespace(netns: Namespace, tmp_p
     assert holder.stdout.readline() == b"bound\n"
     text = netns.run(*COMMAND, "doctor", "--config", str(config), check=False).stdout
     line = " ".join(text[text.index("number 33") :].split())
-    assert line.startswith("number 33 of [queue.main] is held by python")
+    assert line.startswith("number 33 of [queue.main] is used by python")
     assert "in another PID namespace" in line[:200]
     assert "(pid 1," not in line[:200]
     holder.kill()
