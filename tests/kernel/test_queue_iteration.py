@@ -22,52 +22,6 @@ from nfq_agent import (
 pytestmark = pytest.mark.kernel
 
 
-def test_iteration(netns: Namespace) -> None:
-    queue_rule(netns)
-
-    def inside() -> None:
-        wire = Wire()
-        with Queue(NUMBER) as queue:
-            wire.send(b"one", b"two", b"three")
-            for packet in queue:
-                if packet.data == b"two":
-                    packet.drop()
-                else:
-                    packet.accept()
-                if packet.data == b"three":
-                    queue.stop()
-            assert wire.arrived(2) == [b"one", b"three"]
-            # Leaving the loop is enough; what was not yielded comes next time.
-            wire.send(b"four", b"five")
-            for packet in queue:
-                packet.accept()
-                break
-            assert wire.arrived(1) == [b"four"]
-            for packet in queue:
-                packet.accept()
-                break
-            assert wire.arrived(1) == [b"five"]
-
-    netns.call(inside)
-
-
-def test_a_packet_that_a_loop_passes_over_gets_the_policy(netns: Namespace) -> None:
-    queue_rule(netns)
-
-    def inside() -> None:
-        wire = Wire()
-        with Queue(NUMBER, unanswered_after=0.1) as queue:
-            wire.send(b"passed over", b"answered")
-            threading.Timer(0.5, queue.stop).start()
-            for packet in queue:
-                if packet.data == b"answered":
-                    packet.accept()
-            assert sorted(wire.arrived(2)) == [b"answered", b"passed over"]
-            assert queue.unanswered == 1
-
-    netns.call(inside)
-
-
 @pytest.mark.parametrize("by", ["thread", "signal"])
 @pytest.mark.parametrize("way", ["plain", "asynchronous"])
 def test_a_loop_that_waits_is_stopped(netns: Namespace, way: str, by: str) -> None:
@@ -150,51 +104,5 @@ def test_several_queues_in_one_loop(netns: Namespace) -> None:
         assert [queue.statistics().waiting for queue in queues.values()] == [0] * 4
         for queue in queues.values():
             queue.close()
-
-    netns.call(inside)
-
-
-def test_asynchronous_iteration(netns: Namespace) -> None:
-    queue_rule(netns)
-
-    def inside() -> None:
-        wire = Wire()
-        ticks = 0
-
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                ticks += 1
-                await asyncio.sleep(0.01)
-
-        async def serve(queue: Queue) -> list[bytes]:
-            clock = asyncio.create_task(tick())
-            asyncio.get_running_loop().call_later(0.2, wire.send, b"one", b"two")
-            asyncio.get_running_loop().call_later(0.4, queue.stop)
-            seen = []
-            async for packet in queue:
-                seen.append(packet.data)
-                packet.accept()
-            clock.cancel()
-            return seen
-
-        async def leave(queue: Queue) -> list[bytes]:
-            wire.send(b"three", b"four", b"five")
-            seen = []
-            for _ in range(3):
-                async for packet in queue:
-                    seen.append(packet.data)
-                    packet.accept()
-                    break
-            return seen
-
-        with Queue(NUMBER) as queue:
-            assert asyncio.run(serve(queue)) == [b"one", b"two"]
-            assert wire.arrived(2) == [b"one", b"two"]
-            assert ticks > 10
-            # Leaving the loop is enough here too.
-            assert asyncio.run(leave(queue)) == [b"three", b"four", b"five"]
-            assert not queue.running
-        wire.arrived(3)
 
     netns.call(inside)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,55 +21,14 @@ from queued import NUMBER, PORT, Wire, passed, queue_rule, until
 
 from nfq_agent import (
     ACCEPT,
-    DROP,
     RETAIN,
     Action,
     Packet,
     Queue,
-    QueueBusyError,
-    QueueError,
-    QueueStateError,
     Verdict,
-    VerdictError,
 )
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.mark.parametrize("policy", [ACCEPT, DROP])
-def test_closing_answers_what_waits_read_or_not(netns: Namespace, policy: Verdict) -> None:
-    queue_rule(netns)
-
-    def inside() -> int:
-        wire = Wire()
-        with Queue(NUMBER, on_unanswered=policy) as queue:
-            wire.send(*[b"x"] * 20)
-            assert queue.statistics().waiting == 20
-            read = queue.read(5)
-            queue.answer([(packet, RETAIN) for packet in read[:3]])
-        with pytest.raises(VerdictError):
-            read[0].accept()
-        return passed()
-
-    assert netns.call(inside) == (20 if policy is ACCEPT else 0)
-
-
-def test_stop_from_a_thread_a_signal_and_before_the_run(netns: Namespace) -> None:
-    def inside() -> None:
-        with Queue(NUMBER) as queue:
-            for stop_by in ("thread", "signal", "before"):
-                began = time.monotonic()
-                if stop_by == "thread":
-                    threading.Timer(0.1, queue.stop).start()
-                elif stop_by == "signal":
-                    signal.signal(signal.SIGALRM, lambda *_: queue.stop())
-                    signal.setitimer(signal.ITIMER_REAL, 0.1)
-                else:
-                    queue.stop()
-                queue.run(lambda packet: ACCEPT)
-                assert time.monotonic() - began < 0.6, stop_by
-
-    netns.call(inside)
 
 
 def test_stop_under_a_flood(netns: Namespace) -> None:
@@ -177,84 +135,6 @@ def test_signals_that_raise_lose_no_packet(netns: Namespace, copy_range: int) ->
         return passed()
 
     assert netns.call(inside) == 20_000
-
-
-def test_calls_out_of_order_are_errors(netns: Namespace) -> None:
-    queue_rule(netns)
-
-    def inside() -> None:
-        queue = Queue(NUMBER)
-        for early in (queue.bind, queue.read, queue.fileno, queue.unbind):
-            with pytest.raises(QueueStateError, match="not open"):
-                early()
-        queue.open()
-        with pytest.raises(QueueStateError, match="already open"):
-            queue.open()
-        unbound: tuple[Callable[[], object], ...] = (
-            queue.unbind,
-            queue.read,
-            lambda: queue.run(lambda packet: ACCEPT),
-            lambda: queue.settings,
-        )
-        for each in unbound:
-            with pytest.raises(QueueStateError, match="not bound"):
-                each()
-        with pytest.raises(QueueError, match="no such queue"):
-            queue.statistics()
-        queue.bind()
-        with pytest.raises(QueueStateError, match="already bound"):
-            queue.bind()
-        with serving(queue, lambda packet: ACCEPT):
-            until(lambda: queue.running)
-            for meanwhile in (lambda: queue.run(lambda packet: ACCEPT), lambda: next(iter(queue)), queue.close):
-                with pytest.raises(QueueStateError, match=r"runs it|already running"):
-                    meanwhile()
-        wire = Wire()
-        wire.send(b"x")
-        (packet,) = queue.read()
-        queue.unbind()
-        with pytest.raises(VerdictError, match="waits for no verdict"):
-            packet.accept()
-        for late in (queue.read, queue.unbind, lambda: queue.run(lambda packet: ACCEPT)):
-            with pytest.raises(QueueStateError, match="not bound"):
-                late()
-        assert wire.arrived(1) == [b"x"]
-        # The kernel counts anew: what was read before must not answer for what comes now.
-        queue.bind()
-        wire.send(b"y")
-        (after,) = queue.read()
-        assert after.id == packet.id
-        with pytest.raises(VerdictError, match="waits for no verdict"):
-            packet.accept()
-        queue.answer([(packet, ACCEPT)])
-        assert queue.statistics().waiting == 1
-        queue.close()
-        queue.close()
-        with pytest.raises(VerdictError, match="waits for no verdict"):
-            after.accept()
-        closed: tuple[Callable[[], object], ...] = (queue.read, lambda: queue.configure(gso=True), queue.wait)
-        for each in closed:
-            with pytest.raises(QueueStateError, match="not open"):
-                each()
-        # And anew.
-        with queue:
-            assert queue.settings.copy == "packet"
-
-    netns.call(inside)
-
-
-def test_a_number_that_somebody_has_is_busy(netns: Namespace) -> None:
-    def inside() -> None:
-        with Queue(NUMBER) as first:
-            with pytest.raises(QueueBusyError, match="queue 7: another process has already bound this queue"), Queue(NUMBER):
-                pass
-            # Nothing of the attempt is left, and the first is as it was.
-            assert first.statistics().portid != 0
-            assert first.configure(max_len=9).max_len == 9
-        with Queue(NUMBER):
-            pass
-
-    netns.call(inside)
 
 
 @pytest.mark.parametrize("running", [True, False])

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from namespace import Namespace
 
+from nfq_agent.host.nfqueue.statistics import statistics
+
 NUMBER = 7
 PORT = 9999
 _SO_SNDBUFFORCE = 32
@@ -64,6 +66,10 @@ class Wire:
         finally:
             self.receiver.settimeout(5)
         return False
+
+    def waiting(self) -> int:
+        """Packets that wait in the queue, by the kernel's figures."""
+        return statistics()[NUMBER].waiting
 
 
 def until(condition: Callable[[], object], within: float = 10.0) -> None:

@@ -109,8 +109,8 @@ def test_what_only_lists_can_say_is_refused_elsewhere(rule: dict[str, Any], said
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ({"hooks": ["input"], "udp_ports": [1], "uid": 5}, "uid is not known to the kernel in hook input; allowed: output"),
-        ({"hooks": ["forward"], "udp_ports": [1], "cgroup": "x.slice"}, "cgroup is not known to the kernel in hook forward"),
+        ({"hooks": ["input"], "udp_ports": [1], "uid": 5}, "uid cannot be matched by the kernel in hook input; allowed: output"),
+        ({"hooks": ["forward"], "udp_ports": [1], "cgroup": "x.slice"}, "cgroup cannot be matched by the kernel in hook forward"),
         ({"udp_ports": [1], "not_tcp_ports": [22]}, "the rule takes no TCP; allowed: with all"),
         ({"udp_ports": [1], "interface": "a*b"}, "'a\\*b' is not a valid interface"),
         ({"udp_ports": [1], "interface": "lo", "not_interface": "eth0"}, "allowed: one of them"),

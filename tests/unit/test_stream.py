@@ -289,5 +289,5 @@ class TestTable:
         assert issubclass(stream_element(kind), StreamElement)
 
     def test_a_packet_element_is_none(self) -> None:
-        with pytest.raises(ElementError, match="no stream element"):
+        with pytest.raises(ElementError, match="not a stream element"):
             stream_element("nfq_agent.elements.log:FiveTupleLog")

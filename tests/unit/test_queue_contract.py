@@ -1,0 +1,50 @@
+"""The queue library and the worker's queue on a fake kernel that passes the same contract as the real one."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+
+import pytest
+from fake_queue import FakeKernel, FakeWire
+from queue_contract import CONTRACT
+from queue_program import AnyWire
+from queued import NUMBER
+
+from nfq_agent import ACCEPT, Queue, QueueSettingError
+from nfq_agent.queue.turns import WorkerQueue
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
+    fake = FakeKernel()
+    fake.install(monkeypatch)
+    yield fake
+    fake.close()
+
+
+@pytest.mark.parametrize("promise", CONTRACT)
+def test_the_fake_kernel(kernel: FakeKernel, promise: Callable[[AnyWire], None]) -> None:
+    promise(FakeWire(kernel))
+
+
+def test_a_setting_that_the_kernel_refuses_is_named_and_leaves_the_number_free(kernel: FakeKernel) -> None:
+    kernel.refused[3] = errno.EOPNOTSUPP
+    with pytest.raises(QueueSettingError, match="refused max_len=7") as refused, Queue(NUMBER, max_len=7):
+        pass
+    assert (refused.value.setting, refused.value.errno) == ("max_len", errno.EOPNOTSUPP)
+    kernel.settled()
+    assert NUMBER not in kernel.queues
+
+
+def test_a_full_queue_drops_or_lets_pass(kernel: FakeKernel) -> None:
+    wire = FakeWire(kernel)
+    with WorkerQueue(NUMBER, max_len=2).open().bind() as queue:
+        wire.send(b"1", b"2", b"3")
+        assert queue.skim(ACCEPT) == 2
+        assert wire.arrived(2) == [b"1", b"2"]
+        queue.configure(fail_open=True)
+        wire.send(b"4", b"5", b"6")
+        assert wire.arrived(1) == [b"6"]
+        assert queue.skim(ACCEPT) == 2
+        assert wire.arrived(2) == [b"4", b"5"]
