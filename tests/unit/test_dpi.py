@@ -98,7 +98,7 @@ def test_no_bytes_of_a_decided_flow_wait() -> None:
     assert talk.flow.state[element].held == 0
 
 
-BEFORE = {"dpi": "gave-up", "dpi_reason": "it began before the first packet seen"}
+BEFORE = {"dpi": "gave-up", "dpi_reason": "it began before the first packet that was seen"}
 
 
 def test_a_connection_that_began_before_is_given_up() -> None:
@@ -161,7 +161,7 @@ def test_thirty_two_packets_and_no_more() -> None:
     talk.say(HELLO[31:32], 31)
     assert talk.facts["dpi"] == "gave-up"
     # It has a name, which is not known: not the same as to have none.
-    assert talk.facts["conflict"] == "32 packets with payload did not say it"
+    assert talk.facts["conflict"] == "32 packets with payload, and it is not known"
     talk.say(HELLO[32:], 32)
     assert "tls_sni" not in talk.facts
 
@@ -188,7 +188,7 @@ def test_sixteen_kilobytes_and_no_more() -> None:
     longer = made_hello([0x1301], [(0x1234, bytes(16380)), server_name(b"a.test")])
     longer = record(longer[5:], 8000)
     talk = Talk().open().say(longer[:9000]).say(longer[9000:], 9000)
-    reason = "16 KiB did not say it"
+    reason = "not known after 16 KiB"
     assert talk.facts == {"dpi": "gave-up", "dpi_reason": reason, "conflict": reason, "protocol": "tls"}
 
 
@@ -321,7 +321,7 @@ def test_the_log_says_what_each_flow_is() -> None:
     Talk(bench, dst="198.51.100.1:53").send(udp("192.0.2.1:5000", "198.51.100.1:53", dns_query("a.test", 28)))
     assert bench.lines == [
         "tcp 192.0.2.1:40000 -> 198.51.100.1:443: tls a.server.test",
-        "tcp 192.0.2.1:2 -> 198.51.100.1:443: not identified: no protocol that is known here",
+        "tcp 192.0.2.1:2 -> 198.51.100.1:443: not identified: not a known protocol",
         "udp 192.0.2.1:5000 -> 198.51.100.1:53: dns a.test",
     ]
     assert bench.said[0].fields["tls_sni"] == "a.server.test"
