@@ -51,7 +51,7 @@ class Said(NamedTuple):
     conflict: bool = False
 
 
-_AHEAD: Final = [Said(Event.AHEAD, {})]
+AHEAD: Final = [Said(Event.AHEAD, {})]
 
 
 class _Phase(Enum):
@@ -217,12 +217,12 @@ class Conversation:
             if self._read_bytes.differs(sequence, data):
                 return self._differ()
             if self._read_bytes.lost(sequence):
-                return _AHEAD
+                return AHEAD
         if self._phase is _Phase.DONE or offset + len(data) <= 0:
             # Read before, or the body of a message.
             return []
         if offset >= BYTES:
-            return _AHEAD
+            return AHEAD
         if self._late(now):
             return self.run_out(f"{SECONDS:.0f} seconds have passed")
         said = []
@@ -244,7 +244,7 @@ class Conversation:
                 return self._differ()
             if self._phase is _Phase.LATER and not self._client.data:
                 self._client.full = False
-                return _AHEAD
+                return AHEAD
             if grew:
                 self._drain(said)
                 if self._done or self._client is None:
@@ -260,7 +260,7 @@ class Conversation:
             self.earlier = None
             return []
         whose = self.earlier.of(sequence, size)
-        return self._differ() if whose is Belongs.EARLIER else _AHEAD if whose is Belongs.NONE else []
+        return self._differ() if whose is Belongs.EARLIER else AHEAD if whose is Belongs.NONE else []
 
     def server(self, sequence: int, data: bytes, now: float) -> list[Said]:
         """A segment of the server."""

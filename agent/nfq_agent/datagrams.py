@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nfq_agent.conversation import PACKETS, SECONDS, Event, Said
+from nfq_agent.conversation import AHEAD, PACKETS, SECONDS, Event, Said
 from nfq_agent.noise import looks_encrypted
 from nfq_agent.protocols import Found, dns, quic
 from nfq_agent.protocols.known import DATAGRAMS
@@ -89,6 +89,9 @@ class Datagrams:
             self._quic = quic.Connections()
         hello = self._quic.add(data, now)
         if hello is None:
+            if self._hello is not None and not self._hello.complete:
+                # 0-RTT: nothing can be done with it before the hello is whole, and the client sends it again.
+                return AHEAD
             version = quic.long_header(data)
             if version is None or self._hello is not None or quic.readable(version):
                 # A packet of a connection that is known, or one that only comes with its Initial.

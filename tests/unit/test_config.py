@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pwd
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planned import config_of
 
 from nfq_agent.config.file import BASELINE, load
 from nfq_agent.config.models import Config, ConfigError
@@ -36,7 +38,9 @@ def test_without_a_file_the_baseline_holds(tmp_path: Path, monkeypatch: pytest.M
         "agent": load().agent.model_dump(),
         # Written out in full there, and the same as the default.
         "rules": {"app": load(CONFIGS / "baseline.toml").rules["app"].model_dump()},
+        "queue": {"main": load().queue["main"].model_dump() | {"gso": True}},
     }
+    assert load().takes_whole(load().queue["main"])
 
 
 def test_drop_ins_are_merged_in_name_order(tmp_path: Path) -> None:
@@ -75,3 +79,24 @@ def test_no_value_of_any_key_breaks_the_check(value: object) -> None:
                 Config.model_validate(merged)
             except ValueError:
                 continue
+
+
+@pytest.mark.parametrize(
+    ("rule", "elements", "gso", "whole"),
+    [
+        ({"tcp_ports": [80]}, ["log"], {}, True),
+        ({"udp_ports": [53]}, ["log"], {}, False),
+        ({"tcp_ports": [80], "udp_ports": [53]}, ["log"], {}, False),
+        ({"all": True}, ["log"], {}, False),
+        ({"protocol": ["udp"]}, ["log"], {}, False),
+        ({"protocol": ["tcp", "icmp"]}, ["log"], {}, True),
+        ({"udp_ports": [53]}, [], {}, True),
+        ({"udp_ports": [53]}, ["log"], {"gso": True}, True),
+        ({"tcp_ports": [80]}, ["log"], {"gso": False}, False),
+    ],
+)
+def test_offloaded_packets_come_whole_where_no_element_has_to_see_each_datagram(
+    rule: dict[str, Any], elements: list[str], gso: dict[str, bool], whole: bool
+) -> None:
+    config = config_of(queue={"main": {"elements": elements, **gso}}, rules={"app": {"queue": "main", **rule}})
+    assert config.takes_whole(config.queue["main"]) is whole

@@ -227,6 +227,32 @@ def test_a_second_quic_flight_with_the_same_connection_id_and_another_name() -> 
         bench.assert_dropped(udp(CLIENT, SERVER, allowed))
 
 
+def test_early_data_does_not_use_up_what_a_hello_may_take() -> None:
+    """As a browser sends it: a hello in two Initial packets, the second of which is late, and much 0-RTT before it."""
+    if not quic.AVAILABLE:
+        pytest.skip("the Python package cryptography is not installed")
+    from aioquic.quic.configuration import QuicConfiguration  # noqa: PLC0415  # needs cryptography
+    from aioquic.quic.connection import QuicConnection  # noqa: PLC0415  # needs cryptography
+
+    many = ["h3", *[f"alpn-{number:03}-{'x' * 40}" for number in range(30)]]
+    configuration = QuicConfiguration(is_client=True, alpn_protocols=many, server_name="a.good.test")
+    client = QuicConnection(configuration=configuration)
+    client.connect(("192.0.2.1", 443), now=0.0)
+    first, *rest = [datagram for datagram, _ in client.datagrams_to_send(now=0.0)]
+    assert rest
+    # Type 1 of the long header is 0-RTT (RFC 9000 17.2.3).
+    early = bytes((0xD0,)) + first[1 : 7 + first[5]] + b"\0" + b"\x44\xb0" + bytes(1200)
+    for options in POLICIES.values():
+        bench = Bench("policy", before=[("dpi", {})], **options)
+        bench.assert_accepted(udp(CLIENT, SERVER, first))
+        for _ in range(60):
+            bench.assert_dropped(udp(CLIENT, SERVER, early))
+        for datagram in rest:
+            bench.assert_accepted(udp(CLIENT, SERVER, datagram))
+        for _ in range(60):
+            bench.assert_accepted(udp(CLIENT, SERVER, early))
+
+
 def test_a_datagram_with_a_wrong_checksum_is_not_believed() -> None:
     bench = Bench("dpi")
     packet = bytearray(udp(CLIENT, "198.51.100.1:53", b"\0\7\1\0\0\1\0\0\0\0\0\0\1a\0\0\1\0\1").payload)

@@ -20,6 +20,7 @@ from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError, packet_element, stream_element
 from nfq_agent.elements.loading import where
 from nfq_agent.mark import OWN_TRAFFIC, OWNERS_MASK, Kept, Mark, MarkField, parse_mask
+from nfq_agent.packet import UDP
 from nfq_agent.values import Duration, Endpoint, EndpointField, NetworkField, Size
 
 TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -103,7 +104,8 @@ class QueueConfig(_Model):
     max_len: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     fail_open: bool = True
     bypass: bool = True
-    gso: bool = True
+    # Offloaded packets whole: by default wherever one packet is not many datagrams, of which only the first would be judged.
+    gso: bool | Literal["auto"] = "auto"
     # How long a worker polls for packets before it sleeps: less latency for more CPU.
     busy_poll: Annotated[Duration, Field(le=0.01)] = 0.0
     # What each worker may allocate. A faulty element, or a flood that an element does not bound, is limited by it.
@@ -208,6 +210,11 @@ class RuleConfig(Selection):
     def families(self) -> tuple[Literal["inet", "inet6"], ...]:
         """The address families it covers."""
         return ("inet", "inet6") if self.family == "unspec" else (self.family,)
+
+    @property
+    def takes_udp(self) -> bool:
+        """Whether it selects UDP."""
+        return bool(self.all or self.udp_ports or UDP in (self.protocol or ()))
 
     def by_owner(self, hook: str) -> bool:
         """Whether it takes the packets of certain users, groups or control groups, which the kernel knows only while the socket
@@ -371,6 +378,17 @@ class Config(_Model):
             if marks is not None:
                 return marks
         return None
+
+    def takes_whole(self, queue: QueueConfig) -> bool:
+        """Whether offloaded packets come whole: what the file says, else where no element has to see each datagram."""
+        if queue.gso != "auto":
+            return queue.gso
+        specs = self.packet_elements(queue)
+        return not any(spec.cls.rewrites_of(spec.options) for spec in specs) and not (specs and self.gets_udp(queue))
+
+    def gets_udp(self, queue: QueueConfig) -> bool:
+        """Whether a rule sends UDP to this queue."""
+        return any(rule.takes_udp for rule in self.rules.values() if rule.queue and self.queue.get(rule.queue) is queue)
 
     def copy_range(self, queue: QueueConfig) -> int:
         """Bytes to copy of each packet of this queue: what the file says, else the least that its elements need."""

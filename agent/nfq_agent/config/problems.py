@@ -48,7 +48,7 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
                             ("queue", name, "copy"),
                             f'"meta" beside {spec.name!r}, which reads what is in a packet; allowed: "packet"',
                         )
-            if queue.gso and (writers := [spec.name for spec in specs if spec.cls.rewrites_of(spec.options)]):
+            if queue.gso is True and (writers := [spec.name for spec in specs if spec.cls.rewrites_of(spec.options)]):
                 yield fault(
                     ("queue", name, "gso"),
                     f"gso = true beside {writers[0]!r}, which rewrites packets: an offloaded packet cannot be rewritten; "

@@ -31,6 +31,11 @@ def warnings(config: Config) -> Iterator[str]:
                 "a verdict when the queue is full or no agent serves it, and a flood of any local user can fill it; to keep them "
                 f"out instead: {', '.join(f'{key} = false' for key in open_by)}"
             )
+        if queue.gso is True and config.gets_udp(queue) and (specs := config.packet_elements(queue)):
+            yield (
+                f"queue.{name}: gso = true takes one UDP send of many datagrams as one packet, of which {specs[0].name} "
+                "judges the first, and counts one; leave gso out, or send UDP to a queue of its own"
+            )
         if not any(rule.queue == name for rule in config.rules.values()):
             yield f"queue.{name}: no rule sends anything to it"
 

@@ -319,10 +319,21 @@ class Dpi(PacketElement[DpiOptions]):
         if (not datagrams.decided or data[0] >= LONG_HEADER) and is_wrong(packet):
             flow.unsound = "a wrong checksum"
             return
+        if packet.gso:
+            # Where one datagram ends and the next begins does not show.
+            flow.message += 1
+            self._clear(flow)
+            flow.facts.pop("protocol", None)
+            datagrams.begun = False
+            self._give_up(flow, "UDP datagrams that are joined (gso = true)", conflict=True)
+            return
         from_origin = five_tuple == flow.origin
         known = five_tuple.dport in dns.PORTS or five_tuple.sport in dns.PORTS or flow.facts.get("protocol") == "dns"
         said = datagrams.take(data, from_origin, known, flow.last)
         for event, facts, reason, conflict in said:
+            if event is Event.AHEAD:
+                flow.ahead = True
+                continue
             if not datagrams.begun:
                 self._next_message(flow, first=True)
             datagrams.begun = event is Event.PART

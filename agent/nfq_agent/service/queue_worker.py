@@ -47,6 +47,7 @@ class QueueWorker(Worker):
         self.settings = config.queue[name]
         self.specs = config.packet_elements(self.settings)
         self.copy_range = config.copy_range(self.settings)
+        self.takes_whole = config.takes_whole(self.settings)
         self.memory = SharedNumbers()
         self.counters = Counters(self.memory.numbers)
         self.queue: WorkerQueue | None = None
@@ -137,7 +138,7 @@ class QueueWorker(Worker):
     def _wanted(self) -> QueueSettings:
         settings = self.settings
         process = any(spec.cls.reads_process_of(spec.options) for spec in self.specs)
-        return QueueSettings(settings.copy_mode, self.copy_range, settings.max_len, settings.fail_open, settings.gso, process)
+        return QueueSettings(settings.copy_mode, self.copy_range, settings.max_len, settings.fail_open, self.takes_whole, process)
 
     def refit(self) -> None:
         """Put the wanted settings into force. Nothing may read from the queue. Raises QueueError."""
