@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nfq_agent.checksum import mend
     from nfq_agent.element import Needs, Options, PacketElement
-    from nfq_agent.flow import Flow
+    from nfq_agent.flow import Flow, Watch
     from nfq_agent.host.nfqueue.channel import open_socket
     from nfq_agent.packet import FiveTuple, Hook, Packet, PacketError, address, endpoint
     from nfq_agent.queue.errors import QueueBusyError, QueueError, QueuePermissionError, QueueSettingError, QueueStateError
@@ -20,7 +20,7 @@ else:
     _MODULES = {
         "checksum": ("mend",),
         "element": ("Needs", "Options", "PacketElement"),
-        "flow": ("Flow",),
+        "flow": ("Flow", "Watch"),
         "host.nfqueue.channel": ("open_socket",),
         "packet": ("FiveTuple", "Hook", "Packet", "PacketError", "address", "endpoint"),
         "queue.errors": ("QueueBusyError", "QueueError", "QueuePermissionError", "QueueSettingError", "QueueStateError"),
@@ -70,6 +70,7 @@ __all__ = [
     "StreamElement",
     "Verdict",
     "VerdictError",
+    "Watch",
     "Way",
     "address",
     "endpoint",

@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 
 from nfq_agent.context import Context
 from nfq_agent.fitting import fit
-from nfq_agent.flow import Flow
+from nfq_agent.flow import Flow, Watch
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.mark import Kept
 from nfq_agent.packet import Packet
@@ -150,6 +150,15 @@ class PacketElement(Generic[O]):
         """The verdict on this packet, or None to leave it to the next elements. `flow` is None unless needs is FLOW."""
         return None
 
+    def watches(self, flow: Flow) -> Watch:
+        """Which packets of this flow it has to be shown from now on; asked after each packet of the flow that it was shown.
+
+        What it does not ask for, it promises to answer as it answered that packet, in either direction and at any hook: it is not
+        called for it. All packets, unless a subclass knows it more exactly. The beginning and the end of a TCP connection are
+        always shown.
+        """
+        return Watch.ALL
+
     def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
         """The verdict that was chosen, or another in its place. lasting: it holds for the whole flow."""
         return verdict
@@ -189,6 +198,10 @@ class ElementChain:
         asked = [e for e in self._elements if _overrides(e, "decide")]
         self._lasting = tuple((e.decide, all(other.lasting for other in asked[: end + 1])) for end, e in enumerate(asked))
         self._default_lasting = all(e.lasting for e in asked)
+        # Which packets of a flow have to be shown: to the elements up to the one that answers, and to those that amend.
+        self._watches = tuple(e.watches for e in asked)
+        self._amended_watches = tuple(e.watches for e in self._elements if _overrides(e, "amend"))
+        self._asked = 0
         self._amended_lasting = all(e.lasting for e in self._elements if _overrides(e, "amend"))
 
     def __len__(self) -> int:
@@ -210,6 +223,24 @@ class ElementChain:
         return not self._amenders and all(element.pure for element in self._elements)
 
     @property
+    def watched(self) -> bool:
+        """True where every element says which packets of a flow it has to be shown, so that others need not be."""
+        active = (e for e in self._elements if _overrides(e, "decide") or _overrides(e, "amend"))
+        return self.needs is Needs.FLOW and not self._listeners and all(_overrides(e, "watches") for e in active)
+
+    def watch(self, flow: Flow) -> Watch:
+        """Which packets of the flow of the packet that was decided last have to be shown from now on."""
+        if flow.ahead or flow.unsound:
+            # The answer was for that packet alone.
+            return Watch.ALL
+        watch = Watch.NOTHING
+        for watches in self._watches[: self._asked]:
+            watch |= watches(flow)
+        for watches in self._amended_watches:
+            watch |= watches(flow)
+        return watch
+
+    @property
     def listens(self) -> bool:
         """True if an element listens to every packet."""
         return bool(self._listeners)
@@ -220,10 +251,14 @@ class ElementChain:
             self._flows[packet.id] = flow
         if self._amenders:
             return self._decide_and_amend(packet, flow)
+        asked = 0
         for decide in self._deciders:
+            asked += 1
             verdict = decide(packet, flow)
             if verdict is not None:
+                self._asked = asked
                 return verdict
+        self._asked = asked
         return self._by_default(packet)
 
     def _by_default(self, packet: Packet) -> Verdict:
@@ -232,11 +267,14 @@ class ElementChain:
     def _decide_and_amend(self, packet: Packet, flow: Flow | None) -> Verdict:
         verdict: Verdict | None = None
         lasting = self._default_lasting
+        asked = 0
         for decide, holds in self._lasting:
+            asked += 1
             verdict = decide(packet, flow)
             if verdict is not None:
                 lasting = holds
                 break
+        self._asked = asked
         if verdict is None:
             verdict = self._by_default(packet)
         if not self._amended_lasting or (flow is not None and flow.undecided):

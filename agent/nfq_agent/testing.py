@@ -19,7 +19,8 @@ from nfq_agent.checksum import mend
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.element import ElementChain, Needs, PacketElement
 from nfq_agent.elements import packet_element, stream_element
-from nfq_agent.flow import Flow, FlowTable
+from nfq_agent.flow import Flow
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import ICMP, ICMPV6, TCP, UDP, Packet, PacketError
 from nfq_agent.stream import Close, Connection, End, Failed, Output, Send, Stream, StreamChain, StreamElement, Way
 from nfq_agent.values import Endpoint

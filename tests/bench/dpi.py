@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 from openings import client_hello
 
 from nfq_agent.elements.dpi import Dpi, DpiOptions
-from nfq_agent.flow import FlowTable
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.testing import tcp
 

@@ -18,7 +18,7 @@ from openings import OPENINGS, dns_query
 
 from nfq_agent.conversation import BYTES, Conversation
 from nfq_agent.elements.dpi import Dpi, DpiOptions
-from nfq_agent.flow import FlowTable
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import PARSERS

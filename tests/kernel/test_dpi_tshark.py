@@ -14,7 +14,7 @@ from captures import frames, recording, traffic, tshark
 from namespace import Namespace
 
 from nfq_agent.elements.dpi import Dpi, DpiOptions
-from nfq_agent.flow import FlowTable
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import tls
 

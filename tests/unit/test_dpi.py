@@ -15,7 +15,8 @@ from talk import CLIENT, HELLO, SERVER, Talk
 
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements.dpi import Dpi, DpiOptions
-from nfq_agent.flow import Flow, FlowTable
+from nfq_agent.flow import Flow
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import quic
 from nfq_agent.testing import Bench, ip_packet, tcp, udp

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_agent.flow import FlowTable
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import FiveTuple
 
 

@@ -20,7 +20,7 @@ from nfq_agent.datagrams import LONG_HEADER, Datagrams
 from nfq_agent.earlier import Earlier
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.facts import fields, words
-from nfq_agent.flow import Flow
+from nfq_agent.flow import Flow, Watch
 from nfq_agent.midstream import BEGAN_BEFORE, Midstream, resume
 from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
 from nfq_agent.protocols import dns, quic
@@ -101,6 +101,31 @@ class Dpi(PacketElement[DpiOptions]):
         elif "dpi" not in flow.facts:
             self._give_up(flow, "neither TCP nor UDP")
         return None
+
+    def watches(self, flow: Flow) -> Watch:
+        """What may still say something: see Conversation and Datagrams."""
+        state: Conversation | Datagrams | None = flow.state.get(self)
+        if id(flow) in self._open:
+            # It is given up when its time has passed, whatever packet comes then.
+            return Watch.ALL
+        if isinstance(state, Conversation):
+            if (state.renewed is not None and not state.answered) or (state.mptcp and state.listens):
+                # The client may go on from its later SYN with any packet; any may have an option of MPTCP.
+                return Watch.ALL
+            watch = Watch.NOTHING
+            if state.listens or state.compares or state.earlier is not None:
+                watch = Watch.CLIENT
+            if state.awaits_server or state.compares:
+                watch |= Watch.SERVER | Watch.SERVER_BARE
+            return watch
+        if isinstance(state, Datagrams):
+            ports = flow.origin.sport, flow.origin.dport
+            if not dns.PORTS.isdisjoint(ports) or flow.facts.get("protocol") == "dns":
+                return Watch.DATA
+            if state.decided:
+                return Watch.QUIC
+            return Watch.DNS | Watch.QUIC if state.gave_up else Watch.DATA
+        return Watch.NOTHING if flow.facts.get("dpi") == "gave-up" else Watch.ALL
 
     # TCP
 
@@ -229,6 +254,7 @@ class Dpi(PacketElement[DpiOptions]):
             self.context.flows.forget(flow.origin)
         flow.midstream = False
         flow.message = 0
+        flow.origin_is_client = connection.from_origin
         flow.state[self] = connection
         flow.facts["dpi"] = "undecided"
         flow.undecided = True
@@ -237,6 +263,7 @@ class Dpi(PacketElement[DpiOptions]):
     def _resume(self, flow: Flow) -> Midstream:
         """A connection whose beginning this worker did not see."""
         connection = flow.state[self] = resume(flow, self.context.flows)
+        flow.origin_is_client = connection.from_origin
         if flow.midstream:
             self._give_up(flow, BEGAN_BEFORE)
         return connection

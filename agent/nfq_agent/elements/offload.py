@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
-from nfq_agent.flow import Flow
+from nfq_agent.flow import Flow, Watch
 from nfq_agent.mark import Kept, MarkField, kept
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import Action, Verdict
@@ -52,6 +52,10 @@ class Offload(PacketElement[OffloadOptions]):
     def kept_of(cls, options: OffloadOptions) -> Kept:
         """The marks that the rules look for."""
         return kept(options.mark, options.generation)
+
+    def watches(self, flow: Flow) -> Watch:
+        """Nothing: what it does with a verdict follows from whether that lasts."""
+        return Watch.NOTHING
 
     def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
         """REPEAT with the mark, or the verdict itself if it does not last, or if the packet has the mark already."""

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, create_model
 
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
-from nfq_agent.flow import Flow
+from nfq_agent.flow import Flow, Watch
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Conditions, Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, address, hook_name, protocol_name
@@ -182,6 +182,17 @@ class Policy(PacketElement[PolicyOptions]):
             # A packet without a flow has no facts.
             bits ^= lowest
         return self._answer(packet, self._default, DEFAULT)
+
+    def watches(self, flow: Flow) -> Watch:
+        """While the outcome is open, the packets that count towards `within`; none where it follows from the facts."""
+        case: _Case | None = flow.state.get(self)
+        if case is None or not self._facts or self._explain:
+            return Watch.ALL
+        judged = case.denied or case.decided
+        # A refusal is made for the very packet.
+        if (case.action if judged else self.options.undecided) == "reject":
+            return Watch.ALL
+        return Watch.NOTHING if judged else Watch.DATA
 
     def _names(self, packet: Packet) -> bool:
         """Whether a rule decides by this packet's headers alone."""

@@ -7,7 +7,7 @@ falls back to TCP at once (RFC 8684 3.7), and a further subflow is reset by its 
 from __future__ import annotations
 
 from nfq_agent.element import Needs, PacketElement
-from nfq_agent.flow import Flow
+from nfq_agent.flow import Flow, Watch
 from nfq_agent.packet import TCP, Headers, Packet, PacketError
 from nfq_agent.soundness import MPTCP, tcp_options
 from nfq_agent.verdict import Action, Verdict
@@ -22,6 +22,10 @@ class RefuseMptcp(PacketElement):
     # A SYN is never offloaded, so that the queue may take other packets whole.
     rewrites_small = True
     lasting = True
+
+    def watches(self, flow: Flow) -> Watch:  # it is the same for all
+        """Nothing: a SYN is always shown."""
+        return Watch.NOTHING
 
     def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
         """The verdict; with other bytes for an accepted SYN that has the option."""

@@ -10,6 +10,7 @@ import select
 from collections.abc import Callable
 from typing import Final, Self
 
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.host.nfqueue.channel import Channel
 from nfq_agent.host.nfqueue.messages import FlowKey, Run
 from nfq_agent.packet import Packet
@@ -149,6 +150,41 @@ class WorkerQueue(BoundQueue):
             self._ledger.interrupted = True
             raise
         return count, runs
+
+    def judge(
+        self,
+        table: FlowTable,
+        ask: Callable[[Packet], Verdict],
+        now: float,
+        budget: int = BUDGET,
+        each: bool = False,
+    ) -> tuple[int, list[Run], tuple[Packet, Verdict] | None]:
+        """Answer up to `budget` packets with the verdicts of their flows.
+
+        `ask` is asked about a packet that has to be looked at, settles its flow in `table`, and must not raise. now: seconds, for
+        the ages of flows. The turn ends when it was asked 256 times, or where a verdict needs more than a short message: that
+        packet is the caller's to answer, as one that `read` returned. Returns how many packets, the runs (number of the
+        last, how many, verdict), and that packet with its verdict or None. each: wait and answer as `skim_each` does.
+        """
+        try:
+            count, first, runs, left = self._begin_turn().judge(budget, table, now, ask, self._together() if each else 0)
+            if runs and each:
+                self._were_answered(first, runs[-1][0])
+            elif runs:
+                self._answer_runs(runs, first)
+            if left is not None:
+                if self._ledger.interrupted:
+                    self._answer_lost_before(left[0].id)
+                self._ledger.took([left[0]])
+        except BaseException:
+            self._ledger.interrupted = True
+            raise
+        return count, runs, left
+
+    @property
+    def must_answer_each(self) -> bool:
+        """True while packets wait for a verdict of their own: `judge` is not to be called then."""
+        return self._ledger.must_answer_each and not self._ledger.interrupted
 
     def _begin_turn(self) -> Channel:
         channel = self._bound()

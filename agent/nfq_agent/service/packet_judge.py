@@ -14,7 +14,8 @@ from zlib import crc32
 from nfq_agent.checksum import mend
 from nfq_agent.counters import VERDICT_COUNTERS, Counters
 from nfq_agent.element import ElementChain, Emit, Needs
-from nfq_agent.flow import Flow, FlowTable
+from nfq_agent.flow import Flow
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import FiveTuple, Packet, PacketError
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
@@ -64,10 +65,13 @@ class PacketJudge:
         self._counters = counters
         self._check = check
         self._flows = FlowTable() if chain.needs is Needs.FLOW else None
+        self._settles = False
         self._owners: list[Verdict | None] | None = None
         if settings.peers is not None and self._flows is not None:
             own = settings.number
             self._owners = [None if peer == own else Verdict(Action.QUEUE, queue=peer) for peer in settings.peers]
+        # Of the packet that is being judged.
+        self._flow: Flow | None = None
         self._repeats = RepeatBound()
         self._errors = LimitedEmit(emit)
         self._malformed = LimitedEmit(emit)
@@ -81,7 +85,21 @@ class PacketJudge:
     def verdict(self, packet: Packet) -> Verdict:
         """The verdict on a packet."""
         verdict: Verdict | None = self._ask(packet, self._decide)
-        return self._settings.on_error if verdict is None else self._enforced(packet, verdict)
+        if verdict is None:
+            return self._settings.on_error
+        verdict = self._enforced(packet, verdict)
+        if self._settles:
+            self._ask(packet, self._settle, verdict)
+        return verdict
+
+    def _settle(self, packet: Packet, verdict: Verdict) -> None:  # noqa: ARG002  # `_ask` gives it
+        if self._flow is not None and self._flows is not None:
+            self._flows.settle(self._chain.watch(self._flow), self._flow, verdict)
+
+    def settle_flows(self) -> FlowTable | None:
+        """Let the flows know the verdicts of packets that no element has to be shown. None where every packet is shown."""
+        self._settles = self._chain.watched
+        return self._flows if self._settles else None
 
     def pure_verdict(self, packet: Packet) -> tuple[Verdict, bool]:
         """The verdict of elements whose answers follow from the five-tuple and the place; and whether it may be remembered."""
@@ -135,6 +153,7 @@ class PacketJudge:
 
     def _decide(self, packet: Packet) -> Verdict:
         flow: Flow | None = None
+        self._flow = None
         if self._flows is not None:
             five_tuple = packet.headers.five_tuple
             # With cpu-fanout the processor chooses the queue: the packets of a flow reach all of them, and its state is in one.
@@ -142,7 +161,7 @@ class PacketJudge:
                 owner = self._owners[_place(five_tuple) % len(self._owners)]
                 if owner is not None:
                     return owner
-            flow = self._flows.observe(five_tuple, self.now)
+            flow = self._flow = self._flows.observe(five_tuple, self.now)
         verdict = self._chain.decide(packet, flow)
         if verdict is not ACCEPT:
             self._check(packet, verdict)

@@ -16,13 +16,14 @@ from typing import Any, Final
 
 from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain, Emit
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.host.child import DONE, READY, STOP
 from nfq_agent.packet import Packet
 from nfq_agent.service.delayed import DelayedVerdicts
 from nfq_agent.service.order import Order, await_order
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
-from nfq_agent.service.packet_source import Control, KernelQueue, PacketSource
-from nfq_agent.service.turn_policy import BUDGET, PATIENCE, TurnPolicy, forgets
+from nfq_agent.service.packet_source import Control, FlowQueue, KernelQueue, PacketSource
+from nfq_agent.service.turn_policy import BUDGET, PATIENCE, Turn, TurnPolicy, forgets
 from nfq_agent.verdict import REPEAT, RETAIN, Action, Verdict, VerdictError
 
 # How often the loop checks other things than packets, in seconds: the control socket while packets keep coming, and the counters
@@ -41,10 +42,10 @@ class WorkerLoop:
     """The loop of one worker over one source of packets.
 
     inject: sends the packets that go with a verdict (`Verdict.inject`). Without it they are not sent, which is logged.
-    beat: called at least once a second, as long as the loop makes progress.
+    beat: called at least once a second, as long as the loop makes progress. by_flow: the source, if it can read by flows.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one for each thing that it uses
         self,
         source: PacketSource,
         chain: ElementChain,
@@ -54,6 +55,7 @@ class WorkerLoop:
         emit: Emit,
         inject: Inject | None = None,
         beat: Callable[[], None] = lambda: None,
+        by_flow: FlowQueue | None = None,
     ) -> None:
         self._source = source
         self._kernel = source.kernel
@@ -76,10 +78,10 @@ class WorkerLoop:
         self._leaves: float | None = None
         self._served = 0.0
         self._lost = Order(settings.lost_below, settings.requeue)
-        self._turn, waits = self._choose_turn()
+        self._turn, waits = self._choose_turn(by_flow)
         self._policy = TurnPolicy(waits, settings.busy_poll)
 
-    def _choose_turn(self) -> tuple[Callable[[], int], bool]:
+    def _choose_turn(self, by_flow: FlowQueue | None) -> tuple[Callable[[], int], bool]:
         """The kind of turn, and whether it may wait for packets."""
         monitored = self._settings.monitor and self._settings.default.action is Action.DROP
         if self._kernel is None:
@@ -89,6 +91,8 @@ class WorkerLoop:
         # A listener is shown each packet, so that a known verdict saves nothing. A five-tuple does not tell whose packet it is.
         if self._chain.pure and not self._chain.listens and not self._chain.reads_process:
             return partial(self._look_up, self._kernel), True
+        if by_flow is not None and (flows := self._judge.settle_flows()) is not None:
+            return partial(self._look_up_flows, by_flow, flows), True
         return self._judge_each, False
 
     def run(self) -> None:
@@ -267,6 +271,26 @@ class WorkerLoop:
             self._known[key] = verdict
         return verdict
 
+    def _look_up_flows(self, queue: FlowQueue, flows: FlowTable) -> int:
+        """Each element says which packets of a flow it has to be shown; the others get the flow's verdict."""
+        turn = self._policy.next
+        if queue.must_answer_each:
+            count = self._judge_each()
+            self._policy.ended(Turn(BUDGET, False), count, 0.0)
+            return count
+        count, runs, left = queue.judge(flows, self._judge.verdict, self._now, turn.budget, turn.waits)
+        self._policy.ended(turn, count, time.monotonic() - self._now)
+        if count:
+            for _, number, verdict in runs:
+                self._judge.count(verdict, number)
+            taken = sum(number for _, number, _ in runs)
+            self._counters.received += taken
+            if runs:
+                self._counters.last_id = runs[-1][0]
+            if left is not None:
+                self._answer([left])
+        return count
+
     def _judge_each(self) -> int:
         """The elements look at each packet."""
         packets = self._source.read(BUDGET)
@@ -276,7 +300,10 @@ class WorkerLoop:
 
     def _judge_packets(self, packets: list[Packet]) -> None:
         judge = self._judge
-        answers = [(packet, judge.verdict(packet)) for packet in packets]
+        self._answer([(packet, judge.verdict(packet)) for packet in packets])
+
+    def _answer(self, answers: list[tuple[Packet, Verdict]]) -> None:
+        judge = self._judge
         self._source.answer([(packet, self._delay(packet, v) if v.delay else v) for packet, v in answers])
         listens = self._chain.listens
         for packet, verdict in answers:
@@ -286,8 +313,8 @@ class WorkerLoop:
             judge.count(verdict, 1)
             if listens:
                 judge.judged(packet, verdict)
-        self._counters.received += len(packets)
-        self._counters.last_id = packets[-1].id
+        self._counters.received += len(answers)
+        self._counters.last_id = answers[-1][0].id
 
     def _delay(self, packet: Packet, verdict: Verdict) -> Verdict:
         self._delayed.add(packet, verdict, self._now)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
 
@@ -53,6 +54,27 @@ class KernelQueue(Protocol):
 
     def answer_lost(self, below: int, verdict: Verdict) -> None:
         """Answer every packet numbered up to `below` that a dead predecessor had read."""
+
+
+class FlowQueue(Protocol):
+    """What only a queue can do that reads by flows: answer packets that no element has to be shown without an object for each."""
+
+    def judge(
+        self,
+        table: FlowTable,
+        ask: Callable[[Packet], Verdict],
+        now: float,
+        budget: int,
+        each: bool = False,
+    ) -> tuple[int, list[tuple[int, int, Verdict]], tuple[Packet, Verdict] | None]:
+        """Answer packets with the verdicts of their flows.
+
+        Returns how many, runs of equal verdicts, and a packet with the verdict that it still has to be given.
+        """
+
+    @property
+    def must_answer_each(self) -> bool:
+        """True while packets wait for a verdict of their own: `judge` is not to be called then."""
 
 
 class PacketSource(Protocol):

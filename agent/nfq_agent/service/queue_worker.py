@@ -5,6 +5,7 @@ The socket of a queue belongs to the supervisor, so the queue and the packets th
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -33,6 +34,8 @@ from nfq_agent.service.store import Store
 from nfq_agent.service.worker import Roster, Worker
 from nfq_agent.verdict import ACCEPT, DROP
 
+# Set to anything: every packet is shown to the elements, also those that they need not be shown.
+_EVERY_PACKET: Final = "NFQ_AGENT_EVERY_PACKET"
 _VERDICTS: Final = {"accept": ACCEPT, "drop": DROP}
 
 
@@ -278,6 +281,7 @@ class QueueWorker(Worker):
             emit,
             None if self.raw is None else self.raw.send,
             self.pulse.beat,
+            None if os.environ.get(_EVERY_PACKET) else self.queue,
         ).run()
 
     def statistics(self) -> QueueStatistics | None:

@@ -20,9 +20,11 @@ from typing import Final
 
 import netfilterqueue
 
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.host.nfqueue import messages
-from nfq_agent.host.nfqueue.inbox import Inbox, rare_fields
-from nfq_agent.host.nfqueue.messages import Flag, FlowKey, Run, VerdictMessages
+from nfq_agent.host.nfqueue.flow_inbox import FlowInbox
+from nfq_agent.host.nfqueue.inbox import rare_fields
+from nfq_agent.host.nfqueue.messages import Flag, FlowKey, FlowTurn, Run, VerdictMessages
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import ACCEPT, Verdict
 
@@ -68,7 +70,7 @@ class Channel:
         self._verdicts = VerdictMessages(0)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
-        self._inbox = Inbox(self._socket.fileno(), messages.LONGEST_MESSAGE, make_packet)
+        self._inbox = FlowInbox(self._socket.fileno(), messages.LONGEST_MESSAGE, make_packet)
         if bound is not None:
             self._use_number(bound[1])
         self.passed_over = 0
@@ -106,6 +108,7 @@ class Channel:
     def _use_number(self, number: int) -> None:
         self._number = number
         self._verdicts = VerdictMessages(number)
+        self._inbox.forget_messages()
 
     def _pass_over(self, packet: netfilterqueue.Packet) -> None:
         # It reads while it waits for the kernel's answers in `bind`: a packet that came in between.
@@ -233,6 +236,17 @@ class Channel:
             return self._inbox.sort(budget, self._pending, known, decide)
         accept = self._verdicts.single(0, ACCEPT)
         return self._inbox.sort_each(budget, self._pending, known, decide, accept, ACCEPT, self.answer, together, self._spin)
+
+    def judge(self, budget: int, table: FlowTable, time: float, ask: Callable[[Packet], Verdict], together: int = 0) -> FlowTurn:
+        """Take packets and look their verdicts up by their flows.
+
+        time: seconds, for the ages of flows. ask: is asked about a packet that has to be looked at, and settles its flow.
+        together: as for `sort`. Returns how many packets, the number of the first, the runs, and a packet with the verdict
+        that it still has to be given, or None: the last one, and in no run.
+        """
+        if not together:
+            return self._inbox.judge(budget, self._pending, table, time, ask)
+        return self._inbox.judge_each(budget, self._pending, table, time, ask, self._verdicts.single, together, self._spin)
 
     def be_patient(self, seconds: float, spin: float = 0.0) -> None:
         """Set how long `skim_each` and `sort` wait for the next packet, in seconds: asleep, or polling all the time if `spin`."""

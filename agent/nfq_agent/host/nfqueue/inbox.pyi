@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable
-from typing import final
 
 from nfq_agent.host.nfqueue.messages import FlowKey, Run
 from nfq_agent.packet import Packet
@@ -13,7 +12,6 @@ def rare_fields(
     message: bytes,
 ) -> tuple[int, int, int, int, int | None, int | None, bytes | None, float | None]: ...
 
-@final
 class Inbox:
     def __init__(
         self, descriptor: int, room: int, make: Callable[[int, int, int, int, int, bool, bytes, bytes], Packet]

@@ -13,34 +13,17 @@ from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from .packet_message cimport (
     A_GID, A_HWADDR, A_INDEV, A_OUTDEV, A_PHYSINDEV, A_PHYSOUTDEV, A_TIMESTAMP, A_UID, FIVE_TUPLE, LONGEST_KEY, SHORTEST, TYPE,
     Attributes, find_attributes, five_tuple, is_packet, key_of, made, ntohl, ntohs, number,
 )
-from .recent cimport RECENT, Answered, has_verdict, keep_verdict
+from .recent cimport has_verdict, keep_verdict
 
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
     ssize_t recv(int, void *, size_t, int)
     ssize_t send(int, const void *, size_t, int)
-
-cdef enum:
-    # NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_VERDICT and NFQNL_MSG_VERDICT_BATCH
-    MSG_VERDICT = 3 << 8 | 1
-    MSG_VERDICT_BATCH = 3 << 8 | 3
-    # Where a verdict message has the packet's number.
-    VERDICT_ID = 28
-    LONGEST_VERDICT = 64
-    # Packets that a turn asks about before any is answered: what is asked may be slow.
-    ASKED = 256
-    # While it spins, the clock is read once in so many looks at the socket.
-    LOOKS = 8
-    # If a packet came alone, so many that follow are answered without a look for more, which would be a system call for each.
-    ALONE = 16
-    # Nanoseconds after which a turn that waits for packets ends, though more come.
-    LONGEST_TURN = 50000000
 
 
 def five_tuple_of(const uint8_t[::1] packet not None):
@@ -79,12 +62,6 @@ def rare_fields(const uint8_t[::1] message not None):
     )
 
 
-cdef inline int64_t now() noexcept nogil:
-    cdef timespec time
-    clock_gettime(CLOCK_MONOTONIC, &time)
-    return time.tv_sec * <int64_t>1000000000 + time.tv_nsec
-
-
 cdef class Inbox:
     """The messages that wait in the socket `descriptor`, which stays the caller's.
 
@@ -94,25 +71,6 @@ cdef class Inbox:
 
     count, latest: how many packets the turn has taken so far, and the number of the last one; also of a turn that an exception ended.
     """
-
-    cdef int descriptor
-    cdef size_t room
-    cdef uint8_t *buffer
-    cdef object make
-    # What the turn has taken so far, and the run that continues.
-    cdef readonly unsigned int count
-    cdef unsigned int asked
-    cdef uint32_t first
-    cdef readonly uint32_t latest
-    cdef unsigned int begun
-    cdef object current
-    cdef list runs
-    cdef uint64_t era
-    cdef Answered recent[RECENT]
-    # The verdict message that is sent for each packet, with its number; and how many more are answered without a look for others.
-    cdef uint8_t verdict[LONGEST_VERDICT]
-    cdef size_t verdict_length
-    cdef unsigned int unlooked
 
     def __cinit__(self, int descriptor, size_t room, make):
         if room < SHORTEST:

@@ -11,6 +11,7 @@ from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import Final
 
+from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
 
 # An attribute's length has 16 bits and counts its own header of 4 bytes.
@@ -51,6 +52,8 @@ _U32: Final = Struct("!I")
 FlowKey = bytes
 # Neighbours with the same verdict: id of the last, how many, verdict.
 Run = tuple[int, int, Verdict]
+# How many packets, the number of the first, the runs, and a packet that is still to be given this verdict.
+FlowTurn = tuple[int, int, list[Run], tuple[Packet, Verdict] | None]
 
 
 class Flag(IntFlag):

@@ -1,0 +1,350 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""The flows of one worker: both directions of each conversation, what of it has to be looked at, and its verdict.
+
+It owns every flow and its age. Pure: no I/O, no clock, no decision; what it answers, an element chain has answered before.
+"""
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset
+
+from .plain_packet cimport (
+    F_FIN, F_RST, F_SYN, F_URG, FORM_HIGH_PORTLESS, FORM_LOW_PORTLESS, FORM_V6, K_FORM, KEY, Segment, is_wrong, put_ends, read_plain,
+)
+
+from nfq_agent.flow import Flow, Watch
+from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action
+
+cdef extern from *:
+    """
+    static inline unsigned long long nfq_mix(unsigned long long a, unsigned long long b)
+    {
+        unsigned __int128 product = (unsigned __int128)a * b;
+        return (unsigned long long)product ^ (unsigned long long)(product >> 64);
+    }
+    """
+    uint64_t mix "nfq_mix"(uint64_t, uint64_t) noexcept nogil
+
+cdef enum:
+    # A flow that was not answered and sent fewer packets than this is half open, as all flows of a flood from spoofed addresses are.
+    SETTLED_BY = 3
+    HALF_OPEN = 0
+    SETTLED = 1
+    BOTH = 3
+    W_CLIENT = 1
+    W_SERVER = 2
+    W_CLIENT_BARE = 4
+    W_SERVER_BARE = 8
+    W_DNS = 16
+    W_QUIC = 32
+    W_ALL = 15
+
+_KEPT = frozenset((Action.ACCEPT, Action.DROP))
+
+
+cdef inline uint32_t hash_of(const uint8_t *key, uint64_t seed) noexcept nogil:
+    cdef uint64_t words[5]
+    cdef uint64_t mixed = seed
+    cdef int place
+    memcpy(words, key, KEY)
+    for place in range(5):
+        mixed = mix(mixed ^ words[place], 0x9E3779B97F4A7C15ULL ^ (seed << 1))
+    return <uint32_t>(mixed ^ mixed >> 32)
+
+
+cdef inline bint may_be_dns(const uint8_t *data, size_t size) noexcept nogil:
+    """False for what is certainly no DNS message (see nfq_agent.protocols.dns.message, strict)."""
+    cdef uint16_t flags, questions, answers
+    if size < 17:
+        return False
+    flags = data[2] << 8 | data[3]
+    questions = data[4] << 8 | data[5]
+    answers = data[6] << 8 | data[7]
+    # The operations that are known are 0, 1, 2, 4 and 5.
+    if not 0x37 >> (flags >> 11 & 15) & 1 or flags & 0x40 or questions > 255:
+        return False
+    return questions != 0 or (flags & 0x8000 and answers)
+
+
+cdef class FlowTable:
+    """At most `limit` flows; one that saw no packet for `max_idle` seconds is forgotten, and the longest idle when it is full.
+
+    Half-open flows are forgotten first. In a full table an eighth is theirs: a flood of them makes room among itself.
+    Ages are kept in sixteenths of a second. evicted: flows that were forgotten so far.
+    """
+
+    def __cinit__(self, uint32_t limit=65536, double max_idle=300.0):
+        if not 1 <= limit < 1 << 30:
+            raise ValueError("a flow table holds at least one flow")
+        self.limit = limit
+        self.max_idle = max_idle
+        cdef uint32_t buckets = 64
+        while buckets < limit:
+            buckets *= 2
+        self.mask = buckets - 1
+        # The system gives pages when they are written to.
+        self.entries = <Entry *>calloc(limit + 1, sizeof(Entry))
+        self.buckets = <uint32_t *>calloc(buckets, sizeof(uint32_t))
+        if self.entries == NULL or self.buckets == NULL:
+            raise MemoryError
+        # Python draws the secret of its own hashes at each start.
+        self.seed = <uint64_t>hash(b"nfq-agent flows") | 1
+        self.verdicts = [ACCEPT, DROP, WOULD_DROP]
+
+    def __dealloc__(self):
+        cdef uint32_t place
+        if self.entries != NULL:
+            for place in range(1, self.used + 1):
+                if self.entries[place].flow != NULL:
+                    Py_DECREF(<object>self.entries[place].flow)
+        free(self.entries)
+        free(self.buckets)
+
+    def __len__(self):
+        return self.size
+
+    def observe(self, five_tuple, double now):
+        """The flow that a packet with this five-tuple belongs to, made if it is new, and counted. now: seconds."""
+        cdef uint8_t key[KEY]
+        cdef bint down = key_of(five_tuple, key)
+        cdef uint32_t hashed = hash_of(key, self.seed), place
+        cdef Entry *entry
+        self.tick = <uint32_t>(now * 16)
+        place = self._find(key, hashed)
+        if place == 0:
+            place = self._add(key, hashed)
+            entry = &self.entries[place]
+            entry.client = down
+            flow = Flow(five_tuple, now, now)
+            Py_INCREF(flow)
+            entry.flow = <PyObject *>flow
+        else:
+            entry = &self.entries[place]
+            flow = <object>entry.flow
+        self._see(place, down)
+        # Until it is settled, every packet is asked about.
+        entry.verdict = ASK
+        self.current = place
+        flow.last = now
+        flow.packets = entry.packets
+        flow.answered = entry.seen == BOTH
+        return flow
+
+    def find(self, five_tuple):
+        """The flow of packets with this five-tuple, uncounted; None if there is none."""
+        cdef uint8_t key[KEY]
+        key_of(five_tuple, key)
+        cdef uint32_t place = self._find(key, hash_of(key, self.seed))
+        return <object>self.entries[place].flow if place else None
+
+    def settle(self, unsigned int watch, flow, verdict):
+        """What of the flow that was observed last has to be looked at, and the verdict of every other packet of it.
+
+        watch: see Watch. A verdict that is more than accept or drop is not kept.
+        """
+        cdef Entry *entry = &self.entries[self.current]
+        cdef uint8_t key[KEY]
+        if <PyObject *>flow != entry.flow:
+            return
+        if watch & W_ALL == W_ALL or verdict is WOULD_DROP or verdict.action not in _KEPT:
+            return
+        if verdict.means is not None or verdict.rejects:
+            return
+        entry.verdict = self.index_of(verdict)
+        entry.watch = watch
+        entry.client = key_of(flow.origin, key) == <bint>flow.origin_is_client
+
+    def look_up(self, const uint8_t[::1] packet not None, size_t length, double now, bint ready=True):
+        """The verdict on a packet that need not be looked at, and counts it; None where the chain has to be asked.
+
+        length: bytes of the packet before it was cut. ready: its checksum is that of its bytes, and not filled in by an offload.
+        """
+        self.start_turn(now)
+        cdef uint8_t index = self.look(&packet[0], packet.shape[0], length, ready) if packet.shape[0] else ASK
+        return None if index == ASK else self.verdicts[index]
+
+    cdef int index_of(self, verdict) except -1:
+        """The index of a verdict that a message of its own kind can give; ASK for one that needs more, or one too many."""
+        cdef Py_ssize_t index
+        for index in range(len(self.verdicts)):
+            if self.verdicts[index] is verdict:
+                return index
+        if verdict.payload is not None or verdict.delay or verdict.inject or verdict.action is Action.RETAIN:
+            return ASK
+        for index in range(len(self.verdicts)):
+            # An accept in place of a drop is counted apart.
+            if self.verdicts[index] == verdict and self.verdicts[index] is not WOULD_DROP:
+                return index
+        if len(self.verdicts) == VERDICTS:
+            return ASK
+        self.verdicts.append(verdict)
+        return len(self.verdicts) - 1
+
+    cdef void start_turn(self, double now) noexcept:
+        self.tick = <uint32_t>(now * 16)
+
+    cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil:
+        """The index of the verdict on a packet that need not be looked at, which is counted; else ASK."""
+        cdef uint8_t key[KEY]
+        cdef Segment segment
+        cdef uint32_t place
+        cdef Entry *entry
+        cdef uint8_t watch
+        cdef bint from_client
+        if not read_plain(packet, copied, length, key, &segment):
+            return ASK
+        place = self._find(key, hash_of(key, self.seed))
+        if place == 0:
+            return ASK
+        entry = &self.entries[place]
+        if entry.verdict == ASK or segment.flags & (F_SYN | F_FIN | F_RST | F_URG):
+            return ASK
+        watch = entry.watch
+        from_client = segment.down == entry.client
+        if segment.size == 0:
+            if watch & (W_CLIENT_BARE if from_client else W_SERVER_BARE):
+                return ASK
+        elif watch & (W_CLIENT if from_client else W_SERVER):
+            return ASK
+        elif watch & (W_DNS | W_QUIC):
+            if segment.copied != segment.size:
+                return ASK
+            if watch & W_DNS and (may_be_dns(packet + segment.data, segment.size) or (ready and is_wrong(packet, length, &segment))):
+                return ASK
+            if watch & W_QUIC and packet[segment.data] >= 0xC0:
+                return ASK
+        self._see(place, segment.down)
+        return entry.verdict
+
+    cdef uint32_t _find(self, const uint8_t *key, uint32_t hashed) noexcept nogil:
+        """The place of the entry with this key; 0 if there is none."""
+        cdef uint32_t place = self.buckets[hashed & self.mask]
+        while place:
+            if self.entries[place].hashed == hashed and memcmp(self.entries[place].key, key, KEY) == 0:
+                return place
+            place = self.entries[place].next
+        return 0
+
+    cdef uint32_t _add(self, const uint8_t *key, uint32_t hashed):
+        """A new entry. Makes room first: two entries at most, so that a turn is never long."""
+        cdef uint32_t place, bucket = hashed & self.mask
+        cdef Entry *entry
+        if self._make_room():
+            self._make_room()
+        if self.unused:
+            place = self.unused
+            self.unused = self.entries[place].next
+        else:
+            self.used += 1
+            place = self.used
+        entry = &self.entries[place]
+        memset(entry, 0, sizeof(Entry))
+        memcpy(entry.key, key, KEY)
+        entry.hashed = hashed
+        entry.verdict = ASK
+        entry.last = self.tick
+        entry.next = self.buckets[bucket]
+        self.buckets[bucket] = place
+        self.size += 1
+        self._append(place)
+        return place
+
+    cdef bint _make_room(self):
+        """Forget one flow, if one is too old or the table is full. Returns whether it did."""
+        cdef uint32_t idle = <uint32_t>(self.max_idle * 16), share = max(1, self.limit // 8)
+        cdef uint32_t half = self.oldest[HALF_OPEN], settled = self.oldest[SETTLED]
+        cdef bint full = self.size >= self.limit
+        # The flow that is to come is half open too.
+        if half and ((full and self.number[HALF_OPEN] + 1 > share) or self.tick - self.entries[half].last > idle):
+            self._evict(half)
+        elif settled and (full or self.tick - self.entries[settled].last > idle):
+            self._evict(settled)
+        elif half and full:
+            self._evict(half)
+        else:
+            return False
+        return True
+
+    cdef void _see(self, uint32_t place, bint down) noexcept nogil:
+        """A packet came. Within one sixteenth of a second the order of the flows stays as it is."""
+        cdef Entry *entry = &self.entries[place]
+        cdef uint8_t kind
+        entry.packets += 1
+        entry.seen |= 2 if down else 1
+        kind = SETTLED if entry.packets >= SETTLED_BY or entry.seen == BOTH else HALF_OPEN
+        if kind == entry.kind and (entry.last == self.tick or self.newest[kind] == place):
+            entry.last = self.tick
+            return
+        entry.last = self.tick
+        self._detach(place)
+        entry.kind = kind
+        self._append(place)
+
+    cdef void _detach(self, uint32_t place) noexcept nogil:
+        cdef Entry *entry = &self.entries[place]
+        if entry.older:
+            self.entries[entry.older].newer = entry.newer
+        else:
+            self.oldest[entry.kind] = entry.newer
+        if entry.newer:
+            self.entries[entry.newer].older = entry.older
+        else:
+            self.newest[entry.kind] = entry.older
+        self.number[entry.kind] -= 1
+
+    cdef void _append(self, uint32_t place) noexcept nogil:
+        cdef Entry *entry = &self.entries[place]
+        entry.older = self.newest[entry.kind]
+        entry.newer = 0
+        if entry.older:
+            self.entries[entry.older].newer = place
+        else:
+            self.oldest[entry.kind] = place
+        self.newest[entry.kind] = place
+        self.number[entry.kind] += 1
+
+    cdef void _evict(self, uint32_t place):
+        cdef Entry *entry = &self.entries[place]
+        cdef uint32_t *link = &self.buckets[entry.hashed & self.mask]
+        cdef PyObject *flow = entry.flow
+        while link[0] != place:
+            link = &self.entries[link[0]].next
+        link[0] = entry.next
+        self._detach(place)
+        entry.next = self.unused
+        self.unused = place
+        entry.flow = NULL
+        self.size -= 1
+        self.evicted += 1
+        if self.current == place:
+            self.current = 0
+        if flow != NULL:
+            Py_DECREF(<object>flow)
+
+
+cdef bint key_of(five_tuple, uint8_t *key) except -1:
+    """Write the key of a five-tuple. Returns whether its packets go down (see Segment)."""
+    cdef uint8_t ports[4]
+    cdef bint down
+    cdef bytes src, dst
+    cdef int number
+    protocol, src, sport, dst, dport = five_tuple
+    memset(key, 0, KEY)
+    memset(ports, 0, 4)
+    key[0] = protocol
+    for number, port in enumerate((sport, dport)):
+        if port is not None:
+            ports[2 * number] = port >> 8
+            ports[2 * number + 1] = port & 255
+    if len(src) not in (4, 16) or len(dst) != len(src):
+        raise ValueError("addresses have 4 or 16 bytes")
+    down = put_ends(key, src, dst, len(src), ports, ports + 2)
+    if len(src) == 16:
+        key[K_FORM] |= FORM_V6
+    if sport is None:
+        key[K_FORM] |= FORM_HIGH_PORTLESS if down else FORM_LOW_PORTLESS
+    if dport is None:
+        key[K_FORM] |= FORM_LOW_PORTLESS if down else FORM_HIGH_PORTLESS
+    return down

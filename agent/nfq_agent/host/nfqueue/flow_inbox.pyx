@@ -1,0 +1,227 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""The reader of a queue whose packets belong to flows: those that need no look get the flow's verdict without the interpreter."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from ...flow_table cimport ASK, VERDICTS, FlowTable
+from .inbox cimport ALONE, ASKED, LONGEST_TURN, LONGEST_VERDICT, MSG_VERDICT, MSG_VERDICT_BATCH, VERDICT_ID, Inbox, now
+from .packet_message cimport A_CAP_LEN, A_PAYLOAD, A_SKB_INFO, Attributes, find_attributes, is_packet, made, number
+
+cdef extern from "<sys/socket.h>" nogil:
+    int MSG_DONTWAIT
+
+cdef enum:
+    # The index of a message that is no packet.
+    NO_PACKET = 254
+    # Runs of one turn; it ends when there are no more.
+    RUNS = 4096
+
+
+cdef struct Run:
+    uint32_t last
+    uint32_t count
+    uint8_t index
+
+
+cdef class FlowInbox(Inbox):
+    """An Inbox that also judges by flows."""
+
+    cdef Run *stretches
+    cdef unsigned int stretched
+    # The verdict messages by index; those below `prepared` are there.
+    cdef uint8_t messages[VERDICTS][LONGEST_VERDICT]
+    cdef size_t lengths[VERDICTS]
+    cdef unsigned int prepared
+    cdef FlowTable table
+
+    def __cinit__(self, *_):
+        self.stretches = <Run *>malloc(RUNS * sizeof(Run))
+        if self.stretches == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.stretches)
+
+    def forget_messages(self):
+        """The queue has another number: its verdict messages are made again."""
+        self.prepared = 0
+
+    def judge(self, unsigned int budget, pending, FlowTable table not None, double time, ask):
+        """Take packets that wait, and find the verdict of each by its flow, or by `ask`.
+
+        time: seconds, for the ages of flows. ask: takes a packet that has to be looked at, and settles its flow. It is asked 256
+        times at most. Returns how many packets, the number of the first, the runs (number of the last, how many, verdict), and
+        a packet with its verdict that no message of its own kind can give, or None: that is the last packet, and in no run.
+        """
+        cdef ssize_t size
+        cdef uint8_t index
+        cdef uint32_t identity = 0
+        cdef const uint8_t *message
+        cdef object special = None, kept
+        self._begin_turn(table, time)
+        while self.count < budget and self.asked < ASKED and self.stretched < RUNS:
+            if pending:
+                kept = pending.popleft()
+                message = kept
+                size = len(kept)
+            else:
+                size = self._take(MSG_DONTWAIT, self.room)
+                if size <= 0:
+                    break
+                message = self.buffer
+            index = self._look(message, size, &identity)
+            if index == NO_PACKET:
+                continue
+            # Counted first: an exception out of `ask` must not hide that the packet was taken.
+            self._count(identity)
+            if index == ASK:
+                self.asked += 1
+                packet = made(self.make, message, size, identity)
+                verdict = ask(packet)
+                index = table.index_of(verdict)
+                if index == ASK:
+                    special = packet, verdict
+                    break
+            self._note(index, identity)
+        return self._end_turn(special)
+
+    def judge_each(
+        self, unsigned int budget, pending, FlowTable table not None, double time, ask, single, unsigned int together, double spin
+    ):
+        """The same, waiting for packets and answering each as it comes. Returns what `judge` returns.
+
+        single: makes the message for a verdict. together: how many may be answered by one message, if they are there at once. It
+        ends as `Inbox.skim_each` does. The packet with a verdict of no such kind is not answered.
+        """
+        cdef int64_t patience = <int64_t>(spin * 1e9), end = now() + LONGEST_TURN
+        cdef ssize_t size
+        cdef uint8_t index
+        cdef uint32_t identity = 0
+        cdef const uint8_t *message
+        cdef object special = None, kept
+        self._begin_turn(table, time)
+        self._prepare(single)
+        while self.count < budget and self.stretched < RUNS:
+            if pending:
+                kept = pending.popleft()
+                message = kept
+                size = len(kept)
+            else:
+                with nogil:
+                    size = self._answer_known(budget, together, patience, end)
+                if size <= 0:
+                    break
+                message = self.buffer
+            index = self._look(message, size, &identity)
+            if index == NO_PACKET:
+                continue
+            self._count(identity)
+            if index == ASK:
+                packet = made(self.make, message, size, identity)
+                verdict = ask(packet)
+                index = table.index_of(verdict)
+                if index == ASK:
+                    special = packet, verdict
+                    break
+                self._prepare(single)
+            self._note(index, identity)
+            self._send(index, MSG_VERDICT)
+        return self._end_turn(special)
+
+    cdef void _begin_turn(self, FlowTable table, double time):
+        self._begin()
+        self.stretched = 0
+        self.table = table
+        table.start_turn(time)
+
+    cdef tuple _end_turn(self, special):
+        cdef unsigned int place
+        cdef list verdicts = self.table.verdicts
+        cdef list runs = []
+        for place in range(self.stretched):
+            runs.append((self.stretches[place].last, self.stretches[place].count, verdicts[self.stretches[place].index]))
+        return self.count, self.first, runs, special
+
+    cdef int _prepare(self, single) except -1:
+        """Make the messages of verdicts that are new."""
+        cdef const uint8_t[::1] message
+        while self.prepared < <unsigned int>len(self.table.verdicts):
+            message = single(0, self.table.verdicts[self.prepared])
+            if not VERDICT_ID + 4 <= message.shape[0] <= LONGEST_VERDICT:
+                raise ValueError(f"{message.shape[0]} bytes are not a verdict message")
+            memcpy(self.messages[self.prepared], &message[0], message.shape[0])
+            self.lengths[self.prepared] = message.shape[0]
+            self.prepared += 1
+        return 0
+
+    cdef inline uint8_t _look(self, const uint8_t *message, size_t size, uint32_t *identity) noexcept nogil:
+        """The index of the verdict on the packet of a message, ASK, or NO_PACKET."""
+        cdef Attributes found
+        cdef size_t length
+        if not is_packet(message, size, identity):
+            return NO_PACKET
+        find_attributes(message, size, &found)
+        length = found.length[A_PAYLOAD]
+        if length == 0:
+            return ASK
+        if found.length[A_CAP_LEN] >= 4:
+            length = number(message, &found, A_CAP_LEN)
+        # NFQA_SKB_CSUMNOTREADY and NFQA_SKB_GSO: the checksum is not that of the bytes.
+        return self.table.look(
+            message + found.at[A_PAYLOAD], found.length[A_PAYLOAD], length, not number(message, &found, A_SKB_INFO) & 3
+        )
+
+    cdef inline void _note(self, uint8_t index, uint32_t identity) noexcept nogil:
+        """Put a packet into the run that goes on or into a new one."""
+        cdef Run *run = &self.stretches[self.stretched - 1] if self.stretched else NULL
+        if run == NULL or run.index != index:
+            run = &self.stretches[self.stretched]
+            self.stretched += 1
+            run.index = index
+            run.count = 0
+        run.last = identity
+        run.count += 1
+
+    cdef inline int _send(self, uint8_t index, uint16_t kind) except -1 nogil:
+        """Answer the latest packet, or all that wait up to it."""
+        memcpy(self.verdict, self.messages[index], self.lengths[index])
+        self.verdict_length = self.lengths[index]
+        return self._answer(kind)
+
+    cdef ssize_t _answer_known(
+        self, unsigned int budget, unsigned int together, int64_t patience, int64_t end
+    ) except -1 nogil:
+        """Wait for packets and answer them, until one comes that has to be asked about. Returns its size, 0 at the end of the turn."""
+        cdef unsigned int taken = 0
+        cdef uint8_t index, current = ASK
+        cdef uint32_t identity = 0
+        cdef ssize_t size
+        while True:
+            size = 0
+            if self.count < budget and self.stretched < RUNS:
+                size = self._take(MSG_DONTWAIT, self.room) if taken else self._await(patience, end, self.room)
+            index = ASK
+            if size > 0:
+                index = self._look(self.buffer, size, &identity)
+                if index == NO_PACKET:
+                    continue
+            if taken and (size <= 0 or index != current):
+                self._send(current, MSG_VERDICT if taken == 1 else MSG_VERDICT_BATCH)
+                if taken == 1 and size <= 0 and self.count < budget:
+                    self.unlooked = ALONE
+                taken = 0
+                if size <= 0:
+                    continue
+            if size <= 0 or index == ASK:
+                return size
+            self._note(index, identity)
+            self._count(identity)
+            current = index
+            taken += 1
+            if taken >= together or self.unlooked:
+                self._send(current, MSG_VERDICT if taken == 1 else MSG_VERDICT_BATCH)
+                taken = 0
+                if self.unlooked:
+                    self.unlooked -= 1

@@ -1,0 +1,163 @@
+"""The compiled flow table against the chain that is shown every packet: each packet gets the same verdict from both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conversations import packets
+
+from nfq_agent.counters import Counters
+from nfq_agent.element import ElementChain, PacketElement
+from nfq_agent.elements import packet_element
+from nfq_agent.flow import Flow, Watch
+from nfq_agent.packet import Packet
+from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
+from nfq_agent.testing import tcp, udp
+from nfq_agent.verdict import ACCEPT, DROP, Verdict
+
+_NAMES = [
+    {"action": "accept", "http_host": ["*.good.test", "good.test"]},
+    {"action": "accept", "tls_sni": ["*.good.test"]},
+    {"action": "accept", "dns_name": ["*.good.test"]},
+]
+_BLOCK = [{"action": "drop", key: ["*.bad.test", "bad.test"]} for key in ("http_host", "tls_sni", "dns_name")]
+_MIXED = [
+    {"action": "drop", "dport": [443], "http_host": ["*"]},
+    {"action": "accept", "http_host": ["other.test"], "dport": [80]},
+    {"action": "drop", "http_method": ["POST"]},
+    {"action": "accept", "protocol": ["http", "tls"]},
+    {"action": "reject", "protocol": ["dns"], "dns_name": ["bad.test"]},
+    {"action": "accept", "protocol": ["udp"]},
+]
+POLICIES: dict[str, dict[str, Any]] = {
+    "allow-list": {"default": "drop", "rule": _NAMES},
+    "allow-list-careful": {"default": "drop", "undecided": "drop", "rule": _NAMES, "within": 3},
+    "block-list": {"default": "accept", "rule": _BLOCK},
+    "left-open": {"rule": _BLOCK},
+    "mixed": {"default": "drop", "rule": _MIXED},
+}
+
+
+def judge(policies: list[str], monitor: bool = False) -> PacketJudge:
+    """A worker's judge of `dpi` and these policies."""
+
+    def emit(*_: object, **__: object) -> None:
+        pass
+
+    names = [("dpi", {}), *(("policy", POLICIES[name]) for name in policies)]
+    elements: list[PacketElement] = []
+    for kind, options in names:
+        cls = packet_element(kind)
+        elements.append(cls(kind, cls.Options.from_table(options), emit))
+    settings = WorkerSettings(1, ACCEPT, DROP, monitor)
+    return PacketJudge(ElementChain(elements, ACCEPT, monitor), settings, Counters(), emit, lambda *_: None)
+
+
+def differences(policies: list[str], seed: int, talks: int, tuples: int, monitor: bool = False) -> tuple[list[str], int, int]:
+    """Where the two differ; how many packets there were, and how many of them the chain was not shown."""
+    whole, quick = judge(policies, monitor), judge(policies, monitor)
+    table = quick.settle_flows()
+    assert table is not None
+    found: list[str] = []
+    count = unshown = 0
+    for now, packet in packets(seed, talks, tuples):
+        whole.now = quick.now = now
+        wanted = whole.verdict(packet)
+        got = table.look_up(packet.payload, packet.length, now, packet.checksum_ready)
+        count += 1
+        if got is None:
+            got = quick.verdict(packet)
+        else:
+            unshown += 1
+        if got != wanted and (got.action, got.rejects) != (wanted.action, wanted.rejects):
+            found.append(f"seed {seed}, packet {packet.id} {packet!r}: {got} instead of {wanted}")
+    return found, count, unshown
+
+
+@pytest.mark.parametrize("policies", [[name] for name in POLICIES] + [["left-open", "allow-list"]], ids="-".join)
+@pytest.mark.parametrize("tuples", [6, 60000])
+def test_no_verdict_differs(policies: list[str], tuples: int) -> None:
+    shown = 0
+    for seed in range(12):
+        found, count, unshown = differences(policies, seed, 40, tuples)
+        assert found == []
+        shown += count - unshown
+        assert unshown
+    assert shown
+
+
+def test_no_verdict_differs_in_monitor_mode() -> None:
+    for seed in range(5):
+        assert differences(["allow-list"], seed, 40, 6, monitor=True)[0] == []
+
+
+class Shy(PacketElement):
+    """Wants the client's payload alone; counts what it is shown."""
+
+    needs = packet_element("dpi").needs
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__("shy", None, print)
+        self.shown: list[bytes] = []
+
+    def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
+        self.shown.append(packet.data)
+        return None
+
+    def watches(self, flow: Flow) -> Watch:
+        return Watch.CLIENT
+
+
+class Open(Shy):
+    """Says nothing of what it wants."""
+
+    watches = PacketElement.watches
+
+
+def shown_to(element: Shy) -> list[bytes]:
+    """What an element was shown of a short conversation."""
+    judge = PacketJudge(
+        ElementChain([element], ACCEPT), WorkerSettings(1, ACCEPT, DROP, False), Counters(), print, lambda *_: None
+    )
+    table = judge.settle_flows()
+    client, server = "192.0.2.1:40000", "198.51.100.1:80"
+    for packet in (
+        tcp(client, server, flags="S"), tcp(server, client, flags="SA"), tcp(client, server, flags="A"),
+        tcp(client, server, b"one"), tcp(server, client, b"two"), tcp(client, server, flags="A"), tcp(client, server, b"three"),
+        tcp(client, server, flags="FA"), udp(client, server, b"four"), udp(server, client, b"five"), udp(client, server, b"six"),
+    ):  # fmt: skip
+        if table is None or table.look_up(packet.payload, packet.length, 1.0) is None:
+            assert judge.verdict(packet) is ACCEPT
+    return element.shown
+
+
+def test_an_element_is_shown_what_it_asks_for() -> None:
+    # The two ends of a connection, and the first packet of a flow, always.
+    assert shown_to(Shy()) == [b"", b"", b"one", b"three", b"", b"four", b"six"]
+
+
+def test_an_element_that_says_nothing_is_shown_every_packet() -> None:
+    assert len(shown_to(Open())) == 11
+
+
+def test_what_is_not_plain_is_shown() -> None:
+    judge = PacketJudge(ElementChain([Shy()], ACCEPT), WorkerSettings(1, ACCEPT, DROP, False), Counters(), print, lambda *_: None)
+    table = judge.settle_flows()
+    assert table is not None
+    packet = tcp("192.0.2.1:40000", "198.51.100.1:80", flags="A")
+    judge.verdict(packet)
+    assert table.look_up(packet.payload, packet.length, 1.0) is ACCEPT
+    data = packet.payload
+    for other in (
+        b"\x46" + data[1:20] + b"\1\1\1\1" + data[20:],  # an option of IP
+        data[:6] + b"\x20\0" + data[8:],  # a first fragment
+        data[:2] + b"\0\0" + data[4:],  # no length
+        data + b"padding",
+        data[:32] + b"\x40" + data[33:],  # a TCP header that is too short
+        data[:39],
+        b"\x55" + data[1:],
+        b"",
+    ):
+        assert table.look_up(other, len(other), 1.0) is None, other
+    assert table.look_up(data, len(data) + 1, 1.0) is None
