@@ -11,6 +11,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from struct import Struct
 from types import SimpleNamespace
@@ -221,6 +222,8 @@ class _Library:
         self._kernel = kernel
         self._socket, self._end = kernel.new_socket()
         self._number: int | None = None
+        # Not __del__: in a cycle of garbage the socket may be collected first, with a warning.
+        weakref.finalize(self, self._socket.close)
 
     def get_fd(self) -> int:
         return self._socket.fileno()
@@ -233,9 +236,6 @@ class _Library:
         if self._number is not None:
             self._kernel.unbind(self._number)
             self._number = None
-
-    def __del__(self) -> None:
-        self._socket.close()
 
 
 def _attributes(data: bytes) -> dict[int, bytes]:
