@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -196,29 +197,51 @@ def test_large_segments_and_jumbo_frames_are_whole(netns: Namespace, tmp_path: P
     assert max(map(int, longest)) > mtu + 100
 
 
-# A tap has counted up to 5 frames more than the 5,000 that were sent, also without a reload. The cause is not known.
-UNEXPLAINED = 64
+# A listener report (MLDv2) as every host sends it, to all multicast routers: ICMPv6 behind a hop-by-hop header.
+REPORT = (
+    b"\x33\x33\0\0\0\x16\x02\0\0\0\0\x07\x86\xdd\x60\0\0\0\0\x24\0\1\xfe\x80" + bytes(13) + b"\7\xff\2" + bytes(13) + b"\x16"
+    b"\x3a\0\5\2\0\0\1\0\x8f\0\0\0\0\0\0\1\4\0\0\0\xff\2" + bytes(13) + b"\x6a"
+)
+# Sends 1,000 datagrams for each line that it reads, and says so.
+FLOOD = """
+import socket, sys
+s = socket.socket(2, 2)
+s.connect(("10.5.0.99", 9))
+for _ in sys.stdin:
+    for _ in range(1000): s.send(bytes(1000))
+    print("sent", flush=True)
+"""
 
 
 def test_what_a_full_ring_loses_is_counted(netns: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent / "support"))
-    first, _ = bridged(netns)
-    # Listener reports of IPv6 have an extension header: the filter takes them, and they would be counted beside the flood.
-    for namespace in (netns, first):
-        namespace.shell("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6")
+    first, second = bridged(netns)
     agent = Agent(
         netns, tmp_path, '[tap.pods]\ninterfaces = ["veth1"]\nudp_ports = [9]\nring = 262144\nelements = ["slow"]\n'
         '[element.slow]\ntype = "sleeping:Sleeper"\nseconds = 0.002\n',
     ).ready()  # fmt: skip
-    flood = "import socket; s = socket.socket(2, 2); s.connect(('10.5.0.99', 9)); [s.send(bytes(1000)) for _ in range(5000)]"
     first.run("ip", "neigh", "add", "10.5.0.99", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
-    first.run(sys.executable, "-c", flood)
-    until(lambda: interface(agent, "veth1")["lost"] > 1000, "what was lost is counted")
+    flood = first.start(sys.executable, "-c", FLOOD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert flood.stdin is not None
+    assert flood.stdout is not None
+    sent = 0
+    while interface(agent, "veth1")["lost"] < 1000:
+        flood.stdin.write(b"more\n")
+        flood.stdin.flush()
+        # Frames that are not chosen, while the ring is full.
+        second.run(sys.executable, "-c", RAW, "eth0", REPORT.hex())
+        assert flood.stdout.readline() == b"sent\n"
+        sent += 1000
+
+    def counted() -> int:
+        tap = tap_of(agent)
+        return int(tap["judged"] + tap["lost"])
+
+    until(lambda: counted() >= sent, "each frame was judged or lost")
+    assert counted() == sent
     agent.configure('[tap.pods]\ninterfaces = ["veth1"]\nudp_ports = [9]\n')
     agent.verb("reload")
-    tap = tap_of(agent)
-    assert tap["lost"] > 1000, (tap, agent.log)
-    assert tap["judged"] + tap["lost"] <= 5000 + UNEXPLAINED, (tap, agent.log)
+    assert counted() == sent, agent.log
     assert agent.stop() == 0
 
 
@@ -248,7 +271,7 @@ def test_a_host_that_can_not_serve_it_says_what_is_missing(netns: Namespace, tmp
     path = tmp_path / "tap.toml"
     path.write_text('[tap.t]\ninterfaces = ["veth*"]\n')
     for verb in ("check", "run"):
-        done = netns.run("setpriv", "--bounding-set=-net_raw", *COMMAND, verb, "--config", str(path), check=False, timeout=20)
+        done = netns.run("setpriv", "--bounding-set=-net_raw", *COMMAND, verb, "--config", str(path), check=False, timeout=60)
         assert done.returncode == 78
         assert re.search(r"tap\.t: .*CAP_NET_RAW", done.stderr)
 

@@ -23,20 +23,30 @@ def run_filter(program: bytes, frame: bytes) -> int:
     """What the kernel's interpreter of classic filters does, for the instructions in use (net/core/filter.c)."""
     code = [struct.unpack_from("=HBBI", program, at) for at in range(0, len(program), 8)]
     a = x = at = 0
+    memory = [0] * 16
     while True:
         operation, true, false, k = code[at]
         at += 1
-        if operation in (0x28, 0x30, 0x48):
-            start, size = (x + k, 2) if operation == 0x48 else (k, 2 if operation == 0x28 else 1)
+        if operation in (0x28, 0x30, 0x48, 0x50):
+            start = k + (x if operation & 0x40 else 0)
+            size = 1 if operation & 0x10 else 2
             if start + size > len(frame):
                 return 0
             a = int.from_bytes(frame[start : start + size], "big")
         elif operation == 0x01:
             x = k
+        elif operation == 0x07:
+            x = a
         elif operation == 0xB1:
             if k >= len(frame):
                 return 0
             x = (frame[k] & 15) * 4
+        elif operation == 0x02:
+            memory[k] = a
+        elif operation == 0x60:
+            a = memory[k]
+        elif operation in (0x04, 0x0C, 0x64):
+            a = {0x04: a + k, 0x0C: a + x, 0x64: a << k}[operation] & 0xFFFFFFFF
         elif operation == 0x05:
             at += k
         elif operation == 0x06:
@@ -64,6 +74,37 @@ def test_the_filter_takes_what_the_selection_takes(
     packet = make(f"{ends[0]}:{sport}", f"{ends[1]}:{dport}").payload
     taken = run_filter(classic_filter(selection, 99), framed(packet))
     assert taken == (99 if selection.takes(decode(packet).five_tuple) else 0)
+
+
+def extended(kinds: list[tuple[int, int]], protocol: int, rest: bytes) -> bytes:
+    """An IPv6 packet with extension headers. kinds: number and length of each, in units of 8 bytes after the first 8."""
+    numbers = [number for number, _ in kinds] + [protocol]
+    headers = b"".join(
+        bytes((numbers[place + 1], length)) + b"\1\4" + bytes(4) + bytes(8 * length) for place, (_, length) in enumerate(kinds)
+    )
+    return struct.pack("!IHBB16s16s", 6 << 28, len(headers + rest), numbers[0], 64, b"\xfd" * 16, b"\xfe" * 16) + headers + rest
+
+
+EXTENSIONS = st.lists(st.tuples(st.sampled_from([0, 43, 60, 135, 139, 140]), st.integers(0, 3)), min_size=1, max_size=3)
+
+
+@given(EXTENSIONS, st.sampled_from([6, 17, 58, 89]), st.sampled_from([80, 81]))
+def test_the_filter_reads_through_extension_headers(kinds: list[tuple[int, int]], protocol: int, port: int) -> None:
+    selection = CaptureSelection(("*",), (), ((80, 80),), ((80, 80),))
+    packet = extended(kinds, protocol, struct.pack("!HHHHIBBHHH", 9, port, 20, 0, 0, 0x50, 2, 0, 0, 0))
+    taken = run_filter(classic_filter(selection, 99), framed(packet))
+    assert taken == (99 if selection.takes(decode(packet).five_tuple) else 0)
+
+
+def test_more_extension_headers_than_the_filter_reads_come_through() -> None:
+    program = classic_filter(CaptureSelection(("*",), (), ((80, 80),)), 99)
+    assert run_filter(program, framed(extended([(60, 0)] * 4, 6, bytes(20)))) == 99
+
+
+def test_a_listener_report_is_not_lost_in_a_full_ring() -> None:
+    """A report (MLDv2, RFC 3810) has a hop-by-hop header: it came through the filter, and was counted where the ring was full."""
+    report = extended([(0, 0)], 58, b"\x8f\0\0\0\0\0\0\1\4\0\0\0\xff\2" + bytes(13) + b"\2")
+    assert run_filter(classic_filter(CaptureSelection(("*",), (), (), ((9, 9),)), 99), framed(report)) == 0
 
 
 def test_what_the_filter_can_not_read_comes_through() -> None:

@@ -17,6 +17,13 @@ _INSTRUCTION: Final = Struct("=HBBI")
 _LOAD_HALF: Final = 0x28  # BPF_LD | BPF_H | BPF_ABS
 _LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
 _LOAD_HALF_X: Final = 0x48  # BPF_LD | BPF_H | BPF_IND
+_LOAD_BYTE_X: Final = 0x50  # BPF_LD | BPF_B | BPF_IND
+_LOAD_MEMORY: Final = 0x60  # BPF_LD | BPF_MEM
+_STORE: Final = 0x02  # BPF_ST
+_SHIFT_LEFT: Final = 0x64  # BPF_ALU | BPF_LSH | BPF_K
+_ADD: Final = 0x04  # BPF_ALU | BPF_ADD | BPF_K
+_ADD_X: Final = 0x0C  # BPF_ALU | BPF_ADD | BPF_X
+_X_FROM_A: Final = 0x07  # BPF_MISC | BPF_TAX
 _X_IMMEDIATE: Final = 0x01  # BPF_LDX | BPF_IMM
 _X_HEADER: Final = 0xB1  # BPF_LDX | BPF_MSH | BPF_B: 4 * (the byte's low half)
 _IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
@@ -30,6 +37,12 @@ _ETHERNET: Final = 14
 _IPV4: Final = 0x0800
 _IPV6: Final = 0x86DD
 _TAGS: Final = (0x8100, 0x88A8)
+# IPv6 extension headers whose length is in their second byte: hop-by-hop, routing, destination options, mobility, HIP, Shim6.
+# The filter reads at most three of them in a packet.
+_EXTENSIONS: Final = (0, 43, 60, 135, 139, 140)
+_MOST_EXTENSIONS: Final = 3
+# Fragment and AH: the filter does not read these.
+_UNREAD: Final = (44, 51)
 
 Range = tuple[int, int]
 
@@ -67,7 +80,8 @@ def classic_filter(selection: CaptureSelection, snap: int) -> bytes:
     """The program for SO_ATTACH_FILTER: it returns the bytes to copy, 0 for what is not chosen.
 
     snap: bytes to copy, from the Ethernet header on. It lets pass what it can't read to the end (tags in the frame, later
-    fragments, IPv6 extension headers); the reader looks at those again. Source: networking/filter.rst of the kernel.
+    fragments, in IPv6 all fragments, AH and more than three extension headers); the reader looks at those again. Source:
+    networking/filter.rst of the kernel.
     """
     take = _INSTRUCTION.pack(_RETURN, 0, 0, snap)
     leave = _INSTRUCTION.pack(_RETURN, 0, 0, 0)
@@ -85,13 +99,32 @@ def classic_filter(selection: CaptureSelection, snap: int) -> bytes:
         + _INSTRUCTION.pack(_X_HEADER, 0, 0, _ETHERNET)
         + _INSTRUCTION.pack(_LOAD_BYTE, 0, 0, _ETHERNET + 9)
     ) + ports
-    # Extension headers that may lead to TCP or UDP: hop-by-hop, routing, fragment, AH, destination.
+    # X: where the transport header begins, A: its protocol. Every host sends listener reports (MLD), which have an extension
+    # header: if the filter let them pass, a full ring would count them as lost.
     v6 = (
         _INSTRUCTION.pack(_X_IMMEDIATE, 0, 0, 40)
         + _INSTRUCTION.pack(_LOAD_BYTE, 0, 0, _ETHERNET + 6)
-        + b"".join(_INSTRUCTION.pack(_IF_EQUAL, 0, 1, each) + take for each in (0, 43, 44, 51, 60))
+        + _extension() * _MOST_EXTENSIONS
+        + b"".join(_INSTRUCTION.pack(_IF_EQUAL, 0, 1, each) + take for each in (*_EXTENSIONS, *_UNREAD))
     ) + ports
     return kind + tagged + _when(_IPV4, v4) + _when(_IPV6, v6) + leave
+
+
+def _extension() -> bytes:
+    """Skip one extension header, if there is one. A: the protocol of the header that begins at X."""
+    skip = (
+        _INSTRUCTION.pack(_LOAD_BYTE_X, 0, 0, _ETHERNET)
+        + _INSTRUCTION.pack(_STORE, 0, 0, 0)
+        + _INSTRUCTION.pack(_LOAD_BYTE_X, 0, 0, _ETHERNET + 1)
+        + _INSTRUCTION.pack(_SHIFT_LEFT, 0, 0, 3)
+        + _INSTRUCTION.pack(_ADD, 0, 0, 8)
+        + _INSTRUCTION.pack(_ADD_X, 0, 0, 0)
+        + _INSTRUCTION.pack(_X_FROM_A, 0, 0, 0)
+        + _INSTRUCTION.pack(_LOAD_MEMORY, 0, 0, 0)
+    )
+    *others, last = _EXTENSIONS
+    found = b"".join(_INSTRUCTION.pack(_IF_EQUAL, len(others) - place, 0, each) for place, each in enumerate(others))
+    return found + _INSTRUCTION.pack(_IF_EQUAL, 0, len(skip) // _INSTRUCTION.size, last) + skip
 
 
 def _when(value: int, block: bytes) -> bytes:
