@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from agent import COMMAND, Agent, ours, until
 from agent_flood import udp
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 from traffic import ECHO, PYTHON
 
 pytestmark = pytest.mark.kernel
@@ -44,17 +43,16 @@ def test_a_reload_of_a_proxy_lets_its_connections_end_and_the_watchdog_sleep(net
         assert client.stdout.readline() == b"before\n"
         (old,) = [proxy["pid"] for proxy in agent.status()["proxies"]]
         agent.configure(PROXY.format(more='elements = ["stream-log"]'))
-        began = time.monotonic()
-        agent.verb("reload")
         # It does not wait for the connection that is still open.
-        assert time.monotonic() - began < 8
+        agent.verb("reload")
+        assert Path(f"/proc/{old}").exists()
         (new,) = [proxy["pid"] for proxy in agent.status()["proxies"]]
         assert old != new
         client.stdin.write(b"after\n")
         client.stdin.flush()
         assert client.stdout.readline() == b"after\n"
         client.stdin.close()
-        assert client.wait(timeout=20) == 0
+        assert client.wait(timeout=PATIENCE) == 0
         until(lambda: not Path(f"/proc/{old}").exists(), "the old process ends with its last connection")
         assert agent.process.poll() is None
         assert agent.stop() == 0
@@ -79,8 +77,8 @@ def test_a_reload_that_takes_a_proxy_away_lets_its_connections_end(netns: Namesp
     client.stdin.flush()
     assert client.stdout.readline() == b"after\n"
     client.stdin.close()
-    assert client.wait(timeout=20) == 0
-    assert reload.wait(timeout=20) == 0
+    assert client.wait(timeout=PATIENCE) == 0
+    assert reload.wait(timeout=PATIENCE) == 0
     assert [line for line in nat(netns) if "NFQA-" in line] == []
     assert agent.status()["proxies"] == []
     assert agent.stop() == 0
@@ -112,5 +110,5 @@ def test_a_connection_that_runs_when_a_proxy_starts_goes_on(netns: Namespace, tm
     agent = Agent(netns, tmp_path, PROXY.format(more="")).ready()
     said(b"after\n")
     client.stdin.close()
-    assert client.wait(timeout=20) == 0
+    assert client.wait(timeout=PATIENCE) == 0
     assert agent.stop() == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from agent import COMMAND, Agent, ours, until
 from agent_flood import another_than, count_passed, flood, udp
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 
 pytestmark = pytest.mark.kernel
 
@@ -23,7 +23,7 @@ def test_what_systemd_is_told(netns: Namespace, tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(str(path))
-        end.settimeout(10)
+        end.settimeout(PATIENCE)
 
         def heard(word: str) -> str:
             while True:
@@ -46,7 +46,7 @@ def test_what_systemd_is_told(netns: Namespace, tmp_path: Path) -> None:
         heard("WATCHDOG=1")
         agent.process.terminate()
         heard("STOPPING=1")
-        assert agent.process.wait(timeout=20) == 0
+        assert agent.process.wait(timeout=PATIENCE) == 0
 
 
 def test_reload_answers_what_happened(netns: Namespace, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_apply_and_remove_and_each_of_them_twice(netns: Namespace, tmp_path: Pat
     assert len(mine) == 8 - 2
     assert "Nothing to do" in netns.run(*COMMAND, "apply", "--config", str(config)).stdout
     assert ours(netns) == mine
-    assert flood(netns, 10).wait(timeout=10) == 0
+    assert flood(netns, 10).wait(timeout=PATIENCE) == 0
     assert passed() == 10, "bypass keeps traffic flowing"
     config.write_text("this is no TOML")
     netns.run(*COMMAND, "remove", "--instance", "default")
@@ -113,13 +113,15 @@ def test_apply_confirm_takes_back_what_nobody_confirmed(netns: Namespace, tmp_pa
     netns.run(*COMMAND, "apply", "--config", str(Path(__file__).parent.parent / "configs" / "five-tuple-log.toml"))
     before = ours(netns)
     process = netns.start(
-        *COMMAND, "apply", "--confirm", "2", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        *COMMAND, "apply", "--confirm", "60" if kept else "2",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     assert process.stdin is not None
-    until(lambda: any("11000" in line for line in ours(netns)), "the new rules are in")
+    assert process.stdout is not None
+    assert any(b"Type yes" in line for line in process.stdout), "the new rules are in"
     process.stdin.write(typed.encode())
     process.stdin.close()
-    assert process.wait(timeout=10) == (0 if kept else 1)
+    assert process.wait(timeout=PATIENCE) == (0 if kept else 1)
     assert any("11000" in line for line in ours(netns)) == kept
     assert kept or ours(netns) == before
 
@@ -188,6 +190,6 @@ def test_the_demo_holds_and_two_of_them_side_by_side(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     for demo in demos:
-        text, _ = demo.communicate(timeout=60)
+        text, _ = demo.communicate(timeout=PATIENCE)
         assert demo.returncode == 0, text
         assert "they equal the rules before" in text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from agent import Agent, ours, until
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 from traffic import PYTHON
 
 pytestmark = pytest.mark.kernel
@@ -76,7 +76,7 @@ def test_an_element_that_cannot_be_loaded_is_refused_with_its_line(
     text, line, what = WRONG[kind]
     file = write(text)
     agent = Agent(netns, tmp_path, CONFIG)
-    assert agent.process.wait(timeout=30) == 78
+    assert agent.process.wait(timeout=PATIENCE) == 78
     checked = agent.verb("check", check=False)
     assert checked.returncode == 78
     for said in (agent.log, checked.stderr):
@@ -112,7 +112,7 @@ def test_a_running_agent_outlives_an_element_that_is_broken(netns: Namespace, tm
     # What ExecStopPost runs after a crash.
     for pid in [agent.process.pid, *agent.workers()]:
         os.kill(pid, signal.SIGKILL)
-    agent.process.wait(timeout=20)
+    agent.process.wait(timeout=PATIENCE)
     assert ours(netns)
     agent.verb("remove", "--after-failure")
     assert ours(netns) == []

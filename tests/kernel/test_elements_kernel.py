@@ -254,7 +254,7 @@ def test_a_map_of_applications_changes_under_traffic(pair: tuple[Namespace, Name
     # A conversation that goes on throughout, a line at a time, and would stop at one lost packet for a retransmission.
     code = (
         "import socket, sys, time\n"
-        "wire = socket.create_connection((sys.argv[1], 8080), timeout=20)\n"
+        "wire = socket.create_connection((sys.argv[1], 8080), timeout=60)\n"
         "print('connected', flush=True)\n"
         "worst = count = 0\n"
         "end = time.monotonic() + 4\n"

@@ -34,7 +34,7 @@ class Client:
 
     CODE = (
         "import socket, sys\n"
-        "connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20)\n"
+        "connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60)\n"
         "print('connected', flush=True)\n"
         "for line in sys.stdin:\n"
         "    size, seconds = line.split()\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from agent import Agent, ours, until
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 from traffic import ECHO, PYTHON
 
 from nfq_agent.host.nfqueue.statistics import statistics
@@ -137,7 +137,7 @@ def test_a_healthy_agent_outlives_a_loaded_machine(netns: Namespace, tmp_path: P
         busy = [netns.start("sh", "-c", load) for _ in range(20 * len(os.sched_getaffinity(0)))]
         last = time.monotonic()
         longest = 0.0
-        end.settimeout(10)
+        end.settimeout(PATIENCE)
         while any(process.poll() is None for process in busy):
             if end.recv(4096) == b"WATCHDOG=1":
                 now = time.monotonic()

@@ -54,7 +54,7 @@ ECHO = Path(__file__).parent.parent / "support" / "tcp_server.py"
 CLIENT = """
 import socket, sys
 host, port = sys.argv[1:]
-connection = socket.create_connection((host, int(port)), timeout=20)
+connection = socket.create_connection((host, int(port)), timeout=60)
 print("connected", flush=True)
 for line in sys.stdin:
     data, seconds = line.split()

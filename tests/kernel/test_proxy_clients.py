@@ -165,7 +165,7 @@ way = "response"
         def see(send: bytes) -> tuple[bytes, list[int], str, float]:
             began = time.monotonic()
             got, pieces, how = b"", [], "end"
-            with socket.create_connection(("127.0.0.1", 8080), timeout=10) as it:
+            with socket.create_connection(("127.0.0.1", 8080), timeout=60) as it:
                 it.sendall(send)
                 it.shutdown(socket.SHUT_WR)
                 try:
@@ -282,7 +282,7 @@ class TestTproxy:
         control, theirs = socket.socketpair()
 
         def talk() -> bytes:
-            with socket.create_connection(("10.2.0.2", 8080), timeout=10) as it:
+            with socket.create_connection(("10.2.0.2", 8080), timeout=60) as it:
                 it.sendall(b"before")
                 assert receive(it, 6) == b"before"
                 theirs.send(b"running")

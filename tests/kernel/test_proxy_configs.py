@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from agent import COMMAND, Agent, until
-from namespace import ROOT, Namespace
+from namespace import PATIENCE, ROOT, Namespace
 from proxied import configuration
 from saved_host import listening, saved
 from tcp_client import ask, how_it_ends, server
@@ -177,11 +177,11 @@ def test_target_addr_without_a_configuration(netns: Namespace) -> None:
             assert netns.call(ask, host, port, b"").startswith(b"127.0.0.1 ")
     assert "NFQA" not in saved(netns)
     netns.shell(
-        "iptables-legacy -t nat -A OUTPUT -p tcp --dport 8081 -m owner ! --uid-owner proxyuser -j REDIRECT --to-ports 15006"
+        "iptables-legacy -w -t nat -A OUTPUT -p tcp --dport 8081 -m owner ! --uid-owner proxyuser -j REDIRECT --to-ports 15006"
     )
     assert netns.call(ask, "127.0.0.1", 8081) == b"hello"
     agent.terminate()
-    assert agent.wait(timeout=10) == 0
+    assert agent.wait(timeout=PATIENCE) == 0
 
 
 def test_a_rule_leads_to_the_listener_that_it_names(netns: Namespace, tmp_path: Path) -> None:

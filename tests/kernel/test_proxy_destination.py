@@ -47,7 +47,7 @@ class TestDestination:
         def between() -> bytes:
             scope = socket.if_nametoindex("eth0")
             with socket.socket(socket.AF_INET6) as it:
-                it.settimeout(10)
+                it.settimeout(60)
                 it.bind((ours, 0, 0, scope))
                 it.connect((theirs, 8080, 0, scope))
                 it.sendall(b"hello")

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from agent import until
 from namespace import Namespace
 from proxied import configuration
 from proxy_process import MB, Run, descriptors, memory, wait_until_released
-from tcp_client import Meanwhile, ask, load, receive, server
+from tcp_client import Load, Meanwhile, Talk, ask, receive, server
 
 from nfq_agent.proxy.listeners import ACCEPTS
 from nfq_agent.stream import Answer, Connection, StreamElement
@@ -35,7 +36,7 @@ class TestMany:
         def many() -> tuple[int, int]:
             held = []
             for _ in range(5000):
-                it = socket.create_connection(("127.0.0.1", 8080), timeout=10)
+                it = socket.create_connection(("127.0.0.1", 8080), timeout=60)
                 it.sendall(b"first")
                 held.append(it)
             good = sum(receive(it, 5) == b"first" for it in held)
@@ -52,29 +53,24 @@ class TestMany:
         wait_until_released(proxy, base, 20)
 
     def test_too_few_descriptors(self, netns: Namespace, run: Run) -> None:
-        """No more connections are accepted than there are descriptors for; the others wait, and are served when there is room."""
+        """No more connections are accepted than there are descriptors for. The others wait, and are served when there is room."""
         server(netns, "echo")
         proxy = run(nofile=64 + 2 * 10)
         assert "enough for 10 connections" in proxy.said()
 
-        def more() -> list[int]:
-            held = [socket.create_connection(("127.0.0.1", 8080), timeout=10) for _ in range(30)]
+        def more() -> None:
+            held = [socket.create_connection(("127.0.0.1", 8080), timeout=60) for _ in range(30)]
             for it in held:
                 it.sendall(b"x")
-            groups = []
             while held:
-                assert held[0].recv(1) == b"x"
-                # The kernel accepts in the order of the backlog: what is answered now stands in front.
-                time.sleep(0.2)
-                answered = select.select(held, [], [], 0)[0]
-                groups.append(1 + len(answered))
-                assert [held[0], *answered] == held[: 1 + len(answered)]
-                for it in held[: 1 + len(answered)]:
+                # The kernel accepts in the order of the backlog.
+                served, held = held[:10], held[10:]
+                assert [it.recv(1) for it in served] == [b"x"] * 10
+                assert select.select(held, [], [], 0.2)[0] == []
+                for it in served:
                     it.close()
-                del held[: 1 + len(answered)]
-            return groups
 
-        assert netns.call(more) == [10, 10, 10]
+        netns.call(more)
         proxy.wait_count("connections", 30)
 
     @pytest.mark.parametrize("word", [b"stop\n", b"drain\n"])
@@ -83,7 +79,7 @@ class TestMany:
         proxy = run(configuration(proxy='elements = ["stream-log"]\nprocesses = 3\nbuffer = 8192\ndrain = "2s"'))
 
         def several() -> list[bytes]:
-            held = [socket.create_connection(("127.0.0.1", 8080), timeout=10) for _ in range(200)]
+            held = [socket.create_connection(("127.0.0.1", 8080), timeout=60) for _ in range(200)]
             for it in held:
                 it.sendall(b"x")
             return [it.recv(1) for it in held]
@@ -114,26 +110,26 @@ class TestMany:
 class TestLife:
     def test_drain_lets_what_runs_end(self, netns: Namespace, run: Run) -> None:
         server(netns, "echo")
-        proxy = run(configuration(proxy='drain = "10s"'))
+        proxy = run(configuration(proxy='drain = "60s"'))
         control, theirs = socket.socketpair()
 
         def last_words() -> bytes:
-            it = socket.create_connection(("127.0.0.1", 8080), timeout=10)
+            it = socket.create_connection(("127.0.0.1", 8080), timeout=60)
             it.sendall(b"before")
             assert receive(it, 6) == b"before"
             theirs.send(b"running")
-            time.sleep(0.3)
+            assert theirs.recv(8) == b"draining"
             it.sendall(b"after")
             return receive(it, 5)
 
-        began = time.monotonic()
         client = Meanwhile(netns, last_words)
         assert control.recv(10) == b"running"
         proxy.rules_parked()
         proxy.tell(b"drain\n")
+        control.send(b"draining")
         assert client.result() == b"after"
-        assert proxy.reap() == [0]
-        assert time.monotonic() - began < 5
+        # Before its deadline.
+        assert proxy.reap(40) == [0]
         for each in (control, theirs):
             each.close()
 
@@ -142,7 +138,7 @@ class TestLife:
         proxy = run(configuration(proxy='drain = "300ms"'))
 
         def stay() -> str:
-            it = socket.create_connection(("127.0.0.1", 8080), timeout=10)
+            it = socket.create_connection(("127.0.0.1", 8080), timeout=60)
             it.sendall(b"x")
             assert it.recv(1) == b"x"
             proxy.tell(b"drain\n")
@@ -162,7 +158,7 @@ class TestLife:
 
         def waiting() -> int:
             os.kill(proxy.pids[0], signal.SIGSTOP)
-            held = [socket.create_connection(("127.0.0.1", 8080), timeout=10) for _ in range(count)]
+            held = [socket.create_connection(("127.0.0.1", 8080), timeout=60) for _ in range(count)]
             for it in held:
                 it.sendall(b"x")
             proxy.tell(b"drain\n")
@@ -174,43 +170,38 @@ class TestLife:
 
     def test_rules_out_and_drain_under_load_lose_nothing(self, netns: Namespace, run: Run) -> None:
         server(netns, "echo")
-        proxy = run(configuration(proxy='drain = "5s"'))
-        client = Meanwhile(netns, load, 2.0)
+        proxy = run(configuration(proxy='drain = "100s"'))
+        client = Load(netns)
         proxy.wait_above("connections", 50)
         proxy.rules_parked()
         # A handshake that was redirected meanwhile gets the moment that it needs.
         time.sleep(0.05)
         proxy.tell(b"drain\n")
-        began = time.monotonic()
-        assert proxy.reap() == [0]
-        assert time.monotonic() - began < 3, "it waited for its deadline with nothing left to wait for"
+        # Before its deadline: nothing is left to wait for.
+        assert proxy.reap(60) == [0]
         proxy.rules_out()
         for listener in proxy.listeners:
             listener.close()
-        good, bad = client.result()
-        assert bad == []
-        assert good > proxy.counters.snapshot()["connections"]
+        good = client.good
+        until(lambda: client.good > good + 10, "the exchanges go on without it")
+        assert client.end() == []
         assert "NFQA" not in netns.shell("iptables-legacy-save; ip6tables-legacy-save")
 
     def test_a_successor_takes_over_under_load_and_nothing_is_lost(self, netns: Namespace, run: Run) -> None:
         server(netns, "echo")
-        proxy = run(configuration(proxy='drain = "5s"'))
-
-        def long() -> bytes:
-            with socket.create_connection(("127.0.0.1", 8080), timeout=10) as it:
-                for _ in range(20):
-                    it.sendall(b"x" * 1000)
-                    assert receive(it, 1000) == b"x" * 1000
-                    time.sleep(0.05)
-                return b"whole"
-
-        clients = [Meanwhile(netns, load, 1.5), Meanwhile(netns, load, 1.5), Meanwhile(netns, long)]
-        proxy.wait_above("connections", 50)
-        assert proxy.succeed() == [0]
-        assert proxy.succeed() == [0]
-        *short, whole = (client.result() for client in clients)
-        assert whole == b"whole"
-        assert [bad for _, bad in short] == [[], []]
+        proxy = run(configuration(proxy='drain = "60s"'))
+        clients = [Load(netns), Load(netns)]
+        for _ in range(2):
+            long = Talk(netns)
+            until(lambda long=long: long.good, "it talks")  # type: ignore[misc]  # bound early
+            proxy.wait_above("connections", 50)
+            proxy.follow()
+            # The one that runs is carried on by the process that drains.
+            good = long.good
+            until(lambda long=long, good=good: long.good > good + 5, "it talks on")  # type: ignore[misc]  # bound early
+            assert long.end() == []
+            assert proxy.end_drained() == [0]
+        assert [client.end() for client in clients] == [[], []]
 
     @pytest.mark.parametrize("how", ["stop", "EOF"])
     def test_the_end_is_at_once_and_honest(self, netns: Namespace, run: Run, how: str) -> None:
@@ -218,7 +209,7 @@ class TestLife:
         proxy = run()
 
         def cut() -> str:
-            it = socket.create_connection(("127.0.0.1", 8080), timeout=10)
+            it = socket.create_connection(("127.0.0.1", 8080), timeout=60)
             it.recv(1)
             if how == "stop":
                 proxy.tell(b"stop\n")
@@ -258,7 +249,8 @@ class TestLife:
         status = Path(f"/proc/{proxy.pids[0]}/status")
         switches = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)", re.MULTILINE)
         (before,) = switches.findall(status.read_text())
+        began = time.monotonic()
         time.sleep(2)
         (after,) = switches.findall(status.read_text())
         # It wakes twice a second, so that it can be told from one that hangs.
-        assert int(after) - int(before) <= 5
+        assert int(after) - int(before) <= 2 * (time.monotonic() - began) + 1

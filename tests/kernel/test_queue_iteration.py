@@ -7,7 +7,6 @@ import select
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -29,12 +28,8 @@ def test_a_loop_that_waits_is_stopped(netns: Namespace, way: str, by: str) -> No
         async for _ in queue:
             pass
 
-    def inside() -> float:
-        asked = 0.0
-
+    def inside() -> None:
         def stop(*_: object) -> None:
-            nonlocal asked
-            asked = time.monotonic()
             queue.stop()
 
         with Queue(NUMBER) as queue:
@@ -48,9 +43,9 @@ def test_a_loop_that_waits_is_stopped(netns: Namespace, way: str, by: str) -> No
             else:
                 asyncio.run(wait(queue))
             assert not queue.running
-            return time.monotonic() - asked
 
-    assert netns.call(inside) < 0.5
+    # It would wait for ever.
+    netns.call(inside)
 
 
 def test_a_signal_that_raises_while_it_waits_comes_out(netns: Namespace) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from namespace import ROOT, Namespace
-from queued import NUMBER, PORT, Wire, passed, queue_rule, until
+from queued import NUMBER, Sender, Wire, passed, queue_rule, until
 
 from nfq_agent import (
     ACCEPT,
@@ -104,14 +104,6 @@ def test_a_bind_whose_settings_are_refused_leaves_the_number_free(netns: Namespa
 @pytest.mark.parametrize("elsewhere", [True, False])
 def test_settings_change_in_a_flood_and_no_packet_is_lost(netns: Namespace, elsewhere: bool) -> None:
     queue_rule(netns)
-    total = 20000
-    script = f"""
-import socket, time
-s = socket.socket(2, 2)
-for number in range({total}):
-    s.sendto(b"x" * (40 if number % 7 else 9000), ("127.0.0.1", {PORT}))
-    if number % 100 == 0: time.sleep(0.005)
-"""
 
     def inside() -> int:
         with Queue(NUMBER, copy_range=100, max_len=20000, receive_buffer=64 << 20) as queue:
@@ -130,19 +122,22 @@ for number in range({total}):
 
             runner = threading.Thread(target=queue.run, args=(callback,))
             runner.start()
-            sender = subprocess.Popen([sys.executable, "-c", script])
-            while elsewhere and sender.poll() is None:
-                change()
-            assert sender.wait() == 0
+            sender = Sender()
+            for _ in range(40):
+                sender.send(400, 40)
+                sender.send(100, 9000)
+                for _ in range(3 if elsewhere else 0):
+                    change()
+            assert sender.end() == 20_000
             until(lambda: queue.statistics().waiting == 0)
             queue.stop()
             runner.join()
-            assert changes > 50
+            assert changes >= 120
             line = queue.statistics()
             assert (line.dropped, line.user_dropped, queue.unanswered) == (0, 0, 0)
         return passed()
 
-    assert netns.call(inside) == total
+    assert netns.call(inside) == 20_000
 
 
 def test_without_the_capability_opening_is_refused(netns: Namespace) -> None:
@@ -216,7 +211,7 @@ def test_a_queue_in_another_namespace(netns: Namespace) -> None:
         def serve() -> None:
             with Queue(NUMBER, socket=socket.socket(fileno=descriptors[0])) as queue:
                 assert queue.statistics(netns.pid).number == NUMBER
-                threading.Timer(5, queue.stop).start()
+                threading.Timer(60, queue.stop).start()
 
                 def callback(packet: Packet) -> Verdict:
                     queue.stop()

@@ -105,7 +105,7 @@ def test_verdicts_from_other_threads_and_a_flood_around_them(netns: Namespace) -
             thread.start()
             with serving(queue, every_tenth):
                 wire.send(*(b"%d" % number for number in range(2000)))
-                thread.join(20)
+                thread.join(60)
                 assert not thread.is_alive()
                 got = wire.arrived(1980)
             assert sorted(map(int, got)) == [number for number in range(2000) if number % 100]

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 
 COMMAND = (sys.executable, "-m", "nfq_agent")
 SAVES = ("iptables-legacy-save", "ip6tables-legacy-save")
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 15) -> Any:
+def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
     """The first true value of `condition()`; fails when there is none in time."""
     deadline = time.monotonic() + seconds
     while True:
@@ -73,18 +73,18 @@ class Agent:
                 raise AssertionError(f"the agent ended with {self.process.returncode}:\n{self.log}")
             return "is serving" in self.log
 
-        until(serving, "the agent gets ready", 60)
+        until(serving, "the agent gets ready")
         return self
 
     def stop(self) -> int:
         """Stop it in the orderly way; its exit code."""
         self.process.terminate()
-        return int(self.process.wait(timeout=20))
+        return int(self.process.wait(timeout=PATIENCE))
 
     def kill(self) -> None:
         """End the main process as `kill -9` does."""
         self.process.kill()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=PATIENCE)
 
     def verb(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Another verb of the command, for this agent's configuration."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 
 # Servers of protocols that have no small real one to install: each speaks the first words and hands over to TLS where asked.
 _SCRIPTED = """
@@ -101,7 +101,7 @@ def certificate(folder: Path) -> None:
     )  # fmt: skip
 
 
-def wait_until(condition: Callable[[], bool], what: str, limit: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], what: str, limit: float = PATIENCE) -> None:
     """Wait for a condition, at most `limit` seconds."""
     end = time.monotonic() + limit
     while not condition():

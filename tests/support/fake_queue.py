@@ -62,7 +62,7 @@ class FakeKernel:
     def close(self) -> None:
         """End the thread, and close the kernel's ends."""
         os.eventfd_write(self._over, 1)
-        self._thread.join(5)
+        self._thread.join(60)
         for end in self._ends:
             end.close()
         self._poll.close()
@@ -121,7 +121,7 @@ class FakeKernel:
 
     def settled(self) -> None:
         """Return when everything that was sent to the kernel is processed."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while True:
             with self._changed:
                 if not any(select.select([end], [], [], 0)[0] for end in self._ends):

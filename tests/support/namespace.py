@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# How long a test waits for what has to come, in seconds. It only bounds a test that fails: on a loaded machine all takes long.
+PATIENCE = 90.0
 # The top of the checkout.
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -93,7 +95,7 @@ class Namespace:
         """The argv that runs `argv` inside."""
         return ["nsenter", f"--target={self.pid}", "--net", "--mount", "--", *argv]
 
-    def run(self, *argv: str, check: bool = True, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, check: bool = True, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command inside to its end. Its output is captured; a failure shows it."""
         options = {
             "capture_output": True,
@@ -143,7 +145,7 @@ class Namespace:
             finally:
                 os.close(descriptor)
 
-    def call(self, function: Callable[..., T], *args: Any, timeout: float = 60) -> T:
+    def call(self, function: Callable[..., T], *args: Any, timeout: float = 120) -> T:
         """What `function(*args)` returns or raises when it runs inside, in a process of its own."""
         reader, writer = os.pipe()
         child = os.fork()

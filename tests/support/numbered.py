@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 from traffic import PYTHON
 
 # Accepts every datagram, and writes down its number: beyond the death of its process, without a file of its own for each.
@@ -94,7 +94,7 @@ class Numbered:
 
     def end(self) -> Flow:
         """Send no more, and wait for what is on its way."""
-        output, _ = self._process.communicate(timeout=60)
+        output, _ = self._process.communicate(timeout=PATIENCE)
         sent, arrived, worst, most = output.split()
         return Flow(int(sent), int(arrived), float(worst), float(most))
 

@@ -82,11 +82,12 @@ class Proxied:
         self._uid = uid
         self.counters = Slots(tuple(PROXY_COUNTERS))
         self.listeners: list[socket.socket] = []
+        self._draining: list[tuple[int, socket.socket]] = []
         self._children = [self._start(number, processes) for number in range(processes)]
         self.pids = [pid for pid, _ in self._children]
         try:
             for _, control in self._children:
-                control.settimeout(20)
+                control.settimeout(60)
                 assert control.recv(64) == b"ready\n", f"the proxy did not start: {self.said()}"
             self.rules_in()
         except BaseException:
@@ -195,7 +196,7 @@ class Proxied:
         """The messages, one a line."""
         return "\n".join(event["message"] for event in self.events())
 
-    def wait_for(self, text: str, seconds: float = 10.0) -> dict[str, Any]:
+    def wait_for(self, text: str, seconds: float = 60.0) -> dict[str, Any]:
         """The first event whose message holds a text, once it is there."""
         deadline = time.monotonic() + seconds
         while True:
@@ -205,29 +206,35 @@ class Proxied:
             assert time.monotonic() < deadline, f"{text!r} was not said:\n{self.said()}"
             time.sleep(0.01)
 
-    def wait_count(self, name: str, value: int, seconds: float = 10.0) -> None:
+    def wait_count(self, name: str, value: int, seconds: float = 60.0) -> None:
         """Until a counter has a value: it is written at the end of a turn, after what was said in it."""
         deadline = time.monotonic() + seconds
         while (there := self.counters.snapshot()[name]) != value:
             assert time.monotonic() < deadline, f"{name} is {there}, not {value}"
             time.sleep(0.005)
 
-    def wait_above(self, name: str, value: int, seconds: float = 10.0) -> None:
+    def wait_above(self, name: str, value: int, seconds: float = 60.0) -> None:
         """Until a counter is above a value."""
         deadline = time.monotonic() + seconds
         while (there := self.counters.snapshot()[name]) <= value:
             assert time.monotonic() < deadline, f"{name} is {there}, not above {value}"
             time.sleep(0.005)
 
-    def succeed(self) -> list[int]:
-        """Another process takes the listeners over, then the ones before it drain; their exit codes."""
+    def follow(self) -> None:
+        """Another process takes the listeners over; the ones before it begin to drain."""
         pid, control = self._start(1, 1)
-        control.settimeout(20)
+        control.settimeout(60)
         assert control.recv(64) == b"ready\n"
         self.tell(b"drain\n")
-        codes = self.reap()
+        self._draining = self._children
         self._children = [(pid, control)]
         self.pids = [pid]
+
+    def end_drained(self) -> list[int]:
+        """The exit codes of those that drained, once they have ended."""
+        now, self._children = self._children, self._draining
+        codes = self.reap()
+        self._children = now
         return codes
 
     def tell(self, word: bytes) -> None:
@@ -236,7 +243,7 @@ class Proxied:
             with contextlib.suppress(BrokenPipeError):
                 control.send(word)
 
-    def reap(self, seconds: float = 20.0) -> list[int]:
+    def reap(self, seconds: float = 60.0) -> list[int]:
         """The exit codes, once all have ended."""
         codes = []
         deadline = time.monotonic() + seconds

@@ -25,7 +25,7 @@ def memory(pid: int) -> int:
     return sum(int(size) for size in re.findall(r"^Private_\w+:\s+(\d+) kB", text, re.M)) * 1024
 
 
-def wait_until_released(proxy: Proxied, base: int, seconds: float = 10) -> None:
+def wait_until_released(proxy: Proxied, base: int, seconds: float = 60) -> None:
     """Wait until no connection is left in the proxy, by its own count and by the kernel's."""
     deadline = time.monotonic() + seconds
     while True:

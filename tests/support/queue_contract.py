@@ -180,7 +180,6 @@ def stop_works_from_a_thread_a_signal_and_before_the_run(wire: AnyWire) -> None:
     try:
         with Queue(NUMBER) as queue:
             for stop_by in ("thread", "signal", "before"):
-                began = time.monotonic()
                 if stop_by == "thread":
                     threading.Timer(0.1, queue.stop).start()
                 elif stop_by == "signal":
@@ -189,7 +188,6 @@ def stop_works_from_a_thread_a_signal_and_before_the_run(wire: AnyWire) -> None:
                 else:
                     queue.stop()
                 queue.run(lambda packet: ACCEPT)
-                assert time.monotonic() - began < 4, stop_by
     finally:
         signal.signal(signal.SIGUSR1, before)
 
@@ -273,7 +271,7 @@ def settings_change_in_the_thread_that_runs(wire: AnyWire) -> None:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(5)
+                thread.join(60)
             settings = queue.settings
             assert (settings.fail_open, settings.gso) == (on, on)
             assert (settings.copy_range, settings.max_len) == (100 + turn, 100 + turn)

@@ -44,5 +44,5 @@ def serving(queue: Queue, callback: Callable[[Packet], Verdict]) -> Iterator[Non
         yield
     finally:
         queue.stop()
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()

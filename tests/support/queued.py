@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 
 from nfq_agent.host.nfqueue.statistics import statistics
 
@@ -15,6 +16,18 @@ NUMBER = 7
 PORT = 9999
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
+# Sends as many datagrams as each line of its input says, until one says `end`. argv: port.
+_SENDER = """
+import socket, sys
+end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+end.setsockopt(socket.SOL_SOCKET, 32, 32 << 20)
+for line in sys.stdin:
+    if line == "end\\n":
+        break
+    size, count = map(int, line.split())
+    for _ in range(count):
+        end.sendto(b"x" * size, ("127.0.0.1", int(sys.argv[1])))
+"""
 
 
 def queue_rule(netns: Namespace, options: str = f"--queue-num {NUMBER}", match: str = "") -> None:
@@ -42,7 +55,7 @@ class Wire:
         self.receiver = socket.socket(family, socket.SOCK_DGRAM)
         self.receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 32 << 20)
         self.receiver.bind(self.address)
-        self.receiver.settimeout(5)
+        self.receiver.settimeout(PATIENCE)
         self.sender = socket.socket(family, socket.SOCK_DGRAM)
         # What waits in a queue is charged to its sender.
         self.sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 32 << 20)
@@ -64,7 +77,7 @@ class Wire:
         except BlockingIOError:
             return True
         finally:
-            self.receiver.settimeout(5)
+            self.receiver.settimeout(PATIENCE)
         return False
 
     def waiting(self) -> int:
@@ -72,7 +85,36 @@ class Wire:
         return statistics()[NUMBER].waiting
 
 
-def until(condition: Callable[[], object], within: float = 10.0) -> None:
+class Sender:
+    """Sends datagrams to PORT from a process of its own, beside the test, as many as it is told. Runs inside.
+
+    So a flood ends when the test has done what it does meanwhile, and no sooner.
+    """
+
+    def __init__(self) -> None:
+        argv = [sys.executable, "-c", _SENDER, str(PORT)]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, text=True)
+        self.sent = 0
+        """How many it was told to send."""
+
+    def send(self, count: int, size: int = 36) -> None:
+        """Let it send `count` more, of `size` bytes. Returns at once."""
+        assert self._process.stdin is not None
+        self.sent += count
+        self._process.stdin.write(f"{size} {count}\n")
+        self._process.stdin.flush()
+
+    def end(self) -> int:
+        """Wait until all are sent; how many that was."""
+        assert self._process.stdin is not None
+        # Not by closing its input: a process that the test has forked meanwhile has it too.
+        self._process.stdin.write("end\n")
+        self._process.stdin.close()
+        assert self._process.wait(PATIENCE) == 0
+        return self.sent
+
+
+def until(condition: Callable[[], object], within: float = PATIENCE) -> None:
     """Wait for a condition; fails if it does not come true."""
     deadline = time.monotonic() + within
     while not condition():

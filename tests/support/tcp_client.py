@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import pickle
 import socket
@@ -14,8 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 
+# What an exchange sends and expects back.
+_BLOCK = b"x" * 1000
 SERVER = Path(__file__).parent / "tcp_server.py"
 
 
@@ -29,7 +32,7 @@ def server(netns: Namespace, mode: str, host: str = "0.0.0.0", port: int = 8080,
 
 def ask(host: str, port: int, data: bytes = b"hello", end: bool = True) -> bytes:
     """Connect, send, end, and read to the end."""
-    with socket.create_connection((host, port), timeout=10) as connection:
+    with socket.create_connection((host, port), timeout=PATIENCE) as connection:
         if data:
             connection.sendall(data)
         if end:
@@ -57,19 +60,6 @@ def how_it_ends(host: str, port: int, data: bytes = b"") -> str:
     return "end"
 
 
-def load(seconds: float) -> tuple[int, list[str]]:
-    """Short exchanges one after the other: how many were good, and what became of the others."""
-    good = 0
-    bad = []
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            good += ask("127.0.0.1", 8080, b"x" * 1000) == b"x" * 1000
-        except OSError as error:
-            bad.append(f"{time.strftime('%H:%M:%S')} {error!r}")
-    return good, bad
-
-
 class Meanwhile:
     """A function that runs inside a namespace beside the test; `result()` waits for what it returned or raised."""
 
@@ -80,7 +70,7 @@ class Meanwhile:
             with contextlib.suppress(BaseException):
                 os.close(self._reader)
                 try:
-                    answer = (True, netns.call(function, *args))
+                    answer = (True, netns.call(function, *args, timeout=280))
                 except BaseException as error:
                     answer = (False, f"{error}\n" + "\n".join(getattr(error, "__notes__", ())))
                 os.write(writer, pickle.dumps(answer))
@@ -93,3 +83,50 @@ class Meanwhile:
         os.waitpid(self._pid, 0)
         assert good, value
         return value
+
+
+class Load(Meanwhile):
+    """Short exchanges with an echo on port 8080 beside the test, one after the other, until `end`."""
+
+    def __init__(self, netns: Namespace) -> None:
+        # Seen by both processes: whether it is to end, and the good exchanges.
+        self._shared = memoryview(mmap.mmap(-1, 16)).cast("Q")
+        super().__init__(netns, self._run)
+
+    @property
+    def good(self) -> int:
+        """How many exchanges were good so far."""
+        return self._shared[1]
+
+    def end(self) -> list[str]:
+        """End it; what became of the exchanges that were not good."""
+        self._shared[0] = 1
+        bad: list[str] = self.result()
+        return bad
+
+    def _run(self) -> list[str]:
+        bad: list[str] = []
+        # Bounded, in case the test has failed meanwhile.
+        while not self._shared[0] and len(bad) < 100:
+            self._exchange(bad)
+        return bad
+
+    def _exchange(self, bad: list[str]) -> None:
+        try:
+            self._shared[1] += ask("127.0.0.1", 8080, _BLOCK) == _BLOCK
+        except OSError as error:
+            bad.append(f"{time.strftime('%H:%M:%S')} {error!r}")
+
+
+class Talk(Load):
+    """The same on one connection that stays open."""
+
+    def _run(self) -> list[str]:
+        with socket.create_connection(("127.0.0.1", 8080), timeout=PATIENCE) as connection:
+            while not self._shared[0]:
+                connection.sendall(_BLOCK)
+                if receive(connection, len(_BLOCK)) != _BLOCK:
+                    return ["cut"]
+                self._shared[1] += 1
+                time.sleep(0.01)
+        return []

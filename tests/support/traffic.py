@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Final
 
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 
 PYTHON: Final = sys.executable
 
@@ -109,7 +109,7 @@ class Flood:
     def end(self) -> int:
         """End it; how many datagrams the kernel took. Fails if it has ended before."""
         assert self._process.poll() is None, "the flood was over before it was ended"
-        text, _ = self._process.communicate(timeout=60)
+        text, _ = self._process.communicate(timeout=PATIENCE)
         assert self._process.returncode == 0
         return int(text)
 

@@ -39,6 +39,8 @@ class Crew:
         self.counters = Counters()
         self.reader, self.writer = os.pipe2(os.O_NONBLOCK)
         self.pid = 0
+        # Seconds of the processor that the last worker used, once it has ended.
+        self.used = 0.0
 
     def start(self, lost_below: int | None = None) -> None:
         """Fork the next and wait until it serves."""
@@ -60,7 +62,7 @@ class Crew:
             os._exit(code)
         theirs.close()
         self.queue.leave_to_child()
-        self.control.settimeout(5)
+        self.control.settimeout(60)
         self.ready = self.control.recv(100)
 
     def emit(self, message: str, level: str = "info", **fields: Any) -> None:
@@ -81,9 +83,10 @@ class Crew:
         return self.wait()
 
     def wait(self) -> int:
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        _, status, usage = os.wait4(self.pid, 0)
+        self.used = usage.ru_utime + usage.ru_stime
         self.control.close()
-        return code
+        return os.waitstatus_to_exitcode(status)
 
     def kill(self) -> int:
         """Kill it; the kernel's id sequence after that."""

@@ -74,7 +74,7 @@ class Running:
         self.said.append(message)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def until(self, name: str, value: int) -> None:
         deadline = time.monotonic() + 10
