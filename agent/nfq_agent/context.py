@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from nfq_agent.flow_memory import FlowMemory
+from nfq_agent.owner import Owners
 
 # What becomes of a connection whose beginning was not seen. judge: what its next message says decides, else the policy's default.
 MidstreamMode = Literal["accept", "drop", "judge"]
@@ -13,7 +14,11 @@ MidstreamMode = Literal["accept", "drop", "judge"]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """midstream: for a connection whose beginning was not seen. flows: connections that were decided; None keeps none."""
+    """midstream: for a connection whose beginning was not seen. flows: connections that were decided; None keeps none.
+
+    owners: who a flow belongs to, for elements that ask (`PacketElement.reads_owner_of`).
+    """
 
     midstream: MidstreamMode = "accept"
     flows: FlowMemory | None = None
+    owners: Owners = field(default_factory=Owners)

@@ -111,6 +111,11 @@ class PacketElement(Generic[O]):
         return cls.reads_process
 
     @classmethod
+    def reads_owner_of(cls, options: O) -> bool:
+        """Whether an element with these options asks who a flow belongs to (`context.owners`)."""
+        return False
+
+    @classmethod
     def facts_of(cls, options: O) -> tuple[str, ...]:
         """The facts that an element with these options needs another one, before it in the chain, to put into flows."""
         return ()

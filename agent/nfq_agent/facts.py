@@ -25,5 +25,13 @@ def words(facts: Mapping[str, Any]) -> str:
     return f"{protocol} {name}".rstrip()
 
 
+def who(facts: Mapping[str, Any]) -> str:
+    """The owner: the container, else the unit; an empty text where neither is known."""
+    for kind in ("container", "unit"):
+        if name := facts.get(kind):
+            return f"{kind} {name}"
+    return ""
+
+
 def _text(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value

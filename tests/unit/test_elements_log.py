@@ -86,11 +86,11 @@ def test_what_is_known_of_the_flow_is_said_once_it_is_known() -> None:
     assert syn.fields["dpi"] == "undecided"
     assert "tls_sni" not in syn.fields
     for event in (hello, answer):
-        assert event.message.endswith(" bytes, tls a.server.test")
+        assert event.message.endswith(" bytes, tls a.server.test, by policy: rule 1")
         assert event.fields["tls_sni"] == "a.server.test"
         assert event.fields["verdict"] == "accept"
     assert hello.fields["ja3"]
-    assert query.message.endswith(" drop, 52 bytes, dns b.test")
+    assert query.message.endswith(" drop, 52 bytes, dns b.test, by policy: default")
     assert (query.fields["dns_name"], query.fields["dns_type"]) == ("b.test", "AAAA")
 
 

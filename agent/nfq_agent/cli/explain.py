@@ -16,10 +16,12 @@ from nfq_agent.cli.loading import configuration
 from nfq_agent.cli.show import note
 from nfq_agent.config.models import Config, ConfigError, ElementSpec, QueueConfig, RuleConfig
 from nfq_agent.config.selection import Identities
+from nfq_agent.context import Context
 from nfq_agent.element import Needs, PacketElement
-from nfq_agent.elements.policy import Policy
+from nfq_agent.elements.policy import OWNED_BY, Policy
 from nfq_agent.flow import Flow
 from nfq_agent.match import Conditions, Match
+from nfq_agent.owner import Owners
 from nfq_agent.packet import PROTOCOL_NAMES, Hook, Packet, protocol_name
 from nfq_agent.patterns import Patterns
 from nfq_agent.testing import icmp, tcp, udp
@@ -47,6 +49,13 @@ class Question:
     hook: str = "output"
     interface: str = ""
     uid: int | None = None
+    unit: str = ""
+    container: str = ""
+
+    @property
+    def owner(self) -> dict[str, str]:
+        """Who has the socket, as far as it is given."""
+        return {key: value for key, value in (("unit", self.unit), ("container", self.container)) if value}
 
     @property
     def version(self) -> int:
@@ -210,7 +219,7 @@ def _judge(config: Config, queue: QueueConfig, question: Question) -> None:
     flow = Flow(packet.headers.five_tuple, 1.0, 1.0)
     specs = config.packet_elements(queue)
     finds = any(spec.name == "dpi" or spec.cls.__name__ == "Dpi" for spec in specs)
-    policies = [_Asked(spec) for spec in specs if issubclass(spec.cls, Policy)]
+    policies = [_Asked(spec, question.owner) for spec in specs if issubclass(spec.cls, Policy)]
     for spec in specs:
         if not issubclass(spec.cls, Policy) and spec.cls.decide is not PacketElement.decide and not _is_dpi(spec):
             note(f"          {spec.name}: not asked; its answer depends on more than this packet")
@@ -240,13 +249,27 @@ def _outcome(queue: QueueConfig, verdict: Verdict | None) -> str:
     return chosen.action.name.lower()
 
 
+class _Given(Owners):
+    """The owner of every packet, as the command line names it."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+
+    def names(self, packet: Packet) -> Mapping[str, str]:
+        """The same for every packet."""
+        del packet
+        return self._names
+
+
 class _Asked:
     """A policy of the chain, and the rule of its last decision."""
 
-    def __init__(self, spec: ElementSpec) -> None:
+    def __init__(self, spec: ElementSpec, owner: Mapping[str, str]) -> None:
         self.rule = ""
+        self._owner = owner
         options = spec.options.model_copy(update={"explain": True})
         self.element = Policy(spec.name, options, self._emit)
+        self.element.context = Context(owners=_Given(owner))
         self.options: Any = spec.options
 
     def _emit(self, message: str, level: str = "info", **fields: Any) -> None:
@@ -257,7 +280,7 @@ class _Asked:
         """The rules that did not match, with the conditions that failed; the nearest first."""
         misses = []
         for number, rule in enumerate(self.options.rule, 1):
-            if missing := list(_unmet(rule, packet, flow)):
+            if missing := [*_unmet(rule, packet, flow), *_unowned(rule, self._owner)]:
                 misses.append((len(missing), number, rule.name, missing))
         for _, number, name, missing in sorted(misses, key=lambda each: each[:2])[:_SHOWN]:
             yield f"{self.element.name}: rule {number}{f' ({name})' if name else ''}: {'; '.join(missing)}"
@@ -277,6 +300,13 @@ def _unmet(rule: Any, packet: Packet, flow: Flow) -> Iterator[str]:
             yield f"{fact} is not known, wants {_few(globs)}"
         elif not Patterns(globs, caseless=True).match(found):
             yield f"{fact} is {found}, wants {_few(globs)}"
+
+
+def _unowned(rule: Any, owner: Mapping[str, str]) -> Iterator[str]:
+    for key in OWNED_BY:
+        globs = getattr(rule, key)
+        if globs is not None and not (key in owner and Patterns(globs).match(owner[key])):
+            yield f"{key} is {owner.get(key, 'not given')}, wants {_few(globs)}"
 
 
 def _few(values: Any) -> str:

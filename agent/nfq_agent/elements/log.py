@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import socket
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.facts import fields as fields_of
-from nfq_agent.facts import words
+from nfq_agent.facts import who, words
 from nfq_agent.flow import Flow
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.packet import Packet, PacketError, address, hook_name, protocol_name
 from nfq_agent.rate import Bucket, Suppressed
-from nfq_agent.verdict import Verdict
+from nfq_agent.verdict import WOULD_DROP, Action, Verdict
+
+# After how many packets a flow that is accepted gets its line although it has no name yet.
+_WAITS: Final = 10
 
 
 class LogOptions(element.Options):
-    """per_second: lines a second on average, 0 for no limit. burst: lines at once, as many as per_second if left out."""
+    """per_second: lines a second on average, 0 for no limit. burst: lines at once, as many as per_second if left out.
 
+    only: "drop" leaves out what is accepted; a drop that monitor mode turned into an accept counts as one. each: a line for each
+    packet, or for each flow and verdict.
+    """
+
+    only: Literal["all", "drop"] = "all"
+    each: Literal["packet", "flow"] = "packet"
     per_second: Annotated[int, Field(ge=0)] = 1000
     burst: Annotated[int, Field(ge=1)] | None = None
 
@@ -38,14 +47,26 @@ class FiveTupleLog(PacketElement[LogOptions]):
 
     def __init__(self, name: str, options: LogOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
+        self.needs = self.needs_of(options)
+        self._drops_only = options.only == "drop"
+        self._by_flow = options.each == "flow"
         self._limited = options.per_second > 0
         self._bucket = Bucket(options.per_second, options.burst or options.per_second, 0.0)
         self._suppressed = Suppressed()
         self._interfaces = Interfaces(socket.if_indextoname)
         self._degraded = False
 
+    @classmethod
+    def needs_of(cls, options: LogOptions) -> Needs:
+        """The headers; the flow where it gets one line."""
+        return Needs.FLOW if options.each == "flow" else Needs.HEADERS
+
     def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
         """Log the verdict of a packet."""
+        if self._drops_only and verdict.outcome is Action.ACCEPT and verdict is not WOULD_DROP:
+            return
+        if self._by_flow and flow is not None and not self._is_news(flow, verdict):
+            return
         now = packet.time
         if self._limited and not self._bucket.take(now):
             self._suppressed.add(now)
@@ -58,6 +79,8 @@ class FiveTupleLog(PacketElement[LogOptions]):
         outcome = _outcome(verdict)
         fields: dict[str, Any] = fields_of(flow.facts) if flow is not None else {}
         fields |= {"hook": hook, "verdict": verdict.word, "length": packet.length}
+        if verdict is WOULD_DROP:
+            fields["would"] = "drop"
         if packet.mark:
             fields["mark"] = f"{packet.mark:#x}"
         if packet.uid is not None:
@@ -82,9 +105,21 @@ class FiveTupleLog(PacketElement[LogOptions]):
             fields["sport"] = five_tuple.sport
             fields["dport"] = five_tuple.dport
         more = ", fragment" if headers.fragment else ""
-        if flow is not None and (known := words(flow.facts)):
-            more += f", {known}"
+        if flow is not None:
+            reason = flow.facts.get("reason")
+            said = (words(flow.facts), who(flow.facts), f"by {reason}" if reason else "")
+            more += "".join(f", {each}" for each in said if each)
         self.emit(f"{five_tuple} {hook} {outcome}, {packet.length} bytes{more}", **fields)
+
+    def _is_news(self, flow: Flow, verdict: Verdict) -> bool:
+        """Whether the flow has no line with this verdict yet. An accept waits for the flow's name, but not for long."""
+        word = _outcome(verdict)
+        if word == flow.state.get(self):
+            return False
+        if flow.undecided and flow.packets < _WAITS and word == "accept":
+            return False
+        flow.state[self] = word
+        return True
 
     def stop(self) -> None:
         """Emit the count that was not emitted yet."""
@@ -119,7 +154,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
 
 def _outcome(verdict: Verdict) -> str:
     """The verdict in a word or two: `accept`, `drop`, `queue 7`, `accept mark 0x10`."""
-    text = verdict.word
+    text = "would drop" if verdict is WOULD_DROP else verdict.word
     if verdict.queue is not None:
         text += f" {verdict.queue}"
     if verdict.mark is not None:

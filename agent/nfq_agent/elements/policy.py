@@ -34,14 +34,22 @@ def _spelled(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 
+# Rule keys about who a flow belongs to.
+OWNED_BY: Final = ("unit", "container", "cgroup")
 Globs = Annotated[tuple[str, ...], BeforeValidator(listed(str)), BeforeValidator(_spelled), Field(min_length=1, strict=False)]
 
 
 class _Rules(Conditions):
-    """One rule: an action and its conditions. facts: patterns for facts of any other name, of elements of others."""
+    """One rule: an action and its conditions. facts: patterns for facts of any other name, of elements of others.
+
+    unit, container, cgroup: who has the flow's socket on this host; where that is not known, the rule does not match.
+    """
 
     action: ActionName
     name: str | None = None
+    unit: Globs | None = None
+    container: Globs | None = None
+    cgroup: Globs | None = None
     facts: dict[str, Globs] = Field(default_factory=dict)
 
     @property
@@ -80,11 +88,16 @@ class PolicyOptions(element.Options):
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """A rule as it is applied. label: its name in the log. facts: the patterns, by the name of the fact."""
+    """A rule as it is applied. label: its name in the log. facts, owned_by: the patterns, by the name of the fact."""
 
     label: str
     action: ActionName
     facts: tuple[tuple[str, Patterns], ...]
+    owned_by: tuple[tuple[str, Patterns], ...]
+
+    def belongs(self, owner: Mapping[str, str]) -> bool:
+        """Whether a flow of this owner meets it."""
+        return all(key in owner and patterns.match(owner[key]) for key, patterns in self.owned_by)
 
 
 @dataclass(slots=True)
@@ -126,6 +139,7 @@ class Policy(PacketElement[PolicyOptions]):
         asked = {fact for rule in self._rules for fact, _ in rule.facts}
         # Whether all facts are there and readable is a part of the outcome's key.
         self._facts = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
+        self._by_flow = self.needs is Needs.FLOW
         self._match = Match(options.rule, socket.if_indextoname)
         self._explain = options.explain
         self._default = options.default
@@ -135,17 +149,23 @@ class Policy(PacketElement[PolicyOptions]):
         self._closed = options.default in ("drop", "reject")
         self.reads_process = self._match.by_process
         # A refusal answers this one packet.
-        self.pure = not (self._facts or options.explain or self._match.by_process or self.injects_of(options))
+        self.pure = not (self._by_flow or options.explain or self._match.by_process or self.injects_of(options))
 
     @classmethod
     def needs_of(cls, options: PolicyOptions) -> Needs:
-        """The headers; the flow where a rule names a fact."""
-        return Needs.FLOW if any(rule.wanted for rule in options.rule) else Needs.HEADERS
+        """The headers; the flow where a rule names a fact or an owner."""
+        by_flow = cls.reads_owner_of(options) or any(rule.wanted for rule in options.rule)
+        return Needs.FLOW if by_flow else Needs.HEADERS
+
+    @classmethod
+    def reads_owner_of(cls, options: PolicyOptions) -> bool:
+        """True where a rule names a unit, a container or a control group."""
+        return any(getattr(rule, key) is not None for rule in options.rule for key in OWNED_BY)
 
     @classmethod
     def keeps_flows_of(cls, options: PolicyOptions) -> bool:
         """Where a rule names a fact."""
-        return cls.needs_of(options) is Needs.FLOW
+        return any(rule.wanted for rule in options.rule)
 
     @classmethod
     def denies_of(cls, options: PolicyOptions) -> bool:
@@ -171,13 +191,13 @@ class Policy(PacketElement[PolicyOptions]):
         """The action of the first rule that matches, else the default's."""
         if self._closed and packet.payload[:1] >= b"\x60" and needed_by_link(packet) and not self._names(packet):
             return ACCEPT
-        if flow is not None and self._facts:
+        if flow is not None and self._by_flow:
             return self._decide_flow(packet, flow)
         bits = self._match.bits(packet, packet.headers.five_tuple)
         while bits:
             lowest = bits & -bits
             rule = self._rules[lowest.bit_length() - 1]
-            if not rule.facts:
+            if not (rule.facts or rule.owned_by):
                 return self._answer(packet, rule.action, rule.label)
             # A packet without a flow has no facts.
             bits ^= lowest
@@ -197,7 +217,7 @@ class Policy(PacketElement[PolicyOptions]):
     def _names(self, packet: Packet) -> bool:
         """Whether a rule decides by this packet's headers alone."""
         bits = self._match.bits(packet, packet.headers.five_tuple)
-        return any(bits >> place & 1 and not rule.facts for place, rule in enumerate(self._rules))
+        return any(bits >> place & 1 and not (rule.facts or rule.owned_by) for place, rule in enumerate(self._rules))
 
     def _decide_flow(self, packet: Packet, flow: Flow) -> Verdict | None:
         facts = flow.facts
@@ -254,6 +274,7 @@ class Policy(PacketElement[PolicyOptions]):
         flow.undecided = False
         before = case.action, case.label
         was_decided = case.known is not None
+        flow.facts["reason"] = f"{self.name}: {label}"
         case.known, case.action, case.label, case.decided = known, action, label, True
         self._keep(flow, facts)
         if was_decided and action == before[0]:
@@ -282,6 +303,7 @@ class Policy(PacketElement[PolicyOptions]):
         if action not in ("drop", "reject"):
             return None
         before = case.action, case.label
+        flow.facts["reason"] = f"{self.name}: {label}"
         case.known, case.action, case.label = tuple([facts.get(fact) for fact in self._facts]), action, label
         case.decided = case.denied = True
         self._keep(flow, facts)
@@ -293,14 +315,25 @@ class Policy(PacketElement[PolicyOptions]):
         """The rules that the flow's first packet meets, as far as the first that asks for no fact."""
         bits = self._match.bits(packet, flow.origin)
         found = []
+        owner: Mapping[str, str] | None = None
         while bits:
             lowest = bits & -bits
             rule = self._rules[lowest.bit_length() - 1]
+            bits ^= lowest
+            if rule.owned_by:
+                owner = self._owner(packet, flow) if owner is None else owner
+                if not rule.belongs(owner):
+                    continue
             found.append(rule)
             if not rule.facts:
                 break
-            bits ^= lowest
         return tuple(found)
+
+    def _owner(self, packet: Packet, flow: Flow) -> Mapping[str, str]:
+        """Who the flow belongs to; nothing where it is not known. The log tells it with the facts."""
+        owner = self.context.owners.names(packet)
+        flow.facts |= owner
+        return owner
 
     def _verdict(self, packet: Packet, action: ActionName | None) -> Verdict | None:
         if action == "accept":
@@ -348,7 +381,8 @@ def _rule(number: int, options: RuleOptions) -> _Rule:
         # An allowed name must not let another name in the same message pass.
         every = options.action == "accept" and fact == "dns_name"
         facts.append((fact, Patterns(globs, fact in HOSTS, every)))
-    return _Rule(label, options.action, tuple(facts))
+    owned_by = tuple((key, Patterns(globs)) for key in OWNED_BY if (globs := getattr(options, key)) is not None)
+    return _Rule(label, options.action, tuple(facts), owned_by)
 
 
 def _outcome(

@@ -17,6 +17,7 @@ _NLM_F_REQUEST: Final = 1
 _NLMSG_ERROR: Final = 2
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _INET_DIAG_MARK: Final = 15
+_INET_DIAG_CGROUP_ID: Final = 21
 _RTM_GETROUTE: Final = 26
 _RTA_DST: Final = 1
 _RTN_LOCAL: Final = 2
@@ -36,11 +37,15 @@ _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 
 @dataclass(frozen=True, slots=True)
 class SocketOwner:
-    """A TCP socket of this host. uid: of its creator. mark: of its packets; None if the kernel does not report it."""
+    """A socket of this host. uid: of its creator. mark: of its packets. cgroup: the id of its control group (version 2).
+
+    mark and cgroup are None if the kernel does not report them.
+    """
 
     uid: int
     inode: int
     mark: int | None
+    cgroup: int | None = None
 
 
 class KernelQuestions:
@@ -58,16 +63,26 @@ class KernelQuestions:
 
     def socket_of(self, local: tuple[str, int], remote: tuple[str, int]) -> SocketOwner | None:
         """The TCP socket of this network namespace that has these ends; None if there is none, or it is not known."""
-        family = socket.AF_INET6 if ":" in local[0] else socket.AF_INET
-        if self._diag is None or family != (socket.AF_INET6 if ":" in remote[0] else socket.AF_INET):
+        ends = _packed(local[0]), _packed(remote[0])
+        if len(ends[0]) != len(ends[1]):
             return None
-        ends = _ID.pack(local[1], remote[1], _packed(local[0]), _packed(remote[0]))
-        body = _ASK.pack(family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES) + ends + _ID_END.pack(0, _NO_COOKIE, _NO_COOKIE)
+        return self.owner(socket.IPPROTO_TCP, (ends[0], local[1]), (ends[1], remote[1]))
+
+    def owner(self, protocol: int, local: tuple[bytes, int], remote: tuple[bytes, int]) -> SocketOwner | None:
+        """The same for TCP and UDP, by packed addresses. A socket that listens or is not connected is found, too."""
+        if self._diag is None or protocol not in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+            return None
+        family = socket.AF_INET6 if len(local[0]) == 16 else socket.AF_INET
+        # For UDP the kernel takes the ends in the other order (udp_dump_one() in net/ipv4/udp_diag.c).
+        (first, sport), (second, dport) = (local, remote) if protocol == socket.IPPROTO_TCP else (remote, local)
+        ends = _ID.pack(sport, dport, first.ljust(16, b"\0"), second.ljust(16, b"\0"))
+        body = _ASK.pack(family, protocol, 0, 0, _ALL_STATES) + ends + _ID_END.pack(0, _NO_COOKIE, _NO_COOKIE)
         answer = _ask(self._diag, _SOCK_DIAG_BY_FAMILY, body)
         if answer is None or len(answer) < _ANSWER:
             return None
         *_, uid, inode = _END.unpack_from(answer, _ANSWER - _END.size)
-        return SocketOwner(uid, inode, _mark(answer[_ANSWER:]))
+        rest = answer[_ANSWER:]
+        return SocketOwner(uid, inode, _number(rest, _INET_DIAG_MARK, "=I"), _number(rest, _INET_DIAG_CGROUP_ID, "=Q"))
 
     def is_local(self, host: str) -> bool | None:
         """Whether the routing table has an address as one of this host's; None where it is not known.
@@ -112,17 +127,19 @@ def _ask(sock: socket.socket, kind: int, body: bytes) -> bytes | None:
     return None if got == _NLMSG_ERROR else answer[_HEADER.size : length]
 
 
-def _mark(attributes: bytes) -> int | None:
+def _number(attributes: bytes, wanted: int, layout: str) -> int | None:
+    """The attribute of a kind as a number; None if it is missing."""
+    form = struct.Struct(layout)
     at = 0
     while at + _ATTRIBUTE.size <= len(attributes):
         length, kind = _ATTRIBUTE.unpack_from(attributes, at)
         if length < _ATTRIBUTE.size:
             return None
-        if kind == _INET_DIAG_MARK and length >= _ATTRIBUTE.size + 4:
-            return int(struct.unpack_from("=I", attributes, at + _ATTRIBUTE.size)[0])
+        if kind == wanted and length >= _ATTRIBUTE.size + form.size:
+            return int(form.unpack_from(attributes, at + _ATTRIBUTE.size)[0])
         at += (length + 3) & ~3
     return None
 
 
 def _packed(host: str) -> bytes:
-    return ip_address(host.partition("%")[0]).packed.ljust(16, b"\0")
+    return ip_address(host.partition("%")[0]).packed

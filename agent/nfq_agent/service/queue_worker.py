@@ -19,6 +19,7 @@ from nfq_agent.element import ElementChain
 from nfq_agent.host.child import Child, bound_memory
 from nfq_agent.host.memory import SharedNumbers
 from nfq_agent.host.nfqueue.statistics import QueueStatistics, statistics
+from nfq_agent.host.owners import HostOwners
 from nfq_agent.host.raw import RawSockets
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
@@ -241,6 +242,12 @@ class QueueWorker(Worker):
         if self.queue is not None:
             self.queue.leave_to_child()
 
+    def _completed(self, context: Context) -> Context:
+        """With what only the process itself can open."""
+        if any(spec.cls.reads_owner_of(spec.options) for spec in self.specs):
+            return replace(context, owners=HostOwners())
+        return context
+
     def body(self, control: socket.socket) -> None:
         """Judge packets until told to stop."""
         assert self.queue is not None
@@ -259,7 +266,7 @@ class QueueWorker(Worker):
             [spec.cls(spec.name, spec.options, emit) for spec in self.specs],
             _VERDICTS[settings.default],
             monitor=settings.mode == "monitor",
-            context=self.context,
+            context=self._completed(self.context),
         )
         WorkerLoop(
             self.queue,

@@ -1,0 +1,65 @@
+"""The control groups of this host (version 2) by their id, which is the inode number of their folder (cgroups(7))."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+# Seconds between two walks: a group that was made a moment ago is found by the next one.
+_PAUSE: Final = 0.2
+_MOST: Final = 100_000
+
+
+def mounted() -> Path | None:
+    """Where the hierarchy is mounted; None where it is not."""
+    try:
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            before, _, after = line.partition(" - ")
+            if after.split()[:1] == ["cgroup2"]:
+                return Path(before.split()[4])
+    except OSError:
+        return None
+    return None
+
+
+class CgroupPaths:
+    """Paths by id. All are read when one is asked for that is not known."""
+
+    def __init__(self, root: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._root = root
+        self._clock = clock
+        self._paths: dict[int, str] = {}
+        self._not_before = 0.0
+
+    def path(self, number: int) -> str | None:
+        """The path below the root, as "/system.slice/ssh.service"; None where it is not known."""
+        found = self._paths.get(number)
+        if found is None and self._root is not None and self._clock() >= self._not_before:
+            # What has gone is dropped, so that a number that is used again is not taken for the old group.
+            self._paths = dict(self._walk(str(self._root)))
+            self._not_before = self._clock() + _PAUSE
+            found = self._paths.get(number)
+        return found
+
+    def _walk(self, root: str) -> Iterator[tuple[int, str]]:
+        try:
+            yield os.stat(root).st_ino, "/"
+        except OSError:
+            return
+        waiting = [root]
+        count = 0
+        while waiting and count < _MOST:
+            folder = waiting.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    below = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+            except OSError:
+                # It went meanwhile, or may not be read.
+                continue
+            for entry in below:
+                count += 1
+                waiting.append(entry.path)
+                yield entry.inode(), entry.path[len(root) :]

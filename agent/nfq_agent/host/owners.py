@@ -1,0 +1,47 @@
+"""Who has the socket of a packet's flow, by one exact question to the kernel: no walk through /proc, no right of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from nfq_agent.host.cgroups import CgroupPaths, mounted
+from nfq_agent.host.sock_diag import KernelQuestions
+from nfq_agent.owner import Owner, Owners
+from nfq_agent.packet import Hook, Packet
+
+_SENT: Final = frozenset((Hook.OUTPUT, Hook.POSTROUTING))
+_RECEIVED: Final = frozenset((Hook.INPUT, Hook.PREROUTING))
+
+
+class HostOwners(Owners):
+    """Asks this host. The sockets are opened at once, since a worker may open none later."""
+
+    def __init__(self) -> None:
+        self._questions = KernelQuestions()
+        self._cgroups = CgroupPaths(mounted())
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._questions.close()
+
+    def names(self, packet: Packet) -> Mapping[str, str]:
+        """What is known of the owner."""
+        owner = self.of(packet)
+        return {} if owner is None else owner.facts
+
+    def of(self, packet: Packet) -> Owner | None:
+        """The owner; None for what is forwarded, has no ports, or has no socket any more."""
+        five_tuple = packet.headers.five_tuple
+        if five_tuple.sport is None or five_tuple.dport is None:
+            return None
+        source, destination = (five_tuple.src, five_tuple.sport), (five_tuple.dst, five_tuple.dport)
+        if packet.hook in _SENT:
+            found = self._questions.owner(five_tuple.protocol, source, destination)
+        elif packet.hook in _RECEIVED:
+            found = self._questions.owner(five_tuple.protocol, destination, source)
+        else:
+            return None
+        if found is None:
+            return None
+        return Owner(found.uid, found.inode, None if found.cgroup is None else self._cgroups.path(found.cgroup))

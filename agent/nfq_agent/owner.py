@@ -1,0 +1,75 @@
+"""Who a flow belongs to: the user of its socket, and the unit or container of the socket's control group. Values only.
+
+The names in a path are those of systemd (cg_path_get_unit() in src/basic/cgroup-util.c), and of the runtimes of containers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from nfq_agent.packet import Packet
+
+_UNIT: Final = re.compile(r".+\.(service|scope|socket|mount|swap|timer|path)")
+# docker-ID.scope, libpod-ID.scope, cri-containerd-ID.scope, crio-ID.scope; ID alone in a folder of docker or kubepods.
+_ID: Final = re.compile(r"(?:docker-|libpod-|cri-containerd-|crio-)?([0-9a-f]{64})(?:\.scope)?")
+_NAMED: Final = (
+    re.compile(r"systemd-nspawn@(.+)\.service"),
+    re.compile(r"machine-(.+)\.scope"),
+    re.compile(r"lxc\.payload\.(.+)"),
+)
+# How much of an id people see.
+_SHORT: Final = 12
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who has a socket. uid: of its creator. inode: its number. cgroup: the path of its control group, if it is known."""
+
+    uid: int
+    inode: int
+    cgroup: str | None = None
+
+    @cached_property
+    def unit(self) -> str | None:
+        """The systemd unit; None outside of one, and where it is not known."""
+        for part in (self.cgroup or "").strip("/").split("/"):
+            name = part.removeprefix("_")
+            if name.endswith(".slice"):
+                continue
+            return _unescaped(name) if _UNIT.fullmatch(name) else None
+        return None
+
+    @cached_property
+    def container(self) -> str | None:
+        """The container: its name where the path has one, else the first 12 digits of its id; None outside of one."""
+        for part in reversed((self.cgroup or "").strip("/").split("/")):
+            if match := _ID.fullmatch(part):
+                return match[1][:_SHORT]
+            for named in _NAMED:
+                if match := named.fullmatch(part):
+                    return _unescaped(match[1])
+        return None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is known, by the names of the conditions of a policy."""
+        known = {"unit": self.unit, "container": self.container, "cgroup": self.cgroup}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+class Owners:
+    """Finds the owner of a packet's flow. This one knows of none."""
+
+    def names(self, packet: Packet) -> Mapping[str, str]:
+        """Unit, container and control group of the socket on this host, as far as they are known."""
+        del packet
+        return {}
+
+
+def _unescaped(name: str) -> str:
+    r"""A name as systemd escapes it: `\x2d` for a hyphen (systemd-escape(1))."""
+    return re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), name)

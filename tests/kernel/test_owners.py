@@ -1,0 +1,90 @@
+"""A policy for units and containers, with processes in control groups of the real hierarchy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent import Agent, until
+from namespace import Namespace
+
+from nfq_agent.host.cgroups import mounted
+
+CONFIG = """
+[queue.main]
+num = 7
+elements = ["dpi", "allow", "log"]
+[element.allow]
+type = "policy"
+default = "drop"
+rule = [
+  {{ name = "payments", action = "accept", unit = "payments-*.service", dport = 8443 }},
+  {{ name = "web", action = "accept", container = "web-{tag}" }},
+]
+[element.log]
+only = "drop"
+each = "flow"
+[rules.out]
+queue = "main"
+hooks = ["output"]
+tcp_ports = ["8000:9000"]
+udp_ports = ["8000:9000"]
+role = "client"
+"""
+# Joins a control group, then sends one datagram or opens a connection.
+PROGRAM = """
+import os, socket, sys, time
+group, kind, port = sys.argv[1:]
+with open(group + "/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+if kind == "udp":
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", ("127.0.0.1", int(port)))
+        # Who has a socket that is closed already is not known.
+        time.sleep(2)
+else:
+    socket.create_connection(("127.0.0.1", int(port)), 1.5)
+"""
+
+
+@pytest.fixture
+def groups() -> Iterator[tuple[Path, str]]:
+    root = mounted()
+    if root is None:
+        pytest.skip("no control groups of version 2 are mounted")
+    tag = uuid.uuid4().hex[:8]
+    made = [root / f"payments-{tag}.service", root / f"machine-web\\x2d{tag}.scope", root / f"other-{tag}.service"]
+    for group in made:
+        group.mkdir()
+    yield root, tag
+    for group in made:
+        until(lambda group=group: not (group / "cgroup.procs").read_text(), "the group is empty")  # type: ignore[misc]
+        group.rmdir()
+
+
+def test_what_a_unit_and_a_container_may_reach(netns: Namespace, tmp_path: Path, groups: tuple[Path, str]) -> None:
+    root, tag = groups
+    agent = Agent(netns, tmp_path, CONFIG.format(tag=tag)).ready()
+    for port in (8443, 8080):
+        netns.start("nc", "-lk", "127.0.0.1", str(port), stdout=subprocess.DEVNULL)
+        until(lambda port=port: f":{port:04X} " in netns.shell("cat /proc/net/tcp"), f"port {port} is open")  # type: ignore[misc]
+
+    def connects(group: str, port: int, kind: str = "tcp") -> bool:
+        return netns.run(sys.executable, "-c", PROGRAM, str(root / group), kind, str(port), check=False).returncode == 0
+
+    assert connects(f"payments-{tag}.service", 8443)
+    assert not connects(f"payments-{tag}.service", 8080)
+    assert connects(f"machine-web\\x2d{tag}.scope", 8080)
+    assert not connects(f"other-{tag}.service", 8443)
+    connects(f"other-{tag}.service", 8999, "udp")
+    # One line for each flow that was dropped, with who and why; none for what may go.
+    until(lambda: agent.log.count(f"unit other-{tag}.service") == 2, "both flows of the other unit are in the log")
+    (line,) = [line for line in agent.log.splitlines() if f"unit payments-{tag}.service" in line]
+    assert "127.0.0.1:8080 OUTPUT drop" in line
+    assert line.rstrip().endswith("by allow: default") or "by allow: default" in line
+    assert "web-" not in agent.log
+    assert agent.stop() == 0
