@@ -1,0 +1,237 @@
+"""What real programs send, client and server, as `dpi` reads it: recorded on the loopback. A program that is missing is named."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captures import certificate, frames, listening, recording, ssh_server, wait_until
+from namespace import Namespace
+
+from nfq_agent.packet import Packet
+from nfq_agent.testing import Bench
+
+pytestmark = pytest.mark.kernel
+
+QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+Facts = list[dict[str, Any]]
+
+
+def needs(program: str, package: str) -> None:
+    """Skip the test where a program is missing; its package is too large for the tests to install it."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed (package {package})")
+
+
+class Seen:
+    """What dpi found of each flow, in their order."""
+
+    def __init__(self, netns: Namespace, folder: Path) -> None:
+        self.netns, self.folder = netns, folder
+        self.flows: Facts = []
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        path = self.folder / "record.pcap"
+        with recording(self.netns, path):
+            yield
+        bench = Bench("dpi")
+        for time, data in frames(path):
+            # Captured where they were sent: an offload fills in the checksum later.
+            packet = Packet(data, time=1000.0 + time % 1000, checksum_ready=False)
+            bench.decide(packet)
+            flow = bench.flows.find(packet.headers.five_tuple)
+            if flow is not None and not any(flow.facts is facts for facts in self.flows):
+                self.flows.append(flow.facts)
+
+    def of(self, protocol: str) -> Facts:
+        return [facts for facts in self.flows if facts.get("protocol") == protocol]
+
+    def run(self, *argv: str, **options: Any) -> None:
+        """A client, whatever comes of it."""
+        self.netns.run(*argv, check=False, **options)
+
+    def serve(self, port: int, *argv: str, **options: Any) -> None:
+        self.netns.start(*argv, **{**QUIET, **options})
+        wait_until(partial(listening, self.netns, port), f"{argv[0]} listens on {port}")
+
+
+@pytest.fixture
+def seen(netns: Namespace, tmp_path: Path) -> Seen:
+    tmp_path.chmod(0o755)
+    certificate(tmp_path)
+    return Seen(netns, tmp_path)
+
+
+def test_socks_by_ssh_and_curl(seen: Seen) -> None:
+    ssh_server(seen.netns, seen.folder)
+    wait_until(partial(listening, seen.netns, 22), "sshd listens")
+    key = seen.folder / "user"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    home = seen.netns.shell("getent passwd root | cut -d: -f6").strip()
+    seen.netns.shell(
+        f"mount -t tmpfs -o mode=700 tmpfs {home} && mkdir -m 700 {home}/.ssh && cp {key}.pub {home}/.ssh/authorized_keys"
+    )
+    seen.serve(8000, "python3", "-m", "http.server", "8000")
+    with seen.recorded():
+        seen.serve(
+            1080, "ssh", "-N", "-D", "127.0.0.1:1080", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+            "-i", str(key), "127.0.0.1",
+        )  # fmt: skip
+        for way in ("--socks4", "--socks4a", "--socks5", "--socks5-hostname"):
+            done = seen.netns.run("curl", "-sf", "-m", "5", way, "127.0.0.1:1080", "http://localhost:8000/", check=False)
+            assert done.returncode == 0, way
+    found = [(facts["socks_version"], facts["socks_host"]) for facts in seen.of("socks")]
+    assert found == [("4", "127.0.0.1"), ("4", "localhost"), ("5", "127.0.0.1"), ("5", "localhost")]
+    assert seen.of("ssh")
+
+
+def test_ntp_by_chrony(seen: Seen) -> None:
+    needs("chronyd", "chrony")
+    (seen.folder / "server.conf").write_text("local stratum 8\nallow\ncmdport 0\nbindaddress 127.0.0.1\npidfile /run/s.pid\n")
+    seen.netns.start("chronyd", "-x", "-d", "-u", "root", "-f", str(seen.folder / "server.conf"), **QUIET)
+    wait_until(lambda: listening(seen.netns, 123, "-u"), "chronyd listens")
+    with seen.recorded():
+        seen.run(
+            "timeout",
+            "4",
+            "chronyd",
+            "-Q",
+            "-x",
+            "-u",
+            "root",
+            "-t",
+            "3",
+            "server 127.0.0.1 iburst",
+            "pidfile /run/q.pid",
+            "cmdport 0",
+        )
+    assert {facts["ntp_version"] for facts in seen.of("ntp")} == {"4"}
+
+
+@pytest.mark.parametrize("proto", ["udp", "tcp-client"])
+@pytest.mark.parametrize("secured", ["", "--tls-auth", "--tls-crypt"])
+def test_openvpn(seen: Seen, proto: str, secured: str) -> None:
+    needs("openvpn", "openvpn")
+    key = seen.folder / "static.key"
+    subprocess.run(["openvpn", "--genkey", "secret", str(key)], check=True)
+    own, private = str(seen.folder / "cert.pem"), str(seen.folder / "key.pem")
+    files = ["--ca", own, "--cert", own, "--key", private, *([secured, str(key)] if secured else [])]
+    common = ["--dev", "null", "--ifconfig-noexec", "--verb", "0", *files]
+    server = proto.replace("client", "server")
+    seen.netns.start("openvpn", "--tls-server", "--dh", "none", "--proto", server, "--port", "1194", *common, **QUIET)
+    kind = "-u" if proto == "udp" else "-t"
+    wait_until(lambda: listening(seen.netns, 1194, kind), "openvpn listens")
+    with seen.recorded():
+        seen.run(
+            "timeout", "1", "openvpn", "--tls-client", "--proto", proto, "--nobind", "--remote", "127.0.0.1", "1194", *common,
+        )  # fmt: skip
+    assert seen.of("openvpn")
+
+
+_TORRENT = """
+import os, sys, time
+import libtorrent as lt
+folder = sys.argv[1]
+os.makedirs(folder + "/a", exist_ok=True); os.makedirs(folder + "/b", exist_ok=True)
+open(folder + "/a/file", "wb").write(os.urandom(100000))
+files = lt.file_storage(); lt.add_files(files, folder + "/a/file")
+made = lt.create_torrent(files, flags=lt.create_torrent.v1_only); lt.set_piece_hashes(made, folder + "/a")
+info = lt.torrent_info(made.generate())
+def session(port):
+    return lt.session({"listen_interfaces": "127.0.0.1:%d" % port, "enable_dht": True, "enable_lsd": False, "enable_upnp": False,
+        "enable_natpmp": False, "enable_outgoing_tcp": True,
+        "enable_outgoing_utp": False, "out_enc_policy": 2, "in_enc_policy": 2,
+        "allow_multiple_connections_per_ip": True, "dht_bootstrap_nodes": "127.0.0.1:6999"})
+one, two = session(6881), session(6882)
+seed = one.add_torrent({"ti": info, "save_path": folder + "/a"})
+peer = two.add_torrent({"ti": info, "save_path": folder + "/b"})
+print(info.info_hash(), flush=True)
+time.sleep(0.5)
+peer.connect_peer(("127.0.0.1", 6881))
+for _ in range(50):
+    if peer.status().progress == 1: break
+    time.sleep(0.1)
+"""
+
+
+def test_bittorrent_by_libtorrent(seen: Seen) -> None:
+    python = "/usr/bin/python3"
+    if subprocess.run([python, "-c", "import libtorrent"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("libtorrent is not installed (package python3-libtorrent)")
+    with seen.recorded():
+        done = seen.netns.run(python, "-c", _TORRENT, str(seen.folder), check=False)
+    assert done.stdout.strip() in [facts.get("bittorrent_info_hash") for facts in seen.of("bittorrent")], done.stderr
+    # The distributed hash table, over UDP.
+    assert any("bittorrent_info_hash" not in facts for facts in seen.of("bittorrent"))
+
+
+def test_ftp_by_vsftpd_and_curl(seen: Seen) -> None:
+    needs("vsftpd", "vsftpd")
+    conf = seen.folder / "vsftpd.conf"
+    conf.write_text(
+        "listen=YES\nbackground=NO\nanonymous_enable=YES\nanon_root=/run/ftp\nsecure_chroot_dir=/run/empty\nseccomp_sandbox=NO\n"
+        f"ssl_enable=YES\nallow_anon_ssl=YES\nrsa_cert_file={seen.folder}/cert.pem\nrsa_private_key_file={seen.folder}/key.pem\n"
+        "ftpd_banner=ftp of the test\nforce_local_logins_ssl=NO\nrequire_ssl_reuse=NO\n"
+    )
+    seen.netns.shell("mkdir -p /run/ftp /run/empty && echo hello >/run/ftp/file && chown root /run/ftp && chmod 755 /run/ftp")
+    seen.serve(21, "vsftpd", str(conf))
+    with seen.recorded():
+        seen.netns.run("curl", "-sf", "-m", "5", "ftp://anonymous:me@127.0.0.1/file")
+        resolve = ("--resolve", "ftp.server.test:21:127.0.0.1")
+        seen.run("curl", "-sk", "-m", "5", "--ssl-reqd", *resolve, "ftp://anonymous:me@ftp.server.test/file")
+    plain, secured = seen.of("ftp")
+    assert (plain["ftp_banner"], plain["ftp_user"]) == ("ftp of the test", "anonymous")
+    assert secured["tls_sni"] == "ftp.server.test"
+
+
+def test_pop3_and_imap_by_dovecot(seen: Seen) -> None:
+    needs("dovecot", "dovecot-pop3d and dovecot-imapd")
+    conf = seen.folder / "dovecot.conf"
+    conf.write_text(
+        "protocols = pop3 imap\nbase_dir = /run/dovecot\nlog_path = /dev/null\nlisten = 127.0.0.1\nssl = yes\n"
+        "mail_location = maildir:/run/mail\n"
+        f"ssl_cert = <{seen.folder}/cert.pem\nssl_key = <{seen.folder}/key.pem\ndisable_plaintext_auth = no\n"
+        "passdb {\n driver = static\n args = password=secret\n}\n"
+        "userdb {\n driver = static\n args = uid=mail gid=mail home=/run/mail\n}\n"
+        "login_greeting = mail of the test\n"
+    )
+    seen.netns.shell("install -d -o mail -g mail /run/mail")
+    seen.serve(110, "dovecot", "-F", "-c", str(conf))
+    with seen.recorded():
+        for scheme, port in (("pop3", 110), ("imap", 143)):
+            seen.run("curl", "-s", "-m", "5", f"{scheme}://ann:secret@127.0.0.1:{port}/")
+            resolve = ("--resolve", f"{scheme}.server.test:{port}:127.0.0.1")
+            seen.run("curl", "-sk", "-m", "5", "--ssl-reqd", *resolve, f"{scheme}://ann:secret@{scheme}.server.test:{port}/")
+            arguments = ("-starttls", scheme, "-servername", f"openssl.{scheme}.test")
+            seen.run("openssl", "s_client", "-connect", f"127.0.0.1:{port}", *arguments, input="")
+    for scheme in ("pop3", "imap"):
+        plain, *secured = seen.of(scheme)
+        assert "mail of the test" in plain[f"{scheme}_banner"]
+        assert [facts.get("tls_sni") for facts in secured] == [f"{scheme}.server.test", f"openssl.{scheme}.test"]
+
+
+def test_xmpp_by_prosody(seen: Seen) -> None:
+    needs("prosody", "prosody")
+    conf = seen.folder / "prosody.cfg.lua"
+    conf.write_text(
+        'run_as_root = true\npidfile = "/run/prosody.pid"\ndata_path = "/run/prosody"\n'
+        'modules_enabled = { "tls", "saslauth" }\n'
+        'modules_disabled = { "s2s" }\ninterfaces = { "127.0.0.1" }\nlog = { error = "/dev/null" }\n'
+        f'ssl = {{ key = "{seen.folder}/key.pem", certificate = "{seen.folder}/cert.pem" }}\nVirtualHost "chat.test"\n'
+    )
+    seen.netns.shell("mkdir -p /run/prosody")
+    seen.serve(5222, "prosody", "-F", "--config", str(conf))
+    with seen.recorded():
+        seen.run(
+            "timeout", "4", "openssl", "s_client", "-connect", "127.0.0.1:5222", "-starttls", "xmpp", "-xmpphost", "chat.test",
+            "-servername", "xmpp.server.test", input="",
+        )  # fmt: skip
+    (found,) = seen.of("xmpp")
+    assert (found["xmpp_to"], found.get("tls_sni")) == ("chat.test", "xmpp.server.test")
