@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from nfq_agent.earlier import Belongs, Earlier
+from nfq_agent.flow import Expected, Heard
 from nfq_agent.noise import looks_encrypted
 from nfq_agent.protocols import MORE, NO, Found, Parser
 from nfq_agent.read_bytes import ReadBytes, distance
@@ -142,6 +143,20 @@ class Conversation:
             self._read_bytes.acknowledge(number)
             if not self._read_bytes.held:
                 self._read_bytes = None
+
+    def expected(self) -> Expected | None:
+        """What the server's next packets are to say, where all that they can say is that they took what was read."""
+        if self._read_bytes is None:
+            return None
+        first, last = self._read_bytes.ends
+        return Expected(first, last, self.server_first, self.soundness(False).stamp)
+
+    def hear(self, heard: Heard) -> None:
+        """Packets of the server that were not shown have said this."""
+        if heard.stamp is not None:
+            self.soundness(False).stamp = heard.stamp
+        if heard.acknowledged is not None:
+            self.acknowledged(heard.acknowledged)
 
     def compare_no_more(self) -> None:
         """Drop the bytes that were read."""

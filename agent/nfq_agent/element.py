@@ -155,7 +155,7 @@ class PacketElement(Generic[O]):
         """The verdict on this packet, or None to leave it to the next elements. `flow` is None unless needs is FLOW."""
         return None
 
-    def watches(self, flow: Flow) -> Watch:
+    def watches(self, flow: Flow) -> int:
         """Which packets of this flow it has to be shown from now on; asked after each packet of the flow that it was shown.
 
         What it does not ask for, it promises to answer as it answered that packet, in either direction and at any hook: it is not
@@ -233,12 +233,13 @@ class ElementChain:
         active = (e for e in self._elements if _overrides(e, "decide") or _overrides(e, "amend"))
         return self.needs is Needs.FLOW and not self._listeners and all(_overrides(e, "watches") for e in active)
 
-    def watch(self, flow: Flow) -> Watch:
+    def watch(self, flow: Flow) -> int:
         """Which packets of the flow of the packet that was decided last have to be shown from now on."""
         if flow.ahead or flow.unsound:
             # The answer was for that packet alone.
             return Watch.ALL
-        watch = Watch.NOTHING
+        flow.expects = None
+        watch: int = Watch.NOTHING
         for watches in self._watches[: self._asked]:
             watch |= watches(flow)
         for watches in self._amended_watches:

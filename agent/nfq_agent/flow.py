@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntFlag
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from nfq_agent.packet import FiveTuple
 
 
-class Watch(IntFlag):
-    """Which packets of a flow an element has to be shown (`PacketElement.watches`); the chain takes what any of them asks for.
+class Watch:
+    """Which packets of a flow an element has to be shown (`PacketElement.watches`): numbers that are joined with `|`.
 
     CLIENT, SERVER: with payload, of that side. CLIENT_BARE, SERVER_BARE: without payload. DATA: with payload, of both. ALL: every
     packet. DNS, QUIC: datagrams that may be a message of DNS or have a wrong checksum, and those of QUIC's handshake.
+    ACKNOWLEDGEMENT: those of the server of which more is to be known than `Flow.expects` tells.
     """
 
-    NOTHING = 0
-    CLIENT = 1
-    SERVER = 2
-    CLIENT_BARE = 4
-    SERVER_BARE = 8
-    DNS = 16
-    QUIC = 32
-    DATA = CLIENT | SERVER
-    ALL = CLIENT | SERVER | CLIENT_BARE | SERVER_BARE
+    NOTHING: Final = 0
+    CLIENT: Final = 1
+    SERVER: Final = 2
+    CLIENT_BARE: Final = 4
+    SERVER_BARE: Final = 8
+    DNS: Final = 16
+    QUIC: Final = 32
+    ACKNOWLEDGEMENT: Final = 64
+    DATA: Final = CLIENT | SERVER
+    ALL: Final = CLIENT | SERVER | CLIENT_BARE | SERVER_BARE
+
+
+class Expected(NamedTuple):
+    """The server's next packets, where they only acknowledge what was read: they are not shown as long as they are sound.
+
+    first, last: the numbers behind the first and the last piece that was read. opening: the number of the server's first byte,
+    None where it is not known. stamp: the timestamp that the next must not be older than, None where there are none.
+    """
+
+    first: int
+    last: int
+    opening: int | None
+    stamp: int | None
+
+
+class Heard(NamedTuple):
+    """What those packets have said: the number before which all was taken, and the latest timestamp; None for nothing."""
+
+    acknowledged: int | None
+    stamp: int | None
 
 
 @dataclass(slots=True)
@@ -40,6 +61,7 @@ class Flow:
     besides, before that one. ahead: the packet at hand can't be judged before bytes that have not come yet.
     unsound: why the receiver of the packet at hand discards it, so that nothing of it was read; empty if it does not.
     answered: both sides were seen. midstream: its beginning was not seen, nor is it known what it has said.
+    expects: packets of the server that need not be shown. heard: what they said, since the last packet that was shown.
     """
 
     origin: FiveTuple
@@ -56,3 +78,5 @@ class Flow:
     unsound: str = ""
     answered: bool = False
     midstream: bool = False
+    expects: Expected | None = None
+    heard: Heard | None = None

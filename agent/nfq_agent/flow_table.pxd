@@ -27,6 +27,13 @@ cdef struct Entry:
     uint8_t seen
     # In which of the two lists it is.
     uint8_t kind
+    # See Expected and Heard in nfq_agent.flow: numbers, and which of them are known (K_).
+    uint8_t known
+    uint32_t first
+    uint32_t last_read
+    uint32_t opening
+    uint32_t stamp
+    uint32_t acknowledged
     # What has to be looked at, and the verdict of every other packet.
     uint8_t watch
     uint8_t verdict

@@ -6,15 +6,15 @@ It owns every flow and its age. Pure: no I/O, no clock, no decision; what it ans
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from .plain_packet cimport (
-    F_FIN, F_RST, F_SYN, F_URG, FORM_HIGH_PORTLESS, FORM_LOW_PORTLESS, FORM_V6, K_FORM, KEY, Segment, is_wrong, put_ends, read_plain,
+    F_ACK, F_FIN, F_RST, F_SYN, F_URG, FORM_HIGH_PORTLESS, FORM_LOW_PORTLESS, FORM_V6, K_FORM, KEY, Segment, is_wrong, ntohl, put_ends, read_plain,
 )
 
-from nfq_agent.flow import Flow, Watch
+from nfq_agent.flow import Flow, Heard
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action
 
 cdef extern from *:
@@ -39,7 +39,13 @@ cdef enum:
     W_SERVER_BARE = 8
     W_DNS = 16
     W_QUIC = 32
+    W_ACKNOWLEDGEMENT = 64
     W_ALL = 15
+    # What an entry knows of the server's packets: its first byte, a timestamp; a new timestamp and an acknowledgement of all.
+    K_OPENING = 1
+    K_STAMP = 2
+    K_NEW_STAMP = 4
+    K_ACKNOWLEDGED = 8
 
 _KEPT = frozenset((Action.ACCEPT, Action.DROP))
 
@@ -66,6 +72,56 @@ cdef inline bint may_be_dns(const uint8_t *data, size_t size) noexcept nogil:
     if not 0x37 >> (flags >> 11 & 15) & 1 or flags & 0x40 or questions > 255:
         return False
     return questions != 0 or (flags & 0x8000 and answers)
+
+
+cdef int expect(Entry *entry, expected) except -1:
+    entry.first, entry.last_read, opening, stamp = expected
+    if opening is not None:
+        entry.opening = opening
+        entry.known |= K_OPENING
+    if stamp is not None:
+        entry.stamp = stamp
+        entry.known |= K_STAMP
+    return 0
+
+
+cdef inline bint is_expected(
+    Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready
+) noexcept nogil:
+    """Whether the server's packet is sound for certain and says no more than what it acknowledges, which is then noted.
+
+    It says what `Soundness.refuses` and `ReadBytes.acknowledge` would make of it; where that is not plain, it is False.
+    """
+    cdef const uint8_t *transport = packet + (20 if packet[0] >> 4 == 4 else 40)
+    cdef uint8_t header = transport[12] >> 4
+    cdef uint32_t value = 0, usual
+    cdef bint in_order
+    if not segment.flags & F_ACK:
+        return False
+    if ready and (segment.copied != segment.size or is_wrong(packet, length, segment)):
+        return False
+    if header == 8:
+        # Two NOPs and a timestamp.
+        memcpy(&usual, transport + 20, 4)
+        if usual != ntohl(0x0101080A):
+            return False
+        memcpy(&value, transport + 24, 4)
+        value = ntohl(value)
+        if entry.known & K_STAMP and <int32_t>(value - entry.stamp) < 0:
+            return False
+    elif header != 5 or entry.known & K_STAMP:
+        return False
+    if <int32_t>(segment.acknowledged - entry.first) >= 0:
+        if <int32_t>(segment.acknowledged - entry.last_read) < 0:
+            return False
+        entry.acknowledged = segment.acknowledged
+        entry.known |= K_ACKNOWLEDGED
+        entry.watch &= ~W_ACKNOWLEDGEMENT
+    in_order = not entry.known & K_OPENING or <int32_t>(segment.sequence - entry.opening) <= 0
+    if header == 8 and in_order:
+        entry.stamp = value
+        entry.known |= K_STAMP | K_NEW_STAMP
+    return True
 
 
 cdef class FlowTable:
@@ -130,6 +186,11 @@ cdef class FlowTable:
         flow.last = now
         flow.packets = entry.packets
         flow.answered = entry.seen == BOTH
+        if entry.known & (K_NEW_STAMP | K_ACKNOWLEDGED):
+            flow.heard = Heard(
+                entry.acknowledged if entry.known & K_ACKNOWLEDGED else None, entry.stamp if entry.known & K_NEW_STAMP else None
+            )
+            entry.known = 0
         return flow
 
     def find(self, five_tuple):
@@ -154,6 +215,9 @@ cdef class FlowTable:
             return
         entry.verdict = self.index_of(verdict)
         entry.watch = watch
+        entry.known = 0
+        if watch & W_ACKNOWLEDGEMENT:
+            expect(entry, flow.expects)
         entry.client = key_of(flow.origin, key) == <bint>flow.origin_is_client
 
     def look_up(self, const uint8_t[::1] packet not None, size_t length, double now, bint ready=True):
@@ -203,6 +267,8 @@ cdef class FlowTable:
             return ASK
         watch = entry.watch
         from_client = segment.down == entry.client
+        if watch & W_ACKNOWLEDGEMENT and not from_client and not is_expected(entry, packet, length, &segment, ready):
+            return ASK
         if segment.size == 0:
             if watch & (W_CLIENT_BARE if from_client else W_SERVER_BARE):
                 return ASK

@@ -40,6 +40,12 @@ class ReadBytes:
             self.held -= len(dropped)
             self._floor = first + len(dropped) & 0xFFFFFFFF
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The numbers behind the first and the last piece that is kept."""
+        (first, piece), (last, latest) = self._pieces[0], self._pieces[-1]
+        return first + len(piece) & 0xFFFFFFFF, last + len(latest) & 0xFFFFFFFF
+
     def differs(self, sequence: int, data: bytes) -> bool:
         """Whether these bytes say something else than those that are kept with the same numbers."""
         for first, piece in self._pieces:

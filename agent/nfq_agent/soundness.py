@@ -49,13 +49,15 @@ def tcp_options(packet: Packet, headers: Headers) -> dict[int, bytes]:
 
 
 class Soundness:
-    """What the receiver of one direction remembers of the segments before. signed: the SYN had a signature."""
+    """What the receiver of one direction remembers of the segments before.
 
-    __slots__ = ("_recent", "signed")
+    signed: the SYN had a signature. stamp: the timestamp of the latest segment that was in order; None while none had one.
+    """
+
+    __slots__ = ("signed", "stamp")
 
     def __init__(self) -> None:
-        # The timestamp of the latest segment that was in order; None while none had one.
-        self._recent: int | None = None
+        self.stamp: int | None = None
         self.signed = False
 
     def refuses(self, packet: Packet, headers: Headers, in_order: bool) -> str:
@@ -72,16 +74,16 @@ class Soundness:
             return "a signature that the connection does not have"
         stamp = options.get(_TIMESTAMP, b"")
         if len(stamp) != 8:
-            if self._recent is not None and not flags & _RST:
+            if self.stamp is not None and not flags & _RST:
                 # RFC 7323 3.2: once negotiated, every segment has one.
                 return "no timestamp, in a connection that has them"
         elif not flags & _RST:
             (value,) = _NUMBER.unpack_from(stamp)
             # RFC 7323 5.3; Linux lets one tick pass (TCP_PAWS_WINDOW).
-            if self._recent is not None and distance(value, self._recent) < -1:
+            if self.stamp is not None and distance(value, self.stamp) < -1:
                 return "an old timestamp"
             if in_order and not is_wrong(packet):
-                self._recent = value
+                self.stamp = value
                 return ""
         return "a wrong checksum" if is_wrong(packet) else ""
 

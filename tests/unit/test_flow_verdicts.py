@@ -105,7 +105,7 @@ class Shy(PacketElement):
         self.shown.append(packet.data)
         return None
 
-    def watches(self, flow: Flow) -> Watch:
+    def watches(self, flow: Flow) -> int:
         return Watch.CLIENT
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from nfq_agent import element
+from nfq_agent import element, watched
 from nfq_agent.checksum import is_wrong
 from nfq_agent.conversation import SECONDS, Conversation, Event, Said
 from nfq_agent.datagrams import LONG_HEADER, Datagrams
@@ -102,29 +102,16 @@ class Dpi(PacketElement[DpiOptions]):
             self._give_up(flow, "neither TCP nor UDP")
         return None
 
-    def watches(self, flow: Flow) -> Watch:
-        """What may still say something: see Conversation and Datagrams."""
+    def watches(self, flow: Flow) -> int:
+        """What may still say something."""
         state: Conversation | Datagrams | None = flow.state.get(self)
         if id(flow) in self._open:
             # It is given up when its time has passed, whatever packet comes then.
             return Watch.ALL
         if isinstance(state, Conversation):
-            if (state.renewed is not None and not state.answered) or (state.mptcp and state.listens):
-                # The client may go on from its later SYN with any packet; any may have an option of MPTCP.
-                return Watch.ALL
-            watch = Watch.NOTHING
-            if state.listens or state.compares or state.earlier is not None:
-                watch = Watch.CLIENT
-            if state.awaits_server or state.compares:
-                watch |= Watch.SERVER | Watch.SERVER_BARE
-            return watch
+            return watched.of_conversation(state, flow)
         if isinstance(state, Datagrams):
-            ports = flow.origin.sport, flow.origin.dport
-            if not dns.PORTS.isdisjoint(ports) or flow.facts.get("protocol") == "dns":
-                return Watch.DATA
-            if state.decided:
-                return Watch.QUIC
-            return Watch.DNS | Watch.QUIC if state.gave_up else Watch.DATA
+            return watched.of_datagrams(state, flow)
         return Watch.NOTHING if flow.facts.get("dpi") == "gave-up" else Watch.ALL
 
     # TCP
@@ -133,7 +120,7 @@ class Dpi(PacketElement[DpiOptions]):
         flags = headers.tcp_flags
         if flags is None or headers.transport is None:
             return
-        connection: Conversation | None = flow.state.get(self)
+        connection = self._known(flow)
         if flags & _SYN:
             flow.unsound = refused_syn(packet, headers)
             connection = None if flow.unsound else self._syn(packet, flow, headers, connection)
@@ -167,6 +154,15 @@ class Dpi(PacketElement[DpiOptions]):
         self._segment(packet, flow, headers, connection, from_client)
         if connection.ended and connection.unfinished:
             self._hear(flow, connection, connection.end())
+
+    def _known(self, flow: Flow) -> Conversation | None:
+        """The connection of a flow, with what packets said that were not shown."""
+        connection: Conversation | None = flow.state.get(self)
+        if flow.heard is not None and connection is not None:
+            connection.hear(flow.heard)
+            flow.heard = None
+            self._compare_or_not(flow, connection)
+        return connection
 
     def _passes_unread(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation) -> bool:
         """Whether a segment says nothing; where it does, whether it is sound is found out."""

@@ -53,7 +53,7 @@ class Offload(PacketElement[OffloadOptions]):
         """The marks that the rules look for."""
         return kept(options.mark, options.generation)
 
-    def watches(self, flow: Flow) -> Watch:
+    def watches(self, flow: Flow) -> int:
         """Nothing: what it does with a verdict follows from whether that lasts."""
         return Watch.NOTHING
 

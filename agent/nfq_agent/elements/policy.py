@@ -203,7 +203,7 @@ class Policy(PacketElement[PolicyOptions]):
             bits ^= lowest
         return self._answer(packet, self._default, DEFAULT)
 
-    def watches(self, flow: Flow) -> Watch:
+    def watches(self, flow: Flow) -> int:
         """While the outcome is open, the packets that count towards `within`; none where it follows from the facts."""
         case: _Case | None = flow.state.get(self)
         if case is None or not self._facts or self._explain:

@@ -23,7 +23,7 @@ class RefuseMptcp(PacketElement):
     rewrites_small = True
     lasting = True
 
-    def watches(self, flow: Flow) -> Watch:  # it is the same for all
+    def watches(self, flow: Flow) -> int:  # it is the same for all
         """Nothing: a SYN is always shown."""
         return Watch.NOTHING
 
