@@ -1,4 +1,4 @@
-"""What a worker lends its elements: how they treat what began before, and memory that outlives the worker."""
+"""What a worker lends its elements: how they treat what began before, and memory that it shares with other workers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nfq_agent.flow_memory import FlowMemory
+from nfq_agent.names import NameTable
 from nfq_agent.owner import Owners
 
 # What becomes of a connection whose beginning was not seen. judge: what its next message says decides, else the policy's default.
@@ -16,9 +17,11 @@ MidstreamMode = Literal["accept", "drop", "judge"]
 class Context:
     """midstream: for a connection whose beginning was not seen. flows: connections that were decided; None keeps none.
 
+    names: which names DNS answers gave for addresses; None where no rule asks.
     owners: who a flow belongs to, for elements that ask (`PacketElement.reads_owner_of`).
     """
 
     midstream: MidstreamMode = "accept"
     flows: FlowMemory | None = None
+    names: NameTable | None = None
     owners: Owners = field(default_factory=Owners)

@@ -136,6 +136,11 @@ class PacketElement(Generic[O]):
         return False
 
     @classmethod
+    def names_of(cls, options: O) -> tuple[str, ...]:
+        """Patterns of the names for which an element with these options has to know the addresses that DNS answers gave."""
+        return ()
+
+    @classmethod
     def denies_of(cls, options: O) -> bool:
         """Whether an element with these options blocks traffic by a policy, which overload must not undo without a warning."""
         return False

@@ -5,10 +5,11 @@ Parsers raise ValueError with what is wrong and what is allowed. They do no I/O:
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any, Final, Protocol, TypeAlias
 
 from pydantic import BeforeValidator, ValidationInfo
@@ -141,6 +142,16 @@ def network(value: object) -> Network:
         raise ValueError(f"{value!r} has bits set after its prefix (did you mean {str(near)!r}?); {allowed}") from None
 
 
+def single_address(value: object) -> IPv4Address | IPv6Address:
+    """An address, from `"192.0.2.1"` or `"2001:db8::1"`."""
+    if isinstance(value, IPv4Address | IPv6Address):
+        return value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return ip_address(value)
+    raise ValueError(f'{value!r} is not an address; allowed: one as "192.0.2.53" or "2001:db8::53"')
+
+
 def one_or_more(value: object) -> object:
     """A single value stands for a list with that value."""
     return value if isinstance(value, list | tuple) else (value,)
@@ -210,4 +221,5 @@ Duration = Annotated[float, BeforeValidator(duration)]
 Size = Annotated[int, BeforeValidator(size)]
 PortsField = Annotated[Ports, BeforeValidator(Ports.parse)]
 EndpointField = Annotated[Endpoint, BeforeValidator(Endpoint.parse)]
+AddressField = Annotated[IPv4Address | IPv6Address, BeforeValidator(single_address)]
 NetworkField = Annotated[Network, BeforeValidator(network)]

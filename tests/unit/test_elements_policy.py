@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nfq_agent.element import Needs, PacketElement
-from nfq_agent.elements.policy import Policy, PolicyOptions
+from nfq_agent.elements.policy import Policy
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Hook, Packet, PacketError
 from nfq_agent.patterns import Patterns
+from nfq_agent.policy_options import PolicyOptions
 from nfq_agent.testing import Bench, icmp, tcp, udp
 from nfq_agent.verdict import ACCEPT, DROP
 

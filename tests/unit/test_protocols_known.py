@@ -10,9 +10,9 @@ from pathlib import Path
 from openings import OPENINGS
 
 import nfq_agent.protocols
-from nfq_agent.elements.policy import ATTRIBUTES, RuleOptions
 from nfq_agent.facts import words
 from nfq_agent.match import APPLICATIONS
+from nfq_agent.policy_options import ATTRIBUTES, RuleOptions
 from nfq_agent.protocols import Found, Protocol
 from nfq_agent.protocols.known import BY_NAME, HEADLINES, HOSTS, OWNERS, PARSERS, PROTOCOLS
 

@@ -18,12 +18,13 @@ from nfq_agent.config.models import Config, ConfigError, ElementSpec, QueueConfi
 from nfq_agent.config.selection import Identities
 from nfq_agent.context import Context
 from nfq_agent.element import Needs, PacketElement
-from nfq_agent.elements.policy import OWNED_BY, Policy
+from nfq_agent.elements.policy import Policy
 from nfq_agent.flow import Flow
 from nfq_agent.match import Conditions, Match
 from nfq_agent.owner import Owners
 from nfq_agent.packet import PROTOCOL_NAMES, Hook, Packet, protocol_name
 from nfq_agent.patterns import Patterns
+from nfq_agent.policy_options import OWNED_BY
 from nfq_agent.testing import icmp, tcp, udp
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
 import stat
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 # Identifies a version of a file: its inode, size, and time of change in nanoseconds.
 Stamp = tuple[int, int, int]
+_RESOLV = Path("/etc/resolv.conf")
 
 
 class HostLookups:
@@ -48,12 +51,31 @@ class HostLookups:
                 f"{path}: cannot be read: {error.strerror}; allowed: a readable file with one entry a line"
             ) from error
 
+    def resolvers(self) -> tuple[str, ...]:
+        """The name servers that this host asks (resolv.conf(5)); a change of the file is one of the configuration."""
+        self.files[_RESOLV] = stamp(_RESOLV)
+        try:
+            lines = [line.split() for line in _RESOLV.read_text(errors="replace").splitlines()]
+        except OSError:
+            return ()
+        # An address may have a zone behind it, which packets do not show.
+        return tuple(words[1].partition("%")[0] for words in lines if len(words) > 1 and words[0] == "nameserver")
+
     def changed(self) -> list[Path]:
         """The list files that have changed since they were read, or since this was last asked."""
         now = {path: stamp(path) for path in self.files}
         found = [path for path, before in self.files.items() if now[path] != before]
         self.files = now
         return found
+
+
+def resolvers_of_host(lookups: HostLookups) -> list[IPv4Address | IPv6Address]:
+    """Their addresses; a line that has none is left out, as the resolver library leaves it out."""
+    found = []
+    for text in lookups.resolvers():
+        with contextlib.suppress(ValueError):
+            found.append(ip_address(text))
+    return found
 
 
 def stamp(path: Path) -> Stamp | None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from nfq_agent.config.capture import CaptureConfig, InlineConfig, TapConfig
-from nfq_agent.config.lookups import HostLookups
+from nfq_agent.config.lookups import HostLookups, resolvers_of_host
 from nfq_agent.config.selection import CGROUP_HOOKS, OWNER_HOOKS, Selection
 from nfq_agent.context import MidstreamMode
 from nfq_agent.element import Needs
@@ -21,7 +22,7 @@ from nfq_agent.elements import ElementError, packet_element, stream_element
 from nfq_agent.elements.loading import where
 from nfq_agent.mark import OWN_TRAFFIC, OWNERS_MASK, Kept, Mark, MarkField, parse_mask
 from nfq_agent.packet import UDP
-from nfq_agent.values import Duration, Endpoint, EndpointField, NetworkField, Size
+from nfq_agent.values import AddressField, Duration, Endpoint, EndpointField, NetworkField, Size
 
 TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     "mangle": ("prerouting", "input", "forward", "output", "postrouting"),
@@ -84,6 +85,8 @@ class Agent(_Model):
     drift_check: Duration = 5.0
     # The bits of connection marks that say by which rule's owner a connection was begun.
     owner_mask: Annotated[int, BeforeValidator(parse_mask), Field(gt=0, le=0xFFFFFFFF)] = OWNERS_MASK
+    # Whose DNS answers are believed (`verify`, `dst_name`); without it, those that /etc/resolv.conf names and the local stub.
+    resolvers: Annotated[tuple[AddressField, ...] | None, Field(min_length=1, strict=False)] = None
 
 
 class LogConfig(_Model):
@@ -302,7 +305,7 @@ class ProxyConfig(_Model):
 
 
 # Questions that the configuration asks an element's class about its options.
-_HOOKS: Final = ("needs_of", "rewrites_of", "reads_process_of", "injects_of", "kept_of")
+_HOOKS: Final = ("names_of", "needs_of", "rewrites_of", "reads_process_of", "injects_of", "kept_of")
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +373,10 @@ class Config(_Model):
             raise ElementError(name, f"{kind} cannot be used: {where(error)}") from error
         self._specs[key] = spec = ElementSpec(name, cls, options)
         return spec
+
+    def host_resolvers(self) -> list[IPv4Address | IPv6Address]:
+        """The name servers that this host asks."""
+        return resolvers_of_host(self._lookups)
 
     def kept(self, queue: QueueConfig) -> Kept | None:
         """The marks by which the kernel keeps this queue's verdicts on flows; None where no element offloads."""

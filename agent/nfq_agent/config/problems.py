@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from nfq_agent.config.capture import MOST_RANGES, CaptureConfig
 from nfq_agent.config.models import Config, ElementSpec
+from nfq_agent.config.name_needs import name_faults
 from nfq_agent.config.overlaps import overlaps
 from nfq_agent.config.source import Source
 from nfq_agent.config.wording import model_faults
@@ -113,6 +114,8 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
     with contextlib.suppress(ElementError):
         for location, text in _mark_faults(config):
             yield fault(location, text)
+    for location, text in name_faults(config):
+        yield fault(location, text)
 
 
 def _capture_faults(kind: str, capture: CaptureConfig, specs: Sequence[ElementSpec]) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nfq_agent.config.models import Config, QueueConfig
+from nfq_agent.config.name_needs import hidden_resolvers
 
 
 def warnings(config: Config) -> Iterator[str]:
@@ -22,6 +23,11 @@ def warnings(config: Config) -> Iterator[str]:
             )
         if rule.queue is not None and not config.queue[rule.queue].bypass:
             yield f"rules.{name}: bypass = false drops this traffic while no agent serves queue {rule.queue}"
+    if hidden := hidden_resolvers(config):
+        yield (
+            f"the answers of the resolvers {', '.join(hidden)} come in at hook input, which no rule with dpi takes: verify and "
+            'dst_name see answers of a local stub only; add a rule with udp_ports = [53] and hooks = ["input", "output"]'
+        )
     for name, queue in config.queue.items():
         denies = [spec.name for spec in config.packet_elements(queue) if spec.cls.denies_of(spec.options)]
         open_by = [key for key, value in (("fail_open", queue.fail_open), ("bypass", queue.bypass)) if value]

@@ -21,6 +21,7 @@ from nfq_agent.earlier import Earlier
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.facts import fields, words
 from nfq_agent.flow import Flow, Watch
+from nfq_agent.learning import NameLearner
 from nfq_agent.midstream import BEGAN_BEFORE, Midstream, resume
 from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
 from nfq_agent.protocols import dns, quic
@@ -70,6 +71,13 @@ class Dpi(PacketElement[DpiOptions]):
         self._line = LimitedEmit(emit, LINES, LINES)
         self._said_quic = False
         self._said_cut = False
+        self._learner: NameLearner | None = None
+
+    def start(self) -> None:
+        """Take what the worker lends."""
+        names = self.context.names
+        if names is not None and names.writes:
+            self._learner = NameLearner(names)
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """Look at the packet; the answer is always None."""
@@ -85,6 +93,8 @@ class Dpi(PacketElement[DpiOptions]):
             headers = packet.headers
         except PacketError:
             return None
+        if self._learner is not None:
+            self._learner.see(packet, flow, headers)
         protocol = headers.five_tuple.protocol
         if not self._said_cut and packet.truncated:
             self._said_cut = True
@@ -105,6 +115,8 @@ class Dpi(PacketElement[DpiOptions]):
     def watches(self, flow: Flow) -> int:
         """What may still say something."""
         state: Conversation | Datagrams | None = flow.state.get(self)
+        if self._learner is not None and self._learner.follows(flow):
+            return Watch.ALL
         if id(flow) in self._open:
             # It is given up when its time has passed, whatever packet comes then.
             return Watch.ALL

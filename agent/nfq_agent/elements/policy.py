@@ -3,101 +3,23 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Any, Final
 
-from pydantic import BeforeValidator, Field, create_model
-
-from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow, Watch
 from nfq_agent.link_local import needed_by_link
-from nfq_agent.match import Conditions, Match
+from nfq_agent.match import Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, address, hook_name, protocol_name
-from nfq_agent.patterns import Patterns
-from nfq_agent.protocols.known import BY_NAME, HOSTS, OWNERS
+from nfq_agent.policy_options import PolicyOptions
+from nfq_agent.policy_rule import CLAIMS, DEFAULT, DST_NAME, VERIFIED, ActionName, PolicyRule, outcome, policy_rule
 from nfq_agent.rate import LINES, WARNINGS, LimitedEmit
 from nfq_agent.reject import Allowance, reject
-from nfq_agent.values import listed
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
-# Rule keys that name a fact: every fact that a protocol sets, by its own name, and one short form.
-ATTRIBUTES: Final = {**{fact: fact for fact in OWNERS}, "alpn": "tls_alpn", "encrypted": "encrypted"}
-
-ActionName = Literal["accept", "drop", "reject"]
-DEFAULT: Final = "default"
-
-
-def _spelled(value: object) -> object:
-    """True and false as TOML writes them."""
-    return str(value).lower() if isinstance(value, bool) else value
-
-
-# Rule keys about who a flow belongs to.
-OWNED_BY: Final = ("unit", "container", "cgroup")
-Globs = Annotated[tuple[str, ...], BeforeValidator(listed(str)), BeforeValidator(_spelled), Field(min_length=1, strict=False)]
-
-
-class _Rules(Conditions):
-    """One rule: an action and its conditions. facts: patterns for facts of any other name, of elements of others.
-
-    unit, container, cgroup: who has the flow's socket on this host; where that is not known, the rule does not match.
-    """
-
-    action: ActionName
-    name: str | None = None
-    unit: Globs | None = None
-    container: Globs | None = None
-    cgroup: Globs | None = None
-    facts: dict[str, Globs] = Field(default_factory=dict)
-
-    @property
-    def wanted(self) -> list[tuple[str, tuple[str, ...]]]:
-        """The facts that the rule asks for, with the patterns of each."""
-        wanted = [(fact, globs) for key, fact in ATTRIBUTES.items() if (globs := getattr(self, key)) is not None]
-        if self.applications:
-            wanted.append(("protocol", self.applications))
-        return wanted + list(self.facts.items())
-
-
-if TYPE_CHECKING:
-    RuleOptions = _Rules
-else:
-    # The keys follow from the table of protocols.
-    RuleOptions = create_model(
-        "RuleOptions", __base__=_Rules, __doc__=_Rules.__doc__, **dict.fromkeys(ATTRIBUTES, (Globs | None, None))
-    )
-
-
-class PolicyOptions(element.Options):
-    """default: when no rule matches; if left out, the next elements are asked. undecided: while a fact is awaited.
-
-    within, within_bytes: packets with payload, and bytes of payload, both ways, for which a fact is awaited: what passes until
-    then if `undecided` is "accept". conflict: where a rule asks for a name of a message that servers read in different ways.
-    """
-
-    default: ActionName | None = None
-    undecided: ActionName = "accept"
-    within: Annotated[int, Field(ge=1, le=1000)] = 32
-    within_bytes: Annotated[int, Field(ge=1, le=1 << 20)] = 16384
-    conflict: ActionName = "drop"
-    explain: bool = False
-    rule: Annotated[tuple[RuleOptions, ...], Field(strict=False)] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """A rule as it is applied. label: its name in the log. facts, owned_by: the patterns, by the name of the fact."""
-
-    label: str
-    action: ActionName
-    facts: tuple[tuple[str, Patterns], ...]
-    owned_by: tuple[tuple[str, Patterns], ...]
-
-    def belongs(self, owner: Mapping[str, str]) -> bool:
-        """Whether a flow of this owner meets it."""
-        return all(key in owner and patterns.match(owner[key]) for key, patterns in self.owned_by)
+# Names that are kept as proven on one connection.
+_VERIFIED_NAMES: Final = 16
 
 
 @dataclass(slots=True)
@@ -109,7 +31,7 @@ class _Case:
     later can't arrive without it, and what is sent again must not arrive, so that is final.
     """
 
-    candidates: tuple[_Rule, ...]
+    candidates: tuple[PolicyRule, ...]
     message: int = 0
     packets: int = 0
     size: int = 0
@@ -135,8 +57,12 @@ class Policy(PacketElement[PolicyOptions]):
     def __init__(self, name: str, options: PolicyOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         self.needs = self.needs_of(options)
-        self._rules = tuple(_rule(number, rule) for number, rule in enumerate(options.rule, 1))
+        self._rules = tuple(
+            policy_rule(number, rule.name, rule.action, rule.wanted, rule.owned_by, rule.verify is not None)
+            for number, rule in enumerate(options.rule, 1)
+        )
         asked = {fact for rule in self._rules for fact, _ in rule.facts}
+        self._asks_names = DST_NAME in asked
         # Whether all facts are there and readable is a part of the outcome's key.
         self._facts = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
         self._by_flow = self.needs is Needs.FLOW
@@ -160,7 +86,7 @@ class Policy(PacketElement[PolicyOptions]):
     @classmethod
     def reads_owner_of(cls, options: PolicyOptions) -> bool:
         """True where a rule names a unit, a container or a control group."""
-        return any(getattr(rule, key) is not None for rule in options.rule for key in OWNED_BY)
+        return any(rule.owned_by for rule in options.rule)
 
     @classmethod
     def keeps_flows_of(cls, options: PolicyOptions) -> bool:
@@ -180,7 +106,17 @@ class Policy(PacketElement[PolicyOptions]):
     @classmethod
     def facts_of(cls, options: PolicyOptions) -> tuple[str, ...]:
         """The facts that its rules name."""
-        return tuple(dict.fromkeys(fact for rule in options.rule for fact, _ in rule.wanted))
+        return tuple(dict.fromkeys(fact for rule in options.rule for fact, _ in rule.wanted if fact != DST_NAME))
+
+    @classmethod
+    def names_of(cls, options: PolicyOptions) -> tuple[str, ...]:
+        """The names for which DNS answers have to show addresses."""
+        names: list[str] = []
+        for rule in options.rule:
+            names += rule.dst_name or ()
+            if rule.verify is not None:
+                names += [name for fact, globs in rule.wanted if fact in CLAIMS for name in globs]
+        return tuple(dict.fromkeys(names))
 
     @classmethod
     def reads_process_of(cls, options: PolicyOptions) -> bool:
@@ -223,6 +159,8 @@ class Policy(PacketElement[PolicyOptions]):
         facts = flow.facts
         case: _Case | None = flow.state.get(self)
         if case is None:
+            if self._asks_names:
+                self._name_destination(flow)
             case = flow.state[self] = _Case(self._candidates(packet, flow))
         elif case.denied:
             return self._verdict(packet, case.action)
@@ -257,16 +195,16 @@ class Policy(PacketElement[PolicyOptions]):
             return self._answer(packet, options.undecided, "undecided")
         patient = facts.get("dpi", "undecided") == "undecided" and not case.decided
         patient = patient and case.packets <= options.within and case.size <= options.within_bytes
-        action, label, is_open = _outcome(case.candidates, facts, patient or flow.midstream, self._default, options.conflict)
+        action, label, is_open = self._outcome(flow, case, facts, patient or flow.midstream)
         if flow.midstream:
             mode = self.context.midstream
             # What it says now is no proof of what it said first.
             if mode == "drop":
-                is_open = _outcome(case.candidates, {}, True, self._default, options.conflict)[2]
+                is_open = self._outcome(flow, case, {DST_NAME: facts.get(DST_NAME)}, patient=True)[2]
             if is_open and mode != "judge":
                 return self._unseen(packet, flow, case, mode)
             if not patient:
-                action, label, is_open = _outcome(case.candidates, facts, False, self._default, options.conflict)
+                action, label, is_open = self._outcome(flow, case, facts, patient=False)
         if is_open:
             flow.undecided = True
             case.open = known
@@ -282,6 +220,35 @@ class Policy(PacketElement[PolicyOptions]):
         if was_decided:
             self._say_turned(flow, before, case)
         return self._answer(packet, action, label)
+
+    def _outcome(self, flow: Flow, case: _Case, facts: Mapping[str, Any], patient: bool) -> tuple[ActionName | None, str, bool]:
+        verified: dict[str, None] = {}
+
+        def proven(name: str) -> bool:
+            """Whether a DNS answer gave the destination's address for this name, now or when the connection first claimed it."""
+            names = self.context.names
+            before = name in flow.facts.get(VERIFIED, ())
+            if before or (names is not None and names.gave(name, flow.origin.dst, flow.last)):
+                verified[name] = None
+                return True
+            return False
+
+        found = outcome(case.candidates, facts, patient, self._default, self.options.conflict, proven)
+        if verified and not set(verified) <= set(flow.facts.get(VERIFIED, ())):
+            flow.facts[VERIFIED] = (*flow.facts.get(VERIFIED, ()), *verified)[-_VERIFIED_NAMES:]
+        return found
+
+    def _name_destination(self, flow: Flow) -> None:
+        """Put the names of the destination into the flow, as they are known when it begins."""
+        if DST_NAME in flow.facts:
+            return
+        memory = self.context
+        names = () if memory.names is None else memory.names.names(flow.origin.dst, flow.last)
+        if not names and memory.flows is not None and "dpi" not in flow.facts and flow.origin.protocol == TCP:
+            known = memory.flows.recall(flow.origin)
+            names = () if known is None else known[1].get(DST_NAME, ())
+        if names or not flow.midstream:
+            flow.facts[DST_NAME] = names
 
     def _unseen(self, packet: Packet, flow: Flow, case: _Case, action: ActionName) -> Verdict | None:
         """A connection whose beginning was not seen, where a name that is not known would decide."""
@@ -299,7 +266,7 @@ class Policy(PacketElement[PolicyOptions]):
 
     def _earlier(self, packet: Packet, flow: Flow, case: _Case, facts: Mapping[str, Any]) -> Verdict | None:
         """The denial of a message that came in the same packet as later ones; None where it may pass."""
-        action, label, _ = _outcome(case.candidates, facts, False, self._default, self.options.conflict)
+        action, label, _ = self._outcome(flow, case, facts, patient=False)
         if action not in ("drop", "reject"):
             return None
         before = case.action, case.label
@@ -311,7 +278,7 @@ class Policy(PacketElement[PolicyOptions]):
             self._say_turned(flow, before, case)
         return self._answer(packet, action, label)
 
-    def _candidates(self, packet: Packet, flow: Flow) -> tuple[_Rule, ...]:
+    def _candidates(self, packet: Packet, flow: Flow) -> tuple[PolicyRule, ...]:
         """The rules that the flow's first packet meets, as far as the first that asks for no fact."""
         bits = self._match.bits(packet, flow.origin)
         found = []
@@ -372,58 +339,6 @@ class Policy(PacketElement[PolicyOptions]):
             rule=case.label,
             **_fields(flow.origin),
         )
-
-
-def _rule(number: int, options: RuleOptions) -> _Rule:
-    label = f"rule {number}" + (f" ({options.name})" if options.name else "")
-    facts = []
-    for fact, globs in options.wanted:
-        # An allowed name must not let another name in the same message pass.
-        every = options.action == "accept" and fact == "dns_name"
-        facts.append((fact, Patterns(globs, fact in HOSTS, every)))
-    owned_by = tuple((key, Patterns(globs)) for key in OWNED_BY if (globs := getattr(options, key)) is not None)
-    return _Rule(label, options.action, tuple(facts), owned_by)
-
-
-def _outcome(
-    candidates: Iterable[_Rule],
-    facts: Mapping[str, Any],
-    patient: bool,
-    default: ActionName | None,
-    conflict: ActionName,
-) -> tuple[ActionName | None, str, bool]:
-    """(action, label, open): what the rules come to with these facts. Not open where all that may still come agrees.
-
-    A rule that asks for a name that a message in conflict hides ends the search: whether it matches is not known.
-    """
-    possible: list[ActionName] = []
-    action, label = default, DEFAULT
-    for rule in candidates:
-        missing = matches = False
-        for fact, patterns in rule.facts:
-            value = facts.get(fact)
-            if value is None:
-                if "conflict" in facts and _hides(facts, fact):
-                    return conflict, f"conflict: {facts['conflict']}", False
-                missing = True
-            elif not patterns.match(value):
-                break
-        else:
-            matches = not missing
-            if missing and patient:
-                possible.append(rule.action)
-        if matches:
-            action, label = rule.action, rule.label
-            break
-    return action, label, any(each != action for each in possible)
-
-
-def _hides(facts: Mapping[str, Any], fact: str) -> bool:
-    """Whether a message in conflict may have a fact: any, where its protocol is not known."""
-    protocol, owner = BY_NAME.get(facts.get("protocol", "")), OWNERS.get(fact)
-    if protocol is None or owner is None:
-        return protocol is None
-    return owner is protocol or owner.name in protocol.carries
 
 
 def _fields(five_tuple: FiveTuple) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import secrets
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Final, Self
 from zlib import crc32
 
@@ -19,15 +18,12 @@ from nfq_agent.capture import handing, link_maps
 from nfq_agent.capture.following import Followed
 from nfq_agent.capture.inline import InlineSource
 from nfq_agent.config.models import Config
-from nfq_agent.context import Context
 from nfq_agent.counters import INLINE_COUNTERS
 from nfq_agent.element import ElementChain
 from nfq_agent.host import bpf, packet_socket, pairs
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
-from nfq_agent.service.control import folder
 from nfq_agent.service.interface_worker import InterfaceWorker
-from nfq_agent.service.lending import lend
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.service.worker import WorkerError
@@ -52,13 +48,13 @@ class InlineWorker(InterfaceWorker):
 
     def __init__(self, name: str, config: Config, user: User, log: Log, close: Callable[[], Iterable[int]]) -> None:
         self.settings = config.inline[name]
+        self.midstream = self.settings.midstream
         super().__init__(name, self.settings, config, user, log, close)
         self._loaded: bpf.Loaded | None = None
         self._socket: socket.socket | None = None
         self._pair = (0, 0)
         self._pair_links: list[int] = []
         self._hidden: set[int] = set()
-        self._context = Context()
 
     def open(self) -> None:
         """Load the programs, make the pair, and listen for interfaces. Raises WorkerError, OSError; nothing is left then."""
@@ -70,8 +66,6 @@ class InlineWorker(InterfaceWorker):
             self.close()
             raise
         super().open()
-        warn = partial(self._log, level="warning")
-        self._context = lend(folder(), f"{self.instance}.inline-{self.name}", self.specs, self.settings.midstream, warn)
 
     def _open(self) -> None:
         alias = f"{pairs.ALIAS}{self.instance}:{self.name}"
@@ -125,7 +119,7 @@ class InlineWorker(InterfaceWorker):
 
     def differs(self, other: Self) -> bool:
         """By settings, or by an element's class or options."""
-        return self.settings != other.settings or self.specs != other.specs
+        return self.settings != other.settings or self.specs != other.specs or self.names != other.names
 
     def start(self) -> None:
         """Return the credits of frames that a dead worker had taken, fork, and attach."""
@@ -203,7 +197,7 @@ class InlineWorker(InterfaceWorker):
         default, on_error = _VERDICTS[settings.default], _VERDICTS[settings.on_error]
         monitor = settings.mode == "monitor"
         elements = [spec.cls(spec.name, spec.options, emit) for spec in self.specs]
-        chain = ElementChain(elements, default, monitor=monitor, context=self._context)
+        chain = ElementChain(elements, default, monitor=monitor, context=self.context)
         loop = WorkerLoop(
             source,
             chain,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Self
 
 from nfq_agent.capture import handing
@@ -15,21 +16,26 @@ from nfq_agent.capture.following import Followed, Follower, Table
 from nfq_agent.capture.serving import selection_of
 from nfq_agent.config.capture import CaptureConfig
 from nfq_agent.config.models import Config
+from nfq_agent.config.name_needs import name_needs
+from nfq_agent.context import Context, MidstreamMode
 from nfq_agent.counters import Counters
 from nfq_agent.host.child import bound_memory
 from nfq_agent.host.links import Link, Links, links
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
+from nfq_agent.service.control import folder
+from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.worker import Roster, Worker
 
 
 class InterfaceWorker(Worker):
     """A worker that is fed from interfaces.
 
-    kind: its table in the configuration. columns: what its process counts of each interface.
+    kind: its table in the configuration. columns: what its process counts of each interface. midstream: as in `Context`.
     """
 
     kind: str
+    midstream: MidstreamMode = "accept"
     columns: tuple[str, ...]
 
     def __init__(
@@ -43,6 +49,8 @@ class InterfaceWorker(Worker):
         self.table = Table(self.columns)
         self.selection = selection_of(table)
         self.instance = config.agent.instance
+        self.context = Context()
+        self.names = name_needs(config) if any(map(name_part, self.specs)) else None
         self._memory = table.memory
         self._follower = Follower(self.selection)
         self._links: Links | None = None
@@ -65,6 +73,9 @@ class InterfaceWorker(Worker):
     def open(self) -> None:
         """Listen for interfaces."""
         self._links = Links()
+        warn = partial(self._log, level="warning")
+        midstream = self.midstream
+        self.context = lend(folder(), (self.instance, f"{self.kind}-{self.name}"), self.specs, midstream, self.names, warn)
 
     def close(self) -> None:
         """Stop following interfaces."""

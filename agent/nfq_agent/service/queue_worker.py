@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final, Self
 
 from nfq_agent.config.models import Config
+from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
 from nfq_agent.counters import Counters, Slots
 from nfq_agent.element import ElementChain
@@ -27,7 +28,7 @@ from nfq_agent.queue.errors import QueueSettingError
 from nfq_agent.queue.settings import FLAGS, QueueSettings
 from nfq_agent.queue.turns import WorkerQueue
 from nfq_agent.service.control import folder
-from nfq_agent.service.lending import lend
+from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.order import Order
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
@@ -57,6 +58,7 @@ class QueueWorker(Worker):
         self.queue: WorkerQueue | None = None
         self.raw: RawSockets | None = None
         self.context = Context()
+        self._names = name_needs(config) if any(map(name_part, self.specs)) else None
         self._instance = config.agent.instance
         self._lost = Order(None, False)
         # What a process before this one counted in memory of another layout.
@@ -92,8 +94,8 @@ class QueueWorker(Worker):
         def warn(text: str) -> None:
             self._log(f"{self.title}: {text}", "warning", queue=self.number)
 
-        name = f"{self._instance}.queue-{self.number}"
-        self.context = lend(folder(), name, self.specs, self.settings.midstream, warn)
+        worker = self._instance, f"queue-{self.number}"
+        self.context = lend(folder(), worker, self.specs, self.settings.midstream, self._names, warn)
 
     def _unbound(self) -> WorkerQueue:
         return WorkerQueue(
@@ -231,7 +233,7 @@ class QueueWorker(Worker):
 
     def differs(self, other: Self) -> bool:
         """By the queue's settings, or by an element's class or options."""
-        return self.settings != other.settings or self.specs != other.specs
+        return self.settings != other.settings or self.specs != other.specs or self._names != other._names
 
     def start(self) -> None:
         """Fork; after a death the new process learns up to which packet number some may be unanswered."""

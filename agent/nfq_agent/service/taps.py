@@ -47,7 +47,9 @@ class TapWorker(InterfaceWorker):
 
     def differs(self, other: Self) -> bool:
         """By settings, or by an element's class or options."""
-        return self.settings != other.settings or self.specs != other.specs or self.snap != other.snap
+        return (
+            self.settings != other.settings or self.specs != other.specs or self.snap != other.snap or self.names != other.names
+        )
 
     def enter(self, followed: Followed) -> None:
         """Open a socket on the interface and pass it to the worker."""
@@ -60,6 +62,7 @@ class TapWorker(InterfaceWorker):
         emit = self.prepare()
         tap = TapSource(self.selection, self.settings.ring, self.table)
         handed = handing.Handed(control, {"add": (1, tap.add), "gone": (0, tap.gone)})
-        chain = ElementChain([spec.cls(spec.name, spec.options, emit) for spec in self.specs], ACCEPT, monitor=True)
+        elements = [spec.cls(spec.name, spec.options, emit) for spec in self.specs]
+        chain = ElementChain(elements, ACCEPT, monitor=True, context=self.context)
         settings = WorkerSettings(number=-1, default=ACCEPT, on_error=ACCEPT, monitor=True)
         WorkerLoop(tap, chain, settings, self.counters, handed, emit, beat=self.pulse.beat).run()

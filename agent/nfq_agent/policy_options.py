@@ -1,0 +1,95 @@
+"""The keys of a policy and of its rules. Models only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+
+from pydantic import BeforeValidator, Field, create_model, model_validator
+
+from nfq_agent import element
+from nfq_agent.match import Conditions
+from nfq_agent.policy_rule import CLAIMS, DST_NAME, ActionName
+from nfq_agent.protocols.known import OWNERS
+from nfq_agent.values import listed
+
+# Rule keys that name a fact: every fact that a protocol sets, by its own name, and one short form.
+ATTRIBUTES: Final = {**{fact: fact for fact in OWNERS}, "alpn": "tls_alpn", "encrypted": "encrypted"}
+
+
+def _spelled(value: object) -> object:
+    """True and false as TOML writes them."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+# Rule keys about who a flow belongs to.
+OWNED_BY: Final = ("unit", "container", "cgroup")
+Globs = Annotated[tuple[str, ...], BeforeValidator(listed(str)), BeforeValidator(_spelled), Field(min_length=1, strict=False)]
+
+
+class _Rules(Conditions):
+    """One rule: an action and its conditions. facts: patterns for facts of any other name, of elements of others.
+
+    unit, container, cgroup: who has the flow's socket on this host; where that is not known, the rule does not match.
+    dst_name: the destination is an address that a DNS answer gave for such a name. verify: a name of `tls_sni` or `http_host`
+    counts only for such an address.
+    """
+
+    action: ActionName
+    name: str | None = None
+    unit: Globs | None = None
+    container: Globs | None = None
+    cgroup: Globs | None = None
+    facts: dict[str, Globs] = Field(default_factory=dict)
+    dst_name: Globs | None = None
+    verify: Literal["dns"] | None = None
+
+    @model_validator(mode="after")
+    def _verifiable(self) -> Self:
+        if self.verify is not None:
+            if self.action != "accept":
+                raise ValueError(
+                    f'verify is for names that are let pass; allowed: without it, or action = "accept", not "{self.action}"'
+                )
+            if not any(getattr(self, fact) for fact in CLAIMS):
+                raise ValueError(f"verify without a name that is claimed; allowed: with {' or '.join(CLAIMS)}")
+        return self
+
+    @property
+    def owned_by(self) -> list[tuple[str, tuple[str, ...]]]:
+        """What the rule asks of the owner, with the patterns of each."""
+        return [(key, globs) for key in OWNED_BY if (globs := getattr(self, key)) is not None]
+
+    @property
+    def wanted(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The facts that the rule asks for, with the patterns of each."""
+        wanted = [(fact, globs) for key, fact in ATTRIBUTES.items() if (globs := getattr(self, key)) is not None]
+        if self.applications:
+            wanted.append(("protocol", self.applications))
+        if self.dst_name is not None:
+            wanted.append((DST_NAME, self.dst_name))
+        return wanted + list(self.facts.items())
+
+
+if TYPE_CHECKING:
+    RuleOptions = _Rules
+else:
+    # The keys follow from the table of protocols.
+    RuleOptions = create_model(
+        "RuleOptions", __base__=_Rules, __doc__=_Rules.__doc__, **dict.fromkeys(ATTRIBUTES, (Globs | None, None))
+    )
+
+
+class PolicyOptions(element.Options):
+    """default: when no rule matches; if left out, the next elements are asked. undecided: while a fact is awaited.
+
+    within, within_bytes: packets with payload, and bytes of payload, both ways, for which a fact is awaited: what passes until
+    then if `undecided` is "accept". conflict: where a rule asks for a name of a message that servers read in different ways.
+    """
+
+    default: ActionName | None = None
+    undecided: ActionName = "accept"
+    within: Annotated[int, Field(ge=1, le=1000)] = 32
+    within_bytes: Annotated[int, Field(ge=1, le=1 << 20)] = 16384
+    conflict: ActionName = "drop"
+    explain: bool = False
+    rule: Annotated[tuple[RuleOptions, ...], Field(strict=False)] = ()
