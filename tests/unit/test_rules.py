@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,13 @@ def test_a_policy_that_enforces_is_not_left_open_unsaid() -> None:
     assert line.endswith("instead: fail_open = false")
     assert said(fail_open=False, bypass=False) == []
     assert said(mode="monitor") == []
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ['"nfq-agent:a:b"', '"two words"', "plain", '"a \\" b"', '""'],
+    ids=["tag", "space", "bare", "escaped", "empty"],
+)
+def test_a_rule_is_split_as_a_shell_splits_it(comment: str) -> None:
+    text = f"-A NFQA-a-INPUT -p tcp -m comment --comment {comment} -j RETURN"
+    assert Rule.parse(text).matches[0].options[0].value == shlex.split(text)[7]

@@ -105,7 +105,7 @@ class Rule:
 
         Raises ValueError on anything but an append, and on parts that no rule of ours has: addresses, fragments, a goto.
         """
-        words = shlex.split(text)
+        words = _words(text)
         if len(words) < 2 or words[0] != "-A":
             raise ValueError(f"not a rule: {text}")
         fields = {"-i": "", "-o": "", "-p": ""}
@@ -154,6 +154,15 @@ class Rule:
         if target is None:
             target = Extension("")
         return cls(words[1], target, tuple(matches), fields["-p"], fields["-i"], fields["-o"])
+
+
+def _words(text: str) -> list[str]:
+    """The words as a shell takes them. Those of a rule of ours, which may be long, need no shell's rules."""
+    words = text.split()
+    quoted = [word for word in words if '"' in word]
+    if "'" in text or "\\" in text or any(word.count('"') != 2 or '"' in word.strip('"') for word in quoted):
+        return shlex.split(text)
+    return [word.strip('"') for word in words]
 
 
 def _option_words(options: Iterable[Option]) -> Iterator[str]:

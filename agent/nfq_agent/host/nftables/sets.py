@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ _INTERVAL_END: Final = 1
 # nft's numbers for its own datatypes, by which it lists a set (include/datatype.h).
 _DATATYPES: Final = {"port": 13, "ipv4": 7, "ipv6": 8}
 _SIZES: Final = {"port": 2, "ipv4": 4, "ipv6": 16}
+# Where the value is in an NFTA_LIST_ELEM: behind three headers of attributes.
+_VALUE: Final = 12
 # An attribute holds 65,535 bytes.
 _ELEMENTS_PER_MESSAGE: Final = 1000
 
@@ -41,27 +44,50 @@ class NamedSet:
 
     def element_lists(self, intervals: Iterable[Interval]) -> Iterator[bytes]:
         """NFTA_SET_ELEM_LIST_ELEMENTS with these intervals of it, as many as are needed."""
-        size = _SIZES[self.kind]
-        bound = 1 << size * 8
-        packed: list[bytes] = []
-        for first, last in intervals:
-            packed.append(nested(1, nested(1, attribute(1, first.to_bytes(size, "big")))))
-            # An interval that runs to the highest value has no end.
-            if last + 1 < bound:
-                packed.append(nested(1, nested(1, attribute(1, (last + 1).to_bytes(size, "big"))), u32(3, _INTERVAL_END)))
+        packed = _packed(tuple(intervals), self.kind)
         for begin in range(0, len(packed), _ELEMENTS_PER_MESSAGE):
             yield nested(3, *packed[begin : begin + _ELEMENTS_PER_MESSAGE])
 
 
-def intervals_of(elements: Iterable[bytes], kind: str) -> tuple[Interval, ...]:
-    """The intervals of a dumped set. elements: the value of each NFTA_LIST_ELEM. Raises ValueError, KeyError."""
+# Both families have the same lists of ports.
+@functools.lru_cache(maxsize=8)
+def _packed(intervals: tuple[Interval, ...], kind: str) -> list[bytes]:
+    """The elements, each an NFTA_LIST_ELEM."""
+    size = _SIZES[kind]
+    # Of ten thousand, only the value differs.
+    start = nested(1, nested(1, attribute(1, bytes(size))))
+    end = nested(1, nested(1, attribute(1, bytes(size))), u32(3, _INTERVAL_END))
+    before_start, after_start = start[:_VALUE], start[_VALUE + size :]
+    before_end, after_end = end[:_VALUE], end[_VALUE + size :]
+    bound = 1 << size * 8
+    packed: list[bytes] = []
+    for first, last in intervals:
+        packed.append(before_start + first.to_bytes(size, "big") + after_start)
+        # An interval that runs to the highest value has no end.
+        if last + 1 < bound:
+            packed.append(before_end + (last + 1).to_bytes(size, "big") + after_end)
+    return packed
+
+
+@functools.lru_cache(maxsize=32)
+def intervals_of(elements: tuple[bytes, ...], kind: str) -> tuple[Interval, ...]:
+    """The intervals of a dumped set. elements: each NFTA_SET_ELEM_LIST_ELEMENTS of it. Raises ValueError, KeyError."""
+    size = _SIZES[kind]
+    key = nested(1, attribute(1, bytes(size)))
+    before, tails = key[: _VALUE - 4], {b"": 1, u32(3, _INTERVAL_END): 0}
+    begin, past = len(before), len(before) + size
     marks: list[tuple[int, int]] = []
-    for element in elements:
+    for _, element in (each for part in elements for each in attributes(part)):
+        is_start = tails.get(element[len(key) :])
+        if is_start is not None and element.startswith(before):
+            # It has a key, and flags at most: the others are read slowly.
+            marks.append((int.from_bytes(element[begin:past], "big"), is_start))
+            continue
         found = dict(attributes(element))
-        (_, key), *_ = attributes(found[1])
+        (_, key_data), *_ = attributes(found[1])
         is_end = 3 in found and int.from_bytes(found[3], "big") & _INTERVAL_END
         # At the same value one interval ends and another begins.
-        marks.append((int.from_bytes(key, "big"), 0 if is_end else 1))
+        marks.append((int.from_bytes(key_data, "big"), 0 if is_end else 1))
     intervals: list[Interval] = []
     begun: int | None = None
     for value, is_start in sorted(marks):
@@ -73,12 +99,14 @@ def intervals_of(elements: Iterable[bytes], kind: str) -> tuple[Interval, ...]:
     return tuple(intervals)
 
 
+@functools.lru_cache(maxsize=32)
 def ports(words: str) -> tuple[Interval, ...]:
     """The intervals of `80,8000:8010`."""
     return tuple(_pair(word.split(":")) for word in words.split(","))
 
 
-def port_words(intervals: Sequence[Interval]) -> str:
+@functools.lru_cache(maxsize=32)
+def port_words(intervals: tuple[Interval, ...]) -> str:
     """The reverse."""
     return ",".join(str(first) if first == last else f"{first}:{last}" for first, last in intervals)
 

@@ -64,7 +64,7 @@ def read(connection: NftSocket, family: Family, name: str) -> Snapshot | None:
         kind = _KINDS.get(int.from_bytes(found.get(4, b""), "big"))
         if kind is not None and string(found[1]) == name:
             called = string(found[2])
-            snapshot.sets[called] = NamedSet(called, kind, intervals_of(_elements(connection, number, name, called), kind))
+            snapshot.sets[called] = NamedSet(called, kind, intervals_of(tuple(_elements(connection, number, name, called)), kind))
     for chain, rules in _rules(connection, number, name).items():
         snapshot.chains.setdefault(chain, []).extend(_decoded(family, chain, rules))
     return snapshot
@@ -81,7 +81,7 @@ def _elements(connection: NftSocket, number: int, table: str, name: str) -> Iter
     for body in connection.dump(netlink.GET_ELEMENTS, number, text(1, table) + text(2, name)):
         for kind, value in attributes(body):
             if kind == 3:
-                yield from (element for _, element in attributes(value))
+                yield value
 
 
 @dataclass(slots=True)
