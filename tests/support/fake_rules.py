@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from nfq_agent.rules.diff import Applied, Change, Delete, DropChain, Insert, NewChain, apply_and_verify
 from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import (
+    FAMILIES,
     Extension,
     Family,
     Installed,
@@ -167,6 +168,10 @@ class FakeHost:
 
     def read(self, family: Family) -> dict[str, TableState]:
         return _Session(self, family).read()
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        return FAMILIES
 
     def sign(self) -> object:
         return None

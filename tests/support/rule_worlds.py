@@ -14,7 +14,7 @@ from nfq_agent.host.xtables.backend import RuleHost
 from nfq_agent.host.xtables.legacy import LegacyHost
 from nfq_agent.rules.diff import Applied
 from nfq_agent.rules.foreign import InFront
-from nfq_agent.rules.model import Family, TableRules, TableState
+from nfq_agent.rules.model import FAMILIES, Family, TableRules, TableState
 
 
 class World(Protocol):
@@ -68,6 +68,10 @@ class Inside:
     def present(self, family: Family) -> frozenset[str] | None:
         found: frozenset[str] | None = self._call("present", family)
         return found
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        return FAMILIES
 
     def sign(self) -> object:
         return self._call("sign")

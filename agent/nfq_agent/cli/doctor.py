@@ -236,5 +236,5 @@ def _cannot_bind(endpoint: Endpoint) -> str:
             return "is in use by another process"
         if error.errno in (errno.EAFNOSUPPORT, errno.EACCES):
             return ""
-        return f"can't be bound: {error.strerror or error}"
+        return f"cannot be bound: {error.strerror or error}"
     return ""

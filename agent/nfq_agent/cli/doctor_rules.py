@@ -158,13 +158,13 @@ def _instances(config: Config, running: Status | None) -> Iterator[Finding]:
     try:
         places = everywhere(mine)
     except RuleError as error:
-        yield Finding("warning", "instances", f"chains can't be listed: {error}", "run this as root (sudo)")
+        yield Finding("warning", "instances", f"chains cannot be listed: {error}", "run this as root (sudo)")
         return
     for host in places:
         try:
             found = {instance for family in FAMILIES for instance in host.instances(family)}
         except RuleError as error:
-            yield Finding("warning", "instances", f"chains can't be listed: {error}")
+            yield Finding("warning", "instances", f"chains cannot be listed: {error}")
             continue
         for instance in sorted(found):
             if instance == mine and running is not None and running.backend != host.name:

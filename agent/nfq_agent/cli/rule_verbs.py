@@ -24,7 +24,7 @@ def plan(flags: Flags, as_json: bool) -> int:
     loaded = loading.with_marks(loading.checked(loading.configuration(flags)))
     live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded)))
     user = find_user(loaded.agent.user)
-    ruleset = plan_rules(loaded, loaded.agent.user if user is None else user.uid, live.host.lists)
+    ruleset = plan_rules(loaded, loaded.agent.user if user is None else user.uid, live.host.lists, live.host.families)
     changes = compare(ruleset, live.read())
     besides = show.side_effects(ruleset, live.host, loaded.agent.user if user is None else None)
     if as_json:
@@ -46,7 +46,7 @@ def apply(flags: Flags, confirm_within: int | None) -> int:
         show.note(f"created the system user {loaded.agent.user} (uid {user.uid})")
     # The rules outlive this process, and the table that they are in.
     live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded), persist=True))
-    ruleset = plan_rules(loaded, user.uid, live.host.lists)
+    ruleset = plan_rules(loaded, user.uid, live.host.lists, live.host.families)
     guard = None if confirm_within is None else Guard(confirm_within, live, live.read(), ruleset)
     done = live.apply(ruleset)
     # Another process must hold them too: the guard may have to undo the change.

@@ -14,7 +14,7 @@ _NETLINK_NETFILTER: Final = 12
 
 
 def holders(port: int) -> list[int]:
-    """The processes that hold the netfilter socket with this port id; none where they can't be seen from here."""
+    """The processes that hold the netfilter socket with this port id; none where they cannot be seen from here."""
     inode = _inode(port)
     return [] if inode is None else [pid for pid in _processes() if _holds(pid, f"socket:[{inode}]")]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -32,14 +32,15 @@ from nfq_agent.values import Ports
 _OWNED: Final = frozenset(("output", "postrouting"))
 
 
-def plan(config: Config, uid: int | str, lists: bool = False) -> Ruleset:
+def plan(config: Config, uid: int | str, lists: bool = False, families: Collection[Family] = FAMILIES) -> Ruleset:
     """The rules that a configuration asks for.
 
     uid: of the agent's own user, whose traffic is never taken; its name stands in for it where a plan is only shown and the user
-    is yet to be made. lists: whether one rule of the backend takes a list of any length (RuleHost.lists).
+    is yet to be made. lists: whether one rule of the backend takes a list of any length (RuleHost.lists). families: those that
+    the kernel speaks (RuleHost.families).
     """
     ruleset: dict[Family, dict[str, TableRules]] = {}
-    for family in FAMILIES:
+    for family in families:
         tables: dict[str, dict[str, list[tuple[Rule, Kept | None]]]] = {}
         for name, rule in config.rules.items():
             if family not in rule.families:

@@ -6,6 +6,7 @@ The agent's end never waits for a client: it reads and writes what is possible a
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import grp
 import json
@@ -66,7 +67,9 @@ class Lock:
             # Not through a link: the folder belongs to the agent's user, and this may be root.
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         except OSError as error:
-            raise ControlError(f"{self._path}: {error.strerror}; start as root, or make {self._path.parent} writable") from error
+            remedies = {errno.ENOSPC: "free some space there", errno.EROFS: f"mount {self._path.parent} writable"}
+            remedy = remedies.get(error.errno or 0, f"start as root, or make {self._path.parent} writable")
+            raise ControlError(f"{self._path}: {error.strerror}; {remedy}") from error
         state = os.fstat(self._file)
         if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
             os.close(self._file)
@@ -89,8 +92,12 @@ class Lock:
         except ControlError:
             os.close(self._file)
             raise
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            self.release()
+            raise ControlError(f"{self._path} cannot be written: {error.strerror}; free some space there") from error
 
     @property
     def descriptors(self) -> tuple[int, ...]:

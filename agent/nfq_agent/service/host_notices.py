@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from nfq_agent.config.models import Config, ProxyConfig
+from nfq_agent.host.families import families
 from nfq_agent.host.nftables import neighbours
 from nfq_agent.host.xtables import obstacles
+from nfq_agent.rules.model import FAMILIES
 from nfq_agent.rules.plan import redirects
 
 
@@ -21,6 +23,13 @@ class HostNotice(NamedTuple):
 
 def host_notices(config: Config, backend: str) -> Iterator[HostNotice]:
     """Those that concern a configuration. backend: of the rules, as configured or in use."""
+    off = [name for name in FAMILIES if name not in families() and any(name in rule.families for rule in config.rules.values())]
+    if off:
+        yield HostNotice(
+            "family",
+            "this kernel speaks no IPv6 (ipv6.disable=1, or no module): the rules are made for IPv4 alone",
+            'family = "inet" in the rules says the same',
+        )
     if not config.proxy:
         return
     if backend == "legacy" and redirects(config) and (chain := neighbours.nat_chain()) is not None:

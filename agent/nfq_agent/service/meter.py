@@ -197,7 +197,7 @@ def subject_of(rule: Rule) -> Subject | None:
 
 
 def _taken(readings: Iterable[QueueReading]) -> int | None:
-    """Packets that entered the queue or were dropped by it; None where that can't be read."""
+    """Packets that entered the queue or were dropped by it; None where that cannot be read."""
     total = 0
     for reading in readings:
         if reading.sequence is None or reading.kernel_dropped is None or reading.user_dropped is None:

@@ -126,7 +126,7 @@ class Supervisor:
         self._log(f"start: workers answer: {self._what()}", "debug")
         if self._signals.stop:
             return
-        ruleset = self._drift.ruleset = plan(self._config, self._user.uid, rules.host.lists)
+        ruleset = self._drift.ruleset = plan(self._config, self._user.uid, rules.host.lists, rules.host.families)
         # From here on there may be rules to remove. Stale rules of this instance, from any configuration, are removed in the same
         # commit that puts the new ones in.
         self._may_have_rules = True
@@ -323,7 +323,7 @@ class Supervisor:
         # A worker has a copy of the log, which it got at its start.
         relog = new.log != self._config.log
         change = change_of(self._crew.workers, self._workers_of(new), relog)
-        ruleset = plan(new, self._user.uid, rules.host.lists)
+        ruleset = plan(new, self._user.uid, rules.host.lists, rules.host.families)
         # Rules that running connections of a proxy need go when those have ended.
         at_first = merged(ruleset, keep_for_draining(drift.ruleset))
         routed = routing.wanted(self._config, new)

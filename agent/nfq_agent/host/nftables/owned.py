@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Final
 
+from nfq_agent.host.families import families
 from nfq_agent.host.nftables import layout, snapshot
 from nfq_agent.host.nftables.edit import Edit
 from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket
@@ -57,6 +58,11 @@ class OwnedHost:
     def read(self, family: Family) -> dict[str, TableState]:
         """What each table holds of this instance. Raises RuleError."""
         return self._states(self._found(family))
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """Those that the kernel speaks."""
+        return families()
 
     def sign(self) -> object:
         """Always the same: the kernel tells of changes (events.RulesetEvents), and lets others make none in an owned table."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
+from nfq_agent.host.families import families
 from nfq_agent.host.nftables import neighbours
 from nfq_agent.host.nftables.leftovers import NftLeftovers
 from nfq_agent.host.nftables.owned import OwnedHost
@@ -28,6 +29,10 @@ class RuleHost(Protocol):
     notice: str
     lists: bool
     lock_seconds: float
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """Those that the kernel speaks: rules of others would see no packet."""
 
     def read(self, family: Family) -> dict[str, TableState]:
         """What each table that is present holds of this instance. It makes no table present, and takes no lock."""
@@ -79,6 +84,8 @@ def choose(
         if problem is not None:
             raise RuleError(f"backend legacy cannot be used: {problem}")
         return LegacyHost(instance, lock)
+    if problem is None and (missing := [family for family in families() if not python_iptables.in_kernel(family)]):
+        problem = f"the kernel has no legacy xtables for {missing[0]} (module {python_iptables.MODULES[missing[0]]})"
     if problem is not None:
         return _owned(instance, f"backend owned is used, since legacy rules cannot be: {problem}", persist, inherited)
     if captures and (chain := neighbours.nat_chain()) is not None and probe().problem is None:

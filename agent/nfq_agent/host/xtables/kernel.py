@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import random
+import re
 import shlex
 import socket
 import struct
@@ -213,7 +214,7 @@ class Tables:
             back = self._decode(rule.chain, data, _is_standard(rule.target))
         # python-iptables raises any exception of its parsers.
         except (AttributeError, LookupError, TypeError, ValueError, OSError, self._iptc.errors.XTablesError) as error:
-            raise RuleError(f"python-iptables cannot write the rule {rule}: {_plain(error)}") from error
+            raise RuleError(f"python-iptables cannot write the rule {rule}: {_plain(error)}{_remedy(error)}") from error
         if back != rule:
             raise RuleError(f"python-iptables would write\n  {back}\ninstead of:\n  {rule}")
         self._entries[rule] = data
@@ -356,6 +357,14 @@ def _interface_name(name: bytes, mask: bytes) -> str:
     if (name or mask) and (name, mask) != _interface(os.fsdecode(name)):
         raise ValueError("an interface mask of another kind")
     return os.fsdecode(name)
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about an extension that libxtables does not find."""
+    if not re.search("find (match|target)", str(error)):
+        return ""
+    where = os.environ.get("XTABLES_LIBDIR", "the xtables folder beside libxtables")
+    return f'; its extension is not in {where}: install the package iptables whole, or set backend = "owned"'
 
 
 def _plain(error: object) -> str:

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
+from nfq_agent.host.families import families
 from nfq_agent.host.one_shot import OneShot, OneShotError
 from nfq_agent.host.users import CAP_NET_ADMIN, has_capability
 from nfq_agent.host.xtables.image import Image
@@ -94,6 +95,11 @@ class LegacyHost:
             raise RuleError(f"table {table} ({FAMILY_NAMES[family]}) cannot be read: {error.strerror}") from error
         return image.mentions(chains, tag_prefix(self.instance).encode())
 
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """Those that the kernel speaks."""
+        return families()
+
     def sign(self) -> object:
         """What the tables hold of this instance, without counters; read again only where the size of a table changed."""
         try:
@@ -156,6 +162,8 @@ class LegacyHost:
 
     def begin(self, family: Family, desired: Mapping[str, TableRules]) -> Callable[[], Applied]:
         """Begin `apply`; the returned function waits for its end. Raises RuleError like `apply`."""
+        if family not in families():
+            return Applied
         wanted = {name for name, table in desired.items() if table.chains or table.jumps}
         tables = self._tables(family) | wanted
         if tables_present(family) is None and not self._known[family]:
@@ -165,7 +173,10 @@ class LegacyHost:
         if not tables:
             return Applied
         if not in_kernel(family):
-            raise RuleError(f"the kernel has no legacy xtables for {FAMILY_NAMES[family]} (module {MODULES[family]})")
+            raise RuleError(
+                f"the kernel has no legacy xtables for {FAMILY_NAMES[family]}: modprobe {MODULES[family]}, leave that family out "
+                'of the rules (family), or set backend = "owned"'
+            )
         self._known[family] |= wanted
         arguments = family, self.instance, tables, dict(desired), self._lock, self._patience()
         if self._lock is not None:
@@ -177,6 +188,8 @@ class LegacyHost:
         """Nothing to release."""
 
     def _tables(self, family: Family) -> frozenset[str]:
+        if family not in families():
+            return frozenset()
         present = tables_present(family)
         if present is None and not has_capability(CAP_NET_ADMIN):
             raise RuleError(f"the {FAMILY_NAMES[family]} rules are shown to root only; run this as root (sudo)")

@@ -87,7 +87,7 @@ def _take(lock: int, seconds: float) -> None:
 
 
 def holders(lock: int) -> list[int]:
-    """The processes that hold the lock, from /proc/locks (proc_locks(5)); none where that can't be read."""
+    """The processes that hold the lock, from /proc/locks (proc_locks(5)); none where that cannot be read."""
     found = os.fstat(lock)
     inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
     try:

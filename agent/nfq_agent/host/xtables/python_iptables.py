@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfq_agent.host.one_shot import OneShotError, one_shot
+from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
 from nfq_agent.host.xtables.kernel import Tables
 from nfq_agent.rules.model import Family, Rule, RuleError
 
@@ -209,6 +210,8 @@ def problem() -> str | None:
     """Why legacy rules cannot be written here; None if they can. Cheap unless libxtables has the new layout."""
     if not in_kernel("inet") and not in_kernel("inet6"):
         return "the kernel has no legacy xtables (CONFIG_IP_NF_IPTABLES_LEGACY; module ip_tables)"
+    if has_capability(CAP_NET_ADMIN) and not has_capability(CAP_NET_RAW):
+        return 'CAP_NET_RAW is missing; start as root or with that capability, or set backend = "owned", which needs none'
     try:
         import_iptc()
     except RuleError as error:

@@ -1,0 +1,101 @@
+"""Hosts that lack something: the agent works without it, or says in one sentence what is missing and what to do."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from agent import COMMAND, Agent, ours
+from namespace import ROOT, Namespace
+
+pytestmark = pytest.mark.kernel
+
+SMALL = '[queue.main]\n[rules.app]\nqueue = "main"\ntcp_ports = [11000]\n'
+WITHOUT_IPV6 = (sys.executable, str(ROOT / "tests" / "support" / "without_ipv6.py"))
+NET_ADMIN_ALONE = ("setpriv", "--bounding-set=-all,+net_admin,+setuid,+setgid,+kill", "--inh-caps=-all,+net_admin")
+
+
+def refused(netns: Namespace, tmp_path: Path, before: Sequence[str] = (), text: str = SMALL) -> str:
+    """What `run` says when it does not start: one line."""
+    config = tmp_path / "a.toml"
+    config.write_text(text)
+    done = netns.run(*before, "env", "LOG_FORMAT=console", *COMMAND, "run", "--config", str(config), check=False, timeout=30)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if "made the system user" not in line]
+    return line.partition("error")[2].strip()
+
+
+class Started(Agent):
+    """An agent behind another command."""
+
+    def __init__(self, namespace: Namespace, folder: Path, text: str, before: Sequence[str]) -> None:
+        self._before = before
+        super().__init__(namespace, folder, text)
+
+    def start(self) -> None:
+        start = self.namespace.start
+        self.namespace.start = lambda *argv, **options: start(*self._before, *argv, **options)  # type: ignore[method-assign]  # for this one
+        try:
+            super().start()
+        finally:
+            self.namespace.start = start  # type: ignore[method-assign]  # as it was
+
+
+@pytest.mark.parametrize("backend", ["legacy", "owned"])
+def test_without_ipv6_the_rules_are_made_for_ipv4(netns: Namespace, tmp_path: Path, backend: str) -> None:
+    agent = Started(netns, tmp_path, f'[agent]\nbackend = "{backend}"\ndrift_check = "200ms"\n{SMALL}', WITHOUT_IPV6).ready()
+    assert "this kernel speaks no IPv6" in agent.log
+    assert not re.search(" error ", agent.log)
+    assert agent.log.count(" warning ") == 1
+    done = netns.run(*WITHOUT_IPV6, *COMMAND, "plan", "--config", str(agent.config))
+    assert "Nothing to do" in done.stdout
+    assert agent.stop() == 0
+    assert ours(netns) == []
+
+
+def test_ipv6_that_is_switched_off_is_no_fault(netns: Namespace, tmp_path: Path) -> None:
+    netns.shell("sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
+    agent = Agent(netns, tmp_path, SMALL).ready()
+    assert not re.search(" (warning|error) ", agent.log)
+    assert agent.stop() == 0
+
+
+def test_net_admin_alone_chooses_the_backend_that_needs_no_more(netns: Namespace, tmp_path: Path) -> None:
+    agent = Started(netns, tmp_path, SMALL, NET_ADMIN_ALONE).ready()
+    assert "backend owned is used, since legacy rules cannot be: CAP_NET_RAW is missing" in agent.log
+    # libxtables says on its own what it could not ask the kernel.
+    assert "Could not" not in agent.log
+    assert agent.stop() == 0
+    said = refused(netns, tmp_path, NET_ADMIN_ALONE, f'[agent]\nbackend = "legacy"\n{SMALL}')
+    assert said.startswith("backend legacy cannot be used: CAP_NET_RAW is missing; start as root or with that capability")
+
+
+def test_no_capability_is_named(netns: Namespace, tmp_path: Path) -> None:
+    said = refused(netns, tmp_path, ("setpriv", "--bounding-set=-all", "--inh-caps=-all"))
+    assert said == "CAP_NET_ADMIN is missing: without it no queue and no rule can be made; start as root"
+
+
+def test_an_extension_that_is_missing_is_named_with_its_package(netns: Namespace, tmp_path: Path) -> None:
+    netns.shell("mkdir /run/empty")
+    said = refused(netns, tmp_path, ("env", "XTABLES_LIBDIR=/run/empty"))
+    assert said.endswith('its extension is not in /run/empty: install the package iptables whole, or set backend = "owned"')
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("mount -o remount,ro /run", "/run/nfq-agent/default.lock: Read-only file system; mount /run/nfq-agent writable"),
+        (
+            "mount -t tmpfs -o size=4k tmpfs /run; dd if=/dev/zero of=/run/fill bs=4k count=1 status=none",
+            "/run/nfq-agent/default.lock cannot be written: No space left on device; free some space there",
+        ),
+    ],
+    ids=["read-only", "full"],
+)
+def test_a_run_folder_that_takes_nothing_is_named(netns: Namespace, tmp_path: Path, change: str, expected: str) -> None:
+    netns.shell(change)
+    assert refused(netns, tmp_path) == expected
