@@ -2,7 +2,7 @@
 
 The client's bytes are a row of messages. The first is the opening, which says what the protocol is; both sides may have to
 send bytes for that. Each later message begins where the one before ends, its body included, and is read by what its
-predecessor named (`Found.then`). A message that cannot be read ends the reading: nothing that arrives later counts as read.
+predecessor named (`Found.then`). A message that can't be read ends the reading: nothing that arrives later counts as read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Event(Enum):
     """What a segment tells.
 
     MESSAGE: a whole message, `facts`. PART: the message that has begun is not whole; `facts` is what is known of it.
-    ADDED: `facts` belong to the first message too. GAVE_UP: the message cannot be read, `reason`; nor can any later one.
+    ADDED: `facts` belong to the first message too. GAVE_UP: the message can't be read, `reason`; nor can any later one.
     AHEAD: the segment comes before bytes that have to be read first. DIFFERS: two segments say different things about the same
     bytes, so that nothing is known of the connection, `reason`; nothing later will be read.
     """

@@ -309,9 +309,9 @@ class Container:
         self._stack = contextlib.ExitStack()
         enter = self._stack.enter_context(_control_group())
         try:
-            # bpf: systemd keeps IPAddressDeny= with it.
-            words = ["--boot", "--private-network", "--capability=all", "--system-call-filter=bpf", "--link-journal=no"]
-            words.append("--console=pipe")
+            # bpf: systemd keeps IPAddressDeny= with it. @keyring: Docker's containers have a session keyring of their own.
+            words = ["--boot", "--private-network", "--capability=all", "--system-call-filter=bpf @keyring"]
+            words += ["--link-journal=no", "--console=pipe"]
             with self._console.open("wb") as console:
                 self._nspawn = subprocess.Popen(
                     [*enter, *_nspawn(self.root), *words], stdin=subprocess.DEVNULL, stdout=console, stderr=console

@@ -25,7 +25,9 @@ def refused(netns: Namespace, tmp_path: Path, before: Sequence[str] = (), text: 
     done = netns.run(*before, "env", "LOG_FORMAT=console", *COMMAND, "run", "--config", str(config), check=False, timeout=30)
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
-    (line,) = [line for line in done.stderr.splitlines() if "made the system user" not in line]
+    lines = [line for line in done.stderr.splitlines() if "created the system user" not in line]
+    assert len(lines) == 1, done.stderr
+    (line,) = lines
     return line.partition("error")[2].strip()
 
 

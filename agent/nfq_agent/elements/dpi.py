@@ -1,6 +1,6 @@
 """`dpi`: finds the protocol of a flow and the name that it asks for, and puts both into `flow.facts`. It judges nothing.
 
-A flow is "undecided" until its first bytes have said what it is ("decided"), or until they cannot any more ("gave-up"): after
+A flow is "undecided" until its first bytes have said what it is ("decided"), or until they can't any more ("gave-up"): after
 32 packets with payload, 16 KiB or 10 seconds, or where the connection began before the first packet that was seen. Where the
 next message begins it is undecided again. It never guesses. docs/dpi.md lists the facts.
 """
