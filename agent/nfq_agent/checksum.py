@@ -44,6 +44,21 @@ def is_wrong(packet: Packet) -> bool:
     return internet_checksum(_pseudo_header(headers.five_tuple, len(covered)) + covered) != 0
 
 
+def is_partial(packet: Packet) -> bool:
+    """True where a TCP or UDP packet has the sum of its pseudo header alone, as the kernel leaves it for an offload to complete.
+
+    A capture shows outgoing packets so (CHECKSUM_PARTIAL, include/linux/skbuff.h). Raises PacketError where the bytes are no packet.
+    """
+    headers = packet.headers
+    start, protocol = headers.transport, headers.five_tuple.protocol
+    if start is None or protocol not in (TCP, UDP) or headers.fragment:
+        return False
+    at = start + _PLACE[protocol]
+    left = packet.payload[at : at + 2]
+    whole = headers.length or packet.length
+    return left == (0xFFFF - internet_checksum(_pseudo_header(headers.five_tuple, whole - start))).to_bytes(2, "big")
+
+
 def _pseudo_header(five_tuple: FiveTuple, length: int) -> bytes:
     """The pseudo header that a transport checksum covers (RFC 9293 3.1, RFC 768, RFC 8200 8.1); ICMP for IPv4 has none."""
     if five_tuple.protocol == ICMP:

@@ -45,12 +45,9 @@ def replayed(netns: Namespace, *argv: str, code: int = 0) -> dict[str, Any]:
 
 
 def test_a_replay_says_what_the_agent_did(netns: Namespace, tmp_path: Path) -> None:
-    folder = tmp_path / "captured"
-    folder.mkdir()
-    folder.chmod(0o777)
-    # Pytest keeps its folders to itself; the worker is another user.
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    # The worker is another user, and pytest keeps its own folders to itself.
+    netns.shell("mkdir -m 777 /run/captured")
+    folder = Path("/run/captured")
     same = written(tmp_path / "same.toml", folder, "www.free.test", "api.free.test")
     netns.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
     first, second = bridged(netns)
@@ -59,9 +56,9 @@ def test_a_replay_says_what_the_agent_did(netns: Namespace, tmp_path: Path) -> N
     for name, answer in [("www.free.test", "200"), ("bad.test", "000"), ("api.free.test", "200"), ("www.free.test", "200")]:
         assert first.get("10.5.0.2", name, seconds=1.5) == answer
     assert agent.stop() == 0
-    (capture,) = folder.glob("*.pcapng")
+    (capture,) = netns.shell("ls /run/captured/*.pcapng").split()
 
-    told = replayed(netns, str(capture), "--config", str(same))
+    told = replayed(netns, capture, "--config", str(same))
     assert told["changed"] == []
     assert not told["drops_more"]
     assert sorted((flow["name"], flow["before"], flow["after"]) for flow in told["flows"]) == [
@@ -72,11 +69,11 @@ def test_a_replay_says_what_the_agent_did(netns: Namespace, tmp_path: Path) -> N
     ]
     # What would be dropped that passed is said, and is the exit code of a gate in front of a roll-out.
     fewer = written(tmp_path / "fewer.toml", folder, "www.free.test")
-    told = replayed(netns, str(capture), "--config", str(fewer), code=4)
+    told = replayed(netns, capture, "--config", str(fewer), code=4)
     assert [(flow["name"], flow["before"], flow["after"]) for flow in told["changed"]] == [("api.free.test", "accept", "drop")]
     # The same by two configurations, without the comments of an agent.
     plain = tmp_path / "plain.pcap"
-    netns.run("tshark", "-r", str(capture), "-w", str(plain), "-F", "pcap")
+    netns.run("tshark", "-r", capture, "-w", str(plain), "-F", "pcap")
     told = replayed(netns, str(plain), "--config", str(fewer), "--against", str(same), code=4)
     assert [flow["name"] for flow in told["changed"]] == ["api.free.test"]
     # More is allowed: no reason to stop a roll-out.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_agent.checksum import internet_checksum, mend
-from nfq_agent.packet import PacketError
+from nfq_agent.checksum import internet_checksum, is_partial, is_wrong, mend
+from nfq_agent.packet import Packet, PacketError
 from nfq_agent.testing import icmp, tcp, udp
 
 
@@ -73,3 +76,22 @@ def test_what_can_not_be_mended_is_refused() -> None:
     plain = udp("[2001:db8::1]:1", "[2001:db8::2]:2", b"x").payload
     with pytest.raises(PacketError, match="segments left"):
         mend(plain[:6] + b"\x2b" + plain[7:40] + routed + plain[40:])
+
+
+@pytest.mark.parametrize("make", [tcp, udp])
+@pytest.mark.parametrize("ends", [("192.0.2.1:1", "192.0.2.2:2"), ("[2001:db8::1]:1", "[2001:db8::2]:2")])
+def test_a_checksum_that_an_offload_completes_is_told_from_a_wrong_one(make: Any, ends: tuple[str, str]) -> None:
+    right = make(*ends, b"payload")
+    assert not is_partial(right)
+    headers = right.headers
+    start, length = headers.transport, len(right.payload) - headers.transport
+    words = headers.five_tuple.src + headers.five_tuple.dst + struct.pack("!II", length, headers.five_tuple.protocol)
+    # As the kernel adds it up, word by word with the carry (csum_tcpudp_nofold() and csum_fold(), lib/checksum.c).
+    total = sum(struct.unpack(f"!{len(words) // 2}H", words))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    at = start + (16 if headers.five_tuple.protocol == 6 else 6)
+    left = Packet(right.payload[:at] + total.to_bytes(2, "big") + right.payload[at + 2 :])
+    assert is_partial(left)
+    assert is_wrong(left)
+    assert not is_partial(Packet(right.payload[:at] + (total ^ 1).to_bytes(2, "big") + right.payload[at + 2 :]))

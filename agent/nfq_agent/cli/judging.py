@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from nfq_agent.capture.recording import Recorded
+from nfq_agent.checksum import is_partial
 from nfq_agent.cli.explain import Question, misses
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.counters import Counters
@@ -107,12 +108,18 @@ class _Chain:
 
 @dataclass(slots=True)
 class Judged:
-    """One packet's fate. queue: None where no rule takes it; it passes. name: what its flow asks for, as far as it is known."""
+    """One packet's fate. queue: None where no rule takes it; it passes. flow: None where its chain keeps none."""
 
     five_tuple: FiveTuple
     outcome: Fate
     queue: str | None
-    name: str = ""
+    flow: Flow | None = None
+
+    @property
+    def name(self) -> str:
+        """What the flow asks for, as far as it is known."""
+        facts = {} if self.flow is None else self.flow.facts
+        return next((_text(facts[fact]) for fact in HEADLINES if fact in facts), "")
 
 
 class Judging:
@@ -135,6 +142,7 @@ class Judging:
         assert recorded.payload is not None
         self._number += 1
         packet = Packet(recorded.payload, id=self._number, length=recorded.length, time=recorded.time or 1.0)
+        packet.checksum_ready = not is_partial(packet)
         key = packet.headers.five_tuple, where
         if key not in self._taken:
             if len(self._taken) > 1 << 18:
@@ -147,8 +155,7 @@ class Judging:
         packet.hook = hook
         chain = self._chains[queue]
         outcome = chain.judge(packet)
-        facts = chain.witness.flow.facts if chain.witness.flow is not None else {}
-        return Judged(key[0], outcome, queue, next((_text(facts[fact]) for fact in HEADLINES if fact in facts), ""))
+        return Judged(key[0], outcome, queue, chain.witness.flow)
 
     def _take(self, five_tuple: FiveTuple, where: Sighting | None) -> tuple[str, Hook] | None:
         for hook in _HOOKS if where is None else (where.hook,):

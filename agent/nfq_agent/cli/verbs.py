@@ -253,6 +253,19 @@ def replay(
     return run(Flags(config, instance), capture, against, enforce, json_)
 
 
+@app.command(epilog="Example: nfq-agent learn week.pcapng -o proposal.toml")
+def learn(
+    capture: Annotated[Path, typer.Argument(metavar="FILE", help="The capture: pcap or pcapng.")],
+    config: ConfigOption = None,
+    instance: InstanceOption = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")] = None,
+) -> int:
+    """Propose a policy that accepts what a capture shows, with a rule for each name. Needs no root and no agent."""
+    from nfq_agent.cli.learn import learn as run
+
+    return run(Flags(config, instance), capture, output)
+
+
 @app.command(epilog="Example: nfq-agent metrics --instance web")
 def metrics(
     config: ConfigOption = None,

@@ -1,0 +1,120 @@
+"""`learn`: that its proposal is a valid drop-in, accepts what the capture shows and nothing else, and says why."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from openings import client_hello, dns_query
+
+from nfq_agent.cli import learn, replay
+from nfq_agent.cli.app import Flags
+from nfq_agent.packet import Packet
+from nfq_agent.testing import tcp, udp
+
+CONFIG = """
+[queue.egress]
+num = 7
+elements = ["log"]
+[rules.out]
+queue = "egress"
+hooks = ["output"]
+all = true
+"""
+
+
+def connection(client: str, server: str, *requests: bytes) -> Iterator[Packet]:
+    yield tcp(client, server, flags="S", seq=1)
+    yield tcp(server, client, flags="SA", seq=1, ack=2)
+    seq = 2
+    for request in requests:
+        yield tcp(client, server, request, seq=seq, ack=2)
+        seq += len(request)
+
+
+def capture(path: Path, packets: Iterable[Packet]) -> Path:
+    out = io.BytesIO()
+    out.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101))
+    for number, packet in enumerate(packets):
+        out.write(struct.pack("<IIII", 1_700_000_000, number, len(packet.payload), len(packet.payload)) + packet.payload)
+    path.write_bytes(out.getvalue())
+    return path
+
+
+def get(host: str) -> bytes:
+    return f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+
+
+SEEN = [
+    *connection("10.0.0.1:40001", "192.0.2.1:443", client_hello("pay.example.org")),
+    *connection("10.0.0.2:40002", "192.0.2.1:443", client_hello("pay.example.org")),
+    *connection("10.0.0.1:40003", "192.0.2.2:80", get("one.example.org"), get("two.example.org")),
+    *connection("10.0.0.1:40004", "192.0.2.3:5000", b"\x00\x01something of its own\xff"),
+    udp("10.0.0.1:40005", "192.0.2.53:53", dns_query("pay.example.org")),
+    udp("10.0.0.1:40006", "192.0.2.53:53", dns_query("one.example.org")),
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "agent.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_a_proposal_accepts_what_was_seen_and_nothing_else(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = capture(tmp_path / "seen.pcap", SEEN)
+    (tmp_path / "conf.d").mkdir()
+    drop_in = tmp_path / "conf.d" / "learned.toml"
+    assert learn.learn(Flags(config), seen, drop_in) == 0
+    assert capsys.readouterr().err == "5 rules; they accept 6 of 6 flows of the capture\n"
+    proposed = tomllib.loads(drop_in.read_text())
+    assert proposed["queue"]["egress"] == {"mode": "monitor", "elements": ["dpi", "learned-egress", "log"]}
+    rules = proposed["element"]["learned-egress"]["rule"]
+    assert {tuple(sorted((key, value) for key, value in rule.items() if key != "action")) for rule in rules} == {
+        (("dport", 443), ("tls_sni", "pay.example.org")),
+        (("dport", 80), ("http_host", "one.example.org")),
+        (("dport", 80), ("http_host", "two.example.org")),
+        (("dport", 5000), ("dst", "192.0.2.3"), ("protocol", "tcp")),
+        (("dport", 53), ("dst", "192.0.2.53"), ("protocol", "dns")),
+    }
+    assert "# 2 flows, " in drop_in.read_text()
+    assert ", from 10.0.0.1, 10.0.0.2\n" in drop_in.read_text()
+    # In force, it lets pass what was seen, and drops another name.
+    other = [*connection("10.0.0.1:40007", "192.0.2.1:443", client_hello("evil.example.org"))]
+    both = capture(tmp_path / "both.pcap", [*SEEN, *other])
+    before = tmp_path / "before.toml"
+    before.write_text(CONFIG)
+    drop_in.rename(tmp_path / "conf.d" / "kept")
+    (tmp_path / "new").mkdir()
+    after = tmp_path / "new" / "agent.toml"
+    after.write_text(CONFIG)
+    (tmp_path / "new" / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "kept").rename(tmp_path / "new" / "conf.d" / "learned.toml")
+    assert replay.replay(Flags(after), both, before, True, False) == replay.DROPS_MORE
+    told = capsys.readouterr().out
+    assert "accept: 6 flows" in told
+    assert "accept -> drop: tcp 10.0.0.1:40007 -> 192.0.2.1:443 evil.example.org" in told
+
+
+def test_a_name_with_signs_of_patterns_matches_itself_alone(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = capture(tmp_path / "seen.pcap", connection("10.0.0.1:1", "192.0.2.1:443", client_hello("*.example.org")))
+    assert learn.learn(Flags(config), seen, None) == 0
+    said = capsys.readouterr()
+    # What is no host name is no name: the address is proposed, and no pattern that would match others.
+    assert 'dst = "192.0.2.1"' in said.out or 'tls_sni = "[*].example.org"' in said.out
+
+
+def test_a_capture_that_no_rule_takes_proposes_nothing(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert learn.learn(Flags(config), capture(tmp_path / "empty.pcap", []), None) == 1
+    assert "nothing is proposed" in capsys.readouterr().err
+    assert learn.learn(Flags(config), tmp_path / "none", None) == 1
+    assert "No such file" in capsys.readouterr().err
