@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import evasion_decoys
 import evasion_dns
+import evasion_elsewhere
 import evasion_http
 import evasion_tls
 from evasion_line import Line
@@ -22,10 +23,20 @@ not blocked, with the reason. This page is made from the table in the tests.
 |---|---|---|
 """
 
+_ELSEWHERE = """
+These are tried by tests of their own, with the configuration that they speak of: names that DNS proves, what becomes of
+connections when something happens to the agent, and packets that must not go round or get lost.
+
+| what is tried | who can do it | what becomes of it |
+|---|---|---|
+"""
+
 
 def page() -> str:
     """The page in Markdown."""
-    return _HEAD + "".join(f"| {line.text} | {line.who} | {_outcome(line)} |\n" for line in LINES)
+    tried = "".join(f"| {line.text} | {line.who} | {_outcome(line)} |\n" for line in LINES)
+    elsewhere = "".join(f"| {line.text} | {line.who} | {line.outcome} |\n" for line in evasion_elsewhere.LINES)
+    return _HEAD + tried + _ELSEWHERE + elsewhere
 
 
 def _outcome(line: Line) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import evasion_elsewhere
 import pytest
 from evasion_bed import Attempt, Bed, Policy
 from evasion_line import Line
@@ -77,6 +78,12 @@ def arrives(bed: Bed, name: str) -> bool:
     while not (found := bed.understood(name)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return bool(found)
+
+
+@pytest.mark.parametrize("line", evasion_elsewhere.LINES, ids=lambda line: line.test.partition("::")[2])
+def test_what_is_tried_elsewhere_has_its_test(line: evasion_elsewhere.Elsewhere) -> None:
+    file, _, name = line.test.partition("::")
+    assert f"def {name}(" in (Path(__file__).parent.parent / file).read_text()
 
 
 def test_the_page_is_the_table() -> None:

@@ -205,6 +205,8 @@ def test_a_foreign_rule_that_clears_our_mark_makes_no_packet_loop(netns: Namespa
     assert client.echo(1000)
     assert agent.totals("q")["repeated"] == 0
     assert agent.totals("q")["received"] < 2000
+    doctor = agent.verb("doctor", check=False).stdout
+    assert f"{tables} -t mangle -A OUTPUT -j CONNMARK --restore-mark" in " ".join(doctor.split())
     assert agent.log.count("restore-mark") == 1
     assert agent.stop() == 0
 

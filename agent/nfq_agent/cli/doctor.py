@@ -11,6 +11,7 @@ from typing import Final
 
 from nfq_agent.cli.doctor_rules import rule_findings
 from nfq_agent.cli.finding import Finding, Level
+from nfq_agent.cli.foreign_marks import rewriting
 from nfq_agent.cli.running import status_if_any
 from nfq_agent.config.models import Config
 from nfq_agent.config.warnings import warnings
@@ -38,10 +39,24 @@ def examine(config: Config) -> list[Finding]:
         *_queues(config, running),
         *rule_findings(config, running),
         *_conntrack(),
+        *_foreign_marks(config),
         *_rp_filter(),
         *(Finding("warning", "configuration", text) for text in warnings(config)),
         *(Finding("error", "configuration", text) for text in listener_faults(config)),
     ]
+
+
+def _foreign_marks(config: Config) -> Iterator[Finding]:
+    found = list(rewriting(config))
+    for text in found:
+        yield Finding(
+            "warning",
+            "marks",
+            f"{text} of an offload element before its rules see them: each packet with a verdict for its flow comes back",
+            "give that rule a mask (--nfmask, --set-xmark VALUE/MASK) without these bits, or choose another mark for offload",
+        )
+    if not found:
+        yield Finding("good", "marks", "no rule of others rewrites the mark bits of an offload element")
 
 
 def _capabilities() -> Iterator[Finding]:

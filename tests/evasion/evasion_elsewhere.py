@@ -1,0 +1,84 @@
+"""Lines of the table that need another host than the bed, each with the test that tries it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evasion_line import ANY_USER, RAW
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """text, who, outcome: as in the page. test: FILE::NAME of the test that holds the outcome, below tests/."""
+
+    text: str
+    who: str
+    outcome: str
+    test: str
+
+
+_NAMES = "kernel/test_names.py::"
+_MIDSTREAM = "kernel/test_midstream.py::"
+
+LINES = (
+    Elsewhere(
+        "An allowed name, in TLS or HTTP, at an address that DNS did not give for it", ANY_USER,
+        'blocked with `verify = "dns"`; without it a limit: a name is what the client says',
+        _NAMES + "test_a_name_counts_for_the_addresses_that_dns_gave",
+    ),
+    Elsewhere(
+        "`dst_name`: any protocol to an address that DNS did not give for an allowed name", ANY_USER, "blocked",
+        _NAMES + "test_a_name_counts_for_the_addresses_that_dns_gave",
+    ),
+    Elsewhere(
+        "An answer with another number, question or type, with an error, for another owner, or the second to a question",
+        "who can send from the resolver's address", "not believed", _NAMES + "test_forged_answers_are_not_believed",
+    ),
+    Elsewhere(
+        "An answer of a resolver that is not believed", ANY_USER, "not believed",
+        _NAMES + "test_the_answer_of_another_resolver_is_not_believed",
+    ),
+    Elsewhere(
+        "An answer from a believed address without a question", RAW, "not believed",
+        _NAMES + "test_an_answer_without_a_question_is_not_believed",
+    ),
+    Elsewhere(
+        "A connection in the moment in which the answer arrives", ANY_USER, "its name is known by then",
+        _NAMES + "test_no_connection_comes_before_its_name",
+    ),
+    Elsewhere(
+        "A worker that dies, a reload with another setting or another name: a denied connection goes on", ANY_USER, "blocked",
+        _MIDSTREAM + "test_a_denied_connection_stays_denied",
+    ),
+    Elsewhere(
+        "The same, and a restart or a crash of the agent: an allowed connection goes on", ANY_USER, "it is not cut",
+        _MIDSTREAM + "test_an_allowed_connection_goes_on",
+    ),
+    Elsewhere(
+        "310 seconds of silence, then another connection", ANY_USER, "the silent one is not cut",
+        _MIDSTREAM + "test_a_connection_is_silent_for_310_seconds",
+    ),
+    Elsewhere(
+        "110,000 SYNs from spoofed addresses, to have an allowed connection forgotten", RAW, "it is not cut",
+        _MIDSTREAM + "test_110_000_spoofed_syns",
+    ),
+    Elsewhere(
+        "A connection that began before the agent says a denied name", ANY_USER,
+        'blocked where a segment begins with the message in its plain form; any other with `midstream = "drop"`',
+        _MIDSTREAM + "test_a_connection_that_began_before_the_agent",
+    ),
+    Elsewhere(
+        "A rule of others in front of ours clears our marks: a packet comes back for ever", "root",
+        "it gets its verdict after 16 times; `doctor` names the rule",
+        "kernel/test_elements_offload.py::test_a_foreign_rule_that_clears_our_mark_makes_no_packet_loop",
+    ),
+    Elsewhere(
+        "An element of a user answers REPEAT each time", "an element", "it gets `on_error` after 16 times",
+        "kernel/test_elements_offload.py::test_an_element_that_always_answers_repeat_gets_on_error",
+    ),
+    Elsewhere(
+        "IPv6 with `all = true` and an allow-list: neighbour discovery is dropped", "nobody",
+        "what the link needs passes unless a rule names it",
+        "kernel/test_link_local.py::test_an_allow_list_over_everything_leaves_the_link_alive",
+    ),
+)  # fmt: skip
