@@ -86,10 +86,10 @@ def configure(host: Container, text: str) -> None:
 
 
 def foreign(host: Container) -> str:
-    """The rules of others. The order of the tables is that in which they became present."""
+    """The rules of others. Tables are in the order in which they became present; one that is empty may be so because of us."""
     lines = saved(host).splitlines()
     tables = ["\n".join(table) for table in _tables(line for line in lines if "NFQA-" not in line and "nfq-agent:" not in line)]
-    return "\n".join(sorted(tables))
+    return "\n".join(sorted(table for table in tables if re.search("^(-A|:.* (DROP|-) )", table, re.MULTILINE)))
 
 
 def _tables(lines: Iterable[str]) -> Iterator[list[str]]:

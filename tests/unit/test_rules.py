@@ -342,3 +342,19 @@ def test_a_policy_that_enforces_is_not_left_open_unsaid() -> None:
 def test_a_rule_is_split_as_a_shell_splits_it(comment: str) -> None:
     text = f"-A NFQA-a-INPUT -p tcp -m comment --comment {comment} -j RETURN"
     assert Rule.parse(text).matches[0].options[0].value == shlex.split(text)[7]
+
+
+@pytest.mark.parametrize(
+    ("port", "hooks", "told"), [(80, ["input", "output"], 1), (81, ["input", "output"], 0), (80, ["output"], 0)]
+)
+def test_a_queue_that_sees_answers_only_is_told(port: int, hooks: list[str], told: int) -> None:
+    made = config_of(
+        proxy={"web": {"listen": ["127.0.0.1:15002"]}},
+        rules={
+            "seen": {"queue": "main", "tcp_ports": [port], "hooks": hooks},
+            "led": {"proxy": "web", "tcp_ports": [80], "hooks": ["output"]},
+        },
+    )
+    found = [line for line in warnings(made) if "answers of the servers only" in line]
+    assert len(found) == told
+    assert all(line.startswith("rules.seen and rules.led both take TCP port 80: of what proxy web carries") for line in found)

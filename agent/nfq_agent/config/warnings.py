@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nfq_agent.config.capture import overlap
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.name_needs import hidden_resolvers
+from nfq_agent.values import LAST_PORT, Ports
 
 
 def warnings(config: Config) -> Iterator[str]:
@@ -23,6 +25,7 @@ def warnings(config: Config) -> Iterator[str]:
             )
         if rule.queue is not None and not config.queue[rule.queue].bypass:
             yield f"rules.{name}: bypass = false drops this traffic while no agent serves queue {rule.queue}"
+    yield from _queues_beside_proxies(config)
     if hidden := hidden_resolvers(config):
         yield (
             f"the answers of the resolvers {', '.join(hidden)} come in at hook input, which no rule with dpi takes: verify and "
@@ -44,6 +47,21 @@ def warnings(config: Config) -> Iterator[str]:
             )
         if not any(rule.queue == name for rule in config.rules.values()):
             yield f"queue.{name}: no rule sends anything to it"
+
+
+def _queues_beside_proxies(config: Config) -> Iterator[str]:
+    """A proxy's own packets are never queued, and its clients' packets have its port: of a connection, the rest are answers."""
+    for name, rule in config.rules.items():
+        for other, led in config.rules.items():
+            if rule.queue is None or led.proxy is None or not {"input", "forward"} & set(rule.hooks):
+                continue
+            ports = overlap((Ports(1, LAST_PORT),) if rule.all else rule.tcp_ports, led.tcp_ports)
+            if ports is not None:
+                yield (
+                    f"rules.{name} and rules.{other} both take TCP port {ports}: of what proxy {led.proxy} carries, queue "
+                    f"{rule.queue} sees the answers of the servers only; give those ports to one of them, or look at them with "
+                    "elements of the proxy"
+                )
 
 
 def _drops_by_default(config: Config, queue: QueueConfig) -> str:
