@@ -74,11 +74,10 @@ class Policy:
     def __str__(self) -> str:
         return self.kind if self.kind == "none" else f"{self.kind}-{self.action}"
 
-    @property
-    def config(self) -> str:
+    def config(self, more_ports: Sequence[int] = ()) -> str:
         """The agent's configuration."""
         allow = self.kind == "allow-list"
-        tcp = ", ".join(map(str, (DNS, TLS, PLAIN, NGINX, PYTHON)))
+        tcp = ", ".join(map(str, (DNS, TLS, PLAIN, NGINX, PYTHON, *more_ports)))
         return _CONFIG.format(
             default=self.action if allow else "accept", action="accept" if allow else self.action,
             # The second is what some lines show us while the server reads `refused`.
@@ -153,7 +152,10 @@ Try = tuple[Attempt, How, str]
 class Bed:
     """Two joined hosts, the servers on one of them, and on the other the agent, if there is a policy."""
 
-    def __init__(self, policy: Policy, folder: Path) -> None:
+    def __init__(
+        self, policy: Policy, folder: Path, more_ports: Sequence[int] = (), serve: Callable[[Bed], None] | None = None
+    ) -> None:
+        """more_ports: judged too. serve: starts other servers in place of those of the table."""
         self.policy = policy
         self.folder = folder
         folder.chmod(0o755)
@@ -165,9 +167,12 @@ class Bed:
                 f"iptables-legacy -t raw -A PREROUTING -m ttl --ttl-lt {FAR + 1} -j DROP;"
                 f"ip6tables-legacy -t raw -A PREROUTING -m hl --hl-lt {FAR + 1} -j DROP"
             )
-            self._serve()
+            if serve is None:
+                self._serve()
+            else:
+                serve(self)
             if policy.kind != "none":
-                self.agent = Agent(self.attacker, folder, policy.config).ready()
+                self.agent = Agent(self.attacker, folder, policy.config(more_ports)).ready()
         except BaseException:
             self.close()
             raise

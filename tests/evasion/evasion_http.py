@@ -15,12 +15,12 @@ def _get(host: str, *, path: str = "/", extra: str = "") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{extra}\r\n".encode()
 
 
-def _alone(template: str, attempt: Attempt, name: str, *, port: int = NGINX) -> None:
+def alone(template: str, attempt: Attempt, name: str, *, port: int = NGINX) -> None:
     """One request on a connection of its own. N stands for the name, A for an allowed one."""
     attempt.say(port, _filled(template, attempt, name))
 
 
-def _after(template: str, attempt: Attempt, name: str, *, port: int = NGINX) -> None:
+def after(template: str, attempt: Attempt, name: str, *, port: int = NGINX) -> None:
     """The same, behind an allowed request on one connection."""
     with attempt.tcp(port) as connection:
         connection.sendall(_get(attempt.allowed, path="/first"))
@@ -34,7 +34,7 @@ def _filled(template: str, attempt: Attempt, name: str) -> bytes:
 
 
 # What servers take beside the plain form; each is tried alone and behind an allowed request.
-_SPELLINGS = {
+SPELLINGS = {
     "version-1.2": ("`HTTP/1.2` in the request line", "GET / HTTP/1.2\r\nHost: <N>\r\n\r\n", NGINX),
     "version-1.10": ("`HTTP/1.10` in the request line", "GET / HTTP/1.10\r\nHost: <N>\r\n\r\n", NGINX),
     "two-spaces": ("two spaces behind the method", "GET  / HTTP/1.1\r\nHost: <N>\r\n\r\n", NGINX),
@@ -150,17 +150,17 @@ LINES = (
     Line("http-mptcp", "HTTP: a request over an MPTCP connection", _mptcp),
     Line("http-ended", "HTTP: the client ends its side of the connection before the head is whole", _ended),
     *(
-        Line(f"http-{name}", f"HTTP: {text}", partial(_alone, template, port=port))
-        for name, (text, template, port) in _SPELLINGS.items()
+        Line(f"http-{name}", f"HTTP: {text}", partial(alone, template, port=port))
+        for name, (text, template, port) in SPELLINGS.items()
     ),
     *(
-        Line(f"http-after-{name}", f"HTTP, behind an allowed request: {text}", partial(_after, template, port=port))
-        for name, (text, template, port) in _SPELLINGS.items()
+        Line(f"http-after-{name}", f"HTTP, behind an allowed request: {text}", partial(after, template, port=port))
+        for name, (text, template, port) in SPELLINGS.items()
     ),
     Line(
         "http-next-request",
         "HTTP: a second request on the connection",
-        partial(_after, "GET / HTTP/1.1\r\nHost: <N>\r\n\r\n"),
+        partial(after, "GET / HTTP/1.1\r\nHost: <N>\r\n\r\n"),
         twin=True,
     ),
     Line(

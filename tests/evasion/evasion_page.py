@@ -17,7 +17,9 @@ Each line is tried by `tests/evasion/` against real servers (nginx, Python's HTT
 application that writes down the bytes it reads): in IPv4 and IPv6, for an allow-list (`default = "drop"`, some names
 accepted) and a block-list (`default = "accept"`, some names dropped), with `drop` and with `reject`, and `undecided = "accept"`.
 Without the agent the server understands the denied name; with it, "blocked" means that it never does. A limit is a line that is
-not blocked, with the reason. This page is made from the table in the tests.
+not blocked, with the reason. The
+spellings of HTTP are tried on Apache, Node, HAProxy and Go too, where these are installed. This page is made
+from the table in the tests.
 
 | evasion | who can do it | what becomes of it |
 |---|---|---|
