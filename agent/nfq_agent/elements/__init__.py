@@ -14,6 +14,7 @@ from nfq_agent.stream import StreamElement
 
 # One line for each: the name in the configuration, and where its class is.
 PACKET_ELEMENTS: Final = {
+    "dns-answer": "nfq_agent.elements.dns_answer:AnswerChanger",
     "dpi": "nfq_agent.elements.dpi:Dpi",
     "log": "nfq_agent.elements.log:FiveTupleLog",
     "chaos": "nfq_agent.elements.chaos:Chaos",
