@@ -45,6 +45,7 @@ def test_every_counter_of_the_tables_is_there(of_one: Samples) -> None:
         ("proxy_bytes_forward_total", {"agent": "default", "proxy": "tcp"}),
         ("tap_lost_total", {"agent": "default", "tap": "pods"}),
         ("inline_uninspected_packets_total", {"agent": "default", "inline": "pods", "cause": "stale"}),
+        ("bypass", {"agent": "default", "cause": "queue", "name": "main", "unit": "packets"}),
         (
             "rule_packets_total",
             {"agent": "default", "family": "inet6", "table": "mangle", "chain": "NFQA-default-OUTPUT", "rule": "app"},

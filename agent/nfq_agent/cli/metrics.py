@@ -122,6 +122,13 @@ def _agent(families: _Families, report: Status) -> None:
             "offloaded_packets", "packets that the kernel answered by their flow", packets, agent=instance, verdict=verdict
         )
     families.count("rule_repairs", "times that rules had to be put back", report.drift.repairs, agent=instance)
+    wrong = None if report.drift.unreadable else len(report.drift.wrong)
+    families.gauge("rules_wrong", "rules or chains in the kernel that are not as configured", wrong, agent=instance)
+    for each in report.bypasses:
+        labels = {"agent": instance, "cause": each.cause, "name": each.name, "unit": each.unit}
+        families.gauge(
+            "bypass", "what passed without a verdict since the start, by cause; its unit is a label", each.count, **labels
+        )
     families.count("lost_log_lines", "log lines that could not be written", report.log_lines_lost, agent=instance)
 
 
