@@ -380,7 +380,7 @@ class Container:
 
     def start(self, *argv: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command inside. It ends with the container at the latest."""
-        return subprocess.Popen(self.command(argv), text=True, **{"stdin": subprocess.DEVNULL, **options})
+        return subprocess.Popen(self.command(argv), **{"text": True, "stdin": subprocess.DEVNULL, **options})
 
     def shell(self, script: str, **options: Any) -> str:
         """The output of a shell script run inside."""

@@ -188,6 +188,7 @@ class FakeMachine:
         self.turns: list[Callable[[], None]] = []
         self.now = 1000.0
         self.allowed = True
+        self.code_changed = False
         self.rehearsal = ""
         self.crew = FakeCrew(self.trouble, self._turn)
         self.log = self._log("first")
@@ -207,6 +208,7 @@ class FakeMachine:
             reimported=lambda: contextlib.nullcontext([]),
             elsewhere=lambda *_: (),
             store=Store(),
+            code_changed=lambda: self.code_changed,
             rehearse=lambda: self.rehearsal,
             start_again=self._start_again,
             ruleset_events=lambda: None,

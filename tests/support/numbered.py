@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from namespace import PATIENCE, Namespace
 from traffic import PYTHON
@@ -73,6 +73,13 @@ print(number, len(got), waits[-1] * 1000, waits[len(waits) * 99 // 100] * 1000)
 """
 
 
+class Host(Protocol):
+    """Where processes are started: a namespace, or a booted host."""
+
+    def start(self, *argv: str, **options: Any) -> subprocess.Popen[Any]:
+        """Start a command."""
+
+
 class Flow(NamedTuple):
     """sent, arrived: datagrams. worst, most: the longest time on the way and its 99th percentile, in milliseconds."""
 
@@ -85,10 +92,8 @@ class Flow(NamedTuple):
 class Numbered:
     """A flow of numbered datagrams to port 11000, and what became of it."""
 
-    def __init__(self, namespace: Namespace, rate: int) -> None:
-        self._process = namespace.start(
-            PYTHON, "-c", _SENDER, str(rate), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, host: Host, rate: int, python: str = PYTHON) -> None:
+        self._process = host.start(python, "-c", _SENDER, str(rate), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "sending\n"
 
@@ -113,7 +118,7 @@ def judged(namespace: Namespace) -> list[int]:
     return [int.from_bytes(data[at : at + 8], "big") for at in range(0, len(data), 8)]
 
 
-# Sends back what it gets, on any number of connections. argv: port.
+# Sends back what it gets, on any number of connections, until its standard input ends. argv: port.
 _ECHO: Final = """
 import asyncio, sys
 async def echo(reader, writer):
@@ -127,7 +132,8 @@ async def echo(reader, writer):
 async def main():
     server = await asyncio.start_server(echo, "127.0.0.1", int(sys.argv[1]), backlog=4096)
     print("listening", flush=True)
-    await server.serve_forever()
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    server.close()
 asyncio.run(main())
 """
 # Keeps COUNT connections that exchange a line each 20 ms, opens a new one each 5 ms that exchanges one line, until its standard
@@ -188,12 +194,12 @@ class Talk(NamedTuple):
 class Connections:
     """Connections that last, and short ones, to an echoing server in the namespace."""
 
-    def __init__(self, namespace: Namespace, port: int, count: int) -> None:
-        server = namespace.start(PYTHON, "-c", _ECHO, str(port), stdout=subprocess.PIPE, text=True)
-        assert server.stdout is not None
-        assert server.stdout.readline() == "listening\n"
-        self._process = namespace.start(
-            PYTHON, "-c", _CLIENTS, str(port), str(count), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    def __init__(self, host: Host, port: int, count: int, python: str = PYTHON) -> None:
+        self._server = host.start(python, "-c", _ECHO, str(port), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline() == "listening\n"
+        self._process = host.start(
+            python, "-c", _CLIENTS, str(port), str(count), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "talking\n"
@@ -201,5 +207,6 @@ class Connections:
     def end(self) -> Talk:
         """Open no more, and close those that last."""
         output, _ = self._process.communicate(timeout=60)
+        self._server.communicate(timeout=60)
         unbroken, others, failed, longest = output.split()
         return Talk(int(unbroken), int(others), int(failed), float(longest))

@@ -42,10 +42,11 @@ def test_every_requirement_has_its_licence_named() -> None:
     assert required <= set(re.findall(r"[\w/]+", " ".join(re.findall(r"^Files: (.*)$", named, re.MULTILINE))))
 
 
-def test_the_two_units_differ_in_the_instance_only() -> None:
-    one = (TOP / "systemd/nfq-agent.service").read_text().splitlines()
-    each = (TOP / "systemd/nfq-agent@.service").read_text().splitlines()
-    plain = [re.sub(r" --instance %i| --config /etc/nfq-agent/%i\.toml| \(instance %i\)", "", line) for line in each]
+@pytest.mark.parametrize("unit", ["nfq-agent", "nfq-agent-rules"])
+def test_the_two_units_differ_in_the_instance_only(unit: str) -> None:
+    one = (TOP / f"systemd/{unit}.service").read_text().splitlines()
+    each = (TOP / f"systemd/{unit}@.service").read_text().splitlines()
+    plain = [re.sub(r" --instance %i| --config /etc/nfq-agent/%i\.toml| \(instance %i\)|@%i", "", line) for line in each]
     assert [line for line in plain if not line.startswith("#")] == [line for line in one if not line.startswith("#")]
 
 

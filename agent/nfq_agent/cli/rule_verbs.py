@@ -78,6 +78,11 @@ def remove(flags: Flags, after_failure: bool) -> int:
     failed = after_failure and os.environ.get("SERVICE_RESULT", "success") != "success"
     if not after_failure:
         _refuse_removal_beside_agent(name)
+    return clean(name, failed)
+
+
+def clean(name: str, failed: bool) -> int:
+    """Remove all that an instance has put into the kernel. failed: leave the rules that block traffic. Raises RuleError."""
     removed, problems = _removed_everywhere(name, failed)
     if routes.sweep(name):
         removed += 1

@@ -36,6 +36,8 @@ def reload(flags: Flags) -> int:
     name = loading.instance_of(flags)
     answer = control.ask(name, {"verb": "reload"}, 60, lambda: show.note(f"instance {name}: still reloading ..."))
     if answer.get("ok"):
+        if "began" in answer:
+            return _await_successor(name, answer["began"])
         show.note(str(answer["message"]))
         return 0
     print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
@@ -51,9 +53,14 @@ def restart(flags: Flags) -> int:
     if not answer.get("ok"):
         print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
         return 1
-    began = time.monotonic()
-    while time.monotonic() - began < _BACK_WITHIN:
-        if _ping(name).get("began", answer["began"]) != answer["began"]:
+    return _await_successor(name, answer["began"])
+
+
+def _await_successor(name: str, before: object) -> int:
+    """Wait until an agent answers that began at another time than `before`."""
+    asked = time.monotonic()
+    while time.monotonic() - asked < _BACK_WITHIN:
+        if _ping(name).get("began", before) != before:
             show.note(f"restarted: instance {name} serves with the code that is installed now")
             return 0
         time.sleep(0.02)

@@ -131,6 +131,14 @@ def remove(
     return rule_verbs.remove(Flags(config, instance, queue_num), after_failure)
 
 
+@app.command(epilog="Example: nfq-agent sweep --instance default")
+def sweep(config: ConfigOption = None, instance: InstanceOption = None) -> int:
+    """Clean up after the service of this instance, unless it is active: its rules, then its processes. For the unit beside it."""
+    from nfq_agent.cli.sweep import sweep as clean
+
+    return clean(Flags(config, instance))
+
+
 @app.command(epilog="Example: nfq-agent reload")
 def reload(config: ConfigOption = None, instance: InstanceOption = None) -> int:
     """Make the running agent read its configuration again, and wait. Exit 0 only when it is in force."""

@@ -5,11 +5,13 @@ Their names and numbers go through an environment variable, so that versions can
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, NoReturn
 
 _VARIABLE: Final = "NFQ_AGENT_HANDED"
@@ -21,6 +23,30 @@ _WAIT: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 def command() -> list[str]:
     """The command line of this process, as it can be run again."""
     return [sys.executable, *sys.orig_argv[1:]]
+
+
+class Code:
+    """The code of this program as it was when it was started."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """folder: where it is; else that of this package."""
+        self._folder = Path(__file__).parent.parent if folder is None else folder
+        self._seen = self._look()
+
+    @property
+    def changed(self) -> bool:
+        """Whether a file of it is another one now, as after an upgrade of the package."""
+        return self._look() != self._seen
+
+    def _look(self) -> dict[str, tuple[int, int, int]]:
+        found = {}
+        for folder, _, names in os.walk(self._folder):
+            for name in names:
+                if name.endswith((".py", ".so")):
+                    with contextlib.suppress(OSError):
+                        state = os.stat(f"{folder}/{name}")
+                        found[f"{folder}/{name}"] = state.st_ino, state.st_mtime_ns, state.st_size
+        return found
 
 
 def rehearse() -> str:

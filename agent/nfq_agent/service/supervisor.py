@@ -375,7 +375,8 @@ class Supervisor:
             case "restart":
                 return self._restart()
             case "reload":
-                return self.reload()
+                # After an upgrade of the package, new code comes with the new configuration.
+                return self._restart() if self._system.code_changed() else self.reload()
             case "status":
                 assert self._drift is not None
                 return self._status(self._drift.look(self._system.wall())).as_object()

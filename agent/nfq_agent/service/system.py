@@ -110,6 +110,7 @@ class System:
     reimported: Callable[[], contextlib.AbstractContextManager[list[str]]]
     elsewhere: Callable[[RuleHost, str], Sequence[RulePlace]]
     store: Store
+    code_changed: Callable[[], bool]
     rehearse: Callable[[], str]
     start_again: Callable[[Mapping[str, int]], None]
     ruleset_events: Callable[[], RulesetEvents | None]
@@ -119,6 +120,7 @@ class System:
 def this_host() -> System:
     """The real ones."""
     service = ServiceManager()
+    code = reexec.Code()
     return System(
         clock=time.monotonic,
         wall=time.time,
@@ -137,6 +139,7 @@ def this_host() -> System:
         advance=lambda config: advance(config, control.folder() / f"{config.agent.instance}.generations"),
         elsewhere=elsewhere,
         store=Store(systemd.passed() | reexec.handed(), service if service.stores else None),
+        code_changed=lambda: code.changed,
         rehearse=reexec.rehearse,
         start_again=reexec.start_again,
         ruleset_events=_ruleset_events,
