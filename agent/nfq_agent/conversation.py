@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from nfq_agent.earlier import Belongs, Earlier
-from nfq_agent.flow import Expected, Heard
+from nfq_agent.flow import Expected, Heard, Requests
 from nfq_agent.noise import looks_encrypted
 from nfq_agent.protocols import MORE, NO, Found, Parser
 from nfq_agent.read_bytes import ReadBytes, distance
@@ -144,12 +144,18 @@ class Conversation:
             if not self._read_bytes.held:
                 self._read_bytes = None
 
-    def expected(self) -> Expected | None:
+    def expected(self, requests: Requests | None) -> Expected:
         """What the server's next packets are to say, where all that they can say is that they took what was read."""
-        if self._read_bytes is None:
+        first, last = (0, 0) if self._read_bytes is None else self._read_bytes.ends
+        return Expected(first, last, self.server_first, self.soundness(False).stamp, requests)
+
+    def next_of(self, parser: Parser) -> int | None:
+        """The number of the first byte of the next message, where that is whole by itself and read by this parser; else None."""
+        waits = self._client is not None or self._server is not None or self._first is not None or self._began is not None
+        ends = self.closed or self.ended or self.renewed is not None or self.earlier is not None
+        if waits or ends or self._phase is not _Phase.LATER or self._parsers != (parser,):
             return None
-        first, last = self._read_bytes.ends
-        return Expected(first, last, self.server_first, self.soundness(False).stamp)
+        return self._next
 
     def hear(self, heard: Heard) -> None:
         """Packets of the server that were not shown have said this."""
@@ -157,6 +163,13 @@ class Conversation:
             self.soundness(False).stamp = heard.stamp
         if heard.acknowledged is not None:
             self.acknowledged(heard.acknowledged)
+        if heard.client_stamp is not None:
+            self.soundness(True).stamp = heard.client_stamp
+        if heard.next is not None:
+            self._next = heard.next - len(heard.piece) & 0xFFFFFFFF
+            if heard.piece:
+                self._keep(0, heard.piece)
+            self._next = heard.next
 
     def compare_no_more(self) -> None:
         """Drop the bytes that were read."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, ClassVar, Generic, Self, get_args
+from typing import Any, ClassVar, Final, Generic, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
@@ -18,6 +18,7 @@ from nfq_agent.flow import Flow, Watch
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.mark import Kept
 from nfq_agent.packet import Packet
+from nfq_agent.protocols import http1
 from nfq_agent.verdict import ACCEPT, Action, Verdict
 
 Emit = Callable[..., None]
@@ -74,7 +75,11 @@ class PacketElement(Generic[O]):
     `reads_process` for itself, by its options. `keeps_facts`: the facts that it puts into flows; a rule on a fact needs such an
     element before it.
 
-    `context`: what the worker lends, set before `start`. The time is `packet.time`: the worker stamps packets that the kernel
+    `context`: what the worker lends, set before `start`. `facts_read`: the facts that its answers follow from, None for any.
+    Where each element of a chain names them, later HTTP requests for the same host need not be shown to it if it reads no more
+    than the host.
+
+    The time is `packet.time`: the worker stamps packets that the kernel
     did not stamp.
     """
 
@@ -88,6 +93,7 @@ class PacketElement(Generic[O]):
     reads_process: bool = False
     degrades: ClassVar[bool] = False
     keeps_facts: ClassVar[tuple[str, ...]] = ()
+    facts_read: tuple[str, ...] | None = None
     Options: ClassVar[type[Options]] = Options
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -181,6 +187,10 @@ class PacketElement(Generic[O]):
         """
 
 
+# What an HTTP request says besides its host.
+_DETAILS: Final = frozenset(http1.PROTOCOL.facts) - {"http_host"}
+
+
 class ElementChain:
     """Elements in their order. The first that answers wins; then those that amend verdicts are asked, in the same order.
 
@@ -212,6 +222,8 @@ class ElementChain:
         self._watches = tuple(e.watches for e in asked)
         self._amended_watches = tuple(e.watches for e in self._elements if _overrides(e, "amend"))
         self._asked = 0
+        # Whether the answers to two HTTP requests for the same host are the same.
+        self._by_host = all(e.facts_read is not None and _DETAILS.isdisjoint(e.facts_read) for e in self._elements)
         self._amended_lasting = all(e.lasting for e in self._elements if _overrides(e, "amend"))
 
     def __len__(self) -> int:
@@ -245,11 +257,13 @@ class ElementChain:
             return Watch.ALL
         flow.expects = None
         watch: int = Watch.NOTHING
-        for watches in self._watches[: self._asked]:
-            watch |= watches(flow)
-        for watches in self._amended_watches:
-            watch |= watches(flow)
-        return watch
+        requests = self._by_host
+        for watches in (*self._watches[: self._asked], *self._amended_watches):
+            wanted = watches(flow)
+            watch |= wanted
+            # One that reads the client's payload for itself is shown all of it.
+            requests = requests and (not wanted & Watch.CLIENT or bool(wanted & Watch.REQUEST))
+        return watch if requests else watch & ~Watch.REQUEST
 
     @property
     def listens(self) -> bool:

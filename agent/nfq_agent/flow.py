@@ -13,7 +13,7 @@ class Watch:
 
     CLIENT, SERVER: with payload, of that side. CLIENT_BARE, SERVER_BARE: without payload. DATA: with payload, of both. ALL: every
     packet. DNS, QUIC: datagrams that may be a message of DNS or have a wrong checksum, and those of QUIC's handshake.
-    ACKNOWLEDGEMENT: those of the server of which more is to be known than `Flow.expects` tells.
+    ACKNOWLEDGEMENT: those of the server that say more than `Flow.expects` tells. REQUEST: the same of the client.
     """
 
     NOTHING: Final = 0
@@ -24,28 +24,50 @@ class Watch:
     DNS: Final = 16
     QUIC: Final = 32
     ACKNOWLEDGEMENT: Final = 64
+    REQUEST: Final = 128
     DATA: Final = CLIENT | SERVER
     ALL: Final = CLIENT | SERVER | CLIENT_BARE | SERVER_BARE
+
+
+class Requests(NamedTuple):
+    """HTTP requests for the host of the one before, in the plain form: they are not shown.
+
+    next: the number of the first byte. stamp: as in `Expected`, of the client. host: as the fact has it, in letters, digits, `-`,
+    `_` and `.` alone.
+    """
+
+    next: int
+    stamp: int | None
+    host: bytes
 
 
 class Expected(NamedTuple):
     """The server's next packets, where they only acknowledge what was read: they are not shown as long as they are sound.
 
     first, last: the numbers behind the first and the last piece that was read. opening: the number of the server's first byte,
-    None where it is not known. stamp: the timestamp that the next must not be older than, None where there are none.
+    None where it is not known. stamp: the timestamp that the next must not be older than, None where there are none. requests:
+    those of the client's packets that need not be shown either, as long as no element reads more of them than the host.
     """
 
     first: int
     last: int
     opening: int | None
     stamp: int | None
+    requests: Requests | None = None
 
 
 class Heard(NamedTuple):
-    """What those packets have said: the number before which all was taken, and the latest timestamp; None for nothing."""
+    """What those packets have said, None for nothing.
+
+    acknowledged: the number before which the server has taken all. stamp, client_stamp: the latest timestamp of each side. next:
+    the number behind the latest request. piece: the bytes of that request, if they are not acknowledged.
+    """
 
     acknowledged: int | None
     stamp: int | None
+    client_stamp: int | None
+    next: int | None
+    piece: bytes
 
 
 @dataclass(slots=True)

@@ -1,43 +1,14 @@
 """The layout of a flow table, for the reader that looks packets up without the interpreter."""
 
-from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from .plain_packet cimport KEY
+from .flow_entry cimport ASK, Entry
 
 cdef enum:
-    # The index of no verdict: ask.
-    ASK = 255
     # Verdicts that are told apart.
     VERDICTS = 32
-
-
-cdef struct Entry:
-    uint8_t key[KEY]
-    uint32_t hashed
-    # The next entry of the bucket, or of the free ones; and the neighbours in the order of the last packet. 0 is none.
-    uint32_t next
-    uint32_t older
-    uint32_t newer
-    # When the last packet came, in sixteenths of a second; and how many there were.
-    uint32_t last
-    uint32_t packets
-    # Whether the first packet went down (see Segment), and whether the client's do; which directions were seen, a bit each.
-    uint8_t client
-    uint8_t seen
-    # In which of the two lists it is.
-    uint8_t kind
-    # See Expected and Heard in nfq_agent.flow: numbers, and which of them are known (K_).
-    uint8_t known
-    uint32_t first
-    uint32_t last_read
-    uint32_t opening
-    uint32_t stamp
-    uint32_t acknowledged
-    # What has to be looked at, and the verdict of every other packet.
-    uint8_t watch
-    uint8_t verdict
-    PyObject *flow
+    # Bytes of requests that are kept until they are acknowledged, in the whole table.
+    ROOM = 16777216
 
 
 cdef class FlowTable:
@@ -48,6 +19,7 @@ cdef class FlowTable:
     cdef uint32_t number[2]
     cdef uint32_t oldest[2]
     cdef uint32_t newest[2]
+    cdef size_t kept
     cdef double max_idle
     cdef uint64_t seed
     # The entry that was observed last.

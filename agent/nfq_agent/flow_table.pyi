@@ -6,6 +6,8 @@ from nfq_agent.flow import Flow
 from nfq_agent.packet import FiveTuple
 from nfq_agent.verdict import Verdict
 
+def is_plain_request(data: bytes, host: bytes) -> bool: ...
+
 @final
 class FlowTable:
     evicted: int

@@ -4,14 +4,22 @@
 It owns every flow and its age. Pure: no I/O, no clock, no decision; what it answers, an element chain has answered before.
 """
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from .expected cimport drop_request, only_acknowledges, only_asks_again
+from .flow_entry cimport (
+    ASK, K_ACKNOWLEDGED, K_CLIENT_STAMP, K_NEW, K_NEW_CLIENT_STAMP, K_NEW_STAMP, K_OPENING, K_REQUEST, K_STAMP, W_ACKNOWLEDGEMENT,
+    W_ALL, W_CLIENT, W_CLIENT_BARE, W_DNS, W_QUIC, W_REQUEST, W_SERVER, W_SERVER_BARE, Entry, Request,
+)
+from .http_head cimport is_request
 from .plain_packet cimport (
-    F_ACK, F_FIN, F_RST, F_SYN, F_URG, FORM_HIGH_PORTLESS, FORM_LOW_PORTLESS, FORM_V6, K_FORM, KEY, Segment, is_wrong, ntohl, put_ends, read_plain,
+    F_FIN, F_RST, F_SYN, F_URG, FORM_HIGH_PORTLESS, FORM_LOW_PORTLESS, FORM_V6, K_FORM, KEY, Segment, is_wrong, put_ends,
+    read_plain,
 )
 
 from nfq_agent.flow import Flow, Heard
@@ -33,19 +41,6 @@ cdef enum:
     HALF_OPEN = 0
     SETTLED = 1
     BOTH = 3
-    W_CLIENT = 1
-    W_SERVER = 2
-    W_CLIENT_BARE = 4
-    W_SERVER_BARE = 8
-    W_DNS = 16
-    W_QUIC = 32
-    W_ACKNOWLEDGEMENT = 64
-    W_ALL = 15
-    # What an entry knows of the server's packets: its first byte, a timestamp; a new timestamp and an acknowledgement of all.
-    K_OPENING = 1
-    K_STAMP = 2
-    K_NEW_STAMP = 4
-    K_ACKNOWLEDGED = 8
 
 _KEPT = frozenset((Action.ACCEPT, Action.DROP))
 
@@ -75,53 +70,63 @@ cdef inline bint may_be_dns(const uint8_t *data, size_t size) noexcept nogil:
 
 
 cdef int expect(Entry *entry, expected) except -1:
-    entry.first, entry.last_read, opening, stamp = expected
+    """Note what is expected of the flow's packets."""
+    cdef const uint8_t *name
+    entry.known = 0
+    entry.first, entry.last_read, opening, stamp, requests = expected
     if opening is not None:
         entry.opening = opening
         entry.known |= K_OPENING
     if stamp is not None:
         entry.stamp = stamp
         entry.known |= K_STAMP
+    if requests is None:
+        return 0
+    number, stamp, host = requests
+    name = host
+    if entry.request != NULL and entry.request.length != <uint32_t>len(host):
+        free(entry.request)
+        entry.request = NULL
+    if entry.request == NULL:
+        entry.request = <Request *>malloc(sizeof(Request) + len(host))
+        if entry.request == NULL:
+            raise MemoryError
+    entry.request.data = NULL
+    entry.request.size = 0
+    entry.request.next = number
+    entry.request.length = len(host)
+    memcpy(<uint8_t *>entry.request + sizeof(Request), name, len(host))
+    if stamp is not None:
+        entry.request.stamp = stamp
+        entry.known |= K_CLIENT_STAMP
     return 0
 
 
-cdef inline bint is_expected(
-    Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready
-) noexcept nogil:
-    """Whether the server's packet is sound for certain and says no more than what it acknowledges, which is then noted.
+cdef object heard_of(Entry *entry, size_t *kept):
+    """What the packets said that were not shown; the entry forgets it."""
+    cdef Request *request = entry.request
+    cdef uint8_t known = entry.known
+    number = client_stamp = None
+    piece = b""
+    if known & K_REQUEST:
+        number = request.next
+        if request.data != NULL:
+            piece = PyBytes_FromStringAndSize(<char *>request.data, request.size)
+            drop_request(request, kept)
+    if known & K_NEW_CLIENT_STAMP:
+        client_stamp = request.stamp
+    entry.known = 0
+    return Heard(
+        entry.acknowledged if known & K_ACKNOWLEDGED else None, entry.stamp if known & K_NEW_STAMP else None, client_stamp,
+        number, piece,
+    )
 
-    It says what `Soundness.refuses` and `ReadBytes.acknowledge` would make of it; where that is not plain, it is False.
-    """
-    cdef const uint8_t *transport = packet + (20 if packet[0] >> 4 == 4 else 40)
-    cdef uint8_t header = transport[12] >> 4
-    cdef uint32_t value = 0, usual
-    cdef bint in_order
-    if not segment.flags & F_ACK:
+
+def is_plain_request(const uint8_t[::1] data not None, const uint8_t[::1] host not None):
+    """Whether bytes are one HTTP request in the plain form, for this host (see http_head.pxd)."""
+    if not data.shape[0] or not host.shape[0]:
         return False
-    if ready and (segment.copied != segment.size or is_wrong(packet, length, segment)):
-        return False
-    if header == 8:
-        # Two NOPs and a timestamp.
-        memcpy(&usual, transport + 20, 4)
-        if usual != ntohl(0x0101080A):
-            return False
-        memcpy(&value, transport + 24, 4)
-        value = ntohl(value)
-        if entry.known & K_STAMP and <int32_t>(value - entry.stamp) < 0:
-            return False
-    elif header != 5 or entry.known & K_STAMP:
-        return False
-    if <int32_t>(segment.acknowledged - entry.first) >= 0:
-        if <int32_t>(segment.acknowledged - entry.last_read) < 0:
-            return False
-        entry.acknowledged = segment.acknowledged
-        entry.known |= K_ACKNOWLEDGED
-        entry.watch &= ~W_ACKNOWLEDGEMENT
-    in_order = not entry.known & K_OPENING or <int32_t>(segment.sequence - entry.opening) <= 0
-    if header == 8 and in_order:
-        entry.stamp = value
-        entry.known |= K_STAMP | K_NEW_STAMP
-    return True
+    return is_request(&data[0], data.shape[0], &host[0], host.shape[0])
 
 
 cdef class FlowTable:
@@ -155,6 +160,9 @@ cdef class FlowTable:
             for place in range(1, self.used + 1):
                 if self.entries[place].flow != NULL:
                     Py_DECREF(<object>self.entries[place].flow)
+                if self.entries[place].request != NULL:
+                    drop_request(self.entries[place].request, &self.kept)
+                    free(self.entries[place].request)
         free(self.entries)
         free(self.buckets)
 
@@ -186,11 +194,8 @@ cdef class FlowTable:
         flow.last = now
         flow.packets = entry.packets
         flow.answered = entry.seen == BOTH
-        if entry.known & (K_NEW_STAMP | K_ACKNOWLEDGED):
-            flow.heard = Heard(
-                entry.acknowledged if entry.known & K_ACKNOWLEDGED else None, entry.stamp if entry.known & K_NEW_STAMP else None
-            )
-            entry.known = 0
+        if entry.known & K_NEW:
+            flow.heard = heard_of(entry, &self.kept)
         return flow
 
     def find(self, five_tuple):
@@ -216,7 +221,7 @@ cdef class FlowTable:
         entry.verdict = self.index_of(verdict)
         entry.watch = watch
         entry.known = 0
-        if watch & W_ACKNOWLEDGEMENT:
+        if watch & (W_ACKNOWLEDGEMENT | W_REQUEST):
             expect(entry, flow.expects)
         entry.client = key_of(flow.origin, key) == <bint>flow.origin_is_client
 
@@ -267,13 +272,17 @@ cdef class FlowTable:
             return ASK
         watch = entry.watch
         from_client = segment.down == entry.client
-        if watch & W_ACKNOWLEDGEMENT and not from_client and not is_expected(entry, packet, length, &segment, ready):
-            return ASK
+        if watch & W_ACKNOWLEDGEMENT and not from_client:
+            if not only_acknowledges(entry, packet, length, &segment, ready, &self.kept):
+                return ASK
         if segment.size == 0:
             if watch & (W_CLIENT_BARE if from_client else W_SERVER_BARE):
                 return ASK
         elif watch & (W_CLIENT if from_client else W_SERVER):
-            return ASK
+            if not (from_client and watch & W_REQUEST) or watch & (W_SERVER | W_CLIENT_BARE | W_SERVER_BARE):
+                return ASK
+            if not only_asks_again(entry, packet, length, &segment, ready, &self.kept, ROOM):
+                return ASK
         elif watch & (W_DNS | W_QUIC):
             if segment.copied != segment.size:
                 return ASK
@@ -382,6 +391,10 @@ cdef class FlowTable:
         entry.next = self.unused
         self.unused = place
         entry.flow = NULL
+        if entry.request != NULL:
+            drop_request(entry.request, &self.kept)
+            free(entry.request)
+            entry.request = NULL
         self.size -= 1
         self.evicted += 1
         if self.current == place:

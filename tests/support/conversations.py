@@ -119,6 +119,7 @@ class TcpTalk:
         self.sent: list[tuple[int, bytes]] = []
         self.stamp = source.choice((0, source.randrange(1, 1 << 32)))
         self.signs = source.random() < 0.02
+        self.host = source.choice(HOSTS)
 
     def options(self, flags: int) -> bytes:
         """The options of a segment: a timestamp, now and then one that is old, or others."""
@@ -198,11 +199,12 @@ class TcpTalk:
                 yield self.up(_ACK, 1)
         if source.random() < 0.05:
             yield from self.answer()
-        yield from self.say(opening(source))
+        yield from self.say(request(source, self.host) if source.random() < 0.3 else opening(source))
         for _ in range(source.choice((0, 0, 1, 1, 2, 3, 5))):
-            yield from self.answer()
+            if source.random() < 0.9:
+                yield from self.answer()
             if source.random() < 0.8:
-                more = request(source, source.choice(HOSTS))
+                more = request(source, self.host if source.random() < 0.7 else source.choice(HOSTS))
                 if source.random() < 0.15:
                     more += request(source, source.choice(HOSTS))
             else:

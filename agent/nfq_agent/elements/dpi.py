@@ -57,6 +57,7 @@ class Dpi(PacketElement[DpiOptions]):
 
     needs = Needs.FLOW
     lasting = True
+    facts_read = ()
     keeps_facts = (*OWNERS, "protocol", "dpi", "dpi_reason", "conflict", "encrypted")
 
     def __init__(self, name: str, options: DpiOptions, emit: Emit) -> None:
@@ -121,7 +122,7 @@ class Dpi(PacketElement[DpiOptions]):
             # It is given up when its time has passed, whatever packet comes then.
             return Watch.ALL
         if isinstance(state, Conversation):
-            return watched.of_conversation(state, flow)
+            return watched.of_conversation(state, flow, requests=not self._log)
         if isinstance(state, Datagrams):
             return watched.of_datagrams(state, flow)
         return Watch.NOTHING if flow.facts.get("dpi") == "gave-up" else Watch.ALL

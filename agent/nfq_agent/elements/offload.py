@@ -42,6 +42,7 @@ class Offload(PacketElement[OffloadOptions]):
 
     needs = Needs.METADATA
     lasting = True
+    facts_read = ()
 
     def __init__(self, name: str, options: OffloadOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

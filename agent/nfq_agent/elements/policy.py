@@ -66,6 +66,7 @@ class Policy(PacketElement[PolicyOptions]):
         # Whether all facts are there and readable is a part of the outcome's key.
         self._facts = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
         self._by_flow = self.needs is Needs.FLOW
+        self.facts_read = self._facts
         self._match = Match(options.rule, socket.if_indextoname)
         self._explain = options.explain
         self._default = options.default

@@ -22,6 +22,7 @@ class RefuseMptcp(PacketElement):
     # A SYN is never offloaded, so that the queue may take other packets whole.
     rewrites_small = True
     lasting = True
+    facts_read = ()
 
     def watches(self, flow: Flow) -> int:  # it is the same for all
         """Nothing: a SYN is always shown."""

@@ -5,7 +5,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from ...flow_table cimport ASK, VERDICTS, FlowTable
+from ...flow_entry cimport ASK
+from ...flow_table cimport VERDICTS, FlowTable
 from .inbox cimport ALONE, ASKED, LONGEST_TURN, LONGEST_VERDICT, MSG_VERDICT, MSG_VERDICT_BATCH, VERDICT_ID, Inbox, now
 from .packet_message cimport A_CAP_LEN, A_PAYLOAD, A_SKB_INFO, Attributes, find_attributes, is_packet, made, number
 

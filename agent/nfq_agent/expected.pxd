@@ -1,0 +1,109 @@
+"""TCP packets that say no more than what is expected of them, so that no element has to be shown them. Pure.
+
+What they say is noted in the flow's entry, and handed over with the next packet that is shown. These functions say what
+`Soundness.refuses`, `ReadBytes.acknowledge` and `Conversation.client` would make of a packet; where that is not plain, they say
+no.
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from .flow_entry cimport (
+    K_ACKNOWLEDGED, K_CLIENT_STAMP, K_NEW_CLIENT_STAMP, K_NEW_STAMP, K_OPENING, K_REQUEST, K_STAMP, W_ACKNOWLEDGEMENT, Entry,
+    Request,
+)
+from .http_head cimport is_request
+from .plain_packet cimport F_ACK, Segment, is_wrong, ntohl
+
+cdef enum:
+    # Bytes of a request that is read here.
+    LONGEST_REQUEST = 4096
+
+
+cdef inline bint is_sound(
+    const uint8_t *packet, size_t length, const Segment *segment, bint ready, bint has_stamp, uint32_t stamp, uint32_t *value
+) noexcept nogil:
+    """Whether the receiver takes the packet for certain, by its options and its checksum. value: its timestamp, 0 for none."""
+    cdef const uint8_t *transport = packet + (20 if packet[0] >> 4 == 4 else 40)
+    cdef uint8_t header = transport[12] >> 4
+    cdef uint32_t usual
+    value[0] = 0
+    if not segment.flags & F_ACK:
+        return False
+    if header == 8:
+        # Two NOPs and a timestamp.
+        memcpy(&usual, transport + 20, 4)
+        if usual != ntohl(0x0101080A):
+            return False
+        memcpy(&usual, transport + 24, 4)
+        value[0] = ntohl(usual)
+        # A value of 0 stands for none here.
+        if value[0] == 0 or (has_stamp and <int32_t>(value[0] - stamp) < 0):
+            return False
+    elif header != 5 or has_stamp:
+        return False
+    return not ready or (segment.copied == segment.size and not is_wrong(packet, length, segment))
+
+
+cdef inline bint only_acknowledges(
+    Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, size_t *kept
+) noexcept nogil:
+    """Whether the server's packet is sound, and acknowledges all that was read or nothing of it. kept: bytes of all requests."""
+    cdef uint32_t value
+    if not is_sound(packet, length, segment, ready, entry.known & K_STAMP, entry.stamp, &value):
+        return False
+    if <int32_t>(segment.acknowledged - entry.first) >= 0:
+        if <int32_t>(segment.acknowledged - entry.last_read) < 0:
+            return False
+        entry.acknowledged = segment.acknowledged
+        entry.known |= K_ACKNOWLEDGED
+        entry.watch &= ~W_ACKNOWLEDGEMENT
+        if entry.request != NULL:
+            drop_request(entry.request, kept)
+    if value and (not entry.known & K_OPENING or <int32_t>(segment.sequence - entry.opening) <= 0):
+        entry.stamp = value
+        entry.known |= K_STAMP | K_NEW_STAMP
+    return True
+
+
+cdef inline bint only_asks_again(
+    Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, size_t *kept, size_t room
+) noexcept nogil:
+    """Whether the client's packet is sound, and one request in the plain form for the host of the one before.
+
+    kept: bytes of all requests that are kept until they are acknowledged. room: how many there may be.
+    """
+    cdef Request *request = entry.request
+    cdef uint32_t value
+    if entry.watch & W_ACKNOWLEDGEMENT or segment.sequence != request.next:
+        return False
+    if segment.copied != segment.size or segment.size > LONGEST_REQUEST or kept[0] + segment.size > room:
+        return False
+    if not is_sound(packet, length, segment, ready, entry.known & K_CLIENT_STAMP, request.stamp, &value):
+        return False
+    if not is_request(packet + segment.data, segment.size, <const uint8_t *>request + sizeof(Request), request.length):
+        return False
+    request.data = <uint8_t *>malloc(segment.size)
+    if request.data == NULL:
+        return False
+    memcpy(request.data, packet + segment.data, segment.size)
+    request.size = segment.size
+    kept[0] += segment.size
+    request.next += segment.size
+    entry.first = entry.last_read = request.next
+    entry.watch |= W_ACKNOWLEDGEMENT
+    entry.known |= K_REQUEST
+    if value:
+        request.stamp = value
+        entry.known |= K_CLIENT_STAMP | K_NEW_CLIENT_STAMP
+    return True
+
+
+cdef inline void drop_request(Request *request, size_t *kept) noexcept nogil:
+    """Keep the bytes of a request no more."""
+    if request.data != NULL:
+        kept[0] -= request.size
+        free(request.data)
+        request.data = NULL
+        request.size = 0

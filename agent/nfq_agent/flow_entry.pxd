@@ -1,0 +1,68 @@
+"""What the flow table keeps of a flow. Values only."""
+
+from cpython.object cimport PyObject
+from libc.stdint cimport uint8_t, uint32_t
+
+from .plain_packet cimport KEY
+
+cdef enum:
+    # The index of no verdict: ask.
+    ASK = 255
+    # Watch, in nfq_agent.flow.
+    W_CLIENT = 1
+    W_SERVER = 2
+    W_CLIENT_BARE = 4
+    W_SERVER_BARE = 8
+    W_ALL = 15
+    W_DNS = 16
+    W_QUIC = 32
+    W_ACKNOWLEDGEMENT = 64
+    W_REQUEST = 128
+    # What is known of the packets that are expected: the server's first byte, and a timestamp of each side. What is new of it: a
+    # timestamp of each side, an acknowledgement of all that was read, a request.
+    K_OPENING = 1
+    K_STAMP = 2
+    K_CLIENT_STAMP = 4
+    K_NEW_STAMP = 8
+    K_NEW_CLIENT_STAMP = 16
+    K_ACKNOWLEDGED = 32
+    K_REQUEST = 64
+    K_NEW = 120
+
+
+cdef struct Request:
+    # The requests that are expected of the client: the number of the next byte, its latest timestamp, and the host, which follows
+    # this struct. And the bytes of the latest one, until the server has acknowledged them.
+    uint32_t next
+    uint32_t stamp
+    uint32_t size
+    uint32_t length
+    uint8_t *data
+
+
+cdef struct Entry:
+    uint8_t key[KEY]
+    uint32_t hashed
+    # The next entry of the bucket, or of the free ones; and the neighbours in the order of the last packet. 0 is none.
+    uint32_t next
+    uint32_t older
+    uint32_t newer
+    # When the last packet came, in sixteenths of a second; and how many there were.
+    uint32_t last
+    uint32_t packets
+    # Whether the client's packets go down (see Segment); which directions were seen, a bit each; in which of the two lists it is.
+    uint8_t client
+    uint8_t seen
+    uint8_t kind
+    # What has to be looked at, and the verdict of every other packet.
+    uint8_t watch
+    uint8_t verdict
+    # Of what is expected (see Expected in nfq_agent.flow): what is known, and the numbers.
+    uint8_t known
+    uint32_t first
+    uint32_t last_read
+    uint32_t opening
+    uint32_t stamp
+    uint32_t acknowledged
+    Request *request
+    PyObject *flow
