@@ -8,7 +8,7 @@ nftables nginx-light openssl openvpn postgresql prometheus redis-tools tshark vs
 # What boots the test hosts; what builds and checks packages is installed in there.
 BOOTED_PACKAGES="debian-archive-keyring debootstrap git mount systemd-container"
 # The peers of the benchmarks, and what draws.
-BENCH_PACKAGES="gnuplot-nox golang-github-chifflier-nfqueue-go-dev golang-go haproxy iperf3 libnetfilter-queue-dev"
+BENCH_PACKAGES="gnuplot-nox golang-github-chifflier-nfqueue-go-dev golang-go haproxy iperf3 libnetfilter-queue-dev nginx-light wrk"
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -63,7 +63,7 @@ def _flood(bed: Bed, *cores: int) -> float:
     return rate
 
 
-def _flooded(more: str = "") -> float:
+def flooded(more: str = "") -> float:
     with Bed() as bed:
         bed.agent(_QUEUE + more + _FLOOD_RULE, core=1)
         return _flood(bed, 0)
@@ -180,7 +180,7 @@ BENCHMARKS: Final = (
     Benchmark(
         "flood", "64-byte UDP flood, one queue, bare accept", "verdicts/s",
         {
-            "agent": _flooded,
+            "agent": flooded,
             "C, one verdict a packet": lambda: _flooded_peer(*_c("single")),
             "C, batched": lambda: _flooded_peer(*_c("batch")),
             "C, batches of 4,096": lambda: _flooded_peer(*_c("batch"), 4096),
@@ -192,7 +192,7 @@ BENCHMARKS: Final = (
     ),
     Benchmark(
         "policy", "the same, five-tuple policy of 1,000 networks and ports", "verdicts/s",
-        {"bare accept": _flooded, "policy": lambda: _flooded(_policy())},
+        {"bare accept": flooded, "policy": lambda: flooded(_policy())},
         (Goal("policy", "at least", 0.85, "bare accept"),),
     ),
     Benchmark(

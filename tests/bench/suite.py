@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dpi
 import hosts
+import named
 import proxies
 import queues
 import results
@@ -24,7 +25,7 @@ DPI = Benchmark(
     },
     (Goal("hello in one segment", "at most", dpi.GOAL),),
 )  # fmt: skip
-BENCHMARKS = (*queues.BENCHMARKS, *hosts.BENCHMARKS, *proxies.BENCHMARKS, DPI)
+BENCHMARKS = (*queues.BENCHMARKS, *named.BENCHMARKS, *hosts.BENCHMARKS, *proxies.BENCHMARKS, DPI)
 FOLDER: Path = HERE / "results"
 
 

@@ -89,7 +89,7 @@ class Dpi(PacketElement[DpiOptions]):
         flow.unsound = ""
         # The flow's clock is the worker's; not every packet is stamped.
         if self._open:
-            self._age(flow.last)
+            self._age(flow)
         try:
             headers = packet.headers
         except PacketError:
@@ -417,15 +417,19 @@ class Dpi(PacketElement[DpiOptions]):
                 oldest.compare_no_more()
             self._compared[id(flow)] = flow, connection
 
-    def _age(self, now: float) -> None:
+    def _age(self, flow: Flow) -> None:
+        now = flow.last
+        # The packet's own flow, whatever others wait: what becomes of it is not to depend on how many packets came.
+        if (own := self._open.get(id(flow))) is not None and now - own[2] > SECONDS:
+            self._stop(flow, own[1], f"{SECONDS:.0f} seconds have passed")
         # Two a turn, as in the flow table.
         for _ in range(2):
             if not self._open:
                 return
-            flow, state, began = next(iter(self._open.values()))
+            other, state, began = next(iter(self._open.values()))
             if now - began <= SECONDS:
                 return
-            self._stop(flow, state, f"{SECONDS:.0f} seconds have passed")
+            self._stop(other, state, f"{SECONDS:.0f} seconds have passed")
 
     def _stop(self, flow: Flow, state: Conversation | Datagrams, reason: str) -> None:
         """Drop the kept bytes of a flow. A message that is not complete is given up; a decided flow stays decided."""
