@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import uuid
@@ -14,6 +15,7 @@ from namespace import Namespace
 
 from nfq_agent.host.cgroups import mounted
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIG = """
 [queue.main]
 num = 7
@@ -47,7 +49,8 @@ if kind == "udp":
         # Who has a socket that is closed already is not known.
         time.sleep(2)
 else:
-    socket.create_connection(("127.0.0.1", int(port)), 1.5)
+    with socket.create_connection(("127.0.0.1", int(port)), 1.5) as connection:
+        connection.sendall(b"GET / HTTP/1.1\\r\\nHost: www.off.test\\r\\n\\r\\n")
 """
 
 
@@ -87,4 +90,23 @@ def test_what_a_unit_and_a_container_may_reach(netns: Namespace, tmp_path: Path,
     assert "127.0.0.1:8080 OUTPUT drop" in line
     assert line.rstrip().endswith("by allow: default") or "by allow: default" in line
     assert "web-" not in agent.log
+    assert agent.stop() == 0
+
+
+def test_the_egress_list_by_service_runs_as_it_stands(netns: Namespace, tmp_path: Path, groups: tuple[Path, str]) -> None:
+    root, tag = groups
+    shutil.copy(CONFIGS / "web-networks.txt", tmp_path)
+    netns.shell("ip address add 10.20.0.1/16 dev lo")
+    netns.start("nc", "-lk", "0.0.0.0", "9999", stdout=subprocess.DEVNULL)
+    until(lambda: ":270F " in netns.shell("cat /proc/net/tcp"), "the port is open")
+    agent = Agent(netns, tmp_path, (CONFIGS / "egress-by-service.toml").read_text()).ready()
+    for group in (f"other-{tag}.service", f"machine-web\\x2d{tag}.scope"):
+        for host in ("127.0.0.1", "10.20.0.1"):
+            netns.run(sys.executable, "-c", PROGRAM.replace("127.0.0.1", host), str(root / group), "tcp", "9999")
+    until(lambda: agent.log.count("by allow: default") == 2, "both flows off the list are in the log")
+    lines = [line for line in agent.log.splitlines() if "by allow: default" in line]
+    assert all("127.0.0.1:9999 OUTPUT would drop" in line for line in lines)
+    assert f"unit other-{tag}.service" in lines[0]
+    assert f"container web-{tag}" in lines[1]
+    assert agent.queue("egress")["would_drop"] >= 2
     assert agent.stop() == 0
