@@ -274,6 +274,15 @@ class Layer:
             words = [*enter, *_nspawn(self.root), "--private-network", "--pipe", *_setenv(), *extra, *binds, *argv]
             return _checked(words, timeout=timeout)
 
+    def show(self, *argv: str, binds: Sequence[str] = (), environment: dict[str, str] | None = None) -> int:
+        """Run a command in the root without booting it, with every capability and a kernel interface that it may write to. There
+        is no network. What it prints is seen; its exit code."""
+        extra = [f"--setenv={name}={value}" for name, value in (environment or {}).items()]
+        with _control_group() as enter:
+            words = ["env", "SYSTEMD_NSPAWN_API_VFS_WRITABLE=1", *enter, *_nspawn(self.root), "--private-network", "--pipe"]
+            words += ["--capability=all", "--system-call-filter=@bpf @keyring", *_setenv(), *extra, *binds, *argv]
+            return subprocess.run(words, stdin=subprocess.DEVNULL).returncode
+
 
 def sweep() -> None:
     """Take away what test runs left that were killed (their number is in the names), and packages of sources of old."""

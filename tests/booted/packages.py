@@ -52,7 +52,7 @@ def packages(release: Release, again: Packages | None = None) -> Packages:
     wanted = hashlib.sha256(f"{build_root(release).name}\n".encode())
     if again is None:
         sources = {str(file.relative_to(TOP)): file for file in _sources()}
-        date = _git("log", "-1", "--format=%ct").strip()
+        date = git("log", "-1", "--format=%ct").strip()
     else:
         # The working tree may have moved on meanwhile.
         kept = again.folder / "source"
@@ -63,7 +63,7 @@ def packages(release: Release, again: Packages | None = None) -> Packages:
         wanted.update(f"{name} {file.stat().st_mode & 0o111}\n".encode() + file.read_bytes())
 
     def make(folder: Path) -> None:
-        wheels = _wheels(release)
+        downloaded = wheels(release, "", "-build", "-rpm")
         for name, file in sources.items():
             target = folder / "source" / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def packages(release: Release, again: Packages | None = None) -> Packages:
         with Layer(build_root(release)) as layer:
             shutil.copytree(folder / "source", layer.root / "srv/nfq-agent")
             offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/srv/wheels", "SOURCE_DATE_EPOCH": date}
-            print(layer.run("/srv/nfq-agent/packaging/build", binds=[f"--bind-ro={wheels}:/srv/wheels"], environment=offline))
+            print(layer.run("/srv/nfq-agent/packaging/build", binds=[f"--bind-ro={downloaded}:/srv/wheels"], environment=offline))
             for made in (layer.root / "srv/nfq-agent/dist").iterdir():
                 shutil.copy(made, folder)
 
@@ -81,17 +81,17 @@ def packages(release: Release, again: Packages | None = None) -> Packages:
 
 def _sources() -> list[Path]:
     """The files that git knows or would take, of the parts that a package is built from."""
-    listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PARTS)
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PARTS)
     return sorted(path for name in set(listed.split("\0")) if name and (path := TOP / name).is_file())
 
 
-def _git(*words: str) -> str:
+def git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=TOP, check=True, capture_output=True, text=True).stdout
 
 
-def _wheels(release: Release) -> Path:
-    """What the build would download, fetched by this machine's pip for the Python of the release."""
-    locks = [TOP / "packaging" / f"requirements{part}.txt" for part in ("", "-build", "-rpm")]
+def wheels(release: Release, *parts: str) -> Path:
+    """What pip would download, fetched by this machine's pip for the Python of the release. parts: of the names of the locks."""
+    locks = [TOP / "packaging" / f"requirements{part}.txt" for part in parts]
     wanted = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()[:12]
     machine = platform.machine()
     platforms = (f"manylinux2014_{machine}", f"manylinux_2_28_{machine}", f"manylinux1_{machine}", "any")

@@ -164,8 +164,8 @@ class Bed:
         try:
             join(self.servers, self.attacker)
             self.servers.shell(
-                f"iptables-legacy -t raw -A PREROUTING -m ttl --ttl-lt {FAR + 1} -j DROP;"
-                f"ip6tables-legacy -t raw -A PREROUTING -m hl --hl-lt {FAR + 1} -j DROP"
+                f"iptables-legacy -w -t raw -A PREROUTING -m ttl --ttl-lt {FAR + 1} -j DROP;"
+                f"ip6tables-legacy -w -t raw -A PREROUTING -m hl --hl-lt {FAR + 1} -j DROP"
             )
             if serve is None:
                 self._serve()
@@ -215,7 +215,7 @@ class Bed:
         whole = re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", re.IGNORECASE)
         return [line for line in self.seen() if whole.search(line)]
 
-    def run(self, tries: Sequence[Try], raw: bool, timeout: float = 60) -> None:
+    def run(self, tries: Sequence[Try], raw: bool, timeout: float = 120) -> None:
         """Make all the tries at once, as nobody, or as root where `raw`."""
         self.attacker.call(_run_all, tries, raw, timeout=timeout)
 
@@ -237,4 +237,4 @@ def _run_all(tries: Sequence[Try], raw: bool) -> None:
         # Not all handshakes in the same millisecond.
         time.sleep(0.002)
     for thread in threads:
-        thread.join(20)
+        thread.join(60)

@@ -76,7 +76,7 @@ for text in (b"[" * 300000, b"{" * 4000 + b"\\n"):
 slow = socket.socket(socket.AF_UNIX)
 slow.connect("/run/nfq-agent/default.sock")
 try:
-    for _ in range(30):
+    while True:
         slow.send(b"{")
         time.sleep(0.1)
 except OSError:

@@ -90,7 +90,7 @@ def test_five_tuple_log_as_it_stands(netns: Namespace, tmp_path: Path) -> None:
 def test_syn_monitor_before_connection_tracking(netns: Namespace, tmp_path: Path, host: str) -> None:
     echo_server(netns, host)
     text = (
-        '[queue.syn]\nnum = 1\nelements = ["syn"]\n[element.syn]\ntype = "syn-monitor"\nper_source = "5/s"\n'
+        '[queue.syn]\nnum = 1\nelements = ["syn"]\n[element.syn]\ntype = "syn-monitor"\nper_source = "5/m"\n'
         '[rules.syn]\nqueue = "syn"\ntable = "raw"\nhooks = ["prerouting"]\ntcp_syn = true\n'
     )
     agent = Agent(netns, tmp_path, text).ready()
@@ -100,7 +100,7 @@ def test_syn_monitor_before_connection_tracking(netns: Namespace, tmp_path: Path
     assert agent.stop() == 0
     end = re.escape(bracketed(host))
     shown = re.findall(rf"A new tcp connection will be established: {end}:\d+ -> {end}:11000$", agent.log, re.MULTILINE)
-    held = sum(map(int, re.findall(r"(\d+) new connections were not shown: more than 5/s from one source", agent.log)))
+    held = sum(map(int, re.findall(r"(\d+) new connections were not shown: more than 5/m from one source", agent.log)))
     assert 5 <= len(shown) < 50
     assert len(shown) + held == 50
 
@@ -253,31 +253,30 @@ def test_a_map_of_applications_changes_under_traffic(pair: tuple[Namespace, Name
     agent = Agent(server, tmp_path, app_map("8080")).ready()
     # A conversation that goes on throughout, a line at a time, and would stop at one lost packet for a retransmission.
     code = (
-        "import socket, sys, time\n"
+        "import select, socket, sys\n"
         "wire = socket.create_connection((sys.argv[1], 8080), timeout=60)\n"
         "print('connected', flush=True)\n"
-        "worst = count = 0\n"
-        "end = time.monotonic() + 4\n"
-        "while time.monotonic() < end:\n"
-        "    begin = time.monotonic()\n"
+        "count = 0\n"
+        "while not select.select([sys.stdin], [], [], 0.001)[0]:\n"
         "    wire.sendall(b'x' * 100)\n"
         "    got = 0\n"
         "    while got < 100: got += len(wire.recv(100))\n"
         "    count += 1\n"
-        "    time.sleep(0.001)\n"
         "info = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)\n"
         "print(count, int.from_bytes(info[100:104], 'little'), flush=True)\n"
     )
-    talk = client.start(sys.executable, "-c", code, there, stdout=subprocess.PIPE)
+    talk = client.start(sys.executable, "-c", code, there, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert talk.stdin is not None
     assert talk.stdout is not None
     assert talk.stdout.readline() == b"connected\n"
     pids = agent.workers()
     for ports in ("8080, 443", "8080", "443, 8080", "8080"):
         agent.configure(app_map(ports))
         agent.verb("reload")
+    talk.stdin.close()
     answer = talk.stdout.readline().split()
     # tcpi_total_retrans of linux/tcp.h.
-    assert int(answer[0]) > 50
+    assert int(answer[0]) > 20
     assert int(answer[1]) == 0
     assert agent.workers() == pids
     # The connection stays on one of the two queues.

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from agent import COMMAND, Agent, until
 from containers import Container, bridged, interfaces, packet_sockets, routed, traces
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 
 from nfq_agent.host import bpf
 
@@ -95,7 +95,7 @@ def test_bulk_arrives_whole(netns: Namespace, tmp_path: Path, mtu: int, address:
     second.serve(16_000_000)
     agent = Agent(netns, tmp_path, config()).ready()
     url = f"http://[{address}]:8080/" if ":" in address else f"http://{address}:8080/"
-    digest = first.shell(f"curl -s -m 30 {url} | sha256sum").split()[0]
+    digest = first.shell(f"curl -s -m 90 {url} | sha256sum").split()[0]
     assert digest == hashlib.sha256(b"0123456789abcdef" * 1_000_000).hexdigest()
     inline = inline_of(agent)
     assert inline["judged"] > 300
@@ -108,11 +108,9 @@ def test_a_reject_needs_no_address_of_the_host(netns: Namespace, tmp_path: Path)
     second.serve()
     agent = Agent(netns, tmp_path, config(action="reject")).ready()
     for address in ("10.5.0.2", "fd05::2"):
-        begun = time.monotonic()
         where = f"[{address}]" if ":" in address else address
-        done = first.run("curl", "-sS", "-m", "5", "-H", "Host: www.blocked.test", f"http://{where}:8080/", check=False)
+        done = first.run("curl", "-sS", "-m", "30", "-H", "Host: www.blocked.test", f"http://{where}:8080/", check=False)
         assert "reset" in done.stderr, done.stderr
-        assert time.monotonic() - begun < 4
     # The server's connection is reset, too.
     until(lambda: "ESTAB" not in second.run("ss", "-Htn", "sport", "=", ":8080").stdout, "no connection is left at the server")
     assert agent.stop() == 0
@@ -126,7 +124,7 @@ def test_what_needs_no_look_into_packets_is_counted_too(netns: Namespace, tmp_pa
         '[element.ports]\ntype = "policy"\ndefault = "accept"\nrule = [ { action = "drop", dst = ["10.5.0.2"], dport = 8080 } ]'
     )
     agent = Agent(netns, tmp_path, config(elements, more="\n" + ports)).ready()
-    assert first.get("10.5.0.2", seconds=1.5) == ("000" if elements else "200")
+    assert first.get("10.5.0.2", seconds=1.5 if elements else 30) == ("000" if elements else "200")
     assert first.get("fd05::2") == "200"
     inline = inline_of(agent)
     assert inline["up"] == inline["judged"] > 5
@@ -151,7 +149,7 @@ def test_what_is_decided_leaves_for_the_kernel(netns: Namespace, tmp_path: Path)
     second.serve(64_000_000)
     agent = Agent(netns, tmp_path, config('"dpi", "verdicts", "offload"')).ready()
     assert first.get("10.5.0.2", "www.blocked.test", seconds=1.5) == "000"
-    assert first.get("10.5.0.2", "www.free.test", seconds=20) == "200"
+    assert first.get("10.5.0.2", "www.free.test", seconds=90) == "200"
     inline = inline_of(agent)
     assert inline["decided_dropped"] + inline["decided_accepted"] > 0, inline
     assert agent.stop() == 0
@@ -198,7 +196,7 @@ class Stream:
 
     def end(self) -> tuple[int, float]:
         """How many arrived, and the longest time without one, in seconds."""
-        assert self.source.wait(timeout=90) == 0
+        assert self.source.wait(timeout=PATIENCE) == 0
         assert self.sink.stdout is not None
         got, gap = self.sink.stdout.readline().split()
         return int(got), float(gap)
@@ -238,7 +236,8 @@ def test_a_slow_element_is_passed_by_and_all_is_counted(
     monkeypatch.setenv("PYTHONPATH", SUPPORT)
     first, second = bridged(netns)
     agent = Agent(netns, tmp_path, config('"slow"', 'max_waiting = 64\npatience = "5s"')).ready()
-    stream = Stream(first, second, 3000, 1000)
+    # As fast as it can be sent, which is faster than the element.
+    stream = Stream(first, second, 3000, 1e6)
     got, _ = stream.end()
     until(lambda: inline_of(agent)["up"] == inline_of(agent)["judged"], "all is judged")
     inline = inline_of(agent)
@@ -283,11 +282,11 @@ def test_foreign_filters_are_left_to_the_byte(netns: Namespace, tmp_path: Path) 
     assert traces(netns) == before
 
 
-def _hide(name: str, pipe: int) -> None:
+def _hide(name: str, pipe: int, enough: int) -> None:
     code = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
     link = bpf.attach(bpf._load_program("other", code), socket.if_nametoindex(name), bpf.TCX_INGRESS)  # noqa: SLF001  # a foreign one
     os.write(pipe, b"x")
-    time.sleep(5)
+    os.read(enough, 1)
     os.close(link)
 
 
@@ -296,16 +295,18 @@ def test_a_program_that_hides_packets_is_noticed(netns: Namespace, tmp_path: Pat
     agent = Agent(netns, tmp_path, config()).ready()
     assert inline_of(agent)["hidden"] == 0
     reader, writer = os.pipe()
+    enough, seen = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             netns.enter()
-            _hide("veth1", writer)
+            _hide("veth1", writer, enough)
         finally:
             os._exit(0)
     os.read(reader, 1)
     until(lambda: inline_of(agent)["hidden"] == 1, "it is noticed")
     assert "is attached before ours" in agent.log
+    os.write(seen, b"x")
     os.waitpid(child, 0)
     assert agent.stop() == 0
 

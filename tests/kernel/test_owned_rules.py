@@ -128,7 +128,7 @@ def test_nobody_else_can_change_it_and_a_kill_takes_it_away(netns: Namespace, re
         netns.call(OwnedHost("default").apply_all, desired(CLOSED))
     assert holds(netns, desired(BASELINE))
     resident.kill()
-    until(lambda: "nfq-agent" not in listed(netns), "the table goes with its owner", 2)
+    until(lambda: "nfq-agent" not in listed(netns), "the table goes with its owner")
 
 
 def fork_successor(state: dict[str, Any], ruleset: Ruleset) -> int:
@@ -153,9 +153,9 @@ def test_who_is_handed_the_socket_has_the_rules(netns: Namespace, resident: Resi
     more = config_of(rules={"app": {"queue": "main", "tcp_ports": [11000, 12000]}})
     successor = resident.call(fork_successor, desired(more))
     resident.kill()
-    until(lambda: holds(netns, desired(more)), "the successor changes the rules", 10)
+    until(lambda: holds(netns, desired(more)), "the successor changes the rules")
     os.kill(successor, 9)
-    until(lambda: "nfq-agent" not in listed(netns), "the table goes with its last holder", 5)
+    until(lambda: "nfq-agent" not in listed(netns), "the table goes with its last holder")
 
 
 def test_what_fails_closed_outlives_its_owner_and_is_taken_up(netns: Namespace, resident: Resident) -> None:
@@ -266,11 +266,15 @@ def test_ten_thousand_ports(netns: Namespace, resident: Resident) -> None:
     """No two of them side by side, in both directions of both families."""
     config = config_of(rules={"app": {"queue": "main", "tcp_ports": list(range(1, 20001, 2))}})
     ruleset = desired(config)
-    began = time.monotonic()
-    resident.call(applied, ruleset)
-    took = time.monotonic() - began
+
+    def timed(state: dict[str, Any]) -> float:
+        began = time.process_time()
+        applied(state, ruleset)
+        return time.process_time() - began
+
+    # Of the processor, which a loaded machine gives it later.
+    assert resident.call(timed) < 3
     assert holds(netns, ruleset)
-    assert took < 3
     assert resident.call(applied, ruleset) == {}
 
 

@@ -85,7 +85,7 @@ def test_connections_from_before_a_restart_end_with_the_drain_time_of_a_stop(net
     agent.verb("restart")
     began = time.monotonic()
     assert agent.stop() == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert connections.end().unbroken == 0
     assert ours(netns) == []
 

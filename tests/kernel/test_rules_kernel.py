@@ -119,7 +119,7 @@ def test_a_lock_that_is_held_is_waited_for_in_vain(netns: Namespace) -> None:
     began = time.monotonic()
     with pytest.raises(RuleError, match=rf"not free within 0\.3 s: held by flock \(pid {holder.pid}\)"):
         netns.call(LegacyHost("a", lock_seconds=0.3).apply, "inet", baseline())
-    assert 0.3 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.3
     assert saved(netns) == []
     # Looking needs no lock.
     assert netns.call(LegacyHost("a").read, "inet") == {}

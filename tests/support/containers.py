@@ -49,7 +49,7 @@ class Container(Namespace):
         assert server.stdout.readline() == b"ready\n"
         return server
 
-    def get(self, address: str, name: str = "free.test", port: int = 8080, seconds: float = 3) -> str:
+    def get(self, address: str, name: str = "free.test", port: int = 8080, seconds: float = 30) -> str:
         """The status code of a request to `address` for `name`; 000 if there was no answer."""
         where = f"[{address}]" if ":" in address else address
         return self.run(

@@ -22,7 +22,7 @@ def send(port: int, count: int) -> None:
 
 
 OTHERS = {
-    "legacy": "iptables-legacy -t nat -I OUTPUT -p tcp --dport 8080 -j REDIRECT --to-ports 9",
+    "legacy": "iptables-legacy -w -t nat -I OUTPUT -p tcp --dport 8080 -j REDIRECT --to-ports 9",
     "iptables-nft": "iptables-nft -t nat -I OUTPUT -p tcp --dport 8080 -j REDIRECT --to-ports 9",
     "nft": "nft 'add table ip other; add chain ip other c { type nat hook output priority -100; };"
     " add rule ip other c tcp dport 8080 redirect to :9'",

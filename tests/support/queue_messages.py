@@ -88,4 +88,4 @@ def drained(theirs: socket.socket) -> list[bytes]:
 
 
 def set_patience(ours: socket.socket, seconds: float) -> None:
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, Struct("ll").pack(0, int(seconds * 1e6)))
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, Struct("ll").pack(int(seconds), int(seconds % 1 * 1e6)))

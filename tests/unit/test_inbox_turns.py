@@ -89,7 +89,7 @@ def test_a_turn_ends_though_packets_keep_coming(ends: tuple[socket.socket, socke
     over = threading.Event()
 
     def keep_coming() -> None:
-        stop = time.monotonic() + 4
+        stop = time.monotonic() + 30
         while not over.is_set() and time.monotonic() < stop:
             # Several at once, always as many.
             for _ in range(4):
@@ -111,8 +111,8 @@ def test_a_turn_ends_though_packets_keep_coming(ends: tuple[socket.socket, socke
         thread.join()
         os.sched_setaffinity(0, allowed)
     assert count > 0
-    # 50 ms, and a wait.
-    assert took < 2
+    # 50 ms, and a wait; not as long as they come.
+    assert took < 15
 
 
 def test_a_turn_ends_when_much_was_asked(ends: tuple[socket.socket, socket.socket]) -> None:
@@ -128,7 +128,7 @@ def test_a_turn_ends_when_much_was_asked(ends: tuple[socket.socket, socket.socke
 
 def test_a_signal_ends_the_wait(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, _ = ends
-    set_patience(ours, 0.9)
+    set_patience(ours, 60)
     came: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: came.append(number))
     timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGUSR1))
@@ -137,7 +137,7 @@ def test_a_signal_ends_the_wait(ends: tuple[socket.socket, socket.socket]) -> No
         begin = time.monotonic()
         assert Inbox(ours.fileno(), 4096).skim_each(10, deque(), ACCEPT_MESSAGE, 1, 0.0) == (0, 0, 0)
         assert came == [signal.SIGUSR1]
-        assert time.monotonic() - begin < 0.9
+        assert time.monotonic() - begin < 50
     finally:
         timer.join()
         signal.signal(signal.SIGUSR1, before)

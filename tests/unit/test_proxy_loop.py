@@ -77,7 +77,7 @@ class Running:
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def until(self, name: str, value: int) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (there := self.counters.snapshot()[name]) != value:
             assert time.monotonic() < deadline, f"{name} is {there}, not {value}"
             time.sleep(0.002)
@@ -168,7 +168,7 @@ def test_nothing_listens_at_the_target() -> None:
 
 def test_clients_that_say_nothing_do_not_shut_others_out(echo: Echo) -> None:
     """All places are taken by clients that send nothing; they are ended, and those that wait are served."""
-    with running(echo, max_connections=5, timeouts=Timeouts(opening=0.3)) as proxy, contextlib.ExitStack() as stack:
+    with running(echo, max_connections=5, timeouts=Timeouts(opening=1.5)) as proxy, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(proxy.connect()) for _ in range(5)]
         proxy.until("active", 5)
         client = stack.enter_context(proxy.connect())
@@ -178,7 +178,7 @@ def test_clients_that_say_nothing_do_not_shut_others_out(echo: Echo) -> None:
             with pytest.raises(ConnectionResetError):
                 each.recv(1)
         proxy.until("timed_out", 5)
-        assert sum("no byte was carried within 0.3 s" in line for line in proxy.said) == 5
+        assert sum("no byte was carried within 1.5 s" in line for line in proxy.said) == 5
 
 
 def test_when_it_is_full_idle_connections_end_sooner(echo: Echo) -> None:
@@ -202,22 +202,20 @@ def test_when_it_is_full_idle_connections_end_sooner(echo: Echo) -> None:
 @pytest.mark.parametrize(
     ("timeouts", "reason"),
     [
-        (Timeouts(idle=0.3), "no byte either way for 0.3 s"),
-        (Timeouts(client=0.3), "the client sent and took no byte for 0.3 s"),
-        (Timeouts(server=0.3), "the server sent and took no byte for 0.3 s"),
+        (Timeouts(idle=1.0), "no byte either way for 1 s"),
+        (Timeouts(client=1.0), "the client sent and took no byte for 1 s"),
+        (Timeouts(server=1.0), "the server sent and took no byte for 1 s"),
     ],
 )
 def test_silence_ends_a_connection(echo: Echo, timeouts: Timeouts, reason: str) -> None:
     with running(echo, timeouts=timeouts) as proxy, proxy.connect() as client:
         # Longer than the limit, but never silent for that long.
-        for _ in range(5):
+        for _ in range(6):
             client.sendall(b"x")
             assert client.recv(1) == b"x"
-            time.sleep(0.1)
-        began = time.monotonic()
+            time.sleep(0.2)
         with pytest.raises(ConnectionResetError):
             client.recv(1)
-        assert time.monotonic() - began < 3
         assert any(reason in line for line in proxy.said)
 
 
