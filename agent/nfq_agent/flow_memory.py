@@ -27,7 +27,8 @@ _RECORDS: Final = _STAMPS + 4 * PLACES
 SIZE: Final = _RECORDS + RECORD * PLACES
 _ROW: Final = Struct(f"<{WAYS}I")
 _ONE: Final = Struct("<I")
-_END: Final = Struct("!16sH")
+_HASH: Final = Struct("<II")
+_PORTS: Final = Struct("!HH")
 # length of the facts, protocol, length of an address, source, destination
 _KEY: Final = Struct("!HBB16sH16sH")
 # A connection of which one direction only was ever seen counts as so many seconds older: it makes room first.
@@ -94,9 +95,11 @@ class FlowMemory:
     def _row(self, five_tuple: FiveTuple) -> tuple[int, int]:
         """The first place of the row, and the tag: the same for both directions."""
         protocol, src, sport, dst, dport = five_tuple
-        ends = sorted((_END.pack(src, sport or 0), _END.pack(dst, dport or 0)))
-        number = int.from_bytes(blake2b(b"".join(ends), digest_size=8, key=self._seed).digest(), "little")
-        return number % _ROWS * WAYS, (number >> 32) + protocol & 0xFFFFFFFF or 1
+        if (src, sport or 0) > (dst, dport or 0):
+            src, sport, dst, dport = dst, dport, src, sport
+        digest = blake2b(self._seed + src + dst + _PORTS.pack(sport or 0, dport or 0), digest_size=8).digest()
+        row, tag = _HASH.unpack(digest)
+        return row % _ROWS * WAYS, tag + protocol & 0xFFFFFFFF or 1
 
     def _find(self, row: int, tag: int, five_tuple: FiveTuple) -> int | None:
         tags = _ROW.unpack_from(self._memory, _TAGS + 4 * row)

@@ -251,7 +251,9 @@ def test_110_000_spoofed_syns(netns: Namespace, tmp_path: Path) -> None:
     flood = threading.Thread(target=lambda: netns.call(spoof, 110_000, str(done)))
     flood.start()
     try:
-        until(lambda: agent.totals("egress")["flows_evicted"] > 0 or not flood.is_alive(), "the table is full", 60)
+        # Each look is a process that takes its time from the worker.
+        while flood.is_alive() and agent.totals("egress")["flows_evicted"] == 0:
+            flood.join(1)
     finally:
         done.touch()
         flood.join()
