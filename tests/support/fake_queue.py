@@ -132,7 +132,7 @@ class FakeKernel:
     def take(self, count: int) -> list[bytes]:
         """The next packets that passed; fails if they do not come."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.passed) >= count, 5), f"{len(self.passed)} of {count} came"
+            assert self._changed.wait_for(lambda: len(self.passed) >= count, 60), f"{len(self.passed)} of {count} came"
             taken, self.passed = self.passed[:count], self.passed[count:]
         return taken
 
@@ -234,6 +234,8 @@ class _Library:
 
     def unbind(self) -> None:
         if self._number is not None:
+            # The real kernel has taken the verdicts that were sent before: at once.
+            self._kernel.settled()
             self._kernel.unbind(self._number)
             self._number = None
 
