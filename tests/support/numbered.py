@@ -44,12 +44,16 @@ receiver.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
 receiver.bind(("127.0.0.1", 11000))
 receiver.settimeout(3)
 waits, got = [], set()
+over = False
 def receive():
     while True:
         try:
             data = receiver.recv(64)
         except TimeoutError:
-            return
+            # While numbers are sent, they may wait in the queue for longer than that.
+            if over:
+                return
+            continue
         number, sent = struct.unpack("!Qd", data)
         waits.append(time.monotonic() - sent)
         got.add(number)
@@ -67,6 +71,7 @@ while time.monotonic() - began < 120 and not select.select([sys.stdin], [], [], 
     ahead = number / rate - (time.monotonic() - began)
     if ahead > 0:
         time.sleep(ahead)
+over = True
 thread.join()
 waits.sort()
 print(number, len(got), waits[-1] * 1000, waits[len(waits) * 99 // 100] * 1000)
