@@ -6,10 +6,17 @@ import evasion_decoys
 import evasion_dns
 import evasion_elsewhere
 import evasion_http
+import evasion_packets
 import evasion_tls
 from evasion_line import Line
 
-LINES: tuple[Line, ...] = (*evasion_http.LINES, *evasion_dns.LINES, *evasion_tls.LINES, *evasion_decoys.LINES)
+LINES: tuple[Line, ...] = (
+    *evasion_http.LINES,
+    *evasion_dns.LINES,
+    *evasion_tls.LINES,
+    *evasion_decoys.LINES,
+    *evasion_packets.LINES,
+)
 
 _HEAD = """# Evasions: what a name policy holds against
 

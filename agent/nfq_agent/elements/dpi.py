@@ -295,6 +295,9 @@ class Dpi(PacketElement[DpiOptions]):
             if event is Event.AHEAD:
                 flow.ahead = True
                 continue
+            if event is Event.DIFFERS and flow.facts.get("conflict") == reason:
+                # Known: the segment is sent again.
+                continue
             if event is Event.ADDED:
                 flow.facts |= {name: value for name, value in facts.items() if name not in flow.facts}
                 continue
