@@ -17,7 +17,7 @@ def judge(packet: Packet) -> Verdict:
             flush=True,
         )
     except PacketError as error:
-        print(f"packet {packet.id} can't be read: {error}", flush=True)
+        print(f"packet {packet.id} cannot be read: {error}", flush=True)
     return ACCEPT
 
 

@@ -25,7 +25,7 @@ need_packages() {
     fi
     say "setup: installing$missing"
     export DEBIAN_FRONTEND=noninteractive
-    # The lock makes a second run that starts meanwhile wait instead of failing.
+    # The lock makes a second run wait instead of failing.
     apt-get -o DPkg::Lock::Timeout=600 -qq update >&2
     # shellcheck disable=SC2086 # one word each
     apt-get -o DPkg::Lock::Timeout=600 -qq install -y --no-install-recommends $missing >/dev/null

@@ -1,4 +1,4 @@
-"""What a benchmark stands on: namespaces, the agent or a peer in them, and the load, each on the processor it is given."""
+"""The bed of a benchmark: namespaces, the agent or a peer in them, and the load, each on its own processor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _READY_WITHIN: Final = 20.0
 
 
 class BenchError(Exception):
-    """A measurement that can't be had."""
+    """A measurement that cannot be had."""
 
 
 class Bed:
@@ -65,7 +65,7 @@ class Bed:
         process = (side or self.here).start(*_pinned(core), *map(str, argv), stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         if not select.select([process.stdout], [], [], _READY_WITHIN)[0] or process.stdout.readline() != "ready\n":
-            raise BenchError(f"{argv[0]} did not get ready")
+            raise BenchError(f"{argv[0]} did not become ready")
         return process
 
     def load(self, *argv: object, core: int | None = None) -> list[float]:
@@ -130,7 +130,7 @@ class Agent:
                 if ready:
                     break
                 if self.process.poll() is not None or self.started > _READY_WITHIN:
-                    raise BenchError(f"the agent did not get ready:\n{self.log}")
+                    raise BenchError(f"the agent did not become ready:\n{self.log}")
 
     @property
     def log(self) -> str:

@@ -25,7 +25,7 @@ _FAMILIES: Final = (("iptables-legacy", "10.9"), ("ip6tables-legacy", "fd09:"))
 
 
 def _foreign(tool: str) -> str:
-    """Rules of somebody else in the table that ours go to, for iptables-restore."""
+    """Foreign rules in the table of our rules, for iptables-restore."""
     lines = ["*mangle", ":OTHERS - [0:0]", "-A INPUT -j OTHERS", "-A OUTPUT -j OTHERS"]
     for number in range(_FOREIGN - 2):
         high, low = number >> 8, number & 255
@@ -35,7 +35,7 @@ def _foreign(tool: str) -> str:
 
 
 class LockWatch:
-    """How long somebody held the xtables lock of a namespace, as /proc/locks shows it to a process that only looks."""
+    """How long another process held the xtables lock of a namespace, as /proc/locks shows it to a process that only looks."""
 
     def __init__(self, bed: Bed) -> None:
         lock = os.stat(f"/proc/{bed.here.pid}/root/run/xtables.lock")
@@ -119,7 +119,7 @@ def _rules(agent: bool) -> dict[str, float]:
             bed.here.run(f"{tool}-restore", input=_foreign(tool))
         installation: LiveRules = bed.here.call(lambda: LiveRules(choose("legacy", "default")))
         found = {}
-        # The first commits in a new namespace meet memory that nobody has touched yet; both are measured after that.
+        # The first commits in a new namespace meet memory that is not touched yet; both are measured after that.
         bed.here.call(_agent_rules, installation, False)
         lines = _ours(bed)
         bed.here.call(_agent_rules, installation, True)
@@ -148,7 +148,7 @@ def _life(backend: str, text: str, foreign: bool) -> dict[str, float]:
             for tool, _ in _FAMILIES:
                 bed.here.run(f"{tool}-restore", input=_foreign(tool))
         text = f'[agent]\nbackend = "{backend}"\n{text}'
-        # The first one makes the user, and meets memory that nobody has touched yet.
+        # The first one creates the user, and meets memory that is not touched yet.
         bed.agent(text).stop()
         agent = bed.agent(text)
         status = _timed(lambda: bed.here.run(str(AGENT), "status", "--json", "--config", str(bed.folder / "agent.toml")))

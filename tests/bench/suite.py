@@ -51,7 +51,7 @@ def main() -> int:
             continue
         try:
             done.append(measure(benchmark, asked.rounds, lambda line: print(line, file=sys.stderr)))
-        # One that can't be measured does not keep the others from it.
+        # One that cannot be measured does not keep the others from it.
         except Exception as error:
             failed = True
             print(f"{benchmark.name}: {type(error).__name__}: {error}", file=sys.stderr)

@@ -59,7 +59,7 @@ def cache() -> Path:
 
 
 def made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache, filled by `make` if it is not there. Another run that wants it meanwhile waits."""
+    """The folder `name` of the cache, filled by `make` if it is not there. Another run that needs it waits."""
     folder = cache() / name
     with (cache() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -54,7 +54,7 @@ def packages(release: Release, again: Packages | None = None) -> Packages:
         sources = {str(file.relative_to(TOP)): file for file in _sources()}
         date = git("log", "-1", "--format=%ct").strip()
     else:
-        # The working tree may have moved on meanwhile.
+        # The working tree may have changed.
         kept = again.folder / "source"
         sources = {str(file.relative_to(kept)): file for file in sorted(kept.rglob("*")) if file.is_file()}
         date = (again.folder / "date").read_text()

@@ -82,7 +82,7 @@ class Steady:
 
 @contextlib.contextmanager
 def steady(host: Container, port: int = 11000) -> Iterator[Steady]:
-    """Keep one connection busy meanwhile; an AssertionError if it breaks or a byte is lost."""
+    """Keep one connection busy; an AssertionError if it breaks or a byte is lost."""
     process = host.start("python3", "-c", _STEADY, str(port), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     found = Steady()
     assert process.stdout is not None

@@ -117,7 +117,7 @@ def test_remove_and_purge(host: Container) -> None:
     host.run("systemctl", "start", "nfq-agent")
     host.write("/etc/nfq-agent/second.toml", "[queue.main]\nnum = 7\n[rules.app]\nqueue = 'main'\ntcp_ports = [14000]\n")
     host.run("systemctl", "enable", "--now", "nfq-agent@second")
-    # Rules that no service answers for: somebody applied them by hand.
+    # Rules without a service: they were applied by hand.
     host.write("/etc/nfq-agent/third.toml", "[queue.main]\nnum = 8\n[rules.app]\nqueue = 'main'\ntcp_ports = [15000]\n")
     host.run("nfq-agent", "apply", "--config", "/etc/nfq-agent/third.toml", "--instance", "third")
     assert len([line for line in ours(host) if "--queue-num 8 " in line]) == 4

@@ -43,7 +43,7 @@ def test_it_comes_up_at_boot_and_serves(host: Container, release: Release) -> No
     (worker,) = queue["workers"]
     assert worker["received"] == worker["accepted"] > 20
     assert queue["uninspected"] == 0
-    # Debian 13's iptables is one that python-iptables can't read unaided; without mending, the nft backend would be used.
+    # Debian 13's iptables is one that python-iptables cannot read unaided; without mending, the nft backend would be used.
     assert report["backend"] == "legacy"
     version = host.run("iptables-legacy", "--version").stdout
     assert ("1.8.9" if release.name == "bookworm" else "1.8.11") in version
@@ -167,7 +167,7 @@ def test_a_hung_worker_is_replaced_alone_and_a_hung_supervisor_is_restarted(host
     with steady(host) as connection:
         host.shell(f"kill -STOP {hung}")
         until(lambda: worker() not in (0, hung), "another worker serves")
-    # Traffic stood still while the hung worker held the queue, and went on.
+    # Traffic stopped while the hung worker held the queue, and then continued.
     assert 0.5 < connection.longest < 9
     assert main_pid(host) == pid
     assert "made no progress" in host.journal("--unit=nfq-agent")
@@ -252,7 +252,7 @@ def test_two_instances(host: Container) -> None:
 
 
 def test_the_owned_backend(host: Container) -> None:
-    """Rules in a table that belongs to the agent: nobody can flush them, and a kill takes them away."""
+    """Rules in a table that belongs to the agent: no other process can flush them, and a kill removes them."""
     host.run("systemctl", "stop", "nfq-agent")
     foreign_rules(host)
     before = saved(host)

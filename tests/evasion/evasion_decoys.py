@@ -161,7 +161,7 @@ _FORGED: dict[str, tuple[str, dict[str, int | bytes | None]]] = {
     "null": ("no flags at all", {"flags": 0}),
     "ack-ahead": ("an ACK of bytes that were never sent", {"ack": 100_000}),
     "ack-old": ("an ACK far behind", {"ack": -200_000}),
-    "md5": ("an MD5 signature that nobody asked for", {"options": b"\x13\x12" + bytes(16), "age": None}),
+    "md5": ("an MD5 signature that was not negotiated", {"options": b"\x13\x12" + bytes(16), "age": None}),
     "old-timestamp": ("a timestamp from before", {"age": 600_000}),
     "no-timestamp-syn": ("data in a repeated SYN", {"flags": _SYN, "seq": -1, "age": None}),
     "reset": ("the RST flag, outside of the window", {"flags": _RST | _ACK, "seq": -100, "ack": -100_000}),
@@ -184,9 +184,9 @@ LINES = (
             ("junk", "that is of no protocol", partial(_junk, port, payload)),
             ("syn", "behind a SYN of its own that ends there too", partial(_other, False, 0, port, payload)),
             ("reset-syn", "behind a reset and a SYN that end there too", partial(_other, False, _RST, port, payload)),
-            ("fin-syn-near", "behind a FIN and a SYN, ending where the client goes on",
+            ("fin-syn-near", "behind a FIN and a SYN, ending where the client continues",
              partial(_other, True, _FIN | _ACK, port, payload)),
-            ("syn-near", "behind a SYN, ending where the client goes on", partial(_other, True, 0, port, payload)),
+            ("syn-near", "behind a SYN, ending where the client continues", partial(_other, True, 0, port, payload)),
         )
     ),
     Line(

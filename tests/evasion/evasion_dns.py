@@ -36,7 +36,7 @@ def _record_missing(name: str) -> bytes:
 
 
 def _pointer_forward(name: str) -> bytes:
-    # The question's name is a pointer to what stands behind the question.
+    # The question's name is a pointer to bytes after the question.
     return struct.pack("!6H", 7, 0x0100, 1, 0, 0, 0) + b"\xc0\x12" + _A_IN + _labels(name)
 
 

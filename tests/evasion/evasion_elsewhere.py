@@ -47,12 +47,12 @@ LINES = (
         _NAMES + "test_no_connection_comes_before_its_name",
     ),
     Elsewhere(
-        "A worker that dies, a reload with another setting or another name: a denied connection goes on", ANY_USER, "blocked",
+        "A worker that dies, a reload with another setting or another name: a denied connection continues", ANY_USER, "blocked",
         _MIDSTREAM + "test_a_denied_connection_stays_denied",
     ),
     Elsewhere(
-        "The same, and a restart or a crash of the agent: an allowed connection goes on", ANY_USER, "it is not cut",
-        _MIDSTREAM + "test_an_allowed_connection_goes_on",
+        "The same, and a restart or a crash of the agent: an allowed connection continues", ANY_USER, "it is not cut",
+        _MIDSTREAM + "test_an_allowed_connection_continues",
     ),
     Elsewhere(
         "310 seconds of silence, then another connection", ANY_USER, "the silent one is not cut",
@@ -77,7 +77,7 @@ LINES = (
         "kernel/test_elements_offload.py::test_an_element_that_always_answers_repeat_gets_on_error",
     ),
     Elsewhere(
-        "IPv6 with `all = true` and an allow-list: neighbour discovery is dropped", "nobody",
+        "IPv6 with `all = true` and an allow-list: neighbour discovery is dropped", "no sender",
         "what the link needs passes unless a rule names it",
         "kernel/test_link_local.py::test_an_allow_list_over_everything_leaves_the_link_alive",
     ),

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kernel
 
 
 def foreign(namespace: Namespace, count: int) -> None:
-    """Load `count` rules of somebody else, spread over tables and families, and give some of them counters."""
+    """Load `count` foreign rules, spread over tables and families, and give some of them counters."""
     share = count // 4
     for command, tables in (("iptables-legacy", ("mangle", "filter", "nat")), ("ip6tables-legacy", ("mangle",))):
         lines = []
@@ -38,7 +38,7 @@ def foreign(namespace: Namespace, count: int) -> None:
 
 
 def foreign_counters(namespace: Namespace) -> list[str]:
-    """Somebody else's rules with their counters, those that nothing here can hit."""
+    """Another program's rules with their counters, those that nothing here can hit."""
     return [line for line in saved(namespace, counters=True).splitlines() if "-A theirs" in line]
 
 
@@ -110,7 +110,7 @@ def test_a_reload_leaves_every_other_rule_as_it_was(netns: Namespace, tmp_path: 
     agent.verb("reload")
     assert ours(netns) == one
     assert agent.stop() == 0
-    # The reload made table raw present; that can't be undone, and it is empty.
+    # The reload made table raw present; that cannot be undone, and it is empty.
     left = [line for line in saved(netns).splitlines() if line not in ("*raw", "COMMIT") and not line.startswith(":")]
     assert left == [line for line in before.splitlines() if line != "COMMIT" and not line.startswith(":")]
     assert foreign_counters(netns) == counters
@@ -129,9 +129,9 @@ def test_a_stop_during_the_start_leaves_nothing(netns: Namespace, tmp_path: Path
         assert netns.processes() == []
 
 
-def test_not_one_change_of_somebody_else_is_lost(netns: Namespace, tmp_path: Path) -> None:
+def test_no_change_of_another_program_is_lost(netns: Namespace, tmp_path: Path) -> None:
     netns.run("iptables-legacy", "-w", "-t", "mangle", "-N", "theirs")
-    # Each change is looked for after the next one, so that a revert between two of them is seen. It goes on until told.
+    # Each change is looked for after the next one, so that a revert between two of them is seen. It continues until told.
     script = """
     n=0
     while [ ! -e /run/enough ]; do
@@ -179,7 +179,7 @@ def test_two_instances_side_by_side_and_no_second_of_one(netns: Namespace, tmp_p
     assert ours(netns) == []
 
 
-def test_a_queue_that_somebody_else_holds_is_named(netns: Namespace, tmp_path: Path) -> None:
+def test_a_queue_of_another_process_is_named(netns: Namespace, tmp_path: Path) -> None:
     first = Agent(netns, tmp_path, udp(), instance="a").ready()
     second = Agent(netns, tmp_path, udp(), instance="b")
     assert second.process.wait(timeout=PATIENCE) == 1
@@ -217,7 +217,7 @@ def test_a_user_that_exists_is_used_as_it_is(netns: Namespace, tmp_path: Path) -
     assert netns.run("getent", "passwd", "proxyuser").stdout == before
 
 
-def test_rules_that_somebody_removed_come_back(netns: Namespace, tmp_path: Path) -> None:
+def test_rules_that_another_program_removed_come_back(netns: Namespace, tmp_path: Path) -> None:
     agent = Agent(netns, tmp_path, '[agent]\ndrift_check = "200ms"\n' + udp()).ready()
     mine = ours(netns)
     netns.run("iptables-legacy", "-w", "-t", "mangle", "-D", "OUTPUT", "1")
@@ -226,7 +226,7 @@ def test_rules_that_somebody_removed_come_back(netns: Namespace, tmp_path: Path)
     netns.run("ip6tables-legacy", "-w", "-t", "mangle", "-F", "NFQA-default-OUTPUT")
     until(lambda: ours(netns) == mine, "the chain is full again")
     assert agent.status()["drift"]["repairs"] == 2
-    # A rule of somebody else among ours goes; one beside ours stays.
+    # A foreign rule among ours is removed; one beside ours stays.
     netns.run("iptables-legacy", "-w", "-t", "mangle", "-I", "NFQA-default-OUTPUT", "-j", "ACCEPT")
     netns.run("iptables-legacy", "-w", "-t", "mangle", "-I", "OUTPUT", "-p", "tcp", "--dport", "9")
     until(lambda: ours(netns) == mine, "the chain is ours alone")
@@ -264,7 +264,7 @@ def test_packets_that_a_full_queue_drops_are_no_uninspected_ones(netns: Namespac
     assert (queue["uninspected"], queue["kernel_dropped"]) == (0, 900)
 
 
-def test_who_sits_on_the_xtables_lock_does_not_make_the_watchdog_bite(netns: Namespace, tmp_path: Path) -> None:
+def test_a_long_held_xtables_lock_does_not_trigger_the_watchdog(netns: Namespace, tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(str(path))

@@ -104,7 +104,7 @@ def kill_workers(agent: Agent) -> None:
         time.sleep(0.05)
 
 
-def test_who_chose_to_fail_closed_stays_closed_until_told_otherwise(netns: Namespace, tmp_path: Path) -> None:
+def test_a_queue_that_fails_closed_stays_closed_until_it_is_removed(netns: Namespace, tmp_path: Path) -> None:
     passed = count_passed(netns)
     agent = Agent(netns, tmp_path, udp(bypass=False, fail_open=False)).ready()
     mine = ours(netns)
@@ -133,7 +133,7 @@ def test_the_rules_that_a_kill_left_are_taken_up_by_the_next_start(netns: Namesp
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "its workers end by themselves")
     assert ours(netns) != []
     assert flood(netns, 10).wait(timeout=PATIENCE) == 0
-    assert passed() == 10, "bypass lets traffic pass when nobody serves"
+    assert passed() == 10, "bypass lets traffic pass while no process serves"
     agent.configure(udp().replace("11000", "11003").replace("num = 100", "num = 7"))
     agent.start()
     agent.ready()

@@ -55,7 +55,7 @@ def test_the_journal_gets_level_and_fields(netns: Namespace, tmp_path: Path) -> 
     agent.stop()
 
 
-def test_a_log_that_nobody_reads_holds_up_no_verdict(netns: Namespace, tmp_path: Path) -> None:
+def test_an_unread_log_delays_no_verdict(netns: Namespace, tmp_path: Path) -> None:
     config = tmp_path / "a.toml"
     config.write_text(udp().replace("[rules.app]", 'elements = ["log"]\n[element.log]\nper_second = 0\n[rules.app]'))
     passed = count_passed(netns)

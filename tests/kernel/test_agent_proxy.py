@@ -90,7 +90,7 @@ def nat(namespace: Namespace) -> list[str]:
     return namespace.run("iptables-legacy", "-w", "-t", "nat", "-S").stdout.splitlines()
 
 
-def test_a_connection_that_runs_when_a_proxy_starts_goes_on(netns: Namespace, tmp_path: Path) -> None:
+def test_a_running_connection_continues_when_a_proxy_starts(netns: Namespace, tmp_path: Path) -> None:
     # Nothing tracks connections here before the agent's rules do, so that the kernel meets this one in its middle.
     server = netns.start(PYTHON, "-c", ECHO, "127.0.0.1", "8080", stdout=subprocess.PIPE)
     assert server.stdout is not None

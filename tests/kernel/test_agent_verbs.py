@@ -109,7 +109,7 @@ def test_apply_and_remove_and_each_of_them_twice(netns: Namespace, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("typed", "kept"), [("yes\n", True), ("no\n", False), ("", False)])
-def test_apply_confirm_takes_back_what_nobody_confirmed(netns: Namespace, tmp_path: Path, typed: str, kept: bool) -> None:
+def test_apply_confirm_undoes_an_unconfirmed_change(netns: Namespace, tmp_path: Path, typed: str, kept: bool) -> None:
     netns.run(*COMMAND, "apply", "--config", str(Path(__file__).parent.parent / "configs" / "five-tuple-log.toml"))
     before = ours(netns)
     process = netns.start(
@@ -156,7 +156,7 @@ def test_status_and_rules_for_people_fit_eighty_columns(netns: Namespace, tmp_pa
     assert (down.returncode, json.loads(down.stdout)) == (1, {"instance": "default", "running": False})
 
 
-def test_doctor_names_what_stands_in_the_way(netns: Namespace, tmp_path: Path) -> None:
+def test_doctor_names_the_problems(netns: Namespace, tmp_path: Path) -> None:
     assert netns.run(*COMMAND, "doctor").returncode == 0
     other = Agent(netns, tmp_path, udp(), instance="other").ready()
     other.kill()

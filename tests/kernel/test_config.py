@@ -1,4 +1,4 @@
-"""The file format: what must work as it stands, and what must be refused, how, and with nothing changed."""
+"""The file format: what must work unchanged, and what must be refused, how, and with nothing changed."""
 
 from __future__ import annotations
 

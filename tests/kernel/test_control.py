@@ -83,7 +83,7 @@ except OSError:
     print("cut")
 """
     slow = netns.start("python3", "-c", script, stdout=-1)
-    until(lambda: agent.status()["running"], "it answers meanwhile")
+    until(lambda: agent.status()["running"], "it answers during that time")
     assert slow.stdout is not None
     assert slow.stdout.read() == b"cut\n"
     assert agent.process.poll() is None

@@ -1,4 +1,4 @@
-"""The configurations that need DPI, as they stand: the application map and the egress policy."""
+"""The configurations that need DPI, unchanged: the application map and the egress policy."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_app_map_keeps_a_connection_in_one_place_whatever_processor_brings_it(
     )
     assert answers == [b"HTTP", b"-"] * 4, agent.log
     assert min(worker["received"] for worker in agent.queue("dpi")["workers"]) > 8
-    # What comes to the other queue goes on to the one that has the connection's state.
+    # Packets of the other queue are passed to the one that has the connection's state.
     assert agent.totals("dpi")["requeued"] > 8
     assert agent.totals("dpi")["flows"] == 8
     assert agent.stop() == 0
@@ -190,7 +190,7 @@ def test_egress_policy_monitors_then_enforces(netns: Namespace, tmp_path: Path) 
     (tmp_path / "conf.d" / "enforce.toml").write_text('[queue.egress]\nmode = "enforce"\n')
     agent.start()
     agent.ready()
-    # Everybody else's packets are none of its business. They come first: a server that is kept waiting serves nobody else.
+    # Other packets must pass unchanged. They come first: a server that has to wait serves no other client.
     assert codes("root") == [OK] * 6, agent.log
     assert codes("payments", 1) == [OK] * 4 + [TIMEOUT] * 2, agent.log
     assert agent.stop() == 0

@@ -163,7 +163,7 @@ def test_one_that_eats_memory_costs_its_packet_or_its_worker(netns: Namespace, t
     assert agent.totals()["errors"] == 1
     until(lambda: "MemoryError" in agent.log, "it says so")
     assert agent.workers() == [pid]
-    # Little by little, until nothing is left for anybody: the worker may need some itself, and end.
+    # Little by little, until no memory is left: the worker may need some itself, and end.
     assert wire.send("leak", 15) == "leak"
     assert until(lambda: wire.send("fine", 1) == "fine", "it serves")
     (worker,) = agent.queue()["workers"]

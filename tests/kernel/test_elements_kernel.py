@@ -68,7 +68,7 @@ def test_log_with_metadata_alone(netns: Namespace, tmp_path: Path, host: str) ->
     assert "11000 INPUT" not in agent.log
 
 
-def test_five_tuple_log_as_it_stands(netns: Namespace, tmp_path: Path) -> None:
+def test_five_tuple_log_unchanged(netns: Namespace, tmp_path: Path) -> None:
     """Metadata alone, queue 7, IPv4 only; what there is to say of a packet, and once that it is not more."""
     for host in ("127.0.0.1", "::1"):
         echo_server(netns, host, 11001)
@@ -251,7 +251,7 @@ def test_a_map_of_applications_changes_under_traffic(pair: tuple[Namespace, Name
     for port in (8080, 443):
         echo_server(server, "::" if ":" in host else "0.0.0.0", port)
     agent = Agent(server, tmp_path, app_map("8080")).ready()
-    # A conversation that goes on throughout, a line at a time, and would stop at one lost packet for a retransmission.
+    # A conversation that continues throughout, a line at a time, and would stop at one lost packet for a retransmission.
     code = (
         "import select, socket, sys\n"
         "wire = socket.create_connection((sys.argv[1], 8080), timeout=60)\n"

@@ -140,7 +140,7 @@ def test_a_policy_that_turns_takes_its_flows_back(netns: Namespace, tmp_path: Pa
     assert agent.totals("q")["received"] - agent.totals("q")["dropped"] <= 1
     agent.configure(CONFIG.format(denied="9", queue="", rule=""))
     agent.verb("reload")
-    # What was held up meanwhile is sent again by TCP, and comes back.
+    # Packets that were held up are sent again by TCP.
     assert client.echo(1000)
     assert connections(netns, host, 8080) == [kept(Mark(0x4E000000, 0xFF000000), 2).accept.value]
     assert agent.stop() == 0

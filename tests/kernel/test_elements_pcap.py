@@ -1,4 +1,4 @@
-"""Captures, read back by tshark; their rotation; and what happens when they can't be written."""
+"""Captures, read back by tshark; their rotation; and what happens when they cannot be written."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def hang(tmp_path: Path) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process has not ended; one that nobody has reaped yet has."""
+    """Whether a process has not ended; one that is not reaped yet has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -1,4 +1,4 @@
-"""`[inline]`: a real agent judges what netfilter does not see, and the kernel lets go of it in every way it can end."""
+"""`[inline]`: a real agent judges what netfilter does not see, and the kernel bypasses it in every way that it can end."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class Stream:
 @pytest.mark.parametrize(
     ("victim", "how"), [("supervisor", "KILL"), ("worker", "KILL"), ("worker", "STOP"), ("supervisor", "STOP")]
 )
-def test_traffic_goes_on_within_a_second(netns: Namespace, tmp_path: Path, victim: str, how: str) -> None:
+def test_traffic_continues_within_a_second(netns: Namespace, tmp_path: Path, victim: str, how: str) -> None:
     first, second = bridged(netns)
     before = traces(netns)
     agent = Agent(netns, tmp_path, config(more='patience = "300ms"')).ready()

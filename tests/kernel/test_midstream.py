@@ -170,7 +170,7 @@ CHAINS = {"dpi": '"dpi", "allow"', "offload": '"dpi", "allow", "offload"'}
     ("chain", "family", "where"), [("dpi", 4, OUTWARD), ("offload", 6, BOTH)], ids=["dpi-4-out", "offload-6-both"]
 )
 @pytest.mark.parametrize("event", EVENTS)
-def test_an_allowed_connection_goes_on(
+def test_an_allowed_connection_continues(
     netns: Namespace, tmp_path: Path, event: str, chain: str, family: int, where: dict[str, str]
 ) -> None:
     # With midstream = "drop" nothing passes but what is known.

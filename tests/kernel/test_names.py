@@ -426,7 +426,7 @@ def test_a_local_stub_by_the_hosts_own_settings(hosts: tuple[Namespace, Namespac
 
 
 def test_a_connection_keeps_its_name_when_the_worker_is_replaced(hosts: tuple[Namespace, Namespace], tmp_path: Path) -> None:
-    """Its time has passed by then; the connection goes on."""
+    """Its time has passed by then; the connection continues."""
     _, host = hosts
     environment, offset = moved_clock(tmp_path)
     agent = Agent(host, tmp_path, CONFIG.format(resolvers='"10.203.0.1"', queue="egress", dns_queue=""), **environment).ready()

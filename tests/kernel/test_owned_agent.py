@@ -128,7 +128,7 @@ def test_what_goes_to_one_address_but_not_to_one_port(netns: Namespace, tmp_path
 
 
 def send_to(host: str, port: int, kind: socket.SocketKind) -> None:
-    """One packet: a datagram, or the SYN of a connection that nobody answers."""
+    """One packet: a datagram, or the SYN of a connection without an answer."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as sender:
         sender.setblocking(False)
         if kind == socket.SOCK_DGRAM:

@@ -114,7 +114,7 @@ def test_the_table_as_nft_lists_it(netns: Namespace, resident: Resident) -> None
     )
 
 
-def test_nobody_else_can_change_it_and_a_kill_takes_it_away(netns: Namespace, resident: Resident) -> None:
+def test_no_other_process_can_change_it_and_a_kill_removes_it(netns: Namespace, resident: Resident) -> None:
     resident.call(applied, desired(BASELINE))
     before = listed(netns)
     for refused in ("delete table ip nfq-agent-default", "flush table ip nfq-agent-default"):
@@ -148,7 +148,7 @@ def fork_successor(state: dict[str, Any], ruleset: Ruleset) -> int:
         os._exit(1)
 
 
-def test_who_is_handed_the_socket_has_the_rules(netns: Namespace, resident: Resident) -> None:
+def test_a_process_that_gets_the_socket_has_the_rules(netns: Namespace, resident: Resident) -> None:
     resident.call(applied, desired(BASELINE))
     more = config_of(rules={"app": {"queue": "main", "tcp_ports": [11000, 12000]}})
     successor = resident.call(fork_successor, desired(more))

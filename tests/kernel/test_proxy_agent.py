@@ -32,7 +32,7 @@ def with_backend(backend: str, text: str) -> str:
 def progress(*clients: Load) -> None:
     """Each of them has made another good exchange."""
     for client in clients:
-        until(lambda client=client, before=client.good: client.good > before + 1, "the exchanges go on")  # type: ignore[misc]  # bound early
+        until(lambda client=client, before=client.good: client.good > before + 1, "the exchanges continue")  # type: ignore[misc]  # bound early
 
 
 @BACKENDS
@@ -82,7 +82,7 @@ def test_a_stop_waits_for_its_deadline_and_no_longer(netns: Namespace, tmp_path:
                 return "reset", time.monotonic() - began
 
     how, seconds = netns.call(stay)
-    assert how == "reset", "nobody may take a part for the whole"
+    assert how == "reset", "a truncated stream must not look complete"
     assert seconds >= 2
     assert agent.process.wait(timeout=PATIENCE) == 0
     assert "NFQA" not in saved(netns)
@@ -117,7 +117,7 @@ def test_a_reload_from_redirect_to_tproxy(routed: tuple[Namespace, Namespace, Na
 
 
 @pytest.mark.parametrize("capture", ["", TPROXY], ids=["redirect", "tproxy"])
-def test_what_crosses_the_router_when_the_agent_starts_goes_on(
+def test_connections_through_the_router_continue_when_the_agent_starts(
     routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path, capture: str
 ) -> None:
     client, gateway, target = routed
@@ -151,7 +151,7 @@ def test_a_reload_that_fails_leaves_the_routes_as_they_were(netns: Namespace, tm
 
     before = there()
     agent.configure(configuration(proxy=TPROXY, hooks='"prerouting"'))
-    # Somebody sits on the lock, so that the rules can't be changed.
+    # Somebody sits on the lock, so that the rules cannot be changed.
     holder = netns.start("flock", "--close", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 60", stdout=subprocess.PIPE)
     assert holder.stdout is not None
     holder.stdout.readline()
@@ -178,7 +178,7 @@ SNIFF = '[queue.q]\nnum = 7\n[rules.sniff]\nqueue = "q"\nhooks = ["prerouting"]\
 
 @pytest.mark.parametrize("rest", ["", SNIFF], ids=["alone", "beside a queue"])
 @pytest.mark.parametrize("captures", [("", TPROXY), (TPROXY, "")], ids=["to tproxy", "from tproxy"])
-def test_what_runs_goes_on_when_the_capture_changes(
+def test_running_connections_continue_when_the_capture_changes(
     routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path, captures: tuple[str, str], rest: str
 ) -> None:
     client, gateway, target = routed
@@ -216,7 +216,7 @@ def test_its_counters_are_in_the_status(netns: Namespace, tmp_path: Path) -> Non
     assert agent.stop() == 0
 
 
-def test_counting_goes_on_over_a_reload(netns: Namespace, tmp_path: Path) -> None:
+def test_counting_continues_over_a_reload(netns: Namespace, tmp_path: Path) -> None:
     """A reload puts another process in the place of the one that still carries a connection; the figures are those of both."""
     server(netns, "echo")
     agent = Agent(netns, tmp_path, configuration(proxy='drain = "60s"')).ready()
@@ -248,7 +248,7 @@ def test_counting_goes_on_over_a_reload(netns: Namespace, tmp_path: Path) -> Non
 
 
 def test_a_reload_opens_and_closes_listeners(netns: Namespace, tmp_path: Path) -> None:
-    """Those that stay are not closed for a moment, so that nobody is turned away, nor can they be taken."""
+    """Those that stay are not closed for a moment, so that no client is refused, nor can they be taken."""
     server(netns, "echo")
     other = '[proxy.other]\nlisten = ["0.0.0.0:15009"]\n'
     agent = Agent(netns, tmp_path, configuration(rest=other)).ready()
@@ -268,12 +268,12 @@ def test_a_reload_opens_and_closes_listeners(netns: Namespace, tmp_path: Path) -
     assert not any(":1500" in each for each in listening(netns))
 
 
-def test_a_reload_to_a_listener_that_somebody_has(netns: Namespace, tmp_path: Path) -> None:
-    """It is refused by name, and the proxy goes on as it was, with a connection that runs and its counts."""
+def test_a_reload_to_a_listener_that_is_in_use(netns: Namespace, tmp_path: Path) -> None:
+    """It is refused by name, and the proxy continues unchanged, with a connection that runs and its counts."""
     server(netns, "echo")
     agent = Agent(netns, tmp_path, configuration()).ready()
     netns.start("nc", "-l", "-p", "15009")
-    until(lambda: "0.0.0.0:15009" in listening(netns), "somebody listens")
+    until(lambda: "0.0.0.0:15009" in listening(netns), "the other process listens")
 
     def over_the_refusal() -> None:
         with socket.create_connection(("127.0.0.1", 8080), timeout=60) as it:

@@ -21,10 +21,10 @@ CURL = ("curl", "-sS", "--max-time", "90", "--noproxy", "*")
 
 
 def wait_for_port(netns: Namespace, port: int) -> None:
-    """Until somebody listens there. To connect would say nothing: the proxy takes every connection."""
+    """Until a process listens there. Connecting would not show it: the proxy accepts every connection."""
     deadline = time.monotonic() + 20
     while not netns.shell(f"ss -ltnH sport = :{port}"):
-        assert time.monotonic() < deadline, f"nobody listens on port {port}"
+        assert time.monotonic() < deadline, f"no process listens on port {port}"
         time.sleep(0.02)
 
 
@@ -74,7 +74,7 @@ class TestClients:
         *options, base = url
         fetched = [tmp_path / name for name in ("large", "small")]
         calls = [["-o", str(path), base + path.name] for path in fetched]
-        # Both on one connection; curl 7.88 can't do that with prior knowledge of HTTP/2.
+        # Both on one connection; curl 7.88 cannot do that with prior knowledge of HTTP/2.
         runs = calls if "--http2-prior-knowledge" in options else [[*calls[0], *calls[1]]]
         for arguments in runs:
             done = netns.run(*CURL, *options, "-w", "%{http_version} %{http_code}\n", *arguments)
@@ -254,7 +254,7 @@ class TestTproxy:
     def test_the_hosts_own_address_is_no_loop(
         self, routed: tuple[Namespace, Namespace, Namespace], run: Run, host: str, keep: bool
     ) -> None:
-        """What the proxy sends to an address of this host comes back over lo, where TPROXY stands too."""
+        """What the proxy sends to an address of this host comes back over lo, where the TPROXY rules apply too."""
         client, gateway, _ = routed
         server(gateway, "echo", host)
         proxy = run(configuration(proxy=f"{TPROXY}keep_client = {str(keep).lower()}", hooks='"prerouting"'), gateway)

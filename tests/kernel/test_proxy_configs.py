@@ -23,7 +23,7 @@ CONTRACTS = Path(__file__).parent.parent / "configs"
 
 
 def test_the_contract_file_by_the_agent(netns: Namespace, tmp_path: Path) -> None:
-    """transparent-proxy.toml as it stands: its listeners, its rules, connections of both families, the log, and the end."""
+    """transparent-proxy.toml unchanged: its listeners, its rules, connections of both families, the log, and the end."""
     for host in ("0.0.0.0", "::1"):
         server(netns, "who", host)
     agent = Agent(netns, tmp_path, (CONTRACTS / "transparent-proxy.toml").read_text()).ready()
@@ -86,7 +86,7 @@ def test_a_target_in_the_environment_that_is_none(netns: Namespace, verb: str) -
 
 
 def test_several_queues_rules_and_a_proxy_in_one_agent(netns: Namespace, tmp_path: Path) -> None:
-    """multi.toml as it stands, with transparent-proxy.toml as a drop-in beside it."""
+    """multi.toml unchanged, with transparent-proxy.toml as a drop-in beside it."""
     server(netns, "echo")
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "proxy.toml").write_text((CONTRACTS / "transparent-proxy.toml").read_text())
@@ -117,7 +117,7 @@ def test_several_queues_rules_and_a_proxy_in_one_agent(netns: Namespace, tmp_pat
     assert netns.processes() == netns.running()
 
 
-def test_the_pages_configuration_and_the_element_of_ones_own(netns: Namespace, tmp_path: Path) -> None:
+def test_the_configuration_and_the_element_of_the_page(netns: Namespace, tmp_path: Path) -> None:
     """docs/proxy.md word for word: its first configuration, and the element that it shows."""
     page = (ROOT / "docs" / "proxy.md").read_text()
     text = page.split("```toml\n")[1].split("```")[0]

@@ -92,15 +92,15 @@ class TestNeverALoop:
         proxy.wait_count("connections", 0)
 
     def test_the_rules_leave_every_listener_alone(self, netns: Namespace, run: Run) -> None:
-        """8085 is within the ports of the rule, and another proxy's listener: nobody is led there in a circle."""
+        """8085 is within the ports of the rule, and another proxy's listener: no connection is redirected in a loop."""
         proxy = run(configuration(rest='[proxy.other]\nlisten = ["0.0.0.0:8085"]\n'))
         assert netns.call(how_it_ends, "127.0.0.1", 8085) == "ECONNREFUSED"
         assert netns.call(how_it_ends, "127.0.0.1", 8086) == "ECONNRESET"
         assert proxy.wait_for("cannot connect")["dst"] == "127.0.0.1:8086"
 
     @pytest.mark.parametrize("target", ["", "127.0.0.1:9000"])
-    def test_a_destination_that_nobody_knows(self, netns: Namespace, run: Run, target: str) -> None:
-        """Without an entry in the connection table the kernel can't tell: the target takes it, or it is refused."""
+    def test_a_destination_that_is_not_known(self, netns: Namespace, run: Run, target: str) -> None:
+        """Without an entry in the connection table the kernel cannot tell: the target takes it, or it is refused."""
         for chain in ("OUTPUT", "PREROUTING"):
             netns.shell(f"iptables-legacy -w -t raw -A {chain} -p tcp -j CT --notrack")
         server(netns, "echo", port=9000)

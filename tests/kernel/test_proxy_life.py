@@ -150,7 +150,7 @@ class TestLife:
         assert netns.call(stay) == "reset"
         assert proxy.reap() == [0]
 
-    def test_drain_takes_who_waits_in_the_backlog(self, netns: Namespace, run: Run) -> None:
+    def test_drain_accepts_connections_in_the_backlog(self, netns: Namespace, run: Run) -> None:
         """More connections wait than one turn accepts: those that are left when the order comes are accepted too."""
         server(netns, "echo")
         proxy = run(configuration(proxy='drain = "5s"'))
@@ -174,7 +174,7 @@ class TestLife:
         client = Load(netns)
         proxy.wait_above("connections", 50)
         proxy.rules_parked()
-        # A handshake that was redirected meanwhile gets the moment that it needs.
+        # A handshake that was redirected just before gets the time that it needs.
         time.sleep(0.05)
         proxy.tell(b"drain\n")
         # Before its deadline: nothing is left to wait for.
@@ -183,7 +183,7 @@ class TestLife:
         for listener in proxy.listeners:
             listener.close()
         good = client.good
-        until(lambda: client.good > good + 10, "the exchanges go on without it")
+        until(lambda: client.good > good + 10, "the exchanges continue without it")
         assert client.end() == []
         assert "NFQA" not in netns.shell("iptables-legacy-save; ip6tables-legacy-save")
 
@@ -222,7 +222,7 @@ class TestLife:
                 return "reset"
             return "end"
 
-        # Not an end: nobody may take a part for the whole.
+        # Not an end: a truncated stream must not look complete.
         assert netns.call(cut) == "reset"
         assert proxy.reap() == [0]
 

@@ -160,7 +160,7 @@ class TestEnds:
 
         assert netns.call(play) == "reset"
 
-    def test_nobody_there(self, netns: Namespace, run: Run) -> None:
+    def test_no_agent_runs(self, netns: Namespace, run: Run) -> None:
         proxy = run()
         assert netns.call(how_it_ends, "127.0.0.1", 8080) == "ECONNRESET"
         line = proxy.wait_for("cannot connect")
@@ -194,7 +194,7 @@ class TestEnds:
                         for left in (0, 1, 50_000):
                             with contextlib.suppress(OSError), socket.socket() as it:
                                 it.settimeout(0.05)
-                                # One reset before connect() knows of it, as happens where nobody is (8084), was met too.
+                                # One reset before connect() knows of it, as happens where no server listens (8084), was met too.
                                 met = it.connect_ex(("127.0.0.1", port))
                                 count += met in (0, errno.ECONNRESET)
                                 if met:

@@ -1,4 +1,4 @@
-"""The two examples, as they stand, with real packets."""
+"""The two examples, unchanged, with real packets."""
 
 from __future__ import annotations
 

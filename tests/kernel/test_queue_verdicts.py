@@ -61,7 +61,7 @@ def test_rewritten_bytes_arrive_if_their_checksums_are_mended(netns: Namespace, 
 
 
 @pytest.mark.parametrize("family", ["unspec", "inet", "inet6"])
-def test_whatever_family_it_is_bound_to_it_gets_what_the_rules_send(netns: Namespace, family: BoundFamily) -> None:
+def test_a_queue_of_any_family_gets_what_the_rules_send(netns: Namespace, family: BoundFamily) -> None:
     queue_rule(netns)
 
     def inside() -> None:

@@ -26,7 +26,7 @@ role = "server"
 
 
 def send(family: int, destination: str, count: int) -> int:
-    """Send datagrams that nobody answers; how many errors they brought, as far as they came at once."""
+    """Send datagrams without an answer; how many errors they brought, as far as they came at once."""
     with socket.socket(family, socket.SOCK_DGRAM) as end:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         for _ in range(count):
@@ -57,7 +57,7 @@ def test_errors_are_limited(pair: tuple[Namespace, Namespace], tmp_path: Path, i
     assert agent.stop() == 0
 
 
-def test_nobody_is_told_about_a_broadcast(pair: tuple[Namespace, Namespace], tmp_path: Path) -> None:
+def test_no_answer_to_a_broadcast(pair: tuple[Namespace, Namespace], tmp_path: Path) -> None:
     server, client = pair
     agent = Agent(server, tmp_path, CONFIG).ready()
     client.call(send, socket.AF_INET, "10.203.0.255", 3)

@@ -125,7 +125,7 @@ def test_a_changed_rule_keeps_the_counters_of_the_others(open_world: World, fami
     assert len(state.jumps) == 2
 
 
-def test_somebody_elses_rule_in_our_chain_goes(open_world: World, family: Family) -> None:
+def test_a_foreign_rule_in_our_chain_is_removed(open_world: World, family: Family) -> None:
     host = open_world.host("a")
     host.apply(family, baseline())
     before = open_world.save(family)

@@ -58,7 +58,7 @@ def writer(tool: str, seed: int, changes: int) -> tuple[str, list[str], list[str
                 theirs.append(spec)
     write = f"{tool} -w -t mangle"
     script = f"trap 'touch /run/done' EXIT\n{write} -N THEIRS\n" + "".join(f"{write} {line}\n" for line in lines)
-    # It goes on until the other writer has had its rounds, so that neither is over before the other has begun.
+    # It continues until the other writer has had its rounds, so that neither is over before the other has begun.
     script += f"while [ ! -e /run/enough ]; do {write} -A THEIRS -j RETURN; {write} -D THEIRS -j RETURN; done\n"
     return script, theirs, output
 
@@ -157,7 +157,7 @@ def test_a_lock_taken_by_a_child_that_died_is_given_back(netns: Namespace, monke
     assert netns.call(tried) == "free\n"
 
 
-def test_who_takes_no_lock_makes_us_read_again(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_without_the_lock_makes_us_read_again(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel refuses a table whose number of rules is no longer what was read (EAGAIN)."""
     read = Tables.read
     meddled: list[int] = []
@@ -281,7 +281,7 @@ def test_a_target_that_does_not_take_its_option_is_refused_before_anything_is_wr
     )
     with pytest.raises(RuleError, match=r"cannot write the rule .*--queue-numb 7"):
         netns.call(LegacyHost("a").apply, "inet", wrong)
-    # An octal number that libxtables reads as another than is meant.
+    # An octal number, which libxtables reads as another number.
     wrong = rules(
         'mangle -A OUTPUT -m comment --comment "nfq-agent:a:jump" -j NFQA-a-OUTPUT',
         'mangle -A NFQA-a-OUTPUT -m comment --comment "nfq-agent:a:x" -j NFQUEUE --queue-num 010',

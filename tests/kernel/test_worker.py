@@ -152,7 +152,7 @@ def test_a_pure_element_is_asked_once_for_each_five_tuple(netns: Namespace, fami
     netns.call(inside)
 
 
-def test_who_looks_at_the_process_is_asked_each_time(netns: Namespace) -> None:
+def test_an_element_that_reads_the_process_is_asked_each_time(netns: Namespace) -> None:
     queue_rule(netns)
 
     def inside() -> None:

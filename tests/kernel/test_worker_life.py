@@ -91,7 +91,7 @@ def test_killed_in_a_flood_no_packet_is_lost(netns: Namespace, elements: tuple[t
     assert arrived == total == 48_000
 
 
-def test_killed_with_packets_in_hand_and_none_that_follow(netns: Namespace) -> None:
+def test_killed_with_packets_in_hand_and_no_later_ones(netns: Namespace) -> None:
     queue_rule(netns)
 
     def inside() -> None:
@@ -140,7 +140,7 @@ def test_stopped_it_leaves_what_it_has_not_read_to_its_successor(netns: Namespac
 
 @pytest.mark.parametrize("elements", [(), (Bland,)])
 @pytest.mark.parametrize(("short", "fewest", "most"), [(60.0, 1, 14), (0.0, 16, 24)])
-def test_who_can_t_keep_up_takes_longer_turns(
+def test_a_worker_that_falls_behind_takes_longer_turns(
     netns: Namespace,
     monkeypatch: pytest.MonkeyPatch,
     elements: tuple[type[PacketElement], ...],

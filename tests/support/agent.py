@@ -1,4 +1,4 @@
-"""The agent as a test starts it: the real command, in a namespace, with the words to look at it and to wait for it."""
+"""The agent as a test starts it: the real command, in a namespace, with functions to inspect it and to wait for it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Agent:
         self.start()
 
     def configure(self, text: str) -> None:
-        """Write the configuration anew. The running agent does not see it before `reload`."""
+        """Write the configuration again. The running agent does not see it before `reload`."""
         head = f'[agent]\ninstance = "{self.instance}"\n' if self.instance != "default" and "[agent]" not in text else ""
         self.config.write_text(head + text)
 

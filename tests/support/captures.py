@@ -122,7 +122,7 @@ def recording(netns: Namespace, path: Path) -> Iterator[None]:
         recorder = netns.start("dumpcap", "-q", "-P", "-B", "16", "-i", "lo", "-w", str(path), stderr=log, stdout=log)
         wait_until(lambda: b"File:" in path.with_suffix(".log").read_bytes(), "dumpcap starts")
         yield
-        # What was sent last has to reach the recorder: a packet of a port that nobody looks at.
+        # What was sent last has to reach the recorder: a packet of an unused port.
         size = path.stat().st_size
         netns.shell("echo end | nc -u -w0 127.0.0.1 9")
         wait_until(lambda: path.stat().st_size > size, "the recorder has the last packet")

@@ -100,7 +100,7 @@ class FakeTable:
 
 
 def parse(chain: str, spec: str) -> Rule:
-    """The rule, or one that nobody wishes for where it is of no kind of ours."""
+    """The rule, or one that no configuration makes if it is not of our kind."""
     try:
         return Rule.parse(f"-A {chain} {spec}")
     except ValueError:

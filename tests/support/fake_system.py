@@ -134,7 +134,7 @@ class FakeLock:
 
 
 class FakeServer:
-    """A control socket on which nobody asks."""
+    """A control socket without clients."""
 
     def __init__(self) -> None:
         self.open = True

@@ -37,7 +37,7 @@ class AnyWire(Protocol):
 
 @contextmanager
 def serving(queue: Queue, callback: Callable[[Packet], Verdict]) -> Iterator[None]:
-    """The queue runs in a thread of its own meanwhile."""
+    """Within this, the queue runs in a thread of its own."""
     thread = threading.Thread(target=queue.run, args=(callback,))
     thread.start()
     try:

@@ -40,5 +40,5 @@ def stream(*elements: StreamElement, **options: Any) -> Stream:
 
 
 def sent(outputs: list[Output], way: Way) -> bytes:
-    """What goes on one way, joined."""
+    """The bytes of one direction, joined."""
     return b"".join(output.data for output in outputs if isinstance(output, Send) and output.way is way)

@@ -48,7 +48,8 @@ sender.join()
 print(count, sent.hexdigest(), got.hexdigest())
 """
 
-# Sends COUNT datagrams of 64 bytes to nobody, at most RATE a second; prints how many the kernel took. argv: address, port,
+# Sends COUNT datagrams of 64 bytes without a receiver, at most RATE a second; prints how many the kernel took. argv: address,
+# port,
 # count, rate.
 FLOOD: Final = """
 import socket, sys, time

@@ -1,4 +1,4 @@
-"""The file format: what must work as it stands, drop-ins, and any value of any key."""
+"""The file format: what must work unchanged, drop-ins, and any value of any key."""
 
 from __future__ import annotations
 

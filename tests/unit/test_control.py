@@ -1,4 +1,4 @@
-"""The control socket: a client can be slow, silent, wrong or hostile, and the agent goes on."""
+"""The control socket: a client can be slow, silent, wrong or hostile, and the agent continues."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_what_is_no_question_is_refused_and_harms_nothing(agent: Agent, tmp_path
     test_a_question_and_its_answer(agent, tmp_path)
 
 
-def test_a_slow_client_holds_nobody_up_and_has_one_deadline(agent: Agent, tmp_path: Path) -> None:
+def test_a_slow_client_delays_no_other_and_has_one_deadline(agent: Agent, tmp_path: Path) -> None:
     with client(tmp_path) as slow, client(tmp_path) as silent:
         for _ in range(4):
             slow.send(b"{")

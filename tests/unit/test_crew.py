@@ -146,7 +146,7 @@ def test_a_proxy_drains_beside_its_successor(world: RealWorld) -> None:
             assert peer.recv(1) == b"x"
             world.crew.replace(old, successor)
             assert world.crew.proxies == {"p": successor}
-            # The connection of the old process goes on, and a new one is served.
+            # The connection of the old process continues, and a new one is served.
             peer.sendall(b"y")
             assert client.recv(1) == b"y"
             with echo(port):

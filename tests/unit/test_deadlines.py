@@ -49,7 +49,7 @@ class TestOpening:
         slow = Connection(client_active=109.0)
         assert ended(deadlines(ALL, slow), 110) == ["no byte was carried within 10 s"]
 
-    def test_one_that_carries_goes_on(self) -> None:
+    def test_one_that_carries_continues(self) -> None:
         it = deadlines(ALL, Connection(carried=True, client_active=109, server_active=109))
         assert ended(it, 110) == []
         assert it.due == 149

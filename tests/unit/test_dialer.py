@@ -31,7 +31,7 @@ class TestRoute:
     def test_where_it_was_going(self) -> None:
         assert dialer(OTHER).route(WEB) == (WEB,)
 
-    def test_the_target_where_nobody_knows(self) -> None:
+    def test_the_target_where_the_destination_is_not_known(self) -> None:
         assert dialer(OTHER, WEB6).route(None) == (OTHER, WEB6)
 
     def test_the_target_for_our_own_listener(self) -> None:
@@ -75,7 +75,7 @@ class TestAttempts:
     def test_no_address_at_all(self) -> None:
         assert dialer().start("a", (), 100.0) == GiveUp("a", "no address")
 
-    def test_one_that_takes_too_long_is_abandoned_and_goes_on(self) -> None:
+    def test_one_that_takes_too_long_is_abandoned_and_continues(self) -> None:
         it = dialer()
         it.start("a", (WEB, OTHER), 100.0)
         it.start("b", (WEB,), 101.0)

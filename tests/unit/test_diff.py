@@ -60,7 +60,7 @@ def foreign(kernel: FakeKernel) -> dict[tuple[str, str], list[str]]:
 
 @given(rulesets, rulesets, strangers)
 def test_any_state_is_led_to_any_other(first: Any, second: Any, others: list[tuple[str, str, int]]) -> None:
-    """Whatever stood there, and whatever others put in between: afterwards it is as desired, and theirs is as it was."""
+    """Whatever was there, and whatever others insert in between: afterwards it is as desired, and theirs is as it was."""
     kernel = FakeKernel()
     host = FakeHost(kernel, "a")
     host.apply("inet", first)
@@ -101,7 +101,7 @@ def test_a_commit_that_fails_leaves_what_was_there(
         return
     with pytest.raises(RuleError, match="the kernel said no"):
         host.apply("inet", second)
-    # Where among other people's rules a jump stood is not kept; that it stands, is.
+    # The place of a jump among foreign rules is not kept; the jump is.
     after = {name: state for name, state in host.read("inet").items() if state != TableState()}
     assert {name: rules_of(state) for name, state in after.items()} == {name: rules_of(state) for name, state in before.items()}
     assert foreign(kernel) == others_before
@@ -149,7 +149,7 @@ def test_what_is_read_back_decides() -> None:
     assert f"- -X {INPUT}" in script.committed[8:]
 
 
-def test_a_table_that_somebody_else_changed_is_read_again() -> None:
+def test_a_table_that_another_program_changed_is_read_again() -> None:
     script = Script({}, {}, fulfilled(), answers=[Busy("changed"), None])
     assert apply_and_verify(script, WISH).after == fulfilled()
     assert script.committed == WISH_LINES * 2

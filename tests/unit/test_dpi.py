@@ -235,11 +235,11 @@ def test_a_protocol_that_is_not_known_is_given_up_at_once() -> None:
     assert "protocol" not in talk.facts
 
 
-def test_another_connection_on_the_same_ports_begins_anew() -> None:
+def test_another_connection_on_the_same_ports_starts_fresh() -> None:
     talk = Talk().open().say(HELLO)
     talk.isn, talk.peer = 500_000, 900_000
     talk.send(tcp(talk.src, talk.dst, flags="S", seq=talk.isn))
-    # Whether it is one shows when the server answers: anybody can send a SYN.
+    # Whether it is one shows when the server answers: any host can send a SYN.
     assert talk.facts["tls_sni"] == "a.server.test"
     talk.send(tcp(talk.dst, talk.src, flags="SA", seq=talk.peer, ack=talk.isn + 1))
     assert talk.facts == {"dpi": "undecided"}
@@ -292,7 +292,7 @@ def test_quic_without_cryptography_is_quic_without_a_name_and_said_once(monkeypa
     assert len(bench.said) == 1
 
 
-def test_ipv6_extension_headers_are_in_nobodys_way() -> None:
+def test_ipv6_extension_headers_hide_nothing() -> None:
     talk = Talk(src=CLIENT6, dst=SERVER6)
     for plain in (
         tcp(CLIENT6, SERVER6, flags="S", seq=talk.isn),
@@ -331,7 +331,7 @@ def test_the_log_says_what_each_flow_is() -> None:
 
 
 class Reader(PacketElement):
-    """An element of somebody else, behind `dpi`."""
+    """A foreign element, after `dpi`."""
 
     needs = Needs.FLOW
 

@@ -79,7 +79,10 @@ def test_a_connection_with_signatures_from_its_syn_on_is_read() -> None:
 @pytest.mark.parametrize("gap", [1 << 29, len(ALLOWED), len(ALLOWED) + 30, -30])
 @pytest.mark.parametrize("before", [b"", ALLOWED])
 def test_another_connection_that_no_server_hears_of(policy: str, closing: str, gap: int, before: bytes) -> None:
-    """Only the client's packets are seen. Where the other connection lies near the real one, far off, or after it."""
+    """Only the client's packets are seen.
+
+    Where the numbers of the other connection are near the real ones, far off, or after it.
+    """
     bench = opened(policy, both=False)
     if before:
         bench.decide(made(before, ISN + 1))
@@ -97,7 +100,7 @@ def test_another_connection_that_no_server_hears_of(policy: str, closing: str, g
 
 
 def test_many_connections_on_one_five_tuple_are_honest() -> None:
-    """Each number lies anywhere, and each connection sends much: a number of an earlier one comes up, and says nothing."""
+    """Each number may be anything, and each connection sends much: a number of an earlier one comes up, and says nothing."""
     bench = opened("allow-list", both=False)
     for number in range(1, 60):
         isn = number * 300_000
@@ -145,7 +148,7 @@ def test_connections_that_are_compared_are_bounded() -> None:
 
 
 def test_a_request_that_was_pushed_out_does_not_come_again() -> None:
-    """After 16 KiB of requests that nobody has acknowledged the first can't be compared any more, and is not let pass."""
+    """After 16 KiB of requests without an acknowledgement the first cannot be compared any more, and is not let pass."""
     bench = opened("allow-list", both=False)
     one = request("a.good.test")
     for number in range(MOST // len(one) + 2):

@@ -55,7 +55,7 @@ def request(host: str, body: bytes = b"") -> bytes:
 @pytest.mark.parametrize("cut", [None, 10, 60, 75, 120])
 @pytest.mark.parametrize("before", [False, True])
 def test_one_of_several_requests_is_denied(where: slice, cut: int | None, before: bool) -> None:
-    """Wherever it stands and however it is cut: the packet that completes it does not pass, nor does it when sent again."""
+    """Wherever it is and however it is cut: the packet that completes it does not pass, nor does it when sent again."""
     names = ["a.good.test"] * 3
     names[where] = ["a.evil.test"]
     data = b"".join(request(name, b"x" * 20) for name in names)
@@ -153,7 +153,7 @@ def test_a_conflict_has_an_action_of_its_own(conflict: str) -> None:
 @pytest.mark.parametrize("kind", ["http", "tls", "dns", "dns over tcp"])
 def test_every_message_is_judged_and_a_denied_connection_stays_denied(kind: str, asked: list[tuple[str, bool]]) -> None:
     """Whatever names follow one another, split or not. A datagram is judged by itself; what comes behind a denied message of a
-    TCP connection can't arrive without it."""
+    TCP connection cannot arrive without it."""
     key = {"http": "http_host", "tls": "tls_sni"}.get(kind, "dns_name")
     bench = Bench("policy", before=[("dpi", {})], default="accept", rule=[{"action": "drop", key: "*.shut.test"}])
     src, dst = "192.0.2.1:40000", "198.51.100.1:53"

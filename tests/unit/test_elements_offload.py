@@ -27,7 +27,7 @@ MARK = "0x4e000000/0xff000000"
 
 
 @given(st.integers(1, 0xFFFFFFFF), st.integers(0, 0xFFFFFFFF), st.integers(0, 1000))
-def test_all_marks_lie_under_the_mask_and_none_is_zero(mask: int, value: int, generation: int) -> None:
+def test_all_marks_are_under_the_mask_and_none_is_zero(mask: int, value: int, generation: int) -> None:
     if mask.bit_count() < 3 or not value & mask:
         return
     given_mark = Mark(value & mask, mask)

@@ -52,7 +52,7 @@ def test_what_has_a_bucket_of_its_own(options: dict[str, Any], expected: list[in
     assert [passed(bench, src, dst, 1, 0.0) for src, dst in ends] == expected
 
 
-def test_memory_is_bounded_and_a_forgotten_source_begins_anew() -> None:
+def test_memory_is_bounded_and_a_forgotten_source_starts_fresh() -> None:
     bench = Bench("rate-limit", rate="1/h", memory=100)
     sources = [f"10.0.{number // 256}.{number % 256}:1" for number in range(1000)]
     assert sum(passed(bench, source, "192.0.2.1:2", 1, 0.0) for source in sources) == 1000

@@ -143,7 +143,7 @@ def test_the_source_seen_longest_ago_is_forgotten_first(memory: int) -> None:
     assert len(bench.lines) == memory + memory + 1, "the first was forgotten for the others"
 
 
-def test_a_clock_that_is_set_back_silences_nobody() -> None:
+def test_a_clock_that_is_set_back_silences_no_source() -> None:
     bench = Bench("syn-monitor", per_source="1/h")
     bench.decide(syn("192.0.2.7:1", seq=1, time=1e9))
     bench.decide(syn("192.0.2.7:1", seq=2, time=1e9 - 86400))

@@ -152,7 +152,7 @@ def test_each_gets_its_verdict_once(ports: list[int], before: int, together: int
     wanted = {0: ACCEPT, 1: ACCEPT, 2: DROP, 3: ACCEPT, 4: DROP, 5: ACCEPT}
     _, asked = sorted_out(message(_from_port(1)), message(_from_port(2)), message(_from_port(3)))
     known = {key: wanted[port] for port, (_, key) in enumerate(asked, 1) if key is not None}
-    # Numbers go on from the end to the beginning.
+    # Numbers continue from the end at the beginning.
     numbers = [(0xFFFFFFF0 + place) & 0xFFFFFFFF for place in range(len(ports))]
     waiting = dict(enumerate(ports))
     got: dict[int, Verdict] = {}

@@ -27,7 +27,7 @@ def test_runs_and_the_budget(ends: tuple[socket.socket, socket.socket]) -> None:
 
     for identity, text in enumerate([b"a", b"drop", b"drop", b"b", b"c"], 0xFFFFFFFD):
         theirs.send(message(text, identity & 0xFFFFFFFF))
-    # Numbers go on from the end to the beginning.
+    # Numbers continue from the end at the beginning.
     assert inbox.sort(4, deque(), known, decide) == (
         4,
         0xFFFFFFFD,

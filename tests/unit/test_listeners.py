@@ -146,7 +146,7 @@ class TestAccept:
         it.accept(listener, taken.active, taken.take, 0.0)
         assert len(taken.held) == 2
 
-    def test_out_of_descriptors_it_pauses_and_goes_on(self, bed: Bed) -> None:
+    def test_out_of_descriptors_it_pauses_and_continues(self, bed: Bed) -> None:
         listener, epoll, taken, _ = bed
         it = Listeners([listener], epoll, 100)
         it.resume(0, 0.0)

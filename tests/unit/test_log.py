@@ -35,7 +35,7 @@ def test_many_short_fields_are_left_out_before_the_message() -> None:
 
 
 def test_a_short_message_of_wide_characters_is_shortened_too() -> None:
-    """Each takes twelve bytes in JSON; shortening once went on for ever."""
+    """Each takes twelve bytes in JSON; shortening once never ended."""
     record = json.loads(as_json(LogEvent("info", "\N{GRINNING FACE}" * 63, 1.0, {"a": "b"}), 400))
     assert set(record["message"]) == {"\N{GRINNING FACE}"}
     assert record["cut"] is True

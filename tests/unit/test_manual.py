@@ -37,7 +37,7 @@ def section(heading: str) -> set[str]:
 )  # fmt: skip
 def test_every_key_of_a_table(heading: str, model: type[BaseModel]) -> None:
     keys = {field.alias or name for name, field in model.model_fields.items()}
-    # What a tap and an inline link have in common stands at the tap.
+    # The keys that a tap and an inline link share are described at the tap.
     common = section("[tap.NAME]") if heading == "[inline.NAME]" else set()
     assert keys - section(heading) - common == set()
 

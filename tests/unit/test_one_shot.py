@@ -33,7 +33,7 @@ def _kill_myself() -> None:
 
 
 def test_a_one_shot_dies_with_its_caller(tmp_path: Path) -> None:
-    """Or rules would go in after whoever asked for them was killed, and after `remove`."""
+    """Otherwise rules could be inserted after the caller was killed, and after `remove`."""
     file = tmp_path / "pid"
 
     def wait() -> None:

@@ -117,7 +117,7 @@ def test_keys_follow_the_first_destination() -> None:
     flow = quic.Connections()
     hello = flow.add(sealed(crypto(0, 300)), NOW)
     assert hello is not None
-    # The client goes on with the id that the server chose, and with the same keys (RFC 9001 5.2).
+    # The client continues with the id that the server chose, and with the same keys (RFC 9001 5.2).
     assert flow.add(sealed(crypto(300, 700), destination=b"\1\2\3\4", number=1), NOW) is hello
     assert hello.complete
 

@@ -101,7 +101,7 @@ def test_what_follows_a_hello() -> None:
     assert isinstance(ccs, Found)
     assert (ccs.facts, ccs.used + ccs.skip, ccs.then) == ({}, len(CCS), tls.after_hello)
     assert tls.after_hello(hello) == first
-    # The handshake goes on, or data come: nothing more can be read.
+    # The handshake continues, or data come: nothing more can be read.
     for end in (b"\x16\3\3\0\5\x10", b"\x17\3\3\0\5"):
         assert tls.after_hello(end) == Found({})
     assert tls.after_hello(b"\x16\3\3") is MORE

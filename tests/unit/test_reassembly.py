@@ -62,7 +62,7 @@ def test_differing_overlaps_that_waited_are_a_conflict() -> None:
     assert stream.conflict
 
 
-def test_what_lies_before_the_beginning_is_cut_off() -> None:
+def test_bytes_before_the_beginning_are_cut_off() -> None:
     stream = Reassembly(100)
     # A keep-alive probe (RFC 9293 3.8.4) carries a byte of no meaning before the first.
     assert not stream.add(99, b"\0")

@@ -32,7 +32,7 @@ def answers(packet: Packet) -> tuple[bytes, ...]:
 
 
 def sound(data: bytes, layer: type) -> Any:
-    """The packet as scapy reads it; fails unless it builds the very bytes from it, lengths and checksums made anew."""
+    """The packet as scapy reads it; fails unless it builds the very bytes from it, lengths and checksums computed again."""
     read = layer(data)
     fresh = layer(data)
     for each in (fresh, *(fresh[kind] for kind in (TCP, UDP, ICMP, ICMPv6DestUnreach) if kind in fresh)):
@@ -110,7 +110,7 @@ def test_a_ping_is_prohibited() -> None:
         Packet(b"\x45"),
     ],
 )
-def test_nobody_is_told_where_the_rules_forbid_it(packet: Packet) -> None:
+def test_no_answer_where_the_rules_forbid_one(packet: Packet) -> None:
     """RFC 1122 3.2.2: not about another error, a later fragment, or what went to many."""
     assert reject(packet) is REJECT
 
@@ -143,7 +143,7 @@ def test_resets_are_not_limited() -> None:
 
 @FAMILIES
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_nobody_is_told_about_a_wrong_checksum(a: str, b: str, layer: type, make: Any) -> None:
+def test_no_answer_to_a_wrong_checksum(a: str, b: str, layer: type, make: Any) -> None:
     good = make(a, b, b"hello")
     assert reject(good).inject
     broken = good.payload[:-1] + b"!"

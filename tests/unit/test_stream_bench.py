@@ -28,7 +28,7 @@ class Picky(StreamElement):
         return answers.get(data)
 
 
-def test_what_goes_on() -> None:
+def test_what_continues() -> None:
     bench = StreamBench(Picky)
     bench.assert_passed(bench.request(b"hello"), b"hello")
     bench.assert_passed(bench.response(b"back"), b"back", Way.RESPONSE)

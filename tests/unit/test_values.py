@@ -87,6 +87,6 @@ def test_what_is_not_valid_is_refused(parse: Callable[[object], object], value: 
     assert str(refused.value).startswith(message)
 
 
-def test_one_value_stands_for_a_list() -> None:
+def test_one_value_is_a_list_of_one() -> None:
     assert one_or_more("a") == ("a",)
     assert one_or_more(["a", "b"]) == ["a", "b"]
