@@ -174,7 +174,7 @@ def test_an_upgrade_to_code_that_does_not_start_says_so_and_a_reload_takes_code_
         timeout=120,
     )
     done = host.run("sh", "-c", "dpkg --force-confdef --force-confold --install /root/higher.deb 2>&1", timeout=120)
-    assert "goes on serving until it is restarted" in done.stdout
+    assert "keeps serving until it is restarted" in done.stdout
     assert (main_pid(host), worker(host)) == (pid, before)
     refused = host.run("systemctl", "reload", "nfq-agent", check=False)
     assert refused.returncode != 0
