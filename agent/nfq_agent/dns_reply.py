@@ -1,4 +1,4 @@
-"""An answer of DNS written anew: the same number and question, other records (RFC 1035 4.1, RFC 6891, RFC 7830 for padding)."""
+"""An answer of DNS written again: the same number and question, other records (RFC 1035 4.1, RFC 6891, RFC 7830 for padding)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _PLAIN: Final = re.compile(r"[a-z0-9_.-]{1,253}")
 def of_conversation(connection: Conversation, flow: Flow, requests: bool) -> int:
     """Those of a TCP connection; tells the flow what it expects. requests: later requests need not be shown."""
     if (connection.renewed is not None and not connection.answered) or (connection.mptcp and connection.listens):
-        # The client may go on from its later SYN with any packet; any may have an option of MPTCP.
+        # The client may continue from its later SYN with any packet; any may have an option of MPTCP.
         return Watch.ALL
     watch: int = Watch.NOTHING
     if connection.listens or connection.compares or connection.earlier is not None:

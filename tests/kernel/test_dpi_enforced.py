@@ -89,7 +89,7 @@ def test_rejected_clients_fail_at_once(served: Namespace, tmp_path: Path, hooks:
             assert curl(served, "www.good.test", address, port) == OK, agent.log
             code = curl(served, "www.evil.test", address, port)
             assert code in (RESET, TLS_FAILED, NOTHING), (code, agent.log)
-    # Neither end keeps a connection that nobody will ever use again.
+    # Neither end keeps a dead connection.
     assert "ESTAB" not in served.run("ss", "-Htn", "state", "established").stdout
     assert served.run("ss", "-Htn", "state", "established", "( sport = :4430 or dport = :4430 )").stdout == ""
     assert agent.stop() == 0

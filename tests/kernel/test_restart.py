@@ -125,6 +125,6 @@ def test_code_that_would_not_start_is_refused(netns: Namespace, tmp_path: Path) 
     (tmp_path / "elements" / "book.py").write_text("def broken(:\n")
     refused = agent.verb("restart", check=False)
     assert refused.returncode == 1
-    assert "the running agent goes on serving" in refused.stderr
+    assert "the running agent keeps serving" in refused.stderr
     assert "book.py" in refused.stderr
     assert agent.workers() == workers

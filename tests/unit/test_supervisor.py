@@ -454,7 +454,7 @@ def test_a_start_that_fails_leaves_what_served_before_it(step: str) -> None:
     agent.machine.trouble.fail[step] = START[step]
     assert agent.run() == 1
     assert agent.machine.trouble.done[-1] == "crew.leave"
-    assert "what served before this start goes on serving" in agent.machine.lines[-1]
+    assert "what served before this start keeps serving" in agent.machine.lines[-1]
     assert "STOPPING=1" not in agent.machine.service.said
 
 

@@ -65,7 +65,7 @@ class WorkerQueue(BoundQueue):
     def adopt(self, descriptor: int, settings: QueueSettings) -> Self:
         """Take over the socket of this queue, which another process has bound, instead of `open` and `bind`.
 
-        settings: those that the kernel has acknowledged. Packets that wait there go on waiting. Raises OSError.
+        settings: those that the kernel has acknowledged. Packets that wait there keep waiting. Raises OSError.
         """
         if self._channel is not None:
             raise QueueStateError(self.number, "it is already open")
@@ -78,7 +78,7 @@ class WorkerQueue(BoundQueue):
         return self
 
     def leave(self) -> None:
-        """Do not unbind the queue when this process ends: another one has its socket. Packets that wait go on waiting."""
+        """Do not unbind the queue when this process ends: another one has its socket. Packets that wait keep waiting."""
         self._opened().keep()
 
     def answer_lost(self, below: int, verdict: Verdict) -> None:

@@ -80,7 +80,7 @@ class Crew:
     def add(self, workers: Sequence[Worker]) -> None:
         """Open and start these together; return when all serve. Raises what opening raises, or WorkerError; then none is left.
 
-        What an agent before this one serves is taken over from it; if that fails, it goes on serving.
+        What an agent before this one serves is taken over from it; if that fails, it keeps serving.
         """
         heirs: list[Worker] = []
         try:

@@ -14,7 +14,7 @@ from nfq_agent.service.live_rules import ListedRule
 from nfq_agent.service.meter import Meter
 from nfq_agent.service.store import Store
 
-# Seconds for a queue that nobody wants to run empty, and for its process to end.
+# Seconds for an unused queue to run empty, and for its process to end.
 _DRAINS_WITHIN: Final = 2.0
 _METER: Final = "meter"
 
@@ -30,7 +30,7 @@ class Inheritance:
 
     @property
     def serves_on(self) -> bool:
-        """Whether what an agent before this one left goes on serving when this one ends before it took it over."""
+        """Whether what an agent before this one left keeps serving when this one ends before it took it over."""
         return self.pending and self._store.outlives
 
     def start_meter(self, meter: Meter, found: list[ListedRule], in_front: Iterable[InFront]) -> None:

@@ -30,7 +30,7 @@ class WorkerSettings:
     cannot be decoded. monitor: accept packets that would be dropped, and log that. busy_poll: seconds to poll for packets
     before sleeping. lost_below: the kernel's id sequence, read after the predecessor's death; None if there was none. requeue:
     queue again what a dead predecessor had read, instead of answering it with on_error. waits: serve only when told to. lingers:
-    without a supervisor go on until no packet comes any more: another supervisor may take over, or the rules go. peers: the
+    without a supervisor continue until no packet comes any more: another supervisor may take over, or the rules go. peers: the
     numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it does not.
     """
 

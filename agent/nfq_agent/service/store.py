@@ -47,12 +47,12 @@ class Store:
 
     @property
     def inherited(self) -> bool:
-        """Whether something is left that the process before handed over and nobody has taken."""
+        """Whether something is left that the process before handed over and that is not taken."""
         return bool(self._handed)
 
     @property
     def descriptors(self) -> list[int]:
-        """The notes, and what nobody has taken: no child may keep them."""
+        """The notes, and what is not taken: no child may keep them."""
         return [self._note.fileno(), *self._handed.values()]
 
     def noted(self, name: str) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Store:
         return dict(self._kept)
 
     def waiting(self, prefix: str) -> list[str]:
-        """The names with this beginning that the process before handed over, and nobody has taken."""
+        """The names with this beginning that the process before handed over, and that is not taken."""
         return sorted(name for name in self._handed if name.startswith(prefix))
 
     def take(self, name: str) -> int | None:
@@ -101,7 +101,7 @@ class Store:
             self._keeper.forget(name)
 
     def clear(self) -> None:
-        """Keep nothing, and close what nobody has taken. Raises OSError."""
+        """Keep nothing, and close what is not taken. Raises OSError."""
         for name, descriptor in self._handed.items():
             self._kept[name] = descriptor
             os.close(descriptor)

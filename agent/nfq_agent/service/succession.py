@@ -1,7 +1,7 @@
 """The hand-over of places (a place is what one worker serves) to workers that are prepared for it: events in, commands out.
 
 The whole state machine is the table below. A place is never served by two, and nothing is begun before every successor could
-serve: until then the predecessors go on serving whatever happens. To change it: change the table, then the words beside it.
+serve: until then the predecessors keep serving whatever happens. To change it: change the table, then the words beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Stage(Enum):
     SERVING = auto()
     """The successor serves."""
     REFUSED = auto()
-    """Some successor could not be prepared: the predecessor goes on serving."""
+    """Some successor could not be prepared: the predecessor keeps serving."""
 
 
 class Happening(Enum):

@@ -84,7 +84,7 @@ class Supervisor:
             except FAILURES as error:
                 self._log(str(error) or type(error).__name__, "error")
                 if leaves := self._inheritance.serves_on:
-                    self._log("what served before this start goes on serving", "warning")
+                    self._log("what served before this start keeps serving", "warning")
             finally:
                 clean = self._leave(failed) if leaves else self.stop(failed)
         finally:
@@ -386,8 +386,8 @@ class Supervisor:
     def _restart(self) -> dict[str, Any]:
         """Start again with the code that is on the disk, if it would start. The answer to `nfq-agent restart`."""
         if problem := self._system.rehearse():
-            self._log(f"restart refused, this agent goes on serving: {problem}", "error")
-            return {"ok": False, "message": f"it would not start, so the running agent goes on serving:\n{problem}"}
+            self._log(f"restart refused, this agent keeps serving: {problem}", "error")
+            return {"ok": False, "message": f"it would not start, so the running agent keeps serving:\n{problem}"}
         self._signals.restart = self._in_place = True
         return {"ok": True, "began": self._began}
 

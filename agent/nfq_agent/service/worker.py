@@ -40,7 +40,7 @@ class Roster(Generic[Q, P, T]):
 class Worker(ABC):
     """One child process that is replaced when it dies.
 
-    title: for messages. lingers: without a supervisor it goes on until nothing comes any more. drains: when it is told to end,
+    title: for messages. lingers: without a supervisor it continues until nothing comes any more. drains: when it is told to end,
     it finishes its connections while a successor serves. ends_within: seconds that it may take to end. last_word: what tells
     it to end. capabilities: those that its process has.
     """

@@ -1,0 +1,65 @@
+"""Plain technical English: words and phrases that a reader whose third language is English stumbles over are not used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("agent", "docs", "examples", "packaging", "systemd", "tests")
+KINDS = {".py", ".pyi", ".md", ".8", ".5", ".toml", ".service", ".sh", ""}
+# Each with what is written instead.
+INSTEAD = {
+    r"whoever|whomever": "the process, user or program that is meant",
+    r"somebody|someone": "another process, another program",
+    r"anybody|anyone": "any host, any process",
+    r"nobody": "no process, no program; without",
+    r"anew": "again, fresh",
+    r"aloud": "explicitly",
+    r"lets? go": "release, close",
+    r"goes on|go on|went on": "continue, pass, is sent on",
+    r"is at it|are at it": "is still working",
+    r"none the wiser": "is not affected",
+    r"put right": "repaired",
+    r"as it stands|as they stand": "unchanged",
+}
+# Quoted from protocols and hosts: answers of mail servers, the user `nobody`; and this list.
+ALLOWED = {
+    "test_words.py": "", "test_protocols_curl.py": r"234 go on|\+OK go on", "captures.py": r"354 go on|nobody@", "mutate.py": "",
+    "requirements-dev.txt": "", "test_config.py": "nobody", "test_owner_rules.py": "nobody", "test_elements_policy.py": "nobody",
+    "test_rules_unprivileged.py": "nobody", "evasion_bed.py": "nobody",
+}  # fmt: skip
+
+
+def prose(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file without what is allowed there."""
+    allowed = ALLOWED.get(path.name)
+    if allowed == "" or "requirements" in path.name:
+        return []
+    lines = path.read_text().splitlines()
+    return [(number, re.sub(allowed, "", line) if allowed else line) for number, line in enumerate(lines, 1)]
+
+
+def files() -> list[Path]:
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix in KINDS]
+    return [path for path in (*found, *ROOT.glob("*.md")) if "__pycache__" not in path.parts and "results" not in path.parts]
+
+
+@pytest.mark.parametrize("words", INSTEAD)
+def test_words_that_are_not_used(words: str) -> None:
+    pattern = re.compile(rf"\b(?:{words})\b")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in files()
+        for number, line in prose(path)
+        if pattern.search(line)
+    ]
+    assert not found, f"instead: {INSTEAD[words]}\n" + "\n".join(found)
+
+
+def test_no_test_is_named_so() -> None:
+    pattern = re.compile(r"def test_\w*(?:whoever|somebody|nobody|nobodies|anybody|anew|goes_on|bites?)\b")
+    named = [path for path in files() if path.name.startswith("test_") and path.name != "test_words.py"]
+    assert not [f"{path.name}: {found}" for path in named for found in pattern.findall(path.read_text())]
