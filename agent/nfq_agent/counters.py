@@ -88,6 +88,10 @@ class Counters(Slots):
     def __init__(self, memory: memoryview | None = None) -> None:
         super().__init__(tuple(_COUNTS), memory)
 
+    def suppress(self) -> None:
+        """One more line of the log was not written."""
+        self.log_suppressed += 1
+
 
 _COUNTS: Final[Mapping[str, Count]] = {name: each for name, each in vars(Counters).items() if isinstance(each, Count)}
 for _place, _count in enumerate(_COUNTS.values()):

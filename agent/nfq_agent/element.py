@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, Generic, Self, get_args
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
 
+from nfq_agent.access import HasAccess
 from nfq_agent.context import Context
 from nfq_agent.fitting import fit
 from nfq_agent.flow import Flow, Watch
@@ -60,7 +61,7 @@ def options_of(cls: type[Any]) -> type[Options] | None:
     return None
 
 
-class PacketElement(Generic[O]):
+class PacketElement(HasAccess, Generic[O]):
     """Base of every element that judges packets.
 
     The model of its table is the parameter of its base, as in `class MyElement(PacketElement[MyOptions])`, or its attribute
@@ -73,7 +74,7 @@ class PacketElement(Generic[O]):
     holds for the whole flow from then on, unless `flow.undecided`. `reads_process`: it reads uid or gid. `degrades`: it works,
     with less to report, where the kernel shows metadata alone. An instance may set `needs`, `pure`, `lasting` and
     `reads_process` for itself, by its options. `keeps_facts`: the facts that it puts into flows; a rule on a fact needs such an
-    element before it.
+    element before it. `access`: what it needs besides packets, as files or sockets (`nfq_agent.access`).
 
     `context`: what the worker lends, set before `start`. `facts_read`: the facts that its answers follow from, None for any.
     Where each element of a chain names them, later HTTP requests for the same host need not be shown to it if it reads no more

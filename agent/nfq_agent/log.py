@@ -45,17 +45,30 @@ def as_json(event: LogEvent, most: int | None = None) -> bytes:
     """
     stamp = datetime.fromtimestamp(event.time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     record = {**event.fields, "time": stamp, "level": event.level, "message": event.message}
-    line = json.dumps(record, default=str).encode() + b"\n"
+    line = _json_line(record)
     while most is not None and len(line) > most:
-        longest = max(record, key=lambda name: len(json.dumps(record[name], default=str)))
+        longest = max(record, key=lambda name: len(_json(record[name])))
         if len(text := str(record[longest])) < _SHORT and record.keys() - _LEAST:
             # Very many short fields: the most important ones stay.
             record = {"time": stamp, "level": event.level, "message": event.message}
         else:
             record[longest] = text[: len(text) // 2]
         record["cut"] = True
-        line = json.dumps(record, default=str).encode() + b"\n"
+        line = _json_line(record)
     return line
+
+
+def _json_line(record: Mapping[str, Any]) -> bytes:
+    return f"{{{', '.join(f'{_json(str(name))}: {_json(value)}' for name, value in record.items())}}}\n".encode()
+
+
+def _json(value: object) -> str:
+    """As JSON, in ASCII; what JSON has no form for, as text: a field of an element may be anything."""
+    try:
+        return json.dumps(value, default=str, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        # NaN and infinity, keys that are no names, an object that contains itself.
+        return json.dumps(ascii(value))
 
 
 def journal(event: LogEvent) -> bytes:

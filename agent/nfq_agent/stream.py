@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple
 
+from nfq_agent.access import HasAccess
 from nfq_agent.connection import Connection as Connection
 from nfq_agent.connection import Way as Way
 from nfq_agent.element import Emit, O, Options, options_of
@@ -63,12 +64,12 @@ def ways_of(text: Ways) -> frozenset[Way]:
     return frozenset(Way) if text == "both" else frozenset((Way[text.upper()],))
 
 
-class StreamElement(Generic[O]):
+class StreamElement(HasAccess, Generic[O]):
     """Base of every element that looks at streams. One object serves all connections of a process.
 
     The model of its table is the parameter of its base, as in `class MyElement(StreamElement[MyOptions])`, or its attribute
     `Options`. `asks` lists the directions in which it is asked: those whose method it overrides, unless it says otherwise
-    itself. `emit(message, level="info", **fields)` emits one event and never blocks.
+    itself. `emit(message, level="info", **fields)` emits one event and never blocks. `access`: see `PacketElement`.
     """
 
     # The most bytes that it sees at once; None for the proxy's `chunk`. An instance may set it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 from booted.container import Container, Release, until
 from booted.packages import Installed
@@ -295,6 +296,8 @@ def test_the_sandbox(host: Container) -> None:
     for name, pid in processes.items():
         found = dict(re.findall(r"^(\w+):\s+(.*)$", host.shell(f"cat /proc/{pid}/status"), re.MULTILINE))
         assert found["Uid"].split() == [uid] * 4
+        # Of no group that may read or write more: proxyuser's own, and that of the control socket.
+        assert "0" not in (*found["Gid"].split(), *found["Groups"].split())
         assert found["NoNewPrivs"] == "1"
         assert found["Seccomp"] == "2"
         # CAP_NET_ADMIN is 12, CAP_NET_RAW 13 (capabilities(7)).
@@ -313,6 +316,92 @@ def test_what_root_runs_by_hand_is_not_in_the_service_s_way(host: Container) -> 
     assert status(host, "--instance", "second")["queues"][0]["workers"][0]["number"] == 7
 
 
+def drop_in(host: Container, name: str) -> None:
+    """Put one of the package's drop-ins into force."""
+    host.run("mkdir", "-p", "/etc/systemd/system/nfq-agent.service.d")
+    host.run("ln", "-sf", f"/usr/share/nfq-agent/drop-ins/{name}.conf", "/etc/systemd/system/nfq-agent.service.d/")
+    host.run("systemctl", "daemon-reload")
+
+
+REJECTS = """
+[queue.main]
+elements = ["rules"]
+[element.rules]
+type = "policy"
+[[element.rules.rule]]
+dport = 9
+action = "reject"
+"""
+
+
+def test_each_drop_in_does_what_it_is_for(host: Container) -> None:
+    host.run("systemctl", "stop", "nfq-agent")
+    features = {
+        "reject": (REJECTS, "queue 100"),
+        "tap": ('[tap.all]\ninterface = "lo"\n', "tap all"),
+        "inline": ('[inline.all]\ninterface = "lo"\n', "inline all"),
+    }
+    for name, (config, serves) in features.items():
+        host.write("/etc/nfq-agent/conf.d/feature.toml", config)
+        assert host.run("systemctl", "start", "nfq-agent", check=False).returncode != 0, name
+        host.run("systemctl", "reset-failed", "nfq-agent", check=False)
+        drop_in(host, name)
+        started = host.run("systemctl", "start", "nfq-agent", check=False)
+        assert started.returncode == 0, (name, host.journal("--unit=nfq-agent"))
+        assert serves in host.show("nfq-agent", "StatusText")
+        host.run("systemctl", "stop", "nfq-agent")
+        host.run("rm", f"/etc/systemd/system/nfq-agent.service.d/{name}.conf", "/etc/nfq-agent/conf.d/feature.toml")
+        host.run("systemctl", "daemon-reload")
+
+
+def test_the_owned_backend_needs_less(host: Container) -> None:
+    host.run("systemctl", "stop", "nfq-agent")
+    host.write("/etc/nfq-agent/conf.d/owned.toml", '[agent]\nbackend = "owned"\nconfinement = "required"\n')
+    drop_in(host, "owned")
+    started = host.run("systemctl", "start", "nfq-agent", check=False)
+    assert started.returncode == 0, host.journal("--unit=nfq-agent")
+    done = host.run("systemd-analyze", "security", "--no-pager", "--threshold=11", "nfq-agent.service", check=False)
+    assert done.returncode == 0, done.stdout
+    exchange(host)
+    for pid in (main_pid(host), status(host)["queues"][0]["workers"][0]["pid"]):
+        assert re.search(r"^CapPrm:\s+0*1000$", host.shell(f"cat /proc/{pid}/status"), re.MULTILINE)
+    host.run("systemctl", "stop", "nfq-agent")
+    assert "nfq-agent" not in host.run("nft", "list", "ruleset").stdout
+
+
+_ATTACK = """
+import socket
+end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+end.bind(("127.0.0.1", 11000)); end.settimeout(5)
+out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for data in (b"before", b"attack", b"after"):
+    out.sendto(data, ("127.0.0.1", 11000))
+    assert end.recv(100) == data
+"""
+
+
+def test_a_worker_that_is_taken_over(host: Container) -> None:
+    host.run("systemctl", "stop", "nfq-agent")
+    source = Path(__file__).parent.parent / "support" / "taken_over.py"
+    host.write("/etc/nfq-agent/elements/taken_over.py", source.read_text())
+    host.write(
+        "/etc/nfq-agent/conf.d/attack.toml",
+        '[agent]\nconfinement = "required"\n[queue.main]\nelements = ["evil"]\n'
+        '[element.evil]\ntype = "taken_over:TakenOver"\n[rules.udp]\nqueue = "main"\nudp_ports = [11000]\n',
+    )
+    started = host.run("systemctl", "start", "nfq-agent", check=False)
+    assert started.returncode == 0, host.journal("--unit=nfq-agent")
+    before, nft = saved(host), host.run("nft", "list", "ruleset").stdout
+    host.run("python3", "-c", _ATTACK)
+    until(lambda: "attempts end" in host.journal("--unit=nfq-agent"), "all was tried")
+    found = dict(re.findall(r"attempt (.+): (\w+)\s*$", host.journal("--unit=nfq-agent"), re.MULTILINE))
+    assert len(found) > 70
+    # ENOENT: not in the sandbox's file system at all.
+    assert {name: how for name, how in found.items() if how not in ("EPERM", "EACCES", "ENOENT")} == {}
+    assert (saved(host), host.run("nft", "list", "ruleset").stdout) == (before, nft)
+    assert status(host)["queues"][0]["workers"][0]["restarts"] == 0
+
+
 def test_a_proxy_needs_the_unit_to_allow_ip(host: Container) -> None:
     host.run("systemctl", "stop", "nfq-agent")
     before = saved(host)
@@ -325,8 +414,7 @@ def test_a_proxy_needs_the_unit_to_allow_ip(host: Container) -> None:
     assert host.show("nfq-agent", "ExecMainStatus") == "78"
     assert "IPAddressDeny" in host.journal("--unit=nfq-agent")
     assert saved(host) == before
-    host.write("/etc/systemd/system/nfq-agent.service.d/proxy.conf", "[Service]\nIPAddressDeny=\n")
-    host.run("systemctl", "daemon-reload")
+    drop_in(host, "proxy")
     host.run("systemctl", "start", "nfq-agent")
     host.run("python3", "-c", _THROUGH_PROXY)
     (proxy,) = status(host)["proxies"]

@@ -356,23 +356,3 @@ def test_a_hundred_thousand_names_below_which_all_match_are_no_slower_than_one()
         assert many.match(f"www.name-{number}.test")
         assert not many.match(f"www.other-{number}.test")
     assert time.process_time() - began < 0.5
-
-
-def test_a_flow_that_turns_all_the_time_writes_few_lines() -> None:
-    class Names(PacketElement):
-        needs = Needs.FLOW
-
-        def decide(self, packet: Packet, flow: Flow | None) -> None:
-            assert flow is not None
-            flow.facts |= {"dpi": "decided", "protocol": "http", "http_host": packet.data.decode(), "x": packet.data.decode()}
-
-    rule = {"action": "drop", "facts": {"x": "denied.test"}}
-    policy = Bench("policy", before=[(Names, {})], rule=[rule], default="accept", explain=True)
-    for number in range(5000):
-        policy.decide(tcp(A, B, b"denied.test" if number % 2 else b"allowed.test", time=policy.now))
-    turned = [line for line in policy.lines if "from now on" in line]
-    assert 0 < len(turned) <= 10
-    assert len(policy.lines) <= 1010
-    policy.now += 1.0
-    policy.decide(tcp(A, B, b"allowed.test", time=policy.now))
-    assert any("similar lines suppressed" in line for line in policy.lines)

@@ -14,6 +14,7 @@ from nfq_agent.cli import show_status
 from nfq_agent.counters import INLINE_COUNTERS, PROXY_COUNTERS, TAP_COUNTERS, WORKER_COUNTERS, Counters
 from nfq_agent.service.status import (
     BypassStatus,
+    ConfinementStatus,
     DriftStatus,
     InForce,
     InlineStatus,
@@ -106,6 +107,7 @@ def test_every_key_is_documented_and_no_other() -> None:
         "rules": names(RuleStatus),
         "drift": names(DriftStatus),
         "bypasses": names(BypassStatus),
+        "confinement": names(ConfinementStatus),
     }
     assert tables["workers"].items() >= WORKER_COUNTERS.items()
     assert tables["counters"] == PROXY_COUNTERS

@@ -15,12 +15,14 @@ from nfq_agent.cli.foreign_marks import rewriting
 from nfq_agent.cli.running import status_if_any
 from nfq_agent.config.models import Config
 from nfq_agent.config.warnings import warnings
+from nfq_agent.host.jail import door
 from nfq_agent.host.netlink_holders import described
 from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.host.nftables.support import probe
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capability
 from nfq_agent.host.xtables import python_iptables
 from nfq_agent.host.xtables.lock import held_by, holders, lock_path
+from nfq_agent.service.confinement import exemptions, lacking
 from nfq_agent.service.status import Status
 from nfq_agent.values import Endpoint
 
@@ -34,6 +36,7 @@ def examine(config: Config) -> list[Finding]:
         *_capabilities(),
         *_queue_support(),
         *_rule_engines(),
+        *_confinement(config),
         *_lock(),
         *_user(config),
         *_queues(config, running),
@@ -95,6 +98,18 @@ def _rule_engines() -> Iterator[Finding]:
         how = "its own expression" if owned.native_queue else "nft_compat"
         stay = "" if owned.persist else "; with bypass = false others can change the rules (Linux 6.9 has tables that stay owned)"
         yield Finding("good", "rule engine", f'nf_tables with owned tables, queueing through {how}, for backend = "owned"{stay}')
+
+
+def _confinement(config: Config) -> Iterator[Finding]:
+    mode = config.agent.confinement
+    if mode == "off":
+        yield Finding("warning", "confinement", 'off: a worker that is taken over can change rules (confinement = "off")')
+    elif (what := lacking(mode)) is not None:
+        yield Finding("error" if mode == "required" else "warning", "confinement", what)
+    else:
+        yield Finding("good", "confinement", f"workers are confined by {' and '.join(door.means())}")
+    for exempt in exemptions(config):
+        yield Finding("good", "confinement", f"exempt: {exempt}")
 
 
 def _lock() -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from nfq_agent.cli.show import console
 from nfq_agent.counters import INLINE_COUNTERS, TAP_COUNTERS
 from nfq_agent.rules.model import Rule, instance_of
 from nfq_agent.service.status import (
+    ConfinementStatus,
     DriftStatus,
     InlineStatus,
     InterfaceStatus,
@@ -61,6 +62,7 @@ def status(report: Status, running: Iterable[Status], now: float) -> None:
     for each in report.bypasses:
         count = "an unknown number of" if each.count is None else f"{each.count:.12g}"
         out.print(f"Uninspected: {count} {each.unit}: {each.text}", markup=False, style="yellow")
+    _confinement(out, report.confinement)
     if report.log_lines_lost:
         out.print(f"Log: {report.log_lines_lost} lines lost", markup=False)
     others(running, now)
@@ -80,6 +82,15 @@ def others(running: Iterable[Status], now: float) -> None:
     for other in running:
         line = f"Also running: instance {other.instance}, version {other.version}, pid {other.pid}, up {_up(other, now)}"
         out.print(line, markup=False)
+
+
+def _confinement(out: Console, confinement: ConfinementStatus) -> None:
+    by = " and ".join(confinement.by) or "nothing but their user and capabilities"
+    out.print(f"Workers are confined by {by}", markup=False)
+    for what in confinement.missing:
+        out.print(f"  missing: {what}", markup=False)
+    for exempt in confinement.exemptions:
+        out.print(f"  exempt: {exempt}", markup=False)
 
 
 def _up(report: Status, now: float) -> str:

@@ -87,6 +87,8 @@ class Agent(_Model):
     owner_mask: Annotated[int, BeforeValidator(parse_mask), Field(gt=0, le=0xFFFFFFFF)] = OWNERS_MASK
     # Whose DNS answers are believed (`verify`, `dst_name`); without it, those that /etc/resolv.conf names and the local stub.
     resolvers: Annotated[tuple[AddressField, ...] | None, Field(min_length=1, strict=False)] = None
+    # How workers are shut in: with all that the kernel can do or not at all, with what it can do, or not.
+    confinement: Literal["required", "available", "off"] = "available"
 
 
 class LogConfig(_Model):

@@ -26,7 +26,6 @@ from nfq_agent.midstream import BEGAN_BEFORE, Midstream, resume
 from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
 from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import OWNERS, PARSERS
-from nfq_agent.rate import LINES, WARNINGS, LimitedEmit
 from nfq_agent.soundness import MPTCP, SIGNATURES, refused_syn, tcp_options
 from nfq_agent.verdict import Verdict
 
@@ -68,8 +67,6 @@ class Dpi(PacketElement[DpiOptions]):
         # The flows whose bytes were read and are kept to compare, the oldest first.
         self._compared: OrderedDict[int, tuple[Flow, Conversation]] = OrderedDict()
         self._log = options.log
-        self._warn = LimitedEmit(emit, WARNINGS, WARNINGS)
-        self._line = LimitedEmit(emit, LINES, LINES)
         self._said_quic = False
         self._said_cut = False
         self._learner: NameLearner | None = None
@@ -339,7 +336,7 @@ class Dpi(PacketElement[DpiOptions]):
     def _whole(self, flow: Flow, facts: dict[str, Any], new: bool = True) -> None:
         flow.facts |= facts
         if conflict := facts.get("conflict"):
-            self._warn(flow.last, f"{self.name}: {flow.origin}: conflict: {conflict}", level="warning")
+            self.emit(f"{self.name}: {flow.origin}: conflict: {conflict}", level="warning")
         self._decided(flow, new)
 
     # UDP
@@ -456,11 +453,11 @@ class Dpi(PacketElement[DpiOptions]):
         flow.undecided = False
         if conflict:
             facts["conflict"] = reason
-            self._warn(flow.last, f"{self.name}: {flow.origin}: conflict: {reason}", level="warning")
+            self.emit(f"{self.name}: {flow.origin}: conflict: {reason}", level="warning")
         if self._log:
             self._say(flow)
 
     def _say(self, flow: Flow) -> None:
         """One line: what the flow is and the name that it asks for; all facts as fields."""
         what = words(flow.facts) or f"not identified: {flow.facts.get('dpi_reason')}"
-        self._line(flow.last, f"{flow.origin}: {what}", **fields(flow.facts))
+        self.emit(f"{flow.origin}: {what}", **fields(flow.facts))

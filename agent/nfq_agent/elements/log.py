@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.elements.interface_names import name_lookup
 from nfq_agent.facts import fields as fields_of
 from nfq_agent.facts import who, words
 from nfq_agent.flow import Flow
@@ -44,6 +44,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
     needs = Needs.HEADERS
     pure = True
     degrades = True
+    limits_itself = True
 
     def __init__(self, name: str, options: LogOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
@@ -53,7 +54,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
         self._limited = options.per_second > 0
         self._bucket = Bucket(options.per_second, options.burst or options.per_second, 0.0)
         self._suppressed = Suppressed()
-        self._interfaces = Interfaces(socket.if_indextoname)
+        self._interfaces = Interfaces(name_lookup())
         self._degraded = False
 
     @classmethod

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import os
 import re
-import socket
 import struct
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final
@@ -17,7 +16,9 @@ from typing import Annotated, BinaryIO, Final
 from pydantic import Field, field_validator
 
 from nfq_agent import element
+from nfq_agent.access import Access
 from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.elements.interface_names import name_lookup
 from nfq_agent.flow import Flow
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.packet import Hook, Packet, hook_name
@@ -82,7 +83,12 @@ class Pcap(PacketElement[PcapOptions]):
         self._flushed = 0.0
         self._not_before = 0.0
         self._missed = 0
-        self._interfaces = Interfaces(socket.if_indextoname)
+        self._interfaces = Interfaces(name_lookup())
+
+    @classmethod
+    def access_of(cls, options: PcapOptions) -> Access:
+        """It writes files, a new one now and then."""
+        return Access(writes=(options.directory,))
 
     @classmethod
     def needs_of(cls, options: PcapOptions) -> Needs:

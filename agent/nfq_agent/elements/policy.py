@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.elements.interface_names import name_lookup
 from nfq_agent.flow import Flow, Watch
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, address, hook_name, protocol_name
 from nfq_agent.policy_options import PolicyOptions
 from nfq_agent.policy_rule import CLAIMS, DEFAULT, DST_NAME, VERIFIED, ActionName, PolicyRule, outcome, policy_rule
-from nfq_agent.rate import LINES, WARNINGS, LimitedEmit
 from nfq_agent.reject import Allowance, reject
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
@@ -67,12 +66,10 @@ class Policy(PacketElement[PolicyOptions]):
         self._facts = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
         self._by_flow = self.needs is Needs.FLOW
         self.facts_read = self._facts
-        self._match = Match(options.rule, socket.if_indextoname)
+        self._match = Match(options.rule, name_lookup())
         self._explain = options.explain
         self._default = options.default
         self._allowance = Allowance()
-        self._warn = LimitedEmit(emit, WARNINGS, WARNINGS)
-        self._line = LimitedEmit(emit, LINES, LINES)
         self._closed = options.default in ("drop", "reject")
         self.reads_process = self._match.by_process
         # A refusal answers this one packet.
@@ -324,7 +321,7 @@ class Policy(PacketElement[PolicyOptions]):
             hook = hook_name(packet.hook)
             outcome = action or "left to the next element"
             fields |= {"hook": hook, "rule": label, "verdict": outcome}
-            self._line(packet.time, f"{self.name}: {who} {hook} {outcome} by {label}", **fields)
+            self.emit(f"{self.name}: {who} {hook} {outcome} by {label}", **fields)
         return self._verdict(packet, action)
 
     def _say_turned(self, flow: Flow, before: tuple[ActionName | None, str], case: _Case) -> None:
@@ -332,8 +329,7 @@ class Policy(PacketElement[PolicyOptions]):
         seen = ", ".join(
             f"{fact} {value}" for fact, value in zip(self._facts, case.known, strict=True) if value is not None and fact != "dpi"
         )
-        self._warn(
-            flow.last,
+        self.emit(
             f"{self.name}: {flow.origin}: {before[0] or 'no verdict'} by {before[1]} before, "
             f"{case.action or 'no verdict'} by {case.label} from now on; seen: {seen or 'nothing'}",
             level="warning",

@@ -27,6 +27,7 @@ class SynMonitorOptions(element.Options):
 class SynMonitor(PacketElement[SynMonitorOptions]):
     """Logs every packet that opens a connection, as iptables' --syn matches it; once, also if it is queued or sent again."""
 
+    limits_itself = True
     needs = Needs.HEADERS
     pure = True
     lasting = True

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from nfq_agent import element
+from nfq_agent.access import Access
 from nfq_agent.element import Emit
 from nfq_agent.stream import Answer, Connection, Done, StreamElement, Way, Ways, ways_of
 
@@ -30,6 +31,11 @@ class Tap(StreamElement[TapOptions]):
         super().__init__(name, options, emit)
         self.asks = ways_of(options.way)
         self._files = 0
+
+    @classmethod
+    def access_of(cls, options: TapOptions) -> Access:
+        """It writes files, two for each connection."""
+        return Access(writes=(options.folder,))
 
     def start(self) -> None:
         """Refuse to start where nothing can be written. Raises OSError."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from nfq_agent.host.cgroups import CgroupPaths, mounted
+from nfq_agent.host.jail.calls import ProcessNeeds
 from nfq_agent.host.sock_diag import KernelQuestions
 from nfq_agent.owner import Owner, Owners
 from nfq_agent.packet import Hook, Packet
@@ -19,7 +20,14 @@ class HostOwners(Owners):
 
     def __init__(self) -> None:
         self._questions = KernelQuestions()
-        self._cgroups = CgroupPaths(mounted())
+        self._root = mounted()
+        self._cgroups = CgroupPaths(self._root)
+
+    @property
+    def needs(self) -> ProcessNeeds:
+        """What it needs of a process that is confined: its questions, and the names of control groups."""
+        headers, sockets = self._questions.fixed
+        return ProcessNeeds(headers=(headers,), fixed=sockets, reads=() if self._root is None else (str(self._root),))
 
     def close(self) -> None:
         """Close the sockets."""

@@ -8,6 +8,7 @@ import socket
 import struct
 from typing import Final
 
+from nfq_agent.host.jail.fixed import FixedMessages
 from nfq_agent.host.links import links
 
 # linux/rtnetlink.h, linux/if_link.h, linux/veth.h
@@ -23,6 +24,7 @@ _INFO_DATA: Final = 2
 _VETH_PEER: Final = 1
 _ADDR_GEN_MODE: Final = 8
 _NO_ADDRESS: Final = 1
+_REQUEST: Final = 1
 _REQUEST_ACK: Final = 5
 _CREATE_EXCL: Final = 0x600
 _NESTED: Final = 0x8000
@@ -82,6 +84,31 @@ class Rtnetlink:
         """Remove an interface, and with it the other end of a pair. A missing one is not an error."""
         with contextlib.suppress(OSError):
             self._ask(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0))
+
+
+class Removal:
+    """The removal of one interface, which a worker can send when it may send nothing else over netlink."""
+
+    def __init__(self, index: int) -> None:
+        """index: of the interface. Raises OSError."""
+        body = _IFINFO.pack(0, 0, index, 0, 0)
+        message = _HEADER.pack(16 + len(body), _RTM_DELLINK, _REQUEST, 1, 0) + body
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._fixed = FixedMessages([[message]])
+
+    @property
+    def headers(self) -> tuple[int, int, int]:
+        """Where the message's header is (FixedMessages.headers)."""
+        return self._fixed.headers
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._socket.fileno()
+
+    def send(self) -> None:
+        """Remove the interface, and with it the other end of a pair. One that is gone is no error."""
+        with contextlib.suppress(OSError):
+            self._fixed.send(self._socket.fileno(), 0, None)
 
 
 def sweep(beginning: str) -> int:

@@ -10,6 +10,8 @@ import socket
 from struct import Struct
 from typing import Final, Self
 
+from nfq_agent.host.jail.fixed import FixedMessages
+
 # linux/in6.h; the sender provides the header, as with IPPROTO_RAW for IPv4 (raw(7)).
 _IPV6_HDRINCL: Final = 36
 # struct nlmsghdr, struct rtmsg, struct rtattr (linux/netlink.h, linux/rtnetlink.h)
@@ -30,6 +32,8 @@ class RawSockets:
         """Raises PermissionError without CAP_NET_RAW."""
         self._v4 = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
         self._routes = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        length = _MESSAGE.size + _ROUTE.size + _ATTRIBUTE.size + 4
+        self._question = FixedMessages([[_MESSAGE.pack(length, _RTM_GETROUTE, _NLM_F_REQUEST, 0, 0), length - _MESSAGE.size]])
         self._v6: socket.socket | None = None
         # A kernel without IPv6 has no packets of it either.
         with contextlib.suppress(OSError):
@@ -49,6 +53,11 @@ class RawSockets:
     def filenos(self) -> list[int]:
         """All descriptors."""
         return [each.fileno() for each in (self._v4, self._v6, self._routes) if each is not None]
+
+    @property
+    def fixed(self) -> tuple[tuple[int, int, int], int]:
+        """Where the header of the question for a route is (FixedMessages.headers), and the descriptor of its socket."""
+        return self._question.headers, self._routes.fileno()
 
     def send(self, packet: bytes, interface: int = 0) -> None:
         """Send a packet to its own destination; never blocks. One to or from a broadcast address is not sent.
@@ -71,8 +80,7 @@ class RawSockets:
         """The answer of the routing table, which has the networks of all interfaces (rtnetlink(7), RTM_GETROUTE)."""
         head = _ROUTE.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0)
         destination = _ATTRIBUTE.pack(8, _RTA_DST) + address
-        length = _MESSAGE.size + len(head) + len(destination)
-        self._routes.send(_MESSAGE.pack(length, _RTM_GETROUTE, _NLM_F_REQUEST, 0, 0) + head + destination)
+        self._question.send(self._routes.fileno(), 0, head + destination)
         answer = self._routes.recv(4096)
         kind: int = _MESSAGE.unpack_from(answer)[1]
         found: int = _ROUTE.unpack_from(answer, _MESSAGE.size)[7]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
+from nfq_agent.host.jail.fixed import FixedMessages
+
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, linux/rtnetlink.h
 _NETLINK_SOCK_DIAG: Final = 4
 _NLM_F_REQUEST: Final = 1
@@ -33,6 +35,12 @@ _END: Final = struct.Struct("=IIIII")
 _ANSWER: Final = _STATE.size + _ID.size + _ID_END.size + _END.size
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
+# Kind and length of each question: a TCP socket, the route to an IPv4 and to an IPv6 address.
+_QUESTIONS: Final = (
+    (_SOCK_DIAG_BY_FAMILY, _ASK.size + _ID.size + _ID_END.size),
+    (_RTM_GETROUTE, _ROUTE.size + _ATTRIBUTE.size + 4),
+    (_RTM_GETROUTE, _ROUTE.size + _ATTRIBUTE.size + 16),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,27 @@ class KernelQuestions:
     def __init__(self) -> None:
         self._diag = _open(_NETLINK_SOCK_DIAG)
         self._route = _open(socket.NETLINK_ROUTE)
+        # A process that may send these questions alone can change nothing by the same sockets.
+        self._questions = FixedMessages(
+            [_HEADER.pack(_HEADER.size + length, kind, _NLM_F_REQUEST, 0, 0), length] for kind, length in _QUESTIONS
+        )
+
+    @property
+    def fixed(self) -> tuple[tuple[int, int, int], frozenset[int]]:
+        """Where the headers of the questions are (FixedMessages.headers), and the descriptors of the sockets."""
+        return self._questions.headers, frozenset(each.fileno() for each in (self._diag, self._route) if each is not None)
+
+    def _ask(self, sock: socket.socket, question: int, body: bytes) -> bytes | None:
+        """The body of the kernel's one answer; None if it is an error."""
+        try:
+            self._questions.send(sock.fileno(), question, body)
+            answer = sock.recv(8192)
+        except OSError:
+            return None
+        if len(answer) < _HEADER.size:
+            return None
+        length, got, *_ = _HEADER.unpack_from(answer)
+        return None if got == _NLMSG_ERROR else answer[_HEADER.size : length]
 
     def close(self) -> None:
         """Close both."""
@@ -77,7 +106,7 @@ class KernelQuestions:
         (first, sport), (second, dport) = (local, remote) if protocol == socket.IPPROTO_TCP else (remote, local)
         ends = _ID.pack(sport, dport, first.ljust(16, b"\0"), second.ljust(16, b"\0"))
         body = _ASK.pack(family, protocol, 0, 0, _ALL_STATES) + ends + _ID_END.pack(0, _NO_COOKIE, _NO_COOKIE)
-        answer = _ask(self._diag, _SOCK_DIAG_BY_FAMILY, body)
+        answer = self._ask(self._diag, 0, body)
         if answer is None or len(answer) < _ANSWER:
             return None
         *_, uid, inode = _END.unpack_from(answer, _ANSWER - _END.size)
@@ -99,7 +128,7 @@ class KernelQuestions:
         body = (
             _ROUTE.pack(family, len(raw) * 8, 0, 0, 0, 0, 0, 0, 0) + _ATTRIBUTE.pack(_ATTRIBUTE.size + len(raw), _RTA_DST) + raw
         )
-        answer = _ask(self._route, _RTM_GETROUTE, body)
+        answer = self._ask(self._route, 1 if address.version == 4 else 2, body)
         # No route: not an address of this host.
         return answer is not None and len(answer) >= _ROUTE.size and _ROUTE.unpack_from(answer)[7] == _RTN_LOCAL
 
@@ -112,19 +141,6 @@ def _open(protocol: int) -> socket.socket | None:
     except OSError:
         return None
     return sock
-
-
-def _ask(sock: socket.socket, kind: int, body: bytes) -> bytes | None:
-    """The body of the kernel's one answer; None if it is an error."""
-    try:
-        sock.send(_HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST, 0, 0) + body)
-        answer = sock.recv(8192)
-    except OSError:
-        return None
-    if len(answer) < _HEADER.size:
-        return None
-    length, got, *_ = _HEADER.unpack_from(answer)
-    return None if got == _NLMSG_ERROR else answer[_HEADER.size : length]
 
 
 def _number(attributes: bytes, wanted: int, layout: str) -> int | None:

@@ -94,12 +94,25 @@ def become(user: User, keep: tuple[int, ...] = (CAP_NET_ADMIN,)) -> None:
     elif os.geteuid() != user.uid:
         raise UserError(f"running as uid {os.geteuid()}, which cannot become uid {user.uid}; start as root or as that user")
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    header = struct.pack("Ii", _CAP_VERSION, 0)
     low, high = mask & 0xFFFFFFFF, mask >> 32
-    data = struct.pack("6I", low, low, 0, high, high, 0)
-    if _libc.capset(header, data) != 0:
-        raise OSError(ctypes.get_errno(), "capset")
+    wanted = (low, low, 0, high, high, 0)
+    # A sandbox that refuses capset(2) is no obstacle where nothing is to be given up.
+    if _capabilities() != wanted:
+        _set_capabilities(wanted)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _capabilities() -> tuple[int, ...]:
+    """Effective, permitted and inheritable, the lower words of all before the upper ones (capget(2))."""
+    found = ctypes.create_string_buffer(24)
+    if _libc.capget(struct.pack("Ii", _CAP_VERSION, 0), found) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    return struct.unpack("6I", found.raw)
+
+
+def _set_capabilities(words: tuple[int, ...]) -> None:
+    if _libc.capset(struct.pack("Ii", _CAP_VERSION, 0), struct.pack("6I", *words)) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def _prctl(option: int, value: int) -> None:

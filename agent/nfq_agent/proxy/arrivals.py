@@ -73,6 +73,11 @@ class Arrivals:
             return None
         return connection.client
 
+    @property
+    def fixed(self) -> tuple[tuple[int, int, int], frozenset[int]]:
+        """What it asks the kernel by (KernelQuestions.fixed)."""
+        return self._kernel.fixed
+
     def close(self) -> None:
         """Close the sockets to the kernel."""
         self._kernel.close()

@@ -11,18 +11,20 @@ import math
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from nfq_agent.counters import Slots
 from nfq_agent.element import Emit
 from nfq_agent.host.child import DRAIN, LEAVE, READY, STOP
+from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.host.sockets import Address, keep_alive, reset_on_close, unmapped
 from nfq_agent.proxy.arrivals import Arrivals
 from nfq_agent.proxy.deadlines import Deadlines, Expired
 from nfq_agent.proxy.dialer import Connect, GiveUp, Refused
 from nfq_agent.proxy.lines import Lines
 from nfq_agent.proxy.listeners import Listeners, Outcome, raise_limit
+from nfq_agent.proxy.needs import needs_of
 from nfq_agent.proxy.processes import Sibling
 from nfq_agent.proxy.relay import EVENTS, READ, Half, Pair, failure
 from nfq_agent.proxy.settings import ProxySettings
@@ -57,9 +59,9 @@ class Proxy:
         control: socket.socket,
         emit: Emit,
         siblings: Sequence[Sibling] = (),
-        beat: Callable[[], None] = lambda: None,
+        process: OwnProcess = OwnProcess(),  # noqa: B008  # frozen
     ) -> None:
-        self._beat = beat
+        self._process = process
         self._next_beat = 0.0
         self._siblings = {each.control.fileno(): each for each in siblings}
         self._settings = settings
@@ -90,6 +92,7 @@ class Proxy:
     def run(self) -> None:
         """Serve until told to end."""
         self._bound()
+        self._process.shut(needs_of(self._settings, self._arrivals.fixed, bool(self._siblings)))
         if self._settings.target is not None:
             TargetResolver(self._settings.name, self._settings.target, self._dialer.aim_at, self._emit).start()
         self._control.setblocking(False)
@@ -105,7 +108,7 @@ class Proxy:
             self._now = now = time.monotonic()
             if now >= self._next_beat:
                 self._next_beat = now + _BEAT
-                self._beat()
+                self._process.beat()
             ready: list[socket.socket] = []
             for descriptor, mask in events:
                 half = halves.get(descriptor)

@@ -10,6 +10,7 @@ from typing import Final
 from nfq_agent.counters import PROXY_COUNTERS, Slots
 from nfq_agent.element import Emit
 from nfq_agent.host.child import STOP
+from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.proxy.loop import Proxy
 from nfq_agent.proxy.processes import Sibling
 from nfq_agent.proxy.settings import ProxySettings
@@ -27,11 +28,11 @@ def serve(
     counters: Slots,
     control: socket.socket,
     emit: Emit,
-    beat: Callable[[], None] = lambda: None,
+    process: OwnProcess = OwnProcess(),  # noqa: B008  # frozen
 ) -> None:
     """Run a proxy until it is told to end. It says `ready` on `control` when it accepts.
 
-    beat: called at least once a second by each process. `drain` on `control`: accept nothing new, close the listeners, let what
+    process: each process beats, and shuts itself in. `drain` on `control`: accept nothing new, close the listeners, let what
     runs end for `settings.drain` seconds, then reset the rest, and return; `leave`: the same without a limit in time. `stop`:
     reset everything and return. The end of `control` is `drain` with `settings.lingers`, else `stop`.
     """
@@ -40,7 +41,7 @@ def serve(
     def alone(control: socket.socket, counters: Slots) -> None:
         chain = chain_of()
         chain.start()
-        proxy = Proxy(listeners, chain, settings, counters, control, emit, siblings, beat)
+        proxy = Proxy(listeners, chain, settings, counters, control, emit, siblings, process)
         try:
             proxy.run()
         finally:

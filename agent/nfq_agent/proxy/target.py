@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from typing import Final
 
 from nfq_agent.element import Emit
@@ -15,6 +16,15 @@ from nfq_agent.values import Endpoint
 # How long the start waits for the name to be resolved, and after how long that is tried again.
 WAIT: Final = 3.0
 AGAIN: Final = 5.0
+
+
+def is_literal(host: str) -> bool:
+    """Whether a target is an address, which nothing has to be asked for."""
+    try:
+        ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 class TargetResolver:
@@ -35,7 +45,10 @@ class TargetResolver:
         self._resolved = threading.Event()
 
     def start(self, wait: float = WAIT) -> None:
-        """Begin, and return when it has succeeded or failed once, or after `wait` seconds."""
+        """Begin, and return when it has succeeded or failed once, or after `wait` seconds. An address needs no thread."""
+        if is_literal(self._target[0]):
+            self._resolve()
+            return
         threading.Thread(target=self._resolve, daemon=True).start()
         self._resolved.wait(wait)
 

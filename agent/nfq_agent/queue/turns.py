@@ -58,6 +58,15 @@ class WorkerQueue(BoundQueue):
             self._answer_by_policy(self._ledger.waiting)
             self._ledger.take_read_ahead()
 
+    @property
+    def descriptors(self) -> set[int]:
+        """The descriptors of the queue's socket."""
+        return self._opened().descriptors
+
+    def fix(self) -> tuple[tuple[int, int, int], frozenset[int]]:
+        """Send nothing but verdicts of this queue from now on (see `Channel.fix`)."""
+        return self._bound().fix()
+
     def leave_to_child(self) -> None:
         """After a fork whose child serves the queue: packets that this process received and did not read are the child's."""
         self._opened().forget_pending()

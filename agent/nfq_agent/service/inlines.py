@@ -21,8 +21,11 @@ from nfq_agent.config.models import Config
 from nfq_agent.counters import INLINE_COUNTERS
 from nfq_agent.element import ElementChain
 from nfq_agent.host import bpf, packet_socket, pairs
+from nfq_agent.host.jail.calls import ProcessNeeds
+from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
+from nfq_agent.service.element_log import ElementLog
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
@@ -119,7 +122,12 @@ class InlineWorker(InterfaceWorker):
 
     def differs(self, other: Self) -> bool:
         """By settings, or by an element's class or options."""
-        return self.settings != other.settings or self.specs != other.specs or self.names != other.names
+        return (
+            self.settings != other.settings
+            or self.specs != other.specs
+            or self.names != other.names
+            or self.confinement != other.confinement
+        )
 
     def start(self) -> None:
         """Return the credits of frames that a dead worker had taken, fork, and attach."""
@@ -189,14 +197,19 @@ class InlineWorker(InterfaceWorker):
         assert self._socket is not None
         settings = self.settings
         emit = self.prepare()
-        # Opened before the process drops its capabilities.
-        writer = pairs.Rtnetlink()
+        # Opened before anything is given up that comes after the fork.
+        removal = pairs.Removal(self._pair[0])
+        needs = ProcessNeeds(
+            headers=(removal.headers,), fixed=frozenset((removal.fileno(),)), many=frozenset((self._socket.fileno(),)),
+            maps=True, gets=((263, 6),),
+        )  # fmt: skip
         maps = self._loaded.maps
         source = InlineSource(self._socket.fileno(), maps["live"], maps["flows"], settings.patience, self.table)
         handed = handing.Handed(control, {"link": (2, source.add), "gone": (0, source.gone)})
         default, on_error = _VERDICTS[settings.default], _VERDICTS[settings.on_error]
         monitor = settings.mode == "monitor"
-        elements = [spec.cls(spec.name, spec.options, emit) for spec in self.specs]
+        log = ElementLog(emit, self.counters.suppress)
+        elements = [spec.cls(spec.name, spec.options, log.of(spec)) for spec in self.specs]
         chain = ElementChain(elements, default, monitor=monitor, context=self.context)
         loop = WorkerLoop(
             source,
@@ -207,11 +220,11 @@ class InlineWorker(InterfaceWorker):
             emit,
             # The source has sent it, as a frame.
             lambda _packet, _interface: None,
-            self.pulse.beat,
+            OwnProcess(self.pulse.beat, self.confinement.with_needs(needs).close),
         )
         try:
             loop.run()
         finally:
             if handed.ended:
                 # No other process is left to remove it.
-                writer.remove(self._pair[0])
+                removal.send()

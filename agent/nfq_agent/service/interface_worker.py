@@ -23,6 +23,7 @@ from nfq_agent.host.child import bound_memory
 from nfq_agent.host.links import Link, Links, links
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
+from nfq_agent.service.confinement import Confinement, access_of
 from nfq_agent.service.control import folder
 from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.worker import Roster, Worker
@@ -45,6 +46,7 @@ class InterfaceWorker(Worker):
         self.title = f"{self.kind} {name}"
         self.name = name
         self.specs = config.packet_elements(table)
+        self.confinement = Confinement(config.agent.confinement, access_of(self.specs))
         self.counters = Counters()
         self.table = Table(self.columns)
         self.selection = selection_of(table)

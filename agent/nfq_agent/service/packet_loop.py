@@ -18,6 +18,7 @@ from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain, Emit
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.host.child import DONE, READY, STOP
+from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.packet import Packet
 from nfq_agent.service.delayed import DelayedVerdicts
 from nfq_agent.service.order import Order, await_order
@@ -42,7 +43,7 @@ class WorkerLoop:
     """The loop of one worker over one source of packets.
 
     inject: sends the packets that go with a verdict (`Verdict.inject`). Without it they are not sent, which is logged.
-    beat: called at least once a second, as long as the loop makes progress. by_flow: the source, if it can read by flows.
+    by_flow: the source, if it can read by flows.
     """
 
     def __init__(  # noqa: PLR0913  # one for each thing that it uses
@@ -54,9 +55,10 @@ class WorkerLoop:
         control: Control,
         emit: Emit,
         inject: Inject | None = None,
-        beat: Callable[[], None] = lambda: None,
+        process: OwnProcess = OwnProcess(),  # noqa: B008  # frozen
         by_flow: FlowQueue | None = None,
     ) -> None:
+        self._shut = process.shut
         self._source = source
         self._kernel = source.kernel
         self._chain = chain
@@ -65,7 +67,7 @@ class WorkerLoop:
         self._control = control
         self._emit = emit
         self._inject = inject
-        self._beat = beat
+        self._beat = process.beat
         self._judge = PacketJudge(chain, settings, counters, emit, source.check)
         self._known: dict[Any, Verdict] = {}
         self._asked = 0
@@ -108,6 +110,8 @@ class WorkerLoop:
         self._chain.start()
         in_order = False
         try:
+            # What elements opened stays open; from here on hostile bytes come in.
+            self._shut(None)
             self._control.send(READY)
             if self._settings.waits:
                 self._stopping = not self._may_begin()
@@ -178,6 +182,9 @@ class WorkerLoop:
                 said = self._control.recv(4096, MSG_DONTWAIT)
             except BlockingIOError:
                 said = b"\n"
+            except ConnectionResetError:
+                # The supervisor was killed with something unread.
+                said = b""
             if STOP in said:
                 self._stopping = True
             elif not said:

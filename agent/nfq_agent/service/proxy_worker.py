@@ -11,11 +11,14 @@ from nfq_agent.config.models import Config
 from nfq_agent.counters import PROXY_COUNTERS, Slots
 from nfq_agent.host.child import DRAIN, Child
 from nfq_agent.host.memory import SharedNumbers
+from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.proxy.listeners import ListenAt, listen, places
 from nfq_agent.proxy.serve import serve as serve_proxy
 from nfq_agent.proxy.settings import ProxySettings
+from nfq_agent.service.confinement import Confinement, access_of
+from nfq_agent.service.element_log import ElementLog
 from nfq_agent.service.former import Former, add_up
 from nfq_agent.service.store import Store
 from nfq_agent.service.worker import STOP_WITHIN, Roster, Worker
@@ -36,6 +39,7 @@ class ProxyWorker(Worker):
         self.config = config.proxy[name]
         self.settings = ProxySettings.of(name, config)
         self.specs = config.stream_elements(self.config)
+        self.confinement = Confinement(config.agent.confinement, access_of(self.specs))
         self.ends_within = self.settings.drain + STOP_WITHIN
         self._begin_counting()
         # Earlier processes that may still carry connections, and the sums of those that have ended.
@@ -180,7 +184,12 @@ class ProxyWorker(Worker):
 
     def differs(self, other: Self) -> bool:
         """By settings, or by an element's class or options."""
-        return self.config != other.config or self.settings != other.settings or self.specs != other.specs
+        return (
+            self.config != other.config
+            or self.settings != other.settings
+            or self.specs != other.specs
+            or self.confinement != other.confinement
+        )
 
     def body(self, control: socket.socket) -> None:
         """Carry streams until told to stop."""
@@ -188,8 +197,12 @@ class ProxyWorker(Worker):
         def emit(message: str, level: str = "info", **fields: Any) -> None:
             self._log(message, level, **{"proxy": self.name, "instance": self._instance, **fields})
 
+        log = ElementLog(emit, lambda: None)
+
         def chain() -> StreamChain:
-            return StreamChain([spec.cls(spec.name, spec.options, emit) for spec in self.specs])
+            return StreamChain([spec.cls(spec.name, spec.options, log.of(spec)) for spec in self.specs])
 
         settings = replace(self.settings, lingers=self.lingers)
-        serve_proxy(self.listeners, chain, settings, self.counters, control, emit, self.pulse.beat)
+        serve_proxy(
+            self.listeners, chain, settings, self.counters, control, emit, OwnProcess(self.pulse.beat, self.confinement.close)
+        )

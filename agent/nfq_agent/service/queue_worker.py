@@ -18,8 +18,10 @@ from nfq_agent.context import Context
 from nfq_agent.counters import Counters, Slots
 from nfq_agent.element import ElementChain
 from nfq_agent.host.child import Child, bound_memory
+from nfq_agent.host.jail.calls import ProcessNeeds
 from nfq_agent.host.memory import SharedNumbers
 from nfq_agent.host.nfqueue.statistics import QueueStatistics, statistics
+from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.host.owners import HostOwners
 from nfq_agent.host.raw import RawSockets
 from nfq_agent.host.users import User
@@ -27,7 +29,9 @@ from nfq_agent.log import Log
 from nfq_agent.queue.errors import QueueSettingError
 from nfq_agent.queue.settings import FLAGS, QueueSettings
 from nfq_agent.queue.turns import WorkerQueue
+from nfq_agent.service.confinement import Confinement, access_of
 from nfq_agent.service.control import folder
+from nfq_agent.service.element_log import ElementLog
 from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.order import Order
 from nfq_agent.service.packet_judge import WorkerSettings
@@ -51,6 +55,7 @@ class QueueWorker(Worker):
         self.number = number
         self.settings = config.queue[name]
         self.specs = config.packet_elements(self.settings)
+        self.confinement = Confinement(config.agent.confinement, access_of(self.specs))
         self.copy_range = config.copy_range(self.settings)
         self.takes_whole = config.takes_whole(self.settings)
         self.memory = SharedNumbers()
@@ -59,6 +64,8 @@ class QueueWorker(Worker):
         self.raw: RawSockets | None = None
         self.context = Context()
         self._names = name_needs(config) if any(map(name_part, self.specs)) else None
+        # In the worker's process.
+        self._owners: HostOwners | None = None
         self._instance = config.agent.instance
         self._lost = Order(None, False)
         # What a process before this one counted in memory of another layout.
@@ -211,6 +218,12 @@ class QueueWorker(Worker):
             self.raw.close()
             self.raw = None
 
+    @property
+    def keeps(self) -> set[int]:
+        """The queue's socket, and the raw sockets. In a sibling they would be a way round its confinement."""
+        queue = set() if self.queue is None else self.queue.descriptors
+        return queue | set(() if self.raw is None else self.raw.filenos())
+
     def take_over(self, old: Self) -> None:
         """Take the bound queue over; no packet that waits in it is lost."""
         queue, old.queue = old.queue, None
@@ -233,7 +246,12 @@ class QueueWorker(Worker):
 
     def differs(self, other: Self) -> bool:
         """By the queue's settings, or by an element's class or options."""
-        return self.settings != other.settings or self.specs != other.specs or self._names != other._names
+        return (
+            self.settings != other.settings
+            or self.specs != other.specs
+            or self._names != other._names
+            or self.confinement != other.confinement
+        )
 
     def start(self) -> None:
         """Fork; after a death the new process learns up to which packet number some may be unanswered."""
@@ -247,7 +265,8 @@ class QueueWorker(Worker):
     def _completed(self, context: Context) -> Context:
         """With what only the process itself can open."""
         if any(spec.cls.reads_owner_of(spec.options) for spec in self.specs):
-            return replace(context, owners=HostOwners())
+            self._owners = HostOwners()
+            return replace(context, owners=self._owners)
         return context
 
     def body(self, control: socket.socket) -> None:
@@ -264,8 +283,9 @@ class QueueWorker(Worker):
         def emit(message: str, level: str = "info", **fields: Any) -> None:
             self._log(message, level, **{"queue": self.number, "instance": self._instance, **fields})
 
+        log = ElementLog(emit, self.counters.suppress)
         chain = ElementChain(
-            [spec.cls(spec.name, spec.options, emit) for spec in self.specs],
+            [spec.cls(spec.name, spec.options, log.of(spec)) for spec in self.specs],
             _VERDICTS[settings.default],
             monitor=settings.mode == "monitor",
             context=self._completed(self.context),
@@ -289,9 +309,22 @@ class QueueWorker(Worker):
             control,
             emit,
             None if self.raw is None else self.raw.send,
-            self.pulse.beat,
+            OwnProcess(self.pulse.beat, self._shut),
             None if os.environ.get(_EVERY_PACKET) else self.queue,
         ).run()
+
+    def _shut(self, _: ProcessNeeds | None) -> None:
+        assert self.queue is not None
+        if self.confinement.mode == "off":
+            return
+        headers, fixed = self.queue.fix()
+        needs = ProcessNeeds(headers=(headers,), fixed=fixed)
+        if self.raw is not None:
+            route, socket_of_routes = self.raw.fixed
+            needs |= ProcessNeeds(headers=(route,), fixed=frozenset((socket_of_routes,)))
+        if self._owners is not None:
+            needs |= self._owners.needs
+        self.confinement.close(needs)
 
     def statistics(self) -> QueueStatistics | None:
         """The kernel's figures for this queue; None if it does not show them to this process."""

@@ -11,6 +11,7 @@ from nfq_agent.config.models import Config
 from nfq_agent.counters import WORKER_COUNTERS
 from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
+from nfq_agent.service import confinement
 from nfq_agent.service.bypasses import bypasses
 from nfq_agent.service.inlines import InlineWorker
 from nfq_agent.service.live_rules import ListedRule
@@ -65,6 +66,7 @@ def status(
         drift=drift,
         log_lines_lost=lost,
         bypasses=bypasses(queue_status, proxy_status, drift, in_front, meter),
+        confinement=confinement.status(config),
     )
 
 

@@ -244,6 +244,22 @@ class BypassStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfinementStatus:
+    """How worker processes are shut in. by: `seccomp`, `Landlock 7`. missing: what the kernel lacks. exemptions: of elements."""
+
+    mode: str = "unknown"
+    by: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    exemptions: tuple[str, ...] = ()
+
+    @classmethod
+    def from_object(cls, value: Mapping[str, Any]) -> Self:
+        """From JSON."""
+        read = _fields(cls, value)
+        return cls(read.pop("mode"), **{name: tuple(each) for name, each in read.items()})
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A running agent. since: when it began to serve, seconds since the epoch."""
 
@@ -263,6 +279,7 @@ class Status:
     drift: DriftStatus
     log_lines_lost: int
     bypasses: tuple[BypassStatus, ...] = ()
+    confinement: ConfinementStatus = ConfinementStatus()
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
@@ -284,6 +301,7 @@ class Status:
                     "rules": tuple(RuleStatus.from_object(each) for each in read["rules"]),
                     "drift": DriftStatus.from_object(read["drift"]),
                     "bypasses": tuple(BypassStatus.from_object(each) for each in read.get("bypasses", ())),
+                    "confinement": ConfinementStatus.from_object(read.get("confinement", {"mode": "unknown"})),
                 }
             )
         except (KeyError, TypeError) as error:

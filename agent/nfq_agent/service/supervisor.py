@@ -20,7 +20,7 @@ from nfq_agent.rules.diff import Applied
 from nfq_agent.rules.leaving import keep_for_draining, merged
 from nfq_agent.rules.model import Family, RuleError
 from nfq_agent.rules.plan import plan
-from nfq_agent.service import report
+from nfq_agent.service import confinement, report
 from nfq_agent.service.bypasses import BypassLog
 from nfq_agent.service.crew import workers_of
 from nfq_agent.service.drift_check import DriftCheck
@@ -111,6 +111,9 @@ class Supervisor:
             raise WorkerError("CAP_NET_ADMIN is missing: without it no queue and no rule can be made; start as root")
         self._lock = system.lock(agent.instance)
         self._log(f"start: instance {agent.instance} is locked", "debug")
+        if agent.confinement == "required" and (what := confinement.lacking("required")) is not None:
+            raise WorkerError(f'{what}; allowed here: confinement = "available"')
+        confinement.log_lacking(agent.confinement, self._log)
         self._user, made = system.ensure_user(agent.user)
         if made:
             self._log(f"created the system user {agent.user} (uid {self._user.uid})")

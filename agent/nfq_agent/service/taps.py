@@ -14,8 +14,11 @@ from nfq_agent.config.models import Config
 from nfq_agent.counters import TAP_COUNTERS
 from nfq_agent.element import ElementChain
 from nfq_agent.host import packet_socket
+from nfq_agent.host.jail.calls import ProcessNeeds
+from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
+from nfq_agent.service.element_log import ElementLog
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
@@ -24,6 +27,8 @@ from nfq_agent.verdict import ACCEPT
 
 # The Ethernet header and up to two tags precede a packet.
 _LINK_HEADER: Final = 22
+# Its sockets come later; what a ring has lost is asked of them (PACKET_STATISTICS of packet(7)).
+_NEEDS: Final = ProcessNeeds(gets=((263, 6),))
 
 
 class TapWorker(InterfaceWorker):
@@ -48,7 +53,11 @@ class TapWorker(InterfaceWorker):
     def differs(self, other: Self) -> bool:
         """By settings, or by an element's class or options."""
         return (
-            self.settings != other.settings or self.specs != other.specs or self.snap != other.snap or self.names != other.names
+            self.settings != other.settings
+            or self.specs != other.specs
+            or self.snap != other.snap
+            or self.names != other.names
+            or self.confinement != other.confinement
         )
 
     def enter(self, followed: Followed) -> None:
@@ -62,7 +71,9 @@ class TapWorker(InterfaceWorker):
         emit = self.prepare()
         tap = TapSource(self.selection, self.settings.ring, self.table)
         handed = handing.Handed(control, {"add": (1, tap.add), "gone": (0, tap.gone)})
-        elements = [spec.cls(spec.name, spec.options, emit) for spec in self.specs]
+        log = ElementLog(emit, self.counters.suppress)
+        elements = [spec.cls(spec.name, spec.options, log.of(spec)) for spec in self.specs]
         chain = ElementChain(elements, ACCEPT, monitor=True, context=self.context)
         settings = WorkerSettings(number=-1, default=ACCEPT, on_error=ACCEPT, monitor=True)
-        WorkerLoop(tap, chain, settings, self.counters, handed, emit, beat=self.pulse.beat).run()
+        shut = self.confinement.with_needs(_NEEDS).close
+        WorkerLoop(tap, chain, settings, self.counters, handed, emit, process=OwnProcess(self.pulse.beat, shut)).run()

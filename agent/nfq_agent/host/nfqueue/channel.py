@@ -25,6 +25,7 @@ from nfq_agent.host.nfqueue import messages
 from nfq_agent.host.nfqueue.flow_inbox import FlowInbox
 from nfq_agent.host.nfqueue.inbox import rare_fields
 from nfq_agent.host.nfqueue.messages import Flag, FlowKey, FlowTurn, Run, VerdictMessages
+from nfq_agent.host.nfqueue.outbox import Outbox
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import ACCEPT, Verdict
 
@@ -61,11 +62,13 @@ class Channel:
             self._socket = socket.socket(fileno=bound[0])
         # Without it the kernel sends each refused message back whole.
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-        self._send = self._socket.send
+        self._send: Callable[[bytes], object] = self._socket.send
         # Of a process before this one, acknowledgements may be left in the socket.
         self._sequence = 0 if bound is None else time.monotonic_ns() & 0x7FFFFFFF
         self._pending: deque[bytes] = deque()
         self._spin = 0.0
+        # Verdicts go out in fixed shapes.
+        self._fixed = False
         self._number = 0
         self._verdicts = VerdictMessages(0)
         self._poll = select.poll()
@@ -79,6 +82,11 @@ class Channel:
     def fileno(self) -> int:
         """The descriptor to wait on for packets."""
         return self._socket.fileno()
+
+    @property
+    def descriptors(self) -> set[int]:
+        """All descriptors of the socket."""
+        return {self._socket.fileno()} | (set() if self._queue is None else {self._queue.get_fd()})
 
     @property
     def pending(self) -> int:
@@ -155,7 +163,12 @@ class Channel:
         self._request(messages.flag_setting(flag, on))
 
     def confirm(self) -> None:
-        """Raise PermissionError unless this process may answer packets: the kernel checks CAP_NET_ADMIN each time."""
+        """Raise PermissionError unless this process may answer packets: the kernel checks CAP_NET_ADMIN each time.
+
+        Nothing is asked any more after `fix`: a worker that waited for its turn was confined before it.
+        """
+        if self._fixed:
+            return
         with contextlib.suppress(FileNotFoundError):
             self._request(messages.no_packets_verdict(), messages.MSG_VERDICT)
 
@@ -277,8 +290,19 @@ class Channel:
 
     def answer_runs(self, runs: Iterable[Run]) -> None:
         """Send the verdicts of runs of neighbours. No older packet may still wait."""
-        for data in messages.sends(self._verdicts.runs(runs)):
+        for data in messages.sends(self._verdicts.runs(runs, self._fixed)):
             self._send(data)
+
+    def fix(self) -> tuple[tuple[int, int, int], frozenset[int]]:
+        """From now on send verdicts in fixed shapes alone: where their headers are, and the descriptors of the queue's socket.
+
+        For a process that then lets nothing else be sent on that socket (host/jail). Settings cannot be changed any more.
+        """
+        outbox = Outbox(self._socket.fileno(), self._number)
+        self._inbox.send_through(outbox)
+        self._send = outbox.send
+        self._fixed = True
+        return outbox.headers, frozenset(self.descriptors)
 
     # Ending.
 

@@ -5,6 +5,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from cpython.object cimport PyObject
 
+from .outbox cimport Outbox
 from .recent cimport RECENT, Answered
 
 cdef enum:
@@ -31,6 +32,8 @@ cdef inline int64_t now() noexcept nogil:
 
 
 cdef class Inbox:
+    # What sends verdicts, where the socket takes messages of fixed shapes alone.
+    cdef Outbox outbox
     cdef int descriptor
     cdef size_t room
     cdef uint8_t *buffer

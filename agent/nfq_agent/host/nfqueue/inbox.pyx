@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
+from .outbox cimport Outbox
 from .packet_message cimport (
     A_GID, A_HWADDR, A_INDEV, A_OUTDEV, A_PHYSINDEV, A_PHYSOUTDEV, A_TIMESTAMP, A_UID, FIVE_TUPLE, LONGEST_KEY, SHORTEST, TYPE,
     Attributes, find_attributes, five_tuple, is_packet, key_of, made, ntohl, ntohs, number,
@@ -84,6 +85,10 @@ cdef class Inbox:
 
     def __dealloc__(self):
         free(self.buffer)
+
+    def send_through(self, Outbox outbox):
+        """From now on send verdicts through `outbox`, of the same socket."""
+        self.outbox = outbox
 
     # All that waits, to be answered by the caller.
 
@@ -287,6 +292,8 @@ cdef class Inbox:
         """Answer the latest packet, or all that wait up to it."""
         (<uint16_t *>(self.verdict + TYPE))[0] = kind
         (<uint32_t *>(self.verdict + VERDICT_ID))[0] = ntohl(self.latest)
+        if self.outbox is not None:
+            return self.outbox.answer(self.verdict, self.verdict_length)
         if send(self.descriptor, self.verdict, self.verdict_length, 0) < 0:
             with gil:
                 PyErr_SetFromErrno(OSError)

@@ -145,12 +145,16 @@ class VerdictMessages:
         mark = attribute(_A_MARK, _U32.pack(verdict.mark))
         return _SINGLE.pack(40, MSG_VERDICT_BATCH, _REQUEST, 0, 0, 0, 0, number, 12, _A_VERDICT_HDR, body) + mark
 
-    def runs(self, runs: Iterable[Run]) -> list[bytes]:
-        """The verdicts of runs of neighbours, in slices that are not too long. No older packet may still wait."""
+    def runs(self, runs: Iterable[Run], alike: bool = False) -> list[bytes]:
+        """The verdicts of runs of neighbours, in slices that are not too long. No older packet may still wait.
+
+        alike: every message is a batch, also that of one packet, so that all have one shape.
+        """
         messages: list[bytes] = []
         for last, count, verdict in runs:
             messages += [self.batch(part, verdict) for part in slices(last, count)]
-            messages.append(self.single(last, verdict) if count == 1 else self.batch(last, verdict))
+            one = count == 1 and (verdict.payload is not None or not alike)
+            messages.append(self.single(last, verdict) if one else self.batch(last, verdict))
         return messages
 
 

@@ -1,0 +1,70 @@
+"""Shuts a process in, for good: first Landlock (files), then a seccomp filter (system calls).
+
+After that it works with what it has open. Nothing in it, whatever code runs there, can open the door again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from nfq_agent.host.jail import landlock, seccomp
+from nfq_agent.host.jail.calls import ProcessNeeds, filter_of
+from nfq_agent.host.jail.syscalls import this_architecture
+
+# Read late by Python and the C library: the time zone.
+_ALWAYS_READ: Final = ("/etc/localtime", "/usr/share/zoneinfo")
+
+
+def missing() -> list[str]:
+    """What this host lacks to shut a process in, in words; empty if nothing."""
+    return [what for what in (seccomp.missing(), landlock.missing()) if what is not None]
+
+
+def means() -> list[str]:
+    """What this host has, in words: `seccomp`, `Landlock 7`."""
+    found = [] if seccomp.missing() else ["seccomp"]
+    if landlock.missing() is None:
+        found.append(f"Landlock {landlock.version()}")
+    return found
+
+
+def close(needs: ProcessNeeds) -> None:
+    """Shut this process in with what the host has. Raises OSError if the kernel refuses what it says it has.
+
+    Code that Python imports late stays readable: the folders of sys.path.
+    """
+    _settle()
+    held = _held()
+    seccomp.no_new_privileges()
+    if landlock.missing() is None:
+        landlock.restrict((*_ALWAYS_READ, *_code_folders(), *needs.reads), needs.writes)
+    architecture = this_architecture()
+    if architecture is not None and seccomp.missing() is None:
+        seccomp.load(filter_of(architecture, needs, held))
+
+
+def _settle() -> None:
+    """Have the C library load what it would load at first use."""
+    time.localtime()
+
+
+def _code_folders() -> Iterable[str]:
+    return [folder for folder in sys.path if folder.startswith("/") and folder != "/"]
+
+
+def _held() -> list[int]:
+    """The sockets to the kernel or to other processes of this host. They stay open: their numbers do not come again."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            end = socket.socket(fileno=int(name))
+            if end.family not in (socket.AF_INET, socket.AF_INET6):
+                found.append(int(name))
+            end.detach()
+    return found
