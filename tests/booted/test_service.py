@@ -212,6 +212,7 @@ def test_fail_closed_stays_closed_after_a_failure_only(host: Container) -> None:
     host.run("systemctl", "start", "nfq-agent")
     host.shell(f"kill -KILL {main_pid(host)}")
     until(lambda: host.show("nfq-agent", "ActiveState") == "failed", "the failure is noted")
+    until(lambda: host.shell("cat /proc/net/netfilter/nfnetlink_queue") == "", "the workers have judged what came, and ended")
     kept = ours(host)
     assert len([line for line in kept if "NFQUEUE" in line]) == 4
     done = host.run("python3", "-c", "import socket; s = socket.create_server(('127.0.0.1', 11000)); "
