@@ -56,7 +56,7 @@ BAD = [
         "its own",
     ),
     ("facts-without-dpi", QUEUE + 'elements = ["names"]\n' + NAMES, "element.names.rule", "asks for tls_sni, which", '"dpi"'),
-    ("dpi-behind", QUEUE + 'elements = ["names", "dpi"]\n' + NAMES, "element.names.rule", "finds (it is behind)", '"dpi"'),
+    ("dpi-behind", QUEUE + 'elements = ["names", "dpi"]\n' + NAMES, "element.names.rule", "finds (it comes later)", '"dpi"'),
     (
         "protocol-without-dpi", QUEUE + 'elements = ["names"]\n' + NAMES.replace("tls_sni", "protocol").replace("a.test", "ssh"),
         "element.names.rule", "asks for protocol", '"dpi" before',

@@ -57,4 +57,4 @@ def test_remove_works_with_a_broken_configuration(netns: Namespace, tmp_path: Pa
     file.write_text("not toml")
     done = netns.run(*COMMAND, "remove", "--config", str(file), check=False)
     assert done.returncode == 0
-    assert "this is about instance default" in done.stderr
+    assert "this applies to instance default" in done.stderr

@@ -334,7 +334,7 @@ def test_what_a_killed_agent_left_is_removed(netns: Namespace, tmp_path: Path) -
 
 
 BAD = [
-    ("closed", '[inline.t]\ninterfaces = ["v"]\nfail_open = false\n', "nothing keeps it out"),
+    ("closed", '[inline.t]\ninterfaces = ["v"]\nfail_open = false\n', "lets this traffic pass when the agent has ended"),
     ("rewriter", '[inline.t]\ninterfaces = ["v"]\nelements = ["rewriting:Rewriter"]\n', "rewrites packets"),
     ("patience", '[inline.t]\ninterfaces = ["v"]\npatience = "1ms"\n', "inline.t.patience"),
 ]

@@ -177,7 +177,7 @@ class TestNeverALoop:
 
     def test_a_target_that_is_a_listener_of_ours(self, netns: Namespace, run: Run) -> None:
         proxy = run(configuration(proxy='target = "127.0.0.1:15002"'))
-        assert "listener of our own" in proxy.said()
+        assert "listener of this agent" in proxy.said()
         assert netns.call(how_it_ends, "127.0.0.1", 15002) == "ECONNRESET"
 
     def test_the_known_destination_comes_first(self, netns: Namespace, run: Run) -> None:

@@ -90,7 +90,7 @@ class TestRules:
         [
             (
                 {"proxy": 'capture = "tproxy"'},
-                'rules.redirect.hooks: TPROXY takes what arrives only (line 7); allowed: hooks = ["prerouting"]',
+                'rules.redirect.hooks: TPROXY takes only incoming packets (line 7); allowed: hooks = ["prerouting"]',
             ),
             ({"proxy": "keep_client = true"}, 'allowed: with capture = "tproxy"'),
             ({"proxy": 'exclude = ["10.0.0.1/8"]'}, "did you mean '10.0.0.0/8'?"),
