@@ -84,7 +84,7 @@ def test_a_worker_that_is_taken_over(netns: Namespace, tmp_path: Path, more: str
     assert {name: how for name, how in found.items() if how not in REFUSED} == {}
     assert (saved(netns), tables(netns)) == (before, nft)
     assert netns.run("ip", "-o", "link", "show", "lo").stdout.count(",UP") == 1
-    # It goes on: the same process judges on, and the supervisor lives.
+    # The same process still judges, and the supervisor lives.
     agent.status()
     assert agent.totals()["received"] == 3
     assert agent.stop() == 0

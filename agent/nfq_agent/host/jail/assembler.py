@@ -151,7 +151,7 @@ def _alternatives(alternatives: Sequence[CallRule], refused: int) -> list[bytes]
 
 
 def _rule(rule: CallRule) -> list[bytes]:
-    """Instructions that allow the call if all hold, and go on behind themselves if one does not."""
+    """Instructions that allow the call if all hold, and continue behind themselves if one does not."""
     body: list[bytes] = []
     left = sum(test.cost for test in rule) + 1
     for test in rule:

@@ -1,7 +1,7 @@
 """Which system calls a process may make once its door is closed. Pure: what it needs in, rules for the filter out.
 
 An allow-list: a call that is not named here fails with EPERM, as for want of a right. So an element that asks for too much fails
-alone: its error is counted, its packet gets on_error, and the worker goes on. (A killed worker would cost the packets that it
+alone: its error is counted, its packet gets on_error, and the worker continues. (A killed worker would cost the packets that it
 has read.) Only calls of a foreign calling convention, which no honest program makes, end the process.
 """
 
