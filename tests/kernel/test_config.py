@@ -24,7 +24,7 @@ BAD = [
     ("fanout-alone", QUEUE + "cpu_fanout = true\n", "queue.q", "cpu_fanout", "balance"),
     ("copy-none", QUEUE + 'copy = "none"\n', "queue.q.copy", "lose every packet", "packet, meta"),
     ("copy-range", QUEUE + "copy_range = 70000\n", "queue.q.copy_range", "70000", "65535"),
-    ("gso-rewriter", QUEUE + 'elements = ["rewriting:Rewriter"]\n', "queue.q.gso", "rewrites packets", "gso = false"),
+    ("gso-rewriter", QUEUE + 'gso = true\nelements = ["rewriting:Rewriter"]\n', "queue.q.gso", "rewrites packets", "gso = false"),
     ("unknown-key", QUEUE + RULE + "tcp_port = [1]\n", "rules.r.tcp_port", "did you mean 'tcp_ports'?)", "tcp_ports"),
     ("unknown-element", QUEUE + 'elements = ["lgo"]\n', "queue.q.elements", "did you mean 'log'?", "log"),
     ("unknown-type", QUEUE + 'elements = ["e"]\n[element.e]\ntype = "lgo"\n', "element.e", "unknown element 'lgo'", "log"),

@@ -96,7 +96,7 @@ def test_elements_decide_and_their_errors_strand_no_packet(netns: Namespace, on_
             lines = made.lines
             (failure,) = [line for line in lines if "an element failed" in line]
             assert "LookupError: on purpose" in failure
-            assert "test_worker.py:" in failure
+            assert "worker_crew.py:" in failure
             assert f"drop {Action.DROP.name}" in lines
             # One a second: the others are suppressed and counted.
             assert made.counters.log_suppressed == 2

@@ -28,7 +28,7 @@ from nfq_agent.proxy.serve import serve
 from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.rules import routing
 from nfq_agent.rules.leaving import keep_for_draining
-from nfq_agent.rules.model import Ruleset
+from nfq_agent.rules.model import Ruleset, TableRules
 from nfq_agent.rules.plan import plan
 from nfq_agent.stream import StreamChain, StreamElement
 
@@ -176,10 +176,13 @@ class Proxied:
         for family, tables in self._now.items():
             command = "ip6tables-legacy" if family == "inet6" else "iptables-legacy"
             for table, content in tables.items():
-                kept = set(map(str, parked[family][table].rules))
+                kept = set(map(str, parked.get(family, {}).get(table, TableRules()).rules))
                 for rule in content.rules:
                     if str(rule) not in kept:
                         self.namespace.shell(f"{command} -w 10 -t {table} -D{str(rule)[2:]}")
+                if table not in parked.get(family, {}):
+                    for chain in content.chains:
+                        self.namespace.shell(f"{command} -w 10 -t {table} -X {chain}")
         self._now = parked
 
     def rules_out(self) -> None:
