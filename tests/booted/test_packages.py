@@ -58,8 +58,8 @@ def test_the_dependencies_are_those_of_the_release(workshop: Layer, release: Rel
 
 
 def test_the_package_is_small(built: Packages) -> None:
-    # pydantic's compiled core alone is 1.6 MB of it.
-    assert built.deb.stat().st_size < 3_000_000
+    # pydantic's compiled core alone is 1.6 MB of it, our own code 0.5.
+    assert built.deb.stat().st_size < 3_200_000
 
 
 def higher(host: Container, version: str, work: Path) -> None:
