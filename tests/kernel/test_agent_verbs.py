@@ -77,7 +77,7 @@ def test_plan_writes_nothing_and_says_all(netns: Namespace, tmp_path: Path) -> N
     assert done.returncode == 3
     lines = done.stdout.splitlines()
     assert '+ -A INPUT -m comment --comment "nfq-agent:default:jump" -j NFQA-default-INPUT' in lines
-    assert any("system user proxyuser would be made" in line for line in lines)
+    assert any("system user proxyuser would be created" in line for line in lines)
     assert any("inet table mangle would become present" in line for line in lines)
     assert netns.run("cat", "/proc/net/ip_tables_names").stdout == ""
     assert netns.run("id", "proxyuser", check=False).returncode != 0
