@@ -30,8 +30,9 @@ def test_the_contract_file_by_the_agent(netns: Namespace, tmp_path: Path) -> Non
     assert {"0.0.0.0:15002", "0.0.0.0:15006", "[::]:15002"} <= listening(netns)
     rules = saved(netns)
     for chain in ("PREROUTING", "OUTPUT"):
-        assert rules.count(f"-A {chain} ") == 2, "one jump a family"
-    assert rules.count("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m multiport --dports 8080") == 4
+        assert rules.count(f"-A {chain} ") == 4, "a jump to what redirects and one to what counts, for each family"
+    # Those that redirect, and those that count what should be.
+    assert rules.count("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m multiport --dports 8080") == 8
     assert "--sport" not in rules
     assert rules.count("-j REDIRECT --to-ports 15002") == 4
 
@@ -157,7 +158,7 @@ def test_a_firewall_that_drops_what_is_redirected_is_named(
     until(lambda: sum(rule["packets"] for rule in agent.status()["rules"] if "REDIRECT" in rule["rule"]) >= 15, "it is counted")
     done = agent.verb("doctor", check=False)
     found = " ".join(done.stdout.split())
-    assert re.search(r"led \d+ connections to port 15002, and 0 arrived", found), found
+    assert re.search(r"redirected \d+ connections to port 15002, and 0 arrived", found), found
     line = "iptables -I INPUT -p tcp -m multiport --dports 15002 -m conntrack --ctstate DNAT -j ACCEPT"
     assert line in found
     gateway.shell(line.replace("iptables", "iptables-legacy"))
