@@ -319,7 +319,9 @@ class Container:
         enter = self._stack.enter_context(_control_group())
         try:
             # bpf: systemd keeps IPAddressDeny= with it. @keyring: Docker's containers have a session keyring of their own.
-            words = ["--boot", "--private-network", "--capability=all", "--system-call-filter=bpf @keyring"]
+            # landlock_*: with which a worker confines itself.
+            calls = "bpf @keyring landlock_create_ruleset landlock_add_rule landlock_restrict_self"
+            words = ["--boot", "--private-network", "--capability=all", f"--system-call-filter={calls}"]
             words += ["--link-journal=no", "--console=pipe"]
             with self._console.open("wb") as console:
                 self._nspawn = subprocess.Popen(

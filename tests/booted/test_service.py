@@ -275,7 +275,12 @@ def test_metrics_are_served_on_request_by_a_unit_without_rights(host: Container)
     assert host.show("nfq-agent-metrics.socket", "UnitFileState") == "disabled"
     host.run("systemctl", "start", "nfq-agent-metrics.socket")
     exchange(host)
-    scraped = host.run("curl", "-s", "--max-time", "30", "http://127.0.0.1:9749/metrics").stdout
+    scrape = (
+        "python3",
+        "-c",
+        "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:9749/metrics', None, 30).read().decode())",
+    )
+    scraped = host.run(*scrape).stdout
     assert 'nfq_agent_up{agent="default"} 1.0' in scraped
     accepted = re.search(r'^nfq_agent_verdicts_total{.*verdict="accept".*} ([0-9.]+)$', scraped, re.MULTILINE)
     assert accepted is not None
@@ -285,7 +290,7 @@ def test_metrics_are_served_on_request_by_a_unit_without_rights(host: Container)
     assert re.search(r"^CapEff:\t0+$", state, re.MULTILINE)
     assert re.search(r"^NoNewPrivs:\t1$", state, re.MULTILINE)
     host.run("systemctl", "stop", "nfq-agent")
-    assert 'nfq_agent_up{agent="default"} 0.0' in host.run("curl", "-s", "http://127.0.0.1:9749/metrics").stdout
+    assert 'nfq_agent_up{agent="default"} 0.0' in host.run(*scrape).stdout
 
 
 def test_the_sandbox(host: Container) -> None:
@@ -337,8 +342,8 @@ def test_each_drop_in_does_what_it_is_for(host: Container) -> None:
     host.run("systemctl", "stop", "nfq-agent")
     features = {
         "reject": (REJECTS, "queue 100"),
-        "tap": ('[tap.all]\ninterface = "lo"\n', "tap all"),
-        "inline": ('[inline.all]\ninterface = "lo"\n', "inline all"),
+        "tap": ('[tap.all]\ninterfaces = ["lo"]\n', "tap all"),
+        "inline": ('[inline.all]\ninterfaces = ["lo"]\n', "inline all"),
     }
     for name, (config, serves) in features.items():
         host.write("/etc/nfq-agent/conf.d/feature.toml", config)

@@ -94,4 +94,4 @@ class Confinement:
 def log_lacking(mode: Mode, log: Log) -> None:
     """Say it where the kernel lacks what would shut workers in."""
     if (what := lacking(mode)) is not None:
-        log(f"{what}; they run with their capabilities alone", "warning")
+        log(f"{what}; they run without that", "warning")
