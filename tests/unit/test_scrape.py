@@ -23,11 +23,12 @@ def agents(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_scrape_asks_every_agent_and_the_server_ends_when_none_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     listening = socket.create_server(("127.0.0.1", 0))
-    monkeypatch.setattr(scrape, "_passed", lambda: listening)
+    port = listening.getsockname()[1]
+    descriptor = listening.detach()
+    monkeypatch.setattr(scrape, "passed", lambda: {"nfq-agent-metrics.socket": descriptor})
     monkeypatch.setattr(scrape, "_IDLE", 1.0)
     ended: list[int] = []
     thread = threading.Thread(target=lambda: ended.append(scrape.serve(Flags(), Endpoint("127.0.0.1", 1))))
-    port = listening.getsockname()[1]
     thread.start()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
         text = answer.read().decode()

@@ -77,8 +77,7 @@ class _Witness(PacketElement):
 class _Chain:
     """The elements of one queue."""
 
-    def __init__(self, config: Config, name: str, queue: QueueConfig, enforce: bool) -> None:
-        self.name = name
+    def __init__(self, config: Config, queue: QueueConfig, enforce: bool) -> None:
         self.left_out: list[str] = []
         elements: list[PacketElement] = []
         for spec in config.packet_elements(queue):
@@ -91,9 +90,8 @@ class _Chain:
         default, on_error = (ACCEPT if word == "accept" else DROP for word in (queue.default, queue.on_error))
         chain = ElementChain([*elements, self.witness], default, monitor=monitor)
         chain.start()
-        self.counters = Counters()
         settings = WorkerSettings(number=queue.numbers[0], default=default, on_error=on_error, monitor=monitor)
-        self._judge = PacketJudge(chain, settings, self.counters, _nothing, _any_verdict)
+        self._judge = PacketJudge(chain, settings, Counters(), _nothing, _any_verdict)
 
     def judge(self, packet: Packet) -> Fate:
         """What becomes of a packet."""
@@ -127,7 +125,7 @@ class Judging:
 
     def __init__(self, config: Config, enforce: bool) -> None:
         self._config = config
-        self._chains = {name: _Chain(config, name, queue, enforce) for name, queue in config.queue.items()}
+        self._chains = {name: _Chain(config, queue, enforce) for name, queue in config.queue.items()}
         # By five-tuple and place: the queue, and the hook under which its rule takes the packet.
         self._taken: dict[tuple[FiveTuple, Sighting | None], tuple[str, Hook] | None] = {}
         self._number = 0

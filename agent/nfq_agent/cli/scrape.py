@@ -20,12 +20,11 @@ from prometheus_client.registry import Collector
 
 from nfq_agent.cli import loading, metrics, running
 from nfq_agent.cli.app import Flags
+from nfq_agent.host.systemd import passed
 from nfq_agent.service import control
 from nfq_agent.service.status import Status
 from nfq_agent.values import Endpoint
 
-# The first descriptor that systemd passes (SD_LISTEN_FDS_START, sd_listen_fds(3)).
-_PASSED: Final = 3
 # Seconds without a scrape after which a server that systemd started ends; the next scrape starts it again.
 _IDLE: Final = 600.0
 # Seconds that a client may take to send its request.
@@ -81,9 +80,13 @@ def show(flags: Flags) -> int:
 
 def serve(flags: Flags, listen: Endpoint) -> int:
     """Answer scrapes: on the socket that systemd passes, until none comes for ten minutes; else on `listen`."""
-    passed = _passed()
+    given = next(iter(passed().values()), None)
     try:
-        listening = passed or socket.create_server((listen.host, listen.port), family=_family(listen))
+        listening = (
+            socket.socket(fileno=given)
+            if given is not None
+            else socket.create_server((listen.host, listen.port), family=_family(listen))
+        )
     except OSError as error:
         print(f"nfq-agent: {listen}: {os.strerror(error.errno or 0)}", file=sys.stderr)
         return 1
@@ -91,7 +94,7 @@ def serve(flags: Flags, listen: Endpoint) -> int:
     registry.register(_Live(flags))
     with _Server(listening) as server:
         server.set_app(make_wsgi_app(registry))
-        server.timeout = _IDLE if passed else None
+        server.timeout = _IDLE if given is not None else None
         while not server.idle:
             server.handle_request()
     return 0
@@ -99,10 +102,3 @@ def serve(flags: Flags, listen: Endpoint) -> int:
 
 def _family(listen: Endpoint) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-
-
-def _passed() -> socket.socket | None:
-    """The listening socket that systemd passed, if it passed one."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
-        return None
-    return socket.socket(fileno=_PASSED)
