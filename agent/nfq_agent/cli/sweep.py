@@ -16,6 +16,8 @@ from nfq_agent.cli.app import Flags
 
 # Seconds within which a worker without a supervisor ends by itself when no packet comes any more.
 _ENDS_WITHIN: Final = 2.0
+# Where control groups are: cgroup v2 alone, v2 beside v1, systemd's own tree of v1.
+_CGROUP_TREES: Final = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
 
 
 def sweep(flags: Flags) -> int:
@@ -55,7 +57,7 @@ def _processes(unit: str) -> list[int]:
     if "@" in unit and group == f"/system.slice/{unit}":
         group = f"/system.slice/system-nfq\\x2dagent.slice/{unit}"
     found = []
-    for tree in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"):
+    for tree in _CGROUP_TREES:
         with contextlib.suppress(OSError):
             for pid in Path(f"{tree}{group}/cgroup.procs").read_text().split():
                 with contextlib.suppress(OSError):
