@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import struct
 import tomllib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from openings import client_hello, dns_query
+from recorded import capture, connection
 
 from nfq_agent.cli import learn, replay
 from nfq_agent.cli.app import Flags
-from nfq_agent.packet import Packet
-from nfq_agent.testing import tcp, udp
+from nfq_agent.testing import udp
 
 CONFIG = """
 [queue.egress]
@@ -25,24 +22,6 @@ queue = "egress"
 hooks = ["output"]
 all = true
 """
-
-
-def connection(client: str, server: str, *requests: bytes) -> Iterator[Packet]:
-    yield tcp(client, server, flags="S", seq=1)
-    yield tcp(server, client, flags="SA", seq=1, ack=2)
-    seq = 2
-    for request in requests:
-        yield tcp(client, server, request, seq=seq, ack=2)
-        seq += len(request)
-
-
-def capture(path: Path, packets: Iterable[Packet]) -> Path:
-    out = io.BytesIO()
-    out.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101))
-    for number, packet in enumerate(packets):
-        out.write(struct.pack("<IIII", 1_700_000_000, number, len(packet.payload), len(packet.payload)) + packet.payload)
-    path.write_bytes(out.getvalue())
-    return path
 
 
 def get(host: str) -> bytes:

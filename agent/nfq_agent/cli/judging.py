@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
+import nfq_agent.names
+from nfq_agent import flow_memory
 from nfq_agent.capture.recording import Recorded
 from nfq_agent.checksum import is_partial
 from nfq_agent.cli.explain import Question, misses
 from nfq_agent.config.models import Config, QueueConfig
+from nfq_agent.config.name_needs import name_needs
+from nfq_agent.context import Context
 from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain, Needs, PacketElement
 from nfq_agent.flow import Flow
+from nfq_agent.flow_memory import FlowMemory
+from nfq_agent.names import NameTable
 from nfq_agent.packet import FiveTuple, Hook, Packet, address, protocol_name
 from nfq_agent.protocols.known import HEADLINES
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
@@ -75,12 +82,17 @@ class _Witness(PacketElement):
 
 
 class _Chain:
-    """The elements of one queue."""
+    """The elements of one queue, with what its worker would lend them. names: what DNS answers of the capture gave."""
 
-    def __init__(self, config: Config, queue: QueueConfig, enforce: bool) -> None:
+    def __init__(self, config: Config, queue: QueueConfig, enforce: bool, names: NameTable | None) -> None:
         self.left_out: list[str] = []
         elements: list[PacketElement] = []
-        for spec in config.packet_elements(queue):
+        specs = config.packet_elements(queue)
+        flows = None
+        if any(spec.cls.keeps_flows_of(spec.options) for spec in specs):
+            flows = FlowMemory(memoryview(bytearray(flow_memory.SIZE)), os.urandom(16))
+        context = Context(midstream=queue.midstream, flows=flows, names=names)
+        for spec in specs:
             if spec.cls.decide is PacketElement.decide or spec.cls.__name__ in _BY_CHANCE:
                 self.left_out.append(spec.name)
             else:
@@ -88,7 +100,7 @@ class _Chain:
         self.witness = _Witness()
         monitor = queue.mode == "monitor" and not enforce
         default, on_error = (ACCEPT if word == "accept" else DROP for word in (queue.default, queue.on_error))
-        chain = ElementChain([*elements, self.witness], default, monitor=monitor)
+        chain = ElementChain([*elements, self.witness], default, monitor=monitor, context=context)
         chain.start()
         settings = WorkerSettings(number=queue.numbers[0], default=default, on_error=on_error, monitor=monitor)
         self._judge = PacketJudge(chain, settings, Counters(), _nothing, _any_verdict)
@@ -125,7 +137,8 @@ class Judging:
 
     def __init__(self, config: Config, enforce: bool) -> None:
         self._config = config
-        self._chains = {name: _Chain(config, queue, enforce) for name, queue in config.queue.items()}
+        names = _names(config)
+        self._chains = {name: _Chain(config, queue, enforce, names) for name, queue in config.queue.items()}
         # By five-tuple and place: the queue, and the hook under which its rule takes the packet.
         self._taken: dict[tuple[FiveTuple, Sighting | None], tuple[str, Hook] | None] = {}
         self._number = 0
@@ -163,6 +176,12 @@ class Judging:
                 if rule.queue is not None and not any(True for _ in misses(rule, asked)):
                     return rule.queue, hook
         return None
+
+
+def _names(config: Config) -> NameTable | None:
+    """An empty table of names; None where no rule asks for one."""
+    needs = name_needs(config)
+    return None if needs is None else NameTable(memoryview(bytearray(nfq_agent.names.SIZE)), os.urandom(16), 1, *needs)
 
 
 def question(five_tuple: FiveTuple, hook: Hook, interface: str) -> Question:

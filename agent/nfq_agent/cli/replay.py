@@ -25,7 +25,7 @@ _PROGRESS: Final = 1.0
 
 @dataclass(slots=True)
 class Replayed:
-    """A flow of the capture. before: None where nothing is known of it."""
+    """A flow of the capture. before: None where nothing is known of it. midstream: the capture does not hold its beginning."""
 
     five_tuple: FiveTuple
     first: float
@@ -34,6 +34,7 @@ class Replayed:
     name: str = ""
     before: Fate | None = None
     after: Fate = Fate.PASSED
+    midstream: bool = False
 
     @property
     def changed(self) -> bool:
@@ -48,6 +49,7 @@ class Replayed:
             "packets": self.packets,
             "queues": self.queues,
             "name": self.name or None,
+            "midstream": self.midstream,
             "before": None if self.before is None else self.before.word,
             "after": self.after.word,
         }
@@ -79,6 +81,7 @@ class Replay:
         flow.packets += 1
         flow.name = after.name or flow.name
         flow.after = max(flow.after, after.outcome)
+        flow.midstream = flow.midstream or (after.flow is not None and after.flow.midstream)
         if after.queue is not None and after.queue not in flow.queues:
             flow.queues.append(after.queue)
         if before is not None:
@@ -164,6 +167,9 @@ def _tell(done: Replay, judging: Judging, against: Path | None) -> None:
         show.note(f"{done.unreadable} packets could not be read and were left out")
     if judging.left_out:
         show.note(f"not asked: {', '.join(judging.left_out)} (they judge nothing, or by chance)")
+    if late := sum(flow.midstream for flow in taken):
+        whose, how = ("its", "it is") if late == 1 else ("their", "they are")
+        show.note(f"{late} flow{'s' * (late > 1)} began before the capture; `midstream` of {whose} queue says how {how} judged")
     for outcome in Fate:
         if number := sum(flow.after is outcome for flow in taken):
             show.note(f"{outcome.word}: {number} flows")

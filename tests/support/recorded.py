@@ -1,0 +1,41 @@
+"""Captures made of packets, for the verbs that read them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from nfq_agent.packet import Packet
+from nfq_agent.testing import tcp
+
+# Seconds since the epoch.
+BEGIN: Final = 1_700_000_000
+# Packets without a link layer (LINKTYPE_RAW).
+_RAW: Final = 101
+
+
+def connection(client: str, server: str, *requests: bytes) -> Iterator[Packet]:
+    """A handshake and what the client says."""
+    yield tcp(client, server, flags="S", seq=1)
+    yield tcp(server, client, flags="SA", seq=1, ack=2)
+    seq = 2
+    for request in requests:
+        yield tcp(client, server, request, seq=seq, ack=2)
+        seq += len(request)
+
+
+def capture(path: Path, packets: Iterable[Packet], *, begin: int = BEGIN) -> Path:
+    """A pcap file of the packets, a microsecond apart."""
+    write(path, ((begin + number / 1e6, packet) for number, packet in enumerate(packets)))
+    return path
+
+
+def write(path: Path, packets: Iterable[tuple[float, Packet]]) -> None:
+    """A pcap file of packets, each with its time, seconds since the epoch."""
+    with path.open("wb") as out:
+        out.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, _RAW))
+        for time, packet in packets:
+            seconds, rest = divmod(round(time * 1e6), 1_000_000)
+            out.write(struct.pack("<IIII", seconds, rest, len(packet.payload), len(packet.payload)) + packet.payload)
