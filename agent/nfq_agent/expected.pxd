@@ -5,6 +5,7 @@ What they say is noted in the flow's entry, and handed over with the next packet
 no.
 """
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -107,3 +108,56 @@ cdef inline void drop_request(Request *request, size_t *kept) noexcept nogil:
         free(request.data)
         request.data = NULL
         request.size = 0
+
+
+cdef inline int expect(Entry *entry, expected) except -1:
+    """Note what is expected of the flow's packets."""
+    cdef const uint8_t *name
+    entry.known = 0
+    entry.first, entry.last_read, opening, stamp, requests = expected
+    if opening is not None:
+        entry.opening = opening
+        entry.known |= K_OPENING
+    if stamp is not None:
+        entry.stamp = stamp
+        entry.known |= K_STAMP
+    if requests is None:
+        return 0
+    number, stamp, host = requests
+    name = host
+    if entry.request != NULL and entry.request.length != <uint32_t>len(host):
+        free(entry.request)
+        entry.request = NULL
+    if entry.request == NULL:
+        entry.request = <Request *>malloc(sizeof(Request) + len(host))
+        if entry.request == NULL:
+            raise MemoryError
+    entry.request.data = NULL
+    entry.request.size = 0
+    entry.request.next = number
+    entry.request.length = len(host)
+    memcpy(<uint8_t *>entry.request + sizeof(Request), name, len(host))
+    if stamp is not None:
+        entry.request.stamp = stamp
+        entry.known |= K_CLIENT_STAMP
+    return 0
+
+
+cdef inline object heard_of(Entry *entry, size_t *kept):
+    """The values of `Heard` for the packets that were not shown; the entry forgets them."""
+    cdef Request *request = entry.request
+    cdef uint8_t known = entry.known
+    number = client_stamp = None
+    piece = b""
+    if known & K_REQUEST:
+        number = request.next
+        if request.data != NULL:
+            piece = PyBytes_FromStringAndSize(<char *>request.data, request.size)
+            drop_request(request, kept)
+    if known & K_NEW_CLIENT_STAMP:
+        client_stamp = request.stamp
+    entry.known = 0
+    return (
+        entry.acknowledged if known & K_ACKNOWLEDGED else None, entry.stamp if known & K_NEW_STAMP else None, client_stamp,
+        number, piece,
+    )

@@ -4,36 +4,23 @@
 It owns every flow and its age. Pure: no I/O, no clock, no decision; what it answers, an element chain has answered before.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from .expected cimport drop_request, only_acknowledges, only_asks_again
+from .dns_head cimport may_be_dns
+from .expected cimport drop_request, expect, heard_of, only_acknowledges, only_asks_again
 from .flow_entry cimport (
-    ASK, K_ACKNOWLEDGED, K_CLIENT_STAMP, K_NEW, K_NEW_CLIENT_STAMP, K_NEW_STAMP, K_OPENING, K_REQUEST, K_STAMP, W_ACKNOWLEDGEMENT,
-    W_ALL, W_CLIENT, W_CLIENT_BARE, W_DNS, W_QUIC, W_REQUEST, W_SERVER, W_SERVER_BARE, Entry, Request,
+    ASK, K_NEW, W_ACKNOWLEDGEMENT, W_ALL, W_CLIENT, W_CLIENT_BARE, W_DNS, W_QUIC, W_REQUEST, W_SERVER, W_SERVER_BARE, Entry,
 )
+from .flow_key cimport hash_of, key_of
 from .http_head cimport is_request
-from .plain_packet cimport (
-    F_FIN, F_RST, F_SYN, F_URG, FORM_HIGH_PORTLESS, FORM_LOW_PORTLESS, FORM_V6, K_FORM, KEY, Segment, is_wrong, put_ends,
-    read_plain,
-)
+from .plain_packet cimport F_FIN, F_RST, F_SYN, F_URG, KEY, Segment, is_wrong, read_plain
 
 from nfq_agent.flow import Flow, Heard
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action
-
-cdef extern from *:
-    """
-    static inline unsigned long long nfq_mix(unsigned long long a, unsigned long long b)
-    {
-        unsigned __int128 product = (unsigned __int128)a * b;
-        return (unsigned long long)product ^ (unsigned long long)(product >> 64);
-    }
-    """
-    uint64_t mix "nfq_mix"(uint64_t, uint64_t) noexcept nogil
 
 cdef enum:
     # A flow that was not answered and sent fewer packets than this is half open, as all flows of a flood from spoofed addresses are.
@@ -43,83 +30,6 @@ cdef enum:
     BOTH = 3
 
 _KEPT = frozenset((Action.ACCEPT, Action.DROP))
-
-
-cdef inline uint32_t hash_of(const uint8_t *key, uint64_t seed) noexcept nogil:
-    cdef uint64_t words[5]
-    cdef uint64_t mixed = seed
-    cdef int place
-    memcpy(words, key, KEY)
-    for place in range(5):
-        mixed = mix(mixed ^ words[place], 0x9E3779B97F4A7C15ULL ^ (seed << 1))
-    return <uint32_t>(mixed ^ mixed >> 32)
-
-
-cdef inline bint may_be_dns(const uint8_t *data, size_t size) noexcept nogil:
-    """False for what is certainly no DNS message (see nfq_agent.protocols.dns.message, strict)."""
-    cdef uint16_t flags, questions, answers
-    if size < 17:
-        return False
-    flags = data[2] << 8 | data[3]
-    questions = data[4] << 8 | data[5]
-    answers = data[6] << 8 | data[7]
-    # The operations that are known are 0, 1, 2, 4 and 5.
-    if not 0x37 >> (flags >> 11 & 15) & 1 or flags & 0x40 or questions > 255:
-        return False
-    return questions != 0 or (flags & 0x8000 and answers)
-
-
-cdef int expect(Entry *entry, expected) except -1:
-    """Note what is expected of the flow's packets."""
-    cdef const uint8_t *name
-    entry.known = 0
-    entry.first, entry.last_read, opening, stamp, requests = expected
-    if opening is not None:
-        entry.opening = opening
-        entry.known |= K_OPENING
-    if stamp is not None:
-        entry.stamp = stamp
-        entry.known |= K_STAMP
-    if requests is None:
-        return 0
-    number, stamp, host = requests
-    name = host
-    if entry.request != NULL and entry.request.length != <uint32_t>len(host):
-        free(entry.request)
-        entry.request = NULL
-    if entry.request == NULL:
-        entry.request = <Request *>malloc(sizeof(Request) + len(host))
-        if entry.request == NULL:
-            raise MemoryError
-    entry.request.data = NULL
-    entry.request.size = 0
-    entry.request.next = number
-    entry.request.length = len(host)
-    memcpy(<uint8_t *>entry.request + sizeof(Request), name, len(host))
-    if stamp is not None:
-        entry.request.stamp = stamp
-        entry.known |= K_CLIENT_STAMP
-    return 0
-
-
-cdef object heard_of(Entry *entry, size_t *kept):
-    """What the packets said that were not shown; the entry forgets it."""
-    cdef Request *request = entry.request
-    cdef uint8_t known = entry.known
-    number = client_stamp = None
-    piece = b""
-    if known & K_REQUEST:
-        number = request.next
-        if request.data != NULL:
-            piece = PyBytes_FromStringAndSize(<char *>request.data, request.size)
-            drop_request(request, kept)
-    if known & K_NEW_CLIENT_STAMP:
-        client_stamp = request.stamp
-    entry.known = 0
-    return Heard(
-        entry.acknowledged if known & K_ACKNOWLEDGED else None, entry.stamp if known & K_NEW_STAMP else None, client_stamp,
-        number, piece,
-    )
 
 
 def is_plain_request(const uint8_t[::1] data not None, const uint8_t[::1] host not None):
@@ -195,7 +105,7 @@ cdef class FlowTable:
         flow.packets = entry.packets
         flow.answered = entry.seen == BOTH
         if entry.known & K_NEW:
-            flow.heard = heard_of(entry, &self.kept)
+            flow.heard = Heard(*heard_of(entry, &self.kept))
         return flow
 
     def find(self, five_tuple):
@@ -401,29 +311,3 @@ cdef class FlowTable:
             self.current = 0
         if flow != NULL:
             Py_DECREF(<object>flow)
-
-
-cdef bint key_of(five_tuple, uint8_t *key) except -1:
-    """Write the key of a five-tuple. Returns whether its packets go down (see Segment)."""
-    cdef uint8_t ports[4]
-    cdef bint down
-    cdef bytes src, dst
-    cdef int number
-    protocol, src, sport, dst, dport = five_tuple
-    memset(key, 0, KEY)
-    memset(ports, 0, 4)
-    key[0] = protocol
-    for number, port in enumerate((sport, dport)):
-        if port is not None:
-            ports[2 * number] = port >> 8
-            ports[2 * number + 1] = port & 255
-    if len(src) not in (4, 16) or len(dst) != len(src):
-        raise ValueError("addresses have 4 or 16 bytes")
-    down = put_ends(key, src, dst, len(src), ports, ports + 2)
-    if len(src) == 16:
-        key[K_FORM] |= FORM_V6
-    if sport is None:
-        key[K_FORM] |= FORM_HIGH_PORTLESS if down else FORM_LOW_PORTLESS
-    if dport is None:
-        key[K_FORM] |= FORM_LOW_PORTLESS if down else FORM_HIGH_PORTLESS
-    return down
