@@ -56,19 +56,43 @@ cdef class FlowInbox(Inbox):
         times at most. Returns how many packets, the number of the first, the runs (number of the last, how many, verdict), and
         a packet with its verdict that no message of its own kind can give, or None: that is the last packet, and in no run.
         """
+        return self._judge(budget, pending, table, time, ask, None, 0, 0)
+
+    def judge_each(
+        self, unsigned int budget, pending, FlowTable table not None, double time, ask, single, unsigned int together, double spin
+    ):
+        """The same, waiting for packets and answering each as it comes. Returns what `judge` returns.
+
+        single: makes the message for a verdict. together: how many may be answered by one message, if they are there at once. It
+        ends as `Inbox.skim_each` does. The packet with a verdict of no such kind is not answered.
+        """
+        return self._judge(budget, pending, table, time, ask, single, together, <int64_t>(spin * 1e9))
+
+    cdef tuple _judge(
+        self, unsigned int budget, pending, FlowTable table, double time, ask, single, unsigned int together, int64_t patience
+    ):
+        """One turn. single: None to take what waits and answer nothing."""
+        cdef bint each = single is not None
+        cdef int64_t end = now() + LONGEST_TURN if each else 0
         cdef ssize_t size
         cdef uint8_t index
         cdef uint32_t identity = 0
         cdef const uint8_t *message
         cdef object special = None, kept
         self._begin_turn(table, time)
-        while self.count < budget and self.asked < ASKED and self.stretched < RUNS:
+        if each:
+            self._prepare(single)
+        while self.count < budget and self.stretched < RUNS and (each or self.asked < ASKED):
             if pending:
                 kept = pending.popleft()
                 message = kept
                 size = len(kept)
             else:
-                size = self._take(MSG_DONTWAIT, self.room)
+                if each:
+                    with nogil:
+                        size = self._answer_known(budget, together, patience, end)
+                else:
+                    size = self._take(MSG_DONTWAIT, self.room)
                 if size <= 0:
                     break
                 message = self.buffer
@@ -85,50 +109,11 @@ cdef class FlowInbox(Inbox):
                 if index == ASK:
                     special = packet, verdict
                     break
+                if each:
+                    self._prepare(single)
             self._note(index, identity)
-        return self._end_turn(special)
-
-    def judge_each(
-        self, unsigned int budget, pending, FlowTable table not None, double time, ask, single, unsigned int together, double spin
-    ):
-        """The same, waiting for packets and answering each as it comes. Returns what `judge` returns.
-
-        single: makes the message for a verdict. together: how many may be answered by one message, if they are there at once. It
-        ends as `Inbox.skim_each` does. The packet with a verdict of no such kind is not answered.
-        """
-        cdef int64_t patience = <int64_t>(spin * 1e9), end = now() + LONGEST_TURN
-        cdef ssize_t size
-        cdef uint8_t index
-        cdef uint32_t identity = 0
-        cdef const uint8_t *message
-        cdef object special = None, kept
-        self._begin_turn(table, time)
-        self._prepare(single)
-        while self.count < budget and self.stretched < RUNS:
-            if pending:
-                kept = pending.popleft()
-                message = kept
-                size = len(kept)
-            else:
-                with nogil:
-                    size = self._answer_known(budget, together, patience, end)
-                if size <= 0:
-                    break
-                message = self.buffer
-            index = self._look(message, size, &identity)
-            if index == NO_PACKET:
-                continue
-            self._count(identity)
-            if index == ASK:
-                packet = made(self.make, message, size, identity)
-                verdict = ask(packet)
-                index = table.index_of(verdict)
-                if index == ASK:
-                    special = packet, verdict
-                    break
-                self._prepare(single)
-            self._note(index, identity)
-            self._send(index, MSG_VERDICT)
+            if each:
+                self._send(index, MSG_VERDICT)
         return self._end_turn(special)
 
     cdef void _begin_turn(self, FlowTable table, double time):
