@@ -8,51 +8,19 @@ predecessor named (`Found.then`). A message that can't be read ends the reading:
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from nfq_agent.earlier import Belongs, Earlier
 from nfq_agent.flow import Expected, Heard, Requests
+from nfq_agent.message_events import AHEAD, BYTES, PACKETS, SECONDS, Event, Said
 from nfq_agent.noise import looks_encrypted
-from nfq_agent.protocols import MORE, NO, Found, Parser
+from nfq_agent.protocols import Found, Parser, parse_first
 from nfq_agent.read_bytes import ReadBytes, distance
 from nfq_agent.reassembly import Reassembly
 from nfq_agent.soundness import Soundness
 
-# The limits of a message, after which it is given up: packets with payload, bytes, seconds.
-PACKETS: Final = 32
-BYTES: Final = 16384
-SECONDS: Final = 10.0
 # Messages and parts of bodies in one packet.
 _STEPS: Final = 256
-
-
-class Event(Enum):
-    """What a segment tells.
-
-    MESSAGE: a whole message, `facts`. PART: the message that has begun is not whole; `facts` is what is known of it.
-    ADDED: `facts` belong to the first message too. GAVE_UP: the message can't be read, `reason`; nor can any later one.
-    AHEAD: the segment comes before bytes that have to be read first. DIFFERS: two segments say different things about the same
-    bytes, so that nothing is known of the connection, `reason`; nothing later will be read.
-    """
-
-    MESSAGE = "message"
-    PART = "part"
-    ADDED = "added"
-    GAVE_UP = "gave up"
-    AHEAD = "ahead"
-    DIFFERS = "differs"
-
-
-class Said(NamedTuple):
-    """One event. conflict: the message has a name that is not known, and `reason` says why."""
-
-    event: Event
-    facts: dict[str, Any]
-    reason: str = ""
-    conflict: bool = False
-
-
-AHEAD: Final = [Said(Event.AHEAD, {})]
 
 
 class _Phase(Enum):
@@ -387,20 +355,7 @@ class Conversation:
     def _parse(self, data: bytes, said: list[Said]) -> Found | None:
         """Read one message; None where it is not whole, or was given up."""
         server = self._server.data if self._server is not None and self._phase is _Phase.OPENING else b""
-        remaining: list[Parser] = []
-        for parser in self._parsers:
-            result = parser(data, server)
-            if result is NO:
-                continue
-            remaining.append(parser)
-            if result is MORE:
-                continue
-            assert isinstance(result, Found)
-            self._parsers = (parser,)
-            if not result.decided:
-                said.append(Said(Event.PART, result.facts))
-                return None
-            return self._found(parser, data, result, said)
+        remaining, found = parse_first(self._parsers, data, server)
         if not remaining:
             if self._phase is _Phase.OPENING:
                 if looks_encrypted(data):
@@ -409,9 +364,11 @@ class Conversation:
             else:
                 said += self.give_up("not a valid message")
             return None
-        self._parsers = tuple(remaining)
-        said.append(Said(Event.PART, {}))
-        return None
+        self._parsers = remaining
+        if found is None or not found.decided:
+            said.append(Said(Event.PART, {} if found is None else found.facts))
+            return None
+        return self._found(remaining[0], data, found, said)
 
     def _found(self, parser: Parser, data: bytes, found: Found, said: list[Said]) -> Found:
         if found.facts:

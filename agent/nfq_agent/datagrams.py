@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nfq_agent.conversation import AHEAD, PACKETS, SECONDS, Event, Said
+from nfq_agent.message_events import AHEAD, PACKETS, SECONDS, Event, Said
 from nfq_agent.noise import looks_encrypted
 from nfq_agent.protocols import Found, dns, quic
 from nfq_agent.protocols.known import DATAGRAMS

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from nfq_agent.conversation import Conversation, Event, Said
+from nfq_agent.conversation import Conversation
 from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory
+from nfq_agent.message_events import Event, Said
 from nfq_agent.protocols import MORE, Found, Parser, dns, http1, tls
 
 BEGAN_BEFORE: Final = "it began before the first packet that was seen"

@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
 from openings import OPENINGS, dns_query
 
-from nfq_agent.conversation import BYTES, Conversation
+from nfq_agent.conversation import Conversation
 from nfq_agent.elements.dpi import Dpi, DpiOptions
 from nfq_agent.flow_table import FlowTable
+from nfq_agent.message_events import BYTES
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import PARSERS
@@ -103,7 +104,7 @@ def main(seconds: float) -> None:
         client, server = mutated(source, source.choice(SEEDS)), mutated(source, source.choice(SEEDS))
         parse(client, server if source.random() < 0.5 else b"")
         talk(source, element, table, rounds * 0.01, client, server)
-        assert len(element._open) <= 100  # noqa: SLF001  # what is kept is what is bounded
+        assert len(element.kept.open) <= 100
         rounds += 1
     print(f"{rounds} rounds, nothing found")
 

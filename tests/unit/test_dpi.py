@@ -94,7 +94,7 @@ def test_no_bytes_of_a_decided_flow_wait() -> None:
     talk = Talk().open().say(HELLO[:300]).say(HELLO[300:], 300)
     element = talk.bench.element
     assert isinstance(element, Dpi)
-    assert not element._open  # noqa: SLF001  # what is kept is what is bounded
+    assert not element.kept.open
     assert talk.flow is not None
     assert talk.flow.state[element].held == 0
 

@@ -125,9 +125,9 @@ def test_what_the_server_acknowledged_is_kept_no_more() -> None:
     bench = opened("allow-list")
     bench.assert_accepted(made(ALLOWED, ISN + 1))
     dpi: Any = bench.elements[0]
-    assert len(dpi._compared) == 1  # noqa: SLF001  # what is kept is what is bounded
+    assert len(dpi.kept.compared) == 1
     bench.assert_accepted(tcp(SERVER, CLIENT, flags="A", seq=PEER + 1, ack=ISN + 1 + len(ALLOWED)))
-    assert not dpi._compared  # noqa: SLF001  # what is kept is what is bounded
+    assert not dpi.kept.compared
     # A wrong checksum acknowledges nothing.
     bench = opened("allow-list")
     bench.assert_accepted(made(ALLOWED, ISN + 1))
@@ -144,7 +144,7 @@ def test_connections_that_are_compared_are_bounded() -> None:
         src = f"192.0.2.1:{port}"
         bench.decide(tcp(src, SERVER, flags="S", seq=ISN))
         bench.decide(tcp(src, SERVER, ALLOWED, seq=ISN + 1))
-    assert len(dpi._compared) == 10  # noqa: SLF001  # what is kept is what is bounded
+    assert len(dpi.kept.compared) == 10
 
 
 def test_a_request_that_was_pushed_out_does_not_come_again() -> None:

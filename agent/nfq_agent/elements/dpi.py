@@ -7,21 +7,22 @@ next message begins it is undecided again. It never guesses. docs/dpi.md lists t
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from struct import Struct
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from nfq_agent import element, watched
 from nfq_agent.checksum import is_wrong
-from nfq_agent.conversation import SECONDS, Conversation, Event, Said
+from nfq_agent.conversation import Conversation
 from nfq_agent.datagrams import LONG_HEADER, Datagrams
 from nfq_agent.earlier import Earlier
 from nfq_agent.element import Emit, Needs, PacketElement
-from nfq_agent.facts import fields, words
 from nfq_agent.flow import Flow, Watch
+from nfq_agent.flow_facts import FlowFacts
+from nfq_agent.kept_flows import KeptFlows
 from nfq_agent.learning import NameLearner
+from nfq_agent.message_events import Event, Said
 from nfq_agent.midstream import BEGAN_BEFORE, Midstream, resume
 from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
 from nfq_agent.protocols import dns, quic
@@ -37,8 +38,6 @@ _URG: Final = 32
 _SEQUENCE: Final = Struct("!II")
 # What a query over TCP is read by where the port says DNS.
 _DNS_PARSERS: Final = (dns.known, *(parser for parser in PARSERS if parser is not dns.parse))
-# The facts of a message; those that elements of others keep stay.
-_MESSAGE_FACTS: Final = frozenset((*OWNERS, "conflict", "dpi_reason", "encrypted"))
 
 
 class DpiOptions(element.Options):
@@ -61,11 +60,8 @@ class Dpi(PacketElement[DpiOptions]):
 
     def __init__(self, name: str, options: DpiOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
-        self._limit = options.openings
-        # The flows whose bytes are kept, in the order in which they began, so that ageing looks at the head only.
-        self._open: OrderedDict[int, tuple[Flow, Conversation | Datagrams, float]] = OrderedDict()
-        # The flows whose bytes were read and are kept to compare, the oldest first.
-        self._compared: OrderedDict[int, tuple[Flow, Conversation]] = OrderedDict()
+        self._told = FlowFacts(name, emit, options.log)
+        self.kept = KeptFlows(options.openings, self._told.give_up)
         self._log = options.log
         self._said_quic = False
         self._said_cut = False
@@ -85,8 +81,8 @@ class Dpi(PacketElement[DpiOptions]):
         flow.ahead = False
         flow.unsound = ""
         # The flow's clock is the worker's; not every packet is stamped.
-        if self._open:
-            self._age(flow)
+        if self.kept.open:
+            self.kept.age(flow)
         try:
             headers = packet.headers
         except PacketError:
@@ -107,7 +103,7 @@ class Dpi(PacketElement[DpiOptions]):
             if headers.data is not None:
                 self._udp(packet, flow, headers)
         elif "dpi" not in flow.facts:
-            self._give_up(flow, "neither TCP nor UDP")
+            self._told.give_up(flow, "neither TCP nor UDP")
         return None
 
     def watches(self, flow: Flow) -> int:
@@ -115,7 +111,7 @@ class Dpi(PacketElement[DpiOptions]):
         state: Conversation | Datagrams | None = flow.state.get(self)
         if self._learner is not None and self._learner.follows(flow):
             return Watch.ALL
-        if id(flow) in self._open:
+        if id(flow) in self.kept.open:
             # It is given up when its time has passed, whatever packet comes then.
             return Watch.ALL
         if isinstance(state, Conversation):
@@ -171,7 +167,7 @@ class Dpi(PacketElement[DpiOptions]):
         if flow.heard is not None and connection is not None:
             connection.hear(flow.heard)
             flow.heard = None
-            self._compare_or_not(flow, connection)
+            self.kept.compare_or_not(flow, connection)
         return connection
 
     def _passes_unread(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation) -> bool:
@@ -191,7 +187,7 @@ class Dpi(PacketElement[DpiOptions]):
         flow.unsound = connection.soundness(from_client).refuses(packet, headers, connection.in_order(sequence, from_client))
         if not from_client and not flow.unsound and connection.compares:
             connection.acknowledged(acknowledged)
-            self._compare_or_not(flow, connection)
+            self.kept.compare_or_not(flow, connection)
         return False
 
     def _segment(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation, from_client: bool) -> None:
@@ -208,7 +204,7 @@ class Dpi(PacketElement[DpiOptions]):
         if said := take(sequence, data, flow.last):
             self._hear(flow, connection, said)
         else:
-            self._keep_or_not(flow, connection)
+            self.kept.keep_or_not(flow, connection)
 
     def _syn(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation | None) -> Conversation | None:
         """A SYN, or the SYN and ACK that answers it: the beginning of a connection, or a repeated packet."""
@@ -248,8 +244,7 @@ class Dpi(PacketElement[DpiOptions]):
             before: Conversation | None = flow.state.get(self)
             if before is not None and before.initial >= 0:
                 earlier = (before.earlier or Earlier((), initial)).and_then(before.initial + 1, before.awaited, initial)
-            self._open.pop(id(flow), None)
-            self._compared.pop(id(flow), None)
+            self.kept.drop(flow)
             flow.facts.clear()
             flow.state.clear()
             flow.first = now
@@ -271,7 +266,7 @@ class Dpi(PacketElement[DpiOptions]):
         connection = flow.state[self] = resume(flow, self.context.flows)
         flow.origin_is_client = connection.from_origin
         if flow.midstream:
-            self._give_up(flow, BEGAN_BEFORE)
+            self._told.give_up(flow, BEGAN_BEFORE)
         return connection
 
     def _renewed(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation) -> bool:
@@ -299,45 +294,22 @@ class Dpi(PacketElement[DpiOptions]):
                 flow.facts |= {name: value for name, value in facts.items() if name not in flow.facts}
                 continue
             if not connection.begun:
-                self._next_message(flow, first)
+                self._told.next_message(flow, first)
             first = False
             connection.begun = event is Event.PART
             if event is Event.MESSAGE:
-                self._whole(flow, facts)
+                self._told.whole(flow, facts)
                 flow.midstream = flow.midstream and self.context.midstream == "drop"
             elif event is Event.PART:
-                flow.facts |= facts
-                flow.facts["dpi"] = "undecided"
-                flow.undecided = True
+                self._told.part(flow, facts)
             elif event is Event.DIFFERS:
                 # Another message than the one that was read, and perhaps of another protocol.
-                flow.message += 1
-                self._clear(flow)
-                flow.facts.pop("protocol", None)
-                self._give_up(flow, reason, conflict)
+                self._told.forget_message(flow)
+                self._told.give_up(flow, reason, conflict)
             else:
-                self._give_up(flow, reason, conflict)
-        self._keep_or_not(flow, connection)
-        self._compare_or_not(flow, connection)
-
-    def _next_message(self, flow: Flow, first: bool) -> None:
-        """From now on the facts are those of another message. first: of those that the packet at hand brings."""
-        if not first:
-            flow.earlier += (dict(flow.facts),)
-        flow.message += 1
-        self._clear(flow)
-
-    def _clear(self, flow: Flow) -> None:
-        """Drop the facts of a message; the protocol stays."""
-        facts = flow.facts
-        for name in _MESSAGE_FACTS.intersection(facts):
-            del facts[name]
-
-    def _whole(self, flow: Flow, facts: dict[str, Any], new: bool = True) -> None:
-        flow.facts |= facts
-        if conflict := facts.get("conflict"):
-            self.emit(f"{self.name}: {flow.origin}: conflict: {conflict}", level="warning")
-        self._decided(flow, new)
+                self._told.give_up(flow, reason, conflict)
+        self.kept.keep_or_not(flow, connection)
+        self.kept.compare_or_not(flow, connection)
 
     # UDP
 
@@ -357,11 +329,9 @@ class Dpi(PacketElement[DpiOptions]):
             return
         if packet.gso:
             # Where one datagram ends and the next begins does not show.
-            flow.message += 1
-            self._clear(flow)
-            flow.facts.pop("protocol", None)
+            self._told.forget_message(flow)
             datagrams.begun = False
-            self._give_up(flow, "UDP datagrams that are joined (gso = true)", conflict=True)
+            self._told.give_up(flow, "UDP datagrams that are joined (gso = true)", conflict=True)
             return
         from_origin = five_tuple == flow.origin
         known = five_tuple.dport in dns.PORTS or five_tuple.sport in dns.PORTS or flow.facts.get("protocol") == "dns"
@@ -371,15 +341,13 @@ class Dpi(PacketElement[DpiOptions]):
                 flow.ahead = True
                 continue
             if not datagrams.begun:
-                self._next_message(flow, first=True)
+                self._told.next_message(flow, first=True)
             datagrams.begun = event is Event.PART
             if event is Event.MESSAGE:
                 before = flow.facts.get("dns_name"), flow.facts.get("dns_type")
-                self._whole(flow, facts, new=(facts.get("dns_name"), facts.get("dns_type")) != before or before[0] is None)
+                self._told.whole(flow, facts, new=(facts.get("dns_name"), facts.get("dns_type")) != before or before[0] is None)
             elif event is Event.PART:
-                flow.facts |= facts
-                flow.facts["dpi"] = "undecided"
-                flow.undecided = True
+                self._told.part(flow, facts)
             else:
                 if reason == quic.NO_CRYPTOGRAPHY and not self._said_quic:
                     self._said_quic = True
@@ -387,77 +355,5 @@ class Dpi(PacketElement[DpiOptions]):
                         f"{self.name}: QUIC flows stay without a name: the Python package cryptography is not installed",
                         level="warning",
                     )
-                self._give_up(flow, reason, conflict)
-        self._keep_or_not(flow, datagrams)
-
-    # What is kept, and for how long
-
-    def _keep_or_not(self, flow: Flow, state: Conversation | Datagrams) -> None:
-        keeps = state.keeps
-        if not keeps and not self._open:
-            return
-        known = id(flow) in self._open
-        if keeps == known:
-            return
-        if known:
-            del self._open[id(flow)]
-            return
-        if len(self._open) >= self._limit:
-            _, (oldest, other, _) = next(iter(self._open.items()))
-            self._stop(oldest, other, "too many flows at a time were undecided")
-        self._open[id(flow)] = flow, state, flow.last
-
-    def _compare_or_not(self, flow: Flow, connection: Conversation) -> None:
-        """Bound the connections whose bytes are kept after they were read."""
-        if not connection.compares:
-            self._compared.pop(id(flow), None)
-        elif id(flow) not in self._compared:
-            if len(self._compared) >= self._limit:
-                _, (_, oldest) = self._compared.popitem(last=False)
-                oldest.compare_no_more()
-            self._compared[id(flow)] = flow, connection
-
-    def _age(self, flow: Flow) -> None:
-        now = flow.last
-        # The packet's own flow, whatever others wait: what becomes of it is not to depend on how many packets came.
-        if (own := self._open.get(id(flow))) is not None and now - own[2] > SECONDS:
-            self._stop(flow, own[1], f"{SECONDS:.0f} seconds have passed")
-        # Two a turn, as in the flow table.
-        for _ in range(2):
-            if not self._open:
-                return
-            other, state, began = next(iter(self._open.values()))
-            if now - began <= SECONDS:
-                return
-            self._stop(other, state, f"{SECONDS:.0f} seconds have passed")
-
-    def _stop(self, flow: Flow, state: Conversation | Datagrams, reason: str) -> None:
-        """Drop the kept bytes of a flow. A message that is not complete is given up; a decided flow stays decided."""
-        del self._open[id(flow)]
-        if not state.unfinished:
-            state.forget()
-            return
-        for _, _, said, conflict in state.run_out(reason):
-            self._give_up(flow, said, conflict)
-
-    def _decided(self, flow: Flow, new: bool = True) -> None:
-        flow.facts["dpi"] = "decided"
-        flow.undecided = False
-        if self._log and new:
-            self._say(flow)
-
-    def _give_up(self, flow: Flow, reason: str, conflict: bool = False) -> None:
-        facts = flow.facts
-        facts["dpi"] = "gave-up"
-        facts["dpi_reason"] = reason
-        flow.undecided = False
-        if conflict:
-            facts["conflict"] = reason
-            self.emit(f"{self.name}: {flow.origin}: conflict: {reason}", level="warning")
-        if self._log:
-            self._say(flow)
-
-    def _say(self, flow: Flow) -> None:
-        """One line: what the flow is and the name that it asks for; all facts as fields."""
-        what = words(flow.facts) or f"not identified: {flow.facts.get('dpi_reason')}"
-        self.emit(f"{flow.origin}: {what}", **fields(flow.facts))
+                self._told.give_up(flow, reason, conflict)
+        self.kept.keep_or_not(flow, datagrams)

@@ -50,6 +50,22 @@ Result = NoMatch | Found
 Parser = Callable[[bytes, bytes], Result]
 
 
+def parse_first(parsers: tuple[Parser, ...], client: bytes, server: bytes) -> tuple[tuple[Parser, ...], Found | None]:
+    """What the first parser finds that finds anything, and the parsers that are left.
+
+    Left is the parser that found something, else those that answered MORE.
+    """
+    remaining: list[Parser] = []
+    for parser in parsers:
+        result = parser(client, server)
+        if result is NO:
+            continue
+        if isinstance(result, Found):
+            return (parser,), result
+        remaining.append(parser)
+    return tuple(remaining), None
+
+
 @dataclass(frozen=True, slots=True)
 class Protocol:
     """What a module of this package declares; protocols/known.py collects the declarations.
