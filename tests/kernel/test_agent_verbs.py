@@ -193,3 +193,66 @@ def test_the_demo_holds_and_two_of_them_side_by_side(tmp_path: Path) -> None:
         text, _ = demo.communicate(timeout=PATIENCE)
         assert demo.returncode == 0, text
         assert "they equal the rules before" in text
+
+
+POLICY = """
+[queue.main]
+num = 7
+elements = ["allow"]
+mode = "{mode}"
+[rules.out]
+queue = "main"
+udp_ports = [{port}]
+[element.allow]
+type = "policy"
+default = "drop"
+"""
+
+
+def test_plan_says_what_a_reload_changes_for_packets(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, POLICY.format(mode="monitor", port=9000)).ready()
+    assert "Nothing to do" in agent.verb("plan").stdout
+    agent.configure(POLICY.format(mode="enforce", port=9000))
+    done = agent.verb("plan", check=False)
+    assert done.returncode == 3
+    assert done.stdout.splitlines() == [
+        "# Plan for instance default, legacy backend: 0 rules added, 0 removed, 2 changes of policy. Nothing is written.",
+        "# queue main: mode monitor -> enforce",
+        "# queue main: drops what no rule matches",
+    ]
+    told = json.loads(agent.verb("plan", "--json", check=False).stdout)
+    assert told["policy"] == ["queue main: mode monitor -> enforce", "queue main: drops what no rule matches"]
+    assert told["policy_changed"] is True
+    agent.stop()
+    # Without an agent, what the policies are.
+    told = json.loads(agent.verb("plan", "--json", check=False).stdout)
+    assert told["policy"] == ["queue main: mode enforce; allow: 0 rules, else drop; drops what no rule matches"]
+    assert told["policy_changed"] is None
+
+
+@pytest.mark.parametrize("end", ["yes", "no", "cut"])
+def test_an_unconfirmed_reload_is_undone_by_the_agent(netns: Namespace, tmp_path: Path, end: str) -> None:
+    agent = Agent(netns, tmp_path, POLICY.format(mode="monitor", port=9000)).ready()
+    before = ours(netns)
+    agent.configure(POLICY.format(mode="enforce", port=9001))
+    process = netns.start(
+        *COMMAND, "reload", "--confirm", "2" if end == "cut" else "60", "--config", str(agent.config),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert any(b"Type yes" in line for line in process.stdout)
+    if end == "cut":
+        # The terminal is gone, and no answer can come.
+        process.kill()
+        process.wait(timeout=PATIENCE)
+        until(lambda: "not confirmed in time" in agent.log, "the agent takes it back")
+        assert ours(netns) == before
+    else:
+        assert any("9001" in line for line in ours(netns))
+        process.stdin.write(f"{end}\n".encode())
+        process.stdin.close()
+        assert process.wait(timeout=PATIENCE) == (0 if end == "yes" else 1)
+        assert any("9001" in line for line in ours(netns)) == (end == "yes")
+    assert agent.queue()["mode"] == ("enforce" if end == "yes" else "monitor")
+    assert agent.stop() == 0

@@ -14,7 +14,7 @@ from fake_rules import FakeHost, FakeKernel
 
 from nfq_agent.cli import demo, rule_verbs, serve
 from nfq_agent.cli.app import Flags
-from nfq_agent.cli.confirm import Guard
+from nfq_agent.cli.confirm import Guard, typed_yes
 from nfq_agent.rules.model import FAMILIES
 from nfq_agent.service import control
 from nfq_agent.service.live_rules import LiveRules
@@ -79,15 +79,41 @@ def test_reload_says_what_the_agent_answered(
     agent: Answering, capfd: pytest.CaptureFixture[str], reply: dict[str, Any], code: int, said: str
 ) -> None:
     agent.reply = reply
-    assert serve.reload(HERE) == code
+    assert serve.reload(HERE, None) == code
     assert said in "".join(capfd.readouterr())
     assert agent.asked == [{"verb": "reload"}]
+
+
+@pytest.mark.parametrize(("typed", "keep", "code", "said"), [("yes", True, 0, "Kept."), ("no\n", False, 1, "put back")])
+def test_a_reload_is_confirmed_by_a_word(
+    agent: Answering,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    typed: str,
+    keep: bool,
+    code: int,
+    said: str,
+) -> None:
+    agent.reply = {"ok": True, "message": "put back"}
+    reader, writer = os.pipe()
+    before = os.dup(0)
+    os.dup2(reader, 0)
+    try:
+        os.write(writer, typed.encode() + b"\n")
+        monkeypatch.setattr(serve, "typed_yes", lambda _: typed_yes(1))
+        assert serve.reload(HERE, 60) == code
+    finally:
+        os.dup2(before, 0)
+        for each in (reader, writer, before):
+            os.close(each)
+    assert said in "".join(capfd.readouterr())
+    assert agent.asked == [{"verb": "reload", "confirm": 60}, {"verb": "confirm", "keep": keep}]
 
 
 def test_reload_without_an_agent(run_folder: Path) -> None:
     assert run_folder.is_dir()
     with pytest.raises(control.NotRunning):
-        serve.reload(HERE)
+        serve.reload(HERE, None)
 
 
 def test_rules_are_not_removed_beside_an_agent_that_would_insert_them_again(agent: Answering) -> None:

@@ -37,7 +37,7 @@ class Guard:
     def ask(self) -> int:
         """Ask for a `yes` on standard input, and wait until the rules are kept or undone. Returns the exit code."""
         print(f"The rules are in. Type yes within {self._seconds} s to keep them; otherwise they are undone.", flush=True)
-        if _answer(self._seconds):
+        if typed_yes(self._seconds):
             self.dismiss()
             print("Kept.")
             return 0
@@ -52,7 +52,8 @@ class Guard:
         return reap(self._pid) or 0
 
 
-def _answer(seconds: int) -> bool:
+def typed_yes(seconds: int) -> bool:
+    """Whether a `yes` comes on standard input in time. Where nothing can be typed any more, the time still runs."""
     deadline = time.monotonic() + seconds
     typed = b""
     while (left := deadline - time.monotonic()) > 0:

@@ -8,6 +8,7 @@ from nfq_agent.cli import loading, running, show
 from nfq_agent.cli.app import Flags
 from nfq_agent.config.environment import log_settings
 from nfq_agent.config.file import DEFAULT_PATH
+from nfq_agent.config.policy_summary import summary, told
 from nfq_agent.config.warnings import warnings
 from nfq_agent.service import control
 from nfq_agent.service.confinement import exemptions
@@ -22,6 +23,8 @@ def check(flags: Flags, code: bool) -> int:
     loaded = loading.checked(loading.configuration(flags), restarts=code)
     log_settings(loaded.log)
     show.note(f"{flags.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else 'the baseline')}: valid")
+    for line in told(summary(loaded)):
+        show.prose(line, 4)
     for line in exemptions(loaded):
         show.prose(f"exemption: {line}", 11)
     for line in warnings(loaded):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from nfq_agent.capture.serving import taken
 from nfq_agent.cli import loading, show
 from nfq_agent.cli.app import Flags
 from nfq_agent.cli.confirm import Guard
+from nfq_agent.cli.replay import replay
+from nfq_agent.cli.show import PolicyPlan
+from nfq_agent.config.models import Config
+from nfq_agent.config.policy_summary import differences, summary, told
 from nfq_agent.host import pairs, routes
 from nfq_agent.host.users import ensure_user, find_user
 from nfq_agent.host.xtables.backend import choose, everywhere
@@ -19,22 +24,41 @@ from nfq_agent.service import control
 from nfq_agent.service.live_rules import LiveRules, compare, listing
 
 
-def plan(flags: Flags, as_json: bool) -> int:
-    """Print what `apply` would change."""
+def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
+    """Print what `apply`, or a reload of the running agent, would change; with a capture, also for its flows."""
     loaded = loading.with_marks(loading.checked(loading.configuration(flags)))
     live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded)))
     user = find_user(loaded.agent.user)
     ruleset = plan_rules(loaded, loaded.agent.user if user is None else user.uid, live.host.lists, live.host.families)
     changes = compare(ruleset, live.read())
     besides = show.side_effects(ruleset, live.host, loaded.agent.user if user is None else None)
+    policy = _policy_plan(loaded)
     if as_json:
-        found = show.plan_object(loaded.agent.instance, live.host.name, changes, besides)
+        found = show.plan_object(loaded.agent.instance, live.host.name, changes, besides, policy)
         show.json_object({**found, "interfaces": dict(taken(loaded))})
     else:
-        show.plan(loaded.agent.instance, live.host.name, changes, besides)
+        show.plan(loaded.agent.instance, live.host.name, changes, besides, policy)
         for name, interfaces in taken(loaded):
             show.note(f"# {name} takes these interfaces, and others that match later: {', '.join(interfaces) or 'none now'}")
-    return 3 if changes or user is None else 0
+    code = 3 if changes or policy.changed or user is None else 0
+    if capture is None:
+        return code
+    # Worse than a change is one that drops what passed.
+    return replay(flags, capture, None, enforce=False, as_json=False) or code
+
+
+def _policy_plan(config: Config) -> PolicyPlan:
+    """What changes beside the policies of the running agent; without one, what they are."""
+    after = summary(config)
+    try:
+        before = control.ask(config.agent.instance, {"verb": "policies"}, timeout=5).get("queues")
+    except control.NotRunning:
+        before = None
+    except control.ControlError as error:
+        return PolicyPlan([f"what the running agent does now is not known: {error}"], False)
+    if before is None:
+        return PolicyPlan(list(told(after)), False)
+    return PolicyPlan(list(differences(before, after)), True)
 
 
 def apply(flags: Flags, confirm_within: int | None) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from nfq_agent.cli import loading, show
 from nfq_agent.cli.app import Flags
+from nfq_agent.cli.confirm import typed_yes
 from nfq_agent.config.environment import log_settings
 from nfq_agent.service import control
 
@@ -31,17 +32,33 @@ def run(flags: Flags) -> int:
     return Supervisor(lambda: loading.configuration(flags), loaded, log, host).run()
 
 
-def reload(flags: Flags) -> int:
-    """Ask the running agent, and wait for its answer."""
+def reload(flags: Flags, confirm_within: int | None) -> int:
+    """Ask the running agent, and wait for its answer; with `confirm_within` seconds, for a person's too."""
     name = loading.instance_of(flags)
-    answer = control.ask(name, {"verb": "reload"}, 60, lambda: show.note(f"instance {name}: still reloading ..."))
+    asked: dict[str, Any] = {"verb": "reload"}
+    if confirm_within is not None:
+        asked["confirm"] = confirm_within
+    answer = control.ask(name, asked, 60, lambda: show.note(f"instance {name}: still reloading ..."))
     if answer.get("ok"):
         if "began" in answer:
             return _await_successor(name, answer["began"])
         show.note(str(answer["message"]))
-        return 0
+        return 0 if confirm_within is None else _confirmed(name, confirm_within)
     print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
     return 78 if answer.get("config") else 1
+
+
+def _confirmed(name: str, seconds: int) -> int:
+    """Ask a person whether the new configuration is to be kept, and tell the agent."""
+    show.note(f"It is in force. Type yes within {seconds} s to keep it; otherwise the configuration before it is put back.")
+    keep = typed_yes(seconds)
+    # Where the time is over, the agent has put it back, and says so.
+    answer = control.ask(name, {"verb": "confirm", "keep": keep}, 60)
+    if keep and answer.get("ok"):
+        show.note("Kept.")
+        return 0
+    print(answer["message"], file=sys.stderr)
+    return 1
 
 
 def restart(flags: Flags) -> int:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from nfq_agent.rules.diff import Changes, Delete, DropChain, Insert, NewChain, render
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 
     from nfq_agent.cli.finding import Finding
     from nfq_agent.host.xtables.backend import RuleHost
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPlan:
+    """What a plan says of policies. known: an agent runs, and said what it does; then the lines are what changes."""
+
+    lines: list[str]
+    known: bool
+
+    @property
+    def changed(self) -> bool:
+        """Whether a reload would judge otherwise."""
+        return self.known and bool(self.lines)
+
 
 _COMMANDS: Final[Mapping[Family, str]] = {"inet": "iptables", "inet6": "ip6tables"}
 _WIDTH: Final = 80
@@ -70,18 +85,23 @@ def side_effects(ruleset: Ruleset, host: RuleHost, user: str | None) -> list[str
     return effects
 
 
-def plan(instance: str, backend: str, changes: Mapping[Family, Changes], besides: Sequence[str]) -> None:
-    """The plan for people."""
-    if changes:
-        note(f"# Plan for instance {instance}, {backend} backend. Nothing is written.")
+def plan(instance: str, backend: str, changes: Mapping[Family, Changes], besides: Sequence[str], policy: PolicyPlan) -> None:
+    """The plan for people: a line that sums it up, then rules, then what they do not show."""
+    if changes or policy.changed:
+        parts = [_counted(changes)] + [_number(len(policy.lines), "change of policy", "changes of policy")] * policy.changed
+        note(f"# Plan for instance {instance}, {backend} backend: {', '.join(parts)}. Nothing is written.")
         _print_changes(changes)
     else:
         prose(f"Nothing to do: the kernel has the rules of instance {instance} as configured ({backend} backend).")
+    for line in policy.lines:
+        prose(f"# {line}", 4)
     for line in besides if changes else ():
         note(f"# besides: {line}")
 
 
-def plan_object(instance: str, backend: str, changes: Mapping[Family, Changes], besides: Sequence[str]) -> dict[str, Any]:
+def plan_object(
+    instance: str, backend: str, changes: Mapping[Family, Changes], besides: Sequence[str], policy: PolicyPlan
+) -> dict[str, Any]:
     """The plan for programs."""
     return {
         "instance": instance,
@@ -92,6 +112,8 @@ def plan_object(instance: str, backend: str, changes: Mapping[Family, Changes], 
             for table, steps in tables.items()
             for step in steps
         ],
+        "policy": policy.lines,
+        "policy_changed": policy.changed if policy.known else None,
         "besides": list(besides),
     }
 
@@ -111,9 +133,21 @@ def _step_object(step: NewChain | DropChain | Insert | Delete) -> dict[str, Any]
 def changes(done: Mapping[Family, Changes]) -> None:
     """What was changed."""
     if done:
+        note(f"# {_counted(done)}")
         _print_changes(done)
     else:
         note("Nothing to do: the rules are as they should be.")
+
+
+def _counted(changes: Mapping[Family, Changes]) -> str:
+    """How many rules a change adds and removes."""
+    steps = [step for tables in changes.values() for each in tables.values() for step in each]
+    added, removed = (sum(isinstance(step, kind) for step in steps) for kind in (Insert, Delete))
+    return f"{_number(added, 'rule', 'rules')} added, {removed} removed"
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def _print_changes(changes: Mapping[Family, Changes]) -> None:

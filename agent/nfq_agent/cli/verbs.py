@@ -81,11 +81,14 @@ def plan(
     copymode: CopyModeOption = None,
     log_5tuple: FiveTupleOption = False,
     af_family: FamilyOption = None,
+    pcap: Annotated[
+        Path | None, typer.Option("--pcap", metavar="FILE", help="Replay this capture as well; exit 4 if more would be dropped.")
+    ] = None,
 ) -> int:
-    """Show what applying would change, as rules in iptables text. Writes nothing; exit 3 if there is a change."""
+    """Show what would change: rules as iptables text, and policies. Writes nothing; exit 3 if there is a change."""
     from nfq_agent.cli import rule_verbs
 
-    return rule_verbs.plan(Flags(config, instance, queue_num, copymode, log_5tuple, af_family), json_)
+    return rule_verbs.plan(Flags(config, instance, queue_num, copymode, log_5tuple, af_family), json_, pcap)
 
 
 @app.command(epilog="Example: nfq-agent apply --confirm 60")
@@ -140,11 +143,18 @@ def sweep(config: ConfigOption = None, instance: InstanceOption = None) -> int:
 
 
 @app.command(epilog="Example: nfq-agent reload")
-def reload(config: ConfigOption = None, instance: InstanceOption = None) -> int:
+def reload(
+    config: ConfigOption = None,
+    instance: InstanceOption = None,
+    confirm_within: Annotated[
+        int | None,
+        typer.Option("--confirm", metavar="SECONDS", min=1, help="Put the old configuration back unless confirmed in time."),
+    ] = None,
+) -> int:
     """Make the running agent read its configuration again, and wait. Exit 0 only when it is in force."""
     from nfq_agent.cli import serve
 
-    return serve.reload(Flags(config, instance))
+    return serve.reload(Flags(config, instance), confirm_within)
 
 
 @app.command(epilog="Example: nfq-agent restart")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nfq_agent.config.capture import overlap
-from nfq_agent.config.models import Config, QueueConfig
+from nfq_agent.config.models import Config
 from nfq_agent.config.name_needs import hidden_resolvers
+from nfq_agent.config.policy_summary import cuts_ssh, drops_by_default
 from nfq_agent.values import LAST_PORT, Ports
 
 
@@ -18,9 +19,10 @@ def warnings(config: Config) -> Iterator[str]:
                 f"rules.{name}: in table filter an ACCEPT verdict, or bypass, skips the host firewall's later rules; "
                 "in mangle it does not"
             )
-        if rule.all and rule.queue is not None and (culprit := _drops_by_default(config, config.queue[rule.queue])):
+        if rule.all and rule.queue is not None and (culprit := drops_by_default(config, config.queue[rule.queue])):
+            ssh = ", SSH included" if cuts_ssh(config, rule.queue) else ""
             yield (
-                f"rules.{name}: all = true with {culprit} drops every packet that no rule accepts, SSH included; "
+                f"rules.{name}: all = true with {culprit} drops every packet that no rule accepts{ssh}; "
                 'accept what you need first, or begin with mode = "monitor"'
             )
         if rule.queue is not None and not config.queue[rule.queue].bypass:
@@ -62,16 +64,3 @@ def _queues_beside_proxies(config: Config) -> Iterator[str]:
                     f"{rule.queue} sees the answers of the servers only; give those ports to one of them, or look at them with "
                     "elements of the proxy"
                 )
-
-
-def _drops_by_default(config: Config, queue: QueueConfig) -> str:
-    """The setting that drops packets of a queue that no rule matches; empty if there is none."""
-    if queue.mode == "monitor":
-        return ""
-    for spec in config.packet_elements(queue):
-        default = getattr(spec.options, "default", None)
-        if default in ("drop", "reject"):
-            return f'default = "{default}" of [element.{spec.name}]'
-        if default is not None:
-            return ""
-    return 'default = "drop" of its queue' if queue.default == "drop" else ""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from nfq_agent.config.models import Config, ConfigError
+from nfq_agent.config.policy_summary import summary
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.rules import routing
@@ -32,10 +33,14 @@ from nfq_agent.service.rule_watch import RuleWatch
 from nfq_agent.service.signals import Signals
 from nfq_agent.service.status import Status
 from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System
+from nfq_agent.service.trial import LONGEST, Trial
 from nfq_agent.service.watchdog import decide
 from nfq_agent.service.worker import Worker, WorkerError
 
 _TICK: Final = 1.0
+_NEW_CODE: Final = (
+    "the agent's code has changed on disk, and cannot be taken back: run `nfq-agent restart` first, then reload --confirm"
+)
 
 
 class Supervisor:
@@ -66,6 +71,7 @@ class Supervisor:
         self._server: Listening | None = None
         self._lock: InstanceLock | None = None
         self._due: dict[Callable[[], None], float] = {}
+        self._trial = Trial(self._return_to, self._due, system.clock, log)
         self._lock_seconds: float | None = None
 
     # Life.
@@ -150,7 +156,7 @@ class Supervisor:
 
     def _start_clocks(self, rules: LiveRules) -> None:
         now = self._system.clock()
-        self._due = {self._tick: now, self._watch: now}
+        self._due |= {self._tick: now, self._watch: now}
         if (period := self._service.watchdog) is not None:
             # A long-held xtables lock must not trigger the watchdog: a change that cannot be made soon is tried again later.
             self._lock_seconds = rules.host.lock_seconds
@@ -262,7 +268,7 @@ class Supervisor:
     def _tick(self) -> None:
         now = self._system.clock()
         self._due[self._tick] = now + _TICK
-        if changed := self._config.changed_lists():
+        if (changed := self._config.changed_lists()) and not self._trial.keeps_file_out:
             self._log(f"reloading: {', '.join(map(str, changed))} changed")
             self._signals.reload = True
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
@@ -293,13 +299,18 @@ class Supervisor:
 
     # Reload.
 
-    def reload(self) -> dict[str, Any]:
-        """Read the configuration again and put all of it into force, or nothing. The answer to `nfq-agent reload`."""
+    def reload(self, confirm: float | None = None) -> dict[str, Any]:
+        """Read the configuration again and put all of it into force, or nothing. The answer to `nfq-agent reload`.
+
+        confirm: seconds within which it has to be confirmed, or it is undone.
+        """
         self._service.reloading()
+        before = self._config
         try:
             # Changed code of elements is loaded, or, if the reload fails, stays as it was.
             with self._system.reimported() as changed_files:
                 message = self._change_to(self._read())
+            self._trial.begin(before, confirm)
             if changed_files:
                 message += f"; new code: {', '.join(changed_files)}"
             answer = {"ok": True, "message": message}
@@ -313,6 +324,13 @@ class Supervisor:
             self._log(f"reload failed, the configuration in force stays: {error}", "error")
         self._service.ready()
         return answer
+
+    def _return_to(self, before: Config) -> str:
+        self._service.reloading()
+        try:
+            return self._change_to(before)
+        finally:
+            self._service.ready()
 
     def _change_to(self, new: Config) -> str:
         """Put `new` into force. If it raises, the old configuration is in force again."""
@@ -378,8 +396,15 @@ class Supervisor:
             case "restart":
                 return self._restart()
             case "reload":
-                # After an upgrade of the package, new code comes with the new configuration.
-                return self._restart() if self._system.code_changed() else self.reload()
+                confirm = question.get("confirm")
+                if self._system.code_changed():
+                    # After an upgrade of the package, new code comes with the new configuration.
+                    return self._restart() if confirm is None else {"ok": False, "message": _NEW_CODE}
+                return self.reload(confirm if confirm is None else min(float(confirm), LONGEST))
+            case "confirm":
+                return self._trial.answer(question.get("keep") is True)
+            case "policies":
+                return {"queues": summary(self._config)}
             case "status":
                 assert self._drift is not None
                 return self._status(self._drift.look(self._system.wall())).as_object()
@@ -388,6 +413,8 @@ class Supervisor:
 
     def _restart(self) -> dict[str, Any]:
         """Start again with the code that is on the disk, if it would start. The answer to `nfq-agent restart`."""
+        if self._trial.runs:
+            return {"ok": False, "message": "a reload waits for its confirmation: a new start would read its file"}
         if problem := self._system.rehearse():
             self._log(f"restart refused, this agent keeps serving: {problem}", "error")
             return {"ok": False, "message": f"it would not start, so the running agent keeps serving:\n{problem}"}

@@ -1,0 +1,168 @@
+"""What a configuration does with the packets of each queue, as plain values: to be shown, and to be compared with another's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from zlib import crc32
+
+from nfq_agent.config.models import Config, ElementSpec, QueueConfig
+from nfq_agent.elements.policy import Policy
+from nfq_agent.packet import TCP
+from nfq_agent.policy_options import PolicyOptions, RuleOptions
+
+_SSH: Final = 22
+# Values of a list that are written out.
+_SHOWN: Final = 8
+# Keys of a queue that say what becomes of its packets.
+_KEYS: Final = ("mode", "default", "on_error", "bypass", "fail_open", "midstream")
+
+
+def summary(config: Config) -> dict[str, dict[str, Any]]:
+    """For each queue: its keys, its elements in order, of each its options, and of a policy its rules. Plain values for JSON."""
+    return {name: _of_queue(config, name, queue) for name, queue in config.queue.items()}
+
+
+def drops_by_default(config: Config, queue: QueueConfig) -> str:
+    """The setting that drops packets of a queue that no rule matches; empty if there is none."""
+    if queue.mode == "monitor":
+        return ""
+    for spec in config.packet_elements(queue):
+        default = getattr(spec.options, "default", None)
+        if default in ("drop", "reject"):
+            return f'default = "{default}" of [element.{spec.name}]'
+        if default is not None:
+            return ""
+    return 'default = "drop" of its queue' if queue.default == "drop" else ""
+
+
+def cuts_ssh(config: Config, name: str) -> bool:
+    """Whether a queue drops what no rule matches, gets TCP port 22, and has no policy rule that could accept it."""
+    queue = config.queue[name]
+    if not drops_by_default(config, queue):
+        return False
+    rules = [rule for rule in config.rules.values() if rule.queue == name]
+    if not any(
+        (rule.all or any(_SSH in each for each in rule.tcp_ports)) and not _excluded(rule.not_tcp_ports) for rule in rules
+    ):
+        return False
+    policies = [spec.options for spec in config.packet_elements(queue) if isinstance(spec.options, PolicyOptions)]
+    return not any(_may_accept_ssh(rule) for policy in policies for rule in policy.rule)
+
+
+def told(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """One sentence for each queue: what becomes of its packets."""
+    for name, each in summaries.items():
+        parts = [f"mode {each['mode']}"]
+        asked = [element for element in each["elements"] if "rules" in element]
+        for element in asked:
+            count = f"{len(element['rules'])} rule{'s' * (len(element['rules']) != 1)}"
+            parts.append(f"{element['name']}: {count}, else {element['options'].get('default') or 'the next element'}")
+        if not any(element["options"].get("default") for element in asked):
+            parts.append(f"default {each['default']}")
+        if consequence := _consequence(each):
+            parts.append(consequence)
+        yield f"queue {name}: {'; '.join(parts)}"
+
+
+def differences(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What changes for the packets of each queue, one line for each change."""
+    for name in (*before, *(name for name in after if name not in before)):
+        if name not in after:
+            yield f"queue {name}: no longer served"
+        elif name not in before:
+            yield from (f"new {line}" for line in told({name: after[name]}))
+        else:
+            yield from (f"queue {name}: {line}" for line in _changes(before[name], after[name]))
+
+
+def _of_queue(config: Config, name: str, queue: QueueConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {key: getattr(queue, key) for key in _KEYS}
+    found["elements"] = [_of_element(spec) for spec in config.packet_elements(queue)]
+    found["drops_unmatched"] = bool(drops_by_default(config, queue))
+    found["cuts_ssh"] = cuts_ssh(config, name)
+    return found
+
+
+def _of_element(spec: ElementSpec) -> dict[str, Any]:
+    options = {key: _plain(value) for key, value in spec.options if key != "rule" or not issubclass(spec.cls, Policy)}
+    found: dict[str, Any] = {"name": spec.name, "type": spec.cls.__name__, "options": options}
+    if isinstance(spec.options, PolicyOptions):
+        found["rules"] = [_of_rule(rule) for rule in spec.options.rule]
+    return found
+
+
+def _of_rule(rule: RuleOptions) -> str:
+    given = rule.model_dump(exclude_none=True, exclude_defaults=True)
+    conditions = [f"{key} {_text(value)}" for key, value in given.items() if key not in ("action", "name")]
+    label = f" ({rule.name})" if rule.name else ""
+    return f"{rule.action}{label} {', '.join(conditions) or 'everything'}"
+
+
+def _plain(value: object) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return _text(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_text(each)}" for key, each in value.items())
+    if isinstance(value, tuple | list | set | frozenset):
+        words = sorted(map(str, value)) if isinstance(value, set | frozenset) else [*map(str, value)]
+        if len(words) > _SHOWN:
+            # Two long lists that differ are to read differently.
+            return f"{' '.join(words[:_SHOWN])} and {len(words) - _SHOWN} more ({crc32(chr(10).join(words).encode()):08x})"
+        return " ".join(words)
+    return str(value)
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    for key in _KEYS:
+        if before[key] != after[key]:
+            yield f"{key} {_word(before[key])} -> {_word(after[key])}"
+    names = [[each["name"] for each in side["elements"]] for side in (before, after)]
+    if names[0] != names[1]:
+        yield f"elements {', '.join(names[0]) or 'none'} -> {', '.join(names[1]) or 'none'}"
+    old = {each["name"]: each for each in before["elements"]}
+    for element in after["elements"]:
+        if element["name"] in old:
+            yield from (f"{element['name']}: {line}" for line in _element_changes(old[element["name"]], element))
+        else:
+            yield from (f"{element['name']}: + {rule}" for rule in element.get("rules", ()))
+    if (consequence := _consequence(after)) and consequence != _consequence(before):
+        yield consequence
+
+
+def _element_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in after["options"].items():
+        if (earlier := before["options"].get(key)) != value:
+            yield f"{key} {_word(earlier)} -> {_word(value)}"
+    for line in difflib.ndiff(before.get("rules", ()), after.get("rules", ())):
+        if line[0] in "+-":
+            yield line
+
+
+def _word(value: object) -> str:
+    return {None: "none", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _consequence(each: Mapping[str, Any]) -> str:
+    if not each["drops_unmatched"]:
+        return ""
+    return f"drops what no rule matches{', SSH included' * each['cuts_ssh']}"
+
+
+def _excluded(ports: Any) -> bool:
+    return any(_SSH in each for each in ports)
+
+
+def _may_accept_ssh(rule: RuleOptions) -> bool:
+    """Whether a rule that accepts could match a connection to TCP port 22."""
+    if rule.action != "accept" or (rule.dport is not None and not any(_SSH in each for each in rule.dport)):
+        return False
+    if rule.protocol is not None and not {TCP, "ssh"} & set(rule.protocol):
+        return False
+    # What other facts a rule asks for no SSH connection has.
+    return all(fact == "protocol" or fact.startswith(("ssh", "dst_name")) for fact, _ in rule.wanted)

@@ -1,0 +1,88 @@
+"""A reload on trial: unless it is confirmed in time, the configuration before it is put into force again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final
+
+from nfq_agent.config.models import Config
+from nfq_agent.log import Log
+from nfq_agent.service.system import FAILURES
+
+# The longest trial, in seconds.
+LONGEST: Final = 86400.0
+
+
+class Trial:
+    """The agent keeps the time itself, so that a terminal that is lost undoes the change as well.
+
+    A trial ends when it is confirmed, taken back or over, and by nothing else: another reload meanwhile is part of it.
+    """
+
+    def __init__(
+        self,
+        put_back: Callable[[Config], str],
+        due: MutableMapping[Callable[[], None], float],
+        clock: Callable[[], float],
+        log: Log,
+    ) -> None:
+        """put_back: puts a configuration into force, and says what changed; raises one of FAILURES. due: what is done when."""
+        self._put_back = put_back
+        self._due = due
+        self._clock = clock
+        self._log = log
+        self._before: Config | None = None
+        # Whether the file holds a configuration that was taken back, and what was said then.
+        self._refused = False
+        self._said = "no reload waits for a confirmation"
+
+    @property
+    def runs(self) -> bool:
+        """Whether a reload waits to be confirmed."""
+        return self._before is not None
+
+    @property
+    def keeps_file_out(self) -> bool:
+        """Whether the file must not be read by the agent's own decision: its content waits for an answer, or was taken back."""
+        return self.runs or self._refused
+
+    def begin(self, before: Config, seconds: float | None) -> None:
+        """A person's reload is in force. before: what was. seconds: until it has to be confirmed; None asks for nothing."""
+        self._refused = False
+        if seconds is None:
+            if self.runs:
+                self._log("a reload still waits for its confirmation", "warning")
+            return
+        self._before = self._before or before
+        self._due[self._over] = self._clock() + seconds
+
+    def answer(self, keep: bool) -> dict[str, Any]:
+        """Keep the configuration, or take it back now. The answer to `nfq-agent reload --confirm`."""
+        if self._before is None:
+            return {"ok": False, "message": self._said}
+        if not keep:
+            return self._take_back("not confirmed")
+        self._end()
+        self._log("the reload is confirmed")
+        return {"ok": True, "message": "the reload is confirmed"}
+
+    def _over(self) -> None:
+        self._take_back("not confirmed in time")
+
+    def _take_back(self, why: str) -> dict[str, Any]:
+        before = self._end()
+        self._refused = True
+        try:
+            self._said = f"{why}: the configuration before the reload is in force again ({self._put_back(before)})"
+            self._log(f"{self._said}; the file still holds the other one", "warning")
+            return {"ok": True, "message": self._said}
+        except FAILURES as error:
+            self._said = f"{why}, and the configuration before the reload could not be put back: {error}; the new one is in force"
+            self._log(self._said, "error")
+            return {"ok": False, "message": self._said}
+
+    def _end(self) -> Config:
+        before, self._before = self._before, None
+        assert before is not None
+        del self._due[self._over]
+        return before

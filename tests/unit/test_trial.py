@@ -1,0 +1,144 @@
+"""A reload on trial: what ends it, and what is in force then. A supervisor on a fake machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fake_system import FakeMachine
+
+from nfq_agent.config.models import Config, ConfigError
+from nfq_agent.queue.errors import QueueError
+from nfq_agent.service.supervisor import Supervisor
+
+
+def config(port: int) -> Config:
+    return Config.model_validate({"queue": {"main": {"num": port}}, "rules": {"main": {"queue": "main", "tcp_ports": [port]}}})
+
+
+class Agent:
+    """A supervisor that serves port 1000, and that reads port 2000 from its file."""
+
+    def __init__(self) -> None:
+        self.machine = FakeMachine(None)
+        self.file: Config | ConfigError = config(2000)
+        self.supervisor = Supervisor(self._read, config(1000), self.machine.log, self.machine.system)
+        self.supervisor.start()
+
+    def _read(self) -> Config:
+        if isinstance(self.file, ConfigError):
+            raise self.file
+        return self.file
+
+    def ask(self, verb: str, **more: Any) -> dict[str, Any]:
+        return self.machine.servers[-1].ask({"verb": verb, **more})
+
+    def pass_time(self, seconds: float) -> None:
+        self.machine.now += seconds
+        self.supervisor.turn()
+
+    @property
+    def port(self) -> int:
+        """The one port that rules and workers agree on."""
+        (queue,) = self.machine.crew.queues
+        ports = {int(port) for line in self.machine.rules() for port in re.findall(r"--ports (\d+)", line)}
+        assert ports == {queue}
+        return queue
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    made = Agent()
+    yield made
+    made.supervisor.stop(failed=False)
+
+
+def test_without_a_confirmation_the_configuration_before_comes_back(agent: Agent) -> None:
+    assert agent.ask("reload", confirm=60)["ok"]
+    assert agent.port == 2000
+    agent.pass_time(59)
+    assert agent.port == 2000
+    agent.pass_time(2)
+    assert agent.port == 1000
+    assert any(
+        "not confirmed in time: the configuration before the reload is in force again" in line for line in agent.machine.lines
+    )
+    # Who answers too late reads what has happened.
+    answer = agent.ask("confirm", keep=True)
+    assert not answer["ok"]
+    assert answer["message"].startswith("not confirmed in time")
+
+
+def test_a_confirmation_ends_the_trial(agent: Agent) -> None:
+    agent.ask("reload", confirm=60)
+    assert agent.ask("confirm", keep=True) == {"ok": True, "message": "the reload is confirmed"}
+    agent.pass_time(120)
+    assert agent.port == 2000
+
+
+def test_a_refusal_ends_it_at_once(agent: Agent) -> None:
+    agent.ask("reload", confirm=60)
+    assert agent.ask("confirm", keep=False)["ok"]
+    assert agent.port == 1000
+
+
+def test_a_reload_without_a_trial_asks_for_nothing(agent: Agent) -> None:
+    assert agent.ask("reload")["ok"]
+    assert agent.ask("confirm", keep=True) == {"ok": False, "message": "no reload waits for a confirmation"}
+    agent.pass_time(120)
+    assert agent.port == 2000
+
+
+@pytest.mark.parametrize("seconds", [None, 30])
+def test_another_reload_meanwhile_is_part_of_the_trial(agent: Agent, seconds: int | None) -> None:
+    agent.ask("reload", confirm=60)
+    agent.file = config(3000)
+    assert agent.ask("reload", **({} if seconds is None else {"confirm": seconds}))["ok"]
+    assert agent.port == 3000
+    agent.pass_time(61)
+    # What was confirmed last, and not what lay between.
+    assert agent.port == 1000
+
+
+def test_a_refused_reload_begins_no_trial(agent: Agent) -> None:
+    agent.file = ConfigError(["queue: a fault"])
+    assert not agent.ask("reload", confirm=60)["ok"]
+    assert agent.ask("confirm", keep=False) == {"ok": False, "message": "no reload waits for a confirmation"}
+    assert agent.port == 1000
+
+
+def test_what_cannot_be_put_back_is_said_and_stays(agent: Agent) -> None:
+    agent.ask("reload", confirm=60)
+    agent.machine.trouble.fail["crew.add worker of queue 1000"] = QueueError(1000, "another process has already bound this queue")
+    answer = agent.ask("confirm", keep=False)
+    assert not answer["ok"]
+    assert "could not be put back" in answer["message"]
+    assert "the new one is in force" in answer["message"]
+    assert agent.port == 2000
+
+
+def test_changed_lists_do_not_bring_in_a_file_that_was_taken_back(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Config, "changed_lists", lambda _: ["blocklist.txt"])
+    agent.ask("reload", confirm=60)
+    agent.ask("confirm", keep=False)
+    agent.pass_time(5)
+    agent.pass_time(5)
+    assert agent.port == 1000
+    # Until a person reloads again.
+    agent.ask("reload")
+    assert agent.port == 2000
+
+
+def test_no_restart_while_a_reload_waits(agent: Agent) -> None:
+    agent.ask("reload", confirm=60)
+    answer = agent.ask("restart")
+    assert not answer["ok"]
+    assert "waits for its confirmation" in answer["message"]
+    agent.ask("confirm", keep=True)
+    assert agent.ask("restart")["ok"]
+
+
+def test_what_the_agent_does_with_packets_can_be_asked_for(agent: Agent) -> None:
+    assert agent.ask("policies")["queues"]["main"]["default"] == "accept"
