@@ -220,10 +220,19 @@ def test_ufw(beside: Container) -> None:
     assert fetch(host, 3) == 3
     assert connections(host) == before + 3
     host.shell(f"iptables -D INPUT {line}")
+    assert fetch(host, 1) == 0
+    # Where the administrator allows it, the agent puts such a line there, and ufw goes on as it did.
+    host.write("/etc/nfq-agent/conf.d/beside.toml", _PROXY.replace("[rules.web]", "accept_input = true\n[rules.web]"))
+    host.run("systemctl", "reload", "nfq-agent")
+    before = connections(host)
+    assert fetch(host, 3) == 3
+    assert connections(host) == before + 3
+    assert "accept.web" in host.run("iptables-nft", "-S", "INPUT").stdout
     for command in ("reload", "disable", "--force enable"):
         host.shell(f"ufw {command}")
         whole(host)
         judged(host)
+        until(lambda: fetch(host, 1) == 1, "what is led to the proxy is accepted", 15)
     assert foreign(host) == rules
     host.run("systemctl", "stop", "nfq-agent")
     assert foreign(host) == rules

@@ -19,7 +19,7 @@ from nfq_agent.host.xtables.backend import choose, everywhere
 from nfq_agent.rules.leaving import fail_closed
 from nfq_agent.rules.model import FAMILIES, RuleError
 from nfq_agent.rules.plan import plan as plan_rules
-from nfq_agent.rules.plan import redirects
+from nfq_agent.rules.proxies import accept_rules, redirects
 from nfq_agent.service import control
 from nfq_agent.service.live_rules import LiveRules, compare, listing
 
@@ -33,6 +33,8 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
     changes = compare(ruleset, live.read())
     besides = show.side_effects(ruleset, live.host, loaded.agent.user if user is None else None)
     policy = _policy_plan(loaded)
+    if accept_rules(loaded):
+        besides.append("with accept_input a running agent also accepts at the head of nf_tables chains that drop in hook INPUT")
     if as_json:
         found = show.plan_object(loaded.agent.instance, live.host.name, changes, besides, policy)
         show.json_object({**found, "interfaces": dict(taken(loaded))})

@@ -256,6 +256,8 @@ class ProxyConfig(_Model):
     elements: Annotated[tuple[str, ...], Field(strict=False)] = ()
     # How connections are taken: REDIRECT in table nat, or TPROXY in table mangle.
     capture: Literal["redirect", "tproxy"] = "redirect"
+    # Whether rules of ours accept what is led to the proxy in front of a host firewall that drops in hook INPUT.
+    accept_input: bool = False
     # Networks whose connections are not redirected.
     exclude: Annotated[tuple[NetworkField, ...], Field(strict=False)] = ()
     connect_timeout: Annotated[Duration, Field(gt=0)] = 10.0

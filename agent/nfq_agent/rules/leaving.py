@@ -12,13 +12,16 @@ def keep_for_draining(ruleset: Ruleset) -> Ruleset:
 
     The last rule that needs connection tracking takes the NAT of running connections with it when it goes
     (nf_ct_netns_put() in net/netfilter/nf_conntrack_proto.c), so chains of table nat stay, with no jump to them. Of TPROXY,
-    the rule for connections that are there stays. Everything else goes.
+    the rule for connections that are there stays, and of the firewall's hook those that accept both. Everything else goes.
     """
     kept: dict[Family, dict[str, TableRules]] = {}
     for family, tables in ruleset.items():
         for table, rules in tables.items():
             if table == "nat":
                 kept.setdefault(family, {})[table] = TableRules(rules.chains)
+                continue
+            if accepting := tuple(each for each in rules.jumps if each.target.name == "ACCEPT"):
+                kept.setdefault(family, {})[table] = TableRules({}, accepting)
                 continue
             chains = {
                 chain: tuple(rule for rule in inside if any(match.name == "socket" for match in rule.matches))
@@ -46,7 +49,7 @@ def merged(ruleset: Ruleset, standing: Ruleset) -> Ruleset:
                     chains[chain] = inside
                 elif table != "nat":
                     chains[chain] = (*(rule for rule in inside if rule not in chains[chain]), *chains[chain])
-            jumps = tuple(jump for jump in rules.jumps if jump.target.name not in there.chains)
+            jumps = tuple(each for each in rules.jumps if each.target.name not in there.chains and each not in there.jumps)
             joined[family][table] = TableRules(chains, (*there.jumps, *jumps))
     return joined
 

@@ -31,6 +31,9 @@ OWNER_NEW: Final = "owner-new"
 
 # What stands before the port of the proxy in the name of a rule that only counts what should be led there.
 EXPECTED: Final = ".expected-"
+# What stands before the name of a proxy in the name of a rule that accepts its connections in hook INPUT. No name of a
+# configuration has a dot.
+ACCEPTED: Final = "accept."
 
 
 class RuleError(Exception):
@@ -248,6 +251,11 @@ def own_chains(instance: str) -> frozenset[str]:
 def tag(instance: str, rule: str) -> str:
     """The comment that a rule of ours carries."""
     return f"nfq-agent:{instance}:{rule}"
+
+
+def comment_match(instance: str, name: str) -> Extension:
+    """The match that carries the tag of a rule."""
+    return Extension("comment", (Option("--comment", tag(instance, name)),))
 
 
 def tag_prefix(instance: str) -> str:

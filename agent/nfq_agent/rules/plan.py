@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from nfq_agent.config.models import Config, ProxyConfig, RuleConfig
+from nfq_agent.config.models import Config, RuleConfig
 from nfq_agent.mark import Kept, Mark, owner_marks
 from nfq_agent.rules.model import (
     EXPECTED,
@@ -24,8 +24,9 @@ from nfq_agent.rules.model import (
     Ruleset,
     TableRules,
     chain_name,
-    tag,
+    comment_match,
 )
+from nfq_agent.rules.proxies import accept_rules, listener_port
 from nfq_agent.rules.selection import SYN, Selected, marked, port_lists, range_lists, selected
 from nfq_agent.values import Ports
 
@@ -52,6 +53,10 @@ def plan(config: Config, uid: int | str, lists: bool = False, families: Collecti
         _count_expected(config, family, lists, tables)
         if tables:
             ruleset[family] = {table: _table(config.agent.instance, tables[table], uid, lists) for table in tables}
+    # Chains of an owned table cannot accept for those of others: there the rules are in the chains that drop.
+    for family, accepting in ({} if lists else accept_rules(config, families)).items():
+        there = ruleset[family].get("filter", TableRules())
+        ruleset[family]["filter"] = TableRules(there.chains, (*there.jumps, *accepting))
     return ruleset
 
 
@@ -75,10 +80,10 @@ def _count_expected(
 
 def _counting(config: Config, name: str, rule: RuleConfig, family: Family, hook: str, lists: bool) -> Iterator[Rule]:
     proxy = config.proxy[rule.proxy or ""]
-    port = _listener_port(proxy, family, rule.port)
+    port = listener_port(proxy, family, rule.port)
     if port is None:
         return
-    comment = _comment(config.agent.instance, f"{name}{EXPECTED}{port}")
+    comment = comment_match(config.agent.instance, f"{name}{EXPECTED}{port}")
     own_traffic = Extension("mark", (Option("--mark", str(proxy.own_traffic), negated=True),))
     away = tuple(
         Extension("iprange", (Option("--dst-range", ranges, negated=True),))
@@ -88,11 +93,6 @@ def _counting(config: Config, name: str, rule: RuleConfig, family: Family, hook:
         matches = (SYN, *each.matches, own_traffic, *away, *each.tail, comment)
         chain = chain_name(config.agent.instance, hook)
         yield Rule(chain, Extension(""), matches, each.protocol, each.in_interface, each.out_interface)
-
-
-def redirects(config: Config) -> bool:
-    """Whether a rule redirects connections to a proxy by NAT."""
-    return any(rule.proxy is not None and config.proxy[rule.proxy].capture == "redirect" for rule in config.rules.values())
 
 
 def _table(instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], uid: int | str, lists: bool) -> TableRules:
@@ -109,7 +109,7 @@ def _table(instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], u
             chains[chain] = (*keeping, _without_own_traffic(rules[0][0], hook, uid))
         else:
             chains[chain] = _several_rules(instance, chain, hook, [*keeping, *(rule for rule, _ in rules)], uid)
-        jumps.append(Rule(hook.upper(), Extension(chain), (_comment(instance, JUMP),)))
+        jumps.append(Rule(hook.upper(), Extension(chain), (comment_match(instance, JUMP),)))
     return TableRules(chains, tuple(jumps))
 
 
@@ -124,7 +124,7 @@ def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]], l
     for kept in dict.fromkeys(kept for _, kept in rules if kept is not None):
         made += _saving(instance, chain, kept, lists)
         accepted = Extension("connmark", (Option("--mark", str(kept.accept)),))
-        comment = _comment(instance, OFFLOAD_ACCEPTED)
+        comment = comment_match(instance, OFFLOAD_ACCEPTED)
         if all(other == kept for _, other in rules):
             made.append(Rule(chain, Extension("RETURN"), (accepted, comment)))
         else:
@@ -134,13 +134,13 @@ def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]], l
                     matches = (*rule.matches[:-1], accepted, comment)
                     made.append(Rule(chain, Extension("RETURN"), matches, rule.protocol, rule.in_interface, rule.out_interface))
         denied = Extension("connmark", (Option("--mark", str(kept.deny)),))
-        made.append(Rule(chain, Extension("DROP"), (denied, _comment(instance, OFFLOAD_DENIED))))
+        made.append(Rule(chain, Extension("DROP"), (denied, comment_match(instance, OFFLOAD_DENIED))))
     return made
 
 
 def _saving(instance: str, chain: str, kept: Kept, lists: bool) -> list[Rule]:
     """The rules that save a packet's mark of ours in its connection."""
-    comment = _comment(instance, OFFLOAD_NEW)
+    comment = comment_match(instance, OFFLOAD_NEW)
     if lists:
         # nf_tables copies no part of a mark into another before Linux 6.13, but it sets one to a value.
         return [Rule(chain, Extension("CONNMARK", (Option("--set-xmark", str(mark)),)), (marked(mark), comment)) for mark in kept]
@@ -175,18 +175,14 @@ def _several_rules(instance: str, chain: str, hook: str, rules: list[Rule], uid:
     head: tuple[Rule, ...] = ()
     if hook in _OWNED:
         owner = Extension("owner", (Option("--uid-owner", str(uid)),))
-        head = (Rule(chain, Extension("RETURN"), (owner, _comment(instance, "own-traffic"))),)
-    return (*head, *rules, Rule(chain, Extension("RETURN"), (_comment(instance, "end"),)))
-
-
-def _comment(instance: str, name: str) -> Extension:
-    return Extension("comment", (Option("--comment", tag(instance, name)),))
+        head = (Rule(chain, Extension("RETURN"), (owner, comment_match(instance, "own-traffic"))),)
+    return (*head, *rules, Rule(chain, Extension("RETURN"), (comment_match(instance, "end"),)))
 
 
 def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: str, lists: bool) -> list[Rule]:
     """The rules of one [rules.NAME] for one family and hook."""
     chain = chain_name(config.agent.instance, hook)
-    comment = _comment(config.agent.instance, name)
+    comment = comment_match(config.agent.instance, name)
     made: list[Rule] = []
     found = list(selected(name, rule, hook, family, lists))
     if rule.by_owner(hook):
@@ -205,7 +201,7 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
 def _marking(config: Config, name: str, chain: str, found: list[Selected]) -> Iterator[Rule]:
     """The rules that mark the connections of an owner: what is sent after close or exit has none, and is known by that mark."""
     target = Extension("CONNMARK", (Option("--set-xmark", str(_owner_mark(config, name))),))
-    comment = _comment(config.agent.instance, OWNER_NEW)
+    comment = comment_match(config.agent.instance, OWNER_NEW)
     for each in found:
         yield Rule(chain, target, (*each.matches, *each.tail, comment), each.protocol, each.in_interface, each.out_interface)
 
@@ -249,7 +245,7 @@ def _capture_rules(config: Config, rule: RuleConfig, chain: str, family: Family,
     """The rules that redirect connections to a proxy, after those that exclude some of them."""
     protocol, matches, inward, outward, tail = what
     proxy = config.proxy[rule.proxy or ""]
-    port = _listener_port(proxy, family, rule.port)
+    port = listener_port(proxy, family, rule.port)
     if port is None:
         return
     leave = Extension("RETURN")
@@ -280,15 +276,3 @@ def _capture_rules(config: Config, rule: RuleConfig, chain: str, family: Family,
         keep = Extension("MARK", (Option("--set-xmark", str(proxy.tproxy_mark)),))
         yield Rule(chain, keep, (own_socket, *tail), "tcp")
     yield Rule(chain, target, (*matches, *tail), protocol, inward, outward)
-
-
-def _listener_port(proxy: ProxyConfig, family: Family, wanted: int | None) -> int | None:
-    """The first listener of a family, or the wanted one. A `[::]` listener with no IPv4 one on its port takes both."""
-    v4 = {each.port for each in proxy.listen if ":" not in each.host}
-    listen = [each for each in proxy.listen if wanted in (None, each.port)]
-    for each in listen:
-        if (":" in each.host) == (family == "inet6"):
-            return each.port
-    if family == "inet" and proxy.capture == "redirect":
-        return next((each.port for each in listen if each.host == "::" and each.port not in v4), None)
-    return None

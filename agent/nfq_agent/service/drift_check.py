@@ -152,6 +152,8 @@ class DriftCheck:
         swept = self._rules.sweep()
         for line in swept.removed:
             self._log(line, "warning")
+        for line in swept.accepted:
+            self._log(line)
         for line in swept.unknown:
             self._log_once(line)
 

@@ -10,7 +10,7 @@ from nfq_agent.host.families import families
 from nfq_agent.host.nftables import neighbours
 from nfq_agent.host.xtables import obstacles
 from nfq_agent.rules.model import FAMILIES
-from nfq_agent.rules.plan import redirects
+from nfq_agent.rules.proxies import redirects
 
 
 class HostNotice(NamedTuple):
@@ -51,20 +51,30 @@ def host_notices(config: Config, backend: str) -> Iterator[HostNotice]:
 def _firewalls(config: Config) -> Iterator[HostNotice]:
     # What this host sends itself comes by lo, which firewalls accept.
     names = {rule.proxy for rule in config.rules.values() if "prerouting" in rule.hooks}
-    wanted = {name: proxy for name, proxy in config.proxy.items() if name in names}
+    wanted = {name: proxy for name, proxy in config.proxy.items() if name in names and not proxy.accept_input}
     found = obstacles.firewalls() if wanted else []
     for name, proxy in wanted.items():
         if found:
-            ports = ",".join(str(port) for port in sorted({each.port for each in proxy.listen}))
             yield HostNotice(
                 "firewall",
                 f"{' and '.join(found)} drops what it does not accept, and connections led to proxy {name} arrive there with "
-                f"port {ports}",
-                f"unless a rule accepts them already: iptables -I INPUT {accept_words(proxy, ports)} (and ip6tables)",
+                f"{_arrival(proxy)}",
+                f"unless a rule accepts them already: accept_input = true in table proxy.{name}, or iptables -I INPUT "
+                f"{accept_words(proxy)} (and ip6tables)",
             )
 
 
-def accept_words(proxy: ProxyConfig, ports: str) -> str:
+def _arrival(proxy: ProxyConfig) -> str:
+    return f"port {_ports(proxy)}" if proxy.capture == "redirect" else f"mark {proxy.tproxy_mark}"
+
+
+def _ports(proxy: ProxyConfig) -> str:
+    return ",".join(str(port) for port in sorted({each.port for each in proxy.listen}))
+
+
+def accept_words(proxy: ProxyConfig) -> str:
     """The iptables rule that accepts what was led to a proxy, and not what was sent to its ports by others."""
-    match = "-m conntrack --ctstate DNAT" if proxy.capture == "redirect" else f"-m mark --mark {proxy.tproxy_mark}"
-    return f"-p tcp -m multiport --dports {ports} {match} -j ACCEPT"
+    if proxy.capture == "redirect":
+        return f"-p tcp -m multiport --dports {_ports(proxy)} -m conntrack --ctstate DNAT -j ACCEPT"
+    # TPROXY changes no port: only the mark tells.
+    return f"-p tcp -m mark --mark {proxy.tproxy_mark} -j ACCEPT"

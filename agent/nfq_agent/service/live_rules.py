@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nfq_agent.host.xtables.backend import RuleHost, RulePlace
-from nfq_agent.rules.diff import Applied, Changes, diff
+from nfq_agent.rules.diff import Applied, Changes, Delete, Insert, diff
 from nfq_agent.rules.leaving import fail_closed
-from nfq_agent.rules.model import FAMILIES, Family, Installed, RuleError, Ruleset, TableState
+from nfq_agent.rules.model import ACCEPTED, FAMILIES, Family, Installed, Rule, RuleError, Ruleset, TableState
 
 StateByFamily = Mapping[Family, Mapping[str, TableState]]
 
@@ -24,10 +24,14 @@ class ListedRule:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What one sweep did. removed: a line for each place. unknown: why a place could not be read or cleaned."""
+    """What one sweep did. removed: a line for each place. unknown: why a place could not be read or cleaned.
+
+    accepted: a line for each place where rules that accept in front of a firewall were changed.
+    """
 
     removed: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
 
 
 class LiveRules:
@@ -36,29 +40,44 @@ class LiveRules:
     def __init__(self, host: RuleHost, others: Sequence[RulePlace] = ()) -> None:
         """others: every other place where rules of the instance may be, to be swept."""
         self.host = host
+        # The rules that accept in hook INPUT, in front of firewalls in other places than the backend's own.
+        self.accepts: Mapping[Family, Sequence[Rule]] = {}
         self._others = others
 
     def sweep(self) -> Swept:
-        """Remove what is left of this instance in other places: saved and restored by others, or left by another backend."""
+        """Remove what is left of this instance in other places: saved and restored by others, or left by another backend.
+
+        What accepts in front of a firewall (`accepts`) is put and kept there.
+        """
         removed: list[str] = []
         unknown: list[str] = []
+        accepted: list[str] = []
         for place in self._others:
             try:
-                found = [each for family in FAMILIES for each in place.read(family).values()]
-                if not any(
-                    state.jumps or state.chains.keys() - state.referenced or any(state.chains.values()) for state in found
-                ):
+                wanted = place.accepting(self.accepts)
+                changes = compare(wanted, {family: place.read(family) for family in FAMILIES})
+                if not changes:
                     continue
-                place.apply_all({family: {} for family in FAMILIES}, undo=False)
+                place.apply_all({family: wanted.get(family, {}) for family in FAMILIES}, undo=False)
                 place.close()
             except RuleError as error:
-                unknown.append(f"rules of this instance may be left in {place.name} tables: {error}")
-            else:
-                count = sum(1 for state in found for _ in state.installed)
-                removed.append(
-                    f"removed {count} rules of this instance from {place.name} tables, where they were left or restored"
+                unknown.append(f"rules of this instance in {place.name} tables cannot be read or changed: {error}")
+                continue
+            steps = [step for each in changes.values() for table in each.values() for step in table]
+            put = sum(1 for step in steps if isinstance(step, Insert))
+            gone = [step.rule for step in steps if isinstance(step, Delete)]
+            accepting = sum(1 for rule in gone if ACCEPTED in rule.tag)
+            if put or accepting:
+                accepted.append(
+                    f"rules that accept what is led to a proxy, at the head of chains that drop in hook INPUT ({place.name}): "
+                    f"{put} inserted, {accepting} removed (accept_input)"
                 )
-        return Swept(tuple(removed), tuple(unknown))
+            if len(gone) > accepting or len(steps) > put + len(gone):
+                removed.append(
+                    f"removed {len(gone) - accepting} rules of this instance from {place.name} tables, where they were left or "
+                    "restored"
+                )
+        return Swept(tuple(removed), tuple(unknown), tuple(accepted))
 
     def sign(self) -> object:
         """A value that changes when rules of this instance change, as far as that is cheap to see. It makes no table present."""

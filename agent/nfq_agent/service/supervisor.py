@@ -21,6 +21,7 @@ from nfq_agent.rules.diff import Applied
 from nfq_agent.rules.leaving import keep_for_draining, merged
 from nfq_agent.rules.model import Family, RuleError
 from nfq_agent.rules.plan import plan
+from nfq_agent.rules.proxies import accept_rules
 from nfq_agent.service import confinement, report
 from nfq_agent.service.bypasses import BypassLog
 from nfq_agent.service.crew import workers_of
@@ -145,6 +146,7 @@ class Supervisor:
         self._log("start: rules are in and verified", "debug")
         for descriptor in rules.host.descriptors:
             self._store.put("table", descriptor)
+        rules.accepts = accept_rules(self._config, rules.host.families)
         self._drift.begin(state, system.wall())
         self._inheritance.start_meter(self._meter, listing(state), self._drift.in_front)
         self._inheritance.taken()
@@ -219,6 +221,7 @@ class Supervisor:
             self._crew.retire(list(self._crew.proxies.values()))
             self._crew.wait_for_leaving()
         kept = listing(states(rules.remove(keep_fail_closed=failed)))
+        rules.accepts = {}
         if self._drift is not None:
             self._drift.sweep()
         if routing.wanted(self._config):
@@ -382,6 +385,7 @@ class Supervisor:
             except RuleError as error:
                 self._log(f"routes for TPROXY that are not needed any more could not be removed: {error}", "error")
         self._config = new
+        rules.accepts = accept_rules(new, rules.host.families)
         if self._rule_watch is not None:
             self._rule_watch.schedule()
         drift.sweep()

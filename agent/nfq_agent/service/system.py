@@ -25,7 +25,7 @@ from nfq_agent.log import Log
 from nfq_agent.mark import Mark
 from nfq_agent.queue.errors import QueueError
 from nfq_agent.rules.model import Family, RuleError
-from nfq_agent.rules.plan import redirects
+from nfq_agent.rules.proxies import redirects
 from nfq_agent.service import control
 from nfq_agent.service.crew import Crew
 from nfq_agent.service.host_notices import HostNotice, host_notices

@@ -22,7 +22,7 @@ _EQUAL, _NOT_EQUAL = 0, 1
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 # enum nft_meta_keys
 _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_SKUID, _META_SKGID, _META_L4PROTO = 3, 6, 7, 10, 11, 16
-_CT_MARK: Final = 3
+_CT_STATUS, _CT_MARK = 2, 3
 _SOCKET_TRANSPARENT, _SOCKET_CGROUP2 = 0, 3
 # enum nft_fib_result, NFTA_FIB_F_DADDR, RTN_LOCAL (linux/rtnetlink.h)
 _FIB_ADDRESS_TYPE, _FIB_DESTINATION, _LOCAL = 3, 2, 2
@@ -172,6 +172,8 @@ def _iprange(match: Extension, family: Family) -> _Alternatives:
 
 def _tcp(match: Extension, _: Family) -> _Alternatives:
     (option,) = match.options
+    if option.name == "--dport":
+        return [[_DESTINATION_PORT, _compare(int(option.value).to_bytes(2, "big"))]]
     if option != Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"):
         raise ValueError(f"{option.name} {option.value}")
     # The flags are the byte at 13 of struct tcphdr: FIN 1, SYN 2, RST 4, ACK 16.
@@ -195,6 +197,14 @@ def _mark(match: Extension, _: Family) -> _Alternatives:
 
 def _connmark(match: Extension, _: Family) -> _Alternatives:
     return [_masked(_load("ct", _CT_MARK), match.options[0])]
+
+
+def _conntrack(match: Extension, _: Family) -> _Alternatives:
+    if match.options != (Option("--ctstate", "DNAT"),):
+        raise ValueError("conntrack")
+    # IPS_DST_NAT (linux/netfilter/nf_conntrack_common.h)
+    zero, translated = _WORD.pack(0), _WORD.pack(1 << 5)
+    return [[_load("ct", _CT_STATUS), _bitwise(translated, zero), _compare(zero, negated=True)]]
 
 
 def _owner(match: Extension, _: Family) -> _Alternatives:
@@ -259,7 +269,8 @@ def _cgroup(match: Extension, _: Family) -> _Alternatives:
 
 
 _MATCHES: Final[Mapping[str, Callable[[Extension, Family], _Alternatives]]] = {
-    "multiport": _multiport, "iprange": _iprange, "tcp": _tcp, "mark": _mark, "connmark": _connmark, "owner": _owner,
+    "multiport": _multiport, "iprange": _iprange, "tcp": _tcp, "mark": _mark, "connmark": _connmark,
+    "conntrack": _conntrack, "owner": _owner,
     "addrtype": _addrtype, "socket": _socket, "cgroup": _cgroup,
 }  # fmt: skip
 

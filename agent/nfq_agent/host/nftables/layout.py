@@ -165,6 +165,11 @@ def rule_of(chain: str, data: bytes) -> Rule | None:
     return replace(rule, matches=(*rule.matches, Extension("comment", (Option("--comment", tag),)))) if tag else rule
 
 
+def comment_of(data: bytes) -> str:
+    """The comment in the user data of any rule; empty without one."""
+    return dict(_user_members(data)).get(_COMMENT, b"").split(b"\0")[0].decode(errors="replace")
+
+
 def _user_members(data: bytes) -> Iterator[tuple[int, bytes]]:
     place = 0
     while place + 2 <= len(data):

@@ -5,13 +5,14 @@ They are found by their tags and the names of their chains, whatever else is in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nfq_agent.host.nftables import netlink
+from nfq_agent.host.nftables import layout, netlink
 from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket, attributes, string, text, u64
 from nfq_agent.rules.diff import Applied, Delete, DropChain
 from nfq_agent.rules.model import (
+    ACCEPTED,
     TABLES,
     Extension,
     Family,
@@ -19,6 +20,7 @@ from nfq_agent.rules.model import (
     Option,
     Rule,
     RuleError,
+    Ruleset,
     TableRules,
     TableState,
     instance_of,
@@ -77,11 +79,18 @@ class NftLeftovers:
             if each.chain in self._chains:
                 continue
             state = found.get(each.table, TableState())
+            if each.tag.startswith(f"{self._tag}{ACCEPTED}"):
+                # That is in its place (accepting.py).
+                continue
             if each.tag.startswith(self._tag):
                 found[each.table] = TableState(state.chains, (*state.jumps, _installed(each, 0)), state.referenced)
             elif each.target in state.chains:
                 found[each.table] = TableState(state.chains, state.jumps, state.referenced | {each.target})
         return found
+
+    def accepting(self, accepts: Mapping[Family, Sequence[Rule]]) -> Ruleset:  # noqa: ARG002  # see below
+        """None: whatever is here is left over."""
+        return {}
 
     def sign(self) -> object:
         """Always the same: the kernel tells of changes (events.RulesetEvents)."""
@@ -159,7 +168,7 @@ def _places(connection: NftSocket, family: Family) -> Iterator[_Place]:
             if b"nfq-agent:" not in body and b"NFQA-" not in body:
                 continue
             members = dict(attributes(body))
-            tag = _comment(members.get(7, b""))
+            tag = layout.comment_of(members.get(7, b""))
             target = ""
             packets = size = 0
             for _, packed in attributes(members.get(4, b"")):
@@ -173,13 +182,6 @@ def _places(connection: NftSocket, family: Family) -> Iterator[_Place]:
                     verdict = dict(attributes(dict(attributes(data[2]))[2]))
                     target = string(verdict.get(2, b""))
             yield _Place(string(members[1]), string(members[2]), int.from_bytes(members[3], "big"), tag, target, packets, size)
-
-
-def _comment(data: bytes) -> str:
-    """The comment in a rule's user data (NFTNL_UDATA_RULE_COMMENT)."""
-    if len(data) > 2 and data[0] == 0:
-        return data[2 : 2 + data[1]].split(b"\0")[0].decode(errors="replace")
-    return ""
 
 
 def _installed(place: _Place, number: int) -> Installed:

@@ -10,7 +10,7 @@ from nfq_agent.host.nftables import layout, netlink
 from nfq_agent.host.nftables.netlink import NftSocket, attributes, string
 
 # NFPROTO_INET, and the two families of IP.
-_FAMILIES: Final = {"inet": 1, "ip": 2, "ip6": 10}
+NUMBERS: Final = {"inet": 1, "ip": 2, "ip6": 10}
 _HOOKS: Final = {number: name.lower() for name, number in layout.HOOKS.items()}
 # NFT_META_MARK, NFT_CT_MARK
 _MARK: Final = 3
@@ -35,7 +35,7 @@ class HookChain:
 def hook_chains() -> list[HookChain]:
     """Every chain of others in a hook. Raises OSError where this process may not look, or where there is no nf_tables."""
     with NftSocket() as connection:
-        return [each for name, number in _FAMILIES.items() for each in _hook_chains(connection, name, number)]
+        return [each for name, number in NUMBERS.items() for each in _hook_chains(connection, name, number)]
 
 
 def _hook_chains(connection: NftSocket, family: str, number: int) -> Iterator[HookChain]:
@@ -73,7 +73,7 @@ def others() -> Others:
     count = 0
     marking: dict[str, None] = {}
     with NftSocket() as connection:
-        for family, number in _FAMILIES.items():
+        for family, number in NUMBERS.items():
             for body in connection.dump(netlink.GET_RULE, number):
                 found = dict(attributes(body))
                 table = string(found[1])

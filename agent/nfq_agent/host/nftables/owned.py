@@ -10,7 +10,7 @@ drops every packet that waits in a queue.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -22,7 +22,7 @@ from nfq_agent.host.nftables.snapshot import OWNER, PERSIST, Snapshot
 from nfq_agent.host.nftables.support import Support, probe
 from nfq_agent.rules.diff import Applied, diff, render
 from nfq_agent.rules.foreign import InFront
-from nfq_agent.rules.model import FAMILIES, Family, RuleError, TableRules, TableState, own_chains
+from nfq_agent.rules.model import FAMILIES, Family, Rule, RuleError, Ruleset, TableRules, TableState, own_chains
 
 _TRIES: Final = 5
 # What the kernel answers where a table without an owner changed since it was read.
@@ -75,6 +75,10 @@ class OwnedHost:
     def in_front(self, family: Family, found: Mapping[str, TableState]) -> list[InFront]:  # noqa: ARG002  # see below
         """None: a verdict in another table ends the way through that table only."""
         return []
+
+    def accepting(self, accepts: Mapping[Family, Sequence[Rule]]) -> Ruleset:  # noqa: ARG002  # see below
+        """None: a verdict in a table of ours ends the way through that table only."""
+        return {}
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that have a table. Raises RuleError."""

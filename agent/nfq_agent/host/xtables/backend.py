@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from nfq_agent.host.families import families
 from nfq_agent.host.nftables import neighbours
+from nfq_agent.host.nftables.accepting import AcceptRules
 from nfq_agent.host.nftables.leftovers import NftLeftovers
 from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.nftables.support import probe
@@ -14,7 +15,7 @@ from nfq_agent.host.xtables import python_iptables
 from nfq_agent.host.xtables.legacy import LegacyHost
 from nfq_agent.rules.diff import Applied
 from nfq_agent.rules.foreign import InFront
-from nfq_agent.rules.model import FAMILIES, Family, RuleError, TableRules, TableState
+from nfq_agent.rules.model import FAMILIES, Family, Rule, RuleError, Ruleset, TableRules, TableState
 
 
 class RuleHost(Protocol):
@@ -115,10 +116,13 @@ class RulePlace(Protocol):
         """What each table holds of this instance. Raises RuleError if it cannot be read."""
 
     def apply_all(self, desired: Mapping[Family, Mapping[str, TableRules]], undo: bool = True) -> dict[Family, Applied]:
-        """With nothing desired: remove all of it. Raises RuleError."""
+        """With nothing desired: remove all of it. Else make it what `accepting` gave. Raises RuleError."""
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that have rules there. Raises RuleError."""
+
+    def accepting(self, accepts: Mapping[Family, Sequence[Rule]]) -> Ruleset:
+        """Those of the rules that accept in hook INPUT (rules.proxies.accept_rules) that belong here now. Raises RuleError."""
 
     def sign(self) -> object:
         """See RuleHost.sign."""
@@ -135,7 +139,7 @@ def elsewhere(host: RuleHost, instance: str) -> list[RulePlace]:
     if probe().problem is None:
         if host.name != "owned":
             others.append(OwnedHost(instance))
-        others.append(NftLeftovers(instance))
+        others += [NftLeftovers(instance), AcceptRules(instance)]
     return others
 
 
@@ -143,13 +147,13 @@ def everywhere(instance: str) -> list[RulePlace]:
     """Every place where rules of the instance may be. Raises RuleError if none can be looked at."""
     places: list[RulePlace] = [*usable(instance)]
     if probe().problem is None:
-        places.append(NftLeftovers(instance))
+        places += [NftLeftovers(instance), AcceptRules(instance)]
     return places
 
 
-def usable(instance: str) -> list[RuleHost]:
+def usable(instance: str) -> list[LegacyHost | OwnedHost]:
     """Every backend that works here: rules may have been put in through one or the other. Raises RuleError if none does."""
-    hosts: list[RuleHost] = []
+    hosts: list[LegacyHost | OwnedHost] = []
     reasons: list[str] = []
     if (problem := python_iptables.problem()) is None:
         hosts.append(LegacyHost(instance))

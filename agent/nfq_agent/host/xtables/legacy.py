@@ -11,12 +11,12 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from nfq_agent.host.families import families
+from nfq_agent.host.families import ADDRESS_FAMILIES, families
 from nfq_agent.host.one_shot import OneShot, OneShotError
 from nfq_agent.host.users import CAP_NET_ADMIN, has_capability
 from nfq_agent.host.xtables.image import Image
@@ -27,7 +27,19 @@ from nfq_agent.host.xtables.python_iptables import MODULES, NAMES_FILES, import_
 from nfq_agent.host.xtables.signs import Signs
 from nfq_agent.rules.diff import Applied, apply_and_verify
 from nfq_agent.rules.foreign import InFront
-from nfq_agent.rules.model import FAMILIES, TABLES, Family, RuleError, TableRules, TableState, instance_of, own_chains, tag_prefix
+from nfq_agent.rules.model import (
+    FAMILIES,
+    TABLES,
+    Family,
+    Rule,
+    RuleError,
+    Ruleset,
+    TableRules,
+    TableState,
+    instance_of,
+    own_chains,
+    tag_prefix,
+)
 
 # For so many seconds after the lock was not free in time, a change waits only this long.
 _SOON: Final = 30.0
@@ -42,6 +54,14 @@ def tables_present(family: Family) -> frozenset[str] | None:
         return None
     except OSError:
         return frozenset()
+
+
+def drops_by_policy(family: Family) -> bool:
+    """Whether the chain INPUT of the table filter drops what it does not accept. No, where that cannot be looked at."""
+    with suppress(OSError):
+        if "filter" in (tables_present(family) or ()):
+            return Image(ADDRESS_FAMILIES[family], "filter").policy(b"INPUT") == b"DROP"
+    return False
 
 
 def _loaded(family: Family) -> frozenset[str]:
@@ -115,6 +135,10 @@ class LegacyHost:
             return [each for table, state in found.items() for each in in_front(family, table, state)]
         except OSError as error:
             raise RuleError(f"the {FAMILY_NAMES[family]} rules before ours cannot be read: {error.strerror}") from error
+
+    def accepting(self, accepts: Mapping[Family, Sequence[Rule]]) -> Ruleset:
+        """Those of the rules of hook INPUT that belong here: where the policy of the table filter drops."""
+        return {family: {"filter": TableRules({}, tuple(rules))} for family, rules in accepts.items() if drops_by_policy(family)}
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that own chains."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from nfq_agent.host.nftables.neighbours import hook_chains
 from nfq_agent.host.xtables.image import Image
-from nfq_agent.host.xtables.legacy import tables_present
+from nfq_agent.host.xtables.legacy import drops_by_policy, tables_present
 from nfq_agent.rules.model import Family
 
 _FAMILIES: Final[dict[Family, socket.AddressFamily]] = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
@@ -19,17 +19,11 @@ _CT_NOTRACK: Final = 1
 def firewalls() -> list[str]:
     """Chains of others that drop whatever they do not accept in hook INPUT. What cannot be looked at is left out."""
     found = [
-        f"the policy of chain INPUT in the {family} table filter (legacy)" for family in _FAMILIES if _drops_by_policy(family)
+        f"the policy of chain INPUT in the {family} table filter (legacy)" for family in _FAMILIES if drops_by_policy(family)
     ]
     with suppress(OSError):
         found += [f"nft chain {each}" for each in hook_chains() if each.hook == "input" and each.kind == "filter" and each.drops]
     return found
-
-
-def _drops_by_policy(family: Family) -> bool:
-    with suppress(OSError):
-        return "filter" in (tables_present(family) or ()) and Image(_FAMILIES[family], "filter").policy(b"INPUT") == b"DROP"
-    return False
 
 
 def untracked() -> list[str]:
