@@ -29,6 +29,10 @@ _ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "DEBIAN_FRONTEND": "noninteractive",
 }
+# System calls that a container may make beyond those that systemd-nspawn allows. bpf: systemd keeps IPAddressDeny= with it, and
+# inline queues attach their programs. @keyring: Docker's containers have a session keyring of their own. landlock_*: a worker
+# confines itself with them.
+_CALLS = "bpf @keyring landlock_create_ruleset landlock_add_rule landlock_restrict_self"
 # What a test's host has beside a minimal Debian, and what the package depends on: that is downloaded only, so that
 # installing it shows whether its dependencies are right.
 _HOST = ("iproute2", "systemd-sysv", "ca-certificates")
@@ -280,7 +284,7 @@ class Layer:
         extra = [f"--setenv={name}={value}" for name, value in (environment or {}).items()]
         with _control_group() as enter:
             words = ["env", "SYSTEMD_NSPAWN_API_VFS_WRITABLE=1", *enter, *_nspawn(self.root), "--private-network", "--pipe"]
-            words += ["--capability=all", "--system-call-filter=@bpf @keyring", *_setenv(), *extra, *binds, *argv]
+            words += ["--capability=all", f"--system-call-filter={_CALLS}", *_setenv(), *extra, *binds, *argv]
             return subprocess.run(words, stdin=subprocess.DEVNULL).returncode
 
 
@@ -318,10 +322,7 @@ class Container:
         self._stack = contextlib.ExitStack()
         enter = self._stack.enter_context(_control_group())
         try:
-            # bpf: systemd keeps IPAddressDeny= with it. @keyring: Docker's containers have a session keyring of their own.
-            # landlock_*: with which a worker confines itself.
-            calls = "bpf @keyring landlock_create_ruleset landlock_add_rule landlock_restrict_self"
-            words = ["--boot", "--private-network", "--capability=all", f"--system-call-filter={calls}"]
+            words = ["--boot", "--private-network", "--capability=all", f"--system-call-filter={_CALLS}"]
             words += ["--link-journal=no", "--console=pipe"]
             with self._console.open("wb") as console:
                 self._nspawn = subprocess.Popen(

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from booted.container import RELEASES, Container, Layer, neighbours_root, sweep, until
-from booted.packages import packages
+from booted.container import Container, Layer, neighbours_root, until
+from booted.packages import Packages
 from booted.peers import exchange, ours, saved, status
 
 _RULE = re.compile(r"-p tcp -m multiport --ports 11000")
@@ -39,12 +39,10 @@ ip -n far link set lo up
 """
 
 
-def _made(*neighbours: str) -> Iterator[tuple[Path, ...]]:
-    """The layers of a host with neighbours and the package installed."""
-    sweep()
-    release = RELEASES[0]
-    base = neighbours_root(release, *neighbours)
-    deb = packages(release).deb
+def _made(built: Packages, *neighbours: str) -> Iterator[tuple[Path, ...]]:
+    """The layers of a host of a release with neighbours and the package installed."""
+    base = neighbours_root(built.release, *neighbours)
+    deb = built.deb
     with Layer(base) as layer:
         shutil.copy(deb, layer.root / "root")
         with Container(layer) as host:
@@ -55,13 +53,13 @@ def _made(*neighbours: str) -> Iterator[tuple[Path, ...]]:
 
 
 @pytest.fixture(scope="module")
-def neighboured() -> Iterator[tuple[Path, ...]]:
-    yield from _made(*_NEIGHBOURS)
+def neighboured(built: Packages) -> Iterator[tuple[Path, ...]]:
+    yield from _made(built, *_NEIGHBOURS)
 
 
 @pytest.fixture(scope="module")
-def persistent() -> Iterator[tuple[Path, ...]]:
-    yield from _made("iptables-persistent", "nftables")
+def persistent(built: Packages) -> Iterator[tuple[Path, ...]]:
+    yield from _made(built, "iptables-persistent", "nftables")
 
 
 @pytest.fixture
