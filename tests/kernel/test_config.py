@@ -133,7 +133,7 @@ def test_what_cannot_be_read_is_refused(netns: Namespace, tmp_path: Path, verb: 
     closed.write_text(QUEUE)
     closed.chmod(0)
     # Root without the capabilities that pass over a file's mode.
-    powerless = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    powerless = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
     done = netns.run(*powerless, *COMMAND, verb, "--config", str(closed), check=False)
     assert (done.returncode, done.stderr) == (78, f"{closed}: cannot be read: Permission denied; allowed: a readable TOML file\n")
     folder = tmp_path / "conf.d"

@@ -352,7 +352,16 @@ def test_what_an_inline_link_can_not_do_is_refused(netns: Namespace, tmp_path: P
 def test_a_host_that_can_not_serve_it_says_what_is_missing(netns: Namespace, tmp_path: Path) -> None:
     path = tmp_path / "inline.toml"
     path.write_text('[inline.t]\ninterfaces = ["veth*"]\n')
-    done = netns.run("setpriv", "--bounding-set=-bpf,-sys_admin", *COMMAND, "check", "--config", str(path), check=False)
+    done = netns.run(
+        "setpriv",
+        "--bounding-set=-bpf,-sys_admin",
+        "--inh-caps=-bpf,-sys_admin",
+        *COMMAND,
+        "check",
+        "--config",
+        str(path),
+        check=False,
+    )
     assert done.returncode == 78
     assert "inline.t: " in done.stderr
     assert "CAP_BPF" in done.stderr

@@ -271,7 +271,17 @@ def test_a_host_that_can_not_serve_it_says_what_is_missing(netns: Namespace, tmp
     path = tmp_path / "tap.toml"
     path.write_text('[tap.t]\ninterfaces = ["veth*"]\n')
     for verb in ("check", "run"):
-        done = netns.run("setpriv", "--bounding-set=-net_raw", *COMMAND, verb, "--config", str(path), check=False, timeout=60)
+        done = netns.run(
+            "setpriv",
+            "--bounding-set=-net_raw",
+            "--inh-caps=-net_raw",
+            *COMMAND,
+            verb,
+            "--config",
+            str(path),
+            check=False,
+            timeout=60,
+        )
         assert done.returncode == 78
         assert re.search(r"tap\.t: .*CAP_NET_RAW", done.stderr)
 
