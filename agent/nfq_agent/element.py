@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, ClassVar, Final, Generic, Self, get_args
+from typing import Any, ClassVar, Final, Generic, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
@@ -111,6 +111,11 @@ class PacketElement(HasAccess, Generic[O]):
     def needs_of(cls, options: O) -> Needs:
         """How much an element with these options reads: `needs`, unless a subclass knows it more exactly."""
         return cls.needs
+
+    @classmethod
+    def logs_drops_of(cls, options: O) -> Literal["all", "own", "none"]:
+        """Which drops an element with these options logs or records: all of its chain, its own, or none."""
+        return "none"
 
     @classmethod
     def reads_process_of(cls, options: O) -> bool:

@@ -58,6 +58,11 @@ class FiveTupleLog(PacketElement[LogOptions]):
         self._degraded = False
 
     @classmethod
+    def logs_drops_of(cls, options: LogOptions) -> Literal["all", "own", "none"]:  # noqa: ARG003  # with any
+        """All; lines beyond its rate are counted."""
+        return "all"
+
+    @classmethod
     def needs_of(cls, options: LogOptions) -> Needs:
         """The headers; the flow where it gets one line."""
         return Needs.FLOW if options.each == "flow" else Needs.HEADERS

@@ -11,7 +11,7 @@ import os
 import re
 import struct
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final
+from typing import Annotated, BinaryIO, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -89,6 +89,11 @@ class Pcap(PacketElement[PcapOptions]):
     def access_of(cls, options: PcapOptions) -> Access:
         """It writes files, a new one now and then."""
         return Access(writes=(options.directory,))
+
+    @classmethod
+    def logs_drops_of(cls, options: PcapOptions) -> Literal["all", "own", "none"]:  # noqa: ARG003  # with any
+        """All: each packet is in the files with its verdict."""
+        return "all"
 
     @classmethod
     def needs_of(cls, options: PcapOptions) -> Needs:

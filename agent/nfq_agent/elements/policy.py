@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.elements.interface_names import name_lookup
@@ -74,6 +74,11 @@ class Policy(PacketElement[PolicyOptions]):
         self.reads_process = self._match.by_process
         # A refusal answers this one packet.
         self.pure = not (self._by_flow or options.explain or self._match.by_process or self.injects_of(options))
+
+    @classmethod
+    def logs_drops_of(cls, options: PolicyOptions) -> Literal["all", "own", "none"]:
+        """Its own with `explain`."""
+        return "own" if options.explain else "none"
 
     @classmethod
     def needs_of(cls, options: PolicyOptions) -> Needs:

@@ -44,6 +44,11 @@ class RateLimit(PacketElement[RateLimitOptions]):
         self._suppressed = Suppressed()
 
     @classmethod
+    def logs_drops_of(cls, options: RateLimitOptions) -> Literal["all", "own", "none"]:  # noqa: ARG003  # with any
+        """Its own, by their number."""
+        return "own"
+
+    @classmethod
     def needs_of(cls, options: RateLimitOptions) -> Needs:
         """Addresses, unless there is one bucket for all."""
         return Needs.METADATA if options.per == "all" else Needs.HEADERS

@@ -60,7 +60,10 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """One `[queue.NAME]`. What the kernel does not let the agent read is None."""
+    """One `[queue.NAME]`. What the kernel does not let the agent read is None.
+
+    unlogged_drops: drops that no element logs. unlogged_cause: the settings that drop; empty where each drop is logged.
+    """
 
     name: str
     mode: str
@@ -72,6 +75,8 @@ class QueueStatus:
     uninspected: Known
     would_drop: int
     workers: tuple[WorkerStatus, ...]
+    unlogged_drops: int = 0
+    unlogged_cause: str = ""
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""

@@ -35,6 +35,7 @@ from nfq_agent.service.signals import Signals
 from nfq_agent.service.status import Status
 from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System
 from nfq_agent.service.trial import LONGEST, Trial
+from nfq_agent.service.unlogged import DropLog
 from nfq_agent.service.watchdog import decide
 from nfq_agent.service.worker import Worker, WorkerError
 
@@ -59,7 +60,7 @@ class Supervisor:
         self._inheritance = Inheritance(self._store, log)
         self._crew = system.crew(self._selector, log, self._beat, self._store)
         self._meter = Meter(lambda numbers: report.readings(self._crew, numbers))
-        self._bypass_log = BypassLog(log)
+        self._bypass_log, self._drop_log = BypassLog(log), DropLog(log)
         self._rule_watch: RuleWatch | None = None
         self._signals = Signals()
         self._began = system.clock()
@@ -279,6 +280,7 @@ class Supervisor:
         self._service.status(f"Serving {self._what()}; {self._meter.summary}")
         for capture in self._crew.captures.values():
             capture.look()
+        self._drop_log.say(lambda: report.drops(self._config, self._crew), now)
 
     def _watch(self) -> None:
         """Kill a worker that is stuck, and feed the service manager's watchdog."""
