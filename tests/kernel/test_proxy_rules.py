@@ -12,7 +12,8 @@ from namespace import Namespace
 from proxied import TPROXY, configuration
 
 from nfq_agent.config import file as configfile
-from nfq_agent.config.models import ConfigError, ProxyConfig
+from nfq_agent.config.models import ConfigError
+from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.proxy.listeners import listen
 from nfq_agent.rules.leaving import keep_for_draining
 from nfq_agent.rules.model import Rule

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfq_agent.config.models import ProxyConfig
+from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.host.sockets import Address
 from nfq_agent.proxy.listeners import ACCEPTS, PAUSE, Listeners, Outcome, listen, places
 

@@ -9,7 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from nfq_agent.config.capture import InlineConfig, TapConfig
-from nfq_agent.config.models import Agent, LogConfig, ProxyConfig, QueueConfig, RuleConfig
+from nfq_agent.config.models import Agent, LogConfig, QueueConfig
+from nfq_agent.config.proxy import ProxyConfig
+from nfq_agent.config.rule import RuleConfig
 from nfq_agent.elements import PACKET_ELEMENTS, STREAM_ELEMENTS, packet_element, stream_element
 
 PAGE = Path(__file__).parents[2] / "packaging" / "man" / "nfq-agent.toml.5"

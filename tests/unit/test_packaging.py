@@ -9,7 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from nfq_agent.config.file import load
-from nfq_agent.config.models import Agent, LogConfig, ProxyConfig, QueueConfig, RuleConfig
+from nfq_agent.config.models import Agent, LogConfig, QueueConfig
+from nfq_agent.config.proxy import ProxyConfig
+from nfq_agent.config.rule import RuleConfig
 from nfq_agent.rules.plan import plan
 
 TOP = Path(__file__).resolve().parent.parent.parent

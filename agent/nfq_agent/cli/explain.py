@@ -14,7 +14,8 @@ from typing import Any, Final
 from nfq_agent.cli.app import Flags
 from nfq_agent.cli.loading import configuration
 from nfq_agent.cli.show import note
-from nfq_agent.config.models import Config, ConfigError, ElementSpec, QueueConfig, RuleConfig
+from nfq_agent.config.models import Config, ConfigError, ElementSpec, QueueConfig
+from nfq_agent.config.rule import RuleConfig
 from nfq_agent.config.selection import Identities
 from nfq_agent.context import Context
 from nfq_agent.element import Needs, PacketElement

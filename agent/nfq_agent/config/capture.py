@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from nfq_agent.config.model import Model
 from nfq_agent.context import MidstreamMode
 from nfq_agent.values import Duration, Ports, PortsField, Size
 
@@ -19,10 +20,8 @@ _WILDCARD: Final = re.compile(r"[*?\[]")
 Pattern = Annotated[str, Field(pattern=r"^[^\s/]{1,32}$")]
 
 
-class CaptureConfig(BaseModel):
+class CaptureConfig(Model):
     """The keys that a tap and an inline link share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
     # Names or shell patterns, on the host's side.
     interfaces: Annotated[tuple[Pattern, ...], Field(min_length=1, strict=False)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import get_args
 
-from nfq_agent.config.models import ConfigError, LogConfig, ProxyConfig
+from nfq_agent.config.models import ConfigError, LogConfig
+from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.values import Endpoint
 
 

@@ -5,32 +5,25 @@ A value is never guessed, and an unknown key is never ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from nfq_agent.config.capture import CaptureConfig, InlineConfig, TapConfig
 from nfq_agent.config.lookups import HostLookups, resolvers_of_host
-from nfq_agent.config.selection import CGROUP_HOOKS, OWNER_HOOKS, Selection
+from nfq_agent.config.model import Model
+from nfq_agent.config.proxy import ProxyConfig
+from nfq_agent.config.rule import RuleConfig
 from nfq_agent.context import MidstreamMode
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError, packet_element, stream_element
 from nfq_agent.elements.loading import where
-from nfq_agent.mark import OWN_TRAFFIC, OWNERS_MASK, Kept, Mark, MarkField, parse_mask
-from nfq_agent.packet import UDP
-from nfq_agent.values import AddressField, Duration, Endpoint, EndpointField, NetworkField, Size
+from nfq_agent.mark import OWNERS_MASK, Kept, parse_mask
+from nfq_agent.values import AddressField, Duration, Size
 
-TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
-    "mangle": ("prerouting", "input", "forward", "output", "postrouting"),
-    "raw": ("prerouting", "output"),
-    "filter": ("input", "forward", "output"),
-    # REDIRECT is valid in these two only (ip_tables extension xt_REDIRECT).
-    "nat": ("prerouting", "output"),
-}
 # The header bytes that the kernel has to copy so that addresses and ports can be read. IPv4 and TCP, each with all options: 120.
 HEADER_BYTES: Final = 128
 # IPv6 with the longest legal chain of extension headers (RFC 8200 4.1: each once, destination options twice; 2,048 bytes each,
@@ -63,20 +56,12 @@ def _numbers(value: object) -> tuple[int, int]:
     return numbers
 
 
-def parse_target(value: object) -> Endpoint | None:
-    return None if value is None or value == "" else Endpoint.parse(value)
-
-
 INSTANCE: Final = r"^[a-z0-9-]{1,12}$"
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
-
-
-class Agent(_Model):
+class Agent(Model):
     """`[agent]`"""
 
     instance: Annotated[str, Field(pattern=INSTANCE)] = "default"
@@ -91,14 +76,14 @@ class Agent(_Model):
     confinement: Literal["required", "available", "off"] = "available"
 
 
-class LogConfig(_Model):
+class LogConfig(Model):
     """`[log]`"""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "journal", "console", "json"] = "auto"
 
 
-class QueueConfig(_Model):
+class QueueConfig(Model):
     """`[queue.NAME]`"""
 
     num: Annotated[int, Field(ge=0, le=LAST_QUEUE)] | None = None
@@ -149,165 +134,6 @@ class QueueConfig(_Model):
 COPY_NONE_REASON: Final = "copy mode none makes the kernel lose every packet of the queue, bypass or not; allowed: packet, meta"
 
 
-class RuleConfig(Selection):
-    """`[rules.NAME]`"""
-
-    queue: str | None = None
-    proxy: str | None = None
-    # The proxy's listener that the rule redirects to; otherwise the first one of the family.
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    family: Literal["unspec", "inet", "inet6"] = "unspec"
-    table: Literal["mangle", "raw", "filter", "nat"] | None = None
-    hooks: Annotated[
-        tuple[Literal["prerouting", "input", "forward", "output", "postrouting"], ...],
-        Field(min_length=1, strict=False),
-    ] = ("input", "output")
-    role: Literal["server", "client", "both"] | None = None
-    # The interface is also taken as a port of a bridge, which -i and -o do not see.
-    bridge: bool = False
-    owner: Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=0, le=0xFFFFFFFE)] | None = None
-    mark: MarkField | None = None
-
-    @model_validator(mode="after")
-    def _holds_together(self) -> Self:
-        for fault in (*self._target_faults(), *self._hook_faults()):
-            raise ValueError(fault)
-        return self
-
-    def _target_faults(self) -> Iterator[str]:
-        if (self.queue is None) == (self.proxy is None):
-            yield "a rule sends its traffic to one place; allowed: queue = NAME, or proxy = NAME"
-        if self.proxy is not None:
-            if self.table not in (None, "nat"):
-                yield f"table {self.table} cannot redirect to a proxy; allowed: nat"
-            if self.udp_ports or self.tcp_syn or self.all or self.protocol:
-                yield "a proxy takes TCP ports only; allowed: tcp_ports"
-            if self.role not in (None, "client"):
-                yield f"role {self.role}: redirection looks at the destination port only; allowed: client"
-        elif self.port is not None:
-            yield "port is a listener of a proxy; allowed: with proxy = NAME"
-        elif self.table == "nat":
-            yield "table nat sees the first packet of a connection only; allowed: mangle, raw, filter"
-        if self.bridge and (self.interface is None or self.hooks != ("forward",) or self.proxy is not None):
-            yield 'bridge = true matches ports of a bridge; allowed: with queue, interface and hooks = ["forward"]'
-
-    def _hook_faults(self) -> Iterator[str]:
-        for hook in self.hooks:
-            if hook not in TABLE_HOOKS[self.table_name]:
-                yield f"table {self.table_name} has no hook {hook}; allowed: {', '.join(TABLE_HOOKS[self.table_name])}"
-            for key in ("owner", "uid", "gid", "not_uid", "not_gid"):
-                if getattr(self, key) is not None and hook not in OWNER_HOOKS:
-                    yield f"{key} cannot be matched by the kernel in hook {hook}; allowed: {', '.join(OWNER_HOOKS)}"
-            for key in ("cgroup", "not_cgroup"):
-                if getattr(self, key) is not None and hook not in CGROUP_HOOKS:
-                    yield f"{key} cannot be matched by the kernel in hook {hook}; allowed: {', '.join(CGROUP_HOOKS)}"
-        if len(set(self.hooks)) != len(self.hooks):
-            yield "a hook is listed twice; allowed: each once"
-        if self.owner is not None and self.owner_id is None:
-            yield f"no user {self.owner!r} on this host; allowed: an existing user's name, or a uid"
-
-    @property
-    def table_name(self) -> str:
-        """The table of its rules: mangle, or nat for a proxy, unless the file names one."""
-        return self.table or ("mangle" if self.proxy is None else "nat")
-
-    @property
-    def families(self) -> tuple[Literal["inet", "inet6"], ...]:
-        """The address families it covers."""
-        return ("inet", "inet6") if self.family == "unspec" else (self.family,)
-
-    @property
-    def takes_udp(self) -> bool:
-        """Whether it selects UDP."""
-        return bool(self.all or self.udp_ports or UDP in (self.protocol or ()))
-
-    def by_owner(self, hook: str) -> bool:
-        """Whether it takes the packets of certain users, groups or control groups, which the kernel knows only while the socket
-        is there, and connections can be marked (connection tracking comes behind the table raw)."""
-        owners = (self.owner, self.uid, self.gid, self.cgroup)
-        named = any(each is not None for each in owners)
-        return named and self.queue is not None and self.table_name != "raw" and hook in OWNER_HOOKS
-
-    @property
-    def owner_id(self) -> int | None:
-        """The numeric id of `owner`; None where there is no owner or no such user."""
-        if self.owner is None or isinstance(self.owner, int):
-            return self.owner
-        if self.owner.isdecimal():
-            return int(self.owner)
-        try:
-            return HostLookups().uid(self.owner)
-        except KeyError:
-            return None
-
-
-# Where a proxy listens unless the configuration says otherwise.
-LISTEN: Final = (Endpoint("0.0.0.0", 15002), Endpoint("0.0.0.0", 15006), Endpoint("::", 15002), Endpoint("::", 15006))
-
-
-class ProxyConfig(_Model):
-    """`[proxy.NAME]`"""
-
-    listen: Annotated[tuple[EndpointField, ...], Field(strict=False)] = LISTEN
-    target: Annotated[Endpoint | None, BeforeValidator(parse_target)] = None
-    # The most bytes that an element sees at once. One read of the proxy is 64 KiB.
-    chunk: Annotated[int, Field(ge=1, le=1 << 20)] = 65536
-    on_error: Literal["pass", "drop"] = "pass"
-    elements: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    # How connections are taken: REDIRECT in table nat, or TPROXY in table mangle.
-    capture: Literal["redirect", "tproxy"] = "redirect"
-    # Whether rules of ours accept what is led to the proxy in front of a host firewall that drops in hook INPUT.
-    accept_input: bool = False
-    # Networks whose connections are not redirected.
-    exclude: Annotated[tuple[NetworkField, ...], Field(strict=False)] = ()
-    connect_timeout: Annotated[Duration, Field(gt=0)] = 10.0
-    # Deadlines of a connection, 0 for none: until its first byte is carried; without a byte either way; without a byte that one
-    # side sends or takes; and without a byte either way while `max_connections` is reached.
-    opening_timeout: Duration = 60.0
-    idle_timeout: Duration = 3600.0
-    client_timeout: Duration = 3600.0
-    server_timeout: Duration = 3600.0
-    idle_when_full: Duration = 60.0
-    # Silence after which the kernel probes whether a side is still there; 0 for no probes.
-    keepalive: Annotated[Duration, Field(le=32767)] = 60.0
-    # How long connections may continue after the rules are removed; then they are reset.
-    drain: Duration = 10.0
-    # Processes that share the listeners.
-    processes: Annotated[int, Field(ge=1, le=64)] = 1
-    # Connections at once, in each process; further ones wait in the kernel's backlog.
-    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    # Connections at once from one source, in each process; further ones are refused. 0 for no limit.
-    max_per_source: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    # Bytes that may wait in each direction of a connection while elements look at it.
-    buffer: Annotated[int, Field(ge=4096, le=1 << 26)] = 256 * 1024
-    # TPROXY only: speak to the destination with the client's own address.
-    keep_client: bool = False
-    # The packet mark of what the proxy sends to the destination.
-    mark: MarkField | None = None
-    # What marks the proxy's own packets to the destination, so that no rule of any instance takes them again.
-    own_mark: MarkField = OWN_TRAFFIC
-    # TPROXY only: the mark that sends its packets to this host.
-    tproxy_mark: MarkField = Mark(0x800, 0x800)
-
-    @model_validator(mode="after")
-    def _listens(self) -> Self:
-        if not self.listen:
-            raise ValueError('a proxy without a listener; allowed: listen = ["HOST:PORT", ...]')
-        if self.keep_client and self.capture != "tproxy":
-            raise ValueError('keep_client = true needs the rules of TPROXY; allowed: with capture = "tproxy"')
-        return self
-
-    @property
-    def own_traffic(self) -> Mark:
-        """The mark by which rules know the proxy's own packets: `own_mark`, or `mark` where that sets the same bits."""
-        return self.own_mark if self.mark is None or not self.mark.mask & self.own_mark.mask else self.mark
-
-    @property
-    def sent_mark(self) -> int:
-        """The mark that the proxy's own packets carry."""
-        return self.own_traffic.value | (0 if self.mark is None else self.mark.value)
-
-
 # Questions that the configuration asks an element's class about its options.
 _HOOKS: Final = ("names_of", "needs_of", "rewrites_of", "reads_process_of", "injects_of", "kept_of")
 
@@ -321,17 +147,17 @@ class ElementSpec:
     options: Any
 
 
-class Config(_Model):
+class Config(Model):
     """Everything, checked. `load` makes it; `DEFAULT` applies without a file."""
 
     agent: Agent = Agent()
     log: LogConfig = LogConfig()
-    queue: dict[Name, QueueConfig] = {}
-    element: dict[Name, dict[str, Any]] = {}
-    rules: dict[Name, RuleConfig] = {}
-    proxy: dict[Name, ProxyConfig] = {}
-    tap: dict[Name, TapConfig] = {}
-    inline: dict[Name, InlineConfig] = {}
+    queue: dict[Name, QueueConfig] = Field(default_factory=dict)
+    element: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    rules: dict[Name, RuleConfig] = Field(default_factory=dict)
+    proxy: dict[Name, ProxyConfig] = Field(default_factory=dict)
+    tap: dict[Name, TapConfig] = Field(default_factory=dict)
+    inline: dict[Name, InlineConfig] = Field(default_factory=dict)
     _lookups: HostLookups = PrivateAttr(default_factory=HostLookups)
     _specs: dict[tuple[str, str, str], ElementSpec] = PrivateAttr(default_factory=dict)
 

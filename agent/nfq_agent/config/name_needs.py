@@ -7,7 +7,8 @@ from ipaddress import ip_address
 from typing import Final, NamedTuple
 
 from nfq_agent.config.capture import CaptureConfig
-from nfq_agent.config.models import Config, ElementSpec, QueueConfig, RuleConfig
+from nfq_agent.config.models import Config, ElementSpec, QueueConfig
+from nfq_agent.config.rule import RuleConfig
 from nfq_agent.elements import ElementError
 from nfq_agent.values import Ports
 

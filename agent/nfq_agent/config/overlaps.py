@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from nfq_agent.config.capture import InlineConfig, overlap, same_interface
-from nfq_agent.config.models import Config, RuleConfig
+from nfq_agent.config.models import Config
+from nfq_agent.config.rule import RuleConfig
 from nfq_agent.values import LAST_PORT, Ports
 
 _ALL = (Ports(1, LAST_PORT),)

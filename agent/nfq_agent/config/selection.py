@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from nfq_agent.config.lookups import HostLookups
+from nfq_agent.config.model import Model
 from nfq_agent.packet import PROTOCOL_NAMES
 from nfq_agent.values import NetworkField, PortsField, one_or_more
 
@@ -105,10 +106,8 @@ UserRanges = Annotated[tuple[Annotated[Identities, BeforeValidator(_identities("
 GroupRanges = Annotated[tuple[Annotated[Identities, BeforeValidator(_identities("group", HostLookups().gid))], ...], _LIST, _SOME]
 
 
-class Selection(BaseModel):
+class Selection(Model):
     """What a rule takes, besides the table and the hooks. The base of RuleConfig."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
     tcp_ports: PortLists = ()
     udp_ports: PortLists = ()

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from nfq_agent.config.capture import InlineConfig, TapConfig
 from nfq_agent.config.lines import Place
-from nfq_agent.config.models import Agent, Config, LogConfig, ProxyConfig, QueueConfig, RuleConfig
+from nfq_agent.config.models import Agent, Config, LogConfig, QueueConfig
+from nfq_agent.config.proxy import ProxyConfig
+from nfq_agent.config.rule import RuleConfig
 from nfq_agent.config.source import Source
 
 MANUAL: Final = "see nfq-agent.toml(5)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
@@ -108,6 +109,13 @@ def backlog_of(listener: socket.socket) -> int:
 def reset_on_close(sock: socket.socket) -> None:
     """Make close(2) send RST instead of FIN (socket(7), SO_LINGER of zero)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a TCP socket with RST."""
+    with contextlib.suppress(OSError):
+        reset_on_close(sock)
+    sock.close()
 
 
 _ABORT: Final = struct.pack("ii", 1, 0)

@@ -25,6 +25,14 @@ class Lines:
         self._suppressed = Suppressed()
         self._full = Bucket(1 / FULL_EVERY, 1.0, 0.0)
 
+    def few_descriptors(self, descriptors: int, possible: int, wanted: int) -> None:
+        """The process may open fewer descriptors than its connections need: two each."""
+        self._emit(
+            f"proxy {self.name}: {descriptors} descriptors are enough for {possible} connections, not for {wanted}; "
+            "raise LimitNOFILE= or lower max_connections",
+            level="warning",
+        )
+
     def refused(self, identity: str, client: tuple[str, int], why: str, now: float) -> None:
         """A connection was refused before it was carried anywhere."""
         peer = str(Endpoint(*client))

@@ -15,11 +15,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from nfq_agent.config.models import ProxyConfig
+from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.host.sockets import Address, backlog_of, keep_alive, no_delay, set_transparent
 from nfq_agent.values import Endpoint
 
 _BACKLOG: Final = 4096
+# Descriptors that are not for connections.
+_SPARE: Final = 64
 # Connections that one listener accepts in one turn, before the other listeners get theirs.
 ACCEPTS: Final = 64
 # How long to wait before accepting again when the system is out of descriptors or memory.
@@ -117,6 +119,15 @@ class Listeners:
         self.shortage = ""
         self.due: float | None = None
         self._closed = False
+
+    def fit_descriptors(self) -> int | None:
+        """Accept no more connections than there are descriptors for. Returns the number of descriptors if they are too few."""
+        descriptors = raise_limit()
+        possible = max(1, (descriptors - _SPARE) // 2)
+        if possible >= self.limit:
+            return None
+        self.limit = possible
+        return descriptors
 
     def get(self, descriptor: int) -> socket.socket | None:
         """The listener with this descriptor; None if there is none."""

@@ -6,8 +6,6 @@ no rule. The decisions are made elsewhere, without I/O: where to connect by `dia
 
 from __future__ import annotations
 
-import contextlib
-import math
 import select
 import socket
 import time
@@ -16,14 +14,15 @@ from typing import Final
 
 from nfq_agent.counters import Slots
 from nfq_agent.element import Emit
-from nfq_agent.host.child import DRAIN, LEAVE, READY, STOP
+from nfq_agent.host.child import DRAIN, READY, STOP
 from nfq_agent.host.own_process import OwnProcess
-from nfq_agent.host.sockets import Address, keep_alive, reset_on_close, unmapped
+from nfq_agent.host.sockets import Address, keep_alive, reset, unmapped
 from nfq_agent.proxy.arrivals import Arrivals
 from nfq_agent.proxy.deadlines import Deadlines, Expired
 from nfq_agent.proxy.dialer import Connect, GiveUp, Refused
+from nfq_agent.proxy.ending import Ending
 from nfq_agent.proxy.lines import Lines
-from nfq_agent.proxy.listeners import Listeners, Outcome, raise_limit
+from nfq_agent.proxy.listeners import Listeners, Outcome
 from nfq_agent.proxy.needs import needs_of
 from nfq_agent.proxy.processes import Sibling
 from nfq_agent.proxy.relay import EVENTS, READ, Half, Pair, failure
@@ -36,8 +35,6 @@ from nfq_agent.stream import Close, Connection, Failed, Output, Stream, StreamCh
 from nfq_agent.values import Endpoint
 
 _POLLED: Final = 512
-# Descriptors that are not for connections.
-_SPARE: Final = 64
 # How often, in seconds, this process shows that it makes progress.
 _BEAT: Final = 0.5
 # How often, in seconds, the counts of the other processes are added up.
@@ -81,17 +78,15 @@ class Proxy:
         self._again: dict[Half, None] = {}
         self._failed_dials: list[tuple[Pair, str]] = []
         self._timers = Timers()
-        self._draining = False
-        self._drain_for = settings.drain
-        self._deadline: float | None = None
-        self._stopped = False
+        self._ending = Ending(settings.drain)
         self._tally = Tally(counters, bool(siblings))
         self._lines = Lines(settings.name, emit)
         self._now = time.monotonic()
 
     def run(self) -> None:
         """Serve until told to end."""
-        self._bound()
+        if (few := self._listeners.fit_descriptors()) is not None:
+            self._lines.few_descriptors(few, self._listeners.limit, self._settings.max_connections)
         self._process.shut(needs_of(self._settings, self._arrivals.fixed, bool(self._siblings)))
         if self._settings.target is not None:
             TargetResolver(self._settings.name, self._settings.target, self._dialer.aim_at, self._emit).start()
@@ -103,7 +98,7 @@ class Proxy:
         self._control.send(READY, socket.MSG_NOSIGNAL)
         control = self._control.fileno()
         poll, halves = self._epoll.poll, self._halves
-        while not self._stopped:
+        while not self._ending.over:
             events = poll(self._patience(), _POLLED)
             self._now = now = time.monotonic()
             if now >= self._next_beat:
@@ -128,7 +123,7 @@ class Proxy:
                 self._dial_again()
             for listener in ready:
                 self._accept(listener)
-            if self._draining and self._deadline is None:
+            if self._ending.begins:
                 self._drain()
             self._tally.write(len(self._pairs), list(self._siblings.values()))
 
@@ -141,18 +136,6 @@ class Proxy:
         self._tally.write(len(self._pairs), list(self._siblings.values()))
         self._arrivals.close()
         self._epoll.close()
-
-    def _bound(self) -> None:
-        """Accept no more connections than there are descriptors for."""
-        descriptors = raise_limit()
-        possible = max(1, (descriptors - _SPARE) // 2)
-        if possible < self._listeners.limit:
-            self._listeners.limit = possible
-            self._emit(
-                f"proxy {self._settings.name}: {descriptors} descriptors are enough for {possible} connections, not for "
-                f"{self._settings.max_connections}; raise LimitNOFILE= or lower max_connections",
-                level="warning",
-            )
 
     # Accepting
 
@@ -170,7 +153,7 @@ class Proxy:
 
     def _room(self) -> None:
         """A connection has ended, or a pause: accept again if there is room."""
-        if not (self._listeners.accepting or self._draining):
+        if not (self._listeners.accepting or self._ending.draining):
             self._listeners.resume(len(self._pairs), self._now)
 
     def _take(self, client: socket.socket, address: Address) -> None:
@@ -182,7 +165,7 @@ class Proxy:
         if why is not None:
             self._tally.add("refused")
             self._lines.refused(self._arrivals.identity(), unmapped(address)[:2], why, self._now)
-            _reset(client)
+            reset(client)
 
     def _open(self, client: socket.socket, address: Address) -> str | None:
         """Begin to connect a new connection; why it is refused, if it is. Raises OSError."""
@@ -197,7 +180,7 @@ class Proxy:
             if any(isinstance(each, Close) for each in outputs):
                 self._tally.add("refused")
                 self._failures(connection, stream.finished(self._now))
-                _reset(client)
+                reset(client)
                 return None
         self._dial(self._dialer.start(connection, route, self._now), client, connection, stream)
         return None
@@ -232,7 +215,7 @@ class Proxy:
         if stream is not None:
             reason = f"cannot connect to {Endpoint(*connection.upstream)}: {command.reason}"
             self._failures(connection, stream.finished(self._now, reason))
-        _reset(client)
+        reset(client)
 
     def _unreachable(self, pair: Pair, reason: str) -> None:
         """Connecting failed: at the end of this turn, the next address or the end."""
@@ -329,7 +312,7 @@ class Proxy:
                 self._listeners.due,
                 self._timers.due,
                 self._deadlines.due,
-                self._deadline,
+                self._ending.due,
                 self._make_room,
             )
             if each is not None
@@ -350,8 +333,7 @@ class Proxy:
         if self._listeners.due is not None and self._listeners.due <= now:
             self._room()
         self._end_silent(now)
-        if self._deadline is not None and (self._deadline <= now or not (self._pairs or self._siblings)):
-            self._stopped = True
+        self._ending.look(now, self._empty)
 
     def _end_silent(self, now: float) -> None:
         """End connections that have been silent for too long; while the proxy is full, also those that have been idle for a
@@ -389,19 +371,13 @@ class Proxy:
             self._epoll.unregister(self._control)
         for sibling in self._siblings.values():
             sibling.tell(words)
-        if STOP in words:
-            self._stopped = True
-        elif DRAIN in words or LEAVE in words:
-            self._draining = True
-            self._drain_for = self._settings.drain if DRAIN in words else math.inf
-            if self._deadline is not None:
-                self._deadline = min(self._deadline, self._now + self._drain_for)
+        self._ending.told(words, self._now)
 
     def _on_sibling_end(self, sibling: Sibling) -> None:
         """A process beside this one has ended. Raises ChildProcessError if it should not have."""
         descriptor = sibling.control.fileno()
         self._epoll.unregister(descriptor)
-        if not self._draining:
+        if not self._ending.draining:
             raise ChildProcessError(f"process {sibling.pid} of proxy {self._settings.name} ended")
         self._tally.sibling_ended(sibling)
         del self._siblings[descriptor]
@@ -409,11 +385,8 @@ class Proxy:
     def _drain(self) -> None:
         # Connections that were redirected already wait in the backlog: they are accepted, later ones are not.
         self._listeners.drain(self._active, self._take, self._now)
-        self._deadline = self._now + self._drain_for
-        self._stopped = not self._pairs and not self._siblings
+        self._ending.begun(self._now, self._empty)
 
-
-def _reset(client: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        reset_on_close(client)
-    client.close()
+    @property
+    def _empty(self) -> bool:
+        return not self._pairs and not self._siblings

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from nfq_agent.config.models import Config, RuleConfig
+from nfq_agent.config.models import Config
+from nfq_agent.config.rule import RuleConfig
 from nfq_agent.mark import Kept, Mark, owner_marks
 from nfq_agent.rules.model import (
     EXPECTED,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from nfq_agent.config.models import Config, ProxyConfig
+from nfq_agent.config.models import Config
+from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.rules.model import ACCEPTED, FAMILIES, Extension, Family, Option, Rule, comment_match
 from nfq_agent.rules.selection import marked
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Final, NamedTuple
 
-from nfq_agent.config.models import RuleConfig
+from nfq_agent.config.rule import RuleConfig
 from nfq_agent.config.selection import Identities
 from nfq_agent.mark import Mark
 from nfq_agent.rules.model import Extension, Family, Option, RuleError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from nfq_agent.config.models import Config, ProxyConfig
+from nfq_agent.config.models import Config
+from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.host.families import families
 from nfq_agent.host.nftables import neighbours
 from nfq_agent.host.xtables import obstacles

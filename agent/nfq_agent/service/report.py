@@ -219,3 +219,11 @@ def offloaded(found: Iterable[ListedRule]) -> OffloadStatus:
         if (key := _OFFLOADED.get(each.installed.rule.tag.rpartition(":")[2])) and not each.installed.rule.queues:
             total = replace(total, **{key: getattr(total, key) + each.installed.packets})
     return total
+
+
+def serving(crew: Workers) -> str:
+    """What the workers serve, as text."""
+    parts = [f"queue {number}" for number in crew.queues]
+    parts += [f"proxy {proxy.name} on {', '.join(map(str, proxy.config.listen))}" for proxy in crew.proxies.values()]
+    parts += [capture.title for capture in crew.captures.values()]
+    return ", ".join(parts) or "nothing (no queue and no proxy is configured)"

@@ -17,9 +17,8 @@ from nfq_agent.config.policy_summary import summary
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.rules import routing
-from nfq_agent.rules.diff import Applied
-from nfq_agent.rules.leaving import keep_for_draining, merged
-from nfq_agent.rules.model import Family, RuleError
+from nfq_agent.rules.leaving import keep_for_draining
+from nfq_agent.rules.model import RuleError
 from nfq_agent.rules.plan import plan
 from nfq_agent.rules.proxies import accept_rules
 from nfq_agent.service import confinement, report
@@ -29,10 +28,10 @@ from nfq_agent.service.drift_check import DriftCheck
 from nfq_agent.service.inheritance import Inheritance
 from nfq_agent.service.live_rules import ListedRule, LiveRules, listing, states
 from nfq_agent.service.meter import Meter
-from nfq_agent.service.reload import Step, carry_out, change_of, log_step, route_step, worker_steps
 from nfq_agent.service.rule_watch import RuleWatch
 from nfq_agent.service.signals import Signals
 from nfq_agent.service.status import Status
+from nfq_agent.service.switch import Switch, refuse_change
 from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System
 from nfq_agent.service.trial import LONGEST, Trial
 from nfq_agent.service.unlogged import DropLog
@@ -134,7 +133,7 @@ class Supervisor:
             self._log(f"{notice.text}; {notice.advice}", "warning")
         self._config = system.advance(self._config)
         self._crew.add(self._workers_of(self._config))
-        self._log(f"start: workers answer: {self._what()}", "debug")
+        self._log(f"start: workers answer: {report.serving(self._crew)}", "debug")
         if self._signals.stop:
             return
         ruleset = self._drift.ruleset = plan(self._config, self._user.uid, rules.host.lists, rules.host.families)
@@ -155,7 +154,8 @@ class Supervisor:
         self._server.serve(self._selector, self._answer)
         self._start_clocks(rules)
         self._service.ready()
-        self._log(f"instance {agent.instance} is serving {self._what()}: {len(listing(state))} {rules.host.name} rules are in")
+        found = f"{len(listing(state))} {rules.host.name} rules are in"
+        self._log(f"instance {agent.instance} is serving {report.serving(self._crew)}: {found}")
 
     def _start_clocks(self, rules: LiveRules) -> None:
         now = self._system.clock()
@@ -261,12 +261,6 @@ class Supervisor:
         if self._rules is not None:
             yield from self._rules.host.descriptors
 
-    def _what(self) -> str:
-        parts = [f"queue {number}" for number in self._crew.queues]
-        parts += [f"proxy {proxy.name} on {', '.join(map(str, proxy.config.listen))}" for proxy in self._crew.proxies.values()]
-        parts += [capture.title for capture in self._crew.captures.values()]
-        return ", ".join(parts) or "nothing (no queue and no proxy is configured)"
-
     # Clocks.
 
     def _tick(self) -> None:
@@ -277,7 +271,7 @@ class Supervisor:
             self._signals.reload = True
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
         self._inheritance.keep(self._meter)
-        self._service.status(f"Serving {self._what()}; {self._meter.summary}")
+        self._service.status(f"Serving {report.serving(self._crew)}; {self._meter.summary}")
         for capture in self._crew.captures.values():
             capture.look()
         self._drop_log.say(lambda: report.drops(self._config, self._crew), now)
@@ -339,59 +333,18 @@ class Supervisor:
 
     def _change_to(self, new: Config) -> str:
         """Put `new` into force. If it raises, the old configuration is in force again."""
-        rules, drift = self._rules, self._drift
-        assert rules is not None
-        assert drift is not None
-        for key in ("instance", "user", "backend"):
-            if getattr(new.agent, key) != getattr(self._config.agent, key):
-                raise ConfigError([f"agent.{key}: cannot change while the agent runs; allowed: a restart"])
+        assert self._rules is not None
+        assert self._drift is not None
+        refuse_change(self._config, new)
         new = self._system.advance(new)
-        # A worker has a copy of the log, which it got at its start.
-        relog = new.log != self._config.log
-        change = change_of(self._crew.workers, self._workers_of(new), relog)
-        ruleset = plan(new, self._user.uid, rules.host.lists, rules.host.families)
-        # Rules that running connections of a proxy need go when those have ended.
-        at_first = merged(ruleset, keep_for_draining(drift.ruleset))
-        routed = routing.wanted(self._config, new)
-
-        def route(*configs: Config) -> None:
-            self._system.route(new.agent.instance, routing.wanted(*configs))
-
-        applied: dict[Family, Applied] = {}
-        carry_out(
-            [
-                *([log_step(self._log, lambda: self._system.open_log(new))] if relog else []),
-                *worker_steps(self._crew, change),
-                *([route_step(route, self._config, new)] if routed else []),
-                Step("the rules", lambda: applied.update(drift.apply(at_first)), lambda: drift.apply(drift.ruleset)),
-            ],
-            self._log,
-        )
-        # From here on the new configuration is in force.
-        edits = sum(len(steps) for each in applied.values() for steps in each.changes.values())
-        self._crew.retire(change.gone)
-        drift.ruleset = ruleset
-        drift.every(new.agent.drift_check)
-        if at_first != ruleset:
-            self._crew.wait_for_leaving()
-            try:
-                applied = drift.apply(ruleset)
-            except RuleError as error:
-                self._log(
-                    f"rules of a proxy that has ended are left, and have no effect: {error}; the next drift check tries again",
-                    "error",
-                )
-        if routed:
-            try:
-                route(new)
-            except RuleError as error:
-                self._log(f"routes for TPROXY that are not needed any more could not be removed: {error}", "error")
+        switch = Switch(self._crew, self._rules, self._drift, self._system, self._log)
+        message = switch.change(self._config, new, self._workers_of(new), self._user.uid)
         self._config = new
-        rules.accepts = accept_rules(new, rules.host.families)
+        self._rules.accepts = accept_rules(new, self._rules.host.families)
         if self._rule_watch is not None:
             self._rule_watch.schedule()
-        drift.sweep()
-        return f"reloaded: rules changed in {edits} places; workers: {change}"
+        self._drift.sweep()
+        return message
 
     # Answers to the verbs.
 
