@@ -1,4 +1,5 @@
-"""The house: imports run one way and never in a circle, each foreign package has one importer, and the core has no effects."""
+"""The house: imports run one way and never in a circle, each foreign package has one importer, the core has no effects, and no
+file is long."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-HOUSE = Path(__file__).parent.parent / "agent" / "nfq_agent"
+TESTS = Path(__file__).parent
+HOUSE = TESTS.parent / "agent" / "nfq_agent"
 
 # The rooms, from the ground up. A room imports from the floors below it and from itself, never from beside or above.
 # What stands at the top of the package without a room of its own is a noun. Nouns and protocols share the ground floor.
@@ -259,3 +261,26 @@ def test_only_main_exits() -> None:
     for name, tree in MODULES.items():
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         assert name == "__main__" or not calls & {"sys.exit", "exit", "quit"}, name
+
+
+# Lines of a file. One that grows beyond it holds more than one noun: split it by what comes apart.
+LONGEST = 400
+
+
+def too_long(folder: Path) -> dict[str, int]:
+    """The source files that are too long, with their lines. The C that Cython makes from a .pyx does not count."""
+    sources = [path for kind in ("*.py", "*.pyi", "*.pyx", "*.pxd", "*.c", "*.h", "*.sh") for path in folder.rglob(kind)]
+    written = [path for path in sources if path.suffix != ".c" or not path.with_suffix(".pyx").exists()]
+    lines = {path: path.read_text().count("\n") for path in written}
+    return {str(path.relative_to(folder)): count for path, count in lines.items() if count > LONGEST}
+
+
+@pytest.mark.parametrize("folder", [HOUSE, TESTS], ids=["package", "tests"])
+def test_no_file_is_too_long(folder: Path) -> None:
+    assert too_long(folder) == {}
+
+
+def test_a_file_that_is_too_long_is_found(tmp_path: Path) -> None:
+    for name, lines in (("long.py", 401), ("short.py", 400), ("made.c", 9999), ("made.pyx", 1), ("long.bpf.c", 401)):
+        (tmp_path / name).write_text("\n" * lines)
+    assert too_long(tmp_path) == {"long.py": 401, "long.bpf.c": 401}

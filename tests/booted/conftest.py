@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from booted.container import RELEASES, Container, Layer, Release, base_root, sweep, until
+from booted.container import Container, Layer, sweep
+from booted.nspawn import until
 from booted.packages import Installed, Packages, packages
+from booted.roots import RELEASES, Release, base_root
 
 HERE = Path(__file__).parent
 

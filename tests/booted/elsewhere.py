@@ -14,8 +14,9 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(TOP / "tests"))
 
-from booted.container import RELEASES, Layer, neighbours_root, sweep  # noqa: E402  # found by the line above
+from booted.container import Layer, sweep  # noqa: E402  # found by the line above
 from booted.packages import git, wheels  # noqa: E402
+from booted.roots import RELEASES, neighbours_root  # noqa: E402  # found by the line above
 
 _CLONE = "srv/clone/nfq-agent"
 

@@ -19,12 +19,13 @@ sys.path[:0] = [str(TOP), str(TOP / "support")]
 
 from numbered import Connections, Numbered  # noqa: E402  # the path is set above
 
-from booted.container import RELEASES, Container, Layer, base_root, until  # noqa: E402
+from booted.container import Container, Layer  # noqa: E402
+from booted.nspawn import until  # noqa: E402
 from booted.packages import packages  # noqa: E402
-from booted.peers import main_pid  # noqa: E402
+from booted.peers import main_pid, restarted  # noqa: E402
+from booted.roots import RELEASES, base_root  # noqa: E402
 from booted.test_packages import higher  # noqa: E402
 from booted.test_restart import PROXY, UDP, configured, queue, worker  # noqa: E402
-from booted.test_service import restarted  # noqa: E402
 
 
 def restart(host: Container) -> None:

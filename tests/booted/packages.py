@@ -10,7 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from booted.container import Layer, Release, build_root, made_once
+from booted.container import Layer
+from booted.roots import Release, build_root, made_once
 
 TOP = Path(__file__).resolve().parent.parent.parent
 _PARTS = ("agent", "packaging", "systemd", "pyproject.toml", "README.md")

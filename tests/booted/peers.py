@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from booted.container import Container, until
+from booted.container import Container
+from booted.nspawn import until
 
 _OURS = re.compile(r"NFQA-|nfq-agent:")
 # A server that sends back what it gets, and a client that compares. Both ends cross INPUT and OUTPUT.
@@ -140,3 +141,21 @@ def foreign_rules(host: Container) -> None:
 def main_pid(host: Container, unit: str = "nfq-agent") -> int:
     """The supervisor, by its number inside."""
     return int(host.show(unit, "MainPID"))
+
+
+def nothing_left(host: Container, before: str) -> None:
+    """After `systemctl stop`: no process, no rule, no queue, and all else as before."""
+    host.run("systemctl", "stop", "nfq-agent")
+    assert host.show("nfq-agent", "ActiveState") in ("inactive", "failed")
+    assert ours(host) == []
+    assert saved(host) == before
+    assert host.shell("cat /proc/net/netfilter/nfnetlink_queue") == ""
+    assert "nfq-agent run" not in host.shell("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+
+
+def restarted(host: Container, before: int, seconds: float = 20) -> None:
+    """Wait until systemd has another main process serving."""
+    until(
+        lambda: host.show("nfq-agent", "ActiveState") == "active" and main_pid(host) not in (0, before),
+        "systemd has started the agent again", seconds,
+    )  # fmt: skip

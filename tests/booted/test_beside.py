@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from booted.container import Container, Layer, neighbours_root, until
+from booted.container import Container, Layer
+from booted.nspawn import until
 from booted.packages import Packages
 from booted.peers import exchange, ours, saved, status
+from booted.roots import neighbours_root
 
 _RULE = re.compile(r"-p tcp -m multiport --ports 11000")
 _NEIGHBOURS = ("busybox-static", "docker.io", "fail2ban", "firewalld", "nftables", "ufw")

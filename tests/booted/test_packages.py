@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from booted.container import Container, Layer, Release, base_root, build_root, until
+from booted.container import Container, Layer
+from booted.nspawn import until
 from booted.packages import Installed, Packages, packages
 from booted.peers import exchange, foreign_rules, main_pid, ours, saved, steady
+from booted.roots import Release, base_root, build_root
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from numbered import Connections, Numbered
 
-from booted.container import Container, until
-from booted.peers import main_pid, ours, saved, status
+from booted.container import Container
+from booted.nspawn import until
+from booted.peers import main_pid, ours, restarted, saved, status
 from booted.test_packages import higher
-from booted.test_service import restarted
 
 UDP = """
 [agent]

@@ -6,27 +6,11 @@ import json
 import re
 from pathlib import Path
 
-from booted.container import Container, Release, until
+from booted.container import Container
+from booted.nspawn import until
 from booted.packages import Installed
-from booted.peers import exchange, foreign_rules, main_pid, ours, saved, status, steady
-
-
-def restarted(host: Container, before: int, seconds: float = 20) -> None:
-    """Wait until systemd has another main process serving."""
-    until(
-        lambda: host.show("nfq-agent", "ActiveState") == "active" and main_pid(host) not in (0, before),
-        "systemd has started the agent again", seconds,
-    )  # fmt: skip
-
-
-def nothing_left(host: Container, before: str) -> None:
-    """After `systemctl stop`: no process, no rule, no queue, and all else as before."""
-    host.run("systemctl", "stop", "nfq-agent")
-    assert host.show("nfq-agent", "ActiveState") in ("inactive", "failed")
-    assert ours(host) == []
-    assert saved(host) == before
-    assert host.shell("cat /proc/net/netfilter/nfnetlink_queue") == ""
-    assert "nfq-agent run" not in host.shell("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+from booted.peers import exchange, foreign_rules, main_pid, nothing_left, ours, saved, status, steady
+from booted.roots import Release
 
 
 def test_installing_starts_it(installed: Installed) -> None:
@@ -99,127 +83,6 @@ def test_reload_restart_stop(host: Container) -> None:
     assert len([line for line in ours(host) if "--ports 11000,12000" in line]) == 4
     exchange(host, 12000)
 
-    nothing_left(host, before)
-
-
-def test_a_reload_of_a_bad_file_says_so_and_changes_nothing(host: Container) -> None:
-    before = saved(host)
-    host.write("/etc/nfq-agent/conf.d/bad.toml", "[queue.main]\nmax_lem = 3\n")
-    done = host.run("systemctl", "reload", "nfq-agent", check=False)
-    assert done.returncode != 0
-    assert host.show("nfq-agent", "ActiveState") == "active"
-    assert saved(host) == before
-    assert "conf.d/bad.toml: queue.main.max_lem: unknown key" in host.journal("--unit=nfq-agent")
-    exchange(host)
-    host.run("rm", "/etc/nfq-agent/conf.d/bad.toml")
-    host.run("systemctl", "reload", "nfq-agent")
-
-
-def test_a_bad_file_at_start_is_no_restart_loop(host: Container) -> None:
-    host.run("systemctl", "stop", "nfq-agent")
-    before = saved(host)
-    host.write("/etc/nfq-agent/conf.d/bad.toml", "[queue.main]\nnum = 70000\n")
-    assert host.run("systemctl", "start", "nfq-agent", check=False).returncode != 0
-    assert host.show("nfq-agent", "ActiveState") == "failed"
-    assert host.show("nfq-agent", "ExecMainStatus") == "78"
-    assert host.show("nfq-agent", "NRestarts") == "0"
-    assert "bad.toml: queue.main.num" in host.journal("--unit=nfq-agent")
-    assert saved(host) == before
-
-
-def test_kill_of_the_main_process(host: Container) -> None:
-    host.run("systemctl", "stop", "nfq-agent")
-    foreign_rules(host)
-    before = saved(host)
-    host.run("systemctl", "start", "nfq-agent")
-    with_agent = saved(host)
-    pid = main_pid(host)
-    with steady(host):
-        host.shell(f"kill -KILL {pid}")
-        restarted(host, pid)
-    assert saved(host) == with_agent
-    assert host.show("nfq-agent", "NRestarts") == "1"
-    exchange(host)
-    nothing_left(host, before)
-
-
-def test_kill_of_a_worker(host: Container) -> None:
-    with_agent = saved(host)
-    pid = main_pid(host)
-    (queue,) = status(host)["queues"]
-    worker = queue["workers"][0]["pid"]
-    with steady(host):
-        host.shell(f"kill -KILL {worker}")
-        until(lambda: status(host)["queues"][0]["workers"][0]["pid"] not in (None, worker), "another worker")
-    assert main_pid(host) == pid
-    assert saved(host) == with_agent
-    exchange(host)
-    until(lambda: f"(pid {worker})" in host.journal("--unit=nfq-agent"), "the death is in the log")
-
-
-def test_a_hung_worker_is_replaced_alone_and_a_hung_supervisor_is_restarted(host: Container) -> None:
-    with_agent = saved(host)
-    pid = main_pid(host)
-
-    def worker() -> int:
-        return int(status(host)["queues"][0]["workers"][0]["pid"] or 0)
-
-    hung = worker()
-    with steady(host) as connection:
-        host.shell(f"kill -STOP {hung}")
-        until(lambda: worker() not in (0, hung), "another worker serves")
-    # Traffic stopped while the hung worker held the queue, and then continued.
-    assert 0.5 < connection.longest < 9
-    assert main_pid(host) == pid
-    assert "made no progress" in host.journal("--unit=nfq-agent")
-    assert saved(host) == with_agent
-    host.write("/etc/systemd/system/nfq-agent.service.d/test.conf", "[Service]\nWatchdogSec=3\n")
-    host.run("systemctl", "daemon-reload")
-    host.run("systemctl", "restart", "nfq-agent")
-    pid = main_pid(host)
-    hung = worker()
-    host.shell(f"kill -STOP {pid}")
-    restarted(host, pid)
-    assert "watchdog" in host.journal("--unit=nfq-agent").lower()
-    assert saved(host) == with_agent
-    assert host.run("test", "-e", f"/proc/{hung}", check=False).returncode != 0
-
-
-def test_a_crash_at_start_is_reported_and_leaves_nothing(host: Container) -> None:
-    host.run("systemctl", "stop", "nfq-agent")
-    before = saved(host)
-    # Another process has the queue: the kernel refuses ours.
-    host.write("/etc/nfq-agent/other.toml", "[queue.main]\nnum = 100\n[rules.app]\nqueue = 'main'\ntcp_ports = [13000]\n")
-    host.run("systemctl", "start", "nfq-agent@other")
-    beside = saved(host)
-    assert host.run("systemctl", "start", "nfq-agent", check=False).returncode != 0
-    assert [line for line in ours(host) if "default" in line] == []
-    assert saved(host) == beside
-    until(lambda: int(host.show("nfq-agent", "NRestarts")) >= 1, "systemd tries again")
-    # What was in the way goes, and the next try succeeds.
-    host.run("systemctl", "stop", "nfq-agent@other")
-    restarted(host, 0)
-    nothing_left(host, before)
-
-
-def test_fail_closed_stays_closed_after_a_failure_only(host: Container) -> None:
-    host.run("systemctl", "stop", "nfq-agent")
-    before = saved(host)
-    host.write("/etc/nfq-agent/conf.d/closed.toml", "[queue.main]\nbypass = false\n")
-    # No restart: what is looked at is the time between a failure and the next start.
-    host.write("/etc/systemd/system/nfq-agent.service.d/test.conf", "[Service]\nRestart=no\n")
-    host.run("systemctl", "daemon-reload")
-    host.run("systemctl", "start", "nfq-agent")
-    host.shell(f"kill -KILL {main_pid(host)}")
-    until(lambda: host.show("nfq-agent", "ActiveState") == "failed", "the failure is noted")
-    until(lambda: host.shell("cat /proc/net/netfilter/nfnetlink_queue") == "", "the workers have judged what came, and ended")
-    kept = ours(host)
-    assert len([line for line in kept if "NFQUEUE" in line]) == 4
-    done = host.run("python3", "-c", "import socket; s = socket.create_server(('127.0.0.1', 11000)); "
-                    "socket.create_connection(('127.0.0.1', 11000), timeout=1)", check=False)  # fmt: skip
-    assert "timed out" in done.stderr
-    host.run("systemctl", "start", "nfq-agent")
-    exchange(host)
     nothing_left(host, before)
 
 

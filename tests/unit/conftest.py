@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -15,3 +16,13 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     with ours, theirs:
         theirs.settimeout(5)
         yield ours, theirs
+
+
+@pytest.fixture
+def kept_signals() -> Iterator[None]:
+    """Restore the signal handlers that a supervisor sets."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
