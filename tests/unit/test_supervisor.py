@@ -56,6 +56,28 @@ def test_a_step_of_the_start_that_fails_leaves_nothing(step: str) -> None:
     assert not agent.machine.trouble.fail, "the step was never taken"
 
 
+@pytest.mark.parametrize("step", [step for step in START if step not in ("lock", "ensure_user", "choose")])
+def test_a_start_that_fails_removes_what_a_killed_agent_left(step: str) -> None:
+    killed = Agent()
+    killed.supervisor.start()
+    assert killed.machine.ours()
+    assert killed.machine.routes
+    agent = Agent(config(queue={"open": {"num": 1}}, rules={"open": {"queue": "open", "tcp_ports": [1]}}, proxy=config().proxy))
+    agent.machine.kernel, agent.machine.routes = killed.machine.kernel, killed.machine.routes
+    agent.machine.trouble.fail[step] = START[step]
+    assert agent.run() == (1 if step in agent.machine.trouble.done else 0)
+    # Those that fail closed stay, as after any failure.
+    assert all("--queue-num 2" in line for line in agent.machine.ours() if "NFQUEUE" in line)
+    assert agent.machine.routes == {}
+
+
+def test_routes_that_a_killed_agent_left_go_with_the_next_start() -> None:
+    agent = Agent(config(proxy={}, rules={"open": {"queue": "open", "tcp_ports": [1]}}))
+    agent.machine.routes = {"inet": set()}
+    agent.supervisor.start()
+    assert agent.machine.routes == {}
+
+
 def test_without_the_capability_nothing_is_begun() -> None:
     agent = Agent()
     agent.machine.allowed = False

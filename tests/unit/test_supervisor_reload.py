@@ -127,3 +127,17 @@ def test_a_queue_that_goes_is_closed_after_its_rules() -> None:
     assert done.index("crew.wait_for_leaving") < last < done.index("unroute")
     assert agent.machine.routes == {}
     assert not any("TPROXY" in line for line in agent.machine.rules())
+
+
+def test_routes_that_a_reload_could_not_remove_go_with_the_stop() -> None:
+    agent = Agent()
+
+    def lose_the_proxy() -> None:
+        agent.next = config(proxy={}, rules={"open": {"queue": "open", "tcp_ports": [1]}})
+        agent.machine.trouble.fail["unroute"] = RuleError("ip was killed")
+        assert agent.supervisor.reload()["ok"]
+        assert agent.machine.routes
+
+    assert agent.run(lose_the_proxy) == 0
+    assert agent.machine.routes == {}
+    assert any("could not be removed: ip was killed" in line for line in agent.machine.lines)

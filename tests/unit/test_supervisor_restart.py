@@ -98,3 +98,18 @@ def test_once_it_serves_a_failure_ends_everything() -> None:
     assert agent.run(fail) == 1
     assert "STOPPING=1" in agent.machine.service.said
     assert agent.machine.crew.workers == []
+
+
+@pytest.mark.parametrize("step", [step for step in START if step != "lock"])
+def test_a_restart_in_place_that_fails_leaves_no_rule_that_leads_nowhere(step: str) -> None:
+    agent = Agent()
+    assert restarted(agent) is None
+    assert agent.machine.ours()
+    reader, writer = os.pipe()
+    os.close(writer)
+    # Its process is the same one: there is no store that keeps anything when it ends.
+    agent.begin_with(Store({"queue-1": reader}))
+    agent.machine.trouble.fail[step] = START[step]
+    assert agent.run() == 1
+    assert all("--queue-num 2" in line for line in agent.machine.ours() if "NFQUEUE" in line)
+    assert agent.machine.routes == {}

@@ -30,6 +30,9 @@ def table_of(instance: str) -> int:
 
 def ensure(instance: str, marks: Mapping[Family, Set[Mark]]) -> None:
     """Make the rules and routes of an instance those for `marks`, and remove any other of its own. Raises RuleError."""
+    if not any(marks.values()) and shutil.which("ip") is None:
+        # No other program writes them.
+        return
     table = str(table_of(instance))
     for family in FAMILIES:
         missing = set(marks.get(family, ()))

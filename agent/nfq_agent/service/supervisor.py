@@ -16,7 +16,6 @@ from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.config.policy_summary import summary
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
-from nfq_agent.rules import routing
 from nfq_agent.rules.leaving import keep_for_draining
 from nfq_agent.rules.model import RuleError
 from nfq_agent.rules.plan import plan
@@ -26,6 +25,7 @@ from nfq_agent.service.bypasses import BypassLog
 from nfq_agent.service.crew import workers_of
 from nfq_agent.service.drift_check import DriftCheck
 from nfq_agent.service.inheritance import Inheritance
+from nfq_agent.service.live_routes import LiveRoutes
 from nfq_agent.service.live_rules import ListedRule, LiveRules, listing, states
 from nfq_agent.service.meter import Meter
 from nfq_agent.service.rule_watch import RuleWatch
@@ -65,8 +65,8 @@ class Supervisor:
         self._began = system.clock()
         # A restart that was asked for by the verb keeps this process.
         self._in_place = False
-        self._may_have_rules = False
         self._rules: LiveRules | None = None
+        self._routes = LiveRoutes(config.agent.instance, system.route)
         self._drift: DriftCheck | None = None
         self._user = User(-1, -1)
         self._server: Listening | None = None
@@ -124,12 +124,11 @@ class Supervisor:
         self._user, made = system.ensure_user(agent.user)
         if made:
             self._log(f"created the system user {agent.user} (uid {self._user.uid})")
-        host = system.choose(self._config, self._store.take("table"))
-        rules = self._rules = LiveRules(host, system.elsewhere(host, agent.instance))
+        rules = self._rules = self._find_rules()
         self._drift = DriftCheck(rules, self._meter, self._log, agent.drift_check)
         if rules.host.notice:
             self._log(rules.host.notice, "warning")
-        for notice in system.notices(self._config, host.name):
+        for notice in system.notices(self._config, rules.host.name):
             self._log(f"{notice.text}; {notice.advice}", "warning")
         self._config = system.advance(self._config)
         self._crew.add(self._workers_of(self._config))
@@ -137,11 +136,8 @@ class Supervisor:
         if self._signals.stop:
             return
         ruleset = self._drift.ruleset = plan(self._config, self._user.uid, rules.host.lists, rules.host.families)
-        # From here on there may be rules to remove. Stale rules of this instance, from any configuration, are removed in the same
-        # commit that puts the new ones in.
-        self._may_have_rules = True
-        if marks := routing.wanted(self._config):
-            system.route(agent.instance, marks)
+        # Stale rules of this instance, from any configuration, are removed in the same commit that puts the new ones in.
+        self._routes.begin(self._config)
         state = states(rules.apply(ruleset))
         self._log("start: rules are in and verified", "debug")
         for descriptor in rules.host.descriptors:
@@ -156,6 +152,10 @@ class Supervisor:
         self._service.ready()
         found = f"{len(listing(state))} {rules.host.name} rules are in"
         self._log(f"instance {agent.instance} is serving {report.serving(self._crew)}: {found}")
+
+    def _find_rules(self) -> LiveRules:
+        host = self._system.choose(self._config, self._store.take("table"))
+        return LiveRules(host, self._system.elsewhere(host, self._config.agent.instance))
 
     def _start_clocks(self, rules: LiveRules) -> None:
         now = self._system.clock()
@@ -191,10 +191,14 @@ class Supervisor:
         self._service.stopping()
         self._log("stop: removing the rules", "debug")
         clean = True
-        if self._may_have_rules and self._rules is not None:
-            if self._lock_seconds is not None:
-                self._rules.host.lock_seconds = self._lock_seconds
+        # Also after a start that failed: an agent before this one, killed or started again in place, may have left rules that now
+        # lead to no process. Without the lock they may be another agent's.
+        if self._lock is not None and (self._rules is not None or self._inheritance.pending):
             try:
+                if self._rules is None:
+                    self._rules = self._find_rules()
+                if self._lock_seconds is not None:
+                    self._rules.host.lock_seconds = self._lock_seconds
                 self._remove_rules(self._rules, failed)
             except RuleError as error:
                 clean = False
@@ -225,8 +229,7 @@ class Supervisor:
         rules.accepts = {}
         if self._drift is not None:
             self._drift.sweep()
-        if routing.wanted(self._config):
-            self._system.route(self._config.agent.instance, {})
+        self._routes.apply()
         if failed and kept:
             self._log(
                 f"{len(kept)} rules stay, for queues with bypass = false: their traffic is blocked until the next start, a clean "
@@ -337,7 +340,7 @@ class Supervisor:
         assert self._drift is not None
         refuse_change(self._config, new)
         new = self._system.advance(new)
-        switch = Switch(self._crew, self._rules, self._drift, self._system, self._log)
+        switch = Switch(self._crew, self._rules, self._routes, self._drift, self._system, self._log)
         message = switch.change(self._config, new, self._workers_of(new), self._user.uid)
         self._config = new
         self._rules.accepts = accept_rules(new, self._rules.host.families)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.log import Log
-from nfq_agent.rules import routing
 from nfq_agent.rules.diff import Applied
 from nfq_agent.rules.leaving import keep_for_draining, merged
 from nfq_agent.rules.model import Family, RuleError
 from nfq_agent.rules.plan import plan
 from nfq_agent.service.drift_check import DriftCheck
+from nfq_agent.service.live_routes import LiveRoutes
 from nfq_agent.service.live_rules import LiveRules
 from nfq_agent.service.reload import Step, carry_out, change_of, log_step, route_step, worker_steps
 from nfq_agent.service.system import System, Workers
@@ -31,6 +31,7 @@ class Switch:
 
     crew: Workers
     rules: LiveRules
+    routes: LiveRoutes
     drift: DriftCheck
     system: System
     log: Log
@@ -47,17 +48,12 @@ class Switch:
         ruleset = plan(new, uid, rules.host.lists, rules.host.families)
         # Rules that running connections of a proxy need go when those have ended.
         at_first = merged(ruleset, keep_for_draining(drift.ruleset))
-        routed = routing.wanted(old, new)
-
-        def route(*configs: Config) -> None:
-            self.system.route(new.agent.instance, routing.wanted(*configs))
-
         applied: dict[Family, Applied] = {}
         carry_out(
             [
                 *([log_step(log, lambda: self.system.open_log(new))] if relog else []),
                 *worker_steps(self.crew, change),
-                *([route_step(route, old, new)] if routed else []),
+                *([route_step(self.routes.apply, old, new)] if self.routes.needed(old, new) else []),
                 Step("the rules", lambda: applied.update(drift.apply(at_first)), lambda: drift.apply(drift.ruleset)),
             ],
             log,
@@ -76,9 +72,12 @@ class Switch:
                     f"rules of a proxy that has ended are left, and have no effect: {error}; the next drift check tries again",
                     "error",
                 )
-        if routed:
-            try:
-                route(new)
-            except RuleError as error:
-                log(f"routes for TPROXY that are not needed any more could not be removed: {error}", "error")
+        try:
+            self.routes.apply(new)
+        except RuleError as error:
+            log(
+                f"routes for TPROXY that are not needed any more could not be removed: {error}; the next reload or the stop of "
+                "this agent tries again",
+                "error",
+            )
         return f"reloaded: rules changed in {edits} places; workers: {change}"
