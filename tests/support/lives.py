@@ -9,12 +9,12 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from mortal import Limits, Mortal, Verb
-from plans import Code, Plan, configuration
+from plans import Code, Outcome, Plan, configuration
 from steps import Target, until
 from world import World, hold_lock, tables_of
 
@@ -23,17 +23,6 @@ _END_WITHIN: Final = 25.0
 _DONE_WITHIN: Final = 60.0
 _TELLS_REMEDY: Final = "run `nfq-agent remove`"
 _MEMORY: Final = Path("/sys/fs/cgroup/memory")
-
-
-@dataclass(slots=True)
-class Outcome:
-    """deaths: by scenario, kind and way. counts: of the calls in the scenario. problems: lines."""
-
-    deaths: Counter[tuple[str, str, str]]
-    counts: Counter[str]
-    problems: list[str]
-    log: str = ""
-    seconds: float = 0.0
 
 
 class Life:
@@ -297,7 +286,9 @@ class Life:
         text = self._read_log()
         if agent.code not in (0, 1):
             self._problem(f"exit code {agent.code}")
-        if _TELLS_REMEDY in text or (self.plan.shortage != "none" and "Traceback" in text):
+        # What it says on a full disk is lost.
+        unread = self.plan.shortage == "disk" and agent.code == 1
+        if unread or _TELLS_REMEDY in text or (self.plan.shortage != "none" and "Traceback" in text):
             self._outcome.deaths[self.plan.scenario, "supervisor", "told of a remedy"] += 1
             self._after_death()
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -85,6 +86,17 @@ class Plan:
         split = [each.split(":") for each in targets.split(",") if each]
         found = tuple(Target(kind, int(step), how) for kind, step, how in split)
         return cls(feature, backend, scenario, found, shortage, int(amount))
+
+
+@dataclass(slots=True)
+class Outcome:
+    """deaths: by scenario, kind and way. counts: of the calls in the scenario. problems: lines."""
+
+    deaths: Counter[tuple[str, str, str]]
+    counts: Counter[str]
+    problems: list[str]
+    log: str = ""
+    seconds: float = 0.0
 
 
 class Code:
