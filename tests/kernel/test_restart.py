@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -128,3 +129,21 @@ def test_code_that_would_not_start_is_refused(netns: Namespace, tmp_path: Path) 
     assert "the running agent keeps serving" in refused.stderr
     assert "book.py" in refused.stderr
     assert agent.workers() == workers
+
+
+def test_the_signal_of_a_restart_is_refused_where_the_program_would_not_start(netns: Namespace, tmp_path: Path) -> None:
+    write_down(netns, tmp_path)
+    agent = Agent(netns, tmp_path, CONFIG.format(backend="legacy")).ready()
+    workers = agent.workers()
+    agent.configure("[queue.main]\nnumber = 1\n")
+    agent.process.send_signal(signal.SIGUSR2)
+    until(lambda: "restart refused, this agent keeps serving" in agent.log or agent.process.poll() is not None, "it is refused")
+    assert "queue.main" in agent.log
+    assert agent.process.poll() is None
+    agent.configure(CONFIG.format(backend="legacy"))
+    assert agent.workers() == workers
+    agent.process.send_signal(signal.SIGUSR2)
+    until(lambda: agent.log.count("is serving") == 2, "it is restarted")
+    assert agent.workers() != workers
+    assert agent.stop() == 0
+    assert ours(netns) == []

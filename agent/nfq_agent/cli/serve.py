@@ -10,6 +10,7 @@ from nfq_agent.cli import loading, show
 from nfq_agent.cli.app import Flags
 from nfq_agent.cli.confirm import typed_yes
 from nfq_agent.config.environment import log_settings
+from nfq_agent.config.models import ConfigError
 from nfq_agent.service import control
 
 # Seconds within which an agent that starts again has to answer.
@@ -18,7 +19,11 @@ _BACK_WITHIN: Final = 30.0
 
 def run(flags: Flags) -> int:
     """Serve until a signal stops it."""
-    loaded = loading.configuration(flags)
+    try:
+        loaded = loading.configuration(flags)
+    except ConfigError:
+        _clean_up(flags)
+        raise
     # Imported after the configuration has been checked, so that a fault is reported quickly.
     from nfq_agent.host.journal import open_log
     from nfq_agent.service.supervisor import Supervisor
@@ -28,8 +33,25 @@ def run(flags: Flags) -> int:
     log = open_log(settings.format, settings.level)
     host = this_host()
     # Neither a reload nor a restart checks listeners: this agent holds them. A new one that is not free fails when it is opened.
-    loading.checked(loaded, restarts=host.store.inherited)
+    try:
+        loading.checked(loaded, restarts=host.store.inherited)
+    except ConfigError:
+        if host.store.inherited:
+            _clean_up(flags)
+        raise
     return Supervisor(lambda: loading.configuration(flags), loaded, log, host).run()
+
+
+def _clean_up(flags: Flags) -> None:
+    """Remove the rules of the agent that this process was, if it was started again in place and does not serve after all.
+
+    A service manager starts it again, and its workers serve until then.
+    """
+    from nfq_agent.cli import rule_verbs
+    from nfq_agent.host import reexec, systemd
+
+    if reexec.was_started_again() and not systemd.ServiceManager().stores:
+        rule_verbs.clean(loading.instance_of(flags), failed=True)
 
 
 def reload(flags: Flags, confirm_within: int | None) -> int:

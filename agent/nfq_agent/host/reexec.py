@@ -16,6 +16,8 @@ from typing import Final, NoReturn
 
 _VARIABLE: Final = "NFQ_AGENT_HANDED"
 _REHEARSAL: Final = 20.0
+# `handed` removes the variable.
+_started_again: Final = _VARIABLE in os.environ
 # They wait until the new program has its handlers: before, they would end it.
 _WAIT: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
@@ -84,6 +86,11 @@ def start_again(handed: Mapping[str, int]) -> NoReturn:
         for descriptor in handed.values():
             os.set_inheritable(descriptor, False)
         raise
+
+
+def was_started_again() -> bool:
+    """Whether `start_again` began this program."""
+    return _started_again
 
 
 def handed() -> dict[str, int]:

@@ -175,6 +175,10 @@ class Supervisor:
         if self._signals.reload and not self._signals.over:
             self._signals.reload = False
             self.reload()
+        if self._signals.restart and not (self._in_place or self._store.outlives):
+            # No service manager would start it again: it is asked first whether it would start.
+            self._signals.restart = False
+            self._restart()
         now = self._system.clock()
         for action, due in list(self._due.items()):
             if due <= now and not self._signals.over:
