@@ -188,14 +188,14 @@ def test_a_change_of_a_list_is_noticed(tmp_path: Path) -> None:
     assert again.changed_lists() == [path]
 
 
-def test_a_list_of_100_000_entries_is_read_once(tmp_path: Path) -> None:
-    entries = [f"10.{place >> 16}.{place >> 8 & 255}.{place & 255}" for place in range(100_000)]
+def test_a_long_list_is_read_once(tmp_path: Path) -> None:
+    entries = [f"10.{place >> 16}.{place >> 8 & 255}.{place & 255}" for place in range(20_000)]
     (tmp_path / "nets.txt").write_text("\n".join(entries))
     config = policy(tmp_path, 'dst = "file:nets.txt"')
     (first,) = config.packet_elements(config.queue["q"])
     (second,) = config.packet_elements(config.queue["q"])
     assert second is first
-    assert len(first.options.rule[0].dst) == 100_000
+    assert len(first.options.rule[0].dst) == 20_000
 
 
 def test_drop_ins_of_one_file_alone(tmp_path: Path) -> None:

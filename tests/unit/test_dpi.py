@@ -363,7 +363,7 @@ def test_flows_whose_bytes_are_kept_are_bounded() -> None:
 
 def test_the_memory_of_a_flood_is_as_stated() -> None:
     """docs/dpi.md states 1.1 KiB a flow that only sent its SYN (1.2 at most), and 16 KiB for each of `openings`."""
-    flows = 4000
+    flows = 2000
     element = Dpi("dpi", DpiOptions(), lambda *_, **__: None)
     table = FlowTable(flows)
     packets = [tcp(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}:1024", SERVER, flags="S", seq=n) for n in range(flows)]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import pytest_in, verb
 from tutorial import DOCS
 
 from nfq_agent.config.file import load
@@ -53,26 +54,18 @@ def test_an_entry_point_of_an_installed_package(tmp_path: Path) -> None:
 
 
 def test_the_tutorial_s_test_passes(tutorial: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_scan_guard.py"],
-        cwd=tutorial / "elements", capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    done = pytest_in(tutorial / "elements", "test_scan_guard.py")
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
 
 
-def checked(folder: Path) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "nfq_agent", "check", "--config", str(folder / "nfq-agent.toml")]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
-
-
 def test_the_tutorial_s_configuration_is_checked(tutorial: Path) -> None:
-    assert checked(tutorial).returncode == 0
     path = tutorial / "nfq-agent.toml"
+    assert verb("check", "--config", str(path)).returncode == 0
     good = path.read_text()
     for wrong, key in (('ports = "five"', "ports"), ("prots = 5", "prots")):
         path.write_text(good.replace("ports = 5", wrong))
-        done = checked(tutorial)
+        done = verb("check", "--config", str(path))
         assert done.returncode == 78
         assert f"element.guard.{key}" in done.stderr
 

@@ -94,7 +94,7 @@ def of_source(number: int, seq: int = 1, time: float = 1000.0) -> Packet:
 
 def test_ten_thousand_sources_are_remembered_in_ten_megabytes() -> None:
     assert SynMonitorOptions().memory >= 10_000
-    remembered = 1000
+    remembered = 500
     bench = Bench("syn-monitor", per_source="5/s", memory=remembered)
 
     def flood(first: int, count: int) -> int:

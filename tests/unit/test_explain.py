@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import pytest_in, verb
 
 from nfq_agent.cli import catalogue
 from nfq_agent.cli.app import Flags
@@ -88,13 +87,11 @@ def test_a_packet_that_no_rule_takes(config: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_command_explains_without_root(config: Path) -> None:
-    argv = [sys.executable, "-m", "nfq_agent", "explain", "tcp", "10.0.0.5:443", "--name", "evil.example.com", "-c", str(config)]
-    config.parent.chmod(0o755)
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    done = verb("explain", "tcp", "10.0.0.5:443", "--name", "evil.example.com", "-c", str(config))
     assert (done.returncode, done.stderr) == (0, "")
     assert "By name:  accept (allow: rule 2)" in done.stdout
     for bad in (["tcp", "10.0.0.5"], ["sctp", "10.0.0.5:1"]):
-        assert subprocess.run([*argv[:4], *bad], capture_output=True, timeout=60).returncode in (2, 78)
+        assert verb("explain", *bad).returncode in (2, 78)
 
 
 def test_elements_are_listed_and_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +108,10 @@ def test_elements_are_listed_and_shown(capsys: pytest.CaptureFixture[str], monke
 
 def test_a_new_element_passes_its_test_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert catalogue.new_element("scan-guard", tmp_path) == 0
-    folder = tmp_path / "elements"
-    tested = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=folder, capture_output=True)
+    tested = pytest_in(tmp_path / "elements")
     assert tested.returncode == 0, tested.stdout
-    argv = [sys.executable, "-m", "nfq_agent", "check", "--config", str(tmp_path / "scan_guard.toml")]
-    assert subprocess.run(argv, capture_output=True, timeout=60).returncode == 0
+    checked = verb("check", "--config", str(tmp_path / "scan_guard.toml"))
+    assert checked.returncode == 0, checked.stderr
     assert catalogue.new_element("scan-guard", tmp_path) == 1
     assert "nothing was written" in capsys.readouterr().err
     assert catalogue.new_element("Bad Name", tmp_path) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -43,6 +44,11 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
+def conversations(seed: int, talks: int, tuples: int) -> list[tuple[float, Packet]]:
+    return list(packets(seed, talks, tuples))
+
+
 def judge(policies: list[str], monitor: bool = False) -> PacketJudge:
     """A worker's judge of `dpi` and these policies."""
 
@@ -65,7 +71,7 @@ def differences(policies: list[str], seed: int, talks: int, tuples: int, monitor
     assert table is not None
     found: list[str] = []
     count = unshown = 0
-    for now, packet in packets(seed, talks, tuples):
+    for now, packet in conversations(seed, talks, tuples):
         whole.now = quick.now = now
         wanted = whole.verdict(packet)
         got = table.look_up(packet.payload, packet.length, now, packet.checksum_ready)

@@ -12,10 +12,11 @@ from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet
+from nfq_agent.service import turn_policy
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.service.packet_source import KernelQueue, PacketSource
-from nfq_agent.service.turn_policy import PATIENCE, REMEMBERED
+from nfq_agent.service.turn_policy import PATIENCE
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
 
@@ -161,13 +162,15 @@ def test_every_packet_gets_its_verdict(kind: type[Source], elements: tuple[type[
     assert source.verdicts == wanted
 
 
-def test_remembered_verdicts_are_bounded() -> None:
-    turns = [[udp(port % 65536, port)] for port in range(200)]
-    turns += [[Packet(udp(port % 65536).payload + port.to_bytes(4, "big"), id=port) for port in range(at, at + 4096)]
-              for at in range(0, 2 * REMEMBERED, 4096)]  # fmt: skip
+def test_remembered_verdicts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound, turn = 4096, 256
+    assert turn_policy.REMEMBERED == 65536
+    monkeypatch.setattr(turn_policy, "REMEMBERED", bound)
+    turns = [[udp(port, port)] for port in range(200)]
+    turns += [[udp(port, port) for port in range(at, at + turn)] for at in range(200, 200 + 3 * bound, turn)]
     source = serve(Queue, turns, Odd)
     # A turn asks about a bounded number more.
-    assert REMEMBERED <= source.most_known < REMEMBERED + 4096
+    assert bound <= source.most_known < bound + turn
 
 
 def test_busy_polling_is_passed_on_to_the_turns_that_wait() -> None:

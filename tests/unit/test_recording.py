@@ -21,11 +21,13 @@ from nfq_agent.capture.recording import Recorded, RecordingError, packets
 
 V4 = IP(src="192.0.2.1", dst="192.0.2.2") / UDP(sport=1, dport=2) / Raw(b"abc")
 V6 = IPv6(src="2001:db8::1", dst="2001:db8::2") / UDP(sport=1, dport=2) / Raw(b"abc")
+# With its addresses: scapy asks the network for those that are missing, and waits two seconds for an answer.
+ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 FRAMES = {
-    "ethernet": (1, Ether() / V4),
-    "ethernet-6": (1, Ether() / V6),
-    "vlan": (1, Ether() / Dot1Q(vlan=7) / V4),
-    "two-vlans": (1, Ether() / Dot1AD(vlan=7) / Dot1Q(vlan=8) / V6),
+    "ethernet": (1, ETHER / V4),
+    "ethernet-6": (1, ETHER / V6),
+    "vlan": (1, ETHER / Dot1Q(vlan=7) / V4),
+    "two-vlans": (1, ETHER / Dot1AD(vlan=7) / Dot1Q(vlan=8) / V6),
     "raw": (101, V4),
     "cooked": (113, CookedLinux(proto=0x0800) / V4),
     "cooked-2": (276, CookedLinuxV2(proto=0x86DD) / V6),
@@ -56,14 +58,14 @@ def test_pcap_of_every_link_type(tmp_path: Path, kind: str, form: dict[str, Any]
 
 
 def test_a_frame_without_ip_has_no_payload(tmp_path: Path) -> None:
-    first, second = recorded(written(tmp_path, 1, Ether() / ARP(), Ether() / V4))
+    first, second = recorded(written(tmp_path, 1, ETHER / ARP(), ETHER / V4))
     assert first.payload is None
     assert second.payload is not None
 
 
 def test_pcapng_with_comments(tmp_path: Path) -> None:
     path = str(tmp_path / "capture.pcapng")
-    frame = Ether() / V4
+    frame = ETHER / V4
     frame.time = 1700000000.5
     frame.comment = b"OUTPUT drop out eth0"
     with PcapNgWriter(path) as writer:

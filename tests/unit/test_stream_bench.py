@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import pytest_in
 from pydantic import ValidationError
 
 from nfq_agent import CLOSE, DROP, Connection, Later, StreamElement, Way
@@ -85,6 +84,5 @@ def test_the_page(tmp_path: Path) -> None:
     (package / "__init__.py").touch()
     (package / "my_module.py").write_text(element)
     (tmp_path / "test_no_secrets.py").write_text(test)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_no_secrets.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+    done = pytest_in(tmp_path, "test_no_secrets.py")
     assert "2 passed" in done.stdout, done.stdout + done.stderr

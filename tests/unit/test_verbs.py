@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def words(path: str) -> str:
     return re.sub(r"\\\\?([-f])", r"\1", text).replace("\\", "")
 
 
+@cache
 def filled(page: Path) -> str:
     """The manual with its verbs, by the program that the packages use."""
     done = subprocess.run([sys.executable, ROOT / "packaging/man/fill", page], capture_output=True, text=True, timeout=60)

@@ -33,13 +33,13 @@ ALLOWED = {
 }  # fmt: skip
 
 
-def prose(path: Path) -> list[tuple[int, str]]:
-    """The lines of a file without what is allowed there."""
+def prose(path: Path) -> str:
+    """The text of a file without what is allowed there."""
     allowed = ALLOWED.get(path.name)
     if allowed == "" or "requirements" in path.name:
-        return []
-    lines = path.read_text().splitlines()
-    return [(number, re.sub(allowed, "", line) if allowed else line) for number, line in enumerate(lines, 1)]
+        return ""
+    text = path.read_text()
+    return re.sub(allowed, "", text) if allowed else text
 
 
 def files() -> list[Path]:
@@ -47,14 +47,18 @@ def files() -> list[Path]:
     return [path for path in (*found, *ROOT.glob("*.md")) if "__pycache__" not in path.parts and "results" not in path.parts]
 
 
+@pytest.fixture(scope="module")
+def texts() -> dict[Path, str]:
+    return {path: prose(path) for path in files()}
+
+
 @pytest.mark.parametrize("words", INSTEAD)
-def test_words_that_are_not_used(words: str) -> None:
+def test_words_that_are_not_used(words: str, texts: dict[Path, str]) -> None:
     pattern = re.compile(rf"\b(?:{words})\b")
     found = [
-        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
-        for path in files()
-        for number, line in prose(path)
-        if pattern.search(line)
+        f"{path.relative_to(ROOT)}:{len(text[: hit.end()].splitlines())}: {hit[0]}"
+        for path, text in texts.items()
+        for hit in pattern.finditer(text)
     ]
     assert not found, f"instead: {INSTEAD[words]}\n" + "\n".join(found)
 
