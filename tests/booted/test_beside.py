@@ -221,7 +221,7 @@ def test_ufw(beside: Container) -> None:
     assert connections(host) == before + 3
     host.shell(f"iptables -D INPUT {line}")
     assert fetch(host, 1) == 0
-    # Where the administrator allows it, the agent puts such a line there, and ufw goes on as it did.
+    # Where the administrator allows it, the agent puts such a line there, and ufw works as before.
     host.write("/etc/nfq-agent/conf.d/beside.toml", _PROXY.replace("[rules.web]", "accept_input = true\n[rules.web]"))
     host.run("systemctl", "reload", "nfq-agent")
     before = connections(host)
