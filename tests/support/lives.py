@@ -262,7 +262,7 @@ class Life:
         self._after_own_end(agent)
 
     def _expect_recovered(self) -> None:
-        """One of its processes died: it goes on as before."""
+        """One of its processes died: it works as before."""
         agent = self._agent
         assert agent is not None
         if self.plan.shortage != "none":

@@ -175,7 +175,7 @@ class World:
         return found
 
     def stray_files(self) -> set[str]:
-        """Those that nobody should have left."""
+        """Those that should have been removed."""
         return self.files() - self.files_before - FILES
 
     def processes(self) -> list[int]:
