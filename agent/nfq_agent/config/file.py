@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from nfq_agent.config.lines import Place, lines
+from nfq_agent.config.lines import Place
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError
 from nfq_agent.config.problems import cross_faults
@@ -138,7 +138,7 @@ def _read(path: Path, source: Source) -> dict[str, Any]:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: not TOML: {error}; allowed: TOML 1.0"]) from error
-    source.lines[path] = lines(text)
+    source.texts[path] = text
     return table
 
 

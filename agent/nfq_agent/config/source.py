@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nfq_agent.config.lines import Place
+from nfq_agent.config.lines import Place, lines
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Which file each key came from, by its path, and the lines of each file."""
+    """Which file each key came from, by its path, and the text of each file.
+
+    The lines are only looked up for a fault: with thousands of ports that takes as long as reading the file.
+    """
 
     main: Path
     origins: dict[Place, Path] = field(default_factory=dict)
-    lines: dict[Path, Mapping[Place, int]] = field(default_factory=dict)
+    texts: dict[Path, str] = field(default_factory=dict)
+    _lines: dict[Path, Mapping[Place, int]] = field(default_factory=dict)
 
     def file(self, location: Place) -> Path:
         """The file of a key, or of the table that it would be in."""
@@ -26,8 +30,13 @@ class Source:
 
     def line(self, location: Place) -> int | None:
         """The line of a key, or of the table that it would be in; None where no file has it."""
-        known = self.lines.get(self.file(location), {})
+        known = self._lines_of(self.file(location))
         return next((known[location[:end]] for end in range(len(location), 0, -1) if location[:end] in known), None)
+
+    def _lines_of(self, file: Path) -> Mapping[Place, int]:
+        if file not in self._lines:
+            self._lines[file] = lines(self.texts.get(file, ""))
+        return self._lines[file]
 
     def fault(self, location: Place, text: str, key: Place | None = None) -> str:
         """`FILE: KEY: what is wrong (line N); allowed: what is allowed`. key: what to name, if not the whole location."""

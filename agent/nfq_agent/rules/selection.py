@@ -86,8 +86,10 @@ def _excluding(ports: Iterable[Ports], direction: str, lists: bool) -> tuple[Ext
     return tuple(Extension("multiport", (Option(direction, each, negated=True),)) for each in port_lists(ports, lists))
 
 
-def _without(ports: Iterable[Ports], excepted: Iterable[Ports]) -> list[Ports]:
+def _without(ports: Sequence[Ports], excepted: Iterable[Ports]) -> Sequence[Ports]:
     """The ports that are left when some are taken out."""
+    if not excepted:
+        return ports
     left = _merged(ports)
     for gone in excepted:
         pieces = [((each.first, min(each.last, gone.first - 1)), (max(each.first, gone.last + 1), each.last)) for each in left]
@@ -97,10 +99,11 @@ def _without(ports: Iterable[Ports], excepted: Iterable[Ports]) -> list[Ports]:
 
 def port_lists(ports: Iterable[Ports], lists: bool) -> Iterator[str]:
     """The ports in rising order, so that another order in the file changes nothing, in as many lists as the backend needs."""
-    room = len(_merged(ports := list(ports))) * 2 if lists else _MULTIPORT_PLACES
+    merged = _merged(ports)
+    room = len(merged) * 2 if lists else _MULTIPORT_PLACES
     group: list[str] = []
     places = 0
-    for each in _merged(ports):
+    for each in merged:
         size = 1 if each.first == each.last else 2
         if places + size > room:
             yield ",".join(group)
@@ -114,7 +117,8 @@ def port_lists(ports: Iterable[Ports], lists: bool) -> Iterator[str]:
 def _merged(ports: Iterable[Ports]) -> list[Ports]:
     """The same ports in rising order, none of them twice."""
     made: list[Ports] = []
-    for each in sorted(set(ports)):
+    # By a key: the comparison of two Ports is a call for each, and there may be thousands.
+    for each in sorted(ports, key=lambda each: (each.first, each.last)):
         if made and each.first <= made[-1].last:
             made[-1] = Ports(made[-1].first, max(made[-1].last, each.last))
         else:
