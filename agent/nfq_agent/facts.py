@@ -21,8 +21,12 @@ def words(facts: Mapping[str, Any]) -> str:
     protocol = facts.get("protocol")
     if not protocol:
         return ""
-    name = next((_text(facts[key]) for key in HEADLINES if facts.get(key)), "")
-    return f"{protocol} {name}".rstrip()
+    return f"{protocol} {headline(facts)}".rstrip()
+
+
+def headline(facts: Mapping[str, Any]) -> str:
+    """The fact that names a flow in one word, as text; an empty text where none is known."""
+    return next((str(_text(facts[key])) for key in HEADLINES if facts.get(key)), "")
 
 
 def who(facts: Mapping[str, Any]) -> str:

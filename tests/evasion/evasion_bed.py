@@ -22,11 +22,10 @@ from pathlib import Path
 from agent import Agent
 from captures import certificate, listening, wait_until
 from evasion_servers import PLAIN, PYTHON, QUIC, TLS
-from namespace import Namespace, join
+from namespace import UNPRIVILEGED, Namespace, join
 
 NGINX, DNS = 8000, 53
 ADDRESSES = {4: "10.203.0.1", 6: "fd00:203::1"}
-NOBODY = 65534
 # A hop limit with which a packet does not reach the servers: their host drops it, as a router on the way would.
 FAR = 2
 
@@ -223,8 +222,8 @@ class Bed:
 def _run_all(tries: Sequence[Try], raw: bool) -> None:
     if not raw:
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
+        os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
 
     def one(attempt: Attempt, how: How, name: str) -> None:
         # What is refused shows as an error to the client: that is no failure of the test.

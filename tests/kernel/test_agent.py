@@ -15,7 +15,7 @@ import pytest
 from agent import COMMAND, Agent, ours, saved, until
 from agent_flood import udp
 from namespace import PATIENCE, Namespace
-from traffic import CLIENT, ECHO, PYTHON, send
+from traffic import CLIENT, PYTHON, echo, send
 
 pytestmark = pytest.mark.kernel
 
@@ -45,9 +45,7 @@ def foreign_counters(namespace: Namespace) -> list[str]:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_100_megabytes_both_ways_and_one_verdict_for_each_packet(netns: Namespace, tmp_path: Path, address: str) -> None:
     agent = Agent(netns, tmp_path).ready()
-    server = netns.start(PYTHON, "-c", ECHO, address, "11000", stdout=subprocess.PIPE)
-    assert server.stdout is not None
-    assert server.stdout.readline() == b"listening\n"
+    server = echo(netns, address, 11000)
     size = 100_000_000
     count, sent, got = netns.run(PYTHON, "-c", CLIENT, address, "11000", str(size)).stdout.split()
     assert (int(count), got) == (size, sent)

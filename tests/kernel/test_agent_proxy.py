@@ -10,7 +10,7 @@ import pytest
 from agent import COMMAND, Agent, ours, until
 from agent_flood import udp
 from namespace import PATIENCE, Namespace
-from traffic import ECHO, PYTHON
+from traffic import Lines
 
 pytestmark = pytest.mark.kernel
 
@@ -32,15 +32,8 @@ def test_a_reload_of_a_proxy_lets_its_connections_end_and_the_watchdog_sleep(net
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(str(path))
         agent = Agent(netns, tmp_path, PROXY.format(more=""), NOTIFY_SOCKET=str(path), WATCHDOG_USEC="3000000").ready()
-        server = netns.start(PYTHON, "-c", ECHO, "127.0.0.1", "8080", stdout=subprocess.PIPE)
-        assert server.stdout is not None
-        server.stdout.readline()
-        client = netns.start("nc", "-N", "127.0.0.1", "8080", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert client.stdin is not None
-        assert client.stdout is not None
-        client.stdin.write(b"before\n")
-        client.stdin.flush()
-        assert client.stdout.readline() == b"before\n"
+        lines = Lines(netns)
+        lines.carry(b"before")
         (old,) = [proxy["pid"] for proxy in agent.status()["proxies"]]
         agent.configure(PROXY.format(more='elements = ["stream-log"]'))
         # It does not wait for the connection that is still open.
@@ -48,11 +41,8 @@ def test_a_reload_of_a_proxy_lets_its_connections_end_and_the_watchdog_sleep(net
         assert Path(f"/proc/{old}").exists()
         (new,) = [proxy["pid"] for proxy in agent.status()["proxies"]]
         assert old != new
-        client.stdin.write(b"after\n")
-        client.stdin.flush()
-        assert client.stdout.readline() == b"after\n"
-        client.stdin.close()
-        assert client.wait(timeout=PATIENCE) == 0
+        lines.carry(b"after")
+        lines.end()
         until(lambda: not Path(f"/proc/{old}").exists(), "the old process ends with its last connection")
         assert agent.process.poll() is None
         assert agent.stop() == 0
@@ -61,23 +51,13 @@ def test_a_reload_of_a_proxy_lets_its_connections_end_and_the_watchdog_sleep(net
 
 def test_a_reload_that_takes_a_proxy_away_lets_its_connections_end(netns: Namespace, tmp_path: Path) -> None:
     agent = Agent(netns, tmp_path, PROXY.format(more='drain = "20s"') + udp()).ready()
-    server = netns.start(PYTHON, "-c", ECHO, "127.0.0.1", "8080", stdout=subprocess.PIPE)
-    assert server.stdout is not None
-    server.stdout.readline()
-    client = netns.start("nc", "-N", "127.0.0.1", "8080", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert client.stdin is not None
-    assert client.stdout is not None
-    client.stdin.write(b"before\n")
-    client.stdin.flush()
-    assert client.stdout.readline() == b"before\n"
+    lines = Lines(netns)
+    lines.carry(b"before")
     agent.configure(udp())
     reload = netns.start(*COMMAND, "reload", "--config", str(agent.config), stdout=subprocess.DEVNULL)
     until(lambda: not any("-A OUTPUT" in line and ":jump" in line for line in nat(netns)), "nothing new is led to the proxy")
-    client.stdin.write(b"after\n")
-    client.stdin.flush()
-    assert client.stdout.readline() == b"after\n"
-    client.stdin.close()
-    assert client.wait(timeout=PATIENCE) == 0
+    lines.carry(b"after")
+    lines.end()
     assert reload.wait(timeout=PATIENCE) == 0
     assert [line for line in nat(netns) if "NFQA-" in line] == []
     assert agent.status()["proxies"] == []
@@ -92,23 +72,9 @@ def nat(namespace: Namespace) -> list[str]:
 
 def test_a_running_connection_continues_when_a_proxy_starts(netns: Namespace, tmp_path: Path) -> None:
     # Nothing tracks connections here before the agent's rules do, so that the kernel meets this one in its middle.
-    server = netns.start(PYTHON, "-c", ECHO, "127.0.0.1", "8080", stdout=subprocess.PIPE)
-    assert server.stdout is not None
-    server.stdout.readline()
-    client = netns.start("nc", "-N", "127.0.0.1", "8080", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert client.stdin is not None
-    assert client.stdout is not None
-
-    def said(word: bytes) -> None:
-        assert client.stdin is not None
-        assert client.stdout is not None
-        client.stdin.write(word)
-        client.stdin.flush()
-        assert client.stdout.readline() == word
-
-    said(b"before\n")
+    lines = Lines(netns)
+    lines.carry(b"before")
     agent = Agent(netns, tmp_path, PROXY.format(more="")).ready()
-    said(b"after\n")
-    client.stdin.close()
-    assert client.wait(timeout=PATIENCE) == 0
+    lines.carry(b"after")
+    lines.end()
     assert agent.stop() == 0

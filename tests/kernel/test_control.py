@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 from agent import Agent, until
-from namespace import Namespace
+from namespace import UNPRIVILEGED, Namespace
 
 from nfq_agent.service import control
 
 pytestmark = pytest.mark.kernel
-NOBODY = 65534
 
 
 def as_user(namespace: Namespace, uid: int, groups: list[int], verb: str) -> str:
@@ -38,9 +37,9 @@ def test_the_status_is_for_a_group_and_changes_are_for_root(netns: Namespace, tm
     agent = Agent(netns, tmp_path, "[queue.main]\nnum = 100\n").ready()
     state = netns.call(os.stat, "/run/nfq-agent/default.sock")
     assert (stat.S_IMODE(state.st_mode), state.st_gid) == (0o660, reader)
-    assert "Permission denied" in as_user(netns, NOBODY, [], "status")
-    assert "'running': True" in as_user(netns, NOBODY, [reader], "status")
-    assert "'reload' is for root" in as_user(netns, NOBODY, [reader], "reload")
+    assert "Permission denied" in as_user(netns, UNPRIVILEGED, [], "status")
+    assert "'running': True" in as_user(netns, UNPRIVILEGED, [reader], "status")
+    assert "'reload' is for root" in as_user(netns, UNPRIVILEGED, [reader], "reload")
     assert "reloaded" not in agent.log
     assert agent.verb("reload").returncode == 0
     assert agent.stop() == 0
@@ -56,7 +55,7 @@ def test_without_the_group_it_is_roots_alone(netns: Namespace, tmp_path: Path) -
     agent = Agent(netns, tmp_path, "[queue.main]\nnum = 100\n").ready()
     state = netns.call(os.stat, "/run/nfq-agent/default.sock")
     assert stat.S_IMODE(state.st_mode) == 0o600
-    assert "Permission denied" in as_user(netns, NOBODY, [], "status")
+    assert "Permission denied" in as_user(netns, UNPRIVILEGED, [], "status")
     assert agent.stop() == 0
 
 

@@ -8,14 +8,13 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from agent import Agent, ours, until
 from namespace import PATIENCE, Namespace
-from traffic import ECHO, PYTHON
+from traffic import PYTHON, echo
 
 from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.host.pulse import ENDS_AFTER, DeadlineTimer
@@ -112,9 +111,7 @@ def test_a_hung_proxy_is_replaced_alone(netns: Namespace, tmp_path: Path, hang: 
     agent = Agent(netns, tmp_path, QUEUE + PROXY.format(elements='elements = ["hang:Streams"]')).ready()
     (worker,) = agent.workers()
     (proxy,) = [each["pid"] for each in agent.status()["proxies"]]
-    server = netns.start(PYTHON, "-c", ECHO, "127.0.0.1", "8080", stdout=subprocess.PIPE)
-    assert server.stdout is not None
-    server.stdout.readline()
+    echo(netns)
 
     def talk() -> None:
         with socket.create_connection(("127.0.0.1", 8080), timeout=60) as it:

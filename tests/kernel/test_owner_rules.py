@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from agent import Agent, until
 from captures import listening, wait_until
-from namespace import Namespace
+from namespace import UNPRIVILEGED, Namespace
 
 pytestmark = pytest.mark.kernel
 
-PORT, NOBODY = 8080, 65534
+PORT = 8080
 _SERVER = f"""
 import socket, sys, threading
 def serve(connection):
@@ -74,7 +74,7 @@ def test_a_dropped_request_does_not_arrive_after_its_process_has_ended(
     wait_until(partial(listening, netns, PORT), "the server listens")
     agent = Agent(netns, tmp_path, _CONFIG.replace("BACKEND", backend).replace("SELECT", select)).ready()
     for family, host in ((4, "127.0.0.1"), (6, "::1")):
-        netns.call(send_and_exit, host, f"x{family}.evil.test", NOBODY)
+        netns.call(send_and_exit, host, f"x{family}.evil.test", UNPRIVILEGED)
     # What the kernel sends again comes 0.2 s later, and then after twice as long each time.
     time.sleep(1.6)
     assert b"evil" not in seen.read_bytes()

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from namespace import ROOT, Namespace
+from namespace import ROOT, UNPRIVILEGED, Namespace
 from queued import NUMBER, Sender, Wire, passed, queue_rule, until
 
 from nfq_agent import (
@@ -32,7 +32,7 @@ from nfq_agent.queue.turns import WorkerQueue
 pytestmark = pytest.mark.kernel
 
 
-NOBODY = User(65534, 65534)
+USER = User(UNPRIVILEGED, UNPRIVILEGED)
 
 
 def test_every_setting_is_in_force_from_the_start_and_changes_while_bound(netns: Namespace) -> None:
@@ -67,7 +67,7 @@ def test_a_refusal_names_what_was_refused(netns: Namespace, setting: str, value:
             before = queue.settings
             child = os.fork()
             if child == 0:
-                become(NOBODY, ())
+                become(USER, ())
                 try:
                     queue.configure(**{setting: value})  # type: ignore[arg-type]  # each has its own type
                 except QueueSettingError as error:
@@ -143,7 +143,7 @@ def test_settings_change_in_a_flood_and_no_packet_is_lost(netns: Namespace, else
 def test_without_the_capability_opening_is_refused(netns: Namespace) -> None:
     def inside() -> None:
         with Queue(NUMBER + 1) as queue:
-            become(NOBODY, ())
+            become(USER, ())
             with pytest.raises(QueuePermissionError, match="needs root or CAP_NET_ADMIN"):
                 Queue(NUMBER).open()
             # The kernel's figures are root's alone.
@@ -160,8 +160,8 @@ def test_the_capability_alone_is_enough_from_then_on(netns: Namespace, copy_rang
     def inside() -> None:
         wire = Wire()
         with WorkerQueue(NUMBER, copy_range=copy_range) as queue:
-            become(NOBODY, (CAP_NET_ADMIN,))
-            assert os.getuid() == 65534
+            become(USER, (CAP_NET_ADMIN,))
+            assert os.getuid() == UNPRIVILEGED
             queue.confirm()
             wire.send(b"one", b"two")
             for packet in queue.read():
@@ -181,7 +181,7 @@ def test_without_the_capability_the_kernel_takes_no_verdict(netns: Namespace) ->
         with WorkerQueue(NUMBER) as queue:
             child = os.fork()
             if child == 0:
-                become(NOBODY, ())
+                become(USER, ())
                 try:
                     queue.confirm()
                 except QueuePermissionError as error:

@@ -215,20 +215,14 @@ class _Session:
         return {name: self._state(table) for name, table in self.kernel.tables[self.family].items()}
 
     def _state(self, table: FakeTable) -> TableState:
-        chains: dict[str, tuple[Installed, ...]] = {}
-        jumps: list[Installed] = []
-        referenced: set[str] = set()
+        chains: dict[str, list[Installed]] = {}
         for chain, entries in table.chains.items():
-            installed = []
+            chains[chain] = []
             for number, entry in enumerate(entries, 1):
                 self.found.setdefault(entry.rule, entry)
-                installed.append(Installed(entry.rule, number, entry.packets, entry.bytes))
-            if chain in self.chains:
-                chains[chain] = tuple(each for each in installed if each.rule != self.kernel.misread)
-                continue
-            jumps += [each for each in installed if each.rule.tag.startswith(self.tag)]
-            referenced |= {each.rule.target.name for each in installed if not each.rule.tag.startswith(self.tag)} & self.chains
-        return TableState(chains, tuple(jumps), frozenset(referenced))
+                if chain not in self.chains or entry.rule != self.kernel.misread:
+                    chains[chain].append(Installed(entry.rule, number, entry.packets, entry.bytes))
+        return TableState.of(chains, self.chains, self.tag)
 
     def commit(self, table: str, changes: Sequence[Change]) -> None:
         self.kernel.commits += 1

@@ -120,3 +120,33 @@ def send(port: int, count: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(count):
             sender.sendto(b"x", ("127.0.0.1", port))
+
+
+def echo(namespace: Namespace, address: str = "127.0.0.1", port: int = 8080) -> subprocess.Popen[bytes]:
+    """A server that listens: it sends back what it gets on one connection, and ends with it."""
+    server = namespace.start(PYTHON, "-c", ECHO, address, str(port), stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"listening\n"
+    return server
+
+
+class Lines:
+    """A connection from the loopback to an echo server there, which carries one line after the other."""
+
+    def __init__(self, namespace: Namespace, port: int = 8080) -> None:
+        self.server = echo(namespace, port=port)
+        self._client = namespace.start("nc", "-N", "127.0.0.1", str(port), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def carry(self, line: bytes) -> None:
+        """Send a line, and read it as it comes back."""
+        assert self._client.stdin is not None
+        assert self._client.stdout is not None
+        self._client.stdin.write(line + b"\n")
+        self._client.stdin.flush()
+        assert self._client.stdout.readline() == line + b"\n"
+
+    def end(self) -> None:
+        """Half-close, and wait for the orderly end."""
+        assert self._client.stdin is not None
+        self._client.stdin.close()
+        assert self._client.wait(timeout=PATIENCE) == 0

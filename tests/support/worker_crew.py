@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from namespace import UNPRIVILEGED
 from queued import NUMBER
 
 from nfq_agent import ACCEPT, DROP, RETAIN, Needs, Packet, PacketElement, Verdict
@@ -21,8 +22,6 @@ from nfq_agent.queue.turns import WorkerQueue
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.verdict import Action
-
-NOBODY = User(65534, 65534)
 
 
 class Crew:
@@ -50,7 +49,7 @@ class Crew:
             self.control.close()
             code = 1
             try:
-                become(NOBODY, self.keep)
+                become(User(UNPRIVILEGED, UNPRIVILEGED), self.keep)
                 chain = ElementChain([element(element.__name__, None, self.emit) for element in self.elements], self.default)
                 settings = WorkerSettings(
                     NUMBER, self.default, self.on_error, self.monitor, busy_poll=self.busy_poll, lost_below=lost_below

@@ -18,11 +18,11 @@ from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
 from nfq_agent.counters import Counters
 from nfq_agent.element import ElementChain, Needs, PacketElement
+from nfq_agent.facts import headline
 from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.names import NameTable
 from nfq_agent.packet import FiveTuple, Hook, Packet, address, protocol_name
-from nfq_agent.protocols.known import HEADLINES
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action, Verdict
@@ -129,7 +129,7 @@ class Judged:
     def name(self) -> str:
         """What the flow asks for, as far as it is known."""
         facts = {} if self.flow is None else self.flow.facts
-        return next((_text(facts[fact]) for fact in HEADLINES if fact in facts), "")
+        return headline(facts)
 
 
 class Judging:
@@ -192,10 +192,6 @@ def question(five_tuple: FiveTuple, hook: Hook, interface: str) -> Question:
         for packed, port in ((five_tuple.src, five_tuple.sport), (five_tuple.dst, five_tuple.dport))
     ]
     return Question(protocol, ends[0], ends[1], "", hook.name.lower(), interface)
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def _nothing(message: str, level: str = "info", **fields: Any) -> None:

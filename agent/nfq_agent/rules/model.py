@@ -7,7 +7,7 @@ Everything else belongs to others.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -222,6 +222,16 @@ class TableState:
     chains: Mapping[str, tuple[Installed, ...]] = field(default_factory=dict)
     jumps: tuple[Installed, ...] = ()
     referenced: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, chains: Mapping[str, Sequence[Installed]], own: frozenset[str], tag: str) -> TableState:
+        """Pick out of all rules of a table, by chain, those of one instance. own: the names of its chains. tag: of its rules."""
+        elsewhere = [each for chain, rules in chains.items() if chain not in own for each in rules]
+        return cls(
+            {chain: tuple(rules) for chain, rules in chains.items() if chain in own},
+            tuple(each for each in elsewhere if each.rule.tag.startswith(tag)),
+            frozenset(each.rule.target.name for each in elsewhere if not each.rule.tag.startswith(tag)) & own,
+        )
 
     @property
     def installed(self) -> Iterator[Installed]:

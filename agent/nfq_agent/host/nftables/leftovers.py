@@ -67,26 +67,16 @@ class NftLeftovers:
             raise RuleError(f"nf_tables cannot be read: {error.strerror or error}") from error
 
     def _read(self, connection: NftSocket, family: Family) -> dict[str, TableState]:
-        places = list(_places(connection, family))
-        found: dict[str, TableState] = {}
+        tables: dict[str, dict[str, list[Installed]]] = {}
         for table, chain in _chains(connection, family):
-            if chain in self._chains:
-                state = found.get(table, TableState())
-                rules = [each for each in places if (each.table, each.chain) == (table, chain)]
-                chains = {**state.chains, chain: tuple(_installed(each, number) for number, each in enumerate(rules, 1))}
-                found[table] = TableState(chains, state.jumps, state.referenced)
-        for each in places:
-            if each.chain in self._chains:
-                continue
-            state = found.get(each.table, TableState())
-            if each.tag.startswith(f"{self._tag}{ACCEPTED}"):
-                # That is in its place (accepting.py).
-                continue
-            if each.tag.startswith(self._tag):
-                found[each.table] = TableState(state.chains, (*state.jumps, _installed(each, 0)), state.referenced)
-            elif each.target in state.chains:
-                found[each.table] = TableState(state.chains, state.jumps, state.referenced | {each.target})
-        return found
+            tables.setdefault(table, {})[chain] = []
+        for each in _places(connection, family):
+            # What is accepted for a proxy stands there on purpose (accepting.py).
+            if not each.tag.startswith(f"{self._tag}{ACCEPTED}"):
+                rules = tables.setdefault(each.table, {}).setdefault(each.chain, [])
+                rules.append(_installed(each, len(rules) + 1))
+        found = {table: TableState.of(chains, self._chains, self._tag) for table, chains in tables.items()}
+        return {table: state for table, state in found.items() if state != TableState()}
 
     def accepting(self, accepts: Mapping[Family, Sequence[Rule]]) -> Ruleset:  # noqa: ARG002  # see below
         """None: whatever is here is left over."""
