@@ -1,4 +1,4 @@
-"""What an element needs of its worker's process besides its packets or streams, once that has shut itself in."""
+"""What an element needs of its worker's process besides its packets or streams, once that has confined itself."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.names import NameTable
 from nfq_agent.owner import Owners
 
-# What becomes of a connection whose beginning was not seen. judge: what its next message says decides, else the policy's default.
+# What happens to a connection whose beginning was not seen. judge: what its next message says decides, else the policy's default.
 MidstreamMode = Literal["accept", "drop", "judge"]
 
 

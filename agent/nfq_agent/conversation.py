@@ -2,7 +2,7 @@
 
 The client's bytes are a row of messages. The first is the opening, which says what the protocol is; both sides may have to
 send bytes for that. Each later message begins where the one before ends, its body included, and is read by what its
-predecessor named (`Found.then`). A message that can't be read ends the reading: nothing that arrives later counts as read.
+predecessor named (`Found.then`). A message that cannot be read ends the reading: nothing that arrives later counts as read.
 """
 
 from __future__ import annotations

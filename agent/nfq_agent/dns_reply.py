@@ -21,7 +21,7 @@ _RECORDS: Final = 256
 
 
 def rewritten(message: bytes, addresses: Sequence[bytes], rcode: int, size: int | None) -> bytes | None:
-    """The answer with these records instead of its own; None where that can't be done.
+    """The answer with these records instead of its own; None where that cannot be done.
 
     addresses: packed; those of the type that was asked for are answered. rcode: 0, or 3 for a name that does not exist. size: of
     the message, to be kept as it is by padding; None if it may change.

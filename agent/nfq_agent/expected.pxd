@@ -102,7 +102,7 @@ cdef inline bint only_asks_again(
 
 
 cdef inline void drop_request(Request *request, size_t *kept) noexcept nogil:
-    """Keep the bytes of a request no more."""
+    """Free the bytes of a request."""
     if request.data != NULL:
         kept[0] -= request.size
         free(request.data)

@@ -80,7 +80,7 @@ class Flow:
     undecided: True while an answer is for the packet alone, since something about the flow is not known yet.
     origin_is_client: the client sends the packets with that five-tuple.
     message: the number of the message that the facts are of. earlier: the facts of messages that the packet at hand brings
-    besides, before that one. ahead: the packet at hand can't be judged before bytes that have not come yet.
+    besides, before that one. ahead: the packet at hand cannot be judged before bytes that have not come yet.
     unsound: why the receiver of the packet at hand discards it, so that nothing of it was read; empty if it does not.
     answered: both sides were seen. midstream: its beginning was not seen, nor is it known what it has said.
     expects: packets of the server that need not be shown. heard: what they said, since the last packet that was shown.

@@ -15,7 +15,7 @@ class Event(Enum):
     """What a segment tells.
 
     MESSAGE: a whole message, `facts`. PART: the message that has begun is not whole; `facts` is what is known of it.
-    ADDED: `facts` belong to the first message too. GAVE_UP: the message can't be read, `reason`; nor can any later one.
+    ADDED: `facts` belong to the first message too. GAVE_UP: the message cannot be read, `reason`; nor can any later one.
     AHEAD: the segment comes before bytes that have to be read first. DIFFERS: two segments say different things about the same
     bytes, so that nothing is known of the connection, `reason`; nothing later will be read.
     """

@@ -48,7 +48,7 @@ class _Rules(Conditions):
         if self.verify is not None:
             if self.action != "accept":
                 raise ValueError(
-                    f'verify is for names that are let pass; allowed: without it, or action = "accept", not "{self.action}"'
+                    f'verify is for names that are accepted; allowed: without it, or action = "accept", not "{self.action}"'
                 )
             if not any(getattr(self, fact) for fact in CLAIMS):
                 raise ValueError(f"verify without a name that is claimed; allowed: with {' or '.join(CLAIMS)}")

@@ -206,7 +206,7 @@ class Stream:
     """The two ways of one connection through a chain. Every event returns what is to be done, in order.
 
     Times are those of the connection's clock and never go back. chunk: the most bytes that an element sees at once.
-    on_error: what becomes of a chunk whose element raised: `pass` (as it came) or `drop`.
+    on_error: what happens to a chunk whose element raised: `pass` (as it came) or `drop`.
     """
 
     __slots__ = ("_chain", "_chunk", "_lanes", "_on_error", "closed", "connection", "held_bytes")

@@ -209,7 +209,7 @@ def test_ufw(beside: Container) -> None:
     assert fetch(host, 1) == 1
     configure(host, _PROXY)
     whole(host)
-    # What is led to the proxy has its port by then, which ufw does not let in.
+    # What is redirected to the proxy has its port by then, which ufw does not let in.
     assert fetch(host, 2) == 0
     assert "drops what it does not accept" in log(host)
     doctor = host.run("nfq-agent", "doctor", check=False).stdout
@@ -232,7 +232,7 @@ def test_ufw(beside: Container) -> None:
         host.shell(f"ufw {command}")
         whole(host)
         judged(host)
-        until(lambda: fetch(host, 1) == 1, "what is led to the proxy is accepted", 15)
+        until(lambda: fetch(host, 1) == 1, "what is redirected to the proxy is accepted", 15)
     assert foreign(host) == rules
     host.run("systemctl", "stop", "nfq-agent")
     assert foreign(host) == rules

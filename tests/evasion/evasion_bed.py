@@ -65,7 +65,7 @@ role = "client"
 
 @dataclass(frozen=True)
 class Policy:
-    """kind: "allow-list", "block-list", or "none" for no agent at all. action: what becomes of a denied name."""
+    """kind: "allow-list", "block-list", or "none" for no agent at all. action: what happens to a denied name."""
 
     kind: str
     action: str = "drop"

@@ -1,4 +1,4 @@
-"""One line of the table of evasions: what is tried, who can, and what becomes of it."""
+"""One line of the table of evasions: what is tried, who can, and what happens to it."""
 
 from __future__ import annotations
 

@@ -28,15 +28,15 @@ not blocked, with the reason. The
 spellings of HTTP are tried on Apache, Node, HAProxy and Go too, where these are installed. This page is made
 from the table in the tests.
 
-| evasion | who can do it | what becomes of it |
+| evasion | who can do it | what happens to it |
 |---|---|---|
 """
 
 _ELSEWHERE = """
-These are tried by tests of their own, with the configuration that they speak of: names that DNS proves, what becomes of
+These are tried by tests of their own, with the configuration that they speak of: names that DNS proves, what happens to
 connections when something happens to the agent, and packets that must not go round or get lost.
 
-| what is tried | who can do it | what becomes of it |
+| what is tried | who can do it | what happens to it |
 |---|---|---|
 """
 

@@ -1,4 +1,4 @@
-"""`accept_input`: rules of ours accept what is led to a proxy in front of a firewall that drops in hook INPUT."""
+"""`accept_input`: rules of ours accept what is redirected to a proxy in front of a firewall that drops in hook INPUT."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ def test_a_reload_that_takes_a_proxy_away_lets_its_connections_end(netns: Namesp
     lines.carry(b"before")
     agent.configure(udp())
     reload = netns.start(*COMMAND, "reload", "--config", str(agent.config), stdout=subprocess.DEVNULL)
-    until(lambda: not any("-A OUTPUT" in line and ":jump" in line for line in nat(netns)), "nothing new is led to the proxy")
+    until(
+        lambda: not any("-A OUTPUT" in line and ":jump" in line for line in nat(netns)), "nothing new is redirected to the proxy"
+    )
     lines.carry(b"after")
     lines.end()
     assert reload.wait(timeout=PATIENCE) == 0

@@ -296,8 +296,8 @@ def test_connections_that_another_nat_takes_first_are_counted_as_missing(netns: 
     else:
         assert found["proxy"]["count"] == 40
         assert found["proxy"]["text"] == (
-            "proxy web: 80 connections should have been led to it, and 40 were: another NAT of this host took them first, or "
-            "they are not tracked"
+            "proxy web: 80 connections should have been redirected to it, and 40 were: another NAT of this host took them first, "
+            "or they are not tracked"
         )
         assert 'backend = "owned"' in said(agent, "uninspected: proxy")
     assert agent.stop() == 0

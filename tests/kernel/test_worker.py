@@ -51,7 +51,7 @@ class ByFlow(PacketElement):
 
 
 class Listener(PacketElement):
-    """Hears what became of packets."""
+    """Hears what happened to packets."""
 
     def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
         self.emit(f"{packet.data.decode()} {verdict.action.name}")

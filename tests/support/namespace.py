@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 # How long a test waits for what has to come, in seconds. It only bounds a test that fails: on a loaded machine all takes long.
 PATIENCE = 90.0
-# The uid and gid of a user without rights (nobody and nogroup on Debian).
+# The uid and gid of a user without rights.
 UNPRIVILEGED = 65534
 # The top of the checkout.
 ROOT = Path(__file__).resolve().parent.parent.parent

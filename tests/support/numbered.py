@@ -96,7 +96,7 @@ class Flow(NamedTuple):
 
 
 class Numbered:
-    """A flow of numbered datagrams to port 11000, and what became of it."""
+    """A flow of numbered datagrams to port 11000, and what happened to it."""
 
     def __init__(self, host: Host, rate: int, python: str = PYTHON) -> None:
         self._process = host.start(python, "-c", _SENDER, str(rate), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -99,7 +99,7 @@ class Load(Meanwhile):
         return self._shared[1]
 
     def end(self) -> list[str]:
-        """End it; what became of the exchanges that were not good."""
+        """End it; what happened to the exchanges that were not good."""
         self._shared[0] = 1
         bad: list[str] = self.result()
         return bad

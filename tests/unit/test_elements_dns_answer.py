@@ -1,4 +1,4 @@
-"""`dns-answer`: what becomes of an answer, over UDP and TCP, with the length and with what does not fit."""
+"""`dns-answer`: what happens to an answer, over UDP and TCP, with the length and with what does not fit."""
 
 from __future__ import annotations
 

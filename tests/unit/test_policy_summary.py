@@ -1,4 +1,4 @@
-"""What is said of policies: what becomes of packets, and what a change of the configuration changes."""
+"""What is said of policies: what happens to packets, and what a change of the configuration changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules that accept what is led to a proxy, in the text of iptables."""
+"""The rules that accept what is redirected to a proxy, in the text of iptables."""
 
 from __future__ import annotations
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("agent", "docs", "examples", "packaging", "systemd", "tests")
-KINDS = {".py", ".pyi", ".md", ".8", ".5", ".toml", ".service", ".sh", ""}
+# Everything that people read: sources, scripts, units, packages, pages. Not: what is compiled, recorded or generated.
+FOLDERS = (".ci", ".github", "agent", "docs", "examples", "packaging", "systemd", "tests")
+UNREAD = {".so", ".gz", ".pyc", ".png", ".pcap", ".pcapng", ".typed"}
 # Each with what is written instead.
 INSTEAD = {
     r"whoever|whomever": "the process, user or program that is meant",
@@ -24,6 +26,10 @@ INSTEAD = {
     r"none the wiser": "is not affected",
     r"put right": "repaired",
     r"as it stands|as they stand": "unchanged",
+    r"becomes? of|became of": "happens to",
+    r"shuts? (?:itself|himself) in|(?:is|are|was|were) shut in": "confined",
+    r"(?:is|are|was|were) led to": "sent to, redirected to",
+    r"\w+n't|\w+'(?:re|ve|ll)|I'm|(?:it|that|there|what|who|here|let)'s": "cannot, does not, it is: no contraction",
 }
 # Quoted from protocols and hosts: answers of mail servers, the user `nobody`; and this list.
 ALLOWED = {
@@ -42,9 +48,27 @@ def prose(path: Path) -> str:
     return re.sub(allowed, "", text) if allowed else text
 
 
+def read(path: Path) -> bool:
+    """Whether people read a file. Cython makes the .c beside a .pyx; the folders of the builds and of results are made too."""
+    made = path.suffix == ".c" and path.with_suffix(".pyx").exists()
+    return path.is_file() and path.suffix not in UNREAD and not made and not {"__pycache__", "results"} & {*path.parts}
+
+
+@cache
 def files() -> list[Path]:
-    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix in KINDS]
-    return [path for path in (*found, *ROOT.glob("*.md")) if "__pycache__" not in path.parts and "results" not in path.parts]
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    return sorted(path for path in (*found, *ROOT.iterdir()) if read(path))
+
+
+def test_every_kind_of_file_is_read() -> None:
+    names = {path.name for path in files()}
+    for name in ("flow_table.pyx", "frame.pxd", "inline.bpf.c", "element.py", "inbox.pyi", "nfq-agent.8", "nfq-agent.toml.5"):
+        assert name in names
+    for name in ("stage", "setup.sh", "nfq-agent.postinst", "nfpm.yaml", "nfq-agent.service", "nfq-agent.sysusers", "tap.conf"):
+        assert name in names
+    for name in ("pyproject.toml", "mkdocs.yml", "test.yml", "README.md", "verbs.md", ".pre-commit-config.yaml", "alerts.yml"):
+        assert name in names
+    assert not names & {"inbox.c", "flow_table.c"}
 
 
 @pytest.fixture(scope="module")

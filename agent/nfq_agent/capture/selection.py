@@ -79,7 +79,7 @@ class CaptureSelection:
 def classic_filter(selection: CaptureSelection, snap: int) -> bytes:
     """The program for SO_ATTACH_FILTER: it returns the bytes to copy, 0 for what is not chosen.
 
-    snap: bytes to copy, from the Ethernet header on. It lets pass what it can't read to the end (tags in the frame, later
+    snap: bytes to copy, from the Ethernet header on. It passes what it cannot read to the end (tags in the frame, later
     fragments, in IPv6 all fragments, AH and more than three extension headers); the reader looks at those again. Source:
     networking/filter.rst of the kernel.
     """

@@ -31,7 +31,7 @@ def host_faults(config: Config) -> list[str]:
     tables += [(f"inline.{name}", _inline_missing) for name in config.inline]
     missing = [(table, what) for table, look in tables if (what := look()) is not None]
     return [
-        f"{table}: this host or unit can't serve it, it lacks {what}; allowed: on a host and in a unit that have it"
+        f"{table}: this host or unit cannot serve it, it lacks {what}; allowed: on a host and in a unit that have it"
         for table, what in missing
         if os.geteuid() == 0 or not what.startswith("CAP_")
     ]

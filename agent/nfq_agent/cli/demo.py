@@ -102,7 +102,7 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
     _hold(judged > 0 and judged == accepted, f"{judged} packets were judged, each was accepted once")
     _hold(queue.uninspected == 0, "none passed uninspected")
 
-    _chapter("nfq-agent stops: rules out, queue empty, gone")
+    _chapter("nfq-agent stops: it removes its rules, answers what waits and ends")
     seen = len(log.read_text())
     agent.terminate()
     code = agent.wait(timeout=10)

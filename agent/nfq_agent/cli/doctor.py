@@ -69,7 +69,7 @@ def _capabilities() -> Iterator[Finding]:
     if missing:
         yield Finding("error", "capabilities", f"{' and '.join(missing)} missing", "run as root, or start the systemd unit")
     else:
-        yield Finding("good", "capabilities", "CAP_NET_ADMIN and CAP_NET_RAW are there")
+        yield Finding("good", "capabilities", "CAP_NET_ADMIN and CAP_NET_RAW are present")
 
 
 def _queue_support() -> Iterator[Finding]:

@@ -111,7 +111,7 @@ def _marks(config: Config) -> Iterator[Finding]:
             "warning",
             "marks",
             f"a native rule of nft chain {place} sets a mark; this agent uses the bits {ours:#x}",
-            "see that it leaves those bits alone (`nft list ruleset`)",
+            "change it so that it leaves those bits unchanged (`nft list ruleset`)",
         )
 
 

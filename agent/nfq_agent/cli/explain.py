@@ -110,7 +110,7 @@ class Question:
 
 
 def explain(flags: Flags, question: Question) -> int:
-    """Print what would become of the packet."""
+    """Print what would happen to the packet."""
     config = configuration(flags)
     try:
         packet = question.packet()

@@ -35,7 +35,7 @@ _BY_CHANCE: Final = frozenset({"Chaos", "Sample"})
 
 
 class Fate(IntEnum):
-    """What became of a packet or a flow; of a flow the greatest among those of its packets."""
+    """What happened to a packet or a flow; of a flow the greatest among those of its packets."""
 
     PASSED = 0
     WOULD_DROP = 1
@@ -106,7 +106,7 @@ class _Chain:
         self._judge = PacketJudge(chain, settings, Counters(), _nothing, _any_verdict)
 
     def judge(self, packet: Packet) -> Fate:
-        """What becomes of a packet."""
+        """What happens to a packet."""
         self._judge.now = packet.time
         verdict = self._judge.verdict(packet)
         self._judge.judged(packet, verdict)
@@ -149,7 +149,7 @@ class Judging:
         return sorted({name for chain in self._chains.values() for name in chain.left_out})
 
     def judge(self, recorded: Recorded, where: Sighting | None) -> Judged:
-        """What becomes of a packet that was recorded. Raises PacketError where its headers cannot be read."""
+        """What happens to a packet that was recorded. Raises PacketError where its headers cannot be read."""
         assert recorded.payload is not None
         self._number += 1
         packet = Packet(recorded.payload, id=self._number, length=recorded.length, time=recorded.time or 1.0)

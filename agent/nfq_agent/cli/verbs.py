@@ -221,7 +221,7 @@ def explain(  # noqa: PLR0913  # its options
     config: ConfigOption = None,
     instance: InstanceOption = None,
 ) -> int:
-    """Explain what would become of a packet: rule, queue, element, and the nearest misses. Needs no root and no agent."""
+    """Explain what would happen to a packet: rule, queue, element, and the nearest misses. Needs no root and no agent."""
     from nfq_agent.cli.explain import Question
     from nfq_agent.cli.explain import explain as run
 

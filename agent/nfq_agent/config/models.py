@@ -52,7 +52,7 @@ def _numbers(value: object) -> tuple[int, int]:
     if numbers[1] > LAST_QUEUE:
         raise ValueError(f"{numbers[1]} is not a valid queue number; allowed: 0 to {LAST_QUEUE}")
     if numbers[0] >= numbers[1]:
-        raise ValueError(f'range {value} does not rise; allowed: FIRST:LAST with FIRST below LAST, as in "100:103"')
+        raise ValueError(f'range {value} does not increase; allowed: FIRST:LAST with FIRST below LAST, as in "100:103"')
     return numbers
 
 
@@ -72,7 +72,7 @@ class Agent(Model):
     owner_mask: Annotated[int, BeforeValidator(parse_mask), Field(gt=0, le=0xFFFFFFFF)] = OWNERS_MASK
     # Whose DNS answers are believed (`verify`, `dst_name`); without it, those that /etc/resolv.conf names and the local stub.
     resolvers: Annotated[tuple[AddressField, ...] | None, Field(min_length=1, strict=False)] = None
-    # How workers are shut in: with all that the kernel can do or not at all, with what it can do, or not.
+    # How workers are confined: with all that the kernel can do or not at all, with what it can do, or not.
     confinement: Literal["required", "available", "off"] = "available"
 
 

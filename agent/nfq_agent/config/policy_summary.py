@@ -15,7 +15,7 @@ from nfq_agent.policy_options import PolicyOptions, RuleOptions
 _SSH: Final = 22
 # Values of a list that are written out.
 _SHOWN: Final = 8
-# Keys of a queue that say what becomes of its packets.
+# Keys of a queue that say what happens to its packets.
 _KEYS: Final = ("mode", "default", "on_error", "bypass", "fail_open", "midstream")
 
 
@@ -52,7 +52,7 @@ def cuts_ssh(config: Config, name: str) -> bool:
 
 
 def told(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """One sentence for each queue: what becomes of its packets."""
+    """One sentence for each queue: what happens to its packets."""
     for name, each in summaries.items():
         parts = [f"mode {each['mode']}"]
         asked = [element for element in each["elements"] if "rules" in element]

@@ -30,7 +30,7 @@ class ProxyConfig(Model):
     elements: Annotated[tuple[str, ...], Field(strict=False)] = ()
     # How connections are taken: REDIRECT in table nat, or TPROXY in table mangle.
     capture: Literal["redirect", "tproxy"] = "redirect"
-    # Whether rules of ours accept what is led to the proxy in front of a host firewall that drops in hook INPUT.
+    # Whether rules of ours accept what is redirected to the proxy in front of a host firewall that drops in hook INPUT.
     accept_input: bool = False
     # Networks whose connections are not redirected.
     exclude: Annotated[tuple[NetworkField, ...], Field(strict=False)] = ()

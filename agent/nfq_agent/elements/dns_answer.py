@@ -64,7 +64,7 @@ class AnswerChanger(PacketElement[AnswerChangerOptions]):
         return Verdict(Action.ACCEPT, verdict.mark, packet.payload[: headers.data] + changed)
 
     def _changed(self, message: bytes, keep_size: bool) -> bytes | None:
-        """The other answer; None where the name is not one of ours, empty where it can't be made."""
+        """The other answer; None where the name is not one of ours, empty where it cannot be made."""
         if len(message) < 17 or not message[2] & 0x80:
             return None
         asked = dns.name(message, 12, strict=False)

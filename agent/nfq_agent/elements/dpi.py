@@ -1,6 +1,6 @@
 """`dpi`: finds the protocol of a flow and the name that it asks for, and puts both into `flow.facts`. It judges nothing.
 
-A flow is "undecided" until its first bytes have said what it is ("decided"), or until they can't any more ("gave-up"): after
+A flow is "undecided" until its first bytes have said what it is ("decided"), or until they cannot any more ("gave-up"): after
 32 packets with payload, 16 KiB or 10 seconds, or where the connection began before the first packet that was seen. Where the
 next message begins it is undecided again. It never guesses. docs/dpi.md lists the facts.
 """
@@ -60,8 +60,8 @@ class Dpi(PacketElement[DpiOptions]):
 
     def __init__(self, name: str, options: DpiOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
-        self._told = FlowFacts(name, emit, options.log)
-        self.kept = KeptFlows(options.openings, self._told.give_up)
+        self._flow_facts = FlowFacts(name, emit, options.log)
+        self.kept = KeptFlows(options.openings, self._flow_facts.give_up)
         self._log = options.log
         self._said_quic = False
         self._said_cut = False
@@ -103,7 +103,7 @@ class Dpi(PacketElement[DpiOptions]):
             if headers.data is not None:
                 self._udp(packet, flow, headers)
         elif "dpi" not in flow.facts:
-            self._told.give_up(flow, "neither TCP nor UDP")
+            self._flow_facts.give_up(flow, "neither TCP nor UDP")
         return None
 
     def watches(self, flow: Flow) -> int:
@@ -266,7 +266,7 @@ class Dpi(PacketElement[DpiOptions]):
         connection = flow.state[self] = resume(flow, self.context.flows)
         flow.origin_is_client = connection.from_origin
         if flow.midstream:
-            self._told.give_up(flow, BEGAN_BEFORE)
+            self._flow_facts.give_up(flow, BEGAN_BEFORE)
         return connection
 
     def _renewed(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation) -> bool:
@@ -294,20 +294,20 @@ class Dpi(PacketElement[DpiOptions]):
                 flow.facts |= {name: value for name, value in facts.items() if name not in flow.facts}
                 continue
             if not connection.begun:
-                self._told.next_message(flow, first)
+                self._flow_facts.next_message(flow, first)
             first = False
             connection.begun = event is Event.PART
             if event is Event.MESSAGE:
-                self._told.whole(flow, facts)
+                self._flow_facts.whole(flow, facts)
                 flow.midstream = flow.midstream and self.context.midstream == "drop"
             elif event is Event.PART:
-                self._told.part(flow, facts)
+                self._flow_facts.part(flow, facts)
             elif event is Event.DIFFERS:
                 # Another message than the one that was read, and perhaps of another protocol.
-                self._told.forget_message(flow)
-                self._told.give_up(flow, reason, conflict)
+                self._flow_facts.forget_message(flow)
+                self._flow_facts.give_up(flow, reason, conflict)
             else:
-                self._told.give_up(flow, reason, conflict)
+                self._flow_facts.give_up(flow, reason, conflict)
         self.kept.keep_or_not(flow, connection)
         self.kept.compare_or_not(flow, connection)
 
@@ -329,9 +329,9 @@ class Dpi(PacketElement[DpiOptions]):
             return
         if packet.gso:
             # Where one datagram ends and the next begins does not show.
-            self._told.forget_message(flow)
+            self._flow_facts.forget_message(flow)
             datagrams.begun = False
-            self._told.give_up(flow, "UDP datagrams that are joined (gso = true)", conflict=True)
+            self._flow_facts.give_up(flow, "UDP datagrams that are joined (gso = true)", conflict=True)
             return
         from_origin = five_tuple == flow.origin
         known = five_tuple.dport in dns.PORTS or five_tuple.sport in dns.PORTS or flow.facts.get("protocol") == "dns"
@@ -341,13 +341,15 @@ class Dpi(PacketElement[DpiOptions]):
                 flow.ahead = True
                 continue
             if not datagrams.begun:
-                self._told.next_message(flow, first=True)
+                self._flow_facts.next_message(flow, first=True)
             datagrams.begun = event is Event.PART
             if event is Event.MESSAGE:
                 before = flow.facts.get("dns_name"), flow.facts.get("dns_type")
-                self._told.whole(flow, facts, new=(facts.get("dns_name"), facts.get("dns_type")) != before or before[0] is None)
+                self._flow_facts.whole(
+                    flow, facts, new=(facts.get("dns_name"), facts.get("dns_type")) != before or before[0] is None
+                )
             elif event is Event.PART:
-                self._told.part(flow, facts)
+                self._flow_facts.part(flow, facts)
             else:
                 if reason == quic.NO_CRYPTOGRAPHY and not self._said_quic:
                     self._said_quic = True
@@ -355,5 +357,5 @@ class Dpi(PacketElement[DpiOptions]):
                         f"{self.name}: QUIC flows stay without a name: the Python package cryptography is not installed",
                         level="warning",
                     )
-                self._told.give_up(flow, reason, conflict)
+                self._flow_facts.give_up(flow, reason, conflict)
         self.kept.keep_or_not(flow, datagrams)

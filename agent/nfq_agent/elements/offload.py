@@ -24,7 +24,7 @@ class OffloadOptions(element.Options):
     generation: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _room(self) -> Self:
+    def _wide_enough(self) -> Self:
         if self.mark.mask.bit_count() < 3 or self.mark.value == 0:
             raise ValueError(
                 f"mark {self.mark} leaves no room for accepted, denied and a changed policy; "
@@ -36,7 +36,7 @@ class OffloadOptions(element.Options):
 class Offload(PacketElement[OffloadOptions]):
     """Turns the verdict on a packet, where it holds for the flow, into that mark and REPEAT.
 
-    The packet then goes through our rules again (see `rules`): they save the mark in the connection, and let pass or drop
+    The packet then goes through our rules again (see `rules`): they save the mark in the connection, and accept or drop
     this packet and all that follow, in both directions. Verdicts that are more than accept or drop stay unchanged.
     """
 

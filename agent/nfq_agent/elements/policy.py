@@ -27,7 +27,7 @@ class _Case:
 
     message: its number. packets, size: with payload, and their bytes, while it was open. known: the facts that the outcome
     follows from. open: those with which it was open the last time. denied: a message of a TCP connection was denied. What comes
-    later can't arrive without it, and what is sent again must not arrive, so that is final.
+    later cannot arrive without it, and what is sent again must not arrive, so that is final.
     """
 
     candidates: tuple[PolicyRule, ...]

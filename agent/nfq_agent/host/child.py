@@ -22,7 +22,7 @@ READY: Final = b"ready\n"
 STOP: Final = b"stop\n"
 DRAIN: Final = b"drain\n"
 LEAVE: Final = b"leave\n"
-# A child that could serve waits for GO. After STOP it says DONE when it reads no more and owes nothing.
+# A child that could serve waits for GO. After STOP it says DONE when it has stopped reading and owes nothing.
 GO: Final = b"go\n"
 DONE: Final = b"done\n"
 # Of -1000 to 1000: a worker is replaced when it ends, but nothing replaces the supervisor and takes its rules out.

@@ -257,7 +257,7 @@ SEC("tcx/to") int to_container(struct __sk_buff *skb)
     return judge(skb, TO_CONTAINER);
 }
 
-/* On our end of the pair: what the worker lets go on from a container. The mark says from which; nothing else comes here. */
+/* On our end of the pair: what the worker lets pass from a container. The mark says from which; nothing else comes here. */
 SEC("tcx/back") int back(struct __sk_buff *skb)
 {
     __u32 zero = 0, index = skb->mark;
@@ -268,7 +268,7 @@ SEC("tcx/back") int back(struct __sk_buff *skb)
     return redirect(index, BPF_F_INGRESS);
 }
 
-/* On the worker's end: the packet socket has seen it, and nobody else is to. */
+/* On the worker's end: the packet socket has seen it, and the stack must not. */
 SEC("tcx/end") int end(struct __sk_buff *skb)
 {
     return DROP;

@@ -1,7 +1,7 @@
 """Parsers of openings: what a connection's first bytes say about it. Bytes in, facts out; no I/O, no clock, no state.
 
 Every parser has the same face, `parse(client, server)`: the bytes that each side has sent so far, from the first. It
-answers NO (these bytes can't be that protocol), MORE (they may be, the bytes end too early) or Found. It never raises,
+answers NO (these bytes cannot be that protocol), MORE (they may be, the bytes end too early) or Found. It never raises,
 whatever the bytes, and never reports what the bytes do not say. Each module names its bound on the steps of a parse.
 """
 
@@ -97,7 +97,7 @@ def text(data: bytes, limit: int = TEXT_LIMIT) -> str:
     return data[:limit].decode("latin-1").translate(_ESCAPES)
 
 
-# Letters, digits, hyphen and underscore in labels that are not empty; a dot at the end is let pass (RFC 1034 3.1).
+# Letters, digits, hyphen and underscore in labels that are not empty; a dot at the end is allowed (RFC 1034 3.1).
 _HOST_NAME: Final = re.compile(rb"(?=.{1,254}\Z)[A-Za-z0-9_\-]{1,63}(?:\.[A-Za-z0-9_\-]{1,63})*\.?")
 
 

@@ -214,7 +214,7 @@ def _trailers(client: bytes, server: bytes = b"") -> Result:
 
 
 def _tunnel_behind_chunks(client: bytes, server: bytes = b"") -> Result:
-    """An upgrade that has a body of chunks: what comes behind them can't be told for certain."""
+    """An upgrade that has a body of chunks: what comes behind them cannot be told for certain."""
     return _conflict("an upgrade with a body in chunks")
 
 

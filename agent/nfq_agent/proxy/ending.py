@@ -21,7 +21,7 @@ class Ending:
         self.due: float | None = None
         self.over = False
 
-    def told(self, words: bytes, now: float) -> None:
+    def on_control(self, words: bytes, now: float) -> None:
         """The control words STOP, DRAIN and LEAVE: end, drain for the configured time, drain without a limit."""
         if STOP in words:
             self.over = True

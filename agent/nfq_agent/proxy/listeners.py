@@ -33,13 +33,13 @@ ListenAt = tuple[Endpoint, bool]
 _SHORT_OF: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
-def listen(config: ProxyConfig, there: Mapping[ListenAt, socket.socket] | None = None) -> list[socket.socket]:
+def listen(config: ProxyConfig, existing: Mapping[ListenAt, socket.socket] | None = None) -> list[socket.socket]:
     """Bound and listening sockets for a proxy, in the configuration's order. Raises OSError that names the address.
 
-    A `[::]` listener takes IPv4 too, unless a listener of IPv4 has the same port. Processes may share them. there: sockets that
-    listen already; those that fit are used again. Accepted sockets inherit the options (tcp(7)).
+    A `[::]` listener takes IPv4 too, unless a listener of IPv4 has the same port. Processes may share them. existing: sockets
+    that listen already; those that fit are used again. Accepted sockets inherit the options (tcp(7)).
     """
-    kept = there or {}
+    kept = existing or {}
     transparent = config.capture == "tproxy"
     listeners = []
     with contextlib.ExitStack() as undo:

@@ -94,7 +94,7 @@ class Proxy:
         self._epoll.register(self._control, select.EPOLLIN)
         for descriptor in self._siblings:
             self._epoll.register(descriptor, select.EPOLLIN)
-        self._room()
+        self._accept_if_room()
         self._control.send(READY, socket.MSG_NOSIGNAL)
         control = self._control.fileno()
         poll, halves = self._epoll.poll, self._halves
@@ -151,7 +151,7 @@ class Proxy:
     def _active(self) -> int:
         return len(self._pairs)
 
-    def _room(self) -> None:
+    def _accept_if_room(self) -> None:
         """A connection has ended, or a pause: accept again if there is room."""
         if not (self._listeners.accepting or self._ending.draining):
             self._listeners.resume(len(self._pairs), self._now)
@@ -229,7 +229,7 @@ class Proxy:
         for pair, reason in failed:
             command = self._dialer.failed(pair.connection, reason, self._now)
             self._dial(command, pair.client.sock, pair.connection, pair.stream)
-        self._room()
+        self._accept_if_room()
 
     # Running
 
@@ -282,7 +282,7 @@ class Proxy:
             self._failures(pair.connection, pair.stream.finished(self._now, pair.over))
             self._timers.prune(len(self._pairs))
         pair.close()
-        self._room()
+        self._accept_if_room()
 
     def _forget(self, pair: Pair) -> None:
         del self._pairs[pair.connection]
@@ -331,7 +331,7 @@ class Proxy:
                 self._queue_again(pair)
             self._update(pair)
         if self._listeners.due is not None and self._listeners.due <= now:
-            self._room()
+            self._accept_if_room()
         self._end_silent(now)
         self._ending.look(now, self._empty)
 
@@ -371,7 +371,7 @@ class Proxy:
             self._epoll.unregister(self._control)
         for sibling in self._siblings.values():
             sibling.tell(words)
-        self._ending.told(words, self._now)
+        self._ending.on_control(words, self._now)
 
     def _on_sibling_end(self, sibling: Sibling) -> None:
         """A process beside this one has ended. Raises ChildProcessError if it should not have."""

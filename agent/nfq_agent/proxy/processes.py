@@ -24,7 +24,7 @@ class Sibling:
                 each.close()
             body(control, self.counters)
 
-        self._child = Child("a further process of the proxy", life)
+        self._child = Child("another process of the proxy", life)
         self.pid = self._child.pid
         self.control = self._child.control
 

@@ -32,7 +32,7 @@ def serve(
 ) -> None:
     """Run a proxy until it is told to end. It says `ready` on `control` when it accepts.
 
-    process: each process beats, and shuts itself in. `drain` on `control`: accept nothing new, close the listeners, let what
+    process: each process beats, and confines itself. `drain` on `control`: accept nothing new, close the listeners, let what
     runs end for `settings.drain` seconds, then reset the rest, and return; `leave`: the same without a limit in time. `stop`:
     reset everything and return. The end of `control` is `drain` with `settings.lingers`, else `stop`.
     """

@@ -18,7 +18,7 @@ _PROTOCOLS: Final = {"tcp": 6, "udp": 17, "udplite": 136, "sctp": 132, "dccp": 3
 class InFront:
     """A foreign rule that is asked before a jump of ours and may keep packets from it.
 
-    chain, number: the rule of the built-in chain, counted from 1. target: what becomes of the packets. packets: that the rule,
+    chain, number: the rule of the built-in chain, counted from 1. target: what happens to the packets. packets: that the rule,
     or what it leads to, took since it was made; not all of them are packets that our rules select.
     """
 

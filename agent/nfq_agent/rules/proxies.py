@@ -1,4 +1,4 @@
-"""What the rules need to know of proxies: their ports, and what is led to them. No I/O."""
+"""What the rules need to know of proxies: their ports, and what is redirected to them. No I/O."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def listener_port(proxy: ProxyConfig, family: Family, wanted: int | None) -> int
 
 
 def accept_rules(config: Config, families: Collection[Family] = FAMILIES) -> dict[Family, tuple[Rule, ...]]:
-    """The rules of hook INPUT that accept what is led to the proxies with `accept_input`; families without one are left out.
+    """The rules of hook INPUT that accept what is redirected to proxies with `accept_input`; families without one are left out.
 
     By REDIRECT a packet arrives with the proxy's port, and its connection has a translated destination; by TPROXY it arrives as
     it was sent, with the mark of TPROXY. What is sent to the proxy's port directly is not accepted by them.

@@ -58,7 +58,8 @@ def _in_front(found: Iterable[InFront], meter: Meter) -> Iterator[BypassStatus]:
             f"{each.family} {each.table} {each.chain} {each.number}",
             count,
             "packets",
-            f"{each.text} is asked before the rules of this agent and may take their packets; not all that it took need be ours",
+            f"{each.text} is asked before the rules of this agent and may take their packets; some of those that it took may not "
+            "be ours",
             f"look at it: {each.command}; delete it or move it behind the jump of this agent",
         )
 
@@ -76,8 +77,8 @@ def _proxies(proxies: Iterable[ProxyStatus], meter: Meter) -> Iterator[BypassSta
                 proxy.name,
                 expected - led,
                 "connections",
-                f"proxy {proxy.name}: {expected} connections should have been led to it, and {led} were: another NAT of this "
-                "host took them first, or they are not tracked",
+                f"proxy {proxy.name}: {expected} connections should have been redirected to it, and {led} were: another NAT of "
+                "this host took them first, or they are not tracked",
                 'set backend = "owned" in table agent: it is asked before other NAT',
             )
         if led > _MORE_THAN * came + _SLACK and not proxy.counters["full"]:

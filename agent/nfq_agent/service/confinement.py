@@ -1,4 +1,4 @@
-"""How a worker's process is shut in before its first packet: by what the configuration says, and what its elements need."""
+"""How a worker's process is confined before its first packet: by what the configuration says, and what its elements need."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def lacking(mode: Mode) -> str | None:
 
 
 def status(config: Config) -> ConfinementStatus:
-    """How the workers are shut in."""
+    """How the workers are confined."""
     off = config.agent.confinement == "off"
     return ConfinementStatus(
         mode=config.agent.confinement,
@@ -92,6 +92,6 @@ class Confinement:
 
 
 def log_lacking(mode: Mode, log: Log) -> None:
-    """Say it where the kernel lacks what would shut workers in."""
+    """Say it where the kernel lacks what would confine workers."""
     if (what := lacking(mode)) is not None:
         log(f"{what}; they run without that", "warning")

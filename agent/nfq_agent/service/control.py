@@ -320,7 +320,7 @@ def _object(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError("the nesting is too deep") from error
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
     return value

@@ -185,7 +185,7 @@ class Crew:
         self._selector.register(child.pidfd, selectors.EVENT_READ, ended)
 
     def _settle(self) -> None:
-        """Keep no more what belonged to a process that has ended."""
+        """Drop what belonged to a process that has ended."""
         for worker in self.proxies.values():
             before = {**worker.stored, **worker.noted}
             worker.settle()

@@ -28,7 +28,7 @@ def host_notices(config: Config, backend: str) -> Iterator[HostNotice]:
     if off:
         yield HostNotice(
             "family",
-            "this kernel speaks no IPv6 (ipv6.disable=1, or no module): the rules are made for IPv4 alone",
+            "this kernel has no IPv6 (ipv6.disable=1, or no module): the rules are made for IPv4 alone",
             'family = "inet" in the rules says the same',
         )
     if not config.proxy:
@@ -58,8 +58,8 @@ def _firewalls(config: Config) -> Iterator[HostNotice]:
         if found:
             yield HostNotice(
                 "firewall",
-                f"{' and '.join(found)} drops what it does not accept, and connections led to proxy {name} arrive there with "
-                f"{_arrival(proxy)}",
+                f"{' and '.join(found)} drops what it does not accept, and connections redirected to proxy {name} arrive there "
+                f"with {_arrival(proxy)}",
                 f"unless a rule accepts them already: accept_input = true in table proxy.{name}, or iptables -I INPUT "
                 f"{accept_words(proxy)} (and ip6tables)",
             )
@@ -74,7 +74,7 @@ def _ports(proxy: ProxyConfig) -> str:
 
 
 def accept_words(proxy: ProxyConfig) -> str:
-    """The iptables rule that accepts what was led to a proxy, and not what was sent to its ports by others."""
+    """The iptables rule that accepts what was redirected to a proxy, and not what was sent to its ports by others."""
     if proxy.capture == "redirect":
         return f"-p tcp -m multiport --dports {_ports(proxy)} -m conntrack --ctstate DNAT -j ACCEPT"
     # TPROXY changes no port: only the mark tells.

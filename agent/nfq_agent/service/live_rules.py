@@ -69,8 +69,8 @@ class LiveRules:
             accepting = sum(1 for rule in gone if ACCEPTED in rule.tag)
             if put or accepting:
                 accepted.append(
-                    f"rules that accept what is led to a proxy, at the head of chains that drop in hook INPUT ({place.name}): "
-                    f"{put} inserted, {accepting} removed (accept_input)"
+                    "rules that accept what is redirected to a proxy, at the head of chains that drop in hook INPUT "
+                    f"({place.name}): {put} inserted, {accepting} removed (accept_input)"
                 )
             if len(gone) > accepting or len(steps) > put + len(gone):
                 removed.append(

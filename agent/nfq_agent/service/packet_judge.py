@@ -107,7 +107,7 @@ class PacketJudge:
         if verdict is None:
             return self._settings.on_error, False
         if verdict.action is Action.RETAIN or verdict.payload is not None:
-            self._failed(packet, TypeError("an element that declares itself pure cannot retain or rewrite a packet"))
+            self._failed(packet, TypeError("an element with pure = True cannot retain or rewrite a packet"))
             return self._settings.on_error, False
         # A REPEAT is asked for each time: the compiled reader would not notice that it loops.
         return self._enforced(packet, verdict), verdict.action is not Action.REPEAT

@@ -160,7 +160,7 @@ class QueueWorker(Worker):
         self._set_flags(self.queue)
 
     def count_on(self) -> None:
-        """Take over what the predecessor counted, now that it counts no more."""
+        """Take over what the predecessor counted, now that it has stopped counting."""
         if self._former is not None:
             self.counters.become(self._former.snapshot())
             self._former = None

@@ -26,7 +26,7 @@ class Signals:
 
     @property
     def over(self) -> bool:
-        """Whether this process is to serve no more."""
+        """Whether this process has to end."""
         return self.stop or self.restart
 
     @property

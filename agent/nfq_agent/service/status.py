@@ -250,7 +250,7 @@ class BypassStatus:
 
 @dataclass(frozen=True, slots=True)
 class ConfinementStatus:
-    """How worker processes are shut in. by: `seccomp`, `Landlock 7`. missing: what the kernel lacks. exemptions: of elements."""
+    """How worker processes are confined. by: `seccomp`, `Landlock 7`. missing: what the kernel lacks. exemptions: of elements."""
 
     mode: str = "unknown"
     by: tuple[str, ...] = ()

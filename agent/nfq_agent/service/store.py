@@ -96,7 +96,7 @@ class Store:
             self._keeper.keep(name, descriptor, polled)
 
     def drop(self, name: str) -> None:
-        """Keep it no more. Nothing happens if it is not kept. Raises OSError."""
+        """Stop keeping it. Nothing happens if it is not kept. Raises OSError."""
         if self._kept.pop(name, None) is not None and self._keeper is not None:
             self._keeper.forget(name)
 
@@ -110,7 +110,7 @@ class Store:
             self.drop(name)
 
     def discard(self, name: str) -> None:
-        """Close what the process before left under this name, and keep it no more. Raises OSError."""
+        """Close what the process before left under this name, and stop keeping it. Raises OSError."""
         if (descriptor := self.take(name)) is not None:
             with contextlib.suppress(OSError):
                 os.close(descriptor)

@@ -38,7 +38,7 @@ class Happening(Enum):
     FAILED = auto()
     """The successor cannot be prepared."""
     DONE = auto()
-    """The predecessor reads no more, and every packet that it read has its verdict."""
+    """The predecessor has stopped reading, and every packet that it read has its verdict."""
     ENDED = auto()
     """The predecessor has ended without saying that it is done."""
     LATE = auto()

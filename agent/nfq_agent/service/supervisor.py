@@ -95,7 +95,7 @@ class Supervisor:
             finally:
                 clean = self._leave(failed) if leaves else self.stop(failed)
         finally:
-            self._let_go()
+            self._release()
         return 0 if clean and not failed else 1
 
     def _leave(self, failed: bool) -> bool:
@@ -241,7 +241,7 @@ class Supervisor:
                 "warning",
             )
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         for each in (self._server, self._rule_watch):
             if each is not None:
                 each.close()

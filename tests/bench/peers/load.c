@@ -62,7 +62,7 @@ static int datagrams(const char *address, int port)
     return fd;
 }
 
-// Takes them, so that nobody answers with an ICMP error; never read.
+// Takes them, so that the kernel sends no ICMP error; never read.
 static void receiver(const char *address, int port)
 {
     struct sockaddr_in end = to(address, port);

@@ -22,7 +22,7 @@ _ALWAYS_READ: Final = ("/etc/localtime", "/usr/share/zoneinfo")
 
 
 def missing() -> list[str]:
-    """What this host lacks to shut a process in, in words; empty if nothing."""
+    """What this host lacks to confine a process, in words; empty if nothing."""
     return [what for what in (seccomp.missing(), landlock.missing()) if what is not None]
 
 

@@ -55,7 +55,7 @@ cdef enum:
 cdef class FixedMessages:
     """Messages of given shapes. A shape is a list of parts: bytes that stand fast, and numbers: so many bytes that are free.
 
-    Raises OSError where the memory cannot be had.
+    Raises OSError where the memory cannot be allocated.
     """
 
     def __cinit__(self, shapes):

@@ -160,7 +160,7 @@ cdef class FlowInbox(Inbox):
         )
 
     cdef inline void _note(self, uint8_t index, uint32_t identity) noexcept nogil:
-        """Put a packet into the run that goes on or into a new one."""
+        """Put a packet into the current run or into a new one."""
         cdef Run *run = &self.stretches[self.stretched - 1] if self.stretched else NULL
         if run == NULL or run.index != index:
             run = &self.stretches[self.stretched]

@@ -38,7 +38,7 @@ cdef class Inbox:
     cdef size_t room
     cdef uint8_t *buffer
     cdef object make
-    # What the turn has taken so far, and the run that goes on.
+    # What the turn has taken so far, and the current run.
     cdef readonly unsigned int count
     cdef unsigned int asked
     cdef uint32_t first

@@ -114,7 +114,7 @@ class Image:
         return [name for _, _, name in self._chains]
 
     def policy(self, chain: bytes) -> bytes:
-        """What becomes of a packet at the end of a built-in chain: ACCEPT or DROP; empty where there is no such chain."""
+        """What happens to a packet at the end of a built-in chain: ACCEPT or DROP; empty where there is no such chain."""
         for _, end, name in self._chains:
             if name == chain:
                 return _VERDICTS.get(self._verdict(end) or 0, b"")

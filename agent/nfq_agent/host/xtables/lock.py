@@ -49,7 +49,7 @@ def open_lock() -> int:
 
 @contextlib.contextmanager
 def xtables_lock(descriptor: int | None = None, seconds: float = DEADLINE) -> Iterator[None]:
-    """Hold the lock. descriptor: of the lock, opened by a process that may. Raises RuleError if it isn't free in time."""
+    """Hold the lock. descriptor: of the lock, opened by a process that may. Raises RuleError if it is not free in time."""
     lock = open_lock() if descriptor is None else descriptor
     try:
         _take(lock, seconds)

@@ -197,7 +197,7 @@ def _build_samples(family: Family) -> None:
 
 
 def _version() -> str:
-    """The library's file, whose name carries its version; empty if it isn't there."""
+    """The library's file, whose name carries its version; empty if it is not there."""
     with suppress(OSError):
         ctypes.CDLL(_SONAMES["xtables"])
         for line in Path("/proc/self/maps").read_text().splitlines():
