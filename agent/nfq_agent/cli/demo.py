@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import itertools
 import os
 import re
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -27,7 +30,12 @@ _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWNET: Final = 0x40000000
 _PORT: Final = 11000
 _SIZE: Final = 1_000_000
-_AGENT: Final = [sys.executable, "-m", "nfq_agent"]
+_MS_REC: Final = 0x4000
+_MS_PRIVATE: Final = 1 << 18
+# linux/sockios.h: SIOCSIFFLAGS; linux/if.h: IFF_UP
+_SET_FLAGS: Final = 0x8914
+_UP: Final = 1
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 _SAVES: Final = ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save")
 # Foreign rules: they must be the same afterwards.
 _FOREIGN: Final = (
@@ -72,7 +80,7 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
     _chapter(f"nfq-agent starts with the baseline: queue 100, TCP port {_PORT}, INPUT and OUTPUT")
     log = folder / "agent.log"
     # No configuration file is there, so this is the baseline; the flag adds its five-tuple log.
-    agent = stack.enter_context(_process([*_AGENT, "run", "--log-5tuple"], log.open("wb"), {"LOG_FORMAT": "console"}))
+    agent = stack.enter_context(_process([*_agent(), "run", "--log-5tuple"], log.open("wb"), {"LOG_FORMAT": "console"}))
     _until(lambda: _answers(agent), 10, "the agent did not become ready")
     _indent(log.read_text())
 
@@ -93,9 +101,9 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
     _hold(any(f"127.0.0.1:{_PORT} ->" in line for line in lines), "the responses are there")
 
     _chapter("Its rules, with their counters (nfq-agent rules)")
-    _indent(_output([*_AGENT, "rules"]))
+    _indent(_output([*_agent(), "rules"]))
     _chapter("Its status (nfq-agent status)")
-    _indent(_output([*_AGENT, "status"]))
+    _indent(_output([*_agent(), "status"]))
     (queue,) = status("default").queues
     judged = sum(worker.counters["received"] for worker in queue.workers)
     accepted = sum(worker.counters["accepted"] for worker in queue.workers)
@@ -115,20 +123,63 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
     _hold(after == before, "they equal the rules before, in every table, IPv4 and IPv6")
 
 
+def _agent() -> list[str]:
+    """The words that start this program: as it was started itself, from a package or a working tree."""
+    words = [sys.executable, *sys.orig_argv[1:]]
+    return words[: words.index("demo")] if "demo" in words else [sys.executable, "-m", "nfq_agent"]
+
+
 def _seclude() -> None:
     """Move this process into private network and mount namespaces (unshare(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "no private namespace can be made here")
+    if _libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET) != 0:
+        raise Broken(
+            f"no private namespace can be made here ({os.strerror(ctypes.get_errno())}); run it on the host, or in a container "
+            "with CAP_SYS_ADMIN and CAP_NET_ADMIN whose seccomp filter allows unshare(2) and mount(2)"
+        )
+    _make_mounts_private()
     for command in (
-        "mount --make-rprivate /",
         "mount -t tmpfs -o mode=755 tmpfs /run",
         "cp -a /etc /run/.etc",
         "mount --bind /run/.etc /etc",
         "rm -rf /etc/nfq-agent",
-        "ip link set lo up",
     ):
         _run(command.split())
+    _loopback_up()
+
+
+def _make_mounts_private() -> None:
+    """Keep what is mounted from now on in this namespace (mount_namespaces(7))."""
+    if _libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) == 0:
+        return
+    # In a chroot, / is no mount. Entering its own mount namespace leads a process out of a chroot (setns(2)); then back.
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        try:
+            namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+        except OSError as error:
+            raise Broken("/proc is not there; in a chroot, mount it first: mount -t proc proc /proc") from error
+        entered = _libc.setns(namespace, _CLONE_NEWNS) == 0
+        os.close(namespace)
+        private = entered and _libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) == 0
+        reason = os.strerror(ctypes.get_errno())
+        os.fchdir(root)
+        os.chroot(".")
+    finally:
+        os.close(root)
+    if not private:
+        raise Broken(
+            f"mounts cannot be made private here ({reason}), so the demo would change the host; run it outside of this chroot"
+        )
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            fcntl.ioctl(asking, _SET_FLAGS, struct.pack("16sh14x", b"lo", _UP))
+        except OSError as error:
+            raise Broken(
+                f"lo of the private network cannot be set up ({error.strerror}); in a container that takes CAP_NET_ADMIN"
+            ) from error
 
 
 def _has_legacy() -> bool:
