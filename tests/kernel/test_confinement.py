@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from agent import Agent, saved, until
+from containers import bridged, traces
 from namespace import Namespace
 from traffic import PYTHON
 
@@ -115,6 +116,44 @@ def test_no_descriptor_of_siblings_and_no_group(netns: Namespace, tmp_path: Path
         assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
         assert re.search(r"^Groups:\s*$", status, re.MULTILINE)
         assert not re.search(r"^Gid:.*\b0\b", status, re.MULTILINE)
+    assert agent.stop() == 0
+
+
+INTERFACES = """
+[agent]
+confinement = "required"
+[{kind}.pods]
+interfaces = ["veth*"]
+elements = ["evil"]
+{more}
+[element.evil]
+type = "taken_over:TakenOver"
+"""
+TO_THE_OTHER = """
+import socket
+end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for data in (b"before", b"attack", b"after"):
+    end.sendto(data, ("10.5.0.2", 7))
+"""
+
+
+@pytest.mark.parametrize(("kind", "more"), [("tap", ""), ("inline", "udp_ports = [7]")], ids=["tap", "inline"])
+def test_a_worker_at_interfaces_that_is_taken_over(netns: Namespace, tmp_path: Path, kind: str, more: str) -> None:
+    first, _ = bridged(netns)
+    agent = started(netns, tmp_path, INTERFACES.format(kind=kind, more=more))
+    before, nft = traces(netns), tables(netns)
+    first.run(PYTHON, "-c", TO_THE_OTHER)
+    ended(agent)
+    found = dict(re.findall(r"attempt (.+): (\w+)\s*$", agent.log, re.MULTILINE))
+    assert sum(name.startswith("frame on ") for name in found) >= 10
+    done = {name for name, how in found.items() if how not in (*REFUSED, "ENOENT")}
+    assert "close what is open" in found
+    # An inline worker judges by sending frames, on its own pair alone.
+    sockets = {name.split()[2] for name in done if name.startswith("frame on ")}
+    assert {name for name in done if kind == "tap" or not name.startswith(("frame on ", "close "))} == set()
+    assert len(sockets) == (1 if kind == "inline" else 0)
+    assert (traces(netns), tables(netns)) == (before, nft)
+    agent.status()
     assert agent.stop() == 0
 
 

@@ -59,6 +59,13 @@ TABLE = struct.pack("=HH", 9, 1) + b"evil\0" + bytes(3)
 # The begin of a batch, a new table `evil`, the end.
 NFT_BATCH = message(0x10, 1, 0, 10) + message(0x0A00, 0x401, 2, 0, TABLE) + message(0x11, 1, 0, 10)
 CONNTRACK_FLUSH = message(0x0102, 1, 2, 0)
+# A broadcast frame of a protocol for experiments.
+FRAME = b"\xff" * 6 + b"\x02" + bytes(5) + b"\x88\xb5" + bytes(50)
+# Commands of bpf(2) that make or change something.
+BPF = {
+    0: "map create", 5: "program load", 6: "pin", 7: "get pinned", 8: "attach", 9: "detach", 13: "program by id", 14: "map by id",
+    28: "link create", 29: "link update", 30: "link by id", 34: "link detach",
+}  # fmt: skip
 UNBIND = message(0x0302, 1, 0, 100, struct.pack("=HHBBH", 8, 1, 2, 0, 0))
 
 
@@ -76,6 +83,20 @@ def netlink_sockets() -> list[int]:
     return found
 
 
+def packet_sockets() -> list[int]:
+    """The descriptors of this process that are packet sockets (packet(7))."""
+    found = []
+    for descriptor in range(256):
+        try:
+            end = socket.socket(fileno=descriptor)
+        except OSError:
+            continue
+        if end.family == socket.AF_PACKET:
+            found.append(descriptor)
+        end.detach()
+    return found
+
+
 def on_socket(descriptor: int, data: bytes) -> dict[str, Callable[[], object]]:
     """Ways to send something on a socket that is there."""
     end = opened(descriptor)
@@ -85,7 +106,7 @@ def on_socket(descriptor: int, data: bytes) -> dict[str, Callable[[], object]]:
     header = ctypes.create_string_buffer(struct.pack("@PIPNPNi", 0, 0, ctypes.addressof(address), 1, 0, 0, 0) + bytes(12))
     return {
         "send": lambda: end.send(data),
-        "sendto": lambda: end.sendto(data, (0, 0)),
+        "sendto": lambda: end.sendto(data, ("lo", 0) if end.family == socket.AF_PACKET else (0, 0)),
         "sendmsg": lambda: end.sendmsg([data]),
         "write": lambda: os.write(descriptor, data),
         "writev": lambda: os.writev(descriptor, [data]),
@@ -120,6 +141,18 @@ def attempts(files: list[str]) -> dict[str, Callable[[], object]]:
                 found[f"{kind} on {descriptor}/{protocol} by {way}"] = attempt
         found[f"connect {descriptor}"] = partial(opened(descriptor).connect, (0, 0))
         found[f"replace on {descriptor}"] = partial(opened(descriptor).setsockopt, 0, 64, bytes(84))
+    if packet_sockets():
+        # The next packet socket would get its number.
+        found["close what is open"] = partial(os.close, 0)
+    for descriptor in packet_sockets():
+        for way, attempt in on_socket(descriptor, FRAME).items():
+            found[f"frame on {descriptor} by {way}"] = attempt
+        found[f"bind {descriptor} to lo"] = partial(opened(descriptor).bind, ("lo", 3))
+        # PACKET_FANOUT, PACKET_ADD_MEMBERSHIP, PACKET_RX_RING of packet(7), and SO_ATTACH_FILTER, SO_DETACH_FILTER of socket(7).
+        for level, option in ((263, 18), (263, 1), (263, 5), (1, 26), (1, 27)):
+            found[f"option {level}/{option} of {descriptor}"] = partial(opened(descriptor).setsockopt, level, option, bytes(16))
+    for command, words in BPF.items():
+        found[f"bpf {words}"] = partial(call, "bpf", command, ctypes.create_string_buffer(128), 128)
     for path in files:
         found[f"read {path}"] = partial(os.open, path, os.O_RDONLY)
         found[f"write {path}"] = partial(os.open, path, os.O_WRONLY)
@@ -157,7 +190,6 @@ def attempts(files: list[str]) -> dict[str, Callable[[], object]]:
         "map over fixed messages": lambda: mapped(BOTTOM, 0x10),
         "map over all from 0": lambda: mapped(0, 0x10),
         "io_uring": lambda: call("io_uring_setup", 1, ctypes.create_string_buffer(120)),
-        "bpf": lambda: call("bpf", 0, ctypes.create_string_buffer(128), 128),
         "memfd": lambda: call("memfd_create", b"x", 0),
         "userfaultfd": lambda: call("userfaultfd", 1),
         "personality": lambda: call("personality", 0x0400000),

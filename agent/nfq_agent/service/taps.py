@@ -27,8 +27,8 @@ from nfq_agent.verdict import ACCEPT
 
 # The Ethernet header and up to two tags precede a packet.
 _LINK_HEADER: Final = 22
-# Its sockets come later; what a ring has lost is asked of them (PACKET_STATISTICS of packet(7)).
-_NEEDS: Final = ProcessNeeds(gets=((263, 6),))
+# Its sockets come later, and nothing is sent on them; what a ring has lost is asked of them (PACKET_STATISTICS of packet(7)).
+_NEEDS: Final = ProcessNeeds(gets=((263, 6),), receives=True)
 
 
 class TapWorker(InterfaceWorker):

@@ -32,7 +32,8 @@ class ProcessNeeds:
 
     headers: where the headers of its fixed messages are (FixedMessages.headers). fixed: sockets on which those alone may be sent.
     many: sockets on which sendmmsg(2) is needed. maps: it changes entries of BPF maps. socket_options, getsockopt: (level, name)
-    pairs. reads, writes: files or folders. children: it ends and reaps children that it has a pidfd of.
+    pairs. reads, writes: files or folders. children: it ends and reaps children that it has a pidfd of. receives: it is handed
+    packet sockets, which it may read only. open_now: then, all else that is open when the door closes: it writes to that alone.
     """
 
     headers: tuple[tuple[int, int, int], ...] = ()
@@ -45,6 +46,8 @@ class ProcessNeeds:
     datagrams: bool = False
     threads: bool = False
     children: bool = False
+    receives: bool = False
+    open_now: frozenset[int] = frozenset()
     sets: tuple[tuple[int, int], ...] = ()
     gets: tuple[tuple[int, int], ...] = ()
     reads: tuple[str, ...] = ()
@@ -104,6 +107,8 @@ def rules(needs: ProcessNeeds, held: Iterable[int] = ()) -> dict[str, list[CallR
     not_fixed = tuple(low_is_not(0, descriptor) for descriptor in sorted(needs.fixed))
     for name in ("write", "writev", "pwrite64", "sendto"):
         found[name] = [not_fixed]
+    if needs.receives:
+        _only_what_is_open(found, needs)
     found["sendmsg"] = [within(1, start, end, stride) for start, end, stride in needs.headers]
     found["sendmmsg"] = [(low_is(0, descriptor),) for descriptor in sorted(needs.many)]
     _memory(found)
@@ -126,6 +131,16 @@ def rules(needs: ProcessNeeds, held: Iterable[int] = ()) -> dict[str, list[CallR
         # Which files is Landlock's business.
         found |= {name: [()] for name in _WRITES}
     return found
+
+
+def _only_what_is_open(found: dict[str, list[CallRule]], needs: ProcessNeeds) -> None:
+    """Nothing is sent on a descriptor that comes later, and none of those that are open gives its number to one."""
+    mine: list[CallRule] = [(low_is(0, descriptor),) for descriptor in sorted(needs.open_now)]
+    # A file that an element opens later comes in by a number of the same kind: then write(2) cannot be told apart.
+    found["sendto"] = mine
+    if not needs.writes:
+        found["write"] = found["writev"] = mine
+    found["close"] = [tuple(low_is_not(0, descriptor) for descriptor in sorted(needs.open_now))]
 
 
 def _memory(found: dict[str, list[CallRule]]) -> None:

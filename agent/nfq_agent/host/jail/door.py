@@ -10,7 +10,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from nfq_agent.host.jail import landlock, seccomp
@@ -41,6 +42,8 @@ def close(needs: ProcessNeeds) -> None:
     """
     _settle()
     held = _held()
+    if needs.receives:
+        needs = replace(needs, open_now=_open() - {number for number, family in _sockets() if family == socket.AF_PACKET})
     seccomp.no_new_privileges()
     if landlock.missing() is None:
         landlock.restrict((*_ALWAYS_READ, *_code_folders(), *needs.reads), needs.writes)
@@ -60,11 +63,24 @@ def _code_folders() -> Iterable[str]:
 
 def _held() -> list[int]:
     """The sockets to the kernel or to other processes of this host. They stay open: their numbers do not come again."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
+    return [number for number, family in _sockets() if family not in (socket.AF_INET, socket.AF_INET6)]
+
+
+def _sockets() -> Iterator[tuple[int, int]]:
+    """The sockets that are open, with their families."""
+    for number in _open():
         with contextlib.suppress(OSError):
-            end = socket.socket(fileno=int(name))
-            if end.family not in (socket.AF_INET, socket.AF_INET6):
-                found.append(int(name))
+            end = socket.socket(fileno=number)
+            family = end.family
             end.detach()
-    return found
+            yield number, family
+
+
+def _open() -> frozenset[int]:
+    """The descriptors that are open, without the one that this list is read by."""
+    found = set()
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            found.add(number)
+    return frozenset(found)
