@@ -171,7 +171,9 @@ def test_what_a_worker_held_that_had_to_be_killed_is_judged_by_its_successor(net
     assert flood(netns, 5).wait(timeout=PATIENCE) == 0
     until(lambda: agent.totals()["dropped"] == 6, "its successor judges these and the one that was held")
     assert passed() == 0
-    assert agent.totals()["lost"] == 1
+    # If the watchdog is first, the reload finds the packet in the hands of a second worker that hangs.
+    requeued = agent.log.count("up to 1 packets that the previous worker had read are queued again")
+    assert agent.totals()["lost"] == requeued in (1, 2)
     assert agent.queue()["uninspected"] == 0
     assert agent.stop() == 0
 
