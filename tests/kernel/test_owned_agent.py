@@ -12,6 +12,7 @@ import pytest
 from agent import Agent, until
 from namespace import Namespace
 from owned_table import OTHERS, listed, send
+from reachable import python, reachable
 
 from nfq_agent.host.xtables.backend import choose
 
@@ -31,24 +32,23 @@ def test_auto_is_owned_beside_nat_in_nf_tables_and_says_so(netns: Namespace) -> 
 
 
 def test_it_needs_one_capability_alone(netns: Namespace) -> None:
-    program = f"""
-import sys; sys.path[:0] = {sys.path!r}
-from nfq_agent.host.nftables.netlink import attributes
+    program = """
 from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.xtables.backend import choose
 from rule_texts import baseline
 host = choose("owned", "a")
-both = {{family: baseline() for family in ("inet", "inet6")}}
+both = {family: baseline() for family in ("inet", "inet6")}
 assert all(applied.changes for applied in host.apply_all(both).values())
 assert not any(applied.changes for applied in host.apply_all(both).values())
-host.apply_all({{family: {{}} for family in both}})
+host.apply_all({family: {} for family in both})
 host.close()
 """
+    reachable(netns)
     confined = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
     rights = [f"--{kind}=-all,+net_admin" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
-    netns.run(*confined, *rights, PYTHON, "-c", program)
+    netns.run(*confined, *rights, *python("-c", program))
     refused = netns.run(
-        *confined, "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", PYTHON, "-c", program, check=False
+        *confined, "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", *python("-c", program), check=False
     )
     assert "backend owned cannot be used: CAP_NET_ADMIN is missing; start as root, or with that capability" in refused.stderr
 

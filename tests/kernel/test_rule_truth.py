@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from agent import COMMAND, Agent, until
 from namespace import Namespace
+from reachable import python, reachable
 from traffic import FLOOD
 
 from nfq_agent.service import control
@@ -90,16 +91,18 @@ def test_rules_that_cannot_be_read_are_neither_there_nor_gone(netns: Namespace, 
     config = "/run/a.toml"
     netns.run("sh", "-c", f"cat >{config}", input=text)
     user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all")
-    rules = netns.run(*user, *COMMAND, "rules", "--config", config, check=False)
+    reachable(netns)
+    command = (*user, *python("-m", "nfq_agent"))
+    rules = netns.run(*command, "rules", "--config", config, check=False)
     assert rules.returncode == 1
     assert "No rule" not in rules.stdout
     assert "root" in rules.stderr
-    doctor = netns.run(*user, *COMMAND, "doctor", "--config", config, check=False)
+    doctor = netns.run(*command, "doctor", "--config", config, check=False)
     assert doctor.returncode == 1
     assert "shown to root only" in doctor.stdout
     assert "Traceback" not in doctor.stdout + doctor.stderr
     for verb in ("plan", "remove"):
-        done = netns.run(*user, *COMMAND, verb, "--config", config, check=False)
+        done = netns.run(*command, verb, "--config", config, check=False)
         assert done.returncode == 1, done.stdout
         assert "Traceback" not in done.stderr
         assert "Nothing to do" not in done.stdout

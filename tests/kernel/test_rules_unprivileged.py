@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import textwrap
 
 import pytest
-from namespace import ROOT, Namespace
+from namespace import Namespace
+from reachable import python, reachable
 from rule_texts import baseline, many, ours, rules
 from saved_rules import other_table, saved
 
@@ -21,24 +21,14 @@ pytestmark = pytest.mark.kernel
 
 def as_nobody(netns: Namespace, body: str, before: str = "") -> str:
     """The output of a Python program that runs as nobody with the two capabilities that rules need."""
-    # The checkout may stand in a folder that only its owner may enter.
-    places = {str(ROOT / "agent"): "/run/agent", str(ROOT / "tests"): "/run/tests", sys.prefix: "/run/venv"}
-    for there, here in places.items():
-        netns.shell(f"mkdir -p {here}; mount --bind {there} {here}")
-
-    def seen(path: str) -> str:
-        for there, here in places.items():
-            path = path.replace(there, here)
-        return path
-
-    program = f"import sys; sys.path[:0] = {[seen(each) for each in sys.path]!r}\n{textwrap.dedent(body)}"
+    reachable(netns)
     capabilities = "+net_admin,+net_raw"
     command = [
         *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"),
         *(f"--inh-caps=-all,{capabilities}", f"--ambient-caps=-all,{capabilities}", f"--bounding-set=-all,{capabilities}"),
-        *(seen(sys.executable), "-c", '"$0"'),
+        *python("-c", '"$0"'),
     ]
-    return netns.run("sh", "-ec", f"{before}\nexec {' '.join(command)}", program).stdout
+    return netns.run("sh", "-ec", f"{before}\nexec {' '.join(command)}", textwrap.dedent(body)).stdout
 
 
 LIFE = """
