@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
-from agent import COMMAND, Agent, ours
+from agent import COMMAND, Agent, ours, until
 from namespace import ROOT, Namespace
+from tcp_client import ask, server
+
+from nfq_agent.service import control
 
 pytestmark = pytest.mark.kernel
 
@@ -101,3 +106,80 @@ def test_an_extension_that_is_missing_is_named_with_its_package(netns: Namespace
 def test_a_run_folder_that_takes_nothing_is_named(netns: Namespace, tmp_path: Path, change: str, expected: str) -> None:
     netns.shell(change)
     assert refused(netns, tmp_path) == expected
+
+
+PROXY = '[proxy.web]\nlisten = [{}]\n[rules.web]\nproxy = "web"\ntcp_ports = [8080]\nhooks = ["output"]\n'
+
+
+@pytest.mark.parametrize("listen", ['"[::]:15002"', '"0.0.0.0:15002", "[::]:15002"'])
+def test_a_listener_of_both_families_takes_ipv4_where_there_is_no_ipv6(netns: Namespace, tmp_path: Path, listen: str) -> None:
+    agent = Started(netns, tmp_path, PROXY.format(listen), WITHOUT_IPV6).ready()
+    server(netns, "echo", "127.0.0.1")
+    assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
+    (proxy,) = agent.status()["proxies"]
+    assert proxy["counters"]["connections"] == 1
+    assert agent.stop() == 0
+
+
+def test_a_listener_of_ipv6_alone_is_named_where_there_is_no_ipv6(netns: Namespace, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(PROXY.format('"[::1]:15002"'))
+    done = netns.run(
+        *WITHOUT_IPV6, "env", "LOG_FORMAT=console", *COMMAND, "run", "--config", str(tmp_path / "a.toml"), check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if " error " in line]
+    assert error.endswith("cannot listen on [::1]:15002: this kernel speaks no IPv6; name an IPv4 address in listen")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_descriptors_change_nothing(netns: Namespace, tmp_path: Path, closed: str) -> None:
+    """The numbers 0 to 2 must not become the queue's socket, or a rule's."""
+    config = tmp_path / "default.toml"
+    config.write_text(SMALL)
+    command = f"exec env LOG_FORMAT=console {' '.join(COMMAND)} run --config {config} {closed}"
+    process = netns.start("sh", "-c", command, stdin=None, stdout=PIPE, stderr=PIPE)
+    until(lambda: len(ours(netns)) == 12 or process.poll() is not None, "its rules are in")
+    until(lambda: netns.call(answers), "it serves")
+    process.terminate()
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert said == b""
+    assert b"Traceback" not in errors
+    assert ours(netns) == []
+
+
+def answers() -> bool:
+    """Whether the agent answers on its control socket."""
+    try:
+        return bool(control.ask("default", {"verb": "ping"}, 5.0))
+    except control.ControlError:
+        return False
+
+
+def test_a_client_bound_to_a_device_is_counted_and_named(netns: Namespace, tmp_path: Path) -> None:
+    netns.shell(
+        "ip link add eth0 type veth peer name eth1; ip address add 10.9.0.1/24 dev eth0; ip link set eth0 up;"
+        "ip link set eth1 up; ip neighbour add 10.9.0.2 dev eth0 lladdr 02:00:00:00:00:02"
+    )
+    agent = Agent(netns, tmp_path, PROXY.format('"0.0.0.0:15002"')).ready()
+    netns.call(bound_clients, 30)
+
+    def missing() -> list[dict[str, object]]:
+        answer = netns.call(control.ask, "default", {"verb": "status"}, 30.0)
+        return [dict(each) for each in answer["bypasses"] if each["cause"] == "proxy"]
+
+    until(missing, "they are missing")
+    (found,) = missing()
+    assert "SO_BINDTODEVICE" in str(found["text"])
+    assert found["count"] == 30
+    assert agent.stop() == 0
+
+
+def bound_clients(count: int) -> None:
+    """Clients whose packets may leave by one interface only."""
+    for _ in range(count):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+            client.setblocking(False)
+            client.connect_ex(("10.9.0.2", 8080))

@@ -12,10 +12,10 @@ import select
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
 from nfq_agent.config.proxy import ProxyConfig
+from nfq_agent.host.families import families
 from nfq_agent.host.sockets import Address, backlog_of, keep_alive, no_delay, set_transparent
 from nfq_agent.values import Endpoint
 
@@ -27,7 +27,6 @@ ACCEPTS: Final = 64
 # How long to wait before accepting again when the system is out of descriptors or memory.
 PAUSE: Final = 0.2
 # It is missing with ipv6.disable=1.
-_IPV6: Final = Path("/proc/net/if_inet6")
 # Where to listen, and whether to leave IPv4 to another listener there.
 ListenAt = tuple[Endpoint, bool]
 _SHORT_OF: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
@@ -59,10 +58,19 @@ def listen(config: ProxyConfig, existing: Mapping[ListenAt, socket.socket] | Non
 
 
 def places(config: ProxyConfig) -> list[ListenAt]:
-    """Where to listen, and whether to leave IPv4 to another listener there. Without IPv6 in the kernel: on IPv4 alone."""
+    """Where to listen, and whether to leave IPv4 to another listener there.
+
+    Without IPv6 in the kernel: on IPv4 alone, and in place of `[::]`, which takes both, on `0.0.0.0`. Raises OSError where that
+    leaves no listener.
+    """
     taken = {each.port for each in config.listen if ":" not in each.host}
-    usable = config.listen if _IPV6.exists() else [each for each in config.listen if ":" not in each.host] or config.listen
-    return [(each, each.port in taken) for each in usable]
+    if "inet6" in families():
+        return [(each, each.port in taken) for each in config.listen]
+    wanted = [each for each in config.listen if ":" not in each.host or (each.host == "::" and each.port not in taken)]
+    if not wanted:
+        listen = ", ".join(map(str, config.listen))
+        raise OSError(f"cannot listen on {listen}: this kernel speaks no IPv6; name an IPv4 address in listen")
+    return [(Endpoint("0.0.0.0", each.port) if each.host == "::" else each, False) for each in wanted]
 
 
 def _listen(at: Endpoint, transparent: bool, v6only: bool) -> socket.socket:

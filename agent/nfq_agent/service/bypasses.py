@@ -89,9 +89,10 @@ def _proxies(proxies: Iterable[ProxyStatus], meter: Meter) -> Iterator[BypassSta
                 led - came,
                 "connections",
                 f"proxy {proxy.name}: the rules redirected {led} connections to port {numbers}, and {came} arrived: a firewall "
-                "of this host may drop them in INPUT, where they have the proxy's port; or another rule took them",
-                f"iptables -I INPUT -p tcp -m multiport --dports {numbers} -m conntrack --ctstate DNAT -j ACCEPT (and ip6tables; "
-                "with capture = tproxy without the match on conntrack)",
+                "of this host may drop them in INPUT, where they have the proxy's port; or another rule took them; or their "
+                "clients are bound to a device (SO_BINDTODEVICE), which keeps them from the proxy on loopback",
+                f"accept_input = true in table proxy.{proxy.name}; or iptables -I INPUT -p tcp -m multiport --dports {numbers} "
+                "-m conntrack --ctstate DNAT -j ACCEPT (and ip6tables; with capture = tproxy: -m mark --mark TPROXY_MARK)",
             )
 
 
