@@ -9,143 +9,33 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from agent import Agent
 from captures import certificate, listening, wait_until
-from evasion_servers import PLAIN, PYTHON, QUIC, TLS
+from evasion_attempt import NOTES, Attempt, How, Try
+from evasion_config import DNS, GIVEN, MARKED, NGINX_PORTS, TAKEN, UNNAMED, Policy
+from evasion_servers import HTTP_PORTS, PLAIN_PORTS, QUIC, TLS_PORTS
 from namespace import UNPRIVILEGED, Namespace, join
 
-NGINX, DNS = 8000, 53
-ADDRESSES = {4: "10.203.0.1", 6: "fd00:203::1"}
 # A hop limit with which a packet does not reach the servers: their host drops it, as a router on the way would.
 FAR = 2
 
 _NGINX = """
 daemon off; master_process off; user root; pid /run/nginx.pid; error_log FOLDER/nginx-error.log;
-events { worker_connections 512; }
+events { worker_connections 1024; }
 http {
   log_format seen 'nginx $host $request_uri'; access_log FOLDER/nginx.log seen;
-  keepalive_timeout 20s; large_client_header_buffers 4 32k; client_body_temp_path /run/nginx-body;
-  server { listen [::]:8000 ipv6only=off backlog=512; location / { return 200 "ok\\n"; } }
+  keepalive_timeout 60s; large_client_header_buffers 4 32k; client_body_temp_path /run/nginx-body;
+  server { LISTEN location / { return 200 "ok\\n"; } }
 }
 """
-
-_CONFIG = """
-[queue.egress]
-num = 120
-elements = ["dpi", "names"]
-
-[element.names]
-type = "policy"
-default = "{default}"
-undecided = "accept"
-rule = [
-  {{ action = "{action}", tls_sni = ["{names}"] }},
-  {{ action = "{action}", http_host = ["{names}"] }},
-  {{ action = "{action}", dns_name = ["{names}"] }},
-]
-
-[rules.egress]
-queue = "egress"
-hooks = ["output"]
-tcp_ports = [{tcp}]
-udp_ports = [{udp}]
-role = "client"
-"""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """kind: "allow-list", "block-list", or "none" for no agent at all. action: what happens to a denied name."""
-
-    kind: str
-    action: str = "drop"
-
-    def __str__(self) -> str:
-        return self.kind if self.kind == "none" else f"{self.kind}-{self.action}"
-
-    def config(self, more_ports: Sequence[int] = ()) -> str:
-        """The agent's configuration."""
-        allow = self.kind == "allow-list"
-        tcp = ", ".join(map(str, (DNS, TLS, PLAIN, NGINX, PYTHON, *more_ports)))
-        return _CONFIG.format(
-            default=self.action if allow else "accept", action="accept" if allow else self.action,
-            # The second is what some lines show us while the server reads `refused`.
-            names='*.allowed.test", "*.refuused.test' if allow else "*.refused.test", tcp=tcp, udp=f"{DNS}, {QUIC}",
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One try. name: unlike that of any other try. family: 4 or 6. allowed, denied: names of equal length."""
-
-    name: str
-    family: int
-
-    @property
-    def address(self) -> str:
-        """The servers'."""
-        return ADDRESSES[self.family]
-
-    @property
-    def allowed(self) -> str:
-        """A name that the policy lets pass."""
-        return f"{self.name}.allowed.test"
-
-    @property
-    def denied(self) -> str:
-        """A name that it does not."""
-        return f"{self.name}.refused.test"
-
-    def tcp(self, port: int) -> socket.socket:
-        """A connection that sends each write as a segment of its own."""
-        connection = socket.create_connection((self.address, port), timeout=2)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
-
-    def udp(self, port: int) -> socket.socket:
-        """A connected datagram socket."""
-        kind = socket.AF_INET if self.family == 4 else socket.AF_INET6
-        client = socket.socket(kind, socket.SOCK_DGRAM)
-        client.connect((self.address, port))
-        client.settimeout(1)
-        return client
-
-    def say(self, port: int, *segments: bytes, pause: float = 0.05, linger: float = 0.5) -> None:
-        """One connection: segments with a pause after each; what comes back is read and thrown away."""
-        with self.tcp(port) as connection:
-            for segment in segments:
-                connection.sendall(segment)
-                time.sleep(pause)
-            self.drain(connection, linger)
-
-    @staticmethod
-    def drain(connection: socket.socket, seconds: float = 0.5) -> bytes:
-        """What comes within a time."""
-        connection.settimeout(seconds)
-        got = b""
-        end = time.monotonic() + seconds
-        try:
-            while time.monotonic() < end and (data := connection.recv(65536)):
-                got += data
-                connection.settimeout(max(0.01, end - time.monotonic()))
-        except OSError:
-            pass
-        return got
-
-
-# The name that must not arrive is given apart from the attempt, so that an honest twin can be given the allowed one.
-How = Callable[[Attempt, str], None]
-Try = tuple[Attempt, How, str]
 
 
 class Bed:
@@ -157,21 +47,25 @@ class Bed:
         """more_ports: judged too. serve: starts other servers in place of those of the table."""
         self.policy = policy
         self.folder = folder
+        self._whole = serve is None
         folder.chmod(0o755)
         self.servers, self.attacker = Namespace(), Namespace()
         self.agent: Agent | None = None
         try:
-            join(self.servers, self.attacker)
-            self.servers.shell(
-                f"iptables-legacy -w -t raw -A PREROUTING -m ttl --ttl-lt {FAR + 1} -j DROP;"
-                f"ip6tables-legacy -w -t raw -A PREROUTING -m hl --hl-lt {FAR + 1} -j DROP"
-            )
+            self._join()
             if serve is None:
                 self._serve()
             else:
                 serve(self)
             if policy.kind != "none":
-                self.agent = Agent(self.attacker, folder, policy.config(more_ports)).ready()
+                # As JSON, so that the test sees that each line is whole.
+                config = policy.config(more_ports, self._whole)
+                self.agent = Agent(self.attacker, folder, config, LOG_FORMAT="json").ready()
+            # As VPN tools have it: the connection's mark, which is still 0, takes the place of the packet's.
+            for tables in ("iptables-legacy", "ip6tables-legacy"):
+                self.attacker.shell(
+                    f"{tables} -w -t mangle -I OUTPUT -p tcp --dport {MARKED} -j CONNMARK --restore-mark 2>/dev/null"
+                )
         except BaseException:
             self.close()
             raise
@@ -183,9 +77,32 @@ class Bed:
         self.attacker.close()
         self.servers.close()
 
+    def _join(self) -> None:
+        join(self.servers, self.attacker)
+        self.servers.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth1", "netns", str(self.attacker.pid))
+        for number, namespace in ((1, self.servers), (2, self.attacker)):
+            namespace.shell(
+                f"ip address add 10.204.0.{number}/24 dev eth1; ip -6 address add fd00:204::{number}/64 dev eth1 nodad;"
+                "ip link set eth1 up"
+            )
+        for addresses in (TAKEN, UNNAMED):
+            self.servers.run("ip", "address", "add", f"{addresses[4]}/24", "dev", "eth0")
+            self.servers.run("ip", "-6", "address", "add", f"{addresses[6]}/64", "dev", "eth0", "nodad")
+        # Sources of their own, so that what one of them is told uses up nothing of another's allowance.
+        self.attacker.shell(
+            "for n in 11 12 13; do ip address add 10.203.0.$n/24 dev eth0;"
+            "ip -6 address add fd00:203::$n/64 dev eth0 nodad; done;"
+            f"install -m 666 /dev/null {NOTES}"
+        )
+        self.servers.shell(
+            f"iptables-legacy -w -t raw -A PREROUTING -m ttl --ttl-lt {FAR + 1} -j DROP;"
+            f"ip6tables-legacy -w -t raw -A PREROUTING -m hl --hl-lt {FAR + 1} -j DROP"
+        )
+
     def _serve(self) -> None:
         certificate(self.folder)
-        (self.folder / "nginx.conf").write_text(_NGINX.replace("FOLDER", str(self.folder)))
+        listen = " ".join(f"listen [::]:{port} ipv6only=off backlog=512;" for port in NGINX_PORTS)
+        (self.folder / "nginx.conf").write_text(_NGINX.replace("FOLDER", str(self.folder)).replace("LISTEN", listen))
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         script = Path(__file__).with_name("evasion_servers.py")
         with open(self.folder / "servers.err", "wb") as errors:
@@ -194,25 +111,39 @@ class Bed:
         self.servers.start(
             "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=",
             "--address=/test/192.0.2.7", "--max-tcp-connections=200",
+            *(f"--address=/given.test/{address}" for address in GIVEN.values()),
+            *(f"--address=/taken.test/{address}" for address in TAKEN.values()),
             "--log-queries", f"--log-facility={self.folder / 'dnsmasq.log'}", **quiet,
         )  # fmt: skip
-        for port in (TLS, PLAIN, PYTHON, NGINX, DNS):
+        for port in (*TLS_PORTS, *PLAIN_PORTS, *HTTP_PORTS, *NGINX_PORTS, DNS):
             wait_until(partial(listening, self.servers, port), f"port {port} is served")
         for port in (QUIC, DNS):
             wait_until(partial(listening, self.servers, port, "-u"), f"UDP port {port} is served")
 
-    def seen(self) -> list[str]:
-        """What the servers have understood so far, a line each."""
+    def understood(self, name: str) -> list[str]:
+        """The lines in which a server understood a name."""
+        whole = re.compile(rf"^.*(?<![\w.-]){re.escape(name)}(?![\w-]).*$", re.IGNORECASE | re.MULTILINE)
         lines: list[str] = []
         for file in ("seen.log", "nginx.log", "dnsmasq.log"):
             if (path := self.folder / file).exists():
-                lines += path.read_text(errors="replace").splitlines()
+                text = path.read_text(errors="replace")
+                # The quick look first: most names are nowhere.
+                lines += whole.findall(text) if name.lower() in text.lower() else []
         return lines
 
-    def understood(self, name: str) -> list[str]:
-        """The lines in which a server understood a name."""
-        whole = re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", re.IGNORECASE)
-        return [line for line in self.seen() if whole.search(line)]
+    def notes(self, attempt: Attempt) -> list[str]:
+        """What an attempt has left so far."""
+        lines = (line.partition(" ") for line in Path(f"/proc/{self.attacker.pid}/root{NOTES}").read_text().splitlines())
+        return [text for name, _, text in lines if name == attempt.name]
+
+    def log(self) -> list[str]:
+        """All that the agent has logged, over its restarts."""
+        return (self.folder / "default.log").read_text(errors="replace").splitlines() if self.agent else []
+
+    def configure(self, more_names: str) -> None:
+        """Put another name onto the list."""
+        assert self.agent is not None
+        self.agent.configure(self.policy.config((), self._whole, more_names))
 
     def run(self, tries: Sequence[Try], raw: bool, timeout: float = 120) -> None:
         """Make all the tries at once, as nobody, or as root where `raw`."""

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from evasion_bed import FAR, NGINX, Attempt
+from evasion_attempt import Attempt
+from evasion_bed import FAR
+from evasion_config import NGINX
 from evasion_line import Line
 from evasion_servers import QUIC, TLS
 from evasion_tls import first_flight, send_flight

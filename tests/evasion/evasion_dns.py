@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from functools import partial
 
-from evasion_bed import DNS, Attempt
+from evasion_attempt import Attempt
+from evasion_config import DNS
 from evasion_line import Line
 from openings import dns_query, over_tcp
 

@@ -18,6 +18,7 @@ class Elsewhere:
 
 
 _NAMES = "kernel/test_names.py::"
+_FORGED = "kernel/test_names_forged.py::"
 _MIDSTREAM = "kernel/test_midstream.py::"
 
 LINES = (
@@ -32,15 +33,15 @@ LINES = (
     ),
     Elsewhere(
         "An answer with another number, question or type, with an error, for another owner, or the second to a question",
-        "who can send from the resolver's address", "not believed", _NAMES + "test_forged_answers_are_not_believed",
+        "who can send from the resolver's address", "not believed", _FORGED + "test_forged_answers_are_not_believed",
     ),
     Elsewhere(
         "An answer of a resolver that is not believed", ANY_USER, "not believed",
-        _NAMES + "test_the_answer_of_another_resolver_is_not_believed",
+        _FORGED + "test_the_answer_of_another_resolver_is_not_believed",
     ),
     Elsewhere(
         "An answer from a believed address without a question", RAW, "not believed",
-        _NAMES + "test_an_answer_without_a_question_is_not_believed",
+        _FORGED + "test_an_answer_without_a_question_is_not_believed",
     ),
     Elsewhere(
         "A connection in the moment in which the answer arrives", ANY_USER, "its name is known by then",
@@ -68,17 +69,31 @@ LINES = (
         _MIDSTREAM + "test_a_connection_that_began_before_the_agent",
     ),
     Elsewhere(
-        "A rule of others in front of ours clears our marks: a packet comes back for ever", "root",
-        "it gets its verdict after 16 times; `doctor` names the rule",
-        "kernel/test_elements_offload.py::test_a_foreign_rule_that_clears_our_mark_makes_no_packet_loop",
-    ),
-    Elsewhere(
         "An element of a user answers REPEAT each time", "an element", "it gets `on_error` after 16 times",
         "kernel/test_elements_offload.py::test_an_element_that_always_answers_repeat_gets_on_error",
     ),
     Elsewhere(
-        "IPv6 with `all = true` and an allow-list: neighbour discovery is dropped", "no sender",
-        "what the link needs passes unless a rule names it",
-        "kernel/test_link_local.py::test_an_allow_list_over_everything_leaves_the_link_alive",
+        "A policy that names facts without `dpi` before it: nothing shows a name", "who writes the configuration",
+        "refused by `check`", "kernel/test_config.py::test_bad_configuration_is_refused",
+    ),
+    Elsewhere(
+        "A policy that denies, on a queue with `fail_open = true` or `bypass = true`", "who writes the configuration",
+        "`check` warns", "unit/test_rules.py::test_a_policy_that_enforces_is_not_left_open_unsaid",
+    ),
+    Elsewhere(
+        "Several datagrams in one send, with `rate-limit`, `sample`, `log` and `chaos`", ANY_USER, "each is judged and counted",
+        "kernel/test_udp_segments.py::test_each_datagram_of_one_send_is_judged_and_counted",
+    ),
+    Elsewhere(
+        "IPv6 extension headers of up to 5,104 bytes before the ports, from outside", RAW, "the ports are read",
+        "kernel/test_extension_headers.py::test_ports_behind_extension_headers",
+    ),
+    Elsewhere(
+        "MPTCP with `refuse-mptcp`: the name would be split over two subflows", ANY_USER, "the connection becomes plain TCP",
+        "kernel/test_mptcp.py::test_mptcp_is_refused_and_names_are_judged",
+    ),
+    Elsewhere(
+        "A local stub (systemd-resolved's address) that answers on loopback, where only output is judged", "no sender",
+        "its answers are seen", _NAMES + "test_a_local_stub_by_the_hosts_own_settings",
     ),
 )  # fmt: skip

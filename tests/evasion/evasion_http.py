@@ -6,7 +6,8 @@ import socket
 import time
 from functools import partial
 
-from evasion_bed import NGINX, Attempt
+from evasion_attempt import Attempt
+from evasion_config import NGINX
 from evasion_line import Line
 from evasion_servers import PLAIN, PYTHON
 
@@ -57,8 +58,15 @@ SPELLINGS = {
     "bare-lf": ("lines that end with LF alone", "GET / HTTP/1.1\nHost: <N>\n\n", NGINX),
     "empty-lines-first": ("empty lines before the request", "\r\n\r\nGET / HTTP/1.1\r\nHost: <N>\r\n\r\n", NGINX),
     "line-without-colon": ("a line without a colon before Host", "GET / HTTP/1.1\r\nX\r\nHost: <N>\r\n\r\n", NGINX),
+    "absolute-query": ("an absolute URI without a path", "GET http://<N>?b HTTP/1.1\r\nHost: <A>\r\n\r\n", NGINX),
     "header-name-that-is-none": ("a field name that is none before Host", "GET / HTTP/1.1\r\nX(): 1\r\nHost: <N>\r\n\r\n", NGINX),
 }  # fmt: skip
+
+# What some other server takes.
+MORE_SPELLINGS = {
+    "version-2.0": ("`HTTP/2.0` in the request line", "GET / HTTP/2.0\r\nHost: <N>\r\n\r\n"),
+    "version-3.1": ("`HTTP/3.1` in the request line", "GET / HTTP/3.1\r\nHost: <N>\r\n\r\n"),
+}
 
 
 def _two(first: str, attempt: Attempt, name: str, *, port: int = NGINX, last: str = "") -> None:

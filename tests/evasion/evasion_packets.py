@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from evasion_bed import DNS, NGINX, Attempt
+from evasion_attempt import Attempt
+from evasion_config import DNS, NGINX
 from evasion_line import Line
 from evasion_servers import QUIC
 from evasion_tls import first_flight

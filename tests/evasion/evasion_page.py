@@ -5,8 +5,13 @@ from __future__ import annotations
 import evasion_decoys
 import evasion_dns
 import evasion_elsewhere
+import evasion_events
+import evasion_gate
+import evasion_host
 import evasion_http
+import evasion_names
 import evasion_packets
+import evasion_pressure
 import evasion_tls
 from evasion_line import Line
 
@@ -16,6 +21,11 @@ LINES: tuple[Line, ...] = (
     *evasion_tls.LINES,
     *evasion_decoys.LINES,
     *evasion_packets.LINES,
+    *evasion_host.LINES,
+    *evasion_names.LINES,
+    *evasion_gate.LINES,
+    *evasion_pressure.LINES,
+    *evasion_events.LINES,
 )
 
 _HEAD = """# Evasions: what a name policy holds against
@@ -23,18 +33,19 @@ _HEAD = """# Evasions: what a name policy holds against
 Each line is tried by `tests/evasion/` against real servers (nginx, Python's HTTP server, dnsmasq, OpenSSL, aioquic, and an
 application that writes down the bytes it reads): in IPv4 and IPv6, for an allow-list (`default = "drop"`, some names
 accepted) and a block-list (`default = "accept"`, some names dropped), with `drop` and with `reject`, and `undecided = "accept"`.
-Without the agent the server understands the denied name; with it, "blocked" means that it never does. A limit is a line that is
-not blocked, with the reason. The
-spellings of HTTP are tried on Apache, Node, HAProxy and Go too, where these are installed. This page is made
-from the table in the tests.
+Without the agent the server understands the denied name; with it, "blocked" means that it never does, and where allowed names
+can be said in the same way, those arrive. A limit is a line that is not blocked, with the reason. The
+spellings of HTTP are tried on Apache, Node, HAProxy and Go too, where these are installed. A generator
+(`tests/evasion/test_understood.py`) alters requests at random: no server may answer for a name that the policy denied.
+This page is made from the table in the tests.
 
 | evasion | who can do it | what happens to it |
 |---|---|---|
 """
 
 _ELSEWHERE = """
-These are tried by tests of their own, with the configuration that they speak of: names that DNS proves, what happens to
-connections when something happens to the agent, and packets that must not go round or get lost.
+These are tried by tests of their own, with the configuration that they need: forged answers of a resolver, long waits, large
+floods, and faults of a configuration.
 
 | what is tried | who can do it | what happens to it |
 |---|---|---|
@@ -49,10 +60,8 @@ def page() -> str:
 
 
 def _outcome(line: Line) -> str:
-    if line.still_open:
-        return f"not blocked yet: {line.still_open}"
     if line.limit is None:
-        return "blocked"
+        return line.outcome
     holds = f"; an {' and a '.join(line.holds)} blocks it" if line.holds else ""
     return f"limit: {line.limit}{holds}"
 

@@ -22,6 +22,9 @@ from aioquic.asyncio.server import serve
 from aioquic.quic.configuration import QuicConfiguration
 
 TLS, QUIC, PLAIN, PYTHON = 4430, 4433, 4440, 8080
+# The same servers behind other rules.
+PROVEN_TLS, PROVEN_PLAIN, GATE_PYTHON = 4431, 4441, 8007
+TLS_PORTS, PLAIN_PORTS, HTTP_PORTS = (TLS, PROVEN_TLS), (PLAIN, PROVEN_PLAIN), (PYTHON, GATE_PYTHON)
 
 
 class Seen:
@@ -52,7 +55,7 @@ class _MptcpServer(_Server):
         self.server_activate()
 
 
-def tls(folder: Path, seen: Seen) -> None:
+def tls(port: int, folder: Path, seen: Seen) -> None:
     """OpenSSL, by way of Python. It takes one group alone, so that a client that offers another share is asked again."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
@@ -68,10 +71,10 @@ def tls(folder: Path, seen: Seen) -> None:
             except (OSError, ValueError):
                 pass
 
-    _Server(("::", TLS), Handler).serve_forever()
+    _Server(("::", port), Handler).serve_forever()
 
 
-def plain(seen: Seen) -> None:
+def plain(port: int, seen: Seen) -> None:
     """An application that reads a stream and writes down what it read, all of it, each time more has come."""
 
     class Handler(socketserver.BaseRequestHandler):
@@ -86,10 +89,10 @@ def plain(seen: Seen) -> None:
             except OSError:
                 pass
 
-    _MptcpServer(("::", PLAIN), Handler).serve_forever()
+    _MptcpServer(("::", port), Handler).serve_forever()
 
 
-def python(seen: Seen) -> None:
+def python(port: int, seen: Seen) -> None:
     """Python's own HTTP server, with connections that are kept."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -109,7 +112,7 @@ def python(seen: Seen) -> None:
         def log_message(self, format: str, *args: object) -> None:
             """Nothing but what was understood is written."""
 
-    _Server(("::", PYTHON), Handler).serve_forever()
+    _Server(("::", port), Handler).serve_forever()
 
 
 def quic(folder: Path, seen: Seen) -> None:
@@ -137,8 +140,11 @@ def main() -> None:
     """Serve until the end."""
     folder = Path(sys.argv[1])
     seen = Seen(folder / "seen.log")
-    for server, arguments in ((tls, (folder, seen)), (plain, (seen,)), (python, (seen,))):
-        threading.Thread(target=server, args=arguments, daemon=True).start()
+    for server, ports, arguments in (
+        (tls, TLS_PORTS, (folder, seen)), (plain, PLAIN_PORTS, (seen,)), (python, HTTP_PORTS, (seen,)),
+    ):  # fmt: skip
+        for port in ports:
+            threading.Thread(target=server, args=(port, *arguments), daemon=True).start()
     quic(folder, seen)
 
 

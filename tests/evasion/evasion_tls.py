@@ -10,10 +10,10 @@ from functools import partial
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from evasion_bed import Attempt
+from evasion_attempt import Attempt
 from evasion_line import Line
 from evasion_servers import PLAIN, QUIC, TLS
-from openings import client_hello, record
+from openings import client_hello, made_hello, numbers, record, server_name
 
 
 def _client(name: str) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
@@ -38,6 +38,18 @@ def _hello(attempt: Attempt, name: str) -> None:
 def _pieces(size: int, attempt: Attempt, name: str) -> None:
     hello = client_hello(name)
     attempt.say(TLS, *[hello[at : at + size] for at in range(0, len(hello), size)], pause=0.005)
+
+
+def _large(attempt: Attempt, name: str) -> None:
+    """11 KB, the name at the end of it, in segments of 1,024 bytes."""
+    padding = [(0x1A1A, bytes(10_500))]
+    hello = made_hello((0x1301, 0xC02F), [*padding, numbers(13, 0x0403, 0x0804), numbers(10, 24, 23), server_name(name.encode())])
+    attempt.say(TLS, *[hello[at : at + 1024] for at in range(0, len(hello), 1024)], pause=0.005)
+
+
+def _no_host_name(attempt: Attempt, name: str) -> None:
+    """A server name with characters that no host name has, and an allowed name at its end."""
+    attempt.say(TLS, made_hello((0x1301, 0xC02F), [numbers(10, 24), server_name(f"{name}:80.{attempt.allowed}".encode())]))
 
 
 def _records(attempt: Attempt, name: str) -> None:
@@ -128,6 +140,12 @@ LINES = (
     Line("tls-records", "TLS: a ClientHello in many records", _records, twin=True),
     Line("tls-pieces-100", "TLS: a ClientHello in segments of 100 bytes", partial(_pieces, 100), twin=True),
     Line("tls-pieces-10", "TLS: a ClientHello in segments of 10 bytes", partial(_pieces, 10)),
+    Line("tls-large", "TLS: a ClientHello of 11 KB in segments of 1,024 bytes, the name at its end", _large, twin=True),
+    Line(
+        "tls-no-host-name",
+        "TLS: a server name with characters that no host name has, which ends like an allowed one",
+        _no_host_name,
+    ),
     Line(
         "tls-retry", "TLS: the ClientHello after a HelloRetryRequest, in one segment with a ChangeCipherSpec", _retry, twin=True
     ),

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from captures import listening, wait_until
-from evasion_bed import Attempt, Bed, Policy, Try
-from evasion_http import SPELLINGS, alone
+from evasion_attempt import Attempt, Try
+from evasion_bed import Bed
+from evasion_config import Policy
+from evasion_http import MORE_SPELLINGS, SPELLINGS, alone
 from evasion_others import OTHERS, Other
 
 pytestmark = pytest.mark.kernel
@@ -31,7 +33,7 @@ class Tried:
         made: list[Try] = []
         honest: list[tuple[Other, str]] = []
         for other in HERE:
-            for key, (_, template, _) in SPELLINGS.items():
+            for key, (_, template, *_) in (SPELLINGS | MORE_SPELLINGS).items():
                 attempt = Attempt(f"n{len(made)}", 4 + 2 * (len(made) % 2))
                 self.tries[other.name].append((key, attempt))
                 made.append((attempt, partial(alone, template, port=other.port), attempt.denied))

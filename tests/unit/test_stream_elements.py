@@ -181,6 +181,7 @@ class TestGates:
             b"GET / HTTP/1.2\r\nHost: bad.test\r\n\r\n", b"GET  / HTTP/1.1\r\nHost: bad.test\r\n\r\n",
             b"GET / HTTP/1.1\r\nHost:\r\n bad.test\r\n\r\n", b"GET / HTTP/1.1\r\nHost: bad.test:80a\r\n\r\n",
             b"GET / HTTP/1.1\r\nHost: bad.test:x.good.test\r\n\r\n", b"GET / HTTP/1.1\r\nHost: bad.test:80@x.good.test\r\n\r\n",
+            b"GET /HTTP/1.1\r\nHost: bad.test\r\n\r\n", b"GET http://x.good.test/\r\nHost: bad.test\r\n\r\n",
             b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 6000, client_hello(b"bad.test:x.good.test"),
         ],
     )  # fmt: skip

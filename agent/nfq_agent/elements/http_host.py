@@ -5,6 +5,9 @@ The first request decides for its connection: later ones on it may name another 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from nfq_agent.elements.gate import Gate
 from nfq_agent.protocols import http1
 
@@ -14,3 +17,8 @@ class HttpHost(Gate):
 
     parse = staticmethod(http1.parse)
     fact = "http_host"
+
+    @classmethod
+    def follows(cls, facts: Mapping[str, Any]) -> str | None:
+        """HTTP/0.9 has no header fields; Python's server reads them there anyway."""
+        return "a request of HTTP/0.9, behind which some servers read a Host" if facts.get("http_version") == "0.9" else None
