@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from answering import Answering
 
 
 @pytest.fixture
@@ -26,3 +28,17 @@ def kept_signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def agent(run_folder: Path) -> Iterator[Answering]:
+    assert run_folder.is_dir()
+    made = Answering()
+    yield made
+    made.close()

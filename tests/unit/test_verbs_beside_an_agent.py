@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import selectors
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from answering import Answering
 from fake_rules import FakeHost, FakeKernel
 
 from nfq_agent.cli import demo, rule_verbs, serve
@@ -18,50 +16,6 @@ from nfq_agent.cli.confirm import Guard, typed_yes
 from nfq_agent.rules.model import FAMILIES
 from nfq_agent.service import control
 from nfq_agent.service.live_rules import LiveRules
-
-
-class Answering:
-    """An agent's control socket that gives one answer to everything."""
-
-    def __init__(self) -> None:
-        self.reply: dict[str, Any] = {}
-        self.asked: list[dict[str, Any]] = []
-        self._ended = False
-        self._selector = selectors.DefaultSelector()
-        self._server = control.Server("default")
-        self._server.serve(self._selector, self._respond)
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _respond(self, question: dict[str, Any]) -> dict[str, Any]:
-        self.asked.append(question)
-        return self.reply
-
-    def _run(self) -> None:
-        while not self._ended:
-            for key, _ in self._selector.select(0.02):
-                key.data()
-
-    def close(self) -> None:
-        self._ended = True
-        self._thread.join()
-        self._server.close()
-        self._selector.close()
-
-
-@pytest.fixture
-def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def agent(run_folder: Path) -> Iterator[Answering]:
-    assert run_folder.is_dir()
-    made = Answering()
-    yield made
-    made.close()
-
 
 HERE = Flags(instance="default")
 
