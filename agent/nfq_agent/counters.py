@@ -64,6 +64,7 @@ class Counters(Slots):
     """What the worker of a queue counts, once per turn of its loop."""
 
     received = Count("packets read from the queue")
+    known_received = Count("of these, packets of flows that were answered before, from the second queue (room_for_known)")
     accepted = Count("verdicts ACCEPT", action=Action.ACCEPT)
     dropped = Count("verdicts DROP", action=Action.DROP)
     repeated = Count("verdicts REPEAT", action=Action.REPEAT)
@@ -79,6 +80,8 @@ class Counters(Slots):
     turns = Count("turns of the loop", internal=True)
     heartbeat = Count("when the latest turn ended, in nanoseconds of the monotonic clock", internal=True)
     last_id = Count("number of the latest packet read", internal=True)
+    known_last_id = Count("number of the latest packet read from the second queue", internal=True)
+    known_lost = Count("of those lost, packets of the second queue", internal=True)
     log_suppressed = Count("log lines suppressed by a rate limit")
     flows = Count("flows in the table now")
     flows_evicted = Count("flows removed from the table by age, or because it was full")

@@ -109,6 +109,9 @@ class FakeCrew:
             self.serving.discard(worker)
             worker.unregister(self)  # type: ignore[arg-type]  # it has the dictionaries of a roster
 
+    def close_leftovers(self) -> None:
+        self._trouble("crew.close_leftovers")
+
     def wait_for_leaving(self) -> None:
         self._trouble("crew.wait_for_leaving")
 

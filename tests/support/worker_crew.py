@@ -19,6 +19,7 @@ from nfq_agent.element import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
 from nfq_agent.queue.turns import WorkerQueue
+from nfq_agent.service.order import Order
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.verdict import Action
@@ -52,7 +53,7 @@ class Crew:
                 become(User(UNPRIVILEGED, UNPRIVILEGED), self.keep)
                 chain = ElementChain([element(element.__name__, None, self.emit) for element in self.elements], self.default)
                 settings = WorkerSettings(
-                    NUMBER, self.default, self.on_error, self.monitor, busy_poll=self.busy_poll, lost_below=lost_below
+                    NUMBER, self.default, self.on_error, self.monitor, busy_poll=self.busy_poll, lost=Order(lost_below, False)
                 )
                 WorkerLoop(self.queue, chain, settings, self.counters, theirs, self.emit).run()
                 code = 0

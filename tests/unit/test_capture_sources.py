@@ -126,7 +126,6 @@ class TestTap:
         bed.arrive(*[Frame(ETHERNET + UDP)] * 3)
         assert bed.source.skim(ACCEPT, 2) == 2
         assert bed.source.skim_each(ACCEPT, 2) == 1
-        bed.source.answer_lost(9, DROP)
 
     def test_an_interface_that_leaves_is_read_to_its_end(
         self, tap_bed: Callable[..., TapBed], monkeypatch: pytest.MonkeyPatch

@@ -75,6 +75,8 @@ class Queue(Source):
     """A kernel queue: its turns are known five-tuples and unknown ones."""
 
     last = 0
+    may_wait = True
+    lanes = ()
 
     def __init__(self, turns: Sequence[list[Packet]], supervisor: socket.socket) -> None:
         super().__init__(turns, supervisor)

@@ -327,9 +327,12 @@ def test_a_policy_that_enforces_is_not_left_open_unsaid() -> None:
 
     (line,) = said()
     assert "fail_open = true and bypass = true let packets past deny" in line
-    assert line.endswith("fail_open = false, bypass = false")
+    assert "fail_open = false, bypass = false; to judge" in line
+    assert line.endswith("room_for_known = 1024")
     (line,) = said(bypass=False)
-    assert line.endswith("instead: fail_open = false")
+    assert "instead: fail_open = false; to judge" in line
+    (line,) = said(room_for_known=9)
+    assert line.endswith("fail_open = false, bypass = false")
     assert said(fail_open=False, bypass=False) == []
     assert said(mode="monitor") == []
 

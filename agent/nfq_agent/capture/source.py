@@ -69,6 +69,10 @@ class InterfaceSource(ABC, Generic[I]):
         """The turns without an object for each packet: this source has them too."""
         return self
 
+    # It has turns that wait; and the packets of a dead worker are lost with it.
+    may_wait = True
+    lanes = ()
+
     @property
     def last(self) -> int:
         """The number of the latest packet that was read."""
@@ -127,9 +131,6 @@ class InterfaceSource(ABC, Generic[I]):
 
     def _wait_for_packets(self) -> None:
         self.wait(LONGEST_WAIT)
-
-    def answer_lost(self, below: int, verdict: Verdict) -> None:
-        """Nothing to answer: the packets of a dead worker are lost with it."""
 
 
 def packet_of(payload: bytes, interface: int, *, outgoing: bool, **shown: Any) -> Packet:

@@ -92,6 +92,8 @@ class QueueConfig(Model):
     copy_mode: Annotated[Literal["packet", "meta"], Field(alias="copy")] = "packet"
     copy_range: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] = "auto"
     max_len: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    # Packets of flows that were answered before which may wait in a second queue, beside the `max_len` of new ones; 0 for none.
+    room_for_known: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     fail_open: bool = True
     bypass: bool = True
     # Offloaded packets whole: by default wherever one packet is not many datagrams, of which only the first would be judged.
@@ -120,6 +122,16 @@ class QueueConfig(Model):
             raise ValueError("num and balance both name the queue; allowed: one of them")
         if self.cpu_fanout and self.balance is None:
             raise ValueError('cpu_fanout spreads over several queues; allowed: with balance, as in balance = "100:103"')
+        if self.cpu_fanout and self.room_for_known:
+            raise ValueError(
+                "room_for_known beside cpu_fanout: a worker sends what is another's on through that one's queue for new flows; "
+                "allowed: one of them"
+            )
+        if self.known_numbers and self.known_numbers[-1] > LAST_QUEUE:
+            raise ValueError(
+                f"room_for_known takes the queue numbers behind those of num or balance, up to {self.known_numbers[-1]}; "
+                f"allowed: 0 to {LAST_QUEUE}"
+            )
         return self
 
     @property
@@ -129,6 +141,13 @@ class QueueConfig(Model):
             return range(self.balance[0], self.balance[1] + 1)
         number = 100 if self.num is None else self.num
         return range(number, number + 1)
+
+    @property
+    def known_numbers(self) -> range:
+        """The queue numbers of flows that were answered before, one for each of `numbers` and behind them; empty without
+        `room_for_known`."""
+        numbers = self.numbers
+        return range(numbers.stop, numbers.stop + len(numbers)) if self.room_for_known else range(0)
 
 
 COPY_NONE_REASON: Final = "copy mode none makes the kernel lose every packet of the queue, bypass or not; allowed: packet, meta"

@@ -28,11 +28,14 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
 
     owners: dict[int, str] = {}
     for name, queue in config.queue.items():
-        for number in queue.numbers:
+        for number in (*queue.numbers, *queue.known_numbers):
             if number in owners:
+                whose = f"queue {number} is used by [queue.{owners[number]}]"
+                why = ""
+                if number in queue.known_numbers:
+                    why = f"; room_for_known takes one number more for each, {number} here"
                 yield fault(
-                    ("queue", name, "num" if queue.balance is None else "balance"),
-                    f"queue {number} is used by [queue.{owners[number]}]; allowed: another number",
+                    ("queue", name, "num" if queue.balance is None else "balance"), f"{whose}{why}; allowed: another number"
                 )
                 break
             owners[number] = name
@@ -94,6 +97,12 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
                     f"proxy {rule.proxy} does not listen on port {rule.port}; allowed: {', '.join(map(str, ports))}",
                 )
         if rule.table_name == "raw" and (queue_of := config.queue.get(rule.queue or "")) is not None:
+            if queue_of.room_for_known:
+                yield fault(
+                    ("rules", name, "table"),
+                    f"table raw comes before connection tracking, by which room_for_known of [queue.{rule.queue}] knows a flow; "
+                    "allowed: mangle, filter",
+                )
             try:
                 marks = config.kept(queue_of)
             except ElementError:

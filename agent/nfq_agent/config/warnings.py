@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nfq_agent.config.capture import overlap
-from nfq_agent.config.models import Config
+from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.name_needs import hidden_resolvers
 from nfq_agent.config.policy_summary import cuts_ssh, drops_by_default
 from nfq_agent.values import LAST_PORT, Ports
@@ -40,7 +40,7 @@ def warnings(config: Config) -> Iterator[str]:
             yield (
                 f"queue.{name}: {' and '.join(f'{key} = true' for key in open_by)} let packets past {', '.join(denies)} without "
                 "a verdict when the queue is full or no agent serves it, and a flood of any local user can fill it; to keep them "
-                f"out instead: {', '.join(f'{key} = false' for key in open_by)}"
+                f"out instead: {', '.join(f'{key} = false' for key in open_by)}{_room(queue)}"
             )
         if queue.gso is True and config.gets_udp(queue) and (specs := config.packet_elements(queue)):
             yield (
@@ -49,6 +49,12 @@ def warnings(config: Config) -> Iterator[str]:
             )
         if not any(rule.queue == name for rule in config.rules.values()):
             yield f"queue.{name}: no rule sends anything to it"
+
+
+def _room(queue: QueueConfig) -> str:
+    if queue.room_for_known or not queue.fail_open or queue.cpu_fanout:
+        return ""
+    return "; to judge the requests on connections in spite of a flood of new flows: room_for_known = 1024"
 
 
 def _queues_beside_proxies(config: Config) -> Iterator[str]:

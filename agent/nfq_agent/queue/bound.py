@@ -86,6 +86,10 @@ class BoundQueue(Binding):
         if packet.gso:
             raise RewriteError(f"packet {packet.id} is offloaded and not cut into segments yet; rewriting needs gso=False")
 
+    def owes(self, packet: Packet) -> bool:
+        """Whether the packet needs a verdict of this queue."""
+        return self._ledger.owes(packet)
+
     def verdict(self, packet: Packet, verdict: Verdict) -> None:
         """Send one packet's verdict now, from any thread. Raises VerdictError, RewriteError, QueueStateError."""
         if self._ledger.has_decided and self._runner == threading.get_ident():

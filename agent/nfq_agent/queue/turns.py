@@ -32,6 +32,14 @@ class WorkerQueue(BoundQueue):
         """The queue itself: it is a kernel queue."""
         return self
 
+    # It has turns that wait for packets.
+    may_wait = True
+
+    @property
+    def lanes(self) -> tuple[WorkerQueue, ...]:
+        """Itself alone."""
+        return (self,)
+
     @property
     def last(self) -> int:
         """The number of the latest packet that was read; 0 before the first."""
@@ -43,6 +51,10 @@ class WorkerQueue(BoundQueue):
         """Confirm that this process may answer; `wait` also returns when `control` is readable. Raises QueuePermissionError."""
         self.confirm()
         self._poll.register(control, select.POLLIN)
+
+    def wake_on(self, descriptor: int) -> None:
+        """`wait` also returns when this is readable."""
+        self._poll.register(descriptor, select.POLLIN)
 
     def confirm(self) -> None:
         """Ask the kernel whether this process may answer packets. Raises QueuePermissionError if not (see `Queue`)."""

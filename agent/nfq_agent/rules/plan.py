@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from nfq_agent.config.models import Config
+from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.mark import Kept, Mark, owner_marks
 from nfq_agent.rules.model import (
@@ -32,6 +32,8 @@ from nfq_agent.rules.selection import SYN, Selected, marked, port_lists, range_l
 from nfq_agent.values import Ports
 
 _OWNED: Final = frozenset(("output", "postrouting"))
+# Connection tracking has seen packets of the flow in both directions, this one included.
+_ESTABLISHED: Final = Extension("conntrack", (Option("--ctstate", "ESTABLISHED"),))
 
 
 def plan(config: Config, uid: int | str, lists: bool = False, families: Collection[Family] = FAMILIES) -> Ruleset:
@@ -194,9 +196,19 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
         if rule.proxy is not None:
             made += _capture_rules(config, rule, chain, family, lists, each)
         else:
-            matches = (*each.matches, *each.tail)
-            made.append(Rule(chain, _queue_target(config, rule), matches, each.protocol, each.in_interface, each.out_interface))
+            made += _queueing(config.queue[rule.queue or ""], chain, each)
     return made
+
+
+def _queueing(queue: QueueConfig, chain: str, what: Selected) -> Iterator[Rule]:
+    """The rule that sends packets to a queue; before it, where it keeps room for them, the one for flows that were answered."""
+    protocol, matches, inward, outward, tail = what
+    if queue.room_for_known:
+        # Not by a mark of ours: it would take a verdict REPEAT for each flow, and a flow whose first packet found the queue
+        # full has none.
+        known = (*matches, *tail[:-1], _ESTABLISHED, tail[-1])
+        yield Rule(chain, _queue_target(queue, queue.known_numbers), known, protocol, inward, outward)
+    yield Rule(chain, _queue_target(queue, queue.numbers), (*matches, *tail), protocol, inward, outward)
 
 
 def _marking(config: Config, name: str, chain: str, found: list[Selected]) -> Iterator[Rule]:
@@ -223,9 +235,7 @@ def _owner_mark(config: Config, name: str) -> Mark:
     return owner_marks(named, config.agent.owner_mask)[name]
 
 
-def _queue_target(config: Config, rule: RuleConfig) -> Extension:
-    queue = config.queue[rule.queue or ""]
-    numbers = queue.numbers
+def _queue_target(queue: QueueConfig, numbers: range) -> Extension:
     if len(numbers) > 1:
         options = [Option("--queue-balance", f"{numbers[0]}:{numbers[-1]}")]
     else:

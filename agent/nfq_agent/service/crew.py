@@ -139,6 +139,20 @@ class Crew:
         old.release(successor)
         self._keep(successor)
 
+    def close_leftovers(self) -> None:
+        """Close what no rule leads to any more. Its process reads there: it starts again without."""
+        for worker in self.queues.values():
+            if worker.leftover is None:
+                continue
+            drain([worker])
+            self._dismiss(worker)
+            try:
+                for name in worker.close_leftover():
+                    self._store.drop(name)
+            except OSError as error:
+                self._log(f"{worker.title}: the service manager was not told what is closed: {error}", "error")
+            self._resume(worker)
+
     def _resume(self, worker: Worker) -> None:
         """Let it serve again. If its process does not become ready, that counts as a death: it is started again later."""
         worker.start()

@@ -60,7 +60,9 @@ class Inheritance:
             self._store.drop(name)
             self._store.note(f"queue-{number}", None)
             if child is not None:
-                _run_empty(int(number))
+                # Also what it had for known flows.
+                for each in (number, *(name.rpartition("-")[2] for name in self._store.waiting("known-"))):
+                    _run_empty(int(each))
                 child.tell(STOP)
                 if not child.wait_end(_DRAINS_WITHIN):
                     child.kill()

@@ -152,7 +152,9 @@ class Meter:
         unseen = 0
         for reading in readings:
             counters = reading.counters
-            lost = counters["last_id"] - counters["received"] - counters["lost"] - (reading.user_dropped or 0)
+            received = counters["received"] - counters.get("known_received", 0)
+            lost = counters["last_id"] - received - counters["lost"] + counters.get("known_lost", 0)
+            lost -= reading.user_dropped or 0
             unseen += max(0, lost)
         epoch = self._epochs.get(numbers, _Epoch())
         return epoch.uninspected + max(0, self.hits(numbers) - epoch.hits - (taken - epoch.taken)) + unseen

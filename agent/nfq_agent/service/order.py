@@ -15,16 +15,22 @@ _LOST: Final = b"lost "
 class Order(NamedTuple):
     """below: up to this number the predecessor may have left packets without a verdict; None if it left none.
 
-    requeue: they are queued again, instead of answered with on_error.
+    requeue: they are queued again, instead of answered with on_error. known: as `below`, in the queue of known flows.
     """
 
     below: int | None
     requeue: bool
+    known: int | None = None
 
     @property
     def line(self) -> bytes:
         """As it is sent."""
-        return GO if self.below is None else b"%s%d %d\n" % (_LOST, self.below, self.requeue)
+        if self.below is None:
+            return GO
+        return b"%s%d %d %d\n" % (_LOST, self.below, self.requeue, -1 if self.known is None else self.known)
+
+
+NOTHING_LOST: Final = Order(None, False)
 
 
 def order_in(said: bytes) -> Order | None:
@@ -32,8 +38,8 @@ def order_in(said: bytes) -> Order | None:
     if not said or STOP in said:
         return None
     if said.startswith(_LOST):
-        below, requeue = said.partition(b"\n")[0].split()[1:]
-        return Order(int(below), requeue == b"1")
+        below, requeue, known = said.partition(b"\n")[0].split()[1:]
+        return Order(int(below), requeue == b"1", None if known == b"-1" else int(known))
     return Order(None, False)
 
 

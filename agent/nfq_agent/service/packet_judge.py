@@ -7,7 +7,7 @@ It sends no verdict and reads no clock. Events wait for `log_pending`, after the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
@@ -19,6 +19,7 @@ from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import FiveTuple, Packet, PacketError
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
+from nfq_agent.service.order import NOTHING_LOST, Order
 from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action, RewriteError, Verdict, VerdictError
 
 
@@ -28,8 +29,7 @@ class WorkerSettings:
 
     number: of the queue. default: the verdict if no element answers. on_error: the verdict when an element raises, or a packet
     cannot be decoded. monitor: accept packets that would be dropped, and log that. busy_poll: seconds to poll for packets
-    before sleeping. lost_below: the kernel's id sequence, read after the predecessor's death; None if there was none. requeue:
-    queue again what a dead predecessor had read, instead of answering it with on_error. waits: serve only when told to. lingers:
+    before sleeping. lost: what a dead predecessor may have left without a verdict. waits: serve only when told to. lingers:
     without a supervisor continue until no packet comes any more: another supervisor may take over, or the rules go. peers: the
     numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it does not.
     """
@@ -39,8 +39,7 @@ class WorkerSettings:
     on_error: Verdict
     monitor: bool
     busy_poll: float = 0.0
-    lost_below: int | None = None
-    requeue: bool = False
+    lost: Order = field(default=NOTHING_LOST)
     waits: bool = False
     lingers: bool = False
     peers: range | None = None

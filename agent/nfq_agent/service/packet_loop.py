@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from socket import MSG_DONTWAIT
 from typing import Any, Final
@@ -23,7 +23,7 @@ from nfq_agent.packet import Packet
 from nfq_agent.service.delayed import DelayedVerdicts
 from nfq_agent.service.order import Order, await_order
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
-from nfq_agent.service.packet_source import Control, FlowQueue, KernelQueue, PacketSource
+from nfq_agent.service.packet_source import Control, FlowQueue, KernelQueue, Lane, PacketSource
 from nfq_agent.service.turn_policy import BUDGET, PATIENCE, Turn, TurnPolicy, forgets
 from nfq_agent.verdict import REPEAT, RETAIN, Action, Verdict, VerdictError
 
@@ -34,6 +34,13 @@ _BEAT: Final = 1.0
 # A worker without a supervisor ends when no packet came for so many seconds, and at the latest after so many.
 _IDLE: Final = 0.5
 _LINGERS: Final = 10.0
+
+# The counters of each queue of a source: of the latest packet; those that count what was lost; and what was read, besides all.
+_LaneCounters = tuple[str, tuple[str, ...], tuple[str, ...]]
+_LANE_COUNTERS: Final[Sequence[_LaneCounters]] = (
+    ("last_id", ("lost",), ()),
+    ("known_last_id", ("lost", "known_lost"), ("known_received",)),
+)
 
 # Sends a whole packet; the interface's index is for a destination of link-local scope. Raises OSError.
 Inject = Callable[[bytes, int], None]
@@ -79,22 +86,23 @@ class WorkerLoop:
         # Without a supervisor: when to end at the latest, and when the latest packet came.
         self._leaves: float | None = None
         self._served = 0.0
-        self._lost = Order(settings.lost_below, settings.requeue)
+        self._lost = settings.lost
         self._turn, waits = self._choose_turn(by_flow)
         self._policy = TurnPolicy(waits, settings.busy_poll)
 
     def _choose_turn(self, by_flow: FlowQueue | None) -> tuple[Callable[[], int], bool]:
         """The kind of turn, and whether it may wait for packets."""
+        kernel = self._kernel
         monitored = self._settings.monitor and self._settings.default.action is Action.DROP
-        if self._kernel is None:
+        if kernel is None:
             return self._judge_each, False
         if len(self._chain) == 0 and not monitored:
-            return partial(self._pass_all, self._kernel), True
+            return partial(self._pass_all, kernel), kernel.may_wait
         # A listener is shown each packet, so that a known verdict saves nothing. A five-tuple does not tell whose packet it is.
         if self._chain.pure and not self._chain.listens and not self._chain.reads_process:
-            return partial(self._look_up, self._kernel), True
+            return partial(self._look_up, kernel), kernel.may_wait
         if by_flow is not None and (flows := self._judge.settle_flows()) is not None:
-            return partial(self._look_up_flows, by_flow, flows), True
+            return partial(self._look_up_flows, by_flow, flows), kernel.may_wait
         return self._judge_each, False
 
     def run(self) -> None:
@@ -213,32 +221,37 @@ class WorkerLoop:
         They are all that are older than the first packet that is read here; if there is none, all that the kernel had numbered
         when this process was started.
         """
-        source, counters, settings = self._source, self._counters, self._settings
-        packets = source.read(1)
+        assert self._kernel is not None
+        order, self._lost = self._lost, Order(None, False)
+        places = zip(self._kernel.lanes, (order.below, order.known), _LANE_COUNTERS, strict=False)
+        return sum(self._take_lost(lane, below, order.requeue, names) for lane, below, names in places if below is not None)
+
+    def _take_lost(self, lane: Lane, below: int, requeue: bool, names: _LaneCounters) -> int:
+        counters, settings = self._counters, self._settings
+        packets = lane.read(1)
         if not packets:
             # A packet gets its number just before it gets into the socket.
             time.sleep(0.001)
-            packets = source.read(1)
-        below, requeue = self._lost
-        assert below is not None
-        assert self._kernel is not None
+            packets = lane.read(1)
         last = packets[0].id - 1 if packets else below
         # A packet that is queued again passes our rule again: its count and the numbers of the packets rise alike.
-        self._kernel.answer_lost(last & 0xFFFFFFFF, REPEAT if requeue else settings.on_error)
-        self._lost = Order(None, False)
-        lost = (last - counters.last_id) & 0xFFFFFFFF
+        lane.answer_lost(last & 0xFFFFFFFF, REPEAT if requeue else settings.on_error)
+        last_id, lost_names, read_names = names
+        lost = (last - getattr(counters, last_id)) & 0xFFFFFFFF
         # Numbers are compared by a difference of 32 bits with a sign: from half of their range on it is negative.
         if 0 < lost < 0x80000000:
-            counters.lost += lost
-            counters.last_id = last
+            _add(counters, lost_names, lost)
+            setattr(counters, last_id, last)
             became = "are queued again" if requeue else "got the verdict on_error"
             self._emit(
-                f"queue {settings.number}: up to {lost} packets that the previous worker had read {became}",
+                f"queue {lane.number}: up to {lost} packets that the previous worker had read {became}",
                 level="warning",
                 lost=lost,
             )
         if packets:
             self._judge_packets(packets)
+            _add(counters, read_names, len(packets))
+            setattr(counters, last_id, packets[-1].id)
         return len(packets)
 
     # The three ways of a turn.
@@ -292,8 +305,7 @@ class WorkerLoop:
                 self._judge.count(verdict, number)
             taken = sum(number for _, number, _ in runs)
             self._counters.received += taken
-            if runs:
-                self._counters.last_id = runs[-1][0]
+            self._counters.last_id = queue.last
             if left is not None:
                 self._answer([left])
         return count
@@ -321,7 +333,7 @@ class WorkerLoop:
             if listens:
                 judge.judged(packet, verdict)
         self._counters.received += len(answers)
-        self._counters.last_id = answers[-1][0].id
+        self._counters.last_id = answers[-1][0].id if self._kernel is None else self._kernel.last
 
     def _delay(self, packet: Packet, verdict: Verdict) -> Verdict:
         self._delayed.add(packet, verdict, self._now)
@@ -343,3 +355,8 @@ class WorkerLoop:
                 self._inject(other, packet.outdev or packet.indev)
             except OSError as error:
                 self._judge.unsent(packet, error)
+
+
+def _add(counters: Counters, names: Sequence[str], number: int) -> None:
+    for name in names:
+        setattr(counters, name, getattr(counters, name) + number)

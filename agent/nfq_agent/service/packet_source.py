@@ -27,8 +27,28 @@ class Control(Protocol):
         """The bytes that the supervisor has sent; none once it has ended. Raises BlockingIOError."""
 
 
+class Lane(Protocol):
+    """One kernel queue of a source, whose packets a dead predecessor may have read."""
+
+    number: int
+
+    def read(self, budget: int) -> list[Packet]:
+        """Up to `budget` waiting packets; does not wait."""
+
+    def answer_lost(self, below: int, verdict: Verdict) -> None:
+        """Answer every packet numbered up to `below` that a dead predecessor had read."""
+
+
 class KernelQueue(Protocol):
     """What only a kernel queue can do: answer packets without making an object of each, and outlive its worker."""
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether it has turns that wait for packets."""
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """The queues that it consists of: the one of new flows, or of all; and the one of known flows, if there is one."""
 
     @property
     def last(self) -> int:
@@ -52,9 +72,6 @@ class KernelQueue(Protocol):
     ) -> tuple[int, list[tuple[int, int, Verdict]]]:
         """Answer packets with verdicts known by five-tuple, hook and interfaces. Returns how many, and runs of equal verdicts."""
 
-    def answer_lost(self, below: int, verdict: Verdict) -> None:
-        """Answer every packet numbered up to `below` that a dead predecessor had read."""
-
 
 class FlowQueue(Protocol):
     """What only a queue can do that reads by flows: answer packets that no element has to be shown without an object for each."""
@@ -71,6 +88,10 @@ class FlowQueue(Protocol):
 
         Returns how many, runs of equal verdicts, and a packet with the verdict that it still has to be given.
         """
+
+    @property
+    def last(self) -> int:
+        """The number of the latest packet that was read; 0 before the first."""
 
     @property
     def must_answer_each(self) -> bool:

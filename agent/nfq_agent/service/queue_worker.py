@@ -1,4 +1,4 @@
-"""The worker of a queue number: a child process, and the queue, which outlives it.
+"""The worker of a queue number: a child process, and its queues, which outlive it.
 
 The socket of a queue belongs to the supervisor, so the queue and the packets that wait in it survive a worker that dies.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final, Self
 
 from nfq_agent.config.models import Config
@@ -20,14 +20,14 @@ from nfq_agent.element import ElementChain
 from nfq_agent.host.child import Child, bound_memory
 from nfq_agent.host.jail.calls import ProcessNeeds
 from nfq_agent.host.memory import SharedNumbers
-from nfq_agent.host.nfqueue.statistics import QueueStatistics, statistics
+from nfq_agent.host.nfqueue.statistics import QueueStatistics
 from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.host.owners import HostOwners
 from nfq_agent.host.raw import RawSockets
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
-from nfq_agent.queue.errors import QueueSettingError
-from nfq_agent.queue.settings import FLAGS, QueueSettings
+from nfq_agent.queue.paired import PairedQueue
+from nfq_agent.queue.settings import QueueSettings
 from nfq_agent.queue.turns import WorkerQueue
 from nfq_agent.service.confinement import Confinement, access_of
 from nfq_agent.service.control import folder
@@ -36,6 +36,7 @@ from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.order import Order
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
+from nfq_agent.service.served_queue import ServedQueue
 from nfq_agent.service.store import Store
 from nfq_agent.service.worker import Roster, Worker
 from nfq_agent.verdict import ACCEPT, DROP
@@ -60,7 +61,11 @@ class QueueWorker(Worker):
         self.takes_whole = config.takes_whole(self.settings)
         self.memory = SharedNumbers()
         self.counters = Counters(self.memory.numbers)
-        self.queue: WorkerQueue | None = None
+        self.served = ServedQueue(number, self._wanted, _VERDICTS[self.settings.on_error], log)
+        # The queue of known flows, where one is wanted, or was until now and rules may still lead there.
+        self.known: ServedQueue | None = None
+        if self.settings.room_for_known:
+            self.known = self._known_queue()
         self.raw: RawSockets | None = None
         self.context = Context()
         self._names = name_needs(config) if any(map(name_part, self.specs)) else None
@@ -84,18 +89,34 @@ class QueueWorker(Worker):
         """Remove it."""
         roster.queues.pop(self.number, None)
 
+    @property
+    def queue(self) -> WorkerQueue | None:
+        """The bound queue of new flows, or of all."""
+        return self.served.queue
+
+    def _known_queue(self) -> ServedQueue:
+        number = self.number - self.settings.numbers.start + self.settings.numbers.stop
+        wanted = replace(self._wanted, max_len=self.settings.room_for_known or self.settings.max_len)
+        return ServedQueue(number, wanted, _VERDICTS[self.settings.on_error], self._log)
+
+    @property
+    def _all(self) -> list[ServedQueue]:
+        return [self.served] if self.known is None else [self.served, self.known]
+
     def open(self) -> None:
-        """Bind the queue and set it up. A flag that this kernel refuses is logged and left off."""
-        queue = self._unbound().open()
+        """Bind the queues and set them up. A flag that this kernel refuses is logged and left off."""
         try:
-            queue.bind()
+            for each in self._all:
+                each.open()
         except BaseException:
-            queue.close()
+            self._close_queues()
             raise
-        self.queue = queue
-        self._set_flags(queue)
         self._open_raw()
         self._lend()
+
+    def _close_queues(self) -> None:
+        for each in self._all:
+            each.close()
 
     def _lend(self) -> None:
         def warn(text: str) -> None:
@@ -104,18 +125,9 @@ class QueueWorker(Worker):
         worker = self._instance, f"queue-{self.number}"
         self.context = lend(folder(), worker, self.specs, self.settings.midstream, self._names, warn)
 
-    def _unbound(self) -> WorkerQueue:
-        return WorkerQueue(
-            self.number,
-            copy=self.settings.copy_mode,
-            copy_range=self.copy_range,
-            max_len=self.settings.max_len,
-            on_unanswered=_VERDICTS[self.settings.on_error],
-        )
-
     def inherit(self, store: Store) -> bool:
         """Take over the bound queue, the counters, and the process that serves it now."""
-        queue, counters, control = (store.take(f"{kind}-{self.number}") for kind in ("queue", "counters", "worker"))
+        counters, control = (store.take(f"{kind}-{self.number}") for kind in ("counters", "worker"))
         noted = store.noted(f"queue-{self.number}")
         self.predecessor = Child.adopted(self.title, control, noted.get("process"))
         if counters is not None:
@@ -124,12 +136,20 @@ class QueueWorker(Worker):
                 self.memory, self.counters = memory, Counters(memory.numbers)
             else:
                 self._former = Slots(names, memory.numbers)
-        if queue is None:
+        if not self.served.inherit(store, "queue", noted.get("settings")):
             return False
-        self.queue = self._unbound().adopt(queue, _settings(noted))
+        self._inherit_known(store, noted.get("known"))
         self._open_raw()
         self._lend()
         return True
+
+    def _inherit_known(self, store: Store, noted: object) -> None:
+        # Rules still lead to it, wanted or not.
+        former = self.known or self._known_queue()
+        if former.inherit(store, "known", noted):
+            self.known = former
+        elif self.known is not None:
+            self.known.open()
 
     @property
     def noted(self) -> dict[str, dict[str, Any]]:
@@ -137,15 +157,15 @@ class QueueWorker(Worker):
         known = {
             "process": None if self.child is None else self.child.identity,
             "counters": self.counters.names,
-            "settings": None if self.queue is None else asdict(self.queue.settings),
+            "settings": self.served.noted,
+            "known": None if self.known is None else self.known.noted,
         }
         return {f"queue-{self.number}": known}
 
     @property
     def fits(self) -> bool:
-        """Whether the queue that was inherited has the settings that are wanted."""
-        assert self.queue is not None
-        return self.queue.settings == self._wanted
+        """Whether the queues that were inherited have the settings that are wanted."""
+        return all(each.fits for each in self._all)
 
     @property
     def _wanted(self) -> QueueSettings:
@@ -155,9 +175,8 @@ class QueueWorker(Worker):
 
     def refit(self) -> None:
         """Put the wanted settings into force. Nothing may read from the queue. Raises QueueError."""
-        assert self.queue is not None
-        self.queue.configure(copy=self.settings.copy_mode, copy_range=self.copy_range, max_len=self.settings.max_len)
-        self._set_flags(self.queue)
+        for each in self._all:
+            each.refit()
 
     def count_on(self) -> None:
         """Take over what the predecessor counted, now that it has stopped counting."""
@@ -172,6 +191,8 @@ class QueueWorker(Worker):
         if self.queue is not None:
             found[f"queue-{self.number}"] = self.queue.fileno(), False
             found[f"counters-{self.number}"] = self.memory.fileno(), False
+        if self.known is not None and self.known.queue is not None:
+            found[f"known-{self.known.number}"] = self.known.queue.fileno(), False
         if self.child is not None:
             found[f"worker-{self.number}"] = self.child.control.fileno(), True
         return found
@@ -179,8 +200,9 @@ class QueueWorker(Worker):
     def abandon(self) -> None:
         """Leave the queue as it is."""
         super().abandon()
-        if self.queue is not None:
-            self.queue.leave()
+        for each in self._all:
+            if each.queue is not None:
+                each.queue.leave()
 
     def take_lost(self) -> None:
         """The next process takes over what a killed one had read."""
@@ -188,8 +210,7 @@ class QueueWorker(Worker):
 
     def lost(self, requeue: bool) -> Order:
         """The order to take over from a process that may have left packets without a verdict."""
-        line = self.statistics()
-        return Order(None if line is None else line.id_sequence, requeue)
+        return Order(self.served.order_below(), requeue, None if self.known is None else self.known.order_below())
 
     def _open_raw(self) -> None:
         """The worker may not open these itself: that takes CAP_NET_RAW."""
@@ -199,36 +220,24 @@ class QueueWorker(Worker):
             except OSError as error:
                 self._log(f"no raw socket: {error}; rejected packets are dropped without an answer", "warning", queue=self.number)
 
-    def _set_flags(self, queue: WorkerQueue) -> None:
-        for flag in FLAGS:
-            wanted = getattr(self._wanted, flag)
-            if wanted == getattr(queue.settings, flag):
-                continue
-            try:
-                queue.configure(**{flag: wanted})
-            except QueueSettingError as error:
-                self._log(f"{error}; the queue works without it", "warning", queue=self.number)
-
     def close(self) -> None:
-        """Unbind the queue. Packets that still wait in it are lost."""
-        if self.queue is not None:
-            self.queue.close()
-            self.queue = None
+        """Unbind the queues. Packets that still wait in them are lost."""
+        self._close_queues()
         if self.raw is not None:
             self.raw.close()
             self.raw = None
 
     @property
     def keeps(self) -> set[int]:
-        """The queue's socket, and the raw sockets. In a sibling they would be a way round its confinement."""
-        queue = set() if self.queue is None else self.queue.descriptors
-        return queue | set(() if self.raw is None else self.raw.filenos())
+        """The queues' sockets, and the raw sockets. In a sibling they would be a way round its confinement."""
+        queues = set().union(*(each.descriptors for each in self._all))
+        return queues | set(() if self.raw is None else self.raw.filenos())
 
     def take_over(self, old: Self) -> None:
         """Take the bound queue over; no packet that waits in it is lost."""
-        queue, old.queue = old.queue, None
-        assert queue is not None
-        self.queue = queue
+        self.served.queue = old.served.give_away()
+        assert self.queue is not None
+        self._take_known(old)
         self.memory, self.counters = old.memory, old.counters
         self.restarts = old.restarts
         # A worker that died and was not replaced yet, or that was killed, may have left packets unanswered.
@@ -241,8 +250,29 @@ class QueueWorker(Worker):
             self.context = replace(self.context, flows=old.context.flows)
         self.refit()
 
+    def _take_known(self, old: Self) -> None:
+        """As `take_over`, for known flows; where none is wanted any more, its queue is served until the rules are gone."""
+        if old.known is not None and old.known.queue is not None:
+            self.known = self.known or self._known_queue()
+            self.known.queue = old.known.give_away()
+        elif self.known is not None:
+            self.known.open()
+
+    @property
+    def leftover(self) -> ServedQueue | None:
+        """The queue of known flows, if none is wanted any more: to be closed when no rule leads there and no process reads it."""
+        return None if self.settings.room_for_known else self.known
+
+    def close_leftover(self) -> list[str]:
+        """Close it. Returns the names under which it is stored."""
+        if (former := self.leftover) is None:
+            return []
+        self.known = None
+        former.close()
+        return [f"known-{former.number}"]
+
     def release(self, successor: Self) -> None:
-        """Nothing to release: the successor took over the queue."""
+        """Nothing to release: the successor took over the queues."""
 
     def differs(self, other: Self) -> bool:
         """By the queue's settings, or by an element's class or options."""
@@ -259,8 +289,9 @@ class QueueWorker(Worker):
             # A packet that ends each worker that reads it is not to go round for ever.
             self._lost = self.lost(requeue=self.deaths.recent(time.monotonic()) < 2)
         super().start()
-        if self.queue is not None:
-            self.queue.leave_to_child()
+        for each in self._all:
+            if each.queue is not None:
+                each.queue.leave_to_child()
 
     def _completed(self, context: Context) -> Context:
         """With what only the process itself can open."""
@@ -271,7 +302,11 @@ class QueueWorker(Worker):
 
     def body(self, control: socket.socket) -> None:
         """Judge packets until told to stop."""
-        assert self.queue is not None
+        queue = self.queue
+        assert queue is not None
+        source: WorkerQueue | PairedQueue = queue
+        if self.known is not None and self.known.queue is not None:
+            source = PairedQueue(queue, self.known.queue, self.counters)
         settings = self.settings
         try:
             bound_memory(settings.memory)
@@ -291,7 +326,7 @@ class QueueWorker(Worker):
             context=self._completed(self.context),
         )
         WorkerLoop(
-            self.queue,
+            source,
             chain,
             WorkerSettings(
                 number=self.number,
@@ -299,8 +334,7 @@ class QueueWorker(Worker):
                 on_error=_VERDICTS[settings.on_error],
                 monitor=settings.mode == "monitor",
                 busy_poll=settings.busy_poll,
-                lost_below=self._lost.below,
-                requeue=self._lost.requeue,
+                lost=self._lost,
                 waits=self.waits,
                 lingers=self.lingers,
                 peers=settings.numbers if settings.cpu_fanout else None,
@@ -310,15 +344,18 @@ class QueueWorker(Worker):
             emit,
             None if self.raw is None else self.raw.send,
             OwnProcess(self.pulse.beat, self._shut),
-            None if os.environ.get(_EVERY_PACKET) else self.queue,
+            None if os.environ.get(_EVERY_PACKET) else source,
         ).run()
 
     def _shut(self, _: ProcessNeeds | None) -> None:
         assert self.queue is not None
         if self.confinement.mode == "off":
             return
-        headers, fixed = self.queue.fix()
-        needs = ProcessNeeds(headers=(headers,), fixed=fixed)
+        needs = ProcessNeeds()
+        for each in self._all:
+            if each.queue is not None:
+                headers, fixed = each.queue.fix()
+                needs |= ProcessNeeds(headers=(headers,), fixed=fixed)
         if self.raw is not None:
             route, socket_of_routes = self.raw.fixed
             needs |= ProcessNeeds(headers=(route,), fixed=frozenset((socket_of_routes,)))
@@ -327,23 +364,10 @@ class QueueWorker(Worker):
         self.confinement.close(needs)
 
     def statistics(self) -> QueueStatistics | None:
-        """The kernel's figures for this queue; None if it does not show them to this process."""
-        try:
-            return statistics().get(self.number)
-        except OSError:
-            return None
+        """The kernel's figures for the queue of new flows, or of all; None if it does not show them to this process."""
+        return self.served.statistics()
 
     @property
     def waiting(self) -> bool:
         """Whether a packet waits for its verdict. False where the kernel does not show it."""
-        line = self.statistics()
-        return line is not None and line.waiting > 0
-
-
-def _settings(noted: Mapping[str, Any]) -> QueueSettings:
-    """The settings of a queue as another process noted them; what it did not note is unlike any that is wanted."""
-    unknown: dict[str, Any] = {
-        "copy": "packet", "copy_range": 0, "max_len": 0, "fail_open": False, "gso": False, "uid_gid": False,
-    }  # fmt: skip
-    found = noted.get("settings")
-    return QueueSettings(**(unknown | (found if isinstance(found, dict) and found.keys() == unknown.keys() else {})))
+        return any(each.waiting for each in self._all)

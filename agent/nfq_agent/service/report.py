@@ -10,6 +10,7 @@ from typing import Final
 from nfq_agent.config.drop_cause import unlogged_cause
 from nfq_agent.config.models import Config
 from nfq_agent.counters import WORKER_COUNTERS
+from nfq_agent.host.nfqueue.statistics import QueueStatistics
 from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
 from nfq_agent.service import confinement
@@ -82,15 +83,16 @@ def _queue(name: str, config: Config, crew: Workers, meter: Meter) -> QueueStatu
     workers = [worker for worker in crew.queues.values() if worker.name == name]
     readings = [_reading(worker) for worker in workers]
     cause = unlogged_cause(config, queue)
+    known = [_known_reading(worker) for worker in workers if worker.known is not None]
     return QueueStatus(
         name=name,
         mode=queue.mode,
         bypass=queue.bypass,
         elements=queue.elements,
         in_force=_in_force(workers),
-        kernel_dropped=_sum(reading.kernel_dropped for reading in readings),
-        user_dropped=_sum(reading.user_dropped for reading in readings),
-        uninspected=meter.uninspected(queue.numbers, readings),
+        kernel_dropped=_sum(reading.kernel_dropped for reading in (*readings, *known)),
+        user_dropped=_sum(reading.user_dropped for reading in (*readings, *known)),
+        uninspected=_sum((meter.uninspected(queue.numbers, readings), meter.uninspected(queue.known_numbers, known))),
         would_drop=sum(reading.counters["would_drop"] for reading in readings),
         workers=tuple(_worker(worker, reading, meter) for worker, reading in zip(workers, readings, strict=True)),
         unlogged_drops=sum(reading.counters["dropped"] for reading in readings) if cause else 0,
@@ -109,7 +111,11 @@ def drops(config: Config, crew: Workers) -> Iterator[Drops]:
 
 def readings(crew: Workers, numbers: range) -> list[QueueReading]:
     """The figures of these queue numbers, as far as they are served."""
-    return [_reading(worker) for number, worker in crew.queues.items() if number in numbers]
+    known = ((worker.known.number, worker) for worker in crew.queues.values() if worker.known is not None)
+    return [
+        *(_reading(worker) for number, worker in crew.queues.items() if number in numbers),
+        *(_known_reading(worker) for number, worker in known if number in numbers),
+    ]
 
 
 def proxies(crew: Workers) -> tuple[ProxyStatus, ...]:
@@ -172,7 +178,18 @@ def _reading(worker: QueueWorker) -> QueueReading:
     # The kernel's figures after the rule counters and before the worker's, so that packets that arrive in between do not count
     # as uninspected.
     line = worker.statistics()
+    return _reading_of(line, worker.counters.snapshot())
+
+
+def _known_reading(worker: QueueWorker) -> QueueReading:
+    """The same of the queue of known flows."""
+    line = None if worker.known is None else worker.known.statistics()
     counters = worker.counters.snapshot()
+    own = {name: counters[f"known_{name}"] for name in ("last_id", "received", "lost")}
+    return _reading_of(line, {**counters, **own, "known_received": 0, "known_lost": 0})
+
+
+def _reading_of(line: QueueStatistics | None, counters: Mapping[str, int]) -> QueueReading:
     if line is None:
         return QueueReading(None, None, None, None, counters)
     return QueueReading(line.waiting, line.dropped, line.user_dropped, line.id_sequence, counters)
@@ -195,7 +212,9 @@ def _in_force(workers: Iterable[QueueWorker]) -> InForce | None:
     for worker in workers:
         if worker.queue is not None:
             settings = worker.queue.settings
-            return InForce(settings.copy, settings.copy_range, settings.max_len, settings.fail_open, settings.gso)
+            known = None if worker.known is None else worker.known.queue
+            room = 0 if known is None else known.settings.max_len
+            return InForce(settings.copy, settings.copy_range, settings.max_len, settings.fail_open, settings.gso, room)
     return None
 
 

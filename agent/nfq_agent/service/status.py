@@ -26,6 +26,7 @@ class InForce:
     max_len: int
     fail_open: bool
     gso: bool
+    room_for_known: int = 0
 
     @classmethod
     def from_object(cls, value: Mapping[str, Any]) -> Self:

@@ -146,6 +146,7 @@ class Supervisor:
         self._drift.begin(state, system.wall())
         self._inheritance.start_meter(self._meter, listing(state), self._drift.in_front)
         self._inheritance.taken()
+        self._crew.close_leftovers()
         self._server = system.listen(agent.instance)
         self._server.serve(self._selector, self._answer)
         self._start_clocks(rules)

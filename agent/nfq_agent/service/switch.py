@@ -61,6 +61,7 @@ class Switch:
         # From here on the new configuration is in force.
         edits = sum(len(steps) for each in applied.values() for steps in each.changes.values())
         self.crew.retire(change.gone)
+        self.crew.close_leftovers()
         drift.ruleset = ruleset
         drift.every(new.agent.drift_check)
         if at_first != ruleset:

@@ -22,7 +22,10 @@ _EQUAL, _NOT_EQUAL = 0, 1
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 # enum nft_meta_keys
 _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_SKUID, _META_SKGID, _META_L4PROTO = 3, 6, 7, 10, 11, 16
-_CT_STATUS, _CT_MARK = 2, 3
+_CT_STATE, _CT_STATUS, _CT_MARK = 0, 2, 3
+# Bits of both, in a comparison: NF_CT_STATE_BIT(IP_CT_ESTABLISHED), also of the reply direction, and IPS_DST_NAT
+# (linux/netfilter/nf_conntrack_common.h)
+_CT_BITS: Final = {"ESTABLISHED": (_CT_STATE, 1 << 1), "DNAT": (_CT_STATUS, 1 << 5)}
 _SOCKET_TRANSPARENT, _SOCKET_CGROUP2 = 0, 3
 # enum nft_fib_result, NFTA_FIB_F_DADDR, RTN_LOCAL (linux/rtnetlink.h)
 _FIB_ADDRESS_TYPE, _FIB_DESTINATION, _LOCAL = 3, 2, 2
@@ -200,11 +203,12 @@ def _connmark(match: Extension, _: Family) -> _Alternatives:
 
 
 def _conntrack(match: Extension, _: Family) -> _Alternatives:
-    if match.options != (Option("--ctstate", "DNAT"),):
-        raise ValueError("conntrack")
-    # IPS_DST_NAT (linux/netfilter/nf_conntrack_common.h)
-    zero, translated = _WORD.pack(0), _WORD.pack(1 << 5)
-    return [[_load("ct", _CT_STATUS), _bitwise(translated, zero), _compare(zero, negated=True)]]
+    (option,) = match.options
+    if option not in (Option("--ctstate", "ESTABLISHED"), Option("--ctstate", "DNAT")):
+        raise ValueError(f"{option.name} {option.value}")
+    key, bit = _CT_BITS[option.value]
+    zero = _WORD.pack(0)
+    return [[_load("ct", key), _bitwise(_WORD.pack(bit), zero), _compare(zero, negated=True)]]
 
 
 def _owner(match: Extension, _: Family) -> _Alternatives:
