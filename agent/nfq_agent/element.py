@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 from nfq_agent.access import HasAccess
 from nfq_agent.context import Context
 from nfq_agent.fitting import fit
-from nfq_agent.flow import Flow, Watch
+from nfq_agent.flow import Account, Flow, Watch
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.mark import Kept
 from nfq_agent.packet import Packet
@@ -185,6 +185,18 @@ class PacketElement(HasAccess, Generic[O]):
         """The verdict that was chosen, or another in its place. lasting: it holds for the whole flow."""
         return verdict
 
+    def follow(self, packet: Packet, flow: Flow, verdict: Verdict, account: Callable[[Flow], Account | None]) -> None:
+        """Called after each packet that the chain was shown, with its verdict. account: what has passed of a flow so far.
+
+        It hides nothing from the flow table: packets that no element has to be shown still pass without the chain.
+        """
+
+    def forgotten(self, flow: Flow, account: Account, stopped: bool) -> None:
+        """Called when a flow is forgotten, or the worker stops."""
+
+    def tick(self, now: float, account: Callable[[Flow], Account | None]) -> None:
+        """Called a few times a second. now: seconds, on the clock of `Flow.last`."""
+
     def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> bool | None:
         """Called with the verdict of a packet of this element's chain, after it was given.
 
@@ -216,6 +228,7 @@ class ElementChain:
         # Only those that override it are called; a call that does nothing costs as much as one that does.
         self._deciders = tuple(e.decide for e in self._elements if _overrides(e, "decide"))
         self._listeners = tuple(e.judged for e in self._elements if _overrides(e, "judged"))
+        self._followers = tuple(e for e in self._elements if _overrides(e, "follow"))
         self._amenders = tuple(e.amend for e in self._elements if _overrides(e, "amend"))
         self._default = default
         # For the listeners: the flows of the packets of this turn, by the packet's number.
@@ -270,6 +283,25 @@ class ElementChain:
             # One that reads the client's payload for itself is shown all of it.
             requests = requests and (not wanted & Watch.CLIENT or bool(wanted & Watch.REQUEST))
         return watch if requests else watch & ~Watch.REQUEST
+
+    @property
+    def follows(self) -> bool:
+        """True if an element follows flows to their end."""
+        return bool(self._followers)
+
+    def follow(self, packet: Packet, flow: Flow, verdict: Verdict, account: Callable[[Flow], Account | None]) -> None:
+        """Tell the elements that follow flows the verdict of a packet that was shown."""
+        for element in self._followers:
+            element.follow(packet, flow, verdict, account)
+
+    def tick(
+        self, now: float, ended: Sequence[tuple[Flow, Account]], account: Callable[[Flow], Account | None], stopped: bool = False
+    ) -> None:
+        """Tell them which flows have ended, and the time."""
+        for element in self._followers:
+            for flow, total in ended:
+                element.forgotten(flow, total, stopped)
+            element.tick(now, account)
 
     @property
     def listens(self) -> bool:

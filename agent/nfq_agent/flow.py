@@ -70,6 +70,29 @@ class Heard(NamedTuple):
     piece: bytes
 
 
+class Account(NamedTuple):
+    """What has passed of a flow: packets and bytes of the client and of the server, and when the latest came, in seconds.
+
+    Bytes are counted from the IP header on. A packet that an offload joined counts as one.
+    """
+
+    packets_sent: int
+    bytes_sent: int
+    packets_received: int
+    bytes_received: int
+    last: float
+
+    def since(self, before: Account) -> Account:
+        """What has passed after another account of the same flow."""
+        return Account(
+            self.packets_sent - before.packets_sent,
+            self.bytes_sent - before.bytes_sent,
+            self.packets_received - before.packets_received,
+            self.bytes_received - before.bytes_received,
+            self.last,
+        )
+
+
 @dataclass(slots=True)
 class Flow:
     """What is remembered of one conversation.

@@ -1,7 +1,7 @@
 """What the flow table keeps of a flow. Values only."""
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from .plain_packet cimport KEY
 
@@ -50,6 +50,9 @@ cdef struct Entry:
     # When the last packet came, in sixteenths of a second; and how many there were.
     uint32_t last
     uint32_t packets
+    # Packets and bytes that went up and down (see Segment), as the IP header has the length.
+    uint32_t counted[2]
+    uint64_t bytes[2]
     # Whether the client's packets go down (see Segment); which directions were seen, a bit each; in which of the two lists it is.
     uint8_t client
     uint8_t seen

@@ -25,6 +25,8 @@ cdef class FlowTable:
     # The entry that was observed last.
     cdef uint32_t current
     cdef readonly uint64_t evicted
+    # The flows that were forgotten, where they are asked for, else None; and how many did not fit.
+    cdef list forgotten
     cdef readonly list verdicts
 
     cdef int index_of(self, verdict) except -1
@@ -32,8 +34,9 @@ cdef class FlowTable:
     cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil
     cdef uint32_t _find(self, const uint8_t *key, uint32_t hashed) noexcept nogil
     cdef uint32_t _add(self, const uint8_t *key, uint32_t hashed)
-    cdef void _see(self, uint32_t place, bint down) noexcept nogil
+    cdef void _see(self, uint32_t place, bint down, size_t length) noexcept nogil
     cdef bint _make_room(self)
     cdef void _detach(self, uint32_t place) noexcept nogil
     cdef void _append(self, uint32_t place) noexcept nogil
+    cdef object _account(self, Entry *entry)
     cdef void _evict(self, uint32_t place)

@@ -19,7 +19,7 @@ from .flow_key cimport hash_of, key_of
 from .http_head cimport is_request
 from .plain_packet cimport F_FIN, F_RST, F_SYN, F_URG, KEY, Segment, is_wrong, read_plain
 
-from nfq_agent.flow import Flow, Heard
+from nfq_agent.flow import Account, Flow, Heard
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action
 
 cdef enum:
@@ -79,8 +79,8 @@ cdef class FlowTable:
     def __len__(self):
         return self.size
 
-    def observe(self, five_tuple, double now):
-        """The flow that a packet with this five-tuple belongs to, made if it is new, and counted. now: seconds."""
+    def observe(self, five_tuple, double now, size_t length=0):
+        """The flow that a packet with this five-tuple belongs to, made if it is new, and counted. now: seconds. length: bytes."""
         cdef uint8_t key[KEY]
         cdef bint down = key_of(five_tuple, key)
         cdef uint32_t hashed = hash_of(key, self.seed), place
@@ -97,7 +97,7 @@ cdef class FlowTable:
         else:
             entry = &self.entries[place]
             flow = <object>entry.flow
-        self._see(place, down)
+        self._see(place, down, length)
         # Until it is settled, every packet is asked about.
         entry.verdict = ASK
         self.current = place
@@ -143,6 +143,46 @@ cdef class FlowTable:
         self.start_turn(now)
         cdef uint8_t index = self.look(&packet[0], packet.shape[0], length, ready) if packet.shape[0] else ASK
         return None if index == ASK else self.verdicts[index]
+
+    def keep_forgotten(self):
+        """Let `take_forgotten` give the flows that are forgotten from now on."""
+        self.forgotten = []
+
+    def take_forgotten(self, double now, unsigned int most=1024):
+        """The flows that were forgotten since the last time, each with its account. Forgets those that are too old, `most` at once."""
+        cdef uint32_t idle = <uint32_t>(self.max_idle * 16), place, kind
+        cdef list found
+        self.tick = <uint32_t>(now * 16)
+        for kind in (HALF_OPEN, SETTLED):
+            while most and (place := self.oldest[kind]) and self.tick - self.entries[place].last > idle:
+                self._evict(place)
+                most -= 1
+        found, self.forgotten = self.forgotten, []
+        return found
+
+    def account(self, flow):
+        """What has passed of a flow; None if it is forgotten."""
+        cdef uint8_t key[KEY]
+        key_of(flow.origin, key)
+        cdef uint32_t place = self._find(key, hash_of(key, self.seed))
+        return self._account(&self.entries[place]) if place and self.entries[place].flow == <PyObject *>flow else None
+
+    def flows(self):
+        """All flows, each with its account."""
+        cdef uint32_t place, kind
+        cdef list found = []
+        for kind in (HALF_OPEN, SETTLED):
+            place = self.oldest[kind]
+            while place:
+                found.append((<object>self.entries[place].flow, self._account(&self.entries[place])))
+                place = self.entries[place].newer
+        return found
+
+    cdef object _account(self, Entry *entry):
+        cdef uint8_t key[KEY]
+        flow = <object>entry.flow
+        cdef bint down = key_of(flow.origin, key) == <bint>flow.origin_is_client
+        return Account(entry.counted[down], entry.bytes[down], entry.counted[not down], entry.bytes[not down], entry.last / 16.0)
 
     cdef int index_of(self, verdict) except -1:
         """The index of a verdict that a message of its own kind can give; ASK for one that needs more, or one too many."""
@@ -200,7 +240,7 @@ cdef class FlowTable:
                 return ASK
             if watch & W_QUIC and packet[segment.data] >= 0xC0:
                 return ASK
-        self._see(place, segment.down)
+        self._see(place, segment.down, length)
         return entry.verdict
 
     cdef uint32_t _find(self, const uint8_t *key, uint32_t hashed) noexcept nogil:
@@ -252,11 +292,13 @@ cdef class FlowTable:
             return False
         return True
 
-    cdef void _see(self, uint32_t place, bint down) noexcept nogil:
+    cdef void _see(self, uint32_t place, bint down, size_t length) noexcept nogil:
         """A packet came. Within one sixteenth of a second the order of the flows stays as it is."""
         cdef Entry *entry = &self.entries[place]
         cdef uint8_t kind
         entry.packets += 1
+        entry.counted[down] += 1
+        entry.bytes[down] += length
         entry.seen |= 2 if down else 1
         kind = SETTLED if entry.packets >= SETTLED_BY or entry.seen == BOTH else HALF_OPEN
         if kind == entry.kind and (entry.last == self.tick or self.newest[kind] == place):
@@ -310,4 +352,8 @@ cdef class FlowTable:
         if self.current == place:
             self.current = 0
         if flow != NULL:
+            if self.forgotten is not None:
+                entry.flow = flow
+                self.forgotten.append((<object>flow, self._account(entry)))
+                entry.flow = NULL
             Py_DECREF(<object>flow)

@@ -188,3 +188,8 @@ class LimitedEmit:
             fields["suppressed"] = count
         self._emit(message, **fields)
         return True
+
+    def finish(self, message: str) -> None:
+        """Emit a last line with the number of those suppressed since the one before, if there are any."""
+        if count := self._suppressed.take():
+            self._emit(f"{message} ({count} similar lines suppressed)", level="warning", suppressed=count)

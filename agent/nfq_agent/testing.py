@@ -99,6 +99,8 @@ class Bench:
         self.element = self.elements[-1]
         self.chain = ElementChain(self.elements, {"accept": ACCEPT, "drop": DROP}[queue_default])
         self.flows = FlowTable()
+        if self.chain.follows:
+            self.flows.keep_forgotten()
         self.chain.start()
 
     def __enter__(self) -> Self:
@@ -123,7 +125,7 @@ class Bench:
     def flow(self, packet: Packet) -> Flow | None:
         """The packet's flow, created if it is new; None if it is not an IP packet. Counts the packet."""
         try:
-            return self.flows.observe(packet.headers.five_tuple, packet.time or self.now)
+            return self.flows.observe(packet.headers.five_tuple, packet.time or self.now, packet.length)
         except PacketError:
             return None
 
@@ -133,7 +135,15 @@ class Bench:
         flow = self.flow(packet) if self.chain.needs is Needs.FLOW else None
         verdict = self.chain.decide(packet, flow)
         self.chain.judged(packet, verdict)
+        if flow is not None and self.chain.follows:
+            self.chain.follow(packet, flow, verdict, self.flows.account)
         return verdict
+
+    def wait(self, seconds: float) -> None:
+        """Time passes; the elements that follow flows learn which have ended."""
+        self.now += seconds
+        if self.chain.follows:
+            self.chain.tick(self.now, self.flows.take_forgotten(self.now), self.flows.account)
 
     def assert_accepted(self, packet: Packet) -> Verdict:
         """Fails unless the packet is accepted, delayed or changed as may be."""
@@ -151,6 +161,8 @@ class Bench:
 
     def stop(self) -> None:
         """Stop the elements, as the worker does at its end."""
+        if self.chain.follows:
+            self.chain.tick(self.now, self.flows.flows(), self.flows.account, stopped=True)
         self.chain.stop()
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from agent import until
 from namespace import Namespace
 from proxied import Proxied, configuration
+
+from nfq_agent.host.cgroups import mounted
 
 
 @pytest.fixture
@@ -21,6 +25,22 @@ def run(netns: Namespace, tmp_path: Path) -> Iterator[Callable[..., Proxied]]:
             return stack.enter_context(Proxied(namespace, tmp_path, text or configuration(), **options))
 
         yield start
+
+
+@pytest.fixture
+def groups() -> Iterator[tuple[Path, str]]:
+    """The root of control groups and a tag; in it a service `payments-TAG`, another, `other-TAG`, and the container `web-TAG`."""
+    root = mounted()
+    if root is None:
+        pytest.skip("no control groups of version 2 are mounted")
+    tag = uuid.uuid4().hex[:8]
+    made = [root / f"payments-{tag}.service", root / f"machine-web\\x2d{tag}.scope", root / f"other-{tag}.service"]
+    for group in made:
+        group.mkdir()
+    yield root, tag
+    for group in made:
+        until(lambda group=group: not (group / "cgroup.procs").read_text(), "the group is empty")  # type: ignore[misc]
+        group.rmdir()
 
 
 @pytest.fixture

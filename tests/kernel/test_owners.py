@@ -5,15 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from agent import Agent, until
 from namespace import Namespace
-
-from nfq_agent.host.cgroups import mounted
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIG = """
@@ -52,21 +47,6 @@ else:
     with socket.create_connection(("127.0.0.1", int(port)), 1.5) as connection:
         connection.sendall(b"GET / HTTP/1.1\\r\\nHost: www.off.test\\r\\n\\r\\n")
 """
-
-
-@pytest.fixture
-def groups() -> Iterator[tuple[Path, str]]:
-    root = mounted()
-    if root is None:
-        pytest.skip("no control groups of version 2 are mounted")
-    tag = uuid.uuid4().hex[:8]
-    made = [root / f"payments-{tag}.service", root / f"machine-web\\x2d{tag}.scope", root / f"other-{tag}.service"]
-    for group in made:
-        group.mkdir()
-    yield root, tag
-    for group in made:
-        until(lambda group=group: not (group / "cgroup.procs").read_text(), "the group is empty")  # type: ignore[misc]
-        group.rmdir()
 
 
 def test_what_a_unit_and_a_container_may_reach(netns: Namespace, tmp_path: Path, groups: tuple[Path, str]) -> None:

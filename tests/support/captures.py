@@ -122,9 +122,9 @@ def recording(netns: Namespace, path: Path) -> Iterator[None]:
         recorder = netns.start("dumpcap", "-q", "-P", "-B", "16", "-i", "lo", "-w", str(path), stderr=log, stdout=log)
         wait_until(lambda: b"File:" in path.with_suffix(".log").read_bytes(), "dumpcap starts")
         yield
-        # What was sent last has to reach the recorder: a packet of an unused port.
+        # What was sent last has to reach the recorder: a packet of an unused port. nc reads a file: it does not wait for a pipe.
         size = path.stat().st_size
-        netns.shell("echo end | nc -u -w0 127.0.0.1 9")
+        netns.shell("nc -u -w0 127.0.0.1 9 </proc/version")
         wait_until(lambda: path.stat().st_size > size, "the recorder has the last packet")
         recorder.send_signal(signal.SIGTERM)
         recorder.wait(10)

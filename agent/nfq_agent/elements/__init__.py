@@ -22,6 +22,7 @@ PACKET_ELEMENTS: Final = {
     "pcap": "nfq_agent.elements.pcap:Pcap",
     "policy": "nfq_agent.elements.policy:Policy",
     "rate-limit": "nfq_agent.elements.rate_limit:RateLimit",
+    "record": "nfq_agent.elements.record:FlowRecord",
     "refuse-mptcp": "nfq_agent.elements.refuse_mptcp:RefuseMptcp",
     "sample": "nfq_agent.elements.sample:Sample",
     "syn-monitor": "nfq_agent.elements.syn_monitor:SynMonitor",

@@ -65,6 +65,8 @@ class PacketJudge:
         self._check = check
         self._flows = FlowTable() if chain.needs is Needs.FLOW else None
         self._settles = False
+        if self._flows is not None and chain.follows:
+            self._flows.keep_forgotten()
         self._owners: list[Verdict | None] | None = None
         if settings.peers is not None and self._flows is not None:
             own = settings.number
@@ -89,7 +91,27 @@ class PacketJudge:
         verdict = self._enforced(packet, verdict)
         if self._settles:
             self._ask(packet, self._settle, verdict)
+        if self._chain.follows:
+            self._ask(packet, self._follow, verdict)
         return verdict
+
+    def _follow(self, packet: Packet, verdict: Verdict) -> None:
+        if self._flow is not None and self._flows is not None:
+            self._chain.follow(packet, self._flow, verdict, self._flows.account)
+
+    def tend_flows(self, stopping: bool = False) -> None:
+        """Tell the elements that follow flows which have ended."""
+        if self._flows is None or not self._chain.follows:
+            return
+        ended = self._flows.take_forgotten(self.now)
+        try:
+            self._chain.tick(self.now, ended, self._flows.account)
+            if stopping:
+                self._chain.tick(self.now, self._flows.flows(), self._flows.account, stopped=True)
+        except Exception as error:
+            self._counters.errors += 1
+            what = f"an element failed at the end of a flow: {type(error).__name__}: {error}{_innermost(error)}"
+            self._pending.append(lambda now: self._errors(now, what, level="error"))
 
     def _settle(self, packet: Packet, verdict: Verdict) -> None:  # noqa: ARG002  # `_ask` gives it
         if self._flow is not None and self._flows is not None:
@@ -160,7 +182,7 @@ class PacketJudge:
                 owner = self._owners[_place(five_tuple) % len(self._owners)]
                 if owner is not None:
                     return owner
-            flow = self._flow = self._flows.observe(five_tuple, self.now)
+            flow = self._flow = self._flows.observe(five_tuple, self.now, packet.length)
         verdict = self._chain.decide(packet, flow)
         if verdict is not ACCEPT:
             self._check(packet, verdict)

@@ -139,6 +139,7 @@ class WorkerLoop:
             self._release(math.inf)
             source.finish()
             self._count_rare()
+            self._judge.tend_flows(stopping=True)
             if in_order:
                 with contextlib.suppress(OSError):
                     self._control.send(DONE)
@@ -200,6 +201,7 @@ class WorkerLoop:
         if self._now - self._counted > _LOOK:
             self._counted = self._now
             self._count_rare()
+            self._judge.tend_flows()
 
     def _on_orphaned(self) -> None:
         """The supervisor has ended, and nothing keeps its end of the control socket for another one."""

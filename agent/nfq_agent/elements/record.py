@@ -1,0 +1,221 @@
+"""`record`: one record of each flow, when its verdict is known and when it has ended. It decides nothing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+
+from nfq_agent import element
+from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.facts import fields as fields_of
+from nfq_agent.facts import who, words
+from nfq_agent.flow import Account, Flow
+from nfq_agent.packet import TCP, Packet, address, hook_name, protocol_name
+from nfq_agent.rate import LimitedEmit
+from nfq_agent.verdict import WOULD_DROP, Action, Verdict
+
+# After how many packets a flow gets its first record although it is not decided yet.
+_WAITS: Final = 10
+# Seconds after the end of a connection, in which its last packets still come.
+_LINGERS: Final = 1.0
+_FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
+_NOTHING: Final = Account(0, 0, 0, 0, 0.0)
+Accounts = Callable[[Flow], Account | None]
+
+
+class RecordOptions(element.Options):
+    """only: "drop" leaves out flows that are accepted. events: when there is a record: the verdict is known, the flow has ended.
+
+    who: ask the kernel for the unit or container that has the socket. per_second: records a second on average, 0 for no limit.
+    """
+
+    only: Literal["all", "drop"] = "all"
+    events: Literal["both", "begin", "end"] = "both"
+    who: bool = True
+    per_second: Annotated[int, Field(ge=0)] = 1000
+
+
+@dataclass(slots=True)
+class _Case:
+    """What is kept of a connection. began: seconds of the flow's clock. start: since the epoch. base: what passed before it."""
+
+    began: float
+    start: float
+    base: Account
+    place: dict[str, Any]
+    initial: int | None
+    facts: dict[str, Any]
+    packets: int = 0
+    outcome: str = ""
+    reason: str = ""
+    told: bool = False
+    finished: int = 0
+    end: str = ""
+    closed: bool = False
+
+
+class FlowRecord(PacketElement[RecordOptions]):
+    """Emits five-tuple, owner, name, verdict, reason, packets and bytes both ways, start and duration of every flow.
+
+    A TCP connection has ended a second after both FIN or its RST; any flow when the flow table forgets it, or the worker stops.
+    """
+
+    needs = Needs.FLOW
+    limits_itself = True
+
+    def __init__(self, name: str, options: RecordOptions, emit: Emit) -> None:
+        super().__init__(name, options, emit)
+        rate = options.per_second
+        self._limited = LimitedEmit(emit, rate, rate) if rate else None
+        # By the identity of the flow, which is kept beside it so that it cannot be another's.
+        self._cases: dict[int, tuple[Flow, _Case]] = {}
+        self._closing: deque[tuple[float, Flow, _Case]] = deque()
+
+    @classmethod
+    def reads_owner_of(cls, options: RecordOptions) -> bool:
+        """Where it says who a flow belongs to."""
+        return options.who
+
+    def follow(self, packet: Packet, flow: Flow, verdict: Verdict, account: Accounts) -> None:
+        """Note what a packet changes."""
+        headers = packet.headers
+        flags = headers.tcp_flags or 0 if headers.five_tuple.protocol == TCP else 0
+        case = self._case(packet, flow, flags, account)
+        if case.closed:
+            return
+        case.packets += 1
+        case.facts = dict(flow.facts)
+        outcome = _outcome(verdict)
+        # A handshake that passes says nothing yet; it may still be judged by what the connection before it said.
+        passes = outcome == "accept" and (flow.undecided or flags & _SYN)
+        if not passes and outcome != case.outcome:
+            changed = bool(case.outcome)
+            case.outcome, case.reason = outcome, str(flow.facts.get("reason", ""))
+            self._tell(flow, case, "change" if changed and case.told else "begin", account(flow), flow.last)
+        elif not case.told and case.packets >= _WAITS:
+            self._tell(flow, case, "begin", account(flow), flow.last)
+        if flags & (_FIN | _RST):
+            self._note_end(flow, case, flags, headers.five_tuple == flow.origin)
+
+    def forgotten(self, flow: Flow, account: Account, stopped: bool) -> None:
+        """The flow has ended, if it had not before."""
+        known = self._cases.pop(id(flow), None)
+        if known is not None and not known[1].closed:
+            self._close(flow, known[1], known[1].end or ("stopped" if stopped else "idle"), account, max(flow.last, account.last))
+
+    def tick(self, now: float, account: Accounts) -> None:
+        """Tell of connections whose last packets have come."""
+        while self._closing and self._closing[0][0] <= now:
+            _, flow, case = self._closing.popleft()
+            if not case.closed and (total := account(flow)) is not None:
+                self._close(flow, case, case.end, total, now)
+
+    def stop(self) -> None:
+        """Tell how many records were left out and not told of yet."""
+        if self._limited is not None:
+            self._limited.finish(f"{self.name}: records left out: more than {self.options.per_second} a second")
+
+    def _case(self, packet: Packet, flow: Flow, flags: int, account: Accounts) -> _Case:
+        """The connection that a packet belongs to. Another one begins where the flow was emptied, or after an end."""
+        known = self._cases.get(id(flow))
+        begins = flags & (_SYN | _ACK) == _SYN
+        initial = (
+            int.from_bytes(packet.payload[(start := packet.headers.transport or 0) + 4 : start + 8], "big") if begins else None
+        )
+        if known is not None:
+            latest = known[1]
+            another = begins and latest.end and latest.initial != initial
+            if self in flow.state and not another:
+                return latest
+        base = _NOTHING
+        if known is not None or flow.packets > 1:
+            base = _before(packet, flow, account(flow) or _NOTHING)
+        if known is not None and not known[1].closed:
+            self._close(flow, known[1], known[1].end or "replaced", base, flow.last)
+        place = {"hook": hook_name(packet.hook)} | ({"mark": f"{packet.mark:#x}"} if packet.mark else {})
+        case = _Case(flow.last, packet.time, base, place, initial, {})
+        self._cases[id(flow)] = flow, case
+        flow.state[self] = case
+        if self.options.who and not {"unit", "container", "cgroup"} & flow.facts.keys():
+            case.place |= self.context.owners.names(packet)
+        return case
+
+    def _note_end(self, flow: Flow, case: _Case, flags: int, from_origin: bool) -> None:
+        if case.end:
+            return
+        case.finished |= 1 if from_origin else 2
+        if flags & _RST or case.finished == 3:
+            case.end = "reset" if flags & _RST else "closed"
+            self._closing.append((flow.last + _LINGERS, flow, case))
+
+    def _close(self, flow: Flow, case: _Case, end: str, total: Account, now: float) -> None:
+        case.closed, case.end = True, end
+        self._tell(flow, case, "end", total, now)
+
+    def _tell(self, flow: Flow, case: _Case, event: str, total: Account | None, now: float) -> None:
+        case.told = True
+        options = self.options
+        outcome = case.outcome or "accept"
+        if (options.only == "drop" and outcome == "accept") or (options.events not in ("both", event) and event != "change"):
+            return
+        passed = (total or _NOTHING).since(case.base)
+        client, server = flow.origin, flow.origin.reversed()
+        if not flow.origin_is_client:
+            client, server = server, client
+        facts = {name: value for name, value in case.facts.items() if name not in ("reason", "dpi")}
+        fields: dict[str, Any] = {
+            **fields_of({**case.place, **facts}),
+            "event": event,
+            "proto": protocol_name(client.protocol),
+            "src": address(client.src),
+            "dst": address(client.dst),
+            "verdict": "accept" if outcome == "would drop" else outcome,
+            "start": datetime.fromtimestamp(case.start, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "duration": round(max(0.0, (now if event != "end" else max(flow.last, passed.last)) - case.began), 3),
+            "pkts_toserver": passed.packets_sent,
+            "bytes_toserver": passed.bytes_sent,
+            "pkts_toclient": passed.packets_received,
+            "bytes_toclient": passed.bytes_received,
+        }
+        if client.sport is not None:
+            fields |= {"sport": client.sport, "dport": client.dport}
+        if outcome == "would drop":
+            fields["would"] = "drop"
+        if case.reason:
+            fields["reason"] = case.reason
+            fields["element"], _, fields["rule"] = case.reason.partition(": ")
+        if event == "end":
+            fields["end"] = case.end
+        said = (words(facts), who({**case.place, **facts}), f"by {case.reason}" if case.reason else "")
+        more = "".join(f", {each}" for each in said if each)
+        amount = (
+            f", {passed.bytes_sent} bytes sent in {passed.packets_sent} packets, {passed.bytes_received} received in "
+            f"{passed.packets_received}, {fields['duration']:g} s, {case.end}"
+            if event == "end"
+            else ""
+        )
+        self._emit(now, f"flow {event} {client}: {outcome}{more}{amount}", fields)
+
+    def _emit(self, now: float, message: str, fields: dict[str, Any]) -> None:
+        if self._limited is None:
+            self.emit(message, **fields)
+        else:
+            self._limited(now, message, **fields)
+
+
+def _outcome(verdict: Verdict) -> str:
+    if verdict is WOULD_DROP:
+        return "would drop"
+    return verdict.word if verdict.outcome is Action.DROP else "accept"
+
+
+def _before(packet: Packet, flow: Flow, total: Account) -> Account:
+    """What had passed before this packet."""
+    if (packet.headers.five_tuple == flow.origin) == flow.origin_is_client:
+        return total._replace(packets_sent=total.packets_sent - 1, bytes_sent=total.bytes_sent - packet.length)
+    return total._replace(packets_received=total.packets_received - 1, bytes_received=total.bytes_received - packet.length)
