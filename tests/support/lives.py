@@ -228,13 +228,14 @@ class Life:
                 "sed -n '/^-A [A-Z]* .*NFQA/s/^-A/-D/p' | while read -r line; do eval $command -w -t $table $line; done; "
                 "done; done"
             )
-        repairs = self._repairs()
+        repairs, tables = self._repairs(), self._world.tables()
         change = self._world.namespace.start("sh", "-c", script)
         self._until(lambda: change.poll() is not None)
         if self.plan.shortage != "disk":
 
             def is_repaired() -> bool:
-                return self._repairs() > repairs
+                # A process that was killed behind its change has not told of it.
+                return self._repairs() > repairs or self._world.tables() == tables
 
             self._until(is_repaired)
 

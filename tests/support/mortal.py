@@ -56,6 +56,7 @@ class Verb:
         code = 1
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if limits.group is not None:
                 (limits.group / "cgroup.procs").write_text(str(os.getpid()))
             namespace.enter()
