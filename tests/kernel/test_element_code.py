@@ -66,6 +66,14 @@ WRONG = {
         5,
         "NameError: name 'undefined' is not defined",
     ),
+    "base": ("class Stop(BaseException):\n    pass\nraise Stop('no')\n", 3, "Stop: no"),
+    "access": ("from nfq_agent import PacketElement\nclass Own(PacketElement):\n    access = 5\n", 0, "access is 5"),
+    "denies": (
+        "from nfq_agent import PacketElement\nclass Own(PacketElement):\n    @classmethod\n"
+        "    def denies_of(cls, options):\n        raise KeyError('no')\n",
+        5,
+        "KeyError: 'no'",
+    ),
 }
 
 
@@ -87,7 +95,7 @@ def test_an_element_that_cannot_be_loaded_is_refused_with_its_line(
     assert ours(netns) == []
 
 
-@pytest.mark.parametrize("kind", ["syntax", "exit", "needs"])
+@pytest.mark.parametrize("kind", ["syntax", "exit", "needs", "base", "access"])
 def test_a_running_agent_outlives_an_element_that_is_broken(netns: Namespace, tmp_path: Path, write: Write, kind: str) -> None:
     write(ELEMENT.format(verdict="ACCEPT"))
     agent = Agent(netns, tmp_path, CONFIG).ready()

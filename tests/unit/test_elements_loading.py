@@ -49,6 +49,8 @@ def test_where_the_code_is_wrong(write: Write) -> None:
     assert f"{file}:3: AttributeError: module 'os' has no attribute" in broken("names:X")
     file = write("leaves", "raise SystemExit(3)\n")
     assert f"{file}:1: SystemExit: 3" in broken("leaves:X")
+    file = write("cancelled", "import asyncio\nraise asyncio.CancelledError('no')\n")
+    assert f"{file}:2: CancelledError: no" in broken("cancelled:X")
     helper = write("helper_of_it", "def f():\n    return undefined\nf()\n")
     write("uses_it", "import helper_of_it\n")
     assert f"{helper}:2: NameError: name 'undefined' is not defined" in broken("uses_it:X")

@@ -12,16 +12,18 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from nfq_agent.access import Access
 from nfq_agent.config.capture import CaptureConfig, InlineConfig, TapConfig
 from nfq_agent.config.lookups import HostLookups, resolvers_of_host
 from nfq_agent.config.model import Model
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.context import MidstreamMode
-from nfq_agent.element import Needs
+from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements import ElementError, packet_element, stream_element
 from nfq_agent.elements.loading import where
 from nfq_agent.mark import OWNERS_MASK, Kept, parse_mask
+from nfq_agent.stream import StreamElement
 from nfq_agent.values import AddressField, Duration, Size
 
 # The header bytes that the kernel has to copy so that addresses and ports can be read. IPv4 and TCP, each with all options: 120.
@@ -154,7 +156,7 @@ COPY_NONE_REASON: Final = "copy mode none makes the kernel lose every packet of 
 
 
 # Questions that the configuration asks an element's class about its options.
-_HOOKS: Final = ("names_of", "needs_of", "rewrites_of", "reads_process_of", "injects_of", "kept_of")
+_HOOKS: Final = sorted({name for base in (PacketElement, StreamElement) for name in dir(base) if name.endswith("_of")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +218,13 @@ class Config(Model):
             # The element's own code; a fault in it is one of the configuration, with its line.
             for hook in _HOOKS:
                 getattr(cls, hook, bool)(options)
+            if not isinstance(access := cls.access_of(options), Access):
+                raise TypeError(f"access is {access!r}; allowed: an nfq_agent.access.Access")
         except ValidationError as error:
             raise ElementError(name, error, cls.Options) from error
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise ElementError(name, f"{kind} cannot be used: {where(error)}") from error
         self._specs[key] = spec = ElementSpec(name, cls, options)
         return spec

@@ -65,10 +65,10 @@ def import_object(path: str) -> object:
     try:
         _refuse_what_others_write(module)
         found = getattr(importlib.import_module(module), name)
-    except CodeError:
+    except (CodeError, KeyboardInterrupt):
         raise
-    # The element's own code runs here, and may raise anything, SystemExit too.
-    except (Exception, SystemExit) as error:
+    # The element's own code runs here, and may raise anything, also what is no Exception: SystemExit, CancelledError.
+    except BaseException as error:
         raise CodeError(f"{path} cannot be imported: {where(error)}; allowed: package.module:Class") from error
     finally:
         sys.dont_write_bytecode = before
