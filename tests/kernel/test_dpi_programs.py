@@ -84,8 +84,9 @@ def test_socks_by_ssh_and_curl(seen: Seen) -> None:
             1080, "ssh", "-N", "-D", "127.0.0.1:1080", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
             "-i", str(key), "127.0.0.1",
         )  # fmt: skip
+        # Some versions of curl look up ::1 first for --socks5, where nothing listens.
         for way in ("--socks4", "--socks4a", "--socks5", "--socks5-hostname"):
-            done = seen.netns.run("curl", "-sf", "-m", "5", way, "127.0.0.1:1080", "http://localhost:8000/", check=False)
+            done = seen.netns.run("curl", "-4sf", "-m", "5", way, "127.0.0.1:1080", "http://localhost:8000/", check=False)
             assert done.returncode == 0, way
     found = [(facts["socks_version"], facts["socks_host"]) for facts in seen.of("socks")]
     assert found == [("4", "127.0.0.1"), ("4", "localhost"), ("5", "127.0.0.1"), ("5", "localhost")]

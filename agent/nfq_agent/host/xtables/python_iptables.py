@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from nfq_agent.host.families import families
 from nfq_agent.host.one_shot import OneShotError, one_shot
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
 from nfq_agent.host.xtables.kernel import Tables
@@ -182,9 +183,9 @@ def probe() -> LegacySupport:
     if why is None:
         try:
             import_iptc()
-            for family, there in (("inet", ipv4), ("inet6", ipv6)):
-                if there:
-                    one_shot(_build_samples, family)
+            # libxtables opens a socket of the family, which a kernel without it refuses.
+            for family in filter(in_kernel, families()):
+                one_shot(_build_samples, family)
         except (RuleError, OneShotError, OSError) as error:
             why = str(error)
     return LegacySupport(ipv4, ipv6, _version(), _new_layout(), why)
