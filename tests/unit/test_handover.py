@@ -43,6 +43,12 @@ def gone(control: socket.socket) -> None:
     control.recv(64)
 
 
+def lingering(control: socket.socket) -> None:
+    """It has answered all that it read, and does not end."""
+    obedient(control)
+    time.sleep(60)
+
+
 class NextWorker:
     """What a handover needs of a queue's worker; `told` is what it did with it, over all workers in order."""
 
@@ -107,6 +113,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(handover, "_STOPS_WITHIN", 0.3)
+    monkeypatch.setattr(handover, "_ENDS_WITHIN", 0.3)
     made = World()
     yield made
     for worker in made.workers:
@@ -127,6 +134,13 @@ def test_a_predecessor_that_has_answered_all_leaves_nothing_to_take(world: World
     world.hand_over()
     assert world.told == ["start waiting 1", "ready 1", "count on 1", "begin go 1"]
     assert world.workers[0].predecessor is None
+    assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_predecessor_that_is_done_and_does_not_end_is_killed(world: World) -> None:
+    pid = cast("Child", world.add(1, lingering).predecessor).pid
+    world.hand_over()
+    assert world.told[-1] == "begin go 1"
     assert not os.path.exists(f"/proc/{pid}")
 
 

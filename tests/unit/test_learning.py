@@ -143,13 +143,18 @@ def test_a_connection_whose_beginning_was_not_seen_teaches_nothing() -> None:
     assert learning.known == ()
 
 
-def test_segments_that_differ_end_the_reading_of_a_connection() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_segments_that_differ_end_the_reading_of_a_connection(together: bool) -> None:
     learning = connected()
     learning.segment(HOST, over_tcp(dns_query("a.good.test")))
     data = over_tcp(reply())
-    # The second part first; then another one in the same place.
+    # The second part first; then another one in the same place, alone or with the first part.
     learning.see(tcp(RESOLVER, HOST, data[20:], seq=2001 + 20))
-    learning.see(tcp(RESOLVER, HOST, bytes(len(data) - 20), seq=2001 + 20))
-    learning.segment(RESOLVER, data[:20])
-    learning.segment(RESOLVER, over_tcp(reply()))
+    if together:
+        learning.see(tcp(RESOLVER, HOST, data[:20] + bytes(len(data) - 20), seq=2001))
+    else:
+        learning.see(tcp(RESOLVER, HOST, bytes(len(data) - 20), seq=2001 + 20))
+        learning.see(tcp(RESOLVER, HOST, data[:20], seq=2001))
+    learning.see(tcp(RESOLVER, HOST, data, seq=2001))
+    learning.see(tcp(RESOLVER, HOST, data, seq=2001 + len(data)))
     assert learning.known == ()

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +142,22 @@ def test_a_chain_that_does_not_start_in_one_of_them_starts_none(server: Server) 
     with pytest.raises(ChildProcessError, match="another process of the proxy ended before it was ready"):
         proxied.run(lambda _: None, chain_of)
     assert children() == before
+
+
+def test_where_one_fails_the_others_are_stopped_in_order(server: Server, tmp_path: Path) -> None:
+    class Marking(StreamChain):
+        def stop(self) -> None:
+            (tmp_path / "stopped").touch()
+
+    def chain_of() -> StreamChain:
+        if os.getpid() == mine:
+            raise OSError("no such folder")
+        return Marking([])
+
+    mine = os.getpid()
+    with pytest.raises(OSError, match="no such folder"):
+        Proxied(server, 2).run(lambda _: None, chain_of)
+    assert (tmp_path / "stopped").exists()
 
 
 def test_a_sibling_is_killed_at_its_deadline() -> None:
