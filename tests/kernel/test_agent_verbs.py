@@ -256,3 +256,24 @@ def test_an_unconfirmed_reload_is_undone_by_the_agent(netns: Namespace, tmp_path
         assert any("9001" in line for line in ours(netns)) == (end == "yes")
     assert agent.queue()["mode"] == ("enforce" if end == "yes" else "monitor")
     assert agent.stop() == 0
+
+
+def test_chaos_breaks_a_queue_for_a_time(netns: Namespace, tmp_path: Path) -> None:
+    passed = count_passed(netns)
+    agent = Agent(netns, tmp_path, udp()).ready()
+    before = ours(netns)
+    assert "has faults for 600 s" in agent.verb("chaos", "on", "main", "drop=1.0", "--for", "600s").stdout
+    assert flood(netns, 10).wait(timeout=PATIENCE) == 0
+    until(lambda: agent.totals()["dropped"] == 10, "all are dropped")
+    assert passed() == 0
+    assert "no faults any more" in agent.verb("chaos", "off").stdout
+    assert flood(netns, 10).wait(timeout=PATIENCE) == 0
+    until(lambda: passed() == 10, "all pass")
+    # They end without a word, too.
+    agent.verb("chaos", "on", "main", "drop=1.0", "--for", "1s")
+    until(lambda: agent.log.count("no faults any more") == 2, "the faults are over")
+    done = agent.verb("chaos", "on", "main", "drop=7", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("drop: ")
+    assert ours(netns) == before
+    assert agent.stop() == 0

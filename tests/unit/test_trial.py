@@ -135,9 +135,63 @@ def test_no_restart_while_a_reload_waits(agent: Agent) -> None:
     agent.ask("reload", confirm=60)
     answer = agent.ask("restart")
     assert not answer["ok"]
-    assert "waits for its confirmation" in answer["message"]
+    assert "on trial" in answer["message"]
     agent.ask("confirm", keep=True)
     assert agent.ask("restart")["ok"]
+
+
+def faulty(agent: Agent) -> bool:
+    (worker,) = agent.machine.crew.queues.values()
+    return [spec.cls.__name__ for spec in worker.specs][-1:] == ["Chaos"]
+
+
+def break_traffic(agent: Agent, **odds: Any) -> dict[str, Any]:
+    return agent.ask("chaos", queue="main", odds=odds, seconds=30)
+
+
+def test_faults_end_by_themselves(agent: Agent) -> None:
+    assert break_traffic(agent, drop=0.5)["ok"]
+    assert faulty(agent)
+    agent.pass_time(29)
+    assert faulty(agent)
+    agent.pass_time(2)
+    assert not faulty(agent)
+    assert agent.port == 1000
+    assert any("over: no faults any more" in line for line in agent.machine.lines)
+
+
+def test_faults_are_ended_and_never_kept(agent: Agent) -> None:
+    break_traffic(agent, delay=0.5)
+    assert not agent.ask("confirm", keep=True)["ok"]
+    assert faulty(agent)
+    assert not break_traffic(agent, drop=0.1)["ok"]
+    assert agent.ask("confirm", keep=False)["ok"]
+    assert not faulty(agent)
+
+
+def test_a_reload_ends_faults_and_stays(agent: Agent) -> None:
+    break_traffic(agent, drop=0.5)
+    assert agent.ask("reload")["ok"]
+    assert agent.port == 2000
+    assert not faulty(agent)
+    agent.pass_time(60)
+    assert agent.port == 2000
+
+
+@pytest.mark.parametrize(
+    ("queue", "odds", "said"),
+    [
+        ("other", {"drop": 0.5}, "no queue 'other'; allowed: main"),
+        ("main", {}, "no fault is named"),
+        ("main", {"drop": 2.0}, "drop: "),
+        ("main", {"dorp": 0.5}, "dorp: "),
+    ],
+)
+def test_faults_that_are_refused(agent: Agent, queue: str, odds: dict[str, Any], said: str) -> None:
+    answer = agent.ask("chaos", queue=queue, odds=odds, seconds=30)
+    assert not answer["ok"]
+    assert answer["message"].startswith(said), answer
+    assert not faulty(agent)
 
 
 def test_what_the_agent_does_with_packets_can_be_asked_for(agent: Agent) -> None:

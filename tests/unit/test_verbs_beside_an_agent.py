@@ -64,6 +64,18 @@ def test_a_reload_is_confirmed_by_a_word(
     assert agent.asked == [{"verb": "reload", "confirm": 60}, {"verb": "confirm", "keep": keep}]
 
 
+def test_chaos_gives_the_agent_its_keys_and_time(agent: Answering) -> None:
+    agent.reply = {"ok": True, "message": "queue main has faults"}
+    assert serve.chaos(HERE, "main", ["drop=0.2", "delay_for=50ms", "seed=7"], 30.0) == 0
+    assert agent.asked == [
+        {"verb": "chaos", "queue": "main", "odds": {"drop": 0.2, "delay_for": "50ms", "seed": 7}, "seconds": 30.0}
+    ]
+    assert serve.chaos(HERE, None, [], 30.0) == 0
+    assert agent.asked[-1] == {"verb": "confirm", "keep": False}
+    agent.reply = {"ok": False, "config": True, "message": "no fault is named"}
+    assert serve.chaos(HERE, "main", [], 30.0) == 2
+
+
 def test_reload_without_an_agent(run_folder: Path) -> None:
     assert run_folder.is_dir()
     with pytest.raises(control.NotRunning):

@@ -30,6 +30,13 @@ class CopyMode(StrEnum):
     none = "none"
 
 
+class OnOff(StrEnum):
+    """The first argument of `chaos`."""
+
+    on = "on"
+    off = "off"
+
+
 class AddressFamily(StrEnum):
     """--af-family"""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+import tomllib
+from collections.abc import Sequence
 from typing import Any, Final
 
 from nfq_agent.cli import loading, show
@@ -81,6 +83,29 @@ def _confirmed(name: str, seconds: int) -> int:
         return 0
     print(answer["message"], file=sys.stderr)
     return 1
+
+
+def chaos(flags: Flags, queue: str | None, faults: Sequence[str], seconds: float) -> int:
+    """Break the traffic of a queue for a time; without a queue, end that."""
+    name = loading.instance_of(flags)
+    if queue is None:
+        answer = control.ask(name, {"verb": "confirm", "keep": False}, 60)
+    else:
+        odds = {key: _toml(value) for key, _, value in (fault.partition("=") for fault in faults)}
+        answer = control.ask(name, {"verb": "chaos", "queue": queue, "odds": odds, "seconds": seconds}, 60)
+    if answer.get("ok"):
+        show.note(str(answer["message"]))
+        return 0
+    print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
+    return 2 if answer.get("config") else 1
+
+
+def _toml(text: str) -> Any:
+    """A value as the configuration has it, where it is one; else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def restart(flags: Flags) -> int:

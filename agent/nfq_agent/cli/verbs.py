@@ -16,6 +16,7 @@ from nfq_agent.cli.app import (
     HookName,
     InstanceOption,
     JsonOption,
+    OnOff,
     QueueNumOption,
     app,
 )
@@ -240,6 +241,30 @@ def elements(name: Annotated[str | None, typer.Argument(metavar="NAME", help="On
     from nfq_agent.cli import catalogue
 
     return catalogue.elements(name)
+
+
+@app.command(epilog="Example: nfq-agent chaos on main drop=0.2 delay=0.5 --for 30s")
+def chaos(
+    state: Annotated[OnOff, typer.Argument(metavar="on|off")],
+    queue: Annotated[str | None, typer.Argument(metavar="[QUEUE]", help="The queue, by its name in the configuration.")] = None,
+    faults: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of element chaos: drop, delay, corrupt, duplicate.")
+    ] = None,
+    last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "30s".')] = "30s",
+    config: ConfigOption = None,
+    instance: InstanceOption = None,
+) -> int:
+    """Break the traffic of a queue for a time. The faults end by themselves, also when this terminal is lost."""
+    from nfq_agent.cli import serve
+    from nfq_agent.values import duration
+
+    if (state is OnOff.on) != (queue is not None):
+        raise typer.BadParameter("on takes a queue and faults, off takes neither")
+    try:
+        seconds = duration(last)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return serve.chaos(Flags(config, instance), queue, faults or [], seconds)
 
 
 @app.command(epilog="Example: nfq-agent new-element scan-guard --into /etc/nfq-agent")

@@ -307,10 +307,7 @@ class Supervisor:
     # Reload.
 
     def reload(self, confirm: float | None = None) -> dict[str, Any]:
-        """Read the configuration again and put all of it into force, or nothing. The answer to `nfq-agent reload`.
-
-        confirm: seconds within which it has to be confirmed, or it is undone.
-        """
+        """Put the file into force, all of it or nothing; for `confirm` seconds unless confirmed. Answers `nfq-agent reload`."""
         self._service.reloading()
         before = self._config
         try:
@@ -370,6 +367,8 @@ class Supervisor:
                 return self.reload(confirm if confirm is None else min(float(confirm), LONGEST))
             case "confirm":
                 return self._trial.answer(question.get("keep") is True)
+            case "chaos":
+                return self._trial.drill(self._config, question)
             case "policies":
                 return {"queues": summary(self._config)}
             case "status":
@@ -381,7 +380,10 @@ class Supervisor:
     def _restart(self) -> dict[str, Any]:
         """Start again with the code that is on the disk, if it would start. The answer to `nfq-agent restart`."""
         if self._trial.runs:
-            return {"ok": False, "message": "a reload waits for its confirmation: a new start would read its file"}
+            return {
+                "ok": False,
+                "message": "a reload or faults are on trial, and a new start would read the file; end that first",
+            }
         if problem := self._system.rehearse():
             self._log(f"restart refused, this agent keeps serving: {problem}", "error")
             return {"ok": False, "message": f"it would not start, so the running agent keeps serving:\n{problem}"}

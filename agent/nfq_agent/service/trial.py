@@ -1,11 +1,12 @@
-"""A reload on trial: unless it is confirmed in time, the configuration before it is put into force again."""
+"""A change for a time: a reload that is not confirmed, or faults that were asked for, are taken back by the agent itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final
 
-from nfq_agent.config.models import Config
+from nfq_agent.config.drill import with_chaos
+from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.log import Log
 from nfq_agent.service.system import FAILURES
 
@@ -16,7 +17,8 @@ LONGEST: Final = 86400.0
 class Trial:
     """The agent keeps the time itself, so that a terminal that is lost undoes the change as well.
 
-    A trial ends when it is confirmed, taken back or over, and by nothing else: another reload meanwhile is part of it.
+    A reload on trial ends when it is confirmed, taken back or over, and by nothing else: another reload meanwhile is part of it.
+    Faults also end with a reload, which brings in a configuration without them.
     """
 
     def __init__(
@@ -27,11 +29,13 @@ class Trial:
         log: Log,
     ) -> None:
         """put_back: puts a configuration into force, and says what changed; raises one of FAILURES. due: what is done when."""
-        self._put_back = put_back
+        self._put = put_back
         self._due = due
         self._clock = clock
         self._log = log
         self._before: Config | None = None
+        # Whether what is on trial are faults.
+        self._faults = False
         # Whether the file holds a configuration that was taken back, and what was said then.
         self._refused = False
         self._said = "no reload waits for a confirmation"
@@ -49,6 +53,9 @@ class Trial:
     def begin(self, before: Config, seconds: float | None) -> None:
         """A person's reload is in force. before: what was. seconds: until it has to be confirmed; None asks for nothing."""
         self._refused = False
+        if self._faults:
+            self._end()
+            self._log("the faults have ended with the reload")
         if seconds is None:
             if self.runs:
                 self._log("a reload still waits for its confirmation", "warning")
@@ -61,20 +68,44 @@ class Trial:
         if self._before is None:
             return {"ok": False, "message": self._said}
         if not keep:
-            return self._take_back("not confirmed")
+            return self._take_back("ended" if self._faults else "not confirmed")
+        if self._faults:
+            return {"ok": False, "message": "faults are not kept; `nfq-agent chaos off` ends them"}
         self._end()
         self._log("the reload is confirmed")
         return {"ok": True, "message": "the reload is confirmed"}
 
+    def drill(self, now: Config, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Break the traffic of a queue for a time. now: what is in force. The answer to `nfq-agent chaos`."""
+        queue, seconds = str(question.get("queue")), min(float(question.get("seconds", 0.0)), LONGEST)
+        if self.runs:
+            return {"ok": False, "message": "faults or a reload are on trial already; end them first"}
+        try:
+            self._put(with_chaos(now, queue, dict(question.get("odds", {}))))
+        except ConfigError as error:
+            return {"ok": False, "config": True, "message": "\n".join(error.faults)}
+        except FAILURES as error:
+            return {"ok": False, "message": str(error)}
+        self._before, self._faults = now, True
+        self._due[self._over] = self._clock() + seconds
+        self._log(f"faults in queue {queue} for {seconds:g} s: {question.get('odds')}", "warning")
+        return {"ok": True, "message": f"queue {queue} has faults for {seconds:g} s; `nfq-agent chaos off` ends them"}
+
     def _over(self) -> None:
-        self._take_back("not confirmed in time")
+        self._take_back("over" if self._faults else "not confirmed in time")
 
     def _take_back(self, why: str) -> dict[str, Any]:
+        faults = self._faults
         before = self._end()
-        self._refused = True
+        self._refused = not faults
         try:
-            self._said = f"{why}: the configuration before the reload is in force again ({self._put_back(before)})"
-            self._log(f"{self._said}; the file still holds the other one", "warning")
+            changed = self._put(before)
+            if faults:
+                self._said = f"{why}: no faults any more ({changed})"
+                self._log(self._said, "warning")
+            else:
+                self._said = f"{why}: the configuration before the reload is in force again ({changed})"
+                self._log(f"{self._said}; the file still holds the other one", "warning")
             return {"ok": True, "message": self._said}
         except FAILURES as error:
             self._said = f"{why}, and the configuration before the reload could not be put back: {error}; the new one is in force"
@@ -82,7 +113,7 @@ class Trial:
             return {"ok": False, "message": self._said}
 
     def _end(self) -> Config:
-        before, self._before = self._before, None
+        before, self._before, self._faults = self._before, None, False
         assert before is not None
         del self._due[self._over]
         return before

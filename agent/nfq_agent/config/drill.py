@@ -1,0 +1,35 @@
+"""A configuration with faults added to one of its queues, for a time (`nfq-agent chaos`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from nfq_agent.config.models import Config, ConfigError
+from nfq_agent.config.problems import cross_faults
+from nfq_agent.config.source import Source
+
+# The name of the element; no table of a configuration has it.
+ELEMENT: Final = "chaos drill"
+
+
+def with_chaos(config: Config, queue: str, odds: Mapping[str, Any]) -> Config:
+    """The same with an element `chaos` at the end of a queue's chain. odds: its keys. Raises ConfigError."""
+    if queue not in config.queue:
+        known = ", ".join(config.queue) or "none is configured"
+        raise ConfigError([f"no queue {queue!r}; allowed: {known}"])
+    if not odds:
+        raise ConfigError(["no fault is named; allowed: drop=0.1, delay=0.5, corrupt=0.01 or duplicate=0.1, one or more"])
+    asked = config.queue[queue]
+    changed = config.model_copy(
+        update={
+            "queue": {**config.queue, queue: asked.model_copy(update={"elements": (*asked.elements, ELEMENT)})},
+            "element": {**config.element, ELEMENT: {"type": "chaos", **odds}},
+        }
+    )
+    source = Source(Path("chaos"))
+    faults = [fault.removeprefix(f"chaos: element.{ELEMENT}.") for fault in cross_faults(changed, source)]
+    if faults:
+        raise ConfigError(faults)
+    return changed
