@@ -43,10 +43,15 @@ venv_install() {
 # Make .venv/, or bring it up to date: requirements are installed when their files change, compiled modules are built when
 # they or pyproject.toml change. One run at a time.
 setup_venv() {
-    exec 9>.venv.lock
-    flock 9
     required=$(cat packaging/requirements-build.txt packaging/requirements-dev.txt | sha256sum)
     built=$(cat pyproject.toml $(find agent -name '*.pyx' -o -name '*.pxd' -o -name '*.bpf.c' | sort) | sha256sum)
+    if [ ! -w . ]; then
+        [ "$(cat .venv/.required 2>/dev/null)$(cat .venv/.built 2>/dev/null)" != "$required$built" ] || return 0
+        say "setup: .venv is missing or out of date, and this user cannot write into $PWD: run packaging/setup as its owner"
+        exit 1
+    fi
+    exec 9>.venv.lock
+    flock 9
     if [ "$(cat .venv/.required 2>/dev/null)" != "$required" ]; then
         say "setup: installing what .venv needs"
         [ -d .venv ] || /usr/bin/python3 -m venv .venv
