@@ -95,3 +95,74 @@ def test_a_checksum_that_an_offload_completes_is_told_from_a_wrong_one(make: Any
     assert is_partial(left)
     assert is_wrong(left)
     assert not is_partial(Packet(right.payload[:at] + (total ^ 1).to_bytes(2, "big") + right.payload[at + 2 :]))
+
+
+def bent(packet: Packet, at: int, **more: Any) -> Packet:
+    """The packet with one byte changed."""
+    data = bytearray(packet.payload)
+    data[at] ^= 0x55
+    return Packet(bytes(data), **more)
+
+
+@pytest.mark.parametrize("packet", PACKETS, ids=repr)
+def test_a_changed_byte_is_seen_and_padding_is_none_of_the_packet(packet: Packet) -> None:
+    start = packet.headers.transport or 0
+    assert not is_wrong(packet)
+    assert not is_wrong(Packet(packet.payload + b"\x55"))
+    assert is_wrong(bent(packet, -1))
+    assert is_wrong(bent(packet, start))
+    # Behind the header of IPv4, whose own checksum does not cover it, or in the addresses of IPv6.
+    assert is_wrong(bent(packet, start - 1))
+
+
+def test_a_wrong_header_of_ipv4_is_seen_whatever_it_carries() -> None:
+    whole = udp("192.0.2.1:1", "192.0.2.2:2", b"some")
+    assert is_wrong(bent(whole, 8, gso=True))
+    with_option = b"\x46" + whole.payload[1:20] + b"\1\1\1\1" + whole.payload[20:]
+    mended = Packet(mend(with_option))
+    assert not is_wrong(mended)
+    assert is_wrong(bent(mended, 21))
+
+
+@pytest.mark.parametrize("make", [tcp, udp])
+@pytest.mark.parametrize("ends", [("192.0.2.1:1", "192.0.2.2:2"), ("[2001:db8::1]:1", "[2001:db8::2]:2")])
+def test_what_is_not_known_is_not_wrong(make: Any, ends: tuple[str, str]) -> None:
+    packet = make(*ends, b"data")
+    assert is_wrong(bent(packet, -1))
+    for unknown in ({"gso": True}, {"checksum_ready": False}, {"length": len(packet.payload) + 1}):
+        assert not is_wrong(bent(packet, -1, **unknown))
+
+
+def test_where_the_packet_ends_within_its_checksum_there_is_none_to_compare() -> None:
+    cut = udp("[2001:db8::1]:1", "[2001:db8::2]:2", b"data").payload[:47]
+    assert not is_wrong(Packet(cut[:4] + b"\0\7" + cut[6:]))
+
+
+def test_a_fragment_and_no_checksum_are_not_wrong() -> None:
+    whole = udp("192.0.2.1:1", "192.0.2.2:2", bytes(40)).payload
+    for flags in (b"\x20\0", b"\0\x05"):
+        fragment = whole[:6] + flags + whole[8:10] + b"\0\0" + whole[12:]
+        fragment = fragment[:10] + internet_checksum(fragment[:20]).to_bytes(2, "big") + fragment[12:-1] + b"\x55"
+        assert not is_wrong(Packet(fragment))
+        assert not is_partial(Packet(fragment))
+    none = Packet(whole[:26] + b"\0\0" + whole[28:-1] + b"\x55")
+    assert not is_wrong(none)
+    # A field of TCP that is zero is a checksum.
+    segment = tcp("192.0.2.1:1", "192.0.2.2:2", b"data").payload
+    assert is_wrong(Packet(segment[:36] + b"\0\0" + segment[38:]))
+    # A protocol without a checksum that we know.
+    other = tcp("192.0.2.1:1", "192.0.2.2:2", b"data").payload
+    other = mend(other[:9] + b"\x2f" + other[10:])
+    assert not is_wrong(Packet(other[:-1] + b"\x55"))
+    assert not is_partial(Packet(other))
+
+
+def test_the_sum_over_another_destination_is_not_known() -> None:
+    plain = udp("[2001:db8::1]:1", "[2001:db8::2]:2", b"x").payload
+    for left, known in ((1, False), (0, True)):
+        routed = (
+            plain[:4] + (len(plain) - 40 + 24).to_bytes(2, "big") + b"\x2b" + plain[7:40] + bytes((17, 2, 0, left)) + bytes(20)
+        )
+        packet = Packet(routed + plain[40:-1] + b"\x55")
+        assert is_wrong(packet) == known
+        assert is_wrong(Packet(routed + plain[40:])) is False
