@@ -30,6 +30,8 @@ _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWNET: Final = 0x40000000
 _PORT: Final = 11000
 _SIZE: Final = 1_000_000
+# Seconds that a process has to end before it is killed.
+_ENDS_WITHIN: Final = 10.0
 _MS_REC: Final = 0x4000
 _MS_PRIVATE: Final = 1 << 18
 # linux/sockios.h: SIOCSIFFLAGS; linux/if.h: IFF_UP
@@ -241,7 +243,7 @@ def _process(
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(timeout=10)
+                process.wait(timeout=_ENDS_WITHIN)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
