@@ -90,7 +90,7 @@ def secure(connection):
     try:
         with context.wrap_socket(connection, server_side=True) as client:
             client.recv(2000)
-            client.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\nhello")
+            client.sendall(b"HTTP/1.0 200 OK\\r\\nContent-Length: 5\\r\\n\\r\\nhello")
     except OSError:
         pass
 def securely():
