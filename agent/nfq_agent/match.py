@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from nfq_agent.element import Options
+from nfq_agent.geography import NOWHERE, Geography, asn, country
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.networks import NetworkMap
 from nfq_agent.packet import PROTOCOL_NAMES, FiveTuple, Hook, Packet
@@ -77,6 +78,8 @@ Protocols = Annotated[tuple[Annotated[int | str, BeforeValidator(_protocol)], ..
 Users = Annotated[tuple[Annotated[int, BeforeValidator(_user)], ...], _LIST, _SOME]
 Groups = Annotated[tuple[Annotated[int, BeforeValidator(_group)], ...], _LIST, _SOME]
 InterfaceNames = Annotated[tuple[Annotated[str, BeforeValidator(_interface)], ...], _LIST, _SOME]
+Countries = Annotated[tuple[Annotated[str, BeforeValidator(country)], ...], BeforeValidator(listed(country)), _SOME]
+Systems = Annotated[tuple[Annotated[int, BeforeValidator(asn)], ...], BeforeValidator(listed(asn)), _SOME]
 Hooks = Annotated[tuple[Literal["prerouting", "input", "forward", "output", "postrouting"], ...], _LIST, _SOME]
 
 
@@ -84,7 +87,8 @@ class Conditions(Options):
     """Conditions that must all hold; within one of them, any of its values. A condition that is left out always holds.
 
     An interface is met where a packet comes in or goes out by it. A later fragment shows no ports and meets no condition on
-    them; a uid or gid is met where the kernel reports it, which is for outgoing packets.
+    them; a uid or gid is met where the kernel reports it, which is for outgoing packets. A country or an autonomous system is
+    met by addresses that a database has; one that no database has meets none.
     """
 
     src: Networks | None = None
@@ -92,6 +96,10 @@ class Conditions(Options):
     sport: PortRanges | None = None
     dport: PortRanges | None = None
     protocol: Protocols | None = None
+    src_country: Countries | None = None
+    dst_country: Countries | None = None
+    src_asn: Systems | None = None
+    dst_asn: Systems | None = None
     uid: Users | None = None
     gid: Groups | None = None
     interface: InterfaceNames | None = None
@@ -115,10 +123,11 @@ class Conditions(Options):
 class Match:
     """Tells which of some condition sets a packet meets, as bits.
 
-    name_of: the name of an interface by its index, as socket.if_indextoname gives it. by_process: some set asks for a uid or gid.
+    name_of: the name of an interface by its index, as socket.if_indextoname gives it. geography: where addresses belong; without
+    it no address belongs anywhere. by_process: some set asks for a uid or gid.
     """
 
-    def __init__(self, rules: Sequence[Conditions], name_of: Callable[[int], str]) -> None:
+    def __init__(self, rules: Sequence[Conditions], name_of: Callable[[int], str], geography: Geography | None = None) -> None:
         self._all = (1 << len(rules)) - 1
         self._src = _networks(rules, "src")
         self._dst = _networks(rules, "dst")
@@ -128,6 +137,10 @@ class Match:
         self._uid = _values(rules, lambda rule: rule.uid)
         self._gid = _values(rules, lambda rule: rule.gid)
         self._hook = _values(rules, _hooks)
+        self._geography = geography
+        self._places = [
+            (end, kind, table) for end in ("dst", "src") for kind in ("country", "asn") if (table := _places(rules, end, kind))
+        ]
         self._named = [(rule.interface, 1 << place) for place, rule in enumerate(rules) if rule.interface]
         self._unnamed = self._all & ~sum(bit for _, bit in self._named)
         self._by_name: dict[str, int] = {"": self._unnamed}
@@ -149,6 +162,9 @@ class Match:
             bits &= self._protocol[0].get(five_tuple.protocol, self._protocol[1])
         if self._hook is not None:
             bits &= self._hook[0].get(packet.hook, self._hook[1])
+        for end, kind, (of, others) in self._places:
+            place = NOWHERE if self._geography is None else self._geography.whereabouts(getattr(five_tuple, end))
+            bits &= of.get(getattr(place, kind), others)
         if self._uid is not None:
             bits &= self._uid[0].get(packet.uid, self._uid[1])
         if self._gid is not None:
@@ -206,6 +222,11 @@ def _values(rules: Sequence[Conditions], wanted_by: Callable[[Conditions], Any])
     if not by_value:
         return None
     return {value: bits | unasked for value, bits in by_value.items()}, unasked
+
+
+def _places(rules: Sequence[Conditions], end: str, kind: str) -> tuple[dict[Any, int], int] | None:
+    """The rules by the country or the autonomous system of one end; None if no rule asks for it."""
+    return _values(rules, lambda rule: getattr(rule, f"{end}_{kind}"))
 
 
 class _PortMap:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, create_model, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, create_model, model_validator
 
 from nfq_agent import element
+from nfq_agent.geography import Geography
 from nfq_agent.match import Conditions
 from nfq_agent.policy_rule import CLAIMS, DST_NAME, ActionName
 from nfq_agent.protocols.known import OWNERS
-from nfq_agent.values import listed
+from nfq_agent.values import listed, lookups, one_or_more
 
 # Rule keys that name a fact: every fact that a protocol sets, by its own name, and one short form.
 ATTRIBUTES: Final = {**{fact: fact for fact in OWNERS}, "alpn": "tls_alpn", "encrypted": "encrypted"}
@@ -79,12 +80,29 @@ else:
     )
 
 
+# Conditions on the place of an address.
+PLACES: Final = ("src_country", "dst_country", "src_asn", "dst_asn")
+
+
+def _geography(value: object, info: ValidationInfo) -> object:
+    """The databases that files hold, or what is one already."""
+    if value is None or isinstance(value, Geography):
+        return value
+    files = one_or_more(value)
+    if isinstance(files, list | tuple) and files and all(isinstance(each, str) for each in files):
+        return lookups(info.context).geography(tuple(files))
+    raise ValueError(f"{value!r} is not a database; allowed: a file in MaxMind's format (.mmdb), or a list of them")
+
+
 class PolicyOptions(element.Options):
     """default: when no rule matches; if left out, the next elements are asked. undecided: while a fact is awaited.
 
     within, within_bytes: packets with payload, and bytes of payload, both ways, for which a fact is awaited: what passes until
-    then if `undecided` is "accept". conflict: where a rule asks for a name of a message that servers read in different ways.
+    then if `undecided` is "accept". conflict: where a rule asks for a name of a message that servers read in different ways. geo:
+    databases in MaxMind's format, for conditions on countries and autonomous systems.
     """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     default: ActionName | None = None
     undecided: ActionName = "accept"
@@ -92,4 +110,13 @@ class PolicyOptions(element.Options):
     within_bytes: Annotated[int, Field(ge=1, le=1 << 20)] = 16384
     conflict: ActionName = "drop"
     explain: bool = False
+    geo: Annotated[Geography | None, BeforeValidator(_geography)] = None
     rule: Annotated[tuple[RuleOptions, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _has_places(self) -> Self:
+        for number, rule in enumerate(self.rule, 1):
+            asked = [key for key in PLACES if getattr(rule, key) is not None]
+            if asked and self.geo is None:
+                raise ValueError(f'rule {number} asks for {", ".join(asked)} without a database; allowed: with geo = "FILE.mmdb"')
+        return self

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Final, Protocol, TypeAlias
 
 from pydantic import BeforeValidator, ValidationInfo
 
+from nfq_agent.geography import Geography
+
 Network: TypeAlias = IPv4Network | IPv6Network
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)")
@@ -206,6 +208,10 @@ class Lookups(Protocol):
 
     def lines(self, file: str) -> list[tuple[int, str]]:
         """The entries of a list file, with their line numbers. Raises ValueError."""
+        ...
+
+    def geography(self, files: tuple[str, ...]) -> Geography:
+        """The places in databases in MaxMind's format. Raises ValueError."""
         ...
 
 

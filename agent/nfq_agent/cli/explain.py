@@ -21,11 +21,12 @@ from nfq_agent.context import Context
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements.policy import Policy
 from nfq_agent.flow import Flow
+from nfq_agent.geography import Geography
 from nfq_agent.match import Conditions, Match
 from nfq_agent.owner import Owners
 from nfq_agent.packet import PROTOCOL_NAMES, Hook, Packet, protocol_name
 from nfq_agent.patterns import Patterns
-from nfq_agent.policy_options import OWNED_BY
+from nfq_agent.policy_options import OWNED_BY, PLACES
 from nfq_agent.testing import icmp, tcp, udp
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
@@ -282,20 +283,20 @@ class _Asked:
         """The rules that did not match, with the conditions that failed; the nearest first."""
         misses = []
         for number, rule in enumerate(self.options.rule, 1):
-            if missing := [*_unmet(rule, packet, flow), *_unowned(rule, self._owner)]:
+            if missing := [*_unmet(rule, packet, flow, self.options.geo), *_unowned(rule, self._owner)]:
                 misses.append((len(missing), number, rule.name, missing))
         for _, number, name, missing in sorted(misses, key=lambda each: each[:2])[:_SHOWN]:
             yield f"{self.element.name}: rule {number}{f' ({name})' if name else ''}: {'; '.join(missing)}"
 
 
-def _unmet(rule: Any, packet: Packet, flow: Flow) -> Iterator[str]:
+def _unmet(rule: Any, packet: Packet, flow: Flow, geography: Geography | None) -> Iterator[str]:
     for key in Conditions.model_fields:
         value = getattr(rule, key)
         if value is None or (key == "protocol" and rule.applications):
             continue
         alone = Conditions.model_construct(**{key: value})
-        if not Match([alone], lambda index: f"if-{index}").bits(packet, flow.origin):
-            yield f"{key} is not {_few(value)}"
+        if not Match([alone], lambda index: f"if-{index}", geography).bits(packet, flow.origin):
+            yield _place(key, flow, geography) if geography and key in PLACES else f"{key} is not {_few(value)}"
     for fact, globs in rule.wanted:
         found = flow.facts.get(fact)
         if found is None:
@@ -309,6 +310,12 @@ def _unowned(rule: Any, owner: Mapping[str, str]) -> Iterator[str]:
         globs = getattr(rule, key)
         if globs is not None and not (key in owner and Patterns(globs).match(owner[key])):
             yield f"{key} is {owner.get(key, 'not given')}, wants {_few(globs)}"
+
+
+def _place(key: str, flow: Flow, geography: Geography) -> str:
+    end, _, kind = key.partition("_")
+    found = getattr(geography.whereabouts(getattr(flow.origin, end)), kind)
+    return f"{key} is {'not known' if found is None else found}"
 
 
 def _few(values: Any) -> str:

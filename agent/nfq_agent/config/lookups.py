@@ -7,11 +7,14 @@ import grp
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from typing import IO, Any, TypeVar
 
-# Identifies a version of a file: its inode, size, and time of change in nanoseconds.
-Stamp = tuple[int, int, int]
+from nfq_agent.config.geo import GeoFiles, Stamp, database
+
+F = TypeVar("F", bound=IO[Any])
 _RESOLV = Path("/etc/resolv.conf")
 
 
@@ -38,10 +41,7 @@ class HostLookups:
         path = self._folder / file
         self.files[path] = stamp(path)
         try:
-            with path.open(encoding="utf-8") as lines:
-                state = os.fstat(lines.fileno())
-                if state.st_mode & (stat.S_IWOTH | stat.S_IWGRP) or state.st_uid not in (0, os.geteuid()):
-                    raise ValueError(f"{path}: others may write to this file; allowed: chown root {path}; chmod go-w {path}")
+            with _owned(path, path.open(encoding="utf-8")) as lines:
                 entries = ((number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1))
                 return [(number, entry) for number, entry in entries if entry]
         except UnicodeDecodeError:
@@ -49,6 +49,20 @@ class HostLookups:
         except OSError as error:
             raise ValueError(
                 f"{path}: cannot be read: {error.strerror}; allowed: a readable file with one entry a line"
+            ) from error
+
+    def geography(self, files: tuple[str, ...]) -> GeoFiles:
+        """The places in databases, the first that has an address first. Raises ValueError."""
+        return GeoFiles([self._database(self._folder / file) for file in files])
+
+    def _database(self, path: Path) -> tuple[Path, Stamp, Any]:
+        version = self.files[path] = stamp(path)
+        try:
+            with _owned(path, path.open("rb")) as file:
+                return path, version or (0, 0, 0), database(path, file)
+        except OSError as error:
+            raise ValueError(
+                f"{path}: cannot be read: {error.strerror}; allowed: a readable file in MaxMind's format (.mmdb)"
             ) from error
 
     def resolvers(self) -> tuple[str, ...]:
@@ -67,6 +81,16 @@ class HostLookups:
         found = [path for path, before in self.files.items() if now[path] != before]
         self.files = now
         return found
+
+
+@contextlib.contextmanager
+def _owned(path: Path, file: F) -> Iterator[F]:
+    """An open file that only root and the agent's user may change; closed at the end. Raises ValueError."""
+    with file:
+        state = os.fstat(file.fileno())
+        if state.st_mode & (stat.S_IWOTH | stat.S_IWGRP) or state.st_uid not in (0, os.geteuid()):
+            raise ValueError(f"{path}: others may write to this file; allowed: chown root {path}; chmod go-w {path}")
+        yield file
 
 
 def resolvers_of_host(lookups: HostLookups) -> list[IPv4Address | IPv6Address]:

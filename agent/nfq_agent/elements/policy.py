@@ -66,7 +66,7 @@ class Policy(PacketElement[PolicyOptions]):
         self._facts = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
         self._by_flow = self.needs is Needs.FLOW
         self.facts_read = self._facts
-        self._match = Match(options.rule, name_lookup())
+        self._match = Match(options.rule, name_lookup(), options.geo)
         self._explain = options.explain
         self._default = options.default
         self._allowance = Allowance()
