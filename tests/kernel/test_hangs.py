@@ -9,12 +9,15 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from agent import Agent, ours, until
+from agent_flood import another_than
 from namespace import PATIENCE, Namespace
-from traffic import PYTHON, echo
+from traffic import PYTHON, echo, send
 
 from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.host.pulse import ENDS_AFTER, DeadlineTimer
@@ -162,6 +165,60 @@ def test_the_kernel_would_end_a_worker_first(netns: Namespace, tmp_path: Path) -
     (worker,) = agent.workers()
     assert score(worker) == score(agent.process.pid) + 500
     assert agent.stop() == 0
+
+
+# Keeps what it is sent for: 8 MB for each packet.
+GREEDY = """
+from nfq_agent import PacketElement
+class Greedy(PacketElement):
+    kept = []
+    def decide(self, packet, flow):
+        self.kept.append(bytearray(b"x" * 8_000_000))
+"""
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group of 64 MB, by either version of the controller."""
+    first = Path("/sys/fs/cgroup/memory")
+    second = Path("/sys/fs/cgroup")
+    old = (first / "memory.limit_in_bytes").exists()
+    if not old and "memory" not in _text(second / "cgroup.subtree_control"):
+        pytest.skip("this machine has no memory controller for a new group")
+    group = (first if old else second) / f"nfq-agent-test-{os.getpid()}"
+    group.mkdir()
+    (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text("64000000")
+    yield group
+    for pid in _text(group / "cgroup.procs").split():
+        with contextlib.suppress(OSError):
+            (group.parent / "cgroup.procs").write_text(pid)
+    group.rmdir()
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def test_short_of_memory_the_kernel_ends_the_worker(netns: Namespace, tmp_path: Path, memory_group: Path) -> None:
+    (tmp_path / "elements").mkdir()
+    (tmp_path / "elements" / "greedy.py").write_text(GREEDY)
+    agent = Agent(netns, tmp_path, QUEUE.replace("hang:Packets", "greedy:Greedy")).ready()
+    # Supervisor and worker together, and what is started later: the kernel has the choice.
+    for pid in (agent.process.pid, *agent.workers()):
+        (memory_group / "cgroup.procs").write_text(str(pid))
+    for deaths in (1, 2):
+        netns.call(send, 11000, 20)
+        # Packets are queued again once, so that it may die twice of them. Five deaths within half a minute end the agent.
+        until(partial(_died, agent, deaths), "the worker dies")
+        until(partial(another_than, agent, 0), "another worker serves")
+        assert agent.process.poll() is None
+    assert agent.log.count("died: SIGKILL") >= 2
+    assert agent.stop() == 0
+    assert ours(netns) == []
+
+
+def _died(agent: Agent, times: int) -> bool:
+    return agent.log.count("died: SIGKILL") >= times
 
 
 def _ends(seconds: float, life: str) -> tuple[int, float]:
