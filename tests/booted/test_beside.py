@@ -199,6 +199,75 @@ def test_docker(beside: Container) -> None:
     assert fetch(host, 1) == 1
 
 
+# Starts the agent when Docker is there: its own unit comes before the network.
+_LATE = """[Unit]
+After=docker.service
+[Service]
+Type=oneshot
+ExecStart=/bin/systemctl start nfq-agent
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def booted_beside_docker(host: Container, first: str, second: str) -> None:
+    """Wait until both are up and a published port answers. first: the unit that was up before `second`."""
+    serving(host)
+    until(lambda: host.show("docker", "ActiveState") == "active", "docker is active", 120)
+    since = [int(host.show(unit, "ActiveEnterTimestampMonotonic")) for unit in (first, second)]
+    assert since[0] < since[1]
+    host.shell(_FAR)
+    until(lambda: fetch(host, 1) == 1, "the published port answers", 120)
+
+
+def test_boot_with_docker_in_both_orders(neighboured: tuple[Path, ...]) -> None:
+    with Layer(*neighboured) as layer:
+        with Container(layer) as host:
+            serving(host)
+            configure(host, _PROXY)
+            host.run("systemctl", "enable", "--now", "docker", timeout=120)
+            host.shell("mkdir -p /t/bin && cp /bin/busybox /t/bin/ && tar -C /t -c . | docker import - bb", timeout=120)
+            host.run("docker", "run", "-d", "--restart=always", "--name=web", "-p", "8080:80", "bb", "/bin/busybox", "httpd",
+                     "-f", "-p", "80", "-h", "/", timeout=120)  # fmt: skip
+            host.power_off()
+        with Container(layer) as host:
+            # The agent comes first, as its unit says. Its legacy NAT is asked second: what it misses is counted and told.
+            booted_beside_docker(host, "nfq-agent", "docker")
+            rules = foreign(host)
+            assert "-j DNAT --to-destination" in rules
+            before = bypass(host, "proxy").get("count", 0)
+            assert fetch(host, 30) == 30
+            assert connections(host) == 0
+            assert bypass(host, "proxy")["count"] == before + 30
+            assert "NAT order" in host.run("nfq-agent", "doctor", check=False).stdout
+            until(lambda: "traffic passed uninspected" in log(host), "it is in the log", 90)
+            assert foreign(host) == rules
+            host.write("/etc/nfq-agent/conf.d/beside.toml", f'[agent]\nbackend = "owned"\n{_PROXY}')
+            host.power_off()
+        with Container(layer) as host:
+            # As advised: now all are taken, in the same order.
+            booted_beside_docker(host, "nfq-agent", "docker")
+            before = connections(host)
+            assert fetch(host, 5) == 5
+            assert connections(host) == before + 5
+            host.write("/etc/nfq-agent/conf.d/beside.toml", _PROXY)
+            host.write("/etc/systemd/system/late.service", _LATE)
+            host.shell("systemctl disable nfq-agent; systemctl enable late")
+            host.power_off()
+        with Container(layer) as host:
+            # Docker comes first: the backend is chosen that is asked before it.
+            booted_beside_docker(host, "docker", "nfq-agent")
+            assert status(host)["backend"] == "owned"
+            assert "nf_tables does NAT here" in log(host)
+            rules, before = foreign(host), connections(host)
+            assert fetch(host, 5) == 5
+            assert connections(host) == before + 5
+            judged(host)
+            host.run("systemctl", "stop", "nfq-agent")
+            assert foreign(host) == rules
+            assert fetch(host, 1) == 1
+
+
 def test_ufw(beside: Container) -> None:
     host = beside
     web_server(host)
