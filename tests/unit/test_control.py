@@ -174,3 +174,19 @@ def test_no_file_is_opened_through_a_link(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(control.ControlError, match="not a regular file of its own"):
         control.Lock("default")
     assert precious.read_text() == "as it was"
+
+
+def test_what_was_asked_in_time_is_answered_by_an_agent_that_was_busy(agent: Agent, tmp_path: Path) -> None:
+    with client(tmp_path) as end, client(tmp_path) as silent:
+        for key, _ in agent.selector.select(0):
+            key.data()
+        agent.turn()
+        end.sendall(b'{"verb": "status"}\n')
+        silent.sendall(b'{"verb"')
+        # Meanwhile it repaired the rules.
+        agent.now = control.DEADLINE + 1
+        agent.server.expire()
+        assert json.loads(end.recv(4096)) == {"ok": True}
+        # The other half of a question is not waited for.
+        with pytest.raises(ConnectionError):
+            silent.send(b"x")

@@ -198,7 +198,11 @@ class Server:
         """End the exchanges that take too long. The monotonic time when this is due again, None if there is nothing to end."""
         now = self._clock()
         for client in [client for client in self._clients if client.deadline <= now]:
-            self._end(client)
+            # What was asked in time is answered: the agent may have been busy with the rules, waiting for the xtables lock.
+            if not client.reply:
+                self._read(client)
+            if client in self._clients and client.deadline <= now:
+                self._end(client)
         return min((client.deadline for client in self._clients), default=None)
 
     def close(self) -> None:
