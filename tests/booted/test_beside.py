@@ -148,6 +148,13 @@ def fetch(host: Container, count: int = 1, port: int = 8080) -> int:
     return int(host.run(*words, timeout=120).stdout)
 
 
+def taken(host: Container) -> None:
+    """Each of five requests is answered, through the proxy."""
+    before = connections(host)
+    assert fetch(host, 5) == 5
+    assert connections(host) == before + 5
+
+
 def web_server(host: Container) -> None:
     """One of the host itself on port 8080."""
     host.run("systemd-run", "--unit=web", "busybox", "httpd", "-f", "-p", "8080", "-h", "/usr")
@@ -179,20 +186,12 @@ def test_docker(beside: Container) -> None:
     assert connections(host) == 5
     assert foreign(host) == rules
     # Docker ends, in order and not, and comes back.
-    for command in ("systemctl restart docker", "kill -9 $(pidof dockerd); sleep 1; systemctl start docker"):
+    ends = "systemctl restart docker"
+    for command in (ends, "kill -9 $(pidof dockerd); sleep 1; systemctl start docker", f"nft flush ruleset; {ends}"):
         host.shell(command, timeout=120)
         until(lambda: fetch(host, 1) == 1, "the published port answers", 60)
-        before = connections(host)
-        assert fetch(host, 5) == 5
-        assert connections(host) == before + 5
+        taken(host)
         judged(host)
-    host.run("nft", "flush", "ruleset")
-    host.run("systemctl", "restart", "docker", timeout=120)
-    until(lambda: fetch(host, 1) == 1, "the published port answers", 60)
-    before = connections(host)
-    assert fetch(host, 5) == 5
-    assert connections(host) == before + 5
-    judged(host)
     host.run("systemctl", "stop", "nfq-agent")
     assert ours(host) == []
     assert "nfq-agent" not in host.run("nft", "list", "ruleset").stdout
@@ -247,9 +246,7 @@ def test_boot_with_docker_in_both_orders(neighboured: tuple[Path, ...]) -> None:
         with Container(layer) as host:
             # As advised: now all are taken, in the same order.
             booted_beside_docker(host, "nfq-agent", "docker")
-            before = connections(host)
-            assert fetch(host, 5) == 5
-            assert connections(host) == before + 5
+            taken(host)
             host.write("/etc/nfq-agent/conf.d/beside.toml", _PROXY)
             host.write("/etc/systemd/system/late.service", _LATE)
             host.shell("systemctl disable nfq-agent; systemctl enable late")
@@ -259,9 +256,8 @@ def test_boot_with_docker_in_both_orders(neighboured: tuple[Path, ...]) -> None:
             booted_beside_docker(host, "docker", "nfq-agent")
             assert status(host)["backend"] == "owned"
             assert "nf_tables does NAT here" in log(host)
-            rules, before = foreign(host), connections(host)
-            assert fetch(host, 5) == 5
-            assert connections(host) == before + 5
+            rules = foreign(host)
+            taken(host)
             judged(host)
             host.run("systemctl", "stop", "nfq-agent")
             assert foreign(host) == rules
