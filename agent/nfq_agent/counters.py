@@ -68,6 +68,7 @@ class Counters(Slots):
     accepted = Count("verdicts ACCEPT", action=Action.ACCEPT)
     dropped = Count("verdicts DROP", action=Action.DROP)
     repeated = Count("verdicts REPEAT", action=Action.REPEAT)
+    unmarked = Count("packets that came back without the mark of a REPEAT too often, and got the verdict that it stands for")
     requeued = Count("verdicts QUEUE: packets sent to another queue", action=Action.QUEUE)
     retained = Count("packets kept for a later answer", action=Action.RETAIN)
     rewritten = Count("verdicts with a new payload")

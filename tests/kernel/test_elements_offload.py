@@ -207,7 +207,30 @@ def test_a_foreign_rule_that_clears_our_mark_makes_no_packet_loop(netns: Namespa
     assert agent.totals("q")["received"] < 2000
     doctor = agent.verb("doctor", check=False).stdout
     assert f"{tables} -t mangle -A OUTPUT -j CONNMARK --restore-mark" in " ".join(doctor.split())
+    until(lambda: "rewrites the bits 0xff000000" in agent.log, "the log names the rule")
+    assert f"this rule stands before ours: {tables} -t mangle -A OUTPUT -j CONNMARK --restore-mark" in agent.log
     assert agent.log.count("restore-mark") == 1
+    assert agent.totals("q")["unmarked"] > 0
+    assert agent.stop() == 0
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("backend", ["legacy", "owned"])
+def test_the_log_names_the_rule_that_clears_our_mark(netns: Namespace, tmp_path: Path, backend: str) -> None:
+    serve(netns, "127.0.0.1", 8080)
+    config = CONFIG.format(denied="9", queue="", rule='hooks = ["prerouting"]') + f'[agent]\nbackend = "{backend}"\n'
+    agent = Agent(netns, tmp_path, config).ready()
+    netns.run("iptables-legacy", "-w", "-t", "mangle", "-I", "PREROUTING", "-j", "CONNMARK", "--restore-mark")
+    client = Client(netns, "127.0.0.1", 8080)
+    assert client.echo(1000)
+    if backend == "legacy":
+        until(lambda: "-t mangle -A PREROUTING -j CONNMARK --restore-mark" in agent.log, "the log names the rule")
+        assert client.echo(1000)
+        assert agent.log.count("came back") == 1
+    else:
+        # REPEAT asks our table again, and no other one.
+        assert agent.totals("q")["unmarked"] == 0
+        assert agent.status()["offloaded"]["decided"] > 0
     assert agent.stop() == 0
 
 

@@ -216,6 +216,7 @@ class FakeMachine:
             start_again=self._start_again,
             ruleset_events=lambda: None,
             notices=lambda *_: (),
+            rewriting=lambda _: (),
         )
 
     def keep(self, store: Store) -> None:

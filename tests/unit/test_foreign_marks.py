@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nfq_agent.cli.foreign_marks import in_front
+from nfq_agent.rules.rewriting import in_front
 
 JUMP = "nfq-agent:default:jump"
 OURS = f'-A OUTPUT -m comment --comment "{JUMP}" -j NFQA-default-OUTPUT'
@@ -12,7 +12,7 @@ MASK = 0xFF000000
 
 
 def found(*rules: str, mask: int = MASK) -> list[int]:
-    return [bits for _, bits in in_front("\n".join(rules), "OUTPUT", JUMP, mask)]
+    return [bits for _, bits in in_front("*mangle\n" + "\n".join(rules) + "\nCOMMIT\n", "mangle", "OUTPUT", JUMP, mask)]
 
 
 @pytest.mark.parametrize(

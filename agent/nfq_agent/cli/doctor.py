@@ -11,7 +11,6 @@ from typing import Final
 
 from nfq_agent.cli.doctor_rules import rule_findings
 from nfq_agent.cli.finding import Finding, Level
-from nfq_agent.cli.foreign_marks import rewriting
 from nfq_agent.cli.running import status_if_any
 from nfq_agent.config.models import Config
 from nfq_agent.config.warnings import warnings
@@ -23,6 +22,7 @@ from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capa
 from nfq_agent.host.xtables import python_iptables
 from nfq_agent.host.xtables.lock import held_by, holders, lock_path
 from nfq_agent.service.confinement import exemptions, lacking
+from nfq_agent.service.foreign_marks import rewriting
 from nfq_agent.service.status import Status
 from nfq_agent.values import Endpoint
 

@@ -196,14 +196,13 @@ class PacketJudge:
         if verdict.action is not Action.REPEAT or self._repeats.allows(packet, self.now):
             return verdict
         last = self._settings.on_error if verdict.means is None else Verdict(verdict.means)
+        if verdict.mark not in (None, packet.mark):
+            # A rule before ours took the mark away. The supervisor sees the count, and names that rule: a worker may not look.
+            self._counters.unmarked += 1
+            return last
         what = (
             f"packet {packet!r} came back {MOST} times after the verdict REPEAT and gets the verdict {last.action.name} instead"
         )
-        if verdict.mark is not None:
-            what += (
-                f": the mark {verdict.mark:#x} that it was given was gone each time. A rule before ours rewrites marks, as "
-                "`-j CONNMARK --restore-mark` does; give it a mask that leaves these bits alone. `nfq-agent doctor` names it"
-            )
         self._pending.append(lambda now: self._loops(now, what, level="warning"))
         return last
 

@@ -109,6 +109,11 @@ def drops(config: Config, crew: Workers) -> Iterator[Drops]:
         yield Drops(f"inline {inline.name}", inline.counters["dropped"], unlogged_cause(config, config.inline[inline.name]))
 
 
+def unmarked(crew: Workers) -> dict[int, int]:
+    """Packets that came back without the mark that an element gave them, by queue number."""
+    return {number: worker.counters.unmarked for number, worker in crew.queues.items()}
+
+
 def readings(crew: Workers, numbers: range) -> list[QueueReading]:
     """The figures of these queue numbers, as far as they are served."""
     known = ((worker.known.number, worker) for worker in crew.queues.values() if worker.known is not None)

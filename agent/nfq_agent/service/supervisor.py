@@ -24,6 +24,7 @@ from nfq_agent.service import confinement, report
 from nfq_agent.service.bypasses import BypassLog
 from nfq_agent.service.crew import workers_of
 from nfq_agent.service.drift_check import DriftCheck
+from nfq_agent.service.foreign_marks import RepeatLog
 from nfq_agent.service.inheritance import Inheritance
 from nfq_agent.service.live_routes import LiveRoutes
 from nfq_agent.service.live_rules import ListedRule, LiveRules, listing, states
@@ -59,10 +60,9 @@ class Supervisor:
         self._inheritance = Inheritance(self._store, log)
         self._crew = system.crew(self._selector, log, self._beat, self._store)
         self._meter = Meter(lambda numbers: report.readings(self._crew, numbers))
-        self._bypass_log, self._drop_log = BypassLog(log), DropLog(log)
+        self._bypass_log, self._drop_log, self._repeat_log = BypassLog(log), DropLog(log), RepeatLog(log)
         self._rule_watch: RuleWatch | None = None
-        self._signals = Signals()
-        self._began = system.clock()
+        self._signals, self._began = Signals(), system.clock()
         # A restart that was asked for by the verb keeps this process.
         self._in_place = False
         self._rules: LiveRules | None = None
@@ -283,6 +283,7 @@ class Supervisor:
         for capture in self._crew.captures.values():
             capture.look()
         self._drop_log.say(lambda: report.drops(self._config, self._crew), now)
+        self._repeat_log.say(report.unmarked(self._crew), lambda: self._system.rewriting(self._config), now)
 
     def _watch(self) -> None:
         """Kill a worker that is stuck, and feed the service manager's watchdog."""

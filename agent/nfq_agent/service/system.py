@@ -28,6 +28,7 @@ from nfq_agent.rules.model import Family, RuleError
 from nfq_agent.rules.proxies import redirects
 from nfq_agent.service import control
 from nfq_agent.service.crew import Crew
+from nfq_agent.service.foreign_marks import rewriting
 from nfq_agent.service.host_notices import HostNotice, host_notices
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.policy_generation import advance
@@ -116,6 +117,7 @@ class System:
     start_again: Callable[[Mapping[str, int]], None]
     ruleset_events: Callable[[], RulesetEvents | None]
     notices: Callable[[Config, str], Iterable[HostNotice]]
+    rewriting: Callable[[Config], Iterable[str]]
 
 
 def this_host() -> System:
@@ -145,6 +147,7 @@ def this_host() -> System:
         start_again=reexec.start_again,
         ruleset_events=_ruleset_events,
         notices=host_notices,
+        rewriting=rewriting,
     )
 
 
