@@ -176,8 +176,8 @@ class PacketElement(HasAccess, Generic[O]):
         """Which packets of this flow it has to be shown from now on; asked after each packet of the flow that it was shown.
 
         What it does not ask for, it promises to answer as it answered that packet, in either direction and at any hook: it is not
-        called for it. All packets, unless a subclass knows it more exactly. The beginning and the end of a TCP connection are
-        always shown.
+        called for it. All packets, unless a subclass knows it more exactly. The beginning and the end of a TCP connection,
+        and the first two datagrams of a UDP flow, are always shown.
         """
         return Watch.ALL
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 from zlib import crc32
 
 from nfq_agent.checksum import mend
@@ -16,11 +16,14 @@ from nfq_agent.counters import VERDICT_COUNTERS, Counters
 from nfq_agent.element import ElementChain, Emit, Needs
 from nfq_agent.flow import Flow
 from nfq_agent.flow_table import FlowTable
-from nfq_agent.packet import FiveTuple, Packet, PacketError
+from nfq_agent.packet import UDP, FiveTuple, Packet, PacketError
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
 from nfq_agent.service.order import NOTHING_LOST, Order
 from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action, RewriteError, Verdict, VerdictError
+
+# A question and its answer.
+_EXCHANGE: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,9 @@ class PacketJudge:
         if verdict is None:
             return self._settings.on_error
         verdict = self._enforced(packet, verdict)
-        if self._settles:
+        flow = self._flow
+        # What is asked and answered once, as names are, is over before a packet could profit from it. Unsettled, all is shown.
+        if self._settles and flow is not None and (flow.packets > _EXCHANGE or flow.origin.protocol != UDP):
             self._ask(packet, self._settle, verdict)
         if self._chain.follows:
             self._ask(packet, self._follow, verdict)
@@ -114,8 +119,9 @@ class PacketJudge:
             self._pending.append(lambda now: self._errors(now, what, level="error"))
 
     def _settle(self, packet: Packet, verdict: Verdict) -> None:  # noqa: ARG002  # `_ask` gives it
-        if self._flow is not None and self._flows is not None:
-            self._flows.settle(self._chain.watch(self._flow), self._flow, verdict)
+        assert self._flow is not None
+        assert self._flows is not None
+        self._flows.settle(self._chain.watch(self._flow), self._flow, verdict)
 
     def settle_flows(self) -> FlowTable | None:
         """Let the flows know the verdicts of packets that no element has to be shown. None where every packet is shown."""
