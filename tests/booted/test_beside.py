@@ -22,6 +22,8 @@ from booted.roots import neighbours_root
 
 _RULE = re.compile(r"-p tcp -m multiport --ports 11000")
 _NEIGHBOURS = ("busybox-static", "docker.io", "fail2ban", "firewalld", "nftables", "ufw")
+# Debian 12 has Docker's client in docker.io.
+_BESIDES = {"trixie": ("docker-cli",)}
 # A proxy for what comes from elsewhere to port 8080, beside the baseline's queue.
 _PROXY = """[proxy.web]
 listen = ["0.0.0.0:15002", "[::]:15002"]
@@ -56,7 +58,7 @@ def _made(built: Packages, *neighbours: str) -> Iterator[tuple[Path, ...]]:
 
 @pytest.fixture(scope="module")
 def neighboured(built: Packages) -> Iterator[tuple[Path, ...]]:
-    yield from _made(built, *_NEIGHBOURS)
+    yield from _made(built, *_NEIGHBOURS, *_BESIDES.get(built.release.name, ()))
 
 
 @pytest.fixture(scope="module")
