@@ -112,8 +112,9 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(handover, "_STOPS_WITHIN", 0.3)
-    monkeypatch.setattr(handover, "_ENDS_WITHIN", 0.3)
+    # Long for what comes sooner or later; a test that waits in vain makes it short.
+    monkeypatch.setattr(handover, "_STOPS_WITHIN", 60.0)
+    monkeypatch.setattr(handover, "_ENDS_WITHIN", 60.0)
     made = World()
     yield made
     for worker in made.workers:
@@ -137,7 +138,8 @@ def test_a_predecessor_that_has_answered_all_leaves_nothing_to_take(world: World
     assert not os.path.exists(f"/proc/{pid}")
 
 
-def test_a_predecessor_that_is_done_and_does_not_end_is_killed(world: World) -> None:
+def test_a_predecessor_that_is_done_and_does_not_end_is_killed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "_ENDS_WITHIN", 0.3)
     pid = cast("Child", world.add(1, lingering).predecessor).pid
     world.hand_over()
     assert world.told[-1] == "begin go 1"
@@ -145,7 +147,11 @@ def test_a_predecessor_that_is_done_and_does_not_end_is_killed(world: World) -> 
 
 
 @pytest.mark.parametrize(("life", "lines"), [(deaf, 1), (gone, 0)])
-def test_what_a_predecessor_left_is_taken_after_its_end(world: World, life: Life, lines: int) -> None:
+def test_what_a_predecessor_left_is_taken_after_its_end(
+    world: World, monkeypatch: pytest.MonkeyPatch, life: Life, lines: int
+) -> None:
+    if life is deaf:
+        monkeypatch.setattr(handover, "_STOPS_WITHIN", 0.3)
     pid = cast("Child", world.add(1, life).predecessor).pid
     world.hand_over()
     assert world.told[-1] == "begin lost 1"
@@ -174,7 +180,11 @@ def test_one_that_cannot_be_prepared_leaves_every_predecessor_serving(world: Wor
 
 
 @pytest.mark.parametrize(("life", "takes"), [(obedient, False), (deaf, True), (gone, True), (None, True)])
-def test_a_queue_whose_settings_change_has_no_reader_meanwhile(world: World, life: Life | None, takes: bool) -> None:
+def test_a_queue_whose_settings_change_has_no_reader_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch, life: Life | None, takes: bool
+) -> None:
+    if life is deaf:
+        monkeypatch.setattr(handover, "_STOPS_WITHIN", 0.3)
     world.add(1, life, fits=False)
     world.hand_over()
     taken = ["take lost 1"] if takes else []
