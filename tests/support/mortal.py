@@ -20,8 +20,6 @@ from typing import Final
 from namespace import Namespace
 from steps import Steps, stop_at_calls
 
-from nfq_agent.host.jail.syscalls import this_architecture
-
 _PIDFD_GETFD: Final = 438
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,11 +130,6 @@ class Mortal(Verb):
             os.close(said)
             os.close(told)
         self.steps = Steps(self.pid, listener)
-
-
-def can_stop_at_calls() -> bool:
-    """Whether this machine's system calls are known."""
-    return this_architecture() is not None
 
 
 def _address_space() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import re
@@ -225,8 +226,6 @@ def _ended(pid: int) -> bool:
 
 def hold_lock(path: Path, seconds: float) -> int:
     """Hold the lock of xtables for so long, in a process of its own; its pid."""
-    import fcntl  # noqa: PLC0415  # for this alone
-
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
