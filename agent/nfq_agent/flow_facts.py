@@ -8,6 +8,8 @@ from typing import Any, Final
 from nfq_agent.element import Emit
 from nfq_agent.facts import fields, words
 from nfq_agent.flow import Flow
+from nfq_agent.packet import TCP
+from nfq_agent.protocols import dot
 from nfq_agent.protocols.known import OWNERS
 
 # The facts of a message; those that elements of others keep stay.
@@ -40,13 +42,13 @@ class FlowFacts:
 
     def part(self, flow: Flow, facts: Mapping[str, Any]) -> None:
         """The message is not complete; these facts are known of it."""
-        flow.facts |= facts
+        _add(flow, facts)
         flow.facts["dpi"] = "undecided"
         flow.undecided = True
 
     def whole(self, flow: Flow, facts: Mapping[str, Any], new: bool = True) -> None:
         """The message is complete. new: it says something else than the one before."""
-        flow.facts |= facts
+        _add(flow, facts)
         if conflict := facts.get("conflict"):
             self._emit(f"{self._name}: {flow.origin}: conflict: {conflict}", level="warning")
         flow.facts["dpi"] = "decided"
@@ -70,6 +72,14 @@ class FlowFacts:
         """One line: what the flow is and the name that it asks for; all facts as fields."""
         what = words(flow.facts) or f"not identified: {flow.facts.get('dpi_reason')}"
         self._emit(f"{flow.origin}: {what}", **fields(flow.facts))
+
+
+def _add(flow: Flow, facts: Mapping[str, Any]) -> None:
+    """Put facts of a message into the flow, and what they mean together with the server's port."""
+    flow.facts |= facts
+    origin = flow.origin
+    if origin.protocol == TCP:
+        flow.facts |= dot.facts(facts, origin.dport if flow.origin_is_client else origin.sport)
 
 
 def _clear(flow: Flow) -> None:

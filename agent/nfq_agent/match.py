@@ -20,11 +20,12 @@ from nfq_agent.geography import NOWHERE, Geography, asn, country
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.networks import NetworkMap
 from nfq_agent.packet import PROTOCOL_NAMES, FiveTuple, Hook, Packet
+from nfq_agent.protocols import dot
 from nfq_agent.protocols.known import PROTOCOLS
 from nfq_agent.values import NetworkField, Ports, listed, lookups, network, one_or_more, ports_of_text
 
 # Protocols found in the data of a flow (`flow.facts["protocol"]`), in contrast to those of the IP header.
-APPLICATIONS: Final = tuple(protocol.name for protocol in PROTOCOLS)
+APPLICATIONS: Final = tuple(protocol.name for protocol in PROTOCOLS if protocol is not dot.PROTOCOL)
 _NUMBERS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
 _DIRECTIONS: Final = {"in": (Hook.PREROUTING, Hook.INPUT), "out": (Hook.OUTPUT, Hook.POSTROUTING)}
 

@@ -236,3 +236,72 @@ def test_xmpp_by_prosody(seen: Seen) -> None:
         )  # fmt: skip
     (found,) = seen.of("xmpp")
     assert (found["xmpp_to"], found.get("tls_sni")) == ("chat.test", "xmpp.server.test")
+
+
+def test_dns_over_tls_by_unbound_and_kdig(seen: Seen) -> None:
+    conf = seen.folder / "unbound.conf"
+    conf.write_text(
+        "server:\n interface: 127.0.0.1@853\n interface: 127.0.0.1@8853\n tls-port: 853\n additional-tls-port: 8853\n"
+        f' tls-service-key: "{seen.folder}/key.pem"\n tls-service-pem: "{seen.folder}/cert.pem"\n username: ""\n chroot: ""\n'
+        ' pidfile: ""\n do-daemonize: no\n use-syslog: no\n local-zone: "test." static\n local-data: "a.good.test. A 192.0.2.7"\n'
+    )
+    seen.serve(853, "unbound", "-c", str(conf))
+    wait_until(partial(listening, seen.netns, 8853), "unbound listens on 8853")
+    with seen.recorded():
+        for port in ("853", "8853"):
+            done = seen.netns.run("kdig", "@127.0.0.1", "-p", port, "+tls", "+tls-sni=dns.good.test", "+short", "a.good.test")
+            assert "192.0.2.7" in done.stdout
+        # The same bytes without the protocol's name, on its port and on another one.
+        for port in ("853", "8853"):
+            argv = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-servername", "plain.good.test"]
+            seen.netns.run(*argv, check=False, input="")
+    said = [(facts["tls_sni"], facts.get("tls_alpn"), facts.get("dot")) for facts in seen.of("tls")]
+    assert said == [
+        ("dns.good.test", ("dot",), True), ("dns.good.test", ("dot",), True), ("plain.good.test", None, True),
+        ("plain.good.test", None, None),
+    ]  # fmt: skip
+
+
+def test_stun_by_coturn(seen: Seen) -> None:
+    seen.serve(
+        3478,
+        "turnserver",
+        "-n",
+        "--no-tls",
+        "--no-dtls",
+        "--no-cli",
+        "-L",
+        "127.0.0.1",
+        "--pidfile",
+        "/run/turn.pid",
+        "--log-file",
+        "stdout",
+        "-b",
+        str(seen.folder / "turn.db"),
+    )
+    with seen.recorded():
+        seen.run("timeout", "5", "turnutils_stunclient", "127.0.0.1")
+    assert seen.of("stun")
+
+
+def test_wireguard_by_wireguard_go(seen: Seen) -> None:
+    """Two ends in one namespace: the handshake goes over loopback, whatever is inside of it."""
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("/dev/net/tun is missing, which wireguard-go needs")
+    keys = {}
+    for name in ("wga", "wgb"):
+        private = seen.netns.run("wg", "genkey").stdout.strip()
+        keys[name] = private, seen.netns.run("wg", "pubkey", input=private).stdout.strip()
+        (seen.folder / name).write_text(private)
+        seen.netns.start("wireguard-go", "-f", name, **QUIET)
+        wait_until(lambda: seen.netns.run("ip", "link", "show", name, check=False).returncode == 0, f"{name} is there")  # noqa: B023
+    for name, other, number in (("wga", "wgb", 1), ("wgb", "wga", 2)):
+        seen.netns.shell(
+            f"wg set {name} listen-port 5182{number} private-key {seen.folder}/{name} peer {keys[other][1]} "
+            f"allowed-ips 10.9.0.{3 - number}/32 endpoint 127.0.0.1:5182{3 - number}; ip link set {name} up"
+        )
+    seen.netns.shell("ip address add 10.9.0.1/32 dev wga; ip route add 10.9.0.2/32 dev wga")
+    with seen.recorded():
+        seen.netns.shell("echo hello | nc -u -w 1 10.9.0.2 9 || true")
+        wait_until(lambda: "latest handshake" in seen.netns.run("wg", "show", "wga").stdout, "the handshake is done")
+    assert seen.of("wireguard")

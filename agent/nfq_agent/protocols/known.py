@@ -9,6 +9,7 @@ from nfq_agent.protocols import (
     Protocol,
     bittorrent,
     dns,
+    dot,
     ftp,
     http1,
     imap,
@@ -34,6 +35,7 @@ PROTOCOLS: Final[tuple[Protocol, ...]] = (
     tls.PROTOCOL, quic.PROTOCOL, http1.PROTOCOL, ssh.PROTOCOL, postgresql.PROTOCOL, redis.PROTOCOL, mqtt.PROTOCOL,
     smtp.PROTOCOL, imap.PROTOCOL, pop3.PROTOCOL, ftp.PROTOCOL, xmpp.PROTOCOL, rdp.PROTOCOL, socks.PROTOCOL, bittorrent.PROTOCOL,
     openvpn.PROTOCOL, wireguard.PROTOCOL, stun.PROTOCOL, ntp.PROTOCOL, dns.PROTOCOL,
+    dot.PROTOCOL,
 )  # fmt: skip
 BY_NAME: Final = {protocol.name: protocol for protocol in PROTOCOLS}
 PARSERS: Final[tuple[Parser, ...]] = tuple(protocol.parse for protocol in PROTOCOLS if protocol.parse is not None)

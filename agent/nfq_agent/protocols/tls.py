@@ -279,4 +279,6 @@ PROTOCOL: Final = Protocol(
     parse=parse,
     # The hello after a HelloRetryRequest may carry another name.
     changes=("tls_sni", "tls_alpn", "tls_version", "tls_early_data", "ech", "ja3", "ja4"),
+    # Found from the hello and the port (dot.py).
+    carries=("dot",),
 )
