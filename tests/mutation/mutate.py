@@ -128,7 +128,8 @@ def passed(tests: list[str], copy: Path) -> bool:
             # Two changes of the same size within a second have the same compiled file.
             sys.dont_write_bytecode = True
             os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-            code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
+            loaded = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
+            code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", loaded, *tests]))
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -152,6 +153,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copytree(PACKAGE, copy / "nfq_agent", ignore=shutil.ignore_patterns("__pycache__"))
+        for module in {module for module, _ in chosen}:
+            if not passed(tests_of(module), copy):
+                raise SystemExit(f"the tests of {module} fail without a change: they show nothing")
         for module, place in chosen:
             if (said := noticed(module, place, copy)) is not None:
                 missed += 1

@@ -125,7 +125,7 @@ FAULTS = (
         "queue/binding.py",
         "            with contextlib.suppress(OSError):\n                self.unbind()\n            raise\n",
         "            raise\n",
-        "unit/test_queue_contract.py",
+        "unit/test_queue_contract.py::test_a_setting_that_the_kernel_refuses_is_named_and_leaves_the_number_free",
     ),
     Fault(
         "max_connections ignored by the loop",

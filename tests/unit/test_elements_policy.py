@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
-import os
 import time
 import tomllib
 from typing import Any
@@ -68,7 +67,7 @@ def test_conditions_on_headers(rule: dict[str, Any], expected: list[bool]) -> No
 
 
 def test_conditions_on_the_hook_and_the_process() -> None:
-    inward, outward = tcp(A, B, hook=Hook.INPUT), tcp(A, B, hook=Hook.OUTPUT, uid=os.getuid(), gid=0)
+    inward, outward = tcp(A, B, hook=Hook.INPUT), tcp(A, B, hook=Hook.OUTPUT, uid=0, gid=0)
     assert verdicts({"direction": "in"}, inward, outward) == [True, False]
     assert verdicts({"direction": "out"}, inward, outward) == [False, True]
     assert verdicts({"hook": ["prerouting", "output"]}, inward, outward) == [False, True]

@@ -30,11 +30,13 @@ def test_the_fake_kernel(kernel: FakeKernel, promise: Callable[[AnyWire], None])
 
 def test_a_setting_that_the_kernel_refuses_is_named_and_leaves_the_number_free(kernel: FakeKernel) -> None:
     kernel.refused[3] = errno.EOPNOTSUPP
-    with pytest.raises(QueueSettingError, match="refused max_len=7") as refused, Queue(NUMBER, max_len=7):
-        pass
+    queue = Queue(NUMBER, max_len=7).open()
+    with pytest.raises(QueueSettingError, match="refused max_len=7") as refused:
+        queue.bind()
     assert (refused.value.setting, refused.value.errno) == ("max_len", errno.EOPNOTSUPP)
     kernel.settled()
     assert NUMBER not in kernel.queues
+    queue.close()
 
 
 def test_a_full_queue_drops_or_lets_pass(kernel: FakeKernel) -> None:
