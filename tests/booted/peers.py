@@ -159,3 +159,13 @@ def restarted(host: Container, before: int, seconds: float = 20) -> None:
         lambda: host.show("nfq-agent", "ActiveState") == "active" and main_pid(host) not in (0, before),
         "systemd has started the agent again", seconds,
     )  # fmt: skip
+
+
+def comes_back(host: Container, unit: str, command: str) -> None:
+    """Run a command after which systemd starts the unit, and wait until it is active with another main process.
+
+    A unit that is killed comes back by Restart=; a start by hand beside that fails on Debian 13.
+    """
+    before = host.show(unit, "MainPID")
+    host.shell(command, timeout=120)
+    until(lambda: host.show(unit, "ActiveState") == "active" and host.show(unit, "MainPID") != before, f"{unit} is back", 60)

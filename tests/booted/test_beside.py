@@ -17,7 +17,7 @@ import pytest
 from booted.container import Container, Layer
 from booted.nspawn import until
 from booted.packages import Packages
-from booted.peers import exchange, ours, saved, status
+from booted.peers import comes_back, exchange, ours, saved, status
 from booted.roots import neighbours_root
 
 _RULE = re.compile(r"-p tcp -m multiport --ports 11000")
@@ -189,8 +189,8 @@ def test_docker(beside: Container) -> None:
     assert foreign(host) == rules
     # Docker ends, in order and not, and comes back.
     ends = "systemctl restart docker"
-    for command in (ends, "kill -9 $(pidof dockerd); sleep 1; systemctl start docker", f"nft flush ruleset; {ends}"):
-        host.shell(command, timeout=120)
+    for command in (ends, "kill -9 $(pidof dockerd)", f"nft flush ruleset; {ends}"):
+        comes_back(host, "docker", command)
         until(lambda: fetch(host, 1) == 1, "the published port answers", 60)
         taken(host)
         judged(host)
