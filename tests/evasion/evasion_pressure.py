@@ -205,7 +205,8 @@ LINES = (
     Line(
         "flood-open", "Two processes flood a queue (`fail_open = true`, the default): a denied request beside them",
         partial(_beside_a_flood, FLOOD_OPEN, FLOODED_OPEN), phase="flood",
-        limit="what the queue has no room for passes without a verdict; `check` warns where a policy denies",
+        limit="what the queue has no room for passes without a verdict; `check` warns where a policy denies. With "
+        "`room_for_known` the request is judged: the flood fills the room of new flows alone",
     ),
     Line(
         "endless", "TLS: a ClientHello that never ends or names a server, 400 KB of it", _endless, measured=_endless_is_cut,
