@@ -226,6 +226,8 @@ def test_boot_with_docker_in_both_orders(neighboured: tuple[Path, ...]) -> None:
         with Container(layer) as host:
             serving(host)
             configure(host, _PROXY)
+            # As where a network service wants network.target, which no unit of this host does: Docker then comes after the agent.
+            host.write("/etc/systemd/system/docker.service.d/order.conf", "[Unit]\nAfter=nfq-agent.service\n")
             host.run("systemctl", "enable", "--now", "docker", timeout=120)
             host.shell("mkdir -p /t/bin && cp /bin/busybox /t/bin/ && tar -C /t -c . | docker import - bb", timeout=120)
             host.run("docker", "run", "-d", "--restart=always", "--name=web", "-p", "8080:80", "bb", "/bin/busybox", "httpd",
@@ -236,10 +238,9 @@ def test_boot_with_docker_in_both_orders(neighboured: tuple[Path, ...]) -> None:
             booted_beside_docker(host, "nfq-agent", "docker")
             rules = foreign(host)
             assert "-j DNAT --to-destination" in rules
-            before = bypass(host, "proxy").get("count", 0)
             assert fetch(host, 30) == 30
             assert connections(host) == 0
-            assert bypass(host, "proxy")["count"] == before + 30
+            assert bypass(host, "proxy")["count"] >= 30
             assert "NAT order" in host.run("nfq-agent", "doctor", check=False).stdout
             until(lambda: "traffic passed uninspected" in log(host), "it is in the log", 90)
             assert foreign(host) == rules
@@ -251,7 +252,7 @@ def test_boot_with_docker_in_both_orders(neighboured: tuple[Path, ...]) -> None:
             taken(host)
             host.write("/etc/nfq-agent/conf.d/beside.toml", _PROXY)
             host.write("/etc/systemd/system/late.service", _LATE)
-            host.shell("systemctl disable nfq-agent; systemctl enable late")
+            host.shell("rm -r /etc/systemd/system/docker.service.d; systemctl disable nfq-agent; systemctl enable late")
             host.power_off()
         with Container(layer) as host:
             # Docker comes first: the backend is chosen that is asked before it.
