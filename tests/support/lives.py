@@ -167,13 +167,14 @@ class Life:
         if steps.killed is not None:
             self._outcome.deaths[self.plan.scenario, *steps.killed[1:]] += 1
 
-    def _until(self, condition: Callable[[], bool], seconds: float = _DONE_WITHIN) -> bool:
-        """Let the agent run until this holds; False, and a problem, if it does not in time. The agent's end counts as done."""
+    def _until(self, condition: Callable[[], bool], seconds: float = _DONE_WITHIN, told: bool = True) -> bool:
+        """Let the agent run until this holds or it ends; False, and a problem if `told`, when it does not in time."""
         agent = self._agent
         assert agent is not None
         if until(agent.steps, lambda: condition() or agent.ended(), seconds):
             return True
-        self._problem(f"{condition.__name__} took more than {seconds:g} s")
+        if told:
+            self._problem(f"{condition.__name__} took more than {seconds:g} s")
         return False
 
     def _is_serving(self) -> bool:
@@ -234,10 +235,11 @@ class Life:
         if self.plan.shortage != "disk":
 
             def is_repaired() -> bool:
-                # A process that was killed behind its change has not told of it.
-                return self._repairs() > repairs or self._world.tables() == tables
+                return self._repairs() > repairs
 
-            self._until(is_repaired)
+            # A process that was killed behind its change has not told of it.
+            if not self._until(is_repaired, 10, told=False) and self._world.tables() != tables:
+                self._until(is_repaired)
 
     def _repairs(self) -> int:
         log = self._read_log()
