@@ -166,3 +166,17 @@ def test_the_sum_over_another_destination_is_not_known() -> None:
         packet = Packet(routed + plain[40:-1] + b"\x55")
         assert is_wrong(packet) == known
         assert is_wrong(Packet(routed + plain[40:])) is False
+
+
+@pytest.mark.parametrize("size", [8, 16, 24])
+def test_a_routing_header_is_found_behind_another(size: int) -> None:
+    plain = udp("[2001:db8::1]:1", "[2001:db8::2]:2", b"x").payload
+    options = bytes((43, size // 8 - 1)) + b"\1" + bytes((size - 4,)) + bytes(size - 4)
+    for left in (0, 1):
+        routed = options + bytes((17, 2, 0, left)) + bytes(20)
+        packet = plain[:6] + b"\x3c" + plain[7:40] + routed + plain[40:]
+        if left:
+            with pytest.raises(PacketError, match="segments left"):
+                mend(packet)
+        else:
+            assert not is_wrong(Packet(mend(packet)))

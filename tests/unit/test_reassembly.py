@@ -78,3 +78,39 @@ def test_beyond_the_limit_is_said() -> None:
     stream.add(10, b"x")
     assert stream.full
     assert stream.data == b"0123456789"
+
+
+def test_it_grows_by_what_is_new_alone() -> None:
+    stream = Reassembly(0)
+    assert stream.add(0, b"abc")
+    assert not stream.add(0, b"abc")
+    assert not stream.add(1, b"b")
+
+
+def test_what_waits_is_within_the_limit() -> None:
+    stream = Reassembly(0, 10)
+    stream.add(1, b"12345678")
+    stream.add(2, b"23")
+    assert not stream.full
+    for _ in range(3):
+        stream.add(3, b"34")
+        assert stream.full
+        assert stream.held == 10
+
+
+def test_there_is_room_again_behind_what_is_forgotten() -> None:
+    stream = Reassembly(0, 10)
+    stream.add(0, b"0123456789x")
+    assert stream.full
+    stream.forget(4)
+    assert not stream.full
+    assert stream.add(10, b"abcd")
+    assert not stream.full
+    assert stream.data == b"456789abcd"
+
+
+def test_half_of_the_numbers_away_is_before_the_beginning() -> None:
+    """RFC 9293 3.4: numbers are compared by a signed difference of 32 bits."""
+    stream = Reassembly(7, 10)
+    assert not stream.add(7 + (1 << 31), b"x")
+    assert not stream.full

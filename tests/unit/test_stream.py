@@ -231,7 +231,9 @@ class TestLater:
         it.received(REQUEST, b"1", 100)
         it.received(REQUEST, b"2", 100)
         assert not it.raw(REQUEST)
-        assert sent(it.woken(101), REQUEST) == b"12"
+        # No element is asked about it, and it must not overtake.
+        assert it.received(REQUEST, b"3", 100) == []
+        assert sent(it.woken(101), REQUEST) == b"123"
         assert it.raw(REQUEST)
 
     @given(
