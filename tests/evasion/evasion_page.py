@@ -36,7 +36,8 @@ accepted) and a block-list (`default = "accept"`, some names dropped), with `dro
 Without the agent the server understands the denied name; with it, "blocked" means that it never does, and where allowed names
 can be said in the same way, those arrive. A limit is a line that is not blocked, with the reason. The
 spellings of HTTP are tried on Apache, Node, HAProxy and Go too, where these are installed. A generator
-(`tests/evasion/test_understood.py`) alters requests at random: no server may answer for a name that the policy denied.
+(`test_understood.py`, `test_understood_more.py`) alters requests of HTTP, ClientHellos and DNS queries at random: neither nginx,
+Python's server, OpenSSL nor dnsmasq may understand a name that the policy denies.
 This page is made from the table in the tests.
 
 | evasion | who can do it | what happens to it |
