@@ -136,6 +136,28 @@ def test_a_version_that_does_not_start_leaves_the_one_before_serving(host: Conta
     all_inspected(host, traffic)
 
 
+def test_a_restart_with_a_bad_file_serves_what_was_served(host: Container) -> None:
+    configured(host, UDP.format(backend="legacy"))
+    with_agent = saved(host)
+    traffic = Numbered(host, RATE, "python3")
+    pid = main_pid(host)
+    host.write("/etc/nfq-agent/conf.d/zz.toml", "[queue.main]\nmax_lem = 3\n")
+    host.run("systemctl", "restart", "nfq-agent")
+    assert main_pid(host) not in (0, pid)
+    assert saved(host) == with_agent
+    assert "configuration of before the restart stays in force: /etc/nfq-agent/conf.d/zz.toml" in host.journal("--unit=nfq-agent")
+    until(lambda: "files have faults" in host.show("nfq-agent", "StatusText"), "the status says so", 30)
+    # So it does after a crash, and until a reload succeeds.
+    pid = main_pid(host)
+    host.shell(f"kill -KILL {pid}")
+    restarted(host, pid, 60)
+    assert host.run("systemctl", "reload", "nfq-agent", check=False).returncode != 0
+    host.run("rm", "/etc/nfq-agent/conf.d/zz.toml")
+    host.run("systemctl", "reload", "nfq-agent")
+    until(lambda: "files have faults" not in host.show("nfq-agent", "StatusText"), "the status says that it is over", 30)
+    all_inspected(host, traffic)
+
+
 def test_a_crash_for_good_is_swept(host: Container) -> None:
     host.write("/etc/systemd/system/nfq-agent.service.d/test.conf", "[Service]\nRestart=no\n")
     configured(host, UDP.format(backend="legacy") + PROXY)

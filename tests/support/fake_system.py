@@ -147,6 +147,10 @@ class FakeServer:
     def descriptors(self) -> Iterator[int]:
         return iter(())
 
+    @property
+    def handed(self) -> dict[str, int]:
+        return {}
+
     def serve(self, selector: selectors.BaseSelector, respond: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self.ask = respond
 

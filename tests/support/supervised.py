@@ -52,7 +52,8 @@ class Agent:
     def begin_with(self, store: Store) -> None:
         """Have another supervisor, with this store."""
         self.machine.keep(store)
-        self.supervisor = Supervisor(self._read, config(), self.machine.log, self.machine.system)
+        assert isinstance(self.next, Config)
+        self.supervisor = Supervisor(self._read, self.next, self.machine.log, self.machine.system)
 
     def ask(self, verb: str) -> dict[str, Any]:
         """Ask it by its control socket."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pwd
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planned import config_of
 
-from nfq_agent.config.file import BASELINE, load
+from nfq_agent.config.file import BASELINE, load, load_table
 from nfq_agent.config.models import Config, ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -54,6 +55,10 @@ def test_drop_ins_are_merged_in_name_order(tmp_path: Path) -> None:
     (tmp_path / "conf.d" / "30.toml").write_text("[queue.q]\nnum = 70000\n")
     with pytest.raises(ConfigError, match=r"30\.toml: queue\.q\.num"):
         load(tmp_path / "main.toml")
+    # What was read before the fault can be served again.
+    again = load_table(json.loads(json.dumps(config.table)), tmp_path / "main.toml")
+    assert again == config
+    assert (config.remark == "", again.remark == "") == (True, False)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3)))

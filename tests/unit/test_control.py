@@ -49,7 +49,7 @@ class Agent:
 
 @pytest.fixture
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "state"))
     made = Agent()
     yield made
     made.close()
@@ -149,7 +149,7 @@ def test_many_idle_clients_do_not_keep_the_next_one_out(agent: Agent, tmp_path: 
 
 
 def test_no_file_is_opened_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "state"))
     precious = tmp_path / "precious"
     precious.write_text("as it was")
     precious.chmod(0o644)

@@ -49,8 +49,10 @@ def test_the_two_units_differ_in_the_instance_only(unit: str) -> None:
     one = (TOP / f"systemd/{unit}.service").read_text().splitlines()
     each = (TOP / f"systemd/{unit}@.service").read_text().splitlines()
     plain = [
-        re.sub(r" --instance %i| --config /etc/nfq-agent/%i\.toml| \(instance %i\)|@%i", "", line).replace(
-            "%i.sock", "default.sock"
+        re.sub(
+            r"/%i\.(sock|lock)$",
+            r"/default.\1",
+            re.sub(r" --instance %i| --config /etc/nfq-agent/%i\.toml| \(instance %i\)|@%i", "", line),
         )
         for line in each
     ]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from store_contract import FakeKeeper
-from supervised import START, Agent
+from supervised import START, Agent, config
 
+from nfq_agent.service.inheritance import CONFIGURATION
 from nfq_agent.service.store import Store
 from nfq_agent.service.worker import WorkerError
 
@@ -42,9 +43,11 @@ def test_a_restart_without_a_store_starts_again_in_place() -> None:
 
 
 def test_a_restart_with_a_store_leaves_everything_to_the_next_process() -> None:
-    agent = Agent()
-    agent.begin_with(Store({}, FakeKeeper()))
+    agent = Agent(config().made_of({"queue": {"open": {"num": 1}}}, outdated=False))
+    store = Store({}, FakeKeeper())
+    agent.begin_with(store)
     assert restarted(agent) == 0
+    assert store.noted(CONFIGURATION) == {"queue": {"open": {"num": 1}}}
     assert agent.machine.ours()
     assert agent.machine.crew.serving
     assert agent.machine.trouble.done[-1] == "crew.leave"

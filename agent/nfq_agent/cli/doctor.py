@@ -18,7 +18,7 @@ from nfq_agent.host.jail import door
 from nfq_agent.host.netlink_holders import described
 from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.host.nftables.support import probe
-from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, find_user, has_capability
+from nfq_agent.host.users import CAP_NET_ADMIN, find_user, has_capability
 from nfq_agent.host.xtables import python_iptables
 from nfq_agent.host.xtables.lock import held_by, holders, lock_path
 from nfq_agent.service.confinement import exemptions, lacking
@@ -63,13 +63,10 @@ def _foreign_marks(config: Config) -> Iterator[Finding]:
 
 
 def _capabilities() -> Iterator[Finding]:
-    missing = [
-        name for name, number in (("CAP_NET_ADMIN", CAP_NET_ADMIN), ("CAP_NET_RAW", CAP_NET_RAW)) if not has_capability(number)
-    ]
-    if missing:
-        yield Finding("error", "capabilities", f"{' and '.join(missing)} missing", "run as root, or start the systemd unit")
+    if not has_capability(CAP_NET_ADMIN):
+        yield Finding("error", "capabilities", "CAP_NET_ADMIN is missing", "run as root, or start the systemd unit")
     else:
-        yield Finding("good", "capabilities", "CAP_NET_ADMIN and CAP_NET_RAW are present")
+        yield Finding("good", "capabilities", "CAP_NET_ADMIN is present")
 
 
 def _queue_support() -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from nfq_agent.capture.serving import host_faults
 from nfq_agent.cli.app import Flags
 from nfq_agent.config.environment import log_settings, target_in_force
-from nfq_agent.config.file import instance_in, load, without_elements
+from nfq_agent.config.file import instance_in, load, load_table, without_elements
 from nfq_agent.config.models import Agent, Config, ConfigError, LogConfig
 from nfq_agent.service import control
 from nfq_agent.service.policy_generation import foreseen
@@ -19,6 +19,11 @@ from nfq_agent.service.policy_generation import foreseen
 def configuration(flags: Flags) -> Config:
     """The configuration in force. Raises ConfigError."""
     return load(flags.config, lambda merged: _overrides(merged, flags))
+
+
+def served_before(flags: Flags, table: dict[str, Any]) -> Config:
+    """The configuration of the agent before this one, which left `table`. Raises ConfigError."""
+    return checked(load_table(table, flags.config), restarts=True)
 
 
 def checked(config: Config, restarts: bool = False) -> Config:
@@ -38,7 +43,7 @@ def checked(config: Config, restarts: bool = False) -> Config:
 
 def with_marks(config: Config) -> Config:
     """The configuration with the marks that a start or a reload would give to offloaded flows."""
-    return foreseen(config, control.folder() / f"{config.agent.instance}.generations")
+    return foreseen(config, control.state_folder() / f"{config.agent.instance}.generations")
 
 
 def instance_of(flags: Flags) -> str:

@@ -6,14 +6,17 @@ import sys
 import time
 import tomllib
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nfq_agent.cli import loading, show
 from nfq_agent.cli.app import Flags
 from nfq_agent.cli.confirm import typed_yes
 from nfq_agent.config.environment import log_settings
-from nfq_agent.config.models import ConfigError
+from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.service import control
+
+if TYPE_CHECKING:
+    from nfq_agent.service.store import Store
 
 # Seconds within which an agent that starts again has to answer.
 _BACK_WITHIN: Final = 30.0
@@ -21,27 +24,47 @@ _BACK_WITHIN: Final = 30.0
 
 def run(flags: Flags) -> int:
     """Serve until a signal stops it."""
+    faults: ConfigError | None = None
     try:
         loaded = loading.configuration(flags)
-    except ConfigError:
-        _clean_up(flags)
-        raise
+    except ConfigError as error:
+        faults = error
     # Imported after the configuration has been checked, so that a fault is reported quickly.
     from nfq_agent.host.journal import open_log
     from nfq_agent.service.supervisor import Supervisor
     from nfq_agent.service.system import this_host
 
+    host = this_host()
+    try:
+        if faults is not None:
+            raise faults
+        # Neither a reload nor a restart checks listeners: this agent holds them. A new one that is not free fails when it is
+        # opened.
+        loading.checked(loaded, restarts=host.store.inherited)
+    except ConfigError as error:
+        faults = error
+        loaded = served_before(flags, host.store, error)
     settings = log_settings(loaded.log)
     log = open_log(settings.format, settings.level)
-    host = this_host()
-    # Neither a reload nor a restart checks listeners: this agent holds them. A new one that is not free fails when it is opened.
-    try:
-        loading.checked(loaded, restarts=host.store.inherited)
-    except ConfigError:
-        if host.store.inherited:
-            _clean_up(flags)
-        raise
+    for fault in faults.faults if faults is not None else ():
+        log(f"the configuration of before the restart stays in force: {fault}", "error")
     return Supervisor(lambda: loading.configuration(flags), loaded, log, host).run()
+
+
+def served_before(flags: Flags, store: Store, faults: ConfigError) -> Config:
+    """The configuration that an agent before this one served: a fault in the files must not end what still serves.
+
+    Raises ConfigError if there is none, with what is wrong now.
+    """
+    from nfq_agent.service.inheritance import CONFIGURATION
+
+    if store.inherited and (table := store.noted(CONFIGURATION)):
+        try:
+            return loading.served_before(flags, table)
+        except ConfigError as error:
+            faults = ConfigError([*faults.faults, *error.faults])
+    _clean_up(flags)
+    raise faults
 
 
 def _clean_up(flags: Flags) -> None:

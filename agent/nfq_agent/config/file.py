@@ -42,15 +42,29 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
     path, files, merged, source, faults = _gather(path)
     if faults:
         raise ConfigError(faults)
-    try:
-        look_in(path.parent / "elements")
-    except CodeError as error:
-        raise ConfigError([f"{path.parent / 'elements'}: {error}"]) from error
+    _look_for_elements(path)
     if not files:
         merged = copy.deepcopy(PROXY_BASELINE if os.environ.get("TARGET_ADDR") else BASELINE)
     if adjust is not None:
         _merge(merged, adjust(merged), Path("command line"), source.origins)
     return _check(merged, source, HostLookups(path.parent))
+
+
+def load_table(table: dict[str, Any], path: Path | None = None) -> Config:
+    """The configuration that an agent before this one served, from its `Config.table`. Raises ConfigError.
+
+    path: of the main file, which is not read: names and elements are looked for beside it.
+    """
+    main = DEFAULT_PATH if path is None else path
+    _look_for_elements(main)
+    return _check(copy.deepcopy(table), Source(main), HostLookups(main.parent), outdated=True)
+
+
+def _look_for_elements(main: Path) -> None:
+    try:
+        look_in(main.parent / "elements")
+    except CodeError as error:
+        raise ConfigError([f"{main.parent / 'elements'}: {error}"]) from error
 
 
 def _gather(path: Path | None) -> tuple[Path, list[Path], dict[str, Any], Source, list[str]]:
@@ -161,9 +175,9 @@ def _merge(
             origins[here] = file
 
 
-def _check(merged: dict[str, Any], source: Source, lookups: HostLookups) -> Config:
+def _check(merged: dict[str, Any], source: Source, lookups: HostLookups, outdated: bool = False) -> Config:
     try:
-        config = Config.model_validate(merged).with_lookups(lookups)
+        config = Config.model_validate(merged).with_lookups(lookups).made_of(merged, outdated)
     except ValidationError as error:
         raise ConfigError(list(model_faults(source, error))) from error
     faults = list(cross_faults(config, source))

@@ -181,6 +181,23 @@ class Config(Model):
     inline: dict[Name, InlineConfig] = Field(default_factory=dict)
     _lookups: HostLookups = PrivateAttr(default_factory=HostLookups)
     _specs: dict[tuple[str, str, str], ElementSpec] = PrivateAttr(default_factory=dict)
+    _table: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _outdated: bool = PrivateAttr(default=False)
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """What was read, before it was checked: `load_table` makes the same configuration of it."""
+        return self._table
+
+    @property
+    def remark(self) -> str:
+        """What the status line says of it: something if it is that of an agent before, because the files have faults."""
+        return "; with the configuration of before, since the files have faults" if self._outdated else ""
+
+    def made_of(self, table: dict[str, Any], outdated: bool) -> Self:
+        """The same configuration, which knows what it was made of."""
+        self._table, self._outdated = table, outdated
+        return self
 
     def packet_elements(self, queue: QueueConfig | CaptureConfig) -> list[ElementSpec]:
         """The elements of a queue, a tap or an inline link in order. Raises ElementError."""

@@ -23,7 +23,7 @@ def shared_memory(path: Path, size: int) -> mmap.mmap:
             os.close(file)
             file = -1
         if file < 0:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             file = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
             try:

@@ -31,6 +31,9 @@ DEADLINE: Final = 2.0
 _CLIENTS: Final = 16
 # After so many seconds of waiting, the verb prints that the agent is still working.
 _SOON: Final = 2.0
+_BACKLOG: Final = 16
+# The name under which the listening socket is passed on: FileDescriptorName= of nfq-agent.socket.
+SOCKET: Final = "control"
 # Members of this group may ask for the status (and change nothing).
 READERS: Final = "nfq-agent"
 # The questions that every client of the socket may ask. All others are for root and for the agent's user.
@@ -47,9 +50,14 @@ class NotRunning(ControlError):
     """No agent of this instance runs."""
 
 
+def state_folder() -> Path:
+    """The folder of what the agent writes beside its sockets: systemd's RuntimeDirectory=, else /run/nfq-agent/state."""
+    return Path(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run/nfq-agent/state")
+
+
 def folder() -> Path:
-    """The folder of sockets and locks: systemd's RuntimeDirectory=, else /run/nfq-agent."""
-    return Path(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run/nfq-agent")
+    """The folder of sockets and locks. It belongs to root: under systemd the agent cannot write in it."""
+    return state_folder().parent
 
 
 def instances() -> list[str]:
@@ -62,26 +70,11 @@ class Lock:
 
     def __init__(self, instance: str) -> None:
         self._path = folder() / f"{instance}.lock"
-        try:
-            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            # Not through a link: the folder belongs to the agent's user, and this may be root.
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-        except OSError as error:
-            remedies = {errno.ENOSPC: "free some space there", errno.EROFS: f"mount {self._path.parent} writable"}
-            remedy = remedies.get(error.errno or 0, f"start as root, or make {self._path.parent} writable")
-            raise ControlError(f"{self._path}: {error.strerror}; {remedy}") from error
-        state = os.fstat(self._file)
-        if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
-            os.close(self._file)
-            raise ControlError(f"{self._path}: not a regular file of its own; remove it")
-        if os.geteuid() == 0:
-            # A lock that root made by hand must not keep the service from starting, whose user owns the folder.
-            owner = self._path.parent.stat()
-            os.fchown(self._file, owner.st_uid, owner.st_gid)
+        self._file = self._open()
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._file, 32, 0).decode(errors="replace").strip()
+            holder = os.pread(self._file, 32, 0).decode(errors="replace").strip() or _owner_of(_claimed_by(instance))[0]
             os.close(self._file)
             raise ControlError(
                 f"an agent of instance {instance} is already running (pid {holder or 'unknown'}); stop it, or "
@@ -93,11 +86,39 @@ class Lock:
             os.close(self._file)
             raise
         try:
-            os.ftruncate(self._file, 0)
-            os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+            if self._writable:
+                os.ftruncate(self._file, 0)
+                os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
         except OSError as error:
             self.release()
             raise ControlError(f"{self._path} cannot be written: {error.strerror}; free some space there") from error
+
+    def _open(self) -> int:
+        """The file, made if that is possible. In the unit it belongs to root, and flock(2) takes no right to write."""
+        # Not through a link, whatever user owns the folder.
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        self._writable = True
+        try:
+            try:
+                self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                file = os.open(self._path, os.O_RDWR | os.O_CREAT | flags, 0o644)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EROFS) or not self._path.is_file():
+                    raise
+                self._writable = False
+                file = os.open(self._path, os.O_RDONLY | flags)
+        except OSError as error:
+            remedies = {errno.ENOSPC: "free some space there", errno.EROFS: f"mount {self._path.parent} writable"}
+            remedy = remedies.get(error.errno or 0, f"start as root, or make {self._path.parent} writable")
+            raise ControlError(f"{self._path}: {error.strerror}; {remedy}") from error
+        state = os.fstat(file)
+        if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
+            os.close(file)
+            raise ControlError(f"{self._path}: not a regular file of its own; remove it")
+        if self._writable and state.st_uid == os.geteuid():
+            # A lock that root made by hand, with any umask, must not keep the service from starting.
+            os.fchmod(file, 0o644)
+        return file
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -112,12 +133,11 @@ class Lock:
 
 def _claim(instance: str) -> socket.socket:
     """The right to the rules of an instance in this network namespace, whatever /run is mounted here: a name of a socket that
-    belongs
-    to the namespace (unix(7), abstract). A process of another user that takes the name does not count.
+    belongs to the namespace (unix(7), abstract). A process of another user that takes the name does not count.
 
     Raises ControlError where an agent has it.
     """
-    name = f"\0nfq-agent/{instance}"
+    name = _claimed_by(instance)
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         claim.bind(name)
@@ -125,7 +145,7 @@ def _claim(instance: str) -> socket.socket:
         claim.listen(4096)
     except OSError as error:
         pid, uid = _owner_of(name)
-        if uid in (0, os.geteuid(), folder().stat().st_uid):
+        if uid in (0, os.geteuid(), _owner_of_state()):
             claim.close()
             who = f"pid {pid}" if pid else "in another PID namespace"
             raise ControlError(
@@ -133,6 +153,19 @@ def _claim(instance: str) -> socket.socket:
                 "--net=host for example; stop it, or choose another instance"
             ) from error
     return claim
+
+
+def _claimed_by(instance: str) -> str:
+    """The name of the socket that stands for an instance."""
+    return f"\0nfq-agent/{instance}"
+
+
+def _owner_of_state() -> int:
+    """The user whose agents write here; -1 before there was one."""
+    try:
+        return state_folder().stat().st_uid
+    except OSError:
+        return -1
 
 
 def _owner_of(name: str) -> tuple[int, int]:
@@ -160,26 +193,37 @@ class _Client:
 class Server:
     """The agent's end. Only root, the agent's own user, and members of the group READERS reach it."""
 
-    def __init__(self, instance: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """clock: monotonic seconds."""
+    def __init__(self, instance: str, clock: Callable[[], float] = time.monotonic, passed: int | None = None) -> None:
+        """clock: monotonic seconds. passed: the listening socket, if the service manager or the agent before had it open."""
         self._clock = clock
         self._path = folder() / f"{instance}.sock"
         self._clients: set[_Client] = set()
         self._selector: selectors.BaseSelector | None = None
+        self._socket = self._bind() if passed is None else socket.socket(fileno=passed)
+        self._socket.setblocking(False)
+
+    def _bind(self) -> socket.socket:
+        """A new socket at the path. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         readers = _readers()
         # The mode comes from the umask: a later chmod could follow a link to another file.
         before = os.umask(0o177 if readers is None else 0o117)
         try:
-            self._socket.bind(str(self._path))
+            made.bind(str(self._path))
         finally:
             os.umask(before)
         if readers is not None:
             with contextlib.suppress(OSError):
                 os.chown(self._path, -1, readers, follow_symlinks=False)
-        self._socket.listen(16)
+        made.listen(_BACKLOG)
+        return made
+
+    @property
+    def handed(self) -> dict[str, int]:
+        """What the program gets that is started again in this process: the socket keeps its file, owner and clients."""
+        return {SOCKET: self._socket.fileno()}
 
     @property
     def descriptors(self) -> Iterator[int]:
@@ -206,11 +250,11 @@ class Server:
         return min((client.deadline for client in self._clients), default=None)
 
     def close(self) -> None:
-        """Stop listening and remove the socket."""
+        """Stop listening and remove the socket, unless it belongs to the service manager."""
         for client in list(self._clients):
             self._end(client)
         self._socket.close()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             self._path.unlink()
 
     def _accept(self) -> None:

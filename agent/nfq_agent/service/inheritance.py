@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from nfq_agent.host.child import DRAIN, STOP, Child
 from nfq_agent.host.nfqueue.statistics import statistics
@@ -17,6 +17,8 @@ from nfq_agent.service.store import Store
 # Seconds for an unused queue to run empty, and for its process to end.
 _DRAINS_WITHIN: Final = 2.0
 _METER: Final = "meter"
+# The note with the configuration in force.
+CONFIGURATION: Final = "configuration"
 
 
 class Inheritance:
@@ -41,17 +43,26 @@ class Inheritance:
         except (KeyError, TypeError, ValueError):
             meter.start(found, in_front)
 
-    def keep(self, meter: Meter) -> None:
-        """Note for an agent after this one what was counted, and see to processes that drain."""
+    def keep(self, meter: Meter, table: dict[str, Any]) -> None:
+        """Note for an agent after this one what was counted and is in force (Config.table), and see to processes that drain."""
+        self.keep_configuration(table)
         self._draining = [child for child in self._draining if not child.reap()]
         try:
             self._store.note(_METER, meter.memo)
         except OSError as error:
             self._log(f"the next agent will not know what was counted: {error}", "warning")
 
-    def taken(self) -> None:
-        """All that is wanted is taken over, and the rules are ours: end the rest."""
+    def keep_configuration(self, table: dict[str, Any]) -> None:
+        """Note the configuration in force (Config.table): the next agent serves it if the files have a fault by then."""
+        try:
+            self._store.note(CONFIGURATION, table)
+        except (OSError, TypeError) as error:
+            self._log(f"the next agent will not know this configuration: {error}", "warning")
+
+    def taken(self, table: dict[str, Any]) -> None:
+        """All that is wanted is taken over, and the rules are ours: end the rest. table: the configuration (Config.table)."""
         self.pending = False
+        self.keep_configuration(table)
         for name in self._store.waiting("worker-"):
             number = name.rpartition("-")[2]
             child = Child.adopted(

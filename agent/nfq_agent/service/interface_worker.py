@@ -24,7 +24,7 @@ from nfq_agent.host.links import Link, Links, links
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.service.confinement import Confinement, access_of
-from nfq_agent.service.control import folder
+from nfq_agent.service.control import state_folder
 from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.worker import Roster, Worker
 
@@ -77,7 +77,7 @@ class InterfaceWorker(Worker):
         self._links = Links()
         warn = partial(self._log, level="warning")
         midstream = self.midstream
-        self.context = lend(folder(), (self.instance, f"{self.kind}-{self.name}"), self.specs, midstream, self.names, warn)
+        self.context = lend(state_folder(), (self.instance, f"{self.kind}-{self.name}"), self.specs, midstream, self.names, warn)
 
     def close(self) -> None:
         """Stop following interfaces."""

@@ -1,6 +1,6 @@
 """Generations of policies: which one `offload` marks flows with, so that a changed policy applies to the marked ones again.
 
-The state is a small file beside the control socket; like the connections, it does not outlive a boot.
+The state is a small file in the agent's folder in /run; like the connections, it does not outlive a boot.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def read(path: Path) -> dict[str, tuple[str, int]]:
 
 def _write(path: Path, text: str) -> None:
     """Replace the file as a whole. The folder belongs to the agent's user and this may be root: no link is followed."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
     with contextlib.suppress(FileNotFoundError):
         new.unlink()

@@ -30,7 +30,7 @@ from nfq_agent.queue.paired import PairedQueue
 from nfq_agent.queue.settings import QueueSettings
 from nfq_agent.queue.turns import WorkerQueue
 from nfq_agent.service.confinement import Confinement, access_of
-from nfq_agent.service.control import folder
+from nfq_agent.service.control import state_folder
 from nfq_agent.service.element_log import ElementLog
 from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.order import Order
@@ -123,7 +123,7 @@ class QueueWorker(Worker):
             self._log(f"{self.title}: {text}", "warning", queue=self.number)
 
         worker = self._instance, f"queue-{self.number}"
-        self.context = lend(folder(), worker, self.specs, self.settings.midstream, self._names, warn)
+        self.context = lend(state_folder(), worker, self.specs, self.settings.midstream, self._names, warn)
 
     def inherit(self, store: Store) -> bool:
         """Take over the bound queue, the counters, and the process that serves it now."""

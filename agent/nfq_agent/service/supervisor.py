@@ -100,12 +100,12 @@ class Supervisor:
 
     def _leave(self, failed: bool) -> bool:
         """Leave processes, rules and queues as they are: the next agent takes them over, in this process or another."""
-        self._inheritance.keep(self._meter)
+        self._inheritance.keep(self._meter, self._config.table)
         self._crew.leave()
         if failed or (self._store.outlives and not self._in_place):
             return True
         try:
-            self._system.start_again(self._store.kept)
+            self._system.start_again(self._store.kept | (self._server.handed if self._server is not None else {}))
         except OSError as error:
             self._log(f"this program cannot be started again: {error}", "error")
         self.stop(True)
@@ -145,7 +145,7 @@ class Supervisor:
         rules.accepts = accept_rules(self._config, rules.host.families)
         self._drift.begin(state, system.wall())
         self._inheritance.start_meter(self._meter, listing(state), self._drift.in_front)
-        self._inheritance.taken()
+        self._inheritance.taken(self._config.table)
         self._crew.close_leftovers()
         self._server = system.listen(agent.instance)
         self._server.serve(self._selector, self._answer)
@@ -278,8 +278,8 @@ class Supervisor:
             self._log(f"reloading: {', '.join(map(str, changed))} changed")
             self._signals.reload = True
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
-        self._inheritance.keep(self._meter)
-        self._service.status(f"Serving {report.serving(self._crew)}; {self._meter.summary}")
+        self._inheritance.keep(self._meter, self._config.table)
+        self._service.status(f"Serving {report.serving(self._crew)}; {self._meter.summary}{self._config.remark}")
         for capture in self._crew.captures.values():
             capture.look()
         self._drop_log.say(lambda: report.drops(self._config, self._crew), now)

@@ -88,6 +88,8 @@ class Listening(Protocol):
 
     @property
     def descriptors(self) -> Iterator[int]: ...
+    @property
+    def handed(self) -> dict[str, int]: ...
     def serve(self, selector: selectors.BaseSelector, respond: control.Respond) -> None: ...
     def expire(self) -> float | None: ...
     def close(self) -> None: ...
@@ -124,13 +126,16 @@ def this_host() -> System:
     """The real ones."""
     service = ServiceManager()
     code = reexec.Code()
+    handed = systemd.passed() | reexec.handed()
+    # Not in the store: the service manager has it open itself.
+    listening = handed.pop(control.SOCKET, None)
     return System(
         clock=time.monotonic,
         wall=time.time,
         service=service,
         may_change_rules=lambda: has_capability(CAP_NET_ADMIN),
         lock=control.Lock,
-        listen=control.Server,
+        listen=lambda instance: control.Server(instance, passed=listening),
         ensure_user=ensure_user,
         choose=lambda config, table: choose(
             config.agent.backend, config.agent.instance, captures=redirects(config), inherited=table
@@ -139,9 +144,9 @@ def this_host() -> System:
         route=routes.ensure,
         open_log=_open_log,
         reimported=reimported,
-        advance=lambda config: advance(config, control.folder() / f"{config.agent.instance}.generations"),
+        advance=lambda config: advance(config, control.state_folder() / f"{config.agent.instance}.generations"),
         elsewhere=elsewhere,
-        store=Store(systemd.passed() | reexec.handed(), service if service.stores else None),
+        store=Store(handed, service if service.stores else None),
         code_changed=lambda: code.changed,
         rehearse=reexec.rehearse,
         start_again=reexec.start_again,

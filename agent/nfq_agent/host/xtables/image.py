@@ -55,7 +55,7 @@ class Image:
     def __init__(self, family: socket.AddressFamily, table: str) -> None:
         """Ask the kernel for it. Raises OSError; ENOENT where there is no such table."""
         self._offsets, self._base = _ENTRY[family]
-        with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as asking:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
             for attempt in range(_TRIES):
                 info = _info(asking, table)
                 size: int = info[-1]
@@ -191,7 +191,7 @@ def _info(asking: socket.socket, table: str) -> tuple[int, ...]:
 
 def version(family: socket.AddressFamily, table: str) -> tuple[int, ...]:
     """The current `Image.version`. Raises OSError."""
-    with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as asking:
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
         return _info(asking, table)[1:]
 
 

@@ -22,6 +22,7 @@ from nfq_agent.host.families import families
 from nfq_agent.host.one_shot import OneShotError, one_shot
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
 from nfq_agent.host.xtables.kernel import Tables
+from nfq_agent.host.xtables.socket_call import use_datagram_sockets
 from nfq_agent.rules.model import Family, Rule, RuleError
 
 NAMES_FILES: Final[Mapping[Family, str]] = {
@@ -34,6 +35,8 @@ _SONAMES: Final = {"xtables": "libxtables.so.12", "ip4tc": "libip4tc.so.2", "ip6
 # libxtables added the field `base` to struct xt_option_entry in 1.8.11 (include/xtables.h) and kept its soname; this
 # symbol came with it.
 _NEW_LAYOUT: Final = "xtables_strtoul_base"
+# Whether the libraries open raw sockets, because their call could not be replaced.
+_raw_sockets = False
 
 
 def in_kernel(family: Family) -> bool:
@@ -70,6 +73,8 @@ def import_iptc() -> types.ModuleType:
             os.environ.pop("XTABLES_LIBDIR", None)
     if _new_layout():
         _mend(module)
+    global _raw_sockets
+    _raw_sockets = use_datagram_sockets() < len(_SONAMES)
     return module
 
 
@@ -211,10 +216,13 @@ def problem() -> str | None:
     """Why legacy rules cannot be written here; None if they can. Cheap unless libxtables has the new layout."""
     if not in_kernel("inet") and not in_kernel("inet6"):
         return "the kernel has no legacy xtables (CONFIG_IP_NF_IPTABLES_LEGACY; module ip_tables)"
-    if has_capability(CAP_NET_ADMIN) and not has_capability(CAP_NET_RAW):
-        return 'CAP_NET_RAW is missing; start as root or with that capability, or set backend = "owned", which needs none'
     try:
         import_iptc()
     except RuleError as error:
         return str(error)
+    if _raw_sockets and has_capability(CAP_NET_ADMIN) and not has_capability(CAP_NET_RAW):
+        return (
+            "libiptc opens raw sockets, and CAP_NET_RAW is missing; start as root or with that capability, or set "
+            'backend = "owned", which needs none'
+        )
     return probe().problem if _new_layout() else None

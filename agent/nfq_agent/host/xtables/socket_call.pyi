@@ -1,0 +1,3 @@
+"""The types of socket_call.pyx, which says what they do."""
+
+def use_datagram_sockets() -> int: ...
