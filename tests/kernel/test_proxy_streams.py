@@ -245,7 +245,7 @@ class TestSockets:
     def test_no_delay_and_keep_alive_on_both_sides(self, netns: Namespace, run: Run) -> None:
         """The client's side has probes from the first, the server's once the connection has lasted."""
         server(netns, "echo")
-        proxy = run(configuration(proxy='opening_timeout = "300ms"\nkeepalive = "7s"'))
+        proxy = run(configuration(proxy='opening_timeout = "2s"\nkeepalive = "7s"'))
 
         def options() -> list[tuple[int, int, int]]:
             found = []
