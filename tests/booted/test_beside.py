@@ -188,7 +188,7 @@ def test_docker(beside: Container) -> None:
     assert connections(host) == 5
     assert foreign(host) == rules
     # Docker ends, in order and not, and comes back.
-    ends = "systemctl restart docker"
+    ends = "systemctl reset-failed docker; systemctl restart docker"
     for command in (ends, "kill -9 $(pidof dockerd)", f"nft flush ruleset; {ends}"):
         comes_back(host, "docker", command)
         until(lambda: fetch(host, 1) == 1, "the published port answers", 60)
