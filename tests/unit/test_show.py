@@ -31,6 +31,12 @@ def test_a_policy_changes_only_beside_an_agent_that_said_what_it_does(lines: lis
     assert PolicyPlan(lines, known).changed is changed
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are not broken: the workers of pytest-xdist have COLUMNS=80."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def test_a_plan_for_people_begins_with_its_sum(capsys: Said) -> None:
     show.plan("a", "legacy", CHANGES, ["a table would become present"], PolicyPlan(["queue web: default accept -> drop"], True))
     lines = capsys.readouterr().out.splitlines()
