@@ -24,10 +24,11 @@ mount --rbind /usr $root/usr
 mount --rbind /dev $root/dev
 for path in {paths}; do mkdir -p $root$path; mount --bind $path $root$path; done
 {proc}
-before=$(grep -c . /proc/self/mountinfo)
+# Those beneath the root alone: others go when another process removes their folder.
+before=$(grep -c " $root" /proc/self/mountinfo)
 code=0
 chroot $root {command} demo || code=$?
-[ "$(grep -c . /proc/self/mountinfo)" = "$before" ] || echo "mounts are left"
+[ "$(grep -c " $root" /proc/self/mountinfo)" = "$before" ] || echo "mounts are left"
 exit $code
 """
 

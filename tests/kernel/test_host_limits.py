@@ -55,7 +55,7 @@ class Started(Agent):
 @pytest.mark.parametrize("backend", ["legacy", "owned"])
 def test_without_ipv6_the_rules_are_made_for_ipv4(netns: Namespace, tmp_path: Path, backend: str) -> None:
     agent = Started(netns, tmp_path, f'[agent]\nbackend = "{backend}"\ndrift_check = "200ms"\n{SMALL}', WITHOUT_IPV6).ready()
-    assert "this kernel speaks no IPv6" in agent.log
+    assert "this kernel has no IPv6" in agent.log
     assert not re.search(" error ", agent.log)
     assert agent.log.count(" warning ") == 1
     done = netns.run(*WITHOUT_IPV6, *COMMAND, "plan", "--config", str(agent.config))

@@ -77,6 +77,11 @@ class FlowRecord(PacketElement[RecordOptions]):
         self._closing: deque[tuple[float, Flow, _Case]] = deque()
 
     @classmethod
+    def logs_drops_of(cls, options: RecordOptions) -> Literal["all", "own", "none"]:  # noqa: ARG003  # with any
+        """All: a dropped flow has a record."""
+        return "all"
+
+    @classmethod
     def reads_owner_of(cls, options: RecordOptions) -> bool:
         """Where it says who a flow belongs to."""
         return options.who
