@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from nfq_agent.host.nftables import layout, netlink
-from nfq_agent.host.nftables.expressions import Expression, encode
+from nfq_agent.host.nftables.expressions import Expression, are_those, counted, decoded, encode
 from nfq_agent.host.nftables.neighbours import NUMBERS, hook_chains
 from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket, attribute, attributes, nested, string, text, u32, u64
 from nfq_agent.rules.diff import Applied, Delete, Insert, diff, render
@@ -151,27 +151,18 @@ def _tagged(connection: NftSocket, wanted: str) -> Iterator[_Found]:
                 continue
             members = dict(attributes(body))
             table, chain = string(members[1]), string(members[2])
-            expressions = [
-                Expression(string(parts[1]), parts.get(2, b""))
-                for parts in (dict(attributes(packed)) for _, packed in attributes(members.get(4, b"")))
-            ]
-            counters = next((dict(attributes(each.data)) for each in expressions if each.name == "counter"), {})
-            size, packets = (int.from_bytes(counters.get(kind, b""), "big") for kind in (1, 2))
+            expressions = decoded(members.get(4, b""))
             rule = verified(family, table, chain, members.get(7, b""), expressions)
             if rule.tag.startswith(wanted):
-                yield _Found(family, table, rule, int.from_bytes(members[3], "big"), packets, size)
+                yield _Found(family, table, rule, int.from_bytes(members[3], "big"), *counted(expressions))
 
 
 def verified(family: str, table: str, chain: str, data: bytes, found: Sequence[Expression]) -> Rule:
     """The rule that user data tells, if these are its expressions; else one with its tag that no configuration makes."""
     try:
         rule = layout.rule_of(chain, data)
-        if rule is not None:
-            expected = expressions_of(family, table, rule)
-            if [each.name for each in expected] == [each.name for each in found] and all(
-                one.name == "counter" or layout.same(one.data, other.data) for one, other in zip(expected, found, strict=True)
-            ):
-                return rule
+        if rule is not None and are_those(expressions_of(family, table, rule), found):
+            return rule
     except (ValueError, KeyError, RuleError):
         pass
     comments = [dict(attributes(each.data)) for each in found if each.name == "match"]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
-from nfq_agent.host.nftables.netlink import attribute, nested, text, u32, u64
+from nfq_agent.host.nftables.netlink import attribute, attributes, nested, string, text, u32, u64
 from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError
 
 # enum nft_registers; enum nft_cmp_ops and nft_range_ops; enum nft_payload_bases
@@ -63,6 +63,31 @@ class Expression(NamedTuple):
     def packed(self) -> bytes:
         """As an element of NFTA_RULE_EXPRESSIONS."""
         return nested(1, text(1, self.name), nested(2, self.data))
+
+
+def decoded(data: bytes) -> list[Expression]:
+    """The expressions of a rule. data: of NFTA_RULE_EXPRESSIONS."""
+    members = (dict(attributes(packed)) for _, packed in attributes(data))
+    return [Expression(string(parts[1]), parts.get(2, b"")) for parts in members]
+
+
+def counted(found: Iterable[Expression]) -> tuple[int, int]:
+    """Packets and bytes that the counters among them have."""
+    counters = [dict(attributes(each.data)) for each in found if each.name == "counter"]
+    packets, size = (sum(int.from_bytes(each.get(kind, b""), "big") for each in counters) for kind in (2, 1))
+    return packets, size
+
+
+def are_those(expected: Sequence[Expression], found: Sequence[Expression]) -> bool:
+    """Whether what was dumped is what was sent: the kernel adds attributes of its own, and counters count."""
+    return [each.name for each in expected] == [each.name for each in found] and all(
+        one.name == "counter" or _holds(one.data, other.data) for one, other in zip(expected, found, strict=True)
+    )
+
+
+def _holds(expected: bytes, found: bytes) -> bool:
+    there = dict(attributes(found))
+    return all(there.get(kind) == value for kind, value in attributes(expected))
 
 
 # One of these has to hold; each is a sequence of expressions that all have to hold.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from nfq_agent.host.nftables import sets
-from nfq_agent.host.nftables.netlink import attribute, attributes, nested, u32
+from nfq_agent.host.nftables.netlink import attribute, nested, u32
 from nfq_agent.host.nftables.sets import NamedSet
 from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError, TableRules
 
@@ -176,9 +176,3 @@ def _user_members(data: bytes) -> Iterator[tuple[int, bytes]]:
         kind, size = data[place], data[place + 1]
         yield kind, data[place + 2 : place + 2 + size]
         place += 2 + size
-
-
-def same(expected: bytes, found: bytes) -> bool:
-    """Whether the attributes of an expression that was sent are all in one that was dumped; the kernel adds some of its own."""
-    there = dict(attributes(found))
-    return all(there.get(kind) == value for kind, value in attributes(expected))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nfq_agent.host.nftables import layout, netlink
-from nfq_agent.host.nftables.expressions import Expression, encode
+from nfq_agent.host.nftables.expressions import Expression, are_those, counted, decoded, encode
 from nfq_agent.host.nftables.netlink import NftSocket, attributes, string, text
 from nfq_agent.host.nftables.sets import NamedSet, intervals_of
 from nfq_agent.rules.model import Extension, Family, Installed, Option, Rule, RuleError, TableState
@@ -97,11 +97,7 @@ def _rules(connection: NftSocket, number: int, table: str) -> Mapping[str, list[
         members = dict(attributes(body))
         if string(members[1]) != table:
             continue
-        expressions = []
-        for _, packed in attributes(members.get(4, b"")):
-            parts = dict(attributes(packed))
-            expressions.append(Expression(string(parts[1]), parts.get(2, b"")))
-        raw = _Raw(int.from_bytes(members[3], "big"), members.get(7, b""), expressions)
+        raw = _Raw(int.from_bytes(members[3], "big"), members.get(7, b""), decoded(members.get(4, b"")))
         found.setdefault(string(members[2]), []).append(raw)
     return found
 
@@ -117,9 +113,9 @@ def _decoded(family: Family, chain: str, raws: Sequence[_Raw]) -> Iterator[Kerne
         rule = _verified(family, chain, group)
         if rule is None:
             for each in group:
-                yield KernelRule(_undecoded(chain, each), [each.handle], *_counted([each]))
+                yield KernelRule(_undecoded(chain, each), [each.handle], *counted(each.expressions))
         else:
-            yield KernelRule(rule, [each.handle for each in group], *_counted(group))
+            yield KernelRule(rule, [each.handle for each in group], *counted(part for each in group for part in each.expressions))
 
 
 def _is_continued(raw: _Raw) -> bool:
@@ -141,29 +137,13 @@ def _verified(family: Family, chain: str, group: Sequence[_Raw]) -> Rule | None:
         return None
     if len(expected) != len(group):
         return None
-    for wanted, raw in zip(expected, group, strict=True):
-        if [each.name for each in wanted] != [each.name for each in raw.expressions]:
-            return None
-        for one, other in zip(wanted, raw.expressions, strict=True):
-            if one.name != "counter" and not layout.same(one.data, other.data):
-                return None
-    return rule
+    complete = all(are_those(wanted, raw.expressions) for wanted, raw in zip(expected, group, strict=True))
+    return rule if complete else None
 
 
 def _undecoded(chain: str, raw: _Raw) -> Rule:
     digest = hashlib.sha1(b"".join(each.packed for each in raw.expressions if each.name != "counter") + raw.data)
     return Rule(layout.split_chain(chain)[1], Extension("?", (Option("--undecoded", digest.hexdigest()[:16]),)))
-
-
-def _counted(group: Sequence[_Raw]) -> tuple[int, int]:
-    packets = size = 0
-    for raw in group:
-        for each in raw.expressions:
-            if each.name == "counter":
-                found = dict(attributes(each.data))
-                size += int.from_bytes(found.get(1, b""), "big")
-                packets += int.from_bytes(found.get(2, b""), "big")
-    return packets, size
 
 
 def states(snapshots: Sequence[Snapshot], own_chains: frozenset[str]) -> dict[str, TableState]:
