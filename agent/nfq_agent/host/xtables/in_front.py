@@ -7,11 +7,11 @@ xt_multiport_v1 (linux/netfilter/xt_tcpudp.h, xt_multiport.h).
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from struct import Struct
 from typing import Final, NamedTuple
 
+from nfq_agent.host.families import ADDRESS_FAMILIES
 from nfq_agent.host.xtables.image import Entry, Image
 from nfq_agent.rules.foreign import InFront, PortRange, Reach, reach_of
 from nfq_agent.rules.model import Family, Installed, TableState
@@ -32,7 +32,6 @@ _LAYOUTS: Final[Mapping[Family, _Layout]] = {
     "inet": _Layout(16, 80, 83, 88, 96, 112),
     "inet6": _Layout(64, 128, 132, 140, 152, 168),
 }
-_ADDRESS_FAMILIES: Final[Mapping[Family, socket.AddressFamily]] = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 # XT_INV_* and IPT_INV_VIA_*, in the field invflags.
 _NOT_IN, _NOT_OUT, _NOT_PROTOCOL = 0x01, 0x02, 0x40
 _HEADER: Final = Struct("=H29sB")
@@ -54,7 +53,7 @@ def in_front(family: Family, table: str, state: TableState) -> list[InFront]:
     """What of a table may take traffic that our rules select. state: what the table holds of ours. Raises OSError."""
     if not any(jump.number > 1 for jump in state.jumps):
         return []
-    image = Image(_ADDRESS_FAMILIES[family], table)
+    image = Image(ADDRESS_FAMILIES[family], table)
     found = []
     for jump in state.jumps:
         wanted = [reach_of(each.rule) for each in state.chains.get(jump.rule.target.name, ()) if _takes(each)]

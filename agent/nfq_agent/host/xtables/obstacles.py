@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import suppress
 from typing import Final
 
+from nfq_agent.host.families import ADDRESS_FAMILIES
 from nfq_agent.host.nftables.neighbours import hook_chains
 from nfq_agent.host.xtables.image import Image
 from nfq_agent.host.xtables.legacy import drops_by_policy, tables_present
-from nfq_agent.rules.model import Family
 
-_FAMILIES: Final[dict[Family, socket.AddressFamily]] = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 # XT_CT_NOTRACK (linux/netfilter/xt_CT.h)
 _CT_NOTRACK: Final = 1
 
@@ -19,7 +17,9 @@ _CT_NOTRACK: Final = 1
 def firewalls() -> list[str]:
     """Chains of others that drop whatever they do not accept in hook INPUT. What cannot be looked at is left out."""
     found = [
-        f"the policy of chain INPUT in the {family} table filter (legacy)" for family in _FAMILIES if drops_by_policy(family)
+        f"the policy of chain INPUT in the {family} table filter (legacy)"
+        for family in ADDRESS_FAMILIES
+        if drops_by_policy(family)
     ]
     with suppress(OSError):
         found += [f"nft chain {each}" for each in hook_chains() if each.hook == "input" and each.kind == "filter" and each.drops]
@@ -29,7 +29,7 @@ def firewalls() -> list[str]:
 def untracked() -> list[str]:
     """Tables with rules that take packets out of connection tracking (NOTRACK), which is what REDIRECT works with."""
     found = []
-    for family, number in _FAMILIES.items():
+    for family, number in ADDRESS_FAMILIES.items():
         with suppress(OSError):
             if "raw" in (tables_present(family) or ()):
                 image = Image(number, "raw")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from struct import Struct
 from typing import Final
 
+from nfq_agent.host.families import ADDRESS_FAMILIES
 from nfq_agent.host.xtables.image import Entry, Image, version
 from nfq_agent.rules.model import Family, own_chains, tag_prefix
 
-_FAMILIES: Final = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 # Where the counters of an entry are, and where it says where its target is (struct ipt_entry, ip6t_entry).
 _COUNTERS: Final = {"inet": (96, 112), "inet6": (152, 168)}
 _TARGET_OFFSET: Final = {"inet": 88, "inet6": 140}
@@ -31,10 +30,10 @@ class Signs:
 
     def of(self, family: Family, table: str) -> Sign:
         """Every rule of ours in the table, without its counters and the places of chains. Raises OSError."""
-        now = version(_FAMILIES[family], table)
+        now = version(ADDRESS_FAMILIES[family], table)
         known = self._known.get((family, table))
         if known is None or known[0] != now:
-            image = Image(_FAMILIES[family], table)
+            image = Image(ADDRESS_FAMILIES[family], table)
             entries = image.entries(self._chains, self._tag)
             known = image.version, tuple((each.chain, _without_counters(family, each)) for each in entries)
             self._known[family, table] = known
