@@ -12,6 +12,11 @@ from typing import Final, overload
 from nfq_agent.verdict import Action
 
 
+def growth(count: int, before: int) -> int:
+    """How far a counter has come since it was `before`: all of it, where it began again from zero."""
+    return count - before if count >= before else count
+
+
 class Slots:
     """Numbers of 64 bits by name, made before the fork; one process writes them, others read."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from nfq_agent.config.models import Config
+from nfq_agent.counters import growth
 from nfq_agent.host.xtables.saved import TOOLS, saved
 from nfq_agent.log import Log
 from nfq_agent.repeats import MOST
@@ -47,8 +48,9 @@ class RepeatLog:
 
     def say(self, unmarked: Mapping[int, int], find: Callable[[], Iterable[str]], now: float) -> None:
         """unmarked: such packets since the start, by queue number. find: asked only if there are new ones. now: in seconds."""
-        new = {number: count - self._before(number, count) for number, count in unmarked.items()}
-        new = {number: count for number, count in new.items() if count}
+        # A worker that was replaced by a reload counts from zero.
+        found = {number: growth(count, self._said.get(number, 0)) for number, count in unmarked.items()}
+        new = {number: count for number, count in found.items() if count}
         if not new or now < self._next:
             return
         self._said.update(unmarked)
@@ -64,8 +66,3 @@ class RepeatLog:
             "warning",
             event="repeats",
         )
-
-    def _before(self, number: int, count: int) -> int:
-        # A worker that was replaced by a reload counts from zero.
-        before = self._said.get(number, 0)
-        return before if before <= count else 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from nfq_agent.counters import growth
 from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import EXPECTED, Rule
 from nfq_agent.service.live_rules import ListedRule
@@ -131,7 +132,7 @@ class Meter:
     def taken_by(self, rule: InFront) -> int:
         """Packets that a foreign rule took since the start, or since it was made."""
         before = self._taken_before.get(replace(rule, packets=0), 0)
-        return rule.packets - before if rule.packets >= before else rule.packets
+        return growth(rule.packets, before)
 
     def hits(self, subject: Subject) -> int:
         """Packets that rules sent to these queue numbers or to this port."""

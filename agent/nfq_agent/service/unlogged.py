@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from nfq_agent.counters import growth
 from nfq_agent.log import Log
 
 # Seconds between two lines.
@@ -36,10 +37,10 @@ class DropLog:
         parts = []
         for each in find():
             # A worker that was replaced by a reload counts from zero.
-            before = self._said.get(each.title, 0) if self._said.get(each.title, 0) <= each.count else 0
+            more = growth(each.count, self._said.get(each.title, 0))
             self._said[each.title] = each.count
-            if each.cause and each.count > before:
-                parts.append(f"{each.title} dropped {each.count - before} packets (by {each.cause})")
+            if each.cause and more:
+                parts.append(f"{each.title} dropped {more} packets (by {each.cause})")
         if parts:
             self._next = now + _EVERY
             self._log(
