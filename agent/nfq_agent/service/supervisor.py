@@ -34,15 +34,12 @@ from nfq_agent.service.signals import Signals
 from nfq_agent.service.status import Status
 from nfq_agent.service.switch import Switch, refuse_change
 from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System
-from nfq_agent.service.trial import LONGEST, Trial
+from nfq_agent.service.trial import NEW_CODE, Trial
 from nfq_agent.service.unlogged import DropLog
 from nfq_agent.service.watchdog import decide
 from nfq_agent.service.worker import Worker, WorkerError
 
 _TICK: Final = 1.0
-_NEW_CODE: Final = (
-    "the agent's code has changed on disk, and cannot be taken back: run `nfq-agent restart` first, then reload --confirm"
-)
 
 
 class Supervisor:
@@ -364,8 +361,8 @@ class Supervisor:
                 confirm = question.get("confirm")
                 if self._system.code_changed():
                     # After an upgrade of the package, new code comes with the new configuration.
-                    return self._restart() if confirm is None else {"ok": False, "message": _NEW_CODE}
-                return self.reload(confirm if confirm is None else min(float(confirm), LONGEST))
+                    return self._restart() if confirm is None else {"ok": False, "message": NEW_CODE}
+                return self.reload(confirm if confirm is None else float(confirm))
             case "confirm":
                 return self._trial.answer(question.get("keep") is True)
             case "chaos":

@@ -11,7 +11,11 @@ from nfq_agent.log import Log
 from nfq_agent.service.system import FAILURES
 
 # The longest trial, in seconds.
-LONGEST: Final = 86400.0
+_LONGEST: Final = 86400.0
+# Why a reload is not tried.
+NEW_CODE: Final = (
+    "the agent's code has changed on disk, and cannot be taken back: run `nfq-agent restart` first, then reload --confirm"
+)
 
 
 class Trial:
@@ -60,8 +64,7 @@ class Trial:
             if self.runs:
                 self._log("a reload still waits for its confirmation", "warning")
             return
-        self._before = self._before or before
-        self._due[self._over] = self._clock() + seconds
+        self._begin(self._before or before, seconds)
 
     def answer(self, keep: bool) -> dict[str, Any]:
         """Keep the configuration, or take it back now. The answer to `nfq-agent reload --confirm`."""
@@ -77,7 +80,7 @@ class Trial:
 
     def drill(self, now: Config, question: Mapping[str, Any]) -> dict[str, Any]:
         """Break the traffic of a queue for a time. now: what is in force. The answer to `nfq-agent chaos`."""
-        queue, seconds = str(question.get("queue")), min(float(question.get("seconds", 0.0)), LONGEST)
+        queue, seconds = str(question.get("queue")), float(question.get("seconds", 0.0))
         if self.runs:
             return {"ok": False, "message": "faults or a reload are on trial already; end them first"}
         try:
@@ -86,10 +89,14 @@ class Trial:
             return {"ok": False, "config": True, "message": "\n".join(error.faults)}
         except FAILURES as error:
             return {"ok": False, "message": str(error)}
-        self._before, self._faults = now, True
-        self._due[self._over] = self._clock() + seconds
+        self._begin(now, seconds)
+        self._faults = True
         self._log(f"faults in queue {queue} for {seconds:g} s: {question.get('odds')}", "warning")
         return {"ok": True, "message": f"queue {queue} has faults for {seconds:g} s; `nfq-agent chaos off` ends them"}
+
+    def _begin(self, before: Config, seconds: float) -> None:
+        self._before = before
+        self._due[self._over] = self._clock() + min(seconds, _LONGEST)
 
     def _over(self) -> None:
         self._take_back("over" if self._faults else "not confirmed in time")
