@@ -11,6 +11,7 @@ import pytest
 from store_contract import FakeKeeper
 from supervised import START, Agent, config
 
+from nfq_agent.config.models import ConfigError
 from nfq_agent.service.inheritance import CONFIGURATION
 from nfq_agent.service.store import Store
 from nfq_agent.service.worker import WorkerError
@@ -52,6 +53,20 @@ def test_a_restart_with_a_store_leaves_everything_to_the_next_process() -> None:
     assert agent.machine.crew.serving
     assert agent.machine.trouble.done[-1] == "crew.leave"
     assert "STOPPING=1" not in agent.machine.service.said
+
+
+def test_what_a_reload_puts_into_force_is_noted_at_once_and_a_refused_one_is_not() -> None:
+    agent = Agent()
+    store = Store({}, FakeKeeper())
+    agent.begin_with(store)
+    agent.supervisor.start()
+    agent.next = config().made_of({"queue": {"more": {"num": 7}}}, outdated=False)
+    assert agent.supervisor.reload()["ok"]
+    assert store.noted(CONFIGURATION) == {"queue": {"more": {"num": 7}}}
+    agent.next = ConfigError(["queue: a fault"])
+    assert not agent.supervisor.reload()["ok"]
+    assert store.noted(CONFIGURATION) == {"queue": {"more": {"num": 7}}}
+    agent.supervisor.stop(failed=False)
 
 
 def test_the_verb_starts_again_in_place_with_a_store_too() -> None:

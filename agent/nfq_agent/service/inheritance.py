@@ -43,9 +43,8 @@ class Inheritance:
         except (KeyError, TypeError, ValueError):
             meter.start(found, in_front)
 
-    def keep(self, meter: Meter, table: dict[str, Any]) -> None:
-        """Note for an agent after this one what was counted and is in force (Config.table), and see to processes that drain."""
-        self.keep_configuration(table)
+    def keep(self, meter: Meter) -> None:
+        """Note for an agent after this one what was counted, and see to processes that drain."""
         self._draining = [child for child in self._draining if not child.reap()]
         try:
             self._store.note(_METER, meter.memo)

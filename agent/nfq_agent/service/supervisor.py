@@ -97,7 +97,7 @@ class Supervisor:
 
     def _leave(self, failed: bool) -> bool:
         """Leave processes, rules and queues as they are: the next agent takes them over, in this process or another."""
-        self._inheritance.keep(self._meter, self._config.table)
+        self._inheritance.keep(self._meter)
         self._crew.leave()
         if failed or (self._store.outlives and not self._in_place):
             return True
@@ -275,7 +275,7 @@ class Supervisor:
             self._log(f"reloading: {', '.join(map(str, changed))} changed")
             self._signals.reload = True
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
-        self._inheritance.keep(self._meter, self._config.table)
+        self._inheritance.keep(self._meter)
         self._service.status(f"Serving {report.serving(self._crew)}; {self._meter.summary}{self._config.remark}")
         for capture in self._crew.captures.values():
             capture.look()
@@ -287,15 +287,15 @@ class Supervisor:
         now = self._system.clock()
         self._due[self._watch] = now + min(_TICK, (self._service.watchdog or 4 * _TICK) / 4)
         decision = decide({worker: worker.stuck_for(now) for worker in self._crew.workers})
-        if decision.feed and self._service.watchdog is not None:
-            self._service.alive()
+        if decision.feed:
+            self._beat()
         for worker, seconds in decision.kill.items():
             if worker.child is not None:
                 self._log(f"{worker.title} (pid {worker.pid}) made no progress for {seconds:.1f} s; it is killed", "error")
                 worker.child.kill()
 
     def _beat(self) -> None:
-        """Feed the service manager's watchdog while this waits for a worker."""
+        """Feed the service manager's watchdog, if it has one: also while this waits for a worker."""
         if self._service.watchdog is not None:
             self._service.alive()
 
@@ -343,6 +343,7 @@ class Supervisor:
         switch = Switch(self._crew, self._rules, self._routes, self._drift, self._system, self._log)
         message = switch.change(self._config, new, self._workers_of(new), self._user.uid)
         self._config = new
+        self._inheritance.keep_configuration(new.table)
         self._rules.accepts = accept_rules(new, self._rules.host.families)
         if self._rule_watch is not None:
             self._rule_watch.schedule()
