@@ -72,6 +72,17 @@ def test_rules_that_come_and_go() -> None:
     assert change(config([GOOD, lan]), config()) == ["queue main: allow: - accept (lan) dst 10.0.0.0/8, protocol 17"]
 
 
+def test_a_thousand_other_rules() -> None:
+    old, new = (
+        [{"action": "accept", "tls_sni": f"{name}{number}.good.test"} for number in range(1000)] for name in ("old", "new")
+    )
+    lines = change(config(old), config(new))
+    assert len(lines) == 2000
+    assert {lines[0], lines[-1]} == {
+        "queue main: allow: - accept tls_sni old0.good.test", "queue main: allow: + accept tls_sni new999.good.test"
+    }  # fmt: skip
+
+
 def test_other_options_elements_and_queues() -> None:
     assert change(config(), config(elements=("dpi", "allow", "log"))) == ["queue main: elements dpi, allow -> dpi, allow, log"]
     other = config().model_copy(update={"queue": {}})

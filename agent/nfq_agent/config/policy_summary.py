@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 from zlib import crc32
 
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
-from nfq_agent.elements.policy import Policy
 from nfq_agent.packet import TCP
 from nfq_agent.policy_options import PolicyOptions, RuleOptions
+from nfq_agent.values import Ports
 
 _SSH: Final = 22
 # Values of a list that are written out.
@@ -43,9 +43,7 @@ def cuts_ssh(config: Config, name: str) -> bool:
     if not drops_by_default(config, queue):
         return False
     rules = [rule for rule in config.rules.values() if rule.queue == name]
-    if not any(
-        (rule.all or any(_SSH in each for each in rule.tcp_ports)) and not _excluded(rule.not_tcp_ports) for rule in rules
-    ):
+    if not any((rule.all or _has_ssh(rule.tcp_ports)) and not _has_ssh(rule.not_tcp_ports) for rule in rules):
         return False
     policies = [spec.options for spec in config.packet_elements(queue) if isinstance(spec.options, PolicyOptions)]
     return not any(_may_accept_ssh(rule) for policy in policies for rule in policy.rule)
@@ -86,10 +84,11 @@ def _of_queue(config: Config, name: str, queue: QueueConfig) -> dict[str, Any]:
 
 
 def _of_element(spec: ElementSpec) -> dict[str, Any]:
-    options = {key: _plain(value) for key, value in spec.options if key != "rule" or not issubclass(spec.cls, Policy)}
-    found: dict[str, Any] = {"name": spec.name, "type": spec.cls.__name__, "options": options}
+    options = dict(spec.options)
+    found: dict[str, Any] = {"name": spec.name, "type": spec.cls.__name__}
     if isinstance(spec.options, PolicyOptions):
-        found["rules"] = [_of_rule(rule) for rule in spec.options.rule]
+        found["rules"] = [_of_rule(rule) for rule in options.pop("rule")]
+    found["options"] = {key: _plain(value) for key, value in options.items()}
     return found
 
 
@@ -139,9 +138,10 @@ def _element_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Ite
     for key, value in after["options"].items():
         if (earlier := before["options"].get(key)) != value:
             yield f"{key} {_word(earlier)} -> {_word(value)}"
-    for line in difflib.ndiff(before.get("rules", ()), after.get("rules", ())):
+    # Behind its two lines about files. Not ndiff: it compares each rule that went with each that came, letter by letter.
+    for line in [*difflib.unified_diff(before.get("rules", ()), after.get("rules", ()), n=0, lineterm="")][2:]:
         if line[0] in "+-":
-            yield line
+            yield f"{line[0]} {line[1:]}"
 
 
 def _word(value: object) -> str:
@@ -154,13 +154,13 @@ def _consequence(each: Mapping[str, Any]) -> str:
     return f"drops what no rule matches{', SSH included' * each['cuts_ssh']}"
 
 
-def _excluded(ports: Any) -> bool:
+def _has_ssh(ports: Iterable[Ports]) -> bool:
     return any(_SSH in each for each in ports)
 
 
 def _may_accept_ssh(rule: RuleOptions) -> bool:
     """Whether a rule that accepts could match a connection to TCP port 22."""
-    if rule.action != "accept" or (rule.dport is not None and not any(_SSH in each for each in rule.dport)):
+    if rule.action != "accept" or (rule.dport is not None and not _has_ssh(rule.dport)):
         return False
     if rule.protocol is not None and not {TCP, "ssh"} & set(rule.protocol):
         return False
