@@ -68,8 +68,10 @@ class PacketJudge:
         self._check = check
         self._flows = FlowTable() if chain.needs is Needs.FLOW else None
         self._settles = False
-        if self._flows is not None and chain.follows:
-            self._flows.keep_forgotten()
+        # The same, where an element follows flows to their end.
+        self._followed = self._flows if chain.follows else None
+        if self._followed is not None:
+            self._followed.keep_forgotten()
         self._owners: list[Verdict | None] | None = None
         if settings.peers is not None and self._flows is not None:
             own = settings.number
@@ -96,23 +98,20 @@ class PacketJudge:
         # What is asked and answered once, as names are, is over before a packet could profit from it. Unsettled, all is shown.
         if self._settles and flow is not None and (flow.packets > _EXCHANGE or flow.origin.protocol != UDP):
             self._ask(packet, self._settle, verdict)
-        if self._chain.follows:
-            self._ask(packet, self._follow, verdict)
+        if self._followed is not None and flow is not None:
+            self._ask(packet, self._chain.follow, flow, verdict, self._followed.account)
         return verdict
-
-    def _follow(self, packet: Packet, verdict: Verdict) -> None:
-        if self._flow is not None and self._flows is not None:
-            self._chain.follow(packet, self._flow, verdict, self._flows.account)
 
     def tend_flows(self, stopping: bool = False) -> None:
         """Tell the elements that follow flows which have ended."""
-        if self._flows is None or not self._chain.follows:
+        flows = self._followed
+        if flows is None:
             return
-        ended = self._flows.take_forgotten(self.now)
+        ended = flows.take_forgotten(self.now)
         try:
-            self._chain.tick(self.now, ended, self._flows.account)
+            self._chain.tick(self.now, ended, flows.account)
             if stopping:
-                self._chain.tick(self.now, self._flows.flows(), self._flows.account, stopped=True)
+                self._chain.tick(self.now, flows.flows(), flows.account, stopped=True)
         except Exception as error:
             self._counters.errors += 1
             what = f"an element failed at the end of a flow: {type(error).__name__}: {error}{_innermost(error)}"
