@@ -161,6 +161,14 @@ def test_records_beyond_the_rate_are_counted() -> None:
     assert sum(line.fields.get("suppressed", 0) for line in run.said) == 50 - 5 + 50
 
 
+def test_without_a_rate_every_record_is_made() -> None:
+    run = Bench("record", per_second=0)
+    for port in range(50):
+        run.decide(udp(f"10.0.0.1:{1000 + port}", "192.0.2.53:9"))
+    run.stop()
+    assert [record["event"] for record in records(run)] == ["begin"] * 50 + ["end"] * 50
+
+
 def test_every_field_is_documented() -> None:
     run = bench()
     pass_through(run, *opened(client_hello("bad.test")), tcp(SERVER, CLIENT, flags="RA", seq=101, ack=5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,8 +71,8 @@ class FlowRecord(PacketElement[RecordOptions]):
 
     def __init__(self, name: str, options: RecordOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
-        rate = options.per_second
-        self._limited = LimitedEmit(emit, rate, rate) if rate else None
+        rate = options.per_second or math.inf
+        self._limited = LimitedEmit(emit, rate, rate)
         # By the identity of the flow, which is kept beside it so that it cannot be another's.
         self._cases: dict[int, tuple[Flow, _Case]] = {}
         self._closing: deque[tuple[float, Flow, _Case]] = deque()
@@ -122,8 +123,7 @@ class FlowRecord(PacketElement[RecordOptions]):
 
     def stop(self) -> None:
         """Tell how many records were left out and not told of yet."""
-        if self._limited is not None:
-            self._limited.finish(f"{self.name}: records left out: more than {self.options.per_second} a second")
+        self._limited.finish(f"{self.name}: records left out: more than {self.options.per_second} a second")
 
     def _case(self, packet: Packet, flow: Flow, flags: int, account: Accounts) -> _Case:
         """The connection that a packet belongs to. Another one begins where the flow was emptied, or after an end."""
@@ -172,16 +172,16 @@ class FlowRecord(PacketElement[RecordOptions]):
         client, server = flow.origin, flow.origin.reversed()
         if not flow.origin_is_client:
             client, server = server, client
-        facts = {name: value for name, value in case.facts.items() if name not in ("reason", "dpi")}
+        known = case.place | {name: value for name, value in case.facts.items() if name not in ("reason", "dpi")}
         fields: dict[str, Any] = {
-            **fields_of({**case.place, **facts}),
+            **fields_of(known),
             "event": event,
             "proto": protocol_name(client.protocol),
             "src": address(client.src),
             "dst": address(client.dst),
             "verdict": "accept" if outcome == "would drop" else outcome,
             "start": datetime.fromtimestamp(case.start, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "duration": round(max(0.0, (now if event != "end" else max(flow.last, passed.last)) - case.began), 3),
+            "duration": round(max(flow.last, passed.last) - case.began, 3),
             "pkts_toserver": passed.packets_sent,
             "bytes_toserver": passed.bytes_sent,
             "pkts_toclient": passed.packets_received,
@@ -194,23 +194,16 @@ class FlowRecord(PacketElement[RecordOptions]):
         if case.reason:
             fields["reason"] = case.reason
             fields["element"], _, fields["rule"] = case.reason.partition(": ")
+        said = [outcome, words(known), who(known), f"by {case.reason}" if case.reason else ""]
         if event == "end":
             fields["end"] = case.end
-        said = (words(facts), who({**case.place, **facts}), f"by {case.reason}" if case.reason else "")
-        more = "".join(f", {each}" for each in said if each)
-        amount = (
-            f", {passed.bytes_sent} bytes sent in {passed.packets_sent} packets, {passed.bytes_received} received in "
-            f"{passed.packets_received}, {fields['duration']:g} s, {case.end}"
-            if event == "end"
-            else ""
-        )
-        self._emit(now, f"flow {event} {client}: {outcome}{more}{amount}", fields)
-
-    def _emit(self, now: float, message: str, fields: dict[str, Any]) -> None:
-        if self._limited is None:
-            self.emit(message, **fields)
-        else:
-            self._limited(now, message, **fields)
+            said += [
+                f"{passed.bytes_sent} bytes sent in {passed.packets_sent} packets",
+                f"{passed.bytes_received} received in {passed.packets_received}",
+                f"{fields['duration']:g} s",
+                case.end,
+            ]
+        self._limited(now, f"flow {event} {client}: {', '.join(filter(None, said))}", **fields)
 
 
 def _outcome(verdict: Verdict) -> str:
