@@ -3,7 +3,7 @@ reset it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -63,19 +63,12 @@ class Gate(StreamElement[GateOptions]):
             connection.state[self] = seen
             return b""
         facts: dict[str, Any] = result.facts if isinstance(result, Found) else {}
-        if (more := type(self).follows(facts)) is not None:
-            facts = {**facts, "conflict": more}
         if undecided:
             facts = {**facts, "conflict": "a name that does not come within 32 KiB"}
         if not self._lets_through(facts.get(self.fact), connection, facts.get("conflict")):
             return CLOSE
         connection.facts.update(facts)
         return Done(seen)
-
-    @classmethod
-    def follows(cls, facts: Mapping[str, Any]) -> str | None:  # noqa: ARG003  # for those that know such openings
-        """Why another name may follow that only some servers read; None if none can."""
-        return None
 
     def rest(self, way: Way, connection: Connection) -> bytes:
         """The client ended before it showed a name."""
