@@ -69,29 +69,15 @@ BPF = {
 UNBIND = message(0x0302, 1, 0, 100, struct.pack("=HHBBH", 8, 1, 2, 0, 0))
 
 
-def netlink_sockets() -> list[int]:
-    """The descriptors of this process that are netlink sockets."""
+def sockets_of(family: socket.AddressFamily) -> list[int]:
+    """The descriptors of this process that are sockets of a family."""
     found = []
     for descriptor in range(256):
         try:
             end = socket.socket(fileno=descriptor)
         except OSError:
             continue
-        if end.family == socket.AF_NETLINK:
-            found.append(descriptor)
-        end.detach()
-    return found
-
-
-def packet_sockets() -> list[int]:
-    """The descriptors of this process that are packet sockets (packet(7))."""
-    found = []
-    for descriptor in range(256):
-        try:
-            end = socket.socket(fileno=descriptor)
-        except OSError:
-            continue
-        if end.family == socket.AF_PACKET:
+        if end.family == family:
             found.append(descriptor)
         end.detach()
     return found
@@ -127,7 +113,7 @@ def attempts(files: list[str]) -> dict[str, Callable[[], object]]:
     found["socket raw"] = lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).close()
     found["socket nfnetlink"] = lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12).send(NFT_BATCH)
     found["socketpair"] = socket.socketpair
-    for descriptor in netlink_sockets():
+    for descriptor in sockets_of(socket.AF_NETLINK):
         end = socket.socket(fileno=descriptor)
         protocol = end.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
         end.detach()
@@ -141,10 +127,10 @@ def attempts(files: list[str]) -> dict[str, Callable[[], object]]:
                 found[f"{kind} on {descriptor}/{protocol} by {way}"] = attempt
         found[f"connect {descriptor}"] = partial(opened(descriptor).connect, (0, 0))
         found[f"replace on {descriptor}"] = partial(opened(descriptor).setsockopt, 0, 64, bytes(84))
-    if packet_sockets():
+    if sockets_of(socket.AF_PACKET):
         # The next packet socket would get its number.
         found["close what is open"] = partial(os.close, 0)
-    for descriptor in packet_sockets():
+    for descriptor in sockets_of(socket.AF_PACKET):
         for way, attempt in on_socket(descriptor, FRAME).items():
             found[f"frame on {descriptor} by {way}"] = attempt
         found[f"bind {descriptor} to lo"] = partial(opened(descriptor).bind, ("lo", 3))
