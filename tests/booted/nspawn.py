@@ -51,7 +51,7 @@ def control_group() -> Iterator[list[str]]:
         group.mkdir()
     try:
         script = "".join(f"echo $$ >{group}/cgroup.procs; " for group in groups)
-        # Whoever ends this process ends the container: systemd-nspawn sees to its own children in the same way.
+        # The container ends with this process: systemd-nspawn does the same with its own children.
         yield [
             "setpriv",
             "--pdeathsig=KILL",
