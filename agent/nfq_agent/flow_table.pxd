@@ -25,7 +25,7 @@ cdef class FlowTable:
     # The entry that was observed last.
     cdef uint32_t current
     cdef readonly uint64_t evicted
-    # The flows that were forgotten, where they are asked for, else None; and how many did not fit.
+    # The flows that were forgotten, where they are asked for, else None.
     cdef list forgotten
     cdef readonly list verdicts
 

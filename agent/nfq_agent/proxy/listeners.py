@@ -26,7 +26,6 @@ _SPARE: Final = 64
 ACCEPTS: Final = 64
 # How long to wait before accepting again when the system is out of descriptors or memory.
 PAUSE: Final = 0.2
-# It is missing with ipv6.disable=1.
 # Where to listen, and whether to leave IPv4 to another listener there.
 ListenAt = tuple[Endpoint, bool]
 _SHORT_OF: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
