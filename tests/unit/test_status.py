@@ -155,3 +155,14 @@ def test_the_text_fits(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "Rules: 1 are not as configured" in text
     assert f"Uninspected: {TEN_DIGITS} packets" in text
     assert "Also running: instance blue, version 1.2.3" in text
+
+
+def test_rules_that_differ_in_their_ports_alone_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    ends = "-m comment --comment nfq-agent:default:app -j NFQUEUE --queue-num 100"
+    text = f"-A NFQA-default-INPUT -p tcp -m multiport --ports {{}} {ends}"
+    rules = tuple(RuleStatus("inet", "mangle", text.format(port), 3, 40) for port in (80, 443))
+    show_status.status(dataclasses.replace(REPORT, rules=rules), [], REPORT.since)
+    assert "6 80 inet mangle INPUT app queue 100 (2 rules)" in " ".join(capsys.readouterr().out.split())

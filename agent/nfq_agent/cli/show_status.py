@@ -156,11 +156,16 @@ def _proxy(out: Console, proxy: ProxyStatus) -> None:
 
 
 def _rules(out: Console, rules: Sequence[RuleStatus]) -> None:
-    rows = []
+    # A long list of ports takes many rules of xtables, which differ in the ports alone.
+    alike: dict[tuple[str, ...], list[RuleStatus]] = {}
     for rule in rules:
         parsed = Rule.parse(rule.rule)
         name, hook = parsed.tag.rpartition(":")[2], parsed.chain.rpartition("-")[2]
-        rows.append((str(rule.packets), str(rule.bytes), rule.family, rule.table, hook, name, _target(parsed)))
+        alike.setdefault((rule.family, rule.table, hook, name, _target(parsed)), []).append(rule)
+    rows = []
+    for (*where, target), found in alike.items():
+        packets, size = (str(sum(counts)) for counts in zip(*((each.packets, each.bytes) for each in found), strict=True))
+        rows.append((packets, size, *where, target if len(found) == 1 else f"{target} ({len(found)} rules)"))
     whole = _table(("packets", "bytes", "family", "table", "hook", "rule", "target"), rows, right=2)
     if _fits(out, whole):
         out.print(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
@@ -97,21 +98,27 @@ def _without(ports: Sequence[Ports], excepted: Iterable[Ports]) -> Sequence[Port
     return left
 
 
-def port_lists(ports: Iterable[Ports], lists: bool) -> Iterator[str]:
+def port_lists(ports: Iterable[Ports], lists: bool) -> Sequence[str]:
     """The ports in rising order, so that another order in the file changes nothing, in as many lists as the backend needs."""
+    return _port_lists(tuple(ports), lists)
+
+
+# Every hook of both families has the same lists, and there may be thousands of ports.
+@functools.lru_cache(maxsize=16)
+def _port_lists(ports: tuple[Ports, ...], lists: bool) -> tuple[str, ...]:
     merged = _merged(ports)
     room = len(merged) * 2 if lists else _MULTIPORT_PLACES
+    made: list[str] = []
     group: list[str] = []
     places = 0
     for each in merged:
         size = 1 if each.first == each.last else 2
         if places + size > room:
-            yield ",".join(group)
+            made.append(",".join(group))
             group, places = [], 0
         group.append(str(each))
         places += size
-    if group:
-        yield ",".join(group)
+    return (*made, ",".join(group)) if group else ()
 
 
 def _merged(ports: Iterable[Ports]) -> list[Ports]:

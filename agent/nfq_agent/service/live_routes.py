@@ -25,7 +25,7 @@ class LiveRoutes:
         try:
             self.apply(config)
         except RuleError:
-            # Where ip(8) does not work and no route is wanted, there is none.
+            # Where the routing cannot be read and no route is wanted, this host has none of ours.
             if routing.wanted(config):
                 raise
             self.may_be_there = False

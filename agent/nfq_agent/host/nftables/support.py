@@ -13,6 +13,8 @@ from nfq_agent.host.nftables.snapshot import OWNER, PERSIST
 from nfq_agent.rules.model import Rule
 
 _QUEUE = Rule.parse("-A NFQA-probe-OUTPUT -j NFQUEUE --queue-num 65535 --queue-bypass")
+# What the kernel answered: none, or one.
+_kept: list[Support] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,16 @@ class Support:
 
 
 def probe() -> Support:
-    """Ask the kernel."""
+    """Ask the kernel. Its answer is kept if the backend can be used: each question waits until all processors have seen it."""
+    if not _kept:
+        found = _ask()
+        if found.problem is not None:
+            return found
+        _kept.append(found)
+    return _kept[0]
+
+
+def _ask() -> Support:
     try:
         with NftSocket() as connection:
             if (refused := _refused(connection, OWNER)) is not None:

@@ -16,6 +16,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from nfq_agent.host.xtables.image import Entry, Image, version
@@ -64,7 +65,10 @@ class Tables:
         self._names = tables
         self._tables: dict[str, Any] = {}
         self._versions: dict[str, tuple[int, ...]] = {}
+        # By the rule without its chain: the entry is the same in each.
         self._entries: dict[Rule, bytes] = {}
+        # By what decides how it is printed: thousands of ports make hundreds of extensions, each of them in several chains.
+        self._printed: dict[tuple[bytes, int, bytes], Extension] = {}
         self._deadline = time.monotonic() + _PATIENCE
         self._bind(module._libiptc, "iptc" if inet else "ip6tc")
 
@@ -148,7 +152,7 @@ class Tables:
             # No configuration makes such a rule, so it is removed; the digest distinguishes two of them.
             body = data[:counters] + data[counters + _COUNTERS.size :]
             rule = Rule(name, Extension("?", (Option("--undecoded", hashlib.sha1(body).hexdigest()[:16]),)))
-        self._entries.setdefault(rule, data)
+        self._entries.setdefault(_anywhere(rule), data)
         return Installed(rule, entry.number, packets, size)
 
     def _decode(self, chain: str, data: bytes, standard: bool) -> Rule:
@@ -185,6 +189,10 @@ class Tables:
         is_target = place == rule.entry.target_offset
         if is_target and (name in _VERDICTS or name.startswith("NFQA-") or not name):
             return Extension(name)
+        ip = rule.get_ip()
+        key = bytes(ip), is_target, data[place : place + size]
+        if (known := self._printed.get(key)) is not None:
+            return known
         xtables, iptc = self._iptc.xtables, self._iptc
         find = xtables.xtables(rule.nfproto)
         module = (find.find_target if is_target else find.find_match)(name)
@@ -195,10 +203,11 @@ class Tables:
         kind = xtables.xt_entry_target if is_target else xtables.xt_entry_match
         structure = ctypes.cast(raw, ctypes.POINTER(kind))[0]
         shown = iptc.Target(rule, target=structure) if is_target else iptc.Match(rule, match=structure)
-        saved = (shown._get_saved_buf(rule.get_ip()) or b"").decode()
+        saved = (shown._get_saved_buf(ip) or b"").decode()
         words = [shlex.quote(word) for word in shlex.split(saved)]
         parsed = Rule.parse(f"-A chain {'-j' if is_target else '-m'} {name} {' '.join(words)}")
-        return parsed.target if is_target else parsed.matches[0]
+        self._printed[key] = parsed.target if is_target else parsed.matches[0]
+        return self._printed[key]
 
     # Writing
 
@@ -207,7 +216,7 @@ class Tables:
 
         Raises RuleError.
         """
-        if (entry := self._entries.get(rule)) is not None:
+        if (entry := self._entries.get(anywhere := _anywhere(rule))) is not None:
             return entry
         try:
             data = self._encode(rule)
@@ -217,7 +226,7 @@ class Tables:
             raise RuleError(f"python-iptables cannot write the rule {rule}: {_plain(error)}{_remedy(error)}") from error
         if back != rule:
             raise RuleError(f"python-iptables would write\n  {back}\ninstead of:\n  {rule}")
-        self._entries[rule] = data
+        self._entries[anywhere] = data
         return data
 
     def _encode(self, rule: Rule) -> bytes:
@@ -330,6 +339,10 @@ class Tables:
         offset = self._entry_class.target_offset.offset
         if not entry or not self._is_tagged(ctypes.string_at(entry, _OFFSETS.unpack(ctypes.string_at(entry + offset, 4))[1])):
             self._yield(table)
+
+
+def _anywhere(rule: Rule) -> Rule:
+    return replace(rule, chain="")
 
 
 def _is_standard(target: Extension) -> bool:
