@@ -42,8 +42,8 @@ SEAMS = {
 CORE = {"nouns", "protocols", "rules"}
 # Pure modules of other rooms: the state and the policies that are tested without a kernel.
 PURE_MODULES = {
-    "queue.ledger", "host.nfqueue.messages", "service.delayed", "service.packet_judge", "service.packet_source",
-    "service.succession", "service.turn_policy",
+    "queue.ledger", "host.nfqueue.messages", "service.delayed", "service.drop_trace", "service.packet_judge",
+    "service.packet_source", "service.succession", "service.turn_policy",
 }  # fmt: skip
 PURE = {
     "__future__", "bisect", "collections", "contextlib", "dataclasses", "difflib", "enum", "fnmatch", "functools", "hashlib",

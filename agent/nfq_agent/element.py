@@ -172,6 +172,10 @@ class PacketElement(HasAccess, Generic[O]):
         """The verdict on this packet, or None to leave it to the next elements. `flow` is None unless needs is FLOW."""
         return None
 
+    def rule(self, packet: Packet, flow: Flow | None) -> str:
+        """The rule of its latest answer, which was for this packet; empty for an element without rules."""
+        return ""
+
     def watches(self, flow: Flow) -> int:
         """Which packets of this flow it has to be shown from now on; asked after each packet of the flow that it was shown.
 
@@ -205,6 +209,8 @@ class PacketElement(HasAccess, Generic[O]):
         """
 
 
+# The state of a flow that says for which verdict its reason was noted.
+_REASONED: Final = object()
 # What an HTTP request says besides its host.
 _DETAILS: Final = frozenset(http1.PROTOCOL.facts) - {"http_host"}
 
@@ -241,6 +247,8 @@ class ElementChain:
         self._watches = tuple(e.watches for e in asked)
         self._amended_watches = tuple(e.watches for e in self._elements if _overrides(e, "amend"))
         self._asked = 0
+        self._deciding = tuple(asked)
+        self.context = context or Context()
         # Whether the answers to two HTTP requests for the same host are the same.
         self._by_host = all(e.facts_read is not None and _DETAILS.isdisjoint(e.facts_read) for e in self._elements)
         self._amended_lasting = all(e.lasting for e in self._elements if _overrides(e, "amend"))
@@ -260,7 +268,7 @@ class ElementChain:
 
     @property
     def pure(self) -> bool:
-        """True where a verdict follows from protocol, addresses, ports, hook and interfaces, and may be remembered by them."""
+        """True where a verdict follows from protocol, addresses, ports, hook and interfaces, and is remembered by them."""
         return not self._amenders and all(element.pure for element in self._elements)
 
     @property
@@ -291,6 +299,9 @@ class ElementChain:
 
     def follow(self, packet: Packet, flow: Flow, verdict: Verdict, account: Callable[[Flow], Account | None]) -> None:
         """Tell the elements that follow flows the verdict of a packet that was shown."""
+        if flow.state.get(_REASONED) is not verdict:
+            flow.state[_REASONED] = verdict
+            flow.facts["reason"] = ": ".join(filter(None, self.reason(packet, flow)))
         for element in self._followers:
             element.follow(packet, flow, verdict, account)
 
@@ -321,7 +332,7 @@ class ElementChain:
             if verdict is not None:
                 self._asked = asked
                 return verdict
-        self._asked = asked
+        self._asked = asked + 1
         return self._by_default(packet)
 
     def _by_default(self, packet: Packet) -> Verdict:
@@ -339,6 +350,7 @@ class ElementChain:
                 break
         self._asked = asked
         if verdict is None:
+            self._asked = asked + 1
             verdict = self._by_default(packet)
         if not self._amended_lasting or (flow is not None and flow.undecided):
             lasting = False
@@ -352,6 +364,16 @@ class ElementChain:
         for amend in self._amenders:
             verdict = amend(packet, flow, verdict, lasting)
         return verdict
+
+    def reason(self, packet: Packet, flow: Flow | None) -> tuple[str, str]:
+        """The element and the rule that gave the latest answer of `decide`, which was for this packet.
+
+        The element is "default" where none answered; the rule is empty where the element has none.
+        """
+        if not 0 < self._asked <= len(self._deciding):
+            return "default", ""
+        element = self._deciding[self._asked - 1]
+        return element.name, element.rule(packet, flow)
 
     def judged(self, packet: Packet, verdict: Verdict) -> None:
         """Tell the elements that listen the verdict of the packet."""

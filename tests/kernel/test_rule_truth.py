@@ -306,19 +306,18 @@ def test_connections_that_another_nat_takes_first_are_counted_as_missing(netns: 
     assert agent.stop() == 0
 
 
-def test_drops_that_no_element_logs_are_told(netns: Namespace, tmp_path: Path) -> None:
+def test_each_dropped_flow_is_told_once(netns: Namespace, tmp_path: Path) -> None:
     text = NO_CHECKS + UDP.replace("[queue.main]", '[queue.main]\nelements = ["egress"]')
-    agent = Agent(netns, tmp_path, text + '[element.egress]\ntype = "policy"\ndefault = "drop"\n').ready()
+    policy = '[element.egress]\ntype = "policy"\ndefault = "drop"\n'
+    agent = Agent(netns, tmp_path, text + policy).ready()
     for _ in range(2):
         flood(netns, 50)
-    until(lambda: queue(agent)["unlogged_drops"] == 100, "all are dropped")
-    until(
-        lambda: "packets (by element egress) since the start or the last such line, and no element logs them" in agent.log, "said"
-    )
-    assert queue(agent)["unlogged_cause"] == "element egress"
-    assert "100 packets dropped by element egress, and no element logs them" in " ".join(agent.verb("status").stdout.split())
-    assert agent.log.count("no element logs them") == 1
-    agent.configure(text.replace('["egress"]', '["log", "egress"]') + '[element.egress]\ntype = "policy"\ndefault = "drop"\n')
+    until(lambda: queue(agent)["workers"][0]["dropped"] == 100, "all are dropped")
+    until(lambda: agent.log.count("dropped udp 127.0.0.1:") == 2, "each flow has its line")
+    assert "OUTPUT, by egress: default" in agent.log
+    agent.configure(text.replace("[queue.main]", "[queue.main]\nlog_drops = false") + policy)
     agent.verb("reload")
-    assert queue(agent)["unlogged_cause"] == ""
+    flood(netns, 50)
+    until(lambda: queue(agent)["workers"][0]["dropped"] >= 50, "dropped again")
     assert agent.stop() == 0
+    assert agent.log.count("dropped udp") == 2

@@ -56,7 +56,7 @@ def test_a_denied_name_is_seen_and_passes(netns: Namespace, tmp_path: Path, layo
     until(lambda: interface(agent, "veth2")["would_drop"] > 5, "the denied name was seen")
     tap = tap_of(agent)
     assert (tap["lost"], tap["errors"], tap["malformed"]) == (0, 0, 0)
-    assert "would drop <Packet" in agent.log
+    assert ", http www.blocked.test, by " in agent.log
     assert agent.stop() == 0
     assert traces(netns) == before
     assert packet_sockets(netns) == 0

@@ -250,6 +250,6 @@ def test_monitor_mode_drops_nothing_and_says_what_it_would(netns: Namespace, ele
                 return bool(said)
 
             until(one_said)
-            assert "would drop <Packet 1 OUTPUT udp 127.0.0.1:4441 -> 127.0.0.1:9999" in said[0]
+            assert "would drop udp 127.0.0.1:4441 -> 127.0.0.1:9999 OUTPUT, by " in said[0]
 
     netns.call(inside)

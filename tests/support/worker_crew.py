@@ -53,7 +53,13 @@ class Crew:
                 become(User(UNPRIVILEGED, UNPRIVILEGED), self.keep)
                 chain = ElementChain([element(element.__name__, None, self.emit) for element in self.elements], self.default)
                 settings = WorkerSettings(
-                    NUMBER, self.default, self.on_error, self.monitor, busy_poll=self.busy_poll, lost=Order(lost_below, False)
+                    NUMBER,
+                    self.default,
+                    self.on_error,
+                    self.monitor,
+                    busy_poll=self.busy_poll,
+                    lost=Order(lost_below, False),
+                    drop_lines=frozenset(),
                 )
                 WorkerLoop(self.queue, chain, settings, self.counters, theirs, self.emit).run()
                 code = 0

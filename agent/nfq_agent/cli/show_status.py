@@ -137,8 +137,6 @@ def _queue(out: Console, queue: QueueStatus) -> None:
         f"uninspected {_known(queue.uninspected)}, would-drops of monitor mode {queue.would_drop}",
         markup=False,
     )
-    if queue.unlogged_drops:
-        out.print(f"{queue.unlogged_drops} packets dropped by {queue.unlogged_cause}, and no element logs them", markup=False)
 
 
 def _verdicts(worker: WorkerStatus) -> tuple[str, ...]:

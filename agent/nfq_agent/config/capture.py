@@ -30,6 +30,8 @@ class CaptureConfig(Model):
     tcp_ports: Annotated[tuple[PortsField, ...], Field(strict=False)] = ()
     udp_ports: Annotated[tuple[PortsField, ...], Field(strict=False)] = ()
     elements: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    # A line for each flow that is dropped, or would be, where no element logs it.
+    log_drops: bool = True
     # What the worker may allocate.
     memory: Annotated[Size, Field(ge=100_000_000)] = 1_000_000_000
 

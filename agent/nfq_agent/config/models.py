@@ -107,6 +107,8 @@ class QueueConfig(Model):
     mode: Literal["enforce", "monitor"] = "enforce"
     default: Literal["accept", "drop"] = "accept"
     on_error: Literal["accept", "drop"] = "accept"
+    # A line for each flow that is dropped, or that monitor mode would drop, where no element logs it.
+    log_drops: bool = True
     # A connection whose beginning was not seen, where a name would decide.
     midstream: MidstreamMode = "accept"
     elements: tuple[str, ...] = Field(default=(), strict=False)

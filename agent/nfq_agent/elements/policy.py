@@ -132,15 +132,31 @@ class Policy(PacketElement[PolicyOptions]):
             return ACCEPT
         if flow is not None and self._by_flow:
             return self._decide_flow(packet, flow)
+        found = self._by_headers(packet)
+        return self._answer(packet, self._default, DEFAULT) if found is None else self._answer(packet, found.action, found.label)
+
+    def _by_headers(self, packet: Packet) -> PolicyRule | None:
+        """The first rule that this packet meets by its headers alone."""
         bits = self._match.bits(packet, packet.headers.five_tuple)
         while bits:
             lowest = bits & -bits
             rule = self._rules[lowest.bit_length() - 1]
             if not (rule.facts or rule.owned_by):
-                return self._answer(packet, rule.action, rule.label)
+                return rule
             # A packet without a flow has no facts.
             bits ^= lowest
-        return self._answer(packet, self._default, DEFAULT)
+        return None
+
+    def rule(self, packet: Packet, flow: Flow | None) -> str:
+        """The label of the rule that decided: its number, with its name if it has one."""
+        if flow is not None and self._by_flow:
+            case: _Case | None = flow.state.get(self)
+            if case is None or not case.label:
+                return "midstream" if flow.midstream else "undecided"
+            return "undecided" if flow.undecided else case.label
+        if self._closed and packet.payload[:1] >= b"\x60" and needed_by_link(packet) and not self._names(packet):
+            return "needed by the link"
+        return DEFAULT if (found := self._by_headers(packet)) is None else found.label
 
     def watches(self, flow: Flow) -> int:
         """While the outcome is open, the packets that count towards `within`; none where it follows from the facts."""

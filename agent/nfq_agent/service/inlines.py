@@ -214,7 +214,7 @@ class InlineWorker(InterfaceWorker):
         loop = WorkerLoop(
             source,
             chain,
-            WorkerSettings(number=-1, default=default, on_error=on_error, monitor=monitor),
+            WorkerSettings(number=-1, default=default, on_error=on_error, monitor=monitor, drop_lines=self.drop_lines),
             self.counters,
             handed,
             emit,

@@ -15,6 +15,7 @@ from nfq_agent.capture import handing
 from nfq_agent.capture.following import Followed, Follower, Table
 from nfq_agent.capture.serving import selection_of
 from nfq_agent.config.capture import CaptureConfig
+from nfq_agent.config.drop_lines import drop_lines
 from nfq_agent.config.models import Config
 from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context, MidstreamMode
@@ -46,6 +47,7 @@ class InterfaceWorker(Worker):
         self.title = f"{self.kind} {name}"
         self.name = name
         self.specs = config.packet_elements(table)
+        self.drop_lines = drop_lines(config, table)
         self.confinement = Confinement(config.agent.confinement, access_of(self.specs))
         self.counters = Counters()
         self.table = Table(self.columns)

@@ -19,6 +19,7 @@ from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import UDP, FiveTuple, Packet, PacketError
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
+from nfq_agent.service.drop_trace import DropTrace
 from nfq_agent.service.order import NOTHING_LOST, Order
 from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action, RewriteError, Verdict, VerdictError
 
@@ -34,7 +35,8 @@ class WorkerSettings:
     cannot be decoded. monitor: accept packets that would be dropped, and log that. busy_poll: seconds to poll for packets
     before sleeping. lost: what a dead predecessor may have left without a verdict. waits: serve only when told to. lingers:
     without a supervisor continue until no packet comes any more: another supervisor may take over, or the rules go. peers: the
-    numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it does not.
+    numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it does not. drop_lines:
+    the elements that log their own drops; None where the worker logs no dropped flow.
     """
 
     number: int
@@ -46,6 +48,7 @@ class WorkerSettings:
     waits: bool = False
     lingers: bool = False
     peers: range | None = None
+    drop_lines: frozenset[str] | None = None
 
 
 class PacketJudge:
@@ -81,10 +84,12 @@ class PacketJudge:
         self._repeats = RepeatBound()
         self._errors = LimitedEmit(emit)
         self._malformed = LimitedEmit(emit)
-        self._drops = LimitedEmit(emit)
         self._unsent = LimitedEmit(emit)
         self._loops = LimitedEmit(emit)
+        self._drops = None if settings.drop_lines is None else DropTrace(chain, settings.drop_lines, emit, counters.suppress)
         self._pending: list[Callable[[float], bool]] = []
+        # The lines of dropped flows.
+        self._lines: list[Callable[[], None]] = []
         self.now = 0.0
         """The time of this turn, in seconds of the monotonic clock."""
 
@@ -92,9 +97,11 @@ class PacketJudge:
         """The verdict on a packet."""
         verdict: Verdict | None = self._ask(packet, self._decide)
         if verdict is None:
-            return self._settings.on_error
-        verdict = self._enforced(packet, verdict)
+            return self._on_error(packet)
+        verdict = self._enforced(verdict)
         flow = self._flow
+        if verdict is not ACCEPT and self._drops is not None:
+            self._trace(self._drops, packet, flow, verdict)
         # What is asked and answered once, as names are, is over before a packet could profit from it. Unsettled, all is shown.
         if self._settles and flow is not None and (flow.packets > _EXCHANGE or flow.origin.protocol != UDP):
             self._ask(packet, self._settle, verdict)
@@ -131,12 +138,15 @@ class PacketJudge:
         """The verdict of elements whose answers follow from the five-tuple and the place; and whether it may be remembered."""
         verdict: Verdict | None = self._ask(packet, self._decide_pure)
         if verdict is None:
-            return self._settings.on_error, False
+            return self._on_error(packet), False
         if verdict.action is Action.RETAIN or verdict.payload is not None:
             self._failed(packet, TypeError("an element with pure = True cannot retain or rewrite a packet"))
             return self._settings.on_error, False
         # A REPEAT is asked for each time: the compiled reader would not notice that it loops.
-        return self._enforced(packet, verdict), verdict.action is not Action.REPEAT
+        final = self._enforced(verdict)
+        if final is not ACCEPT and self._drops is not None:
+            self._trace(self._drops, packet, None, final)
+        return final, verdict.action is not Action.REPEAT
 
     def judged(self, packet: Packet, verdict: Verdict) -> None:
         """Tell the elements that listen which verdict the packet got."""
@@ -165,8 +175,16 @@ class PacketJudge:
             self._counters.flows = len(self._flows)
             self._counters.flows_evicted = self._flows.evicted
 
+    def count_drops(self, stopping: bool = False) -> None:
+        """Log how many dropped flows got no line, now and then."""
+        if self._drops is not None:
+            self._drops.count_left(self.now, stopping)
+
     def log_pending(self) -> None:
         """Log the events of this turn."""
+        for write in self._lines:
+            write()
+        self._lines.clear()
         if self._pending:
             self._counters.log_suppressed += sum(not log(self.now) for log in self._pending)
             self._pending.clear()
@@ -229,14 +247,23 @@ class PacketJudge:
         what = f"an element failed on packet {packet.id}: {type(error).__name__}: {error}{place}; it gets the verdict on_error"
         self._pending.append(lambda now: self._errors(now, what, level="error", packet=packet.id))
 
-    def _enforced(self, packet: Packet, verdict: Verdict) -> Verdict:
+    def _enforced(self, verdict: Verdict) -> Verdict:
         """The verdict; in monitor mode an accept instead of a drop."""
-        if not self._settings.monitor or verdict.action is not Action.DROP:
-            return verdict
-        # Formatted here, since the packet may be gone when it is logged.
-        what = f"would drop {packet!r}"
-        self._pending.append(lambda now: self._drops(now, what, packet=packet.id))
-        return WOULD_DROP
+        return WOULD_DROP if self._settings.monitor and verdict.action is Action.DROP else verdict
+
+    def _on_error(self, packet: Packet) -> Verdict:
+        verdict = self._settings.on_error
+        if self._drops is not None:
+            self._trace(self._drops, packet, self._flow, verdict, failed=True)
+        return verdict
+
+    def _trace(self, drops: DropTrace, packet: Packet, flow: Flow | None, verdict: Verdict, failed: bool = False) -> None:
+        """Have a line written about a dropped flow, when the verdicts are sent: the packet may be gone by then."""
+        if verdict.outcome is not Action.DROP and verdict is not WOULD_DROP:
+            return
+        write = self._ask(packet, lambda _: drops.line(packet, flow, verdict, failed, self.now))
+        if write is not None:
+            self._lines.append(write)
 
 
 def _place(five_tuple: FiveTuple) -> int:

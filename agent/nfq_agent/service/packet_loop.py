@@ -96,7 +96,9 @@ class WorkerLoop:
         monitored = self._settings.monitor and self._settings.default.action is Action.DROP
         if kernel is None:
             return self._judge_each, False
-        if len(self._chain) == 0 and not monitored:
+        # A drop that is to be logged has to be looked at.
+        looks = self._settings.drop_lines is not None and self._settings.default.action is Action.DROP
+        if len(self._chain) == 0 and not monitored and not looks:
             return partial(self._pass_all, kernel), kernel.may_wait
         # A listener is shown each packet, so that a known verdict saves nothing. A five-tuple does not tell whose packet it is.
         if self._chain.pure and not self._chain.listens and not self._chain.reads_process:
@@ -213,6 +215,7 @@ class WorkerLoop:
     def _count_rare(self) -> None:
         self._counters.enobufs = self._source.drops()
         self._counters.unanswered = self._source.unanswered
+        self._judge.count_drops(self._stopping)
         self._judge.count_flows()
 
     # Taking over from a worker that died.

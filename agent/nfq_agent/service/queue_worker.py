@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final, Self
 
+from nfq_agent.config.drop_lines import drop_lines
 from nfq_agent.config.models import Config
 from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
@@ -59,6 +60,7 @@ class QueueWorker(Worker):
         self.confinement = Confinement(config.agent.confinement, access_of(self.specs))
         self.copy_range = config.copy_range(self.settings)
         self.takes_whole = config.takes_whole(self.settings)
+        self.drop_lines = drop_lines(config, self.settings)
         self.memory = SharedNumbers()
         self.counters = Counters(self.memory.numbers)
         self.served = ServedQueue(number, self._wanted, _VERDICTS[self.settings.on_error], log)
@@ -295,10 +297,18 @@ class QueueWorker(Worker):
 
     def _completed(self, context: Context) -> Context:
         """With what only the process itself can open."""
-        if any(spec.cls.reads_owner_of(spec.options) for spec in self.specs):
+        asked = any(spec.cls.reads_owner_of(spec.options) for spec in self.specs)
+        drops = self.specs or self.settings.default == "drop"
+        if not asked and (self.drop_lines is None or not drops):
+            return context
+        try:
             self._owners = HostOwners()
-            return replace(context, owners=self._owners)
-        return context
+        except OSError as error:
+            if asked:
+                raise
+            self._log(f"{self.title}: dropped flows are logged without their owner: {error}", "warning", queue=self.number)
+            return context
+        return replace(context, owners=self._owners)
 
     def body(self, control: socket.socket) -> None:
         """Judge packets until told to stop."""
@@ -338,6 +348,7 @@ class QueueWorker(Worker):
                 waits=self.waits,
                 lingers=self.lingers,
                 peers=settings.numbers if settings.cpu_fanout else None,
+                drop_lines=self.drop_lines,
             ),
             self.counters,
             control,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from nfq_agent.config.drop_cause import unlogged_cause
 from nfq_agent.config.models import Config
 from nfq_agent.counters import WORKER_COUNTERS
 from nfq_agent.host.nfqueue.statistics import QueueStatistics
@@ -34,7 +33,6 @@ from nfq_agent.service.status import (
 )
 from nfq_agent.service.system import Workers
 from nfq_agent.service.taps import TapWorker
-from nfq_agent.service.unlogged import Drops
 from nfq_agent.version import version
 
 _OFFLOADED: Final[Mapping[str, str]] = {OFFLOAD_NEW: "decided", OFFLOAD_ACCEPTED: "accepted", OFFLOAD_DENIED: "denied"}
@@ -82,7 +80,6 @@ def _queue(name: str, config: Config, crew: Workers, meter: Meter) -> QueueStatu
     queue = config.queue[name]
     workers = [worker for worker in crew.queues.values() if worker.name == name]
     readings = [_reading(worker) for worker in workers]
-    cause = unlogged_cause(config, queue)
     known = [_known_reading(worker) for worker in workers if worker.known is not None]
     return QueueStatus(
         name=name,
@@ -95,18 +92,7 @@ def _queue(name: str, config: Config, crew: Workers, meter: Meter) -> QueueStatu
         uninspected=_sum((meter.uninspected(queue.numbers, readings), meter.uninspected(queue.known_numbers, known))),
         would_drop=sum(reading.counters["would_drop"] for reading in readings),
         workers=tuple(_worker(worker, reading, meter) for worker, reading in zip(workers, readings, strict=True)),
-        unlogged_drops=sum(reading.counters["dropped"] for reading in readings) if cause else 0,
-        unlogged_cause=cause,
     )
-
-
-def drops(config: Config, crew: Workers) -> Iterator[Drops]:
-    """What queues and inline links dropped, and by which settings where no element logs it."""
-    for name, queue in config.queue.items():
-        workers = (worker for worker in crew.queues.values() if worker.name == name)
-        yield Drops(f"queue {name}", sum(worker.counters.dropped for worker in workers), unlogged_cause(config, queue))
-    for inline in inlines(crew):
-        yield Drops(f"inline {inline.name}", inline.counters["dropped"], unlogged_cause(config, config.inline[inline.name]))
 
 
 def unmarked(crew: Workers) -> dict[int, int]:

@@ -61,10 +61,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """One `[queue.NAME]`. What the kernel does not let the agent read is None.
-
-    unlogged_drops: drops that no element logs. unlogged_cause: the settings that drop; empty where each drop is logged.
-    """
+    """One `[queue.NAME]`. What the kernel does not let the agent read is None."""
 
     name: str
     mode: str
@@ -76,8 +73,6 @@ class QueueStatus:
     uninspected: Known
     would_drop: int
     workers: tuple[WorkerStatus, ...]
-    unlogged_drops: int = 0
-    unlogged_cause: str = ""
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""

@@ -35,7 +35,6 @@ from nfq_agent.service.status import Status
 from nfq_agent.service.switch import Switch, refuse_change
 from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System
 from nfq_agent.service.trial import NEW_CODE, Trial
-from nfq_agent.service.unlogged import DropLog
 from nfq_agent.service.watchdog import decide
 from nfq_agent.service.worker import Worker, WorkerError
 
@@ -57,7 +56,7 @@ class Supervisor:
         self._inheritance = Inheritance(self._store, log)
         self._crew = system.crew(self._selector, log, self._beat, self._store)
         self._meter = Meter(lambda numbers: report.readings(self._crew, numbers))
-        self._bypass_log, self._drop_log, self._repeat_log = BypassLog(log), DropLog(log), RepeatLog(log)
+        self._bypass_log, self._repeat_log = BypassLog(log), RepeatLog(log)
         self._rule_watch: RuleWatch | None = None
         self._signals, self._began = Signals(), system.clock()
         # A restart that was asked for by the verb keeps this process.
@@ -279,7 +278,6 @@ class Supervisor:
         self._service.status(f"Serving {report.serving(self._crew)}; {self._meter.summary}{self._config.remark}")
         for capture in self._crew.captures.values():
             capture.look()
-        self._drop_log.say(lambda: report.drops(self._config, self._crew), now)
         self._repeat_log.say(report.unmarked(self._crew), lambda: self._system.rewriting(self._config), now)
 
     def _watch(self) -> None:

@@ -74,6 +74,6 @@ class TapWorker(InterfaceWorker):
         log = ElementLog(emit, self.counters.suppress)
         elements = [spec.cls(spec.name, spec.options, log.of(spec)) for spec in self.specs]
         chain = ElementChain(elements, ACCEPT, monitor=True, context=self.context)
-        settings = WorkerSettings(number=-1, default=ACCEPT, on_error=ACCEPT, monitor=True)
+        settings = WorkerSettings(number=-1, default=ACCEPT, on_error=ACCEPT, monitor=True, drop_lines=self.drop_lines)
         shut = self.confinement.with_needs(_NEEDS).close
         WorkerLoop(tap, chain, settings, self.counters, handed, emit, process=OwnProcess(self.pulse.beat, shut)).run()
