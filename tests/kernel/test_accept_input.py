@@ -10,6 +10,7 @@ from agent import Agent, until
 from namespace import Namespace
 from tcp_client import server
 
+from nfq_agent.host.xtables import obstacles
 from nfq_agent.service import control
 
 pytestmark = pytest.mark.kernel
@@ -36,6 +37,41 @@ FIREWALLS = {
     "ip6tables-nft -A INPUT -p icmpv6 -j ACCEPT",
     "native": "nft add table inet theirs; nft 'add chain inet theirs in { type filter hook input priority 0; policy drop; }';"
     "nft add rule inet theirs in iif lo accept; nft add rule inet theirs in meta l4proto icmpv6 accept",
+    # No policy drops: the last rule of INPUT does, or that of the chain which it leads to.
+    "legacy, by a rule": "for t in iptables ip6tables; do $t-legacy -w -A INPUT -i lo -j ACCEPT; done;"
+    "ip6tables-legacy -w -A INPUT -p icmpv6 -j ACCEPT; ip6tables-legacy -w -A INPUT -j DROP;"
+    "iptables-legacy -w -A INPUT -j REJECT",
+    "native, by zones": "nft add table inet theirs; nft 'add chain inet theirs in { type filter hook input priority 10; }';"
+    "nft add chain inet theirs zone; nft add rule inet theirs zone meta l4proto icmpv6 accept;"
+    "nft add rule inet theirs zone drop; nft add rule inet theirs in iif lo accept;"
+    "nft add rule inet theirs in 'iifname != lo' goto zone; nft add rule inet theirs in reject",
+}
+
+
+def native(family: str, rules: str, hook: str = "input") -> str:
+    """The command that makes such a chain."""
+    return f"nft 'table {family} t {{ chain c {{ type filter hook {hook} priority 10; {rules}; }}; }}'"
+
+
+# Whether each is taken for a firewall that drops: what is redirected, and what arrives with the mark of TPROXY.
+CHAINS = {
+    "iptables-nft -A INPUT -s 192.0.2.1 -j DROP; iptables-legacy -w -A INPUT -p udp -j DROP": (False, False),
+    "iptables-nft -A INPUT -m conntrack --ctstate INVALID -j DROP; iptables-nft -A INPUT -j LOG": (False, False),
+    "iptables-nft -A INPUT -p tcp -j REJECT --reject-with tcp-reset": (True, True),
+    "iptables-nft -A INPUT -m comment --comment all -i eth0 -j DROP": (True, True),
+    "iptables-nft -N end; iptables-nft -A end -j DROP; iptables-nft -A INPUT -g end": (True, True),
+    "ip6tables-nft -A INPUT -m conntrack --ctstate RELATED,DNAT -j ACCEPT; ip6tables-nft -P INPUT DROP": (False, True),
+    "iptables-nft -P INPUT DROP; iptables-nft -A INPUT -j ACCEPT": (False, False),
+    "iptables-legacy -w -A INPUT ! -i lo -p tcp -j DROP": (True, True),
+    "iptables-legacy -w -N end; iptables-legacy -w -A end -j DROP; iptables-legacy -w -A INPUT -g end": (True, True),
+    "iptables-legacy -w -A INPUT -m conntrack --ctstate DNAT -j ACCEPT; iptables-legacy -w -P INPUT DROP": (False, True),
+    "ip6tables-legacy -w -A INPUT -p tcp -m comment --comment all -j DROP": (True, True),
+    "ip6tables-legacy -w -A INPUT -s fd00::/8 -j DROP; ip6tables-legacy -w -A INPUT -p tcp --dport 22 -j DROP": (False, False),
+    native("inet", "tcp dport 22 drop; ct state invalid drop; limit rate 1/second drop"): (False, False),
+    native("inet", "ct status dnat accept; log; counter reject with icmpx admin-prohibited"): (False, True),
+    native("ip", 'ip protocol tcp log prefix "x" counter drop'): (True, True),
+    native("inet", "meta nfproto ipv6 drop"): (True, True),
+    native("inet", "policy drop", "forward"): (False, False),
 }
 
 
@@ -77,7 +113,16 @@ def reload(agent: Agent, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("firewall", "backend"),
-    [("legacy", "legacy"), ("legacy", "owned"), ("iptables-nft", "legacy"), ("iptables-nft", "owned"), ("native", "owned")],
+    [
+        ("legacy", "legacy"),
+        ("legacy", "owned"),
+        ("iptables-nft", "legacy"),
+        ("iptables-nft", "owned"),
+        ("native", "owned"),
+        ("legacy, by a rule", "legacy"),
+        ("legacy, by a rule", "owned"),
+        ("native, by zones", "legacy"),
+    ],
 )
 def test_what_is_led_to_a_proxy_is_let_in(routed: Hosts, tmp_path: Path, firewall: str, backend: str) -> None:
     client, host, _ = routed
@@ -94,7 +139,7 @@ def test_what_is_led_to_a_proxy_is_let_in(routed: Hosts, tmp_path: Path, firewal
     assert not answers(client, 15002)
     assert foreign(host) == before
     # It comes back when the firewall takes it away, and goes with the key.
-    if firewall != "legacy":
+    if not firewall.startswith("legacy"):
         host.shell("nft flush ruleset;" + FIREWALLS[firewall])
         until(lambda: answers(client), "it is accepted again")
     reload(agent, CONFIG.format(backend=backend, more=""))
@@ -104,6 +149,12 @@ def test_what_is_led_to_a_proxy_is_let_in(routed: Hosts, tmp_path: Path, firewal
     assert agent.stop() == 0
     assert "nfq-agent" not in everything(host)
     assert foreign(host) == before
+
+
+@pytest.mark.parametrize("text", CHAINS)
+def test_which_chains_drop_what_they_do_not_accept(netns: Namespace, text: str) -> None:
+    netns.shell(text)
+    assert netns.call(lambda: tuple(bool(obstacles.firewalls(translated)) for translated in (True, False))) == CHAINS[text]
 
 
 def test_what_a_dead_agent_left_is_removed(routed: Hosts, tmp_path: Path) -> None:

@@ -53,9 +53,8 @@ def _firewalls(config: Config) -> Iterator[HostNotice]:
     # What this host sends itself comes by lo, which firewalls accept.
     names = {rule.proxy for rule in config.rules.values() if "prerouting" in rule.hooks}
     wanted = {name: proxy for name, proxy in config.proxy.items() if name in names and not proxy.accept_input}
-    found = obstacles.firewalls() if wanted else []
     for name, proxy in wanted.items():
-        if found:
+        if found := obstacles.firewalls(translated=proxy.capture == "redirect"):
             yield HostNotice(
                 "firewall",
                 f"{' and '.join(found)} drops what it does not accept, and connections redirected to proxy {name} arrive there "

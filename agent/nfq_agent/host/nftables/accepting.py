@@ -13,8 +13,9 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from nfq_agent.host.nftables import layout, netlink
+from nfq_agent.host.nftables.dropping import dropping_chains
 from nfq_agent.host.nftables.expressions import Expression, are_those, counted, decoded, encode
-from nfq_agent.host.nftables.neighbours import NUMBERS, hook_chains
+from nfq_agent.host.nftables.neighbours import NUMBERS, HookChain
 from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket, attribute, attributes, nested, string, text, u32, u64
 from nfq_agent.rules.diff import Applied, Delete, Insert, diff, render
 from nfq_agent.rules.model import (
@@ -62,7 +63,9 @@ class AcceptRules:
     def __init__(self, instance: str) -> None:
         self.instance = instance
         self._tag = tag(instance, ACCEPTED)
+        # What was read, with the number of the ruleset: it may be long, and is read once for each change.
         self._seen: tuple[int, list[_Found]] | None = None
+        self._asked: tuple[int, list[HookChain]] | None = None
 
     def read(self, family: Family) -> dict[str, TableState]:
         """The tagged rules by table, as `ip filter`. Raises RuleError."""
@@ -74,12 +77,12 @@ class AcceptRules:
         return {table: TableState({}, tuple(there)) for table, there in tables.items()}
 
     def accepting(self, accepts: Mapping[Family, Sequence[Rule]]) -> Ruleset:
-        """Where the rules of hook INPUT belong: in each chain of others that drops by its policy. Raises RuleError."""
+        """Where the rules of hook INPUT belong: in each chain of others that drops what it does not accept. Raises RuleError."""
         wanted: dict[Family, dict[str, TableRules]] = {}
         if not accepts:
             return wanted
         try:
-            dropping = [each for each in hook_chains() if (each.hook, each.kind, each.drops) == ("input", "filter", True)]
+            dropping = self._dropping()
         except OSError as error:
             raise RuleError(f"nf_tables cannot be read: {error.strerror or error}") from error
         for chain in dropping:
@@ -132,12 +135,18 @@ class AcceptRules:
     def close(self) -> None:
         """Nothing to release."""
 
+    def _dropping(self) -> list[HookChain]:
+        with NftSocket() as connection:
+            generation = connection.generation()
+        if self._asked is None or self._asked[0] != generation:
+            self._asked = generation, dropping_chains(translated=False)
+        return self._asked[1]
+
     def _found(self) -> list[_Found]:
         try:
             with NftSocket() as connection:
                 generation = connection.generation()
                 if self._seen is None or self._seen[0] != generation:
-                    # Read once for each change of the ruleset: it may be long.
                     self._seen = generation, list(_tagged(connection, self._tag))
                 return self._seen[1]
         except OSError as error:

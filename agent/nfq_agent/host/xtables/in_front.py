@@ -17,7 +17,7 @@ from nfq_agent.rules.foreign import InFront, PortRange, Reach, reach_of
 from nfq_agent.rules.model import Family, Installed, TableState
 
 
-class _Layout(NamedTuple):
+class EntryLayout(NamedTuple):
     """Where the fields of an entry are, in bytes from its begin."""
 
     interfaces: int
@@ -28,9 +28,9 @@ class _Layout(NamedTuple):
     matches: int
 
 
-_LAYOUTS: Final[Mapping[Family, _Layout]] = {
-    "inet": _Layout(16, 80, 83, 88, 96, 112),
-    "inet6": _Layout(64, 128, 132, 140, 152, 168),
+LAYOUTS: Final[Mapping[Family, EntryLayout]] = {
+    "inet": EntryLayout(16, 80, 83, 88, 96, 112),
+    "inet6": EntryLayout(64, 128, 132, 140, 152, 168),
 }
 # XT_INV_* and IPT_INV_VIA_*, in the field invflags.
 _NOT_IN, _NOT_OUT, _NOT_PROTOCOL = 0x01, 0x02, 0x40
@@ -81,9 +81,9 @@ def _before(image: Image, jump: Installed) -> Iterator[Entry]:
 def _taking(image: Image, family: Family, entry: Entry, depth: int) -> Iterator[tuple[str, Reach, int]]:
     """(target, selection, packets) of the rule, or of the rules that it leads to, where they take what they select."""
     selection = _reach(family, entry.data)
-    name = _target(family, entry)
+    name = target_of(family, entry)
     if name in _TAKING:
-        yield name, selection, _COUNTERS.unpack_from(entry.data, _LAYOUTS[family].counters)[0]
+        yield name, selection, _COUNTERS.unpack_from(entry.data, LAYOUTS[family].counters)[0]
     elif entry.jump and depth and entry.jump not in (b"DROP", b"RETURN"):
         for inner in image.entries(frozenset((entry.jump,)), b"\0no tag\0"):
             for target, narrower, packets in _taking(image, family, inner, depth - 1):
@@ -92,15 +92,16 @@ def _taking(image: Image, family: Family, entry: Entry, depth: int) -> Iterator[
                     yield target, selection if narrower == Reach() else narrower, packets
 
 
-def _target(family: Family, entry: Entry) -> str:
+def target_of(family: Family, entry: Entry) -> str:
+    """The verdict, the chain or the extension that a rule leads to; empty for none."""
     if entry.jump is not None:
         return os.fsdecode(entry.jump)
-    place = _SHORT.unpack_from(entry.data, _LAYOUTS[family].target)[0]
+    place = _SHORT.unpack_from(entry.data, LAYOUTS[family].target)[0]
     return os.fsdecode(_HEADER.unpack_from(entry.data, place)[1].split(b"\0")[0])
 
 
 def _reach(family: Family, data: bytes) -> Reach:
-    layout = _LAYOUTS[family]
+    layout = LAYOUTS[family]
     flags, protocol = data[layout.flags], _SHORT.unpack_from(data, layout.protocol)[0]
     names = [data[layout.interfaces + 16 * place :][:16].split(b"\0")[0] for place in range(2)]
     return Reach(
@@ -111,13 +112,10 @@ def _reach(family: Family, data: bytes) -> Reach:
     )
 
 
-def _ports(layout: _Layout, data: bytes) -> tuple[tuple[PortRange, ...] | None, ...]:
+def _ports(layout: EntryLayout, data: bytes) -> tuple[tuple[PortRange, ...] | None, ...]:
     """The source ports, the destination ports, and those of which either may be one."""
     found: list[tuple[PortRange, ...] | None] = [None, None, None]
-    place, end = layout.matches, _SHORT.unpack_from(data, layout.target)[0]
-    while place + _HEADER.size <= end:
-        size, raw, revision = _HEADER.unpack_from(data, place)
-        name, body = os.fsdecode(raw.split(b"\0")[0]), data[place + _HEADER.size : place + size]
+    for name, revision, body in matches_of(layout, data):
         if name in _PORT_FLAGS and not body[_PORT_FLAGS[name]] & 3:
             first, last, first_destination, last_destination = _PORTS.unpack_from(body)
             for kind, interval in enumerate(((first, last), (first_destination, last_destination))):
@@ -127,10 +125,18 @@ def _ports(layout: _Layout, data: bytes) -> tuple[tuple[PortRange, ...] | None, 
             kind, *listed = _MULTIPORT.unpack_from(body)
             if not listed[-1]:
                 found[kind] = _multiport(listed[0], listed[1:16], listed[16])
+    return tuple(found)
+
+
+def matches_of(layout: EntryLayout, data: bytes) -> Iterator[tuple[str, int, bytes]]:
+    """(name, revision, contents) of each match of an entry."""
+    place, end = layout.matches, _SHORT.unpack_from(data, layout.target)[0]
+    while place + _HEADER.size <= end:
+        size, raw, revision = _HEADER.unpack_from(data, place)
+        yield os.fsdecode(raw.split(b"\0")[0]), revision, data[place + _HEADER.size : place + size]
         if size < _HEADER.size:
             break
         place += size
-    return tuple(found)
 
 
 def _multiport(count: int, ports: list[int], is_first: bytes) -> tuple[PortRange, ...]:

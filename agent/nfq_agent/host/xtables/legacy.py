@@ -19,6 +19,7 @@ from typing import Any, Final
 from nfq_agent.host.families import ADDRESS_FAMILIES, families
 from nfq_agent.host.one_shot import OneShot, OneShotError
 from nfq_agent.host.users import CAP_NET_ADMIN, has_capability
+from nfq_agent.host.xtables import dropping
 from nfq_agent.host.xtables.image import Image
 from nfq_agent.host.xtables.in_front import in_front
 from nfq_agent.host.xtables.kernel import FAMILY_NAMES, Tables
@@ -56,11 +57,14 @@ def tables_present(family: Family) -> frozenset[str] | None:
         return frozenset()
 
 
-def drops_by_policy(family: Family) -> bool:
-    """Whether the chain INPUT of the table filter drops what it does not accept. No, where that cannot be looked at."""
+def drops_in_input(family: Family, translated: bool) -> bool:
+    """Whether the table filter drops in hook INPUT what no rule names. No, where that cannot be looked at.
+
+    translated: connections with a translated destination (capture = "redirect").
+    """
     with suppress(OSError):
         if "filter" in (tables_present(family) or ()):
-            return Image(ADDRESS_FAMILIES[family], "filter").policy(b"INPUT") == b"DROP"
+            return dropping.drops_in_input(family, Image(ADDRESS_FAMILIES[family], "filter"), translated)
     return False
 
 
@@ -137,8 +141,12 @@ class LegacyHost:
             raise RuleError(f"the {FAMILY_NAMES[family]} rules before ours cannot be read: {error.strerror}") from error
 
     def accepting(self, accepts: Mapping[Family, Sequence[Rule]]) -> Ruleset:
-        """Those of the rules of hook INPUT that belong here: where the policy of the table filter drops."""
-        return {family: {"filter": TableRules({}, tuple(rules))} for family, rules in accepts.items() if drops_by_policy(family)}
+        """Those of the rules of hook INPUT that belong here: where the table filter drops what it does not accept."""
+        return {
+            family: {"filter": TableRules({}, tuple(rules))}
+            for family, rules in accepts.items()
+            if drops_in_input(family, translated=False)
+        }
 
     def instances(self, family: Family) -> frozenset[str]:
         """The instances that own chains."""

@@ -6,23 +6,24 @@ from contextlib import suppress
 from typing import Final
 
 from nfq_agent.host.families import ADDRESS_FAMILIES
-from nfq_agent.host.nftables.neighbours import hook_chains
+from nfq_agent.host.nftables.dropping import dropping_chains
 from nfq_agent.host.xtables.image import Image
-from nfq_agent.host.xtables.legacy import drops_by_policy, tables_present
+from nfq_agent.host.xtables.legacy import drops_in_input, tables_present
 
 # XT_CT_NOTRACK (linux/netfilter/xt_CT.h)
 _CT_NOTRACK: Final = 1
 
 
-def firewalls() -> list[str]:
-    """Chains of others that drop whatever they do not accept in hook INPUT. What cannot be looked at is left out."""
+def firewalls(translated: bool) -> list[str]:
+    """Chains of others that drop what they do not accept in hook INPUT. What cannot be looked at is left out.
+
+    translated: they drop connections with a translated destination (capture = "redirect"), which some firewalls accept.
+    """
     found = [
-        f"the policy of chain INPUT in the {family} table filter (legacy)"
-        for family in ADDRESS_FAMILIES
-        if drops_by_policy(family)
+        f"chain INPUT of the {family} table filter (legacy)" for family in ADDRESS_FAMILIES if drops_in_input(family, translated)
     ]
     with suppress(OSError):
-        found += [f"nft chain {each}" for each in hook_chains() if each.hook == "input" and each.kind == "filter" and each.drops]
+        found += [f"nft chain {each}" for each in dropping_chains(translated)]
     return found
 
 
