@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, create_model, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    model_validator,
+)
 
 from nfq_agent import element
+from nfq_agent.filter_rules import rule_tables
+from nfq_agent.flow_filter import FilterError
 from nfq_agent.geography import Geography
 from nfq_agent.match import Conditions
 from nfq_agent.policy_rule import CLAIMS, DST_NAME, ActionName
@@ -32,7 +43,7 @@ class _Rules(Conditions):
 
     unit, container, cgroup: who has the flow's socket on this host; where that is not known, the rule does not match.
     dst_name: the destination is an address that a DNS answer gave for such a name. verify: a name of `tls_sni` or `http_host`
-    counts only for such an address.
+    counts only for such an address. when: the conditions as a filter, beside the other keys.
     """
 
     action: ActionName
@@ -43,6 +54,32 @@ class _Rules(Conditions):
     facts: dict[str, Globs] = Field(default_factory=dict)
     dst_name: Globs | None = None
     verify: Literal["dns"] | None = None
+    when: str | None = None
+    _alternatives: tuple[Any, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="after")
+    def _compiled(self, info: ValidationInfo) -> Self:
+        """Turn `when` into rules with the same keys that people write."""
+        if self.when is None:
+            return self
+        given = {name: getattr(self, name) for name in self.model_fields_set - {"when"}}
+        try:
+            tables = rule_tables(self.when)
+        except FilterError as error:
+            raise ValueError(f"when: {error}: {self.when[error.position :][:20]!r}") from error
+        if twice := sorted({key for table in tables for key in table.keys() & given.keys()}):
+            raise ValueError(f"when asks for {', '.join(twice)}, and so does the key; allowed: one of them")
+        try:
+            self._alternatives = tuple(type(self).model_validate({**given, **table}, context=info.context) for table in tables)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"when: {first['msg'].removeprefix('Value error, ')}") from error
+        return self
+
+    @property
+    def alternatives(self) -> tuple[Self, ...]:
+        """The rules without `when` of which any one is enough: the rule itself, or what its filter comes to."""
+        return (self,) if self.when is None else self._alternatives
 
     @model_validator(mode="after")
     def _verifiable(self) -> Self:
@@ -51,7 +88,7 @@ class _Rules(Conditions):
                 raise ValueError(
                     f'verify is for names that are accepted; allowed: without it, or action = "accept", not "{self.action}"'
                 )
-            if not any(getattr(self, fact) for fact in CLAIMS):
+            if self.when is None and not any(getattr(self, fact) for fact in CLAIMS):
                 raise ValueError(f"verify without a name that is claimed; allowed: with {' or '.join(CLAIMS)}")
         return self
 
@@ -113,9 +150,19 @@ class PolicyOptions(element.Options):
     geo: Annotated[Geography | None, BeforeValidator(_geography)] = None
     rule: Annotated[tuple[RuleOptions, ...], Field(strict=False)] = ()
 
+    @property
+    def numbered(self) -> list[tuple[int, RuleOptions]]:
+        """The rules without `when`, in their order, each with the number of the rule in the file that it is of."""
+        return [(number, each) for number, rule in enumerate(self.rule, 1) for each in rule.alternatives]
+
+    @property
+    def rules(self) -> list[RuleOptions]:
+        """The same without their numbers."""
+        return [rule for _, rule in self.numbered]
+
     @model_validator(mode="after")
     def _has_places(self) -> Self:
-        for number, rule in enumerate(self.rule, 1):
+        for number, rule in self.numbered:
             asked = [key for key in PLACES if getattr(rule, key) is not None]
             if asked and self.geo is None:
                 raise ValueError(f'rule {number} asks for {", ".join(asked)} without a database; allowed: with geo = "FILE.mmdb"')

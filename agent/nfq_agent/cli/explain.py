@@ -281,11 +281,14 @@ class _Asked:
 
     def nearest(self, packet: Packet, flow: Flow) -> Iterator[str]:
         """The rules that did not match, with the conditions that failed; the nearest first."""
-        misses = []
-        for number, rule in enumerate(self.options.rule, 1):
-            if missing := [*_unmet(rule, packet, flow, self.options.geo), *_unowned(rule, self._owner)]:
-                misses.append((len(missing), number, rule.name, missing))
-        for _, number, name, missing in sorted(misses, key=lambda each: each[:2])[:_SHOWN]:
+        misses: dict[int, tuple[int, int, str | None, list[str]]] = {}
+        for number, rule in self.options.numbered:
+            missing = [*_unmet(rule, packet, flow, self.options.geo), *_unowned(rule, self._owner)]
+            # Of the rules that a filter comes to, the one that was met, or the nearest.
+            misses[number] = min(
+                misses.get(number, (99, number, None, [])), (len(missing), number, rule.name, missing), key=lambda each: each[0]
+            )
+        for _, number, name, missing in sorted((each for each in misses.values() if each[3]), key=lambda each: each[:2])[:_SHOWN]:
             yield f"{self.element.name}: rule {number}{f' ({name})' if name else ''}: {'; '.join(missing)}"
 
 

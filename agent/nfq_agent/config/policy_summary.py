@@ -46,7 +46,7 @@ def cuts_ssh(config: Config, name: str) -> bool:
     if not any((rule.all or _has_ssh(rule.tcp_ports)) and not _has_ssh(rule.not_tcp_ports) for rule in rules):
         return False
     policies = [spec.options for spec in config.packet_elements(queue) if isinstance(spec.options, PolicyOptions)]
-    return not any(_may_accept_ssh(rule) for policy in policies for rule in policy.rule)
+    return not any(_may_accept_ssh(rule) for policy in policies for rule in policy.rules)
 
 
 def told(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -58,7 +58,7 @@ class Policy(PacketElement[PolicyOptions]):
         self.needs = self.needs_of(options)
         self._rules = tuple(
             policy_rule(number, rule.name, rule.action, rule.wanted, rule.owned_by, rule.verify is not None)
-            for number, rule in enumerate(options.rule, 1)
+            for number, rule in options.numbered
         )
         asked = {fact for rule in self._rules for fact, _ in rule.facts}
         self._asks_names = DST_NAME in asked
@@ -66,7 +66,7 @@ class Policy(PacketElement[PolicyOptions]):
         self._facts = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
         self._by_flow = self.needs is Needs.FLOW
         self.facts_read = self._facts
-        self._match = Match(options.rule, name_lookup(), options.geo)
+        self._match = Match(options.rules, name_lookup(), options.geo)
         self._explain = options.explain
         self._default = options.default
         self._allowance = Allowance()
@@ -83,39 +83,39 @@ class Policy(PacketElement[PolicyOptions]):
     @classmethod
     def needs_of(cls, options: PolicyOptions) -> Needs:
         """The headers; the flow where a rule names a fact or an owner."""
-        by_flow = cls.reads_owner_of(options) or any(rule.wanted for rule in options.rule)
+        by_flow = cls.reads_owner_of(options) or any(rule.wanted for rule in options.rules)
         return Needs.FLOW if by_flow else Needs.HEADERS
 
     @classmethod
     def reads_owner_of(cls, options: PolicyOptions) -> bool:
         """True where a rule names a unit, a container or a control group."""
-        return any(rule.owned_by for rule in options.rule)
+        return any(rule.owned_by for rule in options.rules)
 
     @classmethod
     def keeps_flows_of(cls, options: PolicyOptions) -> bool:
         """Where a rule names a fact."""
-        return any(rule.wanted for rule in options.rule)
+        return any(rule.wanted for rule in options.rules)
 
     @classmethod
     def denies_of(cls, options: PolicyOptions) -> bool:
         """True if anything is dropped or rejected."""
-        return {"drop", "reject"} & {options.default, *(rule.action for rule in options.rule)} != set()
+        return {"drop", "reject"} & {options.default, *(rule.action for rule in options.rules)} != set()
 
     @classmethod
     def injects_of(cls, options: PolicyOptions) -> bool:
         """True if anything is rejected."""
-        return "reject" in (options.default, options.undecided, options.conflict, *(rule.action for rule in options.rule))
+        return "reject" in (options.default, options.undecided, options.conflict, *(rule.action for rule in options.rules))
 
     @classmethod
     def facts_of(cls, options: PolicyOptions) -> tuple[str, ...]:
         """The facts that its rules name."""
-        return tuple(dict.fromkeys(fact for rule in options.rule for fact, _ in rule.wanted if fact != DST_NAME))
+        return tuple(dict.fromkeys(fact for rule in options.rules for fact, _ in rule.wanted if fact != DST_NAME))
 
     @classmethod
     def names_of(cls, options: PolicyOptions) -> tuple[str, ...]:
         """The names for which DNS answers have to show addresses."""
         names: list[str] = []
-        for rule in options.rule:
+        for rule in options.rules:
             names += rule.dst_name or ()
             if rule.verify is not None:
                 names += [name for fact, globs in rule.wanted if fact in CLAIMS for name in globs]
@@ -124,7 +124,7 @@ class Policy(PacketElement[PolicyOptions]):
     @classmethod
     def reads_process_of(cls, options: PolicyOptions) -> bool:
         """True where a rule names a uid or gid."""
-        return any(rule.uid is not None or rule.gid is not None for rule in options.rule)
+        return any(rule.uid is not None or rule.gid is not None for rule in options.rules)
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """The action of the first rule that matches, else the default's."""

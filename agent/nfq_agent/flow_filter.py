@@ -1,0 +1,272 @@
+"""The filter language for flows: `unit = payments.service and name ~ *.stripe.com and verdict = drop`. No I/O, no clock.
+
+    filter     = all ("or" all)*
+    all        = one ("and" one)*
+    one        = "not" one | "(" filter ")" | FIELD operator VALUE ("," VALUE)*
+    operator   = "=" | "!=" | "~" | "!~" | "<" | "<=" | ">" | ">="
+
+Of several values any one is enough (with `!=` and `!~`: none may fit). `=` on an address takes a network, on a number a range
+(`8000:8010`); `~` takes a shell pattern. A value with spaces, commas or parentheses stands in double quotes. What is not known of
+a flow fits nothing, so that `not` and `!=` hold for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any, Final
+
+from nfq_agent.patterns import Patterns
+from nfq_agent.protocols.known import OWNERS
+
+Record = Mapping[str, Any]
+# Names that a client shows, which `name` stands for.
+NAMES: Final = ("tls_sni", "http_host", "dns_name")
+_EITHER: Final = {"name": NAMES, "host": ("src", "dst"), "port": ("sport", "dport"), "protocol": ("protocol", "proto")}
+_ADDRESSES: Final = frozenset(("src", "dst", "host"))
+NUMBERS: Final = frozenset(("sport", "dport", "port", "uid", "gid", "queue", "packets", "bytes", "duration"))
+_TEXTS: Final = (
+    "unit", "container", "cgroup", "name", "protocol", "verdict", "rule", "element", "reason", "hook", "interface", "direction",
+    "event",
+)  # fmt: skip
+FIELDS: Final = tuple(sorted({*_ADDRESSES, *NUMBERS, *_TEXTS, *OWNERS}))
+VERDICTS: Final = ("accept", "drop", "reject", "would-drop")
+_TOKEN: Final = re.compile(
+    r'\s*(?:(?P<quoted>"[^"]*")|(?P<operator>!=|!~|<=|>=|=|~|<|>)|(?P<mark>[(),])|(?P<word>[^\s"=~<>!(),]+))'
+)
+_COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
+    "<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__,
+}  # fmt: skip
+_DEEPEST: Final = 50
+
+
+class FilterError(ValueError):
+    """A filter that cannot be read. position: of the character that is wrong, from 0."""
+
+    def __init__(self, message: str, text: str, position: int) -> None:
+        super().__init__(f"character {position + 1}: {message}")
+        self.text = text
+        self.position = position
+
+    @property
+    def pointed(self) -> str:
+        """The filter with a mark below the character, and the message: for a terminal."""
+        return f"{self.text}\n{' ' * self.position}^ {self.args[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of a comparison. text: as it was written, without quotes."""
+
+    text: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One field against its values. fits: whether a value of a flow does, before `!` is applied."""
+
+    field: str
+    operator: str
+    values: tuple[Value, ...]
+    position: int
+    fits: Callable[[Any], bool]
+
+    def match(self, record: Record) -> bool:
+        """Whether a flow meets it."""
+        found = False
+        for key in _EITHER.get(self.field, (self.field,)):
+            value = record.get(key)
+            if key == "verdict" and record.get("would") == "drop":
+                value = "would-drop"
+            if value is not None and self._any(value):
+                found = True
+        return found != self.operator.startswith("!")
+
+    def _any(self, value: Any) -> bool:
+        return any(map(self.fits, value)) if isinstance(value, list | tuple) else self.fits(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The opposite."""
+
+    part: FilterPart
+    position: int
+
+    def match(self, record: Record) -> bool:
+        """Whether a flow meets it."""
+        return not self.part.match(record)
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every part has to hold."""
+
+    parts: tuple[FilterPart, ...]
+
+    def match(self, record: Record) -> bool:
+        """Whether a flow meets it."""
+        return all(part.match(record) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Either:
+    """One part is enough."""
+
+    parts: tuple[FilterPart, ...]
+
+    def match(self, record: Record) -> bool:
+        """Whether a flow meets it."""
+        return any(part.match(record) for part in self.parts)
+
+
+FilterPart = Comparison | Not | All | Either
+EVERYTHING: Final = All(())
+
+
+def parse(text: str) -> FilterPart:
+    """The filter that a text says; an empty one fits every flow. Raises FilterError."""
+    if not text.strip():
+        return EVERYTHING
+    reader = _Reader(text)
+    found = reader.either(0)
+    if reader.peek() is not None:
+        raise reader.wrong('expected "and", "or" or the end')
+    return found
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._tokens: list[tuple[str, str, int]] = []
+        self._next = 0
+        place = 0
+        while text[place:].strip():
+            match = _TOKEN.match(text, place)
+            if match is None:
+                place += len(text[place:]) - len(text[place:].lstrip())
+                raise FilterError("a quotation mark without its other, or a sign that is no operator", text, place)
+            kind = match.lastgroup or ""
+            self._tokens.append((kind, match[kind].strip('"') if kind == "quoted" else match[kind], match.start(kind)))
+            place = match.end()
+
+    def peek(self) -> str | None:
+        """The next token in small letters, None at the end; a quoted text is never a keyword."""
+        if self._next == len(self._tokens):
+            return None
+        kind, text, _ = self._tokens[self._next]
+        return '"' if kind == "quoted" else text.lower()
+
+    def wrong(self, message: str) -> FilterError:
+        """An error at the next token."""
+        return FilterError(message, self._text, self._position)
+
+    @property
+    def _position(self) -> int:
+        return self._tokens[self._next][2] if self._next < len(self._tokens) else len(self._text)
+
+    def either(self, depth: int) -> FilterPart:
+        parts = [self._all(depth)]
+        while self.peek() == "or":
+            self._next += 1
+            parts.append(self._all(depth))
+        return parts[0] if len(parts) == 1 else Either(tuple(parts))
+
+    def _all(self, depth: int) -> FilterPart:
+        parts = [self._one(depth)]
+        while self.peek() == "and":
+            self._next += 1
+            parts.append(self._one(depth))
+        return parts[0] if len(parts) == 1 else All(tuple(parts))
+
+    def _one(self, depth: int) -> FilterPart:
+        if depth > _DEEPEST:
+            raise self.wrong(f"more than {_DEEPEST} levels of parentheses")
+        position = self._position
+        if self.peek() == "not":
+            self._next += 1
+            return Not(self._one(depth + 1), position)
+        if self.peek() == "(":
+            self._next += 1
+            found = self.either(depth + 1)
+            if self.peek() != ")":
+                raise self.wrong('expected ")"')
+            self._next += 1
+            return found
+        return self._comparison()
+
+    def _comparison(self) -> Comparison:
+        field, position = self._take("word", "a field"), self._position_before()
+        if field not in FIELDS:
+            near = difflib.get_close_matches(field, FIELDS, 3)
+            hint = f"like it: {', '.join(near)}" if near else f"for example {', '.join(_TEXTS[:6])}"
+            raise FilterError(f"{field!r} is not a field; {hint}", self._text, position)
+        operator = self._take("operator", "an operator: = != ~ !~ < <= > >=")
+        operator_at = self._position_before()
+        values = [self._value()]
+        while self.peek() == ",":
+            self._next += 1
+            values.append(self._value())
+        return Comparison(field, operator, tuple(values), position, self._fits(field, operator, operator_at, values))
+
+    def _value(self) -> Value:
+        if self._next < len(self._tokens) and self._tokens[self._next][0] in ("word", "quoted"):
+            _, text, position = self._tokens[self._next]
+            self._next += 1
+            return Value(text, position)
+        raise self.wrong("expected a value")
+
+    def _take(self, kind: str, what: str) -> str:
+        if self._next == len(self._tokens) or self._tokens[self._next][0] != kind:
+            raise self.wrong(f"expected {what}")
+        self._next += 1
+        return self._tokens[self._next - 1][1]
+
+    def _position_before(self) -> int:
+        return self._tokens[self._next - 1][2]
+
+    def _fits(self, field: str, operator: str, operator_at: int, values: list[Value]) -> Callable[[Any], bool]:
+        plain = operator.removeprefix("!") or operator
+        if operator in _COMPARE:
+            if field not in NUMBERS:
+                raise FilterError(f"{operator} compares numbers, and {field} is none", self._text, operator_at)
+            bound, compare = self._number(values[0]), _COMPARE[operator]
+            if len(values) > 1:
+                raise FilterError(f"{operator} takes one value", self._text, values[1].position)
+            return lambda value: compare(float(value), bound)
+        if plain == "~":
+            if field in NUMBERS or field in _ADDRESSES:
+                raise FilterError(f"~ compares texts, and {field} is none; allowed: =", self._text, operator_at)
+            return Patterns([value.text for value in values], caseless=True).match
+        if field in _ADDRESSES:
+            networks = [self._network(value) for value in values]
+            return lambda value: any(ip_address(value) in network for network in networks)
+        if field in NUMBERS:
+            ranges = [self._range(value) for value in values]
+            return lambda value: any(low <= float(value) <= high for low, high in ranges)
+        for value in values:
+            if field == "verdict" and value.text not in VERDICTS:
+                raise FilterError(f"{value.text!r} is not a verdict; allowed: {', '.join(VERDICTS)}", self._text, value.position)
+        wanted = {value.text.lower() for value in values}
+        return lambda value: str(value).lower() in wanted
+
+    def _number(self, value: Value) -> float:
+        try:
+            return float(value.text)
+        except ValueError:
+            raise FilterError(f"{value.text!r} is not a number", self._text, value.position) from None
+
+    def _range(self, value: Value) -> tuple[float, float]:
+        low, colon, high = value.text.partition(":")
+        first = self._number(Value(low, value.position))
+        return first, self._number(Value(high, value.position)) if colon else first
+
+    def _network(self, value: Value) -> IPv4Network | IPv6Network:
+        try:
+            return ip_network(value.text, strict=False)
+        except ValueError:
+            raise FilterError(f"{value.text!r} is not an address or a network", self._text, value.position) from None

@@ -1,0 +1,185 @@
+"""The filter language: what it finds, where its errors point, and the policy rules that it comes to."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openings import client_hello
+from pydantic import ValidationError
+
+from nfq_agent.elements.policy import Policy
+from nfq_agent.filter_rules import rule_tables
+from nfq_agent.flow_filter import FIELDS, NAMES, FilterError, parse
+from nfq_agent.policy_options import PolicyOptions
+from nfq_agent.protocols.known import OWNERS
+from nfq_agent.testing import Bench, tcp, udp
+from nfq_agent.verdict import DROP
+
+FLOW = {
+    "unit": "payments.service", "tls_sni": "api.Stripe.com", "protocol": "tls", "proto": "tcp", "verdict": "drop",
+    "src": "10.0.0.5", "sport": 40001, "dst": "192.0.2.7", "dport": 443, "rule": "rule 3 (deny)", "bytes": 1200,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", True),
+        ("unit = payments.service and name ~ *.stripe.com and verdict = drop", True),
+        ("unit = other.service or name ~ *.stripe.com and verdict = accept", False),
+        ("(unit = other.service or name ~ *.stripe.com) and verdict = drop", True),
+        ("not verdict = accept", True),
+        ("name = api.stripe.com", True),
+        ("name = *.stripe.com", False),
+        ("name !~ *.stripe.com", False),
+        ("container != web", True),
+        ("container = web", False),
+        ("not container = web", True),
+        ("dst = 192.0.2.0/24 and src = 10.0.0.5", True),
+        ("host = 10.0.0.0/8", True),
+        ("dst = 2001:db8::/32", False),
+        ("port = 80,443", True),
+        ("dport = 400:500", True),
+        ("dport = 80", False),
+        ("protocol = tcp and protocol = tls", True),
+        ("bytes > 1000 and bytes <= 1200", True),
+        ("bytes < 1200", False),
+        ('rule = "rule 3 (deny)"', True),
+        ("NOT (dport = 443)", False),
+        ('unit = "and"', False),
+    ],
+)
+def test_what_a_filter_finds(text: str, expected: bool) -> None:
+    assert parse(text).match(FLOW) is expected
+
+
+def test_several_values_and_would_drops() -> None:
+    assert parse("name = b.test").match({"dns_name": ("a.test", "b.test")})
+    assert parse("name !~ *.test").match({"dns_name": ["a.example"]})
+    would = {"verdict": "accept", "would": "drop"}
+    assert parse("verdict = would-drop").match(would)
+    assert not parse("verdict = accept").match(would)
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "message"),
+    [
+        ("nam = x", 0, "'nam' is not a field; like it: name"),
+        ("unit x", 5, "expected an operator"),
+        ("unit = ", 7, "expected a value"),
+        ("unit = a unit = b", 9, 'expected "and"'),
+        ("(unit = a", 9, 'expected ")"'),
+        ('unit = "a', 7, "quotation mark"),
+        ("dst = 10.0.0.0/33", 6, "not an address or a network"),
+        ("dport = http", 8, "not a number"),
+        ("dst ~ 10.*", 4, "~ compares texts"),
+        ("unit < b", 5, "< compares numbers"),
+        ("bytes > 1,2", 10, "takes one value"),
+        ("verdict = maybe", 10, "not a verdict"),
+        ("and", 0, "'and' is not a field"),
+        ("unit = a and", 12, "expected a field"),
+        ("(" * 60, 51, "levels"),
+    ],
+)
+def test_an_error_points_at_the_character(text: str, position: int, message: str) -> None:
+    with pytest.raises(FilterError, match="character") as caught:
+        parse(text)
+    assert caught.value.position == position
+    assert message in str(caught.value)
+    assert caught.value.pointed.splitlines()[1].index("^") == position
+
+
+def test_every_field_can_be_asked_for() -> None:
+    for field in FIELDS:
+        parse(f"{field} = {'accept' if field == 'verdict' else '10' if field not in ('src', 'dst', 'host') else '10.0.0.1'}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("unit = a*.service and dport = 80,8000:8010", [{"unit": ["a[*].service"], "dport": [80, "8000:8010"]}]),
+        ("tls_sni ~ *.test or dst = 10.0.0.0/8", [{"tls_sni": ["*.test"]}, {"dst": ["10.0.0.0/8"]}]),
+        ("port = 53 and uid = 7", [{"sport": [53], "uid": [7]}, {"dport": [53], "uid": [7]}]),
+        ("name ~ *.test", [{"tls_sni": ["*.test"]}, {"http_host": ["*.test"]}, {"dns_name": ["*.test"]}]),
+    ],
+)
+def test_the_rules_that_a_filter_comes_to(text: str, expected: list[dict[str, Any]]) -> None:
+    assert rule_tables(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "message"),
+    [
+        ("dport = 80 and verdict = drop", 15, "not known before"),
+        ("not dport = 80", 0, "cannot say `not`"),
+        ("dport != 80", 0, "takes = and ~"),
+        ("dport = 80 and dport = 81", 15, "asked for twice"),
+        (" and ".join(["(dport = 1 or tls_sni = a)"] * 1 + ["(port = 2 or host = 10.0.0.1)"] * 4), 0, "asked for twice"),
+    ],
+)
+def test_what_a_policy_cannot_ask(text: str, position: int, message: str) -> None:
+    with pytest.raises(FilterError, match=message) as caught:
+        rule_tables(text)
+    assert not position or caught.value.position == position
+
+
+def test_a_rule_with_when_decides_as_its_keys_would() -> None:
+    rule = {"action": "drop", "name": "evil", "when": "dport = 443 and name ~ *.evil.test or dst = 192.0.2.9"}
+    run = Bench("policy", before=[("dpi", {})], rule=[rule], default="accept")
+    ports = itertools.count(4000)
+
+    def talk(server: str, name: str) -> bool:
+        client = f"10.0.0.1:{next(ports)}"
+        hello = client_hello(name)
+        first = run.decide(tcp(client, server, flags="S", seq=1))
+        return DROP in (first, run.decide(tcp(client, server, hello, seq=2)))
+
+    assert talk("192.0.2.7:443", "a.evil.test")
+    assert not talk("192.0.2.7:443", "a.good.test")
+    assert not talk("192.0.2.7:8443", "a.evil.test")
+    assert talk("192.0.2.9:25", "a.good.test")
+
+
+def test_its_label_is_that_of_its_rule_in_the_file() -> None:
+    options = PolicyOptions.from_table(
+        {"rule": [{"action": "drop", "when": "port = 1"}, {"action": "drop", "name": "x", "when": "host = 10.0.0.1"}]}
+    )
+    assert [number for number, _ in options.numbered] == [1, 1, 2, 2]
+    policy = Policy("p", options, print)
+    assert policy.rule(udp("10.0.0.9:5", "10.0.0.1:6"), None) == "rule 2 (x)"
+    again = PolicyOptions.from_table(
+        {"rule": [{"action": "drop", "when": "port = 1"}, {"action": "drop", "name": "x", "when": "host = 10.0.0.1"}]}
+    )
+    assert options == again
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"when": "dprt = 1"}, "when: character 1: 'dprt' is not a field; like it: dport, port, sport: 'dprt = 1'"),
+        ({"when": "dport = 1", "dport": 2}, "when asks for dport, and so does the key"),
+        ({"when": "protocol = nonsense"}, "when: 'nonsense' is not a known protocol"),
+    ],
+)
+def test_a_fault_in_when(rule: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match="rule") as caught:
+        PolicyOptions.from_table({"rule": [{"action": "drop", **rule}]})
+    assert message in str(caught.value)
+
+
+def test_the_page_shows_every_field_and_the_error_as_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "filter.md").read_text()
+    for field in {*FIELDS} - {*OWNERS}:
+        assert f"`{field}`" in page
+    for block in page.split("```")[1::2]:
+        if "^" in block:
+            text = block.strip("\n").splitlines()[0]
+            with pytest.raises(FilterError, match="character") as caught:
+                parse(text)
+            assert caught.value.pointed == block.strip("\n")
+    (when,) = re.findall(r'^when = "(.*)"', page, re.MULTILINE)
+    assert len(rule_tables(when)) == len(NAMES)
