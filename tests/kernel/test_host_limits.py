@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import socket
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 from agent import COMMAND, Agent, ours, until
-from namespace import ROOT, Namespace
+from namespace import PATIENCE, ROOT, Namespace
 from tcp_client import ask, server
 
 from nfq_agent.service import control
@@ -82,7 +86,49 @@ def test_net_admin_alone_writes_legacy_rules(netns: Namespace, tmp_path: Path) -
 
 def test_no_capability_is_named(netns: Namespace, tmp_path: Path) -> None:
     said = refused(netns, tmp_path, ("setpriv", "--bounding-set=-all", "--inh-caps=-all"))
-    assert said == "CAP_NET_ADMIN is missing: without it no queue and no rule can be made; start as root"
+    assert said == "CAP_NET_ADMIN is missing: without it no queue and no rule can be made; start as root, or with that capability"
+
+
+def with_file_capabilities(folder: Path, capabilities: str) -> tuple[str, ...]:
+    """The command by an interpreter of its own that has these capabilities, as `setcap` gives them (capabilities(7))."""
+    interpreter = folder / "python"
+    shutil.copy(os.path.realpath(sys.executable), interpreter)
+    subprocess.run(["setcap", f"{capabilities}+ep", str(interpreter)], check=True)
+    folder.chmod(0o755)
+    # A copy does not know the virtual environment.
+    return (
+        "env",
+        "LOG_FORMAT=console",
+        f"PYTHONPATH={':'.join(filter(None, sys.path))}",
+        str(interpreter),
+        "-m",
+        "nfq_agent",
+        "run",
+    )
+
+
+def test_an_interpreter_with_a_capability_serves_as_the_agents_user(netns: Namespace) -> None:
+    netns.run(*COMMAND, "apply")
+    netns.run(*COMMAND, "remove")
+    # What tmpfiles.d and RuntimeDirectory= do in the packaged unit.
+    netns.shell("install -d -o proxyuser /run/nfq-agent; chgrp proxyuser /run/xtables.lock; chmod 0640 /run/xtables.lock")
+    with tempfile.TemporaryDirectory() as folder:
+        command = with_file_capabilities(Path(folder), "cap_net_admin")
+        user = ("setpriv", "--reuid=proxyuser", "--regid=proxyuser", "--clear-groups")
+        with (Path(folder) / "log").open("w+") as log:
+            process = netns.start(*user, *command, stdout=log, stderr=log)
+            until(lambda: "is serving queue 100" in Path(log.name).read_text() or process.poll() is not None, "it serves")
+            assert "NFQUEUE" in netns.run("iptables-legacy-save").stdout, Path(log.name).read_text()
+            process.terminate()
+            assert process.wait(timeout=PATIENCE) == 0
+        assert ours(netns) == []
+        other = netns.run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command, check=False)
+        assert other.returncode == 1
+        assert other.stderr.count("\n") == 1
+        assert "running as uid 65534, which cannot become uid" in other.stderr
+        less = with_file_capabilities(Path(folder), "cap_net_raw")
+        lacking = netns.run(*user, *less, check=False)
+        assert (lacking.returncode, "CAP_NET_ADMIN is missing" in lacking.stderr) == (1, True)
 
 
 def test_an_extension_that_is_missing_is_named_with_its_package(netns: Namespace, tmp_path: Path) -> None:

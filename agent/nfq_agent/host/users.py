@@ -60,6 +60,18 @@ def ensure_user(name: str) -> tuple[User, bool]:
     raise UserError(f"the system user {name} is missing and cannot be created: {reason}; create it, or start as root")
 
 
+def worker_user(name: str) -> tuple[User, bool]:
+    """The user as whom workers run, and whether it was created. Raises UserError, also if this process cannot become it."""
+    user, made = ensure_user(name)
+    _check_may_become(user)
+    return user, made
+
+
+def _check_may_become(user: User) -> None:
+    if os.geteuid() not in (0, user.uid):
+        raise UserError(f"running as uid {os.geteuid()}, which cannot become uid {user.uid}; start as root or as that user")
+
+
 def capabilities() -> int:
     """The effective capabilities of this process as a bit set (CapEff of proc(5))."""
     with open("/proc/self/status") as status:
@@ -80,6 +92,7 @@ def become(user: User, keep: tuple[int, ...] = (CAP_NET_ADMIN,)) -> None:
     As root it changes the user and empties the bounding set; as that user already it only gives capabilities up. Raises
     UserError if it is neither, OSError if the kernel refuses. Source: capabilities(7), prctl(2), capset(2).
     """
+    _check_may_become(user)
     mask = sum(1 << number for number in keep)
     if os.geteuid() == 0:
         for number in range(_CAP_LAST):
@@ -91,8 +104,6 @@ def become(user: User, keep: tuple[int, ...] = (CAP_NET_ADMIN,)) -> None:
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
         _prctl(_PR_SET_KEEPCAPS, 0)
-    elif os.geteuid() != user.uid:
-        raise UserError(f"running as uid {os.geteuid()}, which cannot become uid {user.uid}; start as root or as that user")
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     effective, permitted, inheritable, *above = _capabilities()

@@ -111,7 +111,8 @@ class Supervisor:
         """Bind the queues, start the workers, then put the rules in. Raises one of FAILURES; `stop` undoes what was done."""
         agent, system = self._config.agent, self._system
         if not system.may_change_rules():
-            raise WorkerError("CAP_NET_ADMIN is missing: without it no queue and no rule can be made; start as root")
+            lacking = "CAP_NET_ADMIN is missing: without it no queue and no rule can be made"
+            raise WorkerError(f"{lacking}; start as root, or with that capability")
         self._lock = system.lock(agent.instance)
         self._log(f"start: instance {agent.instance} is locked", "debug")
         if agent.confinement == "required" and (what := confinement.lacking("required")) is not None:

@@ -19,7 +19,7 @@ from nfq_agent.host import reexec, routes, systemd
 from nfq_agent.host.journal import open_log
 from nfq_agent.host.nftables.events import RulesetEvents
 from nfq_agent.host.systemd import ServiceManager
-from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, ensure_user, has_capability
+from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, has_capability, worker_user
 from nfq_agent.host.xtables.backend import RuleHost, RulePlace, choose, elsewhere
 from nfq_agent.log import Log
 from nfq_agent.mark import Mark
@@ -136,7 +136,7 @@ def this_host() -> System:
         may_change_rules=lambda: has_capability(CAP_NET_ADMIN),
         lock=control.Lock,
         listen=lambda instance: control.Server(instance, passed=listening),
-        ensure_user=ensure_user,
+        ensure_user=worker_user,
         choose=lambda config, table: choose(
             config.agent.backend, config.agent.instance, captures=redirects(config), inherited=table
         ),
