@@ -5,65 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import socket
-import struct
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from agent import COMMAND, Agent, until
-from containers import Container, bridged, interfaces, packet_sockets, routed, traces
+from containers import Container, bridged, interfaces, routed, traces
+from inlined import attached, config, gone, inline_of
 from namespace import PATIENCE, Namespace
 
-from nfq_agent.host import bpf
-
 SUPPORT = str(Path(__file__).parent.parent / "support")
-INLINE = """
-[inline.pods]
-interfaces = ["veth*"]
-tcp_ports = [8080]
-udp_ports = [7]
-elements = [{elements}]
-{more}
-[element.verdicts]
-type = "policy"
-default = "accept"
-rule = [ {{ action = "{action}", http_host = ["*.blocked.test"] }} ]
-[element.offload]
-mark = "0x4e000000/0xff000000"
-[element.slow]
-type = "sleeping:Sleeper"
-seconds = 0.01
-"""
-
-
-def config(elements: str = '"dpi", "verdicts"', more: str = "", action: str = "drop") -> str:
-    return INLINE.format(elements=elements, more=more, action=action)
-
-
-def inline_of(agent: Agent) -> dict[str, Any]:
-    (found,) = agent.status()["inlines"]
-    return {**found, **found["counters"]}
-
-
-def attached(host: Namespace) -> int:
-    """How many programs are attached to interfaces of the host by links."""
-    return sum(int(host.call(_programs, name)) for name in interfaces(host))
-
-
-def _programs(name: str) -> int:
-    try:
-        index = socket.if_nametoindex(name)
-    except OSError:
-        # It has gone since it was listed.
-        return 0
-    return sum(len(bpf.query(index, side).programs) for side in (bpf.TCX_INGRESS, bpf.TCX_EGRESS))
-
-
-def gone(host: Namespace) -> bool:
-    return attached(host) == 0 and packet_sockets(host) == 0 and not any(name.startswith("nfq") for name in interfaces(host))
 
 
 @pytest.mark.parametrize("layout", ["bridged", "routed"])
@@ -260,54 +212,6 @@ def test_nothing_is_lost_over_starts_reloads_and_stops(netns: Namespace, tmp_pat
         agent.ready()
     got, _ = stream.end()
     assert got == 60_000
-    assert agent.stop() == 0
-
-
-def test_foreign_filters_are_left_to_the_byte(netns: Namespace, tmp_path: Path) -> None:
-    bridged(netns)
-    netns.shell("""
-        tc qdisc add dev veth1 clsact
-        tc filter add dev veth1 ingress pref 7 protocol ip u32 match ip dport 99 0xffff action mirred egress redirect dev veth2
-        tc filter add dev veth1 egress pref 8 protocol all u32 match u32 0 0
-        tc qdisc add dev veth2 ingress
-    """)
-    before = traces(netns)
-    agent = Agent(netns, tmp_path, config()).ready()
-    assert traces(netns).replace("nfq", "") != before
-    assert agent.stop() == 0
-    assert traces(netns) == before
-    agent.start()
-    agent.ready().kill()
-    until(lambda: gone(netns), "nothing is left")
-    assert traces(netns) == before
-
-
-def _hide(name: str, pipe: int, enough: int) -> None:
-    code = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
-    link = bpf.attach(bpf._load_program("other", code), socket.if_nametoindex(name), bpf.TCX_INGRESS)  # noqa: SLF001  # a foreign one
-    os.write(pipe, b"x")
-    os.read(enough, 1)
-    os.close(link)
-
-
-def test_a_program_that_hides_packets_is_noticed(netns: Namespace, tmp_path: Path) -> None:
-    bridged(netns)
-    agent = Agent(netns, tmp_path, config()).ready()
-    assert inline_of(agent)["hidden"] == 0
-    reader, writer = os.pipe()
-    enough, seen = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            netns.enter()
-            _hide("veth1", writer, enough)
-        finally:
-            os._exit(0)
-    os.read(reader, 1)
-    until(lambda: inline_of(agent)["hidden"] == 1, "it is noticed")
-    assert "is attached before ours" in agent.log
-    os.write(seen, b"x")
-    os.waitpid(child, 0)
     assert agent.stop() == 0
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
-from agent import COMMAND, Agent
+from agent import COMMAND, Agent, until
 from containers import bridged
 from namespace import Namespace
 
@@ -95,3 +96,60 @@ def test_what_a_person_reads(netns: Namespace, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, f"nfq-agent: {text}: not a capture; allowed: pcap and pcapng files\n")
     done = netns.run(*COMMAND, "replay", str(tmp_path / "none"), "--config", str(config), check=False)
     assert (done.returncode, done.stderr) == (1, f"nfq-agent: {tmp_path}/none: No such file or directory\n")
+
+
+TAP = """
+[tap.pods]
+interfaces = ["veth1"]
+tcp_ports = [8080]
+elements = ["dpi", "verdicts", "capture"]
+[queue.main]
+num = 7
+mode = "monitor"
+elements = ["dpi", "verdicts"]
+[rules.web]
+queue = "main"
+tcp_ports = [8080]
+hooks = ["prerouting", "postrouting"]
+[element.verdicts]
+type = "policy"
+default = "accept"
+rule = [ { action = "drop", http_host = ["*.blocked.test"] } ]
+[element.capture]
+type = "pcap"
+directory = "/run/captured"
+"""
+
+
+def test_a_tap_and_a_replay_of_its_capture_would_drop_the_same_packets(netns: Namespace, tmp_path: Path) -> None:
+    netns.shell("mkdir -m 777 /run/captured; echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables")
+    first, second = bridged(netns)
+    second.serve()
+    agent = Agent(netns, tmp_path, TAP).ready()
+    for number in range(5):
+        assert first.get("10.5.0.2", "www.blocked.test" if number % 2 else "www.free.test") == "200"
+        assert first.get("fd05::2", f"{number}.blocked.test") == "200"
+
+    def counted() -> dict[str, int]:
+        found: dict[str, int] = agent.status()["taps"][0]["counters"]
+        return found
+
+    # A block of the ring is read 40 ms late at most.
+    until(lambda: counted()["judged"] >= 100, "the ten connections are seen")
+    counts = [counted()]
+
+    def quiet() -> bool:
+        time.sleep(0.3)
+        counts.append(counted())
+        return counts[-1] == counts[-2]
+
+    until(quiet, "nothing more comes")
+    seen = counts[-1]
+    assert agent.stop() == 0
+    (capture,) = netns.shell("ls /run/captured/*.pcapng").split()
+    told = netns.run(*COMMAND, "replay", capture, "--config", str(agent.config), "--json", check=False)
+    replay = json.loads(told.stdout)
+    assert seen["judged"] == replay["packets"]
+    assert seen["would_drop"] > 0
+    assert sum(flow["after"] == "would drop" for flow in replay["flows"]) == 7
+    assert seen["would_drop"] == replay["verdicts"]["would drop"]

@@ -64,6 +64,7 @@ class Replay:
         self.flows: dict[FiveTuple, Replayed] = {}
         self.packets = 0
         self.unreadable = 0
+        self.verdicts = dict.fromkeys(Fate, 0)
 
     def add(self, recorded: Recorded) -> None:
         """Judge one packet."""
@@ -77,6 +78,7 @@ class Replay:
         except PacketError:
             self.unreadable += 1
             return
+        self.verdicts[after.outcome] += 1
         flow = self._flow(after.five_tuple, recorded.time)
         flow.packets += 1
         flow.name = after.name or flow.name
@@ -152,6 +154,7 @@ def _as_object(done: Replay, judging: Judging) -> dict[str, Any]:
     return {
         "packets": done.packets,
         "unreadable": done.unreadable,
+        "verdicts": {fate.word: number for fate, number in done.verdicts.items()},
         "left_out": judging.left_out,
         "flows": [flow.as_object() for flow in done.flows.values()],
         "changed": [flow.as_object() for flow in done.changed],
