@@ -225,7 +225,7 @@ def test_a_worker_of_interfaces_is_told_those_that_it_follows(world: RealWorld) 
     assert world.crew.captures == {("tap", "t"): worker}
     assert worker.entered == ["lo"]
     until(world, lambda: worker.total() == {"judged": 1})
-    ((link, counts),) = worker.interfaces()
+    ((link, _, counts),) = worker.interfaces()
     assert (link.name, counts) == ("lo", {"judged": 1})
     # What a successor serves begins where this one ends.
     successor = Looker(world, ["lo", "lo*"])
@@ -246,7 +246,7 @@ def test_an_interface_that_cannot_be_taken_is_logged_and_one_that_leaves_is_forg
 ) -> None:
     worker = Looker(world, ["lo", "gone0", "more*"])
     world.crew.add([worker])
-    (lo,) = [link for link, _ in worker.interfaces()]
+    (lo,) = [link for link, _, _ in worker.interfaces()]
     gone, more = replace(lo, index=901, name="gone0"), replace(lo, index=902, name="more0")
     monkeypatch.setattr("nfq_agent.service.interface_worker.links", lambda: [lo, gone, more])
     changes: list[Any] = [[(gone, False), (more, False)], None, [(more, True)]]
@@ -261,7 +261,7 @@ def test_an_interface_that_cannot_be_taken_is_logged_and_one_that_leaves_is_forg
     assert worker.entered == ["lo", "more0"]
     follow()
     assert worker.forgotten == ["more0"]
-    assert [link.name for link, _ in worker.interfaces()] == ["lo"]
+    assert [link.name for link, _, _ in worker.interfaces()] == ["lo"]
 
 
 def test_the_workers_of_a_configuration() -> None:

@@ -290,7 +290,7 @@ def test_counts_of_the_worker_and_of_the_kernel(world: World) -> None:
     world.worker.table.add(0, "judged", 3)
     # Both ways: up, accepted, dropped, stale, full, tagged, fragments, unread.
     world.maps["interfaces"].values[struct.pack("=I", 5)] = struct.pack("=16Q", *range(1, 9), *[10] * 8)
-    ((_, counts),) = world.worker.interfaces()
+    ((_, _, counts),) = world.worker.interfaces()
     assert counts["judged"] == 3
     assert (counts["up"], counts["decided_accepted"], counts["decided_dropped"], counts["past_stale"]) == (11, 12, 13, 14)
     assert counts["past_unread"] == 18

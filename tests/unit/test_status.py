@@ -53,13 +53,13 @@ REPORT = Status(
     taps=(
         TapStatus(
             "pods", ("dpi",), 4_194_302, 0, 64_000_000, 65535, TAPPED,
-            (InterfaceStatus("veth0123456789a", 4_194_304, TAPPED),),
+            (InterfaceStatus("veth0123456789a", 4_194_304, "web", TAPPED),),
         ),
     ),
     inlines=(
         InlineStatus(
             "pods", "enforce", ("dpi",), 4_194_302, 0, 64_000_000, TEN_DIGITS, 4096, JUDGED,
-            (InterfaceStatus("veth0123456789a", 4_194_304, JUDGED),),
+            (InterfaceStatus("veth0123456789a", 4_194_304, None, JUDGED),),
         ),
     ),
     offloaded=OffloadStatus(1, 2, 3),

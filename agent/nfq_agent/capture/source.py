@@ -46,6 +46,10 @@ class InterfaceSource(ABC, Generic[I]):
 
     # The interfaces.
 
+    @abstractmethod
+    def add(self, *arguments: Any) -> None:
+        """Take packets from one more interface: its descriptors, then the words of the supervisor's line."""
+
     def gone(self, index: str) -> None:
         """Release an interface: it is gone, or no longer chosen."""
         taken = self._taken.pop(int(index), None)

@@ -102,9 +102,13 @@ def _up(report: Status, now: float) -> str:
 
 def _tap(out: Console, tap: TapStatus) -> None:
     out.print(f"\nTap {tap.name}: {tap.snap} bytes of each packet, pid {tap.pid or '-'}", style="bold", markup=False)
-    for each in (*tap.interfaces, InterfaceStatus("all so far", 0, tap.counters)):
+    for each in (*tap.interfaces, InterfaceStatus("all so far", 0, None, tap.counters)):
         counts = (f"{each.counters[name]} {name.replace('_', ' ')}" for name in TAP_COUNTERS)
-        out.print(f"  {each.name}: {', '.join(counts)}", markup=False)
+        out.print(f"  {_interface(each)}: {', '.join(counts)}", markup=False)
+
+
+def _interface(each: InterfaceStatus) -> str:
+    return each.name if each.container is None else f"{each.name} (container {each.container})"
 
 
 def _inline(out: Console, inline: InlineStatus) -> None:
@@ -112,9 +116,9 @@ def _inline(out: Console, inline: InlineStatus) -> None:
         f"\nInline {inline.name}: {inline.mode}, lost {inline.lost}, hidden interfaces {inline.hidden}, pid {inline.pid or '-'}"
     )
     out.print(title, style="bold", markup=False)
-    for each in (*inline.interfaces, InterfaceStatus("all so far", 0, inline.counters)):
+    for each in (*inline.interfaces, InterfaceStatus("all so far", 0, None, inline.counters)):
         counts = (f"{each.counters[name]} {name.replace('_', ' ')}" for name in INLINE_COUNTERS)
-        out.print(f"  {each.name}: {', '.join(counts)}", markup=False)
+        out.print(f"  {_interface(each)}: {', '.join(counts)}", markup=False)
 
 
 def _queue(out: Console, queue: QueueStatus) -> None:

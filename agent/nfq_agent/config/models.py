@@ -76,6 +76,8 @@ class Agent(Model):
     resolvers: Annotated[tuple[AddressField, ...] | None, Field(min_length=1, strict=False)] = None
     # How workers are confined: with all that the kernel can do or not at all, with what it can do, or not.
     confinement: Literal["required", "available", "off"] = "available"
+    # Sockets of Docker or Podman, which tell the names of containers.
+    container_sockets: Annotated[tuple[Annotated[str, Field(pattern=r"^/")], ...], Field(strict=False)] = ()
 
 
 class LogConfig(Model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
@@ -83,7 +84,9 @@ class FiveTupleLog(PacketElement[LogOptions]):
             self._say_suppressed(count)
         hook = hook_name(packet.hook)
         outcome = _outcome(verdict)
-        fields: dict[str, Any] = fields_of(flow.facts) if flow is not None else {}
+        known = self.context.owners.known(packet)
+        facts: Mapping[str, Any] = known if flow is None else {**known, **flow.facts}
+        fields: dict[str, Any] = fields_of(facts)
         fields |= {"hook": hook, "verdict": verdict.word, "length": packet.length}
         if verdict is WOULD_DROP:
             fields["would"] = "drop"
@@ -111,10 +114,9 @@ class FiveTupleLog(PacketElement[LogOptions]):
             fields["sport"] = five_tuple.sport
             fields["dport"] = five_tuple.dport
         more = ", fragment" if headers.fragment else ""
-        if flow is not None:
-            reason = flow.facts.get("reason")
-            said = (words(flow.facts), who(flow.facts), f"by {reason}" if reason else "")
-            more += "".join(f", {each}" for each in said if each)
+        reason = facts.get("reason")
+        said = (words(facts), who(facts), f"by {reason}" if reason else "")
+        more += "".join(f", {each}" for each in said if each)
         self.emit(f"{five_tuple} {hook} {outcome}, {packet.length} bytes{more}", **fields)
 
     def _is_news(self, flow: Flow, verdict: Verdict) -> bool:

@@ -146,8 +146,9 @@ class FlowRecord(PacketElement[RecordOptions]):
         case = _Case(flow.last, packet.time, base, place, initial, {})
         self._cases[id(flow)] = flow, case
         flow.state[self] = case
-        if self.options.who and not {"unit", "container", "cgroup"} & flow.facts.keys():
-            case.place |= self.context.owners.names(packet)
+        if not {"unit", "container", "cgroup"} & flow.facts.keys():
+            owners = self.context.owners
+            case.place |= owners.names(packet) if self.options.who else owners.known(packet)
         return case
 
     def _note_end(self, flow: Flow, case: _Case, flags: int, from_origin: bool) -> None:

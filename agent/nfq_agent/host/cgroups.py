@@ -39,27 +39,29 @@ class CgroupPaths:
         found = self._paths.get(number)
         if found is None and self._root is not None and self._clock() >= self._not_before:
             # What has gone is dropped, so that a number that is used again is not taken for the old group.
-            self._paths = dict(self._walk(str(self._root)))
+            self._paths = dict(groups(str(self._root)))
             self._not_before = self._clock() + _PAUSE
             found = self._paths.get(number)
         return found
 
-    def _walk(self, root: str) -> Iterator[tuple[int, str]]:
+
+def groups(root: str) -> Iterator[tuple[int, str]]:
+    """All groups below a root: number and path. What cannot be read is left out."""
+    try:
+        yield os.stat(root).st_ino, "/"
+    except OSError:
+        return
+    waiting = [root]
+    count = 0
+    while waiting and count < _MOST:
+        folder = waiting.pop()
         try:
-            yield os.stat(root).st_ino, "/"
+            with os.scandir(folder) as entries:
+                below = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
         except OSError:
-            return
-        waiting = [root]
-        count = 0
-        while waiting and count < _MOST:
-            folder = waiting.pop()
-            try:
-                with os.scandir(folder) as entries:
-                    below = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
-            except OSError:
-                # It went meanwhile, or may not be read.
-                continue
-            for entry in below:
-                count += 1
-                waiting.append(entry.path)
-                yield entry.inode(), entry.path[len(root) :]
+            # It went meanwhile, or may not be read.
+            continue
+        for entry in below:
+            count += 1
+            waiting.append(entry.path)
+            yield entry.inode(), entry.path[len(root) :]

@@ -32,6 +32,9 @@ _NLM_F_REQUEST: Final = 1
 _NLM_F_ACK: Final = 4
 _NLM_F_DUMP: Final = 0x300
 _NLMSG_ERROR: Final = 2
+_RTM_GETNSID: Final = 90
+_NETNSA_NSID: Final = 1
+_NETNSA_FD: Final = 3
 _NLMSG_DONE: Final = 3
 _IFF_UP: Final = 1
 _HEADER: Final = struct.Struct("=IHHII")
@@ -122,6 +125,22 @@ def links() -> list[Link]:
                     raise OSError(code, os.strerror(code))
                 if (link := _link(body)) is not None:
                     found.append(link)
+
+
+def namespace_id(descriptor: int) -> int | None:
+    """The number that this network namespace has for another one (RTM_GETNSID); None if it has none. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
+        netlink.settimeout(5)
+        # struct rtgenmsg, padded, and the attribute.
+        request = bytes(4) + struct.pack("=HHI", 8, _NETNSA_FD, descriptor)
+        netlink.send(_HEADER.pack(16 + len(request), _RTM_GETNSID, _NLM_F_REQUEST, 1, 0) + request)
+        for kind, body in _messages(netlink.recv(4096)):
+            if kind == _NLMSG_ERROR:
+                code = -int.from_bytes(body[:4], "little", signed=True)
+                raise OSError(code, os.strerror(code))
+            number = int.from_bytes(_attributes(body[4:]).get(_NETNSA_NSID, b"\xff" * 4), "little", signed=True)
+            return None if number < 0 else number
+    return None
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:

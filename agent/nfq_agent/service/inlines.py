@@ -205,7 +205,7 @@ class InlineWorker(InterfaceWorker):
         )  # fmt: skip
         maps = self._loaded.maps
         source = InlineSource(self._socket.fileno(), maps["live"], maps["flows"], settings.patience, self.table)
-        handed = handing.Handed(control, {"link": (2, source.add), "gone": (0, source.gone)})
+        handed = handing.Handed(control, self.words(source, "link", 2))
         default, on_error = _VERDICTS[settings.default], _VERDICTS[settings.on_error]
         monitor = settings.mode == "monitor"
         log = ElementLog(emit, self.counters.suppress)

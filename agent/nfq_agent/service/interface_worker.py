@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from nfq_agent.capture import handing
 from nfq_agent.capture.following import Followed, Follower, Table
+from nfq_agent.capture.owners import InterfaceOwners, told
 from nfq_agent.capture.serving import selection_of
+from nfq_agent.capture.source import InterfaceSource
 from nfq_agent.config.capture import CaptureConfig
 from nfq_agent.config.drop_lines import drop_lines
 from nfq_agent.config.models import Config
@@ -21,6 +24,7 @@ from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context, MidstreamMode
 from nfq_agent.counters import Counters
 from nfq_agent.host.child import bound_memory
+from nfq_agent.host.containers import Containers, Runtime
 from nfq_agent.host.links import Link, Links, links
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
@@ -28,6 +32,9 @@ from nfq_agent.service.confinement import Confinement, access_of
 from nfq_agent.service.control import state_folder
 from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.worker import Roster, Worker
+
+# How often, once a second, the container behind a new interface is looked for.
+_TRIES: Final = 60
 
 
 class InterfaceWorker(Worker):
@@ -53,13 +60,19 @@ class InterfaceWorker(Worker):
         self.table = Table(self.columns)
         self.selection = selection_of(table)
         self.instance = config.agent.instance
-        self.context = Context()
+        self.owners = InterfaceOwners()
+        self.context = Context(owners=self.owners)
         self.names = name_needs(config) if any(map(name_part, self.specs)) else None
         self._memory = table.memory
         self._follower = Follower(self.selection)
         self._links: Links | None = None
         # The counts of interfaces that are gone.
         self._before: dict[str, int] = {}
+        warn = partial(log, level="warning")
+        self._containers = Containers([Runtime(path, warn) for path in config.agent.container_sockets])
+        self._named: dict[int, str] = {}
+        # Interfaces whose container is not known yet, and how often it is still looked for.
+        self._unnamed: dict[int, int] = {}
 
     @property
     def key(self) -> tuple[str, object]:
@@ -79,7 +92,8 @@ class InterfaceWorker(Worker):
         self._links = Links()
         warn = partial(self._log, level="warning")
         midstream = self.midstream
-        self.context = lend(state_folder(), (self.instance, f"{self.kind}-{self.name}"), self.specs, midstream, self.names, warn)
+        lent = lend(state_folder(), (self.instance, f"{self.kind}-{self.name}"), self.specs, midstream, self.names, warn)
+        self.context = replace(lent, owners=self.owners)
 
     def close(self) -> None:
         """Stop following interfaces."""
@@ -108,6 +122,7 @@ class InterfaceWorker(Worker):
         for followed in self._follower.followed.values():
             self._note(followed)
         self._follower = Follower(self.selection)
+        self._named, self._unnamed = {}, {}
         super().start()
         assert self.child is not None
         handing.make_room(self.child.control)
@@ -139,8 +154,12 @@ class InterfaceWorker(Worker):
     def _apply(self, come: list[Followed], gone: list[Followed]) -> None:
         for followed in gone:
             self._tell(f"gone {followed.link.index}", [])
+            self._named.pop(followed.link.index, None)
+            self._unnamed.pop(followed.link.index, None)
             self._note(followed)
             self.left(followed)
+        self._unnamed |= {followed.link.index: _TRIES for followed in come}
+        self._name(link for followed in come if (link := followed.link).netns is not None)
         for followed in come:
             self.table.clear(followed.row)
             try:
@@ -185,9 +204,18 @@ class InterfaceWorker(Worker):
                 total[column] = total.get(column, 0) + count
         return total
 
-    def interfaces(self) -> list[tuple[Link, dict[str, int]]]:
-        """The interfaces that are taken now, each with what it counts."""
-        return [(each.link, self.counts(each)) for each in self._follower.followed.values()]
+    def interfaces(self) -> list[tuple[Link, str | None, dict[str, int]]]:
+        """The interfaces that are taken now, each with its container, if that is known, and what it counts."""
+        return [(each.link, self._named.get(each.link.index), self.counts(each)) for each in self._follower.followed.values()]
+
+    def words(self, source: InterfaceSource[Any], word: str, descriptors: int) -> dict[str, tuple[int, Callable[..., None]]]:
+        """In the process: what the lines of the supervisor call. word: that of an interface, which has so many descriptors."""
+
+        def gone(index: str) -> None:
+            source.gone(index)
+            self.owners.gone(index)
+
+        return {word: (descriptors, source.add), "gone": (0, gone), "container": (0, self.owners.name)}
 
     def prepare(self) -> Callable[..., None]:
         """In the process: bound its memory. Returns the function that logs an event."""
@@ -201,5 +229,23 @@ class InterfaceWorker(Worker):
 
         return emit
 
+    def _name(self, found: Iterable[Link]) -> None:
+        """Tell the worker the containers behind these interfaces, as far as they are known."""
+        wanted = list(found)
+        if not wanted:
+            return
+        names = self._containers.by_namespace()
+        for link in wanted:
+            if link.netns is not None and (name := names.get(link.netns)) is not None:
+                self._unnamed.pop(link.index, None)
+                self._named[link.index] = name
+                self._tell(told(link.index, name), [])
+                self._log(f"{self.title}: {link.name} is the interface of container {name}", "debug", container=name)
+
     def look(self) -> None:
-        """Called now and then: check the interfaces."""
+        """Called now and then: check the interfaces. A runtime starts a container's processes after it has made its interface."""
+        if self.child is None or not self._unnamed:
+            return
+        self._unnamed = {index: tries - 1 for index, tries in self._unnamed.items() if tries > 0}
+        followed = self._follower.followed
+        self._name(followed[index].link for index in self._unnamed if index in followed)

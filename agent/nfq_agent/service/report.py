@@ -147,7 +147,9 @@ def _inline(worker: InlineWorker) -> InlineStatus:
         lost=counters["enobufs"],
         hidden=worker.hidden,
         counters={**worker.total(), **{name: counters[name] for name in ("errors", "malformed", "flows", "flows_evicted")}},
-        interfaces=tuple(InterfaceStatus(link.name, link.index, counts) for link, counts in worker.interfaces()),
+        interfaces=tuple(
+            InterfaceStatus(link.name, link.index, container, counts) for link, container, counts in worker.interfaces()
+        ),
     )
 
 
@@ -161,7 +163,9 @@ def _tap(worker: TapWorker) -> TapStatus:
         memory=None if worker.child is None else worker.child.memory,
         snap=worker.snap,
         counters={**worker.total(), **{name: counters[name] for name in ("errors", "malformed", "flows", "flows_evicted")}},
-        interfaces=tuple(InterfaceStatus(link.name, link.index, counts) for link, counts in worker.interfaces()),
+        interfaces=tuple(
+            InterfaceStatus(link.name, link.index, container, counts) for link, container, counts in worker.interfaces()
+        ),
     )
 
 

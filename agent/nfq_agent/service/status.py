@@ -110,10 +110,11 @@ class ProxyStatus:
 
 @dataclass(frozen=True, slots=True)
 class InterfaceStatus:
-    """One interface of a tap. counters: by name, as TAP_COUNTERS explains them."""
+    """One interface of a tap. container: behind it, None if that is not known. counters: as TAP_COUNTERS explains them."""
 
     name: str
     index: int
+    container: str | None
     counters: Mapping[str, int]
 
     @classmethod

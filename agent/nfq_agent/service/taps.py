@@ -70,7 +70,7 @@ class TapWorker(InterfaceWorker):
         """Show packets to the elements until told to stop."""
         emit = self.prepare()
         tap = TapSource(self.selection, self.settings.ring, self.table)
-        handed = handing.Handed(control, {"add": (1, tap.add), "gone": (0, tap.gone)})
+        handed = handing.Handed(control, self.words(tap, "add", 1))
         log = ElementLog(emit, self.counters.suppress)
         elements = [spec.cls(spec.name, spec.options, log.of(spec)) for spec in self.specs]
         chain = ElementChain(elements, ACCEPT, monitor=True, context=self.context)
