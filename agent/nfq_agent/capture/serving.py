@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from nfq_agent.capture.selection import CaptureSelection
 from nfq_agent.config.capture import CaptureConfig
 from nfq_agent.config.models import Config
-from nfq_agent.host import bpf, packet_socket, pairs
+from nfq_agent.host import bpf, filters, packet_socket, pairs
 from nfq_agent.host.links import links
 
 
@@ -27,8 +28,8 @@ def host_faults(config: Config) -> list[str]:
 
     A capability that an unprivileged user lacks is not reported.
     """
-    tables = [(f"tap.{name}", packet_socket.missing) for name in config.tap]
-    tables += [(f"inline.{name}", _inline_missing) for name in config.inline]
+    tables: list[tuple[str, Callable[[], str | None]]] = [(f"tap.{name}", packet_socket.missing) for name in config.tap]
+    tables += [(f"inline.{name}", partial(_inline_missing, inline.attach)) for name, inline in config.inline.items()]
     missing = [(table, what) for table, look in tables if (what := look()) is not None]
     return [
         f"{table}: this host or unit cannot serve it, it lacks {what}; allowed: on a host and in a unit that have it"
@@ -37,10 +38,10 @@ def host_faults(config: Config) -> list[str]:
     ]
 
 
-def _inline_missing() -> str | None:
+def _inline_missing(attach: filters.Attach) -> str | None:
     if not bpf.OBJECT.exists():
         return f"{bpf.OBJECT.name}, which is compiled by clang when the agent is built"
-    return packet_socket.missing() or bpf.missing()
+    return packet_socket.missing() or filters.missing(attach)
 
 
 def taken(config: Config) -> Iterator[tuple[str, list[str]]]:

@@ -13,7 +13,7 @@ from nfq_agent.cli.replay import replay
 from nfq_agent.cli.show import PolicyPlan
 from nfq_agent.config.models import Config
 from nfq_agent.config.policy_summary import differences, summary, told
-from nfq_agent.host import pairs, routes
+from nfq_agent.host import filters, pairs, routes
 from nfq_agent.host.users import ensure_user, find_user
 from nfq_agent.host.xtables.backend import choose, everywhere
 from nfq_agent.rules.leaving import fail_closed
@@ -116,6 +116,9 @@ def clean(name: str, failed: bool) -> int:
     if pairs_removed := pairs.sweep(f"{pairs.ALIAS}{name}:"):
         removed += 1
         show.note(f"removed {pairs_removed} interface pair{'s' * (pairs_removed > 1)} of instance {name} (inline)")
+    if filters_removed := filters.sweep(f"{pairs.ALIAS}{name}:"):
+        removed += 1
+        show.note(f"removed {filters_removed} filter{'s' * (filters_removed > 1)} of instance {name} (inline)")
     if problems:
         raise RuleError("; ".join(problems))
     if not removed:

@@ -56,6 +56,8 @@ class InlineConfig(CaptureConfig):
     mode: Literal["enforce", "monitor"] = "enforce"
     default: Literal["accept", "drop"] = "accept"
     on_error: Literal["accept", "drop"] = "accept"
+    # How programs are attached: by tcx links, which go with the worker, or as filters of a clsact qdisc. auto: links if possible.
+    attach: Literal["auto", "tcx", "clsact"] = "auto"
     # As in [queue.NAME].
     midstream: MidstreamMode = "accept"
 

@@ -237,8 +237,16 @@ def attach(program: int, interface: int, side: int) -> int:
     raise AssertionError("unreachable")
 
 
+NO_TCX: Final = "tcx links (kernel 6.6 and later)"
+
+
 def missing() -> str | None:
     """What this host or unit lacks for tcx links, None if nothing."""
+    return tcx_missing() or programs_missing()
+
+
+def tcx_missing() -> str | None:
+    """What it lacks to attach programs by links; NO_TCX where the kernel has no such links."""
     try:
         query(1, TCX_INGRESS)
     except OSError as error:
@@ -246,7 +254,12 @@ def missing() -> str | None:
             return "CAP_NET_ADMIN, or the unit's SystemCallFilter= leaves out bpf (docs/tc.md has the drop-in)"
         if error.errno == errno.ENOSYS:
             return "bpf(2)"
-        return "tcx links (kernel 6.6 and later)"
+        return NO_TCX
+    return None
+
+
+def programs_missing() -> str | None:
+    """What it lacks to load programs."""
     # Two instructions: return TCX_NEXT.
     code = struct.pack("<BBhi", 0xB7, 0, 0, -1) + struct.pack("<BBhi", 0x95, 0, 0, 0)
     try:

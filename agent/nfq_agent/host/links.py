@@ -111,20 +111,23 @@ class Links:
 
 def links() -> list[Link]:
     """All interfaces of this network namespace. Raises OSError."""
+    return [link for body in dump(_RTM_GETLINK, _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)) if (link := _link(body)) is not None]
+
+
+def dump(kind: int, request: bytes) -> list[bytes]:
+    """The bodies of all that the kernel lists for a request of rtnetlink(7). Raises OSError."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
         netlink.settimeout(5)
-        request = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-        netlink.send(_HEADER.pack(16 + len(request), _RTM_GETLINK, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + request)
-        found: list[Link] = []
+        netlink.send(_HEADER.pack(16 + len(request), kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + request)
+        found: list[bytes] = []
         while True:
-            for kind, body in _messages(netlink.recv(1 << 20)):
-                if kind == _NLMSG_DONE:
+            for answer, body in _messages(netlink.recv(1 << 20)):
+                if answer == _NLMSG_DONE:
                     return found
-                if kind == _NLMSG_ERROR:
+                if answer == _NLMSG_ERROR:
                     code = -int.from_bytes(body[:4], "little", signed=True)
                     raise OSError(code, os.strerror(code))
-                if (link := _link(body)) is not None:
-                    found.append(link)
+                found.append(body)
 
 
 def namespace_id(descriptor: int) -> int | None:
@@ -138,7 +141,7 @@ def namespace_id(descriptor: int) -> int | None:
             if kind == _NLMSG_ERROR:
                 code = -int.from_bytes(body[:4], "little", signed=True)
                 raise OSError(code, os.strerror(code))
-            number = int.from_bytes(_attributes(body[4:]).get(_NETNSA_NSID, b"\xff" * 4), "little", signed=True)
+            number = int.from_bytes(netlink_attributes(body[4:]).get(_NETNSA_NSID, b"\xff" * 4), "little", signed=True)
             return None if number < 0 else number
     return None
 
@@ -153,7 +156,8 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def netlink_attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes of a netlink message, by kind."""
     found: dict[int, bytes] = {}
     offset = 0
     while offset + 4 <= len(data):
@@ -176,9 +180,9 @@ def _link(body: bytes) -> Link | None:
     # A bridge reports its ports in messages of its own family.
     if family != socket.AF_UNSPEC:
         return None
-    found = _attributes(body[_IFINFO.size :])
-    info = _attributes(found.get(_IFLA_LINKINFO, b""))
-    xdp = _attributes(found.get(_IFLA_XDP, b""))
+    found = netlink_attributes(body[_IFINFO.size :])
+    info = netlink_attributes(found.get(_IFLA_LINKINFO, b""))
+    xdp = netlink_attributes(found.get(_IFLA_XDP, b""))
     netns = found.get(_IFLA_LINK_NETNSID)
     return Link(
         index=index,

@@ -51,7 +51,8 @@ class Rtnetlink:
         """Close the socket."""
         self._socket.close()
 
-    def _ask(self, kind: int, flags: int, body: bytes) -> None:
+    def ask(self, kind: int, flags: int, body: bytes) -> None:
+        """Send one request and wait for its acknowledgement. Raises OSError."""
         self._socket.send(_HEADER.pack(16 + len(body), kind, _REQUEST_ACK | flags, 1, 0) + body)
         answer = self._socket.recv(1 << 16)
         code = -struct.unpack_from("=i", answer, 16)[0]
@@ -61,20 +62,20 @@ class Rtnetlink:
     def make_pair(self, first: str, second: str, alias: str) -> tuple[int, int]:
         """Make a pair, up, without ARP and without an IPv6 address; the indices of both ends. Raises OSError, EEXIST."""
         peer = _IFINFO.pack(0, 0, 0, 0, 0) + _named(second)
-        data = _nested(_INFO_DATA, _nested(_VETH_PEER, peer))
-        info = _nested(_LINKINFO, _attribute(_INFO_KIND, b"veth") + data)
-        self._ask(_RTM_NEWLINK, _CREATE_EXCL, _IFINFO.pack(0, 0, 0, 0, 0) + _named(first) + info)
+        data = nested(_INFO_DATA, nested(_VETH_PEER, peer))
+        info = nested(_LINKINFO, attribute(_INFO_KIND, b"veth") + data)
+        self.ask(_RTM_NEWLINK, _CREATE_EXCL, _IFINFO.pack(0, 0, 0, 0, 0) + _named(first) + info)
         try:
             ends = socket.if_nametoindex(first), socket.if_nametoindex(second)
-            quiet = _nested(_AF_SPEC, _nested(socket.AF_INET6, _attribute(_ADDR_GEN_MODE, bytes((_NO_ADDRESS,)))))
+            quiet = nested(_AF_SPEC, nested(socket.AF_INET6, attribute(_ADDR_GEN_MODE, bytes((_NO_ADDRESS,)))))
             for index in ends:
-                said = _attribute(_IFALIAS, alias.encode())
-                self._ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + said)
+                said = attribute(_IFALIAS, alias.encode())
+                self.ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + said)
                 # A kernel without IPv6 does not have the attribute that switches it off.
                 with contextlib.suppress(OSError):
-                    self._ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + quiet)
+                    self.ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + quiet)
             for index in ends:
-                self._ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, _UP_NOARP, _UP_NOARP))
+                self.ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, _UP_NOARP, _UP_NOARP))
         except BaseException:
             self.remove(socket.if_nametoindex(first))
             raise
@@ -83,7 +84,7 @@ class Rtnetlink:
     def remove(self, index: int) -> None:
         """Remove an interface, and with it the other end of a pair. A missing one is not an error."""
         with contextlib.suppress(OSError):
-            self._ask(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0))
+            self.ask(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0))
 
 
 class Removal:
@@ -111,9 +112,14 @@ class Removal:
             self._fixed.send(self._socket.fileno(), 0, None)
 
 
-def sweep(beginning: str) -> int:
-    """Remove pairs whose alias begins with this, left by a killed agent. Returns how many."""
-    found = {link.index: link.peer for link in links() if link.kind == "veth" and link.alias.startswith(beginning)}
+def belongs(alias: str, owner: str) -> bool:
+    """Whether an alias is this owner's: the same, or, where the owner ends with a colon, one that begins with it."""
+    return alias == owner or (owner.endswith(":") and alias.startswith(owner))
+
+
+def sweep(owner: str) -> int:
+    """Remove the pairs that belong to an owner (`belongs`), left by a killed agent. Returns how many."""
+    found = {link.index: link.peer for link in links() if link.kind == "veth" and belongs(link.alias, owner)}
     if not found:
         return 0
     writer = Rtnetlink()
@@ -125,13 +131,15 @@ def sweep(beginning: str) -> int:
     return max(1, len(found) // 2)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """An attribute of a netlink message."""
     return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def _nested(kind: int, value: bytes) -> bytes:
-    return _attribute(kind | _NESTED, value)
+def nested(kind: int, value: bytes) -> bytes:
+    """An attribute that contains attributes."""
+    return attribute(kind | _NESTED, value)
 
 
 def _named(name: str) -> bytes:
-    return _attribute(_IFNAME, name.encode() + b"\0") + _attribute(_MTU, struct.pack("=I", _LONGEST))
+    return attribute(_IFNAME, name.encode() + b"\0") + attribute(_MTU, struct.pack("=I", _LONGEST))

@@ -1,6 +1,7 @@
 """The worker of one `[inline.NAME]`: the programs, the pair of interfaces between kernel and worker, and a link for each side.
 
-Only the worker's process keeps the links: when it dies the kernel detaches the programs, and traffic passes.
+Only the worker's process keeps the links: when it dies the kernel detaches the programs, and traffic passes. Where the kernel has
+no links the programs are filters, which stay: they pass everything once the heartbeat is stale, until they are removed here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from nfq_agent.capture.inline import InlineSource
 from nfq_agent.config.models import Config
 from nfq_agent.counters import INLINE_COUNTERS
 from nfq_agent.element import ElementChain
-from nfq_agent.host import bpf, packet_socket, pairs
+from nfq_agent.host import bpf, filters, packet_socket, pairs
 from nfq_agent.host.jail.calls import ProcessNeeds
 from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.host.users import User
@@ -58,10 +59,11 @@ class InlineWorker(InterfaceWorker):
         self._pair = (0, 0)
         self._pair_links: list[int] = []
         self._hidden: set[int] = set()
+        self._filters: filters.Filters | None = None
 
     def open(self) -> None:
         """Load the programs, make the pair, and listen for interfaces. Raises WorkerError, OSError; nothing is left then."""
-        if (what := packet_socket.missing() or bpf.missing()) is not None:
+        if (what := packet_socket.missing() or filters.missing(self.settings.attach)) is not None:
             raise WorkerError(f"{self.title}: it needs {what}")
         try:
             self._open()
@@ -73,6 +75,9 @@ class InlineWorker(InterfaceWorker):
     def _open(self) -> None:
         alias = f"{pairs.ALIAS}{self.instance}:{self.name}"
         pairs.sweep(alias)
+        if filters.wanted(self.settings.attach):
+            filters.sweep(alias)
+            self._filters = filters.Filters(alias)
         loaded = self._loaded = bpf.load(bpf.OBJECT.read_bytes())
         number = crc32(alias.encode())
         writer = pairs.Rtnetlink()
@@ -91,13 +96,20 @@ class InlineWorker(InterfaceWorker):
         loaded.maps["ports"].put(link_maps.ZERO, link_maps.ports(selection.tcp, selection.udp))
         self._socket = packet_socket.open_judged(far, _ROOM)
         self._pair_links = [
-            bpf.attach(loaded.programs["back"], near, bpf.TCX_INGRESS),
-            bpf.attach(loaded.programs["end"], far, bpf.TCX_INGRESS),
+            self._attach(loaded.programs["back"], near, bpf.TCX_INGRESS),
+            self._attach(loaded.programs["end"], far, bpf.TCX_INGRESS),
         ]
+
+    def _attach(self, program: int, interface: int, side: int) -> int:
+        attach = bpf.attach if self._filters is None else self._filters.attach
+        return attach(program, interface, side)
 
     def close(self) -> None:
         """Remove the pair and unload the programs."""
         super().close()
+        if self._filters is not None:
+            self._filters.close()
+            self._filters = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -145,7 +157,7 @@ class InlineWorker(InterfaceWorker):
         held: list[int] = []
         try:
             for name, side in (("from", bpf.TCX_INGRESS), ("to", bpf.TCX_EGRESS)):
-                held.append(bpf.attach(self._loaded.programs[name], index, side))
+                held.append(self._attach(self._loaded.programs[name], index, side))
             self._tell(f"link {index} {followed.row}", held)
         finally:
             for descriptor in held:
@@ -153,6 +165,8 @@ class InlineWorker(InterfaceWorker):
 
     def left(self, followed: Followed) -> None:
         """Remove the kernel's counters of it."""
+        if self._filters is not None:
+            self._filters.detach(followed.link.index)
         if self._loaded is not None:
             self._loaded.maps["interfaces"].remove(struct.pack("=I", followed.link.index))
 
@@ -167,24 +181,32 @@ class InlineWorker(InterfaceWorker):
 
     def look(self) -> None:
         """Log it if a foreign program is attached before ours: it may withhold packets."""
+        super().look()
         if self._loaded is None or self.child is None:
             return
-        for side, name in ((bpf.TCX_INGRESS, "from"), (bpf.TCX_EGRESS, "to")):
-            ours = bpf.program_id(self._loaded.programs[name])
+        for side in (bpf.TCX_INGRESS, bpf.TCX_EGRESS):
             for followed in self._follower.followed.values():
                 try:
-                    programs = bpf.query(followed.link.index, side).programs
+                    other = self._before_ours(followed.link.index, side)
                 except OSError:
                     continue
-                hidden = bool(programs) and programs[0] != ours
-                if hidden and followed.link.index not in self._hidden:
+                if other is not None and followed.link.index not in self._hidden:
                     self._hidden.add(followed.link.index)
                     self._log(
-                        f"{self.title}: on {followed.link.name} program {programs[0]} of another owner is attached before ours; "
+                        f"{self.title}: on {followed.link.name} {other} of another owner is attached before ours; "
                         "packets that it does not pass on are not judged",
                         "warning",
                         inline=self.name,
                     )
+
+    def _before_ours(self, interface: int, side: int) -> str | None:
+        assert self._loaded is not None
+        if self._filters is not None:
+            found = self._filters.before_ours(interface, side)
+            return None if found is None else f"the filter with preference {found.preference}"
+        programs = bpf.query(interface, side).programs
+        first = bpf.program_id(self._loaded.programs["from" if side == bpf.TCX_INGRESS else "to"])
+        return f"program {programs[0]}" if programs and programs[0] != first else None
 
     @property
     def hidden(self) -> int:
