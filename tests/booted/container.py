@@ -107,7 +107,8 @@ def sweep() -> None:
 class Container:
     """A booted host: pid 1 is its own systemd, its network is its own loopback."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, own_clock: bool = False) -> None:
+        """own_clock: its monotonic clock begins with its boot, as that of a machine does."""
         self.root = layer.root
         self._console = self.root.parent / "console"
         self._stack = contextlib.ExitStack()
@@ -117,7 +118,10 @@ class Container:
             words += ["--link-journal=no", "--console=pipe"]
             with self._console.open("wb") as console:
                 self._nspawn = subprocess.Popen(
-                    [*enter, *nspawn(self.root), *words], stdin=subprocess.DEVNULL, stdout=console, stderr=console
+                    [*enter, *(_new_clock() if own_clock else ()), *nspawn(self.root), *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=console,
+                    stderr=console,
                 )
             self._stack.callback(self._end)
             self.pid = until(self._leader, "a first process in the container")
@@ -201,3 +205,8 @@ class Container:
         """What the journal has; journald is asked to write down everything first."""
         self.run("journalctl", "--sync", check=False)
         return self.run("journalctl", "--no-pager", *words).stdout
+
+
+def _new_clock() -> list[str]:
+    since = int(time.clock_gettime(time.CLOCK_BOOTTIME)) - 1
+    return ["unshare", "--time", f"--monotonic=-{since}", f"--boottime=-{since}"]

@@ -157,6 +157,18 @@ def taken(host: Container) -> None:
     assert connections(host) == before + 5
 
 
+def active_since(host: Container, unit: str) -> float:
+    """When a unit became active, in seconds of the host's monotonic clock."""
+    return int(host.show(unit, "ActiveEnterTimestampMonotonic")) / 1e6
+
+
+_WEB = """[Service]
+ExecStart=/usr/bin/busybox httpd -f -p 8080 -h /usr
+[Install]
+WantedBy=multi-user.target
+"""
+
+
 def web_server(host: Container) -> None:
     """One of the host itself on port 8080."""
     host.run("systemd-run", "--unit=web", "busybox", "httpd", "-f", "-p", "8080", "-h", "/usr")
@@ -263,6 +275,75 @@ def test_boot_with_docker_in_both_orders(neighboured: tuple[Path, ...]) -> None:
             taken(host)
             judged(host)
             host.run("systemctl", "stop", "nfq-agent")
+            assert foreign(host) == rules
+            assert fetch(host, 1) == 1
+
+
+# A firewall as Debian's example, for a host with a server; it drops by its policy.
+_NFT = """#!/usr/sbin/nft -f
+flush ruleset
+table inet firewall {
+    chain input {
+        type filter hook input priority 0; policy drop;
+        iif lo accept
+        ct state established,related accept
+        tcp dport { 22, 8080 } accept
+        meta l4proto icmpv6 accept
+    }
+}
+"""
+# Another program that works with the tables while the agent starts.
+_HOLDER = """[Unit]
+DefaultDependencies=no
+Before=nfq-agent.service
+After=nfq-agent-rules.service
+[Service]
+Type=exec
+ExecStart=/usr/bin/flock --close /run/xtables.lock /usr/bin/sleep 2
+[Install]
+WantedBy=sysinit.target
+"""
+# All that the agent has to say in such a boot.
+_SAID = (
+    r"created the system user proxyuser \(uid \d+\)",
+    r"instance default is serving queue 100, proxy web on 0.0.0.0:15002, \[::\]:15002: \d+ legacy rules are in",
+    r"rules that accept what is redirected to a proxy, at the head of chains that drop in hook INPUT \(foreign nf_tables\): "
+    r"\d inserted, 0 removed \(accept_input\)",
+)
+
+
+def test_the_first_seconds_of_a_boot(neighboured: tuple[Path, ...]) -> None:
+    """On a clock of its own, beside nftables, Docker, fail2ban and a holder of the lock that start in the same boot."""
+    with Layer(*neighboured) as layer:
+        with Container(layer) as host:
+            serving(host)
+            configure(host, _PROXY.replace("[rules.web]", "accept_input = true\n[rules.web]"))
+            host.write("/etc/nftables.conf", _NFT)
+            host.write("/etc/systemd/system/holder.service", _HOLDER)
+            host.write("/etc/systemd/system/web.service", _WEB)
+            host.shell("systemctl enable nftables docker fail2ban holder web", timeout=120)
+            host.power_off()
+        with Container(layer, own_clock=True) as host:
+            serving(host)
+            ready = active_since(host, "nfq-agent")
+            assert active_since(host, "nftables") < ready < 30
+            assert ready <= active_since(host, "network-pre.target")
+            whole(host)
+            judged(host)
+            until(lambda: host.show("docker", "ActiveState") == "active", "docker is active", 120)
+            assert ready < active_since(host, "docker")
+            host.shell(_FAR)
+            until(lambda: fetch(host, 1) == 1, "the server answers through the firewall", 30)
+            taken(host)
+            rules = foreign(host)
+            assert "table inet firewall" in host.run("nft", "list", "tables").stdout
+            # Each line is one sentence, and none is of another kind.
+            lines = host.journal("--unit=nfq-agent", "--boot", "--output=cat", "_COMM=nfq-agent").splitlines()
+            assert [line for line in lines if not any(re.fullmatch(known, line) for known in _SAID)] == []
+            assert sum("is serving" in line for line in lines) == 1
+            assert host.show("nfq-agent", "NRestarts") == "0"
+            host.run("systemctl", "stop", "nfq-agent")
+            assert ours(host) == []
             assert foreign(host) == rules
             assert fetch(host, 1) == 1
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import PIPE
@@ -64,6 +65,26 @@ def test_without_ipv6_the_rules_are_made_for_ipv4(netns: Namespace, tmp_path: Pa
     assert agent.log.count(" warning ") == 1
     done = netns.run(*WITHOUT_IPV6, *COMMAND, "plan", "--config", str(agent.config))
     assert "Nothing to do" in done.stdout
+    assert agent.stop() == 0
+    assert ours(netns) == []
+
+
+@pytest.mark.parametrize("backend", ["legacy", "owned"])
+def test_on_a_host_that_was_booted_a_second_ago(netns: Namespace, tmp_path: Path, backend: str) -> None:
+    """A clock that began with the boot is no reason to wait shorter, for the lock or for anything else."""
+    since = int(time.clock_gettime(time.CLOCK_BOOTTIME)) - 1
+    holder = netns.start("flock", "--close", "/run/xtables.lock", "sh", "-c", "echo held; sleep 2", stdout=PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    young = ("unshare", "--time", f"--monotonic=-{since}", f"--boottime=-{since}")
+    agent = Started(netns, tmp_path, f'[agent]\nbackend = "{backend}"\n{SMALL}', young).ready()
+    assert holder.wait(10) == 0
+    agent.verb("reload")
+    if backend == "legacy":
+        netns.run("iptables-legacy", "-w", "-t", "mangle", "-F")
+        until(lambda: "repaired" in agent.log, "our rules are back")
+    assert not re.search(" error |Traceback", agent.log)
+    assert agent.log.count(" warning ") <= 2
     assert agent.stop() == 0
     assert ours(netns) == []
 
