@@ -11,7 +11,7 @@ from typing import Final
 
 from nfq_agent.cli.doctor_rules import rule_findings
 from nfq_agent.cli.finding import Finding, Level
-from nfq_agent.cli.running import status_if_any
+from nfq_agent.cli.running import status, status_if_any
 from nfq_agent.config.models import Config
 from nfq_agent.config.warnings import warnings
 from nfq_agent.host.jail import door
@@ -22,8 +22,9 @@ from nfq_agent.host.users import CAP_NET_ADMIN, find_user, has_capability
 from nfq_agent.host.xtables import python_iptables
 from nfq_agent.host.xtables.lock import held_by, holders, lock_path
 from nfq_agent.service.confinement import exemptions, lacking
+from nfq_agent.service.control import ControlError, NotRunning
 from nfq_agent.service.foreign_marks import rewriting
-from nfq_agent.service.status import Status
+from nfq_agent.service.status import Status, StatusError
 from nfq_agent.values import Endpoint
 
 _QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
@@ -32,17 +33,19 @@ _QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
 def examine(config: Config) -> list[Finding]:
     """All findings about this host and this configuration, the most important first."""
     running = status_if_any(config.agent.instance)
+    # Without it the kernel shows neither rules nor what it can do for them, and would seem to have none.
+    admin = has_capability(CAP_NET_ADMIN)
     return [
-        *_capabilities(),
+        *_capabilities(admin),
         *_queue_support(),
-        *_rule_engines(),
+        *(_rule_engines() if admin else ()),
         *_confinement(config),
-        *_lock(),
+        *_lock(admin),
         *_user(config),
         *_queues(config, running),
-        *rule_findings(config, running),
+        *rule_findings(config, running, admin),
         *_conntrack(),
-        *_foreign_marks(config),
+        *(_foreign_marks(config) if admin else ()),
         *_rp_filter(),
         *(Finding("warning", "configuration", text) for text in warnings(config)),
         *(Finding("error", "configuration", text) for text in listener_faults(config)),
@@ -62,8 +65,8 @@ def _foreign_marks(config: Config) -> Iterator[Finding]:
         yield Finding("good", "marks", "no rule of others rewrites the mark bits of an offload element")
 
 
-def _capabilities() -> Iterator[Finding]:
-    if not has_capability(CAP_NET_ADMIN):
+def _capabilities(admin: bool) -> Iterator[Finding]:
+    if not admin:
         yield Finding("error", "capabilities", "CAP_NET_ADMIN is missing", "run as root, or start the systemd unit")
     else:
         yield Finding("good", "capabilities", "CAP_NET_ADMIN is present")
@@ -109,7 +112,7 @@ def _confinement(config: Config) -> Iterator[Finding]:
         yield Finding("good", "confinement", f"exempt: {exempt}")
 
 
-def _lock() -> Iterator[Finding]:
+def _lock(admin: bool) -> Iterator[Finding]:
     path = Path(lock_path())
     if not path.exists():
         yield Finding("good", "xtables lock", f"{path} does not exist yet and will be created")
@@ -117,7 +120,10 @@ def _lock() -> Iterator[Finding]:
     try:
         lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        yield Finding("error", "xtables lock", f"{path}: {error.strerror}", "run as root, or let the agent's group read it")
+        if admin:
+            yield Finding("error", "xtables lock", f"{path}: {error.strerror}", "run as root, or let the agent's group read it")
+        else:
+            yield Finding("warning", "xtables lock", f"{path} cannot be looked at: {error.strerror}", "run this as root (sudo)")
         return
     try:
         if holders(lock):
@@ -224,8 +230,13 @@ def listener_faults(config: Config) -> list[str]:
         ]
     if not wanted:
         return []
-    running = status_if_any(config.agent.instance)
-    ours = {text for proxy in running.proxies for text in proxy.listen} if running is not None else set()
+    try:
+        ours = {text for proxy in status(config.agent.instance, 5.0).proxies for text in proxy.listen}
+    except NotRunning:
+        ours = set()
+    except (ControlError, StatusError):
+        # An agent runs and does not answer this process: the listeners may be its own.
+        ours = {str(endpoint) for _, endpoint in wanted}
     faults = []
     for name, endpoint in wanted:
         if str(endpoint) not in ours and (reason := _cannot_bind(endpoint)):

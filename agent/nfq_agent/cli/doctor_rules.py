@@ -11,7 +11,6 @@ from nfq_agent.cli.finding import Finding
 from nfq_agent.cli.running import status_if_any
 from nfq_agent.config.models import Config
 from nfq_agent.host.nftables import neighbours
-from nfq_agent.host.users import CAP_NET_ADMIN, has_capability
 from nfq_agent.host.xtables.backend import everywhere
 from nfq_agent.rules.model import FAMILIES, RuleError
 from nfq_agent.service.host_notices import host_notices
@@ -28,21 +27,28 @@ _MASK: Final = re.compile(r"--(?:set-xmark 0x[0-9a-f]+/|nfmask |ctmask )(0x[0-9a
 _ALL_BITS: Final = 0xFFFFFFFF
 
 
-def rule_findings(config: Config, running: Status | None) -> Iterator[Finding]:
-    """All of them. running: the status of the running agent, if it answers."""
-    if not has_capability(CAP_NET_ADMIN):
-        yield Finding("warning", "rules", "the rules of this host are shown to root only", "run this as root (sudo)")
+def rule_findings(config: Config, running: Status | None, admin: bool) -> Iterator[Finding]:
+    """All of them. running: the status of the running agent, if it answers. admin: whether this process has CAP_NET_ADMIN."""
+    if not admin:
+        yield Finding(
+            "warning",
+            "rules",
+            "the rules of this host are shown to root only: rules, marks, NAT, firewalls, instances and what the kernel can do "
+            "for rules were not looked at",
+            "run this as root (sudo)",
+        )
     if running is not None:
         yield from _as_configured(running)
         yield from (
             Finding("warning", f"uninspected: {each.cause}", _bypass(each.text, each.count, each.unit), each.advice)
             for each in running.bypasses
         )
-    yield from _side_by_side()
-    backend = running.backend if running is not None else config.agent.backend
-    yield from (Finding("warning", *each) for each in host_notices(config, backend))
-    yield from _marks(config)
-    yield from _instances(config, running)
+    if admin:
+        yield from _side_by_side()
+        backend = running.backend if running is not None else config.agent.backend
+        yield from (Finding("warning", *each) for each in host_notices(config, backend))
+        yield from _marks(config)
+        yield from _instances(config, running)
     yield from _saved_rules()
 
 
