@@ -12,9 +12,12 @@ import pytest
 from booted.container import Container, Layer, sweep
 from booted.nspawn import until
 from booted.packages import Installed, Packages, packages
-from booted.roots import RELEASES, Release, base_root
+from booted.roots import RELEASES, Release, base_root, neighbours_root
 
 HERE = Path(__file__).parent
+_NEIGHBOURS = ("busybox-static", "docker.io", "fail2ban", "firewalld", "nftables", "ufw")
+# Debian 12 has Docker's client in docker.io.
+_BESIDES = {"trixie": ("docker-cli",)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,6 +61,29 @@ def installed(release: Release, built: Packages) -> Iterator[Installed]:
             host.power_off()
         layer.detach()
         yield Installed((layer.changes, base), done.stdout, state, enabled, rules)
+
+
+def _made(built: Packages, *neighbours: str) -> Iterator[tuple[Path, ...]]:
+    """The layers of a host of a release with neighbours and the package installed."""
+    base = neighbours_root(built.release, *neighbours)
+    deb = built.deb
+    with Layer(base) as layer:
+        shutil.copy(deb, layer.root / "root")
+        with Container(layer) as host:
+            host.run("apt-get", "install", "-y", f"/root/{deb.name}", timeout=300)
+            host.power_off()
+        layer.detach()
+        yield layer.changes, base
+
+
+@pytest.fixture(scope="session")
+def neighboured(built: Packages) -> Iterator[tuple[Path, ...]]:
+    yield from _made(built, *_NEIGHBOURS, *_BESIDES.get(built.release.name, ()))
+
+
+@pytest.fixture(scope="session")
+def persistent(built: Packages) -> Iterator[tuple[Path, ...]]:
+    yield from _made(built, "iptables-persistent", "nftables")
 
 
 @pytest.fixture
