@@ -16,6 +16,7 @@ from namespace import Namespace
 from reachable import python, reachable
 from traffic import FLOOD
 
+from nfq_agent.host.xtables import obstacles
 from nfq_agent.service import control
 
 pytestmark = pytest.mark.kernel
@@ -282,6 +283,24 @@ def test_marks_of_others_nat_of_others_and_firewalls_are_named(netns: Namespace,
     assert "NAT in nf_tables: ip theirs out" in said(agent, "legacy and nft")
     assert "raw" in said(agent, "NOTRACK")
     assert agent.stop() == 0
+
+
+NOTRACK = {
+    "the inet table raw (legacy)": "iptables-legacy -w -t raw -A OUTPUT -p tcp --dport 80 -j CT --notrack",
+    "nft chain ip raw OUTPUT": "iptables-nft -t raw -A OUTPUT -p tcp --dport 80 -j CT --notrack",
+    "nft chain inet theirs out": "nft 'table inet theirs { chain out { type filter hook output priority -300;"
+    " tcp dport 80 notrack; }; }'",
+}
+
+
+@pytest.mark.parametrize("place", NOTRACK)
+def test_rules_against_connection_tracking_are_named(netns: Namespace, place: str) -> None:
+    netns.shell(
+        "iptables-nft -t raw -A OUTPUT -p tcp --dport 80 -j CT --zone 1; iptables-legacy -w -t raw -A OUTPUT -j CT --zone 1"
+    )
+    assert netns.call(obstacles.untracked) == []
+    netns.shell(NOTRACK[place])
+    assert netns.call(obstacles.untracked) == [place]
 
 
 @pytest.mark.parametrize("backend", ["legacy", "owned"])

@@ -44,7 +44,7 @@ def host_notices(config: Config, backend: str) -> Iterator[HostNotice]:
     if redirects(config) and (found := obstacles.untracked()):
         yield HostNotice(
             "NOTRACK",
-            f"{', '.join(found)} takes packets out of connection tracking, and REDIRECT passes over those",
+            f"rules that take packets out of connection tracking, which REDIRECT passes over: {', '.join(found)}",
             'leave the ports of the proxy out of those rules, or use capture = "tproxy"',
         )
 

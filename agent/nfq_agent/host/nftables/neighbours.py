@@ -14,6 +14,8 @@ NUMBERS: Final = {"inet": 1, "ip": 2, "ip6": 10}
 _HOOKS: Final = {number: name.lower() for name, number in layout.HOOKS.items()}
 # NFT_META_MARK, NFT_CT_MARK
 _MARK: Final = 3
+# XT_CT_NOTRACK (linux/netfilter/xt_CT.h)
+_CT_NOTRACK: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +64,21 @@ def nat_chain() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Others:
-    """The rules of others. rules: how many. marking: chains whose native rules set a packet's or a connection's mark."""
+    """The rules of others. rules: how many. marking: chains whose native rules set a packet's or a connection's mark.
+
+    untracking: chains with rules that take packets out of connection tracking, native ones or those of iptables-nft.
+    """
 
     rules: int
     marking: tuple[str, ...]
+    untracking: tuple[str, ...]
 
 
 def others() -> Others:
     """The rules of others. Raises OSError as `hook_chains`."""
     count = 0
     marking: dict[str, None] = {}
+    untracking: dict[str, None] = {}
     with NftSocket() as connection:
         for family, number in NUMBERS.items():
             for body in connection.dump(netlink.GET_RULE, number):
@@ -80,13 +87,23 @@ def others() -> Others:
                 if layout.instance_of_table(table) is not None:
                     continue
                 count += 1
-                if any(map(_sets_mark, (value for _, value in attributes(found.get(4, b""))))):
-                    marking[f"{family} {table} {string(found[2])}"] = None
-    return Others(count, tuple(marking))
+                expressions = [dict(attributes(value)) for _, value in attributes(found.get(4, b""))]
+                for which, does in ((marking, _sets_mark), (untracking, _untracks)):
+                    if any(map(does, expressions)):
+                        which[f"{family} {table} {string(found[2])}"] = None
+    return Others(count, tuple(marking), tuple(untracking))
 
 
-def _sets_mark(expression: bytes) -> bool:
-    parts = dict(attributes(expression))
+def _untracks(parts: dict[int, bytes]) -> bool:
+    name, data = string(parts[1]), dict(attributes(parts.get(2, b"")))
+    if name == "target":
+        # NFTA_TARGET_NAME and _INFO; struct xt_ct_target_info begins with its flags.
+        extension, info = string(data[1]), data.get(3, b"\0")
+        return extension == "NOTRACK" or (extension == "CT" and bool(info[0] & _CT_NOTRACK))
+    return name == "notrack"
+
+
+def _sets_mark(parts: dict[int, bytes]) -> bool:
     name, data = string(parts[1]), dict(attributes(parts.get(2, b"")))
     # NFTA_META_KEY and NFTA_META_SREG; NFTA_CT_KEY and NFTA_CT_SREG.
     key, source = {"meta": (2, 3), "ct": (2, 4)}.get(name, (0, 0))

@@ -7,6 +7,7 @@ from typing import Final
 
 from nfq_agent.host.families import ADDRESS_FAMILIES
 from nfq_agent.host.nftables.dropping import dropping_chains
+from nfq_agent.host.nftables.neighbours import others
 from nfq_agent.host.xtables.image import Image
 from nfq_agent.host.xtables.legacy import drops_in_input, tables_present
 
@@ -28,7 +29,7 @@ def firewalls(translated: bool) -> list[str]:
 
 
 def untracked() -> list[str]:
-    """Tables with rules that take packets out of connection tracking (NOTRACK), which is what REDIRECT works with."""
+    """Tables and chains with rules that take packets out of connection tracking (NOTRACK), which is what REDIRECT works with."""
     found = []
     for family, number in ADDRESS_FAMILIES.items():
         with suppress(OSError):
@@ -38,4 +39,6 @@ def untracked() -> list[str]:
                 flags = [data[0] for data in image.data_of(b"CT")]
                 if any(each & _CT_NOTRACK for each in flags) or any(True for _ in image.data_of(b"NOTRACK")):
                     found.append(f"the {family} table raw (legacy)")
+    with suppress(OSError):
+        found += [f"nft chain {each}" for each in others().untracking]
     return found
