@@ -23,7 +23,9 @@ from nfq_agent.soundness import Soundness
 _STEPS: Final = 256
 
 
-class _Phase(Enum):
+class Phase(Enum):
+    """What is read of the client: the opening, a later message, nothing more."""
+
     OPENING = 0
     LATER = 1
     DONE = 2
@@ -58,7 +60,7 @@ class Conversation:
         self.ended = False
         self.renewed: int | None = None
         self.server_first: int | None = None
-        self._phase = _Phase.OPENING
+        self._phase = Phase.OPENING
         self._parsers = parsers
         # Where the next message begins.
         self._next = initial + 1 & 0xFFFFFFFF
@@ -84,12 +86,12 @@ class Conversation:
     @property
     def listens(self) -> bool:
         """Whether the client's next bytes are to be read."""
-        return self._phase is not _Phase.DONE
+        return self._phase is not Phase.DONE
 
     @property
     def awaits_server(self) -> bool:
         """Whether the server's bytes are to be read."""
-        return self._first is not None or self._phase is _Phase.OPENING
+        return self._first is not None or self._phase is Phase.OPENING
 
     @property
     def awaited(self) -> int:
@@ -121,7 +123,7 @@ class Conversation:
         """The number of the first byte of the next message, where that is whole by itself and read by this parser; else None."""
         waits = self._client is not None or self._server is not None or self._first is not None or self._began is not None
         ends = self.closed or self.ended or self.renewed is not None or self.earlier is not None
-        if waits or ends or self._phase is not _Phase.LATER or self._parsers != (parser,):
+        if waits or ends or self._phase is not Phase.LATER or self._parsers != (parser,):
             return None
         return self._next
 
@@ -161,11 +163,11 @@ class Conversation:
 
     @property
     def _opening(self) -> bool:
-        return self._phase is _Phase.OPENING
+        return self._phase is Phase.OPENING
 
     @property
     def _done(self) -> bool:
-        return self._phase is _Phase.DONE
+        return self._phase is Phase.DONE
 
     def forget(self) -> None:
         """Drop the bytes that wait for others: they come again."""
@@ -173,20 +175,20 @@ class Conversation:
 
     def give_up(self, reason: str, conflict: bool = False) -> list[Said]:
         """Read nothing more."""
-        self._phase = _Phase.DONE
+        self._phase = Phase.DONE
         self.forget()
         return [Said(Event.GAVE_UP, {}, reason, conflict)]
 
     def _differ(self) -> list[Said]:
         """Read nothing more: which bytes the server takes is not known."""
-        self._phase = _Phase.DONE
+        self._phase = Phase.DONE
         self.forget()
         self._read_bytes = None
         return [Said(Event.DIFFERS, {}, "segments that overlap differ", True)]
 
     def restart(self, parsers: tuple[Parser, ...]) -> None:
         """Read what comes next as a first message."""
-        self._phase = _Phase.OPENING
+        self._phase = Phase.OPENING
         self._parsers = parsers
         self.forget()
         self._begin_next_message()
@@ -202,7 +204,7 @@ class Conversation:
     @property
     def unfinished(self) -> bool:
         """Whether a message has begun that is not complete."""
-        return self._phase is _Phase.OPENING or (self._client is not None and bool(self._client.data))
+        return self._phase is Phase.OPENING or (self._client is not None and bool(self._client.data))
 
     def client(self, sequence: int, data: bytes, now: float) -> list[Said]:
         """A segment of the client. sequence: of its first byte. now: seconds."""
@@ -214,7 +216,7 @@ class Conversation:
                 return self._differ()
             if self._read_bytes.lost(sequence):
                 return AHEAD
-        if self._phase is _Phase.DONE or offset + len(data) <= 0:
+        if self._phase is Phase.DONE or offset + len(data) <= 0:
             # Read before, or the body of a message.
             return []
         if offset >= BYTES:
@@ -238,7 +240,7 @@ class Conversation:
             grew = self._client.add(sequence, data)
             if self._client.conflict:
                 return self._differ()
-            if self._phase is _Phase.LATER and not self._client.data:
+            if self._phase is Phase.LATER and not self._client.data:
                 self._client.full = False
                 return AHEAD
             if grew:
@@ -262,7 +264,7 @@ class Conversation:
         """A segment of the server."""
         if not self.awaits_server:
             return []
-        if self._phase is _Phase.OPENING and self._late(now):
+        if self._phase is Phase.OPENING and self._late(now):
             return self.run_out(f"{SECONDS:.0f} seconds have passed")
         if self._began is None:
             self._began = now
@@ -271,7 +273,7 @@ class Conversation:
         if self._server is None:
             self._server = Reassembly(self.server_first, BYTES)
         grew = self._server.add(sequence, data)
-        if self._phase is not _Phase.OPENING:
+        if self._phase is not Phase.OPENING:
             return self._add_from_server() if grew else []
         if self._server.conflict:
             return self._differ()
@@ -306,7 +308,7 @@ class Conversation:
         """No message is unfinished: the limits begin with the next one."""
         self._began = None
         self._packets = 0
-        if self._phase is _Phase.DONE:
+        if self._phase is Phase.DONE:
             self._client = None
         if self._first is None:
             self._server = None
@@ -320,7 +322,7 @@ class Conversation:
             self._began = now
         self._packets += 1
         full = (self._client is not None and self._client.full) or self.held > BYTES
-        if full or (self._phase is _Phase.OPENING and self._server is not None and self._server.full):
+        if full or (self._phase is Phase.OPENING and self._server is not None and self._server.full):
             return said + self.run_out("not known after 16 KiB")
         if self._packets >= PACKETS:
             return said + self.run_out(f"{PACKETS} packets with payload, and it is not known")
@@ -331,7 +333,7 @@ class Conversation:
         at = 0
         for _ in range(_STEPS):
             rest = data[at:] if at else data
-            if not rest and (at or self._phase is _Phase.LATER):
+            if not rest and (at or self._phase is Phase.LATER):
                 return at
             found = self._parse(rest, said)
             if found is None:
@@ -354,10 +356,10 @@ class Conversation:
 
     def _parse(self, data: bytes, said: list[Said]) -> Found | None:
         """Read one message; None where it is not whole, or was given up."""
-        server = self._server.data if self._server is not None and self._phase is _Phase.OPENING else b""
+        server = self._server.data if self._server is not None and self._phase is Phase.OPENING else b""
         remaining, found = parse_first(self._parsers, data, server)
         if not remaining:
-            if self._phase is _Phase.OPENING:
+            if self._phase is Phase.OPENING:
                 if looks_encrypted(data):
                     said.append(Said(Event.PART, {"encrypted": True}))
                 said += self.give_up("not a known protocol")
@@ -373,12 +375,12 @@ class Conversation:
     def _found(self, parser: Parser, data: bytes, found: Found, said: list[Said]) -> Found:
         if found.facts:
             said.append(Said(Event.MESSAGE, found.facts))
-        if self._phase is _Phase.OPENING and not found.done:
+        if self._phase is Phase.OPENING and not found.done:
             self._first = parser, data[: found.used or None]
         if found.then is None:
-            self._phase = _Phase.DONE
+            self._phase = Phase.DONE
         else:
-            self._phase = _Phase.LATER
+            self._phase = Phase.LATER
             self._parsers = (found.then,)
         return found
 

@@ -16,6 +16,7 @@ from nfq_agent.access import HasAccess
 from nfq_agent.context import Context
 from nfq_agent.fitting import fit
 from nfq_agent.flow import Account, Flow, Watch
+from nfq_agent.foresight import Foreseeable, Foresight, foresight_of
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.mark import Kept
 from nfq_agent.packet import Packet
@@ -61,7 +62,7 @@ def options_of(cls: type[Any]) -> type[Options] | None:
     return None
 
 
-class PacketElement(HasAccess, Generic[O]):
+class PacketElement(HasAccess, Foreseeable, Generic[O]):
     """Base of every element that judges packets.
 
     The model of its table is the parameter of its base, as in `class MyElement(PacketElement[MyOptions])`, or its attribute
@@ -85,7 +86,6 @@ class PacketElement(HasAccess, Generic[O]):
     """
 
     context: Context = Context()
-
     needs: Needs = Needs.HEADERS
     rewrites: ClassVar[bool] = False
     rewrites_small: ClassVar[bool] = False
@@ -219,8 +219,7 @@ class ElementChain:
     """Elements in their order. The first that answers wins; then those that amend verdicts are asked, in the same order.
 
     monitor: a drop is not to be amended, since it will be an accept; and to those that amend, nothing lasts that would hide
-    another drop from being counted: no verdict on a packet by itself, and none on a flow that would have been dropped. context:
-    what the worker lends the elements.
+    another drop from being counted: no verdict on a packet alone, none on a flow that would have been dropped. context: lent.
     """
 
     def __init__(
@@ -232,26 +231,26 @@ class ElementChain:
                 element.context = context
         self._monitor = monitor
         # Only those that override it are called; a call that does nothing costs as much as one that does.
-        self._deciders = tuple(e.decide for e in self._elements if _overrides(e, "decide"))
+        self._deciding = asked = tuple(e for e in self._elements if _overrides(e, "decide"))
+        self._amending = tuple(e for e in self._elements if _overrides(e, "amend"))
+        self._deciders = tuple(e.decide for e in asked)
         self._listeners = tuple(e.judged for e in self._elements if _overrides(e, "judged"))
         self._followers = tuple(e for e in self._elements if _overrides(e, "follow"))
-        self._amenders = tuple(e.amend for e in self._elements if _overrides(e, "amend"))
+        self._amenders = tuple(e.amend for e in self._amending)
         self._default = default
         # For the listeners: the flows of the packets of this turn, by the packet's number.
         self._flows: dict[int, Flow] = {}
         # Whether the answer of each is lasting: if it is, and all before it are, which left the packet to it.
-        asked = [e for e in self._elements if _overrides(e, "decide")]
         self._lasting = tuple((e.decide, all(other.lasting for other in asked[: end + 1])) for end, e in enumerate(asked))
         self._default_lasting = all(e.lasting for e in asked)
         # Which packets of a flow have to be shown: to the elements up to the one that answers, and to those that amend.
         self._watches = tuple(e.watches for e in asked)
-        self._amended_watches = tuple(e.watches for e in self._elements if _overrides(e, "amend"))
+        self._amended_watches = tuple(e.watches for e in self._amending)
         self._asked = 0
-        self._deciding = tuple(asked)
         self.context = context or Context()
         # Whether the answers to two HTTP requests for the same host are the same.
         self._by_host = all(e.facts_read is not None and _DETAILS.isdisjoint(e.facts_read) for e in self._elements)
-        self._amended_lasting = all(e.lasting for e in self._elements if _overrides(e, "amend"))
+        self._amended_lasting = all(e.lasting for e in self._amending)
 
     def __len__(self) -> int:
         return len(self._elements)
@@ -291,6 +290,11 @@ class ElementChain:
             # One that reads the client's payload for itself is shown all of it.
             requests = requests and (not wanted & Watch.CLIENT or bool(wanted & Watch.REQUEST))
         return watch if requests else watch & ~Watch.REQUEST
+
+    def foresight(self) -> Foresight | None:
+        """What the elements answer to openings, where that can be told."""
+        can = self.watched and self._by_host and not self._followers
+        return foresight_of(self._deciding, self._amending, self._default, self.context.flows) if can else None
 
     @property
     def follows(self) -> bool:
@@ -340,8 +344,7 @@ class ElementChain:
 
     def _decide_and_amend(self, packet: Packet, flow: Flow | None) -> Verdict:
         verdict: Verdict | None = None
-        lasting = self._default_lasting
-        asked = 0
+        asked, lasting = 0, self._default_lasting
         for decide, holds in self._lasting:
             asked += 1
             verdict = decide(packet, flow)

@@ -10,12 +10,14 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
+from .dns_head cimport may_be_dns
 from .flow_entry cimport (
-    K_ACKNOWLEDGED, K_CLIENT_STAMP, K_NEW_CLIENT_STAMP, K_NEW_STAMP, K_OPENING, K_REQUEST, K_STAMP, W_ACKNOWLEDGEMENT, Entry,
-    Request,
+    ASK, K_ACKNOWLEDGED, K_CLIENT_STAMP, K_NEW_CLIENT_STAMP, K_NEW_STAMP, K_OPENING, K_REQUEST, K_STAMP, O_ANSWERED, O_CLOSED,
+    O_EARLIER, O_ENDED, O_FIRST, O_HTTP, O_READ, O_STATE, W_ACKNOWLEDGEMENT, W_CLIENT, W_CLIENT_BARE, W_DNS, W_QUIC, W_REQUEST,
+    W_SERVER, W_SERVER_BARE, Entry, Request,
 )
 from .http_head cimport is_request
-from .plain_packet cimport F_ACK, Segment, is_wrong, ntohl
+from .plain_packet cimport F_ACK, F_FIN, F_RST, F_SYN, F_URG, Segment, is_wrong, ntohl
 
 cdef enum:
     # Bytes of a request that is read here.
@@ -161,3 +163,59 @@ cdef inline object heard_of(Entry *entry, size_t *kept):
         entry.acknowledged if known & K_ACKNOWLEDGED else None, entry.stamp if known & K_NEW_STAMP else None, client_stamp,
         number, piece,
     )
+
+
+cdef inline object opening_of(Entry *entry, size_t *kept):
+    """The values of `Opening` for a connection that no element was shown; the entry forgets them."""
+    cdef Request *request = entry.request
+    cdef uint8_t state = entry.unshown & O_STATE
+    server_first = entry.opening if entry.known & K_OPENING else None
+    stamp = entry.stamp if entry.known & K_STAMP else None
+    closed, ended = bool(entry.unshown & O_CLOSED), bool(entry.unshown & O_ENDED)
+    earlier = None
+    if state <= O_ANSWERED:
+        if entry.unshown & O_EARLIER:
+            earlier = request.earlier_first, request.earlier_next
+        return (entry.first, server_first, "", "", 0, False, b"", False, None, stamp, closed, ended, earlier)
+    name = (<const char *>request + sizeof(Request))[: request.length].decode("ascii")
+    client_stamp = request.stamp if entry.known & K_CLIENT_STAMP else None
+    number, piece = request.next, b""
+    if request.data != NULL:
+        piece = PyBytes_FromStringAndSize(<char *>request.data, request.size)
+        number = entry.last_read - request.size
+        drop_request(request, kept)
+    return (
+        request.initial, server_first, "http" if state == O_HTTP else "tls", name, number, state == O_READ and not piece,
+        piece, bool(entry.unshown & O_FIRST), client_stamp, stamp, closed, ended, earlier,
+    )
+
+
+cdef inline bint passes_settled(
+    Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, size_t *kept, size_t room
+) noexcept nogil:
+    """Whether a packet of a settled flow gets the flow's verdict, since no element watches for it."""
+    cdef uint8_t watch
+    cdef bint from_client
+    if entry.verdict == ASK or segment.flags & (F_SYN | F_FIN | F_RST | F_URG):
+        return False
+    watch = entry.watch
+    from_client = segment.down == entry.client
+    if watch & W_ACKNOWLEDGEMENT and not from_client:
+        if not only_acknowledges(entry, packet, length, segment, ready, kept):
+            return False
+    if segment.size == 0:
+        if watch & (W_CLIENT_BARE if from_client else W_SERVER_BARE):
+            return False
+    elif watch & (W_CLIENT if from_client else W_SERVER):
+        if not (from_client and watch & W_REQUEST) or watch & (W_SERVER | W_CLIENT_BARE | W_SERVER_BARE):
+            return False
+        if not only_asks_again(entry, packet, length, segment, ready, kept, room):
+            return False
+    elif watch & (W_DNS | W_QUIC):
+        if segment.copied != segment.size:
+            return False
+        if watch & W_DNS and (may_be_dns(packet + segment.data, segment.size) or (ready and is_wrong(packet, length, segment))):
+            return False
+        if watch & W_QUIC and packet[segment.data] >= 0xC0:
+            return False
+    return True

@@ -70,6 +70,31 @@ class Heard(NamedTuple):
     piece: bytes
 
 
+class Opening(NamedTuple):
+    """What is known of a TCP connection that no element was shown, since it was known what they would answer.
+
+    initial: the client's initial sequence number. server_first: the number of the server's first byte, None without an answer.
+    protocol, name: of the first message, empty if it has not come. next: the number behind the latest message, or of `piece`: the
+    bytes of the latest message, if they are not acknowledged; first: that is the first one. done: what follows is not to be read.
+    client_stamp, stamp: the latest timestamps. closed, ended: a FIN was seen, one of the client. earlier: where the client of an
+    earlier connection on the same five-tuple began and was.
+    """
+
+    initial: int
+    server_first: int | None
+    protocol: str
+    name: str
+    next: int
+    done: bool
+    piece: bytes
+    first: bool
+    client_stamp: int | None
+    stamp: int | None
+    closed: bool
+    ended: bool
+    earlier: tuple[int, int] | None
+
+
 class Account(NamedTuple):
     """What has passed of a flow: packets and bytes of the client and of the server, and when the latest came, in seconds.
 
@@ -107,6 +132,7 @@ class Flow:
     unsound: why the receiver of the packet at hand discards it, so that nothing of it was read; empty if it does not.
     answered: both sides were seen. midstream: its beginning was not seen, nor is it known what it has said.
     expects: packets of the server that need not be shown. heard: what they said, since the last packet that was shown.
+    opening: what its packets have said, if no element was shown any of them yet.
     """
 
     origin: FiveTuple
@@ -125,3 +151,4 @@ class Flow:
     midstream: bool = False
     expects: Expected | None = None
     heard: Heard | None = None
+    opening: Opening | None = None

@@ -28,6 +28,18 @@ cdef enum:
     K_ACKNOWLEDGED = 32
     K_REQUEST = 64
     K_NEW = 120
+    # A connection that no element was shown yet: how far it is, and what is known besides. Of the client's bytes that are kept,
+    # O_FIRST: they are the first message. O_EARLIER: another connection with the same five-tuple was before it.
+    O_SYN = 1
+    O_ANSWERED = 2
+    O_HTTP = 3
+    O_TLS = 4
+    O_READ = 5
+    O_STATE = 7
+    O_CLOSED = 8
+    O_ENDED = 16
+    O_FIRST = 32
+    O_EARLIER = 64
 
 
 cdef struct Request:
@@ -37,6 +49,11 @@ cdef struct Request:
     uint32_t stamp
     uint32_t size
     uint32_t length
+    # Of a connection that no element was shown: the client's initial number, and where the client of the one before began and
+    # was.
+    uint32_t initial
+    uint32_t earlier_first
+    uint32_t earlier_next
     uint8_t *data
 
 
@@ -62,6 +79,9 @@ cdef struct Entry:
     uint8_t verdict
     # Of what is expected (see Expected in nfq_agent.flow): what is known, and the numbers.
     uint8_t known
+    # How far a connection is that no element was shown, 0 for one that has a Flow. Until its first message `first` is the
+    # client's initial number.
+    uint8_t unshown
     uint32_t first
     uint32_t last_read
     uint32_t opening

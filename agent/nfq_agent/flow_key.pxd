@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from .plain_packet cimport FORM_HIGH_PORTLESS, FORM_LOW_PORTLESS, FORM_V6, K_FORM, KEY, put_ends
+from .plain_packet cimport FORM_HIGH_PORTLESS, FORM_LOW_PORTLESS, FORM_V6, K_ENDS, K_FORM, K_PORTS, KEY, put_ends
 
 cdef extern from *:
     """
@@ -50,3 +50,13 @@ cdef inline bint key_of(five_tuple, uint8_t *key) except -1:
     if dport is None:
         key[K_FORM] |= FORM_LOW_PORTLESS if down else FORM_HIGH_PORTLESS
     return down
+
+
+cdef inline tuple ends_of(const uint8_t *key, bint down):
+    """The values of the five-tuple of a TCP or UDP flow's packets that go down, or of those that go up."""
+    cdef const char *ends = <const char *>key + K_ENDS
+    cdef size_t size = 16 if key[K_FORM] & FORM_V6 else 4
+    low, high = ends[:size], ends[16 : 16 + size]
+    low_port = key[K_PORTS] << 8 | key[K_PORTS + 1]
+    high_port = key[K_PORTS + 2] << 8 | key[K_PORTS + 3]
+    return (key[0], high, high_port, low, low_port) if down else (key[0], low, low_port, high, high_port)

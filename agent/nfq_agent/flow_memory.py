@@ -40,6 +40,8 @@ _BEGIN: Final = 1 << 20
 class FlowMemory:
     """At most PLACES connections; the one that was decided longest ago makes room, those never answered before others.
 
+    room: the memory, which nfq_agent.openings writes as well.
+
     One process writes. A record is invisible while it is written, so that a process that is killed leaves none in part.
     """
 
@@ -47,7 +49,7 @@ class FlowMemory:
         """memory: SIZE bytes, empty or as an earlier process left them. seed: 16 random bytes, taken if it is empty."""
         if len(memory) != SIZE:
             raise ValueError(f"{len(memory)} bytes; a flow memory has {SIZE}")
-        self._memory = memory
+        self.room = memory
         if bytes(memory[:8]) != _MAGIC:
             memory[_TAGS:_STAMPS] = bytes(_STAMPS - _TAGS)
             memory[8:24] = seed
@@ -56,20 +58,20 @@ class FlowMemory:
 
     def keep(self, origin: FiveTuple, facts: Mapping[str, Any], answered: bool, now: float) -> None:
         """Keep what a connection said. origin: as the flow has it. now: seconds of the monotonic clock."""
-        text = _text(facts)
+        text = text_of(facts)
         row, tag = self._row(origin)
         place = self._find(row, tag, origin)
         if place is None:
-            tags = _ROW.unpack_from(self._memory, _TAGS + 4 * row)
-            stamps = _ROW.unpack_from(self._memory, _STAMPS + 4 * row)
+            tags = _ROW.unpack_from(self.room, _TAGS + 4 * row)
+            stamps = _ROW.unpack_from(self.room, _STAMPS + 4 * row)
             place = row + (tags.index(0) if 0 in tags else stamps.index(min(stamps)))
         at = _RECORDS + RECORD * place
-        _ONE.pack_into(self._memory, _TAGS + 4 * place, 0)
+        _ONE.pack_into(self.room, _TAGS + 4 * place, 0)
         protocol, src, sport, dst, dport = origin
-        _KEY.pack_into(self._memory, at, len(text), protocol, len(src), src, sport or 0, dst, dport or 0)
-        self._memory[at + _KEY.size : at + _KEY.size + len(text)] = text
-        _ONE.pack_into(self._memory, _STAMPS + 4 * place, int(now) + _BEGIN - (0 if answered else _UNANSWERED))
-        _ONE.pack_into(self._memory, _TAGS + 4 * place, tag)
+        _KEY.pack_into(self.room, at, len(text), protocol, len(src), src, sport or 0, dst, dport or 0)
+        self.room[at + _KEY.size : at + _KEY.size + len(text)] = text
+        _ONE.pack_into(self.room, _STAMPS + 4 * place, int(now) + _BEGIN - (0 if answered else _UNANSWERED))
+        _ONE.pack_into(self.room, _TAGS + 4 * place, tag)
 
     def recall(self, five_tuple: FiveTuple) -> tuple[FiveTuple, dict[str, Any]] | None:
         """The origin and the facts of the connection that a packet belongs to, or None."""
@@ -78,9 +80,9 @@ class FlowMemory:
         if place is None:
             return None
         at = _RECORDS + RECORD * place
-        length = int.from_bytes(self._memory[at : at + 2], "big")
+        length = int.from_bytes(self.room[at : at + 2], "big")
         try:
-            found = json.loads(bytes(self._memory[at + _KEY.size : at + _KEY.size + length]))
+            found = json.loads(bytes(self.room[at + _KEY.size : at + _KEY.size + length]))
         except ValueError:
             return None
         facts = {str(name): tuple(value) if isinstance(value, list) else value for name, value in found.items()}
@@ -90,7 +92,7 @@ class FlowMemory:
         """Another connection begins on these ends."""
         row, tag = self._row(five_tuple)
         if (place := self._find(row, tag, five_tuple)) is not None:
-            _ONE.pack_into(self._memory, _TAGS + 4 * place, 0)
+            _ONE.pack_into(self.room, _TAGS + 4 * place, 0)
 
     def _row(self, five_tuple: FiveTuple) -> tuple[int, int]:
         """The first place of the row, and the tag: the same for both directions."""
@@ -102,18 +104,18 @@ class FlowMemory:
         return row % _ROWS * WAYS, tag + protocol & 0xFFFFFFFF or 1
 
     def _find(self, row: int, tag: int, five_tuple: FiveTuple) -> int | None:
-        tags = _ROW.unpack_from(self._memory, _TAGS + 4 * row)
+        tags = _ROW.unpack_from(self.room, _TAGS + 4 * row)
         if tag not in tags:
             return None
         place = row + tags.index(tag)
         return place if self._origin(place) in (five_tuple, five_tuple.reversed()) else None
 
     def _origin(self, place: int) -> FiveTuple:
-        _, protocol, size, src, sport, dst, dport = _KEY.unpack_from(self._memory, _RECORDS + RECORD * place)
+        _, protocol, size, src, sport, dst, dport = _KEY.unpack_from(self.room, _RECORDS + RECORD * place)
         return FiveTuple(protocol, src[:size], sport, dst[:size], dport)
 
 
-def _text(facts: Mapping[str, Any]) -> bytes:
+def text_of(facts: Mapping[str, Any]) -> bytes:
     """The facts as they are kept: without the longest ones, where they need more room than there is."""
     kept = dict(facts)
     while len(text := json.dumps(kept, separators=(",", ":")).encode()) > RECORD - _KEY.size:

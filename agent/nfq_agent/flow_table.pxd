@@ -3,6 +3,9 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from .flow_entry cimport ASK, Entry
+from .flow_order cimport Order
+from .openings cimport Openings
+from .plain_packet cimport Segment
 
 cdef enum:
     # Verdicts that are told apart.
@@ -15,10 +18,7 @@ cdef class FlowTable:
     cdef Entry *entries
     cdef uint32_t *buckets
     cdef uint32_t mask, limit, size, used, unused, tick
-    # Of the half-open flows and of the settled ones: how many, and the ends of the list.
-    cdef uint32_t number[2]
-    cdef uint32_t oldest[2]
-    cdef uint32_t newest[2]
+    cdef Order order
     cdef size_t kept
     cdef double max_idle
     cdef uint64_t seed
@@ -28,15 +28,23 @@ cdef class FlowTable:
     # The flows that were forgotten, where they are asked for, else None.
     cdef list forgotten
     cdef readonly list verdicts
+    # What is answered to connections that no element is shown, or None.
+    cdef Openings openings
 
     cdef int index_of(self, verdict) except -1
     cdef void start_turn(self, double now) noexcept
     cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil
+    cdef uint8_t _open(
+        self, const uint8_t *key, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
+    ) noexcept nogil
+    cdef bint _read_first(
+        self, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
+    ) noexcept nogil
+    cdef uint32_t _add_entry(self, const uint8_t *key) noexcept with gil
+    cdef object _show(self, uint32_t place, double now)
     cdef uint32_t _find(self, const uint8_t *key, uint32_t hashed) noexcept nogil
-    cdef uint32_t _add(self, const uint8_t *key, uint32_t hashed)
+    cdef uint32_t _add(self, const uint8_t *key, uint32_t hashed) except 0
     cdef void _see(self, uint32_t place, bint down, size_t length) noexcept nogil
     cdef bint _make_room(self)
-    cdef void _detach(self, uint32_t place) noexcept nogil
-    cdef void _append(self, uint32_t place) noexcept nogil
     cdef object _account(self, Entry *entry)
     cdef void _evict(self, uint32_t place)

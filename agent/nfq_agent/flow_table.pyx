@@ -10,16 +10,19 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from .dns_head cimport may_be_dns
-from .expected cimport drop_request, expect, heard_of, only_acknowledges, only_asks_again
-from .flow_entry cimport (
-    ASK, K_NEW, W_ACKNOWLEDGEMENT, W_ALL, W_CLIENT, W_CLIENT_BARE, W_DNS, W_QUIC, W_REQUEST, W_SERVER, W_SERVER_BARE, Entry,
-)
-from .flow_key cimport hash_of, key_of
-from .http_head cimport is_request
-from .plain_packet cimport F_FIN, F_RST, F_SYN, F_URG, KEY, Segment, is_wrong, read_plain
+from .expected cimport drop_request, expect, heard_of, opening_of, passes_settled
+from .flow_entry cimport ASK, K_NEW, O_EARLIER, O_HTTP, O_SYN, O_TLS, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry
+from .flow_key cimport ends_of, hash_of, key_of
+from .host_name cimport LONGEST_NAME
+from .flow_order cimport append, detach
+from .http_head cimport host_of_request
+from .openings cimport Openings
+from .plain_packet cimport F_ACK, F_SYN, KEY, P_TCP, Segment, read_plain
+from .tls_head cimport name_of_hello
+from .unshown cimport begin, from_syn, is_first, is_plain_syn, may_read, passes, read_first
 
-from nfq_agent.flow import Account, Flow, Heard
+from nfq_agent.flow import Account, Flow, Heard, Opening
+from nfq_agent.packet import FiveTuple
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action
 
 cdef enum:
@@ -30,13 +33,6 @@ cdef enum:
     BOTH = 3
 
 _KEPT = frozenset((Action.ACCEPT, Action.DROP))
-
-
-def is_plain_request(const uint8_t[::1] data not None, const uint8_t[::1] host not None):
-    """Whether bytes are one HTTP request in the plain form, for this host (see http_head.pxd)."""
-    if not data.shape[0] or not host.shape[0]:
-        return False
-    return is_request(&data[0], data.shape[0], &host[0], host.shape[0])
 
 
 cdef class FlowTable:
@@ -96,7 +92,7 @@ cdef class FlowTable:
             entry.flow = <PyObject *>flow
         else:
             entry = &self.entries[place]
-            flow = <object>entry.flow
+            flow = self._show(place, now) if entry.unshown else <object>entry.flow
         self._see(place, down, length)
         # Until it is settled, every packet is asked about.
         entry.verdict = ASK
@@ -113,7 +109,11 @@ cdef class FlowTable:
         cdef uint8_t key[KEY]
         key_of(five_tuple, key)
         cdef uint32_t place = self._find(key, hash_of(key, self.seed))
-        return <object>self.entries[place].flow if place else None
+        return <object>self.entries[place].flow if place and self.entries[place].flow != NULL else None
+
+    def judge_openings(self, Openings openings not None):
+        """Answer to new connections by these answers, without a Flow, as long as they say nothing else."""
+        self.openings = openings
 
     def settle(self, unsigned int watch, flow, verdict):
         """What of the flow that was observed last has to be looked at, and the verdict of every other packet of it.
@@ -154,7 +154,7 @@ cdef class FlowTable:
         cdef list found
         self.tick = <uint32_t>(now * 16)
         for kind in (HALF_OPEN, SETTLED):
-            while most and (place := self.oldest[kind]) and self.tick - self.entries[place].last > idle:
+            while most and (place := self.order.oldest[kind]) and self.tick - self.entries[place].last > idle:
                 self._evict(place)
                 most -= 1
         found, self.forgotten = self.forgotten, []
@@ -172,9 +172,10 @@ cdef class FlowTable:
         cdef uint32_t place, kind
         cdef list found = []
         for kind in (HALF_OPEN, SETTLED):
-            place = self.oldest[kind]
+            place = self.order.oldest[kind]
             while place:
-                found.append((<object>self.entries[place].flow, self._account(&self.entries[place])))
+                if self.entries[place].flow != NULL:
+                    found.append((<object>self.entries[place].flow, self._account(&self.entries[place])))
                 place = self.entries[place].newer
         return found
 
@@ -210,38 +211,86 @@ cdef class FlowTable:
         cdef Segment segment
         cdef uint32_t place
         cdef Entry *entry
-        cdef uint8_t watch
-        cdef bint from_client
         if not read_plain(packet, copied, length, key, &segment):
             return ASK
         place = self._find(key, hash_of(key, self.seed))
         if place == 0:
-            return ASK
+            return self._open(key, 0, packet, length, &segment, ready)
         entry = &self.entries[place]
-        if entry.verdict == ASK or segment.flags & (F_SYN | F_FIN | F_RST | F_URG):
+        if entry.unshown:
+            if from_syn(entry, &segment):
+                return self._open(key, place, packet, length, &segment, ready)
+            if is_first(entry, &segment):
+                if not self._read_first(place, packet, length, &segment, ready):
+                    return ASK
+            elif not passes(entry, packet, length, &segment, ready, &self.kept, ROOM):
+                return ASK
+            self._see(place, segment.down, length)
+            return entry.verdict
+        if not passes_settled(entry, packet, length, &segment, ready, &self.kept, ROOM):
             return ASK
-        watch = entry.watch
-        from_client = segment.down == entry.client
-        if watch & W_ACKNOWLEDGEMENT and not from_client:
-            if not only_acknowledges(entry, packet, length, &segment, ready, &self.kept):
-                return ASK
-        if segment.size == 0:
-            if watch & (W_CLIENT_BARE if from_client else W_SERVER_BARE):
-                return ASK
-        elif watch & (W_CLIENT if from_client else W_SERVER):
-            if not (from_client and watch & W_REQUEST) or watch & (W_SERVER | W_CLIENT_BARE | W_SERVER_BARE):
-                return ASK
-            if not only_asks_again(entry, packet, length, &segment, ready, &self.kept, ROOM):
-                return ASK
-        elif watch & (W_DNS | W_QUIC):
-            if segment.copied != segment.size:
-                return ASK
-            if watch & W_DNS and (may_be_dns(packet + segment.data, segment.size) or (ready and is_wrong(packet, length, &segment))):
-                return ASK
-            if watch & W_QUIC and packet[segment.data] >= 0xC0:
-                return ASK
         self._see(place, segment.down, length)
         return entry.verdict
+
+    cdef uint8_t _open(
+        self, const uint8_t *key, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
+    ) noexcept nogil:
+        """The SYN of a connection; place: of the entry whose connection is over, 0 for none."""
+        if self.openings is None or segment.protocol != P_TCP or segment.flags & (F_SYN | F_ACK) != F_SYN:
+            return ASK
+        if self.openings.is_apart(key) or not is_plain_syn(packet, length, segment, ready):
+            return ASK
+        if not self.openings.accepts(key, segment.down, O_SYN, NULL, 0):
+            return ASK
+        if place == 0:
+            place = self._add_entry(key)
+        else:
+            drop_request(self.entries[place].request, &self.kept)
+        begin(&self.entries[place], segment)
+        self.openings.forget(key)
+        self._see(place, segment.down, length)
+        return self.entries[place].verdict
+
+    cdef bint _read_first(
+        self, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
+    ) noexcept nogil:
+        """Whether a packet has the client's first message, with a name that is accepted."""
+        cdef Entry *entry = &self.entries[place]
+        cdef const uint8_t *data = packet + segment.data
+        cdef uint8_t name[LONGEST_NAME]
+        cdef uint8_t state = O_TLS
+        cdef size_t size = 0
+        cdef uint32_t stamp
+        if not may_read(entry, packet, length, segment, ready, &stamp, self.kept, ROOM):
+            return False
+        if not name_of_hello(data, segment.size, name, &size):
+            state = O_HTTP
+            if not host_of_request(data, segment.size, name, &size):
+                return False
+        if not self.openings.accepts(entry.key, entry.client, state, name, size):
+            return False
+        # The server has answered: no earlier connection counts any more.
+        entry.unshown &= ~O_EARLIER
+        free(entry.request)
+        entry.request = NULL
+        if not read_first(entry, state, segment, data, stamp, name, size, &self.kept):
+            return False
+        self.openings.keep(entry.key, entry.client, entry.seen == BOTH, self.tick)
+        return True
+
+    cdef uint32_t _add_entry(self, const uint8_t *key) noexcept with gil:
+        return self._add(key, hash_of(key, self.seed))
+
+    cdef object _show(self, uint32_t place, double now):
+        """The flow of a connection that no element was shown, with what is known of it."""
+        cdef Entry *entry = &self.entries[place]
+        flow = Flow(FiveTuple(*ends_of(entry.key, entry.client)), now, now)
+        flow.opening = Opening(*opening_of(entry, &self.kept))
+        entry.unshown = 0
+        entry.known = 0
+        Py_INCREF(flow)
+        entry.flow = <PyObject *>flow
+        return flow
 
     cdef uint32_t _find(self, const uint8_t *key, uint32_t hashed) noexcept nogil:
         """The place of the entry with this key; 0 if there is none."""
@@ -252,7 +301,7 @@ cdef class FlowTable:
             place = self.entries[place].next
         return 0
 
-    cdef uint32_t _add(self, const uint8_t *key, uint32_t hashed):
+    cdef uint32_t _add(self, const uint8_t *key, uint32_t hashed) except 0:
         """A new entry. Makes room first: two entries at most, so that a turn is never long."""
         cdef uint32_t place, bucket = hashed & self.mask
         cdef Entry *entry
@@ -273,16 +322,16 @@ cdef class FlowTable:
         entry.next = self.buckets[bucket]
         self.buckets[bucket] = place
         self.size += 1
-        self._append(place)
+        append(self.entries, &self.order, place)
         return place
 
     cdef bint _make_room(self):
         """Forget one flow, if one is too old or the table is full. Returns whether it did."""
         cdef uint32_t idle = <uint32_t>(self.max_idle * 16), share = max(1, self.limit // 8)
-        cdef uint32_t half = self.oldest[HALF_OPEN], settled = self.oldest[SETTLED]
+        cdef uint32_t half = self.order.oldest[HALF_OPEN], settled = self.order.oldest[SETTLED]
         cdef bint full = self.size >= self.limit
         # The flow that is to come is half open too.
-        if half and ((full and self.number[HALF_OPEN] + 1 > share) or self.tick - self.entries[half].last > idle):
+        if half and ((full and self.order.number[HALF_OPEN] + 1 > share) or self.tick - self.entries[half].last > idle):
             self._evict(half)
         elif settled and (full or self.tick - self.entries[settled].last > idle):
             self._evict(settled)
@@ -301,36 +350,13 @@ cdef class FlowTable:
         entry.bytes[down] += length
         entry.seen |= 2 if down else 1
         kind = SETTLED if entry.packets >= SETTLED_BY or entry.seen == BOTH else HALF_OPEN
-        if kind == entry.kind and (entry.last == self.tick or self.newest[kind] == place):
+        if kind == entry.kind and (entry.last == self.tick or self.order.newest[kind] == place):
             entry.last = self.tick
             return
         entry.last = self.tick
-        self._detach(place)
+        detach(self.entries, &self.order, place)
         entry.kind = kind
-        self._append(place)
-
-    cdef void _detach(self, uint32_t place) noexcept nogil:
-        cdef Entry *entry = &self.entries[place]
-        if entry.older:
-            self.entries[entry.older].newer = entry.newer
-        else:
-            self.oldest[entry.kind] = entry.newer
-        if entry.newer:
-            self.entries[entry.newer].older = entry.older
-        else:
-            self.newest[entry.kind] = entry.older
-        self.number[entry.kind] -= 1
-
-    cdef void _append(self, uint32_t place) noexcept nogil:
-        cdef Entry *entry = &self.entries[place]
-        entry.older = self.newest[entry.kind]
-        entry.newer = 0
-        if entry.older:
-            self.entries[entry.older].newer = place
-        else:
-            self.oldest[entry.kind] = place
-        self.newest[entry.kind] = place
-        self.number[entry.kind] += 1
+        append(self.entries, &self.order, place)
 
     cdef void _evict(self, uint32_t place):
         cdef Entry *entry = &self.entries[place]
@@ -339,7 +365,7 @@ cdef class FlowTable:
         while link[0] != place:
             link = &self.entries[link[0]].next
         link[0] = entry.next
-        self._detach(place)
+        detach(self.entries, &self.order, place)
         entry.next = self.unused
         self.unused = place
         entry.flow = NULL

@@ -6,6 +6,8 @@ Whatever is not in this form is left to `nfq_agent.protocols.http1`, which reads
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp
 
+from .host_name cimport is_host_name
+
 
 cdef inline bint is_token(uint8_t byte) noexcept nogil:
     """A character of a method or a field's name (RFC 9110 5.6.2)."""
@@ -93,3 +95,23 @@ cdef inline bint is_request(const uint8_t *data, size_t size, const uint8_t *hos
         elif is_word(data + name, end - name, b"transfer-encoding", 17):
             return False
         at += 2
+
+
+cdef inline bint host_of_request(const uint8_t *data, size_t size, uint8_t *host, size_t *length) noexcept nogil:
+    """Whether bytes are one request in the plain form. host: takes its host in small letters, without the port."""
+    cdef size_t at = 0, value, end
+    # Whatever is no token has no field; the form is looked at below.
+    if size < 16 or not is_token(data[0]):
+        return False
+    while at + 6 < size:
+        if data[at] == 0x0A and is_word(data + at + 1, 5, b"host:", 5):
+            value = at + 6
+            while value < size and (data[value] == 0x20 or data[value] == 9):
+                value += 1
+            end = value
+            while end < size and data[end] != 0x0D and data[end] != 0x3A and data[end] != 0x20 and data[end] != 9:
+                end += 1
+            length[0] = end - value
+            return is_host_name(data + value, end - value, host) and is_request(data, size, host, length[0])
+        at += 1
+    return False

@@ -148,6 +148,14 @@ class Match:
         self._interfaces = Interfaces(name_of)
         self.by_process = self._uid is not None or self._gid is not None
 
+    @property
+    def parts(self) -> tuple[str, ...] | None:
+        """The parts of a five-tuple that the sets ask for, besides its protocol; None if some ask for more than that."""
+        if self.by_process or self._hook is not None or self._places or self._named:
+            return None
+        tables = {"src": self._src, "sport": self._sport, "dst": self._dst, "dport": self._dport}
+        return tuple(part for part, table in tables.items() if table is not None)
+
     def bits(self, packet: Packet, five_tuple: FiveTuple) -> int:
         """The sets that this packet meets, the first in the lowest bit. five_tuple: the packet's, or its flow's."""
         bits = self._all

@@ -8,6 +8,7 @@ from typing import Final
 from nfq_agent.conversation import Conversation
 from nfq_agent.datagrams import Datagrams
 from nfq_agent.flow import Flow, Requests, Watch
+from nfq_agent.midstream import Midstream
 from nfq_agent.protocols import dns, http1
 
 # A host whose bytes in a request say it in one way alone.
@@ -36,7 +37,7 @@ def of_conversation(connection: Conversation, flow: Flow, requests: bool) -> int
 def _requests(connection: Conversation, flow: Flow) -> Requests | None:
     """The requests that say no more than the one before, as far as that is known."""
     # What is joined late is read in a way of its own.
-    if type(connection) is not Conversation or flow.midstream or (number := connection.next_of(http1.parse)) is None:
+    if isinstance(connection, Midstream) or flow.midstream or (number := connection.next_of(http1.parse)) is None:
         return None
     facts = flow.facts
     host = facts.get("http_host")

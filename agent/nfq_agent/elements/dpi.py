@@ -7,8 +7,9 @@ next message begins it is undecided again. It never guesses. docs/dpi.md lists t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from struct import Struct
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -20,14 +21,16 @@ from nfq_agent.earlier import Earlier
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow, Watch
 from nfq_agent.flow_facts import FlowFacts
+from nfq_agent.foresight import Foreseen
 from nfq_agent.kept_flows import KeptFlows
 from nfq_agent.learning import NameLearner
 from nfq_agent.message_events import Event, Said
 from nfq_agent.midstream import BEGAN_BEFORE, Midstream, resume
-from nfq_agent.packet import TCP, UDP, Headers, Packet, PacketError
+from nfq_agent.packet import TCP, UDP, FiveTuple, Headers, Packet, PacketError
 from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import OWNERS, PARSERS
 from nfq_agent.soundness import MPTCP, SIGNATURES, refused_syn, tcp_options
+from nfq_agent.unshown import Unshown, facts_of
 from nfq_agent.verdict import Verdict
 
 _FIN: Final = 1
@@ -119,6 +122,25 @@ class Dpi(PacketElement[DpiOptions]):
         if isinstance(state, Datagrams):
             return watched.of_datagrams(state, flow)
         return Watch.NOTHING if flow.facts.get("dpi") == "gave-up" else Watch.ALL
+
+    def parts_read(self) -> tuple[str, ...] | None:
+        """None that decide: it judges nothing. What it logs, or learns from, it has to be shown."""
+        learns = self.context.names is not None and self.context.names.writes
+        return None if self._log or learns else ()
+
+    def foresee(self, origin: FiveTuple, facts: Mapping[str, Any]) -> Foreseen:
+        """Nothing."""
+        return Foreseen(None)
+
+    def adopt(self, flow: Flow) -> None:
+        """Continue as if the connection had been shown from its beginning."""
+        assert flow.opening is not None
+        connection = flow.state[self] = Unshown(flow.opening, flow.last)
+        flow.facts |= connection.facts or facts_of("", "")
+        if connection.facts:
+            flow.facts["dpi"] = "decided"
+        flow.undecided = not connection.facts
+        self.kept.compare_or_not(flow, connection)
 
     # TCP
 

@@ -43,6 +43,7 @@ class Offload(PacketElement[OffloadOptions]):
     needs = Needs.METADATA
     lasting = True
     facts_read = ()
+    amends_lasting = True
 
     def __init__(self, name: str, options: OffloadOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

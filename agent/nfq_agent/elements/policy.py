@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.elements.interface_names import name_lookup
 from nfq_agent.flow import Flow, Watch
+from nfq_agent.foresight import Foreseen
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, address, hook_name, protocol_name
@@ -17,6 +18,8 @@ from nfq_agent.policy_rule import CLAIMS, DEFAULT, DST_NAME, VERIFIED, ActionNam
 from nfq_agent.reject import Allowance, reject
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
+# For conditions that read none.
+NO_PACKET: Final = Packet(b"")
 # Names that are kept as proven on one connection.
 _VERIFIED_NAMES: Final = 16
 
@@ -169,6 +172,33 @@ class Policy(PacketElement[PolicyOptions]):
             return Watch.ALL
         return Watch.NOTHING if judged else Watch.DATA
 
+    def parts_read(self) -> tuple[str, ...] | None:
+        """What its conditions read, where nothing else counts: no other header, no owner, no proof, no time."""
+        by_more = self._asks_names or any(rule.owned_by or rule.verify for rule in self._rules)
+        if not self._facts or self._explain or by_more:
+            return None
+        return self._match.parts
+
+    def foresee(self, origin: FiveTuple, facts: Mapping[str, Any]) -> Foreseen:
+        """What its rules come to, as far as they meet the five-tuple."""
+        candidates = self._candidates(NO_PACKET, origin)
+        is_patient = facts["dpi"] == "undecided"
+        action, label, is_open = outcome(candidates, facts, is_patient, self._default, self.options.conflict)
+        if is_open:
+            action = self.options.undecided
+        verdict = ACCEPT if action == "accept" else None if action is None else DROP
+        return Foreseen(verdict, is_open, f"{self.name}: {label}")
+
+    def adopt(self, flow: Flow) -> None:
+        """Judge the first message of a connection that was accepted for it."""
+        assert flow.opening is not None
+        if not flow.opening.protocol:
+            return
+        case = flow.state[self] = _Case(self._candidates(NO_PACKET, flow.origin), packets=1, decided=True)
+        case.action, case.label, _ = self._outcome(flow, case, flow.facts, patient=False)
+        flow.facts["reason"] = f"{self.name}: {case.label}"
+        case.known = tuple([flow.facts.get(fact) for fact in self._facts])
+
     def _names(self, packet: Packet) -> bool:
         """Whether a rule decides by this packet's headers alone."""
         bits = self._match.bits(packet, packet.headers.five_tuple)
@@ -180,7 +210,7 @@ class Policy(PacketElement[PolicyOptions]):
         if case is None:
             if self._asks_names:
                 self._name_destination(flow)
-            case = flow.state[self] = _Case(self._candidates(packet, flow))
+            case = flow.state[self] = _Case(self._candidates(packet, flow.origin, flow))
         elif case.denied:
             return self._verdict(packet, case.action)
         if flow.ahead or flow.unsound:
@@ -297,16 +327,16 @@ class Policy(PacketElement[PolicyOptions]):
             self._say_turned(flow, before, case)
         return self._answer(packet, action, label)
 
-    def _candidates(self, packet: Packet, flow: Flow) -> tuple[PolicyRule, ...]:
-        """The rules that the flow's first packet meets, as far as the first that asks for no fact."""
-        bits = self._match.bits(packet, flow.origin)
+    def _candidates(self, packet: Packet, origin: FiveTuple, flow: Flow | None = None) -> tuple[PolicyRule, ...]:
+        """The rules that the flow's first packet meets, as far as the first that asks for no fact. flow: for its owner."""
+        bits = self._match.bits(packet, origin)
         found = []
         owner: Mapping[str, str] | None = None
         while bits:
             lowest = bits & -bits
             rule = self._rules[lowest.bit_length() - 1]
             bits ^= lowest
-            if rule.owned_by:
+            if rule.owned_by and flow is not None:
                 owner = self._owner(packet, flow) if owner is None else owner
                 if not rule.belongs(owner):
                     continue

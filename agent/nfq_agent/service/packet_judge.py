@@ -16,6 +16,8 @@ from nfq_agent.counters import VERDICT_COUNTERS, Counters
 from nfq_agent.element import ElementChain, Emit, Needs
 from nfq_agent.flow import Flow
 from nfq_agent.flow_table import FlowTable
+from nfq_agent.foresight import APART, Foresight
+from nfq_agent.openings import Openings
 from nfq_agent.packet import UDP, FiveTuple, Packet, PacketError
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
@@ -71,6 +73,7 @@ class PacketJudge:
         self._check = check
         self._flows = FlowTable() if chain.needs is Needs.FLOW else None
         self._settles = False
+        self._foresight: Foresight | None = None
         # The same, where an element follows flows to their end.
         self._followed = self._flows if chain.follows else None
         if self._followed is not None:
@@ -132,7 +135,12 @@ class PacketJudge:
     def settle_flows(self) -> FlowTable | None:
         """Let the flows know the verdicts of packets that no element has to be shown. None where every packet is shown."""
         self._settles = self._chain.watched
-        return self._flows if self._settles else None
+        if not self._settles or self._flows is None:
+            return None
+        if self._owners is None and (foresight := self._chain.foresight()) is not None:
+            self._foresight = foresight
+            self._flows.judge_openings(Openings(foresight.answer, foresight.reads, APART, foresight.memory))
+        return self._flows
 
     def pure_verdict(self, packet: Packet) -> tuple[Verdict, bool]:
         """The verdict of elements whose answers follow from the five-tuple and the place; and whether it may be remembered."""
@@ -206,6 +214,8 @@ class PacketJudge:
                 if owner is not None:
                     return owner
             flow = self._flow = self._flows.observe(five_tuple, self.now, packet.length)
+            if flow.opening is not None and self._foresight is not None:
+                self._foresight.adopt(flow)
         verdict = self._chain.decide(packet, flow)
         if verdict is not ACCEPT:
             self._check(packet, verdict)

@@ -1,0 +1,117 @@
+"""What the elements of a chain answer to the opening of a TCP connection, by its five-tuple and its name alone. No I/O, no clock.
+
+Where every element can tell that, connections that are accepted need not be shown (nfq_agent.openings).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final, NamedTuple
+
+from nfq_agent.flow import Flow
+from nfq_agent.flow_memory import FlowMemory, text_of
+from nfq_agent.packet import FiveTuple
+from nfq_agent.protocols import dns, http1, tls
+from nfq_agent.unshown import NAME_FACTS, facts_of
+from nfq_agent.verdict import ACCEPT, Verdict
+
+# Servers whose openings are read in a way of their own.
+APART: Final = dns.PORTS
+# What an opening says besides its protocol and its name, and what follows from that.
+_DETAILS: Final = frozenset((*http1.PROTOCOL.facts, *tls.PROTOCOL.facts, "dot", "encrypted", "dpi_reason")) - set(
+    NAME_FACTS.values()
+)
+
+
+class Foreseen(NamedTuple):
+    """What an element answers. open: for the packet alone. reason: of the answer, for the facts of the flow; None for none."""
+
+    verdict: Verdict | None
+    open: bool = False
+    reason: str | None = None
+
+
+class Foreseeable:
+    """The part of an element (nfq_agent.element) that tells its answers to openings. None unless `parts_read` says so."""
+
+    facts_read: tuple[str, ...] | None = None
+    keeps_facts: ClassVar[tuple[str, ...]] = ()
+    # It changes no verdict that is for one packet alone.
+    amends_lasting: ClassVar[bool] = False
+
+    def parts_read(self) -> tuple[str, ...] | None:
+        """The parts of a flow's five-tuple ("src", "sport", "dst", "dport") from which its answers to an opening follow, together
+        with `facts_read`; None if they follow from other things too. Asked after `context` is set."""
+        return None
+
+    def foresee(self, origin: FiveTuple, facts: Mapping[str, Any]) -> Foreseen:
+        """Its answer to a packet of a flow with these facts, where `parts_read` is not None."""
+        raise NotImplementedError
+
+    def adopt(self, flow: Flow) -> None:
+        """Take over a flow of which it was shown nothing, since it was asked for its answers before (`flow.opening`)."""
+
+
+class Foresight:
+    """The answers of these elements. default: the verdict if none of them answers. memory: where decided flows are kept.
+
+    amended: what lasts is amended, so that only what comes before the first message is answered.
+
+    possible: whether they can be told. reads: the parts of the five-tuple from which they follow.
+    """
+
+    def __init__(self, elements: Sequence[Foreseeable], default: Verdict, memory: FlowMemory | None, amended: bool) -> None:
+        self._elements = elements
+        self._default = default
+        self.memory = memory
+        self._amended = amended
+        self.reads: set[str] = set()
+        # What finds the facts has to stand before those that judge by them.
+        self.possible = bool(elements) and elements[0].keeps_facts != ()
+        for element in elements:
+            parts, facts = element.parts_read(), element.facts_read
+            if parts is None or facts is None or not _DETAILS.isdisjoint(facts):
+                self.possible = False
+                return
+            self.reads |= set(parts)
+
+    def answer(self, protocol: str, origin: FiveTuple, name: str) -> bytes | None:
+        """The facts of a connection that is accepted, for the flow memory; None for one whose packets are to be shown.
+
+        protocol: "" for its SYN, which is to be accepted for itself alone.
+        """
+        if protocol and self._amended:
+            return None
+        facts = facts_of(protocol, name)
+        for element in self._elements:
+            verdict, is_open, reason = element.foresee(origin, facts)
+            if not protocol and reason is not None:
+                return b"" if is_open and verdict is ACCEPT else None
+            if is_open:
+                return None
+            if reason is not None:
+                facts["reason"] = reason
+            if verdict is not None:
+                return text_of(facts) if verdict is ACCEPT else None
+        return text_of(facts) if self._default is ACCEPT and not self._amended else None
+
+    def adopt(self, flow: Flow) -> None:
+        """Let the elements take over a flow of which they were shown nothing, as if they had been."""
+        opening = flow.opening
+        assert opening is not None
+        facts: Mapping[str, Any] = facts_of(opening.protocol, opening.name)
+        for element in self._elements:
+            element.adopt(flow)
+            if opening.protocol and element.foresee(flow.origin, facts).verdict is not None:
+                break
+        flow.opening = None
+
+
+def foresight_of(
+    deciders: Sequence[Foreseeable], amenders: Sequence[Foreseeable], default: Verdict, memory: FlowMemory | None
+) -> Foresight | None:
+    """The answers of elements that decide, and others that amend the verdicts; None where they cannot be told."""
+    if not all(each.amends_lasting for each in amenders):
+        return None
+    found = Foresight(deciders, default, memory, amended=bool(amenders))
+    return found if found.possible else None

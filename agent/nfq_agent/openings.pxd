@@ -1,0 +1,33 @@
+"""The layout of the answers to openings, for the flow table."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+
+cdef struct Answer:
+    # What the answer is to, `size` bytes; whether the chain accepts; and the facts for the flow memory, or nothing.
+    uint64_t hashed
+    uint8_t *key
+    uint32_t size
+    uint32_t text_size
+    uint8_t accepts
+    uint8_t *text
+
+
+cdef class Openings:
+    cdef Answer *answers
+    cdef Answer latest
+    cdef uint64_t seed
+    cdef uint32_t reads
+    cdef uint32_t apart[4]
+    cdef object foresee
+    # The flow memory, NULL for none.
+    cdef uint8_t *memory
+    cdef object held
+
+    cdef bint accepts(self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length) noexcept nogil
+    cdef bint is_apart(self, const uint8_t *key) noexcept nogil
+    cdef bint _ask(
+        self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length, Answer *answer
+    ) noexcept with gil
+    cdef void forget(self, const uint8_t *key) noexcept nogil
+    cdef void keep(self, const uint8_t *key, bint down, bint answered, uint32_t tick) noexcept nogil

@@ -1,0 +1,22 @@
+"""The types of openings.pyx, which says what they do."""
+
+from collections.abc import Callable, Collection
+from typing import final
+
+from nfq_agent.flow_memory import FlowMemory
+from nfq_agent.packet import FiveTuple
+
+READS: dict[str, int]
+
+def is_plain_request(data: bytes, host: bytes) -> bool: ...
+def name_in_opening(data: bytes) -> tuple[str, str] | None: ...
+
+@final
+class Openings:
+    def __init__(
+        self,
+        foresee: Callable[[str, FiveTuple, str], bytes | None],
+        reads: Collection[str],
+        apart: Collection[int],
+        memory: FlowMemory | None,
+    ) -> None: ...

@@ -1,0 +1,173 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""What an element chain answers to the openings of TCP connections, kept by what the answers follow from. Pure.
+
+The chain is asked once for each name (see nfq_agent.foresight), and again when its place was taken by another name.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+from .flow_entry cimport O_HTTP, O_SYN
+from .flow_key cimport ends_of, mix
+from .flow_record cimport M_SIZE, forget_record, keep_record
+from .host_name cimport LONGEST_NAME
+from .http_head cimport host_of_request, is_request
+from .plain_packet cimport K_ENDS, K_FORM, K_PORTS, ntohs
+from .tls_head cimport name_of_hello
+
+from nfq_agent.packet import FiveTuple
+
+cdef enum:
+    # Answers that are kept at most; each has one place.
+    PLACES = 8192
+    # Parts of the five-tuple that answers follow from.
+    R_SRC = 1
+    R_SPORT = 2
+    R_DST = 4
+    R_DPORT = 8
+    # Form, source, its port, destination, its port, kind.
+    FIXED = 38
+
+READS = {"src": R_SRC, "sport": R_SPORT, "dst": R_DST, "dport": R_DPORT}
+
+
+def is_plain_request(const uint8_t[::1] data not None, const uint8_t[::1] host not None):
+    """Whether bytes are one HTTP request in the plain form, for this host (see http_head.pxd)."""
+    if not data.shape[0] or not host.shape[0]:
+        return False
+    return is_request(&data[0], data.shape[0], &host[0], host.shape[0])
+
+
+def name_in_opening(const uint8_t[::1] data not None):
+    """The protocol and the name of a client's first bytes, where they are in the plain form (see http_head.pxd, tls_head.pxd)."""
+    cdef uint8_t name[LONGEST_NAME]
+    cdef size_t size = 0
+    if not data.shape[0]:
+        return None
+    if name_of_hello(&data[0], data.shape[0], name, &size):
+        protocol = "tls"
+    elif host_of_request(&data[0], data.shape[0], name, &size):
+        protocol = "http"
+    else:
+        return None
+    return protocol, (<const char *>name)[:size].decode("ascii")
+
+
+cdef class Openings:
+    """The answers. foresee: takes a protocol ("" for the SYN), a five-tuple and a name; returns the facts for the memory, or None
+    if the chain does not accept. reads: the parts of the five-tuple that it reads. apart: up to four ports that it is not asked
+    about. memory: where accepted connections are kept (nfq_agent.flow_memory), or None.
+    """
+
+    def __cinit__(self, foresee, reads, apart, memory):
+        cdef uint8_t[::1] room
+        self.answers = <Answer *>calloc(PLACES, sizeof(Answer))
+        if self.answers == NULL:
+            raise MemoryError
+        self.seed = <uint64_t>hash(b"nfq-agent openings") | 1
+        for part in reads:
+            self.reads |= <uint32_t>READS[part]
+        if len(apart) > 4:
+            raise ValueError("at most four ports stand apart")
+        for place, port in enumerate(apart):
+            self.apart[place] = port
+        self.foresee = foresee
+        if memory is not None:
+            room = memory.room
+            if room.shape[0] != M_SIZE:
+                raise ValueError("not a flow memory")
+            self.memory = &room[0]
+            # The memory stays as long as this does.
+            self.held = memory
+
+    def __dealloc__(self):
+        cdef uint32_t place
+        if self.answers != NULL:
+            for place in range(PLACES):
+                free(self.answers[place].key)
+                free(self.answers[place].text)
+        free(self.answers)
+
+    cdef bint is_apart(self, const uint8_t *key) noexcept nogil:
+        """Whether a port of the flow stands apart."""
+        cdef const uint16_t *ports = <const uint16_t *>(key + K_PORTS)
+        cdef uint32_t number, low = ntohs(ports[0]), high = ntohs(ports[1])
+        for number in range(4):
+            if self.apart[number] and (self.apart[number] == low or self.apart[number] == high):
+                return True
+        return False
+
+    cdef bint accepts(self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length) noexcept nogil:
+        """Whether the chain accepts an opening. key: of the flow. down: whether the client's packets go down (see Segment).
+
+        kind: O_SYN, O_HTTP or O_TLS. name: of so many bytes.
+        """
+        cdef uint8_t wanted[FIXED + LONGEST_NAME + 8]
+        cdef uint32_t client = 16 if down else 0, size = FIXED + length, at
+        cdef uint64_t hashed = self.seed, word
+        cdef Answer *answer
+        memset(wanted, 0, FIXED)
+        wanted[0] = key[K_FORM]
+        if self.reads & R_SRC:
+            memcpy(wanted + 1, key + K_ENDS + client, 16)
+        if self.reads & R_SPORT:
+            memcpy(wanted + 17, key + K_PORTS + client // 8, 2)
+        if self.reads & R_DST:
+            memcpy(wanted + 19, key + K_ENDS + 16 - client, 16)
+        if self.reads & R_DPORT:
+            memcpy(wanted + 35, key + K_PORTS + 2 - client // 8, 2)
+        wanted[37] = kind
+        if length:
+            memcpy(wanted + FIXED, name, length)
+        memset(wanted + size, 0, 8)
+        for at in range(0, size, 8):
+            memcpy(&word, wanted + at, 8)
+            hashed = mix(hashed ^ word, 0x9E3779B97F4A7C15ULL ^ (self.seed << 1))
+        answer = &self.answers[(hashed ^ hashed >> 32) & (PLACES - 1)]
+        if answer.hashed != hashed or answer.size != size or answer.key == NULL or memcmp(answer.key, wanted, size):
+            free(answer.key)
+            free(answer.text)
+            memset(answer, 0, sizeof(Answer))
+            if not self._ask(key, down, kind, name, length, answer):
+                return False
+            answer.key = <uint8_t *>malloc(size)
+            if answer.key == NULL:
+                return False
+            memcpy(answer.key, wanted, size)
+            answer.size = size
+            answer.hashed = hashed
+        self.latest = answer[0]
+        return answer.accepts
+
+    cdef bint _ask(
+        self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length, Answer *answer
+    ) noexcept with gil:
+        """Ask the chain; False if it fails, which its elements do again when they are shown the packet."""
+        cdef const uint8_t[::1] text
+        try:
+            protocol = "" if kind == O_SYN else "http" if kind == O_HTTP else "tls"
+            text_of_name = (<const char *>name)[:length].decode("ascii") if length else ""
+            found = self.foresee(protocol, FiveTuple(*ends_of(key, down)), text_of_name)
+            if found is not None:
+                answer.accepts = True
+                if found:
+                    text = found
+                    answer.text = <uint8_t *>malloc(text.shape[0])
+                    if answer.text == NULL:
+                        return False
+                    memcpy(answer.text, &text[0], text.shape[0])
+                    answer.text_size = text.shape[0]
+        except Exception:
+            return False
+        return True
+
+    cdef void forget(self, const uint8_t *key) noexcept nogil:
+        """A connection begins: the memory forgets what it has of the one before."""
+        if self.memory != NULL:
+            forget_record(self.memory, key)
+
+    cdef void keep(self, const uint8_t *key, bint down, bint answered, uint32_t tick) noexcept nogil:
+        """Put the connection that was accepted last into the memory. tick: sixteenths of a second."""
+        if self.memory != NULL:
+            keep_record(self.memory, key, down, self.latest.text, self.latest.text_size, answered, tick // 16)

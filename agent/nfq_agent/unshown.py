@@ -1,0 +1,48 @@
+"""A TCP connection whose first packets were not shown, since it was known what they would be answered. No I/O, no clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nfq_agent.conversation import Conversation, Phase
+from nfq_agent.earlier import Earlier
+from nfq_agent.flow import Opening
+from nfq_agent.message_events import Event
+from nfq_agent.protocols import http1, tls
+from nfq_agent.protocols.known import PARSERS
+
+NAME_FACTS = {"http": "http_host", "tls": "tls_sni"}
+
+
+class Unshown(Conversation):
+    """The same as if its packets had been shown. facts: of its first message, as far as they are known; empty before that."""
+
+    __slots__ = ("facts",)
+
+    def __init__(self, opening: Opening, now: float) -> None:
+        """now: seconds, of the packet that is shown."""
+        earlier = None if opening.earlier is None else Earlier((), opening.initial).and_then(*opening.earlier, opening.initial)
+        super().__init__(opening.initial, True, PARSERS, earlier)
+        self.facts: dict[str, Any] = {}
+        self.answered = opening.server_first is not None
+        self.server_first = opening.server_first
+        if opening.protocol:
+            self.facts = facts_of(opening.protocol, opening.name)
+            self.begun = False
+            if not opening.first or not opening.piece:
+                self._phase = Phase.DONE if opening.done else Phase.LATER
+                self._parsers = (http1.parse if opening.protocol == "http" else tls.after_hello,)
+                self._next = opening.next
+            if opening.piece:
+                for said in self.client(opening.next, opening.piece, now):
+                    if said.event is Event.MESSAGE:
+                        self.facts |= said.facts
+        self.closed, self.ended = opening.closed, opening.ended
+        for side, stamp in ((True, opening.client_stamp), (False, opening.stamp)):
+            if stamp is not None:
+                self.soundness(side).stamp = stamp
+
+
+def facts_of(protocol: str, name: str) -> dict[str, Any]:
+    """The facts of an opening from which an answer may follow. protocol: "http" or "tls"; "" for a SYN."""
+    return {"dpi": "decided", "protocol": protocol, NAME_FACTS[protocol]: name} if protocol else {"dpi": "undecided"}
