@@ -48,18 +48,57 @@ def test_netfilter_sees_nothing_of_a_bridge_without_br_netfilter(netns: Namespac
     assert agent.stop() == 0
 
 
+@pytest.mark.parametrize(("inline", "queued"), [("server", "client"), ("client", "server")])
+def test_each_role_of_an_application_is_judged_where_it_is_said(
+    netns: Namespace, tmp_path: Path, inline: str, queued: str
+) -> None:
+    """The first container asks, the second serves; both are one interface with one port in two roles."""
+    netns.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
+    first, second = bridged(netns)
+    second.serve()
+    roles = f"""
+[queue.l7]
+num = 120
+[rules.apps]
+queue = "l7"
+hooks = ["forward"]
+interface = "veth1"
+bridge = true
+tcp_ports = [8080]
+role = "{queued}"
+[inline.apps]
+interfaces = ["veth1"]
+tcp_ports = [8080]
+role = "{inline}"
+"""
+    agent = Agent(netns, tmp_path, roles).ready()
+    assert first.get("10.5.0.2") == "200"
+    assert first.get("fd05::2") == "200"
+    status = agent.status()
+    seen = {
+        queued: sum(worker["received"] for worker in status["queues"][0]["workers"]),
+        inline: status["inlines"][0]["counters"]["judged"],
+    }
+    assert seen["client"] >= 20
+    assert seen["server"] == 0
+    assert agent.stop() == 0
+
+
 INLINE = '[inline.i]\ninterfaces = ["veth*"]\ntcp_ports = ["8000:8100"]\n'
 RULE = '[queue.q]\nnum = 1\n[rules.r]\nqueue = "q"\nhooks = ["forward"]\n'
 BAD = [
     ("rules", INLINE + RULE + 'interface = "veth1"\ntcp_ports = [8080]\n', "port 8080 of veth1 is judged by [rules.r] too"),
     ("all", INLINE + RULE + 'interface = "v*"\nall = true\n', "port 8000:8100 of v* is judged by [rules.r] too"),
     ("inline", INLINE + '[inline.j]\ninterfaces = ["veth7"]\n', "port 8000:8100 of veth7 is judged by [inline.i] too"),
+    ("role", '[inline.i]\ninterfaces = ["veth*"]\nrole = "client"\n', "no port is named"),
     ("bridge", RULE + "bridge = true\ntcp_ports = [1]\n", "bridge = true matches ports of a bridge"),
 ]
 GOOD = [
     INLINE + RULE + 'interface = "eth*"\ntcp_ports = [8080]\n',
     INLINE + RULE + 'interface = "veth*"\ntcp_ports = [9090]\nudp_ports = [8080]\n',
     INLINE + '[inline.j]\ninterfaces = ["cali*"]\n',
+    INLINE + 'role = "server"\n' + RULE + 'interface = "veth1"\ntcp_ports = [8080]\nrole = "client"\n',
+    INLINE + 'role = "server"\n[inline.j]\ninterfaces = ["veth*"]\ntcp_ports = [8080]\nrole = "client"\n',
 ]
 
 

@@ -222,8 +222,10 @@ def test_open_makes_the_pair_with_its_programs_and_settings_and_close_removes_al
     assert world.kernel.pairs == {NEAR}
     assert world.kernel.attached(NEAR, bpf.TCX_INGRESS)
     assert world.kernel.attached(FAR, bpf.TCX_INGRESS)
-    patience, _, most, pair, secret, everything = struct.unpack("=QQIIII", world.maps["settings"].values[link_maps.ZERO])
-    assert (patience, most, pair, everything) == (50_000_000, 64, NEAR, 0)
+    patience, _, most, pair, secret, everything, sides, _ = struct.unpack(
+        "=QQIIIIII", world.maps["settings"].values[link_maps.ZERO]
+    )
+    assert (patience, most, pair, everything, sides) == (50_000_000, 64, NEAR, 0, 0b1111)
     assert secret
     bits = int.from_bytes(world.maps["ports"].values[link_maps.ZERO][:8192], "little")
     assert bits == 1 << 80
@@ -358,3 +360,8 @@ def test_it_differs_by_what_it_does(world: World, more: dict[str, Any], differs:
 
 def test_names_of_its_counts_are_all_counters() -> None:
     assert set(inlines._NAMES.values()) <= set(INLINE_COUNTERS)  # noqa: SLF001  # the table is not told anywhere else
+
+
+@pytest.mark.parametrize(("role", "sides"), [("server", 0b1001), ("client", 0b0110), ("both", 0b1111)])
+def test_the_program_is_told_which_port_counts_on_which_way(role: link_maps.Role, sides: int) -> None:
+    assert struct.unpack_from("=II", link_maps.settings(0.5, 1, 2, 3, 4, False, role), 32) == (sides, 0)

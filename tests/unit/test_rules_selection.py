@@ -136,3 +136,18 @@ def test_another_applications_ports_leave_a_rule_as_it_is() -> None:
         )
         kept = [str(rule) for rule in before["inet"]["mangle"].rules if not rule.tag.endswith(":other")]
         assert kept == [str(rule) for rule in after["inet"]["mangle"].rules if not rule.tag.endswith(":other")]
+
+
+@pytest.mark.parametrize(("role", "entering", "leaves"), [("server", "--sports", "--dports"), ("client", "--dports", "--sports")])
+def test_a_role_of_what_is_forwarded_is_that_of_the_container_behind_the_interface(role: str, entering: str, leaves: str) -> None:
+    rule = {"hooks": ["forward"], "interface": "veth1", "tcp_ports": [8080], "udp_ports": [53], "role": role, "bridge": True}
+    assert selected(rule) == [
+        f"-A FORWARD {match.format(side)} -m multiport {ports} {port}" if "physdev" not in match
+        else f"-A FORWARD -p {protocol} -m multiport {ports} {port} {match}"
+        for ports, side in ((entering, "in"), (leaves, "out"))
+        for protocol, port in (("tcp", 8080), ("udp", 53))
+        for match in (f"-{side[0]} veth1 -p {protocol}", f"-m physdev --physdev-{side} veth1 --physdev-is-bridged")
+    ]  # fmt: skip
+    # Without an interface there is no side of the container.
+    without = {"hooks": ["forward"], "tcp_ports": [8080], "role": role}
+    assert selected(without) == ["-A FORWARD -p tcp -m multiport --ports 8080"]

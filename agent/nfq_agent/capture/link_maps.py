@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from nfq_agent.capture.selection import Range
 from nfq_agent.host.bpf import Map
@@ -20,15 +20,18 @@ UP_BYTES: Final = 9
 LIVE_SIZE: Final = 80
 _COUNTS: Final = ("up", "accepted", "dropped", "stale", "full", "tagged", "fragments", "unread")
 _BOTH_WAYS: Final = struct.Struct(f"={2 * len(_COUNTS)}Q")
+Role = Literal["server", "client", "both"]
+# Which ports count: the source port from a container, to it, the destination port from a container, to it.
+_SIDES: Final[dict[Role, int]] = {"server": 0b1001, "client": 0b0110, "both": 0b1111}
 # How long a decided flow without packets is remembered, in nanoseconds.
 _IDLE_TCP: Final = 3600 * 10**9
 _IDLE_OTHER: Final = 60 * 10**9
 _KEY: Final = struct.Struct("=I2s2sI16s16s")
 
 
-def settings(patience: float, most_bytes: int, most: int, pair: int, secret: int, everything: bool) -> bytes:
+def settings(patience: float, most_bytes: int, most: int, pair: int, secret: int, everything: bool, role: Role = "both") -> bytes:
     """struct settings. patience: seconds."""
-    return struct.pack("=QQIIII", round(patience * 1e9), most_bytes, most, pair, secret, everything)
+    return struct.pack("=QQIIIIII", round(patience * 1e9), most_bytes, most, pair, secret, everything, _SIDES[role], 0)
 
 
 def ports(tcp: Sequence[Range], udp: Sequence[Range]) -> bytes:

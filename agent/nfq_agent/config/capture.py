@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from nfq_agent.config.model import Model
 from nfq_agent.context import MidstreamMode
@@ -48,6 +48,8 @@ class TapConfig(CaptureConfig):
 class InlineConfig(CaptureConfig):
     """`[inline.NAME]`"""
 
+    # Whose ports these are: of servers behind the interfaces, of servers that their clients ask, or either port of a packet.
+    role: Literal["server", "client", "both"] = "both"
     # Packets on their way to the worker; further ones pass, and are counted.
     max_waiting: Annotated[int, Field(ge=16, le=100_000)] = 4096
     # If the worker shows no sign of life for this long, everything passes.
@@ -60,6 +62,12 @@ class InlineConfig(CaptureConfig):
     attach: Literal["auto", "tcx", "clsact"] = "auto"
     # As in [queue.NAME].
     midstream: MidstreamMode = "accept"
+
+    @model_validator(mode="after")
+    def _role_has_ports(self) -> Self:
+        if self.role != "both" and not (self.tcp_ports or self.udp_ports):
+            raise ValueError(f"role {self.role}: no port is named; allowed: with tcp_ports or udp_ports")
+        return self
 
     @field_validator("fail_open")
     @classmethod

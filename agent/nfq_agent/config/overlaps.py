@@ -26,7 +26,7 @@ def overlaps(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
                 )
     for (name, one), (other, two) in combinations(config.inline.items(), 2):
         pattern = same_interface(two.interfaces, one.interfaces)
-        ports = None if pattern is None else _both(_of_inline(one), _of_inline(two))
+        ports = None if pattern is None or _apart(one.role, two.role) else _both(_of_inline(one), _of_inline(two))
         if ports is not None:
             yield (
                 ("inline", other, "interfaces"),
@@ -36,11 +36,16 @@ def overlaps(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _shared(inline: InlineConfig, rule: RuleConfig) -> Ports | None:
     """A rule without an interface concerns the host; only a rule that names the same interface concerns the same traffic."""
-    if rule.interface is None or same_interface(inline.interfaces, rule.interface) is None:
+    if _apart(inline.role, rule.role) or rule.interface is None or same_interface(inline.interfaces, rule.interface) is None:
         return None
     every_tcp = rule.all or (rule.tcp_syn and not rule.tcp_ports) or _TCP in (rule.protocol or ())
     every_udp = rule.all or _UDP in (rule.protocol or ())
     return _both(_of_inline(inline), (_ALL if every_tcp else rule.tcp_ports, _ALL if every_udp else rule.udp_ports))
+
+
+def _apart(*roles: str | None) -> bool:
+    """One takes the ports of servers behind an interface, the other those of servers elsewhere."""
+    return set(roles) == {"server", "client"}
 
 
 def _of_inline(inline: InlineConfig) -> tuple[tuple[Ports, ...], tuple[Ports, ...]]:

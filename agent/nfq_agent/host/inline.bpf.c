@@ -26,6 +26,8 @@ struct settings {
     __u32 pair;          /* our end of the pair, as an interface index */
     __u32 secret;        /* the mark of what comes back */
     __u32 everything;    /* no port is named */
+    __u32 sides;         /* bit WAY: the source port counts; bit 2 + WAY: the destination port */
+    __u32 unused;
 };
 
 struct ports {
@@ -144,13 +146,17 @@ INLINE int read_packet(struct __sk_buff *skb, struct packet *found)
     return 0;
 }
 
-INLINE int chosen(const struct packet *packet, const struct ports *named)
+/* sides: bit 0 for the source port, bit 2 for the destination port. */
+INLINE int chosen(const struct packet *packet, const struct ports *named, __u32 sides)
 {
     __u16 sport = SWAP16(packet->sport), dport = SWAP16(packet->dport);
+    __u64 source = sides & 1, destination = (sides >> 2) & 1;
     if (packet->protocol == 6)
-        return ((named->tcp[(sport >> 6) & 1023] >> (sport & 63)) | (named->tcp[(dport >> 6) & 1023] >> (dport & 63))) & 1;
+        return ((named->tcp[(sport >> 6) & 1023] >> (sport & 63)) & source) |
+               ((named->tcp[(dport >> 6) & 1023] >> (dport & 63)) & destination);
     if (packet->protocol == 17)
-        return ((named->udp[(sport >> 6) & 1023] >> (sport & 63)) | (named->udp[(dport >> 6) & 1023] >> (dport & 63))) & 1;
+        return ((named->udp[(sport >> 6) & 1023] >> (sport & 63)) & source) |
+               ((named->udp[(dport >> 6) & 1023] >> (dport & 63)) & destination);
     return 0;
 }
 
@@ -213,7 +219,7 @@ INLINE int judge(struct __sk_buff *skb, int way)
     }
     if (!set->everything) {
         struct ports *named = lookup(&ports, &zero);
-        if (!named || !chosen(&packet, named))
+        if (!named || !chosen(&packet, named, set->sides >> way))
             return NEXT;
     }
     __u64 time = now();

@@ -37,20 +37,39 @@ def selected(name: str, rule: RuleConfig, hook: str, family: Family, lists: bool
 
     Raises RuleError for what only the other backend can express.
     """
-    for protocol, matches in _traffic(name, rule, hook, family, lists):
+    if hook == "forward" and rule.interface and rule.role in ("server", "client"):
+        yield from _forwarded(name, rule, family, lists)
+        return
+    for protocol, matches in _traffic(name, rule, _direction(rule, hook), family, lists):
         for inward, outward in _interfaces(name, rule, hook, lists):
             for tail in _conditions(rule, family, lists):
                 yield Selected(protocol, matches, inward, outward, tail)
-        for port in _bridge_ports(rule):
+        for port, _ in _bridge_ports(rule):
             for tail in _conditions(rule, family, lists):
                 yield Selected(protocol, (*matches, port), "", "", tail)
+
+
+def _forwarded(name: str, rule: RuleConfig, family: Family, lists: bool) -> Iterator[Selected]:
+    """What is forwarded for a role: what leaves through the interface asks a server behind it, and what enters is its answer."""
+    for inward in (True, False):
+        direction = "--sports" if (rule.role == "server") == inward else "--dports"
+        for protocol, matches in _traffic(name, rule, direction, family, lists):
+            for pair in _interfaces(name, rule, "forward", lists):
+                if bool(pair[0]) == inward:
+                    for tail in _conditions(rule, family, lists):
+                        yield Selected(protocol, matches, *pair, tail)
+            for port, enters in _bridge_ports(rule):
+                if enters == inward:
+                    for tail in _conditions(rule, family, lists):
+                        yield Selected(protocol, (*matches, port), "", "", tail)
 
 
 # Protocols and ports.
 
 
-def _traffic(name: str, rule: RuleConfig, hook: str, family: Family, lists: bool) -> Iterator[tuple[str, tuple[Extension, ...]]]:
-    direction = _direction(rule, hook)
+def _traffic(
+    name: str, rule: RuleConfig, direction: str, family: Family, lists: bool
+) -> Iterator[tuple[str, tuple[Extension, ...]]]:
     excepted = {_TCP: _excluding(rule.not_tcp_ports, direction, lists), _UDP: _excluding(rule.not_udp_ports, direction, lists)}
     if rule.all:
         with_ports = [protocol for protocol, matches in excepted.items() if matches]
@@ -156,11 +175,12 @@ def _wildcard(interface: str) -> str:
     return interface.replace("*", "+")
 
 
-def _bridge_ports(rule: RuleConfig) -> Iterator[Extension]:
-    """Matches of a bridged packet by its port of the bridge: -i and -o name the bridge itself (br_netfilter)."""
+def _bridge_ports(rule: RuleConfig) -> Iterator[tuple[Extension, bool]]:
+    """Matches of a bridged packet by its port of the bridge, and whether it enters there. -i and -o name the bridge itself
+    (br_netfilter)."""
     for name in map(_wildcard, sorted(set(rule.interface or ()))) if rule.bridge else ():
         for option in ("--physdev-in", "--physdev-out"):
-            yield Extension("physdev", (Option(option, name), Option("--physdev-is-bridged")))
+            yield Extension("physdev", (Option(option, name), Option("--physdev-is-bridged"))), option == "--physdev-in"
 
 
 # Everything else.

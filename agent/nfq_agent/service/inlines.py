@@ -90,7 +90,13 @@ class InlineWorker(InterfaceWorker):
         loaded.maps["settings"].put(
             link_maps.ZERO,
             link_maps.settings(
-                settings.patience, _MOST_BYTES, settings.max_waiting, near, secrets.randbits(32) | 1, selection.everything
+                settings.patience,
+                _MOST_BYTES,
+                settings.max_waiting,
+                near,
+                secrets.randbits(32) | 1,
+                selection.everything,
+                settings.role,
             ),
         )
         loaded.maps["ports"].put(link_maps.ZERO, link_maps.ports(selection.tcp, selection.udp))
