@@ -167,8 +167,16 @@ def test_an_extension_that_is_missing_is_named_with_its_package(netns: Namespace
             "mount -t tmpfs -o size=4k tmpfs /run; dd if=/dev/zero of=/run/fill bs=4k count=1 status=none",
             "/run/nfq-agent/default.lock cannot be written: No space left on device; free some space there",
         ),
+        ("touch /run/nfq-agent", "/run/nfq-agent/default.lock: File exists; remove /run/nfq-agent, which is no folder"),
+        ("ln -s /nowhere /run/nfq-agent", "/run/nfq-agent/default.lock: File exists; remove /run/nfq-agent, which is no folder"),
+        ("mkdir -p /run/nfq-agent/default.lock", "/run/nfq-agent/default.lock: Is a directory; remove it"),
+        ("mkdir -p /run/nfq-agent/default.sock", "/run/nfq-agent/default.sock: Is a directory; remove it"),
+        (
+            "rm -f /run/xtables.lock; mkfifo /run/xtables.lock",
+            "the xtables lock /run/xtables.lock is not a regular file; remove it: iptables takes a lock on a file of that name",
+        ),
     ],
-    ids=["read-only", "full"],
+    ids=["read-only", "full", "file", "link", "lock", "socket", "fifo"],
 )
 def test_a_run_folder_that_takes_nothing_is_named(netns: Namespace, tmp_path: Path, change: str, expected: str) -> None:
     netns.shell(change)

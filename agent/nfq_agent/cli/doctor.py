@@ -118,7 +118,7 @@ def _lock(admin: bool) -> Iterator[Finding]:
         yield Finding("good", "xtables lock", f"{path} does not exist yet and will be created")
         return
     try:
-        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         if admin:
             yield Finding("error", "xtables lock", f"{path}: {error.strerror}", "run as root, or let the agent's group read it")

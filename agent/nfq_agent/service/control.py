@@ -108,9 +108,7 @@ class Lock:
                 self._writable = False
                 file = os.open(self._path, os.O_RDONLY | flags)
         except OSError as error:
-            remedies = {errno.ENOSPC: "free some space there", errno.EROFS: f"mount {self._path.parent} writable"}
-            remedy = remedies.get(error.errno or 0, f"start as root, or make {self._path.parent} writable")
-            raise ControlError(f"{self._path}: {error.strerror}; {remedy}") from error
+            raise ControlError(_cannot_make(self._path, error)) from error
         state = os.fstat(file)
         if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
             os.close(file)
@@ -129,6 +127,17 @@ class Lock:
         """Release it. The file stays: removing it would let two agents hold two locks of one name."""
         self._name.close()
         os.close(self._file)
+
+
+def _cannot_make(path: Path, error: OSError) -> str:
+    """The message about a lock or a socket that cannot be made."""
+    taken = "remove it" if path.parent.is_dir() else f"remove {path.parent}, which is no folder"
+    remedies = {
+        errno.ENOSPC: "free some space there",
+        errno.EROFS: f"mount {path.parent} writable",
+        **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EADDRINUSE), taken),
+    }
+    return f"{path}: {error.strerror}; {remedies.get(error.errno or 0, f'start as root, or make {path.parent} writable')}"
 
 
 def _claim(instance: str) -> socket.socket:
@@ -203,7 +212,13 @@ class Server:
         self._socket.setblocking(False)
 
     def _bind(self) -> socket.socket:
-        """A new socket at the path. Raises OSError."""
+        """A new socket at the path. Raises ControlError."""
+        try:
+            return self._made()
+        except OSError as error:
+            raise ControlError(_cannot_make(self._path, error)) from error
+
+    def _made(self) -> socket.socket:
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import random
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ _REMEDIES: Final = {
     errno.EROFS: 'mount a writable file system there, name another file in XTABLES_LOCKFILE, or set backend = "owned"',
     errno.ENOSPC: "free some space there",
     errno.ENOENT: "make its folder, or name another file in XTABLES_LOCKFILE",
+    errno.ENXIO: "remove that socket: iptables and this agent take a lock on a file of that name",
 }
 
 
@@ -41,10 +43,16 @@ def open_lock() -> int:
     """
     path = lock_path()
     try:
-        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # A FIFO would keep this process waiting for a writer.
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, _PERMISSION).format(path=path)
         raise RuleError(f"the xtables lock {path} cannot be opened: {error.strerror}; {remedy}") from error
+    kind = os.fstat(lock).st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISCHR(kind):
+        os.close(lock)
+        raise RuleError(f"the xtables lock {path} is not a regular file; remove it: iptables takes a lock on a file of that name")
+    return lock
 
 
 @contextlib.contextmanager
