@@ -57,6 +57,19 @@ def _records(attempt: Attempt, name: str) -> None:
     attempt.say(TLS, record(client_hello(name)[5:], 20))
 
 
+def _record_version(attempt: Attempt, name: str) -> None:
+    attempt.say(TLS, b"\x16\3\5" + client_hello(name)[3:])
+
+
+def _behind(records: bytes, port: int, attempt: Attempt, name: str) -> None:
+    attempt.say(port, records + client_hello(name))
+
+
+def _empty_between(attempt: Attempt, name: str) -> None:
+    hello = record(client_hello(name)[5:], 60)
+    attempt.say(TLS, hello[:65] + b"\x16\3\1\0\0" * 3 + hello[65:])
+
+
 def _retry(attempt: Attempt, name: str, *, joined: bool = True) -> None:
     """The server asks for another share; the second hello, behind a ChangeCipherSpec, asks for the name."""
     client, incoming, outgoing = _client(attempt.allowed)
@@ -138,6 +151,13 @@ def _quic_large(attempt: Attempt, name: str) -> None:
 LINES = (
     Line("tls-hello", "TLS: a ClientHello", _hello, twin=True),
     Line("tls-records", "TLS: a ClientHello in many records", _records, twin=True),
+    Line("tls-record-version", "TLS: a ClientHello in a record of version 0x0305", _record_version, twin=True),
+    Line("tls-empty-record", "TLS: an empty record before the ClientHello", partial(_behind, b"\x16\3\1\0\0", TLS), twin=True),
+    Line("tls-empty-records", "TLS: empty records between the parts of a ClientHello", _empty_between, twin=True),
+    Line("tls-empty-ccs", "TLS: an empty ChangeCipherSpec before it", partial(_behind, b"\x14\3\1\0\0", TLS), twin=True),
+    # OpenSSL refuses these; Go, Java and NSS take the first, GnuTLS the second.
+    Line("tls-alert", "TLS: a warning before it", partial(_behind, b"\x15\3\1\0\2\1\x5a", PLAIN), twin=True),
+    Line("tls-ccs", "TLS: a ChangeCipherSpec before it", partial(_behind, b"\x14\3\1\0\1\1", PLAIN), twin=True),
     Line("tls-pieces-100", "TLS: a ClientHello in segments of 100 bytes", partial(_pieces, 100), twin=True),
     Line("tls-pieces-10", "TLS: a ClientHello in segments of 10 bytes", partial(_pieces, 10)),
     Line("tls-large", "TLS: a ClientHello of 11 KB in segments of 1,024 bytes, the name at its end", _large, twin=True),

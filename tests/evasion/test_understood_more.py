@@ -51,6 +51,10 @@ def altered(draw: st.DrawFn, data: bytes) -> bytes:
     return bytes(whole)
 
 
+# Records that one server or another passes over: empty ones, a ChangeCipherSpec, a warning.
+BETWEEN = [b"\x16\3\1\0\0", b"\x14\3\1\0\0", b"\x14\3\1\0\1\1", b"\x15\3\1\0\2\1\x5a", b"\x17\3\1\0\0"]
+
+
 @st.composite
 def hellos(draw: st.DrawFn) -> list[bytes]:
     """A ClientHello in records and segments."""
@@ -60,7 +64,11 @@ def hellos(draw: st.DrawFn) -> list[bytes]:
     others = [numbers(10, 0x1D, 0x17), numbers(13, 0x0403, 0x0804, 0x0401), (0x0A0A, draw(st.binary(max_size=3)))]
     extensions = draw(st.permutations([*others, *(server_name(name.encode()) for name in names)]))
     hello = made_hello((0xC02F, 0xC02B, 0x009C), extensions)
-    data = draw(altered(record(hello[5:], draw(st.sampled_from([16384, 60, 20])))))
+    whole = record(hello[5:], draw(st.sampled_from([16384, 60, 20])))
+    size = 5 + int.from_bytes(whole[3:5], "big")
+    between = b"".join(draw(st.lists(st.sampled_from(BETWEEN), max_size=2)))
+    at = draw(st.sampled_from([0, size]))
+    data = draw(altered(whole[:at] + between + whole[at:]))
     cuts = sorted({0, len(data), *draw(st.lists(st.integers(0, len(data)), max_size=3))})
     return [data[start:end] for start, end in pairwise(cuts)]
 
@@ -101,6 +109,9 @@ def test_openssl_says_what_it_understood(openssl: tuple[ssl.SSLContext, list[str
 @SETTINGS
 @given(hellos())
 @example(plain_hello(DENIED))
+@example([b"\x16\3\5" + plain_hello(DENIED)[0][3:]])
+@example([BETWEEN[0] + plain_hello(DENIED)[0]])
+@example([BETWEEN[1] + plain_hello(DENIED)[0]])
 @KINDS
 def test_openssl_reads_no_denied_name(openssl: tuple[ssl.SSLContext, list[str]], kind: str, segments: list[bytes]) -> None:
     bench = policy(kind, "tls_sni")

@@ -105,7 +105,10 @@ def test_what_follows_a_hello() -> None:
     for end in (b"\x16\3\3\0\5\x10", b"\x17\3\3\0\5"):
         assert tls.after_hello(end) == Found({})
     assert tls.after_hello(b"\x16\3\3") is MORE
-    malformed = tls.after_hello(b"\x16\3\3\0\0\1" + bytes(20))
+    empty = tls.after_hello(b"\x16\3\3\0\0" + hello)
+    assert isinstance(empty, Found)
+    assert (empty.facts, empty.used + empty.skip, empty.then) == ({}, 5, tls.after_hello)
+    malformed = tls.after_hello(b"\x16\3\3\xff\xff\1" + bytes(20))
     assert isinstance(malformed, Found)
     assert malformed.facts["conflict"]
 
@@ -120,6 +123,59 @@ def test_early_data_is_passed_over() -> None:
     assert (data.facts, data.used, data.skip, data.then) == ({}, 5, 256, first.then)
 
 
+HELLO = made_hello([0x1301], [server_name(b"a.test")])[5:]
+
+
+def made_record(data: bytes, *, kind: int = 22, version: bytes = b"\3\1") -> bytes:
+    return bytes((kind,)) + version + len(data).to_bytes(2, "big") + data
+
+
+WARNING = made_record(b"\1\x5a", kind=21)
+
+
+@pytest.mark.parametrize(
+    ("data", "taken_by"),
+    [
+        (made_record(HELLO, version=b"\3\5"), "OpenSSL, GnuTLS, Go, Java, NSS"),
+        (made_record(HELLO, version=b"\3\xff"), "OpenSSL, GnuTLS, Go, Java, NSS"),
+        (made_record(HELLO, version=b"\0\1"), "Go, NSS"),
+        (made_record(HELLO, version=b"\x0f\0"), "Go, Java, NSS"),
+        (made_record(HELLO, version=b"\xff\0"), "Java, NSS"),
+        (made_record(HELLO[:50]) + made_record(HELLO[50:], version=b"\3\x09"), "OpenSSL, GnuTLS, Go, Java, NSS"),
+        (made_record(b"") + made_record(HELLO), "OpenSSL, Java, NSS"),
+        (made_record(HELLO[:3]) + made_record(b"") * 9 + made_record(HELLO[3:]), "OpenSSL, Java, NSS"),
+        (WARNING + made_record(HELLO), "Go, Java, NSS"),
+        (made_record(HELLO[:50]) + WARNING + made_record(HELLO[50:]), "Go"),
+        (made_record(b"", kind=20) + made_record(HELLO), "OpenSSL"),
+        (CCS + made_record(HELLO), "GnuTLS"),
+        (made_record(HELLO[:50]) + CCS + made_record(HELLO[50:]), "GnuTLS"),
+        (record(HELLO, 1), "OpenSSL, GnuTLS, Go, Java, NSS"),
+    ],
+)
+def test_records_that_some_server_takes(data: bytes, taken_by: str) -> None:
+    assert facts(data)["tls_sni"] == "a.test", taken_by
+    # However little has come, it is not said to be something else.
+    for size in range(len(data)):
+        result = tls.parse(data[:size], b"")
+        assert result is MORE or (isinstance(result, Found) and not result.decided and result.facts == {"protocol": "tls"})
+
+
+# As OpenSSL 3.0 takes it.
+VERSION_2 = b"\x80\x2f\1\3\3\0\6\0\0\0\x20\0\xc0\x2f\0\0\x2f" + bytes(32)
+
+
+def test_a_hello_of_sslv2_has_no_name() -> None:
+    assert facts(VERSION_2) == {"protocol": "tls", "tls_version": "1.2", "ech": False}
+    for size in range(1, len(VERSION_2)):
+        result = tls.parse(VERSION_2[:size], b"")
+        assert result is MORE or (isinstance(result, Found) and not result.decided)
+
+
+@pytest.mark.parametrize("at", [2, 3, 6, 8, 10, 1])
+def test_other_bytes_are_no_hello_of_sslv2(at: int) -> None:
+    assert tls.parse(VERSION_2[:at] + b"\x7d" + VERSION_2[at + 1 :], b"") is NO
+
+
 TWO_NAMES = b"\0\x0c\0\0\3a.a\0\0\3b.b"
 
 
@@ -128,6 +184,8 @@ TWO_NAMES = b"\0\x0c\0\0\3a.a\0\0\3b.b"
     [
         b"\x17\3\3\0\5hello",
         b"\x16\3\1\0\0",
+        b"\x15\3\1\0\3\1\0\0",
+        b"\x14\3\1\0\1\1\x17\3\1\0\1x",
         b"\x16\3\1\0\4\2\0\0\0\0",
         b"\x16\3\1\xff\xff\1\0\0\1\0",
     ],
@@ -145,6 +203,9 @@ def test_what_is_no_hello(data: bytes) -> None:
         made_hello([0x1301], [(16, b"\0\5\2h2")]),
         made_hello([0x1301], [(43, b"\3\3\4")]),
         made_hello([0x1301], [], version=0x0202),
+        # Another message in the same record, or a record between the parts that no server takes.
+        record(made_hello([0x1301], [server_name(b"a.test")])[5:] + b"\1\0\0\0"),
+        made_record(HELLO[:9]) + made_record(b"x", kind=99) + made_record(HELLO[9:]),
     ],
 )
 def test_a_hello_that_is_malformed_is_a_conflict(data: bytes) -> None:
@@ -157,5 +218,5 @@ def test_a_hello_that_is_malformed_is_a_conflict(data: bytes) -> None:
 def test_the_beginning_of_something_else_is_no_tls() -> None:
     assert tls.parse(b"", b"hello") is MORE
     assert tls.parse(b"\x16", b"") is MORE
-    assert tls.parse(b"\x16\2", b"") is NO
+    assert tls.parse(b"\x16\2", b"") is MORE
     assert tls.parse(b"G", b"") is NO

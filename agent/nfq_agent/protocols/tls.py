@@ -1,6 +1,6 @@
 """TLS: the ClientHello (RFC 8446 4.1.2), its server name (RFC 6066 3), ALPN (RFC 7301), ECH (RFC 9849), JA3 and JA4.
 
-Steps: at most one for each record (6 bytes or more) and one for each extension (4 bytes or more) or list entry.
+Steps: at most one for each record (5 bytes or more) and one for each extension (4 bytes or more) or list entry.
 Sources of the fingerprints: github.com/salesforce/ja3, and technical_details/JA4.md of github.com/FoxIO-LLC/ja4.
 """
 
@@ -35,27 +35,36 @@ _NONE: Final = "0" * 12
 
 
 def parse(client: bytes, server: bytes) -> Result:
-    """The ClientHello at the beginning of what the client sent. Source: RFC 8446 5.1 for the records."""
-    if client[:1] not in (b"\x16", b"") or client[1:2] not in (b"\x03", b"") or client[2:3] > b"\x04":
-        return NO
-    if client[5:6] not in (b"\x01", b""):
-        return NO
-    if len(client) < 9:
-        return MORE
+    """The ClientHello at the beginning of what the client sent. Source: RFC 8446 5.1 for the records.
+
+    What any server takes is taken: each version in a record's header (OpenSSL 0x0300 to 0x03ff, Go up to 0x0fff, Java and NSS
+    more), and in front of the hello or between its parts empty records (OpenSSL, Java, NSS), alerts (Go, Java, NSS) and
+    ChangeCipherSpec (GnuTLS).
+    """
+    if client[:1] >= b"\x80":
+        return _version_2(client)
+    # Most hellos are one record; a longer or a split one is put together.
+    parts: list[bytes] = []
     body = b""
     end = 0
-    wanted = 4
-    # Most hellos are one record; a longer or a split one is put together. An empty record is forbidden (RFC 8446 5.1).
-    parts: list[bytes] = []
     have = 0
+    wanted = 4
     while have < wanted:
-        if len(client) < end + 5:
-            return _PARTIAL
-        kind, major, _, size = unpack_from("!BBBH", client, end)
-        if kind != _HANDSHAKE or major != 3 or not 0 < size <= _RECORD_LIMIT:
-            return NO
+        head = client[end : end + 5]
+        if head[:1] not in _KINDS:
+            return _BROKEN if have else NO
+        if len(head) < 5:
+            return _PARTIAL if have >= 4 else MORE
+        kind, _, size = unpack_from("!BHH", head)
+        # The longest of those that are passed over is an alert.
+        if size > (_RECORD_LIMIT if kind == _HANDSHAKE else 2):
+            return _BROKEN if have else NO
         part = client[end + 5 : end + 5 + size]
         end += 5 + size
+        if kind != _HANDSHAKE or not part:
+            continue
+        if not have and part[0] != _CLIENT_HELLO:
+            return NO
         parts.append(part)
         have += len(part)
         if wanted == 4 and have >= 4:
@@ -63,20 +72,43 @@ def parse(client: bytes, server: bytes) -> Result:
             parts = [body]
             wanted = 4 + int.from_bytes(body[1:4], "big")
     body = parts[0] if len(parts) == 1 else b"".join(parts)
-    facts = hello(body[4:wanted])
+    # Another message in the record of the hello: some servers refuse it (RFC 8446 5.1), some read on.
+    facts = hello(body[4:]) if have == wanted else None
     if facts is None:
         return Found({"protocol": "tls", "conflict": "a ClientHello that servers may read in different ways"})
     then = after_hello_with_early_data if "tls_early_data" in facts else after_hello
     return Found({"protocol": "tls", **facts}, used=end, then=then)
 
 
+# What may begin the records of a client; nothing, where a record has not come.
+_KINDS: Final = frozenset((b"", b"\x14", b"\x15", b"\x16"))
 _PARTIAL: Final = Found({"protocol": "tls"}, decided=False)
+_BROKEN: Final = Found({"protocol": "tls", "conflict": "not valid records"})
+
+
+def _version_2(client: bytes) -> Result:
+    """The ClientHello of SSLv2 that offers TLS (RFC 5246 E.2), which OpenSSL takes. It has no extensions, so no name."""
+    if client[2:3] not in (b"\1", b"") or client[3:4] not in (b"\3", b""):
+        return NO
+    if len(client) < 11:
+        return MORE
+    size, _, version, ciphers, session, challenge = unpack_from("!HBHHHH", client)
+    size &= 0x7FFF
+    if not ciphers or ciphers % 3 or session not in (0, 16) or not 16 <= challenge <= 32:
+        return NO
+    if size != 9 + ciphers + session + challenge:
+        return NO
+    if len(client) < 2 + size:
+        return _PARTIAL
+    facts = {"protocol": "tls", "tls_version": _VERSION_NAMES.get(version, f"{version:#06x}"), "ech": False}
+    return Found(facts, used=2 + size, then=after_hello)
 
 
 def after_hello(client: bytes, server: bytes = b"") -> Result:
     """The client's records behind its hello: a second hello, where the server asked for one (RFC 8446 4.1.4), or the rest.
 
-    Before a second hello a ChangeCipherSpec may stand (RFC 8446 D.4). Anything else ends what can be read.
+    Before a second hello a ChangeCipherSpec may stand (RFC 8446 D.4), an alert and an empty record. Anything else ends what can
+    be read.
     """
     return _after(client, after_hello, early=False)
 
@@ -88,18 +120,19 @@ def after_hello_with_early_data(client: bytes, server: bytes = b"") -> Result:
 
 def _after(client: bytes, then: Parser, early: bool) -> Result:
     kind = client[0]
-    if kind == _HANDSHAKE:
+    if kind not in (_CHANGE_CIPHER_SPEC, _ALERT, _HANDSHAKE) and not (early and kind == _DATA):
+        return Found({})
+    if len(client) < 5:
+        return MORE
+    size = int.from_bytes(client[3:5], "big")
+    if kind == _HANDSHAKE and size:
         if len(client) < 6:
             return MORE
         if client[5] != _CLIENT_HELLO:
             return Found({})
         result = parse(client, b"")
-        return Found({"protocol": "tls", "conflict": "not valid records"}) if result is NO else result
-    if kind not in (_CHANGE_CIPHER_SPEC, _ALERT) and not (early and kind == _DATA):
-        return Found({})
-    if len(client) < 5:
-        return MORE
-    return Found({}, used=5, skip=int.from_bytes(client[3:5], "big"), then=then)
+        return _BROKEN if result is NO else result
+    return Found({}, used=5, skip=size, then=then)
 
 
 def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: C901  # one branch for each extension
