@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from pydantic import ValidationError
 
 from nfq_agent import CLOSE, DROP, Connection, Later, StreamElement, Way
 from nfq_agent.stream import Answer
-from nfq_agent.testing import StreamBench
+from nfq_agent.testing import Bench, StreamBench, tcp
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "proxy.md"
 
@@ -86,3 +88,18 @@ def test_the_page(tmp_path: Path) -> None:
     (tmp_path / "test_no_secrets.py").write_text(test)
     done = pytest_in(tmp_path, "test_no_secrets.py")
     assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_bench_is_freed_as_soon_as_nobody_has_it() -> None:
+    """Its flow table takes megabytes, which the garbage collector does not count."""
+    bench = Bench("policy", before=[("dpi", {})], rule=[{"action": "drop", "tls_sni": "*.test"}])
+    bench.decide(tcp("192.0.2.1:40000", "198.51.100.1:443", flags="S", seq=0))
+    bench.decide(tcp("192.0.2.1:40000", "198.51.100.1:443", b"\x16\3\1"))
+    stream = StreamBench("stream-log")
+    freed = [weakref.ref(each) for each in (bench, bench.chain, stream)]
+    gc.disable()
+    try:
+        del bench, stream
+        assert [each() for each in freed] == [None, None, None]
+    finally:
+        gc.enable()
