@@ -15,6 +15,8 @@ from containers import Container, bridged, interfaces, routed, traces
 from inlined import attached, config, gone, inline_of
 from namespace import PATIENCE, Namespace
 
+from nfq_agent.host import pairs
+
 SUPPORT = str(Path(__file__).parent.parent / "support")
 
 
@@ -235,6 +237,21 @@ def test_what_a_killed_agent_left_is_removed(netns: Namespace, tmp_path: Path) -
     assert any(name.startswith("nfq") for name in interfaces(netns))
     assert "removed 1 interface pair" in agent.verb("remove").stdout
     assert gone(netns)
+
+
+@pytest.mark.parametrize("how", ["start", "remove"])
+def test_a_pair_whose_maker_was_killed_before_it_had_its_alias_is_removed(netns: Namespace, tmp_path: Path, how: str) -> None:
+    first, second = pairs.names("nfq-agent:default:pods")
+    netns.run("ip", "link", "add", first, "type", "veth", "peer", "name", second)
+    # Of another instance, which may be making it.
+    other, _ = pairs.names("nfq-agent:other:pods")
+    netns.run("ip", "link", "add", other, "type", "veth", "peer", "name", "foreign")
+    if how == "start":
+        assert Agent(netns, tmp_path, config()).ready().stop() == 0
+    else:
+        assert "removed 1 interface pair" in netns.run(*COMMAND, "remove").stdout
+    assert not {first, second} & set(interfaces(netns))
+    assert {other, "foreign"} <= set(interfaces(netns))
 
 
 BAD = [

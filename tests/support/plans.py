@@ -10,7 +10,7 @@ from typing import Final
 
 from steps import Target
 
-FEATURES: Final = ("queue", "proxy", "tproxy", "tap", "all")
+FEATURES: Final = ("queue", "proxy", "tproxy", "tap", "inline", "clsact", "all")
 BACKENDS: Final = ("legacy", "owned")
 SCENARIOS: Final = ("start", "serve", "reload", "restart", "stop", "repair", "upgrade")
 SHORTAGES: Final = ("none", "lock", "disk", "memory", "group", "descriptors")
@@ -47,6 +47,12 @@ _TAP: Final = """
 [tap.wire]
 interfaces = ["{interfaces}"]
 """
+_INLINE: Final = """
+[inline.wire]
+interfaces = ["{interfaces}"]
+udp_ports = [11000]
+attach = "{attach}"
+"""
 
 
 def configuration(feature: str, backend: str, changed: bool, drift_check: str = "5s") -> str:
@@ -61,6 +67,8 @@ def configuration(feature: str, backend: str, changed: bool, drift_check: str = 
         parts.append(_PROXY.format(port=port, capture=capture, hook=hook, ports="8080, 8081" if changed else "8080"))
     if feature in ("tap", "all"):
         parts.append(_TAP.format(interfaces="veth*" if changed else "lo"))
+    if feature in ("inline", "clsact"):
+        parts.append(_INLINE.format(interfaces="veth*" if changed else "veth0", attach="tcx" if feature == "inline" else feature))
     return "".join(parts)
 
 

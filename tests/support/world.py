@@ -41,6 +41,8 @@ echo "== nft"; nft -s list ruleset
 echo "== rules"; ip rule; ip -6 rule
 echo "== routes"; ip route show table all; ip -6 route show table all
 echo "== links"; ip -o link
+echo "== filters"
+for name in veth0 veth1; do for side in ingress egress; do tc filter show dev $name $side 2>/dev/null || true; done; done
 """
 _NOISE: Final = re.compile(r"^#.*$| \[\d+:\d+\]$| (expires|pref medium).*$", re.MULTILINE)
 # Counts datagrams and exchanges in the file of argv[1] until its standard input ends, an hour at most.

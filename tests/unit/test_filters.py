@@ -9,6 +9,7 @@ import pytest
 
 from nfq_agent.host import bpf, filters, pairs
 from nfq_agent.host.filters import Filter, Filters
+from nfq_agent.host.links import Link
 
 TCMSG = struct.Struct("=BxxxiIII")
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
@@ -138,3 +139,14 @@ def test_names_of_owners() -> None:
     assert pairs.belongs("nfq-agent:a:pods", "nfq-agent:a:")
     assert pairs.belongs("nfq-agent:a:pods", "nfq-agent:a:pods")
     assert not pairs.belongs("nfq-agent:a:pods", "nfq-agent:a:pod")
+
+
+def test_a_pair_is_known_before_it_has_its_alias() -> None:
+    def link(name: str, alias: str = "", kind: str = "veth") -> Link:
+        return Link(1, name, kind, 1500, True, alias, 2, None, 0, False)
+
+    ends = pairs.names("nfq-agent:a:pods")
+    assert all(len(name) <= 15 and pairs.is_end(link(name)) for name in ends)
+    assert len({*ends, *pairs.names("nfq-agent:a:pod"), *pairs.names("nfq-agent:b:pods")}) == 6
+    assert pairs.is_end(link("any", "nfq-agent:a:pods"))
+    assert not any(map(pairs.is_end, (link("veth0"), link(ends[0], "other"), link(ends[0], kind="dummy"))))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import struct
 from typing import Final
+from zlib import crc32
 
 from nfq_agent.host.jail.fixed import FixedMessages
-from nfq_agent.host.links import links
+from nfq_agent.host.links import Link, links
 
 # linux/rtnetlink.h, linux/if_link.h, linux/veth.h
 _RTM_NEWLINK: Final = 16
@@ -34,6 +36,7 @@ _IFINFO: Final = struct.Struct("=BxHiII")
 # The longest that a veth takes: a frame of any interface fits.
 _LONGEST: Final = 65535
 ALIAS: Final = "nfq-agent:"
+_NAME: Final = re.compile("nfq[0-9a-f]{10}[ab]")
 
 
 class Rtnetlink:
@@ -112,6 +115,27 @@ class Removal:
             self._fixed.send(self._socket.fileno(), 0, None)
 
 
+def names(owner: str) -> tuple[str, str]:
+    """What the ends of an owner's pair are called: `nfq`, a hash of the instance, one of the name, and a letter."""
+    beginning = _beginning(owner)
+    return f"{beginning}a", f"{beginning}b"
+
+
+def _beginning(owner: str) -> str:
+    """What the names of an owner's interfaces begin with."""
+    _, instance, name = owner.split(":", 2)
+    return f"nfq{_hash(instance)}{_hash(name) if name else ''}"
+
+
+def _hash(text: str) -> str:
+    return f"{crc32(text.encode()) & 0xFFFFF:05x}"
+
+
+def is_end(link: Link) -> bool:
+    """Whether an interface is an end of a pair of any agent. One whose maker was killed before it had its alias has the name."""
+    return link.kind == "veth" and (link.alias.startswith(ALIAS) or (not link.alias and _NAME.fullmatch(link.name) is not None))
+
+
 def belongs(alias: str, owner: str) -> bool:
     """Whether an alias is this owner's: the same, or, where the owner ends with a colon, one that begins with it."""
     return alias == owner or (owner.endswith(":") and alias.startswith(owner))
@@ -119,7 +143,12 @@ def belongs(alias: str, owner: str) -> bool:
 
 def sweep(owner: str) -> int:
     """Remove the pairs that belong to an owner (`belongs`), left by a killed agent. Returns how many."""
-    found = {link.index: link.peer for link in links() if link.kind == "veth" and belongs(link.alias, owner)}
+    beginning = _beginning(owner)
+    found = {
+        link.index: link.peer
+        for link in links()
+        if is_end(link) and (belongs(link.alias, owner) or (not link.alias and link.name.startswith(beginning)))
+    }
     if not found:
         return 0
     writer = Rtnetlink()

@@ -13,7 +13,6 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 from typing import Final, Self
-from zlib import crc32
 
 from nfq_agent.capture import handing, link_maps
 from nfq_agent.capture.following import Followed
@@ -79,10 +78,9 @@ class InlineWorker(InterfaceWorker):
             filters.sweep(alias)
             self._filters = filters.Filters(alias)
         loaded = self._loaded = bpf.load(bpf.OBJECT.read_bytes())
-        number = crc32(alias.encode())
         writer = pairs.Rtnetlink()
         try:
-            self._pair = writer.make_pair(f"nfq{number:08x}a", f"nfq{number:08x}b", alias)
+            self._pair = writer.make_pair(*pairs.names(alias), alias)
         finally:
             writer.close()
         near, far = self._pair

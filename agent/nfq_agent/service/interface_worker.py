@@ -23,6 +23,7 @@ from nfq_agent.config.models import Config
 from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context, MidstreamMode
 from nfq_agent.counters import Counters
+from nfq_agent.host import pairs
 from nfq_agent.host.child import bound_memory
 from nfq_agent.host.containers import Containers, Runtime
 from nfq_agent.host.links import Link, Links, links
@@ -134,7 +135,7 @@ class InterfaceWorker(Worker):
 
     def _listed(self) -> list[Link]:
         # An agent's own pairs are never chosen, whatever the patterns say.
-        return [link for link in links() if not link.alias.startswith("nfq-agent:")]
+        return [link for link in links() if not pairs.is_end(link)]
 
     def _links_changed(self) -> None:
         assert self._links is not None
@@ -146,7 +147,7 @@ class InterfaceWorker(Worker):
             self._resume()
             return
         for link, is_gone in changes:
-            if link.alias.startswith("nfq-agent:"):
+            if pairs.is_end(link):
                 continue
             come, gone = self._follower.change(link, is_gone)
             self._apply([] if come is None else [come], [] if gone is None else [gone])
