@@ -25,6 +25,22 @@ def mounted() -> Path | None:
     return None
 
 
+def absence(path: str) -> str:
+    """The message about a group that a rule names and that does not exist."""
+    return (
+        f"the control group {path} does not exist: its unit does not run, or has another name; start that unit before this "
+        "agent, or name a slice, which exists as long as one of its units runs"
+    )
+
+
+def exists(path: str) -> bool:
+    """Whether there is a group of this path. True where the hierarchy cannot be looked at."""
+    root = mounted()
+    if root is None or not (root / "cgroup.controllers").exists():
+        return True
+    return (root / path.strip("/")).is_dir()
+
+
 class CgroupPaths:
     """Paths by id. All are read when one is asked for that is not known."""
 

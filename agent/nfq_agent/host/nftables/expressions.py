@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
+from nfq_agent.host import cgroups
 from nfq_agent.host.nftables.netlink import attribute, attributes, nested, string, text, u32, u64
 from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError
 
@@ -291,7 +292,10 @@ def _cgroup(match: Extension, _: Family) -> _Alternatives:
     path = option.value.strip("/")
     # The id of a group of version 2 is the inode of its folder; it changes when the group is made again.
     root = next(filter(os.path.isdir, _CGROUPS), _CGROUPS[-1])
-    number = os.stat(os.path.join(root, path)).st_ino
+    try:
+        number = os.stat(os.path.join(root, path)).st_ino
+    except FileNotFoundError as error:
+        raise RuleError(cgroups.absence(path)) from error
     level = len(path.split("/"))
     asked = u32(1, _SOCKET_CGROUP2) + u32(2, _REGISTER) + u32(3, level)
     return [[Expression("socket", asked), _compare(Struct("=Q").pack(number), option.negated)]]
