@@ -35,6 +35,21 @@ def test_the_hybrid_judges_each_port_where_it_is_said(netns: Namespace, tmp_path
     assert first.get(address, "www.blocked.test") == "200"
 
 
+def test_one_port_is_judged_and_another_is_watched(netns: Namespace, tmp_path: Path) -> None:
+    netns.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
+    first, second = bridged(netns)
+    second.serve()
+    text = CONFIG.read_text()
+    watched = '[tap.pods]\ninterfaces = ["veth1"]\ntcp_ports = [9090]\nelements = ["dpi", "verdicts"]\n'
+    text = watched + text[text.index("[queue.l7]") : text.index("[inline.apps]")] + text[text.index("[element.verdicts]") :]
+    agent = Agent(netns, tmp_path, text).ready()
+    assert first.get("10.5.0.2", "www.blocked.test", port=8080, seconds=1.5) == "000"
+    assert first.get("10.5.0.2", "www.blocked.test", port=9090) == "200"
+    until(lambda: agent.status()["taps"][0]["counters"]["would_drop"] > 0, "the tap would have dropped it")
+    assert sum(worker["dropped"] for worker in agent.status()["queues"][0]["workers"]) > 0
+    assert agent.stop() == 0
+
+
 def test_netfilter_sees_nothing_of_a_bridge_without_br_netfilter(netns: Namespace, tmp_path: Path) -> None:
     netns.shell("echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables")
     first, second = bridged(netns)
