@@ -56,6 +56,7 @@ PURE_NAMES = {
     "datetime.UTC", "datetime.datetime", "datetime.timedelta", "pathlib.PurePath",
 }  # fmt: skip
 BEYOND = {
+    "flow_ring": {"mmap": "anonymous memory that a worker shares with its supervisor"},
     "counters": {"mmap": "anonymous memory that a worker shares with its supervisor"},
     "version": {"importlib": "the version of what is installed"},
     "protocols.quic": {"cryptography": "the first packets are encrypted with keys that any host on the path can derive"},

@@ -209,7 +209,6 @@ class PacketElement(HasAccess, Foreseeable, Generic[O]):
         """
 
 
-# The state of a flow that says for which verdict its reason was noted.
 _REASONED: Final = object()
 # What an HTTP request says besides its host.
 _DETAILS: Final = frozenset(http1.PROTOCOL.facts) - {"http_host"}
@@ -368,11 +367,12 @@ class ElementChain:
             verdict = amend(packet, flow, verdict, lasting)
         return verdict
 
-    def reason(self, packet: Packet, flow: Flow | None) -> tuple[str, str]:
-        """The element and the rule that gave the latest answer of `decide`, which was for this packet.
+    def asked(self) -> tuple[PacketElement, ...]:
+        """The elements that `decide` asked the last time, in order; the last one answered, unless `reason` says "default"."""
+        return self._deciding[: self._asked]
 
-        The element is "default" where none answered; the rule is empty where the element has none.
-        """
+    def reason(self, packet: Packet, flow: Flow | None) -> tuple[str, str]:
+        """The element and the rule of the latest answer; "default" where no element answered, an empty rule where it has none."""
         if not 0 < self._asked <= len(self._deciding):
             return "default", ""
         element = self._deciding[self._asked - 1]

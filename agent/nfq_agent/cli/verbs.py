@@ -309,6 +309,34 @@ def learn(
     return run(Flags(config, instance), capture, output)
 
 
+@app.command(epilog="Example: nfq-agent top 'unit = payments.service and bytes > 1000' --for 60")
+def top(
+    what: Annotated[str, typer.Argument(metavar="[FILTER]", help="Which flows, as in docs/filter.md.")] = "",
+    config: ConfigOption = None,
+    instance: InstanceOption = None,
+    last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s"; until Ctrl-C by default.')] = "365d",
+    json_: JsonOption = False,
+) -> int:
+    """Show the live flows by rate: who, name, protocol, verdict, rule. Asks as root."""
+    from nfq_agent.cli import watching
+
+    return watching.top(Flags(config, instance), what, watching.seconds_of(last), json_)
+
+
+@app.command(epilog="Example: nfq-agent trace 'name ~ *.stripe.com and verdict = drop' --for 60")
+def trace(
+    what: Annotated[str, typer.Argument(metavar="[FILTER]", help="Which packets, as in docs/filter.md.")] = "",
+    config: ConfigOption = None,
+    instance: InstanceOption = None,
+    last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s" or "60".')] = "60s",
+    json_: JsonOption = False,
+) -> int:
+    """Show the way of each matching packet through the elements: which was asked, which answered, by which rule. Asks as root."""
+    from nfq_agent.cli import watching
+
+    return watching.trace(Flags(config, instance), what, watching.seconds_of(last), json_)
+
+
 @app.command(epilog="Example: nfq-agent metrics --instance web")
 def metrics(
     config: ConfigOption = None,

@@ -26,6 +26,7 @@ from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.service.element_log import ElementLog
+from nfq_agent.service.flow_watch import FlowWatch
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
@@ -247,6 +248,7 @@ class InlineWorker(InterfaceWorker):
             # The source has sent it, as a frame.
             lambda _packet, _interface: None,
             OwnProcess(self.pulse.beat, self.confinement.with_needs(needs).close),
+            watch=FlowWatch(self.ring, chain, {"inline": self.name}),
         )
         try:
             loop.run()

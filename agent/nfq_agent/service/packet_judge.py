@@ -22,6 +22,7 @@ from nfq_agent.packet import UDP, FiveTuple, Packet, PacketError
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
 from nfq_agent.service.drop_trace import DropTrace
+from nfq_agent.service.flow_watch import FlowWatch
 from nfq_agent.service.order import NOTHING_LOST, Order
 from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action, RewriteError, Verdict, VerdictError
 
@@ -93,6 +94,8 @@ class PacketJudge:
         self._pending: list[Callable[[float], bool]] = []
         # The lines of dropped flows.
         self._lines: list[Callable[[], None]] = []
+        self.watch: FlowWatch | None = None
+        """Set while the flows are watched."""
         self.now = 0.0
         """The time of this turn, in seconds of the monotonic clock."""
 
@@ -105,6 +108,8 @@ class PacketJudge:
         flow = self._flow
         if verdict is not ACCEPT and self._drops is not None:
             self._trace(self._drops, packet, flow, verdict)
+        if self.watch is not None:
+            self._ask(packet, self.watch.saw, flow, verdict, self.now)
         # What is asked and answered once, as names are, is over before a packet could profit from it. Unsettled, all is shown.
         if self._settles and flow is not None and (flow.packets > _EXCHANGE or flow.origin.protocol != UDP):
             self._ask(packet, self._settle, verdict)
@@ -131,6 +136,11 @@ class PacketJudge:
         assert self._flow is not None
         assert self._flows is not None
         self._flows.settle(self._chain.watch(self._flow), self._flow, verdict)
+
+    @property
+    def flows(self) -> FlowTable | None:
+        """The flows; None where the chain follows none."""
+        return self._flows
 
     def settle_flows(self) -> FlowTable | None:
         """Let the flows know the verdicts of packets that no element has to be shown. None where every packet is shown."""

@@ -21,6 +21,7 @@ from nfq_agent.host.child import DONE, READY, STOP
 from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.packet import Packet
 from nfq_agent.service.delayed import DelayedVerdicts
+from nfq_agent.service.flow_watch import FlowWatch
 from nfq_agent.service.order import Order, await_order
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.service.packet_source import Control, FlowQueue, KernelQueue, Lane, PacketSource
@@ -50,7 +51,7 @@ class WorkerLoop:
     """The loop of one worker over one source of packets.
 
     inject: sends the packets that go with a verdict (`Verdict.inject`). Without it they are not sent, which is logged.
-    by_flow: the source, if it can read by flows.
+    by_flow: the source, if it can read by flows. watch: tells of flows while they are watched.
     """
 
     def __init__(  # noqa: PLR0913  # one for each thing that it uses
@@ -64,6 +65,7 @@ class WorkerLoop:
         inject: Inject | None = None,
         process: OwnProcess = OwnProcess(),  # noqa: B008  # frozen
         by_flow: FlowQueue | None = None,
+        watch: FlowWatch | None = None,
     ) -> None:
         self._shut = process.shut
         self._source = source
@@ -87,7 +89,10 @@ class WorkerLoop:
         self._leaves: float | None = None
         self._served = 0.0
         self._lost = settings.lost
+        self._watch = watch
         self._turn, waits = self._choose_turn(by_flow)
+        # The turn while no flows are watched.
+        self._unwatched = self._turn
         self._policy = TurnPolicy(waits, settings.busy_poll)
 
     def _choose_turn(self, by_flow: FlowQueue | None) -> tuple[Callable[[], int], bool]:
@@ -216,7 +221,15 @@ class WorkerLoop:
         self._counters.enobufs = self._source.drops()
         self._counters.unanswered = self._source.unanswered
         self._judge.count_drops(self._stopping)
+        if self._watch is not None:
+            self._tend_watch(self._watch)
         self._judge.count_flows()
+
+    def _tend_watch(self, watch: FlowWatch) -> None:
+        """Tell of flows while they are watched. Where the chain follows no flows, each packet is looked at meanwhile."""
+        judge = self._judge
+        judge.watch = watch if watch.tend(time.monotonic_ns(), judge.flows) else None
+        self._turn = self._judge_watched if judge.watch is not None and judge.flows is None else self._unwatched
 
     # Taking over from a worker that died.
 
@@ -321,6 +334,12 @@ class WorkerLoop:
         if packets:
             self._judge_packets(packets)
         return len(packets)
+
+    def _judge_watched(self) -> int:
+        count = self._judge_each()
+        # As a turn that waited, so that the loop sleeps when there is nothing.
+        self._policy.ended(Turn(BUDGET, True), count, 0.0)
+        return count
 
     def _judge_packets(self, packets: list[Packet]) -> None:
         judge = self._judge

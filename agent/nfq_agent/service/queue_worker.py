@@ -33,6 +33,7 @@ from nfq_agent.queue.turns import WorkerQueue
 from nfq_agent.service.confinement import Confinement, access_of
 from nfq_agent.service.control import state_folder
 from nfq_agent.service.element_log import ElementLog
+from nfq_agent.service.flow_watch import FlowWatch
 from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.order import Order
 from nfq_agent.service.packet_judge import WorkerSettings
@@ -356,6 +357,7 @@ class QueueWorker(Worker):
             None if self.raw is None else self.raw.send,
             OwnProcess(self.pulse.beat, self._shut),
             None if os.environ.get(_EVERY_PACKET) else source,
+            FlowWatch(self.ring, chain, {"queue": self.number}),
         ).run()
 
     def _shut(self, _: ProcessNeeds | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from nfq_agent.rules.leaving import keep_for_draining
 from nfq_agent.rules.model import RuleError
 from nfq_agent.rules.plan import plan
 from nfq_agent.rules.proxies import accept_rules
-from nfq_agent.service import confinement, report
+from nfq_agent.service import confinement, flow_stream, report
 from nfq_agent.service.bypasses import BypassLog
 from nfq_agent.service.crew import workers_of
 from nfq_agent.service.drift_check import DriftCheck
@@ -367,6 +368,8 @@ class Supervisor:
                 return self._trial.answer(question.get("keep") is True)
             case "chaos":
                 return self._trial.drill(self._config, question)
+            case "flows":
+                return flow_stream.answer(self._crew.workers, question, time.monotonic_ns())
             case "policies":
                 return {"queues": summary(self._config)}
             case "status":

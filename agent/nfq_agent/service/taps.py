@@ -19,6 +19,7 @@ from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.service.element_log import ElementLog
+from nfq_agent.service.flow_watch import FlowWatch
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
@@ -76,4 +77,5 @@ class TapWorker(InterfaceWorker):
         chain = ElementChain(elements, ACCEPT, monitor=True, context=self.context)
         settings = WorkerSettings(number=-1, default=ACCEPT, on_error=ACCEPT, monitor=True, drop_lines=self.drop_lines)
         shut = self.confinement.with_needs(_NEEDS).close
-        WorkerLoop(tap, chain, settings, self.counters, handed, emit, process=OwnProcess(self.pulse.beat, shut)).run()
+        process, watch = OwnProcess(self.pulse.beat, shut), FlowWatch(self.ring, chain, {"tap": self.name})
+        WorkerLoop(tap, chain, settings, self.counters, handed, emit, process=process, watch=watch).run()

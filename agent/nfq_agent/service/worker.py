@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Self, TypeVar
 
+from nfq_agent.flow_ring import FlowRing
 from nfq_agent.host.child import STOP, Child, NotReady
 from nfq_agent.host.pulse import Progress, Pulse
 from nfq_agent.host.users import CAP_NET_ADMIN, User
@@ -70,6 +71,8 @@ class Worker(ABC):
         # The child calls `pulse.beat` at least once a second.
         self.pulse = Pulse()
         self._progress = Progress()
+        # What its process tells of flows while it is watched.
+        self.ring = FlowRing()
 
     @property
     @abstractmethod

@@ -1,0 +1,127 @@
+"""A ring of records in memory that a worker writes and its supervisor reads: neither waits, and what was overwritten is counted.
+
+The supervisor also writes into it: until when records are wanted, and of which packets. A worker that is not watched reads one
+number from it now and then, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from typing import Final
+from zlib import crc32
+
+SIZE: Final = 1 << 20
+# Offsets of numbers: until when records are wanted (ns of the monotonic clock), bytes and records written, records left out.
+_UNTIL, _WRITTEN, _RECORDS, _LEFT_OUT = 0, 8, 16, 24
+_FILTER: Final = 64
+# The longest filter, in bytes.
+MOST_FILTER: Final = 4000
+_START: Final = 4096
+_RECORD: Final = struct.Struct("=II")
+_NUMBER: Final = struct.Struct("=Q")
+
+
+@dataclass(frozen=True, slots=True)
+class RingPlace:
+    """How far a reader has come: bytes and records, and records that the worker left out."""
+
+    written: int = 0
+    records: int = 0
+    left_out: int = 0
+
+
+class FlowRing:
+    """Made before the fork; the worker calls `write`, the supervisor the other methods."""
+
+    def __init__(self, size: int = SIZE) -> None:
+        self._size = size
+        # The system gives pages when they are written to.
+        self._memory = mmap.mmap(-1, _START + size)
+
+    def _get(self, offset: int) -> int:
+        number: int = _NUMBER.unpack_from(self._memory, offset)[0]
+        return number
+
+    def _put(self, offset: int, number: int) -> None:
+        _NUMBER.pack_into(self._memory, offset, number)
+
+    @property
+    def until(self) -> int:
+        """Until when records are wanted, in nanoseconds of the monotonic clock; 0 at first."""
+        return self._get(_UNTIL)
+
+    def want(self, until: int, packets: str | None) -> None:
+        """Ask for records until then. packets: the filter of packets that are traced, None for none."""
+        text = b"\1" + packets.encode() if packets is not None else b""
+        if text != self._filter:
+            struct.pack_into(f"=I{len(text)}sI", self._memory, _FILTER, len(text), text, crc32(text))
+        self._put(_UNTIL, until)
+
+    @property
+    def _filter(self) -> bytes:
+        (length,) = struct.unpack_from("=I", self._memory, _FILTER)
+        if length > MOST_FILTER + 1:
+            return b""
+        text, check = struct.unpack_from(f"={length}sI", self._memory, _FILTER + 4)
+        # Half written: it is whole the next time.
+        return bytes(text) if check == crc32(text) else b""
+
+    @property
+    def packets(self) -> str | None:
+        """The filter of packets that are traced; None if none are."""
+        text = self._filter
+        return text[1:].decode() if text else None
+
+    def leave_out(self) -> None:
+        """Count a record that is not written."""
+        self._put(_LEFT_OUT, self._get(_LEFT_OUT) + 1)
+
+    def write(self, record: bytes) -> None:
+        """Add a record, over the oldest ones. A record that is longer than an eighth of the ring is left out."""
+        entry = _RECORD.pack(len(record), crc32(record)) + record
+        if len(entry) > self._size // 8:
+            self.leave_out()
+            return
+        written = self._get(_WRITTEN)
+        at = written % self._size
+        first = entry[: self._size - at]
+        self._memory[_START + at : _START + at + len(first)] = first
+        if rest := entry[len(first) :]:
+            self._memory[_START : _START + len(rest)] = rest
+        self._put(_RECORDS, self._get(_RECORDS) + 1)
+        self._put(_WRITTEN, written + len(entry))
+
+    def read(self, place: RingPlace) -> tuple[list[bytes], RingPlace, int]:
+        """The records since a place, the new place, and how many records were missed in between."""
+        written, records, left_out = self._get(_WRITTEN), self._get(_RECORDS), self._get(_LEFT_OUT)
+        if place.written > written:
+            # Another ring: the worker's settings were changed.
+            place = RingPlace()
+        missed = left_out - place.left_out
+        end = RingPlace(written, records, left_out)
+        # An eighth is left to the writer meanwhile.
+        if written - place.written > self._size - self._size // 8:
+            return [], end, missed + records - place.records
+        found = self._entries(place.written, written)
+        return found, end, missed + max(0, records - place.records - len(found))
+
+    def _entries(self, at: int, end: int) -> list[bytes]:
+        data = self._slice(at, end - at)
+        found: list[bytes] = []
+        place = 0
+        while place + _RECORD.size <= len(data):
+            length, check = _RECORD.unpack_from(data, place)
+            record = data[place + _RECORD.size : place + _RECORD.size + length]
+            if crc32(record) != check:
+                break
+            found.append(record)
+            place += _RECORD.size + length
+        return found
+
+    def _slice(self, at: int, length: int) -> bytes:
+        first = _START + at % self._size
+        end = _START + self._size
+        data = self._memory[first : min(first + length, end)]
+        return data + self._memory[_START : _START + length - len(data)]

@@ -1,0 +1,165 @@
+"""What a worker tells of its flows while it is watched: snapshots of the flows, and traced packets, as JSON records in a ring.
+
+Bounded in every turn: a million flows do not hold the worker up. What does not fit is left out and counted. No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from nfq_agent.element import ElementChain
+from nfq_agent.flow import Account, Flow
+from nfq_agent.flow_filter import EVERYTHING, FilterError, FilterPart, parse
+from nfq_agent.flow_ring import FlowRing
+from nfq_agent.flow_table import FlowTable
+from nfq_agent.packet import Packet, address, hook_name, protocol_name
+from nfq_agent.rate import Bucket
+from nfq_agent.verdict import WOULD_DROP, Verdict
+
+# Flows that are told of in each look-around (50 ms), and flows that are followed.
+_PER_LOOK: Final = 200
+_FOLLOWED: Final = 16384
+# A table with more flows is not walked through when the watch begins: that would take too long.
+_WALKED: Final = 4096
+# Traced packets a second.
+PACKETS_PER_SECOND: Final = 1000
+_HIDDEN: Final = frozenset(("reason", "dpi", "dns_verified"))
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of a flow besides the flow itself. told: the account that was told last."""
+
+    flow: Flow
+    place: dict[str, Any]
+    outcome: dict[str, Any] = field(default_factory=dict)
+    told: Account | None = None
+
+
+class FlowWatch:
+    """Follows the flows of one worker while the ring is wanted.."""
+
+    def __init__(self, ring: FlowRing, chain: ElementChain, place: dict[str, Any]) -> None:
+        self._ring = ring
+        self._chain = chain
+        self._place = place
+        self._table: FlowTable | None = None
+        self._own = False
+        self._seen: OrderedDict[int, _Seen] = OrderedDict()
+        self._packets: FilterPart | None = None
+        self._bucket = Bucket(PACKETS_PER_SECOND, PACKETS_PER_SECOND, 0.0)
+        self.on = False
+
+    def tend(self, clock: int, table: FlowTable | None) -> bool:
+        """Begin or end as the ring asks, and tell of some flows. clock: nanoseconds, monotonic. Returns whether it is watched."""
+        if self._ring.until <= clock:
+            if self.on:
+                self.on, self._table = False, None
+                self._seen.clear()
+            return False
+        if not self.on:
+            self.on, self._own = True, table is None
+            self._table = FlowTable() if table is None else table
+            if table is not None and len(table) <= _WALKED:
+                for flow, _ in table.flows():
+                    self._seen[id(flow)] = _Seen(flow, {}, _reason_of(flow))
+        wanted = self._ring.packets
+        try:
+            self._packets = None if wanted is None else parse(wanted)
+        except FilterError:
+            self._packets = EVERYTHING
+        self._tell_some()
+        return True
+
+    def saw(self, packet: Packet, flow: Flow | None, verdict: Verdict, now: float) -> None:
+        """A packet got this verdict of the elements. now: monotonic seconds. Raises PacketError."""
+        table = self._table
+        if table is None:
+            return
+        if flow is None:
+            if not self._own:
+                return
+            flow = table.observe(packet.headers.five_tuple, now, packet.length)
+        seen = self._seen.get(id(flow))
+        if seen is None:
+            seen = self._seen[id(flow)] = _Seen(flow, {})
+            if len(self._seen) > _FOLLOWED:
+                self._seen.popitem(last=False)
+        if not seen.place:
+            seen.place = {"hook": hook_name(packet.hook), **self._chain.context.owners.names(packet)}
+        element, rule = self._chain.reason(packet, flow)
+        seen.outcome = {
+            "verdict": verdict.word,
+            "element": element,
+            "rule": rule,
+            "reason": f"{element}: {rule}" if rule else element,
+        }
+        if verdict is WOULD_DROP:
+            seen.outcome["would"] = "drop"
+        if self._packets is not None:
+            self._trace(packet, seen, table, now)
+
+    def _trace(self, packet: Packet, seen: _Seen, table: FlowTable, now: float) -> None:
+        assert self._packets is not None
+        record = self._record(seen, table.account(seen.flow))
+        if not self._packets.match(record):
+            return
+        if not self._bucket.take(now):
+            self._ring.leave_out()
+            return
+        asked = self._chain.asked()
+        steps = [[element.name, element.rule(packet, seen.flow)] for element in asked]
+        self._write(
+            {**record, "kind": "packet", "packet": str(packet.headers.five_tuple), "length": packet.length, "steps": steps}
+        )
+
+    def _tell_some(self) -> None:
+        """Tell of the flows whose figures have changed, so many of them; the others have their turn later."""
+        assert self._table is not None
+        for _ in range(min(_PER_LOOK, len(self._seen))):
+            key, seen = self._seen.popitem(last=False)
+            account = self._table.account(seen.flow)
+            if account is None:
+                self._write({**self._record(seen, seen.told), "kind": "end"})
+                continue
+            self._seen[key] = seen
+            if account != seen.told:
+                seen.told = account
+                self._write({**self._record(seen, account), "kind": "flow"})
+
+    def _record(self, seen: _Seen, account: Account | None) -> dict[str, Any]:
+        flow = seen.flow
+        client = flow.origin if flow.origin_is_client else flow.origin.reversed()
+        record: dict[str, Any] = {
+            **{name: value for name, value in flow.facts.items() if name not in _HIDDEN},
+            **self._place,
+            **seen.place,
+            **seen.outcome,
+            "proto": protocol_name(client.protocol),
+            "src": address(client.src),
+            "dst": address(client.dst),
+        }
+        if client.sport is not None:
+            record |= {"sport": client.sport, "dport": client.dport}
+        if account is not None:
+            record |= {
+                "packets": account.packets_sent + account.packets_received,
+                "bytes": account.bytes_sent + account.bytes_received,
+                "duration": round(max(flow.last, account.last) - flow.first, 3),
+            }
+        return record
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._ring.write(json.dumps(record, default=str).encode())
+
+
+def _reason_of(flow: Flow) -> dict[str, Any]:
+    """What a flow that began before the watch tells: the reason, but no verdict."""
+    reason = flow.facts.get("reason")
+    if not reason:
+        return {}
+    element, _, rule = str(reason).partition(": ")
+    return {"element": element, "rule": rule, "reason": reason}

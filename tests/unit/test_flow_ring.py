@@ -1,0 +1,162 @@
+"""The ring between a worker and its supervisor, what a worker tells of its flows, and what the verbs make of it."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nfq_agent.cli.watching import LiveFlows, _way, seconds_of
+from nfq_agent.element import ElementChain
+from nfq_agent.elements.policy import Policy
+from nfq_agent.flow_filter import parse
+from nfq_agent.flow_ring import FlowRing, RingPlace
+from nfq_agent.policy_options import PolicyOptions
+from nfq_agent.service.flow_stream import answer
+from nfq_agent.service.flow_watch import PACKETS_PER_SECOND, FlowWatch
+from nfq_agent.testing import udp
+from nfq_agent.verdict import ACCEPT
+
+SECOND = 1_000_000_000
+
+
+def test_records_come_in_order_and_wrap() -> None:
+    ring, place = FlowRing(4096), RingPlace()
+    for number in range(500):
+        ring.write(f"record {number}".encode())
+        found, place, missed = ring.read(place)
+        assert (found, missed) == ([f"record {number}".encode()], 0)
+
+
+def test_what_was_overwritten_is_counted() -> None:
+    ring = FlowRing(4096)
+    for _ in range(1000):
+        ring.write(b"x" * 20)
+    found, place, missed = ring.read(RingPlace())
+    assert (found, missed) == ([], 1000)
+    ring.write(b"new")
+    ring.write(b"y" * 4096)
+    assert ring.read(place)[0::2] == ([b"new"], 1)
+
+
+def test_the_filter_reaches_the_worker() -> None:
+    ring = FlowRing()
+    assert (ring.until, ring.packets) == (0, None)
+    ring.want(7, "unit = ä")
+    assert (ring.until, ring.packets) == (7, "unit = ä")
+    ring.want(8, "")
+    assert ring.packets == ""
+    ring.want(9, None)
+    assert ring.packets is None
+
+
+class Watched:
+    """A chain with a policy, watched; and a client of the supervisor."""
+
+    def __init__(self) -> None:
+        options = PolicyOptions.from_table({"rule": [{"action": "drop", "dport": 23, "name": "telnet"}]})
+        self.chain = ElementChain([Policy("ports", options, print)], ACCEPT)
+        self.worker: Any = SimpleNamespace(title="worker", ring=FlowRing())
+        self.watch = FlowWatch(self.worker.ring, self.chain, {"queue": 7})
+        self.places: dict[str, Any] = {}
+
+    def ask(self, clock: int, packets: str | None = None) -> dict[str, Any]:
+        said = answer([self.worker], {"places": self.places, "packets": packets}, clock)
+        self.places = json.loads(json.dumps(said.get("places", {})))
+        return said
+
+    def pass_through(self, port: int, sport: int = 5) -> None:
+        packet = udp(f"10.0.0.1:{sport}", f"10.0.0.2:{port}")
+        self.watch.saw(packet, None, self.chain.decide(packet, None), 1.0)
+
+
+def test_without_a_watcher_nothing_is_told() -> None:
+    watched = Watched()
+    assert watched.watch.tend(SECOND, None) is False
+    watched.pass_through(23)
+    assert watched.worker.ring.read(RingPlace())[0] == []
+
+
+def test_flows_are_told_while_they_are_watched() -> None:
+    watched = Watched()
+    watched.ask(SECOND)
+    assert watched.watch.tend(SECOND, None)
+    for port in (23, 23, 80):
+        watched.pass_through(port)
+    watched.watch.tend(SECOND, None)
+    dropped, accepted = watched.ask(SECOND)["records"]
+    assert dropped.items() >= {
+        "kind": "flow", "queue": 7, "src": "10.0.0.1", "dport": 23,
+        "verdict": "drop", "reason": "ports: rule 1 (telnet)", "packets": 2,
+    }.items()  # fmt: skip
+    assert (accepted["verdict"], accepted["reason"]) == ("accept", "default")
+    # Nothing new: nothing is told again. No question comes: it ends.
+    watched.watch.tend(SECOND, None)
+    assert watched.ask(SECOND)["records"] == []
+    assert not watched.watch.tend(9 * SECOND, None)
+
+
+def test_a_traced_packet_shows_its_way() -> None:
+    watched = Watched()
+    watched.ask(SECOND, "verdict = drop")
+    watched.watch.tend(SECOND, None)
+    watched.pass_through(23)
+    watched.pass_through(80)
+    (record,) = watched.ask(SECOND, "verdict = drop")["records"]
+    assert [*_way(record)] == ["udp 10.0.0.1:5 -> 10.0.0.2:23 INPUT, 28 bytes, udp", "  ports: drop by rule 1 (telnet)"]
+    watched.ask(SECOND, "dport = 80")
+    watched.watch.tend(SECOND, None)
+    watched.pass_through(80)
+    (record,) = [each for each in watched.ask(SECOND, "dport = 80")["records"] if each["kind"] == "packet"]
+    assert [*_way(record)][1:] == ["  ports: no answer", "  default: accept"]
+
+
+def test_traced_packets_beyond_the_rate_are_missed_and_counted() -> None:
+    watched = Watched()
+    watched.ask(SECOND, "")
+    watched.watch.tend(SECOND, None)
+    for _ in range(PACKETS_PER_SECOND + 5):
+        watched.pass_through(80)
+    said = watched.ask(SECOND, "")
+    assert (len(said["records"]), said["missed"]) in ((PACKETS_PER_SECOND, 5), (0, PACKETS_PER_SECOND + 5))
+
+
+def test_a_wrong_filter_is_refused() -> None:
+    assert Watched().ask(SECOND, "nam = x") == {"ok": False, "message": "character 1: 'nam' is not a field; like it: name"}
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_live_flows_by_rate(width: int) -> None:
+    live = LiveFlows(parse("dport = 443"))
+    slow = {"kind": "flow", "src": "10.0.0.1", "sport": 1, "dst": "192.0.2.7", "dport": 443, "proto": "tcp", "bytes": 100}
+    fast = {
+        **slow,
+        "sport": 2,
+        "tls_sni": "a.test",
+        "protocol": "tls",
+        "unit": "pay.service",
+        "verdict": "accept",
+        "would": "drop",
+    }
+    live.add([slow, fast, {**slow, "dport": 80}], 1.0)
+    live.add([{**slow, "bytes": 200}, {**fast, "bytes": 5100, "reason": "egress: rule 1"}], 2.0)
+    assert [rate for rate, _ in live.rows()] == [5000.0, 100.0]
+    console = Console(width=width, record=True, force_terminal=False)
+    with console.capture() as shown:
+        console.print(live.table(10))
+    lines = shown.get().splitlines()
+    assert lines[0].startswith("2 flows")
+    assert all(len(line) <= width for line in lines)
+    assert "pay.service" in lines[2]
+    assert "would drop" in lines[2]
+    live.add([{**slow, "kind": "end"}], 3.0)
+    assert len(live.rows()) == 1
+    live.add([], 60.0)
+    assert live.rows() == []
+
+
+def test_times() -> None:
+    assert [seconds_of(text) for text in ("60", "60s")] == [60.0, 60.0]
