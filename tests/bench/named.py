@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Final
 
+import suricata
 from bed import MAX_LEN, QUEUE, Bed, BenchError
 from captures import listening, wait_until
 from measure import Benchmark, Goal
-from queues import SECONDS, flooded
+from queues import SECONDS, flooded, flooded_through
 
 _PORT: Final = 8080
 _HOST: Final = "www.good.test"
-_NAMES: Final = ", ".join(['"*.good.test"', *(f'"host-{number}.other.test"' for number in range(99))])
+NAMES: Final = ("*.good.test", *(f"host-{number}.other.test" for number in range(99)))
+_NAMES: Final = ", ".join(f'"{name}"' for name in NAMES)
 NAMED: Final = f"""elements = ["dpi", "names"]
 [element.names]
 type = "policy"
 default = "drop"
 rule = [{", ".join(f'{{ action = "accept", {key} = [{_NAMES}] }}' for key in ("http_host", "tls_sni", "dns_name"))}]
 """
+_OFFLOAD: Final = NAMED.replace('"names"]', '"names", "offload"]') + '[element.offload]\nmark = "0x4e000000/0xff000000"\n'
 # What is no message of any kind is given up, and then let pass.
 _OPEN: Final = NAMED.replace('default = "drop"', 'default = "accept"')
 _RULE: Final = f"""
@@ -40,42 +45,88 @@ http {{ access_log off; keepalive_requests 1000000000; server {{ listen {_PORT};
 """
 
 
-def _requests(elements: str | None, close: bool = False) -> float:
-    """HTTP requests a second of 32 connections, from here to there; close: each on a connection of its own."""
+# Paths that vary, and with `new` hosts that vary too.
+_VARIED: Final = """
+local number = 0
+request = function()
+  number = number + 1
+  if new then wrk.headers["Host"] = "host-" .. number .. ".good.test" end
+  return wrk.format("GET", "/path/" .. number .. "?query=" .. number)
+end
+"""
+
+
+def _requests(  # one for each thing that differs
+    elements: str | None = None, *, close: bool = False, new: bool = False, batch: int = 0, judged: bool = True
+) -> float:
+    """HTTP requests a second of 32 connections, from here to there, each with another path.
+
+    close: each on a connection of its own. new: each for another host. batch: of Suricata, 0 for the agent. judged: all packets
+    are queued.
+    """
     with Bed() as bed:
         (bed.folder / "nginx.conf").write_text(_NGINX)
+        script = bed.folder / "varied.lua"
+        script.write_text(f"local new = {str(new).lower()}\n{_VARIED}")
         bed.there.start("taskset", "-c", "0", "nginx", "-c", str(bed.folder / "nginx.conf"))
         wait_until(partial(listening, bed.there, _PORT), "nginx listens")
-        if elements is not None:
+        if batch:
+            suricata.serve(bed, NAMES, closed=True, batch=batch)
+            for hook, port in product(("INPUT", "OUTPUT"), ("dport", "sport")):
+                bed.here.shell(f"iptables-legacy -t mangle -A {hook} -p tcp --{port} {_PORT} -j NFQUEUE --queue-num {QUEUE}")
+        elif elements is not None:
             bed.agent(_RULE.replace("ELEMENTS", elements), core=1)
         header = ["-H", "Connection: close"] if close else []
         done = bed.here.run(
             "taskset", "-c", "0", "wrk", "-t", "1", "-c", "32", "-d", f"{SECONDS + 0.5:.0f}s", "-H", f"Host: {_HOST}", *header,
-            f"http://10.203.0.2:{_PORT}/path?query=1", timeout=60,
+            "-s", str(script), f"http://10.203.0.2:{_PORT}/", timeout=60,
         )  # fmt: skip
         found = re.search(r"^Requests/sec: +([0-9.]+)$", done.stdout, re.M)
         if found is None or "Non-2xx" in done.stdout:
             raise BenchError(f"wrk says:\n{done.stdout}")
-        if elements is not None and bed.judged() < 2 * SECONDS * float(found[1]):
+        if (batch or elements is not None) and judged and bed.judged() < 2 * SECONDS * float(found[1]):
             raise BenchError("not every packet was queued")
         return float(found[1])
 
 
+def _flooded_suricata() -> float:
+    with Bed() as bed:
+        suricata.serve(bed, NAMES, closed=False)
+        return flooded_through(bed)
+
+
+def _rows(close: bool = False, new: bool = False) -> dict[str, Callable[[], float]]:
+    requests = partial(_requests, close=close, new=new)
+    return {
+        "no rules": requests,
+        "bare accept": partial(requests, ""),
+        "names": partial(requests, NAMED),
+        "Suricata": partial(requests, batch=20),
+        "Suricata, batches of 255": partial(requests, batch=255),
+    }
+
+
+_GOALS: Final = (
+    Goal("names", "at least", 0.95, "bare accept"),
+    Goal("names", "at least", 1.5, "Suricata"),
+    Goal("names", "at least", 1.5, "Suricata, batches of 255"),
+)
 BENCHMARKS: Final = (
     Benchmark(
         "named-flood", "64-byte UDP flood on 64 flows that say nothing, dpi and a policy of 100 names", "verdicts/s",
-        {"bare accept": flooded, "names": lambda: flooded(_OPEN)},
-        (Goal("names", "at least", 0.95, "bare accept"),),
+        {"bare accept": flooded, "names": lambda: flooded(_OPEN), "Suricata": _flooded_suricata},
+        (Goal("names", "at least", 0.95, "bare accept"), Goal("names", "at least", 1.2, "Suricata")),
     ),
     Benchmark(
-        "named-requests", "HTTP requests, keep-alive, each judged by dpi and a policy of 100 names", "1/s",
-        {"no rules": lambda: _requests(None), "bare accept": lambda: _requests(""), "names": lambda: _requests(NAMED)},
-        (Goal("names", "at least", 0.95, "bare accept"),),
+        "named-requests", "HTTP requests, keep-alive, each judged by dpi and a policy of 100 names", "1/s", _rows(), _GOALS,
+    ),
+    Benchmark("named-connections", "the same, a new connection for each", "1/s", _rows(close=True), _GOALS),
+    Benchmark(
+        "named-hosts", "the same, a new connection and another host for each", "1/s", _rows(close=True, new=True), _GOALS,
     ),
     Benchmark(
-        "named-connections", "the same, a new connection for each", "1/s",
-        {"no rules": lambda: _requests(None, close=True), "bare accept": lambda: _requests("", close=True),
-         "names": lambda: _requests(NAMED, close=True)},
-        (Goal("names", "at least", 0.95, "bare accept"),),
+        "named-offload", "a new connection for each request, dpi, a policy of 100 names and offload", "1/s",
+        {"no rules": lambda: _requests(close=True), "names": lambda: _requests(_OFFLOAD, close=True, judged=False)},
+        (Goal("names", "at least", 0.85, "no rules"),),
     ),
 )  # fmt: skip

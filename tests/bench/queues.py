@@ -69,11 +69,16 @@ def flooded(more: str = "") -> float:
         return _flood(bed, 0)
 
 
+def flooded_through(bed: Bed) -> float:
+    """Verdicts a second under the flood, of what serves the queue already."""
+    bed.here.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {_FLOOD_PORT} -j NFQUEUE --queue-num {QUEUE}")
+    return _flood(bed, 0)
+
+
 def _flooded_peer(*argv: object) -> float:
     with Bed() as bed:
         bed.peer(*map(str, argv), core=1)
-        bed.here.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {_FLOOD_PORT} -j NFQUEUE --queue-num {QUEUE}")
-        return _flood(bed, 0)
+        return flooded_through(bed)
 
 
 def _c(mode: str, gso: str = "gso") -> list[object]:
