@@ -1,0 +1,112 @@
+"""What a new connection costs in CPU with `dpi` and a policy of a hundred names: every packet shown, and with the flow table.
+
+No kernel, thread time, the two ways in turn on the same packets, the least of seven rounds, so that other work counts little.
+Run: .venv/bin/python tests/bench/shown.py
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+
+from openings import client_hello, dns_query
+
+from nfq_agent.context import Context
+from nfq_agent.counters import Counters
+from nfq_agent.element import ElementChain, PacketElement
+from nfq_agent.elements import packet_element
+from nfq_agent.flow_memory import SIZE, FlowMemory
+from nfq_agent.packet import Packet
+from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
+from nfq_agent.testing import tcp, udp
+from nfq_agent.verdict import ACCEPT, DROP
+
+SERVER: Final = "198.51.100.1:443"
+RESOLVER: Final = "198.51.100.1:53"
+NAMES: Final = ["*.good.test", *(f"host-{number}.other.test" for number in range(99))]
+RULES: Final = [{"action": "accept", key: NAMES} for key in ("http_host", "tls_sni", "dns_name")]
+FIELDS: Final = b"".join(b"X-Header-%d: %s\r\n" % (number, b"v" * 45) for number in range(10))
+# ChangeCipherSpec and an encrypted record.
+REST: Final = b"\x14\3\3\0\1\1\x17\3\3\0\x45" + bytes(0x45)
+COUNT: Final = 400
+ROUNDS: Final = 7
+
+
+def judge() -> PacketJudge:
+    """A worker's judge of the two elements, with a flow memory."""
+
+    def emit(*_: object, **__: object) -> None:
+        pass
+
+    elements: list[PacketElement] = []
+    for kind, options in (("dpi", {}), ("policy", {"default": "drop", "rule": RULES})):
+        cls = packet_element(kind)
+        elements.append(cls(kind, cls.Options.from_table(options), emit))
+    context = Context(flows=FlowMemory(memoryview(bytearray(SIZE)), bytes(16)))
+    settings = WorkerSettings(1, ACCEPT, DROP, monitor=False)
+    return PacketJudge(ElementChain(elements, ACCEPT, context=context), settings, Counters(), emit, lambda *_: None)
+
+
+def connection(number: int, opening: bytes, more: bytes = b"") -> Iterable[Packet]:
+    """Its packets, from SYN to the last acknowledgement."""
+    client = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}:1024"
+    at, answered = 6, 10
+    yield tcp(client, SERVER, flags="S", seq=5)
+    yield tcp(SERVER, client, flags="SA", seq=9, ack=at)
+    yield tcp(client, SERVER, flags="A", seq=at, ack=answered)
+    for message in filter(None, (opening, more)):
+        yield tcp(client, SERVER, message, seq=at, ack=answered)
+        at += len(message)
+        yield tcp(SERVER, client, b"x" * 500, seq=answered, ack=at)
+        answered += 500
+    yield tcp(client, SERVER, flags="FA", seq=at, ack=answered)
+    yield tcp(SERVER, client, flags="FA", seq=answered, ack=at + 1)
+    yield tcp(client, SERVER, flags="A", seq=at + 1, ack=answered + 1)
+
+
+def cost(packets: list[Packet], with_table: bool) -> tuple[float, int]:
+    """Microseconds of all, and how many were shown."""
+    judged = judge()
+    table = judged.settle_flows() if with_table else None
+    shown = 0
+    for packet in packets:
+        # The headers are decoded again.
+        packet._headers = None  # noqa: SLF001  # what a new packet has
+    begin = time.thread_time()
+    for packet in packets:
+        if table is None or table.look_up(packet.payload, packet.length, 1.0) is None:
+            judged.verdict(packet)
+            shown += 1
+    return (time.thread_time() - begin) * 1e6, shown
+
+
+def measure(name: str, packets: list[Packet]) -> None:
+    """Print the time for each connection, both ways."""
+    least = {False: float("inf"), True: float("inf")}
+    for _ in range(ROUNDS):
+        for with_table in least:
+            spent, shown = cost(packets, with_table)
+            least[with_table] = min(least[with_table], spent / COUNT)
+    print(f"{name}: shown {least[False]:.1f} us, table {least[True]:.1f} us, {shown / COUNT:.2f} packets shown")
+
+
+def main() -> None:
+    """All of them."""
+    head = b"GET /some/path HTTP/1.1\r\nHost: %s\r\n" + FIELDS + b"\r\n"
+    hello = client_hello("www.good.test", alpn=("h2", "http/1.1"))
+    numbers = range(COUNT)
+    measure("new HTTP connection", [p for n in numbers for p in connection(n, head % b"www.good.test")])
+    measure("new HTTP connection, each host new", [p for n in numbers for p in connection(n, head % (b"h%d.good.test" % n))])
+    measure("new TLS connection", [p for n in numbers for p in connection(n, hello, REST)])
+    measure("first four packets of a TLS connection", [p for n in numbers for p in list(connection(n, hello))[:4]])
+    query = dns_query("www.good.test")
+    measure("DNS query, each a new flow", [udp(f"10.0.{n >> 8}.{n & 255}:1024", RESOLVER, query) for n in numbers])
+
+
+if __name__ == "__main__":
+    main()
