@@ -168,8 +168,10 @@ cdef inline bint only_continues(
         at += 5 + (data[at + 3] << 8 | data[at + 4])
     if at > segment.size:
         return False
-    if at < segment.size and data[at] == HANDSHAKE and (at + 6 > segment.size or data[at + 5] == CLIENT_HELLO):
-        return False
+    if at < segment.size and data[at] == HANDSHAKE:
+        # A hello may stand behind an empty record.
+        if at + 6 > segment.size or not (data[at + 3] or data[at + 4]) or data[at + 5] == CLIENT_HELLO:
+            return False
     if not keep_message(entry, data, segment.size, kept):
         return False
     # What cannot be read any more begins with a record, and the bytes of that are kept to compare.

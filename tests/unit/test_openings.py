@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 from flow_judges import conversations, judge
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openings import client_hello, made_hello, numbers, server_name
 
@@ -233,6 +234,32 @@ def test_openings_are_answered_where_the_chain_lets_them_pass_at_first(name: str
     assert table is not None
     (syn, *_) = opening(HELLO)
     assert (table.look_up(syn.payload, syn.length, 1.0) is ACCEPT) == unshown
+
+
+BAD: Final = client_hello("www.bad.test")
+RECORDS: Final = (
+    b"\x14\3\3\0\1\1", b"\x15\3\3\0\2\1\0", b"\x16\3\3\0\0", b"\x16\3\3\0\4\x10\0\0\0", BAD, HELLO, REST[6:], b"\x14\3\3\0\0",
+    b"\x15\3\3", b"\x16\3\3\0\4", b"\x18\3\3\0\0",
+)  # fmt: skip
+
+
+@given(st.lists(st.lists(st.sampled_from(RECORDS), min_size=1, max_size=3), min_size=1, max_size=3))
+@example([[RECORDS[2], BAD]])
+@example([[RECORDS[0]], [RECORDS[2], BAD]])
+def test_records_behind_a_hello_are_read_as_the_parser_reads_them(segments: list[list[bytes]]) -> None:
+    whole, quick = judge(["allow-list"]), judge(["allow-list"])
+    table = quick.settle_flows()
+    assert table is not None
+    packets = list(opening(HELLO, ends=False))
+    at = 6 + len(HELLO)
+    for records in segments:
+        data = b"".join(records)
+        packets.append(tcp(CLIENT, SERVER, data, seq=at, ack=110))
+        at += len(data)
+        packets.append(tcp(SERVER, CLIENT, flags="A", seq=110, ack=at))
+    for packet in packets:
+        got = table.look_up(packet.payload, packet.length, 1.0)
+        assert (got or quick.verdict(packet)) == whole.verdict(packet)
 
 
 def test_with_offload_the_first_message_is_shown_and_marked() -> None:
