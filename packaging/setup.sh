@@ -7,7 +7,7 @@ TEST_PACKAGES="bind9-dnsutils chrony coturn conntrack curl dnsmasq-base ethtool 
 nftables knot-dnsutils nginx-light openssl openvpn postgresql prometheus redis-tools tshark
 unbound vsftpd wireguard-go wireguard-tools"
 # What boots the test hosts; what builds and checks packages is installed in there.
-BOOTED_PACKAGES="debian-archive-keyring debootstrap git mount systemd-container"
+BOOTED_PACKAGES="createrepo-c debian-archive-keyring debootstrap faketime git gpg mount reprepro rpm systemd-container"
 # The peers of the benchmarks, and what draws.
 BENCH_PACKAGES="gnuplot-nox golang-github-chifflier-nfqueue-go-dev golang-go haproxy iperf3 libnetfilter-queue-dev nginx-light wrk"
 
