@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,3 +115,27 @@ def test_code_that_is_worse_than_before_leaves_what_was_there(write: Write) -> N
     with reimported() as changed:
         assert changed == [str(file)]
         assert import_object("element_b:X").value == 5  # type: ignore[attr-defined]  # the class above
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("while True:\n    pass\n", (1, 2)),
+        ("import time\ntime.sleep(60)\n", (2,)),
+        ("import os\nos.read(os.pipe()[0], 1)\n", (2,)),
+        # It catches the first.
+        ("try:\n    while True:\n        pass\nexcept BaseException:\n    pass\nwhile True:\n    pass\n", (6, 7)),
+    ],
+)
+def test_an_import_that_never_returns(write: Write, monkeypatch: pytest.MonkeyPatch, code: str, line: tuple[int, ...]) -> None:
+    for name, value in (("_WITHIN", 0.2), ("_NEXT_WITHIN", 0.1), ("_late_until", 0.0)):
+        monkeypatch.setattr(loading, name, value)
+    before = signal.getsignal(signal.SIGALRM)
+    file = write("endless", code)
+    said = broken("endless:X")
+    assert any(f"{file}:{each}: the import takes more than 0.2 s" in said for each in line), said
+    # Another one after it gets less time.
+    assert "the import takes more than 0.1 s" in broken("endless:X")
+    assert signal.getsignal(signal.SIGALRM) is before
+    write("fine", "X = 1\n")
+    assert import_object("fine:X") == 1

@@ -7,20 +7,33 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import signal
 import stat
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 _OURS: Final = "nfq_agent"
+# Seconds that the import of an element may take; less than the watchdog of the service allows. When one has taken longer,
+# others get little for a while, so that several together are bounded too.
+_WITHIN: Final = 15.0
+_NEXT_WITHIN: Final = 1.0
+_A_WHILE: Final = 60.0
+_late_until = 0.0
 # Folders in which elements are found, besides Python's own search path.
 _folders: list[Path] = []
 
 
 class CodeError(Exception):
     """The code of an element cannot be imported; the text says where it is wrong, and how."""
+
+
+class _TooLongError(BaseException):
+    """An import does not return. No `Exception`, so that the code that is imported does not catch it by the way."""
 
 
 class _Source(NamedTuple):
@@ -64,7 +77,8 @@ def import_object(path: str) -> object:
     sys.dont_write_bytecode = True
     try:
         _refuse_what_others_write(module)
-        found = getattr(importlib.import_module(module), name)
+        with _bounded():
+            found = getattr(importlib.import_module(module), name)
     except (CodeError, KeyboardInterrupt):
         raise
     # The element's own code runs here, and may raise anything, also what is no Exception: SystemExit, CancelledError.
@@ -76,9 +90,42 @@ def import_object(path: str) -> object:
     return found
 
 
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """End what does not return by an exception in it: a loop, a lock, a read. Code in C that never returns is not reached."""
+    global _late_until  # of the process, as its alarm is
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    began = time.monotonic()
+    seconds = _NEXT_WITHIN if began < _late_until else _WITHIN
+    bounds = True
+
+    def over(*_: object) -> None:
+        global _late_until
+        if bounds:
+            _late_until = time.monotonic() + _A_WHILE
+            raise _TooLongError(f"the import takes more than {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, over)
+    # Again and again, for code that catches everything.
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
+    try:
+        try:
+            yield
+        finally:
+            bounds = False
+    finally:
+        # No alarm interrupts this.
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (time.monotonic() - began)), interval)
+
+
 def where(error: BaseException) -> str:
     """An error of an element's code as text: FILE:LINE: what is wrong."""
-    text = f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, _TooLongError) else f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     if isinstance(error, ImportError) and error.name is not None:
