@@ -15,6 +15,8 @@ class Answering:
     def __init__(self) -> None:
         self.reply: dict[str, Any] = {}
         self.asked: list[dict[str, Any]] = []
+        # After so many answers it ends, and its socket with it.
+        self.answers: int | None = None
         self._ended = False
         self._selector = selectors.DefaultSelector()
         self._server = control.Server("default")
@@ -27,12 +29,12 @@ class Answering:
         return self.reply
 
     def _run(self) -> None:
-        while not self._ended:
+        while not self._ended and (self.answers is None or len(self.asked) < self.answers):
             for key, _ in self._selector.select(0.02):
                 key.data()
+        self._server.close()
 
     def close(self) -> None:
         self._ended = True
         self._thread.join()
-        self._server.close()
         self._selector.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,16 @@ def test_reload_without_an_agent(run_folder: Path) -> None:
     assert run_folder.is_dir()
     with pytest.raises(control.NotRunning):
         serve.reload(HERE, None)
+
+
+def test_a_restart_whose_agent_ends_is_said_at_once(agent: Answering, capfd: pytest.CaptureFixture[str]) -> None:
+    """It answers that it will start again, and then its process ends: its socket is closed."""
+    agent.reply = {"ok": True, "began": 7.0}
+    agent.answers = 1
+    began = time.monotonic()
+    assert serve.restart(HERE) == 1
+    assert time.monotonic() - began < 10
+    assert "ended while it was started again" in capfd.readouterr().err
 
 
 def test_rules_are_not_removed_beside_an_agent_that_would_insert_them_again(agent: Answering) -> None:

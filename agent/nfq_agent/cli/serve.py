@@ -147,17 +147,17 @@ def _await_successor(name: str, before: object) -> int:
     """Wait until an agent answers that began at another time than `before`."""
     asked = time.monotonic()
     while time.monotonic() - asked < _BACK_WITHIN:
-        if _ping(name).get("began", before) != before:
+        try:
+            answer = control.ask(name, {"verb": "ping"}, 5)
+        except control.NotRunning:
+            # The socket stays open while the program starts again, and without one the process has ended.
+            print(f"nfq-agent: instance {name} ended while it was started again; see its log", file=sys.stderr)
+            return 1
+        except control.ControlError:
+            answer = {}
+        if answer.get("began", before) != before:
             show.note(f"restarted: instance {name} serves with the code that is installed now")
             return 0
         time.sleep(0.02)
     print(f"nfq-agent: instance {name} did not come back within {_BACK_WITHIN:g} s; see its log", file=sys.stderr)
     return 1
-
-
-def _ping(instance: str) -> dict[str, Any]:
-    """What the agent says of itself; empty while none answers."""
-    try:
-        return control.ask(instance, {"verb": "ping"}, 5)
-    except control.ControlError:
-        return {}
