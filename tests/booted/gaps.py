@@ -1,31 +1,64 @@
 """Restarts, upgrades and kills under load on a booted host: what was lost, what was uninspected, how long packets waited.
 
-By hand, as root: `python tests/booted/gaps.py bookworm --restarts 50 --upgrades 10 --kills 50 --rate 20000 --connections 200`.
-Each kind of event has a flow of datagrams of its own; its longest time on the way and its 99th percentile are those of all its
-datagrams. --seconds bounds the time for one kind.
+By hand, as root: `python tests/booted/gaps.py bookworm`. `--rounds 5` does a tenth of it; `--kinds restarts,kills` these alone.
+Each kind of event has a flow of datagrams of its own. Judged are the datagrams that came by with the mark of a verdict, as a rule
+of another program counts them. Times: of all datagrams of the kind the 99th percentile, and the longest of each event.
+Exit code 1 if a count is not as it has to be. --seconds bounds the time for one kind.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import re
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 TOP = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TOP), str(TOP / "support")]
 
-from numbered import Connections, Numbered  # noqa: E402  # the path is set above
+from numbered import Connections, Flow, Numbered, Talk  # noqa: E402  # the path is set above
 
 from booted.container import Container, Layer  # noqa: E402
 from booted.nspawn import until  # noqa: E402
 from booted.packages import packages  # noqa: E402
 from booted.peers import main_pid, restarted  # noqa: E402
-from booted.roots import RELEASES, base_root  # noqa: E402
+from booted.roots import RELEASES, Release, base_root  # noqa: E402
 from booted.test_packages import higher  # noqa: E402
 from booted.test_restart import PROXY, UDP, configured, queue, worker  # noqa: E402
+
+# Version 0.1.0, which cannot hand anything over: from it and to it the service is stopped and started.
+_BEFORE: Final = "2320488"
+_ELEMENT: Final = """
+from nfq_agent import Action, PacketElement, Verdict
+class Seen(PacketElement):
+    def decide(self, packet, flow):
+        return Verdict(Action.ACCEPT, mark=0x100)
+"""
+# All that were sent, and those of them that have the mark of the verdict.
+_COUNT: Final = """
+iptables-legacy -A OUTPUT -p udp --dport 11000 -m comment --comment sent
+iptables-legacy -A OUTPUT -p udp --dport 11000 -m mark --mark 0x100/0x100 -m comment --comment judged
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """count: of events. hands_over: whether nothing may pass without a verdict. cuts: whether it ends connections."""
+
+    name: str
+    count: int
+    event: Callable[[Container], None]
+    hands_over: bool = True
+    cuts: bool = False
 
 
 def restart(host: Container) -> None:
@@ -33,75 +66,154 @@ def restart(host: Container) -> None:
     host.run("systemctl", "restart", "nfq-agent")
 
 
-def upgrade(host: Container) -> None:
-    """The other of two versions."""
-    host.shell(
-        "cd /root; ls nfq-agent_*.deb higher.deb | grep -vxF \"$(cat last 2>/dev/null)\" | head -n 1 >next; mv next last;"
-        "dpkg --force-confdef --force-confold --force-downgrade --install \"$(cat last)\"", timeout=120,
+def install(host: Container, package: str) -> None:
+    """Install a version, higher or lower."""
+    host.run(
+        "dpkg", "--force-confdef", "--force-confold", "--force-downgrade", "--install", f"/root/{package}", timeout=120
     )  # fmt: skip
 
 
-def kill(host: Container, workers: bool = False) -> None:
-    """Kill the main process, and the queue's worker too if `workers`."""
+def in_turn(*names: str) -> Callable[[Container], None]:
+    """An event: the next of these packages is installed, and serves."""
+    turns = itertools.cycle(names)
+
+    def event(host: Container) -> None:
+        name = next(turns)
+        install(host, name)
+        try:
+            until(lambda: host.show("nfq-agent", "ActiveState") == "active", f"{name} serves")
+        except AssertionError:
+            print(host.journal("--unit=nfq-agent", "--lines=30"))
+            raise
+
+    return event
+
+
+def kill(host: Container, also: Callable[[Container], str] = lambda _: "") -> None:
+    """Kill the main process and these."""
     pid = main_pid(host)
-    host.shell(f"kill -KILL {pid} {worker(host) if workers else ''}")
+    host.shell(f"kill -KILL {pid} {also(host)}")
     restarted(host, pid)
 
 
-def measure(host: Container, name: str, count: int, event: Callable[[], None], flags: argparse.Namespace) -> None:
-    """Print a line for `count` events of a kind."""
-    before = queue(host)
+def everything(host: Container) -> str:
+    """Every process of the service."""
+    return host.shell("cat /sys/fs/cgroup/system.slice/nfq-agent.service/cgroup.procs").replace("\n", " ")
+
+
+def kinds(flags: argparse.Namespace, backend: str, this: str) -> list[Kind]:
+    """What is done with a backend."""
+    found = [
+        Kind("restarts", flags.restarts, restart),
+        Kind("upgrades", flags.upgrades, in_turn("higher.deb", this)),
+        Kind("kills of the main process", flags.kills // 2, kill),
+        Kind("kills of main process and worker", flags.kills // 2, lambda host: kill(host, lambda host: str(worker(host)))),
+        Kind("kills of all processes", flags.kills // 10, lambda host: kill(host, everything), cuts=True),
+    ]
+    if backend == "legacy":
+        found.append(
+            Kind("upgrades from 0.1.0 and back", flags.upgrades, in_turn("before.deb", this), hands_over=False, cuts=True)
+        )
+    return [kind for kind in found if any(word in kind.name for word in flags.kinds.split(","))]
+
+
+def counted(host: Container) -> Mapping[str, int]:
+    """What the rules have counted."""
+    text = host.shell("iptables-legacy -nvxL OUTPUT")
+    return {word: int(number) for number, word in re.findall(r"^ *(\d+) .*/\* (sent|judged) \*/", text, re.MULTILINE)}
+
+
+def measure(host: Container, kind: Kind, flags: argparse.Namespace) -> bool:
+    """Print a line for a kind. Whether its counts are right."""
+    host.shell("iptables-legacy -Z OUTPUT")
+    before = queue(host)["uninspected"]
     traffic = Numbered(host, flags.rate, "python3")
     connections = Connections(host, 8080, flags.connections, "python3")
     began = time.monotonic()
     done = 0
-    while done < count and time.monotonic() - began < flags.seconds:
-        event()
+    while done < kind.count and time.monotonic() - began < flags.seconds:
+        kind.event(host)
         done += 1
+        traffic.divide()
     took = time.monotonic() - began
     talk, flow = connections.end(), traffic.end()
-    after = queue(host)
-    received = after["workers"][0]["received"] - before["workers"][0]["received"]
+    by_rules, status = counted(host), queue(host)
+    uninspected = status["uninspected"] - before if kind.hands_over else status["uninspected"]
+    right = done == kind.count and is_right(kind, flow, talk, by_rules["judged"], uninspected, flags.connections)
+    worst = sorted(flow.divided[:done]) or [0.0]
     print(
-        f"{name}: {done} in {took:.0f} s; {flow.sent} sent ({flow.sent / took:.0f} a second), {flow.arrived} arrived, "
-        f"{received} judged, {after['workers'][0]['lost'] - before['workers'][0]['lost']} queued again, "
-        f"{after['uninspected']} uninspected; on the way {flow.most:.1f} ms (99th percentile), {flow.worst:.1f} ms (worst); "
-        f"{talk.unbroken} of {flags.connections} connections kept, {talk.others} short ones, {talk.failed} failed",
+        f"{'' if right else 'WRONG: '}{kind.name}: {done} in {took:.0f} s; {flow.sent} sent ({flow.sent / took:.0f}/s), "
+        f"{flow.arrived} arrived, {by_rules['judged']} judged, {uninspected} uninspected by the status; waits "
+        f"{flow.most:.1f} ms (99th percentile of all), the longest of an event {worst[len(worst) // 2]:.1f} ms (median), "
+        f"{worst[len(worst) * 99 // 100]:.1f} ms (99th percentile), {worst[-1]:.1f} ms (worst); {talk.unbroken} of "
+        f"{flags.connections} connections kept, {talk.failed} of {talk.others} short ones failed",
         flush=True,
     )
+    return right
 
 
-def main() -> None:
-    """Boot a host and do it."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else "")
+def is_right(kind: Kind, flow: Flow, talk: Talk, judged: int, uninspected: int, connections: int) -> bool:
+    """Nothing lost; and, as the kind allows, all judged and no connection broken."""
+    inspected = not kind.hands_over or (judged == flow.sent and uninspected == 0)
+    return flow.arrived == flow.sent and inspected and (kind.cuts or (talk.unbroken, talk.failed) == (connections, 0))
+
+
+@contextmanager
+def source_of(commit: str) -> Iterator[Path]:
+    """A working tree of a commit."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["git", "clone", "--quiet", "--shared", "--no-checkout", str(TOP.parent), folder], check=True)
+        subprocess.run(["git", "-C", folder, "checkout", "--quiet", commit], check=True)
+        yield Path(folder)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", choices=[release.name for release in RELEASES])
-    for name, default in (
-        ("restarts", 50),
-        ("upgrades", 10),
-        ("kills", 50),
-        ("rate", 20000),
-        ("connections", 200),
-        ("seconds", 100),
-    ):
+    for name, default in (("rounds", 50), ("rate", 20000), ("connections", 200), ("seconds", 110)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    for name in ("restarts", "upgrades", "kills"):
+        parser.add_argument(f"--{name}", type=int, help="else --rounds, of upgrades a fifth")
+    parser.add_argument("--backends", default="legacy,owned")
+    parser.add_argument("--kinds", default="restarts,upgrades,kills", help="words of their names")
     flags = parser.parse_args()
-    release = next(each for each in RELEASES if each.name == flags.release)
+    for name, default in (("restarts", flags.rounds), ("upgrades", flags.rounds // 5 // 2 * 2 or 2), ("kills", flags.rounds)):
+        if getattr(flags, name) is None:
+            setattr(flags, name, default)
+    return flags
+
+
+def install_all(host: Container, release: Release, folder: Path) -> str:
+    """This version is installed; in /root are one of a higher number and the one before too. The name of this one's file."""
     built = packages(release)
-    with Layer(base_root(release)) as layer:
-        shutil.copy(built.deb, layer.root / "root")
-        with Container(layer) as host:
-            host.run("sh", "-c", f"apt-get install -y /root/{built.deb.name} 2>&1", timeout=300)
-            host.write("/etc/systemd/system/nfq-agent.service.d/limits.conf", "[Unit]\nStartLimitIntervalSec=0\n")
-            higher(host, "0.2.0~test", Path())
-            for backend in ("legacy", "owned"):
-                configured(host, UDP.format(backend=backend) + PROXY)
-                until(lambda: host.show("nfq-agent", "ActiveState") == "active", "it serves")
-                print(f"{release.name}, {backend}", flush=True)
-                measure(host, "restarts", flags.restarts, lambda: restart(host), flags)
-                measure(host, "upgrades", flags.upgrades, lambda: upgrade(host), flags)
-                measure(host, "kills of the main process", flags.kills // 2, lambda: kill(host), flags)
-                measure(host, "kills of main process and worker", flags.kills // 2, lambda: kill(host, workers=True), flags)
+    shutil.copy(built.deb, folder)
+    host.run("sh", "-c", f"apt-get install -y /root/{built.deb.name} 2>&1", timeout=300)
+    host.write("/etc/systemd/system/nfq-agent.service.d/limits.conf", "[Unit]\nStartLimitIntervalSec=0\n")
+    host.write("/etc/nfq-agent/elements/seen.py", _ELEMENT)
+    higher(host, "0.2.0~test", Path())
+    with source_of(_BEFORE) as source:
+        shutil.copy(packages(release, top=source).deb, folder / "before.deb")
+    host.shell(_COUNT)
+    return built.deb.name
+
+
+def main() -> int:
+    """Boot a host and do it."""
+    flags = arguments()
+    release = next(each for each in RELEASES if each.name == flags.release)
+    right = True
+    with Layer(base_root(release)) as layer, Container(layer) as host:
+        this = install_all(host, release, layer.root / "root")
+        for backend in flags.backends.split(","):
+            text = UDP.format(backend=backend).replace("max_len", 'elements = ["seen:Seen"]\nmax_len')
+            configured(host, text + PROXY)
+            until(lambda: host.show("nfq-agent", "ActiveState") == "active", "it serves")
+            print(f"{release.name}, {backend}", flush=True)
+            for kind in kinds(flags, backend, this):
+                right &= measure(host, kind, flags)
+    return 0 if right else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

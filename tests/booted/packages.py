@@ -48,12 +48,13 @@ class Installed:
     rules: str
 
 
-def packages(release: Release, again: Packages | None = None) -> Packages:
-    """Both packages of a release, built once for the same sources. again: those to build a second time, from what they were."""
+def packages(release: Release, again: Packages | None = None, top: Path = TOP) -> Packages:
+    """Both packages of a release, built once for the same sources. again: those to build a second time, from what they were.
+    top: the working tree."""
     wanted = hashlib.sha256(f"{build_root(release).name}\n".encode())
     if again is None:
-        sources = {str(file.relative_to(TOP)): file for file in _sources()}
-        date = git("log", "-1", "--format=%ct").strip()
+        sources = {str(file.relative_to(top)): file for file in _sources(top)}
+        date = git("log", "-1", "--format=%ct", top=top).strip()
     else:
         # The working tree may have changed.
         kept = again.folder / "source"
@@ -64,7 +65,7 @@ def packages(release: Release, again: Packages | None = None) -> Packages:
         wanted.update(f"{name} {file.stat().st_mode & 0o111}\n".encode() + file.read_bytes())
 
     def make(folder: Path) -> None:
-        downloaded = wheels(release, "", "-build", "-rpm")
+        downloaded = wheels(release, "", "-build", "-rpm", top=top)
         for name, file in sources.items():
             target = folder / "source" / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,19 +81,19 @@ def packages(release: Release, again: Packages | None = None) -> Packages:
     return Packages(release, made_once(f"{release.name}-packages-{wanted.hexdigest()[:12]}", make))
 
 
-def _sources() -> list[Path]:
+def _sources(top: Path) -> list[Path]:
     """The files that git knows or would take, of the parts that a package is built from."""
-    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PARTS)
-    return sorted(path for name in set(listed.split("\0")) if name and (path := TOP / name).is_file())
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PARTS, top=top)
+    return sorted(path for name in set(listed.split("\0")) if name and (path := top / name).is_file())
 
 
-def git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=TOP, check=True, capture_output=True, text=True).stdout
+def git(*words: str, top: Path = TOP) -> str:
+    return subprocess.run(["git", *words], cwd=top, check=True, capture_output=True, text=True).stdout
 
 
-def wheels(release: Release, *parts: str) -> Path:
+def wheels(release: Release, *parts: str, top: Path = TOP) -> Path:
     """What pip would download, fetched by this machine's pip for the Python of the release. parts: of the names of the locks."""
-    locks = [TOP / "packaging" / f"requirements{part}.txt" for part in parts]
+    locks = [top / "packaging" / f"requirements{part}.txt" for part in parts]
     wanted = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()[:12]
     machine = platform.machine()
     platforms = (f"manylinux2014_{machine}", f"manylinux_2_28_{machine}", f"manylinux1_{machine}", "any")

@@ -22,6 +22,7 @@ from world import World, hold_lock, tables_of
 _END_WITHIN: Final = 25.0
 _DONE_WITHIN: Final = 60.0
 _TELLS_REMEDY: Final = "run `nfq-agent remove`"
+_RESTORED_AWAY: Final = "for what in F X; do iptables-legacy -w -t mangle -$what NFQA-default-OUTPUT 2>/dev/null || true; done"
 _MEMORY: Final = Path("/sys/fs/cgroup/memory")
 
 
@@ -240,6 +241,10 @@ class Life:
             # A process that was killed behind its change has not told of it.
             if not self._until(is_repaired, 10, told=False) and self._world.tables() != tables:
                 self._until(is_repaired)
+        if self.plan.backend == "owned" and self._agent is not None and self._agent.ended():
+            # It may have been told to end, and the other program restored the rule when the agent had looked for the last time.
+            change.wait()
+            self._world.namespace.shell(_RESTORED_AWAY)
 
     def _repairs(self) -> int:
         log = self._read_log()

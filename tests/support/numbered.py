@@ -35,15 +35,16 @@ family = "inet"
 udp_ports = [11000]
 """
 # Sends numbers, RATE a second, to a receiver of its own, until its standard input ends, 120 s at most. Prints how many it sent,
-# how many came, and the longest time on the way and its 99th percentile, in milliseconds. argv: rate.
+# how many came, the longest time on the way and its 99th percentile in milliseconds, and the longest of what was sent between
+# one line of the standard input and the next. argv: rate.
 _SENDER: Final = """
-import select, socket, struct, sys, threading, time
+import os, select, socket, struct, sys, threading, time
 rate = float(sys.argv[1])
 receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 receiver.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
 receiver.bind(("127.0.0.1", 11000))
 receiver.settimeout(3)
-waits, got = [], set()
+waits, got, parts, part = [], set(), {}, 0
 over = False
 def receive():
     while True:
@@ -54,9 +55,12 @@ def receive():
             if over:
                 return
             continue
-        number, sent = struct.unpack("!Qd", data)
-        waits.append(time.monotonic() - sent)
+        number, sent, of = struct.unpack("!QdI", data)
+        wait = time.monotonic() - sent
+        waits.append(wait)
         got.add(number)
+        if wait > parts.get(of, 0):
+            parts[of] = wait
 thread = threading.Thread(target=receive)
 thread.start()
 end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -65,9 +69,14 @@ print("sending", flush=True)
 began = time.monotonic()
 number = 0
 # On a quick machine the end may be asked for at once.
-while time.monotonic() - began < 120 and (number < 160 or not select.select([sys.stdin], [], [], 0)[0]):
+ends = False
+while time.monotonic() - began < 120 and not (ends and number >= 160):
+    if not ends and select.select([0], [], [], 0)[0]:
+        lines = os.read(0, 1024)
+        ends = not lines
+        part += lines.count(b"\\n")
     for _ in range(16):
-        end.send(struct.pack("!Qd", number, time.monotonic()))
+        end.send(struct.pack("!QdI", number, time.monotonic(), part))
         number += 1
     ahead = number / rate - (time.monotonic() - began)
     if ahead > 0:
@@ -75,7 +84,7 @@ while time.monotonic() - began < 120 and (number < 160 or not select.select([sys
 over = True
 thread.join()
 waits.sort()
-print(number, len(got), waits[-1] * 1000, waits[len(waits) * 99 // 100] * 1000)
+print(number, len(got), waits[-1] * 1000, waits[len(waits) * 99 // 100] * 1000, *(parts[of] * 1000 for of in sorted(parts)))
 """
 
 
@@ -87,12 +96,14 @@ class Host(Protocol):
 
 
 class Flow(NamedTuple):
-    """sent, arrived: datagrams. worst, most: the longest time on the way and its 99th percentile, in milliseconds."""
+    """sent, arrived: datagrams. worst, most: the longest time on the way and its 99th percentile, in milliseconds. divided: the
+    longest of each part."""
 
     sent: int
     arrived: int
     worst: float
     most: float
+    divided: tuple[float, ...] = ()
 
 
 class Numbered:
@@ -103,11 +114,17 @@ class Numbered:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "sending\n"
 
+    def divide(self) -> None:
+        """What is sent from now on is another part."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
     def end(self) -> Flow:
         """Send no more, and wait for what is on its way."""
         output, _ = self._process.communicate(timeout=PATIENCE)
-        sent, arrived, worst, most = output.split()
-        return Flow(int(sent), int(arrived), float(worst), float(most))
+        sent, arrived, worst, most, *divided = output.split()
+        return Flow(int(sent), int(arrived), float(worst), float(most), tuple(map(float, divided)))
 
 
 def write_down(namespace: Namespace, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import compileall
+import py_compile
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -113,7 +115,9 @@ class Code:
     def __init__(self, folder: Path, source: Path) -> None:
         """folder: where they are made. source: of the import package."""
         for name in ("first", "second"):
-            shutil.copytree(source, folder / name / source.name, ignore=shutil.ignore_patterns("*.c", "*.pyx"))
+            shutil.copytree(source, folder / name / source.name, ignore=shutil.ignore_patterns("*.c", "*.pyx", "__pycache__"))
+            # A start reads it again and again: compiling it costs more than a start.
+            compileall.compile_dir(folder / name, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
         self._link = folder / "code"
         self._folder = folder
         self._now = "second"

@@ -109,7 +109,10 @@ def _bounded() -> Iterator[None]:
 
     handler = signal.signal(signal.SIGALRM, over)
     # Again and again, for code that catches everything.
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
+    left = interval = 0.0
+    # A unit of the user's own may not allow it.
+    with contextlib.suppress(OSError):
+        left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
     try:
         try:
             yield
@@ -117,7 +120,8 @@ def _bounded() -> Iterator[None]:
             bounds = False
     finally:
         # No alarm interrupts this.
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        with contextlib.suppress(OSError):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         if left:
             signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (time.monotonic() - began)), interval)
