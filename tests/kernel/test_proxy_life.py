@@ -17,7 +17,7 @@ from proxied import configuration
 from proxy_process import MB, Run, descriptors, memory, wait_until_released
 from tcp_client import Load, Meanwhile, Talk, ask, receive, server
 
-from nfq_agent.proxy.listeners import ACCEPTS
+from nfq_agent.proxy.listeners import ACCEPTS, raise_limit
 from nfq_agent.stream import Answer, Connection, StreamElement
 
 pytestmark = pytest.mark.kernel
@@ -34,6 +34,8 @@ class TestMany:
         before = memory(pid)
 
         def many() -> tuple[int, int]:
+            # systemd gives a soft limit of 1,024 descriptors.
+            raise_limit()
             held = []
             for _ in range(5000):
                 it = socket.create_connection(("127.0.0.1", 8080), timeout=60)

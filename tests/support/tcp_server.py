@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import resource
 import socket
 import struct
 import sys
@@ -85,6 +86,9 @@ def _serve(mode: str, connection: socket.socket, peer: tuple[str, int], total: i
 def main() -> None:
     mode, host, port = sys.argv[1:4]
     total = int(sys.argv[4]) if len(sys.argv) > 4 else 0
+    # systemd gives a soft limit of 1,024 descriptors; each connection takes one.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
