@@ -13,7 +13,10 @@ from namespace import Namespace, join
 from tutorial import write_tutorial
 
 # How long one example takes depends on what else the machine does; pytest-timeout ends what hangs.
-hypothesis.settings.register_profile("nfq-agent", deadline=None)
+# Each run tries other examples. A test that needs more or fewer than others takes a multiple of the profile's number.
+hypothesis.settings.register_profile("nfq-agent", deadline=None, max_examples=30)
+# pytest --hypothesis-profile=thorough; tests/run without an option does so.
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=100)
 hypothesis.settings.load_profile("nfq-agent")
 
 
@@ -45,13 +48,16 @@ def tutorial(tmp_path: Path) -> Path:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """The booted tests of one release on one core, since they share what was built and installed; all others anywhere."""
+    """On one core: the booted tests of a release, since they share what was built and installed, and the tests of the house,
+    which parse the package once. All others anywhere."""
     # Not --dist loadgroup: pytest-xdist 3.8 marks groups in a way that pytest 9.2 does not see.
     from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415  # xdist is there only when it is used
 
     class ByRelease(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no annotations
         def _split_scope(self, nodeid: str) -> str:
             booted = re.fullmatch(r"tests/booted/.*\[(\w+)\]", nodeid)
+            if nodeid.startswith("tests/test_house.py::"):
+                return "house"
             return booted[1] if booted else nodeid
 
     return ByRelease(config, log)

@@ -69,20 +69,29 @@ EFFECT_METHODS = {
 }  # fmt: skip
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def modules() -> dict[str, ast.Module]:
     """Every module by its dotted name below the package, but for the package's own face; what is compiled, by its types."""
+    found = {}
     for path in sorted([*HOUSE.rglob("*.py"), *HOUSE.rglob("*.pyi")]):
         parts = path.relative_to(HOUSE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         if name:
-            yield name, ast.parse(path.read_text())
+            found[name] = ast.parse(path.read_text())
+    return found
+
+
+@cache
+def nodes(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """Every node of a module, found once for all tests."""
+    return tuple(ast.walk(tree))
 
 
 @cache
 def imported(tree: ast.Module) -> list[tuple[str, str]]:
     """Every import, wherever in the module it stands: the module, and the name taken from it, if one is."""
     found: list[tuple[str, str]] = []
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             found += [(name.name, "") for name in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -91,7 +100,6 @@ def imported(tree: ast.Module) -> list[tuple[str, str]]:
     return found
 
 
-MODULES = dict(modules())
 ROOMS = {room for floor in FLOORS for room in floor}
 
 
@@ -111,8 +119,8 @@ def used(tree: ast.Module) -> Iterator[str]:
     for module, name in imported(tree):
         if module == "nfq_agent" or module.startswith("nfq_agent."):
             inside = f"{module}.{name}".removeprefix("nfq_agent.")
-            found = inside if inside in MODULES else inside.rpartition(".")[0]
-            assert found in MODULES, f"{module} is imported for {name or 'all of it'}: import the module that holds it"
+            found = inside if inside in modules() else inside.rpartition(".")[0]
+            assert found in modules(), f"{module} is imported for {name or 'all of it'}: import the module that holds it"
             yield found
 
 
@@ -136,7 +144,7 @@ def effects(name: str, tree: ast.Module) -> list[str]:
         pure = first in PURE or first in BEYOND.get(name, ()) or f"{module}.{taken}" in PURE_NAMES or first == "nfq_agent"
         if not pure:
             found.append(f"{name} imports {module}.{taken}".rstrip("."))
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in EFFECTS:
             found.append(f"{name} uses {node.id}, line {node.lineno}")
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in EFFECT_METHODS:
@@ -145,13 +153,13 @@ def effects(name: str, tree: ast.Module) -> list[str]:
 
 
 def test_imports_run_one_way() -> None:
-    assert [found for name, tree in MODULES.items() for found in wrong_imports(name, tree)] == []
+    assert [found for name, tree in modules().items() for found in wrong_imports(name, tree)] == []
 
 
 def test_imports_run_in_no_circle() -> None:
     # What is compiled names types of others in its stub and imports nothing of ours.
     compiled = {path.stem for path in HOUSE.rglob("*.pyx")}
-    graph = {name: set(used(tree)) for name, tree in MODULES.items() if name.rpartition(".")[2] not in compiled}
+    graph = {name: set(used(tree)) for name, tree in modules().items() if name.rpartition(".")[2] not in compiled}
     graphlib.TopologicalSorter(graph).prepare()
 
 
@@ -172,15 +180,15 @@ def test_an_import_against_the_direction_is_found(name: str, code: str) -> None:
 
 
 def test_each_seam_has_one_importer() -> None:
-    for name, tree in MODULES.items():
+    for name, tree in modules().items():
         for module, _ in imported(tree):
             allowed = SEAMS.get(module.partition(".")[0])
             assert allowed is None or name in allowed, f"{name} imports {module}"
 
 
 def test_the_core_has_no_effects() -> None:
-    core = [name for name in MODULES if room_of(name) in CORE or name in PURE_MODULES]
-    assert [found for name in core for found in effects(name, MODULES[name])] == []
+    core = [name for name in modules() if room_of(name) in CORE or name in PURE_MODULES]
+    assert [found for name in core for found in effects(name, modules()[name])] == []
 
 
 @pytest.mark.parametrize(
@@ -262,8 +270,8 @@ def test_no_type_has_two_meanings() -> None:
 
 
 def test_only_main_exits() -> None:
-    for name, tree in MODULES.items():
-        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for name, tree in modules().items():
+        calls = {ast.unparse(node.func) for node in nodes(tree) if isinstance(node, ast.Call)}
         assert name == "__main__" or not calls & {"sys.exit", "exit", "quit"}, name
 
 

@@ -129,7 +129,7 @@ def passed(tests: list[str], copy: Path) -> bool:
             sys.dont_write_bytecode = True
             os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
             loaded = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
-            code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", loaded, *tests]))
+            code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-profile=thorough", "-W", loaded, *tests]))
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

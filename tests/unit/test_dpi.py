@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from examples import EXAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openings import DATAGRAMS, OPENINGS, client_hello, dns_query, made_hello, record, server_name
@@ -52,7 +53,7 @@ def test_datagrams(name: str) -> None:
         assert other.facts == {"dpi": "undecided"}
 
 
-@settings(max_examples=60)
+@settings(max_examples=EXAMPLES * 3 // 5)
 @given(
     st.sampled_from([name for name, (client, _, _) in OPENINGS.items() if client]),
     st.lists(st.integers(1, 500), max_size=4),

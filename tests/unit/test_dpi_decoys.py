@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from examples import EXAMPLES
 from forged import ALLOWED, CLIENT, DENIED, ISN, PEER, POLICIES, SERVER, made, opened, request, stamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -156,7 +157,7 @@ def test_a_request_that_was_pushed_out_does_not_come_again() -> None:
     bench.assert_dropped(made(request("a.evil.test"), ISN + 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES * 3 // 5)
 @given(st.lists(st.tuples(st.integers(0, 900), st.integers(1, 900)), max_size=12), st.integers(0, 0xFFFFFFFF), st.booleans())
 @pytest.mark.parametrize("kind", ["tls", "http"])
 def test_honest_repeats_are_never_refused(kind: str, again: list[tuple[int, int]], isn: int, both: bool) -> None:
@@ -187,7 +188,7 @@ def test_the_options_of_a_segment() -> None:
         assert tcp_options(packet, packet.headers) == {}
 
 
-@settings(max_examples=200)
+@settings(max_examples=EXAMPLES * 2)
 @given(st.binary(min_size=1, max_size=60), st.integers(0, 0xFFFFFFFF), st.integers(-70, 70), st.integers(1, 70), st.data())
 def test_read_bytes_against_a_plain_model(data: bytes, first: int, at: int, size: int, draw: st.DataObject) -> None:
     kept = ReadBytes()

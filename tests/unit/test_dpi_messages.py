@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from examples import EXAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openings import client_hello, dns_query, over_tcp
@@ -146,7 +147,7 @@ def test_a_conflict_has_an_action_of_its_own(conflict: str) -> None:
     bench.assert_accepted(tcp(talk.src, talk.dst, data, seq=talk.isn + 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES * 3 // 5)
 @given(
     st.lists(st.tuples(st.sampled_from(["a.open.test", "b.open.test", "a.shut.test", "b.shut.test"]), st.booleans()), max_size=6)
 )

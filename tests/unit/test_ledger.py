@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import pytest
+from examples import EXAMPLES
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -260,7 +261,7 @@ class Ledgers(RuleBasedStateMachine):
 
 
 TestLedgers = Ledgers.TestCase
-TestLedgers.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestLedgers.settings = settings(max_examples=EXAMPLES * 3 // 2, stateful_step_count=30, deadline=None)
 
 
 def test_every_state_has_a_way_to_its_end() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from examples import EXAMPLES
 from hostile import SEEDS, check, packets
 from hypothesis import given, settings
 
@@ -63,7 +64,7 @@ def test_what_does_not_hold_together_is_named(data: bytes, reason: str) -> None:
         decode(data)
 
 
-@settings(max_examples=500)
+@settings(max_examples=EXAMPLES * 5)
 @given(packets)
 def test_hostile_bytes_raise_nothing_but_its_own_error(data: bytes) -> None:
     check(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from examples import EXAMPLES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openings import OPENINGS, dns_query
@@ -51,7 +52,7 @@ SHAPED = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=EXAMPLES * 4)
 @given(NOISE | SHAPED, NOISE | SHAPED)
 def test_no_bytes_make_a_parser_raise(client: bytes, server: bytes) -> None:
     for parser in PARSERS:
@@ -59,7 +60,7 @@ def test_no_bytes_make_a_parser_raise(client: bytes, server: bytes) -> None:
         assert result in (MORE, NO) or result.facts["protocol"]
 
 
-@settings(max_examples=400)
+@settings(max_examples=EXAMPLES * 4)
 @given(NOISE, st.booleans())
 @example(dns_query("a" * 63 + ".test"), True)
 def test_no_datagram_makes_dns_raise(data: bytes, known: bool) -> None:
@@ -67,7 +68,7 @@ def test_no_datagram_makes_dns_raise(data: bytes, known: bool) -> None:
     assert result is NO or (isinstance(result, Found) and result.facts["dns_name"] is not None)
 
 
-@settings(max_examples=200)
+@settings(max_examples=EXAMPLES * 2)
 @given(st.binary(max_size=64), st.integers(0, 255))
 def test_no_datagram_makes_quic_raise(head: bytes, first: int) -> None:
     datagram = bytes((first | 0xC0,)) + b"\0\0\0\1\x08" + head + bytes(1300 - len(head))
