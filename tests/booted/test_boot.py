@@ -122,6 +122,8 @@ _SAID = (
     r"instance default is serving queue 100, proxy web on 0.0.0.0:15002, \[::\]:15002: \d+ legacy rules are in",
     r"rules that accept what is redirected to a proxy, at the head of chains that drop in hook INPUT \(foreign nf_tables\): "
     r"\d inserted, 0 removed \(accept_input\)",
+    # Where the container may open fewer files than the unit asks for.
+    r"proxy web: \d+ descriptors are enough for \d+ connections, not for 10000; raise LimitNOFILE= or lower max_connections",
 )
 
 
@@ -133,6 +135,8 @@ def test_the_first_seconds_of_a_boot(neighboured: tuple[Path, ...]) -> None:
             configure(host, PROXY.replace("[rules.web]", "accept_input = true\n[rules.web]"))
             host.write("/etc/nftables.conf", _NFT)
             host.write("/etc/systemd/system/holder.service", _HOLDER)
+            # As where a network service wants network.target. Without the order `auto` chooses by what Docker has done so far.
+            host.write("/etc/systemd/system/docker.service.d/order.conf", "[Unit]\nAfter=nfq-agent.service\n")
             host.write("/etc/systemd/system/web.service", WEB)
             host.shell("systemctl enable nftables docker fail2ban holder web", timeout=120)
             host.power_off()
