@@ -57,8 +57,8 @@ class Follower:
     def resume(self, links: Iterable[Link]) -> tuple[list[Followed], list[Followed]]:
         """The same for a whole listing, for when changes may have been missed."""
         links = list(links)
-        there = {link.index for link in links}
-        lost = [each.link for index, each in self.followed.items() if index not in there]
+        present = {link.index for link in links}
+        lost = [each.link for index, each in self.followed.items() if index not in present]
         changes = [self.change(link, gone=True) for link in lost] + [self.change(link, gone=False) for link in links]
         return [come for come, _ in changes if come is not None], [gone for _, gone in changes if gone is not None]
 

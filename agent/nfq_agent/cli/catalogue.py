@@ -171,8 +171,8 @@ def new_element(name: str, folder: Path) -> int:
         folder / "elements" / f"test_{module}.py": _TEST,
         folder / f"{module}.toml": _CONFIG,
     }
-    if there := [str(path) for path in files if path.exists()]:
-        print(f"nfq-agent: {', '.join(there)} exists; nothing was written", file=sys.stderr)
+    if existing := [str(path) for path in files if path.exists()]:
+        print(f"nfq-agent: {', '.join(existing)} exists; nothing was written", file=sys.stderr)
         return 1
     try:
         (folder / "elements").mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,10 @@ def overlaps(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     for name, inline in config.inline.items():
         for other, rule in config.rules.items():
             if (ports := _shared(inline, rule)) is not None:
-                there = ", ".join(rule.interface or ())
+                chosen = ", ".join(rule.interface or ())
                 yield (
                     ("inline", name, "interfaces"),
-                    f"port {ports} of {there} is judged by [rules.{other}] too; allowed: other ports or interfaces",
+                    f"port {ports} of {chosen} is judged by [rules.{other}] too; allowed: other ports or interfaces",
                 )
     for (name, one), (other, two) in combinations(config.inline.items(), 2):
         pattern = same_interface(two.interfaces, one.interfaces)

@@ -85,9 +85,9 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
         except ElementError as error:
             yield from _element_faults(error, ("proxy", name, "elements"), source, config)
     for name, rule in config.rules.items():
-        for kind, wanted, there in (("queue", rule.queue, config.queue), ("proxy", rule.proxy, config.proxy)):
-            if wanted is not None and wanted not in there:
-                names = ", ".join(sorted(there)) or f"none is configured; add [{kind}.{wanted}]"
+        for kind, wanted, configured in (("queue", rule.queue, config.queue), ("proxy", rule.proxy, config.proxy)):
+            if wanted is not None and wanted not in configured:
+                names = ", ".join(sorted(configured)) or f"none is configured; add [{kind}.{wanted}]"
                 yield fault(("rules", name, kind), f"no {kind} {wanted!r} is configured; allowed: {names}")
         if rule.port is not None and (led_to := config.proxy.get(rule.proxy or "")) is not None:
             ports = sorted({each.port for each in led_to.listen})

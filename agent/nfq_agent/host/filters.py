@@ -82,8 +82,8 @@ def _filters_missing() -> str | None:
         return None
     folder = Path("/lib/modules") / platform.release()
     modules = "".join(path.read_text() for name in ("dep", "builtin") if (path := folder / f"modules.{name}").exists())
-    there = all(symbol in symbols or f"/{module}.ko" in modules for symbol, module in zip(_SYMBOLS, _MODULES, strict=True))
-    return None if there else "clsact with cls_bpf (CONFIG_NET_CLS_BPF, CONFIG_NET_SCH_INGRESS)"
+    available = all(symbol in symbols or f"/{module}.ko" in modules for symbol, module in zip(_SYMBOLS, _MODULES, strict=True))
+    return None if available else "clsact with cls_bpf (CONFIG_NET_CLS_BPF, CONFIG_NET_SCH_INGRESS)"
 
 
 class Filters:

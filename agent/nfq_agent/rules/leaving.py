@@ -42,15 +42,15 @@ def merged(ruleset: Ruleset, standing: Ruleset) -> Ruleset:
     joined: dict[Family, dict[str, TableRules]] = {family: dict(tables) for family, tables in ruleset.items()}
     for family, tables in standing.items():
         for table, rules in tables.items():
-            there = joined.setdefault(family, {}).get(table, TableRules())
-            chains = dict(there.chains)
+            present = joined.setdefault(family, {}).get(table, TableRules())
+            chains = dict(present.chains)
             for chain, inside in rules.chains.items():
                 if chain not in chains:
                     chains[chain] = inside
                 elif table != "nat":
                     chains[chain] = (*(rule for rule in inside if rule not in chains[chain]), *chains[chain])
-            jumps = tuple(each for each in rules.jumps if each.target.name not in there.chains and each not in there.jumps)
-            joined[family][table] = TableRules(chains, (*there.jumps, *jumps))
+            jumps = tuple(each for each in rules.jumps if each.target.name not in present.chains and each not in present.jumps)
+            joined[family][table] = TableRules(chains, (*present.jumps, *jumps))
     return joined
 
 
@@ -60,13 +60,13 @@ def fail_closed(state: Mapping[str, TableState]) -> dict[str, TableRules]:
     Decided from the rules themselves, so that no configuration is needed. Chains without such a rule are removed.
     """
     kept: dict[str, TableRules] = {}
-    for table, there in state.items():
+    for table, present in state.items():
         chains: dict[str, tuple[Rule, ...]] = {}
-        for name, installed in there.chains.items():
+        for name, installed in present.chains.items():
             rules = tuple(found.rule for found in installed if not _fails_open(found.rule))
             if any(rule.target.name == "NFQUEUE" for rule in rules):
                 chains[name] = rules
-        jumps = tuple(found.rule for found in there.jumps if found.rule.target.name in chains)
+        jumps = tuple(found.rule for found in present.jumps if found.rule.target.name in chains)
         if chains:
             kept[table] = TableRules(chains, jumps)
     return kept
@@ -87,13 +87,13 @@ def taken_back(
     made: dict[str, TableRules] = {}
     for table in {*now, *before}:
         was, wish = before.get(table, TableState()).as_rules(), desired.get(table, TableRules())
-        there = now.get(table, TableState()).as_rules()
+        present = now.get(table, TableState()).as_rules()
         chains = {
-            chain: _undone(there.chains.get(chain, ()), was.chains.get(chain, ()), wish.chains.get(chain, ()))
-            for chain in {*there.chains, *was.chains}
+            chain: _undone(present.chains.get(chain, ()), was.chains.get(chain, ()), wish.chains.get(chain, ()))
+            for chain in {*present.chains, *was.chains}
         }
         kept = {chain: rules for chain, rules in chains.items() if rules or chain in was.chains}
-        made[table] = TableRules(kept, _undone(there.jumps, was.jumps, wish.jumps))
+        made[table] = TableRules(kept, _undone(present.jumps, was.jumps, wish.jumps))
     return made
 
 

@@ -58,8 +58,8 @@ def plan(config: Config, uid: int | str, lists: bool = False, families: Collecti
             ruleset[family] = {table: _table(config.agent.instance, tables[table], uid, lists) for table in tables}
     # Chains of an owned table cannot accept for those of others: there the rules are in the chains that drop.
     for family, accepting in ({} if lists else accept_rules(config, families)).items():
-        there = ruleset[family].get("filter", TableRules())
-        ruleset[family]["filter"] = TableRules(there.chains, (*there.jumps, *accepting))
+        current = ruleset[family].get("filter", TableRules())
+        ruleset[family]["filter"] = TableRules(current.chains, (*current.jumps, *accepting))
     return ruleset
 
 
@@ -268,8 +268,8 @@ def _capture_rules(config: Config, rule: RuleConfig, chain: str, family: Family,
         listeners = Extension("multiport", (Option("--dports", ports),))
         yield Rule(chain, leave, (listeners, local, *tail), protocol, inward, outward)
     for ranges in range_lists(proxy.exclude, family, lists):
-        there = Extension("iprange", (Option("--dst-range", ranges),))
-        yield Rule(chain, leave, (*matches, there, *tail), protocol, inward, outward)
+        destinations = Extension("iprange", (Option("--dst-range", ranges),))
+        yield Rule(chain, leave, (*matches, destinations, *tail), protocol, inward, outward)
     # Connections that run already continue unchanged: redirected to the proxy, which does not know them, they would be reset.
     # With
     # REDIRECT too: a first rule of table nat starts connection tracking, which takes their next packet for a new connection.

@@ -125,8 +125,8 @@ def listing(state: StateByFamily) -> list[ListedRule]:
     return [
         ListedRule(family, table, installed)
         for family, tables in state.items()
-        for table, there in tables.items()
-        for installed in there.installed
+        for table, found_rules in tables.items()
+        for installed in found_rules.installed
     ]
 
 
