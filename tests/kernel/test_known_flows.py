@@ -236,3 +236,20 @@ def test_a_restart_keeps_the_room_until_the_file_says_otherwise(netns: Namespace
     assert bound(netns) == [120]
     assert known_of(agent, kept) == 0
     assert agent.stop() == 0
+
+
+def test_a_reload_that_fails_closes_the_room_that_it_opened(netns: Namespace, tmp_path: Path) -> None:
+    serve(netns, "127.0.0.1")
+    agent = Agent(netns, tmp_path, config(room=0)).ready()
+    kept = Kept(netns, "127.0.0.1")
+    # The queue is replaced first; then the change of the rules fails.
+    lock = netns.start("flock", "--close", "/run/xtables.lock", "-c", "echo held; sleep 60", stdout=subprocess.PIPE, text=True)
+    assert lock.stdout is not None
+    assert lock.stdout.readline() == "held\n"
+    agent.configure(config(room=77))
+    assert agent.verb("reload", check=False).returncode != 0
+    lock.kill()
+    lock.wait()
+    assert bound(netns) == [120]
+    assert known_of(agent, kept) == 0
+    assert agent.stop() == 0

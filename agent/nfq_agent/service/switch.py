@@ -49,15 +49,20 @@ class Switch:
         # Rules that running connections of a proxy need go when those have ended.
         at_first = merged(ruleset, keep_for_draining(drift.ruleset))
         applied: dict[Family, Applied] = {}
-        carry_out(
-            [
-                *([log_step(log, lambda: self.system.open_log(new))] if relog else []),
-                *worker_steps(self.crew, change),
-                *([route_step(self.routes.apply, old, new)] if self.routes.needed(old, new) else []),
-                Step("the rules", lambda: applied.update(drift.apply(at_first)), lambda: drift.apply(drift.ruleset)),
-            ],
-            log,
-        )
+        try:
+            carry_out(
+                [
+                    *([log_step(log, lambda: self.system.open_log(new))] if relog else []),
+                    *worker_steps(self.crew, change),
+                    *([route_step(self.routes.apply, old, new)] if self.routes.needed(old, new) else []),
+                    Step("the rules", lambda: applied.update(drift.apply(at_first)), lambda: drift.apply(drift.ruleset)),
+                ],
+                log,
+            )
+        except BaseException:
+            # The rules were the last step: none leads to a queue of known flows that was opened for it.
+            self.crew.close_leftovers()
+            raise
         # From here on the new configuration is in force.
         edits = sum(len(steps) for each in applied.values() for steps in each.changes.values())
         self.crew.retire(change.gone)
