@@ -132,6 +132,7 @@ def test_a_connection_that_is_accepted_is_never_shown() -> None:
         (HELLO[:100], HELLO[100:]),
         (HEAD, b"POST / HTTP/1.1\r\nHost: www.good.test\r\nContent-Length: 1\r\n\r\n"),
     ],
+    ids=["hello", "request", "later-request", "later-hello", "other", "two-segments", "body"],
 )
 def test_what_is_not_accepted_is_shown_and_judged_as_ever(message: bytes, more: bytes) -> None:
     whole, quick = judge(["allow-list"]), judge(["allow-list"])
