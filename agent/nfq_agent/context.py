@@ -19,9 +19,12 @@ class Context:
 
     names: which names DNS answers gave for addresses; None where no rule asks.
     owners: who a flow belongs to, for elements that ask (`PacketElement.reads_owner_of`).
+    copies: the packets are copies. Two interfaces may show one twice, the second time late: its place in the connection says
+    nothing, and no packet is dropped for it.
     """
 
     midstream: MidstreamMode = "accept"
     flows: FlowMemory | None = None
     names: NameTable | None = None
     owners: Owners = field(default_factory=Owners)
+    copies: bool = False

@@ -41,11 +41,12 @@ _TRIES: Final = 60
 class InterfaceWorker(Worker):
     """A worker that is fed from interfaces.
 
-    kind: its table in the configuration. columns: what its process counts of each interface. midstream: as in `Context`.
+    kind: its table in the configuration. columns: what its process counts of each interface. midstream, copies: as in `Context`.
     """
 
     kind: str
     midstream: MidstreamMode = "accept"
+    copies = False
     columns: tuple[str, ...]
 
     def __init__(
@@ -94,7 +95,7 @@ class InterfaceWorker(Worker):
         warn = partial(self._log, level="warning")
         midstream = self.midstream
         lent = lend(state_folder(), (self.instance, f"{self.kind}-{self.name}"), self.specs, midstream, self.names, warn)
-        self.context = replace(lent, owners=self.owners)
+        self.context = replace(lent, owners=self.owners, copies=self.copies)
 
     def close(self) -> None:
         """Stop following interfaces."""

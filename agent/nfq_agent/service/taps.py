@@ -37,6 +37,7 @@ class TapWorker(InterfaceWorker):
 
     kind = "tap"
     columns = tuple(TAP_COUNTERS)
+    copies = True
     capabilities: tuple[int, ...] = ()
 
     def __init__(self, name: str, config: Config, user: User, log: Log, close: Callable[[], Iterable[int]]) -> None:
