@@ -23,8 +23,8 @@ from booted.roots import cache
 _KEEP = 86400.0
 # System calls that a container may make beyond those that systemd-nspawn allows. bpf: systemd keeps IPAddressDeny= with it, and
 # inline queues attach their programs. @keyring: Docker's containers have a session keyring of their own. landlock_*: a worker
-# confines itself with them.
-_CALLS = "bpf @keyring landlock_create_ruleset landlock_add_rule landlock_restrict_self"
+# confines itself with them. pidfd_getfd: tests look at the sockets of a process.
+_CALLS = "bpf @keyring landlock_create_ruleset landlock_add_rule landlock_restrict_self pidfd_getfd"
 
 
 class Layer:

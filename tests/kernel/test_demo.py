@@ -61,7 +61,7 @@ def test_in_a_chroot_without_proc_it_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lacking", ["sys_admin", "net_admin"])
 def test_in_a_container_without_the_rights_it_names_them(lacking: str) -> None:
     done = subprocess.run(
-        ["setpriv", f"--bounding-set=-{lacking}", *COMMAND, "demo"],
+        ["setpriv", f"--inh-caps=-{lacking}", f"--bounding-set=-{lacking}", *COMMAND, "demo"],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
