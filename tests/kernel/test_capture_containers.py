@@ -42,15 +42,15 @@ def test_a_policy_and_the_log_know_the_container(netns: Namespace, tmp_path: Pat
     try:
         agent = Agent(netns, tmp_path, CONFIG.format(kind="inline", tag=tag)).ready()
         until(lambda: interfaces(agent, "inline") == {"veth1": f"web-{tag}", "veth2": None}, "one container is known")
-        assert first.get("10.5.0.2", seconds=1.5) == "000"
+        # The worker is told a moment after the status.
+        until(lambda: first.get("10.5.0.2", seconds=1.5) == "000", "it is denied")
         until(lambda: f"drop, 60 bytes, container web-{tag}" in agent.log, "the log names it")
         assert f"veth1 (container web-{tag})" in agent.verb("status").stdout
         # A worker that comes later is told, too.
         agent.configure(CONFIG.format(kind="tap", tag=tag))
         agent.verb("reload")
         until(lambda: interfaces(agent, "tap") == {"veth1": f"web-{tag}", "veth2": None}, "the tap knows it")
-        assert first.get("10.5.0.2") == "200"
-        until(lambda: judged(agent, "tap")["would_drop"] > 0, "it would have been dropped")
+        until(lambda: first.get("10.5.0.2") == "200" and judged(agent, "tap")["would_drop"] > 0, "it would have been dropped")
         assert agent.stop() == 0
     finally:
         (root / "cgroup.procs").write_text(str(first.pid))
