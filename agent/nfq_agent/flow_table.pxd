@@ -30,6 +30,7 @@ cdef class FlowTable:
     cdef readonly list verdicts
     # What is answered to connections that no element is shown, or None.
     cdef Openings openings
+    cdef public bint shows_openings
 
     cdef int index_of(self, verdict) except -1
     cdef void start_turn(self, double now) noexcept

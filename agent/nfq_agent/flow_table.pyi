@@ -10,6 +10,7 @@ from nfq_agent.verdict import Verdict
 @final
 class FlowTable:
     evicted: int
+    shows_openings: bool
     verdicts: list[Verdict]
     def __init__(self, limit: int = 65536, max_idle: float = 300.0) -> None: ...
     def __len__(self) -> int: ...

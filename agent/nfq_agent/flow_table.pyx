@@ -39,7 +39,8 @@ cdef class FlowTable:
     """At most `limit` flows; one that saw no packet for `max_idle` seconds is forgotten, and the longest idle when it is full.
 
     Half-open flows are forgotten first. In a full table an eighth is theirs: a flood of them makes room among itself.
-    Ages are kept in sixteenths of a second. evicted: flows that were forgotten so far.
+    Ages are kept in sixteenths of a second. evicted: flows that were forgotten so far. shows_openings: new connections are shown,
+    also where `judge_openings` has answers to them.
     """
 
     def __cinit__(self, uint32_t limit=65536, double max_idle=300.0):
@@ -236,7 +237,7 @@ cdef class FlowTable:
         self, const uint8_t *key, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
     ) noexcept nogil:
         """The SYN of a connection; place: of the entry whose connection is over, 0 for none."""
-        if self.openings is None or segment.protocol != P_TCP or segment.flags & (F_SYN | F_ACK) != F_SYN:
+        if self.openings is None or self.shows_openings or segment.protocol != P_TCP or segment.flags & (F_SYN | F_ACK) != F_SYN:
             return ASK
         if self.openings.is_apart(key) or not is_plain_syn(packet, length, segment, ready):
             return ASK

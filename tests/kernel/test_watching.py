@@ -64,3 +64,40 @@ def test_what_is_shown_is_what_was_done(netns: Namespace, tmp_path: Path, elemen
     assert refused.stderr.splitlines()[1].endswith("^ character 1: 'nam' is not a field; like it: name")
     until(lambda: agent.log.count("dropped udp") == 1, "one line for the flow")
     assert agent.stop() == 0
+
+
+NAMES = """
+[queue.main]
+num = 7
+elements = ["dpi", "names"]
+[rules.web]
+queue = "main"
+tcp_ports = [8080]
+hooks = ["output"]
+[element.names]
+type = "policy"
+default = "drop"
+rule = [ { action = "accept", http_host = ["*.good.test"] } ]
+"""
+FETCH = """
+import http.client, http.server, threading, time
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 8080), http.server.BaseHTTPRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+for _ in range(100):
+    connection = http.client.HTTPConnection("127.0.0.1", 8080)
+    connection.request("GET", "/", headers={"Host": "www.good.test"})
+    connection.getresponse().read()
+    connection.close()
+    time.sleep(0.1)
+"""
+
+
+def test_connections_that_are_accepted_by_their_names_are_shown(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, NAMES).ready()
+    netns.start(sys.executable, "-c", FETCH)
+    # Without a watcher they are judged without the elements.
+    until(lambda: agent.status()["queues"][0]["workers"][0]["flows"] > 3, "requests pass")
+    flows = json.loads(agent.verb("top", "name = www.good.test", "--for", "2", "--json").stdout)["flows"]
+    assert len(flows) > 2
+    assert {flow["verdict"] for flow in flows if "verdict" in flow} == {"accept"}
+    assert agent.stop() == 0

@@ -150,7 +150,8 @@ def test_live_flows_by_rate(width: int) -> None:
     lines = shown.get().splitlines()
     assert lines[0].startswith("2 flows")
     assert all(len(line) <= width for line in lines)
-    assert "pay.service" in lines[2]
+    assert lines[2].startswith("5.0 kB pay.ser")
+    assert "192.0.2.7:443" in lines[2]
     assert "would drop" in lines[2]
     live.add([{**slow, "kind": "end"}], 3.0)
     assert len(live.rows()) == 1

@@ -220,6 +220,15 @@ def test_a_chain_that_fails_is_asked_again_and_the_packet_is_shown() -> None:
     assert len(table) == 0
 
 
+def test_openings_are_shown_while_that_is_wanted() -> None:
+    table = judge(["allow-list"]).settle_flows()
+    assert table is not None
+    for wanted in (False, True, False):
+        table.shows_openings = wanted
+        (syn, *_) = opening(HELLO, start=5 + wanted, client=f"192.0.2.1:{50000 + wanted}")
+        assert (table.look_up(syn.payload, syn.length, 1.0) is None) == wanted
+
+
 def test_ports_that_stand_apart_are_shown() -> None:
     table = FlowTable()
     table.judge_openings(Openings(lambda *_: b"", (), (53,), None))

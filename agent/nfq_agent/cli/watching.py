@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import typer
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.live import Live
 from rich.table import Table
 
@@ -24,6 +24,15 @@ from nfq_agent.values import duration, size_text
 _EVERY: Final = 0.5
 _SILENT: Final = 10.0
 _ROWS: Final = 1000
+# The columns of `top`: share of the free width, None for what the text needs; least width.
+_COLUMNS: Final = (
+    ("B/s", None, 6),
+    ("who", 2, 3),
+    ("name", 4, 8),
+    ("destination", 4, 15),
+    ("verdict", None, 10),
+    ("rule", 3, 6),
+)
 
 
 def seconds_of(text: str) -> float:
@@ -148,9 +157,11 @@ class LiveFlows:
 
     def table(self, most: int) -> Table:
         """For a terminal."""
-        made = Table(box=None, pad_edge=False, title=f"{len(self._rows)} flows", title_justify="left")
-        for name in ("B/s", "who", "name", "destination", "verdict", "rule"):
-            made.add_column(name, justify="right" if name == "B/s" else "left", no_wrap=True, overflow="ellipsis")
+        made = Table(box=None, padding=(0, 1, 0, 0), expand=True, title=f"{len(self._rows)} flows", title_justify="left")
+        # A rate and a verdict are always whole; the others share what is left.
+        for name, share, least in _COLUMNS:
+            justify: JustifyMethod = "right" if name == "B/s" else "left"
+            made.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", ratio=share, min_width=least)
         for rate, record in self.rows(most):
             target = f"{record['dst']}:{record['dport']}" if "dport" in record else record["dst"]
             who, reason = _who(record) or "-", record.get("reason", "-")

@@ -40,7 +40,7 @@ class _Seen:
 
 
 class FlowWatch:
-    """Follows the flows of one worker while the ring is wanted.."""
+    """Follows the flows of one worker while the ring is wanted."""
 
     def __init__(self, ring: FlowRing, chain: ElementChain, place: dict[str, Any]) -> None:
         self._ring = ring
@@ -57,12 +57,15 @@ class FlowWatch:
         """Begin or end as the ring asks, and tell of some flows. clock: nanoseconds, monotonic. Returns whether it is watched."""
         if self._ring.until <= clock:
             if self.on:
+                if table is not None:
+                    table.shows_openings = False
                 self.on, self._table = False, None
                 self._seen.clear()
             return False
         if not self.on:
             self.on, self._own = True, table is None
             self._table = FlowTable() if table is None else table
+            self._table.shows_openings = True
             if table is not None and len(table) <= _WALKED:
                 for flow, _ in table.flows():
                     self._seen[id(flow)] = _Seen(flow, {}, _reason_of(flow))
