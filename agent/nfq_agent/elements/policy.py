@@ -216,7 +216,7 @@ class Policy(PacketElement[PolicyOptions]):
         if flow.ahead or flow.unsound:
             # It comes again, behind what has to be read first; or its receiver discards it. A reset would end a connection that
             # may be allowed.
-            return ACCEPT if self.context.copies else DROP
+            return ACCEPT if self.context.copies and flow.origin.protocol == TCP else DROP
         for earlier in flow.earlier:
             if (denial := self._earlier(packet, flow, case, earlier)) is not None:
                 return denial
