@@ -1,10 +1,11 @@
-"""The facts of a flow in the log: the fields of an event, and a few words. Values only."""
+"""A flow in the log: the fields of an event, and a few words. Values only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from nfq_agent.packet import FiveTuple, address, protocol_name
 from nfq_agent.protocols.known import HEADLINES
 
 # The arguments of an event that are not fields.
@@ -14,6 +15,14 @@ _TAKEN: Final = frozenset(("self", "message", "level"))
 def fields(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts by their names; a tuple as its values with spaces between them."""
     return {name: _text(value) for name, value in facts.items() if name not in _TAKEN}
+
+
+def ends(five_tuple: FiveTuple) -> dict[str, Any]:
+    """The fields of a five-tuple: proto, src, dst, and sport and dport where it has ports."""
+    found: dict[str, Any] = {
+        "proto": protocol_name(five_tuple.protocol), "src": address(five_tuple.src), "dst": address(five_tuple.dst),
+    }  # fmt: skip
+    return found if five_tuple.sport is None else {**found, "sport": five_tuple.sport, "dport": five_tuple.dport}
 
 
 def words(facts: Mapping[str, Any]) -> str:

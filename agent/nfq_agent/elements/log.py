@@ -10,11 +10,11 @@ from pydantic import Field
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.elements.interface_names import name_lookup
+from nfq_agent.facts import ends, who, words
 from nfq_agent.facts import fields as fields_of
-from nfq_agent.facts import who, words
 from nfq_agent.flow import Flow
 from nfq_agent.interfaces import Interfaces
-from nfq_agent.packet import Packet, PacketError, address, hook_name, protocol_name
+from nfq_agent.packet import Packet, PacketError, hook_name
 from nfq_agent.rate import Bucket, Suppressed
 from nfq_agent.verdict import WOULD_DROP, Action, Verdict
 
@@ -107,12 +107,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
             self.emit(f"malformed packet: {error}; {hook} {outcome}, {packet.length} bytes", malformed=str(error), **fields)
             return
         five_tuple = headers.five_tuple
-        fields["proto"] = protocol_name(five_tuple.protocol)
-        fields["src"] = address(five_tuple.src)
-        fields["dst"] = address(five_tuple.dst)
-        if five_tuple.sport is not None:
-            fields["sport"] = five_tuple.sport
-            fields["dport"] = five_tuple.dport
+        fields |= ends(five_tuple)
         more = ", fragment" if headers.fragment else ""
         reason = facts.get("reason")
         said = (words(facts), who(facts), f"by {reason}" if reason else "")

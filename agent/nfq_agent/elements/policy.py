@@ -8,11 +8,12 @@ from typing import Any, Final, Literal
 
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.elements.interface_names import name_lookup
+from nfq_agent.facts import ends
 from nfq_agent.flow import Flow, Watch
 from nfq_agent.foresight import Foreseen
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Match
-from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, address, hook_name, protocol_name
+from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, hook_name
 from nfq_agent.policy_options import PolicyOptions
 from nfq_agent.policy_rule import CLAIMS, DEFAULT, DST_NAME, VERIFIED, ActionName, PolicyRule, outcome, policy_rule
 from nfq_agent.reject import Allowance, reject
@@ -366,7 +367,7 @@ class Policy(PacketElement[PolicyOptions]):
         if self._explain:
             try:
                 five_tuple = packet.headers.five_tuple
-                who, fields = str(five_tuple), _fields(five_tuple)
+                who, fields = str(five_tuple), ends(five_tuple)
             except PacketError:
                 who, fields = "malformed packet", {}
             hook = hook_name(packet.hook)
@@ -385,14 +386,5 @@ class Policy(PacketElement[PolicyOptions]):
             f"{case.action or 'no verdict'} by {case.label} from now on; seen: {seen or 'nothing'}",
             level="warning",
             rule=case.label,
-            **_fields(flow.origin),
+            **ends(flow.origin),
         )
-
-
-def _fields(five_tuple: FiveTuple) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "proto": protocol_name(five_tuple.protocol), "src": address(five_tuple.src), "dst": address(five_tuple.dst),
-    }  # fmt: skip
-    if five_tuple.sport is not None:
-        fields |= {"sport": five_tuple.sport, "dport": five_tuple.dport}
-    return fields

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.facts import ends, who, words
 from nfq_agent.facts import fields as fields_of
-from nfq_agent.facts import who, words
 from nfq_agent.flow import Account, Flow
-from nfq_agent.packet import TCP, Packet, address, hook_name, protocol_name
+from nfq_agent.packet import TCP, Packet, hook_name
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.verdict import WOULD_DROP, Action, Verdict
 
@@ -177,9 +177,7 @@ class FlowRecord(PacketElement[RecordOptions]):
         fields: dict[str, Any] = {
             **fields_of(known),
             "event": event,
-            "proto": protocol_name(client.protocol),
-            "src": address(client.src),
-            "dst": address(client.dst),
+            **ends(client),
             "verdict": "accept" if outcome == "would drop" else outcome,
             "start": datetime.fromtimestamp(case.start, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "duration": round(max(flow.last, passed.last) - case.began, 3),
@@ -188,8 +186,6 @@ class FlowRecord(PacketElement[RecordOptions]):
             "pkts_toclient": passed.packets_received,
             "bytes_toclient": passed.bytes_received,
         }
-        if client.sport is not None:
-            fields |= {"sport": client.sport, "dport": client.dport}
         if outcome == "would drop":
             fields["would"] = "drop"
         if case.reason:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from nfq_agent.element import ElementChain, Emit
+from nfq_agent.facts import ends, who, words
 from nfq_agent.facts import fields as fields_of
-from nfq_agent.facts import who, words
 from nfq_agent.flow import Flow
-from nfq_agent.packet import Packet, PacketError, address, hook_name, protocol_name
+from nfq_agent.packet import Packet, PacketError, hook_name
 from nfq_agent.rate import Bucket, Suppressed
 from nfq_agent.verdict import WOULD_DROP, Verdict
 
@@ -64,7 +64,7 @@ class DropTrace:
         fields |= {"reason": f"{element}: {rule}" if rule else element, "element": element} | ({"rule": rule} if rule else {})
         try:
             subject = str(packet.headers.five_tuple)
-            fields |= _addresses(packet)
+            fields |= ends(packet.headers.five_tuple)
             if not {"unit", "container", "cgroup"} & known.keys():
                 known |= self._chain.context.owners.names(packet)
         except PacketError:
@@ -98,11 +98,3 @@ class DropTrace:
         if len(self._told) > _REMEMBERED:
             del self._told[next(iter(self._told))]
         return told is None or now - told > _FORGOTTEN_AFTER
-
-
-def _addresses(packet: Packet) -> dict[str, Any]:
-    five_tuple = packet.headers.five_tuple
-    fields: dict[str, Any] = {
-        "proto": protocol_name(five_tuple.protocol), "src": address(five_tuple.src), "dst": address(five_tuple.dst),
-    }  # fmt: skip
-    return fields if five_tuple.sport is None else {**fields, "sport": five_tuple.sport, "dport": five_tuple.dport}

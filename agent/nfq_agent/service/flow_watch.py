@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nfq_agent.element import ElementChain
+from nfq_agent.facts import ends
 from nfq_agent.flow import Account, Flow
 from nfq_agent.flow_filter import EVERYTHING, FilterError, FilterPart, parse
 from nfq_agent.flow_ring import FlowRing
 from nfq_agent.flow_table import FlowTable
-from nfq_agent.packet import Packet, address, hook_name, protocol_name
+from nfq_agent.packet import Packet, hook_name
 from nfq_agent.rate import Bucket
 from nfq_agent.verdict import WOULD_DROP, Verdict
 
@@ -141,12 +142,8 @@ class FlowWatch:
             **self._place,
             **seen.place,
             **seen.outcome,
-            "proto": protocol_name(client.protocol),
-            "src": address(client.src),
-            "dst": address(client.dst),
+            **ends(client),
         }
-        if client.sport is not None:
-            record |= {"sport": client.sport, "dport": client.dport}
         if account is not None:
             record |= {
                 "packets": account.packets_sent + account.packets_received,
