@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 
@@ -10,6 +11,7 @@ import pytest
 from nfq_agent.host import bpf, filters, pairs
 from nfq_agent.host.filters import Filter, Filters
 from nfq_agent.host.links import Link
+from nfq_agent.host.rtnetlink import attribute, nested
 
 TCMSG = struct.Struct("=BxxxiIII")
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
@@ -22,7 +24,7 @@ class Kernel:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.qdiscs: dict[int, bytes] = {}
         self.filters: list[Filter] = []
-        monkeypatch.setattr(pairs, "Rtnetlink", lambda: self)
+        monkeypatch.setattr(filters, "Rtnetlink", lambda: contextlib.nullcontext(self))
         monkeypatch.setattr(filters, "dump", self.dump)
         monkeypatch.setattr(filters, "links", lambda: [type("Link", (), {"index": 5})()])
 
@@ -47,19 +49,14 @@ class Kernel:
             raise FileNotFoundError
         self.filters.remove(held[0])
 
-    def close(self) -> None:
-        """Nothing is open."""
-
     def dump(self, kind: int, request: bytes) -> list[bytes]:
         _, interface, _, parent, _ = TCMSG.unpack(request)
         if kind == 38:
-            return [
-                TCMSG.pack(0, index, 0xFFFF0000, 0xFFFFFFF1, 0) + pairs.attribute(1, name) for index, name in self.qdiscs.items()
-            ]
+            return [TCMSG.pack(0, index, 0xFFFF0000, 0xFFFFFFF1, 0) + attribute(1, name) for index, name in self.qdiscs.items()]
         return [
             TCMSG.pack(0, each.interface, each.handle, each.parent, each.preference << 16 | each.protocol)
-            + pairs.attribute(1, b"bpf\0" if each.name else b"u32\0")
-            + pairs.nested(2, pairs.attribute(7, each.name.encode() + b"\0"))
+            + attribute(1, b"bpf\0" if each.name else b"u32\0")
+            + nested(2, attribute(7, each.name.encode() + b"\0"))
             for each in self.filters
             if (each.interface, each.parent) == (interface, parent)
         ]

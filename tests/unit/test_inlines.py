@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -181,7 +182,7 @@ def world(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         made.loaded = cast("dict[str, FakeMap]", found.maps)
         return found
 
-    rtnetlink = SimpleNamespace(make_pair=kernel.make_pair, remove=kernel.pairs.discard, close=lambda: None)
+    rtnetlink = SimpleNamespace(make_pair=kernel.make_pair, remove=kernel.pairs.discard)
     monkeypatch.setattr(bpf, "load", load)
     monkeypatch.setattr(bpf, "OBJECT", SimpleNamespace(read_bytes=lambda: b"", exists=lambda: True))
     monkeypatch.setattr(bpf, "missing", lambda: None)
@@ -191,7 +192,7 @@ def world(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(packet_socket, "missing", lambda: None)
     monkeypatch.setattr(packet_socket, "open_judged", lambda *_: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     monkeypatch.setattr(pairs, "sweep", lambda _: 0)
-    monkeypatch.setattr(pairs, "Rtnetlink", lambda: rtnetlink)
+    monkeypatch.setattr(pairs, "PairSocket", lambda: contextlib.nullcontext(rtnetlink))
     monkeypatch.setattr(interface_worker, "Links", lambda: FakeLinks(kernel))
     monkeypatch.setattr(interface_worker, "links", lambda: kernel.interfaces)
     yield made

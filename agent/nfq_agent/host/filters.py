@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from nfq_agent.host import bpf, pairs
-from nfq_agent.host.links import dump, links, netlink_attributes
+from nfq_agent.host.links import links
+from nfq_agent.host.rtnetlink import CREATE_EXCLUSIVE, Rtnetlink, attribute, attributes, dump, nested
 
 Attach = Literal["auto", "tcx", "clsact"]
 
@@ -26,7 +27,6 @@ _RTM_GETQDISC: Final = 38
 _RTM_NEWTFILTER: Final = 44
 _RTM_DELTFILTER: Final = 45
 _RTM_GETTFILTER: Final = 46
-_CREATE_EXCL: Final = 0x600
 _CLSACT: Final = 0xFFFFFFF1
 _CLSACT_HANDLE: Final = 0xFFFF0000
 _PARENTS: Final = {bpf.TCX_INGRESS: 0xFFFFFFF2, bpf.TCX_EGRESS: 0xFFFFFFF3}
@@ -101,12 +101,11 @@ class Filters:
         return os.dup(program)
 
     def _add(self, program: int, interface: int, side: int) -> Filter:
-        writer = pairs.Rtnetlink()
-        try:
+        with Rtnetlink() as writer:
             with contextlib.suppress(FileExistsError):
                 writer.ask(
-                    _RTM_NEWQDISC, _CREATE_EXCL,
-                    _TCMSG.pack(0, interface, _CLSACT_HANDLE, _CLSACT, 0) + pairs.attribute(_KIND, b"clsact\0"),
+                    _RTM_NEWQDISC, CREATE_EXCLUSIVE,
+                    _TCMSG.pack(0, interface, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_KIND, b"clsact\0"),
                 )  # fmt: skip
             # An egress filter of an `ingress` qdisc, which has the same handle, would be one of its ingress side.
             if not _has_clsact(interface):
@@ -115,15 +114,13 @@ class Filters:
             preference = next(number for number in range(1, 65536) if number not in taken)
             made = Filter(interface, _PARENTS[side], preference, _EVERY_PROTOCOL, _HANDLE, self._tag)
             options = (
-                pairs.attribute(_BPF_FD, struct.pack("=I", program))
-                + pairs.attribute(_BPF_NAME, self._tag.encode() + b"\0")
-                + pairs.attribute(_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
+                attribute(_BPF_FD, struct.pack("=I", program))
+                + attribute(_BPF_NAME, self._tag.encode() + b"\0")
+                + attribute(_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
             )
-            body = pairs.attribute(_KIND, b"bpf\0") + pairs.nested(_OPTIONS, options)
-            writer.ask(_RTM_NEWTFILTER, _CREATE_EXCL, _header(made) + body)
+            body = attribute(_KIND, b"bpf\0") + nested(_OPTIONS, options)
+            writer.ask(_RTM_NEWTFILTER, CREATE_EXCLUSIVE, _header(made) + body)
             return made
-        finally:
-            writer.close()
 
     def detach(self, interface: int) -> None:
         """Remove ours from an interface, which may be gone."""
@@ -148,10 +145,10 @@ def listed(interface: int, side: int) -> list[Filter]:
     found = []
     for body in dump(_RTM_GETTFILTER, _TCMSG.pack(0, interface, 0, _PARENTS[side], 0)):
         _, index, handle, parent, info = _TCMSG.unpack_from(body)
-        attributes = netlink_attributes(body[_TCMSG.size :])
+        members = attributes(body[_TCMSG.size :])
         name = b""
-        if attributes.get(_KIND) == b"bpf\0":
-            name = netlink_attributes(attributes.get(_OPTIONS, b"")).get(_BPF_NAME, b"").rstrip(b"\0")
+        if members.get(_KIND) == b"bpf\0":
+            name = attributes(members.get(_OPTIONS, b"")).get(_BPF_NAME, b"").rstrip(b"\0")
         found.append(Filter(index, parent, info >> 16, info & 0xFFFF, handle, name.decode(errors="replace")))
     return found
 
@@ -173,7 +170,7 @@ def _has_clsact(interface: int) -> bool:
     for body in dump(_RTM_GETQDISC, _TCMSG.pack(0, interface, 0, 0, 0)):
         _, index, handle, _, _ = _TCMSG.unpack_from(body)
         if (index, handle) == (interface, _CLSACT_HANDLE):
-            return netlink_attributes(body[_TCMSG.size :]).get(_KIND) == b"clsact\0"
+            return attributes(body[_TCMSG.size :]).get(_KIND) == b"clsact\0"
     return False
 
 
@@ -184,11 +181,8 @@ def _header(of: Filter) -> bytes:
 def _remove(filters: list[Filter]) -> None:
     if not filters:
         return
-    writer = pairs.Rtnetlink()
-    try:
+    with Rtnetlink() as writer:
         for each in filters:
             # It went with its interface, or another process has removed it.
             with contextlib.suppress(OSError):
-                writer.ask(_RTM_DELTFILTER, 0, _header(each) + pairs.attribute(_KIND, b"bpf\0"))
-    finally:
-        writer.close()
+                writer.ask(_RTM_DELTFILTER, 0, _header(each) + attribute(_KIND, b"bpf\0"))

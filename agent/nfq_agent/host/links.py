@@ -6,12 +6,12 @@ It only reads.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+
+from nfq_agent.host.rtnetlink import Rtnetlink, attribute, attributes, dump, messages
 
 # linux/rtnetlink.h, linux/if_link.h
 _RTM_NEWLINK: Final = 16
@@ -28,20 +28,11 @@ _IFLA_IFALIAS: Final = 20
 _IFLA_LINK_NETNSID: Final = 37
 _IFLA_XDP: Final = 43
 _IFLA_XDP_ATTACHED: Final = 2
-_NLM_F_REQUEST: Final = 1
-_NLM_F_ACK: Final = 4
-_NLM_F_DUMP: Final = 0x300
-_NLMSG_ERROR: Final = 2
 _RTM_GETNSID: Final = 90
 _NETNSA_NSID: Final = 1
 _NETNSA_FD: Final = 3
-_NLMSG_DONE: Final = 3
 _IFF_UP: Final = 1
-_HEADER: Final = struct.Struct("=IHHII")
 _IFINFO: Final = struct.Struct("=BxHiII")
-_ATTRIBUTE: Final = struct.Struct("=HH")
-_SOL_NETLINK: Final = 270
-_NETLINK_GET_STRICT_CHK: Final = 12
 _BUFFER: Final = 4 << 20
 
 
@@ -104,7 +95,7 @@ class Links:
                 if error.errno == errno.ENOBUFS:
                     return None
                 raise
-            for kind, body in _messages(data):
+            for kind, body in messages(data):
                 if kind in (_RTM_NEWLINK, _RTM_DELLINK) and (link := _link(body)) is not None:
                     found.append((link, kind == _RTM_DELLINK))
 
@@ -114,59 +105,14 @@ def links() -> list[Link]:
     return [link for body in dump(_RTM_GETLINK, _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)) if (link := _link(body)) is not None]
 
 
-def dump(kind: int, request: bytes) -> list[bytes]:
-    """The bodies of all that the kernel lists for a request of rtnetlink(7). Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
-        netlink.settimeout(5)
-        netlink.send(_HEADER.pack(16 + len(request), kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + request)
-        found: list[bytes] = []
-        while True:
-            for answer, body in _messages(netlink.recv(1 << 20)):
-                if answer == _NLMSG_DONE:
-                    return found
-                if answer == _NLMSG_ERROR:
-                    code = -int.from_bytes(body[:4], "little", signed=True)
-                    raise OSError(code, os.strerror(code))
-                found.append(body)
-
-
 def namespace_id(descriptor: int) -> int | None:
     """The number that this network namespace has for another one (RTM_GETNSID); None if it has none. Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
-        netlink.settimeout(5)
-        # struct rtgenmsg, padded, and the attribute.
-        request = bytes(4) + struct.pack("=HHI", 8, _NETNSA_FD, descriptor)
-        netlink.send(_HEADER.pack(16 + len(request), _RTM_GETNSID, _NLM_F_REQUEST, 1, 0) + request)
-        for kind, body in _messages(netlink.recv(4096)):
-            if kind == _NLMSG_ERROR:
-                code = -int.from_bytes(body[:4], "little", signed=True)
-                raise OSError(code, os.strerror(code))
-            number = int.from_bytes(netlink_attributes(body[4:]).get(_NETNSA_NSID, b"\xff" * 4), "little", signed=True)
-            return None if number < 0 else number
-    return None
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
-        if length < 16:
-            return
-        yield kind, data[offset + 16 : offset + length]
-        offset += (length + 3) & ~3
-
-
-def netlink_attributes(data: bytes) -> dict[int, bytes]:
-    """The attributes of a netlink message, by kind."""
-    found: dict[int, bytes] = {}
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < 4:
-            break
-        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-    return found
+    # struct rtgenmsg, padded.
+    request = bytes(4) + attribute(_NETNSA_FD, struct.pack("=I", descriptor))
+    with Rtnetlink() as rtnetlink:
+        answer = rtnetlink.get(_RTM_GETNSID, request)
+    number = int.from_bytes(attributes(answer[4:]).get(_NETNSA_NSID, b"\xff" * 4), "little", signed=True)
+    return None if number < 0 else number
 
 
 def _text(value: bytes) -> str:
@@ -180,9 +126,9 @@ def _link(body: bytes) -> Link | None:
     # A bridge reports its ports in messages of its own family.
     if family != socket.AF_UNSPEC:
         return None
-    found = netlink_attributes(body[_IFINFO.size :])
-    info = netlink_attributes(found.get(_IFLA_LINKINFO, b""))
-    xdp = netlink_attributes(found.get(_IFLA_XDP, b""))
+    found = attributes(body[_IFINFO.size :])
+    info = attributes(found.get(_IFLA_LINKINFO, b""))
+    xdp = attributes(found.get(_IFLA_XDP, b""))
     netns = found.get(_IFLA_LINK_NETNSID)
     return Link(
         index=index,

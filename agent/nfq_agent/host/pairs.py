@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
 import struct
@@ -12,6 +11,7 @@ from zlib import crc32
 
 from nfq_agent.host.jail.fixed import FixedMessages
 from nfq_agent.host.links import Link, links
+from nfq_agent.host.rtnetlink import CREATE_EXCLUSIVE, REQUEST, Rtnetlink, attribute, message, nested
 
 # linux/rtnetlink.h, linux/if_link.h, linux/veth.h
 _RTM_NEWLINK: Final = 16
@@ -26,12 +26,7 @@ _INFO_DATA: Final = 2
 _VETH_PEER: Final = 1
 _ADDR_GEN_MODE: Final = 8
 _NO_ADDRESS: Final = 1
-_REQUEST: Final = 1
-_REQUEST_ACK: Final = 5
-_CREATE_EXCL: Final = 0x600
-_NESTED: Final = 0x8000
 _UP_NOARP: Final = 0x81
-_HEADER: Final = struct.Struct("=IHHII")
 _IFINFO: Final = struct.Struct("=BxHiII")
 # The longest that a veth takes: a frame of any interface fits.
 _LONGEST: Final = 65535
@@ -39,35 +34,15 @@ ALIAS: Final = "nfq-agent:"
 _NAME: Final = re.compile("nfq[0-9a-f]{10}[ab]")
 
 
-class Rtnetlink:
-    """A socket that writes. It may be opened before capabilities are dropped, and used by a process with CAP_NET_ADMIN."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.settimeout(5)
-
-    def fileno(self) -> int:
-        """The descriptor."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-    def ask(self, kind: int, flags: int, body: bytes) -> None:
-        """Send one request and wait for its acknowledgement. Raises OSError."""
-        self._socket.send(_HEADER.pack(16 + len(body), kind, _REQUEST_ACK | flags, 1, 0) + body)
-        answer = self._socket.recv(1 << 16)
-        code = -struct.unpack_from("=i", answer, 16)[0]
-        if code:
-            raise OSError(code, os.strerror(code))
+class PairSocket(Rtnetlink):
+    """Makes and removes pairs."""
 
     def make_pair(self, first: str, second: str, alias: str) -> tuple[int, int]:
         """Make a pair, up, without ARP and without an IPv6 address; the indices of both ends. Raises OSError, EEXIST."""
         peer = _IFINFO.pack(0, 0, 0, 0, 0) + _named(second)
         data = nested(_INFO_DATA, nested(_VETH_PEER, peer))
         info = nested(_LINKINFO, attribute(_INFO_KIND, b"veth") + data)
-        self.ask(_RTM_NEWLINK, _CREATE_EXCL, _IFINFO.pack(0, 0, 0, 0, 0) + _named(first) + info)
+        self.ask(_RTM_NEWLINK, CREATE_EXCLUSIVE, _IFINFO.pack(0, 0, 0, 0, 0) + _named(first) + info)
         try:
             ends = socket.if_nametoindex(first), socket.if_nametoindex(second)
             quiet = nested(_AF_SPEC, nested(socket.AF_INET6, attribute(_ADDR_GEN_MODE, bytes((_NO_ADDRESS,)))))
@@ -96,9 +71,8 @@ class Removal:
     def __init__(self, index: int) -> None:
         """index: of the interface. Raises OSError."""
         body = _IFINFO.pack(0, 0, index, 0, 0)
-        message = _HEADER.pack(16 + len(body), _RTM_DELLINK, _REQUEST, 1, 0) + body
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._fixed = FixedMessages([[message]])
+        self._fixed = FixedMessages([[message(_RTM_DELLINK, REQUEST, body)]])
 
     @property
     def headers(self) -> tuple[int, int, int]:
@@ -151,23 +125,10 @@ def sweep(owner: str) -> int:
     }
     if not found:
         return 0
-    writer = Rtnetlink()
-    try:
+    with PairSocket() as writer:
         for index in found:
             writer.remove(index)
-    finally:
-        writer.close()
     return max(1, len(found) // 2)
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """An attribute of a netlink message."""
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def nested(kind: int, value: bytes) -> bytes:
-    """An attribute that contains attributes."""
-    return attribute(kind | _NESTED, value)
 
 
 def _named(name: str) -> bytes:

@@ -7,17 +7,15 @@ touched. Written over rtnetlink(7), which needs CAP_NET_ADMIN.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import suppress
-from typing import Final, TypeVar
+from collections.abc import Mapping, Set
+from typing import Final
 
 from nfq_agent.host.families import ADDRESS_FAMILIES, families
-from nfq_agent.host.nftables.netlink import attribute, attributes
+from nfq_agent.host.rtnetlink import CREATE_EXCLUSIVE, CREATE_REPLACE, Rtnetlink, attribute, attributes
 from nfq_agent.mark import Mark
 from nfq_agent.rules.model import Family, RuleError
 
@@ -26,23 +24,16 @@ PROTOCOL: Final = 221
 # Before the rule of the table `main`, which is at 32766.
 _PRIORITY: Final = 15002
 
-# linux/rtnetlink.h, linux/fib_rules.h, linux/netlink.h
+# linux/rtnetlink.h, linux/fib_rules.h
 _NEW_ROUTE, _DEL_ROUTE, _GET_ROUTE = 24, 25, 26
 _NEW_RULE, _DEL_RULE, _GET_RULE = 32, 33, 34
-_REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE, _DUMP = 1, 4, 0x100, 0x200, 0x400, 0x300
-_ERROR, _DONE = 2, 3
 _RTA_OIF, _RTA_TABLE = 4, 15
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 6, 10, 15, 16, 21
 _LOCAL, _SCOPE_HOST, _TO_TABLE = 2, 254, 1
-_SOL_NETLINK: Final = 270
-_STRICT_CHECK: Final = 12
-# struct nlmsghdr; struct rtmsg, and struct fib_rule_hdr, which has the same fields in other words.
-_HEADER: Final = struct.Struct("=IHHII")
+# struct rtmsg, and struct fib_rule_hdr, which has the same fields in other words.
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 # What a kernel answers that has no such table, or no policy routing, or no such family.
 _NOTHING: Final = (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
-
-_Found = TypeVar("_Found")
 
 
 def table_of(instance: str) -> int:
@@ -53,78 +44,68 @@ def table_of(instance: str) -> int:
 def ensure(instance: str, marks: Mapping[Family, Set[Mark]]) -> None:
     """Make the rules and routes of an instance those for `marks`, and remove any other of its own. Raises RuleError."""
     table = table_of(instance)
-    with _Netlink() as netlink:
+    with _Routing() as routing:
         for family in families():
             missing = set(marks.get(family, ()))
-            there = netlink.rules(family, table)
+            existing = routing.rules(family, table)
             if missing:
-                netlink.change(_NEW_ROUTE, family, _local_route(family, table), _CREATE | _REPLACE)
+                routing.change(_NEW_ROUTE, family, _local_route(family, table), CREATE_REPLACE)
             else:
-                for route in netlink.routes(family, table):
-                    netlink.change(_DEL_ROUTE, family, route)
-            for mark in there:
+                for route in routing.routes(family, table):
+                    routing.change(_DEL_ROUTE, family, route)
+            for mark in existing:
                 if mark in missing:
                     missing.remove(mark)
                 else:
-                    netlink.change(_DEL_RULE, family, _rule(family, mark, table))
+                    routing.change(_DEL_RULE, family, _rule(family, mark, table))
             for mark in sorted(missing, key=str):
-                netlink.change(_NEW_RULE, family, _rule(family, mark, table), _CREATE | _EXCLUSIVE)
+                routing.change(_NEW_RULE, family, _rule(family, mark, table), CREATE_EXCLUSIVE)
 
 
 def sweep(instance: str) -> bool:
     """Remove what an instance left here. Returns True if there was anything. Raises RuleError."""
     table = table_of(instance)
-    with _Netlink() as netlink:
-        if not any(netlink.rules(family, table) or netlink.routes(family, table) for family in families()):
+    with _Routing() as routing:
+        if not any(routing.rules(family, table) or routing.routes(family, table) for family in families()):
             return False
     ensure(instance, {})
     return True
 
 
-class _Netlink:
-    """One socket to the kernel's routing. Its methods raise RuleError."""
+class _Routing:
+    """The kernel's routing. Its methods raise RuleError."""
 
-    def __enter__(self) -> _Netlink:
+    def __enter__(self) -> _Routing:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+            # Strict: there may be very many routes in other tables.
+            self._rtnetlink = Rtnetlink(strict=True)
         except OSError as error:
             raise RuleError(f"the kernel's routing cannot be read: {error.strerror or error}") from error
-        self._socket.settimeout(10)
-        with suppress(OSError):
-            # It then gives the routes of one table only: there may be very many in the others.
-            self._socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self._rtnetlink.close()
 
     def rules(self, family: Family, table: int) -> list[Mark]:
         """The marks that rules of ours lead to a table."""
-
-        def mark(body: bytes) -> Mark | None:
-            found = _numbers(body)
-            # With FRA_PROTOCOL of one byte; a mask of all bits is given too.
-            ours = found.get(_FRA_TABLE) == table and found.get(_FRA_PROTOCOL) == PROTOCOL
-            return Mark(found.get(_FRA_FWMARK, 0), found.get(_FRA_FWMASK, 0xFFFFFFFF)) if ours else None
-
-        return self._dump(_GET_RULE, family, b"", mark, "rules")
+        rules = map(_numbers, self._dump(_GET_RULE, family, b"", "rules"))
+        # With FRA_PROTOCOL of one byte; a mask of all bits is given too.
+        ours = (rule for rule in rules if (rule.get(_FRA_TABLE), rule.get(_FRA_PROTOCOL)) == (table, PROTOCOL))
+        return [Mark(rule.get(_FRA_FWMARK, 0), rule.get(_FRA_FWMASK, 0xFFFFFFFF)) for rule in ours]
 
     def routes(self, family: Family, table: int) -> list[bytes]:
         """The routes of ours in a table, each as the message that deletes it."""
-
-        def route(body: bytes) -> bytes | None:
-            ours = _numbers(body).get(_RTA_TABLE) == table and _ROUTE.unpack_from(body)[5] == PROTOCOL
-            return body if ours and body[0] == ADDRESS_FAMILIES[family] else None
-
-        return self._dump(_GET_ROUTE, family, attribute(_RTA_TABLE, struct.pack("=I", table)), route, "routes")
+        wanted = ADDRESS_FAMILIES[family], PROTOCOL
+        return [
+            route
+            for route in self._dump(_GET_ROUTE, family, attribute(_RTA_TABLE, struct.pack("=I", table)), "routes")
+            if _numbers(route).get(_RTA_TABLE) == table and (route[0], _ROUTE.unpack_from(route)[5]) == wanted
+        ]
 
     def change(self, kind: int, family: Family, body: bytes, flags: int = 0) -> None:
         """Add or delete one rule or route."""
         try:
-            self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _ACK | flags, 1, 0) + body)
-            for answer, content in _messages(self._socket.recv(1 << 16)):
-                if answer == _ERROR:
-                    _raise(content)
+            self._rtnetlink.ask(kind, flags, body)
         except OSError as error:
             what = "rule" if kind in (_NEW_RULE, _DEL_RULE) else "route"
             verb = "added" if kind in (_NEW_RULE, _NEW_ROUTE) else "deleted"
@@ -132,20 +113,9 @@ class _Netlink:
                 f"the routing {what} of {family} that TPROXY needs cannot be {verb}: {error.strerror or error}"
             ) from error
 
-    def _dump(
-        self, kind: int, family: Family, condition: bytes, found: Callable[[bytes], _Found | None], what: str
-    ) -> list[_Found]:
-        body = _ROUTE.pack(ADDRESS_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0) + condition
-        made: list[_Found] = []
+    def _dump(self, kind: int, family: Family, condition: bytes, what: str) -> list[bytes]:
         try:
-            self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 1, 0) + body)
-            while True:
-                for answer, content in _messages(self._socket.recv(1 << 18)):
-                    if answer in (_ERROR, _DONE):
-                        _raise(content)
-                        return made
-                    if (each := found(content)) is not None:
-                        made.append(each)
+            return self._rtnetlink.dump(kind, _ROUTE.pack(ADDRESS_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0) + condition)
         except OSError as error:
             if error.errno in _NOTHING:
                 return []
@@ -168,18 +138,4 @@ def _rule(family: Family, mark: Mark, table: int) -> bytes:
 
 def _numbers(body: bytes) -> dict[int, int]:
     """The attributes of a rule or a route, as far as they are numbers of this machine's byte order."""
-    return {kind: int.from_bytes(value, sys.byteorder) for kind, value in attributes(body[_ROUTE.size :])}
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    place = 0
-    while place + _HEADER.size <= len(data):
-        size, kind, *_ = _HEADER.unpack_from(data, place)
-        yield kind, data[place + _HEADER.size : place + size]
-        place += size + 3 & ~3
-
-
-def _raise(content: bytes) -> None:
-    """Raise the error that a message carries, if it is one. An end of a dump carries 0, or an error too."""
-    if len(content) >= 4 and (code := -int.from_bytes(content[:4], sys.byteorder, signed=True)):
-        raise OSError(code, os.strerror(code))
+    return {kind: int.from_bytes(value, sys.byteorder) for kind, value in attributes(body[_ROUTE.size :]).items()}

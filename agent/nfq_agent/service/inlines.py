@@ -79,11 +79,8 @@ class InlineWorker(InterfaceWorker):
             filters.sweep(alias)
             self._filters = filters.Filters(alias)
         loaded = self._loaded = bpf.load(bpf.OBJECT.read_bytes())
-        writer = pairs.Rtnetlink()
-        try:
+        with pairs.PairSocket() as writer:
             self._pair = writer.make_pair(*pairs.names(alias), alias)
-        finally:
-            writer.close()
         near, far = self._pair
         selection, settings = self.selection, self.settings
         loaded.maps["settings"].put(
@@ -119,9 +116,8 @@ class InlineWorker(InterfaceWorker):
             self._socket.close()
             self._socket = None
         if self._pair[0]:
-            writer = pairs.Rtnetlink()
-            writer.remove(self._pair[0])
-            writer.close()
+            with pairs.PairSocket() as writer:
+                writer.remove(self._pair[0])
             self._pair = (0, 0)
         for descriptor in self._pair_links:
             os.close(descriptor)
