@@ -161,7 +161,7 @@ class InterfaceWorker(Worker):
             self._note(followed)
             self.left(followed)
         self._unnamed |= {followed.link.index: _TRIES for followed in come}
-        self._name(link for followed in come if (link := followed.link).netns is not None)
+        self._name(followed.link for followed in come)
         for followed in come:
             self.table.clear(followed.row)
             try:
@@ -233,12 +233,12 @@ class InterfaceWorker(Worker):
 
     def _name(self, found: Iterable[Link]) -> None:
         """Tell the worker the containers behind these interfaces, as far as they are known."""
-        wanted = list(found)
+        wanted = [(link, link.netns) for link in found if link.netns is not None]
         if not wanted:
             return
         names = self._containers.by_namespace()
-        for link in wanted:
-            if link.netns is not None and (name := names.get(link.netns)) is not None:
+        for link, netns in wanted:
+            if (name := names.get(netns)) is not None:
                 self._unnamed.pop(link.index, None)
                 self._named[link.index] = name
                 self._tell(told(link.index, name), [])
