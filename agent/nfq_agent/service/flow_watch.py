@@ -50,6 +50,8 @@ class FlowWatch:
         self._table: FlowTable | None = None
         self._own = False
         self._seen: OrderedDict[int, _Seen] = OrderedDict()
+        self._wanted: str | None = None
+        # The same, read.
         self._packets: FilterPart | None = None
         self._bucket = Bucket(PACKETS_PER_SECOND, PACKETS_PER_SECOND, 0.0)
         self.on = False
@@ -70,11 +72,12 @@ class FlowWatch:
             if table is not None and len(table) <= _WALKED:
                 for flow, _ in table.flows():
                     self._seen[id(flow)] = _Seen(flow, {}, _reason_of(flow))
-        wanted = self._ring.packets
-        try:
-            self._packets = None if wanted is None else parse(wanted)
-        except FilterError:
-            self._packets = EVERYTHING
+        if (wanted := self._ring.packets) != self._wanted:
+            self._wanted = wanted
+            try:
+                self._packets = None if wanted is None else parse(wanted)
+            except FilterError:
+                self._packets = EVERYTHING
         self._tell_some()
         return True
 
