@@ -314,7 +314,7 @@ def top(
     what: Annotated[str, typer.Argument(metavar="[FILTER]", help="Which flows, as in docs/filter.md.")] = "",
     config: ConfigOption = None,
     instance: InstanceOption = None,
-    last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s"; until Ctrl-C by default.')] = "365d",
+    last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s"; until Ctrl-C by default.')] = "",
     json_: JsonOption = False,
 ) -> int:
     """Show the live flows by rate: who, name, protocol, verdict, rule. Asks as root."""

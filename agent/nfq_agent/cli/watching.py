@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any, Final
 import typer
 from rich.console import Console, JustifyMethod
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from nfq_agent.cli import loading, show
@@ -36,9 +38,9 @@ _COLUMNS: Final = (
 
 
 def seconds_of(text: str) -> float:
-    """`60`, `60s` or `5m` in seconds. Raises typer.BadParameter."""
+    """`60`, `60s` or `5m` in seconds; an empty text has no end. Raises typer.BadParameter."""
     try:
-        return float(text) if text.isdecimal() else 365 * 86400.0 if text == "365d" else duration(text)
+        return math.inf if not text else float(text) if text.isdecimal() else duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -166,7 +168,7 @@ class LiveFlows:
             target = f"{record['dst']}:{record['dport']}" if "dport" in record else record["dst"]
             who, reason = _who(record) or "-", record.get("reason", "-")
             cells = (size_text(int(rate)), who, _name(record), target, _verdict(record), reason)
-            made.add_row(*(str(cell).replace("[", r"\[") for cell in cells))
+            made.add_row(*map(escape, map(str, cells)))
         return made
 
 
