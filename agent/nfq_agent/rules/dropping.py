@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import IntEnum
 from typing import Literal
 
 # Jumps that are followed one inside the other: the kernel allows 16, firewalls use 4.
 _DEEPEST = 8
 
 
-class Share(Enum):
+class Share(IntEnum):
     """Which packets of connections that are redirected to a proxy a rule matches, as far as it is easily told.
 
     SOME: those with a condition that is not looked at. BROAD: all that come by an interface, or all of TCP. TRANSLATED: all
-    whose destination was translated (DNAT, REDIRECT). ALL: all.
+    whose destination was translated (DNAT, REDIRECT). ALL: all. In order: a rule with two conditions has the lower one.
     """
 
     SOME = 0

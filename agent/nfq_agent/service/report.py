@@ -15,6 +15,7 @@ from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
 from nfq_agent.service import confinement
 from nfq_agent.service.bypasses import bypasses
 from nfq_agent.service.inlines import InlineWorker
+from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.live_rules import ListedRule
 from nfq_agent.service.meter import Meter, QueueReading
 from nfq_agent.service.queue_worker import QueueWorker
@@ -135,6 +136,10 @@ def inlines(crew: Workers) -> tuple[InlineStatus, ...]:
     return tuple(_inline(worker) for worker in crew.captures.values() if isinstance(worker, InlineWorker))
 
 
+def _interfaces(worker: InterfaceWorker) -> tuple[InterfaceStatus, ...]:
+    return tuple(InterfaceStatus(link.name, link.index, container, counts) for link, container, counts in worker.interfaces())
+
+
 def _inline(worker: InlineWorker) -> InlineStatus:
     counters = worker.counters.snapshot()
     return InlineStatus(
@@ -147,9 +152,7 @@ def _inline(worker: InlineWorker) -> InlineStatus:
         lost=counters["enobufs"],
         hidden=worker.hidden,
         counters={**worker.total(), **{name: counters[name] for name in ("errors", "malformed", "flows", "flows_evicted")}},
-        interfaces=tuple(
-            InterfaceStatus(link.name, link.index, container, counts) for link, container, counts in worker.interfaces()
-        ),
+        interfaces=_interfaces(worker),
     )
 
 
@@ -163,9 +166,7 @@ def _tap(worker: TapWorker) -> TapStatus:
         memory=None if worker.child is None else worker.child.memory,
         snap=worker.snap,
         counters={**worker.total(), **{name: counters[name] for name in ("errors", "malformed", "flows", "flows_evicted")}},
-        interfaces=tuple(
-            InterfaceStatus(link.name, link.index, container, counts) for link, container, counts in worker.interfaces()
-        ),
+        interfaces=_interfaces(worker),
     )
 
 

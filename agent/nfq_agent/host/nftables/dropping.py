@@ -63,9 +63,9 @@ def rule_of(found: Sequence[Expression]) -> ForeignRule:
             (_, mask), *_ = attributes(data.get(4, b"")) if 4 in data else ((0, b""),)
             loaded = ("translated", 0) if loaded == ("ct", _STATUS) and mask == _TRANSLATED else ("", -1)
         elif name == "cmp":
-            reach = min(reach, _compared(loaded, data), key=lambda each: each.value)
+            reach = min(reach, _compared(loaded, data))
         elif (each.name, name, data.get(2)) == ("match", "conntrack", (3).to_bytes(4, "big")):
-            reach = min(reach, conntrack_reach(data[3]), key=lambda each: each.value)
+            reach = min(reach, conntrack_reach(data[3]))
         elif name == "reject" or (name == "REJECT" and each.name == "target"):
             return ForeignRule(reach, "drop")
         elif name == "immediate":

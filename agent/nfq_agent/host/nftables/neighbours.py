@@ -15,7 +15,7 @@ _HOOKS: Final = {number: name.lower() for name, number in layout.HOOKS.items()}
 # NFT_META_MARK, NFT_CT_MARK
 _MARK: Final = 3
 # XT_CT_NOTRACK (linux/netfilter/xt_CT.h)
-_CT_NOTRACK: Final = 1
+CT_NOTRACK: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def _untracks(parts: dict[int, bytes]) -> bool:
     if name == "target":
         # NFTA_TARGET_NAME and _INFO; struct xt_ct_target_info begins with its flags.
         extension, info = string(data[1]), data.get(3, b"\0")
-        return extension == "NOTRACK" or (extension == "CT" and bool(info[0] & _CT_NOTRACK))
+        return extension == "NOTRACK" or (extension == "CT" and bool(info[0] & CT_NOTRACK))
     return name == "notrack"
 
 

@@ -48,7 +48,7 @@ def rule_of(family: Family, entry: Entry) -> ForeignRule:
         reach = Share.BROAD
     for name, revision, body in matches_of(layout, entry.data):
         if (name, revision) == ("conntrack", 3):
-            reach = min(reach, conntrack_reach(body), key=lambda each: each.value)
+            reach = min(reach, conntrack_reach(body))
         elif name != "comment":
             reach = Share.SOME
     target = target_of(family, entry)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final
 
 from nfq_agent.host.families import ADDRESS_FAMILIES
 from nfq_agent.host.nftables.dropping import dropping_chains
-from nfq_agent.host.nftables.neighbours import others
+from nfq_agent.host.nftables.neighbours import CT_NOTRACK, others
 from nfq_agent.host.xtables.image import Image
 from nfq_agent.host.xtables.legacy import drops_in_input, tables_present
-
-# XT_CT_NOTRACK (linux/netfilter/xt_CT.h)
-_CT_NOTRACK: Final = 1
 
 
 def firewalls(translated: bool) -> list[str]:
@@ -37,7 +33,7 @@ def untracked() -> list[str]:
                 image = Image(number, "raw")
                 # struct xt_ct_target_info begins with its flags.
                 flags = [data[0] for data in image.data_of(b"CT")]
-                if any(each & _CT_NOTRACK for each in flags) or any(True for _ in image.data_of(b"NOTRACK")):
+                if any(each & CT_NOTRACK for each in flags) or any(True for _ in image.data_of(b"NOTRACK")):
                     found.append(f"the {family} table raw (legacy)")
     with suppress(OSError):
         found += [f"nft chain {each}" for each in others().untracking]
