@@ -8,11 +8,9 @@ from typing import Final
 
 from nfq_agent.host.families import ADDRESS_FAMILIES
 from nfq_agent.host.xtables.image import Entry, Image, version
+from nfq_agent.host.xtables.in_front import LAYOUTS
 from nfq_agent.rules.model import Family, own_chains, tag_prefix
 
-# Where the counters of an entry are, and where it says where its target is (struct ipt_entry, ip6t_entry).
-_COUNTERS: Final = {"inet": (96, 112), "inet6": (152, 168)}
-_TARGET_OFFSET: Final = {"inet": 88, "inet6": 140}
 # struct xt_standard_target: header, verdict, padding.
 _HEADER: Final = 32
 _SHORT: Final = Struct("=H")
@@ -41,10 +39,12 @@ class Signs:
 
 
 def _without_counters(family: Family, entry: Entry) -> bytes:
-    first, end = _COUNTERS[family]
+    layout = LAYOUTS[family]
+    # The matches begin behind the counters.
+    first, end = layout.counters, layout.matches
     data = entry.data
     if entry.jump is None:
         return data[:first] + data[end:]
     # The place of a chain in the table changes with foreign rules; its name does not.
-    target = _SHORT.unpack_from(data, _TARGET_OFFSET[family])[0] + _HEADER
+    target = _SHORT.unpack_from(data, layout.target)[0] + _HEADER
     return data[:first] + data[end:target] + entry.jump
