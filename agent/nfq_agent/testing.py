@@ -17,7 +17,8 @@ from typing import Any, Final, Self
 
 from nfq_agent.checksum import mend
 from nfq_agent.config.lookups import HostLookups
-from nfq_agent.element import ElementChain, Emit, Needs, PacketElement
+from nfq_agent.element import Emit, Needs, PacketElement
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements import packet_element, stream_element
 from nfq_agent.flow import Flow
 from nfq_agent.flow_table import FlowTable

@@ -18,7 +18,8 @@ from openings import client_hello, dns_query
 
 from nfq_agent.context import Context
 from nfq_agent.counters import Counters
-from nfq_agent.element import ElementChain, PacketElement
+from nfq_agent.element import PacketElement
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements import packet_element
 from nfq_agent.flow_memory import SIZE, FlowMemory
 from nfq_agent.packet import Packet

@@ -10,7 +10,8 @@ from conversations import packets
 
 from nfq_agent.context import Context
 from nfq_agent.counters import Counters
-from nfq_agent.element import ElementChain, PacketElement
+from nfq_agent.element import PacketElement
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements import packet_element
 from nfq_agent.packet import Packet
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings

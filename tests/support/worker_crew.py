@@ -15,7 +15,7 @@ from queued import NUMBER
 
 from nfq_agent import ACCEPT, DROP, RETAIN, Needs, Packet, PacketElement, Verdict
 from nfq_agent.counters import Counters
-from nfq_agent.element import ElementChain
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.host.users import CAP_NET_ADMIN, User, become
 from nfq_agent.queue.turns import WorkerQueue

@@ -13,7 +13,8 @@ from planned import config_of
 from nfq_agent.config.drop_lines import drop_lines
 from nfq_agent.context import Context
 from nfq_agent.counters import Counters
-from nfq_agent.element import ElementChain, PacketElement
+from nfq_agent.element import PacketElement
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements.dpi import Dpi, DpiOptions
 from nfq_agent.elements.policy import Policy
 from nfq_agent.flow import Flow

@@ -13,7 +13,7 @@ from offloading import config
 from pydantic import ValidationError
 
 from nfq_agent.config.models import ConfigError
-from nfq_agent.element import ElementChain
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.mark import Mark, kept
 from nfq_agent.packet import Packet

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from nfq_agent.cli.watching import LiveFlows, _way, seconds_of
-from nfq_agent.element import ElementChain
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements.policy import Policy
 from nfq_agent.flow_filter import parse
 from nfq_agent.flow_ring import FlowRing, RingPlace

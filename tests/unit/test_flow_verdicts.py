@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_agent.counters import Counters
-from nfq_agent.element import ElementChain, PacketElement
+from nfq_agent.element import PacketElement
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements import packet_element
 from nfq_agent.flow import Flow, Watch
 from nfq_agent.openings import is_plain_request

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from nfq_agent.counters import Counters
-from nfq_agent.element import ElementChain, PacketElement
+from nfq_agent.element import PacketElement
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet
 from nfq_agent.service import turn_policy

@@ -17,7 +17,8 @@ from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
 from nfq_agent.counters import Counters
-from nfq_agent.element import ElementChain, Needs, PacketElement
+from nfq_agent.element import Needs, PacketElement
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.facts import headline
 from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from nfq_agent.element import ElementChain, Emit
+from nfq_agent.element import Emit
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.facts import ends, who, words
 from nfq_agent.facts import fields as fields_of
 from nfq_agent.flow import Flow

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from nfq_agent.element import ElementChain
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.facts import ends
 from nfq_agent.flow import Account, Flow
 from nfq_agent.flow_filter import EVERYTHING, FilterError, FilterPart, parse

@@ -19,7 +19,7 @@ from nfq_agent.capture.following import Followed
 from nfq_agent.capture.inline import InlineSource
 from nfq_agent.config.models import Config
 from nfq_agent.counters import INLINE_COUNTERS
-from nfq_agent.element import ElementChain
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.host import bpf, filters, packet_socket, pairs
 from nfq_agent.host.jail.calls import ProcessNeeds
 from nfq_agent.host.own_process import OwnProcess

@@ -13,7 +13,8 @@ from zlib import crc32
 
 from nfq_agent.checksum import mend
 from nfq_agent.counters import VERDICT_COUNTERS, Counters
-from nfq_agent.element import ElementChain, Emit, Needs
+from nfq_agent.element import Emit, Needs
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.foresight import APART, Foresight

@@ -15,7 +15,8 @@ from socket import MSG_DONTWAIT
 from typing import Any, Final
 
 from nfq_agent.counters import Counters
-from nfq_agent.element import ElementChain, Emit
+from nfq_agent.element import Emit
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.host.child import DONE, READY, STOP
 from nfq_agent.host.own_process import OwnProcess

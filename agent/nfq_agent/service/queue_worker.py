@@ -17,7 +17,7 @@ from nfq_agent.config.models import Config
 from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
 from nfq_agent.counters import Counters, Slots
-from nfq_agent.element import ElementChain
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.host.child import Child, bound_memory
 from nfq_agent.host.jail.calls import ProcessNeeds
 from nfq_agent.host.memory import SharedNumbers

@@ -12,7 +12,7 @@ from nfq_agent.capture.selection import classic_filter
 from nfq_agent.capture.tap import TapSource
 from nfq_agent.config.models import Config
 from nfq_agent.counters import TAP_COUNTERS
-from nfq_agent.element import ElementChain
+from nfq_agent.element_chain import ElementChain
 from nfq_agent.host import packet_socket
 from nfq_agent.host.jail.calls import ProcessNeeds
 from nfq_agent.host.own_process import OwnProcess
