@@ -20,7 +20,7 @@ LONG_HEADER: Final = 0xC0
 class Datagrams:
     """What is kept of a UDP flow. begun: a part of the message was told, or it is the first."""
 
-    __slots__ = ("_began", "_conflict", "_hello", "_junk", "_quic", "begun", "decided", "gave_up")
+    __slots__ = ("_began", "_client_first", "_conflict", "_hello", "_junk", "_quic", "begun", "decided", "gave_up")
 
     def __init__(self) -> None:
         self._began: float | None = None
@@ -29,6 +29,8 @@ class Datagrams:
         # The QUIC connection that the facts are of.
         self._hello: quic.Hello | None = None
         self._conflict = False
+        # Whether the side that spoke first is QUIC's client; None while no hello has come.
+        self._client_first: bool | None = None
         self.begun = True
         self.decided = False
         self.gave_up = False
@@ -67,7 +69,8 @@ class Datagrams:
             if is_dns and from_origin and self.decided:
                 # A datagram that cannot be read does not inherit the facts of the last one.
                 return [Said(Event.GAVE_UP, {}, "a datagram that is not a DNS message")]
-        if from_origin and data[0] & LONG_HEADER == LONG_HEADER and (said := self._initial(data, now)) is not None:
+        is_client = self._client_first is None or self._client_first == from_origin
+        if is_client and data[0] & LONG_HEADER == LONG_HEADER and (said := self._initial(data, from_origin, now)) is not None:
             return said
         if self.decided or self.gave_up or (self._hello is not None and from_origin):
             return []
@@ -81,26 +84,38 @@ class Datagrams:
         self.decided = True
         return [Said(Event.MESSAGE, found.facts)]
 
-    def _initial(self, data: bytes, now: float) -> list[Said] | None:
-        """What a client's Initial packets tell; None if it is not QUIC."""
+    def _initial(self, data: bytes, from_origin: bool, now: float) -> list[Said] | None:
+        """What a client's Initial packets tell; None if it is not QUIC.
+
+        The side that spoke first need not be the client: a server may still send something of an earlier connection.
+        """
         if self._quic is None:
             if quic.long_header(data) is None:
                 return None
             self._quic = quic.Connections()
-        hello = self._quic.add(data, now)
-        if hello is None:
-            if self._hello is not None and not self._hello.complete:
-                # 0-RTT: nothing can be done with it before the hello is whole, and the client sends it again.
-                return AHEAD
-            version = quic.long_header(data)
-            if version is None or self._hello is not None or quic.readable(version):
-                # A packet of a connection that is known, or one that only comes with its Initial.
-                return []
-            return self._message(Found({"protocol": "quic", "quic_version": version}))
+        hellos = self._quic.add(data, now)
+        if not hellos:
+            return self._without_initial(data) if from_origin else None
+        self._client_first = from_origin
         if not quic.AVAILABLE:
-            self._hello = hello
+            self._hello = hellos[-1]
             self.gave_up = True
-            return [Said(Event.PART, hello.facts), Said(Event.GAVE_UP, {}, quic.NO_CRYPTOGRAPHY)]
+            return [Said(Event.PART, self._hello.facts), Said(Event.GAVE_UP, {}, quic.NO_CRYPTOGRAPHY)]
+        return [said for hello in hellos for said in self._told(hello)]
+
+    def _without_initial(self, data: bytes) -> list[Said]:
+        """A packet with a long header that is no Initial packet of a connection that can be read."""
+        if self._hello is not None and not self._hello.complete:
+            # 0-RTT: nothing can be done with it before the hello is whole, and the client sends it again.
+            return AHEAD
+        version = quic.long_header(data)
+        if version is None or self._hello is not None or quic.readable(version):
+            # A packet of a connection that is known, or one that only comes with its Initial.
+            return []
+        return self._message(Found({"protocol": "quic", "quic_version": version}))
+
+    def _told(self, hello: quic.Hello) -> list[Said]:
+        """What a connection tells now."""
         same, self._hello = hello is self._hello, hello
         if not hello.complete:
             # A part of another connection begins another message; one of the same connection continues it.

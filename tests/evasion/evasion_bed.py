@@ -122,7 +122,7 @@ class Bed:
 
     def understood(self, name: str) -> list[str]:
         """The lines in which a server understood a name."""
-        whole = re.compile(rf"^.*(?<![\w.-]){re.escape(name)}(?![\w-]).*$", re.IGNORECASE | re.MULTILINE)
+        whole = re.compile(rf"^.*(?<![\w-]){re.escape(name)}(?![\w-]).*$", re.IGNORECASE | re.MULTILINE)
         lines: list[str] = []
         for file in ("seen.log", "nginx.log", "dnsmasq.log"):
             if (path := self.folder / file).exists():

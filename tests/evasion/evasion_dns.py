@@ -41,12 +41,30 @@ def _pointer_forward(name: str) -> bytes:
     return struct.pack("!6H", 7, 0x0100, 1, 0, 0, 0) + b"\xc0\x12" + _A_IN + _labels(name)
 
 
+def _many_pointers(name: str) -> bytes:
+    # A hundred of them, each to the next.
+    chain = b"".join(struct.pack("!H", 0xC000 | 18 + 2 * number) for number in range(1, 100))
+    return struct.pack("!6H", 7, 0x0100, 1, 0, 0, 0) + b"\xc0\x12" + _A_IN + chain + _labels(name)
+
+
+def _netbios_form(name: str) -> bytes:
+    # NBSTAT has the number of SRV (RFC 1002 4.2.1.3).
+    return dns_query(f"{'abcdefghijklmnop' * 2}.{name}", kind=33)
+
+
+def _long_name(name: str) -> bytes:
+    return dns_query(f"{'x' * 60}.{'y' * 60}.{'z' * 60}.{'x' * 60}.{name}")
+
+
 _SPELLINGS = {
     "plain": ("a plain query", _plain),
     "z-bit": ("a query with the Z bit", _z_bit),
     "bytes-behind": ("bytes behind the question", _bytes_behind),
     "record-missing": ("ARCOUNT=1 without a record", _record_missing),
     "pointer-forward": ("a question name that is a pointer forward", _pointer_forward),
+    "many-pointers": ("a question name behind a hundred pointers", _many_pointers),
+    "netbios-form": ("a name in the form of NetBIOS", _netbios_form),
+    "long-name": ("a name of more than 255 bytes", _long_name),
 }
 
 

@@ -12,6 +12,7 @@ import evasion_http
 import evasion_names
 import evasion_packets
 import evasion_pressure
+import evasion_quic
 import evasion_tls
 from evasion_line import Line
 
@@ -19,6 +20,7 @@ LINES: tuple[Line, ...] = (
     *evasion_http.LINES,
     *evasion_dns.LINES,
     *evasion_tls.LINES,
+    *evasion_quic.LINES,
     *evasion_decoys.LINES,
     *evasion_packets.LINES,
     *evasion_host.LINES,

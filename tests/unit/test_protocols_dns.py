@@ -95,9 +95,12 @@ def test_what_is_no_message() -> None:
 def test_where_dns_is_known_whatever_a_server_reads_is_read() -> None:
     query = dns_query("a.test")
     record_missing = query[:11] + b"\1" + query[12:]
+    chain = b"".join(struct.pack("!H", 0xC000 | 20 + 2 * number) for number in range(200))
     forward = query[:12] + b"\xc0\x12" + query[-4:] + b"\1b\4test\0"
     for odd, name in (
         (query[:3] + b"\x40" + query[4:], "a.test"), (query + b"rest", "a.test"), (record_missing, "a.test"), (forward, "b.test"),
+        (dns_query(".".join(["x" * 60] * 15)), ".".join(["x" * 60] * 15)),
+        (query[:12] + b"\xc0\x12" + query[-4:] + chain + b"\1b\4test\0", "b.test"),
     ):  # fmt: skip
         assert dns.datagram(odd, False) is NO
         found = dns.datagram(odd, True)
@@ -114,7 +117,10 @@ def test_many_questions_of_mdns_are_read_and_netbios_is_not_dns() -> None:
     for kind in (b"\0\x20", b"\0\x21"):
         netbios = dns_query("a")[:12] + b"\x20" + b"CKAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA" + b"\0" + kind + b"\0\1"
         assert dns.datagram(netbios, False) is NO
-        assert dns.datagram(netbios, True) is NO
+        # Where DNS is known to be spoken, the types are DNS's own: SRV is one.
+        found = dns.datagram(netbios, True)
+        assert isinstance(found, Found)
+        assert found.facts["dns_type"] == ("SRV" if kind == b"\0\x21" else "TYPE32",)
 
 
 def test_queries_over_tcp_are_read_one_by_one() -> None:

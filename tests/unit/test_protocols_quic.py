@@ -7,13 +7,13 @@ import struct
 from hashlib import sha256
 
 import pytest
-from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from openings import made_hello, server_name
+from quic_flights import QuicOpening, quic_flight
 
 from nfq_agent.protocols import quic
+from nfq_agent.testing import Bench, udp
 
 DESTINATION = bytes.fromhex("8394c8f03e515708")
 # RFC 9001 A.1 and RFC 9369 A.1, the client's: key, iv, hp.
@@ -54,10 +54,17 @@ def crypto(at: int, end: int) -> bytes:
     return b"\6" + struct.pack("!HH", 0x4000 | at, 0x4000 | len(data)) + data
 
 
+def add(flow: quic.Connections, datagram: bytes, now: float) -> quic.Hello | None:
+    """The one connection of which a datagram has packets; None where there is none."""
+    hellos = flow.add(datagram, now)
+    assert len(hellos) < 2
+    return hellos[0] if hellos else None
+
+
 @pytest.mark.parametrize("version", list(KEYS))
 def test_a_hello_in_one_frame(version: int) -> None:
     flow = quic.Connections()
-    hello = flow.add(sealed(crypto(0, len(HELLO)), version=version), NOW)
+    hello = add(flow, sealed(crypto(0, len(HELLO)), version=version), NOW)
     assert hello is not None
     assert hello.complete
     assert hello.facts["tls_sni"] == "quic.test"
@@ -68,11 +75,11 @@ def test_frames_out_of_order_between_others_and_in_several_datagrams() -> None:
     flow = quic.Connections()
     ack = bytes((2, 5, 0, 1, 0, 1, 0))
     ecn = bytes((3, 5, 0, 0, 0, 1, 2, 3))
-    hello = flow.add(sealed(crypto(400, 700) + b"\1\0\0\0" + ack + crypto(100, 200) + ecn + crypto(300, 400)), NOW)
+    hello = add(flow, sealed(crypto(400, 700) + b"\1\0\0\0" + ack + crypto(100, 200) + ecn + crypto(300, 400)), NOW)
     assert hello is not None
     assert hello.facts == {"protocol": "quic", "quic_version": "1"}
     assert not hello.complete
-    assert flow.add(sealed(crypto(0, 100) + crypto(90, 310), number=1), NOW) is hello
+    assert add(flow, sealed(crypto(0, 100) + crypto(90, 310), number=1), NOW) is hello
     assert hello.complete
     assert hello.facts["tls_sni"] == "quic.test"
 
@@ -80,16 +87,54 @@ def test_frames_out_of_order_between_others_and_in_several_datagrams() -> None:
 def test_two_packets_in_one_datagram() -> None:
     first = sealed(crypto(0, 300), size=500)
     flow = quic.Connections()
-    hello = flow.add(first + sealed(crypto(300, 700), number=1, size=800), NOW)
+    hello = add(flow, first + sealed(crypto(300, 700), number=1, size=800), NOW)
     assert hello is not None
     assert hello.complete
 
 
+@pytest.mark.parametrize(
+    "frames",
+    [
+        b"\1" * 400 + crypto(0, len(HELLO)),
+        b"\x40\6" + crypto(0, len(HELLO))[1:],
+        b"\x1c\0\0\2no" + crypto(0, len(HELLO)),
+        bytes((2, 5, 0, 0, 0)) * 50 + crypto(0, len(HELLO)),
+    ],
+)
+def test_a_hello_behind_frames_that_a_server_reads(frames: bytes) -> None:
+    """Many pings, a type in two bytes, a close, many acknowledgements."""
+    hello = add(quic.Connections(), sealed(frames, size=1600), NOW)
+    assert hello is not None
+    assert hello.facts["tls_sni"] == "quic.test"
+
+
+def test_more_frames_than_are_read_are_a_conflict() -> None:
+    hello = add(quic.Connections(), sealed(b"\6\0\0" * 1100 + crypto(0, len(HELLO)), size=4200), NOW)
+    assert hello is not None
+    assert hello.complete
+    assert hello.facts["conflict"]
+
+
+@pytest.mark.parametrize(("size", "count"), [(24, 4), (24, 8), (5, 1), (0, 3)])
+def test_a_hello_behind_packets_that_cannot_be_opened(size: int, count: int) -> None:
+    junk = (b"\xc0\0\0\0\1\x08" + bytes(8) + b"\0\0" + struct.pack("!H", 0x4000 | size) + b"x" * size) * count
+    hello = add(quic.Connections(), junk + sealed(crypto(0, len(HELLO))), NOW)
+    assert hello is not None
+    assert hello.facts["tls_sni"] == "quic.test"
+
+
+def test_more_packets_than_are_read_are_a_conflict() -> None:
+    junk = (b"\xc0\0\0\0\1\x08" + bytes(8) + b"\0\0\x40\x18" + b"x" * 24) * 20
+    hello = add(quic.Connections(), junk + sealed(crypto(0, len(HELLO))), NOW)
+    assert hello is not None
+    assert hello.facts["conflict"]
+
+
 def test_frames_that_differ_are_a_conflict() -> None:
     flow = quic.Connections()
-    hello = flow.add(sealed(crypto(0, 300)), NOW)
+    hello = add(flow, sealed(crypto(0, 300)), NOW)
     assert hello is not None
-    flow.add(sealed(crypto(0, 100) + b"\6\x40\x64\x40\x02xx", number=1), NOW)
+    add(flow, sealed(crypto(0, 100) + b"\6\x40\x64\x40\x02xx", number=1), NOW)
     assert hello.facts["conflict"]
     assert hello.complete
 
@@ -109,47 +154,47 @@ def test_frames_that_differ_are_a_conflict() -> None:
 def test_what_is_no_initial(datagram: bytes) -> None:
     """Empty, too short, changed, of a version that is reserved or unknown, of the short form."""
     flow = quic.Connections()
-    assert flow.add(datagram, NOW) is None
+    assert add(flow, datagram, NOW) is None
 
 
 def test_keys_follow_the_first_destination() -> None:
     """A packet under another id, and not under the keys of the first, is none of this connection's."""
     flow = quic.Connections()
-    hello = flow.add(sealed(crypto(0, 300)), NOW)
+    hello = add(flow, sealed(crypto(0, 300)), NOW)
     assert hello is not None
     # The client continues with the id that the server chose, and with the same keys (RFC 9001 5.2).
-    assert flow.add(sealed(crypto(300, 700), destination=b"\1\2\3\4", number=1), NOW) is hello
+    assert add(flow, sealed(crypto(300, 700), destination=b"\1\2\3\4", number=1), NOW) is hello
     assert hello.complete
 
 
 def flights(count: int) -> list[bytes]:
     """First datagrams of as many connections by aioquic."""
-    found = []
-    for number in range(count):
-        configuration = QuicConfiguration(is_client=True, server_name=f"n{number}.test")
-        connection = QuicConnection(configuration=configuration)
-        connection.connect(("192.0.2.1", 443), now=0.0)
-        found.append(connection.datagrams_to_send(now=0.0)[0][0])
-    return found
+    return [quic_flight(f"n{number}.test") for number in range(count)]
 
 
 def test_each_connection_is_looked_at_and_one_that_is_known_is_known_again() -> None:
     flow = quic.Connections()
     datagrams = flights(3)
-    hellos = [flow.add(datagram, NOW) for datagram in datagrams]
+    hellos = [add(flow, datagram, NOW) for datagram in datagrams]
     assert [hello.facts["tls_sni"] for hello in hellos if hello] == ["n0.test", "n1.test", "n2.test"]
-    assert [flow.add(datagram, NOW) for datagram in datagrams] == hellos
+    assert [add(flow, datagram, NOW) for datagram in datagrams] == hellos
+
+
+def test_each_connection_of_a_datagram_is_told() -> None:
+    """A server reads the packets of one, and which one does not show."""
+    hellos = quic.Connections().add(QuicOpening("a.test").whole(1200) + QuicOpening("b.test").whole(1200), NOW)
+    assert [hello.facts["tls_sni"] for hello in hellos] == ["a.test", "b.test"]
 
 
 def test_more_connections_than_are_remembered_are_a_conflict_until_the_first_are_old() -> None:
     flow = quic.Connections()
     datagrams = flights(65)
     for datagram in datagrams[:64]:
-        assert flow.add(datagram, NOW)
-    last = flow.add(datagrams[64], NOW + 1)
+        assert add(flow, datagram, NOW)
+    last = add(flow, datagrams[64], NOW + 1)
     assert last is not None
     assert "conflict" in last.facts
-    later = flow.add(datagrams[64], NOW + 31)
+    later = add(flow, datagrams[64], NOW + 31)
     assert later is not None
     assert later.facts["tls_sni"] == "n64.test"
 
@@ -162,3 +207,21 @@ def test_any_version_is_quic() -> None:
     assert quic.long_header(first[:1] + bytes(4) + first[5:]) is None
     assert quic.long_header(first[:1199]) is None
     assert quic.long_header(b"\x80" + first[1:]) is None
+
+
+def quic_rule() -> Bench:
+    return Bench("policy", before=[("dpi", {})], default="accept", rule=[{"action": "drop", "tls_sni": "bad.test"}])
+
+
+@pytest.mark.parametrize("names", [("bad.test", "good.test"), ("good.test", "bad.test")])
+def test_of_two_quic_connections_in_a_datagram_each_is_judged(names: tuple[str, str]) -> None:
+    """A server reads the packets of one, and which one does not show."""
+    flight = b"".join(QuicOpening(name).whole(1200) for name in names)
+    quic_rule().assert_dropped(udp("192.0.2.1:40000", "192.0.2.2:443", flight))
+
+
+def test_quic_of_the_side_that_did_not_speak_first_is_read() -> None:
+    """The last packet of an earlier connection comes from the server, and begins the flow."""
+    bench = quic_rule()
+    bench.assert_accepted(udp("192.0.2.2:443", "192.0.2.1:40000", b"\x40" + bytes(40)))
+    bench.assert_dropped(udp("192.0.2.1:40000", "192.0.2.2:443", quic_flight("bad.test")))

@@ -358,12 +358,14 @@ class Dpi(PacketElement[DpiOptions]):
         from_origin = five_tuple == flow.origin
         known = five_tuple.dport in dns.PORTS or five_tuple.sport in dns.PORTS or flow.facts.get("protocol") == "dns"
         said = datagrams.take(data, from_origin, known, flow.last)
+        first = True
         for event, facts, reason, conflict in said:
             if event is Event.AHEAD:
                 flow.ahead = True
                 continue
             if not datagrams.begun:
-                self._flow_facts.next_message(flow, first=True)
+                self._flow_facts.next_message(flow, first)
+            first = False
             datagrams.begun = event is Event.PART
             if event is Event.MESSAGE:
                 before = flow.facts.get("dns_name"), flow.facts.get("dns_type")

@@ -1,7 +1,7 @@
 """DNS over UDP and TCP: question and answers (RFC 1035 4; names RFC 4343, RFC 9267 on hostile ones; RFC 7766 for TCP).
 
-Steps: at most 255 questions and 64 answers a message; 128 labels and 16 pointers a name. Pointers that go forward are
-followed where DNS is known to be spoken, since servers follow them.
+Steps: at most 255 questions and 64 answers a message; 128 labels and 16 pointers a name. Where DNS is known to be spoken, what
+some server follows is followed: pointers that go forward, and, as dnsmasq, 512 labels and 255 pointers a name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ PORTS: Final = frozenset((53, 5353))
 # mDNS asks for many names at once; a query over TCP on any port for few.
 _QUESTIONS: Final = 255
 _FEW: Final = 8
+# What a name may have: pointers, and bytes (RFC 1035 2.3.4). Of the servers dnsmasq takes most: extract_name() in its rfc1035.c,
+# and MAXDNAME.
 _POINTERS: Final = 16
+_NAME: Final = 254
+_MOST_POINTERS: Final = 255
+_LONGEST_NAME: Final = 1024
 _ANSWERS: Final = 64
 _FACTS: Final = ("dns_name", "dns_type", "dns_answers", "dns_rcode", "dns_response")
 # QUERY, IQUERY, STATUS, NOTIFY, UPDATE (IANA, DNS OpCodes); 6 is stateful, over TLS only.
@@ -31,7 +36,8 @@ TYPES: Final = {
     61: "OPENPGPKEY", 62: "CSYNC", 63: "ZONEMD", 64: "SVCB", 65: "HTTPS", 99: "SPF", 108: "EUI48", 109: "EUI64",
     249: "TKEY", 250: "TSIG", 251: "IXFR", 252: "AXFR", 255: "ANY", 256: "URI", 257: "CAA",
 }  # fmt: skip
-# NetBIOS has the form of DNS (RFC 1002 4.2.1.3): a name of 32 letters A to P, and the types NB and NBSTAT.
+# NetBIOS has the form of DNS (RFC 1002 4.2.1.3): a name of 32 letters A to P, and the types NB and NBSTAT. Where DNS is known
+# to be spoken, the second is SRV.
 _NETBIOS: Final = frozenset((32, 33))
 _NETBIOS_NAME: Final = re.compile(r"[a-p]{32}(?:\.|$)")
 # Types whose data is one name, and where in the data it begins.
@@ -103,7 +109,7 @@ def message(data: bytes, strict: bool) -> dict[str, Any] | None:
         if got is None or len(data) < got[1] + 4:
             return None
         kind, dns_class = unpack_from("!HH", data, got[1])
-        if (strict and dns_class & 0x7FFF not in _CLASSES) or (kind in _NETBIOS and _NETBIOS_NAME.match(got[0])):
+        if strict and (dns_class & 0x7FFF not in _CLASSES or (kind in _NETBIOS and _NETBIOS_NAME.match(got[0]))):
             return None
         at = got[1] + 4
         names.append(got[0])
@@ -156,8 +162,9 @@ def _record(data: bytes, at: int) -> tuple[int, str | None] | None:
 def name(data: bytes, at: int, strict: bool = True) -> tuple[str, int] | None:
     """(the name in small letters without the dot at its end, "." for the root; where the bytes after it begin), or None.
 
-    strict: pointers go back only (RFC 1035 4.1.4). A dot or an unprintable byte inside a label is escaped.
+    strict: pointers go back only (RFC 1035 4.1.4), and few of them. A dot or an unprintable byte inside a label is escaped.
     """
+    most_pointers, longest = (_POINTERS, _NAME) if strict else (_MOST_POINTERS, _LONGEST_NAME)
     labels: list[str] = []
     after = -1
     total = 0
@@ -178,13 +185,13 @@ def name(data: bytes, at: int, strict: bool = True) -> tuple[str, int] | None:
             if after < 0:
                 after = at + 2
             pointers += 1
-            if (strict and target >= lowest) or pointers > _POINTERS:
+            if (strict and target >= lowest) or pointers > most_pointers:
                 return None
             at = lowest = target
             continue
-        # 0x40 and 0x80 are reserved (RFC 6891 5); 255 bytes are the most that a name may have (RFC 1035 2.3.4).
+        # 0x40 and 0x80 are reserved (RFC 6891 5).
         total += size + 1
-        if size > 63 or at + 1 + size > len(data) or total > 254:
+        if size > 63 or at + 1 + size > len(data) or total > longest:
             return None
         label = data[at + 1 : at + 1 + size]
         shown = text(label).lower()

@@ -1,8 +1,8 @@
 """QUIC: Initial packets and the ClientHello in them (RFC 9000 17.2.2, RFC 9001 5 and appendix A; version 2: RFC 9369).
 
 The keys of an Initial packet follow from its content, so any host on the path can read it; this takes AES, hence
-the `cryptography` package. Steps: at most 4 packets for a datagram, and 256 frames for a packet, where a run of
-padding is one.
+the `cryptography` package. Steps: at most 16 packets for a datagram, and 1,024 frames for a packet, where a run of
+padding and pings is one; with more the name is not known, which is a conflict.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ else:
     AVAILABLE = True
 
 NO_CRYPTOGRAPHY: Final = "QUIC, and the package cryptography is not installed"
-_PACKETS: Final = 4
-_FRAMES: Final = 256
+_PACKETS: Final = 16
+_FRAMES: Final = 1024
 _CONNECTIONS: Final = 64
+_DIFFER: Final = "frames that overlap differ"
 # Hellos of which parts are kept.
 _UNFINISHED: Final = 4
 _SECONDS: Final = 30.0
@@ -36,6 +37,7 @@ _PING: Final = 1
 _ACK: Final = 2
 _ACK_ECN: Final = 3
 _CRYPTO: Final = 6
+_CLOSE: Final = 0x1C
 # A client's Initial datagram has 1,200 bytes or more, its first destination id 8 or more (RFC 9000 14.1, 7.2).
 _DATAGRAM: Final = 1200
 
@@ -104,19 +106,20 @@ class Hello:
     def take(self, frames: bytes) -> None:
         """Take the frames of a packet."""
         stream = self._stream
+        pieces = _crypto(frames)
+        if pieces is None:
+            self.contradict("more frames than are read")
+            return
         if stream is None:
-            for offset, data in _crypto(frames):
+            for offset, data in pieces:
                 known = self._whole[offset : offset + len(data)]
                 if data[: len(known)] != known and not self.conflict:
-                    self.conflict = True
-                    self.facts = {"protocol": "quic", "conflict": "frames that overlap differ"}
+                    self.contradict(_DIFFER)
             return
-        for offset, data in _crypto(frames):
+        for offset, data in pieces:
             stream.add(offset, data)
-        self.conflict = stream.conflict
-        if self.conflict:
-            self.facts["conflict"] = "frames that overlap differ"
-            self.complete, self._stream = True, None
+        if stream.conflict:
+            self.contradict(_DIFFER)
             return
         data = stream.data
         if len(data) < 4:
@@ -134,6 +137,12 @@ class Hello:
         """Drop what is kept; there will be no name."""
         self.complete, self._stream = True, None
 
+    def contradict(self, reason: str) -> None:
+        """Nothing that was read is certain."""
+        self.conflict = True
+        self.facts = {"protocol": "quic", "quic_version": self.facts["quic_version"], "conflict": reason}
+        self.give_up()
+
 
 class Connections:
     """The connections of one UDP flow; each begins with an Initial packet that its own keys open.
@@ -147,17 +156,25 @@ class Connections:
     def __init__(self) -> None:
         self._hellos: dict[bytes, tuple[float, Hello]] = {}
 
-    def add(self, datagram: bytes, now: float) -> Hello | None:
-        """The connection of a client's latest Initial packet in the datagram; None where there is none. now: seconds."""
-        said: Hello | None = None
-        for packet in initials(datagram):
+    def add(self, datagram: bytes, now: float) -> list[Hello]:
+        """The connections of which the datagram has Initial packets, in their order. now: seconds.
+
+        A server reads those of one connection alone (RFC 9000 12.2), and which one that is does not show.
+        """
+        said: dict[Hello, None] = {}
+        packets = initials(datagram)
+        if len(packets) > _PACKETS:
+            many = Hello(None, _VERSIONS[packets[0].version].name)
+            many.contradict("more packets in a datagram than are read")
+            return [many]
+        for packet in packets:
             hello, frames = self._of(datagram, packet, now)
             if hello is None:
                 continue
-            said = hello
+            said[hello] = None
             if frames is not None:
                 hello.take(frames)
-        return said
+        return list(said)
 
     def _of(self, datagram: bytes, packet: Initial, now: float) -> tuple[Hello | None, bytes | None]:
         """Whose packet it is, and its frames. After a Retry the keys follow from the id that the server chose."""
@@ -180,8 +197,7 @@ class Connections:
             del self._hellos[next(iter(self._hellos))]
         unfinished = sum(not other.complete for other in others)
         if len(self._hellos) >= _CONNECTIONS or unfinished >= _UNFINISHED:
-            hello.facts["conflict"] = "too many QUIC connections from one port"
-            hello.complete = True
+            hello.contradict("too many QUIC connections from one port")
             return hello, None
         self._hellos[packet.destination] = now, hello
         return hello, frames
@@ -212,13 +228,16 @@ def long_header(datagram: bytes) -> str | None:
 
 
 def initials(datagram: bytes) -> list[Initial]:
-    """The Initial packets of a client's datagram; empty if it is none, by header and length (RFC 9000 17.2)."""
+    """The Initial packets of a client's datagram; empty if it is none, by header and length (RFC 9000 17.2).
+
+    One more than are read stands for all that are too many.
+    """
     found: list[Initial] = []
     if len(datagram) < _DATAGRAM:
         return found
     start = 0
-    for _ in range(_PACKETS):
-        if len(datagram) < start + 7 or datagram[start] & 0xC0 != 0xC0:
+    for _ in range(4 * _PACKETS):
+        if len(found) > _PACKETS or len(datagram) < start + 7 or datagram[start] & 0xC0 != 0xC0:
             break
         number = int.from_bytes(datagram[start + 1 : start + 5], "big")
         version = _VERSIONS.get(number)
@@ -238,11 +257,11 @@ def initials(datagram: bytes) -> list[Initial]:
                 break
             at = got[1] + got[0]
         got = _variable(datagram, at)
-        # Packet number and sample need 20 bytes (RFC 9001 5.4.2).
-        if got is None or got[0] < 20 or got[1] + got[0] > len(datagram):
+        if got is None or got[1] + got[0] > len(datagram):
             break
         length, at = got
-        if kind == version.initial:
+        # Packet number and sample need 20 bytes (RFC 9001 5.4.2): a server passes over a packet without them.
+        if kind == version.initial and length >= 20:
             found.append(Initial(number, destination, start, at, at + length))
         start = at + length
     return found
@@ -293,36 +312,49 @@ class _Keys:
             return None
 
 
-def _crypto(frames: bytes) -> list[tuple[int, bytes]]:
-    """Offset and data of the CRYPTO frames. An Initial holds no others but PADDING, PING, ACK and CLOSE (RFC 9000 12.4)."""
+def _crypto(frames: bytes) -> list[tuple[int, bytes]] | None:
+    """Offset and data of the CRYPTO frames; None where there are more frames than are read.
+
+    An Initial holds no others but PADDING, PING, ACK and CLOSE (RFC 9000 12.4). A frame's type may be longer than it has to
+    be: aioquic reads it.
+    """
     found: list[tuple[int, bytes]] = []
     at = 0
     for _ in range(_FRAMES):
-        if at >= len(frames):
-            break
-        kind = frames[at]
-        at += 1
-        if kind == _PADDING:
-            # A run of padding is one step.
-            at = len(frames) - len(frames[at:].lstrip(b"\0"))
-        elif kind == _PING:
+        # A run of padding and pings is one step.
+        at = len(frames) - len(frames[at:].lstrip(b"\0\1"))
+        kind = _variable(frames, at)
+        if kind is None:
+            return found
+        at = kind[1]
+        if kind[0] in (_PADDING, _PING):
             continue
-        elif kind in (_ACK, _ACK_ECN):
-            after = _skip_ack(frames, at, kind)
-            if after is None:
-                break
-            at = after
-        elif kind == _CRYPTO:
+        if kind[0] == _CRYPTO:
             offset = _variable(frames, at)
             size = offset and _variable(frames, offset[1])
             if not offset or not size or size[1] + size[0] > len(frames):
-                break
+                return found
             at = size[1] + size[0]
             if offset[0] < 1 << 30:
                 found.append((offset[0], frames[size[1] : at]))
+        elif kind[0] in (_ACK, _ACK_ECN, _CLOSE):
+            after = _skip_close(frames, at) if kind[0] == _CLOSE else _skip_ack(frames, at, kind[0])
+            if after is None:
+                return found
+            at = after
         else:
-            break
-    return found
+            return found
+    return None
+
+
+def _skip_close(frames: bytes, at: int) -> int | None:
+    """The place behind a CONNECTION_CLOSE frame (RFC 9000 19.19): error, type of frame, length, reason."""
+    for _ in range(3):
+        got = _variable(frames, at)
+        if got is None:
+            return None
+        value, at = got
+    return at + value
 
 
 def _skip_ack(frames: bytes, at: int, kind: int) -> int | None:
