@@ -137,48 +137,6 @@ def send_to(host: str, port: int, kind: socket.SocketKind) -> None:
             sender.connect_ex((host, port))
 
 
-@pytest.mark.parametrize("backend", ["legacy", "owned"])
-def test_one_control_group(netns: Namespace, tmp_path: Path, backend: str) -> None:
-    roots = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"]
-    if not roots:
-        pytest.skip("there are no control groups of version 2")
-    group = Path(roots[0]) / f"nfq-test-{os.getpid()}"
-    group.mkdir()
-    try:
-        text = f'[agent]\nbackend = "{backend}"\ndrift_check = "500ms"\n[queue.main]\n[rules.app]\nqueue = "main"\nall = true\n'
-        text += 'hooks = ["output"]\n'
-        agent = Agent(netns, tmp_path, f'{text}cgroup = "{group.name}"\n').ready()
-        program = f"import sys; sys.path[:0] = {sys.path!r}\nfrom kernel.test_owned_rules import send\nsend(9, 3)"
-        netns.run("sh", "-ec", f'echo $$ >{group}/cgroup.procs; exec {PYTHON} -c "$0"', program)
-        netns.call(send, 9, 5)
-        # The connections of the group are marked: their refusals by ICMP, which the kernel sends, come to the queue as well.
-        assert agent.totals()["received"] == 6
-        assert "Nothing to do" in agent.verb("plan").stdout
-        if backend == "owned":
-            # A unit that is started again has a new group of the same name.
-            until(lambda: not (group / "cgroup.procs").read_text(), "the group is empty")
-            group.rmdir()
-            group.mkdir()
-            until(lambda: "repaired" in agent.log, "the rule has the new number")
-            netns.run("sh", "-ec", f'echo $$ >{group}/cgroup.procs; exec {PYTHON} -c "$0"', program)
-            assert agent.totals()["received"] == 12
-        assert agent.stop() == 0
-    finally:
-        group.rmdir()
-
-
-@pytest.mark.parametrize("backend", ["legacy", "owned"])
-def test_a_control_group_that_does_not_exist_is_named(netns: Namespace, tmp_path: Path, backend: str) -> None:
-    text = f'[agent]\nbackend = "{backend}"\n[queue.main]\n[rules.app]\nqueue = "main"\nhooks = ["output"]\nall = true\n'
-    (tmp_path / "a.toml").write_text(f'{text}cgroup = "nosuch.service"\n')
-    refused = netns.run(PYTHON, "-m", "nfq_agent", "apply", "--config", str(tmp_path / "a.toml"), check=False)
-    assert refused.returncode == 1
-    assert refused.stderr.startswith(
-        "nfq-agent: the control group system.slice/nosuch.service does not exist: its unit does not run"
-    )
-    assert "NFQA" not in netns.shell("iptables-legacy-save; nft list ruleset")
-
-
 def processor(agent: Agent) -> float:
     """Seconds of the processor that an agent and its ended children used."""
     fields = Path(f"/proc/{agent.process.pid}/stat").read_text().rpartition(")")[2].split()

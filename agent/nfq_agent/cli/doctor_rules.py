@@ -72,6 +72,8 @@ def _as_configured(running: Status) -> Iterator[Finding]:
         )
     else:
         yield Finding("good", "rules", f"the {len(running.rules)} rules of the configuration are in the kernel")
+    for line in drift.waiting:
+        yield Finding("warning", "rules", line, "start its unit, or correct the name (`systemd-cgls` shows all)")
     if drift.pause > drift.check:
         yield Finding(
             "warning",

@@ -13,9 +13,11 @@ from nfq_agent.cli.replay import replay
 from nfq_agent.cli.show import PolicyPlan
 from nfq_agent.config.models import Config
 from nfq_agent.config.policy_summary import differences, summary, told
-from nfq_agent.host import filters, pairs, routes
+from nfq_agent.host import cgroups, filters, pairs, routes
 from nfq_agent.host.users import ensure_user, find_user
 from nfq_agent.host.xtables.backend import choose, everywhere
+from nfq_agent.rules.groups import bound
+from nfq_agent.rules.groups import paths as group_paths
 from nfq_agent.rules.leaving import fail_closed
 from nfq_agent.rules.model import FAMILIES, RuleError
 from nfq_agent.rules.plan import plan as plan_rules
@@ -30,9 +32,15 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
     live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded)))
     user = find_user(loaded.agent.user)
     ruleset = plan_rules(loaded, loaded.agent.user if user is None else user.uid, live.host.lists, live.host.families)
-    changes = compare(ruleset, live.read())
+    numbers = {path: cgroups.number(path) for path in group_paths(ruleset)}
+    changes = compare(bound(ruleset, numbers), live.read())
     besides = show.side_effects(ruleset, live.host, loaded.agent.user if user is None else None)
     policy = _policy_plan(loaded)
+    besides += [
+        f"{cgroups.absence(path)}; a running agent puts its rules in when it appears"
+        for path, each in numbers.items()
+        if each is None
+    ]
     if accept_rules(loaded):
         besides.append("with accept_input a running agent also accepts at the head of nf_tables chains that drop in hook INPUT")
     if as_json:
@@ -73,6 +81,11 @@ def apply(flags: Flags, confirm_within: int | None) -> int:
     # The rules outlive this process, and the table that they are in.
     live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded), persist=True))
     ruleset = plan_rules(loaded, user.uid, live.host.lists, live.host.families)
+    numbers = {path: cgroups.number(path) for path in group_paths(ruleset)}
+    for path in (path for path, each in numbers.items() if each is None):
+        # Without an agent nothing would put its rules in when it appears.
+        raise RuleError(f"{cgroups.absence(path)}; start it first: only a running agent waits for it")
+    ruleset = bound(ruleset, numbers)
     guard = None if confirm_within is None else Guard(confirm_within, live, live.read(), ruleset)
     done = live.apply(ruleset)
     # Another process must hold them too: the guard may have to undo the change.

@@ -59,6 +59,8 @@ def status(report: Status, running: Iterable[Status], now: float) -> None:
         every += f", the next in {duration_text(drift.pause)} at most, since another program changes the rules again and again"
     out.print(f"Drift: {drift.repairs} repair{'s' * (drift.repairs != 1)}{last}; {every}", markup=False)
     _rule_state(out, drift)
+    for line in drift.waiting:
+        out.print(f"Rules: {line}", markup=False, style="yellow")
     for each in report.bypasses:
         count = "an unknown number of" if each.count is None else f"{each.count:.12g}"
         out.print(f"Uninspected: {count} {each.unit}: {each.text}", markup=False, style="yellow")

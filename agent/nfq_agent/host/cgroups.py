@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -27,18 +28,35 @@ def mounted() -> Path | None:
 
 def absence(path: str) -> str:
     """The message about a group that a rule names and that does not exist."""
-    return (
-        f"the control group {path} does not exist: its unit does not run, or has another name; start that unit before this "
-        "agent, or name a slice, which exists as long as one of its units runs"
-    )
+    return f"the control group {path} does not exist: its unit does not run, or has another name (`systemd-cgls` shows all)"
 
 
-def exists(path: str) -> bool:
-    """Whether there is a group of this path. True where the hierarchy cannot be looked at."""
+def number(path: str) -> int | None:
+    """The number of the group of this path; None where there is none, 0 where the hierarchy cannot be looked at."""
+    root = _root()
+    if root is None:
+        return 0
+    try:
+        return os.stat(root / path.strip("/")).st_ino
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return 0
+
+
+def age(path: str) -> float:
+    """Seconds since the group was made, as far as the kernel tells; 0 where there is none."""
+    root = _root()
+    try:
+        return 0.0 if root is None else max(0.0, time.time() - os.stat(root / path.strip("/")).st_ctime)
+    except OSError:
+        return 0.0
+
+
+@functools.cache
+def _root() -> Path | None:
     root = mounted()
-    if root is None or not (root / "cgroup.controllers").exists():
-        return True
-    return (root / path.strip("/")).is_dir()
+    return root if root is not None and (root / "cgroup.controllers").exists() else None
 
 
 class CgroupPaths:

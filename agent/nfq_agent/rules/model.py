@@ -34,6 +34,8 @@ EXPECTED: Final = ".expected-"
 # What stands before the name of a proxy in the name of a rule that accepts its connections in hook INPUT. No name of a
 # configuration has a dot.
 ACCEPTED: Final = "accept."
+# What stands before the numbers of control groups in a further comment of a rule.
+GROUPS: Final = "cgroup-"
 
 
 class RuleError(Exception):
@@ -69,11 +71,19 @@ class Rule:
 
     @property
     def tag(self) -> str:
-        """The comment, or an empty string."""
-        for match in self.matches:
+        """The last comment, or an empty string."""
+        for match in reversed(self.matches):
             if match.name == "comment":
                 return match.options[0].value
         return ""
+
+    @property
+    def group_numbers(self) -> tuple[int, ...]:
+        """The numbers of the control groups in its matches, in their order; see rules.groups."""
+        for match in self.matches:
+            if match.name == "comment" and match.options[0].value.startswith(GROUPS):
+                return tuple(map(int, match.options[0].value.removeprefix(GROUPS).split("-")))
+        return ()
 
     @property
     def queues(self) -> range:

@@ -23,7 +23,7 @@ def bypasses(
     queues: Iterable[QueueStatus], proxies: Iterable[ProxyStatus], drift: DriftStatus, in_front: Iterable[InFront], meter: Meter
 ) -> tuple[BypassStatus, ...]:
     """One for each cause that there was since the start."""
-    return (*_queues(queues), *_away(drift), *_in_front(in_front, meter), *_proxies(proxies, meter))
+    return (*_queues(queues), *_away(drift), *_late(drift), *_in_front(in_front, meter), *_proxies(proxies, meter))
 
 
 def _queues(queues: Iterable[QueueStatus]) -> Iterator[BypassStatus]:
@@ -47,6 +47,18 @@ def _away(drift: DriftStatus) -> Iterator[BypassStatus]:
             if not drift.unreadable
             else f"the rules cannot be read, so it is unknown whether they are in force: {drift.unreadable}",
             'find the program that changes them, or use backend = "owned", whose rules no other program can change',
+        )
+
+
+def _late(drift: DriftStatus) -> Iterator[BypassStatus]:
+    for path, seconds in drift.late.items():
+        yield BypassStatus(
+            "cgroup-late",
+            path,
+            round(seconds, 3),
+            "seconds",
+            f"the control group {path} existed so long before its rules were in; what its sockets sent meanwhile is not counted",
+            "a slice that always has a running unit, or uid, has no such delay",
         )
 
 

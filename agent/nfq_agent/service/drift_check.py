@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from nfq_agent.log import Log
 from nfq_agent.rules.diff import Applied, Changes, Insert, render
 from nfq_agent.rules.foreign import InFront
+from nfq_agent.rules.groups import bound
 from nfq_agent.rules.model import FAMILIES, Family, RuleError, Ruleset
 from nfq_agent.service.drift import Drift
+from nfq_agent.service.group_watch import GroupWatch
 from nfq_agent.service.live_rules import ListedRule, LiveRules, StateByFamily, compare, listing, referenced_chains, states
 from nfq_agent.service.meter import Meter
 from nfq_agent.service.status import DriftStatus
@@ -29,6 +32,7 @@ class DriftCheck:
         self._meter = meter
         self._log = log
         self._drift = Drift(seconds)
+        self._groups = GroupWatch(log)
         self._sign: object = None
         self._wrong: list[str] = []
         self._unreadable = ""
@@ -47,11 +51,30 @@ class DriftCheck:
 
     def status(self, now: float) -> DriftStatus:
         """For the status, as of the latest `look` or check."""
-        return self._drift.status(now, self._wrong, self._unreadable)
+        status = self._drift.status(now, self._wrong, self._unreadable)
+        return replace(status, waiting=self._groups.waiting(self.ruleset), late=dict(self._groups.late))
 
     def every(self, seconds: float) -> None:
         """Set another interval; the repairs so far stay counted."""
         self._drift.every(seconds)
+
+    def wanted(self, ruleset: Ruleset) -> Ruleset:
+        """These rules as they have to be now, for the control groups that exist."""
+        return bound(ruleset, self._groups.numbers(ruleset))
+
+    def follow_groups(self, now: float) -> None:
+        """Put in the rules of control groups that have appeared or were made again. Never raises RuleError: it is logged."""
+        if not self._groups.changed(self.ruleset):
+            self._groups.looked(now)
+            return
+        before = self._groups.known
+        try:
+            self.apply(self.ruleset)
+        except RuleError as error:
+            self._log_once(f"the rules of a control group that has appeared could not be put in: {error}")
+            return
+        self._groups.followed(self.ruleset, before, now)
+        self._groups.looked(now)
 
     def begin(self, state: StateByFamily, now: float) -> None:
         """The rules are in, and all there. state: as they were read back."""
@@ -84,7 +107,7 @@ class DriftCheck:
     def _take_in(self, state: StateByFamily, now: float) -> dict[Family, Changes]:
         self._unreadable = ""
         self._meter.read(listing(state), whole=False)
-        changes = compare(self.ruleset, state)
+        changes = compare(self.wanted(self.ruleset), state)
         self._wrong = [f"{family} {line}" for family, each in changes.items() for line in _lines(each)]
         if any(isinstance(step, Insert) for each in changes.values() for steps in each.values() for step in steps):
             self._drift.incomplete()
@@ -120,7 +143,7 @@ class DriftCheck:
 
     def apply(self, ruleset: Ruleset) -> dict[Family, Applied]:
         """Make the kernel's rules those of `ruleset`; what their counters counted until then is kept. Raises RuleError."""
-        applied = self._rules.apply(ruleset)
+        applied = self._rules.apply(self.wanted(ruleset))
         self._meter.read(listing({family: each.before for family, each in applied.items()}), whole=False)
         self._meter.read(listing(states(applied)))
         self._sign = self._rules.sign()

@@ -56,6 +56,7 @@ class RuleWatch:
     def glance(self) -> None:
         """Look cheaply, and check where that shows a change."""
         self._due[self.glance] = self._system.clock() + GLANCE
+        self._drift.follow_groups(self._system.wall())
         if self._drift.pause and self._drift.glance(self._system.wall()):
             self.check()
 

@@ -6,7 +6,7 @@ A field that is added here is in the JSON; docs/verbs.md has a line for each (a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
 # A status is read by the version that is installed, but made by the version that runs. A value that it does not have is unknown.
@@ -205,7 +205,9 @@ class DriftStatus:
     """Whether the rules are those of the configuration. last: of the repairs, seconds since the epoch.
 
     check: seconds between checks (0: never). pause: to the next. wrong: what a repair would change now. unreadable: why the rules
-    cannot be read now. away: seconds in which a rule was not in force, at most. away_since: since when one is not.
+    cannot be read now. away: seconds in which a rule was not in force, at most. away_since: since when one is not. waiting: a
+    line for each control group that does not exist yet. late: seconds for which groups existed before their rules were in, by
+    path.
     """
 
     repairs: int
@@ -216,20 +218,23 @@ class DriftStatus:
     unreadable: str = ""
     away: float = 0.0
     away_since: float | None = None
+    waiting: tuple[str, ...] = ()
+    late: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_object(cls, value: Mapping[str, Any]) -> Self:
         """From JSON."""
         read = _fields(cls, value)
-        return cls(**{**read, "wrong": tuple(read.get("wrong", ()))})
+        return cls(**{**read, "wrong": tuple(read.get("wrong", ())), "waiting": tuple(read.get("waiting", ()))})
 
 
 @dataclass(frozen=True, slots=True)
 class BypassStatus:
     """Traffic that passed without a verdict of ours, by its cause. count: of `unit`, None where it cannot be read.
 
-    cause: "queue", "rules-away", "in-front" or "proxy". name: of the queue, the place of the rule, or the proxy. unit: "packets",
-    "connections" or "seconds". text: the cause in words. advice: what to do, empty where nothing is to be done.
+    cause: "queue", "rules-away", "cgroup-late", "in-front" or "proxy". name: of the queue or the proxy, the place of
+    the rule, or the path of the group. unit: "packets", "connections" or "seconds". text: the cause in
+    words. advice: what to do, empty where nothing is to be done.
     """
 
     cause: str

@@ -136,7 +136,7 @@ class Supervisor:
         ruleset = self._drift.ruleset = plan(self._config, self._user.uid, rules.host.lists, rules.host.families)
         # Stale rules of this instance, from any configuration, are removed in the same commit that puts the new ones in.
         self._routes.begin(self._config)
-        state = states(rules.apply(ruleset))
+        state = states(rules.apply(self._drift.wanted(ruleset)))
         self._log("start: rules are in and verified", "debug")
         for descriptor in rules.host.descriptors:
             self._store.put("table", descriptor)
@@ -225,7 +225,7 @@ class Supervisor:
         if self._crew.proxies and not failed and self._drift is not None:
             # Running connections of a proxy need rules too; those go last.
             with contextlib.suppress(RuleError):
-                rules.apply(keep_for_draining(self._drift.ruleset))
+                rules.apply(self._drift.wanted(keep_for_draining(self._drift.ruleset)))
             self._crew.retire(list(self._crew.proxies.values()))
             self._crew.wait_for_leaving()
         kept = listing(states(rules.remove(keep_fail_closed=failed)))

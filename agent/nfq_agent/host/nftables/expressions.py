@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
-from nfq_agent.host import cgroups
 from nfq_agent.host.nftables.netlink import attribute, attributes, nested, string, text, u32, u64
 from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError
 
@@ -44,8 +43,6 @@ _PROTOCOLS: Final = {
 }
 _VERDICTS: Final = {"DROP": 0, "ACCEPT": 1, "RETURN": -5}
 _JUMP: Final = -3
-# Where control groups of version 2 are, beside those of version 1 or alone.
-_CGROUPS: Final = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 _FULL: Final = 0xFFFFFFFF
 _WORD: Final = Struct("=I")
 # struct xt_NFQ_info_v3 (linux/netfilter/xt_NFQUEUE.h) and xt_owner_match_info (xt_owner.h), padded as XT_ALIGN does it.
@@ -106,7 +103,12 @@ def encode(rule: Rule, family: Family, chain_of: Callable[[str], str], native_qu
         for key, name in ((_META_IIFNAME, rule.in_interface), (_META_OIFNAME, rule.out_interface)):
             conditions += [[_interface(key, *each)] for each in _words(name)]
         conditions += [[_protocol(*each)] for each in _words(rule.protocol)]
-        conditions += [_MATCHES[match.name](match, family) for match in rule.matches if match.name != "comment"]
+        groups = iter(rule.group_numbers)
+        for match in rule.matches:
+            if match.name == "cgroup":
+                conditions.append(_cgroup(match, next(groups, 0)))
+            elif match.name != "comment":
+                conditions.append(_MATCHES[match.name](match, family))
         target = list(_target(rule.target, family, chain_of, native_queue))
     except KeyError as error:
         raise RuleError(f"backend owned has no expression for {error} of the rule {rule}") from error
@@ -287,16 +289,12 @@ def _socket(match: Extension, _: Family) -> _Alternatives:
     return [[Expression("socket", u32(1, _SOCKET_TRANSPARENT) + u32(2, _REGISTER)), _compare(b"\x01")]]
 
 
-def _cgroup(match: Extension, _: Family) -> _Alternatives:
+def _cgroup(match: Extension, number: int) -> _Alternatives:
+    """number: of the group (rules.groups), 0 where it is not known."""
     (option,) = match.options
-    path = option.value.strip("/")
-    # The id of a group of version 2 is the inode of its folder; it changes when the group is made again.
-    root = next(filter(os.path.isdir, _CGROUPS), _CGROUPS[-1])
-    try:
-        number = os.stat(os.path.join(root, path)).st_ino
-    except FileNotFoundError as error:
-        raise RuleError(cgroups.absence(path)) from error
-    level = len(path.split("/"))
+    if not number:
+        raise ValueError(f"the number of the control group {option.value} is not known: is a cgroup2 file system mounted?")
+    level = len(option.value.strip("/").split("/"))
     asked = u32(1, _SOCKET_CGROUP2) + u32(2, _REGISTER) + u32(3, level)
     return [[Expression("socket", asked), _compare(Struct("=Q").pack(number), option.negated)]]
 
@@ -304,7 +302,7 @@ def _cgroup(match: Extension, _: Family) -> _Alternatives:
 _MATCHES: Final[Mapping[str, Callable[[Extension, Family], _Alternatives]]] = {
     "multiport": _multiport, "iprange": _iprange, "tcp": _tcp, "mark": _mark, "connmark": _connmark,
     "conntrack": _conntrack, "owner": _owner,
-    "addrtype": _addrtype, "socket": _socket, "cgroup": _cgroup,
+    "addrtype": _addrtype, "socket": _socket,
 }  # fmt: skip
 
 

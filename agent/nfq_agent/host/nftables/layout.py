@@ -138,7 +138,11 @@ def user_data(rule: Rule, part: int) -> bytes:
     if part:
         body = bytes((_CONTINUED, 0))
     else:
-        bare = replace(rule, matches=tuple(match for match in rule.matches if match.name != "comment"))
+        # Another comment than the tag stays (rules.groups).
+        bare = replace(
+            rule,
+            matches=tuple(match for match in rule.matches if match != Extension("comment", (Option("--comment", rule.tag),))),
+        )
         packing = zlib.compressobj(9, wbits=-15, zdict=_DICTIONARY)
         packed = packing.compress(bare.spec.encode()) + packing.flush()
         body = bytes((_TEXT, min(len(packed), 255))) + packed

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from nfq_agent.host.cgroups import absence, exists
+from nfq_agent.host.cgroups import absence, number
 from nfq_agent.host.xtables.image import Entry, Image, version
 from nfq_agent.rules.diff import Busy, Change, Delete, DropChain, Insert, NewChain
 from nfq_agent.rules.model import Extension, Family, Installed, Option, Rule, RuleError, TableState, own_chains, tag_prefix
@@ -220,7 +220,7 @@ class Tables:
         if (entry := self._entries.get(anywhere := _anywhere(rule))) is not None:
             return entry
         for match in rule.matches:
-            if match.name == "cgroup" and not all(exists(option.value) for option in match.options):
+            if match.name == "cgroup" and any(number(option.value) is None for option in match.options):
                 raise RuleError(absence(match.options[0].value))
         try:
             data = self._encode(rule)
