@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import grp
+import json
+import math
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agent import Agent, until
@@ -56,6 +59,39 @@ def test_without_the_group_it_is_roots_alone(netns: Namespace, tmp_path: Path) -
     state = netns.call(os.stat, "/run/nfq-agent/default.sock")
     assert stat.S_IMODE(state.st_mode) == 0o600
     assert "Permission denied" in as_user(netns, UNPRIVILEGED, [], "status")
+    assert agent.stop() == 0
+
+
+def test_a_question_with_wrong_types_does_not_end_the_agent(netns: Namespace, tmp_path: Path) -> None:
+    netns.run("groupadd", "--system", control.READERS, check=False)
+    reader = int(netns.run("getent", "group", control.READERS).stdout.split(":")[2])
+    agent = Agent(netns, tmp_path, "[queue.main]\nnum = 100\n").ready()
+
+    def asked(question: dict[str, Any], groups: list[int], uid: int) -> dict[str, Any]:
+        def inside() -> dict[str, Any]:
+            os.setgroups(groups)
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            return control.ask("default", question)
+
+        return netns.call(inside)
+
+    verbs: tuple[Any, ...] = ([], {}, None, 1)
+    for verb in verbs:
+        answer = asked({"verb": verb}, [reader], UNPRIVILEGED)
+        assert answer == {"ok": False, "message": f"not a question: verb = {json.dumps(verb)}; allowed: a text"}
+    for question in (
+        {"verb": "reload", "confirm": "abc"},
+        {"verb": "chaos", "queue": "main", "odds": [1], "seconds": 1},
+        {"verb": "chaos", "queue": "main", "odds": {}, "seconds": []},
+        {"verb": "flows", "places": {"worker of queue 100": ["x", 0, 0]}},
+    ):
+        assert "allowed" in asked(question, [], 0)["message"]
+    faults: tuple[Any, ...] = ({"drop": "x"}, {"drop": math.inf}, {"drop": {}}, {"drop": 7}, {"no such": 1}, {"delay": [1]})
+    for odds in faults:
+        answer = asked({"verb": "chaos", "queue": "main", "odds": odds, "seconds": 1}, [], 0)
+        assert not answer["ok"], odds
+    assert agent.status()["running"]
     assert agent.stop() == 0
 
 

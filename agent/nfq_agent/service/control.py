@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from nfq_agent.service.question import json_object, parse
+
 # The longest question and the longest answer, in bytes. An answer holds the status of every rule.
 _QUESTION: Final = 4096
 _ANSWER: Final = 1 << 26
@@ -309,7 +311,7 @@ class Server:
 
     def _answer(self, client: _Client) -> dict[str, Any]:
         try:
-            question = _object(client.asked)
+            question = parse(client.asked)
         except ValueError as error:
             return {"ok": False, "message": f"not a question: {error}"}
         pid, uid, _ = _PEERCRED.unpack(client.end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
@@ -375,18 +377,7 @@ def _receive(end: socket.socket, deadline: float) -> dict[str, Any]:
         if not chunk or size > _ANSWER:
             raise ValueError("not a whole line")
         chunks.append(chunk)
-    return _object(b"".join(chunks))
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    """The JSON object on a line. Raises ValueError."""
-    try:
-        value = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("the nesting is too deep") from error
-    if not isinstance(value, dict):
-        raise ValueError("it is not a JSON object")
-    return value
+    return json_object(b"".join(chunks))
 
 
 def _readers() -> int | None:
