@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -161,3 +162,25 @@ def test_live_flows_by_rate(width: int) -> None:
 
 def test_times() -> None:
     assert [seconds_of(text) for text in ("60", "60s")] == [60.0, 60.0]
+
+
+@pytest.mark.parametrize("record", [b"", b"no JSON", b"[" * 50000, b"[1]", b"1" * 5000, b"\xff"])
+def test_a_record_that_is_none_is_counted_as_missed(record: bytes) -> None:
+    """A worker that was taken over writes what it likes into the ring, which the supervisor reads."""
+    watched = Watched()
+    watched.ask(SECOND)
+    watched.worker.ring.write(record)
+    watched.worker.ring.write(b'{"kind": "flow"}')
+    said = watched.ask(SECOND)
+    assert (said["records"], said["missed"]) == ([{"kind": "flow"}], 1)
+
+
+def test_noise_in_the_ring_is_no_records() -> None:
+    watched = Watched()
+    watched.ask(SECOND)
+    memory = watched.worker.ring._memory  # noqa: SLF001  # as a worker writes there that was taken over
+    for seed in range(50):
+        memory[:] = random.Random(seed).randbytes(len(memory))
+        said = watched.ask(SECOND)
+        assert said["ok"]
+        assert all(isinstance(each, dict) for each in said["records"])

@@ -1,6 +1,7 @@
 """The supervisor's answer to a client that watches flows: the records since its last question, and how many it missed.
 
 The agent waits for no client: a question is answered with what there is, and the workers stop telling when no question comes.
+The records are in memory that the worker writes. A worker that was taken over can write anything there.
 """
 
 from __future__ import annotations
@@ -46,5 +47,16 @@ def answer(workers: Iterable[Worker], question: Mapping[str, Any], clock: int) -
             found, place, more = worker.ring.read(RingPlace(*map(int, known)))
             missed += more
         places[worker.title] = [place.written, place.records, place.left_out]
-        records += [json.loads(each) for each in found]
+        read = [record for each in found if (record := _record(each)) is not None]
+        records += read
+        missed += len(found) - len(read)
     return {"ok": True, "records": records, "places": places, "missed": missed}
+
+
+def _record(data: bytes) -> dict[str, Any] | None:
+    """The record, None if it is no JSON object: then its worker has a fault, or was taken over."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
