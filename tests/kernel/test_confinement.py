@@ -91,6 +91,24 @@ def test_a_worker_that_is_taken_over(netns: Namespace, tmp_path: Path, more: str
     assert agent.stop() == 0
 
 
+def test_a_worker_that_may_write_files_does_not_end_the_supervisor(netns: Namespace, tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="captures-"))
+    folder.chmod(0o777)
+    config = QUEUE.format(confinement="required", elements='"evil", "files"')
+    agent = started(netns, tmp_path, config + f'[element.files]\ntype = "pcap"\ndirectory = "{folder}"\n')
+    worker = agent.workers()
+    found = attack(netns, agent)
+    cut = {name: how for name, how in found.items() if name.startswith("truncate ")}
+    # Its own are the files that it opened with the first packet.
+    opened = {os.readlink(f"/proc/{worker[0]}/fd/{name.split()[1]}") for name, how in cut.items() if how != "EPERM"}
+    assert {str(Path(path).parent) for path in opened} == {str(folder)}
+    assert list(cut.values()).count("EPERM") > 5
+    # The memory that it shares with the supervisor is whole: both live.
+    assert (agent.workers(), agent.totals()["received"]) == (worker, 3)
+    assert agent.stop() == 0
+    shutil.rmtree(folder)
+
+
 def test_without_confinement_the_same_attempts_succeed(netns: Namespace, tmp_path: Path) -> None:
     agent = started(netns, tmp_path, QUEUE.format(confinement="off", elements='"evil"'))
     script = SEND.format(payloads=[b"attack"])

@@ -135,6 +135,11 @@ def test_exemptions() -> None:
     writes = ProcessNeeds(writes=("/var/lib/x",))
     assert answers(writes, "openat", 0, 0, 0o101)
     assert answers(writes, "unlinkat")
+    # A file that an element opens later; not memory that the supervisor has mapped, too.
+    shares = ProcessNeeds(writes=("/var/lib/x",), open_now=frozenset((9, 10)))
+    assert answers(shares, "ftruncate", 11)
+    assert [answers(shares, call, 9) for call in ("ftruncate", "fallocate")] == [False, False]
+    assert not answers(ProcessNeeds(), "ftruncate", 11)
     connects = ProcessNeeds(connects=True, sets=((6, 1),))
     assert answers(connects, "socket", 2, 1 | 0o4000)
     assert not answers(connects, "socket", 2, 2)

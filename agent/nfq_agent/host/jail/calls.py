@@ -33,7 +33,8 @@ class ProcessNeeds:
     headers: where the headers of its fixed messages are (FixedMessages.headers). fixed: sockets on which those alone may be sent.
     many: sockets on which sendmmsg(2) is needed. maps: it changes entries of BPF maps. socket_options, getsockopt: (level, name)
     pairs. reads, writes: files or folders. children: it ends and reaps children that it has a pidfd of. receives: it is handed
-    packet sockets, which it may read only. open_now: then, all else that is open when the door closes: it writes to that alone.
+    packet sockets, which it may read only. open_now: all else that is open when the door closes; such a process writes to nothing
+    else.
     """
 
     headers: tuple[tuple[int, int, int], ...] = ()
@@ -97,7 +98,7 @@ _CLONE_NEW: Final = 0x7E020080
 _MAP_ENTRIES: Final = (1, 2, 3)
 _WRITES: Final = (
     "openat", "open", "unlink", "unlinkat", "rename", "renameat", "renameat2", "mkdir", "mkdirat", "rmdir", "fsync", "fdatasync",
-    "ftruncate", "fallocate", "flock",
+    "flock",
 )  # fmt: skip
 
 
@@ -130,6 +131,9 @@ def rules(needs: ProcessNeeds, held: Iterable[int] = ()) -> dict[str, list[CallR
     if needs.writes:
         # Which files is Landlock's business.
         found |= {name: [()] for name in _WRITES}
+        # Not of memory that it shares with the supervisor: who touches a page behind the new end gets SIGBUS.
+        later = tuple(low_is_not(0, descriptor) for descriptor in sorted(needs.open_now))
+        found |= {name: [later] for name in ("ftruncate", "fallocate")}
     return found
 
 

@@ -42,8 +42,7 @@ def close(needs: ProcessNeeds) -> None:
     """
     _settle()
     held = _held()
-    if needs.receives:
-        needs = replace(needs, open_now=_open() - {number for number, family in _sockets() if family == socket.AF_PACKET})
+    needs = replace(needs, open_now=_open() - {number for number, family in _sockets() if family == socket.AF_PACKET})
     seccomp.no_new_privileges()
     if landlock.missing() is None:
         landlock.restrict((*_ALWAYS_READ, *_code_folders(), *needs.reads), needs.writes)
