@@ -293,3 +293,20 @@ def test_a_long_held_xtables_lock_does_not_trigger_the_watchdog(netns: Namespace
         until(lambda: ours(netns) == mine, "the jump is back")
         assert agent.process.poll() is None
         assert "xtables lock" in agent.log
+
+
+def test_a_changed_file_is_reloaded_where_that_is_asked_for(netns: Namespace, tmp_path: Path) -> None:
+    def text(ports: str) -> str:
+        return f'[agent]\nreload_on_change = true\n[queue.main]\nnum = 100\n[rules.app]\nqueue = "main"\ntcp_ports = [{ports}]\n'
+
+    agent = Agent(netns, tmp_path, text("11000")).ready()
+    agent.configure(text("11000, 11001"))
+    until(lambda: "11000,11001" in saved(netns), "the second port is in the rules")
+    assert f"reloading: {agent.config} changed" in agent.log
+    agent.configure(text('"many"'))
+    until(lambda: "reload refused, the configuration in force stays" in agent.log, "a fault is refused")
+    assert "11000,11001" in saved(netns)
+    agent.configure(text("11002"))
+    until(lambda: "--ports 11002" in saved(netns), "the next one is in force")
+    assert agent.stop() == 0
+    assert ours(netns) == []

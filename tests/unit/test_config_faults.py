@@ -178,14 +178,14 @@ def test_a_change_of_a_list_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "nets.txt"
     path.write_text("10.0.0.0/8\n")
     config = policy(tmp_path, 'dst = "file:nets.txt"')
-    assert config.changed_lists() == []
+    assert config.changed_files() == []
     os.utime(path, ns=(1, 1))
-    assert config.changed_lists() == [path]
-    assert config.changed_lists() == [], "a list that cannot be used is not tried again until it changes"
+    assert config.changed_files() == [path]
+    assert config.changed_files() == [], "a list that cannot be used is not tried again until it changes"
     again = policy(tmp_path, 'dst = "file:nets.txt"')
-    assert again.changed_lists() == []
+    assert again.changed_files() == []
     path.unlink()
-    assert again.changed_lists() == [path]
+    assert again.changed_files() == [path]
 
 
 def test_a_long_list_is_read_once(tmp_path: Path) -> None:
@@ -224,3 +224,32 @@ def test_all_traffic_dropped_by_default_warns_about_ssh(tmp_path: Path, extra: s
     said = [line for line in warnings(load(file)) if "SSH included" in line]
     assert len(said) == bool(warned)
     assert all(warned in line for line in said)
+
+
+def test_files_of_the_configuration_are_watched_where_that_is_asked_for(tmp_path: Path) -> None:
+    # As Kubernetes mounts a ConfigMap: a link to a file behind a link that is exchanged.
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "agent.toml").write_text("[agent]\nreload_on_change = true\n")
+    (tmp_path / "..data").symlink_to("one")
+    main = tmp_path / "agent.toml"
+    main.symlink_to("..data/agent.toml")
+    config = load(main)
+    assert [config.changed_files() for _ in range(2)] == [[], []]
+    (tmp_path / "..new").symlink_to("two")
+    (tmp_path / "..new").rename(tmp_path / "..data")
+    assert config.changed_files() == [], "an editor may still be writing"
+    assert config.changed_files() == [main]
+    assert config.changed_files() == [], "what cannot be used is not tried again until it changes"
+    folder = tmp_path / "agent.d"
+    folder.mkdir()
+    added = folder / "more.toml"
+    added.write_text("")
+    assert [config.changed_files() for _ in range(2)] == [[], [added]]
+    added.unlink()
+    assert [config.changed_files() for _ in range(2)] == [[], [added]]
+    main.unlink()
+    main.write_text("")
+    quiet = load(main)
+    os.utime(main, ns=(2, 2))
+    assert [quiet.changed_files() for _ in range(2)] == [[], []]

@@ -127,10 +127,10 @@ def test_a_change_is_noticed_and_taken(tmp_path: Path) -> None:
     path = write_database(tmp_path / "a.mmdb", COUNTRIES)
     before = load(config(tmp_path, 'geo = "a.mmdb"'))
     (old,) = before.packet_elements(before.queue["q"])
-    assert before.changed_lists() == []
+    assert before.changed_files() == []
     path.unlink()
     write_database(path, {"192.0.2.0/24": {"country": {"iso_code": "FR"}}})
-    assert before.changed_lists() == [path]
+    assert before.changed_files() == [path]
     after = load(config(tmp_path, 'geo = "a.mmdb"'))
     (new,) = after.packet_elements(after.queue["q"])
     # By both, a reload and `offload` see another policy.

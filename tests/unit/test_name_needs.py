@@ -120,6 +120,6 @@ def test_the_resolvers_of_the_host_and_its_stub(tmp_path: Path, monkeypatch: pyt
     assert needs is not None
     shown = [socket.inet_ntop(socket.AF_INET if len(each) == 4 else socket.AF_INET6, each) for each in needs.believed]
     assert shown == ["192.0.2.2", "fe80::1", "127.0.0.53", "127.0.0.54"]
-    assert loaded.changed_lists() == []
+    assert loaded.changed_files() == []
     resolv.write_text("nameserver 192.0.2.3\n")
-    assert loaded.changed_lists() == [resolv]
+    assert loaded.changed_files() == [resolv]

@@ -119,8 +119,8 @@ def test_what_cannot_be_put_back_is_said_and_stays(agent: Agent) -> None:
     assert agent.port == 2000
 
 
-def test_changed_lists_do_not_bring_in_a_file_that_was_taken_back(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Config, "changed_lists", lambda _: ["blocklist.txt"])
+def test_changed_files_do_not_bring_in_a_file_that_was_taken_back(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Config, "changed_files", lambda _: ["blocklist.txt"])
     agent.ask("reload", confirm=60)
     agent.ask("confirm", keep=False)
     agent.pass_time(5)

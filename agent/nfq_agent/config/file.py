@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from nfq_agent.config.lines import Place
-from nfq_agent.config.lookups import HostLookups
+from nfq_agent.config.lookups import HostLookups, stamp
 from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError
 from nfq_agent.config.problems import cross_faults
 from nfq_agent.config.source import Source
@@ -43,11 +43,15 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
     if faults:
         raise ConfigError(faults)
     _look_for_elements(path)
+    lookups = HostLookups(path.parent)
     if not files:
         merged = copy.deepcopy(PROXY_BASELINE if os.environ.get("TARGET_ADDR") else BASELINE)
     if adjust is not None:
         _merge(merged, adjust(merged), Path("command line"), source.origins)
-    return _check(merged, source, HostLookups(path.parent))
+    config = _check(merged, source, lookups)
+    if config.agent.reload_on_change:
+        lookups.watch(source.stamps, _folders(path))
+    return config
 
 
 def load_table(table: dict[str, Any], path: Path | None = None) -> Config:
@@ -75,7 +79,7 @@ def _gather(path: Path | None) -> tuple[Path, list[Path], dict[str, Any], Source
     source = Source(main)
     faults: list[str] = []
     try:
-        for folder in (main.parent / "conf.d", main.with_suffix(".d")):
+        for folder in _folders(main):
             files += _drop_ins(folder)
     except ConfigError as error:
         faults += error.faults
@@ -121,6 +125,11 @@ def without_elements(merged: Mapping[str, Any]) -> dict[str, Any]:
     return over
 
 
+def _folders(main: Path) -> tuple[Path, Path]:
+    """Where drop-ins are: for every file beside `main`, and for that one."""
+    return main.parent / "conf.d", main.with_suffix(".d")
+
+
 def _drop_ins(folder: Path) -> list[Path]:
     try:
         folder.stat()
@@ -141,6 +150,8 @@ def _open_to_others(path: Path, kind: str) -> str:
 
 
 def _read(path: Path, source: Source) -> dict[str, Any]:
+    # Before it is read: what changes meanwhile is a change.
+    source.stamps[path] = stamp(path)
     try:
         if writable_by_others(path):
             raise ConfigError([_open_to_others(path, "file")])

@@ -7,7 +7,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -27,6 +27,9 @@ class HostLookups:
     def __init__(self, folder: Path = Path()) -> None:
         self._folder = folder
         self.files: dict[Path, Stamp | None] = {}
+        self._written: dict[Path, Stamp | None] = {}
+        self._folders: tuple[Path, ...] = ()
+        self._seen: dict[Path, Stamp | None] = {}
 
     def uid(self, name: str) -> int:
         """The id of a user. Raises KeyError."""
@@ -75,12 +78,33 @@ class HostLookups:
         # An address may have a zone behind it, which packets do not show.
         return tuple(words[1].partition("%")[0] for words in lines if len(words) > 1 and words[0] == "nameserver")
 
+    def watch(self, files: Mapping[Path, Stamp | None], folders: Iterable[Path]) -> None:
+        """Let changes of the configuration's own files count as well. files: with their stamps from before they were read.
+        folders: a file that appears there is a change."""
+        self._written, self._folders = dict(files), tuple(folders)
+
     def changed(self) -> list[Path]:
-        """The list files that have changed since they were read, or since this was last asked."""
+        """The files that have changed since they were read, or since this was last asked."""
         now = {path: stamp(path) for path in self.files}
         found = [path for path, before in self.files.items() if now[path] != before]
         self.files = now
+        return found + self._rewritten()
+
+    def _rewritten(self) -> list[Path]:
+        """The watched files that have changed and were the same when this was last asked: an editor may still be writing."""
+        there = [child for folder in self._folders for child in _toml_files(folder)]
+        now = {path: stamp(path) for path in (*self._written, *there)}
+        found = [path for path, version in now.items() if version != self._written.get(path) and version == self._seen.get(path)]
+        self._written |= {path: now[path] for path in found}
+        self._seen = now
         return found
+
+
+def _toml_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(child for child in folder.iterdir() if child.suffix == ".toml")
+    except OSError:
+        return []
 
 
 @contextlib.contextmanager

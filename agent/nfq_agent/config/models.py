@@ -76,6 +76,8 @@ class Agent(Model):
     resolvers: Annotated[tuple[AddressField, ...] | None, Field(min_length=1, strict=False)] = None
     # How workers are confined: with all that the kernel can do or not at all, with what it can do, or not.
     confinement: Literal["required", "available", "off"] = "available"
+    # Reload when a file of the configuration changes, as Kubernetes changes a mounted ConfigMap; without it, on request only.
+    reload_on_change: bool = False
     # Sockets of Docker or Podman, which tell the names of containers.
     container_sockets: Annotated[tuple[Annotated[str, Field(pattern=r"^/")], ...], Field(strict=False)] = ()
 
@@ -222,8 +224,9 @@ class Config(Model):
         self._lookups = lookups
         return self
 
-    def changed_lists(self) -> list[Path]:
-        """The list files (`file:`) of elements that have changed since they were read, or since this was last asked."""
+    def changed_files(self) -> list[Path]:
+        """The files that have changed since they were read, or since this was last asked: list files (`file:`) of elements, and
+        with `reload_on_change` those of the configuration."""
         return self._lookups.changed()
 
     def _resolve(self, name: str, find: Any) -> ElementSpec:

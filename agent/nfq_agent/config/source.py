@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nfq_agent.config.geo import Stamp
 from nfq_agent.config.lines import Place, lines
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Which file each key came from, by its path, and the text of each file.
+    """Which file each key came from, by its path, the text of each file, and its version when it was read.
 
     The lines are only looked up for a fault: with thousands of ports that takes as long as reading the file.
     """
@@ -19,6 +20,7 @@ class Source:
     main: Path
     origins: dict[Place, Path] = field(default_factory=dict)
     texts: dict[Path, str] = field(default_factory=dict)
+    stamps: dict[Path, Stamp | None] = field(default_factory=dict)
     _lines: dict[Path, Mapping[Place, int]] = field(default_factory=dict)
 
     def file(self, location: Place) -> Path:

@@ -272,7 +272,7 @@ class Supervisor:
     def _tick(self) -> None:
         now = self._system.clock()
         self._due[self._tick] = now + _TICK
-        if (changed := self._config.changed_lists()) and not self._trial.keeps_file_out:
+        if (changed := self._config.changed_files()) and not self._trial.keeps_file_out:
             self._log(f"reloading: {', '.join(map(str, changed))} changed")
             self._signals.reload = True
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
