@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
 
 from nfq_agent.access import HasAccess
+from nfq_agent.compiled import Compilable
 from nfq_agent.context import Context
 from nfq_agent.fitting import fit
 from nfq_agent.flow import Account, Flow, Watch
@@ -60,7 +61,7 @@ def options_of(cls: type[Any]) -> type[Options] | None:
     return None
 
 
-class PacketElement(HasAccess, Foreseeable, Generic[O]):
+class PacketElement(HasAccess, Foreseeable, Compilable, Generic[O]):
     """Base of every element that judges packets.
 
     The model of its table is the parameter of its base, as in `class MyElement(PacketElement[MyOptions])`, or its attribute
@@ -79,8 +80,7 @@ class PacketElement(HasAccess, Foreseeable, Generic[O]):
     Where each element of a chain names them, later HTTP requests for the same host need not be shown to it if it reads no more
     than the host.
 
-    The time is `packet.time`: the worker stamps packets that the kernel
-    did not stamp.
+    The time is `packet.time`: the worker stamps packets that the kernel did not stamp.
     """
 
     context: Context = Context()

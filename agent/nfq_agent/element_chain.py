@@ -5,9 +5,10 @@ It catches no exception of an element; its caller does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
+from nfq_agent.compiled import Compiled, compiled_of
 from nfq_agent.context import Context
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.flow import Account, Flow, Watch
@@ -102,6 +103,10 @@ class ElementChain:
         """What the elements answer to openings, where that can be told."""
         can = self.watched and self._by_host and not self._followers
         return foresight_of(self._deciding, self._amending, self._default, self.context.flows) if can else None
+
+    def compiled(self, monitor: bool, own_lines: Collection[str] | None) -> Compiled | None:
+        """The elements in their compiled form, where each has one (see `compiled_of`)."""
+        return compiled_of(self._elements, self._default, monitor, own_lines)
 
     @property
     def follows(self) -> bool:

@@ -2,19 +2,18 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from .flow_entry cimport ASK, Entry
+from .answering cimport Answering
+from .flow_entry cimport Entry
 from .flow_order cimport Order
 from .openings cimport Openings
 from .plain_packet cimport Segment
 
 cdef enum:
-    # Verdicts that are told apart.
-    VERDICTS = 32
     # Bytes of requests that are kept until they are acknowledged, in the whole table.
     ROOM = 16777216
 
 
-cdef class FlowTable:
+cdef class FlowTable(Answering):
     cdef Entry *entries
     cdef uint32_t *buckets
     cdef uint32_t mask, limit, size, used, unused, tick
@@ -27,12 +26,10 @@ cdef class FlowTable:
     cdef readonly uint64_t evicted
     # The flows that were forgotten, where they are asked for, else None.
     cdef list forgotten
-    cdef readonly list verdicts
     # What is answered to connections that no element is shown, or None.
     cdef Openings openings
     cdef public bint shows_openings
 
-    cdef int index_of(self, verdict) except -1
     cdef void start_turn(self, double now) noexcept
     cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil
     cdef uint8_t _open(

@@ -2,16 +2,16 @@
 
 from typing import final
 
+from nfq_agent.answering import Answering
 from nfq_agent.flow import Account, Flow
 from nfq_agent.openings import Openings
 from nfq_agent.packet import FiveTuple
 from nfq_agent.verdict import Verdict
 
 @final
-class FlowTable:
+class FlowTable(Answering):
     evicted: int
     shows_openings: bool
-    verdicts: list[Verdict]
     def __init__(self, limit: int = 65536, max_idle: float = 300.0) -> None: ...
     def __len__(self) -> int: ...
     def observe(self, five_tuple: FiveTuple, now: float, length: int = 0) -> Flow: ...

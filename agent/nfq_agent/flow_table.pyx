@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
+from .answering cimport Answering
 from .expected cimport drop_request, expect, heard_of, opening_of, passes_settled
 from .flow_entry cimport ASK, K_NEW, O_EARLIER, O_HTTP, O_SYN, O_TLS, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry
 from .flow_key cimport ends_of, hash_of, key_of
@@ -23,7 +24,7 @@ from .unshown cimport begin, from_syn, is_first, is_plain_syn, may_read, passes,
 
 from nfq_agent.flow import Account, Flow, Heard, Opening
 from nfq_agent.packet import FiveTuple
-from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action
+from nfq_agent.verdict import WOULD_DROP, Action
 
 cdef enum:
     # A flow that was not answered and sent fewer packets than this is half open, as all flows of a flood from spoofed addresses are.
@@ -35,7 +36,7 @@ cdef enum:
 _KEPT = frozenset((Action.ACCEPT, Action.DROP))
 
 
-cdef class FlowTable:
+cdef class FlowTable(Answering):
     """At most `limit` flows; one that saw no packet for `max_idle` seconds is forgotten, and the longest idle when it is full.
 
     Half-open flows are forgotten first. In a full table an eighth is theirs: a flood of them makes room among itself.
@@ -59,7 +60,6 @@ cdef class FlowTable:
             raise MemoryError
         # Python draws the secret of its own hashes at each start.
         self.seed = <uint64_t>hash(b"nfq-agent flows") | 1
-        self.verdicts = [ACCEPT, DROP, WOULD_DROP]
 
     def __dealloc__(self):
         cdef uint32_t place
@@ -185,23 +185,6 @@ cdef class FlowTable:
         flow = <object>entry.flow
         cdef bint down = key_of(flow.origin, key) == <bint>flow.origin_is_client
         return Account(entry.counted[down], entry.bytes[down], entry.counted[not down], entry.bytes[not down], entry.last / 16.0)
-
-    cdef int index_of(self, verdict) except -1:
-        """The index of a verdict that a message of its own kind can give; ASK for one that needs more, or one too many."""
-        cdef Py_ssize_t index
-        for index in range(len(self.verdicts)):
-            if self.verdicts[index] is verdict:
-                return index
-        if verdict.payload is not None or verdict.delay or verdict.inject or verdict.action is Action.RETAIN:
-            return ASK
-        for index in range(len(self.verdicts)):
-            # An accept in place of a drop is counted apart.
-            if self.verdicts[index] == verdict and self.verdicts[index] is not WOULD_DROP:
-                return index
-        if len(self.verdicts) == VERDICTS:
-            return ASK
-        self.verdicts.append(verdict)
-        return len(self.verdicts) - 1
 
     cdef void start_turn(self, double now) noexcept:
         self.tick = <uint32_t>(now * 16)

@@ -14,7 +14,8 @@ from nfq_agent.host.nfqueue.channel import make_packet
 from nfq_agent.host.nfqueue.flow_inbox import FlowInbox
 from nfq_agent.host.nfqueue.messages import MSG_PACKET, MSG_VERDICT, MSG_VERDICT_BATCH, VerdictMessages, attribute
 from nfq_agent.packet import Packet
-from nfq_agent.testing import udp
+from nfq_agent.steps import Die, LineLimit, OpeningHeard, Steps
+from nfq_agent.testing import tcp, udp
 from nfq_agent.verdict import ACCEPT, DROP, RETAIN, WOULD_DROP, Action, Verdict
 
 
@@ -143,4 +144,43 @@ def test_an_exception_does_not_hide_what_was_taken(flows: Flows) -> None:
         flows.inbox.judge(100, deque(), flows.table, 1.0, flows.ask)
     assert (flows.inbox.count, flows.inbox.latest) == (3, 3)
     assert flows.inbox.judge(100, deque(), flows.table, 1.0, flows.ask)[2] == [(4, 1, ACCEPT)]
+    flows.close()
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_what_has_to_be_told_is_told_once_with_its_verdict(flows: Flows, each: bool) -> None:
+    # A line for the first two packets; the one that cannot be decoded is asked about. One packet in two is dropped.
+    line = LineLimit(0.001, 2, drops_only=False, say=lambda _: None)
+    steps = Steps([Die(2, bool, by_flow=False, rest="drop"), OpeningHeard(), line], monitor=False)
+    sent = [udp(f"192.0.2.1:{port}", "198.51.100.1:9") for port in range(1, 4)]
+    sent += [tcp("192.0.2.1:4", "198.51.100.1:9", flags=flags) for flags in ("A", "S", "A", "S")]
+    asked: list[int] = []
+
+    def ask(packet: Packet) -> Verdict:
+        asked.append(packet.id)
+        return DROP
+
+    for number, packet in enumerate(sent, 1):
+        flows.sockets[1].send(message(packet, number))
+    flows.sockets[1].send(message(Packet(b"\x45"), 8))
+    heard: list[tuple[int, Verdict, int]] = []
+    runs: list[tuple[int, int, Verdict]] = []
+    for _ in range(100):
+        if each:
+            single = VerdictMessages(7).single
+            _, _, more, left = flows.inbox.judge_each(100, deque(), steps, 1.0, ask, single, 64, 0.02)
+        else:
+            _, _, more, left = flows.inbox.judge(100, deque(), steps, 1.0, ask)
+        assert left is None
+        runs += more
+        heard += [(packet.id, verdict, which) for packet, verdict, which in steps.take_heard()]
+    assert asked == [8]
+    # Of the chosen ones: the second and the fourth have lines, the sixth is no SYN; the fifth is one, and not chosen.
+    assert heard == [(2, ACCEPT, 4), (4, ACCEPT, 4), (8, DROP, 0)]
+    given = {number: verdict for last, count, verdict in runs for number in range(last - count + 1, last + 1)}
+    assert [given[number] for number in range(1, 9)] == [DROP, ACCEPT] * 3 + [DROP, DROP]
+    if each:
+        answers = flows.answers()
+        assert answers[-1][2] == 8
+        assert sum(1 for _, action, _ in answers if action) >= 3
     flows.close()

@@ -15,7 +15,7 @@ from nfq_agent.facts import fields as fields_of
 from nfq_agent.flow import Flow
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.packet import Packet, PacketError, hook_name
-from nfq_agent.rate import Bucket, Suppressed
+from nfq_agent.steps import LineLimit, Step
 from nfq_agent.verdict import WOULD_DROP, Action, Verdict
 
 # After how many packets a flow that is accepted gets its line although it has no name yet.
@@ -52,9 +52,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
         self.needs = self.needs_of(options)
         self._drops_only = options.only == "drop"
         self._by_flow = options.each == "flow"
-        self._limited = options.per_second > 0
-        self._bucket = Bucket(options.per_second, options.burst or options.per_second, 0.0)
-        self._suppressed = Suppressed()
+        self._limit = LineLimit(options.per_second, options.burst or options.per_second, self._drops_only, self._say_suppressed)
         self._interfaces = Interfaces(name_lookup())
         self._degraded = False
 
@@ -74,14 +72,16 @@ class FiveTupleLog(PacketElement[LogOptions]):
             return
         if self._by_flow and flow is not None and not self._is_news(flow, verdict):
             return
+        if self._limit.take(packet.time):
+            self.tell(packet, flow, verdict)
+
+    def compiled(self) -> Step | None:
+        """The limit, where each packet has a line of its own."""
+        return None if self._by_flow else self._limit
+
+    def tell(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
+        """Write the line of a packet."""
         now = packet.time
-        if self._limited and not self._bucket.take(now):
-            self._suppressed.add(now)
-            if count := self._suppressed.due(now):
-                self._say_suppressed(count)
-            return
-        if count := self._suppressed.due(now):
-            self._say_suppressed(count)
         hook = hook_name(packet.hook)
         outcome = _outcome(verdict)
         known = self.context.owners.known(packet)
@@ -126,7 +126,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
 
     def stop(self) -> None:
         """Emit the count that was not emitted yet."""
-        if count := self._suppressed.take():
+        if count := self._limit.take_held():
             self._say_suppressed(count)
 
     def _judged_meta(self, hook: str, outcome: str, fields: dict[str, Any]) -> None:

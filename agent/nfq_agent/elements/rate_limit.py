@@ -3,7 +3,7 @@ elements."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,10 +11,9 @@ from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet
-from nfq_agent.rate import Buckets, RateField, Suppressed
+from nfq_agent.rate import RateField
+from nfq_agent.steps import AddressLimit, Step
 from nfq_agent.verdict import DROP, Verdict
-
-_ALL: Final = b""
 
 
 class RateLimitOptions(element.Options):
@@ -32,16 +31,15 @@ class RateLimitOptions(element.Options):
 
 
 class RateLimit(PacketElement[RateLimitOptions]):
-    """A token bucket for each key. Drops are counted, and logged every ten seconds at most."""
+    """A token bucket for each address. Drops are counted, and logged every ten seconds at most."""
 
     def __init__(self, name: str, options: RateLimitOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         self.needs = self.needs_of(options)
         rate = options.rate
-        self._buckets = Buckets(rate.per_second, options.burst or rate.count, options.memory)
-        self._per = options.per
-        self._masks = {4: _mask(32, options.prefix), 16: _mask(128, options.prefix6)}
-        self._suppressed = Suppressed()
+        masks = _mask(32, options.prefix), _mask(128, options.prefix6)
+        burst = options.burst or rate.count
+        self._limit = AddressLimit(rate.per_second, burst, options.memory, options.per, *masks, self._say_suppressed)
 
     @classmethod
     def logs_drops_of(cls, options: RateLimitOptions) -> Literal["all", "own", "none"]:  # noqa: ARG003  # with any
@@ -55,32 +53,26 @@ class RateLimit(PacketElement[RateLimitOptions]):
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """DROP where the bucket is empty."""
-        key = self._key(packet) if self._per != "all" else _ALL
-        if self._buckets.take(key, packet.time):
-            if count := self._suppressed.due(packet.time):
-                self._say_suppressed(count)
-            return None
-        self._suppressed.add(packet.time)
-        if count := self._suppressed.due(packet.time):
-            self._say_suppressed(count)
-        return DROP
+        address = None
+        if self.options.per != "all":
+            five_tuple = packet.headers.five_tuple
+            address = five_tuple.src if self.options.per == "source" else five_tuple.dst
+        return None if self._limit.take(address, packet.time) else DROP
+
+    def compiled(self) -> Step:
+        """The limit itself."""
+        return self._limit
 
     def stop(self) -> None:
         """Log the drops that are not logged yet."""
-        if count := self._suppressed.take():
+        if count := self._limit.take_held():
             self._say_suppressed(count)
 
-    def _key(self, packet: Packet) -> bytes:
-        five_tuple = packet.headers.five_tuple
-        address = five_tuple.src if self._per == "source" else five_tuple.dst
-        mask = self._masks[len(address)]
-        return address if mask is None else (int.from_bytes(address, "big") & mask).to_bytes(len(address), "big")
-
     def _say_suppressed(self, count: int) -> None:
-        whose = "" if self._per == "all" else f" for one {self._per}"
+        per = self.options.per
+        whose = "" if per == "all" else f" for one {per}"
         self.emit(f"{self.name}: {count} packets dropped: more than {self.options.rate}{whose}", level="warning", dropped=count)
 
 
-def _mask(bits: int, prefix: int) -> int | None:
-    """The netmask; None for all bits."""
-    return None if prefix == bits else (1 << bits) - (1 << (bits - prefix))
+def _mask(bits: int, prefix: int) -> bytes:
+    return ((1 << bits) - (1 << (bits - prefix))).to_bytes(bits // 8, "big")

@@ -12,6 +12,7 @@ from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.packet import FiveTuple, Packet, PacketError
+from nfq_agent.steps import Die, Step
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 
@@ -44,7 +45,8 @@ class Sample(PacketElement[SampleOptions]):
         self._share = 1 / options.one_in if options.one_in else options.probability or 0.0
         self._random = random.Random(options.seed)
         self._key = options.seed.to_bytes(16, "big", signed=True)
-        self._counted = 0
+        throw = self._is_chosen if options.per_flow else self._throw
+        self._die = Die(0 if options.per_flow else options.one_in or 0, throw, options.per_flow, options.rest)
         self._rest = None if options.rest is None else {"accept": ACCEPT, "drop": DROP}[options.rest]
         self._chosen: dict[int, bool] = {}
 
@@ -65,19 +67,23 @@ class Sample(PacketElement[SampleOptions]):
         chosen = self._chosen.pop(packet.id, None)
         return self._choose(packet) if chosen is None else chosen
 
+    def compiled(self) -> Step:
+        """The die, which chooses the same."""
+        return self._die
+
     def _choose(self, packet: Packet) -> bool:
         if self.options.per_flow:
             try:
-                return self._fraction(packet.headers.five_tuple) < self._share
+                return self._is_chosen(*packet.headers.five_tuple)
             except PacketError:
                 return False
-        if self.options.one_in:
-            self._counted += 1
-            if self._counted < self.options.one_in:
-                return False
-            self._counted = 0
-            return True
+        return self._die.count() if self.options.one_in else self._throw()
+
+    def _throw(self) -> bool:
         return self._random.random() < self._share
+
+    def _is_chosen(self, protocol: int, src: bytes, sport: int | None, dst: bytes, dport: int | None) -> bool:
+        return self._fraction(FiveTuple(protocol, src, sport, dst, dport)) < self._share
 
     def _fraction(self, five_tuple: FiveTuple) -> float:
         """A number from 0 up to 1 for a flow, the same for both directions."""

@@ -11,6 +11,7 @@ from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet, PacketError, address, endpoint, hook_name
 from nfq_agent.rate import Rate, RateField, Suppressed, Windows
+from nfq_agent.steps import OpeningHeard, Step
 from nfq_agent.verdict import Verdict
 
 _FIN_SYN_RST_ACK = 0x17
@@ -74,6 +75,10 @@ class SynMonitor(PacketElement[SynMonitorOptions]):
             hook=hook_name(packet.hook),
             verdict=verdict.outcome.name.lower(),
         )
+
+    def compiled(self) -> Step:
+        """What finds the packets that open connections."""
+        return OpeningHeard()
 
     def stop(self) -> None:
         """Emit the count that was not emitted yet."""

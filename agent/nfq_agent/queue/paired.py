@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Self
 
+from nfq_agent.answering import Answering
 from nfq_agent.counters import Counters
-from nfq_agent.flow_table import FlowTable
 from nfq_agent.host.nfqueue.messages import FlowKey, Run
 from nfq_agent.packet import Packet
 from nfq_agent.queue.bound import BUDGET
@@ -121,7 +121,7 @@ class PairedQueue:
 
     def judge(
         self,
-        table: FlowTable,
+        table: Answering,
         ask: Callable[[Packet], Verdict],
         now: float,
         budget: int = BUDGET,

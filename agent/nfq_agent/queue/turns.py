@@ -10,7 +10,7 @@ import select
 from collections.abc import Callable
 from typing import Final, Self
 
-from nfq_agent.flow_table import FlowTable
+from nfq_agent.answering import Answering
 from nfq_agent.host.nfqueue.channel import Channel
 from nfq_agent.host.nfqueue.messages import FlowKey, Run
 from nfq_agent.packet import Packet
@@ -174,7 +174,7 @@ class WorkerQueue(BoundQueue):
 
     def judge(
         self,
-        table: FlowTable,
+        table: Answering,
         ask: Callable[[Packet], Verdict],
         now: float,
         budget: int = BUDGET,

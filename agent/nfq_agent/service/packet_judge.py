@@ -12,6 +12,7 @@ from typing import Any, Final
 from zlib import crc32
 
 from nfq_agent.checksum import mend
+from nfq_agent.compiled import Compiled
 from nfq_agent.counters import VERDICT_COUNTERS, Counters
 from nfq_agent.element import Emit, Needs
 from nfq_agent.element_chain import ElementChain
@@ -25,6 +26,7 @@ from nfq_agent.repeats import MOST, RepeatBound
 from nfq_agent.service.drop_trace import DropTrace
 from nfq_agent.service.flow_watch import FlowWatch
 from nfq_agent.service.order import NOTHING_LOST, Order
+from nfq_agent.steps import Steps
 from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action, RewriteError, Verdict, VerdictError
 
 # A question and its answer.
@@ -76,6 +78,7 @@ class PacketJudge:
         self._flows = FlowTable() if chain.needs is Needs.FLOW else None
         self._settles = False
         self._foresight: Foresight | None = None
+        self._compiled: Compiled | None = None
         # The same, where an element follows flows to their end.
         self._followed = self._flows if chain.follows else None
         if self._followed is not None:
@@ -152,6 +155,19 @@ class PacketJudge:
             self._foresight = foresight
             self._flows.judge_openings(Openings(foresight.answer, foresight.reads, APART, foresight.memory))
         return self._flows
+
+    def compile_chain(self) -> Steps | None:
+        """The elements as compiled steps, which are told of packets by `tell`; None where an element has no such form."""
+        if self._flows is None:
+            self._compiled = self._chain.compiled(self._settings.monitor, self._settings.drop_lines)
+        return None if self._compiled is None else self._compiled.steps
+
+    def tell(self, packet: Packet, verdict: Verdict, which: int) -> None:
+        """Tell the elements that listen which verdict the packet got. which: a bit for each element, 0 for all."""
+        if which and self._compiled is not None:
+            self._ask(packet, self._compiled.tell, verdict, which)
+        else:
+            self.judged(packet, verdict)
 
     def pure_verdict(self, packet: Packet) -> tuple[Verdict, bool]:
         """The verdict of elements whose answers follow from the five-tuple and the place; and whether it may be remembered."""

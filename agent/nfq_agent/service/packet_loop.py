@@ -14,10 +14,10 @@ from functools import partial
 from socket import MSG_DONTWAIT
 from typing import Any, Final
 
+from nfq_agent.answering import Answering
 from nfq_agent.counters import Counters
 from nfq_agent.element import Emit
 from nfq_agent.element_chain import ElementChain
-from nfq_agent.flow_table import FlowTable
 from nfq_agent.host.child import DONE, READY, STOP
 from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.packet import Packet
@@ -109,6 +109,8 @@ class WorkerLoop:
         # A listener is shown each packet, so that a known verdict saves nothing. A five-tuple does not tell whose packet it is.
         if self._chain.pure and not self._chain.listens and not self._chain.reads_process:
             return partial(self._look_up, kernel), kernel.may_wait
+        if by_flow is not None and (steps := self._judge.compile_chain()) is not None:
+            return partial(self._look_up_flows, by_flow, steps), kernel.may_wait
         if by_flow is not None and (flows := self._judge.settle_flows()) is not None:
             return partial(self._look_up_flows, by_flow, flows), kernel.may_wait
         return self._judge_each, False
@@ -310,8 +312,8 @@ class WorkerLoop:
             self._known[key] = verdict
         return verdict
 
-    def _look_up_flows(self, queue: FlowQueue, flows: FlowTable) -> int:
-        """Each element says which packets of a flow it has to be shown; the others get the flow's verdict."""
+    def _look_up_flows(self, queue: FlowQueue, flows: Answering) -> int:
+        """Each element says which packets have to be shown to it; the others get their verdict without Python."""
         turn = self._policy.next
         if queue.must_answer_each:
             count = self._judge_each()
@@ -327,6 +329,9 @@ class WorkerLoop:
             self._counters.last_id = queue.last
             if left is not None:
                 self._answer([left])
+        if flows.hears:
+            for packet, verdict, which in flows.take_heard():
+                self._judge.tell(packet, verdict, which)
         return count
 
     def _judge_each(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from nfq_agent.flow_table import FlowTable
+from nfq_agent.answering import Answering
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
 
@@ -78,7 +78,7 @@ class FlowQueue(Protocol):
 
     def judge(
         self,
-        table: FlowTable,
+        table: Answering,
         ask: Callable[[Packet], Verdict],
         now: float,
         budget: int,

@@ -20,7 +20,7 @@ from typing import Final
 
 import netfilterqueue
 
-from nfq_agent.flow_table import FlowTable
+from nfq_agent.answering import Answering
 from nfq_agent.host.nfqueue import messages
 from nfq_agent.host.nfqueue.flow_inbox import FlowInbox
 from nfq_agent.host.nfqueue.inbox import rare_fields
@@ -250,7 +250,7 @@ class Channel:
         accept = self._verdicts.single(0, ACCEPT)
         return self._inbox.sort_each(budget, self._pending, known, decide, accept, ACCEPT, self.answer, together, self._spin)
 
-    def judge(self, budget: int, table: FlowTable, time: float, ask: Callable[[Packet], Verdict], together: int = 0) -> FlowTurn:
+    def judge(self, budget: int, table: Answering, time: float, ask: Callable[[Packet], Verdict], together: int = 0) -> FlowTurn:
         """Take packets and look their verdicts up by their flows.
 
         time: seconds, for the ages of flows. ask: is asked about a packet that has to be looked at, and settles its flow.

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import final
 
-from nfq_agent.flow_table import FlowTable
+from nfq_agent.answering import Answering
 from nfq_agent.host.nfqueue.inbox import Inbox
 from nfq_agent.host.nfqueue.messages import FlowTurn
 from nfq_agent.packet import Packet
@@ -14,13 +14,13 @@ from nfq_agent.verdict import Verdict
 class FlowInbox(Inbox):
     def forget_messages(self) -> None: ...
     def judge(
-        self, budget: int, pending: deque[bytes], table: FlowTable, time: float, ask: Callable[[Packet], Verdict]
+        self, budget: int, pending: deque[bytes], table: Answering, time: float, ask: Callable[[Packet], Verdict]
     ) -> FlowTurn: ...
     def judge_each(
         self,
         budget: int,
         pending: deque[bytes],
-        table: FlowTable,
+        table: Answering,
         time: float,
         ask: Callable[[Packet], Verdict],
         single: Callable[[int, Verdict], bytes],

@@ -1,14 +1,15 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""The reader of a queue whose packets belong to flows: those that need no look get the flow's verdict without the interpreter."""
+"""The reader of a queue whose packets get their verdicts without the interpreter, where they need not be shown to Python."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
+from ...answering cimport VERDICTS, Answering
 from ...flow_entry cimport ASK
-from ...flow_table cimport VERDICTS, FlowTable
 from .inbox cimport ALONE, ASKED, LONGEST_TURN, LONGEST_VERDICT, MSG_VERDICT, MSG_VERDICT_BATCH, VERDICT_ID, Inbox, now
-from .packet_message cimport A_CAP_LEN, A_PAYLOAD, A_SKB_INFO, Attributes, find_attributes, is_packet, made, number
+from .packet_message cimport A_CAP_LEN, A_PAYLOAD, A_SKB_INFO, A_TIMESTAMP, Attributes, find_attributes, is_packet, made, number, seconds_of
 
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
@@ -18,6 +19,8 @@ cdef enum:
     NO_PACKET = 254
     # Runs of one turn; it ends when there are no more.
     RUNS = 4096
+    # Packets between two readings of the clock, where packets follow each other.
+    LOOKED_AT = 8
 
 
 cdef struct Run:
@@ -27,7 +30,7 @@ cdef struct Run:
 
 
 cdef class FlowInbox(Inbox):
-    """An Inbox that also judges by flows."""
+    """An Inbox that also judges by a flow table, or by the compiled steps of a chain (nfq_agent.answering)."""
 
     cdef Run *stretches
     cdef unsigned int stretched
@@ -35,7 +38,12 @@ cdef class FlowInbox(Inbox):
     cdef uint8_t messages[VERDICTS][LONGEST_VERDICT]
     cdef size_t lengths[VERDICTS]
     cdef unsigned int prepared
-    cdef FlowTable table
+    cdef Answering table
+    # Of the packet in the buffer, once it was looked at: the index of its verdict, and its number.
+    cdef uint8_t index
+    cdef uint32_t identity
+    # Packets until the clock is read again.
+    cdef unsigned int timed
 
     def __cinit__(self, *_):
         self.stretches = <Run *>malloc(RUNS * sizeof(Run))
@@ -49,7 +57,7 @@ cdef class FlowInbox(Inbox):
         """The queue has another number: its verdict messages are made again."""
         self.prepared = 0
 
-    def judge(self, unsigned int budget, pending, FlowTable table not None, double time, ask):
+    def judge(self, unsigned int budget, pending, Answering table not None, double time, ask):
         """Take packets that wait, and find the verdict of each by its flow, or by `ask`.
 
         time: seconds, for the ages of flows. ask: takes a packet that has to be looked at, and settles its flow. It is asked 256
@@ -59,7 +67,7 @@ cdef class FlowInbox(Inbox):
         return self._judge(budget, pending, table, time, ask, None, 0, 0)
 
     def judge_each(
-        self, unsigned int budget, pending, FlowTable table not None, double time, ask, single, unsigned int together, double spin
+        self, unsigned int budget, pending, Answering table not None, double time, ask, single, unsigned int together, double spin
     ):
         """The same, waiting for packets and answering each as it comes. Returns what `judge` returns.
 
@@ -69,41 +77,44 @@ cdef class FlowInbox(Inbox):
         return self._judge(budget, pending, table, time, ask, single, together, <int64_t>(spin * 1e9))
 
     cdef tuple _judge(
-        self, unsigned int budget, pending, FlowTable table, double time, ask, single, unsigned int together, int64_t patience
+        self, unsigned int budget, pending, Answering table, double time, ask, single, unsigned int together, int64_t patience
     ):
         """One turn. single: None to take what waits and answer nothing."""
         cdef bint each = single is not None
         cdef int64_t end = now() + LONGEST_TURN if each else 0
         cdef ssize_t size
         cdef uint8_t index
-        cdef uint32_t identity = 0
         cdef const uint8_t *message
         cdef object special = None, kept
+        cdef bint told = False
         self._begin_turn(table, time)
         if each:
             self._prepare(single)
-        while self.count < budget and self.stretched < RUNS and (each or self.asked < ASKED):
+        while self.count < budget and self.stretched < RUNS and not told and (each or self.asked < ASKED):
             if pending:
                 kept = pending.popleft()
                 message = kept
                 size = len(kept)
-            else:
-                if each:
-                    with nogil:
-                        size = self._answer_known(budget, together, patience, end)
-                else:
-                    size = self._take(MSG_DONTWAIT, self.room)
-                if size <= 0:
-                    break
+                self._look(message, size)
+            elif each:
+                with nogil:
+                    size = self._answer_known(budget, together, patience, end)
                 message = self.buffer
-            index = self._look(message, size, &identity)
+            else:
+                size = self._take(MSG_DONTWAIT, self.room)
+                message = self.buffer
+                if size > 0:
+                    self._look(message, size)
+            if size <= 0:
+                break
+            index = self.index
             if index == NO_PACKET:
                 continue
             # Counted first: an exception out of `ask` must not hide that the packet was taken.
-            self._count(identity)
+            self._count(self.identity)
             if index == ASK:
                 self.asked += 1
-                packet = made(self.make, message, size, identity)
+                packet = made(self.make, message, size, self.identity)
                 verdict = ask(packet)
                 index = table.index_of(verdict)
                 if index == ASK:
@@ -111,15 +122,24 @@ cdef class FlowInbox(Inbox):
                     break
                 if each:
                     self._prepare(single)
-            self._note(index, identity)
+                if table.hears:
+                    table.heard.append((packet, verdict, 0))
+                    told = each
+            elif table.tells:
+                self.asked += 1
+                table.heard.append((made(self.make, message, size, self.identity), table.verdicts[index], table.tells))
+                # They are told when the turn has ended.
+                told = each
+            self._note(index, self.identity)
             if each:
                 self._send(index, MSG_VERDICT)
         return self._end_turn(special)
 
-    cdef void _begin_turn(self, FlowTable table, double time):
+    cdef void _begin_turn(self, Answering table, double time):
         self._begin()
         self.stretched = 0
         self.table = table
+        self.timed = 0
         table.start_turn(time)
 
     cdef tuple _end_turn(self, special):
@@ -142,22 +162,39 @@ cdef class FlowInbox(Inbox):
             self.prepared += 1
         return 0
 
-    cdef inline uint8_t _look(self, const uint8_t *message, size_t size, uint32_t *identity) noexcept nogil:
-        """The index of the verdict on the packet of a message, ASK, or NO_PACKET."""
+    cdef inline void _look(self, const uint8_t *message, size_t size) noexcept nogil:
+        """Find the index of the verdict on the packet of a message, ASK, or NO_PACKET."""
         cdef Attributes found
         cdef size_t length
-        if not is_packet(message, size, identity):
-            return NO_PACKET
+        self.index = NO_PACKET
+        if not is_packet(message, size, &self.identity):
+            return
         find_attributes(message, size, &found)
         length = found.length[A_PAYLOAD]
+        self.index = ASK
         if length == 0:
-            return ASK
+            return
         if found.length[A_CAP_LEN] >= 4:
             length = number(message, &found, A_CAP_LEN)
+        if self.table.timed:
+            self._tell_time(message, &found)
         # NFQA_SKB_CSUMNOTREADY and NFQA_SKB_GSO: the checksum is not that of the bytes.
-        return self.table.look(
+        self.index = self.table.look(
             message + found.at[A_PAYLOAD], found.length[A_PAYLOAD], length, not number(message, &found, A_SKB_INFO) & 3
         )
+
+    cdef inline void _tell_time(self, const uint8_t *message, const Attributes *found) noexcept nogil:
+        """Let the table know when the packet came: by the kernel's stamp, else by the clock (Packet.time)."""
+        cdef timespec time
+        if found.length[A_TIMESTAMP] >= 16:
+            self.table.now = seconds_of(message, found)
+            self.timed = 0
+        elif self.timed == 0:
+            clock_gettime(CLOCK_REALTIME, &time)
+            self.table.now = time.tv_sec + time.tv_nsec / 1e9
+            self.timed = LOOKED_AT
+        else:
+            self.timed -= 1
 
     cdef inline void _note(self, uint8_t index, uint32_t identity) noexcept nogil:
         """Put a packet into the current run or into a new one."""
@@ -182,28 +219,33 @@ cdef class FlowInbox(Inbox):
         """Wait for packets and answer them, until one comes that has to be asked about. Returns its size, 0 at the end of the turn."""
         cdef unsigned int taken = 0
         cdef uint8_t index, current = ASK
-        cdef uint32_t identity = 0
         cdef ssize_t size
         while True:
             size = 0
             if self.count < budget and self.stretched < RUNS:
-                size = self._take(MSG_DONTWAIT, self.room) if taken else self._await(patience, end, self.room)
+                if taken:
+                    size = self._take(MSG_DONTWAIT, self.room)
+                else:
+                    # It may wait for long.
+                    self.timed = 0
+                    size = self._await(patience, end, self.room)
             index = ASK
             if size > 0:
-                index = self._look(self.buffer, size, &identity)
+                self._look(self.buffer, size)
+                index = self.index
                 if index == NO_PACKET:
                     continue
-            if taken and (size <= 0 or index != current):
+            if taken and (size <= 0 or index != current or self.table.tells):
                 self._send(current, MSG_VERDICT if taken == 1 else MSG_VERDICT_BATCH)
                 if taken == 1 and size <= 0 and self.count < budget:
                     self.unlooked = ALONE
                 taken = 0
                 if size <= 0:
                     continue
-            if size <= 0 or index == ASK:
+            if size <= 0 or index == ASK or self.table.tells:
                 return size
-            self._note(index, identity)
-            self._count(identity)
+            self._note(index, self.identity)
+            self._count(self.identity)
             current = index
             taken += 1
             if taken >= together or self.unlooked:

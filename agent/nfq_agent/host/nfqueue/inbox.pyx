@@ -17,7 +17,7 @@ from libc.string cimport memcpy
 from .outbox cimport Outbox
 from .packet_message cimport (
     A_GID, A_HWADDR, A_INDEV, A_OUTDEV, A_PHYSINDEV, A_PHYSOUTDEV, A_TIMESTAMP, A_UID, FIVE_TUPLE, LONGEST_KEY, SHORTEST, TYPE,
-    Attributes, find_attributes, five_tuple, is_packet, key_of, made, ntohl, ntohs, number,
+    Attributes, find_attributes, five_tuple, is_packet, key_of, made, ntohl, ntohs, number, seconds_of,
 )
 from .recent cimport has_verdict, keep_verdict
 
@@ -41,7 +41,6 @@ def rare_fields(const uint8_t[::1] message not None):
     """
     cdef Attributes found
     cdef const uint8_t *data = &message[0]
-    cdef const uint32_t *stamp
     cdef size_t length
     find_attributes(data, message.shape[0], &found)
     uid = gid = address = time = None
@@ -54,9 +53,7 @@ def rare_fields(const uint8_t[::1] message not None):
         length = ntohs((<const uint16_t *>(data + found.at[A_HWADDR]))[0])
         address = PyBytes_FromStringAndSize(<const char *>data + found.at[A_HWADDR] + 4, min(length, <size_t>8))
     if found.length[A_TIMESTAMP] >= 16:
-        # Seconds and microseconds, 64 bits each.
-        stamp = <const uint32_t *>(data + found.at[A_TIMESTAMP])
-        time = (<uint64_t>ntohl(stamp[0]) << 32 | ntohl(stamp[1])) + (<uint64_t>ntohl(stamp[2]) << 32 | ntohl(stamp[3])) / 1e6
+        time = seconds_of(data, &found)
     return (
         number(data, &found, A_INDEV), number(data, &found, A_OUTDEV), number(data, &found, A_PHYSINDEV),
         number(data, &found, A_PHYSOUTDEV), uid, gid, address, time,

@@ -5,7 +5,7 @@ attribute and the payload as the last one (nfqnl_build_packet_message() in net/n
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 cdef extern from "<arpa/inet.h>" nogil:
@@ -81,6 +81,12 @@ cdef inline uint32_t number(const uint8_t *message, const Attributes *found, uin
     if found.length[kind] < 4:
         return 0
     return ntohl((<const uint32_t *>(message + found.at[kind]))[0])
+
+
+cdef inline double seconds_of(const uint8_t *message, const Attributes *found) noexcept nogil:
+    """The kernel's time stamp, which is there: seconds and microseconds, 64 bits each."""
+    cdef const uint32_t *stamp = <const uint32_t *>(message + found.at[A_TIMESTAMP])
+    return (<uint64_t>ntohl(stamp[0]) << 32 | ntohl(stamp[1])) + (<uint64_t>ntohl(stamp[2]) << 32 | ntohl(stamp[3])) / 1e6
 
 
 cdef inline size_t five_tuple(const uint8_t *packet, size_t size, uint8_t *key) noexcept nogil:
