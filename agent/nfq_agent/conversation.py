@@ -15,6 +15,8 @@ from nfq_agent.flow import Expected, Heard, Requests
 from nfq_agent.message_events import AHEAD, BYTES, PACKETS, SECONDS, Event, Said
 from nfq_agent.noise import looks_encrypted
 from nfq_agent.protocols import Found, Parser, parse_first
+from nfq_agent.protocols.known import lookout_behind
+from nfq_agent.protocols.starttls import is_search, lookout
 from nfq_agent.read_bytes import ReadBytes, distance
 from nfq_agent.reassembly import Reassembly
 from nfq_agent.soundness import Soundness
@@ -81,7 +83,7 @@ class Conversation:
     @property
     def held(self) -> int:
         """Bytes kept now, both ways."""
-        return (self._client.held if self._client else 0) + (self._server.held if self._server else 0)
+        return sum(side.held for side in (self._client, self._server) if side is not None)
 
     @property
     def listens(self) -> bool:
@@ -121,7 +123,7 @@ class Conversation:
 
     def next_of(self, parser: Parser) -> int | None:
         """The number of the first byte of the next message, where that is whole by itself and read by this parser; else None."""
-        waits = self._client is not None or self._server is not None or self._first is not None or self._began is not None
+        waits = self.keeps or self._began is not None
         ends = self.closed or self.ended or self.renewed is not None or self.earlier is not None
         if waits or ends or self._phase is not Phase.LATER or self._parsers != (parser,):
             return None
@@ -129,17 +131,15 @@ class Conversation:
 
     def hear(self, heard: Heard) -> None:
         """Packets of the server that were not shown have said this."""
-        if heard.stamp is not None:
-            self.soundness(False).stamp = heard.stamp
+        for from_client, stamp in ((False, heard.stamp), (True, heard.client_stamp)):
+            if stamp is not None:
+                self.soundness(from_client).stamp = stamp
         if heard.acknowledged is not None:
             self.acknowledged(heard.acknowledged)
-        if heard.client_stamp is not None:
-            self.soundness(True).stamp = heard.client_stamp
         if heard.next is not None:
-            self._next = heard.next - len(heard.piece) & 0xFFFFFFFF
-            if heard.piece:
-                self._keep(0, heard.piece)
             self._next = heard.next
+            if heard.piece:
+                self._keep(-len(heard.piece), heard.piece)
 
     def compare_no_more(self) -> None:
         """Drop the bytes that were read."""
@@ -169,6 +169,11 @@ class Conversation:
     def _done(self) -> bool:
         return self._phase is Phase.DONE
 
+    @property
+    def searches(self) -> bool:
+        """Whether the client's bytes are of no message, and are only searched."""
+        return self._phase is Phase.LATER and is_search(self._parsers)
+
     def forget(self) -> None:
         """Drop the bytes that wait for others: they come again."""
         self._client = self._server = self._first = None
@@ -181,8 +186,7 @@ class Conversation:
 
     def _differ(self) -> list[Said]:
         """Read nothing more: which bytes the server takes is not known."""
-        self._phase = Phase.DONE
-        self.forget()
+        self.give_up("")
         self._read_bytes = None
         return [Said(Event.DIFFERS, {}, "segments that overlap differ", True)]
 
@@ -315,7 +319,6 @@ class Conversation:
 
     def _bounded(self, said: list[Said], now: float) -> list[Said]:
         """Give up a message that exceeds a limit."""
-        assert self._client is not None or self._server is not None
         if any(each.event is Event.MESSAGE for each in said):
             self._begin_next_message()
         if self._began is None:
@@ -359,13 +362,7 @@ class Conversation:
         server = self._server.data if self._server is not None and self._phase is Phase.OPENING else b""
         remaining, found = parse_first(self._parsers, data, server)
         if not remaining:
-            if self._phase is Phase.OPENING:
-                if looks_encrypted(data):
-                    said.append(Said(Event.PART, {"encrypted": True}))
-                said += self.give_up("not a known protocol")
-            else:
-                said += self.give_up("not a valid message")
-            return None
+            return self._unreadable(data, said)
         self._parsers = remaining
         if found is None or not found.decided:
             said.append(Said(Event.PART, {} if found is None else found.facts))
@@ -377,12 +374,19 @@ class Conversation:
             said.append(Said(Event.MESSAGE, found.facts))
         if self._phase is Phase.OPENING and not found.done:
             self._first = parser, data[: found.used or None]
-        if found.then is None:
-            self._phase = Phase.DONE
-        else:
-            self._phase = Phase.LATER
-            self._parsers = (found.then,)
+        then = found.then or lookout_behind(found, data)
+        self._phase = Phase.DONE if then is None else Phase.LATER
+        self._parsers = () if then is None else (then,)
         return found
+
+    def _unreadable(self, data: bytes, said: list[Said]) -> Found | None:
+        """Give up a message that no parser reads; what follows is searched for a ClientHello."""
+        if (is_first := self._opening) and looks_encrypted(data):
+            said.append(Said(Event.PART, {"encrypted": True}))
+        said.append(Said(Event.GAVE_UP, {}, "not a known protocol" if is_first else "not a valid message"))
+        self._phase, self._parsers = Phase.LATER, (lookout({}, data, carries=False),)
+        self._server = self._first = None
+        return self._parse(data, said) if data else None
 
     def _add_from_server(self) -> list[Said]:
         """What the server's bytes add to the opening."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from captures import certificate, frames, listening, recording, ssh_server, wait_until
+from captures import certificate, frames, listening, needs, recording, ssh_server, wait_until
 from namespace import Namespace
 
 from nfq_agent.packet import Packet
@@ -21,12 +20,6 @@ pytestmark = pytest.mark.kernel
 
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 Facts = list[dict[str, Any]]
-
-
-def needs(program: str, package: str) -> None:
-    """Skip the test where a program is missing; its package is too large for the tests to install it."""
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed (package {package})")
 
 
 class Seen:

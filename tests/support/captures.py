@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import pytest
 from namespace import PATIENCE, Namespace
 
 # Servers of protocols that have no small real one to install: each speaks the first words and hands over to TLS where asked.
@@ -268,3 +270,9 @@ def tshark(path: Path, fields: list[str], only: str) -> list[dict[str, list[str]
         argv += ["-e", field]
     done = subprocess.run(argv, capture_output=True, check=True, env={**os.environ, "LC_ALL": "C"})
     return [packet["_source"]["layers"] for packet in json.loads(done.stdout)]
+
+
+def needs(program: str, package: str) -> None:
+    """Skip the test where a program is missing; its package is too large for the tests to install it."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed (package {package})")

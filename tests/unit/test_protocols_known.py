@@ -17,7 +17,9 @@ from nfq_agent.protocols import Found, Protocol
 from nfq_agent.protocols.known import BY_NAME, HEADLINES, HOSTS, OWNERS, PARSERS, PROTOCOLS
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "dpi.md"
-MODULES = [module.name for module in pkgutil.iter_modules(nfq_agent.protocols.__path__) if module.name != "known"]
+MODULES = [
+    module.name for module in pkgutil.iter_modules(nfq_agent.protocols.__path__) if module.name not in ("known", "starttls")
+]
 
 
 def test_every_module_declares_one_protocol_and_is_in_the_table() -> None:

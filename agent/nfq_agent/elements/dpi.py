@@ -173,7 +173,7 @@ class Dpi(PacketElement[DpiOptions]):
             # Its bytes may come over several connections, and in another order (RFC 8684 3.3).
             self._hear(flow, connection, connection.give_up("MPTCP (the element refuse-mptcp makes it TCP)", conflict=True))
             return
-        if flags & _URG and from_client and connection.listens:
+        if flags & _URG and from_client and connection.listens and not connection.searches:
             # The receiver takes urgent bytes out of the stream, where its application does not ask for them (RFC 6093 3.2).
             self._hear(flow, connection, connection.give_up("TCP urgent data", conflict=True))
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from nfq_agent.protocols import (
+    Found,
     Parser,
     Protocol,
     bittorrent,
@@ -24,6 +25,7 @@ from nfq_agent.protocols import (
     smtp,
     socks,
     ssh,
+    starttls,
     stun,
     tls,
     wireguard,
@@ -49,3 +51,11 @@ OWNERS: Final = {fact: protocol for protocol in PROTOCOLS for fact in protocol.f
 HOSTS: Final = frozenset(fact for protocol in PROTOCOLS for fact in protocol.hosts)
 # The fact that names a flow in one word, the most telling first.
 HEADLINES: Final = tuple(protocol.headline for protocol in PROTOCOLS if protocol.headline)
+
+
+def lookout_behind(found: Found, opening: bytes) -> Parser | None:
+    """What searches the bytes behind the last message that is read; None behind one of TLS."""
+    protocol = found.facts.get("protocol", "tls")
+    if protocol == "tls" or "ja3" in found.facts:
+        return None
+    return starttls.lookout(found.facts, opening, "tls" in BY_NAME[protocol].carries)

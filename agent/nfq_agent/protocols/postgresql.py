@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text, tls
+from nfq_agent.protocols.starttls import handed_over
 
 _SSL: Final = bytes.fromhex("00000008 04d2162f")
 _GSS: Final = bytes.fromhex("00000008 04d21630")
@@ -35,10 +36,7 @@ def parse(client: bytes, server: bytes) -> Result:  # noqa: C901  # one branch f
     else:
         return NO
     if at and client[at : at + 1] == b"\x16":
-        inner = tls.parse(client[at:], b"")
-        if isinstance(inner, Found):
-            return Found(inner.facts | facts, inner.decided, inner.done)
-        return Found(facts, decided=inner is NO)
+        return handed_over(facts, tls.parse(client[at:], b""), at)
     unknown: Result = Found(facts) if at else NO
     size = int.from_bytes(client[at : at + 4], "big")
     if len(client) < at + 8:

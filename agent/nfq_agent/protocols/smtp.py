@@ -9,6 +9,7 @@ import re
 from typing import Any, Final
 
 from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, hostname, text, tls
+from nfq_agent.protocols.starttls import handed_over
 
 _LINES: Final = 16
 _LINE: Final = 512
@@ -44,16 +45,8 @@ def parse(client: bytes, server: bytes) -> Result:
             return Found(facts)
         at = end + 1
         if verb == b"STARTTLS":
-            return after_starttls(facts, client[at:])
+            return handed_over(facts, tls.parse(client[at:], b""), at)
     return Found(facts)
-
-
-def after_starttls(facts: dict[str, Any], client: bytes) -> Found:
-    """The facts with those of the ClientHello that follows; the protocol stays what it was."""
-    inner = tls.parse(client, b"")
-    if isinstance(inner, Found):
-        return Found(inner.facts | facts, inner.decided, inner.done)
-    return Found(facts, decided=inner is not MORE)
 
 
 PROTOCOL: Final = Protocol(
