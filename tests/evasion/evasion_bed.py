@@ -20,7 +20,7 @@ from pathlib import Path
 from agent import Agent
 from captures import certificate, listening, wait_until
 from evasion_attempt import NOTES, Attempt, How, Try
-from evasion_config import DNS, GIVEN, MARKED, NGINX_PORTS, TAKEN, UNNAMED, Policy
+from evasion_config import DNS, GIVEN, MARKED, NGINX_2, NGINX_PORTS, TAKEN, UNNAMED, Policy
 from evasion_servers import HTTP_PORTS, PLAIN_PORTS, QUIC, TLS_PORTS
 from namespace import UNPRIVILEGED, Namespace, join
 
@@ -102,6 +102,7 @@ class Bed:
     def _serve(self) -> None:
         certificate(self.folder)
         listen = " ".join(f"listen [::]:{port} ipv6only=off backlog=512;" for port in NGINX_PORTS)
+        listen += f" listen [::]:{NGINX_2} ipv6only=off http2;"
         (self.folder / "nginx.conf").write_text(_NGINX.replace("FOLDER", str(self.folder)).replace("LISTEN", listen))
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         script = Path(__file__).with_name("evasion_servers.py")
@@ -115,7 +116,7 @@ class Bed:
             *(f"--address=/taken.test/{address}" for address in TAKEN.values()),
             "--log-queries", f"--log-facility={self.folder / 'dnsmasq.log'}", **quiet,
         )  # fmt: skip
-        for port in (*TLS_PORTS, *PLAIN_PORTS, *HTTP_PORTS, *NGINX_PORTS, DNS):
+        for port in (*TLS_PORTS, *PLAIN_PORTS, *HTTP_PORTS, *NGINX_PORTS, NGINX_2, DNS):
             wait_until(partial(listening, self.servers, port), f"port {port} is served")
         for port in (QUIC, DNS):
             wait_until(partial(listening, self.servers, port, "-u"), f"UDP port {port} is served")

@@ -12,6 +12,8 @@ from namespace import UNPRIVILEGED
 DNS = 53
 # nginx. Each port is taken by another rule.
 NGINX, OWNED, MARKED, FLOODED, FLOODED_OPEN, LOGGED, GATE, LINK = 8000, 8001, 8002, 8003, 8004, 8005, 8006, 8008
+# nginx with HTTP/2 in clear text.
+NGINX_2 = 8009
 NGINX_PORTS: Final = (NGINX, OWNED, MARKED, FLOODED, FLOODED_OPEN, LOGGED, GATE, LINK)
 # UDP ports on which nothing listens.
 REFUSED, FLOOD, FLOOD_OPEN = 9, 9003, 9004
@@ -195,7 +197,7 @@ class Policy:
             "names": f'*.allowed.test", "*.refuused.test{more_names}' if allow else f"*.refused.test{more_names}",
             # They are asked for by the lines about names that DNS proves.
             "more": ', "*.given.test", "*.taken.test"' if allow else "",
-            "tcp": ", ".join(map(str, (TLS, PLAIN, NGINX, PYTHON, *more_ports))), "quic": QUIC, "gate": _GATE[self.kind],
+            "tcp": ", ".join(map(str, (TLS, PLAIN, NGINX, NGINX_2, PYTHON, *more_ports))), "quic": QUIC, "gate": _GATE[self.kind],
             "gate_python": GATE_PYTHON, "proven": _PROVEN[self.kind].replace("ACTION", self.action),
             "proven_tls": PROVEN_TLS, "proven_plain": PROVEN_PLAIN, "owner": UNPRIVILEGED,
         }  # fmt: skip

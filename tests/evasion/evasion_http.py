@@ -7,7 +7,7 @@ import time
 from functools import partial
 
 from evasion_attempt import Attempt
-from evasion_config import NGINX
+from evasion_config import NGINX, NGINX_2
 from evasion_line import Line
 from evasion_servers import PLAIN, PYTHON
 
@@ -72,6 +72,13 @@ MORE_SPELLINGS = {
 def _two(first: str, attempt: Attempt, name: str, *, port: int = NGINX, last: str = "") -> None:
     """Several requests in one segment; the second asks for the name."""
     attempt.say(port, _filled(first, attempt, name) + _get(name, path="/second") + _filled(last, attempt, name))
+
+
+def _version_2(attempt: Attempt, name: str) -> None:
+    """The preface, SETTINGS, and one HEADERS frame: GET, http, /, and the name as it is (RFC 9113 3.4, RFC 7541 6.2.2)."""
+    block = b"\x82\x86\x84\x01" + bytes((len(name),)) + name.encode()
+    headers = len(block).to_bytes(3, "big") + b"\1\5\0\0\0\1" + block
+    attempt.say(NGINX_2, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" + headers)
 
 
 def _slow(attempt: Attempt, name: str) -> None:
@@ -156,6 +163,7 @@ def _ended(attempt: Attempt, name: str) -> None:
 
 LINES = (
     Line("http-mptcp", "HTTP: a request over an MPTCP connection", _mptcp),
+    Line("http-version-2", "HTTP: HTTP/2 in clear text, without asking for it", _version_2),
     Line("http-ended", "HTTP: the client ends its side of the connection before the head is whole", _ended),
     *(
         Line(f"http-{name}", f"HTTP: {text}", partial(alone, template, port=port))

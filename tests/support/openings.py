@@ -78,7 +78,6 @@ OPENINGS: dict[str, tuple[bytes, bytes, dict[str, Any]]] = {
         b"GET /a/b?c=d HTTP/1.1\r\nUser-Agent: me\r\nHost: A.server.test:8080\r\n\r\n", b"",
         {"protocol": "http", "http_method": "GET", "http_path": "/a/b", "http_host": "a.server.test", "http_user_agent": "me"},
     ),
-    "http2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"", {"protocol": "http", "http_version": "2"}),
     "dns": (
         over_tcp(dns_query("A.name.test", 28)), b"",
         {"protocol": "dns", "dns_name": ("a.name.test",), "dns_type": ("AAAA",)},

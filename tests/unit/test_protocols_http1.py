@@ -157,3 +157,11 @@ def test_chunks_that_servers_read_in_different_ways(chunk: bytes) -> None:
     wrong = result.then(chunk, b"")
     assert isinstance(wrong, Found)
     assert wrong.facts["conflict"]
+
+
+def test_http_2_in_clear_text_is_a_conflict() -> None:
+    """Its hosts are compressed over the whole connection; a block-list must not be evaded by it."""
+    found = http1.parse(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+    assert isinstance(found, Found)
+    assert (found.facts["protocol"], found.facts["http_version"]) == ("http", "2")
+    assert found.facts["conflict"]

@@ -151,7 +151,7 @@ def _unusual(client: bytes, data: bytes) -> Result:
     """What is not in the plain form: HTTP/2, HTTP/0.9, a line that only some servers answer, or no HTTP at all."""
     if _HTTP2.startswith(data[: len(_HTTP2)]):
         complete = len(data) >= len(_HTTP2)
-        return Found({"protocol": "http", "http_version": "2"}) if complete else MORE
+        return _conflict("HTTP/2 in clear text, which hides its hosts", http_version="2") if complete else MORE
     if simple := _SIMPLE.match(data):
         facts = {"protocol": "http", "http_version": "0.9", "http_method": "GET", "http_path": _path(simple[1])}
         wrong = _add_host(facts, b"GET", simple[1], [])
