@@ -314,13 +314,14 @@ def top(
     what: Annotated[str, typer.Argument(metavar="[FILTER]", help="Which flows, as in docs/filter.md.")] = "",
     config: ConfigOption = None,
     instance: InstanceOption = None,
-    last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s"; until Ctrl-C by default.')] = "",
+    last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s"; until q by default.')] = "",
     json_: JsonOption = False,
 ) -> int:
     """Show the live flows by rate: who, name, protocol, verdict, rule. Asks as root."""
-    from nfq_agent.cli import watching
+    from nfq_agent.cli.flow_records import seconds_of
+    from nfq_agent.cli.top import top as run
 
-    return watching.top(Flags(config, instance), what, watching.seconds_of(last), json_)
+    return run(Flags(config, instance), what, seconds_of(last), json_)
 
 
 @app.command(epilog="Example: nfq-agent trace 'name ~ *.stripe.com and verdict = drop' --for 60")
@@ -332,9 +333,10 @@ def trace(
     json_: JsonOption = False,
 ) -> int:
     """Show the way of each matching packet through the elements: which was asked, which answered, by which rule. Asks as root."""
-    from nfq_agent.cli import watching
+    from nfq_agent.cli.flow_records import seconds_of
+    from nfq_agent.cli.trace import trace as run
 
-    return watching.trace(Flags(config, instance), what, watching.seconds_of(last), json_)
+    return run(Flags(config, instance), what, seconds_of(last), json_)
 
 
 @app.command(epilog="Example: nfq-agent metrics --instance web")

@@ -1,0 +1,102 @@
+"""Asks the running agent for records of flows or of traced packets, and says in words what a record holds."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import typer
+
+from nfq_agent.cli import show
+from nfq_agent.flow_filter import FilterError, FilterPart, parse
+from nfq_agent.service import control
+from nfq_agent.values import duration
+
+# Seconds between two questions.
+EVERY: Final = 0.5
+
+
+def seconds_of(text: str) -> float:
+    """`60`, `60s` or `5m` in seconds; an empty text has no end. Raises typer.BadParameter."""
+    try:
+        return math.inf if not text else float(text) if text.isdecimal() else duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def read_filter(text: str) -> FilterPart | None:
+    """The filter that the command line gives; None if it is wrong, which is said."""
+    try:
+        return parse(text)
+    except FilterError as error:
+        print(f"nfq-agent: {error.pointed}", file=sys.stderr)
+        return None
+
+
+class Questions:
+    """One client of the agent. packets: the filter of packets that are traced, None for flows. missed: records so far."""
+
+    def __init__(self, instance: str, packets: str | None) -> None:
+        self._instance = instance
+        self._packets = packets
+        self._places: dict[str, Any] = {}
+        self.missed = 0
+
+    def ask(self) -> list[dict[str, Any]]:
+        """The records since the last question. Raises ControlError."""
+        said = control.ask(self._instance, {"verb": "flows", "places": self._places, "packets": self._packets})
+        if not said.get("ok"):
+            raise control.ControlError(str(said.get("message")))
+        self._places = said["places"]
+        self.missed += int(said["missed"])
+        records: list[dict[str, Any]] = said["records"]
+        return records
+
+    def each(self, seconds: float) -> Iterator[list[dict[str, Any]]]:
+        """The records of each half second, for so many seconds. Raises ControlError."""
+        ends = time.monotonic() + seconds
+        while (now := time.monotonic()) < ends:
+            yield self.ask()
+            time.sleep(max(0.0, min(EVERY, ends - now)))
+
+    def say_missed(self) -> None:
+        """Print how many records were missed, if any."""
+        if self.missed:
+            show.note(f"{self.missed} records were missed: more came than this terminal was told")
+
+
+def printable(text: object) -> str:
+    """A text without control characters: names come from traffic, and a terminal obeys some of them."""
+    return "".join(char if char.isprintable() else "?" for char in str(text))
+
+
+def verdict_of(record: dict[str, Any]) -> str:
+    """The verdict, `would drop` in monitor mode, or `-` where it is not known."""
+    return "would drop" if record.get("would") else str(record.get("verdict", "-"))
+
+
+def who_of(record: dict[str, Any]) -> str:
+    """Container or unit, or nothing."""
+    return printable(record.get("container") or record.get("unit") or "")
+
+
+def names_of(record: dict[str, Any]) -> str:
+    """The names that the client showed, or nothing."""
+    names = record.get("tls_sni") or record.get("http_host") or record.get("dns_name") or ""
+    return printable(names if isinstance(names, str) else " ".join(map(str, names)))
+
+
+def protocol_and_names(record: dict[str, Any]) -> str:
+    """`tls www.example.org`, `udp`."""
+    return f"{printable(record.get('protocol') or record.get('proto') or '')} {names_of(record)}".strip()
+
+
+def end_of(record: dict[str, Any], address: str, port: str) -> str:
+    """One end of a flow: `192.0.2.7:443`, `[2001:db8::1]:443`, or the address alone."""
+    if port not in record:
+        return str(record[address])
+    host = str(record[address])
+    return f"[{host}]:{record[port]}" if ":" in host else f"{host}:{record[port]}"

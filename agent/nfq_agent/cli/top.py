@@ -1,0 +1,280 @@
+"""`top`: the live flows of the running agent on a terminal, with keys to filter, sort and group them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final, TypeVar
+
+from rich.console import Console, Group, JustifyMethod
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from nfq_agent.cli import loading, show
+from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flow_records import (
+    EVERY,
+    Questions,
+    end_of,
+    printable,
+    protocol_and_names,
+    read_filter,
+    verdict_of,
+    who_of,
+)
+from nfq_agent.cli.keys import Keys
+from nfq_agent.cli.live_flows import Grouping, Line, LiveFlows, Only, Sort, View
+from nfq_agent.flow_filter import FilterError, FilterPart, parse
+from nfq_agent.service import control
+from nfq_agent.values import duration_text, size_text
+
+_HELP: Final = "f filter  s sort  g group  d drops  w would-drops  p pause  q quit"
+# Lines besides those of the table: two above, its head, one below.
+_FRAME: Final = 4
+# From this width on there is room for more columns.
+_WIDE: Final = 120
+# Flows that are printed at the end, without a screen.
+_MOST: Final = 1000
+_STYLES: Final = {"drop": "red", "reject": "red", "would drop": "yellow"}
+_E = TypeVar("_E", bound=Enum)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """share: of the free width, None for what the text needs. least: width."""
+
+    title: str
+    share: int | None = None
+    least: int = 0
+    right: bool = False
+
+
+_FIGURES: Final = {
+    Sort.RATE: _Column("B/s", None, 8, True),
+    Sort.BYTES: _Column("bytes", None, 8, True),
+    Sort.PACKETS: _Column("packets", None, 8, True),
+    Sort.NEWEST: _Column("age", None, 8, True),
+}
+_WHO: Final = _Column("who", 3, 3)
+_NAME: Final = _Column("name", 5, 8)
+_SOURCE: Final = _Column("source", 4, 15)
+_DESTINATION: Final = _Column("destination", 5, 15)
+# A verdict is always whole; the others share what is left.
+_VERDICT: Final = _Column("verdict", None, 10)
+_RULE: Final = _Column("rule", 5, 6)
+_COUNTS: Final = tuple(_Column(title, None, 7, True) for title in ("flows", "dropped", "would"))
+
+
+@dataclass(slots=True)
+class Screen:
+    """What the terminal shows, and what a key changes. typed: the filter that is being typed, None while none is."""
+
+    instance: str
+    live: LiveFlows
+    view: View
+    text: str = ""
+    typed: str | None = None
+    wrong: str = ""
+    skipped: int = 0
+    paused: bool = False
+    ended: bool = False
+    missed: int = 0
+    page: int = 1
+    _frozen: list[Line] | None = field(default=None, repr=False)
+
+    def press(self, key: str) -> None:
+        """Do what the key is for."""
+        if self.typed is not None:
+            self._type(key, self.typed)
+            return
+        match key:
+            case "q":
+                self.ended = True
+            case "p":
+                self.paused = not self.paused
+            case "f" | "/":
+                self.typed, self.wrong = self.text, ""
+            case "s":
+                self.view.sort = _next(self.view.sort)
+            case "g":
+                self.view.grouping = _next(self.view.grouping)
+            case "d":
+                self.view.only = Only.ALL if self.view.only is Only.DROPS else Only.DROPS
+            case "w":
+                self.view.only = Only.ALL if self.view.only is Only.WOULD_DROPS else Only.WOULD_DROPS
+            case "up" | "down" | "page-up" | "page-down" | "home":
+                by = {"up": -1, "down": 1, "page-up": -self.page, "page-down": self.page}
+                self.skipped = max(0, self.skipped + by[key]) if key in by else 0
+                return
+            case _:
+                return
+        self.skipped = 0
+
+    def _type(self, key: str, typed: str) -> None:
+        if key == "enter":
+            try:
+                self.view.part = parse(typed)
+            except FilterError as error:
+                self.wrong = str(error)
+                return
+            self.text, self.typed, self.wrong, self.skipped = typed, None, "", 0
+        elif key == "escape":
+            self.typed, self.wrong = None, ""
+        elif key == "backspace":
+            self.typed = typed[:-1]
+        elif len(key) == 1:
+            self.typed = typed + key
+
+    def draw(self, width: int, height: int, now: float) -> Group:
+        """Everything, in so many columns and lines. now: monotonic seconds."""
+        if not self.paused or self._frozen is None:
+            self._frozen = self.live.lines(self.view, now)
+        lines = self._frozen
+        self.page = max(1, height - _FRAME)
+        self.skipped = max(0, min(self.skipped, len(lines) - self.page))
+        shown = lines[self.skipped : self.skipped + self.page]
+        table = _groups(self.view, shown) if self.view.grouping is not Grouping.NONE else _flows(self.view, shown, width)
+        gap = Text("\n" * (self.page - len(shown) - 1)) if len(shown) < self.page else None
+        return Group(self._title(lines), self._settings(), table, *([gap] if gap is not None else []), self._foot(width))
+
+    def report(self, width: int, now: float) -> Group:
+        """The same without a screen: all lines, and no keys."""
+        lines = self.live.lines(self.view, now)
+        return Group(self._title(lines), _flows(self.view, lines[:_MOST], width))
+
+    def _title(self, lines: list[Line]) -> Text:
+        flows, would = sum(line.flows for line in lines), sum(line.would_drop for line in lines)
+        dropped, rate = sum(line.dropped for line in lines), sum(line.rate for line in lines)
+        shown = f"{flows} flows, {dropped} dropped, {would} would drop, {size_text(int(rate))}/s"
+        missed = f", {self.missed} records missed" if self.missed else ""
+        return _cut(f"Instance {self.instance}: {shown}{missed}", "bold")
+
+    def _settings(self) -> Text:
+        view = self.view
+        if self.typed is not None:
+            return _cut(self.wrong or "Enter applies the filter, Escape leaves it as it was", "red" if self.wrong else "")
+        parts = [f"{view.only.value}, by {view.grouping.value}, sorted by {view.sort.value}"]
+        parts += [f"from line {self.skipped + 1}"] * (self.skipped > 0) + ["paused"] * self.paused
+        parts += [f"filter: {self.text}"] * bool(self.text)
+        return _cut("  ".join(parts))
+
+    def _foot(self, width: int) -> Text:
+        if self.typed is None:
+            return _cut(_HELP, "reverse")
+        # Of a filter that is too long its end is shown: there it is typed.
+        return _cut(f"filter: {self.typed[-(width - 10) :]}_", "reverse")
+
+
+def _cut(text: str, style: str = "") -> Text:
+    return Text(printable(text), style, no_wrap=True, overflow="ellipsis")
+
+
+def _next(value: _E) -> _E:
+    """The one after it, in turn."""
+    every = list(type(value))
+    return every[(every.index(value) + 1) % len(every)]
+
+
+def _table(columns: list[_Column]) -> Table:
+    made = Table(box=None, padding=(0, 1, 0, 0), expand=True)
+    for column in columns:
+        justify: JustifyMethod = "right" if column.right else "left"
+        made.add_column(
+            column.title, justify=justify, no_wrap=True, overflow="ellipsis", ratio=column.share, min_width=column.least
+        )
+    return made
+
+
+def _figure(sort: Sort, line: Line) -> str:
+    match sort:
+        case Sort.RATE:
+            return size_text(int(line.rate))
+        case Sort.BYTES:
+            return size_text(line.bytes)
+        case Sort.PACKETS:
+            return str(line.packets)
+        case Sort.NEWEST:
+            return duration_text(line.age)
+
+
+def _flows(view: View, lines: list[Line], width: int) -> Table:
+    """One flow on each line. In a narrow terminal the first column is what they are sorted by."""
+    wide = width >= _WIDE
+    figures = list(Sort) if wide else [view.sort]
+    made = _table([*(_FIGURES[sort] for sort in figures), _WHO, _NAME, *[_SOURCE] * wide, _DESTINATION, _VERDICT, _RULE])
+    for line in lines:
+        record, verdict = line.record, verdict_of(line.record)
+        cells = [
+            *(_figure(sort, line) for sort in figures),
+            who_of(record) or "-",
+            protocol_and_names(record),
+            *[end_of(record, "src", "sport")] * wide,
+            end_of(record, "dst", "dport"),
+            verdict,
+            printable(record.get("reason", "-")),
+        ]
+        style = "dim" if record["kind"] == "end" else _STYLES.get(verdict, "")
+        made.add_row(*(Text(cell) for cell in cells), style=style)
+    return made
+
+
+def _groups(view: View, lines: list[Line]) -> Table:
+    """One group of flows on each line."""
+    made = _table(
+        [_FIGURES[Sort.RATE], _FIGURES[Sort.BYTES], _FIGURES[Sort.PACKETS], *_COUNTS, _Column(view.grouping.value, 1, 15)]
+    )
+    for line in lines:
+        figures = (_figure(sort, line) for sort in (Sort.RATE, Sort.BYTES, Sort.PACKETS))
+        cells = (*figures, str(line.flows), str(line.dropped), str(line.would_drop), line.name)
+        made.add_row(*(Text(cell) for cell in cells), style="red" if line.dropped else "yellow" if line.would_drop else "")
+    return made
+
+
+def top(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
+    """Show the flows until the time is over, q or Ctrl-C. as_json: print them once, at the end."""
+    part = read_filter(what)
+    if part is None:
+        return 2
+    instance = loading.instance_of(flags)
+    questions = Questions(instance, None)
+    screen = Screen(instance, LiveFlows(), View(part), what)
+    console = Console(stderr=as_json)
+    try:
+        _watch(questions, screen, console, seconds, console.is_terminal and not as_json)
+    except control.ControlError as error:
+        print(f"nfq-agent: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    if as_json:
+        show.json_object({"flows": _objects(screen.live, part), "missed": questions.missed})
+    elif not console.is_terminal:
+        console.print(screen.report(console.width, time.monotonic()))
+    questions.say_missed()
+    return 0
+
+
+def _watch(questions: Questions, screen: Screen, console: Console, seconds: float, on_terminal: bool) -> None:
+    """Ask twice a second, and draw then and after each key. Raises ControlError."""
+    ends = time.monotonic() + seconds
+    asks = time.monotonic()
+    with ExitStack() as stack:
+        shown = stack.enter_context(Live(console=console, auto_refresh=False, screen=True)) if on_terminal else None
+        keys = stack.enter_context(Keys(on_terminal))
+        while (now := time.monotonic()) < ends and not screen.ended:
+            if now >= asks:
+                screen.live.add(questions.ask(), now)
+                screen.missed, asks = questions.missed, now + EVERY
+            if shown is not None:
+                shown.update(screen.draw(console.width, console.height, now), refresh=True)
+            for key in keys.wait(max(0.0, min(asks, ends) - time.monotonic())):
+                screen.press(key)
+
+
+def _objects(live: LiveFlows, part: FilterPart) -> list[dict[str, Any]]:
+    lines = live.lines(View(part), time.monotonic())
+    return [{**line.record, "rate": line.rate} for line in lines[:_MOST]]

@@ -1,0 +1,44 @@
+"""`trace`: the way of each matching packet through the elements of the running agent."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from nfq_agent.cli import loading
+from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flow_records import Questions, printable, protocol_and_names, read_filter, verdict_of, who_of
+from nfq_agent.service import control
+
+
+def trace(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
+    """Print each packet that matches, for so many seconds. Exit 1 if no agent can be asked."""
+    if read_filter(what) is None:
+        return 2
+    questions = Questions(loading.instance_of(flags), what)
+    try:
+        for records in questions.each(seconds):
+            for record in records:
+                print(json.dumps(record) if as_json else "\n".join(way(record)), flush=True)
+    except control.ControlError as error:
+        print(f"nfq-agent: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    questions.say_missed()
+    return 0
+
+
+def way(record: dict[str, Any]) -> Iterator[str]:
+    """The lines of one packet: what it is, what each element said, and the verdict."""
+    known = [name for name in (who_of(record), protocol_and_names(record)) if name]
+    yield ", ".join((f"{record['packet']} {record.get('hook', '')}, {record['length']} bytes", *known))
+    steps = record["steps"]
+    answered = record["element"] == steps[-1][0] if steps else False
+    for place, (element, rule) in enumerate(steps, 1):
+        last = place == len(steps) and answered
+        yield f"  {element}: {verdict_of(record) if last else 'no answer'}{f' by {printable(rule)}' if rule and last else ''}"
+    if not answered:
+        yield f"  {record['element']}: {verdict_of(record)}"

@@ -1,0 +1,94 @@
+"""`top` on a terminal (tmux) with real traffic: what is shown at 80 columns and at 200, and what the keys change."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from agent import COMMAND, Agent, until
+from namespace import Namespace
+from screens import Terminal, terminal
+
+CONFIG = """
+[queue.main]
+num = 7
+mode = "monitor"
+elements = ["dpi", "egress"]
+[rules.udp]
+queue = "main"
+udp_ports = [7000, 7001, 7002]
+hooks = ["output"]
+[element.egress]
+type = "policy"
+rule = [ { action = "drop", name = "no-7001", when = "dport = 7001" } ]
+"""
+SEND = """
+import socket, time
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+one.bind(("127.0.0.1", 6000))
+for _ in range(300):
+    for port, size in ((7000, 900), (7001, 400), (7002, 10)):
+        try:
+            one.sendto(b"x" * size, ("127.0.0.1", port))
+        except OSError:
+            pass
+    time.sleep(0.1)
+"""
+# Figures differ from run to run.
+FIGURES = re.compile(r" *\d+\.\d kB|  +\d+ B(?!/)")
+GOLDEN = """\
+Instance default: 3 flows, 0 dropped, 1 would drop,#/s
+all, by flow, sorted by rate
+     B/s who       name             destination      verdict    rule
+# -         udp              127.0.0.1:7000   accept     default
+# -         udp              127.0.0.1:7001   would drop egress: rule 1…
+# -         udp              127.0.0.1:7002   accept     default
+"""
+HELP = "f filter  s sort  g group  d drops  w would-drops  p pause  q quit"
+
+
+def shown(screen: Terminal) -> str:
+    return FIGURES.sub("#", screen.text)
+
+
+def rows(screen: Terminal) -> list[str]:
+    """Ports of the destinations."""
+    return re.findall(r"127\.0\.0\.1:(700\d)", screen.text)
+
+
+def test_the_screen_and_its_keys(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, CONFIG).ready()
+    netns.start(sys.executable, "-c", SEND)
+    argv = [*COMMAND, "top", "--config", str(agent.config)]
+    with terminal(netns, tmp_path / "narrow", argv, 80, 24) as screen:
+        until(lambda: rows(screen) == ["7000", "7001", "7002"] and " 0 B" not in screen.text, "all flows, by rate")
+        text = shown(screen)
+        assert text == GOLDEN + "\n" * 17 + HELP
+        screen.press("w")
+        until(lambda: rows(screen) == ["7001"], "flows that would be dropped")
+        screen.press("w", "f")
+        screen.type("dport = 7000, 7002 and verdict != drop")
+        screen.press("Enter")
+        until(lambda: rows(screen) == ["7000", "7002"], "flows that the filter matches")
+        screen.press("f")
+        screen.type(" and nam = x")
+        screen.press("Enter")
+        until(lambda: "'nam' is not a field" in screen.text, "the fault of the filter")
+        screen.press("Escape", "g", "g", "g")
+        until(lambda: "dropped   would destination" in screen.text, "groups")
+        screen.press("q")
+        until(lambda: "exit 0" in screen.text, "the end")
+    assert agent.stop() == 0
+
+
+def test_a_wide_terminal_has_more_columns(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, CONFIG).ready()
+    netns.start(sys.executable, "-c", SEND)
+    argv = [*COMMAND, "top", "--config", str(agent.config)]
+    with terminal(netns, tmp_path / "wide", argv, 200, 60) as screen:
+        until(lambda: "127.0.0.1:6000" in screen.text and "rule 1 (no-7001)" in screen.text, "both ends, and the whole rule")
+        assert screen.text.splitlines()[59] == HELP
+        screen.press("C-c")
+        until(lambda: "exit 0" in screen.text, "the end")
+    assert agent.stop() == 0

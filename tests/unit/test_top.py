@@ -1,0 +1,237 @@
+"""The screen of `top`: rates, filters, groups and orders, the keys, and what fits a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import sys
+import termios
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nfq_agent.cli import top as top_verb
+from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flow_records import EVERY
+from nfq_agent.cli.keys import Keys, split
+from nfq_agent.cli.live_flows import Grouping, LiveFlows, Only, Sort, View
+from nfq_agent.cli.top import Screen
+from nfq_agent.flow_filter import parse
+from nfq_agent.service import control
+
+SLOW = {"kind": "flow", "src": "10.0.0.1", "sport": 1, "dst": "192.0.2.7", "dport": 443, "proto": "tcp", "bytes": 100}
+FAST = {**SLOW, "sport": 2, "tls_sni": "a.test", "protocol": "tls", "unit": "pay.service", "verdict": "accept", "would": "drop"}
+DROPPED = {**SLOW, "sport": 3, "dst": "2001:db8::1", "verdict": "drop", "reason": "egress: rule 2", "container": "web"}
+
+
+def some_flows() -> LiveFlows:
+    live = LiveFlows()
+    live.add([SLOW, FAST, DROPPED], 1.0)
+    # Two records of one flow in one answer: the later one holds.
+    live.add([{**SLOW, "bytes": 150}, {**FAST, "bytes": 5100, "reason": "egress: rule 1"}, {**SLOW, "bytes": 200}], 2.0)
+    return live
+
+
+def screen(text: str = "") -> Screen:
+    return Screen("default", some_flows(), View(parse(text)), text)
+
+
+def drawn(shown: Screen, width: int, height: int, now: float = 2.0) -> list[str]:
+    console = Console(width=width, height=height, force_terminal=False)
+    with console.capture() as captured:
+        console.print(shown.draw(width, height, now))
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def typed(shown: Screen, text: str, *keys: str) -> None:
+    for key in (*text, *keys):
+        shown.press(key)
+
+
+def test_flows_by_rate() -> None:
+    lines = some_flows().lines(View(), 2.0)
+    assert [line.rate for line in lines] == [5000.0, 100.0, 0.0]
+    assert [line.rate for line in some_flows().lines(View(), 8.0)] == [0.0, 0.0, 0.0]
+
+
+def test_an_ended_flow_is_shown_for_a_while() -> None:
+    live = some_flows()
+    live.add([{**FAST, "kind": "end"}], 3.0)
+    assert [line.rate for line in live.lines(View(), 3.0)] == [100.0, 0.0, 0.0]
+    live.add([], 9.0)
+    assert len(live) == 2
+    live.add([], 60.0)
+    assert len(live) == 0
+
+
+def test_a_connection_with_the_ports_of_an_ended_one_counts_from_its_own_begin() -> None:
+    live = some_flows()
+    live.add([{**FAST, "kind": "end", "bytes": 5100}], 3.0)
+    live.add([{**FAST, "bytes": 40}], 4.0)
+    live.add([{**FAST, "bytes": 140}], 5.0)
+    (line,) = live.lines(View(parse("sport = 2")), 5.0)
+    assert line.rate == 100.0
+
+
+@pytest.mark.parametrize(
+    ("keys", "ports"),
+    [("", [2, 1, 3]), ("d", [2, 3]), ("dd", [2, 1, 3]), ("w", [2]), ("s", [2, 1, 3]), ("fsport != 2\r", [1, 3])],
+)
+def test_keys_choose_the_flows(keys: str, ports: list[int]) -> None:
+    shown = screen()
+    typed(shown, "", *split(keys))
+    assert [line.record["sport"] for line in shown.live.lines(shown.view, 2.0)] == ports
+
+
+def test_keys_choose_the_groups() -> None:
+    shown = screen()
+    names = []
+    for _ in Grouping:
+        shown.press("g")
+        names.append([(line.name, line.flows) for line in shown.live.lines(shown.view, 2.0)])
+    assert names == [
+        [("pay.service", 1), ("-", 1), ("web", 1)],
+        [("a.test", 1), ("-", 2)],
+        [("192.0.2.7:443", 2), ("[2001:db8::1]:443", 1)],
+        [("", 1), ("", 1), ("", 1)],
+    ]
+
+
+def test_a_wrong_filter_is_shown_and_the_old_one_stays() -> None:
+    shown = screen("dport = 443")
+    typed(shown, "f", *["backspace"] * 11, *"nam = x", "enter")
+    assert drawn(shown, 80, 24)[1] == "character 1: 'nam' is not a field; like it: name"
+    assert drawn(shown, 80, 24)[-1] == "filter: nam = x_"
+    shown.press("escape")
+    assert shown.text == "dport = 443"
+    assert drawn(shown, 80, 24)[1] == "all, by flow, sorted by rate  filter: dport = 443"
+
+
+def test_a_paused_screen_stands_still() -> None:
+    shown = screen()
+    before = drawn(shown, 80, 24)
+    shown.press("p")
+    shown.live.add([{**DROPPED, "bytes": 100_100}], 3.0)
+    assert drawn(shown, 80, 24, 3.0)[2:] == before[2:]
+    shown.press("p")
+    assert "50.0 kB" in drawn(shown, 80, 24, 3.0)[3]
+
+
+def test_lines_are_scrolled() -> None:
+    shown = screen()
+    shown.live.add([{**SLOW, "sport": port, "bytes": 1} for port in range(100, 200)], 2.0)
+    drawn(shown, 80, 24)
+    for key in ("page-down", "down", "up", "down"):
+        shown.press(key)
+    assert drawn(shown, 80, 24)[1].endswith("from line 22")
+    typed(shown, "", *["page-down"] * 9)
+    assert drawn(shown, 80, 24)[1].endswith("from line 84")
+    shown.press("home")
+    assert "from line" not in drawn(shown, 80, 24)[1]
+
+
+@pytest.mark.parametrize("grouping", Grouping)
+@pytest.mark.parametrize(("width", "height"), [(60, 10), (80, 24), (200, 60)])
+def test_it_fills_the_terminal_and_no_more(width: int, height: int, grouping: Grouping) -> None:
+    shown = screen()
+    shown.view.grouping = grouping
+    shown.live.add([{**FAST, "sport": port, "tls_sni": "x" * 253, "bytes": 10**12} for port in range(100, 200)], 2.0)
+    lines = drawn(shown, width, height)
+    assert len(lines) == height
+    assert max(map(len, lines)) <= width
+
+
+def test_a_row_says_what_is_known() -> None:
+    lines = drawn(screen(), 80, 24)
+    assert lines[0] == "Instance default: 3 flows, 1 dropped, 1 would drop, 5.1 kB/s"
+    assert lines[3].startswith("  5.0 kB pay.ser")
+    assert "192.0.2.7:443" in lines[3]
+    assert "would drop" in lines[3]
+    wide = drawn(screen(), 200, 24)
+    assert "10.0.0.1:2" in wide[3]
+    assert "[2001:db8::1]:443" in wide[5]
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
+    shown = screen()
+    shown.live.add([{**FAST, "tls_sni": "a\x1b[2Jb", "bytes": 9000}], 3.0)
+    assert "\x1b" not in "".join(drawn(shown, 80, 24, 3.0))
+    assert "a?[2Jb" in drawn(shown, 200, 24, 3.0)[3]
+
+
+def test_keys_of_a_terminal_are_told_apart() -> None:
+    assert split("qö\x1b[A\x1b[6~\x1bOB\r\x7f\x1b[99~\x01\x1b") == [
+        "q", "ö", "up", "page-down", "down", "enter", "backspace", "escape",
+    ]  # fmt: skip
+
+
+def test_a_terminal_gets_its_settings_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    with open(slave, closefd=True) as terminal, open(master, "wb", buffering=0) as other:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        before = termios.tcgetattr(slave)
+        with Keys(True) as keys:
+            assert not termios.tcgetattr(slave)[3] & termios.ECHO
+            assert keys.wait(0.0) == []
+            other.write(b"g")
+            assert keys.wait(9.0) == ["g"]
+        assert termios.tcgetattr(slave) == before
+
+
+def test_without_a_terminal_no_key_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        with Keys(True) as keys:
+            assert keys.wait(0.0) == []
+
+
+class Agent:
+    """What answers instead of an agent. Ends the verb when it has told everything."""
+
+    def __init__(self, *answers: list[dict[str, Any]]) -> None:
+        self._answers = list(answers)
+
+    def ask(self, instance: str, question: dict[str, Any]) -> dict[str, Any]:
+        assert (instance, question["packets"]) == ("default", None)
+        if not self._answers:
+            raise KeyboardInterrupt
+        return {"ok": True, "records": self._answers.pop(0), "places": {}, "missed": 1}
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent([SLOW, FAST], [{**FAST, "bytes": 100 + int(EVERY * 2_000_000)}])
+    monkeypatch.setattr(control, "ask", agent.ask)
+
+
+def test_as_json_they_are_printed_once(answers: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert top_verb.top(Flags(instance="default"), "sport = 2", 60.0, True) == 0
+    out = capsys.readouterr().out
+    assert '"tls_sni": "a.test"' in out
+    assert '"missed": 2' in out
+    assert '"sport": 1' not in out
+
+
+def test_without_a_terminal_a_table_is_printed_at_the_end(answers: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert top_verb.top(Flags(instance="default"), "", 60.0, False) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("Instance default: 2 flows, 0 dropped, 1 would drop, ")
+    assert len([line for line in out if "192.0.2.7:443" in line]) == 2
+
+
+def test_a_wrong_filter_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert top_verb.top(Flags(instance="default"), "nam = x", 60.0, False) == 2
+    assert "character 1: 'nam' is not a field" in capsys.readouterr().err
+
+
+def test_without_an_agent_it_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert top_verb.top(Flags(instance="no-such-instance"), "", 60.0, False) == 1
+    assert "no-such-instance" in capsys.readouterr().err
+
+
+def test_names_are_sorted_as_their_sort_says() -> None:
+    live = some_flows()
+    live.add([{**SLOW, "sport": 9, "packets": 7, "duration": 0.5}, {**FAST, "duration": 3.0}, {**SLOW, "duration": 2.0}], 3.0)
+    assert live.lines(View(sort=Sort.PACKETS, only=Only.ALL), 3.0)[0].record["sport"] == 9
+    assert [line.age for line in live.lines(View(sort=Sort.NEWEST), 3.0)] == [0.0, 0.5, 2.0, 3.0]
