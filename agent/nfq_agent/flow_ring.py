@@ -1,24 +1,30 @@
 """A ring of records in memory that a worker writes and its supervisor reads: neither waits, and what was overwritten is counted.
 
-The supervisor also writes into it: until when records are wanted, and of which packets. A worker that is not watched reads one
-number from it now and then, and writes nothing.
+The supervisor also writes into it: until when records of flows are wanted, and in a few slots which packets are traced, a filter
+in each. A worker that is not watched reads one number from it now and then, and writes nothing.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from zlib import crc32
 
 SIZE: Final = 1 << 20
-# Offsets of numbers: until when records are wanted (ns of the monotonic clock), bytes and records written, records left out.
-_UNTIL, _WRITTEN, _RECORDS, _LEFT_OUT = 0, 8, 16, 24
-_FILTER: Final = 64
+# Offsets of numbers: until when anything is wanted, and records of flows (ns of the monotonic clock); bytes and records written;
+# records left out.
+_UNTIL, _FLOWS, _WRITTEN, _RECORDS, _LEFT_OUT = 0, 8, 16, 24, 32
+# Filters that are traced at the same time.
+SLOTS: Final = 8
+_SLOT: Final = 4096
+# In a slot: until when it is wanted, packets left out of it, the filter.
+_SLOT_UNTIL, _SLOT_LEFT_OUT, _SLOT_FILTER = 0, 8, 16
 # The longest filter, in bytes.
 MOST_FILTER: Final = 4000
-_START: Final = 4096
+_START: Final = _SLOT * (SLOTS + 1)
 _RECORD: Final = struct.Struct("=II")
 _NUMBER: Final = struct.Struct("=Q")
 
@@ -49,34 +55,59 @@ class FlowRing:
 
     @property
     def until(self) -> int:
-        """Until when records are wanted, in nanoseconds of the monotonic clock; 0 at first."""
+        """Until when anything is wanted, in nanoseconds of the monotonic clock; 0 at first."""
         return self._get(_UNTIL)
 
-    def want(self, until: int, packets: str | None) -> None:
-        """Ask for records until then. packets: the filter of packets that are traced, None for none."""
-        text = b"\1" + packets.encode() if packets is not None else b""
-        if text != self._filter:
-            struct.pack_into(f"=I{len(text)}sI", self._memory, _FILTER, len(text), text, crc32(text))
+    @property
+    def flows_until(self) -> int:
+        """Until when records of flows are wanted."""
+        return self._get(_FLOWS)
+
+    def want_flows(self, until: int) -> None:
+        """Ask for records of flows until then."""
+        self._put(_FLOWS, until)
         self._put(_UNTIL, until)
 
-    @property
-    def _filter(self) -> bytes:
-        (length,) = struct.unpack_from("=I", self._memory, _FILTER)
-        if length > MOST_FILTER + 1:
-            return b""
-        text, check = struct.unpack_from(f"={length}sI", self._memory, _FILTER + 4)
-        # Half written: it is whole the next time.
-        return bytes(text) if check == crc32(text) else b""
+    def want_packets(self, until: int, what: str, now: int) -> int | None:
+        """Ask for the packets that a filter matches. Returns its slot, which clients with the same filter share.
 
-    @property
-    def packets(self) -> str | None:
-        """The filter of packets that are traced; None if none are."""
-        text = self._filter
-        return text[1:].decode() if text else None
+        None if all slots have other filters. now: nanoseconds of the monotonic clock.
+        """
+        slot = next((slot for slot, text in self.filters(now).items() if text == what), None)
+        if slot is None:
+            slot = next((slot for slot in range(SLOTS) if self._get(_at(slot, _SLOT_UNTIL)) <= now), None)
+            if slot is None:
+                return None
+            text = what.encode()
+            struct.pack_into(f"=I{len(text)}sI", self._memory, _at(slot, _SLOT_FILTER), len(text), text, crc32(text))
+        self._put(_at(slot, _SLOT_UNTIL), until)
+        self._put(_UNTIL, until)
+        return slot
+
+    def filters(self, now: int) -> Mapping[int, str]:
+        """The filters of packets that are traced, by their slots. now: nanoseconds of the monotonic clock."""
+        found = {}
+        for slot in range(SLOTS):
+            if self._get(_at(slot, _SLOT_UNTIL)) > now and (text := self._filter(slot)) is not None:
+                found[slot] = text
+        return found
+
+    def _filter(self, slot: int) -> str | None:
+        at = _at(slot, _SLOT_FILTER)
+        (length,) = struct.unpack_from("=I", self._memory, at)
+        if length > MOST_FILTER:
+            return None
+        text, check = struct.unpack_from(f"={length}sI", self._memory, at + 4)
+        # Half written: it is whole the next time.
+        return bytes(text).decode(errors="replace") if check == crc32(text) else None
 
     def leave_out(self) -> None:
         """Count a record that is not written."""
         self._put(_LEFT_OUT, self._get(_LEFT_OUT) + 1)
+
+    def leave_out_packet(self, slot: int) -> None:
+        """Count a traced packet that is not written, though the filter of this slot matches it."""
+        self._put(_at(slot, _SLOT_LEFT_OUT), self._get(_at(slot, _SLOT_LEFT_OUT)) + 1)
 
     def write(self, record: bytes) -> None:
         """Add a record, over the oldest ones. A record that is longer than an eighth of the ring is left out."""
@@ -93,13 +124,18 @@ class FlowRing:
         self._put(_RECORDS, self._get(_RECORDS) + 1)
         self._put(_WRITTEN, written + len(entry))
 
-    def read(self, place: RingPlace) -> tuple[list[bytes], RingPlace, int]:
-        """The records since a place, the new place, and how many records were missed in between."""
+    def read(self, place: RingPlace, slot: int | None = None) -> tuple[list[bytes], RingPlace, int]:
+        """The records since a place, the new place, and how many records were missed in between.
+
+        slot: of the reader's filter; without it traced packets that were left out are not counted.
+        """
         written, records, left_out = self._get(_WRITTEN), self._get(_RECORDS), self._get(_LEFT_OUT)
+        if slot is not None:
+            left_out += self._get(_at(slot, _SLOT_LEFT_OUT))
         if place.written > written:
             # Another ring: the worker's settings were changed.
             place = RingPlace()
-        missed = left_out - place.left_out
+        missed = max(0, left_out - place.left_out)
         end = RingPlace(written, records, left_out)
         # An eighth is left to the writer meanwhile.
         if written - place.written > self._size - self._size // 8:
@@ -125,3 +161,8 @@ class FlowRing:
         end = _START + self._size
         data = self._memory[first : min(first + length, end)]
         return data + self._memory[_START : _START + length - len(data)]
+
+
+def _at(slot: int, offset: int) -> int:
+    """Where something of a slot is."""
+    return _SLOT * (slot + 1) + offset

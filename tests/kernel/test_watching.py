@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from agent import Agent, until
+from agent import COMMAND, Agent, until
 from namespace import Namespace
 
 CONFIG = """
@@ -63,6 +64,21 @@ def test_what_is_shown_is_what_was_done(netns: Namespace, tmp_path: Path, elemen
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[1].endswith("^ character 1: 'nam' is not a field; like it: name")
     until(lambda: agent.log.count("dropped udp") == 1, "one line for the flow")
+    assert agent.stop() == 0
+
+
+def test_two_traces_and_top_do_not_disturb_each_other(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, CONFIG.format(elements='"ports"')).ready()
+    netns.start(sys.executable, "-c", SEND)
+    verbs = (("trace", "dport = 7000"), ("trace", "verdict = drop"), ("top", "", "--json"))
+    argv = [(*COMMAND, verb, "--config", str(agent.config), *more, "--for", "3") for verb, *more in verbs]
+    started = [netns.start(*each, stdout=subprocess.PIPE, text=True) for each in argv]
+    accepted, dropped, flows = (process.communicate(timeout=60)[0] for process in started)
+    assert accepted.count("-> 127.0.0.1:7000 ") > 2
+    assert dropped.count("  ports: drop by rule 1 (no-7001)") > 2
+    assert ":7001" not in accepted
+    assert ":7000" not in dropped
+    assert {flow["dport"] for flow in json.loads(flows)["flows"]} == {7000, 7001}
     assert agent.stop() == 0
 
 

@@ -8,13 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from nfq_agent.cli.watching import LiveFlows, _way, seconds_of
+from nfq_agent.cli.flow_records import seconds_of
+from nfq_agent.cli.trace import way
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements.policy import Policy
-from nfq_agent.flow_filter import parse
-from nfq_agent.flow_ring import FlowRing, RingPlace
+from nfq_agent.flow_ring import SLOTS, FlowRing, RingPlace
 from nfq_agent.policy_options import PolicyOptions
 from nfq_agent.service.flow_stream import answer
 from nfq_agent.service.flow_watch import PACKETS_PER_SECOND, FlowWatch
@@ -43,15 +42,27 @@ def test_what_was_overwritten_is_counted() -> None:
     assert ring.read(place)[0::2] == ([b"new"], 1)
 
 
-def test_the_filter_reaches_the_worker() -> None:
+def test_the_filters_reach_the_worker_until_their_time_is_over() -> None:
     ring = FlowRing()
-    assert (ring.until, ring.packets) == (0, None)
-    ring.want(7, "unit = ä")
-    assert (ring.until, ring.packets) == (7, "unit = ä")
-    ring.want(8, "")
-    assert ring.packets == ""
-    ring.want(9, None)
-    assert ring.packets is None
+    assert (ring.until, ring.flows_until, ring.filters(0)) == (0, 0, {})
+    assert ring.want_packets(7, "unit = ä", 1) == 0
+    assert (ring.until, ring.flows_until, ring.filters(1)) == (7, 0, {0: "unit = ä"})
+    ring.want_flows(8)
+    assert (ring.want_packets(9, "", 2), ring.want_packets(9, "unit = ä", 2)) == (1, 0)
+    assert (ring.flows_until, ring.filters(2)) == (8, {0: "unit = ä", 1: ""})
+    assert ring.want_packets(20, "dport = 1", 9) == 0
+    assert ring.filters(9) == {0: "dport = 1"}
+
+
+def test_one_filter_more_than_there_is_room_for_is_refused() -> None:
+    watched = Watched()
+    for number in range(SLOTS):
+        assert watched.ask(SECOND, f"dport = {number}")["ok"]
+    assert watched.ask(SECOND, "dport = 99") == {
+        "ok": False, "message": f"{SLOTS} other filters are traced now; allowed: {SLOTS} at the same time",
+    }  # fmt: skip
+    assert watched.ask(SECOND, "dport = 3")["ok"]
+    assert watched.ask(7 * SECOND, "dport = 99")["ok"]
 
 
 class Watched:
@@ -64,9 +75,9 @@ class Watched:
         self.watch = FlowWatch(self.worker.ring, self.chain, {"queue": 7})
         self.places: dict[str, Any] = {}
 
-    def ask(self, clock: int, packets: str | None = None) -> dict[str, Any]:
-        said = answer([self.worker], {"places": self.places, "packets": packets}, clock)
-        self.places = json.loads(json.dumps(said.get("places", {})))
+    def ask(self, clock: int, packets: str | None = None, client: str = "") -> dict[str, Any]:
+        said = answer([self.worker], {"places": self.places.get(client, {}), "packets": packets}, clock)
+        self.places[client] = json.loads(json.dumps(said.get("places", {})))
         return said
 
     def pass_through(self, port: int, sport: int = 5) -> None:
@@ -107,12 +118,50 @@ def test_a_traced_packet_shows_its_way() -> None:
     watched.pass_through(23)
     watched.pass_through(80)
     (record,) = watched.ask(SECOND, "verdict = drop")["records"]
-    assert [*_way(record)] == ["udp 10.0.0.1:5 -> 10.0.0.2:23 INPUT, 28 bytes, udp", "  ports: drop by rule 1 (telnet)"]
+    assert [*way(record)] == ["udp 10.0.0.1:5 -> 10.0.0.2:23 INPUT, 28 bytes, udp", "  ports: drop by rule 1 (telnet)"]
     watched.ask(SECOND, "dport = 80")
     watched.watch.tend(SECOND, None)
     watched.pass_through(80)
     (record,) = [each for each in watched.ask(SECOND, "dport = 80")["records"] if each["kind"] == "packet"]
-    assert [*_way(record)][1:] == ["  ports: no answer", "  default: accept"]
+    assert [*way(record)][1:] == ["  ports: no answer", "  default: accept"]
+
+
+def test_each_client_is_told_what_its_own_filter_matches() -> None:
+    watched = Watched()
+    clients = ("verdict = drop", "dport = 80", "verdict = accept", None)
+    for what in clients:
+        watched.ask(SECOND, what, str(what))
+    watched.watch.tend(SECOND, None)
+    for port in (23, 80, 443):
+        watched.pass_through(port)
+    watched.watch.tend(SECOND, None)
+    told = {what: watched.ask(SECOND, what, str(what))["records"] for what in clients}
+    assert [[(record["kind"], record["dport"]) for record in told[what]] for what in clients] == [
+        [("packet", 23)], [("packet", 80)], [("packet", 80), ("packet", 443)], [("flow", 23), ("flow", 80), ("flow", 443)],
+    ]  # fmt: skip
+    # A client that asks no more ends its own trace only.
+    for _ in range(2):
+        watched.watch.tend(5 * SECOND, None)
+        assert watched.ask(5 * SECOND, "dport = 80", "dport = 80")["ok"]
+    watched.watch.tend(8 * SECOND, None)
+    watched.pass_through(23)
+    watched.pass_through(80)
+    assert len(watched.ask(8 * SECOND, "dport = 80", "dport = 80")["records"]) == 1
+    assert watched.ask(8 * SECOND, "verdict = drop", "verdict = drop")["records"] == []
+
+
+def test_packets_that_are_left_out_count_for_their_client_alone() -> None:
+    watched = Watched()
+    for what in ("dport = 80", "dport = 23"):
+        watched.ask(SECOND, what, what)
+    watched.watch.tend(SECOND, None)
+    watched.pass_through(23)
+    for _ in range(PACKETS_PER_SECOND + 5):
+        watched.pass_through(80)
+    told = {what: watched.ask(SECOND, what, what) for what in ("dport = 80", "dport = 23")}
+    assert {what: (len(said["records"]), said["missed"]) for what, said in told.items()} == {
+        "dport = 80": (PACKETS_PER_SECOND, 5), "dport = 23": (1, 0),
+    }  # fmt: skip
 
 
 def test_traced_packets_beyond_the_rate_are_missed_and_counted() -> None:
@@ -127,37 +176,6 @@ def test_traced_packets_beyond_the_rate_are_missed_and_counted() -> None:
 
 def test_a_wrong_filter_is_refused() -> None:
     assert Watched().ask(SECOND, "nam = x") == {"ok": False, "message": "character 1: 'nam' is not a field; like it: name"}
-
-
-@pytest.mark.parametrize("width", [80, 200])
-def test_live_flows_by_rate(width: int) -> None:
-    live = LiveFlows(parse("dport = 443"))
-    slow = {"kind": "flow", "src": "10.0.0.1", "sport": 1, "dst": "192.0.2.7", "dport": 443, "proto": "tcp", "bytes": 100}
-    fast = {
-        **slow,
-        "sport": 2,
-        "tls_sni": "a.test",
-        "protocol": "tls",
-        "unit": "pay.service",
-        "verdict": "accept",
-        "would": "drop",
-    }
-    live.add([slow, fast, {**slow, "dport": 80}], 1.0)
-    live.add([{**slow, "bytes": 200}, {**fast, "bytes": 5100, "reason": "egress: rule 1"}], 2.0)
-    assert [rate for rate, _ in live.rows()] == [5000.0, 100.0]
-    console = Console(width=width, record=True, force_terminal=False)
-    with console.capture() as shown:
-        console.print(live.table(10))
-    lines = shown.get().splitlines()
-    assert lines[0].startswith("2 flows")
-    assert all(len(line) <= width for line in lines)
-    assert lines[2].startswith("5.0 kB pay.ser")
-    assert "192.0.2.7:443" in lines[2]
-    assert "would drop" in lines[2]
-    live.add([{**slow, "kind": "end"}], 3.0)
-    assert len(live.rows()) == 1
-    live.add([], 60.0)
-    assert live.rows() == []
 
 
 def test_times() -> None:
@@ -183,4 +201,5 @@ def test_noise_in_the_ring_is_no_records() -> None:
         memory[:] = random.Random(seed).randbytes(len(memory))
         said = watched.ask(SECOND)
         assert said["ok"]
+        assert watched.ask(SECOND, "dport = 80", "another")["ok"] in (True, False)
         assert all(isinstance(each, dict) for each in said["records"])

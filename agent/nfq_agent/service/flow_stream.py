@@ -1,6 +1,7 @@
 """The supervisor's answer to a client that watches flows: the records since its last question, and how many it missed.
 
 The agent waits for no client: a question is answered with what there is, and the workers stop telling when no question comes.
+Each client has its own filter of packets; clients with equal filters share what the workers keep for it.
 The records are in memory that the worker writes. A worker that was taken over can write anything there.
 """
 
@@ -11,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from nfq_agent.flow_filter import FilterError, parse
-from nfq_agent.flow_ring import MOST_FILTER, RingPlace
+from nfq_agent.flow_ring import MOST_FILTER, SLOTS, RingPlace
+from nfq_agent.service.flow_watch import filter_number
 from nfq_agent.service.worker import Worker
 
 # For how long workers tell after a question, in nanoseconds.
@@ -21,36 +23,41 @@ _LASTS: Final = 5_000_000_000
 def answer(workers: Iterable[Worker], question: Mapping[str, Any], clock: int) -> dict[str, Any]:
     """The records of flows, or of traced packets. clock: nanoseconds, monotonic.
 
-    The question holds `places`, as the answer before gave them, and `packets`, a filter, if packets are to be traced.
+    The question holds `places`, as the answer before gave them, and `packets`, a filter, if packets are traced instead of flows.
     """
-    packets = question.get("packets")
-    if packets is not None:
-        try:
-            parse(str(packets))
-        except FilterError as error:
-            return {"ok": False, "message": str(error)}
-        if len(str(packets).encode()) > MOST_FILTER:
-            return {"ok": False, "message": f"the filter is longer than {MOST_FILTER} bytes"}
+    packets = None if question.get("packets") is None else str(question["packets"])
+    if packets is not None and (wrong := _wrong(packets)):
+        return {"ok": False, "message": wrong}
     given = question.get("places")
     given = given if isinstance(given, dict) else {}
     records: list[Any] = []
     places: dict[str, list[int]] = {}
     missed = 0
     for worker in workers:
-        worker.ring.want(clock + _LASTS, None if packets is None else str(packets))
+        slot = None
+        if packets is None:
+            worker.ring.want_flows(clock + _LASTS)
+        elif (slot := worker.ring.want_packets(clock + _LASTS, packets, clock)) is None:
+            return {"ok": False, "message": f"{SLOTS} other filters are traced now; allowed: {SLOTS} at the same time"}
         known = given.get(worker.title)
-        if known is None:
-            # What was told to others before is not for this client.
-            _, place, _ = worker.ring.read(RingPlace())
-            found: list[bytes] = []
-        else:
-            found, place, more = worker.ring.read(RingPlace(*map(int, known)))
-            missed += more
+        # At first what was told to others before is not for this client.
+        place = worker.ring.read(RingPlace(), slot)[1] if known is None else RingPlace(*map(int, known))
+        found, place, more = worker.ring.read(place, slot)
+        missed += more
         places[worker.title] = [place.written, place.records, place.left_out]
         read = [record for each in found if (record := _record(each)) is not None]
-        records += read
+        records += _selected(read, packets)
         missed += len(found) - len(read)
     return {"ok": True, "records": records, "places": places, "missed": missed}
+
+
+def _wrong(packets: str) -> str:
+    """What is wrong with a filter."""
+    try:
+        parse(packets)
+    except FilterError as error:
+        return str(error)
+    return f"the filter is longer than {MOST_FILTER} bytes" if len(packets.encode()) > MOST_FILTER else ""
 
 
 def _record(data: bytes) -> dict[str, Any] | None:
@@ -60,3 +67,11 @@ def _record(data: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _selected(records: Iterable[dict[str, Any]], packets: str | None) -> list[dict[str, Any]]:
+    """Those for one client: traced packets that match its filter, or flows."""
+    if packets is None:
+        return [record for record in records if record.get("kind") != "packet"]
+    number = filter_number(packets)
+    return [record for record in records if isinstance(told := record.pop("filters", None), list) and number in told]

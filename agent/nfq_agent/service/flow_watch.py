@@ -1,6 +1,7 @@
 """What a worker tells of its flows while it is watched: snapshots of the flows, and traced packets, as JSON records in a ring.
 
 Bounded in every turn: a million flows do not hold the worker up. What does not fit is left out and counted. No I/O, no clock.
+A traced packet is written once, with the numbers (`filter_number`) of all filters that match it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Final
+from zlib import crc32
 
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.facts import ends
@@ -25,7 +27,7 @@ _PER_LOOK: Final = 200
 _FOLLOWED: Final = 16384
 # A table with more flows is not walked through when the watch begins: that would take too long.
 _WALKED: Final = 4096
-# Traced packets a second.
+# Traced packets a second, of each filter.
 PACKETS_PER_SECOND: Final = 1000
 _HIDDEN: Final = frozenset(("reason", "dpi", "dns_verified"))
 
@@ -40,6 +42,20 @@ class _Seen:
     told: Account | None = None
 
 
+def filter_number(text: str) -> int:
+    """The number by which a traced packet names a filter that matches it."""
+    return crc32(text.encode())
+
+
+@dataclass(slots=True)
+class _Trace:
+    """One filter of packets."""
+
+    text: str
+    part: FilterPart
+    bucket: Bucket
+
+
 class FlowWatch:
     """Follows the flows of one worker while the ring is wanted."""
 
@@ -50,10 +66,8 @@ class FlowWatch:
         self._table: FlowTable | None = None
         self._own = False
         self._seen: OrderedDict[int, _Seen] = OrderedDict()
-        self._wanted: str | None = None
-        # The same, read.
-        self._packets: FilterPart | None = None
-        self._bucket = Bucket(PACKETS_PER_SECOND, PACKETS_PER_SECOND, 0.0)
+        # By their slots in the ring.
+        self._traces: dict[int, _Trace] = {}
         self.on = False
 
     def tend(self, clock: int, table: FlowTable | None) -> bool:
@@ -64,6 +78,7 @@ class FlowWatch:
                     table.shows_openings = False
                 self.on, self._table = False, None
                 self._seen.clear()
+                self._traces.clear()
             return False
         if not self.on:
             self.on, self._own = True, table is None
@@ -72,14 +87,23 @@ class FlowWatch:
             if table is not None and len(table) <= _WALKED:
                 for flow, _ in table.flows():
                     self._seen[id(flow)] = _Seen(flow, {}, _reason_of(flow))
-        if (wanted := self._ring.packets) != self._wanted:
-            self._wanted = wanted
-            try:
-                self._packets = None if wanted is None else parse(wanted)
-            except FilterError:
-                self._packets = EVERYTHING
-        self._tell_some()
+        self._read_filters(clock)
+        if self._ring.flows_until > clock:
+            self._tell_some()
         return True
+
+    def _read_filters(self, clock: int) -> None:
+        wanted = self._ring.filters(clock)
+        for slot in self._traces.keys() - wanted.keys():
+            del self._traces[slot]
+        for slot, text in wanted.items():
+            if slot in self._traces and self._traces[slot].text == text:
+                continue
+            try:
+                part = parse(text)
+            except FilterError:
+                part = EVERYTHING
+            self._traces[slot] = _Trace(text, part, Bucket(PACKETS_PER_SECOND, PACKETS_PER_SECOND, 0.0))
 
     def saw(self, packet: Packet, flow: Flow | None, verdict: Verdict, now: float) -> None:
         """A packet got this verdict of the elements. now: monotonic seconds. Raises PacketError."""
@@ -106,22 +130,25 @@ class FlowWatch:
         }
         if verdict is WOULD_DROP:
             seen.outcome["would"] = "drop"
-        if self._packets is not None:
+        if self._traces:
             self._trace(packet, seen, table, now)
 
     def _trace(self, packet: Packet, seen: _Seen, table: FlowTable, now: float) -> None:
-        assert self._packets is not None
         record = self._record(seen, table.account(seen.flow))
-        if not self._packets.match(record):
-            return
-        if not self._bucket.take(now):
-            self._ring.leave_out()
+        told = []
+        for slot, trace in self._traces.items():
+            if not trace.part.match(record):
+                continue
+            if trace.bucket.take(now):
+                told.append(filter_number(trace.text))
+            else:
+                self._ring.leave_out_packet(slot)
+        if not told:
             return
         asked = self._chain.asked()
         steps = [[element.name, element.rule(packet, seen.flow)] for element in asked]
-        self._write(
-            {**record, "kind": "packet", "packet": str(packet.headers.five_tuple), "length": packet.length, "steps": steps}
-        )
+        shown = str(packet.headers.five_tuple)
+        self._write({**record, "kind": "packet", "packet": shown, "length": packet.length, "steps": steps, "filters": told})
 
     def _tell_some(self) -> None:
         """Tell of the flows whose figures have changed, so many of them; the others have their turn later."""
