@@ -6,9 +6,10 @@ answer that never comes costs its time only once.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import re
+import ssl
 import subprocess
 import sys
 import threading
@@ -151,16 +152,28 @@ class Bed:
         self.attacker.call(_run_all, tries, raw, timeout=timeout)
 
 
+# What a client may see when its packets are refused, or its server is busy.
+_REFUSED = {
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH,
+    errno.EACCES, errno.EPERM, errno.EAGAIN, errno.ENOTCONN,
+}  # fmt: skip
+
+
 def _run_all(tries: Sequence[Try], raw: bool) -> None:
+    failed: list[BaseException] = []
     if not raw:
         os.setgroups([])
         os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
         os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
 
     def one(attempt: Attempt, how: How, name: str) -> None:
-        # What is refused shows as an error to the client: that is no failure of the test.
-        with contextlib.suppress(OSError):
+        try:
             how(attempt, name)
+        except Exception as error:
+            # Any other error means that the try was not made as it is described.
+            if not isinstance(error, (TimeoutError, ssl.SSLError)) and getattr(error, "errno", None) not in _REFUSED:
+                error.add_note(f"{attempt.name}: {how}")
+                failed.append(error)
 
     threads = [threading.Thread(target=one, args=each, daemon=True) for each in tries]
     for thread in threads:
@@ -169,3 +182,5 @@ def _run_all(tries: Sequence[Try], raw: bool) -> None:
         time.sleep(0.002)
     for thread in threads:
         thread.join(60)
+    if failed:
+        raise failed[0]

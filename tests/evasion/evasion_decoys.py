@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from evasion_attempt import Attempt
 from evasion_bed import FAR
@@ -16,7 +17,7 @@ from evasion_config import NGINX
 from evasion_line import Line
 from evasion_servers import QUIC, TLS
 from evasion_tls import first_flight, send_flight
-from openings import client_hello
+from openings import client_hello, made_hello, numbers, server_name
 
 from nfq_agent.testing import ip_packet
 
@@ -26,6 +27,9 @@ _REPAIR, _REPAIR_QUEUE, _QUEUE_SEQ, _TIMESTAMP = 19, 20, 21, 24
 _RECEIVE, _SEND = 1, 2
 # linux/in6.h: the payload of a raw IPv6 socket begins with the IP header.
 _IPV6_HDRINCL = 36
+
+# Bytes of a segment, so that its packet fits into an Ethernet frame.
+_SEGMENT = 1200
 
 Payload = Callable[[str], bytes]
 
@@ -51,11 +55,20 @@ class Wire:
         self.connection.setsockopt(socket.IPPROTO_TCP, _REPAIR_QUEUE, which)
         return self.connection.getsockopt(socket.IPPROTO_TCP, _QUEUE_SEQ) & 0xFFFFFFFF
 
-    def send(  # one for each field that a decoy forges
+    def send(self, data: bytes, *, seq: int | None = None, **forged: Any) -> None:
+        """Send bytes in as many segments as they take, each forged alike. seq: the number of the first byte, the client's next if
+        None. forged: as `segment` takes it."""
+        seq = self.next if seq is None else seq
+        for at in range(0, max(1, len(data)), _SEGMENT):
+            self.segment(data[at : at + _SEGMENT], seq=seq + at, **forged)
+        # So that it comes first.
+        time.sleep(0.05)
+
+    def segment(  # one for each field that a decoy forges
         self,
         data: bytes,
         *,
-        seq: int | None = None,
+        seq: int,
         ack: int = 0,
         flags: int = _PSH | _ACK,
         options: bytes = b"",
@@ -63,14 +76,14 @@ class Wire:
         ttl: int = 64,
         checksum: int = 0,
     ) -> None:
-        """Send a segment. seq: its number, the client's next if None. ack: added to the right one. age: of the timestamp, in its
+        """Send a segment. seq: its number. ack: added to the right one. age: of the timestamp, in its
         ticks, None for no timestamp. checksum: bits of it that are turned."""
         if age is not None:
             options += struct.pack("!BBBBII", 1, 1, 8, 10, self.clock - age & 0xFFFFFFFF, 0)
         options += b"\1" * (-len(options) % 4)
         source, target = self.connection.getsockname(), self.connection.getpeername()
         header = struct.pack(
-            "!HHIIBBHHH", source[1], target[1], (self.next if seq is None else seq) & 0xFFFFFFFF, self.peer + ack & 0xFFFFFFFF,
+            "!HHIIBBHHH", source[1], target[1], seq & 0xFFFFFFFF, self.peer + ack & 0xFFFFFFFF,
             5 + len(options) // 4 << 4, flags, 502, 0, 0,
         )  # fmt: skip
         ends = [ipaddress.ip_address(end[0]).packed for end in (source, target)]
@@ -80,8 +93,6 @@ class Wire:
         packet[start + 16] ^= checksum >> 8
         packet[start + 17] ^= checksum & 0xFF
         self._raw.sendto(bytes(packet), (target[0], 0))
-        # So that it comes first.
-        time.sleep(0.05)
 
     def close(self) -> None:
         self._raw.close()
@@ -90,6 +101,12 @@ class Wire:
 
 def _http(name: str) -> bytes:
     return f"GET /decoy HTTP/1.1\r\nHost: {name}\r\n\r\n".encode()
+
+
+def _large_hello(name: str) -> bytes:
+    """As OpenSSL 3.5 has it: a key share (RFC 8446 4.2.8) of more than a segment before the name."""
+    share = 0x33, struct.pack("!HHH", 1220, 0x11EC, 1216) + bytes(1216)
+    return made_hello((0x1301, 0xC02F), [share, numbers(13, 0x0403, 0x0804), numbers(10, 24, 23), server_name(name.encode())])
 
 
 def _decoy(port: int, payload: Payload, forged: dict[str, int | bytes | None], attempt: Attempt, name: str) -> None:
@@ -196,6 +213,14 @@ LINES = (
         "HTTP, behind an allowed request: a decoy with a hop limit that ends on the way",
         _second_request,
         raw=True,
+    ),
+    *(
+        Line(f"decoy-tls-large-{key}", f"TLS, a ClientHello in two segments: a decoy with {text}", how, raw=True)
+        for key, text, how in (
+            ("hop-limit", "a hop limit that ends on the way", partial(_decoy, TLS, _large_hello, {"ttl": FAR})),
+            ("old-timestamp", "a timestamp from before", partial(_decoy, TLS, _large_hello, {"age": 600_000})),
+            ("half", "a hop limit that ends on the way, in the place of the second half", partial(_half, TLS, _large_hello)),
+        )
     ),
     Line("decoy-quic", "QUIC: a first flight whose hop limit ends on the way, and another with the same connection id", _quic),
 )  # fmt: skip

@@ -8,6 +8,8 @@ import socket
 import ssl
 from functools import partial
 
+# aioquic would import it later, when the try has given up root and may not read the clone any more.
+import cryptography.hazmat.backends.openssl  # noqa: F401
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from evasion_attempt import Attempt
