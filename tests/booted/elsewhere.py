@@ -46,7 +46,9 @@ def main(name: str, *options: str) -> int:
                 shutil.copy(TOP / each, clone / each)
         clone.parent.chmod(0o700)
         offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/srv/wheels", "LC_ALL": "C.UTF-8"}
-        run = f'useradd --system --user-group proxyuser; git init -q /{_CLONE}; exec /{_CLONE}/tests/run "$@"'
+        # systemd-nspawn's own socket for notices, which it does not serve here: unbound, for one, ends because of it.
+        run = "unset NOTIFY_SOCKET; useradd --system --user-group proxyuser;"
+        run += f' git init -q /{_CLONE}; exec /{_CLONE}/tests/run "$@"'
         return layer.show("sh", "-ec", run, "sh", *options, binds=[f"--bind-ro={found}:/srv/wheels"], environment=offline)
 
 
