@@ -32,6 +32,12 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _fields(incomplete: str) -> list[str]:
+    from nfq_agent.cli.completing import fields
+
+    return fields(incomplete)
+
+
 @app.callback()
 def command(
     version: Annotated[
@@ -311,7 +317,9 @@ def learn(
 
 @app.command(epilog="Example: nfq-agent top 'unit = payments.service and bytes > 1000' --for 60")
 def top(
-    what: Annotated[str, typer.Argument(metavar="[FILTER]", help="Which flows, as in docs/filter.md.")] = "",
+    what: Annotated[
+        str, typer.Argument(metavar="[FILTER]", help="Which flows, as in docs/filter.md.", autocompletion=_fields)
+    ] = "",
     config: ConfigOption = None,
     instance: InstanceOption = None,
     last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s"; until q by default.')] = "",
@@ -326,7 +334,9 @@ def top(
 
 @app.command(epilog="Example: nfq-agent trace 'name ~ *.stripe.com and verdict = drop' --for 60")
 def trace(
-    what: Annotated[str, typer.Argument(metavar="[FILTER]", help="Which packets, as in docs/filter.md.")] = "",
+    what: Annotated[
+        str, typer.Argument(metavar="[FILTER]", help="Which packets, as in docs/filter.md.", autocompletion=_fields)
+    ] = "",
     config: ConfigOption = None,
     instance: InstanceOption = None,
     last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s" or "60".')] = "60s",

@@ -1,0 +1,17 @@
+"""Shell completion of a filter: the names of fields where one is expected."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# What stands before a field: nothing, a keyword or a parenthesis; then the part of its name that is typed.
+_EXPECTED: Final = re.compile(r"(?P<before>(?:.*?(?:\b(?:and|or|not)\s+|\(\s*))?)(?P<name>\w*)", re.DOTALL | re.IGNORECASE)
+
+
+def fields(incomplete: str) -> list[str]:
+    """The filter that is typed, with each field that its last word may become."""
+    from nfq_agent.flow_filter import FIELDS
+
+    found = _EXPECTED.fullmatch(incomplete)
+    return [] if found is None else [found["before"] + name for name in FIELDS if name.startswith(found["name"])]
