@@ -32,6 +32,8 @@ _EXTENSION: Final = struct.Struct("H29sB")
 _OFFSETS: Final = struct.Struct("HH")
 _COUNTERS: Final = struct.Struct("QQ")
 _IFNAMSIZ: Final = 16
+# Options whose parsers take two words.
+_OF_TWO_WORDS: Final = ("--tcp-flags", "--match-set")
 # XT_INV_* and IPT_INV_VIA_*, in the field invflags.
 _NOT_IN, _NOT_OUT, _NOT_PROTOCOL = 0x01, 0x02, 0x40
 # mallopt(3)
@@ -356,7 +358,7 @@ def _is_standard(target: Extension) -> bool:
 def _set(extension: Any, options: Sequence[Option]) -> None:
     """Set the options of a match or target, and finish it: REDIRECT counts its ranges at the end."""
     for option in options:
-        words = option.value.split(" ") if option.name == "--tcp-flags" else [option.value]
+        words = option.value.split(" ") if option.name in _OF_TWO_WORDS else [option.value]
         extension.set_parameter(option.name.removeprefix("--"), ["!", *words] if option.negated else words)
     extension._final_check()
 
