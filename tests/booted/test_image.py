@@ -1,0 +1,156 @@
+"""The container image: built without root, run by Podman on a booted host, also from the DaemonSet; nothing is left of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from booted.container import Container, Layer
+from booted.nspawn import until
+from booted.packages import TOP, Packages
+from booted.roots import RELEASES, base_root, made_once, neighbours_root
+
+_TOOLS = ("busybox-static", "crun", "curl", "fuse-overlayfs", "iptables", "netavark", "nftables", "podman", "uidmap")
+# One release is enough: the image suits none of the host's. Debian 12's Podman has no quadlets.
+pytestmark = pytest.mark.parametrize("release", RELEASES[1:], ids=lambda release: release.name, indirect=True)
+# The most that the image may hold, in bytes.
+_MOST = 60_000_000
+# The tests' host is an overlay, on which no other can be put, and has no controller for memory and for process numbers.
+_STORAGE = '[storage]\ndriver = "vfs"\nrunroot = "/run/containers/storage"\ngraphroot = "/var/lib/containers/storage"\n'
+_ENGINE = """[containers]
+pids_limit = 0
+[engine]
+cgroup_manager = "cgroupfs"
+infra_image = "localhost/pause"
+[network]
+firewall_driver = "iptables"
+"""
+_RUN = (
+    "--read-only",
+    "--cap-drop=all",
+    "--cap-add=net_admin,setuid,setgid",
+    "--network=host",
+    "--security-opt=no-new-privileges",
+)
+
+
+@pytest.fixture(scope="session")
+def image(built: Packages) -> Path:
+    """The image as an archive, built by a user without rights and without a network."""
+    base = base_root(built.release)
+    files = sorted((TOP / "packaging/image").iterdir())
+    wanted = hashlib.sha256(built.deb.read_bytes() + b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+    def make(folder: Path) -> None:
+        with Layer(neighbours_root(built.release, *_TOOLS)) as layer, Container(layer) as host:
+            host.shell("useradd builder; mkdir -p /home/builder /run/user/1000; mount -t tmpfs -o mode=755 tmpfs /home/builder")
+            host.write("/home/builder/.config/containers/storage.conf", '[storage]\ndriver = "vfs"\n')
+            host.shell("chown -R builder: /home/builder /run/user/1000; mkdir -p /srv/nfq-agent/packaging")
+            shutil.copytree(TOP / "packaging/image", layer.root / "srv/nfq-agent/packaging/image")
+            shutil.copy(built.deb, layer.root / "srv")
+            become = ["setpriv", "--reuid=builder", "--regid=builder", "--init-groups", "env", "HOME=/home/builder"]
+            become += ["XDG_RUNTIME_DIR=/run/user/1000", "NFQ_AGENT_BUILD_OPTIONS=--isolation=chroot"]
+            with subprocess.Popen(["tar", "-C", str(base), "-c", "."], stdout=subprocess.PIPE) as tar:
+                host.run(*become, "podman", "import", "-", "localhost/debian", stdin=tar.stdout, timeout=120)
+            script = "/srv/nfq-agent/packaging/image/build"
+            host.run(*become, script, "--base", "localhost/debian", "--deb", f"/srv/{built.deb.name}", timeout=300)
+            host.run(*become, "podman", "save", "--quiet", "--output=/home/builder/image.tar", "nfq-agent:latest", timeout=120)
+            (folder / "image.tar").write_bytes(Path(f"/proc/{host.pid}/root/home/builder/image.tar").read_bytes())
+
+    return made_once(f"{built.release.name}-packages-image-{wanted}", make) / "image.tar"
+
+
+@pytest.fixture
+def podman(built: Packages, image: Path) -> Iterator[Container]:
+    """A booted host with Podman, the image, and a container `web` on its bridge."""
+    with Layer(neighbours_root(built.release, *_TOOLS)) as layer, Container(layer) as host:
+        host.shell("mkdir -p /var/lib/containers; mount -t tmpfs -o mode=755 tmpfs /var/lib/containers")
+        host.write("/etc/containers/storage.conf", _STORAGE)
+        host.write("/etc/containers/containers.conf", _ENGINE)
+        shutil.copy(image, layer.root / "srv/image.tar")
+        host.run("podman", "load", "--quiet", "--input", "/srv/image.tar", timeout=120)
+        pause = '#!/bin/busybox sh\ntrap "exit 0" TERM INT\nwhile :; do /bin/busybox sleep 1; done\n'
+        host.write("/t/pause", pause)
+        host.shell("chmod +x /t/pause; mkdir /t/bin; cp /bin/busybox /t/bin; tar -C /t -c . | podman import --quiet "
+                   "--change 'ENTRYPOINT [\"/pause\"]' - pause", timeout=60)  # fmt: skip
+        yield host
+
+
+def traces(host: Container) -> str:
+    """Rules and packet sockets of the host."""
+    saved = host.shell("iptables-legacy-save; ip6tables-legacy-save; nft list tables; tail -n +2 /proc/net/packet")
+    return "\n".join(line for line in saved.splitlines() if "nfq" in line.lower() or re.match(r"[0-9a-f]{16} ", line))
+
+
+def status(host: Container, name: str) -> dict[str, Any]:
+    done = host.run("podman", "exec", name, "/usr/bin/nfq-agent", "status", "--json", check=False)
+    found: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+    return found
+
+
+def test_a_read_only_container_judges_and_a_kill_leaves_nothing(podman: Container) -> None:
+    host = podman
+    (shown,) = json.loads(host.run("podman", "image", "inspect", "nfq-agent").stdout)
+    assert shown["Size"] < _MOST
+    assert shown["Config"]["Entrypoint"] == ["/usr/bin/nfq-agent"]
+    host.run("podman", "run", "--detach", "--name=agent", *_RUN, "nfq-agent", timeout=60)
+    until(lambda: status(host, "agent"), "it serves", 60)
+    assert host.run("podman", "exec", "agent", "/bin/sh", check=False).returncode != 0
+    host.run("systemd-run", "--unit=web", "busybox", "httpd", "-f", "-p", "11000", "-h", "/usr")
+    until(
+        lambda: host.run("curl", "-sf", "http://127.0.0.1:11000/bin/busybox", "-o", "/dev/null", check=False).returncode == 0,
+        "web",
+    )
+    (worker,) = status(host, "agent")["queues"][0]["workers"]
+    assert worker["accepted"] > 0
+    assert traces(host)
+    host.run("podman", "kill", "agent")
+    until(lambda: not traces(host), "the kernel has removed what was its")
+    assert host.run("podman", "exec", "agent", "/usr/bin/nfq-agent", "status", check=False).returncode != 0
+
+
+def test_the_daemonset_names_containers_reloads_and_leaves_nothing(podman: Container) -> None:
+    host = podman
+    text = (TOP / "packaging/kubernetes/nfq-agent.yaml").read_text()
+    host.write("/srv/nfq-agent.yaml", re.sub(r" +resources:\n +requests:.*\n +limits:.*\n", "", text))
+    host.run(
+        "podman", "run", "--detach", "--name=web", "--entrypoint=/bin/busybox", "pause", "httpd", "-f", "-p", "80", timeout=60
+    )
+    short = host.run("podman", "ps", "--no-trunc", "--quiet", "--filter=name=web").stdout[:12]
+    host.run("podman", "kube", "play", "/srv/nfq-agent.yaml", timeout=60)
+    pod = "nfq-agent-pod-nfq-agent"
+
+    def containers() -> list[str | None]:
+        found = status(host, pod)
+        return [each["container"] for each in found["taps"][0]["interfaces"]] if found else []
+
+    until(lambda: containers() == [short], "the interface is known by its container", 60)
+    # As the kubelet changes a ConfigMap: all of it at once, by a link.
+    volume = host.run("podman", "volume", "inspect", "--format={{.Mountpoint}}", "nfq-agent").stdout.strip()
+    host.shell(f"cd {volume}; mkdir ..2; sed 's/\"veth\\*\"/\"none*\"/' nfq-agent.toml >..2/nfq-agent.toml; ln -s ..2 ..data; "
+               "ln -s ..data/nfq-agent.toml new; mv new nfq-agent.toml")  # fmt: skip
+    until(lambda: status(host, pod) and not containers(), "the changed configuration is in force", 30)
+    host.run("podman", "pod", "kill", "nfq-agent-pod")
+    until(lambda: not traces(host), "nothing is left of the pod")
+    host.run("podman", "kube", "down", "/srv/nfq-agent.yaml", timeout=60)
+
+
+def test_podman_reads_the_quadlet(podman: Container) -> None:
+    host = podman
+    host.write("/etc/containers/systemd/nfq-agent-container.container",
+               (TOP / "packaging/quadlet/nfq-agent-container.container").read_text())  # fmt: skip
+    host.run("systemctl", "daemon-reload")
+    host.write("/etc/nfq-agent/nfq-agent.toml", '[agent]\nbackend = "owned"\n[queue.main]\nnum = 100\n')
+    host.run("systemctl", "start", "nfq-agent-container", timeout=60)
+    until(lambda: status(host, "nfq-agent"), "it serves", 60)
+    host.run("systemctl", "reload", "nfq-agent-container")
+    host.run("systemctl", "stop", "nfq-agent-container", timeout=60)
+    assert traces(host) == ""
