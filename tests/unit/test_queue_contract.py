@@ -28,6 +28,17 @@ def test_the_fake_kernel(kernel: FakeKernel, promise: Callable[[AnyWire], None])
     promise(FakeWire(kernel))
 
 
+@pytest.mark.parametrize("number", [1, 1 << 30, 3 << 30, 0xFFFF_FFF0])
+def test_closing_answers_what_another_process_has_not_read_whatever_its_number(kernel: FakeKernel, number: int) -> None:
+    """The agent's supervisor binds and closes a queue that it never reads, after any number of packets."""
+    wire = FakeWire(kernel)
+    with Queue(NUMBER):
+        kernel.queues[NUMBER].latest = number
+        wire.send(b"x", b"y")
+        assert wire.waiting() == 2
+    assert wire.arrived(2) == [b"x", b"y"]
+
+
 def test_a_setting_that_the_kernel_refuses_is_named_and_leaves_the_number_free(kernel: FakeKernel) -> None:
     kernel.refused[3] = errno.EOPNOTSUPP
     queue = Queue(NUMBER, max_len=7).open()

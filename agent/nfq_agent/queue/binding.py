@@ -27,9 +27,9 @@ from nfq_agent.queue.ledger import Bond, Ledger
 from nfq_agent.queue.settings import FLAGS, BoundFamily, Copy, QueueSettings, check_settings
 from nfq_agent.verdict import ACCEPT, Action, Verdict
 
-# Ids are compared as a difference of 32 bits with a sign (nfqnl_recv_verdict_batch()): this far on covers all that wait,
-# older and newer.
-_FURTHEST: Final = 1 << 30
+# Ids are compared as a difference of 32 bits with a sign (nfqnl_recv_verdict_batch()): each of these covers one half of all.
+# A process that did not read the waiting ones does not know in which half they are.
+_HALVES: Final = (1 << 30, 3 << 30)
 
 _queues: weakref.WeakSet[Binding] = weakref.WeakSet()
 
@@ -158,7 +158,8 @@ class Binding(ABC):
             self.unanswered += len(waiting)
             if ours:
                 # Read or not: a packet that still waits is lost with the queue.
-                channel.answer_up_to((self._ledger.last + _FURTHEST) & 0xFFFFFFFF, self._on_unanswered)
+                for half in _HALVES:
+                    channel.answer_up_to((self._ledger.last + half) & 0xFFFFFFFF, self._on_unanswered)
             else:
                 channel.answer_each([(packet.id, self._on_unanswered) for packet in waiting])
             self._ledger.forget()
