@@ -96,4 +96,8 @@ LINES = (
         "A local stub (systemd-resolved's address) that answers on loopback, where only output is judged", "no sender",
         "its answers are seen", _NAMES + "test_a_local_stub_by_the_hosts_own_settings",
     ),
+    Elsewhere(
+        "STARTTLS of POP3, IMAP, FTP and XMPP behind other commands and unknown lines, or a second hello behind it",
+        ANY_USER, "blocked", "kernel/test_starttls.py::test_what_a_client_says_before_its_hello_hides_no_name",
+    ),
 )  # fmt: skip
