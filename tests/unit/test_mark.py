@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
-from nfq_agent.mark import owner_marks
+from nfq_agent.mark import Mark, MarkField, owner_marks
 
 
 @given(st.sets(st.text("abcdef", min_size=1, max_size=4), max_size=7), st.sampled_from([0x700, 0x38000000, 0x80000101]))
@@ -27,3 +28,13 @@ def test_a_rule_keeps_its_mark_when_another_one_goes() -> None:
 def test_more_rules_than_marks() -> None:
     with pytest.raises(ValueError, match="4 rules by owner, and the mask 0x3 has marks for 3"):
         owner_marks("abcd", 3)
+
+
+@pytest.mark.parametrize("text", ["0x100000000/0xff", "0x1/0x100000000", "0/0", "-1/0xff", "0x1/-1"])
+def test_a_mark_and_its_mask_have_32_bits(text: str) -> None:
+    with pytest.raises(ValueError, match="32 bits, and a mask is not 0"):
+        TypeAdapter(MarkField).validate_python(text)
+
+
+def test_all_bits_are_a_mark() -> None:
+    assert TypeAdapter(MarkField).validate_python("0xffffffff") == Mark(0xFFFFFFFF, 0xFFFFFFFF)

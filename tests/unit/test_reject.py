@@ -55,9 +55,15 @@ def test_a_syn_is_answered_with_reset_and_acknowledgement(a: str, b: str, layer:
 
 @FAMILIES
 def test_a_segment_resets_both_ends(a: str, b: str, layer: type) -> None:
-    back, on = (sound(data, layer)[TCP] for data in answers(tcp(a, b, b"hello", seq=1000, ack=7000)))
-    assert (back.sport, back.dport, back.seq, str(back.flags)) == (443, 40000, 7000, "R")
-    assert (on.sport, on.dport, on.seq, on.ack, str(on.flags)) == (40000, 443, 1000, 7000, "RA")
+    back, on = (sound(data, layer)[TCP] for data in answers(tcp(a, b, b"hello", seq=0x10000003, ack=0x70000001)))
+    assert (back.sport, back.dport, back.seq, str(back.flags)) == (443, 40000, 0x70000001, "R")
+    assert (on.sport, on.dport, on.seq, on.ack, str(on.flags)) == (40000, 443, 0x10000003, 0x70000001, "RA")
+
+
+@FAMILIES
+def test_a_fin_without_acknowledgement_counts_as_a_byte(a: str, b: str, layer: type) -> None:
+    back = sound(answers(tcp(a, b, b"hello", seq=1000, flags="F"))[0], layer)[TCP]
+    assert (back.seq, back.ack, str(back.flags)) == (0, 1006, "RA")
 
 
 @FAMILIES

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
-from nfq_agent.values import Endpoint, Ports, duration, duration_text, network, one_or_more, size, size_text
+from nfq_agent.values import Endpoint, Ports, duration, duration_text, listed, network, one_or_more, size, size_text
 
 PORT = st.integers(1, 65535)
 
@@ -90,3 +92,45 @@ def test_what_is_not_valid_is_refused(parse: Callable[[object], object], value: 
 def test_one_value_is_a_list_of_one() -> None:
     assert one_or_more("a") == ("a",)
     assert one_or_more(["a", "b"]) == ["a", "b"]
+
+
+class _Files:
+    """The file of a configuration: one entry a line."""
+
+    def __init__(self, *entries: str) -> None:
+        self._entries = entries
+
+    def lines(self, file: str) -> list[tuple[int, str]]:
+        assert file == "ports.txt"
+        return list(enumerate(self._entries, 1))
+
+
+def _ports(value: object, *entries: str) -> Any:
+    field: Any = Annotated[Any, BeforeValidator(listed(Ports.parse))]
+    return TypeAdapter(field).validate_python(value, context=_Files(*entries))
+
+
+def test_a_file_stands_for_its_entries() -> None:
+    assert _ports(["7", "file:ports.txt"], "8:8", "9:10") == ["7", Ports.parse("8:8"), Ports.parse("9:10")]
+    assert _ports("file:ports.txt") == []
+
+
+@pytest.mark.parametrize(("count", "end"), [(1, ""), (5, ""), (6, ", and 1 more"), (12, ", and 7 more")])
+def test_bad_entries_of_a_file_are_named_up_to_five(count: int, end: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        _ports("file:ports.txt", *["x"] * count)
+    said = refused.value.errors()[0]["msg"]
+    assert said.count("file:ports.txt, line ") == min(count, 5)
+    assert f"{end}; allowed: " in said
+    assert ("more" in said) is bool(end)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "0", "0kB"])
+def test_a_size_is_more_than_nothing(value: object) -> None:
+    with pytest.raises(ValueError, match="not a valid size"):
+        size(value)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3600.0, "1h"), (60.0, "1m"), (1.0, "1s"), (1e-3, "1ms"), (0.0, "0")])
+def test_one_of_a_unit_is_told_in_it(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
