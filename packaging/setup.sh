@@ -4,7 +4,7 @@
 RUN_PACKAGES="ca-certificates clang gcc iproute2 iptables kmod libc6-dev libnetfilter-queue-dev pkg-config procps python3-dev
 python3-venv util-linux"
 TEST_PACKAGES="bind9-dnsutils chrony coturn conntrack curl dnsmasq-base ethtool ipset libcap2-bin netcat-openbsd nghttp2-server openssh-client openssh-server
-nftables knot-dnsutils nginx-light openssl openvpn postgresql prometheus redis-tools tmux tshark
+nftables knot-dnsutils nfdump nginx-light openssl openvpn postgresql prometheus redis-tools tmux tshark
 unbound vsftpd wireguard-go wireguard-tools"
 # What boots the test hosts; what builds and checks packages is installed in there.
 BOOTED_PACKAGES="createrepo-c debian-archive-keyring debootstrap faketime git gpg mount reprepro rpm systemd-container"

@@ -101,9 +101,9 @@ class FlowRing:
         # Half written: it is whole the next time.
         return bytes(text).decode(errors="replace") if check == crc32(text) else None
 
-    def leave_out(self) -> None:
-        """Count a record that is not written."""
-        self._put(_LEFT_OUT, self._get(_LEFT_OUT) + 1)
+    def leave_out(self, count: int = 1) -> None:
+        """Count records that are not written."""
+        self._put(_LEFT_OUT, self._get(_LEFT_OUT) + count)
 
     def leave_out_packet(self, slot: int) -> None:
         """Count a traced packet that is not written, though the filter of this slot matches it."""

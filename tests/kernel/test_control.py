@@ -14,7 +14,7 @@ import pytest
 from agent import Agent, until
 from namespace import UNPRIVILEGED, Namespace
 
-from nfq_agent.service import control
+from nfq_agent.service import control, rights
 
 pytestmark = pytest.mark.kernel
 
@@ -35,8 +35,8 @@ def as_user(namespace: Namespace, uid: int, groups: list[int], verb: str) -> str
 
 
 def test_the_status_is_for_a_group_and_changes_are_for_root(netns: Namespace, tmp_path: Path) -> None:
-    netns.run("groupadd", "--system", control.READERS, check=False)
-    reader = int(netns.run("getent", "group", control.READERS).stdout.split(":")[2])
+    netns.run("groupadd", "--system", rights.READERS, check=False)
+    reader = int(netns.run("getent", "group", rights.READERS).stdout.split(":")[2])
     agent = Agent(netns, tmp_path, "[queue.main]\nnum = 100\n").ready()
     state = netns.call(os.stat, "/run/nfq-agent/default.sock")
     assert (stat.S_IMODE(state.st_mode), state.st_gid) == (0o660, reader)
@@ -50,11 +50,11 @@ def test_the_status_is_for_a_group_and_changes_are_for_root(netns: Namespace, tm
 
 def test_without_the_group_it_is_roots_alone(netns: Namespace, tmp_path: Path) -> None:
     try:
-        grp.getgrnam(control.READERS)
+        grp.getgrnam(rights.READERS)
     except KeyError:
         pass
     else:
-        netns.run("groupdel", control.READERS)
+        netns.run("groupdel", rights.READERS)
     agent = Agent(netns, tmp_path, "[queue.main]\nnum = 100\n").ready()
     state = netns.call(os.stat, "/run/nfq-agent/default.sock")
     assert stat.S_IMODE(state.st_mode) == 0o600
@@ -63,8 +63,8 @@ def test_without_the_group_it_is_roots_alone(netns: Namespace, tmp_path: Path) -
 
 
 def test_a_question_with_wrong_types_does_not_end_the_agent(netns: Namespace, tmp_path: Path) -> None:
-    netns.run("groupadd", "--system", control.READERS, check=False)
-    reader = int(netns.run("getent", "group", control.READERS).stdout.split(":")[2])
+    netns.run("groupadd", "--system", rights.READERS, check=False)
+    reader = int(netns.run("getent", "group", rights.READERS).stdout.split(":")[2])
     agent = Agent(netns, tmp_path, "[queue.main]\nnum = 100\n").ready()
 
     def asked(question: dict[str, Any], groups: list[int], uid: int) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class Agent:
     def __init__(self, *answers: list[dict[str, Any]]) -> None:
         self._answers = list(answers)
 
-    def ask(self, instance: str, question: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, instance: str, question: dict[str, Any], timeout: float = 30.0) -> dict[str, Any]:
         assert (instance, question["packets"]) == ("default", None)
         if not self._answers:
             raise KeyboardInterrupt

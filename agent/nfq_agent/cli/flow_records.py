@@ -45,9 +45,9 @@ class Questions:
         self._places: dict[str, Any] = {}
         self.missed = 0
 
-    def ask(self) -> list[dict[str, Any]]:
-        """The records since the last question. Raises ControlError."""
-        said = control.ask(self._instance, {"verb": "flows", "places": self._places, "packets": self._packets})
+    def ask(self, timeout: float = 30.0) -> list[dict[str, Any]]:
+        """The records since the last question. Raises ControlError, also if there is no answer within `timeout` seconds."""
+        said = control.ask(self._instance, {"verb": "flows", "places": self._places, "packets": self._packets}, timeout)
         if not said.get("ok"):
             raise control.ControlError(str(said.get("message")))
         self._places = said["places"]

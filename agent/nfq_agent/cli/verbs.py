@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nfq_agent.cli import export_verb
 from nfq_agent.cli.app import (
     ConfigOption,
     CopyModeOption,
@@ -21,7 +22,7 @@ from nfq_agent.cli.app import (
     app,
 )
 
-__all__ = ["app"]
+__all__ = ["app", "export_verb"]
 
 
 def _print_version(wanted: bool) -> None:
@@ -325,7 +326,7 @@ def top(
     last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s"; until q by default.')] = "",
     json_: JsonOption = False,
 ) -> int:
-    """Show the live flows by rate: who, name, protocol, verdict, rule. Asks as root."""
+    """Show the live flows by rate: who, name, protocol, verdict, rule. Needs no root for members of group nfq-agent-flows."""
     from nfq_agent.cli.flow_records import seconds_of
     from nfq_agent.cli.top import top as run
 
@@ -342,7 +343,7 @@ def trace(
     last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s" or "60".')] = "60s",
     json_: JsonOption = False,
 ) -> int:
-    """Show the way of each matching packet through the elements: which was asked, which answered, by which rule. Asks as root."""
+    """Show the way of each matching packet through the elements: which was asked, by which rule. As `top`."""
     from nfq_agent.cli.flow_records import seconds_of
     from nfq_agent.cli.trace import trace as run
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import grp
 import json
 import os
 import select
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfq_agent.service.question import json_object, parse
+from nfq_agent.service.rights import READERS, group_id, refusal
 
 # The longest question and the longest answer, in bytes. An answer holds the status of every rule.
 _QUESTION: Final = 4096
@@ -36,11 +36,6 @@ _SOON: Final = 2.0
 _BACKLOG: Final = 16
 # The name under which the listening socket is passed on: FileDescriptorName= of nfq-agent.socket.
 SOCKET: Final = "control"
-# Members of this group may ask for the status (and change nothing).
-READERS: Final = "nfq-agent"
-# The questions that every client of the socket may ask. All others are for root and for the agent's user.
-_FOR_ALL: Final = frozenset({"ping", "status"})
-_PEERCRED: Final = struct.Struct("iII")
 Respond = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -224,7 +219,7 @@ class Server:
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        readers = _readers()
+        readers = group_id(READERS)
         # The mode comes from the umask: a later chmod could follow a link to another file.
         before = os.umask(0o177 if readers is None else 0o117)
         try:
@@ -314,10 +309,8 @@ class Server:
             question = parse(client.asked)
         except ValueError as error:
             return {"ok": False, "message": f"not a question: {error}"}
-        pid, uid, _ = _PEERCRED.unpack(client.end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
-        verb = question.get("verb")
-        if verb not in _FOR_ALL and uid not in (0, os.geteuid()):
-            return {"ok": False, "message": f"{verb!r} is for root, and process {pid} has uid {uid}"}
+        if reason := refusal(client.end, question.get("verb")):
+            return {"ok": False, "message": reason}
         return self._respond(question)
 
     def _write(self, client: _Client) -> None:
@@ -378,11 +371,3 @@ def _receive(end: socket.socket, deadline: float) -> dict[str, Any]:
             raise ValueError("not a whole line")
         chunks.append(chunk)
     return json_object(b"".join(chunks))
-
-
-def _readers() -> int | None:
-    """The group whose members may ask for the status; None where there is none."""
-    try:
-        return grp.getgrnam(READERS).gr_gid
-    except KeyError:
-        return None

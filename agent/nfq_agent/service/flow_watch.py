@@ -87,6 +87,8 @@ class FlowWatch:
             if table is not None and len(table) <= _WALKED:
                 for flow, _ in table.flows():
                     self._seen[id(flow)] = _Seen(flow, {}, _reason_of(flow))
+            elif table is not None:
+                self._ring.leave_out(len(table))
         self._read_filters(clock)
         if self._ring.flows_until > clock:
             self._tell_some()
@@ -118,7 +120,9 @@ class FlowWatch:
         if seen is None:
             seen = self._seen[id(flow)] = _Seen(flow, {})
             if len(self._seen) > _FOLLOWED:
-                self._seen.popitem(last=False)
+                _, oldest = self._seen.popitem(last=False)
+                if table.account(oldest.flow) != oldest.told:
+                    self._ring.leave_out()
         if not seen.place:
             seen.place = {"hook": hook_name(packet.hook), **self._chain.context.owners.names(packet)}
         element, rule = self._chain.reason(packet, flow)
@@ -178,6 +182,12 @@ class FlowWatch:
             record |= {
                 "packets": account.packets_sent + account.packets_received,
                 "bytes": account.bytes_sent + account.bytes_received,
+                "pkts_toserver": account.packets_sent,
+                "bytes_toserver": account.bytes_sent,
+                "pkts_toclient": account.packets_received,
+                "bytes_toclient": account.bytes_received,
+                # Seconds of the monotonic clock, which a client on this host has too.
+                "first": round(flow.first, 3),
                 "duration": round(max(flow.last, account.last) - flow.first, 3),
             }
         return record
