@@ -197,6 +197,7 @@ class FakeMachine:
         self.allowed = True
         self.code_changed = False
         self.rehearsal = ""
+        self.elsewhere: tuple[Any, ...] = ()
         self.crew = FakeCrew(self.trouble, self._turn)
         self.log = self._log("first")
         self.system = System(
@@ -213,7 +214,7 @@ class FakeMachine:
             open_log=self._open_log,
             advance=self._advance,
             reimported=lambda: contextlib.nullcontext([]),
-            elsewhere=lambda *_: (),
+            elsewhere=lambda *_: self.elsewhere,
             store=Store(),
             code_changed=lambda: self.code_changed,
             rehearse=lambda: self.rehearsal,

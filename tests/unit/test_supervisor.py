@@ -33,6 +33,28 @@ def test_a_life_in_order() -> None:
     assert not agent.machine.servers[0].open
 
 
+class _Unreadable:
+    """Tables of another backend that cannot be read, as with too few descriptors."""
+
+    name = "legacy"
+
+    def accepting(self, *_: Any) -> Any:
+        raise RuleError("table mangle cannot be read: Too many open files")
+
+    def sign(self) -> object:
+        return None
+
+
+def test_a_stop_does_not_say_that_nothing_is_left_where_it_could_not_look() -> None:
+    agent = Agent()
+    agent.machine.elsewhere = (_Unreadable(),)
+    assert agent.run() == 0
+    assert agent.in_force()["rules"] == [FOREIGN]
+    assert agent.machine.lines[-1].startswith("first: warning: stopped: ")
+    assert "is unknown: rules of this instance in legacy tables cannot be read" in agent.machine.lines[-1]
+    assert not any("no rule of this instance is left" in line for line in agent.machine.lines)
+
+
 def test_the_order_of_a_start_and_a_stop() -> None:
     agent = Agent()
     agent.run()

@@ -38,6 +38,7 @@ class DriftCheck:
         self._unreadable = ""
         # A place that cannot be read is logged once.
         self._said: set[str] = set()
+        self._unswept: tuple[str, ...] = ()
 
     @property
     def pause(self) -> float:
@@ -173,12 +174,24 @@ class DriftCheck:
     def sweep(self) -> None:
         """Remove rules of this instance that are anywhere but in the backend in use. Never raises RuleError: it is logged."""
         swept = self._rules.sweep()
+        self._unswept = swept.unknown
         for line in swept.removed:
             self._log(line, "warning")
         for line in swept.accepted:
             self._log(line)
         for line in swept.unknown:
             self._log_once(line)
+
+    def log_stopped(self) -> None:
+        """Say at the end of a clean stop whether a rule of this instance is left, as far as the last `sweep` could tell."""
+        if self._unswept:
+            self._log(
+                "stopped: the rules in the backend's own tables are removed; whether one of this instance is left elsewhere is "
+                f"unknown: {'; '.join(self._unswept)}; run `nfq-agent remove`",
+                "warning",
+            )
+        else:
+            self._log("stopped: no rule of this instance is left")
 
     def _log_once(self, line: str) -> None:
         if line not in self._said:

@@ -218,7 +218,7 @@ class Supervisor:
                 self._log(f"{error}; run `nfq-agent remove`", "error")
         self._inheritance.clear()
         if clean and not failed:
-            self._log("stopped: no rule of this instance is left")
+            self._log("stopped") if self._drift is None else self._drift.log_stopped()
         return clean
 
     def _remove_rules(self, rules: LiveRules, failed: bool) -> None:
