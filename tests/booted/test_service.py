@@ -163,6 +163,23 @@ def test_metrics_are_served_on_request_by_a_unit_without_rights(host: Container)
     assert 'nfq_agent_up{agent="default"} 0.0' in host.run(*scrape).stdout
 
 
+def test_flows_are_exported_by_a_unit_without_rights(host: Container) -> None:
+    assert host.show("nfq-agent-flows.service", "UnitFileState") == "disabled"
+    target = "/var/lib/nfq-agent-flows/flows.json"
+    line = f"/usr/bin/nfq-agent export json --idle 1s --to {target}"
+    host.write("/etc/systemd/system/nfq-agent-flows.service.d/to.conf", f"[Service]\nExecStart=\nExecStart={line}\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", "nfq-agent-flows")
+    until(lambda: "go to" in host.run("journalctl", "-u", "nfq-agent-flows", "-o", "cat").stdout, "the exporter reads flows")
+    exchange(host)
+    until(lambda: '"event": "flow"' in host.run("cat", target, check=False).stdout, "the flow is written")
+    pid = host.show("nfq-agent-flows.service", "MainPID")
+    state = host.shell(f"cat /proc/{pid}/status")
+    assert re.search(r"^CapEff:\t0+$", state, re.MULTILINE)
+    assert re.search(r"^NoNewPrivs:\t1$", state, re.MULTILINE)
+    assert not re.search(r"^Uid:\t0\t", state, re.MULTILINE)
+
+
 def exposure(host: Container) -> float:
     """What systemd-analyze makes of the unit: 0 to 10."""
     shown = host.run("systemd-analyze", "security", "--no-pager", "nfq-agent.service").stdout
