@@ -77,7 +77,7 @@ def documented() -> dict[str, dict[str, str]]:
     for line in DOCS.read_text().splitlines():
         if line.startswith("#"):
             heading = line.strip("# ")
-        elif heading in ("The verbs", "explain", "replay", "learn", "bugreport"):
+        elif heading in ("The verbs", "explain", "replay", "learn", "bugreport", "top and trace"):
             continue
         elif row := re.fullmatch(r"\| `(\w+)` \| (.+) \|", line):
             tables.setdefault(heading, {})[row[1]] = row[2]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from nfq_agent.cli.app import InstanceOption, app
+from nfq_agent.cli.app import InstanceOption
+
+EXAMPLE: Final = "Example: nfq-agent export ipfix --to udp://192.0.2.9:4739"
 
 
-@app.command(epilog="Example: nfq-agent export ipfix --to udp://192.0.2.9:4739")
 def export(
     form: Annotated[str, typer.Argument(metavar="ipfix|json", help="IPFIX messages (RFC 7011), or JSON lines.")],
     what: Annotated[str, typer.Argument(metavar="[FILTER]", help="Which flows, as in docs/filter.md.")] = "",

@@ -22,7 +22,7 @@ from nfq_agent.cli.app import (
     app,
 )
 
-__all__ = ["app", "export_verb"]
+__all__ = ["app"]
 
 
 def _print_version(wanted: bool) -> None:
@@ -348,6 +348,9 @@ def trace(
     from nfq_agent.cli.trace import trace as run
 
     return run(Flags(config, instance), what, seconds_of(last), json_)
+
+
+app.command(epilog=export_verb.EXAMPLE)(export_verb.export)
 
 
 @app.command(epilog="Example: nfq-agent metrics --instance web")
