@@ -13,13 +13,12 @@ from typing import Any, Final
 
 from nfq_agent.flow import Account
 from nfq_agent.flow_filter import FilterPart
-from nfq_agent.flow_report import FlowReport, PeriodEnd
+from nfq_agent.flow_report import FIGURES, FlowReport, PeriodEnd, check
 
 # Flows of which something is to be reported, and totals of flows of which all is.
 MOST: Final = 65536
 _MOST_QUIET: Final = 262144
 _NOTHING: Final = Account(0, 0, 0, 0, 0.0)
-_FIGURES: Final = ("pkts_toserver", "bytes_toserver", "pkts_toclient", "bytes_toclient")
 _KEY: Final = ("queue", "tap", "inline", "proto", "src", "sport", "dst", "dport")
 _Key = tuple[Any, ...]
 
@@ -58,14 +57,13 @@ class FlowPeriods:
         for record in records:
             try:
                 yield from self._add(instance, record, now)
-            except (KeyError, TypeError, ValueError, OverflowError):
-                # A worker that was taken over can write anything.
+            except (KeyError, TypeError, ValueError):
                 self.missed += 1
 
     def _add(self, instance: str, record: dict[str, Any], now: float) -> Iterator[FlowReport]:
         key = (instance, *map(record.get, _KEY))
         ends = record["kind"] == "end"
-        if _FIGURES[0] in record:
+        if FIGURES[0] in record:
             yield from self._take(key, record, now)
         elif ends and key not in self._open and key not in self._quiet:
             # Forgotten by the agent before it told of it.
@@ -96,8 +94,9 @@ class FlowPeriods:
             yield from self._report(key, period, PeriodEnd.stopped)
 
     def _take(self, key: _Key, record: dict[str, Any], now: float) -> Iterator[FlowReport]:
+        check(record)
         first = float(record["first"])
-        sent, bytes_sent, received, bytes_received = (int(record[name]) for name in _FIGURES)
+        sent, bytes_sent, received, bytes_received = (record[name] for name in FIGURES)
         total = Account(sent, bytes_sent, received, bytes_received, first + float(record["duration"]))
         period = self._open.get(key)
         if period is not None and period.first != first:
@@ -123,6 +122,14 @@ class FlowPeriods:
 
     def _report(self, key: _Key, period: _Period, why: PeriodEnd) -> Iterator[FlowReport]:
         passed = period.total.since(period.before)
-        if passed.packets_sent + passed.packets_received > 0 and self._what.match(period.record):
+        figures = (passed.packets_sent, passed.bytes_sent, passed.packets_received, passed.bytes_received)
+        try:
+            wanted = any(figures[::2]) and self._what.match(period.record)
+        except (AttributeError, TypeError, ValueError):
+            wanted, figures = False, (-1, -1, -1, -1)
+        if min(figures) < 0:
+            # Totals that fall, or values of other types than a filter expects: written by a worker that was taken over.
+            self.missed += 1
+        elif wanted:
             end = max(period.start, period.total.last)
             yield FlowReport(str(key[0]), period.record, period.start + self.epoch, end + self.epoch, passed, why)

@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
+from ipaddress import ip_address
 from typing import Any, Final
 
 from nfq_agent.facts import fields, headline
 from nfq_agent.flow import Account
+from nfq_agent.packet import PROTOCOL_NAMES
 
 # What the record of a flow holds for the exporter alone, or that is said in another way.
 _INSIDE: Final = frozenset(("kind", "first", "duration", "packets", "bytes"))
+
+
+# How the agent says how much of a flow has passed.
+FIGURES: Final = ("pkts_toserver", "bytes_toserver", "pkts_toclient", "bytes_toclient")
+_PROTOCOLS: Final = frozenset(PROTOCOL_NAMES.values())
+# Far behind any uptime and any duration; a number of seconds that a date can still hold.
+_LATEST: Final = 1 << 32
+
+
+def check(record: Mapping[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError if a report of this record could not be written.
+
+    A worker that was taken over can write any JSON object.
+    """
+    if ip_address(_text(record["src"])).version != ip_address(_text(record["dst"])).version:
+        raise ValueError("the addresses are of two versions")
+    proto = _text(record["proto"])
+    if proto not in _PROTOCOLS and not re.fullmatch(r"proto-[0-9]{1,3}", proto):
+        raise ValueError(f"{proto!r} is not a protocol")
+    for port in ("sport", "dport"):
+        _within(record.get(port, 0), 1 << 16)
+    for name in FIGURES:
+        _within(record[name], 1 << 64)
+    for name in ("first", "duration"):
+        if not math.isfinite(record[name]) or not 0 <= record[name] < _LATEST:
+            raise ValueError(f"{name} is not a number of seconds")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def _within(value: Any, end: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < end:
+        raise ValueError(f"{value!r} is not a number from 0 to {end - 1}")
 
 
 class PeriodEnd(IntEnum):

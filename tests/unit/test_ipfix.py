@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nfq_agent.cli import export
 from nfq_agent.cli.export_output import FlowOutput, output
@@ -69,6 +72,40 @@ def test_flows_are_bounded_and_what_has_no_figures_is_counted() -> None:
     ended = {name: value for name, value in told("end", sport=9).items() if not name.startswith(("pkts", "bytes"))}
     assert [*made.add("default", [ended, {"kind": "packet"}], 11.0)] == []
     assert made.missed == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"src": None}, {"src": 5}, {"src": "x"}, {"dst": "2001:db8::1"}, {"sport": "5"}, {"sport": -1}, {"dport": 65536},
+        {"proto": "proto-x"}, {"proto": ["tcp"]}, {"first": math.nan}, {"first": math.inf}, {"duration": math.inf},
+        {"duration": "long"}, {"bytes_toserver": -1}, {"bytes_toserver": 1 << 64}, {"pkts_toserver": 1.5},
+        {"pkts_toserver": True},
+    ],
+)  # fmt: skip
+def test_a_record_that_no_report_could_say_is_counted(wrong: dict[str, Any]) -> None:
+    made = periods()
+    assert [*made.add("default", [told() | wrong, told(sport=6)], 10.0)] == []
+    found = [*made.finish()]
+    assert (made.missed, len(found)) == (1, 1)
+    for encoding in (IpfixSession(), FlowLines()):
+        assert sum(count for _, count in encoding.blocks(found, 0.0, DATAGRAM)) == 1
+
+
+def test_totals_that_fall_are_counted() -> None:
+    made = periods()
+    assert summed([*made.add("default", [told(packets=7), told(packets=8)], 10.0), *made.due(26.0)]) == [(8, "idle")]
+    assert summed([*made.add("default", [told("end", packets=2)], 27.0)]) == []
+    assert made.missed == 1
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text() | st.integers(), st.lists, max_leaves=5))
+def test_any_value_of_any_key_is_reported_or_counted(value: Any) -> None:
+    for key in (*told(), "would", "unit", "container", "protocol"):
+        made = periods("name ~ *.test and verdict = accept or dport < 5")
+        found = [*made.add("default", [told() | {key: value}], 10.0), *made.finish()]
+        for encoding in (IpfixSession(), FlowLines()):
+            assert sum(count for _, count in encoding.blocks(found, 0.0, DATAGRAM)) == len(found), key
 
 
 def test_the_filter_is_of_the_whole_record() -> None:

@@ -116,7 +116,11 @@ class File(FlowOutput):
         self._begun = False
 
     def _ready(self, now: float) -> bool:
-        empty = not Path(self.name).exists() or not Path(self.name).stat().st_size
+        try:
+            empty = not Path(self.name).stat().st_size
+        except OSError:
+            # It is not there, or the attempt to write says why it cannot be read.
+            empty = True
         if empty or not self._begun:
             self._begun = self._wrote(self._encoding.begin(now))
         return self._begun

@@ -21,7 +21,13 @@ def trace(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
     try:
         for records in questions.each(seconds):
             for record in records:
-                print(json.dumps(record) if as_json else "\n".join(way(record)), flush=True)
+                try:
+                    lines = [json.dumps(record)] if as_json else [printable(line) for line in way(record)]
+                except (KeyError, TypeError, ValueError):
+                    # A worker that was taken over can write anything.
+                    questions.missed += 1
+                    continue
+                print("\n".join(lines), flush=True)
     except control.ControlError as error:
         print(f"nfq-agent: {error}", file=sys.stderr)
         return 1
@@ -39,6 +45,6 @@ def way(record: dict[str, Any]) -> Iterator[str]:
     answered = record["element"] == steps[-1][0] if steps else False
     for place, (element, rule) in enumerate(steps, 1):
         last = place == len(steps) and answered
-        yield f"  {element}: {verdict_of(record) if last else 'no answer'}{f' by {printable(rule)}' if rule and last else ''}"
+        yield f"  {element}: {verdict_of(record) if last else 'no answer'}{f' by {rule}' if rule and last else ''}"
     if not answered:
         yield f"  {record['element']}: {verdict_of(record)}"
