@@ -61,7 +61,18 @@ def options_of(cls: type[Any]) -> type[Options] | None:
     return None
 
 
-class PacketElement(HasAccess, Foreseeable, Compilable, Generic[O]):
+class HasOptions:
+    """The part of an element that says which options its table takes: `Options`, or the parameter of its base."""
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Options" not in cls.__dict__ and (model := options_of(cls)) is not None:
+            cls.Options = model
+
+
+class PacketElement(HasOptions, HasAccess, Foreseeable, Compilable, Generic[O]):
     """Base of every element that judges packets.
 
     The model of its table is the parameter of its base, as in `class MyElement(PacketElement[MyOptions])`, or its attribute
@@ -93,12 +104,6 @@ class PacketElement(HasAccess, Foreseeable, Compilable, Generic[O]):
     degrades: ClassVar[bool] = False
     keeps_facts: ClassVar[tuple[str, ...]] = ()
     facts_read: tuple[str, ...] | None = None
-    Options: ClassVar[type[Options]] = Options
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "Options" not in cls.__dict__ and (model := options_of(cls)) is not None:
-            cls.Options = model
 
     def __init__(self, name: str, options: O, emit: Emit) -> None:
         self.name = name

@@ -13,13 +13,12 @@ from typing import Any, Final
 
 from nfq_agent.flow import Account
 from nfq_agent.flow_filter import FilterPart
-from nfq_agent.flow_report import FIGURES, FlowReport, PeriodEnd, check
+from nfq_agent.flow_report import FIGURES, FLOW_KEY, FlowReport, PeriodEnd, check
 
 # Flows of which something is to be reported, and totals of flows of which all is.
 MOST: Final = 65536
 _MOST_QUIET: Final = 262144
 _NOTHING: Final = Account(0, 0, 0, 0, 0.0)
-_KEY: Final = ("queue", "tap", "inline", "proto", "src", "sport", "dst", "dport")
 _Key = tuple[Any, ...]
 
 
@@ -61,7 +60,7 @@ class FlowPeriods:
                 self.missed += 1
 
     def _add(self, instance: str, record: dict[str, Any], now: float) -> Iterator[FlowReport]:
-        key = (instance, *map(record.get, _KEY))
+        key = (instance, *map(record.get, FLOW_KEY))
         ends = record["kind"] == "end"
         if FIGURES[0] in record:
             yield from self._take(key, record, now)

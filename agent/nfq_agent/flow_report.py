@@ -19,6 +19,8 @@ from nfq_agent.packet import PROTOCOL_NAMES
 _INSIDE: Final = frozenset(("kind", "first", "duration", "packets", "bytes"))
 
 
+# What tells one flow of an agent from the others, in its records.
+FLOW_KEY: Final = ("queue", "tap", "inline", "proto", "src", "sport", "dst", "dport")
 # How the agent says how much of a flow has passed.
 FIGURES: Final = ("pkts_toserver", "bytes_toserver", "pkts_toclient", "bytes_toclient")
 _PROTOCOLS: Final = frozenset(PROTOCOL_NAMES.values())

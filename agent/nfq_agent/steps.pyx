@@ -48,7 +48,31 @@ cdef class Step:
         return H_NEXT
 
 
-cdef class LineLimit(Step):
+cdef class Limited(Step):
+    """Counts what is beyond a rate. say: takes the number of those packets, every ten seconds at most."""
+
+    cdef Held held
+    cdef object say
+
+    def take_held(self):
+        """How many were beyond it and not said. Counting then starts at 0."""
+        count, self.held.count = self.held.count, 0
+        return count
+
+    cdef bint _counted(self, bint taken, double now) noexcept nogil:
+        """The same, counted and said where it is time."""
+        if not taken:
+            hold(&self.held, now)
+        cdef uint64_t count = due(&self.held, now)
+        if count:
+            self._say(count)
+        return taken
+
+    cdef void _say(self, uint64_t count) noexcept with gil:
+        self.say(count)
+
+
+cdef class LineLimit(Limited):
     """Which packets `log` writes a line for: per_second on average, 0 for all of them. drops_only: not for what is accepted.
 
     say: takes the number of those that were held back, every ten seconds at most.
@@ -57,8 +81,6 @@ cdef class LineLimit(Step):
     cdef bint limited, drops_only
     cdef double per_second, burst
     cdef Tokens tokens
-    cdef Held held
-    cdef object say
 
     def __cinit__(self, double per_second, double burst, bint drops_only, say):
         self.hears = self.timed = True
@@ -72,22 +94,9 @@ cdef class LineLimit(Step):
         """Whether there is a line for a packet now. now: seconds since the epoch."""
         return self._take(now)
 
-    def take_held(self):
-        """How many were held back and not said. Counting then starts at 0."""
-        count, self.held.count = self.held.count, 0
-        return count
-
     cdef bint _take(self, double now) noexcept nogil:
         cdef bint taken = not self.limited or take_token(&self.tokens, self.per_second, self.burst, now)
-        if not taken:
-            hold(&self.held, now)
-        cdef uint64_t count = due(&self.held, now)
-        if count:
-            self._say(count)
-        return taken
-
-    cdef void _say(self, uint64_t count) noexcept with gil:
-        self.say(count)
+        return self._counted(taken, now)
 
     cdef uint8_t hear(self, const View *view, uint8_t index) noexcept nogil:
         if self.drops_only and index == I_ACCEPT:
@@ -95,7 +104,7 @@ cdef class LineLimit(Step):
         return H_TELL if self._take(view.now) else H_NEXT
 
 
-cdef class AddressLimit(Step):
+cdef class AddressLimit(Limited):
     """Drops what exceeds a rate for one source, one destination, or all together, as `rate-limit`.
 
     per: "source", "destination" or "all". limit: addresses that are remembered. mask, mask6: bits of an address that count, packed.
@@ -105,8 +114,6 @@ cdef class AddressLimit(Step):
     cdef AddressTokens tokens
     cdef uint8_t masks[2][16]
     cdef bint all, source
-    cdef Held held
-    cdef object say
 
     def __cinit__(self, double per_second, double burst, uint32_t limit, str per, bytes mask, bytes mask6, say):
         if per not in ("source", "destination", "all") or len(mask) != 4 or len(mask6) != 16:
@@ -128,11 +135,6 @@ cdef class AddressLimit(Step):
             raise ValueError("an address has 4 or 16 bytes")
         return self._take(&address[0], address.shape[0], now)
 
-    def take_held(self):
-        """How many were dropped and not said. Counting then starts at 0."""
-        count, self.held.count = self.held.count, 0
-        return count
-
     cdef bint _take(self, const uint8_t *address, uint32_t size, double now) noexcept nogil:
         cdef uint8_t key[16]
         cdef const uint8_t *mask = self.masks[size == 16]
@@ -140,15 +142,7 @@ cdef class AddressLimit(Step):
         for place in range(size):
             key[place] = address[place] & mask[place]
         cdef bint taken = self.tokens.take(key, size, now)
-        if not taken:
-            hold(&self.held, now)
-        cdef uint64_t count = due(&self.held, now)
-        if count:
-            self._say(count)
-        return taken
-
-    cdef void _say(self, uint64_t count) noexcept with gil:
-        self.say(count)
+        return self._counted(taken, now)
 
     cdef uint8_t decide(self, const View *view) noexcept nogil:
         if self.all:

@@ -6,11 +6,11 @@ Elements see chunks, and must not rely on where one ends and the next begins.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple
+from typing import Final, Generic, Literal, NamedTuple
 
 from nfq_agent.access import HasAccess
 from nfq_agent.connection import Connection, Way
-from nfq_agent.element import Emit, O, Options, options_of
+from nfq_agent.element import Emit, HasOptions, O
 from nfq_agent.verdict import Verdict
 
 
@@ -58,7 +58,7 @@ def ways_of(text: Ways) -> frozenset[Way]:
     return frozenset(Way) if text == "both" else frozenset((Way[text.upper()],))
 
 
-class StreamElement(HasAccess, Generic[O]):
+class StreamElement(HasOptions, HasAccess, Generic[O]):
     """Base of every element that looks at streams. One object serves all connections of a process.
 
     The model of its table is the parameter of its base, as in `class MyElement(StreamElement[MyOptions])`, or its attribute
@@ -68,12 +68,6 @@ class StreamElement(HasAccess, Generic[O]):
 
     # The most bytes that it sees at once; None for the proxy's `chunk`. An instance may set it.
     most: int | None = None
-    Options: ClassVar[type[Options]] = Options
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "Options" not in cls.__dict__ and (model := options_of(cls)) is not None:
-            cls.Options = model
 
     def __init__(self, name: str, options: O, emit: Emit) -> None:
         self.name = name

@@ -8,7 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from nfq_agent.flow_report import FlowReport
 from nfq_agent.ipfix import DATAGRAM
@@ -130,47 +130,10 @@ class File(FlowOutput):
             file.write(block)
 
 
-class Udp(FlowOutput):
-    """A record that is sent may be lost on its way: the collector sees that in the sequence numbers of IPFIX."""
+class _Collector(FlowOutput):
+    """A socket that is connected to a collector, and made again some seconds after a failure; what comes meanwhile is lost."""
 
-    most = DATAGRAM
-
-    def __init__(self, name: str, encoding: Encoding, endpoint: Endpoint) -> None:
-        super().__init__(name, encoding)
-        self._endpoint = endpoint
-        self._socket: socket.socket | None = None
-        self._again = self._told = float("-inf")
-
-    def close(self) -> None:
-        """Close the socket."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    def _ready(self, now: float) -> bool:
-        if self._socket is None:
-            if now < self._again:
-                return False
-            self._again = now + _AGAIN
-            try:
-                self._socket = _connected(self._endpoint, socket.SOCK_DGRAM)
-            except OSError as error:
-                self.problem = f"{self.name}: {error.strerror or error}"
-                return False
-            self._told = now
-            return self._wrote(self._encoding.begin(now))
-        if now - self._told >= _REFRESH:
-            self._told = now
-            self._wrote(self._encoding.again(now))
-        return True
-
-    def _put(self, block: bytes) -> None:
-        if block and self._socket is not None:
-            self._socket.send(block)
-
-
-class Tcp(FlowOutput):
-    """A connection that fails is made again; what could not be sent meanwhile is lost, and counted."""
+    kind: ClassVar[socket.SocketKind]
 
     def __init__(self, name: str, encoding: Encoding, endpoint: Endpoint) -> None:
         super().__init__(name, encoding)
@@ -188,12 +151,46 @@ class Tcp(FlowOutput):
         if self._socket is None and now >= self._again:
             self._again = now + _AGAIN
             try:
-                self._socket = _connected(self._endpoint, socket.SOCK_STREAM)
+                self._socket = _connected(self._endpoint, self.kind)
             except OSError as error:
                 self.problem = f"{self.name}: {error.strerror or error}"
                 return False
-            self._wrote(self._encoding.begin(now))
+            return self._begin(now)
         return self._socket is not None
+
+    def _begin(self, now: float) -> bool:
+        """Write what a reader needs first. Returns whether it could be."""
+        return self._wrote(self._encoding.begin(now))
+
+
+class Udp(_Collector):
+    """A record that is sent may be lost on its way: the collector sees that in the sequence numbers of IPFIX."""
+
+    kind = socket.SOCK_DGRAM
+    most = DATAGRAM
+    _told = float("-inf")
+
+    def _ready(self, now: float) -> bool:
+        if not super()._ready(now):
+            return False
+        if now - self._told >= _REFRESH:
+            self._told = now
+            self._wrote(self._encoding.again(now))
+        return True
+
+    def _begin(self, now: float) -> bool:
+        self._told = now
+        return super()._begin(now)
+
+    def _put(self, block: bytes) -> None:
+        if block and self._socket is not None:
+            self._socket.send(block)
+
+
+class Tcp(_Collector):
+    """A connection that fails is made again; what could not be sent meanwhile is lost, and counted."""
+
+    kind = socket.SOCK_STREAM
 
     def _put(self, block: bytes) -> None:
         if self._socket is None:

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from nfq_agent.cli.flow_records import end_of, names_of, verdict_of, who_of
 from nfq_agent.flow_filter import EVERYTHING, FilterPart
+from nfq_agent.flow_report import FLOW_KEY
 
 # Seconds after which a silent flow is no longer shown, an ended one is no longer shown, and a rate counts as 0.
 _SILENT: Final = 10.0
 _ENDED: Final = 5.0
 _STILL: Final = 5.0
-_KEY: Final = ("queue", "tap", "inline", "proto", "src", "sport", "dst", "dport")
 
 
 class Sort(Enum):
@@ -116,7 +116,7 @@ class LiveFlows:
     def add(self, records: Iterable[dict[str, Any]], now: float) -> None:
         """Take in the records of one answer. now: monotonic seconds."""
         for record in records:
-            key = tuple(record.get(part) for part in _KEY)
+            key = tuple(record.get(part) for part in FLOW_KEY)
             row = self._rows.get(key)
             if row is None:
                 row = self._rows[key] = _Row(record, now)

@@ -16,10 +16,9 @@ from nfq_agent.config.policy_summary import differences, summary, told
 from nfq_agent.host import cgroups, filters, pairs, routes
 from nfq_agent.host.users import ensure_user, find_user
 from nfq_agent.host.xtables.backend import choose, everywhere
-from nfq_agent.rules.groups import bound
-from nfq_agent.rules.groups import paths as group_paths
+from nfq_agent.rules.groups import Numbers, bound, paths
 from nfq_agent.rules.leaving import fail_closed
-from nfq_agent.rules.model import FAMILIES, RuleError
+from nfq_agent.rules.model import FAMILIES, RuleError, Ruleset
 from nfq_agent.rules.plan import plan as plan_rules
 from nfq_agent.rules.proxies import accept_rules, redirects
 from nfq_agent.service import control
@@ -32,7 +31,7 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
     live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded)))
     user = find_user(loaded.agent.user)
     ruleset = plan_rules(loaded, loaded.agent.user if user is None else user.uid, live.host.lists, live.host.families)
-    numbers = {path: cgroups.number(path) for path in group_paths(ruleset)}
+    numbers = _group_numbers(ruleset)
     changes = compare(bound(ruleset, numbers), live.read())
     besides = show.side_effects(ruleset, live.host, loaded.agent.user if user is None else None)
     policy = _policy_plan(loaded)
@@ -55,6 +54,11 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
         return code
     # Worse than a change is one that drops what passed.
     return replay(flags, capture, None, enforce=False, as_json=False) or code
+
+
+def _group_numbers(ruleset: Ruleset) -> Numbers:
+    """Of the control groups in the rules, as they are now."""
+    return {path: cgroups.number(path) for path in paths(ruleset)}
 
 
 def _policy_plan(config: Config) -> PolicyPlan:
@@ -81,7 +85,7 @@ def apply(flags: Flags, confirm_within: int | None) -> int:
     # The rules outlive this process, and the table that they are in.
     live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded), persist=True))
     ruleset = plan_rules(loaded, user.uid, live.host.lists, live.host.families)
-    numbers = {path: cgroups.number(path) for path in group_paths(ruleset)}
+    numbers = _group_numbers(ruleset)
     for path in (path for path, each in numbers.items() if each is None):
         # Without an agent nothing would put its rules in when it appears.
         raise RuleError(f"{cgroups.absence(path)}; start it first: only a running agent waits for it")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text, tls
-from nfq_agent.protocols.starttls import handed_over
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text
+from nfq_agent.protocols.starttls import hand_over
 
 _LINES: Final = 16
 _LINE: Final = 512
@@ -39,7 +39,7 @@ def parse(client: bytes, server: bytes) -> Result:
         verb = command[1].upper()
         at = end + 1
         if verb == b"AUTH" and (command[2] or b"").upper() in (b"TLS", b"TLS-C", b"SSL"):
-            return handed_over(facts, tls.parse(client[at:], b""), at)
+            return hand_over(facts, client, at)
         if verb == b"USER":
             facts["ftp_user"] = text(command[2] or b"")
         if verb not in _WAITING:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text, tls
-from nfq_agent.protocols.starttls import handed_over
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text
+from nfq_agent.protocols.starttls import hand_over
 
 _LINES: Final = 16
 _LINE: Final = 1024
@@ -49,7 +49,7 @@ def parse(client: bytes, server: bytes) -> Result:
         verb = command[2].upper()
         at = end + 1
         if verb == b"STARTTLS":
-            return handed_over(facts, tls.parse(client[at:], b""), at)
+            return hand_over(facts, client, at)
         if verb not in _WAITING:
             return Found(facts)
     return Found(facts)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text, tls
-from nfq_agent.protocols.starttls import handed_over
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text
+from nfq_agent.protocols.starttls import hand_over
 
 _SSL: Final = bytes.fromhex("00000008 04d2162f")
 _GSS: Final = bytes.fromhex("00000008 04d21630")
@@ -36,7 +36,7 @@ def parse(client: bytes, server: bytes) -> Result:  # noqa: C901  # one branch f
     else:
         return NO
     if at and client[at : at + 1] == b"\x16":
-        return handed_over(facts, tls.parse(client[at:], b""), at)
+        return hand_over(facts, client, at)
     unknown: Result = Found(facts) if at else NO
     size = int.from_bytes(client[at : at + 4], "big")
     if len(client) < at + 8:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text, tls
-from nfq_agent.protocols.starttls import handed_over
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text
+from nfq_agent.protocols.starttls import hand_over
 
 _TPKT: Final = b"\3\0"
 _REQUEST: Final = 0xE0
@@ -33,7 +33,7 @@ def parse(client: bytes, server: bytes) -> Result:
         facts["rdp_user"] = text(data[len(_COOKIE) : end])
     rest = client[size:]
     if rest[:1] == b"\x16":
-        return handed_over(facts, tls.parse(rest, b""), size)
+        return hand_over(facts, client, size)
     # TYPE_RDP_NEG_REQ with a bit of PROTOCOL_SSL or PROTOCOL_HYBRID: TLS is to follow.
     asks_for_tls = data[-8:-7] == b"\1" and len(data) >= 8 and bool(data[-4] & 3)
     return Found(facts, decided=bool(rest) or not asks_for_tls)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, hostname, text, tls
-from nfq_agent.protocols.starttls import handed_over
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, hostname, text
+from nfq_agent.protocols.starttls import hand_over
 
 _LINES: Final = 16
 _LINE: Final = 512
@@ -45,7 +45,7 @@ def parse(client: bytes, server: bytes) -> Result:
             return Found(facts)
         at = end + 1
         if verb == b"STARTTLS":
-            return handed_over(facts, tls.parse(client[at:], b""), at)
+            return hand_over(facts, client, at)
     return Found(facts)
 
 

@@ -37,6 +37,11 @@ def handed_over(facts: Mapping[str, Any], inner: Result, before: int, carries: b
     return Found({**inner.facts, **facts}, inner.decided, inner.done, used=before + inner.used, then=then)
 
 
+def hand_over(facts: Mapping[str, Any], client: bytes, before: int) -> Found:
+    """The facts of a protocol that hands over to TLS behind so many bytes, with those of the ClientHello there."""
+    return handed_over(facts, tls.parse(client[before:], b""), before)
+
+
 def lookout(facts: Mapping[str, Any], opening: bytes, carries: bool) -> Parser:
     """Searches what follows for a ClientHello. facts: of the opening. carries: its protocol hands over to TLS."""
     is_text = _TEXT.fullmatch(opening[:_LOOKED_AT]) is not None

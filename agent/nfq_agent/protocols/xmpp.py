@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text, tls
-from nfq_agent.protocols.starttls import handed_over
+from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, text
+from nfq_agent.protocols.starttls import hand_over
 
 _LIMIT: Final = 2048
 _BEGINNINGS: Final = (b"<?xml ", b"<stream:stream ")
@@ -31,7 +31,7 @@ def parse(client: bytes, server: bytes) -> Result:
     rest = client[header.end() :]
     starttls = _STARTTLS.match(rest)
     if starttls is not None:
-        return handed_over(facts, tls.parse(rest[starttls.end() :], b""), header.end() + starttls.end())
+        return hand_over(facts, client, header.end() + starttls.end())
     return Found(facts, decided=bool(rest) and not b"<starttls ".startswith(rest[:10]) and len(rest) < _LIMIT)
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from nfq_agent.log import Log
 from nfq_agent.rules.foreign import InFront
+from nfq_agent.service.group_watch import ADVICE
 from nfq_agent.service.meter import Meter, ProxyPort
 from nfq_agent.service.status import BypassStatus, DriftStatus, ProxyStatus, QueueStatus
 
@@ -58,7 +59,7 @@ def _late(drift: DriftStatus) -> Iterator[BypassStatus]:
             round(seconds, 3),
             "seconds",
             f"the control group {path} existed so long before its rules were in; what its sockets sent meanwhile is not counted",
-            "a slice that always has a running unit, or uid, has no such delay",
+            ADVICE,
         )
 
 

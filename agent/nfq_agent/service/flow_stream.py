@@ -23,13 +23,13 @@ _LASTS: Final = 5_000_000_000
 def answer(workers: Iterable[Worker], question: Mapping[str, Any], clock: int) -> dict[str, Any]:
     """The records of flows, or of traced packets. clock: nanoseconds, monotonic.
 
-    The question holds `places`, as the answer before gave them, and `packets`, a filter, if packets are traced instead of flows.
+    The question, which `question.parse` has checked, holds `places`, as the answer before gave them, and `packets`, a filter, if
+    packets are traced instead of flows.
     """
-    packets = None if question.get("packets") is None else str(question["packets"])
+    packets: str | None = question.get("packets")
     if packets is not None and (wrong := _wrong(packets)):
         return {"ok": False, "message": wrong}
-    given = question.get("places")
-    given = given if isinstance(given, dict) else {}
+    given = question.get("places") or {}
     records: list[Any] = []
     places: dict[str, list[int]] = {}
     missed = 0
@@ -41,7 +41,7 @@ def answer(workers: Iterable[Worker], question: Mapping[str, Any], clock: int) -
             return {"ok": False, "message": f"{SLOTS} other filters are traced now; allowed: {SLOTS} at the same time"}
         known = given.get(worker.title)
         # At first what was told to others before is not for this client.
-        place = worker.ring.read(RingPlace(), slot)[1] if known is None else RingPlace(*map(int, known))
+        place = worker.ring.read(RingPlace(), slot)[1] if known is None else RingPlace(*known)
         found, place, more = worker.ring.read(place, slot)
         missed += more
         places[worker.title] = [place.written, place.records, place.left_out]

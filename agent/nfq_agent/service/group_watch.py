@@ -10,7 +10,7 @@ from nfq_agent.log import Log
 from nfq_agent.rules.groups import Numbers, paths
 from nfq_agent.rules.model import Ruleset
 
-_ADVICE: Final = "a slice that always has a running unit, or uid, has no such delay"
+ADVICE: Final = "a slice that always has a running unit, or uid, has no such delay"
 
 
 class GroupWatch:
@@ -64,7 +64,7 @@ class GroupWatch:
                 self.late[path] = self.late.get(path, 0.0) + late
                 self._log(
                     f"the control group {path} {what}: {_listed(names)} in for it, {late:.2f} s after the group; what "
-                    f"its sockets sent until then passed uninspected ({_ADVICE})"
+                    f"its sockets sent until then passed uninspected ({ADVICE})"
                 )
             else:
                 self._log(f"the control group {path} {what}: the rules that exclude it are in")
