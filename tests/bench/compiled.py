@@ -15,9 +15,10 @@ from typing import Any, Final
 from nfq_agent.counters import Counters
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements import packet_element
+from nfq_agent.host.attributes import attribute
 from nfq_agent.host.nfqueue.channel import make_packet
 from nfq_agent.host.nfqueue.flow_inbox import FlowInbox
-from nfq_agent.host.nfqueue.messages import MSG_PACKET, attribute
+from nfq_agent.host.nfqueue.messages import MSG_PACKET
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.testing import udp
 from nfq_agent.verdict import ACCEPT, DROP

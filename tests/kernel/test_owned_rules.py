@@ -17,8 +17,8 @@ from rule_texts import jump, rules
 from tcp_client import ask, server
 
 from nfq_agent.config.models import Config
+from nfq_agent.host.attributes import attribute, attributes
 from nfq_agent.host.nftables import sets
-from nfq_agent.host.nftables.netlink import attribute, attributes
 from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.nftables.support import probe
 from nfq_agent.rules.diff import diff

@@ -21,8 +21,9 @@ from queue_messages import message
 from queued import NUMBER, PORT
 
 from nfq_agent.checksum import is_wrong
+from nfq_agent.host.attributes import attribute
 from nfq_agent.host.nfqueue import channel
-from nfq_agent.host.nfqueue.messages import MSG_CONFIG, MSG_VERDICT, MSG_VERDICT_BATCH, NLMSG_ERROR, attribute
+from nfq_agent.host.nfqueue.messages import MSG_CONFIG, MSG_VERDICT, MSG_VERDICT_BATCH, NLMSG_ERROR
 from nfq_agent.packet import Packet, decode
 from nfq_agent.testing import udp
 from nfq_agent.verdict import Action

@@ -10,9 +10,10 @@ from struct import Struct
 from hostile import SEEDS, mutated
 from hypothesis import strategies as st
 
+from nfq_agent.host.attributes import attribute
 from nfq_agent.host.nfqueue import inbox as compiled
 from nfq_agent.host.nfqueue.channel import make_packet
-from nfq_agent.host.nfqueue.messages import MSG_PACKET, attribute
+from nfq_agent.host.nfqueue.messages import MSG_PACKET
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import ACCEPT, Verdict
 

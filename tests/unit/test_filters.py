@@ -9,9 +9,10 @@ import struct
 import pytest
 
 from nfq_agent.host import bpf, filters, pairs
+from nfq_agent.host.attributes import attribute
 from nfq_agent.host.filters import Filter, Filters
 from nfq_agent.host.links import Link
-from nfq_agent.host.rtnetlink import attribute, nested
+from nfq_agent.host.rtnetlink import nested
 
 TCMSG = struct.Struct("=BxxxiIII")
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3

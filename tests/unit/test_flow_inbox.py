@@ -10,9 +10,10 @@ import pytest
 
 from nfq_agent.flow import Watch
 from nfq_agent.flow_table import FlowTable
+from nfq_agent.host.attributes import attribute
 from nfq_agent.host.nfqueue.channel import make_packet
 from nfq_agent.host.nfqueue.flow_inbox import FlowInbox
-from nfq_agent.host.nfqueue.messages import MSG_PACKET, MSG_VERDICT, MSG_VERDICT_BATCH, VerdictMessages, attribute
+from nfq_agent.host.nfqueue.messages import MSG_PACKET, MSG_VERDICT, MSG_VERDICT_BATCH, VerdictMessages
 from nfq_agent.packet import Packet
 from nfq_agent.steps import Die, LineLimit, OpeningHeard, Steps
 from nfq_agent.testing import tcp, udp

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from queue_messages import message, messages, sorted_out
 
+from nfq_agent.host.attributes import attribute
 from nfq_agent.host.nfqueue.inbox import five_tuple_of
-from nfq_agent.host.nfqueue.messages import attribute
 
 
 def parsed(data: bytes) -> dict[int, bytes] | None:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from nfq_agent.host import bpf, pairs
+from nfq_agent.host.attributes import attribute
 from nfq_agent.host.links import links
-from nfq_agent.host.rtnetlink import CREATE_EXCLUSIVE, Rtnetlink, attribute, attributes, dump, nested
+from nfq_agent.host.rtnetlink import CREATE_EXCLUSIVE, Rtnetlink, by_type, dump, nested
 
 Attach = Literal["auto", "tcx", "clsact"]
 
@@ -145,10 +146,10 @@ def listed(interface: int, side: int) -> list[Filter]:
     found = []
     for body in dump(_RTM_GETTFILTER, _TCMSG.pack(0, interface, 0, _PARENTS[side], 0)):
         _, index, handle, parent, info = _TCMSG.unpack_from(body)
-        members = attributes(body[_TCMSG.size :])
+        members = by_type(body[_TCMSG.size :])
         name = b""
         if members.get(_KIND) == b"bpf\0":
-            name = attributes(members.get(_OPTIONS, b"")).get(_BPF_NAME, b"").rstrip(b"\0")
+            name = by_type(members.get(_OPTIONS, b"")).get(_BPF_NAME, b"").rstrip(b"\0")
         found.append(Filter(index, parent, info >> 16, info & 0xFFFF, handle, name.decode(errors="replace")))
     return found
 
@@ -170,7 +171,7 @@ def _has_clsact(interface: int) -> bool:
     for body in dump(_RTM_GETQDISC, _TCMSG.pack(0, interface, 0, 0, 0)):
         _, index, handle, _, _ = _TCMSG.unpack_from(body)
         if (index, handle) == (interface, _CLSACT_HANDLE):
-            return attributes(body[_TCMSG.size :]).get(_KIND) == b"clsact\0"
+            return by_type(body[_TCMSG.size :]).get(_KIND) == b"clsact\0"
     return False
 
 

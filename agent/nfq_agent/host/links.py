@@ -11,7 +11,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from nfq_agent.host.rtnetlink import Rtnetlink, attribute, attributes, dump, messages
+from nfq_agent.host.attributes import attribute
+from nfq_agent.host.rtnetlink import Rtnetlink, by_type, dump, messages
 
 # linux/rtnetlink.h, linux/if_link.h
 _RTM_NEWLINK: Final = 16
@@ -111,7 +112,7 @@ def namespace_id(descriptor: int) -> int | None:
     request = bytes(4) + attribute(_NETNSA_FD, struct.pack("=I", descriptor))
     with Rtnetlink() as rtnetlink:
         answer = rtnetlink.get(_RTM_GETNSID, request)
-    number = int.from_bytes(attributes(answer[4:]).get(_NETNSA_NSID, b"\xff" * 4), "little", signed=True)
+    number = int.from_bytes(by_type(answer[4:]).get(_NETNSA_NSID, b"\xff" * 4), "little", signed=True)
     return None if number < 0 else number
 
 
@@ -126,9 +127,9 @@ def _link(body: bytes) -> Link | None:
     # A bridge reports its ports in messages of its own family.
     if family != socket.AF_UNSPEC:
         return None
-    found = attributes(body[_IFINFO.size :])
-    info = attributes(found.get(_IFLA_LINKINFO, b""))
-    xdp = attributes(found.get(_IFLA_XDP, b""))
+    found = by_type(body[_IFINFO.size :])
+    info = by_type(found.get(_IFLA_LINKINFO, b""))
+    xdp = by_type(found.get(_IFLA_XDP, b""))
     netns = found.get(_IFLA_LINK_NETNSID)
     return Link(
         index=index,

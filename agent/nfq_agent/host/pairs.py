@@ -9,9 +9,10 @@ import struct
 from typing import Final
 from zlib import crc32
 
+from nfq_agent.host.attributes import attribute
 from nfq_agent.host.jail.fixed import FixedMessages
 from nfq_agent.host.links import Link, links
-from nfq_agent.host.rtnetlink import CREATE_EXCLUSIVE, REQUEST, Rtnetlink, attribute, message, nested
+from nfq_agent.host.rtnetlink import CREATE_EXCLUSIVE, REQUEST, Rtnetlink, message, nested
 
 # linux/rtnetlink.h, linux/if_link.h, linux/veth.h
 _RTM_NEWLINK: Final = 16

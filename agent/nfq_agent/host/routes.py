@@ -14,8 +14,9 @@ import zlib
 from collections.abc import Mapping, Set
 from typing import Final
 
+from nfq_agent.host.attributes import attribute
 from nfq_agent.host.families import ADDRESS_FAMILIES, families
-from nfq_agent.host.rtnetlink import CREATE_EXCLUSIVE, CREATE_REPLACE, Rtnetlink, attribute, attributes
+from nfq_agent.host.rtnetlink import CREATE_EXCLUSIVE, CREATE_REPLACE, Rtnetlink, by_type
 from nfq_agent.mark import Mark
 from nfq_agent.rules.model import Family, RuleError
 
@@ -138,4 +139,4 @@ def _rule(family: Family, mark: Mark, table: int) -> bytes:
 
 def _numbers(body: bytes) -> dict[int, int]:
     """The attributes of a rule or a route, as far as they are numbers of this machine's byte order."""
-    return {kind: int.from_bytes(value, sys.byteorder) for kind, value in attributes(body[_ROUTE.size :]).items()}
+    return {kind: int.from_bytes(value, sys.byteorder) for kind, value in by_type(body[_ROUTE.size :]).items()}

@@ -1,4 +1,4 @@
-"""Messages to the kernel's links, routes, rules and filters (rtnetlink(7)): requests, listings and attributes."""
+"""Messages to the kernel's links, routes, rules and filters (rtnetlink(7)): requests and listings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, Self
 
+from nfq_agent.host.attributes import attribute, attributes
+
 REQUEST: Final = 1
 _ACK: Final = 4
 _DUMP: Final = 0x300
@@ -18,14 +20,11 @@ CREATE_EXCLUSIVE: Final = 0x600
 CREATE_REPLACE: Final = 0x500
 _ERROR, _DONE = 2, 3
 _NESTED: Final = 0x8000
-# The two highest bits of a type say that it is nested, or in network byte order.
-_TYPE_MASK: Final = 0x3FFF
 _SOL_NETLINK: Final = 270
 _STRICT_CHECK: Final = 12
 _PATIENCE: Final = 10.0
-# struct nlmsghdr, struct nlattr
+# struct nlmsghdr
 _HEADER: Final = struct.Struct("=IHHII")
-_ATTRIBUTE: Final = struct.Struct("=HH")
 
 
 class Rtnetlink:
@@ -103,26 +102,16 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         place += size + 3 & ~3
 
 
-def attribute(kind: int, value: bytes) -> bytes:
-    """One attribute, padded to four bytes."""
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) & 3)
-
-
 def nested(kind: int, value: bytes) -> bytes:
     """An attribute that contains attributes."""
     return attribute(kind | _NESTED, value)
 
 
-def attributes(data: bytes) -> dict[int, bytes]:
-    """The attributes by their types; those behind one that is cut off are left out."""
+def by_type(data: bytes) -> dict[int, bytes]:
+    """The attributes by their types; one that is cut off, and those behind it, are left out."""
     found: dict[int, bytes] = {}
-    place = 0
-    while place + _ATTRIBUTE.size <= len(data):
-        size, kind = _ATTRIBUTE.unpack_from(data, place)
-        if size < _ATTRIBUTE.size:
-            break
-        found[kind & _TYPE_MASK] = data[place + _ATTRIBUTE.size : place + size]
-        place += size + 3 & ~3
+    with suppress(ValueError):
+        found.update(attributes(data))
     return found
 
 

@@ -11,6 +11,7 @@ from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import Final
 
+from nfq_agent.host.attributes import attribute
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
 
@@ -43,7 +44,6 @@ SLICE: Final = 256
 
 _HEADER: Final = Struct("=IHHIIBB2s")
 _ERROR: Final = Struct("=IHHIIi")
-_ATTRIBUTE: Final = Struct("=HH")
 _VERDICT_HEADER: Final = Struct("!II")
 _SINGLE: Final = Struct("=IHHIIBB2sHH8s")
 _U32: Final = Struct("!I")
@@ -64,12 +64,6 @@ class Flag(IntFlag):
     GSO = 4
     UID_GID = 8
     SECCTX = 16
-
-
-def attribute(kind: int, data: bytes) -> bytes:
-    """One netlink attribute, padded to 4 bytes."""
-    length = 4 + len(data)
-    return _ATTRIBUTE.pack(length, kind) + data + b"\0" * (-length & 3)
 
 
 def message(kind: int, sequence: int, number: int, attributes: bytes, flags: int = _REQUEST_ACK) -> bytes:

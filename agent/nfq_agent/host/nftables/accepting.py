@@ -12,11 +12,12 @@ from dataclasses import replace
 from struct import Struct
 from typing import Final, NamedTuple
 
+from nfq_agent.host.attributes import attribute, attributes
 from nfq_agent.host.nftables import layout, netlink
 from nfq_agent.host.nftables.dropping import dropping_chains
 from nfq_agent.host.nftables.expressions import Expression, are_those, counted, decoded, encode
 from nfq_agent.host.nftables.neighbours import NUMBERS, HookChain
-from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket, attribute, attributes, nested, string, text, u32, u64
+from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket, nested, string, text, u32, u64
 from nfq_agent.rules.diff import Applied, Delete, Insert, diff, render
 from nfq_agent.rules.model import (
     ACCEPTED,

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from nfq_agent.host.attributes import attributes
 from nfq_agent.host.nftables import netlink
 from nfq_agent.host.nftables.expressions import Expression, decoded
 from nfq_agent.host.nftables.neighbours import NUMBERS, HookChain, hook_chains
-from nfq_agent.host.nftables.netlink import NftSocket, attributes, string, text
+from nfq_agent.host.nftables.netlink import NftSocket, string, text
 from nfq_agent.rules.dropping import ForeignRule, Share, drops
 
 _VERDICTS: Final = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}

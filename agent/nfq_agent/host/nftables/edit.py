@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import Final
 
+from nfq_agent.host.attributes import attribute
 from nfq_agent.host.nftables import layout, netlink
 from nfq_agent.host.nftables.expressions import Expression, encode
 from nfq_agent.host.nftables.layout import HOOKS, Layout
-from nfq_agent.host.nftables.netlink import Message, attribute, nested, text, u32, u64
+from nfq_agent.host.nftables.netlink import Message, nested, text, u32, u64
 from nfq_agent.host.nftables.sets import NamedSet
 from nfq_agent.host.nftables.snapshot import KernelRule, Snapshot
 from nfq_agent.rules.model import Family, Rule

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
-from nfq_agent.host.nftables.netlink import attribute, attributes, nested, string, text, u32, u64
+from nfq_agent.host.attributes import attribute, attributes
+from nfq_agent.host.nftables.netlink import nested, string, text, u32, u64
 from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError
 
 # enum nft_registers; enum nft_cmp_ops and nft_range_ops; enum nft_payload_bases

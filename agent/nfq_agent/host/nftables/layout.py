@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from nfq_agent.host.attributes import attribute
 from nfq_agent.host.nftables import sets
-from nfq_agent.host.nftables.netlink import attribute, nested, u32
+from nfq_agent.host.nftables.netlink import nested, u32
 from nfq_agent.host.nftables.sets import NamedSet
 from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError, TableRules
 

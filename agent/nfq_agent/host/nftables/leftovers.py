@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from nfq_agent.host.attributes import attributes
 from nfq_agent.host.nftables import layout, netlink
-from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket, attributes, string, text, u64
+from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket, string, text, u64
 from nfq_agent.rules.diff import Applied, Delete, DropChain
 from nfq_agent.rules.model import (
     ACCEPTED,

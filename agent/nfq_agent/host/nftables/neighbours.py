@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from nfq_agent.host.attributes import attributes
 from nfq_agent.host.nftables import layout, netlink
-from nfq_agent.host.nftables.netlink import NftSocket, attributes, string
+from nfq_agent.host.nftables.netlink import NftSocket, string
 
 # NFPROTO_INET, and the two families of IP.
 NUMBERS: Final = {"inet": 1, "ip": 2, "ip6": 10}

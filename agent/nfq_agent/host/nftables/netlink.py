@@ -1,4 +1,4 @@
-"""nf_tables messages: attributes, one batch for one transaction, and dumps.
+"""nf_tables messages: their members, one batch for one transaction, and dumps.
 
 Formats: struct nlmsghdr (netlink(7)), struct nfgenmsg (linux/netfilter/nfnetlink.h), attributes of linux/netfilter/nf_tables.h.
 It knows nothing of rules.
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from struct import Struct
 from types import TracebackType
 from typing import Final, NamedTuple, Self
+
+from nfq_agent.host.attributes import attribute, attributes
 
 _NETLINK_NETFILTER: Final = 12
 _SOL_NETLINK: Final = 270
@@ -35,10 +37,7 @@ _TIMEOUT: Final = 10.0
 
 _HEADER: Final = Struct("=IHHII")
 _FAMILY_HEADER: Final = Struct("=BBH")
-_ATTRIBUTE: Final = Struct("=HH")
 _ERROR_BODY: Final = Struct("=i")
-# The two highest bits of a type say that it is nested, or in network byte order.
-_TYPE_MASK: Final = 0x3FFF
 
 NEW_TABLE, GET_TABLE, DEL_TABLE = 0, 1, 2
 NEW_CHAIN, GET_CHAIN, DEL_CHAIN = 3, 4, 5
@@ -50,11 +49,6 @@ CREATE, EXCLUSIVE, APPEND = 0x400, 0x200, 0x800
 
 # NFPROTO_*
 FAMILY_NUMBERS: Final = {"inet": 2, "inet6": 10}
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """One attribute, padded to four bytes."""
-    return _ATTRIBUTE.pack(len(value) + 4, kind) + value + bytes(-len(value) & 3)
 
 
 def nested(kind: int, *members: bytes) -> bytes:
@@ -75,17 +69,6 @@ def u32(kind: int, value: int) -> bytes:
 def u64(kind: int, value: int) -> bytes:
     """A number of 64 bits in network byte order."""
     return attribute(kind, value.to_bytes(8, "big"))
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, value) of every attribute in `data`. Raises ValueError where it is cut off."""
-    place, end = 0, len(data)
-    while place + 4 <= end:
-        size, kind = _ATTRIBUTE.unpack_from(data, place)
-        if size < 4 or place + size > end:
-            raise ValueError("an attribute is cut off")
-        yield kind & _TYPE_MASK, data[place + 4 : place + size]
-        place += size + 3 & ~3
 
 
 def string(value: bytes) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nfq_agent.host.nftables.netlink import attribute, attributes, nested, u32
+from nfq_agent.host.attributes import attribute, attributes
+from nfq_agent.host.nftables.netlink import nested, u32
 
 # (first, last), both included.
 Interval = tuple[int, int]

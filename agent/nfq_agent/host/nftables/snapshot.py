@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from nfq_agent.host.attributes import attributes
 from nfq_agent.host.nftables import layout, netlink
 from nfq_agent.host.nftables.expressions import Expression, are_those, counted, decoded, encode
-from nfq_agent.host.nftables.netlink import NftSocket, attributes, string, text
+from nfq_agent.host.nftables.netlink import NftSocket, string, text
 from nfq_agent.host.nftables.sets import NamedSet, intervals_of
 from nfq_agent.rules.model import Extension, Family, Installed, Option, Rule, RuleError, TableState
 
