@@ -55,6 +55,12 @@ class HookName(StrEnum):
     postrouting = "postrouting"
 
 
+def _fields(incomplete: str) -> list[str]:
+    from nfq_agent.cli.completing import fields
+
+    return fields(incomplete)
+
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -73,6 +79,12 @@ QueueNumOption = Annotated[
 ]
 CopyModeOption = Annotated[CopyMode | None, typer.Option("--copymode", help="What the kernel copies of each packet.")]
 FiveTupleOption = Annotated[bool, typer.Option("--log-5tuple", help="Log protocol, addresses and ports of each packet.")]
+CaptureArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The capture: pcap or pcapng.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
+FilterArgument = Annotated[
+    str, typer.Argument(metavar="[FILTER]", help="A filter, as in docs/filter.md; all without it.", autocompletion=_fields)
+]
+ForOption = Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s".')]
 FamilyOption = Annotated[AddressFamily | None, typer.Option("--af-family", help="Address family of all rules.")]
 
 

@@ -6,14 +6,14 @@ from typing import Annotated, Final
 
 import typer
 
-from nfq_agent.cli.app import InstanceOption
+from nfq_agent.cli.app import FilterArgument, InstanceOption
 
 EXAMPLE: Final = "Example: nfq-agent export ipfix --to udp://192.0.2.9:4739"
 
 
 def export(
     form: Annotated[str, typer.Argument(metavar="ipfix|json", help="IPFIX messages (RFC 7011), or JSON lines.")],
-    what: Annotated[str, typer.Argument(metavar="[FILTER]", help="Which flows, as in docs/filter.md.")] = "",
+    what: FilterArgument = "",
     to: Annotated[
         str,
         typer.Option("--to", metavar="TARGET", help="udp://HOST:PORT, tcp://HOST:PORT, a file, or - for the standard output."),

@@ -9,15 +9,19 @@ import typer
 
 from nfq_agent.cli import export_verb
 from nfq_agent.cli.app import (
+    CaptureArgument,
     ConfigOption,
     CopyModeOption,
     FamilyOption,
+    FilterArgument,
     FiveTupleOption,
     Flags,
+    ForOption,
     HookName,
     InstanceOption,
     JsonOption,
     OnOff,
+    OutputOption,
     QueueNumOption,
     app,
 )
@@ -31,12 +35,6 @@ def _print_version(wanted: bool) -> None:
 
         print(f"nfq-agent {version()}")
         raise typer.Exit
-
-
-def _fields(incomplete: str) -> list[str]:
-    from nfq_agent.cli.completing import fields
-
-    return fields(incomplete)
 
 
 @app.callback()
@@ -257,7 +255,7 @@ def chaos(
     faults: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of element chaos: drop, delay, corrupt, duplicate.")
     ] = None,
-    last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "30s".')] = "30s",
+    last: ForOption = "30s",
     config: ConfigOption = None,
     instance: InstanceOption = None,
 ) -> int:
@@ -287,7 +285,7 @@ def new_element(
 
 @app.command(epilog="Example: nfq-agent replay week.pcapng --config new.toml --against old.toml")
 def replay(
-    capture: Annotated[Path, typer.Argument(metavar="FILE", help="The capture: pcap or pcapng.")],
+    capture: CaptureArgument,
     config: ConfigOption = None,
     instance: InstanceOption = None,
     against: Annotated[
@@ -305,10 +303,10 @@ def replay(
 
 @app.command(epilog="Example: nfq-agent learn week.pcapng -o proposal.toml")
 def learn(
-    capture: Annotated[Path, typer.Argument(metavar="FILE", help="The capture: pcap or pcapng.")],
+    capture: CaptureArgument,
     config: ConfigOption = None,
     instance: InstanceOption = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")] = None,
+    output: OutputOption = None,
 ) -> int:
     """Propose a policy that accepts what a capture shows, with a rule for each name. Needs no root and no agent."""
     from nfq_agent.cli.learn import learn as run
@@ -318,15 +316,13 @@ def learn(
 
 @app.command(epilog="Example: nfq-agent top 'unit = payments.service and bytes > 1000' --for 60")
 def top(
-    what: Annotated[
-        str, typer.Argument(metavar="[FILTER]", help="Which flows, as in docs/filter.md.", autocompletion=_fields)
-    ] = "",
+    what: FilterArgument = "",
     config: ConfigOption = None,
     instance: InstanceOption = None,
-    last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s"; until q by default.')] = "",
+    last: ForOption = "",
     json_: JsonOption = False,
 ) -> int:
-    """Show the live flows by rate: who, name, protocol, verdict, rule. Needs no root for members of group nfq-agent-flows."""
+    """Show the live flows by rate, until q: who, name, verdict, rule. Needs no root for members of group nfq-agent-flows."""
     from nfq_agent.cli.flow_records import seconds_of
     from nfq_agent.cli.top import top as run
 
@@ -335,12 +331,10 @@ def top(
 
 @app.command(epilog="Example: nfq-agent trace 'name ~ *.stripe.com and verdict = drop' --for 60")
 def trace(
-    what: Annotated[
-        str, typer.Argument(metavar="[FILTER]", help="Which packets, as in docs/filter.md.", autocompletion=_fields)
-    ] = "",
+    what: FilterArgument = "",
     config: ConfigOption = None,
     instance: InstanceOption = None,
-    last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s" or "60".')] = "60s",
+    last: ForOption = "60s",
     json_: JsonOption = False,
 ) -> int:
     """Show the way of each matching packet through the elements: which was asked, by which rule. As `top`."""
@@ -379,7 +373,7 @@ def metrics(
 def bugreport(
     config: ConfigOption = None,
     instance: InstanceOption = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")] = None,
+    output: OutputOption = None,
     anonymize: Annotated[bool, typer.Option("--anonymize", help="Replace addresses and names.")] = False,
 ) -> int:
     """Write one file with configuration, status, rules, findings and log, for a report of a problem."""
