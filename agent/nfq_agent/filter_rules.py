@@ -45,12 +45,12 @@ def _joined(tables: tuple[dict[str, Any], ...], whole: All, text: str) -> dict[s
     joined: dict[str, Any] = {}
     for table in tables:
         if twice := joined.keys() & table.keys():
-            raise FilterError(f"{min(twice)} is asked for twice; allowed: once, with several values", text, _place(whole))
+            raise FilterError(f"{min(twice)} is asked for twice; allowed: once, with several values", text, _position(whole))
         joined |= table
     return joined
 
 
-def _place(expression: FilterPart) -> int:
+def _position(expression: FilterPart) -> int:
     first = expression
     while not isinstance(first, Comparison) and hasattr(first, "parts") and first.parts:
         first = first.parts[-1]

@@ -92,8 +92,8 @@ class HostLookups:
 
     def _rewritten(self) -> list[Path]:
         """The watched files that have changed and were the same when this was last asked: an editor may still be writing."""
-        there = [child for folder in self._folders for child in _toml_files(folder)]
-        now = {path: stamp(path) for path in (*self._written, *there)}
+        listed = [child for folder in self._folders for child in _toml_files(folder)]
+        now = {path: stamp(path) for path in (*self._written, *listed)}
         found = [path for path, version in now.items() if version != self._written.get(path) and version == self._seen.get(path)]
         self._written |= {path: now[path] for path in found}
         self._seen = now

@@ -41,7 +41,7 @@ class RuleConfig(Selection):
     mark: MarkField | None = None
 
     @model_validator(mode="after")
-    def _holds_together(self) -> Self:
+    def _check_together(self) -> Self:
         for fault in (*self._target_faults(), *self._hook_faults()):
             raise ValueError(fault)
         return self

@@ -197,7 +197,7 @@ cdef class Frames:
         cdef Found found
         cdef uint8_t key[LONGEST_KEY]
         cdef uint32_t interface, of_interface = 0
-        cdef PyObject *there
+        cdef PyObject *cached
         cdef size_t length
         cdef int number
         cdef long of_run = 0
@@ -212,11 +212,11 @@ cdef class Frames:
             interface = self.marks[number] & 0x7FFFFFFF
             length = key_of(&found, interface, False, key)
             named = None
-            there = NULL
+            cached = NULL
             if length:
                 named = PyBytes_FromStringAndSize(<char *>key, length)
-                there = PyDict_GetItem(known, named)
-            verdict = decide(number, named) if there == NULL else <object>there
+                cached = PyDict_GetItem(known, named)
+            verdict = decide(number, named) if cached == NULL else <object>cached
             if verdict is not current or interface != of_interface:
                 if of_run:
                     runs.append((current, of_run, of_interface))

@@ -34,10 +34,10 @@ def _stderr_is_journal() -> bool:
     """True if systemd connected standard error to the journal (JOURNAL_STREAM, systemd.exec(5))."""
     wanted = os.environ.get("JOURNAL_STREAM", "")
     try:
-        there = os.fstat(_STDERR)
+        status = os.fstat(_STDERR)
     except OSError:
         return False
-    return wanted == f"{there.st_dev}:{there.st_ino}"
+    return wanted == f"{status.st_dev}:{status.st_ino}"
 
 
 def _journal_sink() -> Callable[[LogEvent], bool]:

@@ -16,7 +16,7 @@ _NETLINK_NETFILTER: Final = 12
 def holders(port: int) -> list[int]:
     """The processes that hold the netfilter socket with this port id; none where they cannot be seen from here."""
     inode = _inode(port)
-    return [] if inode is None else [pid for pid in _processes() if _holds(pid, f"socket:[{inode}]")]
+    return [] if inode is None else [pid for pid in _processes() if _has_open(pid, f"socket:[{inode}]")]
 
 
 def described(port: int) -> str:
@@ -44,7 +44,7 @@ def _processes() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
-def _holds(pid: int, link: str) -> bool:
+def _has_open(pid: int, link: str) -> bool:
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
             return any(os.readlink(entry.path) == link for entry in entries)
@@ -62,7 +62,7 @@ def _name(pid: int) -> str:
 def _elsewhere(pid: int) -> str:
     """Which PID namespace it lives in, if that is not ours."""
     try:
-        there, here = (os.readlink(f"/proc/{each}/ns/pid") for each in (pid, "self"))
+        theirs, ours = (os.readlink(f"/proc/{each}/ns/pid") for each in (pid, "self"))
     except OSError:
         return ""
-    return "" if there == here else f", in another PID namespace, {there}"
+    return "" if theirs == ours else f", in another PID namespace, {theirs}"

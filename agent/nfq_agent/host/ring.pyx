@@ -162,7 +162,7 @@ cdef class Ring:
         cdef Found found
         cdef uint8_t key[LONGEST_KEY]
         cdef uint8_t *frame
-        cdef PyObject *there
+        cdef PyObject *cached
         cdef size_t length
         cdef int count = 0
         cdef long of_run = 0
@@ -175,18 +175,18 @@ cdef class Ring:
                 continue
             length = key_of(&found, self.interface, True, key)
             named = None
-            there = NULL
+            cached = NULL
             if not length:
                 found.flags |= IS_ODD
             elif not found.flags & IS_ODD:
                 named = PyBytes_FromStringAndSize(<char *>key, length)
-                there = PyDict_GetItem(known, named)
-            if there == NULL:
+                cached = PyDict_GetItem(known, named)
+            if cached == NULL:
                 verdict = decide(self._seen(frame, &found), named)
                 if verdict is None:
                     continue
             else:
-                verdict = <object>there
+                verdict = <object>cached
             if verdict is not current:
                 if of_run:
                     runs.append((current, of_run))

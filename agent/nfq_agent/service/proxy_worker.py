@@ -85,10 +85,10 @@ class ProxyWorker(Worker):
     def inherit(self, store: Store) -> bool:
         """Take over the listeners, and the processes that carry connections now."""
         noted = store.noted(self._name)
-        there: dict[ListenAt, socket.socket] = {}
+        inherited: dict[ListenAt, socket.socket] = {}
         for number, (at, v6only) in enumerate(noted.get("places", ())):
             if (descriptor := store.take(f"listener-{self.name}-{number}")) is not None:
-                there[Endpoint.parse(at), bool(v6only)] = socket.socket(fileno=descriptor)
+                inherited[Endpoint.parse(at), bool(v6only)] = socket.socket(fileno=descriptor)
         self._before, self._ended = Former.inherited(self.name, store)
         add_up(self._ended, noted.get("ended", {}))
         control, memory = store.take(self._name), store.take(f"tally-{self.name}")
@@ -99,10 +99,10 @@ class ProxyWorker(Worker):
             self._before.append(Former(self.name, self.predecessor, shared, counters))
         else:
             add_up(self._ended, counters.snapshot())
-        if not there:
+        if not inherited:
             return False
-        self.listeners = listen(self.config, there)
-        for listener in there.values():
+        self.listeners = listen(self.config, inherited)
+        for listener in inherited.values():
             if listener not in self.listeners:
                 listener.close()
         return True

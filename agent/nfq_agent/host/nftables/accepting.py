@@ -73,9 +73,9 @@ class AcceptRules:
         tables: dict[str, list[Installed]] = {}
         for each in self._found():
             if each.family in _NFT_FAMILIES[family]:
-                there = tables.setdefault(f"{each.family} {each.table}", [])
-                there.append(Installed(each.rule, len(there) + 1, each.packets, each.size, each.handle))
-        return {table: TableState({}, tuple(there)) for table, there in tables.items()}
+                rules = tables.setdefault(f"{each.family} {each.table}", [])
+                rules.append(Installed(each.rule, len(rules) + 1, each.packets, each.size, each.handle))
+        return {table: TableState({}, tuple(rules)) for table, rules in tables.items()}
 
     def accepting(self, accepts: Mapping[Family, Sequence[Rule]]) -> Ruleset:
         """Where the rules of hook INPUT belong: in each chain of others that drops what it does not accept. Raises RuleError."""

@@ -22,12 +22,12 @@ _ACCEPT: Final = 1
 class Edit:
     """Changes of one table, for one batch. A chain that hangs in a hook is made where it is missing, and never deleted."""
 
-    def __init__(self, family: Family, table: str, there: Snapshot | None, native_queue: bool) -> None:
-        """there: the table as it is, None if it is to be made."""
+    def __init__(self, family: Family, table: str, before: Snapshot | None, native_queue: bool) -> None:
+        """before: the table as it is, None if it is to be made."""
         self._family: Family = family
         self._number = netlink.FAMILY_NUMBERS[family]
         self._table = table
-        self._there = there or Snapshot(table, 0, None)
+        self._before = before or Snapshot(table, 0, None)
         self._native_queue = native_queue
         # NFTA_RULE_ID: by which a rule of this batch is named while it has no handle.
         self._ids = itertools.count(1)
@@ -43,22 +43,22 @@ class Edit:
     def to(self, wanted: Layout) -> Iterator[Message]:
         """Everything but the table itself."""
         yield from self._sets_before(wanted)
-        there = self._there.chains
+        chains = self._before.chains
         for table, chain in wanted.chains:
-            if layout.full_name(table, chain) not in there:
+            if layout.full_name(table, chain) not in chains:
                 yield self._new_chain(table, chain)
         # Our own chains are filled before anything leads to them; the order is not visible in a transaction, but an error names
         # the right rule.
         for table, chain in sorted(wanted.chains, key=lambda each: each[1] in HOOKS):
             yield from self._chain(layout.full_name(table, chain), wanted.chains[table, chain])
-        surplus = [name for name in there if layout.split_chain(name) not in wanted.chains]
+        surplus = [name for name in chains if layout.split_chain(name) not in wanted.chains]
         for name in surplus:
-            for found in there[name]:
+            for found in chains[name]:
                 yield from self._delete(name, found)
         for name in surplus:
             if layout.split_chain(name)[1] not in HOOKS:
                 yield self._message(netlink.DEL_CHAIN, text(1, self._table) + text(3, name), 0, f"deleting chain {name}")
-        for name in self._there.sets.keys() - wanted.sets.keys():
+        for name in self._before.sets.keys() - wanted.sets.keys():
             yield self._message(netlink.DEL_SET, text(1, self._table) + text(2, name), 0, f"deleting set {name}")
 
     def _message(self, kind: int, body: bytes, flags: int, what: str) -> Message:
@@ -68,14 +68,14 @@ class Edit:
 
     def _sets_before(self, wanted: Layout) -> Iterator[Message]:
         for number, (name, each) in enumerate(wanted.sets.items(), 1):
-            there = self._there.sets.get(name)
-            if there is None:
+            old = self._before.sets.get(name)
+            if old is None:
                 yield self._message(
                     netlink.NEW_SET, text(1, self._table) + each.declaration(number), netlink.CREATE, f"set {name}"
                 )
                 yield from self._elements(netlink.NEW_ELEMENTS, each, each.intervals)
             else:
-                before, after = set(there.intervals), set(each.intervals)
+                before, after = set(old.intervals), set(each.intervals)
                 yield from self._elements(netlink.DEL_ELEMENTS, each, sorted(before - after))
                 yield from self._elements(netlink.NEW_ELEMENTS, each, sorted(after - before))
 
@@ -94,15 +94,15 @@ class Edit:
         return self._message(netlink.NEW_CHAIN, body, netlink.CREATE, f"chain {name}")
 
     def _chain(self, name: str, wanted: Sequence[Rule]) -> Iterator[Message]:
-        there = self._there.chains.get(name, [])
-        matcher = SequenceMatcher(None, [found.rule for found in there], wanted, autojunk=False)
+        present = self._before.chains.get(name, [])
+        matcher = SequenceMatcher(None, [found.rule for found in present], wanted, autojunk=False)
         # The rule before the next one: none at the head of the chain.
         behind = b""
         for kind, start, end, first, last in matcher.get_opcodes():
             if kind == "equal":
-                behind = u64(6, there[end - 1].handles[-1])
+                behind = u64(6, present[end - 1].handles[-1])
                 continue
-            for found in there[start:end]:
+            for found in present[start:end]:
                 yield from self._delete(name, found)
             for rule in wanted[first:last]:
                 for part, expressions in enumerate(self._encoded(name, rule)):

@@ -80,13 +80,13 @@ def counted(found: Iterable[Expression]) -> tuple[int, int]:
 def are_those(expected: Sequence[Expression], found: Sequence[Expression]) -> bool:
     """Whether what was dumped is what was sent: the kernel adds attributes of its own, and counters count."""
     return [each.name for each in expected] == [each.name for each in found] and all(
-        one.name == "counter" or _holds(one.data, other.data) for one, other in zip(expected, found, strict=True)
+        one.name == "counter" or _contains(one.data, other.data) for one, other in zip(expected, found, strict=True)
     )
 
 
-def _holds(expected: bytes, found: bytes) -> bool:
-    there = dict(attributes(found))
-    return all(there.get(kind) == value for kind, value in attributes(expected))
+def _contains(expected: bytes, found: bytes) -> bool:
+    values = dict(attributes(found))
+    return all(values.get(kind) == value for kind, value in attributes(expected))
 
 
 # One of these has to hold; each is a sequence of expressions that all have to hold.

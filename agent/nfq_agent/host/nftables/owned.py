@@ -133,7 +133,7 @@ class OwnedHost:
         states = {family: self._states(found) for family, found in before.items()}
         changes = {family: diff(rules, states[family]) for family, rules in desired.items()}
         closed = self._persist or any(map(_fails_closed, desired.values()))
-        if not any(changes.values()) and all(self._holds(before[family], rules, closed) for family, rules in desired.items()):
+        if not any(changes.values()) and all(self._in_force(before[family], rules, closed) for family, rules in desired.items()):
             return {family: Applied({}, state, state) for family, state in states.items()}
         messages = [
             message for family, rules in desired.items() for message in self._messages(family, rules, before[family], closed)
@@ -147,16 +147,16 @@ class OwnedHost:
             raise RuleError("the kernel's rules differ from what was written:\n" + "\n".join(wrong))
         return {family: Applied(changes[family], states[family], after[family]) for family in desired}
 
-    def _holds(self, found: Snapshots, rules: Mapping[str, TableRules], closed: bool) -> bool:
+    def _in_force(self, found: Snapshots, rules: Mapping[str, TableRules], closed: bool) -> bool:
         """Whether these rules are in the right table, and this process owns it."""
         if not any(table.chains for table in rules.values()):
             return True
-        there = found.get(closed)
+        snapshot = found.get(closed)
         port = None if self._connection is None else self._connection.port
-        if there is None or not self._flags(closed) & OWNER:
-            return there is not None
+        if snapshot is None or not self._flags(closed) & OWNER:
+            return snapshot is not None
         # The owner's socket has a port; a table without an owner has none.
-        return port is not None and there.port == port
+        return port is not None and snapshot.port == port
 
     def _messages(self, family: Family, rules: Mapping[str, TableRules], found: Snapshots, closed: bool) -> Iterator[Message]:
         wanted = layout.lay_out(rules, family)
