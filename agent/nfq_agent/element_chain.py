@@ -54,7 +54,8 @@ class ElementChain:
         # Which packets of a flow have to be shown: to the elements up to the one that answers, and to those that amend.
         self._watches = tuple(e.watches for e in asked)
         self._amended_watches = tuple(e.watches for e in self._amending)
-        self._asked = 0
+        # The place in `_deciding` of the element that answered last; None where all were asked and none answered.
+        self._answered: int | None = None
         self.context = context or Context()
         # Whether the answers to two HTTP requests for the same host are the same.
         self._by_host = all(e.facts_read is not None and _DETAILS.isdisjoint(e.facts_read) for e in self._elements)
@@ -92,7 +93,7 @@ class ElementChain:
         flow.expects = None
         watch: int = Watch.NOTHING
         requests = self._by_host
-        for watches in (*self._watches[: self._asked], *self._amended_watches):
+        for watches in (*self._watches[: self._asked_count], *self._amended_watches):
             wanted = watches(flow)
             watch |= wanted
             # One that reads the client's payload for itself is shown all of it.
@@ -141,31 +142,26 @@ class ElementChain:
             self._flows[packet.id] = flow
         if self._amenders:
             return self._decide_and_amend(packet, flow)
-        asked = 0
-        for decide in self._deciders:
-            asked += 1
+        for place, decide in enumerate(self._deciders):
             verdict = decide(packet, flow)
             if verdict is not None:
-                self._asked = asked
+                self._answered = place
                 return verdict
-        self._asked = asked + 1
+        self._answered = None
         return self._by_default(packet)
 
     def _by_default(self, packet: Packet) -> Verdict:
         return ACCEPT if self._default.action is Action.DROP and needed_by_link(packet) else self._default
 
     def _decide_and_amend(self, packet: Packet, flow: Flow | None) -> Verdict:
-        verdict: Verdict | None = None
-        asked, lasting = 0, self._default_lasting
-        for decide, holds in self._lasting:
-            asked += 1
+        lasting = self._default_lasting
+        for place, (decide, all_lasting) in enumerate(self._lasting):
             verdict = decide(packet, flow)
             if verdict is not None:
-                lasting = holds
+                self._answered, lasting = place, all_lasting
                 break
-        self._asked = asked
-        if verdict is None:
-            self._asked = asked + 1
+        else:
+            self._answered = None
             verdict = self._by_default(packet)
         if not self._amended_lasting or (flow is not None and flow.undecided):
             lasting = False
@@ -182,13 +178,18 @@ class ElementChain:
 
     def asked(self) -> tuple[PacketElement, ...]:
         """The elements that `decide` asked the last time, in order; the last one answered, unless `reason` says "default"."""
-        return self._deciding[: self._asked]
+        return self._deciding[: self._asked_count]
+
+    @property
+    def _asked_count(self) -> int:
+        """How many elements were asked the last time."""
+        return len(self._deciding) if self._answered is None else self._answered + 1
 
     def reason(self, packet: Packet, flow: Flow | None) -> tuple[str, str]:
         """The element and the rule of the latest answer; "default" where no element answered, an empty rule where it has none."""
-        if not 0 < self._asked <= len(self._deciding):
+        if self._answered is None:
             return "default", ""
-        element = self._deciding[self._asked - 1]
+        element = self._deciding[self._answered]
         return element.name, element.rule(packet, flow)
 
     def judged(self, packet: Packet, verdict: Verdict) -> None:

@@ -19,6 +19,9 @@ def needed_by_link(packet: Packet) -> bool:
 
     ARP does the same for IPv4 and does not pass netfilter's IP hooks, so a policy that drops by default leaves IPv4 links alone.
     """
+    if packet.payload[:1] < b"\x60":
+        # IPv4, as most packets are, without a look at its headers.
+        return False
     try:
         headers = packet.headers
     except PacketError:

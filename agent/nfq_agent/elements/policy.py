@@ -132,7 +132,7 @@ class Policy(PacketElement[PolicyOptions]):
 
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """The action of the first rule that matches, else the default's."""
-        if self._closed and packet.payload[:1] >= b"\x60" and needed_by_link(packet) and not self._names(packet):
+        if self._closed and self._leaves_to_link(packet):
             return ACCEPT
         if flow is not None and self._by_flow:
             return self._decide_flow(packet, flow)
@@ -158,7 +158,7 @@ class Policy(PacketElement[PolicyOptions]):
             if case is None or not case.label:
                 return "midstream" if flow.midstream else "undecided"
             return "undecided" if flow.undecided else case.label
-        if self._closed and packet.payload[:1] >= b"\x60" and needed_by_link(packet) and not self._names(packet):
+        if self._closed and self._leaves_to_link(packet):
             return "needed by the link"
         return DEFAULT if (found := self._by_headers(packet)) is None else found.label
 
@@ -200,10 +200,12 @@ class Policy(PacketElement[PolicyOptions]):
         flow.facts["reason"] = f"{self.name}: {case.label}"
         case.known = tuple([flow.facts.get(fact) for fact in self._facts])
 
-    def _names(self, packet: Packet) -> bool:
-        """Whether a rule decides by this packet's headers alone."""
+    def _leaves_to_link(self, packet: Packet) -> bool:
+        """Whether the default does not apply: the link needs the packet, and no rule decides by its headers alone."""
+        if not needed_by_link(packet):
+            return False
         bits = self._match.bits(packet, packet.headers.five_tuple)
-        return any(bits >> place & 1 and not (rule.facts or rule.owned_by) for place, rule in enumerate(self._rules))
+        return not any(bits >> place & 1 and not (rule.facts or rule.owned_by) for place, rule in enumerate(self._rules))
 
     def _decide_flow(self, packet: Packet, flow: Flow) -> Verdict | None:
         facts = flow.facts
