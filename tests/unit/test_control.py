@@ -15,6 +15,7 @@ import pytest
 
 from nfq_agent.config.models import Config
 from nfq_agent.service import control
+from nfq_agent.service.instance_lock import Lock
 from nfq_agent.service.policy_generation import advance
 
 
@@ -156,7 +157,7 @@ def test_no_file_is_opened_through_a_link(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("default.sock", "default.lock", "default.generations", "default.generations.new"):
         (tmp_path / name).symlink_to(precious)
     with pytest.raises(control.ControlError, match=r"default\.lock"):
-        control.Lock("default")
+        Lock("default")
     server = control.Server("default")
     assert (tmp_path / "default.sock").is_socket()
     server.close()
@@ -172,7 +173,7 @@ def test_no_file_is_opened_through_a_link(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "default.lock").unlink()
     os.link(precious, tmp_path / "default.lock")
     with pytest.raises(control.ControlError, match="not a regular file of its own"):
-        control.Lock("default")
+        Lock("default")
     assert precious.read_text() == "as it was"
 
 

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import select
 import selectors
 import socket
-import stat
-import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -62,71 +59,7 @@ def instances() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.sock"))
 
 
-class Lock:
-    """The right to be the one agent of an instance: a lock that the kernel releases when the process ends."""
-
-    def __init__(self, instance: str) -> None:
-        self._path = folder() / f"{instance}.lock"
-        self._file = self._open()
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._file, 32, 0).decode(errors="replace").strip() or _owner_of(_claimed_by(instance))[0]
-            os.close(self._file)
-            raise ControlError(
-                f"an agent of instance {instance} is already running (pid {holder or 'unknown'}); stop it, or "
-                f"choose another instance"
-            ) from None
-        try:
-            self._name = _claim(instance)
-        except ControlError:
-            os.close(self._file)
-            raise
-        try:
-            if self._writable:
-                os.ftruncate(self._file, 0)
-                os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
-        except OSError as error:
-            self.release()
-            raise ControlError(f"{self._path} cannot be written: {error.strerror}; free some space there") from error
-
-    def _open(self) -> int:
-        """The file, made if that is possible. In the unit it belongs to root, and flock(2) takes no right to write."""
-        # Not through a link, whatever user owns the folder.
-        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        self._writable = True
-        try:
-            try:
-                self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                file = os.open(self._path, os.O_RDWR | os.O_CREAT | flags, 0o644)
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EROFS) or not self._path.is_file():
-                    raise
-                self._writable = False
-                file = os.open(self._path, os.O_RDONLY | flags)
-        except OSError as error:
-            raise ControlError(_cannot_make(self._path, error)) from error
-        state = os.fstat(file)
-        if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
-            os.close(file)
-            raise ControlError(f"{self._path}: not a regular file of its own; remove it")
-        if self._writable and state.st_uid == os.geteuid():
-            # A lock that root made by hand, with any umask, must not keep the service from starting.
-            os.fchmod(file, 0o644)
-        return file
-
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """The descriptor of the lock, which a child must not keep open."""
-        return self._file, self._name.fileno()
-
-    def release(self) -> None:
-        """Release it. The file stays: removing it would let two agents hold two locks of one name."""
-        self._name.close()
-        os.close(self._file)
-
-
-def _cannot_make(path: Path, error: OSError) -> str:
+def cannot_make(path: Path, error: OSError) -> str:
     """The message about a lock or a socket that cannot be made."""
     taken = "remove it" if path.parent.is_dir() else f"remove {path.parent}, which is no folder"
     remedies = {
@@ -135,55 +68,6 @@ def _cannot_make(path: Path, error: OSError) -> str:
         **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EADDRINUSE), taken),
     }
     return f"{path}: {error.strerror}; {remedies.get(error.errno or 0, f'start as root, or make {path.parent} writable')}"
-
-
-def _claim(instance: str) -> socket.socket:
-    """The right to the rules of an instance in this network namespace, whatever /run is mounted here: a name of a socket that
-    belongs to the namespace (unix(7), abstract). A process of another user that takes the name does not count.
-
-    Raises ControlError where an agent has it.
-    """
-    name = _claimed_by(instance)
-    claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        claim.bind(name)
-        # It never accepts: a client that asks for its owner stays in the backlog.
-        claim.listen(4096)
-    except OSError as error:
-        pid, uid = _owner_of(name)
-        if uid in (0, os.geteuid(), _owner_of_state()):
-            claim.close()
-            who = f"pid {pid}" if pid else "in another PID namespace"
-            raise ControlError(
-                f"an agent of instance {instance} runs in this network namespace with another /run ({who}), in a container with "
-                "--net=host for example; stop it, or choose another instance"
-            ) from error
-    return claim
-
-
-def _claimed_by(instance: str) -> str:
-    """The name of the socket that stands for an instance."""
-    return f"\0nfq-agent/{instance}"
-
-
-def _owner_of_state() -> int:
-    """The user whose agents write here; -1 before there was one."""
-    try:
-        return state_folder().stat().st_uid
-    except OSError:
-        return -1
-
-
-def _owner_of(name: str) -> tuple[int, int]:
-    """(pid, uid) of the process that listens at a name; pid 0 if it is not visible here, uid -1 if no process listens."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.settimeout(1)
-        try:
-            asking.connect(name)
-        except OSError:
-            return 0, -1
-        pid, uid, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return pid, uid
 
 
 @dataclass(eq=False)
@@ -213,7 +97,7 @@ class Server:
         try:
             return self._made()
         except OSError as error:
-            raise ControlError(_cannot_make(self._path, error)) from error
+            raise ControlError(cannot_make(self._path, error)) from error
 
     def _made(self) -> socket.socket:
         with contextlib.suppress(FileNotFoundError):

@@ -30,6 +30,7 @@ from nfq_agent.service import control
 from nfq_agent.service.crew import Crew
 from nfq_agent.service.foreign_marks import rewriting
 from nfq_agent.service.host_notices import HostNotice, host_notices
+from nfq_agent.service.instance_lock import Lock
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.policy_generation import advance
 from nfq_agent.service.proxy_worker import ProxyWorker
@@ -76,7 +77,7 @@ class Workers(Protocol):
 
 
 class InstanceLock(Protocol):
-    """The lock of the instance (service/control.py)."""
+    """The lock of the instance (service/instance_lock.py)."""
 
     @property
     def descriptors(self) -> Sequence[int]: ...
@@ -134,7 +135,7 @@ def this_host() -> System:
         wall=time.time,
         service=service,
         may_change_rules=lambda: has_capability(CAP_NET_ADMIN),
-        lock=control.Lock,
+        lock=Lock,
         listen=lambda instance: control.Server(instance, passed=listening),
         ensure_user=worker_user,
         choose=lambda config, table: choose(

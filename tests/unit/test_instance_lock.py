@@ -1,0 +1,49 @@
+"""One agent of an instance: the second is refused, by the file and by the name, until the first has released both."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nfq_agent.service.control import ControlError
+from nfq_agent.service.instance_lock import Lock
+
+# Of this run alone: the name is one of the network namespace.
+INSTANCE = f"unit-{os.getpid()}"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "state"))
+
+
+def test_a_second_agent_is_refused_by_the_pid_of_the_first(tmp_path: Path) -> None:
+    first = Lock(INSTANCE)
+    assert (tmp_path / f"{INSTANCE}.lock").read_text() == f"{os.getpid()}\n"
+    with pytest.raises(ControlError, match=rf"is already running \(pid {os.getpid()}\)"):
+        Lock(INSTANCE)
+    Lock(f"{INSTANCE}-other").release()
+    first.release()
+    Lock(INSTANCE).release()
+
+
+def test_another_run_folder_does_not_make_two_agents_in_a_network_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").mkdir()
+    first = Lock(INSTANCE)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "container" / "state"))
+    with pytest.raises(ControlError, match=rf"with another /run \(pid {os.getpid()}\)"):
+        Lock(INSTANCE)
+    first.release()
+    second = Lock(INSTANCE)
+    assert len(set(second.descriptors)) == 2
+    second.release()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    tmp_path.joinpath(f"{INSTANCE}.lock").mkdir()
+    with pytest.raises(ControlError, match=rf"{INSTANCE}\.lock: Is a directory; remove it"):
+        Lock(INSTANCE)
