@@ -6,7 +6,6 @@ never reads a packet. The operating system is given to it (service/system.py).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import time
@@ -17,8 +16,6 @@ from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.config.policy_summary import summary
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
-from nfq_agent.rules.leaving import keep_for_draining
-from nfq_agent.rules.model import RuleError
 from nfq_agent.rules.plan import plan
 from nfq_agent.rules.proxies import accept_rules
 from nfq_agent.service import confinement, flow_stream, report
@@ -33,6 +30,7 @@ from nfq_agent.service.meter import Meter
 from nfq_agent.service.rule_watch import RuleWatch
 from nfq_agent.service.signals import Signals
 from nfq_agent.service.status import Status
+from nfq_agent.service.stop import Stop
 from nfq_agent.service.switch import Switch, refuse_change
 from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System
 from nfq_agent.service.trial import NEW_CODE, Trial
@@ -192,53 +190,22 @@ class Supervisor:
         failed: rules of queues with `bypass = false` stay, and block their traffic.
         """
         self._service.stopping()
-        self._log("stop: removing the rules", "debug")
-        clean = True
         # Also after a start that failed: an agent before this one, killed or started again in place, may have left rules that now
         # lead to no process. Without the lock they may be another agent's.
-        if self._lock is not None and (self._rules is not None or self._inheritance.pending):
-            try:
-                if self._rules is None:
-                    self._rules = self._find_rules()
-                if self._lock_seconds is not None:
-                    self._rules.host.lock_seconds = self._lock_seconds
-                self._remove_rules(self._rules, failed)
-            except RuleError as error:
-                clean = False
-                self._log(f"rules could not be removed: {error}; run `nfq-agent remove`", "error")
-        self._log("stop: ending the workers once their queues are empty", "debug")
-        self._crew.retire(self._crew.workers)
-        self._crew.wait_for_leaving()
-        if self._rules is not None:
-            try:
-                # Last: closing the backend may lose the packets that wait.
-                self._rules.close()
-            except RuleError as error:
-                clean = False
-                self._log(f"{error}; run `nfq-agent remove`", "error")
+        may_remove = self._lock is not None and (self._rules is not None or self._inheritance.pending)
+        stop = Stop(self._config.agent.instance, self._crew, self._routes, self._drift, self._log)
+        clean = stop.run(self._rules_to_remove if may_remove else None, failed)
         self._inheritance.clear()
         if clean and not failed:
             self._log("stopped") if self._drift is None else self._drift.log_stopped()
         return clean
 
-    def _remove_rules(self, rules: LiveRules, failed: bool) -> None:
-        if self._crew.proxies and not failed and self._drift is not None:
-            # Running connections of a proxy need rules too; those go last.
-            with contextlib.suppress(RuleError):
-                rules.apply(self._drift.wanted(keep_for_draining(self._drift.ruleset)))
-            self._crew.retire(list(self._crew.proxies.values()))
-            self._crew.wait_for_leaving()
-        kept = listing(states(rules.remove(keep_fail_closed=failed)))
-        rules.accepts = {}
-        if self._drift is not None:
-            self._drift.sweep()
-        self._routes.apply()
-        if failed and kept:
-            self._log(
-                f"{len(kept)} rules stay, for queues with bypass = false: their traffic is blocked until the next start, a clean "
-                f"stop, or `nfq-agent remove --instance {self._config.agent.instance}`",
-                "warning",
-            )
+    def _rules_to_remove(self) -> LiveRules:
+        if self._rules is None:
+            self._rules = self._find_rules()
+        if self._lock_seconds is not None:
+            self._rules.host.lock_seconds = self._lock_seconds
+        return self._rules
 
     def _release(self) -> None:
         for each in (self._server, self._rule_watch):
