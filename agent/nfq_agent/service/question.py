@@ -38,7 +38,10 @@ def json_object(line: bytes) -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "too deep a nesting"
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
