@@ -33,7 +33,7 @@ NEVER = {("host", "config"): "the operating system's side is given values, not c
 
 # Who may import what talks to the kernel or to systemd.
 SEAMS = {
-    "iptc": {"host.xtables.kernel", "host.xtables.python_iptables"},
+    "iptc": {"host.xtables.python_iptables"},
     "netfilterqueue": {"host.nfqueue.channel"},
     "sdnotify": {"host.systemd"},
 }

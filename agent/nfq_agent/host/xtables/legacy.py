@@ -20,9 +20,10 @@ from nfq_agent.host.families import ADDRESS_FAMILIES, families
 from nfq_agent.host.one_shot import OneShot, OneShotError
 from nfq_agent.host.users import CAP_NET_ADMIN, has_capability
 from nfq_agent.host.xtables import dropping
+from nfq_agent.host.xtables.entries import FAMILY_NAMES
 from nfq_agent.host.xtables.image import Image
 from nfq_agent.host.xtables.in_front import in_front
-from nfq_agent.host.xtables.kernel import FAMILY_NAMES, Tables
+from nfq_agent.host.xtables.kernel import Tables
 from nfq_agent.host.xtables.lock import DEADLINE, LockError, release, xtables_lock
 from nfq_agent.host.xtables.python_iptables import MODULES, NAMES_FILES, import_iptc, in_kernel
 from nfq_agent.host.xtables.signs import Signs
