@@ -19,10 +19,10 @@ from nfq_agent.host.xtables.backend import choose, everywhere
 from nfq_agent.rules.groups import Numbers, bound, paths
 from nfq_agent.rules.leaving import fail_closed
 from nfq_agent.rules.model import FAMILIES, RuleError, Ruleset
-from nfq_agent.rules.plan import plan as plan_rules
 from nfq_agent.rules.proxies import accept_rules, redirects
 from nfq_agent.service import control
 from nfq_agent.service.live_rules import LiveRules, compare, listing
+from nfq_agent.service.planned import planned
 
 
 def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
@@ -30,7 +30,7 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
     loaded = loading.with_marks(loading.checked(loading.configuration(flags)))
     live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded)))
     user = find_user(loaded.agent.user)
-    ruleset = plan_rules(loaded, loaded.agent.user if user is None else user.uid, live.host.lists, live.host.families)
+    ruleset = planned(loaded, loaded.agent.user if user is None else user.uid, live.host)
     numbers = _group_numbers(ruleset)
     changes = compare(bound(ruleset, numbers), live.read())
     besides = show.side_effects(ruleset, live.host, loaded.agent.user if user is None else None)
@@ -84,7 +84,7 @@ def apply(flags: Flags, confirm_within: int | None) -> int:
         show.note(f"created the system user {loaded.agent.user} (uid {user.uid})")
     # The rules outlive this process, and the table that they are in.
     live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded), persist=True))
-    ruleset = plan_rules(loaded, user.uid, live.host.lists, live.host.families)
+    ruleset = planned(loaded, user.uid, live.host)
     numbers = _group_numbers(ruleset)
     for path in (path for path, each in numbers.items() if each is None):
         # Without an agent nothing would put its rules in when it appears.

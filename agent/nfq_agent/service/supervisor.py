@@ -16,7 +16,6 @@ from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.config.policy_summary import summary
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
-from nfq_agent.rules.plan import plan
 from nfq_agent.rules.proxies import accept_rules
 from nfq_agent.service import confinement, flow_stream, report
 from nfq_agent.service.bypasses import BypassLog
@@ -27,6 +26,7 @@ from nfq_agent.service.inheritance import Inheritance
 from nfq_agent.service.live_routes import LiveRoutes
 from nfq_agent.service.live_rules import ListedRule, LiveRules, listing, states
 from nfq_agent.service.meter import Meter
+from nfq_agent.service.planned import planned
 from nfq_agent.service.rule_watch import RuleWatch
 from nfq_agent.service.signals import Signals
 from nfq_agent.service.status import Status
@@ -131,7 +131,7 @@ class Supervisor:
         self._log(f"start: workers answer: {report.serving(self._crew)}", "debug")
         if self._signals.stop:
             return
-        ruleset = self._drift.ruleset = plan(self._config, self._user.uid, rules.host.lists, rules.host.families)
+        ruleset = self._drift.ruleset = planned(self._config, self._user.uid, rules.host)
         # Stale rules of this instance, from any configuration, are removed in the same commit that puts the new ones in.
         self._routes.begin(self._config)
         state = states(rules.apply(self._drift.wanted(ruleset)))

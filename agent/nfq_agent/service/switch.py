@@ -9,10 +9,10 @@ from nfq_agent.log import Log
 from nfq_agent.rules.diff import Applied
 from nfq_agent.rules.leaving import keep_for_draining, merged
 from nfq_agent.rules.model import Family, RuleError
-from nfq_agent.rules.plan import plan
 from nfq_agent.service.drift_check import DriftCheck
 from nfq_agent.service.live_routes import LiveRoutes
 from nfq_agent.service.live_rules import LiveRules
+from nfq_agent.service.planned import planned
 from nfq_agent.service.reload import Step, carry_out, change_of, log_step, route_step, worker_steps
 from nfq_agent.service.system import System, Workers
 from nfq_agent.service.worker import Worker
@@ -45,7 +45,7 @@ class Switch:
         # A worker has a copy of the log, which it got at its start.
         relog = new.log != old.log
         change = change_of(self.crew.workers, workers, relog)
-        ruleset = plan(new, uid, rules.host.lists, rules.host.families)
+        ruleset = planned(new, uid, rules.host)
         # Rules that running connections of a proxy need go when those have ended.
         at_first = merged(ruleset, keep_for_draining(drift.ruleset))
         applied: dict[Family, Applied] = {}

@@ -14,6 +14,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from nfq_agent.host.attributes import attribute, attributes
+from nfq_agent.host.nftables import compat
 from nfq_agent.host.nftables.netlink import nested, string, text, u32, u64
 from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError
 
@@ -46,10 +47,8 @@ _VERDICTS: Final = {"DROP": 0, "ACCEPT": 1, "RETURN": -5}
 _JUMP: Final = -3
 _FULL: Final = 0xFFFFFFFF
 _WORD: Final = Struct("=I")
-# struct xt_NFQ_info_v3 (linux/netfilter/xt_NFQUEUE.h) and xt_owner_match_info (xt_owner.h), padded as XT_ALIGN does it.
+# struct xt_NFQ_info_v3 (linux/netfilter/xt_NFQUEUE.h), padded as XT_ALIGN does it.
 _NFQUEUE: Final = Struct("=HHH2x")
-_OWNER: Final = Struct("=IIIIBB6x")
-_OWNER_UID, _OWNER_GID = 1, 2
 
 
 class Expression(NamedTuple):
@@ -112,7 +111,7 @@ def encode(rule: Rule, family: Family, chain_of: Callable[[str], str], native_qu
                 conditions.append(_MATCHES[match.name](match, family))
         target = list(_target(rule.target, family, chain_of, native_queue))
     except KeyError as error:
-        raise RuleError(f"backend owned has no expression for {error} of the rule {rule}") from error
+        raise RuleError(f'backend owned has no expression for {error} of the rule {rule}; set backend = "legacy"') from error
     except (ValueError, OSError) as error:
         raise RuleError(f"backend owned cannot write the rule {rule}: {error}") from error
     return [[*itertools.chain.from_iterable(chosen), _COUNTER, *target] for chosen in itertools.product(*conditions)]
@@ -244,11 +243,11 @@ def _owner(match: Extension, _: Family) -> _Alternatives:
     if any(option.negated for option in match.options):
         # `meta skuid` knows no packet without a socket; the match of xtables treats it as a packet without an owner, which is
         # what a rule means.
-        return [[_compat_owner(match)]]
+        return [[Expression("match", compat.owner(match))]]
     found: list[Expression] = []
     for option in match.options:
         key = _META_SKUID if option.name == "--uid-owner" else _META_SKGID
-        first, last = _span(option.value)
+        first, last = compat.span(option.value)
         if first == last:
             found += [_load("meta", key), _compare(_WORD.pack(first))]
         else:
@@ -259,21 +258,8 @@ def _owner(match: Extension, _: Family) -> _Alternatives:
     return [found]
 
 
-def _span(value: str) -> tuple[int, int]:
-    first, _, last = value.partition("-")
-    return int(first), int(last or first)
-
-
-def _compat_owner(match: Extension) -> Expression:
-    fields = {"--uid-owner": (0, 0), "--gid-owner": (0, 0)}
-    match_flags = inverted = 0
-    for option in match.options:
-        flag = _OWNER_UID if option.name == "--uid-owner" else _OWNER_GID
-        fields[option.name] = _span(option.value)
-        match_flags |= flag
-        inverted |= flag if option.negated else 0
-    info = _OWNER.pack(*fields["--uid-owner"], *fields["--gid-owner"], match_flags, inverted)
-    return Expression("match", text(1, "owner") + u32(2, 1) + attribute(3, info))
+def _set(match: Extension, _: Family) -> _Alternatives:
+    return [[Expression("match", compat.ipset(match.options[0]))]]
 
 
 def _addrtype(match: Extension, _: Family) -> _Alternatives:
@@ -303,7 +289,7 @@ def _cgroup(match: Extension, number: int) -> _Alternatives:
 _MATCHES: Final[Mapping[str, Callable[[Extension, Family], _Alternatives]]] = {
     "multiport": _multiport, "iprange": _iprange, "tcp": _tcp, "mark": _mark, "connmark": _connmark,
     "conntrack": _conntrack, "owner": _owner,
-    "addrtype": _addrtype, "socket": _socket,
+    "addrtype": _addrtype, "socket": _socket, "set": _set,
 }  # fmt: skip
 
 
