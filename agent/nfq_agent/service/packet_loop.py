@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from socket import MSG_DONTWAIT
 from typing import Any, Final
@@ -23,11 +23,12 @@ from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.packet import Packet
 from nfq_agent.service.delayed import DelayedVerdicts
 from nfq_agent.service.flow_watch import FlowWatch
-from nfq_agent.service.order import Order, await_order
+from nfq_agent.service.order import await_order
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
-from nfq_agent.service.packet_source import Control, FlowQueue, KernelQueue, Lane, PacketSource
+from nfq_agent.service.packet_source import Control, FlowQueue, KernelQueue, PacketSource
+from nfq_agent.service.takeover import Takeover
 from nfq_agent.service.turn_policy import BUDGET, PATIENCE, Turn, TurnPolicy, forgets
-from nfq_agent.verdict import REPEAT, RETAIN, Action, Verdict, VerdictError
+from nfq_agent.verdict import RETAIN, Action, Verdict, VerdictError
 
 # How often the loop checks other things than packets, in seconds: the control socket while packets keep coming, and the counters
 # that the source keeps. And how often a worker shows a sign of life while no packets come.
@@ -36,13 +37,6 @@ _BEAT: Final = 1.0
 # A worker without a supervisor ends when no packet came for so many seconds, and at the latest after so many.
 _IDLE: Final = 0.5
 _LINGERS: Final = 10.0
-
-# The counters of each queue of a source: of the latest packet; those that count what was lost; and what was read, besides all.
-_LaneCounters = tuple[str, tuple[str, ...], tuple[str, ...]]
-_LANE_COUNTERS: Final[Sequence[_LaneCounters]] = (
-    ("last_id", ("lost",), ()),
-    ("known_last_id", ("lost", "known_lost"), ("known_received",)),
-)
 
 # Sends a whole packet; the interface's index is for a destination of link-local scope. Raises OSError.
 Inject = Callable[[bytes, int], None]
@@ -89,7 +83,7 @@ class WorkerLoop:
         # Without a supervisor: when to end at the latest, and when the latest packet came.
         self._leaves: float | None = None
         self._served = 0.0
-        self._lost = settings.lost
+        self._takeover = Takeover(settings.lost, settings.on_error, counters, emit)
         self._watch = watch
         self._turn, waits = self._choose_turn(by_flow)
         # The turn while no flows are watched.
@@ -160,7 +154,7 @@ class WorkerLoop:
         order = await_order(self._control, self._beat, _BEAT)
         if order is None:
             return False
-        self._lost = order
+        self._takeover.order = order
         self._source.start(self._control.fileno())
         return True
 
@@ -175,8 +169,9 @@ class WorkerLoop:
         return self._now >= self._leaves or self._now - self._served >= _IDLE
 
     def _take_turn(self) -> int:
-        if self._lost.below is not None:
-            return self._take_over()
+        if self._takeover.due:
+            assert self._kernel is not None
+            return self._takeover.settle(self._kernel.lanes, self._judge_packets)
         if self._delayed:
             self._release(self._now)
         count = self._turn()
@@ -233,47 +228,6 @@ class WorkerLoop:
         judge = self._judge
         judge.watch = watch if watch.tend(time.monotonic_ns(), judge.flows) else None
         self._turn = self._judge_watched if judge.watch is not None and judge.flows is None else self._unwatched
-
-    # Taking over from a worker that died.
-
-    def _take_over(self) -> int:
-        """Queue again, or answer, the packets that the predecessor had read and not answered.
-
-        They are all that are older than the first packet that is read here; if there is none, all that the kernel had numbered
-        when this process was started.
-        """
-        assert self._kernel is not None
-        order, self._lost = self._lost, Order(None, False)
-        places = zip(self._kernel.lanes, (order.below, order.known), _LANE_COUNTERS, strict=False)
-        return sum(self._take_lost(lane, below, order.requeue, names) for lane, below, names in places if below is not None)
-
-    def _take_lost(self, lane: Lane, below: int, requeue: bool, names: _LaneCounters) -> int:
-        counters, settings = self._counters, self._settings
-        packets = lane.read(1)
-        if not packets:
-            # A packet gets its number just before it gets into the socket.
-            time.sleep(0.001)
-            packets = lane.read(1)
-        last = packets[0].id - 1 if packets else below
-        # A packet that is queued again passes our rule again: its count and the numbers of the packets rise alike.
-        lane.answer_lost(last & 0xFFFFFFFF, REPEAT if requeue else settings.on_error)
-        last_id, lost_names, read_names = names
-        lost = (last - getattr(counters, last_id)) & 0xFFFFFFFF
-        # Numbers are compared by a difference of 32 bits with a sign: from half of their range on it is negative.
-        if 0 < lost < 0x80000000:
-            _add(counters, lost_names, lost)
-            setattr(counters, last_id, last)
-            became = "are queued again" if requeue else "got the verdict on_error"
-            self._emit(
-                f"queue {lane.number}: up to {lost} packets that the previous worker had read {became}",
-                level="warning",
-                lost=lost,
-            )
-        if packets:
-            self._judge_packets(packets)
-            _add(counters, read_names, len(packets))
-            setattr(counters, last_id, packets[-1].id)
-        return len(packets)
 
     # The three ways of a turn.
 
@@ -385,8 +339,3 @@ class WorkerLoop:
                 self._inject(other, packet.outdev or packet.indev)
             except OSError as error:
                 self._judge.unsent(packet, error)
-
-
-def _add(counters: Counters, names: Sequence[str], number: int) -> None:
-    for name in names:
-        setattr(counters, name, getattr(counters, name) + number)
