@@ -22,7 +22,7 @@ _LANE_COUNTERS: Final[Sequence[_LaneCounters]] = (
 
 
 class Takeover:
-    """The lost packets of one predecessor. order: up to which number packets may wait, and what becomes of them.
+    """The lost packets of one predecessor. order: up to which number packets may wait, and whether they are queued again.
 
     on_error: their verdict where they are not queued again.
     """
