@@ -158,6 +158,29 @@ def test_what_cannot_be_read_is_refused(netns: Namespace, tmp_path: Path, verb: 
 
 
 @pytest.mark.kernel
+def test_a_config_map_as_conf_d_is_read_and_its_changes_are_taken(netns: Namespace, tmp_path: Path) -> None:
+    """As the kubelet mounts one: a folder of mode 0777, mounted read-only; files are links by way of another link."""
+    folder, main = tmp_path / "conf.d", tmp_path / "a.toml"
+    folder.mkdir()
+    main.write_text(QUEUE)
+    first = "mkdir ..1; echo '[queue.main]\nmode = \"monitor\"' >..1/b.toml; ln -s ..1 ..data; ln -s ..data/b.toml b.toml"
+    netns.shell(f"mount -t tmpfs -o mode=0777 volume {folder}; cd {folder}; {first}")
+    show = (*COMMAND, "check", "--config", str(main))
+    assert netns.run(*show, check=False).returncode == 78
+    netns.shell(f"mount -o remount,ro,mode=0777 {folder}")
+    done = netns.run(*show, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    # A folder that is writable in a mount above it is refused as before.
+    netns.shell(f"umount {folder}; mount --bind {tmp_path} {tmp_path}; chmod 0777 {folder}; mount -o remount,bind,ro {tmp_path}")
+    assert netns.run(*show, check=False).returncode == 0
+    netns.shell(
+        f"umount {tmp_path}; mount --bind {tmp_path.parent} {tmp_path.parent}; mount -o remount,bind,ro {tmp_path.parent}"
+    )
+    done = netns.run(*show, check=False)
+    assert (done.returncode, "others may write to this folder" in done.stderr) == (78, True)
+
+
+@pytest.mark.kernel
 def test_flags_win_over_the_file_and_none_is_refused(netns: Namespace, tmp_path: Path) -> None:
     done = netns.run(*COMMAND, "run", "--copymode", "none", check=False)
     assert done.returncode == 78

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_agent.elements import loading
+from nfq_agent.elements import access, loading
 from nfq_agent.elements.loading import CodeError, import_object, reimported
 
 Write = Callable[[str, str], Path]
@@ -81,6 +81,25 @@ def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
     folder.chmod(0o777)
     with pytest.raises(CodeError, match="others may put code into this folder"):
         loading.look_in(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "volume", "refused"),
+    [("ro,relatime", "", False), ("rw,relatime", "", True), ("ro", "deep", True), ("ro", "..", False)],
+)
+def test_a_volume_that_is_mounted_read_only_is_not_writable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: str, volume: str, refused: bool
+) -> None:
+    folder = tmp_path / "with space"
+    (folder / "deep").mkdir(parents=True)
+    folder.chmod(0o777)
+    mounts = tmp_path / "mountinfo"
+    point = str(folder).replace(" ", "\\040")
+    mounts.write_text(f"1 0 8:1 / / rw - ext4 /dev/root rw\n2 1 0:5 / {point} {options} shared:1 - tmpfs none rw\n"
+                      f"3 1 0:6 / {point}er ro - tmpfs none rw\n")  # fmt: skip
+    monkeypatch.setattr(access, "_MOUNTS", str(mounts))
+    assert access.writable_by_others(folder)
+    assert access.writable_by_others(folder, folder / volume) is refused
 
 
 def test_changed_code_is_taken(write: Write) -> None:

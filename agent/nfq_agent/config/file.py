@@ -18,7 +18,8 @@ from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError
 from nfq_agent.config.problems import cross_faults
 from nfq_agent.config.source import Source
 from nfq_agent.config.wording import model_faults
-from nfq_agent.elements.loading import CodeError, look_in, writable_by_others
+from nfq_agent.elements.access import writable_by_others
+from nfq_agent.elements.loading import CodeError, look_in
 
 DEFAULT_PATH: Final = Path("/etc/nfq-agent/nfq-agent.toml")
 
@@ -137,7 +138,7 @@ def _drop_ins(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise ConfigError([f"{folder}: cannot be read: {error.strerror}; allowed: a folder of *.toml files"]) from error
-    if writable_by_others(folder):
+    if writable_by_others(folder, folder.parent):
         raise ConfigError([_open_to_others(folder, "folder")])
     try:
         return sorted(child for child in folder.iterdir() if child.suffix == ".toml")
@@ -153,7 +154,7 @@ def _read(path: Path, source: Source) -> dict[str, Any]:
     # Before it is read: what changes meanwhile is a change.
     source.stamps[path] = stamp(path)
     try:
-        if writable_by_others(path):
+        if writable_by_others(path, path.parent):
             raise ConfigError([_open_to_others(path, "file")])
         data = path.read_bytes()
     except OSError as error:

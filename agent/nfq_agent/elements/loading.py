@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import os
 import signal
-import stat
 import sys
 import threading
 import time
@@ -16,6 +14,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from nfq_agent.elements.access import writable_by_others
 
 _OURS: Final = "nfq_agent"
 # Seconds that the import of an element may take; less than the watchdog of the service allows. When one has taken longer,
@@ -52,19 +52,13 @@ def look_in(folder: Path) -> None:
     """Also find modules in `folder`, after all other places. Raises CodeError if others may write to it."""
     if not folder.is_dir():
         return
-    if writable_by_others(folder):
+    if writable_by_others(folder, folder.parent):
         raise CodeError(f"others may put code into this folder; allowed: chown root {folder}; chmod go-w {folder}")
     if folder not in _folders:
         _folders.append(folder)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
         importlib.invalidate_caches()
-
-
-def writable_by_others(path: Path) -> bool:
-    """Whether a user other than root and the one that runs this may change a file or folder."""
-    state = path.stat()
-    return bool(state.st_mode & (stat.S_IWOTH | stat.S_IWGRP)) or state.st_uid not in (0, os.geteuid())
 
 
 def import_object(path: str) -> object:
@@ -147,7 +141,8 @@ def _refuse_what_others_write(module: str) -> None:
         return
     if spec is None or spec.origin is None or not spec.has_location:
         return
-    if writable_by_others(Path(spec.origin)):
+    origin = Path(spec.origin)
+    if writable_by_others(origin, origin.parent):
         raise CodeError(
             f"others may write to {spec.origin}, which holds this element; "
             f"allowed: chown root {spec.origin}; chmod go-w {spec.origin}"

@@ -1,0 +1,42 @@
+"""Who may change a file or a folder: the agent reads settings and code only where root or its own user decides."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+_MOUNTS: Final = "/proc/self/mountinfo"
+_ANYBODY: Final = stat.S_IWOTH | stat.S_IWGRP
+
+
+def writable_by_others(path: Path, volume: Path | None = None) -> bool:
+    """Whether a user other than root and the one that runs this may change a file or folder. Raises OSError.
+
+    volume: a folder. What is mounted read-only there or below is not writable, whatever its modes are: the kubelet gives the
+    folder of a ConfigMap the mode 0777, and its mount is what protects it.
+    """
+    state = path.stat()
+    if state.st_uid not in (0, os.geteuid()):
+        return True
+    return bool(state.st_mode & _ANYBODY) and not (volume is not None and _read_only(path, volume))
+
+
+def _read_only(path: Path, volume: Path) -> bool:
+    """Whether `path` is in a read-only mount whose mount point is `volume` or below it."""
+    real, top = os.path.realpath(path), os.path.realpath(volume)
+    found = "/", False
+    with open(_MOUNTS, errors="surrogateescape") as mounts:
+        for line in mounts:
+            # proc_pid_mountinfo(5). The last one of several at one place is in force.
+            words = line.split(" ")
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), words[4])
+            if _within(real, point) and len(point) >= len(found[0]):
+                found = point, "ro" in words[5].split(",")
+    return found[1] and _within(found[0], top)
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
