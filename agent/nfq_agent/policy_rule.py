@@ -18,6 +18,10 @@ DST_NAME: Final = "dst_name"
 VERIFIED: Final = "dns_verified"
 
 
+# A flow between two containers has both.
+_ENDS: Final = {"container": ("container", "container_to")}
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
     """label: its name in the log. facts, owned_by: the patterns, by the name of the fact. verify: claims have to be proven."""
@@ -30,7 +34,10 @@ class PolicyRule:
 
     def belongs(self, owner: Mapping[str, str]) -> bool:
         """Whether a flow of this owner meets it."""
-        return all(key in owner and patterns.match(owner[key]) for key, patterns in self.owned_by)
+        return all(
+            any(patterns.match(owner[name]) for name in _ENDS.get(key, (key,)) if name in owner)
+            for key, patterns in self.owned_by
+        )
 
 
 Wanted = Iterable[tuple[str, tuple[str, ...]]]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from agent import Agent, until
-from containers import bridged
+from containers import bridged, routed
 from namespace import Namespace
 
 CONFIG = """
@@ -64,6 +67,59 @@ def test_a_container_whose_process_comes_after_its_interface(netns: Namespace, t
     (root / f"machine-web\\x2d{tag}.scope" / "cgroup.procs").write_text(str(first.pid))
     try:
         until(lambda: interfaces(agent, "tap")["veth1"] == f"web-{tag}", "it is found")
+        assert agent.stop() == 0
+    finally:
+        (root / "cgroup.procs").write_text(str(first.pid))
+
+
+FORWARDED = """
+[queue.l7]
+num = 130
+elements = ["verdicts", "log"]
+[rules.apps]
+queue = "l7"
+hooks = ["forward"]
+tcp_ports = [8080]
+{bridge}
+[element.verdicts]
+type = "policy"
+default = "accept"
+rule = [ {{ action = "drop", container = "web-{tag}", dport = 8080, name = "none of the web" }} ]
+[element.log]
+each = "packet"
+"""
+
+
+@pytest.mark.parametrize("layout", ["bridged", "routed"])
+def test_a_queue_knows_the_container_of_what_is_forwarded(
+    netns: Namespace, tmp_path: Path, groups: tuple[Path, str], layout: str
+) -> None:
+    root, tag = groups
+    netns.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
+    first, second = bridged(netns) if layout == "bridged" else routed(netns)
+    address = "10.5.0.2" if layout == "bridged" else "10.6.2.2"
+    back = "10.5.0.1" if layout == "bridged" else "10.6.1.2"
+    first.serve()
+    second.serve()
+    bridge = 'interface = "veth*"\nbridge = true' if layout == "bridged" else ""
+    agent = Agent(netns, tmp_path, FORWARDED.format(tag=tag, bridge=bridge)).ready()
+    assert first.get(address) == "200"
+    group = root / f"machine-web\\x2d{tag}.scope" / "cgroup.procs"
+    group.write_text(str(first.pid))
+    try:
+        # Found within a second; a flow that began before keeps its verdict.
+        until(lambda: first.get(address, seconds=0.5) == "000", "it is denied")
+        until(lambda: f"drop, 60 bytes, container web-{tag}, by verdicts: rule 1" in agent.log, "the log names it")
+        # It is also the one that another asks.
+        assert second.get(back, seconds=0.5) == "000"
+        agent.configure(FORWARDED.format(tag=tag, bridge=bridge).replace('"drop"', '"accept"'))
+        agent.verb("reload")
+        assert second.get(back) == "200"
+        until(lambda: f":8080 FORWARD accept, 60 bytes, container web-{tag}" in agent.log, "the log names it by the other end")
+        # A worker that comes after a death knows it at once.
+        (worker,) = agent.workers()
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: agent.status()["queues"][0]["workers"][0]["restarts"] == 1, "it is replaced")
         assert agent.stop() == 0
     finally:
         (root / "cgroup.procs").write_text(str(first.pid))

@@ -16,7 +16,12 @@ import pytest
 from nfq_agent.capture.owners import InterfaceOwners, told
 from nfq_agent.host import containers
 from nfq_agent.host.containers import Containers, Runtime
-from nfq_agent.packet import Packet
+from nfq_agent.host.links import Link
+from nfq_agent.owner import Owners
+from nfq_agent.packet import Hook, Packet
+from nfq_agent.policy_rule import policy_rule
+from nfq_agent.service.container_search import ContainerSearch
+from nfq_agent.service.forwarded import ContainerNames, ForwardedOwners
 
 WEB, POD, OTHER = "1" * 64, "2" * 64, "3" * 64
 # As `podman system service` answers (4.3), and dockerd; shortened.
@@ -115,8 +120,45 @@ def test_containers_are_found_by_their_groups(engine: Engine, tmp_path: Path, mo
     monkeypatch.setattr(containers, "namespace_id", lambda _: 7)
     assert Containers(root=root).by_namespace() == {7: WEB[:12]}
     found = Containers([runtime(engine, [])], root)
-    assert [found.by_namespace(), found.by_namespace()] == [{7: "web"}, {7: "web"}]
+    assert [found.by_namespace(1.0), found.by_namespace(1.1), found.by_namespace(9.0)] == [{7: "web"}] * 3
     assert len(engine.asked) == 1
+    # On a node of Kubernetes the logs name the pod; a runtime that is asked knows better.
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / f"cart-0_shop_app-{WEB}.log").touch()
+    (logs / "other.log").touch()
+    assert Containers(root=root, logs=logs).by_namespace() == {7: "shop/cart-0"}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "may", "said"),
+    [
+        ("7\n", PermissionError, False, "allowed: CAP_SYS_PTRACE (the drop-in containers.conf of the unit)"),
+        # Where processes of others are hidden, they seem not to be there.
+        ("7\n", FileNotFoundError, False, "allowed: CAP_SYS_PTRACE"),
+        ("7\n", FileNotFoundError, True, ""),
+        ("7\n", ProcessLookupError, False, ""),
+        ("0\n", None, True, "a PID namespace that is not seen from here; allowed: the processes of the host"),
+    ],
+)
+def test_what_keeps_containers_from_being_known_is_said_once(  # fixtures
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, error: type[OSError] | None, may: bool, said: str
+) -> None:
+    group = tmp_path / f"docker-{WEB}.scope"
+    group.mkdir()
+    (group / "cgroup.procs").write_text(text)
+    monkeypatch.setattr(containers, "has_capability", lambda _: may)
+
+    def fails(*_: object) -> int:
+        assert error is not None
+        raise error(1, "no", "/proc/7/ns/net")
+
+    monkeypatch.setattr(os, "open", fails)
+    heard: list[str] = []
+    found = Containers(root=tmp_path, warn=heard.append)
+    assert [found.by_namespace(1.0), found.by_namespace(9.0)] == [{}, {}]
+    assert len(heard) == bool(said)
+    assert said in "".join(heard)
 
 
 def test_a_worker_knows_the_container_of_a_packet_by_its_interface() -> None:
@@ -128,3 +170,80 @@ def test_a_worker_knows_the_container_of_a_packet_by_its_interface() -> None:
     assert owners.names(Packet(b"", indev=4)) == {}
     owners.gone("3")
     assert owners.names(Packet(b"", indev=3)) == {}
+
+
+def test_a_forwarded_flow_has_the_containers_at_both_ends() -> None:
+    names = ContainerNames()
+    owners = ForwardedOwners(names, Owners())
+    assert owners.names(Packet(b"", hook=Hook.FORWARD, indev=3)) == {}
+    names.write({3: "web", 4: "db"})
+    between = Packet(b"", hook=Hook.FORWARD, indev=3, outdev=4)
+    assert owners.names(between) == owners.known(between) == {"container": "web", "container_to": "db"}
+    assert owners.names(Packet(b"", hook=Hook.FORWARD, indev=9, outdev=4)) == {"container": "db"}
+    # The ports of a bridge, not the bridge.
+    assert owners.names(Packet(b"", hook=Hook.FORWARD, indev=9, outdev=9, physindev=4, physoutdev=3)) == {
+        "container": "db",
+        "container_to": "web",
+    }
+    assert owners.names(Packet(b"", hook=Hook.PREROUTING, indev=3)) == {"container": "web"}
+    # A socket of the host has it.
+    assert owners.names(Packet(b"", hook=Hook.INPUT, indev=3)) == owners.known(Packet(b"", hook=Hook.INPUT, indev=3)) == {}
+    rule = policy_rule(1, None, "drop", (), [("container", ("db",))], False)
+    assert rule.belongs({"container": "web", "container_to": "db"})
+    assert not rule.belongs({"container": "web"})
+    names.write({})
+    assert owners.names(between) == {}
+    with pytest.raises(ValueError, match="do not fit"):
+        names.write(dict.fromkeys(range(1100), "x" * 1000))
+
+
+def test_names_that_are_being_written_are_not_read() -> None:
+    names = ContainerNames()
+    writer = os.fork()
+    if writer == 0:
+        for number in range(1500):
+            names.write(dict.fromkeys(range(number % 50), str(number)))
+        os._exit(0)
+    seen = 0
+    while os.waitpid(writer, os.WNOHANG) == (0, 0):
+        found = names.read()
+        # All of one writing.
+        assert len(set(found.values())) <= 1
+        assert all(len(found) == int(number) % 50 for number in found.values())
+        seen += 1
+    assert seen > 0
+    assert dict(names.read()) == dict.fromkeys(range(49), "1499")
+
+
+def link(index: int, netns: int | None) -> Link:
+    return Link(index, f"veth{index}", "veth", 1500, True, "", 2, netns, 0, False)
+
+
+def test_a_container_is_looked_for_until_it_is_found_but_not_for_ever() -> None:
+    known: dict[int, str] = {}
+    asked = []
+
+    class Known(Containers):
+        def by_namespace(self, now: float | None = None) -> dict[int, str]:
+            asked.append(now)
+            return known
+
+    search = ContainerSearch(Known(root=Path("/none")))
+    search.seen(link(3, None))
+    search.seen(link(4, 7))
+    assert search.found() == {}
+    assert len(asked) == 1
+    known[7] = "web"
+    assert search.later() == {4: "web"}
+    assert search.later() == {}
+    assert search.named == {4: "web"}
+    # The other end has moved to its namespace.
+    known[8] = "db"
+    search.seen(link(3, 8))
+    assert search.found() == {3: "db"}
+    search.gone(4)
+    assert search.named == {3: "db"}
+    search.seen(link(5, 9))
+    before = len(asked)
+    assert [search.later() for _ in range(70)] == [{}] * 70
+    assert len(asked) - before == 59

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
+CAP_SYS_PTRACE: Final = 19
 _CAP_LAST: Final = 63
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_KEEPCAPS: Final = 8

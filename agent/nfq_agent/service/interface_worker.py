@@ -7,10 +7,10 @@ ends.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from nfq_agent.capture import handing
 from nfq_agent.capture.following import Followed, Follower, Table
@@ -25,17 +25,14 @@ from nfq_agent.context import Context, MidstreamMode
 from nfq_agent.counters import Counters
 from nfq_agent.host import pairs
 from nfq_agent.host.child import bound_memory
-from nfq_agent.host.containers import Containers, Runtime
 from nfq_agent.host.links import Link, Links, links
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.service.confinement import Confinement, access_of
+from nfq_agent.service.container_search import ContainerSearch, containers_of
 from nfq_agent.service.control import state_folder
 from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.worker import Roster, Worker
-
-# How often, once a second, the container behind a new interface is looked for.
-_TRIES: Final = 60
 
 
 class InterfaceWorker(Worker):
@@ -70,11 +67,8 @@ class InterfaceWorker(Worker):
         self._links: Links | None = None
         # The counts of interfaces that are gone.
         self._before: dict[str, int] = {}
-        warn = partial(log, level="warning")
-        self._containers = Containers([Runtime(path, warn) for path in config.agent.container_sockets])
-        self._named: dict[int, str] = {}
-        # Interfaces whose container is not known yet, and how often it is still looked for.
-        self._unnamed: dict[int, int] = {}
+        self._containers = containers_of(config.agent.container_sockets, log)
+        self._search = ContainerSearch(self._containers)
 
     @property
     def key(self) -> tuple[str, object]:
@@ -124,7 +118,7 @@ class InterfaceWorker(Worker):
         for followed in self._follower.followed.values():
             self._note(followed)
         self._follower = Follower(self.selection)
-        self._named, self._unnamed = {}, {}
+        self._search = ContainerSearch(self._containers)
         super().start()
         assert self.child is not None
         handing.make_room(self.child.control)
@@ -156,12 +150,12 @@ class InterfaceWorker(Worker):
     def _apply(self, come: list[Followed], gone: list[Followed]) -> None:
         for followed in gone:
             self._tell(f"gone {followed.link.index}", [])
-            self._named.pop(followed.link.index, None)
-            self._unnamed.pop(followed.link.index, None)
+            self._search.gone(followed.link.index)
             self._note(followed)
             self.left(followed)
-        self._unnamed |= {followed.link.index: _TRIES for followed in come}
-        self._name(followed.link for followed in come)
+        for followed in come:
+            self._search.seen(followed.link)
+        self._name(self._search.found())
         for followed in come:
             self.table.clear(followed.row)
             try:
@@ -208,7 +202,9 @@ class InterfaceWorker(Worker):
 
     def interfaces(self) -> list[tuple[Link, str | None, dict[str, int]]]:
         """The interfaces that are taken now, each with its container, if that is known, and what it counts."""
-        return [(each.link, self._named.get(each.link.index), self.counts(each)) for each in self._follower.followed.values()]
+        return [
+            (each.link, self._search.named.get(each.link.index), self.counts(each)) for each in self._follower.followed.values()
+        ]
 
     def words(self, source: InterfaceSource[Any], word: str, descriptors: int) -> dict[str, tuple[int, Callable[..., None]]]:
         """In the process: what the lines of the supervisor call. word: that of an interface, which has so many descriptors."""
@@ -231,23 +227,18 @@ class InterfaceWorker(Worker):
 
         return emit
 
-    def _name(self, found: Iterable[Link]) -> None:
-        """Tell the worker the containers behind these interfaces, as far as they are known."""
-        wanted = [(link, link.netns) for link in found if link.netns is not None]
-        if not wanted:
-            return
-        names = self._containers.by_namespace()
-        for link, netns in wanted:
-            if (name := names.get(netns)) is not None:
-                self._unnamed.pop(link.index, None)
-                self._named[link.index] = name
-                self._tell(told(link.index, name), [])
-                self._log(f"{self.title}: {link.name} is the interface of container {name}", "debug", container=name)
+    def _name(self, found: Mapping[int, str]) -> None:
+        """Tell the worker the containers behind these interfaces."""
+        for index, name in found.items():
+            self._tell(told(index, name), [])
+            interface = self._follower.followed[index].link.name
+            self._log(f"{self.title}: {interface} is the interface of container {name}", "debug", container=name)
 
     def look(self) -> None:
-        """Called now and then: check the interfaces. A runtime starts a container's processes after it has made its interface."""
-        if self.child is None or not self._unnamed:
+        """Called now and then: look for containers that are not known yet."""
+        if self.child is None:
             return
-        self._unnamed = {index: tries - 1 for index, tries in self._unnamed.items() if tries > 0}
-        followed = self._follower.followed
-        self._name(followed[index].link for index in self._unnamed if index in followed)
+        for followed in self._follower.followed.values():
+            # Its peer may have moved to its namespace since.
+            self._search.seen(followed.link)
+        self._name(self._search.later())

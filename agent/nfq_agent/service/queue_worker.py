@@ -34,6 +34,7 @@ from nfq_agent.service.confinement import Confinement, access_of
 from nfq_agent.service.control import state_folder
 from nfq_agent.service.element_log import ElementLog
 from nfq_agent.service.flow_watch import FlowWatch
+from nfq_agent.service.forwarded import Forwarded
 from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.order import Order
 from nfq_agent.service.packet_judge import WorkerSettings
@@ -74,6 +75,7 @@ class QueueWorker(Worker):
         self._names = name_needs(config) if any(map(name_part, self.specs)) else None
         # In the worker's process.
         self._owners: HostOwners | None = None
+        self.forwarded = Forwarded(config, name, log)
         self._instance = config.agent.instance
         self._lost = Order(None, False)
         # What a process before this one counted in memory of another layout.
@@ -116,6 +118,7 @@ class QueueWorker(Worker):
             raise
         self._open_raw()
         self._lend()
+        self.forwarded.open()
 
     def _close_queues(self) -> None:
         for each in self._all:
@@ -144,6 +147,7 @@ class QueueWorker(Worker):
         self._inherit_known(store, noted.get("known"))
         self._open_raw()
         self._lend()
+        self.forwarded.open()
         return True
 
     def _inherit_known(self, store: Store, noted: object) -> None:
@@ -226,6 +230,7 @@ class QueueWorker(Worker):
     def close(self) -> None:
         """Unbind the queues. Packets that still wait in them are lost."""
         self._close_queues()
+        self.forwarded.close()
         if self.raw is not None:
             self.raw.close()
             self.raw = None
@@ -235,6 +240,15 @@ class QueueWorker(Worker):
         """The queues' sockets, and the raw sockets. In a sibling they would be a way round its confinement."""
         queues = set().union(*(each.descriptors for each in self._all))
         return queues | set(() if self.raw is None else self.raw.filenos())
+
+    @property
+    def follows(self) -> dict[int, Callable[[], None]]:
+        """The interfaces, where rules lead forwarded traffic to it."""
+        return self.forwarded.follows
+
+    def look(self) -> None:
+        """Look for containers that are not known yet."""
+        self.forwarded.look()
 
     def take_over(self, old: Self) -> None:
         """Take the bound queue over; no packet that waits in it is lost."""
@@ -249,6 +263,8 @@ class QueueWorker(Worker):
         self.raw, old.raw = old.raw, None
         self._open_raw()
         self._lend()
+        old.forwarded.close()
+        self.forwarded.open()
         if self.context.flows is not None and old.context.flows is not None:
             self.context = replace(self.context, flows=old.context.flows)
         self.refit()
@@ -284,6 +300,7 @@ class QueueWorker(Worker):
             or self.specs != other.specs
             or self._names != other._names
             or self.confinement != other.confinement
+            or self.forwarded.differs(other.forwarded)
         )
 
     def start(self) -> None:
@@ -300,16 +317,14 @@ class QueueWorker(Worker):
         """With what only the process itself can open."""
         asked = any(spec.cls.reads_owner_of(spec.options) for spec in self.specs)
         drops = self.specs or self.settings.default == "drop"
-        if not asked and (self.drop_lines is None or not drops):
-            return context
-        try:
-            self._owners = HostOwners()
-        except OSError as error:
-            if asked:
-                raise
-            self._log(f"{self.title}: dropped flows are logged without their owner: {error}", "warning", queue=self.number)
-            return context
-        return replace(context, owners=self._owners)
+        if asked or (self.drop_lines is not None and drops):
+            try:
+                self._owners = HostOwners()
+            except OSError as error:
+                if asked:
+                    raise
+                self._log(f"{self.title}: dropped flows are logged without their owner: {error}", "warning", queue=self.number)
+        return replace(context, owners=self.forwarded.owners(context.owners if self._owners is None else self._owners))
 
     def body(self, control: socket.socket) -> None:
         """Judge packets until told to stop."""
@@ -322,9 +337,8 @@ class QueueWorker(Worker):
         try:
             bound_memory(settings.memory)
         except OSError as error:
-            self._log(
-                f"{self.title}: its memory could not be limited: {error}; it runs without a limit", "warning", queue=self.number
-            )
+            said = f"{self.title}: its memory could not be limited: {error}; it runs without a limit"
+            self._log(said, "warning", queue=self.number)
 
         def emit(message: str, level: str = "info", **fields: Any) -> None:
             self._log(message, level, **{"queue": self.number, "instance": self._instance, **fields})

@@ -245,8 +245,8 @@ class Supervisor:
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
         self._inheritance.keep(self._meter)
         self._service.status(f"Serving {report.serving(self._crew)}; {self._meter.summary}{self._config.remark}")
-        for capture in self._crew.captures.values():
-            capture.look()
+        for worker in self._crew.workers:
+            worker.look()
         self._repeat_log.say(report.unmarked(self._crew), lambda: self._system.rewriting(self._config), now)
 
     def _watch(self) -> None:

@@ -150,6 +150,9 @@ class Worker(ABC):
         """Descriptors that the supervisor's side of this worker reads, each with the function to call when it is readable."""
         return {}
 
+    def look(self) -> None:  # noqa: B027  # most have nothing to look for
+        """Called once a second in the supervisor."""
+
     @property
     def waiting(self) -> bool:
         """Whether a packet waits for its verdict. False where the kernel does not show it."""
