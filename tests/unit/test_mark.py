@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,3 +40,14 @@ def test_a_mark_and_its_mask_have_32_bits(text: str) -> None:
 
 def test_all_bits_are_a_mark() -> None:
     assert TypeAdapter(MarkField).validate_python("0xffffffff") == Mark(0xFFFFFFFF, 0xFFFFFFFF)
+
+
+def test_a_name_whose_mark_is_taken_gets_the_next_one() -> None:
+    """It keeps its mark over an upgrade of the agent: connections carry it."""
+    names = sorted(f"rule{number}" for number in range(40))
+    first = names[0]
+    second = next(name for name in names[1:] if crc32(name.encode()) % 7 == crc32(first.encode()) % 7)
+    marks = owner_marks([second, first], 0x700)
+    number = crc32(first.encode()) % 7
+    assert marks[first] == Mark((1 + number) << 8, 0x700)
+    assert marks[second] == Mark((1 + (number + 1) % 7) << 8, 0x700)

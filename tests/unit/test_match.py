@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nfq_agent.geography import Whereabouts
 from nfq_agent.match import Conditions, Match
 from nfq_agent.packet import Hook, Packet
 from nfq_agent.testing import tcp, udp
@@ -42,3 +43,50 @@ def meets(condition: dict[str, Any], packet: Packet) -> bool:
 def test_one_condition(condition: dict[str, Any], met: Packet, not_met: Packet) -> None:
     assert meets(condition, met)
     assert not meets(condition, not_met)
+
+
+@pytest.mark.parametrize(
+    ("condition", "parts", "by_process"),
+    [
+        ({}, (), False),
+        ({"protocol": "udp"}, (), False),
+        ({"src": "192.0.2.0/24", "sport": 7}, ("src", "sport"), False),
+        ({"dst": "192.0.2.0/24", "dport": 7}, ("dst", "dport"), False),
+        ({"uid": 5}, None, True),
+        ({"gid": 7}, None, True),
+        ({"hook": "output"}, None, False),
+        ({"dst_country": "DE"}, None, False),
+        ({"src_asn": 64496}, None, False),
+        ({"interface": "eth0"}, None, False),
+    ],
+)
+def test_what_a_condition_reads(condition: dict[str, Any], parts: tuple[str, ...] | None, by_process: bool) -> None:
+    match = Match([Conditions(), Conditions.model_validate(condition)], NAMES.__getitem__)
+    assert match.parts == parts
+    assert match.by_process is by_process
+
+
+class Germany:
+    """All of 198.51.100.0/24 is there, in AS 64496."""
+
+    def whereabouts(self, address: bytes) -> Whereabouts:
+        return Whereabouts("DE", 64496) if address.startswith(bytes((198, 51, 100))) else Whereabouts()
+
+
+@pytest.mark.parametrize("key", ["country", "asn"])
+def test_the_place_of_each_end_is_its_own_condition(key: str) -> None:
+    value = {"country": "DE", "asn": 64496}[key]
+    rules = [Conditions(), Conditions.model_validate({f"dst_{key}": value}), Conditions.model_validate({f"src_{key}": value})]
+    match = Match(rules, NAMES.__getitem__, Germany())
+    assert match.bits(tcp(A, B), tcp(A, B).headers.five_tuple) == 0b011
+    assert match.bits(tcp(B, A), tcp(B, A).headers.five_tuple) == 0b101
+    # Without a database no address belongs anywhere.
+    nowhere = Match(rules, NAMES.__getitem__)
+    assert nowhere.bits(tcp(A, B), tcp(A, B).headers.five_tuple) == 0b001
+
+
+def test_a_forwarded_packet_meets_the_name_of_either_interface() -> None:
+    rules = [Conditions.model_validate({"interface": name}) for name in ("lo", "eth0", "wg0")]
+    match = Match(rules, NAMES.__getitem__)
+    packet = tcp(A, B, hook=Hook.FORWARD, indev=1, outdev=2)
+    assert match.bits(packet, packet.headers.five_tuple) == 0b011
