@@ -213,6 +213,28 @@ def test_a_lock_that_is_a_folder_is_named(netns: Namespace) -> None:
         netns.call(LegacyHost("a").apply, "inet", baseline())
 
 
+def test_a_lock_of_another_mount_namespace_is_named(netns: Namespace, tmp_path: Path) -> None:
+    text = '[agent]\nbackend = "legacy"\n[queue.main]\n[rules.app]\nqueue = "main"\ntcp_ports = [1]\n'
+    agent = Agent(netns, tmp_path, text).ready()
+    said = "in this network namespace and this agent take the xtables lock on different files (/run/xtables.lock of another"
+    assert said not in agent.log
+    assert said not in " ".join(agent.verb("doctor", check=False).stdout.split())
+    # As a container with the network of the host.
+    words = "mount -t tmpfs tmpfs /run; touch /run/xtables.lock; echo is there; exec sleep 60"
+    other = netns.start("unshare", "--mount", "sh", "-ec", words, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    other.stdout.readline()
+    doctor = " ".join(agent.verb("doctor", check=False).stdout.split())
+    assert f"sleep (pid {other.pid}) {said}" in doctor
+    assert 'mount one /run/xtables.lock for both, or set backend = "owned"' in doctor
+    assert agent.stop() == 0
+    agent.start()
+    agent.ready()
+    assert said in agent.log
+    assert agent.stop() == 0
+    other.kill()
+
+
 SMALL = '[queue.main]\n[rules.app]\nqueue = "main"\ntcp_ports = [1]\n'
 
 

@@ -1,4 +1,7 @@
-"""What of this host may keep traffic from us, told at the start and by `doctor`: firewalls, the order of NAT, NOTRACK."""
+"""What of this host may keep traffic from us, or lose a rule: firewalls, the order of NAT, NOTRACK, another xtables lock.
+
+It is told at the start and by `doctor`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.host.families import families
 from nfq_agent.host.nftables import neighbours
 from nfq_agent.host.xtables import obstacles
+from nfq_agent.host.xtables.lock import lock_path
+from nfq_agent.host.xtables.lock_files import other_locks
 from nfq_agent.rules.model import FAMILIES
 from nfq_agent.rules.proxies import redirects
 
@@ -30,6 +35,13 @@ def host_notices(config: Config, backend: str) -> Iterator[HostNotice]:
             "family",
             "this kernel has no IPv6 (ipv6.disable=1, or no module): the rules are made for IPv4 alone",
             'family = "inet" in the rules says the same',
+        )
+    if backend != "owned" and (others := other_locks()):
+        yield HostNotice(
+            "xtables lock",
+            f"{', '.join(others)} in this network namespace and this agent take the xtables lock on different files "
+            f"({lock_path()} of another mount namespace): where both change a table at the same time, a change may be lost",
+            f'mount one {lock_path()} for both, or set backend = "owned", which needs no lock',
         )
     if not config.proxy:
         return
