@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nfq_agent.decisions import Decisions
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.names import NameTable
 from nfq_agent.owner import Owners
@@ -21,6 +22,7 @@ class Context:
     owners: who a flow belongs to, for elements that ask (`PacketElement.reads_owner_of`).
     copies: the packets are copies. Two interfaces may show one twice, the second time late: its place in the connection says
     nothing, and no packet is dropped for it.
+    decisions: where elements with rules count what their rules decide.
     """
 
     midstream: MidstreamMode = "accept"
@@ -28,3 +30,4 @@ class Context:
     names: NameTable | None = None
     owners: Owners = field(default_factory=Owners)
     copies: bool = False
+    decisions: Decisions = field(default_factory=Decisions)

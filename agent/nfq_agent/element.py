@@ -156,6 +156,11 @@ class PacketElement(HasOptions, HasAccess, Foreseeable, Compilable, Generic[O]):
         return ()
 
     @classmethod
+    def rules_of(cls, options: O) -> tuple[str, ...]:
+        """The labels under which it counts in `context.decisions`; empty for an element without rules."""
+        return ()
+
+    @classmethod
     def denies_of(cls, options: O) -> bool:
         """Whether an element with these options blocks traffic by a policy, which overload must not undo without a warning."""
         return False

@@ -103,7 +103,10 @@ class ElementChain:
     def foresight(self) -> Foresight | None:
         """What the elements answer to openings, where that can be told."""
         can = self.watched and self._by_host and not self._followers
-        return foresight_of(self._deciding, self._amending, self._default, self.context.flows) if can else None
+        if not can:
+            return None
+        context = self.context
+        return foresight_of(self._deciding, self._amending, self._default, context.flows, context.decisions)
 
     def compiled(self, monitor: bool, own_lines: Collection[str] | None) -> Compiled | None:
         """The elements in their compiled form, where each has one (see `compiled_of`)."""

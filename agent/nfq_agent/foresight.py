@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
+from nfq_agent.decisions import Decisions
 from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory, text_of
 from nfq_agent.packet import FiveTuple
@@ -21,6 +22,10 @@ APART: Final = dns.PORTS
 _DETAILS: Final = frozenset((*http1.PROTOCOL.facts, *tls.PROTOCOL.facts, "dot", "encrypted", "dpi_reason")) - set(
     NAME_FACTS.values()
 )
+
+
+# Elements of a chain: what finds the facts, and those that judge.
+_MOST: Final = 5
 
 
 class Foreseen(NamedTuple):
@@ -57,17 +62,28 @@ class Foresight:
 
     amended: what lasts is amended, so that only what comes before the first message is answered.
 
+    decisions: where the elements count what their rules decide.
+
     possible: whether they can be told. reads: the parts of the five-tuple from which they follow.
     """
 
-    def __init__(self, elements: Sequence[Foreseeable], default: Verdict, memory: FlowMemory | None, amended: bool) -> None:
+    def __init__(
+        self,
+        elements: Sequence[Foreseeable],
+        default: Verdict,
+        memory: FlowMemory | None,
+        amended: bool,
+        decisions: Decisions | None = None,
+    ) -> None:
         self._elements = elements
         self._default = default
         self.memory = memory
+        self.decisions = Decisions() if decisions is None else decisions
         self._amended = amended
         self.reads: set[str] = set()
         # What finds the facts has to stand before those that judge by them.
-        self.possible = bool(elements) and elements[0].keeps_facts != ()
+        # More could not be counted (nfq_agent.openings).
+        self.possible = 0 < len(elements) <= _MOST and elements[0].keeps_facts != ()
         for element in elements:
             parts, facts = element.parts_read(), element.facts_read
             if parts is None or facts is None or not _DETAILS.isdisjoint(facts):
@@ -75,25 +91,30 @@ class Foresight:
                 return
             self.reads |= set(parts)
 
-    def answer(self, protocol: str, origin: FiveTuple, name: str) -> bytes | None:
-        """The facts of a connection that is accepted, for the flow memory; None for one whose packets are to be shown.
+    def answer(self, protocol: str, origin: FiveTuple, name: str) -> tuple[bytes, Sequence[int]] | None:
+        """The facts of a connection that is accepted, for the flow memory, and the places of what decided in `decisions`.
+
+        None for a connection whose packets are to be shown.
 
         protocol: "" for its SYN, which is to be accepted for itself alone.
         """
         if protocol and self._amended:
             return None
         facts = facts_of(protocol, name)
+        places: list[int] = []
         for element in self._elements:
             verdict, is_open, reason = element.foresee(origin, facts)
             if not protocol and reason is not None:
-                return b"" if is_open and verdict is ACCEPT else None
+                return (b"", ()) if is_open and verdict is ACCEPT else None
             if is_open:
                 return None
             if reason is not None:
                 facts["reason"] = reason
+                if (place := self.decisions.place(reason)) >= 0:
+                    places.append(place)
             if verdict is not None:
-                return text_of(facts) if verdict is ACCEPT else None
-        return text_of(facts) if self._default is ACCEPT and not self._amended else None
+                return (text_of(facts), places) if verdict is ACCEPT else None
+        return (text_of(facts), places) if self._default is ACCEPT and not self._amended else None
 
     def adopt(self, flow: Flow) -> None:
         """Let the elements take over a flow of which they were shown nothing, as if they had been."""
@@ -108,10 +129,14 @@ class Foresight:
 
 
 def foresight_of(
-    deciders: Sequence[Foreseeable], amenders: Sequence[Foreseeable], default: Verdict, memory: FlowMemory | None
+    deciders: Sequence[Foreseeable],
+    amenders: Sequence[Foreseeable],
+    default: Verdict,
+    memory: FlowMemory | None,
+    decisions: Decisions | None = None,
 ) -> Foresight | None:
     """The answers of elements that decide, and others that amend the verdicts; None where they cannot be told."""
     if not all(each.amends_lasting for each in amenders):
         return None
-    found = Foresight(deciders, default, memory, amended=bool(amenders))
+    found = Foresight(deciders, default, memory, bool(amenders), decisions)
     return found if found.possible else None

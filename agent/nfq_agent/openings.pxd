@@ -1,6 +1,10 @@
 """The layout of the answers to openings, for the flow table."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    # Elements that decide about one opening.
+    MOST_DECIDED = 4
 
 
 cdef struct Answer:
@@ -10,6 +14,9 @@ cdef struct Answer:
     uint32_t size
     uint32_t text_size
     uint8_t accepts
+    # What decided, as numbers in `counts`.
+    uint8_t decided
+    uint16_t places[MOST_DECIDED]
     uint8_t *text
 
 
@@ -23,6 +30,9 @@ cdef class Openings:
     # The flow memory, NULL for none.
     cdef uint8_t *memory
     cdef object held
+    # The numbers of decisions, NULL for none.
+    cdef uint64_t *counts
+    cdef object counted
 
     cdef bint accepts(self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length) noexcept nogil
     cdef bint is_apart(self, const uint8_t *key) noexcept nogil

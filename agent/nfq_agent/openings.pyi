@@ -1,8 +1,9 @@
 """The types of openings.pyx, which says what they do."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import final
 
+from nfq_agent.decisions import Decisions
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.packet import FiveTuple
 
@@ -15,8 +16,9 @@ def name_in_opening(data: bytes) -> tuple[str, str] | None: ...
 class Openings:
     def __init__(
         self,
-        foresee: Callable[[str, FiveTuple, str], bytes | None],
+        foresee: Callable[[str, FiveTuple, str], tuple[bytes, Sequence[int]] | None],
         reads: Collection[str],
         apart: Collection[int],
         memory: FlowMemory | None,
+        decisions: Decisions | None = None,
     ) -> None: ...

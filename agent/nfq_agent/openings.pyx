@@ -55,13 +55,15 @@ def name_in_opening(const uint8_t[::1] data not None):
 
 
 cdef class Openings:
-    """The answers. foresee: takes a protocol ("" for the SYN), a five-tuple and a name; returns the facts for the memory, or None
-    if the chain does not accept. reads: the parts of the five-tuple that it reads. apart: up to four ports that it is not asked
-    about. memory: where accepted connections are kept (nfq_agent.flow_memory), or None.
+    """The answers. foresee: takes a protocol ("" for the SYN), a five-tuple and a name; returns the facts for the memory and the
+    places of what decided in `decisions`, or None if the chain does not accept. reads: the parts of the five-tuple that it reads. apart: up to four ports that it is not asked
+    about. memory: where accepted connections are kept (nfq_agent.flow_memory), or None. decisions: where decisions are
+    counted (nfq_agent.decisions), or None.
     """
 
-    def __cinit__(self, foresee, reads, apart, memory):
+    def __cinit__(self, foresee, reads, apart, memory, decisions=None):
         cdef uint8_t[::1] room
+        cdef uint64_t[::1] numbers
         self.answers = <Answer *>calloc(PLACES, sizeof(Answer))
         if self.answers == NULL:
             raise MemoryError
@@ -80,6 +82,10 @@ cdef class Openings:
             self.memory = &room[0]
             # The memory stays as long as this does.
             self.held = memory
+        if decisions is not None and len(decisions.room):
+            numbers = decisions.room
+            self.counts = &numbers[0]
+            self.counted = decisions
 
     def __dealloc__(self):
         cdef uint32_t place
@@ -138,6 +144,9 @@ cdef class Openings:
             answer.size = size
             answer.hashed = hashed
         self.latest = answer[0]
+        if self.counts != NULL:
+            for at in range(answer.decided):
+                self.counts[answer.places[at]] += 1
         return answer.accepts
 
     cdef bint _ask(
@@ -150,9 +159,14 @@ cdef class Openings:
             text_of_name = (<const char *>name)[:length].decode("ascii") if length else ""
             found = self.foresee(protocol, FiveTuple(*ends_of(key, down)), text_of_name)
             if found is not None:
+                facts, places = found
+                if self.counts != NULL:
+                    for place in places[:MOST_DECIDED]:
+                        answer.places[answer.decided] = place
+                        answer.decided += 1
                 answer.accepts = True
-                if found:
-                    text = found
+                if facts:
+                    text = facts
                     answer.text = <uint8_t *>malloc(text.shape[0])
                     if answer.text == NULL:
                         return False

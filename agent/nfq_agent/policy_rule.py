@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -11,6 +12,11 @@ from nfq_agent.protocols.known import BY_NAME, HOSTS, OWNERS
 
 ActionName = Literal["accept", "drop", "reject"]
 DEFAULT: Final = "default"
+# What decides besides the rules and the default: a message in conflict, the mode for a connection whose beginning was not seen,
+# and what the link cannot do without.
+CONFLICT: Final = "conflict"
+MIDSTREAM: Final = "midstream"
+BY_LINK: Final = "needed by the link"
 # The names by which a client claims to be connected to the destination: what `verify` proves.
 CLAIMS: Final = ("tls_sni", "http_host")
 # Facts that a policy itself keeps: the names of the destination when the flow began, and the claims that were proven.
@@ -40,12 +46,23 @@ class PolicyRule:
         )
 
 
+def rule_label(number: int, name: str | None) -> str:
+    """How a rule is called in the log and in counters. number: of the rule in its policy, from 1."""
+    return f"rule {number}" + (f" ({name})" if name else "")
+
+
+def name_of(label: str) -> str:
+    """The name in a rule's label; the label itself for a rule without a name, and for what is no rule."""
+    named = re.fullmatch(r"rule \d+ \((.*)\)", label, re.DOTALL)
+    return label if named is None else named[1]
+
+
 Wanted = Iterable[tuple[str, tuple[str, ...]]]
 
 
 def policy_rule(number: int, name: str | None, action: ActionName, wanted: Wanted, owned_by: Wanted, verify: bool) -> PolicyRule:
     """number: of the rule in its policy, from 1. wanted, owned_by: what it asks for, with the patterns of each."""
-    label = f"rule {number}" + (f" ({name})" if name else "")
+    label = rule_label(number, name)
     facts = []
     for fact, globs in wanted:
         # An allowed name lets no other pass that is asked for beside it.
@@ -75,7 +92,7 @@ def outcome(
             value = facts.get(fact)
             if value is None:
                 if "conflict" in facts and _hides(facts, fact):
-                    return conflict, f"conflict: {facts['conflict']}", False
+                    return conflict, f"{CONFLICT}: {facts['conflict']}", False
                 missing = True
             elif not patterns.match(value):
                 break

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 from agent import COMMAND, Agent, until
@@ -16,6 +18,10 @@ from traffic import send
 CONFIG = """
 [queue.main]
 num = 7
+elements = ["allow"]
+[element.allow]
+type = "policy"
+rule = [{ action = "accept", name = "web", dport = 9000 }]
 [rules.web]
 queue = "main"
 udp_ports = [9000]
@@ -30,6 +36,21 @@ rule_files: [alerts.yml]
 scrape_configs:
   - job_name: nfq-agent
     static_configs: [{targets: ["127.0.0.1:9749"]}]
+"""
+
+
+# The compiled reader answers what it knows: connections to `a.test` and their openings are never shown to Python but once.
+NAMES = """
+[queue.main]
+num = 7
+elements = ["dpi", "names"]
+[element.names]
+type = "policy"
+rule = [{ action = "accept", name = "a", http_host = "a.test" }, { action = "reject", name = "no", http_host = "no.test" }]
+[rules.web]
+queue = "main"
+hooks = ["output"]
+tcp_ports = [8080]
 """
 
 
@@ -49,6 +70,35 @@ def test_promtool_takes_the_metrics_and_the_rules(netns: Namespace, tmp_path: Pa
     shutil.copy(Path(__file__).parent / "monitoring" / "alerts.test.yml", tmp_path)
     netns.run("promtool", "check", "rules", str(tmp_path / "alerts.yml"))
     netns.run("promtool", "test", "rules", str(tmp_path / "alerts.test.yml"))
+    assert agent.stop() == 0
+
+
+def test_decisions_and_latency_are_counted_and_a_reload_keeps_them(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, NAMES).ready()
+    netns.start(sys.executable, "-m", "http.server", "8080", "--bind", "127.0.0.1", stdout=DEVNULL, stderr=DEVNULL)
+    until(lambda: ":8080" in netns.run("ss", "-Hltn").stdout, "the server listens")
+
+    def ask(name: str) -> None:
+        netns.run("curl", "-s", "-m", "5", "-o", "/dev/null", "-H", f"Host: {name}", "http://127.0.0.1:8080/", check=False)
+
+    def decided() -> dict[str, int]:
+        found = json.loads(agent.verb("status", "--json").stdout)["queues"][0]["decisions"]
+        return {each["rule"]: each["count"] for each in found if each["count"]}
+
+    for name in ("a.test", "a.test", "a.test", "no.test", "other.test"):
+        ask(name)
+    assert decided() == {"rule 1 (a)": 3, "rule 2 (no)": 1, "default": 1}
+    assert "3 names: rule 1 (a)" in agent.verb("status").stdout
+    queue = json.loads(agent.verb("status", "--json").stdout)["queues"][0]
+    samples = sum(queue["latency"]["buckets"].values())
+    assert 0 < samples <= queue["workers"][0]["received"]
+    assert 0 < queue["latency"]["total"] / samples < 1
+    # Another rule behind them: they keep their numbers.
+    agent.configure(NAMES.replace('"no.test" }]', '"no.test" }, { action = "accept", http_host = "b.test" }]'))
+    assert agent.verb("reload").returncode == 0
+    for name in ("a.test", "b.test"):
+        ask(name)
+    assert decided() == {"rule 1 (a)": 4, "rule 2 (no)": 1, "rule 3": 1, "default": 1}
     assert agent.stop() == 0
 
 
@@ -92,6 +142,8 @@ def test_prometheus_scrapes_an_agent_and_raises_alerts(netns: Namespace, tmp_pat
     until(lambda: value("nfq_agent_up") == 1, "the first scrape", 60)
     netns.call(send, 9000, 5)
     until(lambda: value('nfq_agent_verdicts_total{verdict="accept"}') == 5, "five verdicts are counted", 60)
+    assert value("sum(nfq_agent_policy_decisions_total{rule='web'})") >= 1
+    assert value("sum(nfq_agent_verdict_latency_seconds_count)") >= 1
     assert value("sum(nfq_agent_rule_packets_total{rule='web',family='inet'})") == 5
     assert firing() == set()
     for title, query in dashboard():

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nfq_agent.cli import metrics
 from nfq_agent.counters import INLINE_COUNTERS, PROXY_COUNTERS, TAP_COUNTERS, WORKER_COUNTERS
-from nfq_agent.service.status import Status
+from nfq_agent.service.status import DecisionStatus, Status
 from unit.test_status import REPORT
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
@@ -57,6 +57,26 @@ def test_every_counter_of_the_tables_is_there(of_one: Samples) -> None:
 def test_what_is_not_known_has_no_sample(of_one: Samples) -> None:
     assert "nfq_agent_queue_unsent_packets_total" not in of_one
     assert "nfq_agent_queue_waiting_packets" not in of_one
+
+
+def test_decisions_are_by_the_name_of_the_rule(of_one: Samples) -> None:
+    of_queue = [
+        (labels["rule"], value) for labels, value in of_one["nfq_agent_policy_decisions_total"] if labels["kind"] == "queue"
+    ]
+    assert of_queue == [("stripe", 9_876_543_210), ("rule 2", 0), ("default", 7), ("midstream", 0)]
+
+
+def test_rules_that_have_one_name_are_one_series() -> None:
+    twice = tuple(DecisionStatus("allow", f"rule {number} (web)", number) for number in (1, 2))
+    queue = dataclasses.replace(REPORT.queues[0], decisions=twice)
+    found = samples({"default": dataclasses.replace(REPORT, queues=(queue,), taps=(), inlines=())})
+    assert [(labels["rule"], value) for labels, value in found["nfq_agent_policy_decisions_total"]] == [("web", 3)]
+
+
+def test_latency_is_a_histogram(of_one: Samples) -> None:
+    name = "nfq_agent_verdict_latency_seconds"
+    assert [(labels["le"], value) for labels, value in of_one[f"{name}_bucket"]] == [("1e-05", 3), ("0.001", 7), ("+Inf", 8)]
+    assert [of_one[f"{name}_{part}"][0][1] for part in ("count", "sum")] == [8, 12.5]
 
 
 def test_rules_of_one_name_are_one_series() -> None:

@@ -185,7 +185,7 @@ def test_the_memory_is_written_as_python_writes_it(seed: int) -> None:
     facts = {"dpi": "decided", "protocol": "tls", "tls_sni": "www.good.test"}
     text = b'{"dpi":"decided","protocol":"tls","tls_sni":"www.good.test"}'
     table = FlowTable()
-    table.judge_openings(Openings(lambda protocol, *_: text if protocol else b"", (), (53,), there))
+    table.judge_openings(Openings(lambda protocol, *_: (text if protocol else b"", ()), (), (53,), there))
     for _ in range(6):
         width = source.choice((4, 16))
         low, high = bytes(width - 1) + bytes((source.randrange(2),)), b"\2" * width
@@ -208,7 +208,7 @@ def named(ends: FiveTuple) -> Iterator[tuple[str, int]]:
 def test_a_chain_that_fails_is_asked_again_and_the_packet_is_shown() -> None:
     asked = []
 
-    def foresee(protocol: str, *_: object) -> bytes:
+    def foresee(protocol: str, *_: object) -> tuple[bytes, tuple[int, ...]]:
         asked.append(protocol)
         raise ValueError("broken")
 
@@ -231,11 +231,11 @@ def test_openings_are_shown_while_that_is_wanted() -> None:
 
 def test_ports_that_stand_apart_are_shown() -> None:
     table = FlowTable()
-    table.judge_openings(Openings(lambda *_: b"", (), (53,), None))
+    table.judge_openings(Openings(lambda *_: (b"", ()), (), (53,), None))
     for packet in opening(HELLO, server="198.51.100.1:53"):
         assert table.look_up(packet.payload, packet.length, 1.0) is None
     with pytest.raises(ValueError, match="four ports"):
-        Openings(lambda *_: b"", (), (1, 2, 3, 4, 5), None)
+        Openings(lambda *_: (b"", ()), (), (1, 2, 3, 4, 5), None)
 
 
 @pytest.mark.parametrize(("name", "unshown"), [("allow-list", True), ("block-list", True), ("allow-list-careful", False)])

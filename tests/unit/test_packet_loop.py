@@ -12,6 +12,7 @@ from nfq_agent.counters import Counters
 from nfq_agent.element import PacketElement
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.flow import Flow
+from nfq_agent.latency import NANOSECONDS, Latency
 from nfq_agent.packet import Packet
 from nfq_agent.service import turn_policy
 from nfq_agent.service.packet_judge import WorkerSettings
@@ -78,6 +79,7 @@ class Queue(Source):
     last = 0
     may_wait = True
     lanes = ()
+    first_took = 0.002
 
     def __init__(self, turns: Sequence[list[Packet]], supervisor: socket.socket) -> None:
         super().__init__(turns, supervisor)
@@ -140,12 +142,17 @@ def serve(kind: type[Source], turns: Sequence[list[Packet]], *elements: type[Pac
         theirs.settimeout(5)
         source = kind(turns, ours)
         chain = ElementChain([element(element.__name__, None, print) for element in elements], ACCEPT)
-        counters = Counters()
+        counters, latency = Counters(), Latency()
         made: PacketSource = source
-        WorkerLoop(made, chain, WorkerSettings(1, ACCEPT, DROP, False, **settings), counters, theirs, print).run()
+        WorkerLoop(
+            made, chain, WorkerSettings(1, ACCEPT, DROP, False, **settings), counters, theirs, print, latency=latency
+        ).run()
         assert ours.recv(100) == b"ready\ndone\n"
         assert source.finished
         assert counters.received == sum(map(len, turns))
+        measured = latency.snapshot()
+        assert measured.pop(NANOSECONDS) > 0
+        assert sum(measured.values()) == sum(1 for turn in turns if turn)
     return source
 
 

@@ -15,10 +15,12 @@ from nfq_agent.counters import INLINE_COUNTERS, PROXY_COUNTERS, TAP_COUNTERS, WO
 from nfq_agent.service.status import (
     BypassStatus,
     ConfinementStatus,
+    DecisionStatus,
     DriftStatus,
     InForce,
     InlineStatus,
     InterfaceStatus,
+    LatencyStatus,
     OffloadStatus,
     ProxyStatus,
     QueueStatus,
@@ -34,6 +36,13 @@ TEN_DIGITS = 9_876_543_210
 COUNTERS = dict.fromkeys(WORKER_COUNTERS, TEN_DIGITS)
 JUDGED = dict.fromkeys((*INLINE_COUNTERS, "errors"), TEN_DIGITS)
 TAPPED = dict.fromkeys((*TAP_COUNTERS, "errors"), TEN_DIGITS)
+DECISIONS = (
+    DecisionStatus("allow", "rule 1 (stripe)", TEN_DIGITS),
+    DecisionStatus("allow", "rule 2", 0),
+    DecisionStatus("allow", "default", 7),
+    DecisionStatus("allow", "midstream", 0),
+)
+BUCKETS = {"1e-05": 3, "0.001": 4, "+Inf": 1}
 RULE = '-A NFQA-default-OUTPUT -p tcp -m multiport --dports 11000 -m comment --comment "nfq-agent:default:app" -j NFQUEUE'
 REPORT = Status(
     instance="default",
@@ -46,20 +55,20 @@ REPORT = Status(
     queues=(
         QueueStatus(
             "main", "enforce", True, ("dpi", "log"), InForce("packet", 65535, 4096, True, True), 0, None, TEN_DIGITS, 3,
-            (WorkerStatus(65535, 4_194_303, 2, 64_000_000, 123_456.7, None, COUNTERS),),
+            (WorkerStatus(65535, 4_194_303, 2, 64_000_000, 123_456.7, None, COUNTERS),), DECISIONS, LatencyStatus(BUCKETS, 12.5),
         ),
     ),
     proxies=(ProxyStatus("tcp", ("0.0.0.0:15002",), (), None, 0, None, dict.fromkeys(PROXY_COUNTERS, TEN_DIGITS)),),
     taps=(
         TapStatus(
             "pods", ("dpi",), 4_194_302, 0, 64_000_000, 65535, TAPPED,
-            (InterfaceStatus("veth0123456789a", 4_194_304, "web", TAPPED),),
+            (InterfaceStatus("veth0123456789a", 4_194_304, "web", TAPPED),), DECISIONS,
         ),
     ),
     inlines=(
         InlineStatus(
             "pods", "enforce", ("dpi",), 4_194_302, 0, 64_000_000, TEN_DIGITS, 4096, JUDGED,
-            (InterfaceStatus("veth0123456789a", 4_194_304, None, JUDGED),),
+            (InterfaceStatus("veth0123456789a", 4_194_304, None, JUDGED),), DECISIONS,
         ),
     ),
     offloaded=OffloadStatus(1, 2, 3),
@@ -94,6 +103,8 @@ def test_every_key_is_documented_and_no_other() -> None:
     assert {heading: list(rows) for heading, rows in tables.items()} == {
         "status": names(Status),
         "queues": names(QueueStatus),
+        "decisions": names(DecisionStatus),
+        "latency": names(LatencyStatus),
         "in_force": names(InForce),
         "workers": workers,
         "proxies": names(ProxyStatus),

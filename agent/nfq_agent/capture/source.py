@@ -76,6 +76,8 @@ class InterfaceSource(ABC, Generic[I]):
     # It has turns that wait; and the packets of a dead worker are lost with it.
     may_wait = True
     lanes = ()
+    # Not measured.
+    first_took = 0.0
 
     @property
     def last(self) -> int:

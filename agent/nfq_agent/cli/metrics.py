@@ -6,17 +6,27 @@ interfaces, never addresses or names seen in traffic: traffic cannot make new se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
 from prometheus_client import generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from nfq_agent.counters import INLINE_COUNTERS, PROXY_COUNTERS, TAP_COUNTERS, VERDICT_COUNTERS, WORKER_COUNTERS
+from nfq_agent.policy_rule import name_of
 from nfq_agent.rules.model import Rule
-from nfq_agent.service.status import InlineStatus, ProxyStatus, QueueStatus, Status, TapStatus
+from nfq_agent.service.status import (
+    DecisionStatus,
+    InlineStatus,
+    LatencyStatus,
+    ProxyStatus,
+    QueueStatus,
+    Status,
+    TapStatus,
+)
 
 _PREFIX: Final = "nfq_agent_"
 # What rises and falls; every other number in the tables of counters only rises while the agent runs.
@@ -39,9 +49,11 @@ class _Families(Collector):
 
     def __init__(self) -> None:
         self._made: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        self._histograms: dict[str, HistogramMetricFamily] = {}
 
     def collect(self) -> Iterator[Metric]:
         yield from self._made.values()
+        yield from self._histograms.values()
 
     def count(self, name: str, meaning: str, value: int | None, /, **labels: str) -> None:
         """A number that only rises. None, for not known, makes no sample."""
@@ -50,6 +62,14 @@ class _Families(Collector):
     def gauge(self, name: str, meaning: str, value: float | None, /, **labels: str) -> None:
         """A number that rises and falls. None, for not known, makes no sample."""
         self._sample(GaugeMetricFamily, name, meaning, value, labels)
+
+    def histogram(self, name: str, meaning: str, latency: LatencyStatus, /, **labels: str) -> None:
+        """Times by their upper bounds."""
+        text = meaning[:1].upper() + meaning[1:] + "."
+        made = self._histograms.setdefault(name, HistogramMetricFamily(f"{_PREFIX}{name}", text, labels=list(labels)))
+        so_far = itertools.accumulate(latency.buckets.values())
+        buckets = [(bound, float(count)) for bound, count in zip(latency.buckets, so_far, strict=True)]
+        made.add_metric(list(labels.values()), buckets, latency.total)
 
     def table(self, about: str, meanings: Mapping[str, str], counters: Mapping[str, int], **labels: str) -> None:
         """The counters of one table, each a family of its own."""
@@ -139,6 +159,10 @@ def _queue(families: _Families, instance: str, queue: QueueStatus) -> None:
     families.count("queue_overrun_packets", dropped, queue.kernel_dropped, **at)
     dropped = "packets that the kernel dropped because the worker's socket was full"
     families.count("queue_unsent_packets", dropped, queue.user_dropped, **at)
+    _decisions(families, instance, "queue", queue.name, queue.decisions)
+    if queue.latency is not None:
+        took = "time from when a worker took the first packet of a turn until its verdict was sent, one sample a turn"
+        families.histogram("verdict_latency_seconds", took, queue.latency, **at)
     for worker in queue.workers:
         labels = {**at, "worker": str(worker.number)}
         families.gauge("queue_waiting_packets", "packets that wait for a verdict", worker.waiting, **labels)
@@ -156,11 +180,13 @@ def _proxy(families: _Families, instance: str, proxy: ProxyStatus) -> None:
 
 def _tap(families: _Families, instance: str, tap: TapStatus) -> None:
     families.table("tap", TAP_COUNTERS, tap.counters, agent=instance, tap=tap.name)
+    _decisions(families, instance, "tap", tap.name, tap.decisions)
     families.process(tap, agent=instance, kind="tap", name=tap.name, number="0")
 
 
 def _inline(families: _Families, instance: str, inline: InlineStatus) -> None:
     at = {"agent": instance, "inline": inline.name}
+    _decisions(families, instance, "inline", inline.name, inline.decisions)
     judged = {name: meaning for name, meaning in INLINE_COUNTERS.items() if not name.startswith(_PAST)}
     families.table("inline", judged, inline.counters, **at)
     for name in INLINE_COUNTERS:
@@ -170,6 +196,17 @@ def _inline(families: _Families, instance: str, inline: InlineStatus) -> None:
     families.count("inline_unsent_packets", "frames that could not be sent on", inline.lost, **at)
     families.gauge("inline_hidden_interfaces", "interfaces with a foreign program before ours", inline.hidden, **at)
     families.process(inline, agent=instance, kind="inline", name=inline.name, number="0")
+
+
+def _decisions(families: _Families, instance: str, kind: str, name: str, decisions: Iterable[DecisionStatus]) -> None:
+    """By the name of the rule, so that a rule that moves keeps its series; rules of one name are one series."""
+    counts: dict[tuple[str, str], int] = {}
+    for each in decisions:
+        key = each.element, name_of(each.rule)
+        counts[key] = counts.get(key, 0) + each.count
+    for (element, rule), count in counts.items():
+        labels = {"agent": instance, "kind": kind, "name": name, "element": element, "rule": rule}
+        families.count("policy_decisions", "decisions of a policy, by its rule", count, **labels)
 
 
 def _rules(families: _Families, report: Status) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nfq_agent.cli.show import console
 from nfq_agent.counters import INLINE_COUNTERS, TAP_COUNTERS
 from nfq_agent.rules.model import Rule, instance_of
 from nfq_agent.service.status import (
     ConfinementStatus,
+    DecisionStatus,
     DriftStatus,
     InlineStatus,
     InterfaceStatus,
@@ -27,6 +28,10 @@ from nfq_agent.values import duration_text, size_text
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+
+# Rules of one queue that are listed.
+_LISTED: Final = 12
 
 
 def status(report: Status, running: Iterable[Status], now: float) -> None:
@@ -107,6 +112,7 @@ def _tap(out: Console, tap: TapStatus) -> None:
     for each in (*tap.interfaces, InterfaceStatus("all so far", 0, None, tap.counters)):
         counts = (f"{each.counters[name]} {name.replace('_', ' ')}" for name in TAP_COUNTERS)
         out.print(f"  {_interface(each)}: {', '.join(counts)}", markup=False)
+    _decisions(out, tap.decisions)
 
 
 def _interface(each: InterfaceStatus) -> str:
@@ -121,6 +127,7 @@ def _inline(out: Console, inline: InlineStatus) -> None:
     for each in (*inline.interfaces, InterfaceStatus("all so far", 0, None, inline.counters)):
         counts = (f"{each.counters[name]} {name.replace('_', ' ')}" for name in INLINE_COUNTERS)
         out.print(f"  {_interface(each)}: {', '.join(counts)}", markup=False)
+    _decisions(out, inline.decisions)
 
 
 def _queue(out: Console, queue: QueueStatus) -> None:
@@ -138,11 +145,27 @@ def _queue(out: Console, queue: QueueStatus) -> None:
     else:
         out.print(_table(verdicts, [left for left, _ in rows]))
         out.print(_table(("num", *process), [(left[0], *right) for left, right in rows]))
+    _decisions(out, queue.decisions)
     out.print(
         f"kernel drops {_known(queue.kernel_dropped)}, user drops {_known(queue.user_dropped)}, "
         f"uninspected {_known(queue.uninspected)}, would-drops of monitor mode {queue.would_drop}",
         markup=False,
     )
+
+
+def _decisions(out: Console, decisions: Sequence[DecisionStatus]) -> None:
+    """What decided, the most frequent first. What never did is in the JSON alone, except rules, which may be superfluous."""
+    shown = [each for each in decisions if each.count or each.rule.startswith("rule ")]
+    if not shown:
+        return
+    out.print("Decisions by rule:")
+    ranked = sorted(shown, key=lambda each: -each.count)
+    width = len(str(ranked[0].count))
+    for each in ranked[:_LISTED]:
+        what = f"{each.element}: {each.rule}" if each.element else each.rule
+        out.print(f"  {each.count:>{width}} {what}", markup=False, no_wrap=True, overflow="ellipsis")
+    if len(ranked) > _LISTED:
+        out.print(f"  and {len(ranked) - _LISTED} more; --json has all", markup=False)
 
 
 def _verdicts(worker: WorkerStatus) -> tuple[str, ...]:

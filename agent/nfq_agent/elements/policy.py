@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from nfq_agent.element import Emit, Needs, PacketElement
@@ -14,8 +13,22 @@ from nfq_agent.foresight import Foreseen
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, hook_name
+from nfq_agent.policy_case import PolicyCase, turned
 from nfq_agent.policy_options import PolicyOptions
-from nfq_agent.policy_rule import CLAIMS, DEFAULT, DST_NAME, VERIFIED, ActionName, PolicyRule, outcome, policy_rule
+from nfq_agent.policy_rule import (
+    BY_LINK,
+    CLAIMS,
+    CONFLICT,
+    DEFAULT,
+    DST_NAME,
+    MIDSTREAM,
+    VERIFIED,
+    ActionName,
+    PolicyRule,
+    outcome,
+    policy_rule,
+    rule_label,
+)
 from nfq_agent.reject import Allowance, reject
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
@@ -23,27 +36,6 @@ from nfq_agent.verdict import ACCEPT, DROP, Verdict
 NO_PACKET: Final = Packet(b"")
 # Names that are kept as proven on one connection.
 _VERIFIED_NAMES: Final = 16
-
-
-@dataclass(slots=True)
-class _Case:
-    """A policy's view of one flow: the rules that its first packet meets, and how far the message at hand has come.
-
-    message: its number. packets, size: with payload, and their bytes, while it was open. known: the facts that the outcome
-    follows from. open: those with which it was open the last time. denied: a message of a TCP connection was denied. What comes
-    later cannot arrive without it, and what is sent again must not arrive, so that is final.
-    """
-
-    candidates: tuple[PolicyRule, ...]
-    message: int = 0
-    packets: int = 0
-    size: int = 0
-    known: tuple[Any, ...] | None = None
-    open: tuple[Any, ...] | None = None
-    action: ActionName | None = None
-    label: str = ""
-    decided: bool = False
-    denied: bool = False
 
 
 class Policy(PacketElement[PolicyOptions]):
@@ -126,6 +118,12 @@ class Policy(PacketElement[PolicyOptions]):
         return tuple(dict.fromkeys(names))
 
     @classmethod
+    def rules_of(cls, options: PolicyOptions) -> tuple[str, ...]:
+        """Its rules, its default, and what decides in place of a rule."""
+        rules = (rule_label(number, rule.name) for number, rule in options.numbered)
+        return (*dict.fromkeys(rules), DEFAULT, CONFLICT, MIDSTREAM, BY_LINK)
+
+    @classmethod
     def reads_process_of(cls, options: PolicyOptions) -> bool:
         """True where a rule names a uid or gid."""
         return any(rule.uid is not None or rule.gid is not None for rule in options.rules)
@@ -133,11 +131,14 @@ class Policy(PacketElement[PolicyOptions]):
     def decide(self, packet: Packet, flow: Flow | None) -> Verdict | None:
         """The action of the first rule that matches, else the default's."""
         if self._closed and self._leaves_to_link(packet):
+            self._count(BY_LINK)
             return ACCEPT
         if flow is not None and self._by_flow:
             return self._decide_flow(packet, flow)
         found = self._by_headers(packet)
-        return self._answer(packet, self._default, DEFAULT) if found is None else self._answer(packet, found.action, found.label)
+        action, label = (self._default, DEFAULT) if found is None else (found.action, found.label)
+        self._count(label)
+        return self._answer(packet, action, label)
 
     def _by_headers(self, packet: Packet) -> PolicyRule | None:
         """The first rule that this packet meets by its headers alone."""
@@ -154,17 +155,17 @@ class Policy(PacketElement[PolicyOptions]):
     def rule(self, packet: Packet, flow: Flow | None) -> str:
         """The label of the rule that decided: its number, with its name if it has one."""
         if flow is not None and self._by_flow:
-            case: _Case | None = flow.state.get(self)
+            case: PolicyCase | None = flow.state.get(self)
             if case is None or not case.label:
-                return "midstream" if flow.midstream else "undecided"
+                return MIDSTREAM if flow.midstream else "undecided"
             return "undecided" if flow.undecided else case.label
         if self._closed and self._leaves_to_link(packet):
-            return "needed by the link"
+            return BY_LINK
         return DEFAULT if (found := self._by_headers(packet)) is None else found.label
 
     def watches(self, flow: Flow) -> int:
         """While the outcome is open, the packets that count towards `within`; none where it follows from the facts."""
-        case: _Case | None = flow.state.get(self)
+        case: PolicyCase | None = flow.state.get(self)
         if case is None or not self._facts or self._explain:
             return Watch.ALL
         judged = case.denied or case.decided
@@ -195,7 +196,7 @@ class Policy(PacketElement[PolicyOptions]):
         assert flow.opening is not None
         if not flow.opening.protocol:
             return
-        case = flow.state[self] = _Case(self._candidates(NO_PACKET, flow.origin), packets=1, decided=True)
+        case = flow.state[self] = PolicyCase(self._candidates(NO_PACKET, flow.origin), packets=1, decided=True)
         case.action, case.label, _ = self._outcome(flow, case, flow.facts, patient=False)
         flow.facts["reason"] = f"{self.name}: {case.label}"
         case.known = tuple([flow.facts.get(fact) for fact in self._facts])
@@ -209,11 +210,11 @@ class Policy(PacketElement[PolicyOptions]):
 
     def _decide_flow(self, packet: Packet, flow: Flow) -> Verdict | None:
         facts = flow.facts
-        case: _Case | None = flow.state.get(self)
+        case: PolicyCase | None = flow.state.get(self)
         if case is None:
             if self._asks_names:
                 self._name_destination(flow)
-            case = flow.state[self] = _Case(self._candidates(packet, flow.origin, flow))
+            case = flow.state[self] = PolicyCase(self._candidates(packet, flow.origin, flow))
         elif case.denied:
             return self._verdict(packet, case.action)
         if flow.ahead or flow.unsound:
@@ -235,7 +236,7 @@ class Policy(PacketElement[PolicyOptions]):
             case.message, case.packets, case.size, case.decided, case.open = flow.message, 0, 0, False, None
         return self._judge(packet, flow, case, known)
 
-    def _judge(self, packet: Packet, flow: Flow, case: _Case, known: tuple[Any, ...]) -> Verdict | None:
+    def _judge(self, packet: Packet, flow: Flow, case: PolicyCase, known: tuple[Any, ...]) -> Verdict | None:
         """Judge the message at hand."""
         facts, options = flow.facts, self.options
         if data := packet.data:
@@ -262,6 +263,7 @@ class Policy(PacketElement[PolicyOptions]):
             case.open = known
             return self._answer(packet, options.undecided, "undecided")
         flow.undecided = False
+        self._count(label)
         before = case.action, case.label
         was_decided = case.known is not None
         flow.facts["reason"] = f"{self.name}: {label}"
@@ -273,7 +275,9 @@ class Policy(PacketElement[PolicyOptions]):
             self._say_turned(flow, before, case)
         return self._answer(packet, action, label)
 
-    def _outcome(self, flow: Flow, case: _Case, facts: Mapping[str, Any], patient: bool) -> tuple[ActionName | None, str, bool]:
+    def _outcome(
+        self, flow: Flow, case: PolicyCase, facts: Mapping[str, Any], patient: bool
+    ) -> tuple[ActionName | None, str, bool]:
         verified: dict[str, None] = {}
 
         def proven(name: str) -> bool:
@@ -302,13 +306,14 @@ class Policy(PacketElement[PolicyOptions]):
         if names or not flow.midstream:
             flow.facts[DST_NAME] = names
 
-    def _unseen(self, packet: Packet, flow: Flow, case: _Case, action: ActionName) -> Verdict | None:
+    def _unseen(self, packet: Packet, flow: Flow, case: PolicyCase, action: ActionName) -> Verdict | None:
         """A connection whose beginning was not seen, where a name that is not known would decide."""
         # It may still say one: the kernel is told to keep the verdict only when it has long not done so.
         flow.undecided = case.packets <= self.options.within
         if case.action is None:
             case.action = action
-            return self._answer(packet, action, "midstream")
+            self._count(MIDSTREAM)
+            return self._answer(packet, action, MIDSTREAM)
         return self._verdict(packet, action)
 
     def _keep(self, flow: Flow, facts: Mapping[str, Any]) -> None:
@@ -316,11 +321,12 @@ class Policy(PacketElement[PolicyOptions]):
         if self.context.flows is not None and flow.origin.protocol == TCP and not flow.midstream:
             self.context.flows.keep(flow.origin, facts, flow.answered, flow.last)
 
-    def _earlier(self, packet: Packet, flow: Flow, case: _Case, facts: Mapping[str, Any]) -> Verdict | None:
+    def _earlier(self, packet: Packet, flow: Flow, case: PolicyCase, facts: Mapping[str, Any]) -> Verdict | None:
         """The denial of a message that came in the same packet as later ones; None where it may pass."""
         action, label, _ = self._outcome(flow, case, facts, patient=False)
         if action not in ("drop", "reject"):
             return None
+        self._count(label)
         before = case.action, case.label
         flow.facts["reason"] = f"{self.name}: {label}"
         case.known, case.action, case.label = tuple([facts.get(fact) for fact in self._facts]), action, label
@@ -354,6 +360,10 @@ class Policy(PacketElement[PolicyOptions]):
         flow.facts |= owner
         return owner
 
+    def _count(self, label: str) -> None:
+        """Count a decision. What a message in conflict says stays out of the counter's name."""
+        self.context.decisions.count(self.name, CONFLICT if label.startswith(f"{CONFLICT}:") else label)
+
     def _verdict(self, packet: Packet, action: ActionName | None) -> Verdict | None:
         if action == "accept":
             return ACCEPT
@@ -378,15 +388,6 @@ class Policy(PacketElement[PolicyOptions]):
             self.emit(f"{self.name}: {who} {hook} {outcome} by {label}", **fields)
         return self._verdict(packet, action)
 
-    def _say_turned(self, flow: Flow, before: tuple[ActionName | None, str], case: _Case) -> None:
-        assert case.known is not None
-        seen = ", ".join(
-            f"{fact} {value}" for fact, value in zip(self._facts, case.known, strict=True) if value is not None and fact != "dpi"
-        )
-        self.emit(
-            f"{self.name}: {flow.origin}: {before[0] or 'no verdict'} by {before[1]} before, "
-            f"{case.action or 'no verdict'} by {case.label} from now on; seen: {seen or 'nothing'}",
-            level="warning",
-            rule=case.label,
-            **ends(flow.origin),
-        )
+    def _say_turned(self, flow: Flow, before: tuple[ActionName | None, str], case: PolicyCase) -> None:
+        what = turned(before, case, self._facts)
+        self.emit(f"{self.name}: {flow.origin}: {what}", level="warning", rule=case.label, **ends(flow.origin))

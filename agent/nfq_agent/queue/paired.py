@@ -45,6 +45,11 @@ class PairedQueue:
         return self._new.last
 
     @property
+    def first_took(self) -> float:
+        """No turn waits."""
+        return 0.0
+
+    @property
     def unanswered(self) -> int:
         """How many packets were answered by policy."""
         return self._new.unanswered + self._known.unanswered

@@ -45,6 +45,11 @@ class WorkerQueue(BoundQueue):
         """The number of the latest packet that was read; 0 before the first."""
         return self._ledger.last
 
+    @property
+    def first_took(self) -> float:
+        """Seconds from when the latest turn that waits took its first packet until that was answered; 0 if it answered none."""
+        return self._bound().first_took
+
     # Begin, end, and the handover between two workers.
 
     def start(self, control: int) -> None:

@@ -233,7 +233,7 @@ class InlineWorker(InterfaceWorker):
         monitor = settings.mode == "monitor"
         log = ElementLog(emit, self.counters.suppress)
         elements = [spec.cls(spec.name, spec.options, log.of(spec)) for spec in self.specs]
-        chain = ElementChain(elements, default, monitor=monitor, context=self.context)
+        chain = ElementChain(elements, default, monitor=monitor, context=self.lent)
         loop = WorkerLoop(
             source,
             chain,

@@ -33,6 +33,7 @@ from nfq_agent.service.container_search import ContainerSearch, containers_of
 from nfq_agent.service.control import state_folder
 from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.worker import Roster, Worker
+from nfq_agent.service.worker_counts import WorkerCounts
 
 
 class InterfaceWorker(Worker):
@@ -55,7 +56,7 @@ class InterfaceWorker(Worker):
         self.specs = config.packet_elements(table)
         self.drop_lines = drop_lines(config, table)
         self.confinement = Confinement(config.agent.confinement, access_of(self.specs))
-        self.counters = Counters()
+        self.figures = WorkerCounts(self.specs)
         self.table = Table(self.columns)
         self.selection = selection_of(table)
         self.instance = config.agent.instance
@@ -69,6 +70,16 @@ class InterfaceWorker(Worker):
         self._before: dict[str, int] = {}
         self._containers = containers_of(config.agent.container_sockets, log)
         self._search = ContainerSearch(self._containers)
+
+    @property
+    def counters(self) -> Counters:
+        """What its process counts."""
+        return self.figures.counters
+
+    @property
+    def lent(self) -> Context:
+        """In the process: what its elements are lent."""
+        return replace(self.context, decisions=self.figures.decisions)
 
     @property
     def key(self) -> tuple[str, object]:
@@ -102,7 +113,10 @@ class InterfaceWorker(Worker):
         self._before = old.total()
         old.close()
         self.open()
-        self.counters = old.counters
+        if self.figures.decisions.names == old.figures.decisions.names:
+            self.figures = old.figures
+        else:
+            self.figures.continue_from(old.figures)
         self.restarts = old.restarts
 
     def release(self, successor: Self) -> None:

@@ -153,7 +153,7 @@ class PacketJudge:
             return None
         if self._owners is None and (foresight := self._chain.foresight()) is not None:
             self._foresight = foresight
-            self._flows.judge_openings(Openings(foresight.answer, foresight.reads, APART, foresight.memory))
+            self._flows.judge_openings(Openings(foresight.answer, foresight.reads, APART, foresight.memory, foresight.decisions))
         return self._flows
 
     def compile_chain(self) -> Steps | None:

@@ -20,6 +20,7 @@ from nfq_agent.element import Emit
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.host.child import DONE, READY, STOP
 from nfq_agent.host.own_process import OwnProcess
+from nfq_agent.latency import Latency
 from nfq_agent.packet import Packet
 from nfq_agent.service.delayed import DelayedVerdicts
 from nfq_agent.service.flow_watch import FlowWatch
@@ -46,7 +47,7 @@ class WorkerLoop:
     """The loop of one worker over one source of packets.
 
     inject: sends the packets that go with a verdict (`Verdict.inject`). Without it they are not sent, which is logged.
-    by_flow: the source, if it can read by flows. watch: tells of flows while they are watched.
+    by_flow: the source, if it can read by flows. watch: tells of flows while they are watched. latency: of the verdicts.
     """
 
     def __init__(  # noqa: PLR0913  # one for each thing that it uses
@@ -61,6 +62,7 @@ class WorkerLoop:
         process: OwnProcess = OwnProcess(),  # noqa: B008  # frozen
         by_flow: FlowQueue | None = None,
         watch: FlowWatch | None = None,
+        latency: Latency | None = None,
     ) -> None:
         self._shut = process.shut
         self._source = source
@@ -76,15 +78,14 @@ class WorkerLoop:
         self._known: dict[Any, Verdict] = {}
         self._asked = 0
         self._delayed = DelayedVerdicts()
-        self._now = 0.0
-        self._looked = 0.0
-        self._counted = 0.0
+        self._now = self._looked = self._counted = 0.0
         self._stopping = False
         # Without a supervisor: when to end at the latest, and when the latest packet came.
         self._leaves: float | None = None
         self._served = 0.0
         self._takeover = Takeover(settings.lost, settings.on_error, counters, emit)
         self._watch = watch
+        self._latency = Latency() if latency is None else latency
         self._turn, waits = self._choose_turn(by_flow)
         # The turn while no flows are watched.
         self._unwatched = self._turn
@@ -182,7 +183,8 @@ class WorkerLoop:
         """Sleep until packets or a control word come; with busy_poll, poll for packets before."""
         if self._policy.polls:
             end = time.monotonic() + self._policy.polls
-            while time.monotonic() < end:
+            while (now := time.monotonic()) < end:
+                self._now = self._judge.now = now
                 if self._take_turn():
                     return
         self._look_around(_BEAT)
@@ -236,7 +238,7 @@ class WorkerLoop:
         verdict = self._settings.default
         turn = self._policy.next
         count = queue.skim_each(verdict, turn.budget) if turn.waits else queue.skim(verdict, turn.budget)
-        self._policy.ended(turn, count, time.monotonic() - self._now)
+        self._end_turn(turn, count, queue)
         if count:
             self._judge.count(verdict, count)
             self._counters.received += count
@@ -250,7 +252,7 @@ class WorkerLoop:
         self._asked = 0
         turn = self._policy.next
         count, runs = queue.sort(self._known, self._remember, turn.budget, turn.waits)
-        self._policy.ended(turn, count, time.monotonic() - self._now)
+        self._end_turn(turn, count, queue)
         if count:
             for _, number, verdict in runs:
                 self._judge.count(verdict, number)
@@ -274,12 +276,11 @@ class WorkerLoop:
             self._policy.ended(Turn(BUDGET, False), count, 0.0)
             return count
         count, runs, left = queue.judge(flows, self._judge.verdict, self._now, turn.budget, turn.waits)
-        self._policy.ended(turn, count, time.monotonic() - self._now)
+        self._end_turn(turn, count, queue)
         if count:
             for _, number, verdict in runs:
                 self._judge.count(verdict, number)
-            taken = sum(number for _, number, _ in runs)
-            self._counters.received += taken
+            self._counters.received += sum(number for _, number, _ in runs)
             self._counters.last_id = queue.last
             if left is not None:
                 self._answer([left])
@@ -293,7 +294,15 @@ class WorkerLoop:
         packets = self._source.read(BUDGET)
         if packets:
             self._judge_packets(packets)
+            self._latency.observe(time.monotonic() - self._now)
         return len(packets)
+
+    def _end_turn(self, turn: Turn, count: int, queue: KernelQueue | FlowQueue) -> None:
+        """Note how long a turn took; a turn that waits, how long its first packet took."""
+        seconds = time.monotonic() - self._now
+        self._policy.ended(turn, count, seconds)
+        if count and (took := queue.first_took if turn.waits else seconds):
+            self._latency.observe(took)
 
     def _judge_watched(self) -> int:
         count = self._judge_each()
@@ -302,8 +311,7 @@ class WorkerLoop:
         return count
 
     def _judge_packets(self, packets: list[Packet]) -> None:
-        judge = self._judge
-        self._answer([(packet, judge.verdict(packet)) for packet in packets])
+        self._answer([(packet, self._judge.verdict(packet)) for packet in packets])
 
     def _answer(self, answers: list[tuple[Packet, Verdict]]) -> None:
         judge = self._judge

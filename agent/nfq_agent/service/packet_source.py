@@ -54,6 +54,10 @@ class KernelQueue(Protocol):
     def last(self) -> int:
         """The number of the latest packet that was read; 0 before the first."""
 
+    @property
+    def first_took(self) -> float:
+        """Seconds from when the latest turn that waits took its first packet until that was answered; 0 if it answered none."""
+
     def be_patient(self, seconds: float, spin: float = 0.0) -> None:
         """Set how long `skim_each` and `sort(each=True)` wait for the next packet, in seconds: asleep, or polling if `spin`."""
 
@@ -92,6 +96,10 @@ class FlowQueue(Protocol):
     @property
     def last(self) -> int:
         """The number of the latest packet that was read; 0 before the first."""
+
+    @property
+    def first_took(self) -> float:
+        """As in `KernelQueue`."""
 
     @property
     def must_answer_each(self) -> bool:

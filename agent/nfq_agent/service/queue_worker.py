@@ -16,11 +16,10 @@ from nfq_agent.config.drop_lines import drop_lines
 from nfq_agent.config.models import Config
 from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
-from nfq_agent.counters import Counters, Slots
+from nfq_agent.counters import Counters
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.host.child import Child, bound_memory
 from nfq_agent.host.jail.calls import ProcessNeeds
-from nfq_agent.host.memory import SharedNumbers
 from nfq_agent.host.nfqueue.statistics import QueueStatistics
 from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.host.owners import HostOwners
@@ -42,6 +41,7 @@ from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.service.served_queue import ServedQueue
 from nfq_agent.service.store import Store
 from nfq_agent.service.worker import Roster, Worker
+from nfq_agent.service.worker_counts import LastingCounts
 from nfq_agent.verdict import ACCEPT, DROP
 
 # Set to anything: every packet is shown to the elements, also those that they need not be shown.
@@ -63,8 +63,7 @@ class QueueWorker(Worker):
         self.copy_range = config.copy_range(self.settings)
         self.takes_whole = config.takes_whole(self.settings)
         self.drop_lines = drop_lines(config, self.settings)
-        self.memory = SharedNumbers()
-        self.counters = Counters(self.memory.numbers)
+        self.figures = LastingCounts(self.specs)
         self.served = ServedQueue(number, self._wanted, _VERDICTS[self.settings.on_error], log)
         # The queue of known flows, where one is wanted, or was until now and rules may still lead there.
         self.known: ServedQueue | None = None
@@ -78,8 +77,6 @@ class QueueWorker(Worker):
         self.forwarded = Forwarded(config, name, log)
         self._instance = config.agent.instance
         self._lost = Order(None, False)
-        # What a process before this one counted in memory of another layout.
-        self._former: Slots | None = None
 
     @property
     def key(self) -> tuple[str, object]:
@@ -93,6 +90,11 @@ class QueueWorker(Worker):
     def unregister(self, roster: Roster[Any, Any, Any]) -> None:
         """Remove it."""
         roster.queues.pop(self.number, None)
+
+    @property
+    def counters(self) -> Counters:
+        """What its process counts."""
+        return self.figures.counters
 
     @property
     def queue(self) -> WorkerQueue | None:
@@ -137,11 +139,7 @@ class QueueWorker(Worker):
         noted = store.noted(f"queue-{self.number}")
         self.predecessor = Child.adopted(self.title, control, noted.get("process"))
         if counters is not None:
-            memory, names = SharedNumbers(counters), tuple(noted.get("counters", ()))
-            if names == self.counters.names:
-                self.memory, self.counters = memory, Counters(memory.numbers)
-            else:
-                self._former = Slots(names, memory.numbers)
+            self.figures = self.figures.inherited(counters, noted)
         if not self.served.inherit(store, "queue", noted.get("settings")):
             return False
         self._inherit_known(store, noted.get("known"))
@@ -163,7 +161,7 @@ class QueueWorker(Worker):
         """What an agent after this one needs to know to take the queue over."""
         known = {
             "process": None if self.child is None else self.child.identity,
-            "counters": self.counters.names,
+            **self.figures.noted,
             "settings": self.served.noted,
             "known": None if self.known is None else self.known.noted,
         }
@@ -187,9 +185,7 @@ class QueueWorker(Worker):
 
     def count_on(self) -> None:
         """Take over what the predecessor counted, now that it has stopped counting."""
-        if self._former is not None:
-            self.counters.become(self._former.snapshot())
-            self._former = None
+        self.figures.count_on()
 
     @property
     def stored(self) -> dict[str, tuple[int, bool]]:
@@ -197,7 +193,7 @@ class QueueWorker(Worker):
         found: dict[str, tuple[int, bool]] = {}
         if self.queue is not None:
             found[f"queue-{self.number}"] = self.queue.fileno(), False
-            found[f"counters-{self.number}"] = self.memory.fileno(), False
+            found[f"counters-{self.number}"] = self.figures.fileno(), False
         if self.known is not None and self.known.queue is not None:
             found[f"known-{self.known.number}"] = self.known.queue.fileno(), False
         if self.child is not None:
@@ -255,7 +251,7 @@ class QueueWorker(Worker):
         self.served.queue = old.served.give_away()
         assert self.queue is not None
         self._take_known(old)
-        self.memory, self.counters = old.memory, old.counters
+        self.figures = self.figures.after(old.figures)
         self.restarts = old.restarts
         # A worker that died and was not replaced yet, or that was killed, may have left packets unanswered.
         self.deaths = old.deaths
@@ -348,7 +344,7 @@ class QueueWorker(Worker):
             [spec.cls(spec.name, spec.options, log.of(spec)) for spec in self.specs],
             _VERDICTS[settings.default],
             monitor=settings.mode == "monitor",
-            context=self._completed(self.context),
+            context=self._completed(replace(self.context, decisions=self.figures.decisions)),
         )
         WorkerLoop(
             source,
@@ -372,6 +368,7 @@ class QueueWorker(Worker):
             OwnProcess(self.pulse.beat, self._shut),
             None if os.environ.get(_EVERY_PACKET) else source,
             FlowWatch(self.ring, chain, {"queue": self.number}),
+            self.figures.latency,
         ).run()
 
     def _shut(self, _: ProcessNeeds | None) -> None:

@@ -9,7 +9,9 @@ from typing import Final
 
 from nfq_agent.config.models import Config
 from nfq_agent.counters import WORKER_COUNTERS
+from nfq_agent.decisions import split
 from nfq_agent.host.nfqueue.statistics import QueueStatistics
+from nfq_agent.latency import NANOSECONDS
 from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
 from nfq_agent.service import confinement
@@ -20,10 +22,12 @@ from nfq_agent.service.live_rules import ListedRule
 from nfq_agent.service.meter import Meter, QueueReading
 from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.status import (
+    DecisionStatus,
     DriftStatus,
     InForce,
     InlineStatus,
     InterfaceStatus,
+    LatencyStatus,
     OffloadStatus,
     ProxyStatus,
     QueueStatus,
@@ -34,6 +38,7 @@ from nfq_agent.service.status import (
 )
 from nfq_agent.service.system import Workers
 from nfq_agent.service.taps import TapWorker
+from nfq_agent.service.worker_counts import WorkerCounts
 from nfq_agent.version import version
 
 _OFFLOADED: Final[Mapping[str, str]] = {OFFLOAD_NEW: "decided", OFFLOAD_ACCEPTED: "accepted", OFFLOAD_DENIED: "denied"}
@@ -93,7 +98,27 @@ def _queue(name: str, config: Config, crew: Workers, meter: Meter) -> QueueStatu
         uninspected=_sum((meter.uninspected(queue.numbers, readings), meter.uninspected(queue.known_numbers, known))),
         would_drop=sum(reading.counters["would_drop"] for reading in readings),
         workers=tuple(_worker(worker, reading, meter) for worker, reading in zip(workers, readings, strict=True)),
+        decisions=_decisions(worker.figures for worker in workers),
+        latency=_latency(worker.figures for worker in workers),
     )
+
+
+def _decisions(counts: Iterable[WorkerCounts]) -> tuple[DecisionStatus, ...]:
+    """The decisions of all workers, in the order of the chain."""
+    total: dict[str, int] = {}
+    for counted in counts:
+        for reason, count in counted.decisions.snapshot().items():
+            total[reason] = total.get(reason, 0) + count
+    return tuple(DecisionStatus(*split(reason), count) for reason, count in total.items())
+
+
+def _latency(counts: Iterable[WorkerCounts]) -> LatencyStatus:
+    total: dict[str, int] = {}
+    for counted in counts:
+        for name, count in counted.latency.snapshot().items():
+            total[name] = total.get(name, 0) + count
+    nanoseconds = total.pop(NANOSECONDS, 0)
+    return LatencyStatus(total, nanoseconds / 1e9)
 
 
 def unmarked(crew: Workers) -> dict[int, int]:
@@ -153,6 +178,7 @@ def _inline(worker: InlineWorker) -> InlineStatus:
         hidden=worker.hidden,
         counters={**worker.total(), **{name: counters[name] for name in ("errors", "malformed", "flows", "flows_evicted")}},
         interfaces=_interfaces(worker),
+        decisions=_decisions([worker.figures]),
     )
 
 
@@ -167,6 +193,7 @@ def _tap(worker: TapWorker) -> TapStatus:
         snap=worker.snap,
         counters={**worker.total(), **{name: counters[name] for name in ("errors", "malformed", "flows", "flows_evicted")}},
         interfaces=_interfaces(worker),
+        decisions=_decisions([worker.figures]),
     )
 
 

@@ -60,6 +60,33 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionStatus:
+    """How often one rule of an element decided. rule: its label, as in `reason` of a flow."""
+
+    element: str
+    rule: str
+    count: int
+
+    @classmethod
+    def from_object(cls, value: Mapping[str, Any]) -> Self:
+        """From JSON."""
+        return cls(**_fields(cls, value))
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyStatus:
+    """How long verdicts took in the workers. buckets: samples by the upper bound of their time, in seconds. total: seconds."""
+
+    buckets: Mapping[str, int]
+    total: float
+
+    @classmethod
+    def from_object(cls, value: Mapping[str, Any]) -> Self:
+        """From JSON."""
+        return cls(**_fields(cls, value))
+
+
+@dataclass(frozen=True, slots=True)
 class QueueStatus:
     """One `[queue.NAME]`. What the kernel does not let the agent read is None."""
 
@@ -73,6 +100,8 @@ class QueueStatus:
     uninspected: Known
     would_drop: int
     workers: tuple[WorkerStatus, ...]
+    decisions: tuple[DecisionStatus, ...] = ()
+    latency: LatencyStatus | None = None
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
@@ -86,7 +115,9 @@ class QueueStatus:
         read["in_force"] = None if force is None else InForce.from_object(force)
         read["workers"] = tuple(WorkerStatus.from_object(each) for each in read["workers"])
         read["elements"] = tuple(read["elements"])
-        return cls(**read)
+        if read.get("latency") is not None:
+            read["latency"] = LatencyStatus.from_object(read["latency"])
+        return cls(**{**read, "decisions": _decisions(read)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +166,14 @@ class TapStatus:
     snap: int
     counters: Mapping[str, int]
     interfaces: tuple[InterfaceStatus, ...]
+    decisions: tuple[DecisionStatus, ...] = ()
 
     @classmethod
     def from_object(cls, value: Mapping[str, Any]) -> Self:
         """From JSON."""
         read = _fields(cls, value)
         interfaces = tuple(InterfaceStatus.from_object(each) for each in read["interfaces"])
-        return cls(**{**read, "elements": tuple(read["elements"]), "interfaces": interfaces})
+        return cls(**{**read, "elements": tuple(read["elements"]), "interfaces": interfaces, "decisions": _decisions(read)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +193,14 @@ class InlineStatus:
     hidden: int
     counters: Mapping[str, int]
     interfaces: tuple[InterfaceStatus, ...]
+    decisions: tuple[DecisionStatus, ...] = ()
 
     @classmethod
     def from_object(cls, value: Mapping[str, Any]) -> Self:
         """From JSON."""
         read = _fields(cls, value)
         interfaces = tuple(InterfaceStatus.from_object(each) for each in read["interfaces"])
-        return cls(**{**read, "elements": tuple(read["elements"]), "interfaces": interfaces})
+        return cls(**{**read, "elements": tuple(read["elements"]), "interfaces": interfaces, "decisions": _decisions(read)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +352,10 @@ class Status:
     def uptime(self, now: float) -> float:
         """Seconds since it began to serve. now: seconds since the epoch."""
         return max(0.0, now - self.since)
+
+
+def _decisions(value: Mapping[str, Any]) -> tuple[DecisionStatus, ...]:
+    return tuple(DecisionStatus.from_object(each) for each in value.get("decisions", ()))
 
 
 def _fields(cls: type[Any], value: Mapping[str, Any]) -> dict[str, Any]:

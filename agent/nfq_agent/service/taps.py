@@ -75,7 +75,7 @@ class TapWorker(InterfaceWorker):
         handed = handing.Handed(control, self.words(tap, "add", 1))
         log = ElementLog(emit, self.counters.suppress)
         elements = [spec.cls(spec.name, spec.options, log.of(spec)) for spec in self.specs]
-        chain = ElementChain(elements, ACCEPT, monitor=True, context=self.context)
+        chain = ElementChain(elements, ACCEPT, monitor=True, context=self.lent)
         settings = WorkerSettings(number=-1, default=ACCEPT, on_error=ACCEPT, monitor=True, drop_lines=self.drop_lines)
         shut = self.confinement.with_needs(_NEEDS).close
         process, watch = OwnProcess(self.pulse.beat, shut), FlowWatch(self.ring, chain, {"tap": self.name})

@@ -216,6 +216,11 @@ class Channel:
         """The number of the latest packet that the latest turn took, also if an exception ended it; None if it took none."""
         return self._inbox.latest if self._inbox.count else None
 
+    @property
+    def first_took(self) -> float:
+        """Seconds from when the latest turn that waits took its first packet until that was answered; 0 if it answered none."""
+        return self._inbox.first_took / 1e9
+
     def read(self, budget: int) -> list[Packet]:
         """Take packets, whole or as much as the copy range allows."""
         return self._inbox.read(budget, self._pending)

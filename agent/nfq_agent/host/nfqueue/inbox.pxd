@@ -40,6 +40,9 @@ cdef class Inbox:
     cdef object make
     # What the turn has taken so far, and the current run.
     cdef readonly unsigned int count
+    # When the first packet of the turn was taken; in a turn that waits, how long it took until that was answered (ns, else 0).
+    cdef int64_t taken_at
+    cdef readonly int64_t first_took
     cdef unsigned int asked
     cdef uint32_t first
     cdef readonly uint32_t latest
@@ -62,6 +65,7 @@ cdef class Inbox:
         self, unsigned int budget, PyObject *accepted, unsigned int together, int64_t patience, int64_t end
     ) except -1 nogil
     cdef int _answer(self, uint16_t kind) except -1 nogil
+    cdef void _note_first(self) noexcept nogil
     cdef int _read(self, const uint8_t *message, size_t size, list packets) except -1
     cdef bint _skimmed(self, const uint8_t *message, ssize_t size) noexcept nogil
     cdef bint _remembered(self, size_t size, PyObject *verdict) noexcept nogil

@@ -192,12 +192,14 @@ cdef class Inbox:
                 self._answer(MSG_VERDICT)
             else:
                 answer(self.latest, self.current)
+                self._note_first()
         return self._sum_up()
 
     # Shared parts.
 
     cdef void _begin(self):
         self.count = self.begun = self.asked = 0
+        self.taken_at = self.first_took = 0
         self.first = self.latest = 0
         self.current = None
         self.runs = []
@@ -226,6 +228,8 @@ cdef class Inbox:
         while True:
             size = recv(self.descriptor, self.buffer, wanted, flags)
             if size >= 0:
+                if self.count == 0:
+                    self.taken_at = now()
                 return size
             if errno == EAGAIN or errno == EINTR:
                 return 0
@@ -290,11 +294,16 @@ cdef class Inbox:
         (<uint16_t *>(self.verdict + TYPE))[0] = kind
         (<uint32_t *>(self.verdict + VERDICT_ID))[0] = ntohl(self.latest)
         if self.outbox is not None:
-            return self.outbox.answer(self.verdict, self.verdict_length)
-        if send(self.descriptor, self.verdict, self.verdict_length, 0) < 0:
+            self.outbox.answer(self.verdict, self.verdict_length)
+        elif send(self.descriptor, self.verdict, self.verdict_length, 0) < 0:
             with gil:
                 PyErr_SetFromErrno(OSError)
+        self._note_first()
         return 0
+
+    cdef inline void _note_first(self) noexcept nogil:
+        if self.first_took == 0 and self.taken_at:
+            self.first_took = now() - self.taken_at
 
     cdef int _read(self, const uint8_t *message, size_t size, list packets) except -1:
         cdef uint32_t identity

@@ -1,0 +1,41 @@
+"""A policy's view of one flow, and how its change of mind is told. Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nfq_agent.policy_rule import ActionName, PolicyRule
+
+
+@dataclass(slots=True)
+class PolicyCase:
+    """The rules that its first packet meets, and how far the message at hand has come.
+
+    message: its number. packets, size: with payload, and their bytes, while it was open. known: the facts that the outcome
+    follows from. open: those with which it was open the last time. denied: a message of a TCP connection was denied. What comes
+    later cannot arrive without it, and what is sent again must not arrive, so that is final.
+    """
+
+    candidates: tuple[PolicyRule, ...]
+    message: int = 0
+    packets: int = 0
+    size: int = 0
+    known: tuple[Any, ...] | None = None
+    open: tuple[Any, ...] | None = None
+    action: ActionName | None = None
+    label: str = ""
+    decided: bool = False
+    denied: bool = False
+
+
+def turned(before: tuple[ActionName | None, str], case: PolicyCase, facts: tuple[str, ...]) -> str:
+    """What a flow got before, what it gets from now on, and by what was seen. facts: the names of what is `known`."""
+    assert case.known is not None
+    found = ", ".join(
+        f"{fact} {value}" for fact, value in zip(facts, case.known, strict=True) if value is not None and fact != "dpi"
+    )
+    return (
+        f"{before[0] or 'no verdict'} by {before[1]} before, {case.action or 'no verdict'} by {case.label} from now on; "
+        f"seen: {found or 'nothing'}"
+    )
