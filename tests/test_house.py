@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -273,6 +274,30 @@ def test_only_main_exits() -> None:
     for name, tree in modules().items():
         calls = {ast.unparse(node.func) for node in nodes(tree) if isinstance(node, ast.Call)}
         assert name == "__main__" or not calls & {"sys.exit", "exit", "quit"}, name
+
+
+# An exception to a rule of ruff or mypy: on a line with code, since their own comments say nothing.
+_EXCEPTION = re.compile(r"# (?:noqa|type: ignore)\b(?P<rest>.*)$", re.MULTILINE)
+_WITH_REASON = re.compile(r"(?:: [A-Z0-9, ]+|\[[a-z, -]+\])(?:  [#] type: ignore\[[a-z, -]+\])?  # \S")
+
+
+def without_reason(text: str) -> list[str]:
+    """The exceptions that name no rule, or no reason."""
+    return [found[0] for found in _EXCEPTION.finditer(text) if not _WITH_REASON.match(found["rest"])]
+
+
+@pytest.mark.parametrize("folder", [HOUSE, TESTS, TESTS.parent / "examples"], ids=["package", "tests", "examples"])
+def test_every_exception_has_its_reason(folder: Path) -> None:
+    found = {str(path): bad for path in folder.rglob("*.py") if (bad := without_reason(path.read_text()))}
+    assert found == {}
+
+
+def test_an_exception_without_a_reason_is_found() -> None:
+    hash_mark = "#"
+    good = f"x = 1  {hash_mark} noqa: E501  {hash_mark} why\ny = 2  {hash_mark} type: ignore[misc, arg-type]  {hash_mark} why\n"
+    assert without_reason(good) == []
+    for bad in ("noqa", "noqa: E501", "type: ignore", "type: ignore[misc]", "type: ignore  # why", "noqa  # why"):
+        assert without_reason(f"x = 1  {hash_mark} {bad}\n") == [f"{hash_mark} {bad}"]
 
 
 # Lines of a file. One that grows beyond it holds more than one noun: split it by what comes apart.

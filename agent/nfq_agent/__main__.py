@@ -52,11 +52,11 @@ def _open_standard_streams() -> None:
 def _failed(error: Exception) -> int:
     """Print a failure that has a name, and return its exit code. Raises any other."""
     # Imported only here: the modules of these classes take longer to load than a verb's help to print.
-    from nfq_agent.config.models import ConfigError  # noqa: PLC0415
-    from nfq_agent.host.users import UserError  # noqa: PLC0415
-    from nfq_agent.rules.model import RuleError  # noqa: PLC0415
-    from nfq_agent.service.control import ControlError  # noqa: PLC0415
-    from nfq_agent.service.status import StatusError  # noqa: PLC0415
+    from nfq_agent.config.models import ConfigError  # noqa: PLC0415  # see above
+    from nfq_agent.host.users import UserError  # noqa: PLC0415  # see above
+    from nfq_agent.rules.model import RuleError  # noqa: PLC0415  # see above
+    from nfq_agent.service.control import ControlError  # noqa: PLC0415  # see above
+    from nfq_agent.service.status import StatusError  # noqa: PLC0415  # see above
 
     if isinstance(error, ConfigError):
         for fault in error.faults:

@@ -15,7 +15,7 @@ TOP = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(TOP / "tests"))
 
 from booted.container import Layer, sweep  # noqa: E402  # found by the line above
-from booted.packages import git, wheels  # noqa: E402
+from booted.packages import git, wheels  # noqa: E402  # found by the path above
 from booted.roots import RELEASES, neighbours_root  # noqa: E402  # found by the line above
 
 _CLONE = "srv/clone/nfq-agent"

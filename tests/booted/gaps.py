@@ -27,13 +27,13 @@ sys.path[:0] = [str(TOP), str(TOP / "support")]
 
 from numbered import Connections, Flow, Numbered, Talk  # noqa: E402  # the path is set above
 
-from booted.container import Container, Layer  # noqa: E402
-from booted.nspawn import until  # noqa: E402
-from booted.packages import packages  # noqa: E402
-from booted.peers import main_pid, restarted  # noqa: E402
-from booted.roots import RELEASES, Release, base_root  # noqa: E402
-from booted.test_packages import higher  # noqa: E402
-from booted.test_restart import PROXY, UDP, configured, queue, worker  # noqa: E402
+from booted.container import Container, Layer  # noqa: E402  # found by the path above
+from booted.nspawn import until  # noqa: E402  # found by the path above
+from booted.packages import packages  # noqa: E402  # found by the path above
+from booted.peers import main_pid, restarted  # noqa: E402  # found by the path above
+from booted.roots import RELEASES, Release, base_root  # noqa: E402  # found by the path above
+from booted.test_packages import higher  # noqa: E402  # found by the path above
+from booted.test_restart import PROXY, UDP, configured, queue, worker  # noqa: E402  # found by the path above
 
 # Version 0.1.0, which cannot hand anything over: from it and to it the service is stopped and started.
 _BEFORE: Final = "2320488"

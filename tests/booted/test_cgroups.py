@@ -90,8 +90,8 @@ def test_rules_follow_the_units_of_systemd(host: Container, backend: str) -> Non
     for command in ("systemctl restart sender", "kill -KILL {pid}"):
         before, pid = followed(host), main_pid(host, "sender")
         host.shell(command.format(pid=pid))
-        until(lambda pid=pid: main_pid(host, "sender") not in (0, pid), "the unit runs again")  # type: ignore[misc]
-        until(lambda before=before: followed(host) > before, "the rule follows")  # type: ignore[misc]
+        until(lambda pid=pid: main_pid(host, "sender") not in (0, pid), "the unit runs again")  # type: ignore[misc]  # its default is the type
+        until(lambda before=before: followed(host) > before, "the rule follows")  # type: ignore[misc]  # its default is the type
         counts(host, "unit")
     late: list[dict[str, Any]] = [each for each in status(host)["bypasses"] if each["cause"] == "cgroup-late"]
     assert [each["name"] for each in late] == ["system.slice/sender.service"]

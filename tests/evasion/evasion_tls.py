@@ -9,7 +9,7 @@ import ssl
 from functools import partial
 
 # aioquic would import it later, when the try has given up root and may not read the clone any more.
-import cryptography.hazmat.backends.openssl  # noqa: F401
+import cryptography.hazmat.backends.openssl  # noqa: F401  # loaded before the processes are forked
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from evasion_attempt import Attempt
@@ -108,7 +108,7 @@ def first_flight(name: str, address: tuple[str, int], number: bytes | None = Non
     connection = _quic_client(name, **options)
     if number is not None:
         # aioquic chooses it by itself, and there is no public way to set it.
-        connection._peer_cid.cid = connection._original_destination_connection_id = number  # noqa: SLF001
+        connection._peer_cid.cid = connection._original_destination_connection_id = number  # noqa: SLF001  # aioquic shows it nowhere else
     connection.connect(address, now=0.0)
     return [datagram for datagram, _ in connection.datagrams_to_send(now=0.0)]
 

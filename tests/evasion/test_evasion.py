@@ -49,11 +49,11 @@ class Tried:
 
         for event, (_, do) in evasion_events.EVENTS.items():
             about = [each for each, how, _ in made if how.args[0] == event]  # type: ignore[attr-defined]  # a partial
-            until(lambda: all(f"ready {event}" in bed.notes(each) for each in about), f"connections wait for {event}")  # noqa: B023
+            until(lambda: all(f"ready {event}" in bed.notes(each) for each in about), f"connections wait for {event}")  # noqa: B023  # called before the next turn of the loop
             if agent is not None:
                 do(agent, bed)
             bed.attacker.run("touch", str(happened(event)))
-            until(lambda: all(f"done {event}" in bed.notes(each) for each in about), f"the requests after {event}")  # noqa: B023
+            until(lambda: all(f"done {event}" in bed.notes(each) for each in about), f"the requests after {event}")  # noqa: B023  # called before the next turn of the loop
         runner.join()
 
 

@@ -39,7 +39,7 @@ def groups() -> Iterator[tuple[Path, str]]:
         group.mkdir()
     yield root, tag
     for group in made:
-        until(lambda group=group: not (group / "cgroup.procs").read_text(), "the group is empty")  # type: ignore[misc]
+        until(lambda group=group: not (group / "cgroup.procs").read_text(), "the group is empty")  # type: ignore[misc]  # its default is the type
         group.rmdir()
 
 

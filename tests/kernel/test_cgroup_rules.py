@@ -81,7 +81,7 @@ def test_a_group_that_appears_and_is_made_again(netns: Namespace, tmp_path: Path
         before = followed(agent)
         leave(group)
         group.mkdir()
-        until(lambda before=before: followed(agent) > before, "the new rule is in")  # type: ignore[misc]
+        until(lambda before=before: followed(agent) > before, "the new rule is in")  # type: ignore[misc]  # its default is the type
         send_from(netns, group)
         assert agent.totals()["received"] == count
     (late,) = [each for each in agent.status()["bypasses"] if each["cause"] == "cgroup-late"]

@@ -287,7 +287,7 @@ def test_wireguard_by_wireguard_go(seen: Seen) -> None:
         keys[name] = private, seen.netns.run("wg", "pubkey", input=private).stdout.strip()
         (seen.folder / name).write_text(private)
         seen.netns.start("wireguard-go", "-f", name, **QUIET)
-        wait_until(lambda: seen.netns.run("ip", "link", "show", name, check=False).returncode == 0, f"{name} is there")  # noqa: B023
+        wait_until(lambda: seen.netns.run("ip", "link", "show", name, check=False).returncode == 0, f"{name} is there")  # noqa: B023  # called before the next turn of the loop
     for name, other, number in (("wga", "wgb", 1), ("wgb", "wga", 2)):
         seen.netns.shell(
             f"wg set {name} listen-port 5182{number} private-key {seen.folder}/{name} peer {keys[other][1]} "

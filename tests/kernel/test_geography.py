@@ -51,7 +51,7 @@ def test_a_database_is_read_before_the_worker_confines_itself_and_when_it_change
         write(tmp_path, "DE", 64500)
         agent = Agent(host, tmp_path, CONFIG).ready()
         for address in SERVERS:
-            until(lambda: reached(host, address), "the server is reached", 20)  # noqa: B023
+            until(lambda: reached(host, address), "the server is reached", 20)  # noqa: B023  # called before the next turn of the loop
         write(tmp_path, "FR", 64501)
         until(lambda: not reached(host, "10.203.0.1"), "the changed database is in force", 20)
         assert not reached(host, "fd00:203::1")

@@ -148,10 +148,10 @@ def test_prometheus_scrapes_an_agent_and_raises_alerts(netns: Namespace, tmp_pat
     assert firing() == set()
     for title, query in dashboard():
         # A rate takes two scrapes. No proxy is configured here: of its queries only the syntax is tried.
-        until(lambda query=query: "proxy" in query or ask(query), title, 60)  # type: ignore[misc]
+        until(lambda query=query: "proxy" in query or ask(query), title, 60)  # type: ignore[misc]  # its default is the type
     for repair in range(1, 5):
         netns.shell("iptables-legacy -w -t mangle -F NFQA-default-OUTPUT")
-        until(lambda repair=repair: value("nfq_agent_rule_repairs_total") == repair, "the repair is counted", 60)  # type: ignore[misc]
+        until(lambda repair=repair: value("nfq_agent_rule_repairs_total") == repair, "the repair is counted", 60)  # type: ignore[misc]  # its default is the type
     until(lambda: "NfqAgentRulesRepaired" in firing(), "the alert of repairs", 60)
     agent.kill()
     until(lambda: "NfqAgentDown" in firing(), "the alert of an agent that is gone", 60)

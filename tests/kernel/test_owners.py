@@ -54,7 +54,7 @@ def test_what_a_unit_and_a_container_may_reach(netns: Namespace, tmp_path: Path,
     agent = Agent(netns, tmp_path, CONFIG.format(tag=tag)).ready()
     for port in (8443, 8080):
         netns.start("nc", "-lk", "127.0.0.1", str(port), stdout=subprocess.DEVNULL)
-        until(lambda port=port: f":{port:04X} " in netns.shell("cat /proc/net/tcp"), f"port {port} is open")  # type: ignore[misc]
+        until(lambda port=port: f":{port:04X} " in netns.shell("cat /proc/net/tcp"), f"port {port} is open")  # type: ignore[misc]  # its default is the type
 
     def connects(group: str, port: int, kind: str = "tcp") -> bool:
         return netns.run(sys.executable, "-c", PROGRAM, str(root / group), kind, str(port), check=False).returncode == 0

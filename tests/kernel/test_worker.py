@@ -205,7 +205,7 @@ def test_undecodable_packets_get_the_verdict_on_error(netns: Namespace) -> None:
                 until(lambda made=made: counted(made.counters, received=1))  # type: ignore[misc]  # bound early
                 assert counted(made.counters, dropped=1, errors=0)
                 assert made.counters.malformed >= 1
-                until(lambda made=made: any("malformed" in line for line in made.lines))  # type: ignore[misc]
+                until(lambda made=made: any("malformed" in line for line in made.lines))  # type: ignore[misc]  # its default is the type
 
     netns.call(inside)
 

@@ -28,8 +28,8 @@ class QuicOpening:
     def __init__(self, name: str) -> None:
         client = _client(name)
         # There is no public way to the bytes before they are sealed.
-        self.hello = bytes(client._crypto_streams[Epoch.INITIAL].sender._buffer)  # noqa: SLF001
-        self.id, self.own = client._peer_cid.cid, client.host_cid  # noqa: SLF001
+        self.hello = bytes(client._crypto_streams[Epoch.INITIAL].sender._buffer)  # noqa: SLF001  # aioquic shows it nowhere else
+        self.id, self.own = client._peer_cid.cid, client.host_cid  # noqa: SLF001  # aioquic shows it nowhere else
         self._number = -1
 
     def head(self, size: int) -> bytes:

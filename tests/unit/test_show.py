@@ -104,16 +104,16 @@ def test_side_effects_of_legacy_rules() -> None:
     assert effects[1].startswith("the inet table mangle would become present, and stays so")
     assert effects[2].startswith("the rules are legacy ones")
     host.kernel.table("inet", "mangle")
-    assert len(show.side_effects(ruleset(), host, None)) == 1  # type: ignore[arg-type]
+    assert len(show.side_effects(ruleset(), host, None)) == 1  # type: ignore[arg-type]  # a host of the test
     host.shown = False
-    assert show.side_effects(ruleset(), host, None)[0] == "which inet tables are present is visible to root only"  # type: ignore[arg-type]
+    assert show.side_effects(ruleset(), host, None)[0] == "which inet tables are present is visible to root only"  # type: ignore[arg-type]  # a host of the test
     assert show.side_effects({}, host, None) == []
 
 
 def test_side_effects_of_an_owned_table() -> None:
     host = Host(FakeKernel(), "a")
     host.name, host.notice = "owned", "backend owned is used, since legacy rules cannot be"
-    effects = show.side_effects(ruleset(), host, None)  # type: ignore[arg-type]
+    effects = show.side_effects(ruleset(), host, None)  # type: ignore[arg-type]  # a host of the test
     assert effects == [host.notice, "the rules are in nf_tables: `nft list ruleset` lists them, `iptables` does not"]
 
 

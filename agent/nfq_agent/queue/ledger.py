@@ -1,15 +1,14 @@
 """Which packets need a verdict: every packet of one bound queue, from the read to its answer. Pure: no socket, no clock, no lock.
 
-The states of a packet and the moves between them are in `MOVES`; nothing else moves a packet. To change it, change the
-table first, then the method that makes the move, then the rule of tests/unit/test_ledger.py
-that drives it. That test fails for a move that
-is not in the table, and for a packet that gets no verdict or two. Every state must have a way to ANSWERED.
+The states of a packet and the moves between them are in `MOVES`; nothing else moves a packet. To change it, change the table
+first, then the method that makes the move, then the rule of tests/unit/test_ledger.py that drives it. That test fails for a move
+that is not in the table, and for a packet that gets no verdict or two. Every state must have a way to ANSWERED.
 
-    READ taken from the socket; not examined yet
+    READ      taken from the socket; not examined yet
     ASKED     the callback is deciding; one packet at most
     DECIDED   the callback has decided, and the verdict is not sent yet
     HELD      retained: its program answers it later, or the policy does
-    ANSWERED its verdict is sent
+    ANSWERED  its verdict is sent
 
 A turn that an exception ends (a signal handler may raise anywhere) can lose packets that it had taken from the socket: only their
 numbers are known. They are *lost*: `lost` names them in the next turn, and the policy answers them.

@@ -105,7 +105,7 @@ class AcceptRules:
     def apply_all(  # one transaction is always all or nothing
         self,
         desired: Ruleset,
-        undo: bool = True,  # noqa: ARG002
+        undo: bool = True,  # noqa: ARG002  # the contract's parameter
     ) -> dict[Family, Applied]:
         """Make the tagged rules the desired ones, in one transaction. Raises RuleError."""
         before = {family: self.read(family) for family in desired}

@@ -99,7 +99,7 @@ class NftLeftovers:
     def apply_all(  # one transaction is always all or nothing
         self,
         desired: Mapping[Family, Mapping[str, TableRules]],
-        undo: bool = True,  # noqa: ARG002
+        undo: bool = True,  # noqa: ARG002  # the contract's parameter
     ) -> dict[Family, Applied]:
         """Remove all of it, in one transaction: `desired` has to be empty. Raises RuleError."""
         if any(table.chains or table.jumps for rules in desired.values() for table in rules.values()):
