@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
+from typing import Final
 
 import typer
 
 from nfq_agent.cli.app import two_dashes
 from nfq_agent.cli.verbs import app
+
+# A full file system, quota or limit of a file's size.
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> None:
@@ -19,16 +25,17 @@ def main() -> None:
     _open_standard_streams()
     try:
         code = app(two_dashes(sys.argv[1:]), standalone_mode=False)
+        sys.stdout.flush()
     except typer.TyperException as error:
         # Without a message of its own it is the help, which was printed.
         if message := error.format_message():
-            print(f"nfq-agent: {message}; see `nfq-agent --help`", file=sys.stderr)
+            _say(f"nfq-agent: {message}; see `nfq-agent --help`")
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
         # The reader of our output has closed it (`| head`).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()
         code = 0
     except Exception as error:
         code = _failed(error)
@@ -60,12 +67,28 @@ def _failed(error: Exception) -> int:
 
     if isinstance(error, ConfigError):
         for fault in error.faults:
-            print(fault, file=sys.stderr)
+            _say(fault)
         return 78
     if isinstance(error, RuleError | ControlError | StatusError | UserError):
-        print(f"nfq-agent: {error}", file=sys.stderr)
+        _say(f"nfq-agent: {error}")
+        return 1
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        # Text that is still in the buffer would fail once more at the end.
+        _discard_output()
+        what = error.filename or "standard output"
+        _say(f"nfq-agent: {what} cannot be written: {error.strerror}; free some space there, or write elsewhere")
         return 1
     raise error
+
+
+def _say(line: str) -> None:
+    """Print it on standard error, if that takes it: the exit code tells as well."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -110,6 +111,32 @@ def test_no_capability_is_named(netns: Namespace, tmp_path: Path) -> None:
     assert said == "CAP_NET_ADMIN is missing: without it no queue and no rule can be made; start as root, or with that capability"
 
 
+def test_root_that_cannot_become_the_agents_user_is_told_what_it_lacks(netns: Namespace, tmp_path: Path) -> None:
+    said = refused(netns, tmp_path, ("setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"))
+    assert said.startswith("running as root without CAP_KILL and CAP_SETGID and CAP_SETUID: no worker can become uid")
+    assert said.endswith("add to the capabilities, or start as that user with CAP_NET_ADMIN alone")
+
+
+@pytest.mark.parametrize("backend", ["legacy", "owned"])
+def test_a_verb_without_capabilities_says_one_line(netns: Namespace, tmp_path: Path, backend: str) -> None:
+    """Also where there are rules to be read."""
+    (tmp_path / "a.toml").write_text(f'[agent]\nbackend = "{backend}"\n{SMALL}')
+    config = ("--config", str(tmp_path / "a.toml"))
+    netns.run(*COMMAND, "apply", *config)
+    rules = "iptables-legacy-save -t mangle | grep -v '^#'; nft list ruleset"
+    before = netns.shell(rules)
+    assert "NFQA-default-INPUT" in before
+    for verb in ("plan", "apply", "rules", "remove", "sweep"):
+        done = netns.run("setpriv", "--bounding-set=-all", "--inh-caps=-all", *COMMAND, verb, *config, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        (line,) = done.stderr.splitlines()
+        assert re.search("run as root, or with (that capability|CAP_NET_ADMIN)|start as root, or with that capability", line), (
+            line
+        )
+    assert netns.shell(rules) == before
+    netns.run(*COMMAND, "remove", *config)
+
+
 def with_file_capabilities(folder: Path, capabilities: str) -> tuple[str, ...]:
     """The command by an interpreter of its own that has these capabilities, as `setcap` gives them (capabilities(7))."""
     interpreter = folder / "python"
@@ -181,6 +208,28 @@ def test_an_extension_that_is_missing_is_named_with_its_package(netns: Namespace
 def test_a_run_folder_that_takes_nothing_is_named(netns: Namespace, tmp_path: Path, change: str, expected: str) -> None:
     netns.shell(change)
     assert refused(netns, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "text", "advice"),
+    [
+        ("mount -o remount,ro /run", "run folder", "its file system is read-only", "mount /run writable"),
+        ("mount -o remount,ro /run", "xtables lock", "cannot be created: its file system is read-only", "mount /run writable"),
+        ("mount -t tmpfs -o size=4k tmpfs /run; cat /dev/zero >/run/a ||:", "run folder", "its file system is full", "free some"),
+        ("mount -t tmpfs -o nr_inodes=1 tmpfs /run", "xtables lock", "cannot be created: its file system is full", "free some"),
+        ("touch /run/nfq-agent", "run folder", "it is no folder", "remove /run/nfq-agent"),
+        ("rm -f /run/xtables.lock; mkdir /run/xtables.lock", "xtables lock", "is not a regular file", "remove it"),
+        ("rm -f /run/xtables.lock; mkfifo /run/xtables.lock", "xtables lock", "is not a regular file", "remove it"),
+    ],
+)  # fmt: skip
+def test_doctor_names_what_is_wrong_in_run(netns: Namespace, change: str, subject: str, text: str, advice: str) -> None:
+    netns.shell(change)
+    done = netns.run(*COMMAND, "doctor", "--json", check=False)
+    found = [each for each in json.loads(done.stdout)["findings"] if each["subject"] == subject]
+    assert [each["level"] for each in found] == ["error"]
+    assert text in found[0]["text"]
+    assert advice in found[0]["advice"]
+    assert done.returncode == 1
 
 
 PROXY = '[proxy.web]\nlisten = [{}]\n[rules.web]\nproxy = "web"\ntcp_ports = [8080]\nhooks = ["output"]\n'

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -111,3 +113,40 @@ def test_the_version_is_printed() -> None:
     done = subprocess.run([sys.executable, "-m", "nfq_agent", "--version"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"nfq-agent \d+\.\d+\S*\n", done.stdout)
+
+
+@pytest.mark.parametrize("verb", [["elements"], ["--help"], ["--version"]])
+def test_a_full_disk_behind_standard_output_is_named(verb: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "nfq_agent", *verb], stdout=full, stderr=subprocess.PIPE, text=True)
+    said = "standard output cannot be written: No space left on device; free some space there, or write elsewhere"
+    assert (done.returncode, done.stderr) == (1, f"nfq-agent: {said}\n")
+
+
+def test_a_full_disk_behind_standard_error_keeps_the_exit_code() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "nfq_agent", "check", "--config", "/nonexistent"], stdout=subprocess.PIPE, stderr=full
+        )
+    assert (done.returncode, done.stdout) == (78, b"")
+
+
+def test_an_export_that_is_stopped_without_a_reader_says_so() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    export = subprocess.Popen(
+        [sys.executable, "-m", "nfq_agent", "export", "json"], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    deadline = time.monotonic() + 60
+    while not catches(export.pid, signal.SIGTERM) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    export.terminate()
+    _, said = export.communicate(timeout=60)
+    assert (export.returncode, said) == (1, "nfq-agent: no process reads the standard output any more\n")
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process handles this signal (SigCgt of proc(5))."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return bool(int(line.split()[1], 16) >> number - 1 & 1)

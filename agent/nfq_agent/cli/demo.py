@@ -60,7 +60,12 @@ def tell() -> int:
         try:
             _story(Path(folder), stack)
         except (Broken, OSError, subprocess.SubprocessError, control.ControlError) as error:
-            print(f"\nThe demo ended early: {error}", file=sys.stderr)
+            why: object = error
+            if isinstance(error, OSError) and error.filename is None:
+                why = f"standard output cannot be written: {error.strerror}"
+            elif isinstance(error, FileNotFoundError) and "/" not in str(error.filename):
+                why = f"the program {error.filename} is not installed, or not in PATH"
+            print(f"\nThe demo ended early: {why}", file=sys.stderr)
             log = Path(folder) / "agent.log"
             if log.exists() and (lines := log.read_text(errors="replace")):
                 print(f"The agent's last lines:\n{lines[-2000:]}", file=sys.stderr)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from nfq_agent.cli.doctor_rules import rule_findings
+from nfq_agent.cli.doctor_run import run_findings
 from nfq_agent.cli.finding import Finding, Level
 from nfq_agent.cli.running import status, status_if_any
 from nfq_agent.config.models import Config
@@ -20,7 +20,6 @@ from nfq_agent.host.nfqueue.statistics import statistics
 from nfq_agent.host.nftables.support import probe
 from nfq_agent.host.users import CAP_NET_ADMIN, find_user, has_capability
 from nfq_agent.host.xtables import python_iptables
-from nfq_agent.host.xtables.lock import held_by, holders, lock_path
 from nfq_agent.service.confinement import exemptions, lacking
 from nfq_agent.service.control import ControlError, NotRunning
 from nfq_agent.service.foreign_marks import rewriting
@@ -40,7 +39,7 @@ def examine(config: Config) -> list[Finding]:
         *_queue_support(),
         *(_rule_engines() if admin else ()),
         *_confinement(config),
-        *_lock(admin),
+        *run_findings(admin),
         *_user(config),
         *_queues(config, running),
         *rule_findings(config, running, admin),
@@ -110,33 +109,6 @@ def _confinement(config: Config) -> Iterator[Finding]:
         yield Finding("good", "confinement", f"workers are confined by {' and '.join(door.means())}")
     for exempt in exemptions(config):
         yield Finding("good", "confinement", f"exempt: {exempt}")
-
-
-def _lock(admin: bool) -> Iterator[Finding]:
-    path = Path(lock_path())
-    if not path.exists():
-        yield Finding("good", "xtables lock", f"{path} does not exist yet and will be created")
-        return
-    try:
-        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        if admin:
-            yield Finding("error", "xtables lock", f"{path}: {error.strerror}", "run as root, or let the agent's group read it")
-        else:
-            yield Finding("warning", "xtables lock", f"{path} cannot be looked at: {error.strerror}", "run this as root (sudo)")
-        return
-    try:
-        if holders(lock):
-            yield Finding(
-                "warning",
-                "xtables lock",
-                f"{held_by(lock)} right now",
-                "it is normally held for milliseconds; if it stays, look at that process",
-            )
-        else:
-            yield Finding("good", "xtables lock", "free")
-    finally:
-        os.close(lock)
 
 
 def _user(config: Config) -> Iterator[Finding]:

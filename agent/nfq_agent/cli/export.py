@@ -6,6 +6,7 @@ out and what its output did not take is counted, written to the output, and said
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -46,10 +47,10 @@ def export(instance: str | None, encoding: Encoding, target: str, what: str, tim
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     exporter = Exporter(out, FlowPeriods(part, time.monotonic(), *timeouts))
     try:
-        while True:
-            exporter.turn([instance] if instance else control.instances())
-            time.sleep(EVERY)
-    except KeyboardInterrupt:
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                exporter.turn([instance] if instance else control.instances())
+                time.sleep(EVERY)
         exporter.finish()
     except ReaderGone:
         print("nfq-agent: no process reads the standard output any more", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import pwd
 import struct
@@ -12,6 +13,8 @@ from typing import Final, NamedTuple
 CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
 CAP_SYS_PTRACE: Final = 19
+# What root needs to become another user, and to end its processes.
+_TO_BECOME: Final = {5: "CAP_KILL", 6: "CAP_SETGID", 7: "CAP_SETUID"}
 _CAP_LAST: Final = 63
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_KEEPCAPS: Final = 8
@@ -71,6 +74,12 @@ def worker_user(name: str) -> tuple[User, bool]:
 def _check_may_become(user: User) -> None:
     if os.geteuid() not in (0, user.uid):
         raise UserError(f"running as uid {os.geteuid()}, which cannot become uid {user.uid}; start as root or as that user")
+    lacking = [name for number, name in _TO_BECOME.items() if not has_capability(number)]
+    if os.geteuid() == 0 and lacking:
+        raise UserError(
+            f"running as root without {' and '.join(lacking)}: no worker can become uid {user.uid}; add to the capabilities, or "
+            "start as that user with CAP_NET_ADMIN alone"
+        )
 
 
 def capabilities() -> int:
@@ -80,6 +89,13 @@ def capabilities() -> int:
             if line.startswith("CapEff:"):
                 return int(line.split()[1], 16)
     return 0
+
+
+def right_for(error: OSError) -> str:
+    """What to do about an error of the kernel's rules, to be put behind it: empty unless a right is missing."""
+    if error.errno not in (errno.EPERM, errno.EACCES):
+        return ""
+    return "; run as root, or with CAP_NET_ADMIN"
 
 
 def has_capability(number: int) -> bool:

@@ -32,7 +32,7 @@ from nfq_agent.service.signals import Signals
 from nfq_agent.service.status import Status
 from nfq_agent.service.stop import Stop
 from nfq_agent.service.switch import Switch, refuse_change
-from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System
+from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System, failure_text
 from nfq_agent.service.trial import NEW_CODE, Trial
 from nfq_agent.service.watchdog import decide
 from nfq_agent.service.worker import Worker, WorkerError
@@ -84,7 +84,7 @@ class Supervisor:
                     self.turn()
                 failed, leaves = False, not self._signals.stop
             except FAILURES as error:
-                self._log(str(error) or type(error).__name__, "error")
+                self._log(failure_text(error), "error")
                 if leaves := self._inheritance.serves_on:
                     self._log("what served before this start keeps serving", "warning")
             finally:

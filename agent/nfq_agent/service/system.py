@@ -6,6 +6,7 @@ The real ones are put together here; tests/support/fake_system.py has fakes that
 from __future__ import annotations
 
 import contextlib
+import errno
 import selectors
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -40,6 +41,15 @@ from nfq_agent.service.worker import Worker, WorkerError
 
 # The exceptions with which a start, a reload or a stop may fail. Any other is a fault of the agent.
 FAILURES: Final = (WorkerError, RuleError, QueueError, UserError, control.ControlError, OSError)
+
+
+def failure_text(error: BaseException) -> str:
+    """One of them as a line of the log."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}; raise LimitNOFILE= of the unit (ulimit -n)"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 class ServiceWords(Protocol):

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from nfq_agent.host.families import ADDRESS_FAMILIES, families
 from nfq_agent.host.one_shot import OneShot, OneShotError
-from nfq_agent.host.users import CAP_NET_ADMIN, has_capability
+from nfq_agent.host.users import CAP_NET_ADMIN, has_capability, right_for
 from nfq_agent.host.xtables import dropping
 from nfq_agent.host.xtables.entries import FAMILY_NAMES
 from nfq_agent.host.xtables.image import Image
@@ -117,7 +117,9 @@ class LegacyHost:
         try:
             image = Image(socket.AF_INET if family == "inet" else socket.AF_INET6, table)
         except OSError as error:
-            raise RuleError(f"table {table} ({FAMILY_NAMES[family]}) cannot be read: {error.strerror}") from error
+            raise RuleError(
+                f"table {table} ({FAMILY_NAMES[family]}) cannot be read: {error.strerror}{right_for(error)}"
+            ) from error
         return image.mentions(chains, tag_prefix(self.instance).encode())
 
     @property
@@ -139,7 +141,9 @@ class LegacyHost:
         try:
             return [each for table, state in found.items() for each in in_front(family, table, state)]
         except OSError as error:
-            raise RuleError(f"the {FAMILY_NAMES[family]} rules before ours cannot be read: {error.strerror}") from error
+            raise RuleError(
+                f"the {FAMILY_NAMES[family]} rules before ours cannot be read: {error.strerror}{right_for(error)}"
+            ) from error
 
     def accepting(self, accepts: Mapping[Family, Sequence[Rule]]) -> Ruleset:
         """Those of the rules of hook INPUT that belong here: where the table filter drops what it does not accept."""
@@ -197,6 +201,9 @@ class LegacyHost:
         """Begin `apply`; the returned function waits for its end. Raises RuleError like `apply`."""
         if family not in families():
             return Applied
+        if not has_capability(CAP_NET_ADMIN):
+            # libiptc would print a line of its own.
+            raise RuleError("CAP_NET_ADMIN is missing: without it no rule can be changed; run as root, or with that capability")
         wanted = {name for name, table in desired.items() if table.chains or table.jumps}
         tables = self._tables(family) | wanted
         if tables_present(family) is None and not self._known[family]:

@@ -22,6 +22,7 @@ _REMEDIES: Final = {
     errno.EISDIR: "remove that directory: iptables and this agent take a lock on a file of that name",
     errno.EROFS: 'mount a writable file system there, name another file in XTABLES_LOCKFILE, or set backend = "owned"',
     errno.ENOSPC: "free some space there",
+    errno.EMFILE: "raise LimitNOFILE= of the unit (ulimit -n)",
     errno.ENOENT: "make its folder, or name another file in XTABLES_LOCKFILE",
     errno.ENXIO: "remove that socket: iptables and this agent take a lock on a file of that name",
 }
@@ -36,15 +37,15 @@ def lock_path() -> str:
     return os.environ.get("XTABLES_LOCKFILE") or DEFAULT_PATH
 
 
-def open_lock() -> int:
-    """A descriptor of the lock, made 0600 where it is missing, as iptables makes it. Raises RuleError.
+def open_lock(create: bool = True) -> int:
+    """A descriptor of the lock, made 0600 where it is missing, as iptables makes it, unless `create` is false. Raises RuleError.
 
     Reading is enough for flock(2); so a mode that lets the agent's group read it is enough for an agent that is not root.
     """
     path = lock_path()
     try:
         # A FIFO would keep this process waiting for a writer.
-        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        lock = os.open(path, os.O_RDONLY | (os.O_CREAT if create else 0) | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, _PERMISSION).format(path=path)
         raise RuleError(f"the xtables lock {path} cannot be opened: {error.strerror}; {remedy}") from error
