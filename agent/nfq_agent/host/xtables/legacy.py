@@ -185,7 +185,7 @@ class LegacyHost:
             self._put_back(done, errors[0])
             raise errors[0]
         if errors:
-            raise RuleError("; ".join(map(str, errors)))
+            raise RuleError("; ".join(dict.fromkeys(map(str, errors))))
         return done
 
     def _put_back(self, done: Mapping[Family, Applied], error: RuleError) -> None:
