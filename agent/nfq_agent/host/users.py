@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
 CAP_SYS_PTRACE: Final = 19
-# What root needs to become another user, and to end its processes.
-_TO_BECOME: Final = {5: "CAP_KILL", 6: "CAP_SETGID", 7: "CAP_SETUID"}
+# What root needs to become another user.
+_TO_BECOME: Final = {6: "CAP_SETGID", 7: "CAP_SETUID"}
 _CAP_LAST: Final = 63
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_KEEPCAPS: Final = 8
