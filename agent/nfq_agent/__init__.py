@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nfq_agent.stream import CLOSE, Connection, Done, Later, Part, StreamElement, Way
     from nfq_agent.values import Duration
     from nfq_agent.verdict import ACCEPT, DROP, REPEAT, RETAIN, Action, RewriteError, Verdict, VerdictError
+    from nfq_agent.version import __version__
 else:
     # Loaded on first use: a program with a queue needs no pydantic, and shell completion needs nothing of this.
     _MODULES = {
@@ -29,6 +30,7 @@ else:
         "stream": ("CLOSE", "Connection", "Done", "Later", "Part", "StreamElement", "Way"),
         "values": ("Duration",),
         "verdict": ("ACCEPT", "DROP", "REPEAT", "RETAIN", "Action", "RewriteError", "Verdict", "VerdictError"),
+        "version": ("__version__",),
     }
     _LATER = {name: f"nfq_agent.{module}" for module, names in _MODULES.items() for name in names}
 
@@ -72,6 +74,7 @@ __all__ = [
     "VerdictError",
     "Watch",
     "Way",
+    "__version__",
     "address",
     "endpoint",
     "mend",

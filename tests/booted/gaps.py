@@ -191,7 +191,7 @@ def install_all(host: Container, release: Release, folder: Path) -> str:
     host.run("sh", "-c", f"apt-get install -y /root/{built.deb.name} 2>&1", timeout=300)
     host.write("/etc/systemd/system/nfq-agent.service.d/limits.conf", "[Unit]\nStartLimitIntervalSec=0\n")
     host.write("/etc/nfq-agent/elements/seen.py", _ELEMENT)
-    higher(host, "0.2.0~test", Path())
+    higher(host, "9.0.0~test", Path())
     with source_of(_BEFORE) as source:
         shutil.copy(packages(release, top=source).deb, folder / "before.deb")
     host.shell(_COUNT)

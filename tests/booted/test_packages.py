@@ -86,11 +86,11 @@ def test_upgrade_while_traffic_flows(host: Container, tmp_path: Path) -> None:
     mine = host.shell("cat /etc/nfq-agent/nfq-agent.toml")
     with_agent = saved(host)
     pids = main_pid(host), main_pid(host, "nfq-agent@second")
-    higher(host, "0.2.0~test", tmp_path)
+    higher(host, "9.0.0~test", tmp_path)
     with steady(host) as connection:
         done = host.run("dpkg", "--force-confdef", "--force-confold", "--install", "/root/higher.deb", timeout=120)
     assert connection.rounds > 50
-    assert "0.2.0~test" in host.run("dpkg-query", "--show", "nfq-agent").stdout, done.stdout
+    assert "9.0.0~test" in host.run("dpkg-query", "--show", "nfq-agent").stdout, done.stdout
     assert host.shell("cat /etc/nfq-agent/nfq-agent.toml") == mine
     assert host.show("nfq-agent", "ActiveState") == "active"
     assert host.show("nfq-agent@second", "ActiveState") == "active"
@@ -102,7 +102,7 @@ def test_upgrade_while_traffic_flows(host: Container, tmp_path: Path) -> None:
 
 def test_an_upgrade_keeps_a_service_that_was_switched_off(host: Container, tmp_path: Path) -> None:
     host.run("systemctl", "disable", "--now", "nfq-agent")
-    higher(host, "0.2.0~test", tmp_path)
+    higher(host, "9.0.0~test", tmp_path)
     host.run("dpkg", "--install", "/root/higher.deb", timeout=120)
     assert host.run("systemctl", "is-enabled", "nfq-agent", check=False).stdout == "disabled\n"
     assert host.show("nfq-agent", "ActiveState") == "inactive"

@@ -176,7 +176,7 @@ def test_a_crash_for_good_is_swept(host: Container) -> None:
 
 def test_an_upgrade_loses_nothing(host: Container, tmp_path: Path) -> None:
     configured(host, UDP.format(backend="legacy") + PROXY)
-    higher(host, "0.2.0~test", tmp_path)
+    higher(host, "9.0.0~test", tmp_path)
     traffic = Numbered(host, RATE, "python3")
     connections = Connections(host, 8080, 10, "python3")
     pid = main_pid(host)
@@ -194,7 +194,7 @@ def test_an_upgrade_to_code_that_does_not_start_says_so_and_a_reload_takes_code_
     traffic = Numbered(host, RATE, "python3")
     pid, before = main_pid(host), worker(host)
     code = "/usr/lib/nfq-agent/nfq_agent/service/supervisor.py"
-    higher(host, "0.2.0~test", tmp_path)
+    higher(host, "9.0.0~test", tmp_path)
     host.shell(
         f"cd /root; echo 'raise RuntimeError(\"broken\")' >>new{code}; dpkg-deb --build --root-owner-group new higher.deb",
         timeout=120,

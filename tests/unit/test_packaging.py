@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
+import nfq_agent
 from nfq_agent.config.file import load
 from nfq_agent.config.models import Agent, LogConfig, QueueConfig
 from nfq_agent.config.proxy import ProxyConfig
@@ -59,7 +63,42 @@ def test_the_two_units_differ_in_the_instance_only(unit: str) -> None:
     assert [line for line in plain if not line.startswith("#")] == [line for line in one if not line.startswith("#")]
 
 
+def version() -> str:
+    """The version of pyproject.toml."""
+    (found,) = re.findall(r'^version = "(.*)"$', (TOP / "pyproject.toml").read_text(), re.MULTILINE)
+    return str(found)
+
+
+def test_the_agent_is_at_the_version() -> None:
+    assert nfq_agent.__version__ == version()
+    shown = subprocess.run([sys.executable, "-m", "nfq_agent", "--version"], capture_output=True, text=True, check=True).stdout
+    assert shown == f"nfq-agent {version()}\n"
+
+
+def test_a_tag_is_at_the_version() -> None:
+    tags = subprocess.run(["git", "tag", "--points-at", "HEAD", "v*"], cwd=TOP, capture_output=True, text=True).stdout.split()
+    assert set(tags) <= {f"v{version()}"}
+
+
 def test_the_changelogs_are_at_the_version() -> None:
-    (version,) = re.findall(r'^version = "(.*)"$', (TOP / "pyproject.toml").read_text(), re.MULTILINE)
-    assert (TOP / "packaging/debian/changelog").read_text().startswith(f"nfq-agent ({version}) ")
-    assert (TOP / "packaging/rpm/changelog.yaml").read_text().startswith(f"- semver: {version}\n")
+    released = r"^## (\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)$"
+    ours = re.findall(released, (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert ours[0][0] == version()
+    debian = (TOP / "packaging/debian/changelog").read_text()
+    dates = [parsedate_to_datetime(date).date().isoformat() for date in re.findall(r"^ -- .*?>  (.*)$", debian, re.MULTILINE)]
+    assert list(zip(re.findall(r"^nfq-agent \((.*?)\)", debian, re.MULTILINE), dates, strict=True)) == ours
+    rpm = (TOP / "packaging/rpm/changelog.yaml").read_text()
+    assert re.findall(r"^- semver: (.*)\n  date: (.*?)T", rpm, re.MULTILINE) == ours
+
+
+def test_the_maintainer_is_one() -> None:
+    files = ("debian/control", "debian/changelog", "rpm/nfpm.yaml", "rpm/changelog.yaml")
+    named = {
+        name
+        for file in files
+        for name in re.findall(
+            r"^(?:Maintainer: |maintainer: |  packager: | -- )(.*?>)", (TOP / "packaging" / file).read_text(), re.MULTILINE
+        )
+    }
+    ((address,),) = [re.findall(r"<(.*)>", each) for each in named]
+    assert f'email = "{address}"' in (TOP / "pyproject.toml").read_text()
