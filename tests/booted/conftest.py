@@ -86,6 +86,11 @@ def persistent(built: Packages) -> Iterator[tuple[Path, ...]]:
     yield from _made(built, "iptables-persistent", "nftables")
 
 
+@pytest.fixture(scope="session")
+def with_cryptography(built: Packages) -> Iterator[tuple[Path, ...]]:
+    yield from _made(built, "python3-cryptography")
+
+
 @pytest.fixture
 def host(installed: Installed) -> Iterator[Container]:
     """A fresh boot of the host with the package; its service has come up with it."""

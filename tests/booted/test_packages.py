@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from quic_flights import quic_flight
 
 from booted.container import Container, Layer
 from booted.nspawn import until
-from booted.packages import Installed, Packages, packages
+from booted.packages import TOP, Installed, Packages, packages
 from booted.peers import exchange, foreign_rules, main_pid, ours, saved, steady
 from booted.roots import Release, base_root, build_root
 
@@ -60,8 +61,56 @@ def test_the_dependencies_are_those_of_the_release(workshop: Layer, release: Rel
 
 
 def test_the_package_is_small(built: Packages) -> None:
-    # pydantic's compiled core alone is 1.6 MB of it, our own code 0.5.
-    assert built.deb.stat().st_size < 3_200_000
+    # pydantic's compiled core alone is 1.6 MB of it, the rest of pydantic 0.2, our own code 0.7, documentation 0.1.
+    assert built.deb.stat().st_size < 3_000_000
+
+
+def test_documentation_and_samples_are_in_the_package(host: Container) -> None:
+    folder = "/usr/share/doc/nfq-agent"
+    for page in (TOP / "docs").glob("*.md"):
+        text = host.shell(f"cat {folder}/docs/{page.name}")
+        assert len(text.splitlines()) > 10, page.name
+    assert host.shell(f"cat {folder}/docs/changelog.md") == (TOP / "CHANGELOG.md").read_text()
+    assert host.shell(f"cat {folder}/examples/rewriter.py") == (TOP / "examples/rewriter.py").read_text()
+    # The one that names a user of its host.
+    host.run("useradd", "--system", "payments")
+    configs = sorted((TOP / "tests/configs").glob("*.toml"))
+    assert configs
+    for config in configs:
+        host.run("nfq-agent", "check", "--config", f"{folder}/examples/configs/{config.name}")
+
+
+def test_help_of_every_verb_from_the_package(host: Container) -> None:
+    shown = host.run("nfq-agent", "--help").stdout
+    verbs = re.findall(r"^\W+([a-z-]+) {2,}", shown, re.MULTILINE)
+    assert {"demo", "top", "metrics", "export"} <= set(verbs)
+    done = host.shell("for verb in " + " ".join(verbs) + "; do nfq-agent $verb --help; done")
+    assert done.count("Usage: nfq-agent") == len(verbs)
+
+
+_QUIC = """
+[queue.web]
+num = 7
+elements = ["dpi", "names"]
+[element.names]
+type = "policy"
+default = "accept"
+rule = [{ action = "drop", tls_sni = "quic.example.org" }]
+[rules.web]
+queue = "web"
+udp_ports = [443]
+hooks = ["output"]
+"""
+
+
+def test_quic_has_a_name_beside_the_suggested_package(with_cryptography: tuple[Path, ...]) -> None:
+    send = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(bytes.fromhex(sys.argv[1]), ('127.0.0.1', 443))"
+    with Layer(*with_cryptography) as layer, Container(layer) as host:
+        host.write("/etc/nfq-agent/nfq-agent.toml", _QUIC)
+        host.run("systemctl", "restart", "nfq-agent")
+        host.run("python3", "-c", send, quic_flight("quic.example.org").hex())
+        until(lambda: "quic.example.org" in host.journal("--unit=nfq-agent", "--output=cat"), "the dropped name is in the log")
+        assert "stay without a name" not in host.journal("--unit=nfq-agent")
 
 
 def higher(host: Container, version: str, work: Path) -> None:
