@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from booted.container import Container, Layer, sweep
-from booted.nspawn import until
+from booted.nspawn import checked, until
 from booted.packages import Installed, Packages, packages
 from booted.roots import RELEASES, Release, base_root, neighbours_root
 
@@ -89,6 +89,19 @@ def persistent(built: Packages) -> Iterator[tuple[Path, ...]]:
 @pytest.fixture(scope="session")
 def with_cryptography(built: Packages) -> Iterator[tuple[Path, ...]]:
     yield from _made(built, "python3-cryptography")
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The fingerprint of a key that is made for the test, from before the commit that it signs."""
+    home = tmp_path / "gnupg"
+    home.mkdir(mode=0o700)
+    monkeypatch.setenv("GNUPGHOME", str(home))
+    generate = ["--faked-system-time", "20200101T000000!", "--passphrase", "", "--quick-gen-key", "test <test@nfq-agent.example>"]
+    checked(["gpg", "--batch", "--quiet", *generate, "rsa3072", "sign", "never"])
+    listed = checked(["gpg", "--batch", "--with-colons", "--list-secret-keys"])
+    yield listed.split("\nfpr:")[1].split(":")[8]
+    checked(["gpgconf", "--kill", "all"])
 
 
 @pytest.fixture

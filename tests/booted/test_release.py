@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,29 +13,12 @@ from booted.container import Container, Layer
 from booted.nspawn import checked, until
 from booted.packages import TOP, Packages, packages
 from booted.peers import exchange, main_pid, ours, steady
+from booted.repository import release_of, served
 from booted.roots import Release, base_root
 
 _NEXT = "9.0.0"
 # The commit of version 0.1.0.
 _BEFORE = "2320488"
-
-
-@pytest.fixture
-def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The fingerprint of a key that is made for the test, from before the commit that it signs."""
-    home = tmp_path / "gnupg"
-    home.mkdir(mode=0o700)
-    monkeypatch.setenv("GNUPGHOME", str(home))
-    generate = ["--faked-system-time", "20200101T000000!", "--passphrase", "", "--quick-gen-key", "test <test@nfq-agent.example>"]
-    checked(["gpg", "--batch", "--quiet", *generate, "rsa3072", "sign", "never"])
-    listed = checked(["gpg", "--batch", "--with-colons", "--list-secret-keys"])
-    yield listed.split("\nfpr:")[1].split(":")[8]
-    checked(["gpgconf", "--kill", "all"])
-
-
-def release_of(source: Path, key: str, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [str(source / "packaging/release"), "--key", key, "--out", str(out), "--url", "http://127.0.0.1:8000", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
 
 
 def at_next_version(clone: Path) -> None:
@@ -104,13 +84,8 @@ def test_a_host_follows_the_repository(release: Release, built: Packages, key: s
     refused = release_of(clone, key, tmp_path / "other", "--version", _NEXT, str(built.folder))
     assert (refused.returncode, refused.stderr) == (2, f"release: pyproject.toml is at version {version}, not at {_NEXT}\n")
 
-    with Layer(base_root(release)) as layer, Container(layer) as host:
-        serve = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(out), "8000"]
-        with subprocess.Popen(["nsenter", f"--target={host.pid}", "--net", *serve], stderr=subprocess.DEVNULL) as server:
-            try:
-                follow(host, release, version, built, key, out)
-            finally:
-                server.terminate()
+    with Layer(base_root(release)) as layer, Container(layer) as host, served(host, out):
+        follow(host, release, version, built, key, out)
 
 
 def follow(host: Container, release: Release, version: str, built: Packages, key: str, out: Path) -> None:

@@ -258,6 +258,24 @@ def test_an_unconfirmed_reload_is_undone_by_the_agent(netns: Namespace, tmp_path
     assert agent.stop() == 0
 
 
+def test_a_reload_is_confirmed_by_another_command(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, POLICY.format(mode="monitor", port=9000)).ready()
+    assert "no reload waits" in agent.verb("confirm", check=False).stderr
+    agent.configure(POLICY.format(mode="enforce", port=9001))
+    agent.verb("reload", "--confirm", "60", "--no-wait")
+    agent.verb("confirm", "--undo")
+    assert agent.queue()["mode"] == "monitor"
+    agent.verb("reload", "--confirm", "60", "--no-wait")
+    agent.verb("confirm")
+    assert agent.queue()["mode"] == "enforce"
+    agent.configure(POLICY.format(mode="monitor", port=9002))
+    agent.verb("reload", "--confirm", "1", "--no-wait")
+    until(lambda: "not confirmed in time" in agent.log, "the agent takes it back")
+    assert agent.verb("confirm", check=False).returncode == 1
+    assert any("9001" in line for line in ours(netns))
+    assert agent.stop() == 0
+
+
 def test_chaos_breaks_a_queue_for_a_time(netns: Namespace, tmp_path: Path) -> None:
     passed = count_passed(netns)
     agent = Agent(netns, tmp_path, udp()).ready()

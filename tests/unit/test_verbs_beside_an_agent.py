@@ -65,6 +65,20 @@ def test_a_reload_is_confirmed_by_a_word(
     assert agent.asked == [{"verb": "reload", "confirm": 60}, {"verb": "confirm", "keep": keep}]
 
 
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_reload_is_confirmed_by_another_command(
+    agent: Answering, capfd: pytest.CaptureFixture[str], keep: bool, ok: bool, code: int
+) -> None:
+    agent.reply = {"ok": True, "message": "in force"}
+    assert serve.reload(HERE, 60, wait=False) == 0
+    assert "`nfq-agent confirm` within 60 s" in "".join(capfd.readouterr())
+    agent.reply = {"ok": ok, "message": "what the agent says"}
+    assert serve.confirm(HERE, keep) == code
+    assert "what the agent says" in "".join(capfd.readouterr())
+    assert agent.asked == [{"verb": "reload", "confirm": 60}, {"verb": "confirm", "keep": keep}]
+
+
 def test_chaos_gives_the_agent_its_keys_and_time(agent: Answering) -> None:
     agent.reply = {"ok": True, "message": "queue main has faults"}
     assert serve.chaos(HERE, "main", ["drop=0.2", "delay_for=50ms", "seed=7"], 30.0) == 0

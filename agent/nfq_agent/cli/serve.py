@@ -79,8 +79,8 @@ def _clean_up(flags: Flags) -> None:
         rule_verbs.clean(loading.instance_of(flags), failed=True)
 
 
-def reload(flags: Flags, confirm_within: int | None) -> int:
-    """Ask the running agent, and wait for its answer; with `confirm_within` seconds, for a person's too."""
+def reload(flags: Flags, confirm_within: int | None, wait: bool = True) -> int:
+    """Ask the running agent, and wait for its answer; with `confirm_within` seconds and `wait`, for a person's too."""
     name = loading.instance_of(flags)
     asked: dict[str, Any] = {"verb": "reload"}
     if confirm_within is not None:
@@ -90,7 +90,14 @@ def reload(flags: Flags, confirm_within: int | None) -> int:
         if "began" in answer:
             return _await_successor(name, answer["began"])
         show.note(str(answer["message"]))
-        return 0 if confirm_within is None else _confirmed(name, confirm_within)
+        if confirm_within is None:
+            return 0
+        if wait:
+            return _confirmed(name, confirm_within)
+        show.note(
+            f"It is in force. Without `nfq-agent confirm` within {confirm_within} s the configuration before it is put back."
+        )
+        return 0
     print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
     return 78 if answer.get("config") else 1
 
@@ -105,6 +112,16 @@ def _confirmed(name: str, seconds: int) -> int:
         show.note("Kept.")
         return 0
     print(answer["message"], file=sys.stderr)
+    return 1
+
+
+def confirm(flags: Flags, keep: bool) -> int:
+    """Keep the configuration that `reload --confirm` has put into force, or take it back now."""
+    answer = control.ask(loading.instance_of(flags), {"verb": "confirm", "keep": keep}, 60)
+    if answer.get("ok"):
+        show.note(str(answer["message"]))
+        return 0
+    print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
     return 1
 
 

@@ -156,11 +156,26 @@ def reload(
         int | None,
         typer.Option("--confirm", metavar="SECONDS", min=1, help="Put the old configuration back unless confirmed in time."),
     ] = None,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="With --confirm: end when it is in force; `nfq-agent confirm` confirms.")
+    ] = False,
 ) -> int:
     """Make the running agent read its configuration again, and wait. Exit 0 only when it is in force."""
     from nfq_agent.cli import serve
 
-    return serve.reload(Flags(config, instance), confirm_within)
+    return serve.reload(Flags(config, instance), confirm_within, not no_wait)
+
+
+@app.command(epilog="Example: nfq-agent confirm")
+def confirm(
+    config: ConfigOption = None,
+    instance: InstanceOption = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Put the configuration before it back now.")] = False,
+) -> int:
+    """Keep the configuration that `reload --confirm` has put into force. Exit 1 if none waits for it."""
+    from nfq_agent.cli import serve
+
+    return serve.confirm(Flags(config, instance), keep=not undo)
 
 
 @app.command(epilog="Example: nfq-agent restart")
