@@ -28,7 +28,7 @@ from nfq_agent.service.order import await_order
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.service.packet_source import Control, FlowQueue, KernelQueue, PacketSource
 from nfq_agent.service.takeover import Takeover
-from nfq_agent.service.turn_policy import BUDGET, PATIENCE, Turn, TurnPolicy, forgets
+from nfq_agent.service.turn_policy import BUDGET, FIRST, PATIENCE, Turn, TurnPolicy, forgets
 from nfq_agent.verdict import RETAIN, Action, Verdict, VerdictError
 
 # How often the loop checks other things than packets, in seconds: the control socket while packets keep coming, and the counters
@@ -291,7 +291,7 @@ class WorkerLoop:
 
     def _judge_each(self) -> int:
         """The elements look at each packet."""
-        packets = self._source.read(BUDGET)
+        packets = self._source.read(FIRST)
         if packets:
             self._judge_packets(packets)
             self._latency.observe(time.monotonic() - self._now)

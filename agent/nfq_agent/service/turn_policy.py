@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-# Packets of a first turn: enough to share the cost of a system call, few enough that no packet waits long for its verdict.
+# Packets of a usual turn: enough to share the cost of a system call, few enough that no packet waits long for its verdict.
 BUDGET: Final = 256
+# The turns of a new process begin with so many packets, and double: packets may have waited for it, and what runs for the first
+# time takes longer. So few are read at once, too, where elements look at each packet: the verdicts go out when all are judged.
+FIRST: Final = 64
 # If no more than so many packets wait, the next turn waits for more: how many it answers at most, and how long it waits for
 # each, in seconds. A shorter wait costs more: a timer is set and cleared for each packet.
 FEW: Final = 32
@@ -43,7 +46,7 @@ class TurnPolicy:
     def __init__(self, may_wait: bool, busy_poll: float) -> None:
         self._may_wait = may_wait
         self._busy_poll = busy_poll
-        self._budget = BUDGET
+        self._budget = FIRST
         # The turn before this one met packets, so that waiting may be worth it.
         self._came = False
         self._waits = False
@@ -72,6 +75,9 @@ class TurnPolicy:
         self._waits = self._may_wait and (0 < count <= FEW or (count == 0 and self._came))
         # With busy polling the next turn polls after any packet, not only after few.
         self._came = count > 0 and self._busy_poll > 0
+        if turn.budget < BUDGET:
+            self._budget = min(2 * turn.budget, BUDGET)
+            return
         grows = count == turn.budget and seconds < SHORT
         self._budget = min(turn.budget + STEP, LONGEST) if grows else BUDGET
 
