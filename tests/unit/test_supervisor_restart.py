@@ -106,6 +106,16 @@ def test_a_start_that_fails_leaves_what_served_before_it(step: str) -> None:
     assert "STOPPING=1" not in agent.machine.service.said
 
 
+@pytest.mark.parametrize("takes_over", [True, False])
+def test_what_waits_is_answered_before_the_rules_are_looked_for(takes_over: bool) -> None:
+    agent = Agent()
+    if takes_over:
+        handed(agent)
+    assert agent.run() == 0
+    done = agent.machine.trouble.done
+    assert (done.index("crew.add worker of queue 1") < done.index("choose")) == takes_over
+
+
 def test_once_it_serves_a_failure_ends_everything() -> None:
     agent = Agent()
     handed(agent)

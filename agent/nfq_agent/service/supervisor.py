@@ -33,7 +33,7 @@ from nfq_agent.service.status import Status
 from nfq_agent.service.stop import Stop
 from nfq_agent.service.switch import Switch, refuse_change
 from nfq_agent.service.system import FAILURES, InstanceLock, Listening, System, failure_text
-from nfq_agent.service.trial import NEW_CODE, Trial
+from nfq_agent.service.trial import NEW_CODE, ON_TRIAL, Trial
 from nfq_agent.service.watchdog import decide
 from nfq_agent.service.worker import Worker, WorkerError
 
@@ -58,8 +58,7 @@ class Supervisor:
         self._bypass_log, self._repeat_log = BypassLog(log), RepeatLog(log)
         self._rule_watch: RuleWatch | None = None
         self._signals, self._began = Signals(), system.clock()
-        # A restart that was asked for by the verb keeps this process.
-        self._in_place = False
+        self._in_place = False  # a restart that was asked for by the verb keeps this process
         self._rules: LiveRules | None = None
         self._routes = LiveRoutes(config.agent.instance, system.route)
         self._drift: DriftCheck | None = None
@@ -120,15 +119,17 @@ class Supervisor:
         self._user, made = system.ensure_user(agent.user)
         if made:
             self._log(f"created the system user {agent.user} (uid {self._user.uid})")
+        # After a crash packets wait for a worker. It takes longer to find out how rules are written here.
+        if takes_over := self._inheritance.pending:
+            self._start_workers()
         rules = self._rules = self._find_rules()
         self._drift = DriftCheck(rules, self._meter, self._log, agent.drift_check)
         if rules.host.notice:
             self._log(rules.host.notice, "warning")
         for notice in system.notices(self._config, rules.host.name):
             self._log(f"{notice.text}; {notice.advice}", "warning")
-        self._config = system.advance(self._config)
-        self._crew.add(self._workers_of(self._config))
-        self._log(f"start: workers answer: {report.serving(self._crew)}", "debug")
+        if not takes_over:
+            self._start_workers()
         if self._signals.stop:
             return
         ruleset = self._drift.ruleset = planned(self._config, self._user.uid, rules.host)
@@ -149,6 +150,11 @@ class Supervisor:
         self._service.ready()
         found = f"{len(listing(state))} {rules.host.name} rules are in"
         self._log(f"instance {agent.instance} is serving {report.serving(self._crew)}: {found}")
+
+    def _start_workers(self) -> None:
+        self._config = self._system.advance(self._config)
+        self._crew.add(self._workers_of(self._config))
+        self._log(f"start: workers answer: {report.serving(self._crew)}", "debug")
 
     def _find_rules(self) -> LiveRules:
         host = self._system.choose(self._config, self._store.take("table"))
@@ -224,13 +230,10 @@ class Supervisor:
     def _private(self) -> Iterator[int]:
         """Descriptors that no child may keep open after this process has ended."""
         yield from (self._selector.fileno(), *self._signals.descriptors, *self._store.descriptors)
-        if self._server is not None:
-            yield from self._server.descriptors
-        if self._lock is not None:
-            yield from self._lock.descriptors
         yield from self._crew.descriptors
-        if self._rule_watch is not None:
-            yield from self._rule_watch.descriptors
+        for each in (self._server, self._lock, self._rule_watch):
+            if each is not None:
+                yield from each.descriptors
         if self._rules is not None:
             yield from self._rules.host.descriptors
 
@@ -348,10 +351,7 @@ class Supervisor:
     def _restart(self) -> dict[str, Any]:
         """Start again with the code that is on the disk, if it would start. The answer to `nfq-agent restart`."""
         if self._trial.runs:
-            return {
-                "ok": False,
-                "message": "a reload or faults are on trial, and a new start would read the file; end that first",
-            }
+            return {"ok": False, "message": ON_TRIAL}
         if problem := self._system.rehearse():
             self._log(f"restart refused, this agent keeps serving: {problem}", "error")
             return {"ok": False, "message": f"it would not start, so the running agent keeps serving:\n{problem}"}

@@ -12,6 +12,8 @@ from nfq_agent.service.system import FAILURES
 
 # The longest trial, in seconds.
 _LONGEST: Final = 86400.0
+# Why a restart is not made.
+ON_TRIAL: Final = "a reload or faults are on trial, and a new start would read the file; end that first"
 # Why a reload is not tried.
 NEW_CODE: Final = (
     "the agent's code has changed on disk, and cannot be taken back: run `nfq-agent restart` first, then reload --confirm"
