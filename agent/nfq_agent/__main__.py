@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import sys
 from typing import Final
-
-import typer
-
-from nfq_agent.cli.app import two_dashes
-from nfq_agent.cli.verbs import app
 
 # A full file system, quota or limit of a file's size.
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -24,14 +20,9 @@ def main() -> None:
     """Run the verb that the command line names."""
     _open_standard_streams()
     try:
-        code = app(two_dashes(sys.argv[1:]), standalone_mode=False)
+        code = _run() if sys.argv[1:] == ["run"] and "QUEUE_NUM" not in os.environ else _parsed()
         sys.stdout.flush()
-    except typer.TyperException as error:
-        # Without a message of its own it is the help, which was printed.
-        if message := error.format_message():
-            _say(f"nfq-agent: {message}; see `nfq-agent --help`")
-        code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
         # The reader of our output has closed it (`| head`).
@@ -40,6 +31,34 @@ def main() -> None:
     except Exception as error:
         code = _failed(error)
     sys.exit(code)
+
+
+def _run() -> int:
+    """`run` as the systemd unit has it. No parser is loaded for it: after a crash packets wait for this start."""
+    # Modules are no garbage. `serve.run` switches the collector on.
+    gc.disable()
+    from nfq_agent.cli import serve
+    from nfq_agent.cli.flags import Flags
+
+    return serve.run(Flags())
+
+
+def _parsed() -> int:
+    """What the command line says."""
+    import typer
+
+    from nfq_agent.cli.app import two_dashes
+    from nfq_agent.cli.verbs import app
+
+    try:
+        return int(app(two_dashes(sys.argv[1:]), standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        # Without a message of its own it is the help, which was printed.
+        if message := error.format_message():
+            _say(f"nfq-agent: {message}; see `nfq-agent --help`")
+        return error.exit_code
+    except typer.Abort:
+        return 130
 
 
 def _open_standard_streams() -> None:
@@ -59,11 +78,11 @@ def _open_standard_streams() -> None:
 def _failed(error: Exception) -> int:
     """Print a failure that has a name, and return its exit code. Raises any other."""
     # Imported only here: the modules of these classes take longer to load than a verb's help to print.
-    from nfq_agent.config.models import ConfigError  # noqa: PLC0415  # see above
-    from nfq_agent.host.users import UserError  # noqa: PLC0415  # see above
-    from nfq_agent.rules.model import RuleError  # noqa: PLC0415  # see above
-    from nfq_agent.service.control import ControlError  # noqa: PLC0415  # see above
-    from nfq_agent.service.status import StatusError  # noqa: PLC0415  # see above
+    from nfq_agent.config.models import ConfigError  # see above
+    from nfq_agent.host.users import UserError  # see above
+    from nfq_agent.rules.model import RuleError  # see above
+    from nfq_agent.service.control import ControlError  # see above
+    from nfq_agent.service.status import StatusError  # see above
 
     if isinstance(error, ConfigError):
         for fault in error.faults:

@@ -8,9 +8,9 @@ import pytest
 from forked import pytest_in, verb
 
 from nfq_agent.cli import catalogue
-from nfq_agent.cli.app import Flags
 from nfq_agent.cli.bugreport import anonymous, bugreport
 from nfq_agent.cli.explain import Question, explain
+from nfq_agent.cli.flags import Flags
 from nfq_agent.elements import PACKET_ELEMENTS, STREAM_ELEMENTS
 
 CONFIG = """

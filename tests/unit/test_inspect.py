@@ -9,8 +9,8 @@ import pytest
 from answering import Answering
 
 from nfq_agent.cli import doctor, inspect
-from nfq_agent.cli.app import Flags
 from nfq_agent.cli.finding import Finding
+from nfq_agent.cli.flags import Flags
 from nfq_agent.config.models import ConfigError
 from nfq_agent.service.status import StatusError
 

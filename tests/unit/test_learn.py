@@ -10,7 +10,7 @@ from openings import client_hello, dns_query
 from recorded import capture, connection
 
 from nfq_agent.cli import learn, replay
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.testing import udp
 
 CONFIG = """

@@ -14,7 +14,7 @@ from openings import client_hello, dns_query
 from recorded import BEGIN, connection, write
 
 from nfq_agent.cli import replay
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.packet import Packet
 from nfq_agent.testing import tcp, udp
 

@@ -11,7 +11,7 @@ from answering import Answering
 from fake_rules import FakeHost, FakeKernel
 
 from nfq_agent.cli import rule_verbs
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.config.models import ConfigError
 from nfq_agent.host import pairs, routes
 from nfq_agent.host.users import User

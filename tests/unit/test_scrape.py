@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from nfq_agent.cli import running, scrape
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.service import control
 from nfq_agent.values import Endpoint
 from unit.test_status import REPORT

@@ -8,7 +8,7 @@ import pytest
 from store_contract import FakeKeeper
 
 from nfq_agent.cli import loading, serve
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.config.models import ConfigError
 from nfq_agent.service.inheritance import CONFIGURATION
 from nfq_agent.service.store import Store

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nfq_agent.cli import rule_verbs, sweep
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 
 UNIT = "nfq-agent@lab.service"
 # Where systemd puts the units of a template.

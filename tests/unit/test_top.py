@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from nfq_agent.cli import top as top_verb
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.flow_records import EVERY
 from nfq_agent.cli.keys import Keys, split
 from nfq_agent.cli.live_flows import Grouping, LiveFlows, Only, Sort, View

@@ -103,10 +103,23 @@ def test_completion_loads_the_command_line_alone(typed: str, completed: str) -> 
     assert done.stdout.split() == [completed], done.stderr
     loaded = set(done.stderr.split())
     ours = {name for name in loaded if name.startswith("nfq_agent")}
-    command = {"nfq_agent.cli", "nfq_agent.cli.app", "nfq_agent.cli.verbs", "nfq_agent.cli.export_verb"}
+    command = {f"nfq_agent.cli{each}" for each in ("", ".app", ".flags", ".verbs", ".export_verb")}
     assert ours <= {"nfq_agent", "nfq_agent.__main__"} | command
     # The library of the command line itself loads pydantic.
     assert not {"rich", "asyncio", "iptc"} & loaded
+
+
+@pytest.mark.parametrize(("more", "parsed"), [([], False), (["--log-5tuple"], True)])
+def test_what_the_unit_runs_needs_no_parser(more: list[str], parsed: bool) -> None:
+    code = (
+        "import gc, sys; import nfq_agent.__main__ as main; import nfq_agent.cli.serve as serve; "
+        "serve.run = lambda flags: print('typer' in sys.modules, gc.isenabled(), flags.log_5tuple) or 3; "
+        f"sys.argv = ['nfq-agent', 'run', *{more}]; main.main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "QUEUE_NUM"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout == f"{parsed} {parsed} {parsed}\n"
 
 
 def test_the_version_is_printed() -> None:

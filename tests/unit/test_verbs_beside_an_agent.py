@@ -12,8 +12,8 @@ from answering import Answering
 from fake_rules import FakeHost, FakeKernel
 
 from nfq_agent.cli import demo, rule_verbs, serve
-from nfq_agent.cli.app import Flags
 from nfq_agent.cli.confirm import Guard, typed_yes
+from nfq_agent.cli.flags import Flags
 from nfq_agent.rules.model import FAMILIES
 from nfq_agent.service import control
 from nfq_agent.service.live_rules import LiveRules

@@ -1,4 +1,4 @@
-"""The command: its verbs' shared options, and the flags of the baseline agent. Imports nothing but the command line's library.
+"""The command and its verbs' shared options. Imports nothing but the command line's library.
 
 Shell completion loads this module and verbs.py alone, and so must stay quick; verbs import what they need when they run.
 """
@@ -6,12 +6,13 @@ Shell completion loads this module and verbs.py alone, and so must stay quick; v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+
+from nfq_agent.cli.flags import AddressFamily, CopyMode
 
 app = typer.Typer(
     name="nfq-agent",
@@ -22,27 +23,11 @@ app = typer.Typer(
 )
 
 
-class CopyMode(StrEnum):
-    """--copymode"""
-
-    packet = "packet"
-    meta = "meta"
-    none = "none"
-
-
 class OnOff(StrEnum):
     """The first argument of `chaos`."""
 
     on = "on"
     off = "off"
-
-
-class AddressFamily(StrEnum):
-    """--af-family"""
-
-    unspec = "unspec"
-    inet = "inet"
-    inet6 = "inet6"
 
 
 class HookName(StrEnum):
@@ -86,18 +71,6 @@ FilterArgument = Annotated[
 ]
 ForOption = Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s".')]
 FamilyOption = Annotated[AddressFamily | None, typer.Option("--af-family", help="Address family of all rules.")]
-
-
-@dataclass(frozen=True, slots=True)
-class Flags:
-    """What the command line says in place of the configuration file."""
-
-    config: Path | None = None
-    instance: str | None = None
-    queue_num: int | None = None
-    copymode: CopyMode | None = None
-    log_5tuple: bool = False
-    af_family: AddressFamily | None = None
 
 
 _ONE_DASH: Final = ("queue-num", "copymode", "log-5tuple", "af-family")

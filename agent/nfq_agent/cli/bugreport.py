@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from nfq_agent.cli import loading, running
-from nfq_agent.cli.app import Flags
 from nfq_agent.cli.doctor import examine
+from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.show import note
 from nfq_agent.config.file import DEFAULT_PATH
 from nfq_agent.config.models import ConfigError

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.loading import configuration
 from nfq_agent.cli.show import note
 from nfq_agent.config.models import Config, ConfigError, ElementSpec, QueueConfig

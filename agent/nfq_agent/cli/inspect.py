@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from nfq_agent.cli import loading, running, show
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings
 from nfq_agent.config.file import DEFAULT_PATH
 from nfq_agent.config.policy_summary import summary, told

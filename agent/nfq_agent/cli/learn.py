@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfq_agent.capture.recording import Recorded, RecordingError, packets
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.judging import Fate, Judged, Judging, sighting
 from nfq_agent.config.file import load
 from nfq_agent.config.models import Config, QueueConfig

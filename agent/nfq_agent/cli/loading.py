@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nfq_agent.capture.serving import host_faults
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings, target_in_force
 from nfq_agent.config.file import instance_in, load, load_table, without_elements
 from nfq_agent.config.models import Agent, Config, ConfigError, LogConfig
@@ -31,12 +31,15 @@ def checked(config: Config, restarts: bool = False) -> Config:
 
     restarts: an agent that runs here hands its listeners over.
     """
-    from nfq_agent.cli.doctor import listener_faults
-
     for proxy in config.proxy.values():
         # The environment is part of it.
         target_in_force(proxy)
-    if faults := [*([] if restarts else listener_faults(config)), *host_faults(config)]:
+    faults = host_faults(config)
+    if not restarts:
+        from nfq_agent.cli.doctor import listener_faults
+
+        faults = [*listener_faults(config), *faults]
+    if faults:
         raise ConfigError(faults)
     return config
 

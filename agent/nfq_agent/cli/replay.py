@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Final
 
 from nfq_agent.capture.recording import Recorded, RecordingError, packets
 from nfq_agent.cli import show
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.judging import Fate, Judging, Sighting, sighting
 from nfq_agent.cli.loading import configuration
 from nfq_agent.packet import FiveTuple, PacketError

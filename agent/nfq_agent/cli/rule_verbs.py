@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nfq_agent.capture.serving import taken
 from nfq_agent.cli import loading, show
-from nfq_agent.cli.app import Flags
 from nfq_agent.cli.confirm import Guard
+from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.replay import replay
 from nfq_agent.cli.show import PolicyPlan
 from nfq_agent.config.models import Config

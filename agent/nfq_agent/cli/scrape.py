@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from nfq_agent.cli import loading, metrics, running
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.host.systemd import passed
 from nfq_agent.service import control
 from nfq_agent.service.status import Status

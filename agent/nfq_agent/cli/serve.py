@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 import tomllib
@@ -9,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nfq_agent.cli import loading, show
-from nfq_agent.cli.app import Flags
 from nfq_agent.cli.confirm import typed_yes
+from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.service import control
@@ -48,6 +49,7 @@ def run(flags: Flags) -> int:
     log = open_log(settings.format, settings.level)
     for fault in faults.faults if faults is not None else ():
         log(f"the configuration of before the restart stays in force: {fault}", "error")
+    gc.enable()
     return Supervisor(lambda: loading.configuration(flags), loaded, log, host).run()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from nfq_agent.cli import loading, rule_verbs, show
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 
 # Seconds within which a worker without a supervisor ends by itself when no packet comes any more.
 _ENDS_WITHIN: Final = 2.0

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nfq_agent.cli import loading, show
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.flow_records import (
     EVERY,
     Questions,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nfq_agent.cli import loading
-from nfq_agent.cli.app import Flags
+from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.flow_records import Questions, printable, protocol_and_names, read_filter, verdict_of, who_of
 from nfq_agent.service import control
 

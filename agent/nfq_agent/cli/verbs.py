@@ -15,7 +15,6 @@ from nfq_agent.cli.app import (
     FamilyOption,
     FilterArgument,
     FiveTupleOption,
-    Flags,
     ForOption,
     HookName,
     InstanceOption,
@@ -25,6 +24,7 @@ from nfq_agent.cli.app import (
     QueueNumOption,
     app,
 )
+from nfq_agent.cli.flags import Flags
 
 __all__ = ["app"]
 
