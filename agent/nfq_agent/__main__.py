@@ -78,11 +78,11 @@ def _open_standard_streams() -> None:
 def _failed(error: Exception) -> int:
     """Print a failure that has a name, and return its exit code. Raises any other."""
     # Imported only here: the modules of these classes take longer to load than a verb's help to print.
-    from nfq_agent.config.models import ConfigError  # see above
-    from nfq_agent.host.users import UserError  # see above
-    from nfq_agent.rules.model import RuleError  # see above
-    from nfq_agent.service.control import ControlError  # see above
-    from nfq_agent.service.status import StatusError  # see above
+    from nfq_agent.config.models import ConfigError
+    from nfq_agent.host.users import UserError
+    from nfq_agent.rules.model import RuleError
+    from nfq_agent.service.control import ControlError
+    from nfq_agent.service.status import StatusError
 
     if isinstance(error, ConfigError):
         for fault in error.faults:

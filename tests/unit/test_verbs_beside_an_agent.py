@@ -79,6 +79,12 @@ def test_a_reload_is_confirmed_by_another_command(
     assert agent.asked == [{"verb": "reload", "confirm": 60}, {"verb": "confirm", "keep": keep}]
 
 
+@pytest.mark.parametrize("value", ["2020-01-01", "07:30:00", "nan", "-inf", "[" * 3000, "[2020-01-01]", "a\0b"])
+def test_chaos_sends_a_value_that_json_does_not_have_as_text(agent: Answering, value: str) -> None:
+    assert serve.chaos(HERE, "main", [f"drop={value}"], 30.0) == 1
+    assert [question["odds"] for question in agent.asked] == [{"drop": value}]
+
+
 def test_chaos_gives_the_agent_its_keys_and_time(agent: Answering) -> None:
     agent.reply = {"ok": True, "message": "queue main has faults"}
     assert serve.chaos(HERE, "main", ["drop=0.2", "delay_for=50ms", "seed=7"], 30.0) == 0

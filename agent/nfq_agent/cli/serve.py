@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import time
 import tomllib
@@ -143,11 +144,13 @@ def chaos(flags: Flags, queue: str | None, faults: Sequence[str], seconds: float
 
 
 def _toml(text: str) -> Any:
-    """A value as the configuration has it, where it is one; else the text itself."""
+    """A value as the configuration has it, where it is one, and one that can be sent as JSON; else the text itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = tomllib.loads(f"value = {text}")["value"]
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
         return text
+    return value
 
 
 def restart(flags: Flags) -> int:
