@@ -88,7 +88,7 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
     log = folder / "agent.log"
     # No configuration file is there, so this is the baseline; the flag adds its five-tuple log.
     agent = stack.enter_context(_process([*_agent(), "run", "--log-5tuple"], log.open("wb"), {"LOG_FORMAT": "console"}))
-    _until(lambda: _answers(agent), 10, "the agent did not become ready")
+    _until(lambda: _answers(agent), 60, "the agent did not become ready")
     _indent(log.read_text())
 
     _chapter(f"Real TCP through port {_PORT}: an HTTP server, and a client that fetches {_SIZE:,} bytes")
