@@ -139,7 +139,9 @@ def passed(tests: list[str], copy: Path) -> bool:
             sys.dont_write_bytecode = True
             os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
             loaded = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
-            code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-profile=thorough", "-W", loaded, *tests]))
+            # pytest-timeout sets the same alarm again for each test, and switches it off after it.
+            options = ["-q", "-x", "--timeout=0", "-p", "no:cacheprovider", "--hypothesis-profile=thorough", "-W", loaded]
+            code = int(pytest.main([*options, *tests]))
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
