@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -115,6 +116,21 @@ def test_root_that_cannot_become_the_agents_user_is_told_what_it_lacks(netns: Na
     said = refused(netns, tmp_path, ("setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"))
     assert said.startswith("running as root without CAP_SETGID and CAP_SETUID: no worker can become uid")
     assert said.endswith("add to the capabilities, or start as that user with CAP_NET_ADMIN alone")
+
+
+def test_root_without_the_right_to_signal_others_replaces_a_worker_that_hangs(netns: Namespace, tmp_path: Path) -> None:
+    """With the capabilities that the page about containers names."""
+    before = ("setpriv", "--bounding-set=-all,+net_admin,+setuid,+setgid", "--inh-caps=-all")
+    agent = Started(netns, tmp_path, SMALL, before).ready()
+    (worker,) = agent.workers()
+    os.kill(worker, signal.SIGSTOP)
+    until(lambda: agent.workers() not in ([worker], [None]), "another worker serves")
+    (worker,) = agent.workers()
+    # And at a stop, where it does not end in time.
+    os.kill(worker, signal.SIGSTOP)
+    assert agent.stop() == 0
+    assert ours(netns) == []
+    assert not Path(f"/proc/{worker}").exists()
 
 
 @pytest.mark.parametrize("backend", ["legacy", "owned"])

@@ -10,12 +10,16 @@ import os
 import select
 import sys
 import time
+from typing import Final
 
 from nfq_agent.host.fork import fork, reap
 from nfq_agent.rules.leaving import taken_back
 from nfq_agent.rules.model import RuleError, Ruleset
 from nfq_agent.service import control
 from nfq_agent.service.live_rules import LiveRules, StateByFamily
+
+# How the guard ends where the rules are those of an agent by now.
+_AGENT_RUNS: Final = 2
 
 
 class Guard:
@@ -41,7 +45,9 @@ class Guard:
             self.dismiss()
             print("Kept.")
             return 0
-        if self._end() != 0:
+        if (ended := self._end()) == _AGENT_RUNS:
+            print("Not confirmed, and nothing was undone.", file=sys.stderr)
+        elif ended != 0:
             print("Not confirmed, and the change could not be undone; run `nfq-agent remove`.", file=sys.stderr)
         else:
             print("Not confirmed: the rules are as before.", file=sys.stderr)
@@ -87,8 +93,9 @@ def _run_guard(reader: int, seconds: int, live: LiveRules, before: StateByFamily
     except control.ControlError:
         pass
     else:
+        # Also where the process that asked has been killed.
         print(f"nfq-agent: the agent of instance {instance} has been started and keeps its rules", file=sys.stderr)
-        return 0
+        return _AGENT_RUNS
     try:
         now = live.read()
         live.apply({family: taken_back(now[family], before[family], desired.get(family, {})) for family in now})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import resource
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from nfq_agent.host.fork import fork, how_it_ended, reap
-from nfq_agent.host.users import User, become
+from nfq_agent.host.users import User, UserError, become
 
 # The words on the control socket. The child says READY once it serves, or could; the parent says STOP (end now), or DRAIN (take
 # nothing new, end when the work is done, which may take so long), or LEAVE (the same without a limit in time).
@@ -193,10 +194,24 @@ class Child:
             self.control.send(word, socket.MSG_NOSIGNAL)
 
     def kill(self) -> None:
-        """End the child at once (SIGKILL)."""
-        if self.exit is None:
-            with contextlib.suppress(ProcessLookupError):
+        """End the child at once (SIGKILL). Raises PermissionError."""
+        if self.exit is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            try:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            except PermissionError:
+                # Root without CAP_KILL, as in a container. A process of the child's own user may.
+                user = _user_of(self.pid)
+                if user is None or reap(fork(functools.partial(self._kill_as, user))) != 0:
+                    raise
+
+    def _kill_as(self, user: User) -> int:
+        with contextlib.suppress(OSError, UserError):
+            become(user, ())
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            return 0
+        return 1
 
     def reap(self, block: bool = False) -> bool:
         """True once it has ended and is reaped; `exit` is then its exit code, or minus the signal that ended it."""
@@ -242,3 +257,13 @@ def started(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _user_of(pid: int) -> User | None:
+    """The real user and group of a process (Uid and Gid of proc(5)); None for a process that cannot be seen."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            found = dict(line.split(":", 1) for line in status)
+        return User(int(found["Uid"].split()[0]), int(found["Gid"].split()[0]))
+    except (OSError, KeyError, ValueError):
+        return None
