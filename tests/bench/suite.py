@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dpi
 import hosts
+import interfaces
 import named
 import proxies
 import queues
@@ -25,7 +26,7 @@ DPI = Benchmark(
     },
     (Goal("hello in one segment", "at most", dpi.GOAL),),
 )  # fmt: skip
-BENCHMARKS = (*queues.BENCHMARKS, *named.BENCHMARKS, *hosts.BENCHMARKS, *proxies.BENCHMARKS, DPI)
+BENCHMARKS = (*queues.BENCHMARKS, *named.BENCHMARKS, *hosts.BENCHMARKS, *proxies.BENCHMARKS, *interfaces.BENCHMARKS, DPI)
 FOLDER: Path = HERE / "results"
 
 
