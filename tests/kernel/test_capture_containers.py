@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent import Agent, until
+from agent import Agent, Started, until
 from containers import bridged, routed
 from namespace import Namespace
 
@@ -121,5 +121,38 @@ def test_a_queue_knows_the_container_of_what_is_forwarded(
         os.kill(worker, signal.SIGKILL)
         until(lambda: agent.status()["queues"][0]["workers"][0]["restarts"] == 1, "it is replaced")
         assert agent.stop() == 0
+    finally:
+        (root / "cgroup.procs").write_text(str(first.pid))
+
+
+RIGHTS = "+net_admin,+net_raw,+setuid,+setgid,+kill,+dac_override"
+
+
+@pytest.mark.parametrize("more", ["", ",+sys_ptrace"])
+def test_the_right_that_the_drop_in_adds_is_what_it_takes(
+    netns: Namespace, tmp_path: Path, groups: tuple[Path, str], more: str
+) -> None:
+    """As in the unit: processes of others are hidden (ProtectProc=invisible). The worker has no such right."""
+    root, tag = groups
+    first, _ = bridged(netns)
+    group = root / f"machine-web\\x2d{tag}.scope" / "cgroup.procs"
+    group.write_text(str(first.pid))
+    try:
+        netns.shell("mount -t proc -o hidepid=invisible proc /proc")
+        rights = RIGHTS + more
+        agent = Started(netns, tmp_path, CONFIG.format(kind="tap", tag=tag), ("setpriv", f"--bounding-set=-all,{rights}"))
+        agent.ready()
+        if more:
+            until(lambda: interfaces(agent, "tap")["veth1"] == f"web-{tag}", "it is known")
+            assert "are not known" not in agent.log
+        else:
+            until(lambda: "the containers behind interfaces are not known: /proc/" in agent.log, "it says what is missing")
+            assert "allowed: CAP_SYS_PTRACE (the drop-in containers.conf of the unit)" in agent.log
+            assert interfaces(agent, "tap")["veth1"] is None
+        worker = agent.status()["taps"][0]["pid"]
+        had = Path(f"/proc/{worker}/status").read_text()
+        assert int(had.partition("CapPrm:")[2].split()[0], 16) >> 19 & 1 == 0
+        assert agent.stop() == 0
+        assert agent.log.count("are not known") == (not more)
     finally:
         (root / "cgroup.procs").write_text(str(first.pid))

@@ -36,6 +36,22 @@ def test_queue_num_of_the_environment(netns: Namespace, tmp_path: Path) -> None:
     assert Agent(netns, tmp_path, QUEUE_NUM="102").ready().stop() == 0
 
 
+def test_each_verb_takes_the_queue_number(netns: Namespace, tmp_path: Path) -> None:
+    assert "--queue-num 101" in netns.run(*COMMAND, "plan", "--queue-num", "101", check=False).stdout
+    assert "--queue-num 101" in netns.run(*COMMAND, "apply", "-queue-num", "101").stdout
+    assert "number 101 of [queue.main] is free" in netns.run(*COMMAND, "doctor", "--queue-num", "101", check=False).stdout
+    assert netns.run(*COMMAND, "check", "--queue-num", "101").returncode == 0
+    assert "--queue-num 101" in netns.run(*COMMAND, "remove", "-queue-num", "101").stdout
+    # The command line wins over the environment, and that over the file.
+    file = tmp_path / "a.toml"
+    file.write_text('[queue.main]\nnum = 100\n[rules.r]\nqueue = "main"\ntcp_ports = [80]\n')
+    words = ("env", "QUEUE_NUM=102", *COMMAND, "plan", "--config", str(file))
+    assert "--queue-num 102" in netns.run(*words, check=False).stdout
+    assert "--queue-num 101" in netns.run(*words, "-queue-num", "101", check=False).stdout
+    bad = netns.run(*COMMAND, "remove", "--queue-num", "many", check=False)
+    assert (bad.returncode, "queue-num" in bad.stderr) == (2, True)
+
+
 def test_the_level_debug_logs_each_packet(netns: Namespace, tmp_path: Path) -> None:
     agent = Agent(netns, tmp_path, LOG_LEVEL="debug").ready()
     netns.shell("timeout 1 nc -z 127.0.0.1 11000 || true")

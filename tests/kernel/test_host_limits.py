@@ -17,7 +17,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from agent import COMMAND, Agent, ours, until
+from agent import COMMAND, Agent, Started, ours, until
 from namespace import PATIENCE, ROOT, Namespace
 from tcp_client import ask, server
 
@@ -41,22 +41,6 @@ def refused(netns: Namespace, tmp_path: Path, before: Sequence[str] = (), text: 
     assert len(lines) == 1, done.stderr
     (line,) = lines
     return line.partition("error")[2].strip()
-
-
-class Started(Agent):
-    """An agent behind another command."""
-
-    def __init__(self, namespace: Namespace, folder: Path, text: str, before: Sequence[str]) -> None:
-        self._before = before
-        super().__init__(namespace, folder, text)
-
-    def start(self) -> None:
-        start = self.namespace.start
-        self.namespace.start = lambda *argv, **options: start(*self._before, *argv, **options)  # type: ignore[method-assign]  # for this one
-        try:
-            super().start()
-        finally:
-            self.namespace.start = start  # type: ignore[method-assign]  # as it was
 
 
 @pytest.mark.parametrize("backend", ["legacy", "owned"])

@@ -70,6 +70,34 @@ def test_a_reject_needs_no_address_of_the_host(netns: Namespace, tmp_path: Path)
     assert agent.stop() == 0
 
 
+# Asks by UDP; argv: address, port. Prints what came of it.
+ASK = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+asking = socket.socket(family, socket.SOCK_DGRAM)
+asking.settimeout(30)
+asking.connect((sys.argv[1], int(sys.argv[2])))
+asking.send(b"x" * int(sys.argv[3]))
+try:
+    print(asking.recv(10))
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_a_rejected_datagram_is_answered_on_a_bridge_without_an_address(netns: Namespace, tmp_path: Path) -> None:
+    first, _ = bridged(netns)
+    ports = '[element.ports]\ntype = "policy"\ndefault = "accept"\nrule = [ { action = "reject", protocol = "udp", dport = 7 } ]'
+    agent = Agent(netns, tmp_path, config('"ports"', more=ports)).ready()
+    for address in ("10.5.0.2", "fd05::2"):
+        # Nobody listens, so another port is refused by the container itself.
+        for port, size in ((7, 10), (7, 1400), (8, 10)):
+            assert first.run(sys.executable, "-c", ASK, address, str(port), str(size)).stdout == "ConnectionRefusedError\n"
+    inline = inline_of(agent)
+    assert (inline["dropped"], inline["errors"], inline["lost"]) == (4, 0, 0)
+    assert agent.stop() == 0
+
+
 @pytest.mark.parametrize("elements", ['"ports"', ""])
 def test_what_needs_no_look_into_packets_is_counted_too(netns: Namespace, tmp_path: Path, elements: str) -> None:
     first, second = bridged(netns)

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,22 @@ class Agent:
     def workers(self) -> list[int]:
         """The pids of its workers."""
         return [worker["pid"] for queue in self.status()["queues"] for worker in queue["workers"]]
+
+
+class Started(Agent):
+    """An agent behind another command."""
+
+    def __init__(self, namespace: Namespace, folder: Path, text: str, before: Sequence[str]) -> None:
+        self._before = before
+        super().__init__(namespace, folder, text)
+
+    def start(self) -> None:
+        start = self.namespace.start
+        self.namespace.start = lambda *argv, **options: start(*self._before, *argv, **options)  # type: ignore[method-assign]  # for this one
+        try:
+            super().start()
+        finally:
+            self.namespace.start = start  # type: ignore[method-assign]  # as it was
 
 
 def saved(namespace: Namespace, counters: bool = False) -> str:
