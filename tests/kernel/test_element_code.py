@@ -51,6 +51,7 @@ WRONG = {
     "syntax": ("class Own:\n    pass:\n", 2, "SyntaxError"),
     "name": ("import os\nclass Own(PacketElement):\n    pass\n", 2, "NameError: name 'PacketElement' is not defined"),
     "exit": ("raise SystemExit(0)\n", 1, "SystemExit: 0"),
+    "interrupt": ("raise KeyboardInterrupt\n", 1, "KeyboardInterrupt"),
     "attribute": ("class Other:\n    pass\n", 0, "has no attribute 'Own'"),
     "options": (
         "from nfq_agent import Options, PacketElement\nfrom pydantic import field_validator\n"

@@ -63,6 +63,21 @@ def test_where_the_code_is_wrong(write: Write) -> None:
     assert import_object("syntax:X") == 7
 
 
+def test_only_a_person_interrupts(write: Write) -> None:
+    file = write("interrupts", "raise KeyboardInterrupt\n")
+    assert f"{file}:1: KeyboardInterrupt" in broken("interrupts:X")
+    write("interrupted", "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nX = 1\n")
+    with pytest.raises(KeyboardInterrupt):
+        import_object("interrupted:X")
+    # The agent takes the signal as a word to stop.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert import_object("interrupted:X") == 1
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_file_that_others_may_write_is_not_run(write: Write, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     file = write("open_to_all", f"open({str(ran)!r}, 'w').close()\nX = 1\n")

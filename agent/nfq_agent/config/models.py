@@ -21,7 +21,7 @@ from nfq_agent.config.rule import RuleConfig
 from nfq_agent.context import MidstreamMode
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements import ElementError, packet_element, stream_element
-from nfq_agent.elements.loading import where
+from nfq_agent.elements.loading import Interrupted, interruptible, where
 from nfq_agent.mark import OWNERS_MASK, Kept, parse_mask
 from nfq_agent.stream import StreamElement
 from nfq_agent.values import AddressField, Duration, Size
@@ -240,13 +240,14 @@ class Config(Model):
         try:
             options = cls.Options.from_table(table, self._lookups)
             # The element's own code; a fault in it is one of the configuration, with its line.
-            for hook in _HOOKS:
-                getattr(cls, hook, bool)(options)
+            with interruptible():
+                for hook in _HOOKS:
+                    getattr(cls, hook, bool)(options)
             if not isinstance(access := cls.access_of(options), Access):
                 raise TypeError(f"access is {access!r}; allowed: an nfq_agent.access.Access")
         except ValidationError as error:
             raise ElementError(name, error, cls.Options) from error
-        except KeyboardInterrupt:
+        except Interrupted:
             raise
         except BaseException as error:
             raise ElementError(name, f"{kind} cannot be used: {where(error)}") from error

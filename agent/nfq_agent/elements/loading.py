@@ -24,12 +24,17 @@ _WITHIN: Final = 15.0
 _NEXT_WITHIN: Final = 1.0
 _A_WHILE: Final = 60.0
 _late_until = 0.0
+_DEFAULT: Final = signal.default_int_handler
 # Folders in which elements are found, besides Python's own search path.
 _folders: list[Path] = []
 
 
 class CodeError(Exception):
     """The code of an element cannot be imported; the text says where it is wrong, and how."""
+
+
+class Interrupted(KeyboardInterrupt):  # as its base
+    """A person interrupts this process (Ctrl-C) while an element's code runs, which may raise KeyboardInterrupt itself."""
 
 
 class _TooLongError(BaseException):
@@ -71,11 +76,11 @@ def import_object(path: str) -> object:
     sys.dont_write_bytecode = True
     try:
         _refuse_what_others_write(module)
-        with _bounded():
+        with _bounded(), interruptible():
             found = getattr(importlib.import_module(module), name)
-    except (CodeError, KeyboardInterrupt):
+    except (CodeError, Interrupted):
         raise
-    # The element's own code runs here, and may raise anything, also what is no Exception: SystemExit, CancelledError.
+    # The element's own code runs here, and may raise anything, also what is no Exception: SystemExit, KeyboardInterrupt.
     except BaseException as error:
         raise CodeError(f"{path} cannot be imported: {where(error)}; allowed: package.module:Class") from error
     finally:
@@ -119,6 +124,23 @@ def _bounded() -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
         if left:
             signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (time.monotonic() - began)), interval)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise Interrupted for SIGINT, in place of KeyboardInterrupt. The agent has another handler for it, which stays."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not _DEFAULT:
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, _DEFAULT)
 
 
 def where(error: BaseException) -> str:
