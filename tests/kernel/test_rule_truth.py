@@ -285,6 +285,25 @@ def test_marks_of_others_nat_of_others_and_firewalls_are_named(netns: Namespace,
     assert agent.stop() == 0
 
 
+@pytest.mark.parametrize("backend", ["legacy", "owned"])
+def test_nat_at_an_earlier_priority_is_named(netns: Namespace, tmp_path: Path, backend: str) -> None:
+    netns.shell(
+        "nft add table ip theirs; nft 'add chain ip theirs out { type nat hook output priority -150; }';"
+        "nft 'add chain ip theirs in { type nat hook prerouting priority -150; }'"
+    )
+    text = f'[agent]\nbackend = "{backend}"\ndrift_check = "0"\n{REDIRECT}hooks = ["output"]\n'
+    agent = Agent(netns, tmp_path, text).ready()
+    line = "nft chain ip theirs out does NAT at priority -150 and is asked before this agent"
+    assert line in agent.log
+    found = said(agent, "NAT order")
+    assert line in found
+    assert "priority -100 (dstnat)" in found
+    # The hook of the other one is none of ours, and owned would not be asked before it either.
+    assert "theirs in" not in found
+    assert "are both in use" not in found
+    assert agent.stop() == 0
+
+
 NOTRACK = {
     "the inet table raw (legacy)": "iptables-legacy -w -t raw -A OUTPUT -p tcp --dport 80 -j CT --notrack",
     "nft chain ip raw OUTPUT": "iptables-nft -t raw -A OUTPUT -p tcp --dport 80 -j CT --notrack",

@@ -92,7 +92,8 @@ def _proxies(proxies: Iterable[ProxyStatus], meter: Meter) -> Iterator[BypassSta
                 "connections",
                 f"proxy {proxy.name}: {expected} connections should have been redirected to it, and {led} were: another NAT of "
                 "this host took them first, or they are not tracked",
-                'set backend = "owned" in table agent: it is asked before other NAT',
+                'set backend = "owned" in table agent: it is asked before other NAT at the usual priority; `nfq-agent doctor` '
+                "names NAT that is asked before it",
             )
         if led > _MORE_THAN * came + _SLACK and not proxy.counters["full"]:
             numbers = ",".join(map(str, ports))

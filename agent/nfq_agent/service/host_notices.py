@@ -12,6 +12,7 @@ from nfq_agent.config.models import Config
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.host.families import families
 from nfq_agent.host.nftables import neighbours
+from nfq_agent.host.nftables.layout import PRIORITIES
 from nfq_agent.host.xtables import obstacles
 from nfq_agent.host.xtables.lock import lock_path
 from nfq_agent.host.xtables.lock_files import other_locks
@@ -45,19 +46,35 @@ def host_notices(config: Config, backend: str) -> Iterator[HostNotice]:
         )
     if not config.proxy:
         return
-    if backend == "legacy" and redirects(config) and (chain := neighbours.nat_chain()) is not None:
-        yield HostNotice(
-            "NAT order",
-            f"legacy NAT and NAT of nf_tables ({chain}) are both in use: the one that was registered last is asked first, and a "
-            "connection that it takes does not reach the proxy",
-            'set backend = "owned" in table agent: it is asked before both',
-        )
+    if redirects(config):
+        yield from _other_nat(config, backend)
     yield from _firewalls(config)
     if redirects(config) and (found := obstacles.untracked()):
         yield HostNotice(
             "NOTRACK",
             f"rules that take packets out of connection tracking, which REDIRECT passes over: {', '.join(found)}",
             'leave the ports of the proxy out of those rules, or use capture = "tproxy"',
+        )
+
+
+def _other_nat(config: Config, backend: str) -> Iterator[HostNotice]:
+    hooks = {hook for rule in config.rules.values() if rule.proxy is not None for hook in rule.hooks}
+    chains = [each for each in neighbours.nat_chains() if each.hook in hooks]
+    for each in chains:
+        if each.priority <= PRIORITIES["nat"]:
+            yield HostNotice(
+                "NAT order",
+                f"nft chain {each} does NAT at priority {each.priority} and is asked before this agent: a connection that it "
+                "takes does not reach the proxy",
+                "give that chain priority -100 (dstnat), or leave what it takes out of the rules of the proxy",
+            )
+    later = [each for each in chains if each.priority > PRIORITIES["nat"]]
+    if backend == "legacy" and later:
+        yield HostNotice(
+            "NAT order",
+            f"legacy NAT and NAT of nf_tables ({later[0]}) are both in use: the one that was registered last is asked first, and "
+            "a connection that it takes does not reach the proxy",
+            'set backend = "owned" in table agent: it is asked before both',
         )
 
 

@@ -55,12 +55,12 @@ def _hook_chains(connection: NftSocket, family: str, number: int) -> Iterator[Ho
         yield HookChain(family, table, string(found[3]), string(found[7]), where, priority, policy == 0)
 
 
-def nat_chain() -> str | None:
-    """A chain of others that does NAT, as `ip nat PREROUTING`; None if there is none, or if this process may not read them."""
+def nat_chains() -> list[HookChain]:
+    """The chains of others that do NAT; empty where this process may not read them."""
     try:
-        return next((str(each) for each in hook_chains() if each.kind == "nat"), None)
+        return [each for each in hook_chains() if each.kind == "nat"]
     except OSError:
-        return None
+        return []
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,11 +89,11 @@ def choose(
         problem = f"the kernel has no legacy xtables for {missing[0]} (module {python_iptables.MODULES[missing[0]]})"
     if problem is not None:
         return _owned(instance, f"backend owned is used, since legacy rules cannot be: {problem}", persist, inherited)
-    if captures and (chain := neighbours.nat_chain()) is not None and probe().problem is None:
+    if captures and (chains := neighbours.nat_chains()) and probe().problem is None:
         return _owned(
             instance,
-            f"backend owned is used, since nf_tables does NAT here ({chain}) and may be asked before legacy NAT: a proxy would "
-            "miss connections",
+            f"backend owned is used, since nf_tables does NAT here ({chains[0]}) and may be asked before legacy NAT: a proxy "
+            "would miss connections",
             persist,
             inherited,
         )
