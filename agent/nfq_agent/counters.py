@@ -70,6 +70,7 @@ class Counters(Slots):
 
     received = Count("packets read from the queue")
     known_received = Count("of these, packets of flows that were answered before, from the second queue (room_for_known)")
+    cut = Count("packets of many datagrams (UDP_SEGMENT) that were cut, and read one datagram each")
     accepted = Count("verdicts ACCEPT", action=Action.ACCEPT)
     dropped = Count("verdicts DROP", action=Action.DROP)
     repeated = Count("verdicts REPEAT", action=Action.REPEAT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,9 @@ def test_each_datagram_of_one_send_is_judged_and_counted(netns: Namespace, tmp_p
                 assert len(found) in (1, 2)
             else:
                 assert found == [sent[place] for place in passed], elements
-        assert agent.totals(f"q{port}")["received"] == 2 * len(sent), elements
+        counted = agent.totals(f"q{port}")
+        assert (counted["received"], counted["cut"]) == (2 * len(sent), 2), elements
+        assert agent.queue(f"q{port}")["uninspected"] == 0
     until(lambda: agent.log.count("by default") >= 2 * len(sent), "each is explained", 5)
     assert agent.stop() == 0
 
@@ -133,4 +136,43 @@ def test_where_joined_datagrams_are_asked_for_names_are_in_conflict(netns: Names
     for host in ("127.0.0.1", "::1"):
         assert netns.call(arriving, host, 53, sent) == []
         assert netns.call(arriving, host, 53, sent[:1]) == sent[:1]
+    assert agent.stop() == 0
+
+
+def test_a_bulk_tcp_stream_stays_whole_in_the_queue_that_cuts_udp(netns: Namespace, tmp_path: Path) -> None:
+    netns.run("ip", "link", "set", "lo", "mtu", "1500")
+    rules = config({53: '"dpi", "names"'}).replace("udp_ports = [53]", "udp_ports = [53]\ntcp_ports = [8080]")
+    agent = Agent(netns, tmp_path, rules).ready()
+    sent = queries("a1.good.test", "a2.evil.test", "a3.good.test", "a4.good.test")
+    size = 8_000_000
+
+    def stream(host: str) -> int:
+        kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, 8080), family=kind) as server, socket.socket(kind) as client:
+            client.connect((host, 8080))
+            accepted, _ = server.accept()
+
+            def send() -> None:
+                client.sendall(bytes(size))
+                client.close()
+
+            sender = threading.Thread(target=send)
+            sender.start()
+            taken = 0
+            with accepted:
+                # A send of many datagrams in the middle of it: the stream's frames stay whole behind it, too.
+                while taken < size // 2:
+                    taken += len(accepted.recv(65536))
+                assert arriving(host, 53, sent) == [sent[0], sent[2], sent[3]]
+                while data := accepted.recv(65536):
+                    taken += len(data)
+            sender.join()
+            return taken
+
+    for count, host in enumerate(("127.0.0.1", "::1"), 1):
+        assert netns.call(stream, host) == size
+        counted = agent.totals("q53")
+        assert counted["cut"] == count
+        # Cut, it would be 5,500 packets for each stream.
+        assert counted["received"] < count * size / 1500 / 2
     assert agent.stop() == 0

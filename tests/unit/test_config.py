@@ -87,21 +87,21 @@ def test_no_value_of_any_key_breaks_the_check(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "elements", "gso", "whole"),
+    ("rule", "elements", "gso", "whole", "cuts"),
     [
-        ({"tcp_ports": [80]}, ["log"], {}, True),
-        ({"udp_ports": [53]}, ["log"], {}, False),
-        ({"tcp_ports": [80], "udp_ports": [53]}, ["log"], {}, False),
-        ({"all": True}, ["log"], {}, False),
-        ({"protocol": ["udp"]}, ["log"], {}, False),
-        ({"protocol": ["tcp", "icmp"]}, ["log"], {}, True),
-        ({"udp_ports": [53]}, [], {}, True),
-        ({"udp_ports": [53]}, ["log"], {"gso": True}, True),
-        ({"tcp_ports": [80]}, ["log"], {"gso": False}, False),
+        ({"tcp_ports": [80], "udp_ports": [53]}, ["log"], {}, True, True),
+        ({"all": True}, ["log"], {}, True, True),
+        ({"udp_ports": [53]}, [], {}, True, False),
+        ({"udp_ports": [53]}, ["chaos"], {}, True, True),
+        ({"udp_ports": [53]}, ["answers"], {}, False, False),
+        ({"udp_ports": [53]}, ["log"], {"gso": True}, True, False),
+        ({"tcp_ports": [80]}, ["log"], {"gso": False}, False, False),
     ],
 )
-def test_offloaded_packets_come_whole_where_no_element_has_to_see_each_datagram(
-    rule: dict[str, Any], elements: list[str], gso: dict[str, bool], whole: bool
+def test_offloaded_packets_come_whole_and_datagrams_are_cut_where_nothing_is_rewritten(
+    rule: dict[str, Any], elements: list[str], gso: dict[str, bool], whole: bool, cuts: bool
 ) -> None:
-    config = config_of(queue={"main": {"elements": elements, **gso}}, rules={"app": {"queue": "main", **rule}})
+    tables = {"answers": {"type": "dns-answer", "names": ["ads.test"]}}
+    config = config_of(queue={"main": {"elements": elements, **gso}}, rules={"app": {"queue": "main", **rule}}, element=tables)
     assert config.takes_whole(config.queue["main"]) is whole
+    assert config.cuts_datagrams(config.queue["main"]) is cuts

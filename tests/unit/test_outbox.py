@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nfq_agent.host.jail.fixed import FixedMessages
 from nfq_agent.host.nfqueue import messages
 from nfq_agent.host.nfqueue.messages import VerdictMessages
-from nfq_agent.host.nfqueue.outbox import Outbox
+from nfq_agent.host.nfqueue.outbox import Cutter, Outbox
 from nfq_agent.verdict import Action, Verdict
 
 NUMBER = 777
@@ -27,7 +27,7 @@ class Wire:
         for each in (self.end, self.far):
             each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.far.setblocking(False)
-        self.outbox = Outbox(self.end.fileno(), NUMBER)
+        self.outbox = Outbox(self.end.fileno(), NUMBER, messages.cutting(NUMBER))
 
     def arrived(self) -> list[bytes]:
         """What was sent, one entry for each call."""
@@ -110,3 +110,9 @@ def test_headers_lie_in_a_region_of_their_own() -> None:
     assert other >= end
     with pytest.raises(ValueError, match="does not take"):
         first.send(0, 0, b"abc")
+
+
+def test_messages_that_do_not_cut_a_packet_are_refused(wire: Wire) -> None:
+    for wrong in (b"", messages.cutting(NUMBER)[:60], bytes(200)):
+        with pytest.raises(ValueError, match="do not cut"):
+            Cutter(wire.end.fileno(), wrong)

@@ -77,6 +77,7 @@ class Queue(Source):
     """A kernel queue: its turns are known five-tuples and unknown ones."""
 
     last = 0
+    cut = 0
     may_wait = True
     lanes = ()
     first_took = 0.002

@@ -84,6 +84,11 @@ class InterfaceSource(ABC, Generic[I]):
         """The number of the latest packet that was read."""
         return self._last
 
+    @property
+    def cut(self) -> int:
+        """None: a frame of many datagrams is read as it is."""
+        return 0
+
     def start(self, control: int) -> None:
         """Let `wait` return for this descriptor too."""
         self._poll.register(control, select.EPOLLIN)

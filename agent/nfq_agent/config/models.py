@@ -267,11 +267,14 @@ class Config(Model):
         return None
 
     def takes_whole(self, queue: QueueConfig) -> bool:
-        """Whether offloaded packets come whole: what the file says, else where no element has to see each datagram."""
+        """Whether offloaded packets come whole: what the file says, else where no element changes packets."""
         if queue.gso != "auto":
             return queue.gso
-        specs = self.packet_elements(queue)
-        return not any(spec.cls.rewrites_of(spec.options) for spec in specs) and not (specs and self.gets_udp(queue))
+        return not any(spec.cls.rewrites_of(spec.options) for spec in self.packet_elements(queue))
+
+    def cuts_datagrams(self, queue: QueueConfig) -> bool:
+        """Whether a worker has the kernel cut UDP packets that came whole, so that its elements see each datagram."""
+        return queue.gso == "auto" and bool(self.packet_elements(queue)) and self.takes_whole(queue)
 
     def gets_udp(self, queue: QueueConfig) -> bool:
         """Whether a rule sends UDP to this queue."""

@@ -50,6 +50,11 @@ class PairedQueue:
         return 0.0
 
     @property
+    def cut(self) -> int:
+        """How many packets of the queue of new flows were cut."""
+        return self._new.cut
+
+    @property
     def unanswered(self) -> int:
         """How many packets were answered by policy."""
         return self._new.unanswered + self._known.unanswered

@@ -50,6 +50,15 @@ class WorkerQueue(BoundQueue):
         """Seconds from when the latest turn that waits took its first packet until that was answered; 0 if it answered none."""
         return self._bound().first_took
 
+    @property
+    def cut(self) -> int:
+        """How many packets of many datagrams this process had the kernel cut."""
+        return self._opened().cut
+
+    def cut_joined(self) -> None:
+        """Have the kernel cut offloaded packets that are not TCP from now on (see `Channel.cut_joined`)."""
+        self._bound().cut_joined()
+
     # Begin, end, and the handover between two workers.
 
     def start(self, control: int) -> None:

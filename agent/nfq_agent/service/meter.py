@@ -141,10 +141,11 @@ class Meter:
     def uninspected(self, numbers: range, readings: Sequence[QueueReading]) -> int | None:
         """Packets that passed without a verdict of ours: by fail-open, or by bypass while no process was bound.
 
-        Rule hits that never became a queue entry, less those that the kernel dropped because the queue was full; and entries
-        that got a number but never reached the worker (its socket was full), less those dropped for it. None where the kernel's
-        figures cannot be read. The readings are not of one instant, so a small negative result means 0. With `gso = false` a
-        segmented packet is one hit and many entries, and the figure is a lower bound.
+        Rule hits that never became a queue entry, less those that the kernel dropped because the queue was full; and entries that
+        got a number but never reached the worker (its socket was full), less those dropped for it and those that were cut. None
+        where the kernel's figures cannot be read. The readings are not of one instant, so a small negative result means 0. A
+        packet that is cut, by the kernel or because the worker asks for it, is one hit and many entries:
+        the figure is a lower bound.
         Source: __nfqnl_enqueue_packet() in net/netfilter/nfnetlink_queue.c.
         """
         taken = _taken(readings)
@@ -155,7 +156,7 @@ class Meter:
             counters = reading.counters
             received = counters["received"] - counters.get("known_received", 0)
             lost = counters["last_id"] - received - counters["lost"] + counters.get("known_lost", 0)
-            lost -= reading.user_dropped or 0
+            lost -= (reading.user_dropped or 0) + counters.get("cut", 0)
             unseen += max(0, lost)
         epoch = self._epochs.get(numbers, _Epoch())
         return epoch.uninspected + max(0, self.hits(numbers) - epoch.hits - (taken - epoch.taken)) + unseen

@@ -84,6 +84,8 @@ class WorkerLoop:
         self._leaves: float | None = None
         self._served = 0.0
         self._takeover = Takeover(settings.lost, settings.on_error, counters, emit)
+        # How many packets of many datagrams are counted.
+        self._cut = 0
         self._watch = watch
         self._latency = Latency() if latency is None else latency
         self._turn, waits = self._choose_turn(by_flow)
@@ -131,6 +133,7 @@ class WorkerLoop:
             while not self._stopping:
                 self._now = self._judge.now = time.monotonic()
                 count = self._take_turn()
+                self._count_cut()
                 if self._policy.sleeps(count):
                     self._wait()
                 elif self._now - self._looked > _LOOK:
@@ -216,6 +219,11 @@ class WorkerLoop:
             self._stopping = True
         elif self._leaves is None:
             self._leaves, self._served = self._now + _LINGERS, self._now
+
+    def _count_cut(self) -> None:
+        if self._kernel is not None and (cut := self._kernel.cut) != self._cut:
+            self._counters.cut += cut - self._cut
+            self._cut = cut
 
     def _count_rare(self) -> None:
         self._counters.enobufs = self._source.drops()

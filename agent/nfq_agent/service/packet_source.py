@@ -58,6 +58,10 @@ class KernelQueue(Protocol):
     def first_took(self) -> float:
         """Seconds from when the latest turn that waits took its first packet until that was answered; 0 if it answered none."""
 
+    @property
+    def cut(self) -> int:
+        """How many packets were cut into datagrams that are read one by one."""
+
     def be_patient(self, seconds: float, spin: float = 0.0) -> None:
         """Set how long `skim_each` and `sort(each=True)` wait for the next packet, in seconds: asleep, or polling if `spin`."""
 

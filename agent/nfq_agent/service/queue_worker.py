@@ -62,6 +62,7 @@ class QueueWorker(Worker):
         self.confinement = Confinement(config.agent.confinement, access_of(self.specs))
         self.copy_range = config.copy_range(self.settings)
         self.takes_whole = config.takes_whole(self.settings)
+        self.cuts = config.cuts_datagrams(self.settings)
         self.drop_lines = drop_lines(config, self.settings)
         self.figures = LastingCounts(self.specs)
         self.served = ServedQueue(number, self._wanted, _VERDICTS[self.settings.on_error], log)
@@ -329,6 +330,10 @@ class QueueWorker(Worker):
         source: WorkerQueue | PairedQueue = queue
         if self.known is not None and self.known.queue is not None:
             source = PairedQueue(queue, self.known.queue, self.counters)
+        if self.cuts:
+            for each in self._all:
+                if each.queue is not None and each.queue.settings.gso:
+                    each.queue.cut_joined()
         settings = self.settings
         try:
             bound_memory(settings.memory)

@@ -25,7 +25,7 @@ from nfq_agent.host.nfqueue import messages
 from nfq_agent.host.nfqueue.flow_inbox import FlowInbox
 from nfq_agent.host.nfqueue.inbox import rare_fields
 from nfq_agent.host.nfqueue.messages import Flag, FlowKey, FlowTurn, Run, VerdictMessages
-from nfq_agent.host.nfqueue.outbox import Outbox
+from nfq_agent.host.nfqueue.outbox import Cutter, Outbox
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import ACCEPT, Verdict
 
@@ -303,11 +303,20 @@ class Channel:
 
         For a process that then lets nothing else be sent on that socket (host/jail). Settings cannot be changed any more.
         """
-        outbox = Outbox(self._socket.fileno(), self._number)
+        outbox = Outbox(self._socket.fileno(), self._number, messages.cutting(self._number))
         self._inbox.send_through(outbox)
         self._send = outbox.send
         self._fixed = True
         return outbox.headers, frozenset(self.descriptors)
+
+    def cut_joined(self) -> None:
+        """From now on have the kernel cut offloaded packets that are not TCP: they come again, one datagram each."""
+        self._inbox.cut_joined(Cutter(self._socket.fileno(), messages.cutting(self._number)))
+
+    @property
+    def cut(self) -> int:
+        """How many packets were cut."""
+        return 0 if self._inbox.cutter is None else self._inbox.cutter.count
 
     # Ending.
 

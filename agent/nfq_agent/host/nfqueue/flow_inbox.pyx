@@ -9,7 +9,7 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from ...answering cimport VERDICTS, Answering
 from ...flow_entry cimport ASK
 from .inbox cimport ALONE, ASKED, LONGEST_TURN, LONGEST_VERDICT, MSG_VERDICT, MSG_VERDICT_BATCH, VERDICT_ID, Inbox, now
-from .packet_message cimport A_CAP_LEN, A_PAYLOAD, A_SKB_INFO, A_TIMESTAMP, Attributes, find_attributes, is_packet, made, number, seconds_of
+from .packet_message cimport A_CAP_LEN, A_PAYLOAD, A_SKB_INFO, A_TIMESTAMP, Attributes, find_attributes, is_joined, is_packet, made, number, seconds_of
 
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
@@ -162,18 +162,21 @@ cdef class FlowInbox(Inbox):
             self.prepared += 1
         return 0
 
-    cdef inline void _look(self, const uint8_t *message, size_t size) noexcept nogil:
-        """Find the index of the verdict on the packet of a message, ASK, or NO_PACKET."""
+    cdef inline int _look(self, const uint8_t *message, size_t size) except -1 nogil:
+        """Find the index of the verdict on the packet of a message, ASK, or NO_PACKET: also for a packet that is cut and comes again."""
         cdef Attributes found
         cdef size_t length
         self.index = NO_PACKET
         if not is_packet(message, size, &self.identity):
-            return
+            return 0
         find_attributes(message, size, &found)
+        if self.cutter is not None and is_joined(message, &found):
+            self.cutter.cut(self.identity)
+            return 0
         length = found.length[A_PAYLOAD]
         self.index = ASK
         if length == 0:
-            return
+            return 0
         if found.length[A_CAP_LEN] >= 4:
             length = number(message, &found, A_CAP_LEN)
         if self.table.timed:
@@ -182,6 +185,7 @@ cdef class FlowInbox(Inbox):
         self.index = self.table.look(
             message + found.at[A_PAYLOAD], found.length[A_PAYLOAD], length, not number(message, &found, A_SKB_INFO) & 3
         )
+        return 0
 
     cdef inline void _tell_time(self, const uint8_t *message, const Attributes *found) noexcept nogil:
         """Let the table know when the packet came: by the kernel's stamp, else by the clock (Packet.time)."""

@@ -5,7 +5,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from cpython.object cimport PyObject
 
-from .outbox cimport Outbox
+from .outbox cimport Cutter, Outbox
 from .recent cimport RECENT, Answered
 
 cdef enum:
@@ -55,6 +55,8 @@ cdef class Inbox:
     cdef uint8_t verdict[LONGEST_VERDICT]
     cdef size_t verdict_length
     cdef unsigned int unlooked
+    # What has the kernel cut packets of many datagrams; None where such a packet is read as it is.
+    cdef readonly Cutter cutter
 
     cdef void _begin(self)
     cdef int _keep(self, const uint8_t[::1] verdict) except -1
@@ -66,6 +68,7 @@ cdef class Inbox:
     ) except -1 nogil
     cdef int _answer(self, uint16_t kind) except -1 nogil
     cdef void _note_first(self) noexcept nogil
+    cdef bint _is_joined(self, const uint8_t *message, size_t size) noexcept nogil
     cdef int _read(self, const uint8_t *message, size_t size, list packets) except -1
     cdef bint _skimmed(self, const uint8_t *message, ssize_t size) noexcept nogil
     cdef bint _remembered(self, size_t size, PyObject *verdict) noexcept nogil

@@ -14,10 +14,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from .outbox cimport Outbox
+from .outbox cimport Cutter, Outbox
 from .packet_message cimport (
-    A_GID, A_HWADDR, A_INDEV, A_OUTDEV, A_PHYSINDEV, A_PHYSOUTDEV, A_TIMESTAMP, A_UID, FIVE_TUPLE, LONGEST_KEY, SHORTEST, TYPE,
-    Attributes, find_attributes, five_tuple, is_packet, key_of, made, ntohl, ntohs, number, seconds_of,
+    A_GID, A_HWADDR, A_INDEV, A_OUTDEV, A_PHYSINDEV, A_PHYSOUTDEV, A_TIMESTAMP, A_UID, FIVE_TUPLE, LONGEST_KEY, PLACE, SHORTEST, TCP,
+    TYPE, Attributes, find_attributes, five_tuple, is_joined, is_packet, key_of, made, ntohl, ntohs, number, seconds_of,
 )
 from .recent cimport has_verdict, keep_verdict
 
@@ -86,6 +86,12 @@ cdef class Inbox:
     def send_through(self, Outbox outbox):
         """From now on send verdicts through `outbox`, of the same socket."""
         self.outbox = outbox
+        if self.cutter is not None:
+            self.cutter.outbox = outbox
+
+    def cut_joined(self, Cutter cutter not None):
+        """From now on `cutter` has packets of many datagrams cut; they come again one by one, and are not read before."""
+        self.cutter = cutter
 
     # All that waits, to be answered by the caller.
 
@@ -305,9 +311,21 @@ cdef class Inbox:
         if self.first_took == 0 and self.taken_at:
             self.first_took = now() - self.taken_at
 
+    cdef bint _is_joined(self, const uint8_t *message, size_t size) noexcept nogil:
+        """Whether a packet is one of many datagrams that is to be cut."""
+        cdef Attributes found
+        if self.cutter is None:
+            return False
+        find_attributes(message, size, &found)
+        return is_joined(message, &found)
+
     cdef int _read(self, const uint8_t *message, size_t size, list packets) except -1:
         cdef uint32_t identity
-        if is_packet(message, size, &identity):
+        if not is_packet(message, size, &identity):
+            return 0
+        if self._is_joined(message, size):
+            self.cutter.cut(identity)
+        else:
             # Counted first: an exception out of `make` must not hide that the packet was taken.
             self._count(identity)
             packets.append(made(self.make, message, size, identity))
@@ -331,6 +349,8 @@ cdef class Inbox:
         length = key_of(self.buffer, size, key)
         if length == 0 or not has_verdict(self.recent, self.era, key, length, verdict):
             return False
+        if key[PLACE] != TCP and self._is_joined(self.buffer, size):
+            return False
         self._count(identity)
         return True
 
@@ -341,6 +361,9 @@ cdef class Inbox:
         cdef size_t length
         cdef PyObject *found = NULL
         if not is_packet(message, size, &identity):
+            return False
+        if self._is_joined(message, size):
+            self.cutter.cut(identity)
             return False
         length = key_of(message, size, key)
         if length and has_verdict(self.recent, self.era, key, length, <PyObject *>self.current):

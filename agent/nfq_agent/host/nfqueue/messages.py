@@ -13,7 +13,7 @@ from typing import Final
 
 from nfq_agent.host.attributes import attribute
 from nfq_agent.packet import Packet
-from nfq_agent.verdict import Verdict
+from nfq_agent.verdict import Action, Verdict
 
 # An attribute's length has 16 bits and counts its own header of 4 bytes.
 MAX_PAYLOAD: Final = 65531
@@ -106,6 +106,15 @@ def flag_setting(flag: Flag, on: bool) -> bytes:
 def no_packets_verdict() -> bytes:
     """A verdict for the number 0, which no packet has: numbers begin at 1."""
     return attribute(_A_VERDICT_HDR, _VERDICT_HEADER.pack(1, 0))
+
+
+def cutting(number: int) -> bytes:
+    """Messages that have queue `number` queue a packet again with its GSO flag off, and switch the flag on again.
+
+    The packet's number is the four bytes from byte 64 on.
+    """
+    off, on = (message(MSG_CONFIG, 0, number, flag_setting(Flag.GSO, wanted), _REQUEST) for wanted in (False, True))
+    return off + VerdictMessages(number).single(0, Verdict(Action.QUEUE, queue=number)) + on
 
 
 # Verdicts, as whole messages that the kernel does not acknowledge.

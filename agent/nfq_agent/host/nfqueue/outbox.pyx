@@ -2,13 +2,21 @@
 """Sends the verdict messages of one queue in fixed shapes, so that nothing else can be sent on the queue's socket (host/jail).
 
 What is free in a message: verdict, packet number, mark, and for a packet that is rewritten all attributes of its one message.
-Fixed is that it is a verdict, and on which queue. It takes the messages as messages.py and inbox.pyx make them.
+Fixed is that it is a verdict, and on which queue. Beside verdicts, the queue's GSO flag may be off for the time of one verdict. It takes the messages as messages.py and inbox.pyx make them.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
+from cpython.exc cimport PyErr_SetFromErrno
+
 from ..jail.fixed cimport FixedMessages
+
+cdef extern from "<arpa/inet.h>" nogil:
+    uint32_t htonl(uint32_t)
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t send(int, const void *, size_t, int)
 
 cdef enum:
     # struct nlmsghdr and struct nfgenmsg; the verdict's attribute header and body; a mark's.
@@ -29,6 +37,11 @@ cdef enum:
     LONGEST = 65792
     # An attribute that the kernel does not know and passes over (nla_parse_deprecated()).
     FILLER = 0x3FFF
+    # Where the messages of `messages.cutting` have the packet's number.
+    CUT_ID = 64
+
+    # The shape behind those.
+    CUT = REWRITES + LONGEST // STEP
 
 MSG_VERDICT = 3 << 8 | 1
 MSG_VERDICT_BATCH = 3 << 8 | 3
@@ -39,7 +52,7 @@ cdef bytes _head(unsigned int length, unsigned int kind, unsigned int number):
     return int(length).to_bytes(4, "little") + int(kind).to_bytes(2, "little") + b"\1" + bytes(11) + int(number).to_bytes(2, "big")
 
 
-def _shapes(unsigned int number):
+def _shapes(unsigned int number, bytes cutting):
     shapes = []
     body, mark = b"\x0c\0\2\0", b"\x08\0\3\0"
     for kind in (MSG_VERDICT, MSG_VERDICT_BATCH):
@@ -49,15 +62,18 @@ def _shapes(unsigned int number):
             shapes += [one * (1 << power) for power in range(SIZES)]
     for length in range(STEP, LONGEST + STEP, STEP):
         shapes.append([_head(length, MSG_VERDICT, number), length - HEAD])
-    return shapes
+    return [*shapes, [cutting[:CUT_ID], 4, cutting[CUT_ID + 4:]]]
 
 
 cdef class Outbox:
-    """The messages of queue `number`, sent on the socket `descriptor`, which stays the caller's. Methods raise OSError."""
+    """The messages of queue `number`, sent on the socket `descriptor`, which stays the caller's. Methods raise OSError.
 
-    def __cinit__(self, int descriptor, unsigned int number):
+    cutting: of `messages.cutting`.
+    """
+
+    def __cinit__(self, int descriptor, unsigned int number, bytes cutting not None):
         self.descriptor = descriptor
-        self.fixed = FixedMessages(_shapes(number))
+        self.fixed = FixedMessages(_shapes(number, cutting))
 
     @property
     def headers(self):
@@ -90,6 +106,11 @@ cdef class Outbox:
             self._group(at, length, run)
             at += run * length
             left -= run * length
+
+    cdef int cut(self, uint32_t identity) except -1 nogil:
+        """Send the messages that have a packet cut; identity: its number, in network order."""
+        (<uint32_t *>self.fixed.cells)[0] = identity
+        return self.fixed.post(self.descriptor, CUT)
 
     cdef int answer(self, const uint8_t *message, size_t length) except -1 nogil:
         """Send one message without Python."""
@@ -137,3 +158,29 @@ cdef class Outbox:
             (<uint16_t *>(cells + length - HEAD))[0] = <uint16_t>rest
             (<uint16_t *>(cells + length - HEAD + 2))[0] = FILLER
         return self.fixed.post(self.descriptor, REWRITES + <unsigned int>(whole // STEP) - 1)
+
+
+cdef class Cutter:
+    """Has the kernel cut packets that are many datagrams: one is queued again while the queue's GSO flag is off.
+
+    The kernel cuts and queues it within the call (nfqnl_enqueue_packet() in net/netfilter/nfnetlink_queue.c). What other processors
+    queue in that moment is cut too. messages: of `messages.cutting`. count: how many packets were cut. Methods raise OSError.
+    """
+
+    def __cinit__(self, int descriptor, bytes messages not None):
+        self.length = len(messages)
+        if not CUT_ID + 4 <= self.length <= LONGEST_CUT:
+            raise ValueError(f"{self.length} bytes do not cut a packet")
+        self.descriptor = descriptor
+        memcpy(self.messages, <const char *>messages, self.length)
+
+    cdef int cut(self, uint32_t identity) except -1 nogil:
+        """Answer the packet of this number so that it comes again in parts."""
+        self.count += 1
+        if self.outbox is not None:
+            return self.outbox.cut(htonl(identity))
+        (<uint32_t *>(self.messages + CUT_ID))[0] = htonl(identity)
+        if send(self.descriptor, self.messages, self.length, 0) < 0:
+            with gil:
+                PyErr_SetFromErrno(OSError)
+        return 0

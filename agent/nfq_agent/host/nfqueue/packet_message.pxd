@@ -35,6 +35,8 @@ cdef enum:
     A_UID = 16
     A_GID = 17
     KINDS = 18
+    # A flag of A_SKB_INFO: not cut into segments yet.
+    SKB_GSO = 2
     TCP = 6
     UDP = 17
     # Hook and interfaces, then protocol, addresses and ports.
@@ -87,6 +89,16 @@ cdef inline double seconds_of(const uint8_t *message, const Attributes *found) n
     """The kernel's time stamp, which is there: seconds and microseconds, 64 bits each."""
     cdef const uint32_t *stamp = <const uint32_t *>(message + found.at[A_TIMESTAMP])
     return (<uint64_t>ntohl(stamp[0]) << 32 | ntohl(stamp[1])) + (<uint64_t>ntohl(stamp[2]) << 32 | ntohl(stamp[3])) / 1e6
+
+
+cdef inline bint is_joined(const uint8_t *message, const Attributes *found) noexcept nogil:
+    """Whether an offloaded packet may be many datagrams: any but TCP with plain headers, whose bytes are one stream."""
+    cdef const uint8_t *packet = message + found.at[A_PAYLOAD]
+    if not number(message, found, A_SKB_INFO) & SKB_GSO:
+        return False
+    if found.length[A_PAYLOAD] < 20:
+        return True
+    return packet[9 if packet[0] >> 4 == 4 else 6] != TCP
 
 
 cdef inline size_t five_tuple(const uint8_t *packet, size_t size, uint8_t *key) noexcept nogil:
