@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mmdb import write_database
 from openings import client_hello, dns_query
 from recorded import BEGIN, connection, write
 
@@ -104,3 +105,22 @@ def test_a_name_counts_as_far_as_an_answer_of_the_capture_proves_it(tmp_path: Pa
     # The answer holds for a time.
     late = apart(asked("a.good.test", "192.0.2.7")) + apart(connection(CLIENT, SERVER, HELLO), 3600.0)
     assert flows(tmp_path, capsys, late, verify='verify = "dns"') == [("drop", False)]
+
+
+def test_places_of_a_database_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_database(tmp_path / "places.mmdb", {"192.0.2.0/24": {"country": "DE", "asn": "AS64500"}})
+    config = tmp_path / "agent.toml"
+    text = CONFIG.format(midstream="accept", verify="").partition("[element.allow]")[0]
+    config.write_text(
+        f"""{text}[element.allow]
+type = "policy"
+geo = "places.mmdb"
+default = "drop"
+rule = [{{ action = "accept", dst_country = "DE" }}, {{ action = "accept", src_asn = 64500 }}]
+"""
+    )
+    elsewhere = "198.51.100.7:443"
+    write(tmp_path / "seen.pcap", apart([*connection(CLIENT, SERVER, HELLO), *connection(CLIENT, elsewhere, HELLO)]))
+    replay.replay(Flags(config), tmp_path / "seen.pcap", None, False, True)
+    told = json.loads(capsys.readouterr().out)
+    assert {flow["flow"].partition(" -> ")[2]: flow["after"] for flow in told["flows"]} == {SERVER: "accept", elsewhere: "drop"}
