@@ -14,7 +14,7 @@ from nfq_agent.earlier import Belongs, Earlier
 from nfq_agent.flow import Expected, Heard, Requests
 from nfq_agent.message_events import AHEAD, BYTES, PACKETS, SECONDS, Event, Said
 from nfq_agent.noise import looks_encrypted
-from nfq_agent.protocols import Found, Parser, parse_first
+from nfq_agent.protocols import WAIT, Found, Parser, parse_first
 from nfq_agent.protocols.known import lookout_behind
 from nfq_agent.protocols.starttls import is_search, lookout
 from nfq_agent.read_bytes import ReadBytes, distance
@@ -162,14 +162,6 @@ class Conversation:
         return first is None or distance(sequence, first + (len(self._server.data) if self._server else 0)) <= 0
 
     @property
-    def _opening(self) -> bool:
-        return self._phase is Phase.OPENING
-
-    @property
-    def _done(self) -> bool:
-        return self._phase is Phase.DONE
-
-    @property
     def searches(self) -> bool:
         """Whether the client's bytes are of no message, and are only searched."""
         return self._phase is Phase.LATER and is_search(self._parsers)
@@ -233,11 +225,13 @@ class Conversation:
             whole = data if offset == 0 else data[-offset:]
             used = self._read(whole, said)
             self._next = self._next + used & 0xFFFFFFFF
-            if self._done or used >= len(whole):
+            if not self.listens or used >= len(whole):
                 self._begin_next_message()
                 return said
             self._client = Reassembly(self._next, BYTES)
             self._client.add(self._next, whole[used:])
+            if used:
+                self._begin_next_message()
         else:
             if self._client is None:
                 self._client = Reassembly(self._next, BYTES)
@@ -247,17 +241,13 @@ class Conversation:
             if self._phase is Phase.LATER and not self._client.data:
                 self._client.full = False
                 return AHEAD
-            if grew:
-                self._drain(said)
-                if self._done or self._client is None:
-                    self._begin_next_message()
-                    return said
+            if grew and self._advance(said):
+                return said
         return self._bounded(said, now)
 
     def _contested(self, sequence: int, size: int) -> list[Said]:
-        """What a segment says against a connection that no server was heard to answer; nothing if it may be of this one."""
-        if self.earlier is None:
-            return []
+        """What a segment says against an earlier connection; nothing if it may be of this one."""
+        assert self.earlier is not None
         if self.answered or self.earlier.over:
             self.earlier = None
             return []
@@ -286,20 +276,28 @@ class Conversation:
             if self._client is None:
                 self._client = Reassembly(self._next, BYTES)
             self._drain(said)
-        if not self._opening:
-            self._begin_next_message()
+        if self._phase is not Phase.OPENING:
+            self._begin_next_message()  # type: ignore[unreachable]  # `_drain` changes the phase
             return said
         return self._bounded(said, now)
 
     def _late(self, now: float) -> bool:
         return self._began is not None and now - self._began > SECONDS and self.unfinished
 
+    def _advance(self, said: list[Said]) -> bool:
+        """Read the bytes that have no gap. Returns whether none are left, or none are to be read."""
+        before = self._next
+        self._drain(said)
+        if (ended := not self.listens or self._client is None) or self._next != before:
+            self._begin_next_message()
+        return ended
+
     def _drain(self, said: list[Said]) -> None:
         """Read the bytes that have no gap, and continue after them."""
         while self._client is not None:
             used = self._read(self._client.data, said)
             self._next = self._next + used & 0xFFFFFFFF
-            if not used or self._done or self._client is None:
+            if not used or not self.listens or self._client is None:
                 return
             # Bytes that waited behind the body of a message may have no gap now.
             self._client.forget(used)
@@ -340,13 +338,13 @@ class Conversation:
                 return at
             found = self._parse(rest, said)
             if found is None:
-                if self._done:
+                if not self.listens:
                     self._keep(at, rest)
                     return len(data)
                 return at
             self._keep(at, rest[: found.used or None])
             at += found.used + found.skip
-            if at > len(data) or self._done:
+            if at > len(data) or not self.listens:
                 return at
         said += self.give_up("too many messages in one packet", conflict=True)
         return at
@@ -365,7 +363,9 @@ class Conversation:
             return self._unreadable(data, said)
         self._parsers = remaining
         if found is None or not found.decided:
-            said.append(Said(Event.PART, {} if found is None else found.facts))
+            # Within the body of a message nothing changes.
+            if found is not WAIT:
+                said.append(Said(Event.PART, {} if found is None else found.facts))
             return None
         return self._found(remaining[0], data, found, said)
 
@@ -381,7 +381,7 @@ class Conversation:
 
     def _unreadable(self, data: bytes, said: list[Said]) -> Found | None:
         """Give up a message that no parser reads; what follows is searched for a ClientHello."""
-        if (is_first := self._opening) and looks_encrypted(data):
+        if (is_first := self._phase is Phase.OPENING) and looks_encrypted(data):
             said.append(Said(Event.PART, {"encrypted": True}))
         said.append(Said(Event.GAVE_UP, {}, "not a known protocol" if is_first else "not a valid message"))
         self._phase, self._parsers = Phase.LATER, (lookout({}, data, carries=False),)

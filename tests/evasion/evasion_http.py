@@ -128,6 +128,28 @@ def _body_that_looks_like_a_request(attempt: Attempt, name: str) -> None:
     attempt.say(NGINX, first, inner + _get(name, path="/behind"))
 
 
+def _split_chunks(attempt: Attempt, name: str) -> None:
+    """Fifty chunks, each of which begins at the end of one segment and ends in the next."""
+    first = f"POST /chunks HTTP/1.1\r\nHost: {attempt.allowed}\r\nTransfer-Encoding: chunked\r\n\r\n5".encode()
+    attempt.say(NGINX, first, *[b"\r\nhello\r\n5"] * 50, b"\r\nhello\r\n0\r\n\r\n" + _get(name, path="/behind"), pause=0.005)
+
+
+def _body_not_read(attempt: Attempt, name: str, pieces: int = 1) -> None:
+    """The server answers HEAD without reading the body, and takes that for the next request."""
+    inner = _get(name)
+    head = f"HEAD / HTTP/1.1\r\nHost: {attempt.allowed}\r\nContent-Length: {len(inner)}\r\n\r\n".encode()
+    size = -(-len(inner) // pieces)
+    parts = [inner[at : at + size] for at in range(0, len(inner), size)]
+    attempt.say(PYTHON, head + parts[0], *parts[1:], pause=0.005)
+
+
+def _body_continued(attempt: Attempt, name: str) -> None:
+    """The body is the beginning of the method alone, which what follows completes."""
+    inner = _get(name)
+    head = f"HEAD / HTTP/1.1\r\nHost: {attempt.allowed}\r\nContent-Length: 4\r\n\r\n".encode()
+    attempt.say(PYTHON, head + inner)
+
+
 def _split(attempt: Attempt, name: str) -> None:
     """Every byte of the name in a segment of its own."""
     attempt.say(NGINX, b"GET /split HTTP/1.1\r\nHost: ", *[bytes((byte,)) for byte in name.encode()], b"\r\n\r\n", pause=0.002)
@@ -205,6 +227,14 @@ LINES = (
         _body_that_looks_like_a_request,
         twin=True,
     ),
+    Line("http-split-chunks", "HTTP: behind fifty chunks whose sizes are split between segments", _split_chunks, twin=True),
+    Line("http-body-not-read", "HTTP: a request as the body of another, at a server that does not read the body", _body_not_read),
+    Line(
+        "http-body-not-read-split",
+        "HTTP: the same, each byte of it in a segment of its own",
+        partial(_body_not_read, pieces=64),
+    ),
+    Line("http-body-continued", "HTTP: the same, the body being `GET ` alone, and the rest behind it", _body_continued),
     Line("http-slow", "HTTP, behind an allowed request: 2.5 s before the Host field", _slow),
     Line(
         "http-ten-segments",

@@ -109,6 +109,12 @@ def python(port: int, seen: Seen) -> None:
 
         do_POST = do_GET
 
+        def do_HEAD(self) -> None:
+            """As many programs have it: the body is not read, and is the next request."""
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
         def log_message(self, format: str, *args: object) -> None:
             """Nothing but what was understood is written."""
 

@@ -84,7 +84,7 @@ def test_several_allowed_requests_pass_by_different_rules() -> None:
 def test_a_body_is_passed_over_also_where_a_segment_is_lost() -> None:
     bench = Bench("policy", before=[("dpi", {})], default="drop", rule=[{"action": "accept", "http_host": "a.test"}])
     talk = Talk(bench).open()
-    data = request("a.test", request("b.test") * 100) + request("a.test")
+    data = request("a.test", b"body: " + request("b.test") * 100) + request("a.test")
     sizes = range(0, len(data), 700)
     order = [0, *list(sizes)[2:-1], 700]
     for at in order:

@@ -131,7 +131,12 @@ def used(data: bytes) -> tuple[int, int, object]:
 
 def test_where_a_request_ends() -> None:
     head = b"\r\nPOST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n"
-    assert used(head + b"body") == (len(head), 12, http1.parse)
+    end, skip, then = used(head + b"body")
+    assert (end, skip) == (len(head), 0)
+    assert callable(then)
+    result = then(b"body", b"")
+    assert isinstance(result, Found)
+    assert (result.used + result.skip, result.then) == (12, http1.parse)
     assert used(b"GET / HTTP/1.0\n\nrest") == (16, 0, http1.parse)
 
 

@@ -46,6 +46,8 @@ class Found:
 
 
 Result = NoMatch | Found
+# More bytes of the message that was found before are needed to tell where it ends.
+WAIT: Final = Found({}, decided=False)
 # What both sides have sent so far; for a later message, the client's bytes from its first, and nothing of the server.
 Parser = Callable[[bytes, bytes], Result]
 

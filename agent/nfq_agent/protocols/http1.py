@@ -13,7 +13,8 @@ import re
 from functools import lru_cache
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, Found, Protocol, Result, host_name, text
+from nfq_agent.protocols import MORE, NO, WAIT, Found, Protocol, Result, host_name, text
+from nfq_agent.protocols.http_body import body, is_request_line
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 # RFC 9112 3: method SP request-target SP HTTP-version; a line may end with LF alone (2.2).
@@ -140,7 +141,8 @@ def _framed(facts: dict[str, Any], used: int, minor: bytes, lengths: list[bytes]
         return Found(facts, used=used, then=_tunnel_behind_chunks if upgrade else _chunk)
     if len(lengths) > 1 or _LENGTH.fullmatch(lengths[0]) is None:
         return _conflict("a body whose length servers read in different ways")
-    return Found(facts, used=used, skip=int(lengths[0]), then=then)
+    length = int(lengths[0])
+    return Found(facts, used=used, then=body(length, then, parse) if length else then)
 
 
 def _conflict(reason: str, **facts: Any) -> Found:
@@ -187,7 +189,9 @@ def _chunk(client: bytes, server: bytes = b"") -> Result:
     """The size of a chunk (RFC 9112 7.1)."""
     line = _CHUNK.match(client)
     if line is None:
-        return MORE if b"\n" not in client and len(client) < _CHUNK_LINE_LIMIT else _conflict("not a valid chunk")
+        return WAIT if b"\n" not in client and len(client) < _CHUNK_LINE_LIMIT else _conflict("not a valid chunk")
+    if is_request_line(line[0]):
+        return _conflict("a chunk that begins like a request")
     size = int(line[1], 16)
     if size:
         return Found({}, used=line.end(), skip=size, then=_chunk_end)
@@ -197,7 +201,7 @@ def _chunk(client: bytes, server: bytes = b"") -> Result:
 def _chunk_end(client: bytes, server: bytes = b"") -> Result:
     """The line end behind a chunk."""
     if len(client) < 2:
-        return MORE if b"\r\n".startswith(client) else _conflict("not a valid chunk")
+        return WAIT if b"\r\n".startswith(client) else _conflict("not a valid chunk")
     return Found({}, used=2, then=_chunk) if client.startswith(b"\r\n") else _conflict("not a valid chunk")
 
 
@@ -207,7 +211,7 @@ def _trailers(client: bytes, server: bytes = b"") -> Result:
         return Found({}, used=2, then=parse)
     end = _END.search(client)
     if end is None:
-        return MORE
+        return WAIT
     if _FIELDS.fullmatch(client, 0, end.start() + 1) is None:
         return _conflict("a trailer that servers read in different ways")
     return Found({}, used=end.end(), then=parse)
