@@ -307,8 +307,7 @@ class QueueWorker(Worker):
             self._lost = self.lost(requeue=self.deaths.recent(time.monotonic()) < 2)
         super().start()
         for each in self._all:
-            if each.queue is not None:
-                each.queue.leave_to_child()
+            each.leave_to_child()
 
     def _completed(self, context: Context) -> Context:
         """With what only the process itself can open."""
@@ -325,15 +324,11 @@ class QueueWorker(Worker):
 
     def body(self, control: socket.socket) -> None:
         """Judge packets until told to stop."""
-        queue = self.queue
+        queue = self.served.to_read(self.cuts)
         assert queue is not None
         source: WorkerQueue | PairedQueue = queue
-        if self.known is not None and self.known.queue is not None:
-            source = PairedQueue(queue, self.known.queue, self.counters)
-        if self.cuts:
-            for each in self._all:
-                if each.queue is not None and each.queue.settings.gso:
-                    each.queue.cut_joined()
+        if self.known is not None and (known := self.known.to_read(self.cuts)) is not None:
+            source = PairedQueue(queue, known, self.counters)
         settings = self.settings
         try:
             bound_memory(settings.memory)

@@ -79,6 +79,17 @@ class ServedQueue:
             except QueueSettingError as error:
                 self._log(f"{error}; the queue works without it", "warning", queue=self.number)
 
+    def leave_to_child(self) -> None:
+        """After a fork whose child reads it (see `WorkerQueue.leave_to_child`)."""
+        if self.queue is not None:
+            self.queue.leave_to_child()
+
+    def to_read(self, cuts: bool) -> WorkerQueue | None:
+        """The bound queue, for the process that reads it. cuts: packets of many datagrams are cut."""
+        if cuts and self.queue is not None and self.queue.settings.gso:
+            self.queue.cut_joined()
+        return self.queue
+
     def close(self) -> None:
         """Unbind it, if it is bound. Packets that still wait in it are lost."""
         if self.queue is not None:
