@@ -18,7 +18,9 @@ from nfq_agent.protocols.known import BY_NAME, HEADLINES, HOSTS, OWNERS, PARSERS
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "dpi.md"
 MODULES = [
-    module.name for module in pkgutil.iter_modules(nfq_agent.protocols.__path__) if module.name not in ("known", "starttls")
+    module.name
+    for module in pkgutil.iter_modules(nfq_agent.protocols.__path__)
+    if module.name not in ("http_body", "known", "starttls")
 ]
 
 
