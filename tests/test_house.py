@@ -43,8 +43,9 @@ SEAMS = {
 CORE = {"nouns", "protocols", "rules"}
 # Pure modules of other rooms: the state and the policies that are tested without a kernel.
 PURE_MODULES = {
-    "queue.ledger", "host.nfqueue.messages", "service.delayed", "service.drop_trace", "service.packet_judge",
-    "service.packet_source", "service.succession", "service.turn_policy",
+    "capture.selection", "host.nfqueue.messages", "proxy.deadlines", "proxy.dialer", "proxy.ending", "proxy.timers",
+    "queue.ledger", "service.delayed", "service.drop_trace", "service.packet_judge", "service.packet_source", "service.question",
+    "service.succession", "service.turn_policy", "service.watchdog",
 }  # fmt: skip
 PURE = {
     "__future__", "bisect", "collections", "contextlib", "dataclasses", "difflib", "enum", "fnmatch", "functools", "hashlib",

@@ -1,6 +1,6 @@
 """The operating system as the supervisor sees it, in memory: any of its functions can be made to fail.
 
-The crew and the service manager pass the contract tests of the real ones (crew_contract.py, service_contract.py), the rule
+The crew and the service manager pass the contract tests of the real ones (test_crew_contract.py), the rule
 backend those of test_rule_hosts.py.
 """
 
