@@ -29,7 +29,7 @@ FLOORS = (
     ("__main__",),
 )
 GROUND = FLOORS[0]
-# What the order of the floors would allow all the same.
+# What the order of the floors would allow, and is forbidden.
 NEVER = {("host", "config"): "the operating system's side is given values, not configurations"}
 
 # Who may import what talks to the kernel or to systemd.

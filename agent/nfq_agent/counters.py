@@ -33,7 +33,7 @@ class Slots:
         self._slots[self._index[name]] = value & 0xFFFF_FFFF_FFFF_FFFF
 
     def become(self, others: Mapping[str, int]) -> None:
-        """Go on from these numbers, as far as they are known here by name."""
+        """Continue from these numbers, as far as they are known here by name."""
         for name in self._index.keys() & others.keys():
             self.set(name, others[name])
 

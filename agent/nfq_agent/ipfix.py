@@ -92,7 +92,7 @@ def _fields(source: int, target: int, length: int) -> tuple[_Field, ...]:
         _Field(1, _REVERSE, *_number(8, lambda report: report.passed.bytes_received)),
         _Field(136, 0, *_number(1, lambda report: report.why)),  # flowEndReason
         _Field(89, 0, *_number(1, _forwarding)),  # forwardingStatus
-        # Ours; docs/ipfix.md lists them. A number keeps its meaning for ever.
+        # Ours; docs/ipfix.md lists them. A number never changes its meaning.
         _Field(1, _OURS, *_text(32, lambda report: report.instance)),
         _Field(2, _OURS, *_text(48, lambda report: report.point)),
         _Field(3, _OURS, *_text(16, lambda report: report.record.get("verdict"))),

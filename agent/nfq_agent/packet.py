@@ -221,7 +221,7 @@ class Packet:
         self.answer(DROP)
 
     def repeat(self, *, mark: int | None = None, payload: bytes | None = None) -> None:
-        """Send it through the hook once more; without another mark, and a rule that matches it, it comes back for ever."""
+        """Send it through the hook once more; without another mark, and a rule that matches it, it comes back without end."""
         self.answer(Verdict(Action.REPEAT, mark, payload))
 
     def requeue(self, number: int, *, mark: int | None = None, payload: bytes | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A bound on REPEAT: a packet that comes back unchanged again and again would loop for ever. Reads no clock."""
+"""A bound on REPEAT: a packet that comes back unchanged again and again would loop without end. Reads no clock."""
 
 from __future__ import annotations
 

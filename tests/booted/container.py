@@ -86,7 +86,7 @@ class Layer:
 
 
 def sweep() -> None:
-    """Take away what test runs left that were killed (their number is in the names), and packages of sources of old."""
+    """Remove what killed test runs left (their pid is in the names), and packages of earlier sources."""
     for folder in cache().glob("*-packages-*"):
         if folder.is_dir() and time.time() - folder.stat().st_mtime > _KEEP:
             shutil.rmtree(folder, ignore_errors=True)

@@ -188,7 +188,7 @@ def test_remove_and_purge(host: Container) -> None:
 
 @pytest.fixture
 def rpm_host(release: Release, built: Packages) -> Iterator[Container]:
-    """A booted host with rpm and what the .rpm needs. It is a Debian: the database is empty, the scripts are run all the same."""
+    """A booted host with rpm and what the .rpm needs. It is a Debian: the database is empty, the scripts are run nevertheless."""
     with Layer(build_root(release)) as layer:
         shutil.copy(built.rpm, layer.root / "root")
         for archive in (base_root(release) / "var/cache/apt/archives").glob("*.deb"):

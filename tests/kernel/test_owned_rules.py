@@ -165,7 +165,7 @@ def test_what_fails_closed_outlives_its_owner_and_is_taken_up(netns: Namespace, 
     assert "flags owner,persist" in listed(netns) or "table ip nfq-agent-default.closed" in listed(netns)
     resident.kill()
     assert holds(netns, desired(CLOSED))
-    # Nobody owns it now, so that everybody can change it; the next start mends that and owns it.
+    # No process owns it now, so that any process can change it; the next start mends that and owns it.
     netns.run(
         "nft", "insert", "rule", "ip", "nfq-agent-default.closed", "mangle-NFQA-default-OUTPUT", "udp", "dport", "53", "accept"
     )
@@ -176,7 +176,7 @@ def test_what_fails_closed_outlives_its_owner_and_is_taken_up(netns: Namespace, 
         second.call(applied, desired(CLOSED))
         assert holds(netns, desired(CLOSED))
         assert "not permitted" in netns.run("nft", "delete", "table", "ip", "nfq-agent-default.closed", check=False).stderr
-        # Taken up as it is, it is owned all the same.
+        # It is taken over unchanged, and is owned too.
         assert second.call(applied, desired(CLOSED)) == {}
         # A clean stop takes all of it away.
         second.call(applied, {})

@@ -151,7 +151,7 @@ def test_a_reload_that_fails_leaves_the_routes_as_they_were(netns: Namespace, tm
 
     before = there()
     agent.configure(configuration(proxy=TPROXY, hooks='"prerouting"'))
-    # Somebody sits on the lock, so that the rules cannot be changed.
+    # Another process holds the lock, so that the rules cannot be changed.
     holder = netns.start("flock", "--close", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 60", stdout=subprocess.PIPE)
     assert holder.stdout is not None
     holder.stdout.readline()

@@ -44,7 +44,7 @@ def test_a_loop_that_waits_is_stopped(netns: Namespace, way: str, by: str) -> No
                 asyncio.run(wait(queue))
             assert not queue.running
 
-    # It would wait for ever.
+    # It would wait without end.
     netns.call(inside)
 
 

@@ -155,7 +155,7 @@ def test_a_full_socket_buffer_ends_nothing(netns: Namespace, copy_range: int) ->
             assert line.user_dropped + line.waiting == 500
             # Each dropped message counts once.
             assert queue.drops() >= line.user_dropped
-            # The change's acknowledgement would not fit either; it comes through all the same.
+            # The change's acknowledgement would not fit either; it arrives nevertheless.
             queue.configure(max_len=5000)
             seen = 0
 

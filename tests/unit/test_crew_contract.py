@@ -96,7 +96,7 @@ def test_a_service_manager_that_does_not_read_does_not_hold_the_agent_up(tmp_pat
         end.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         manager = ServiceManager()
-        # A socket takes some ten unread datagrams (max_dgram_qlen of unix(7)); then a send would block for ever.
+        # A socket takes some ten unread datagrams (max_dgram_qlen of unix(7)); then a send would block without end.
         for number in range(1000):
             manager.alive()
             manager.status(str(number))

@@ -98,7 +98,7 @@ def test_what_comes_before_its_time_is_dropped_and_passes_when_it_comes_again() 
     at = talk.isn + 1 + len(first)
     bench.assert_accepted(tcp(talk.src, talk.dst, first, seq=talk.isn + 1))
     held = bench.assert_dropped(tcp(talk.src, talk.dst, second[20:], seq=at + 20))
-    # Nobody is reset.
+    # No connection is reset.
     assert not held.inject
     bench.assert_accepted(tcp(talk.src, talk.dst, second[:20], seq=at))
     bench.assert_accepted(tcp(talk.src, talk.dst, second[20:], seq=at + 20))

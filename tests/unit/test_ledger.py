@@ -241,7 +241,7 @@ class Ledgers(RuleBasedStateMachine):
         return state in MOVES[before] or any(self.reaches(between, state) for between in MOVES[before])
 
     def teardown(self) -> None:
-        """The queue is closed: nothing waits for ever."""
+        """The queue is closed: nothing waits any more."""
         if not hasattr(self, "ledger"):
             return
         for packet in self.ledger.waiting:

@@ -86,7 +86,7 @@ def test_rules_for_units_and_containers() -> None:
 def test_what_is_not_known_matches_no_pattern() -> None:
     chain, _ = bench(port1="/system.slice/mail.service")
     chain.assert_dropped(tcp("192.0.2.1:1", "198.51.100.1:25", flags="S"))
-    # Nobody knows whose it is: the rule for units does not hold, the one behind it does.
+    # Its owner is not known: the rule for units does not hold, the one behind it does.
     chain.assert_accepted(tcp("192.0.2.1:9", "198.51.100.1:25", flags="S"))
 
 

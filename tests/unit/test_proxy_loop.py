@@ -195,7 +195,7 @@ def test_when_it_is_full_idle_connections_end_sooner(echo: Echo) -> None:
         for each in idle:
             each.sendall(b"1")
             assert each.recv(1) == b"1"
-        # Nobody waits: nothing is ended.
+        # No client waits: nothing is ended.
         time.sleep(1.5)
         assert proxy.counters.snapshot()["active"] == 50
         client = stack.enter_context(proxy.connect())

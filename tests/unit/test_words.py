@@ -29,6 +29,11 @@ INSTEAD = {
     r"becomes? of|became of": "happens to",
     r"shuts? (?:itself|himself) in|(?:is|are|was|were) shut in": "confined",
     r"(?:is|are|was|were) led to": "sent to, redirected to",
+    r"for ever": "without end, always",
+    r"of old": "of earlier runs",
+    r"all the same": "nevertheless",
+    r"sits? on|sat on": "holds",
+    r"(?:go|goes|went) round": "circulate, repeat",
     r"\w+n't|\w+'(?:re|ve|ll)|I'm|(?:it|that|there|what|who|here|let)'s": "cannot, does not, it is: no contraction",
 }
 # Quoted from protocols and hosts: answers of mail servers, the user `nobody`; and this list.
@@ -78,7 +83,7 @@ def texts() -> dict[Path, str]:
 
 @pytest.mark.parametrize("words", INSTEAD)
 def test_words_that_are_not_used(words: str, texts: dict[Path, str]) -> None:
-    pattern = re.compile(rf"\b(?:{words})\b")
+    pattern = re.compile(rf"\b(?:{words})\b", re.IGNORECASE)
     found = [
         f"{path.relative_to(ROOT)}:{len(text[: hit.end()].splitlines())}: {hit[0]}"
         for path, text in texts.items()

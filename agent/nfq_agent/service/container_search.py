@@ -60,6 +60,6 @@ class ContainerSearch:
         return new
 
     def later(self) -> dict[int, str]:
-        """The same, once a second: it is looked for again, but not for ever."""
+        """The same, once a second: it is looked for again, but not without end."""
         self._unnamed = {index: (link, tries - 1) for index, (link, tries) in self._unnamed.items()}
         return self.found()

@@ -1,4 +1,4 @@
-"""Rules of others in front of our jump that rewrite the mark bits of `offload`: a packet of ours would come back for ever.
+"""Rules of others in front of our jump that rewrite the mark bits of `offload`: a packet of ours would come back without end.
 
 `doctor` names them beforehand. When a worker met its bound on repeats, the supervisor names them in the log: a worker may
 not look at the rules.

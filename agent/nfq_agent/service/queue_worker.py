@@ -303,7 +303,7 @@ class QueueWorker(Worker):
     def start(self) -> None:
         """Fork; after a death the new process learns up to which packet number some may be unanswered."""
         if self.deaths or self.killed:
-            # A packet that ends each worker that reads it is not to go round for ever.
+            # A packet that ends each worker that reads it must not be queued again without end.
             self._lost = self.lost(requeue=self.deaths.recent(time.monotonic()) < 2)
         super().start()
         for each in self._all:

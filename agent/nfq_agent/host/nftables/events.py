@@ -32,7 +32,7 @@ class RulesetEvents:
         return self._socket.fileno()
 
     def drain(self) -> None:
-        """Take in what has arrived. What did not fit into the socket's buffer is no loss: it is readable all the same."""
+        """Read what has arrived. What did not fit into the socket's buffer is no loss: the socket stays readable."""
         for _ in range(_MOST):
             try:
                 self._socket.recv(_RECEIVE)
