@@ -90,7 +90,7 @@ def test_a_rejected_datagram_is_answered_on_a_bridge_without_an_address(netns: N
     ports = '[element.ports]\ntype = "policy"\ndefault = "accept"\nrule = [ { action = "reject", protocol = "udp", dport = 7 } ]'
     agent = Agent(netns, tmp_path, config('"ports"', more=ports)).ready()
     for address in ("10.5.0.2", "fd05::2"):
-        # Nobody listens, so another port is refused by the container itself.
+        # No process listens, so another port is refused by the container itself.
         for port, size in ((7, 10), (7, 1400), (8, 10)):
             assert first.run(sys.executable, "-c", ASK, address, str(port), str(size)).stdout == "ConnectionRefusedError\n"
     inline = inline_of(agent)

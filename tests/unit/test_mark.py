@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from nfq_agent.mark import Mark, MarkField, owner_marks
+from nfq_agent.mark import Kept, Mark, MarkField, kept, owner_marks
 
 
 @given(st.sets(st.text("abcdef", min_size=1, max_size=4), max_size=7), st.sampled_from([0x700, 0x38000000, 0x80000101]))
@@ -51,3 +51,28 @@ def test_a_name_whose_mark_is_taken_gets_the_next_one() -> None:
     number = crc32(first.encode()) % 7
     assert marks[first] == Mark((1 + number) << 8, 0x700)
     assert marks[second] == Mark((1 + (number + 1) % 7) << 8, 0x700)
+
+
+@pytest.mark.parametrize(
+    ("mark", "generation", "accept", "deny"),
+    [
+        (Mark(0x10000, 0xFF0000), 0, 0x10000, 0x20000),
+        (Mark(0x10000, 0xFF0000), 1, 0x30000, 0x40000),
+        (Mark(0x10000, 0xFF0000), 126, 0xFD0000, 0xFE0000),
+        # 127 pairs of 255 values; then the first pair again.
+        (Mark(0x10000, 0xFF0000), 127, 0x10000, 0x20000),
+        (Mark(0xFF0000, 0xFF0000), 0, 0xFF0000, 0x10000),
+        (Mark(0x300000, 0xFF0000), 126, 0x2D0000, 0x2E0000),
+        # Bits of the mask with a gap between them.
+        (Mark(0x100, 0xF0F), 0, 0x100, 0x101),
+        (Mark(0x10F, 0xF0F), 0, 0x10F, 0x200),
+    ],
+)
+def test_the_marks_of_a_generation(mark: Mark, generation: int, accept: int, deny: int) -> None:
+    assert kept(mark, generation) == Kept(Mark(accept, mark.mask), Mark(deny, mark.mask))
+
+
+def test_a_mark_sets_the_bits_of_its_mask_alone() -> None:
+    assert Mark(0x10, 0xF0).on(0xFFFFFFFF) == 0xFFFFFF1F
+    assert Mark(0x10, 0xF0).on(0) == 0x10
+    assert str(Mark(0x10, 0xF0)) == "0x10/0xf0"
