@@ -10,21 +10,22 @@ from booted.container import Container
 from booted.nspawn import until
 from booted.peers import main_pid, ours, status
 
-# A unit that sends a datagram to a port twenty times a second.
-_SENDER = """[Service]
-ExecStart=/usr/bin/python3 -c "\\
-import socket, time\\n\\
-sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\\n\\
-while True:\\n\\
-    sender.sendto(b'x', ('127.0.0.1', {port}))\\n\\
-    time.sleep(0.05)"
+# Sends a datagram to a port twenty times a second.
+_SENDER = """import socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    while True:
+        sender.sendto(b"x", ("127.0.0.1", int(sys.argv[1])))
+        time.sleep(0.05)
+"""
+_UNIT = """[Service]
+ExecStart=/usr/bin/python3 /usr/local/lib/sender.py {port}
 Restart=on-failure
 RestartSec=0
 {more}
 """
 _RULES = """[agent]
 backend = "{backend}"
-drift_check = 0
+drift_check = "0"
 [rules.unit]
 queue = "main"
 hooks = ["output"]
@@ -69,11 +70,11 @@ def followed(host: Container) -> int:
 
 @pytest.mark.parametrize("backend", ["legacy", "owned"])
 def test_rules_follow_the_units_of_systemd(host: Container, backend: str) -> None:
+    host.write("/usr/local/lib/sender.py", _SENDER)
     for name, port, more in (("sender", 9001, ""), ("other", 9001, ""), ("job", 9002, "Slice=jobs.slice"), ("third", 9003, "")):
-        host.write(f"/etc/systemd/system/{name}.service", _SENDER.format(port=port, more=more))
+        host.write(f"/etc/systemd/system/{name}.service", _UNIT.format(port=port, more=more))
     host.write("/etc/nfq-agent/conf.d/cgroups.toml", _RULES.format(backend=backend))
     host.run("systemctl", "daemon-reload")
-    # The same datagrams from another unit are none of the rule's.
     host.run("systemctl", "start", "other", "job", "third")
     host.run("systemctl", "restart", "nfq-agent")
     assert status(host)["backend"] == backend
@@ -86,13 +87,21 @@ def test_rules_follow_the_units_of_systemd(host: Container, backend: str) -> Non
     host.run("systemctl", "start", "sender")
     counts(host, "unit")
     assert status(host)["drift"]["waiting"] == []
-    # A restart and a crash, after which systemd starts it again, make new groups of the same name.
-    for command in ("systemctl restart sender", "kill -KILL {pid}"):
-        before, pid = followed(host), main_pid(host, "sender")
-        host.shell(command.format(pid=pid))
-        until(lambda pid=pid: main_pid(host, "sender") not in (0, pid), "the unit runs again")  # type: ignore[misc]  # its default is the type
-        until(lambda before=before: followed(host) > before, "the rule follows")  # type: ignore[misc]  # its default is the type
-        counts(host, "unit")
+    # The same datagrams from the other unit are none of the rule's.
+    host.run("systemctl", "kill", "--signal=STOP", "sender")
+    stopped = counted(host)["unit"]
+    counts(host, "others")
+    assert counted(host)["unit"] == stopped
+    host.run("systemctl", "kill", "--signal=CONT", "sender")
+    # A restart makes a new group of the same name; so may systemd after a crash.
+    before = followed(host)
+    host.run("systemctl", "restart", "sender")
+    until(lambda: followed(host) > before, "the rule follows")
+    counts(host, "unit")
+    pid = main_pid(host, "sender")
+    host.run("kill", "-KILL", str(pid))
+    until(lambda: main_pid(host, "sender") not in (0, pid), "systemd has started the unit again")
+    counts(host, "unit")
     late: list[dict[str, Any]] = [each for each in status(host)["bypasses"] if each["cause"] == "cgroup-late"]
     assert [each["name"] for each in late] == ["system.slice/sender.service"]
     # A slice goes with its last unit, and is made again with the next.
