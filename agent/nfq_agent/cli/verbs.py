@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nfq_agent.cli import export_verb
+from nfq_agent.cli import export_verb, learn_verb
 from nfq_agent.cli.app import (
     CaptureArgument,
     ConfigOption,
@@ -316,17 +316,7 @@ def replay(
     return run(Flags(config, instance), capture, against, enforce, json_)
 
 
-@app.command(epilog="Example: nfq-agent learn week.pcapng -o proposal.toml")
-def learn(
-    capture: CaptureArgument,
-    config: ConfigOption = None,
-    instance: InstanceOption = None,
-    output: OutputOption = None,
-) -> int:
-    """Propose a policy that accepts what a capture shows, with a rule for each name. Needs no root and no agent."""
-    from nfq_agent.cli.learn import learn as run
-
-    return run(Flags(config, instance), capture, output)
+app.command(epilog=learn_verb.EXAMPLE)(learn_verb.learn)
 
 
 @app.command(epilog="Example: nfq-agent top 'unit = payments.service and bytes > 1000' --for 60")

@@ -1,0 +1,70 @@
+"""What a policy of a configuration says of a flow that was told of, by its ends, its facts and its owner. No kernel, no agent."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nfq_agent.context import Context
+from nfq_agent.element import Needs
+from nfq_agent.elements.policy import Policy
+from nfq_agent.flow import Flow
+from nfq_agent.owner import Owners
+from nfq_agent.packet import PROTOCOL_NAMES, Hook, Packet
+from nfq_agent.testing import icmp, ip_packet, tcp, udp
+from nfq_agent.values import Endpoint
+from nfq_agent.verdict import ACCEPT
+
+_NUMBERS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
+# Any: rules that are proposed do not ask for the client.
+_CLIENT: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFlow:
+    """A flow, without what differs from one client to the next. facts, owner: names with values."""
+
+    queue: str
+    protocol: str
+    destination: str
+    port: int | None
+    hook: str
+    facts: tuple[tuple[str, Any], ...]
+    owner: tuple[tuple[str, str], ...]
+
+    @property
+    def packet(self) -> Packet:
+        """A packet of it, with data."""
+        client = _CLIENT[ipaddress.ip_address(self.destination).version]
+        hook = Hook[self.hook] if self.hook in Hook.__members__ else Hook.OUTPUT
+        if self.port is not None and self.protocol in ("tcp", "udp"):
+            make = tcp if self.protocol == "tcp" else udp
+            return make(str(Endpoint(client, 40000)), str(Endpoint(self.destination, self.port)), b"data", hook=hook, time=1.0)
+        if self.protocol == "icmp":
+            return icmp(client, self.destination, hook=hook, time=1.0)
+        number = _NUMBERS.get(self.protocol, 0) or int(self.protocol.rpartition("-")[2])
+        ends = (ipaddress.ip_address(each).packed for each in (client, self.destination))
+        return Packet(ip_packet(*ends, number, bytes(8)), hook=hook, time=1.0)
+
+
+class GivenOwner(Owners):
+    """The owner of every packet."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+
+    def names(self, packet: Packet) -> Mapping[str, str]:
+        """The same for every packet."""
+        del packet
+        return self._names
+
+
+def accepts(policy: Policy, sample: SeenFlow) -> bool:
+    """Whether a policy accepts the flow, once it has said what it has to say."""
+    policy.context = Context(owners=GivenOwner(dict(sample.owner)))
+    packet = sample.packet
+    flow = Flow(packet.headers.five_tuple, 1.0, 1.0, packets=1)
+    flow.facts |= {"dpi": "decided", **dict(sample.facts)}
+    return policy.decide(packet, flow if policy.needs is Needs.FLOW else None) is ACCEPT
