@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -38,6 +39,15 @@ OWNED_BY: Final = ("unit", "container", "cgroup")
 Globs = Annotated[tuple[str, ...], BeforeValidator(listed(str)), BeforeValidator(_spelled), Field(min_length=1, strict=False)]
 
 
+def _readable(when: str) -> str:
+    """The filter, if it can be the conditions of a rule."""
+    try:
+        rule_tables(when)
+    except FilterError as error:
+        raise ValueError(f"{error}: {when[error.position :][:20]!r}") from error
+    return when
+
+
 class _Rules(Conditions):
     """One rule: an action and its conditions. facts: patterns for facts of any other name, of elements of others.
 
@@ -54,7 +64,7 @@ class _Rules(Conditions):
     facts: dict[str, Globs] = Field(default_factory=dict)
     dst_name: Globs | None = None
     verify: Literal["dns"] | None = None
-    when: str | None = None
+    when: Annotated[str, AfterValidator(_readable)] | None = None
     _alternatives: tuple[Any, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
@@ -63,10 +73,7 @@ class _Rules(Conditions):
         if self.when is None:
             return self
         given = {name: getattr(self, name) for name in self.model_fields_set - {"when"}}
-        try:
-            tables = rule_tables(self.when)
-        except FilterError as error:
-            raise ValueError(f"when: {error}: {self.when[error.position :][:20]!r}") from error
+        tables = rule_tables(self.when)
         if twice := sorted({key for table in tables for key in table.keys() & given.keys()}):
             raise ValueError(f"when asks for {', '.join(twice)}, and so does the key; allowed: one of them")
         try:

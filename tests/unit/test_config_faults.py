@@ -253,3 +253,58 @@ def test_files_of_the_configuration_are_watched_where_that_is_asked_for(tmp_path
     quiet = load(main)
     os.utime(main, ns=(2, 2))
     assert [quiet.changed_files() for _ in range(2)] == [[], []]
+
+
+def test_all_faults_of_a_file_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(
+        """
+[agent]
+drift_check = "soon"
+[queue.main]
+num = 100
+elements = ["dpi", "allow", "deny", "nothing"]
+[rules.web]
+queue = "main"
+hooks = ["sideways"]
+tcp_ports = [80]
+[rules.other]
+queue = "none"
+tcp_ports = [81]
+[element.allow]
+type = "policy"
+[[element.allow.rule]]
+action = "accept"
+dport = 443
+[[element.allow.rule]]
+action = "allow"
+dst = ["10.0.0.0/8", "ten"]
+[element.deny]
+type = "policy"
+undecided = "maybe"
+[[element.deny.rule]]
+action = "drop"
+when = "dprot = 1"
+"""
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    told = [fault.removeprefix(f"{path}: ").partition("; allowed")[0] for fault in caught.value.faults]
+    starts = [
+        "agent.drift_check: ", "rules.web.hooks: ", "element.allow.rule[2].action: ", "element.allow.rule[2].dst: ",
+        "element.deny.undecided: ", "element.deny.rule[1].when: character 1: 'dprot' is not a field",
+        "queue.main.elements: unknown element 'nothing'", "rules.other.queue: no queue 'none' is configured",
+    ]  # fmt: skip
+    assert len(told) == len(starts), told
+    for start, line in zip(starts, (3, 9, 20, 21, 24, 27, 6, 12), strict=True):
+        assert any(fault.startswith(start) and f"(line {line})" in fault for fault in told), (start, line, told)
+
+
+def test_an_element_of_two_chains_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(
+        '[queue.a]\nnum = 1\nelements = ["log"]\n[queue.b]\nnum = 2\nelements = ["log"]\n[element.log]\neach = "second"\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert len(caught.value.faults) == 1

@@ -160,7 +160,7 @@ def test_its_label_is_that_of_its_rule_in_the_file() -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"when": "dprt = 1"}, "when: character 1: 'dprt' is not a field; like it: dport, port, sport: 'dprt = 1'"),
+        ({"when": "dprt = 1"}, "character 1: 'dprt' is not a field; like it: dport, port, sport: 'dprt = 1'"),
         ({"when": "dport = 1", "dport": 2}, "when asks for dport, and so does the key"),
         ({"when": "protocol = nonsense"}, "when: 'nonsense' is not a known protocol"),
     ],

@@ -62,7 +62,12 @@ def flags(tmp_path: Path) -> Flags:
 def test_a_rule_for_each_unit_and_name_that_accepts_what_was_seen(
     flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pay = {"protocol": "tls", "tls_sni": "pay.test", "unit": "shop.service", "cgroup": "/system.slice/shop.service"}
+    pay: dict[str, Any] = {
+        "protocol": "tls",
+        "tls_sni": "pay.test",
+        "unit": "shop.service",
+        "cgroup": "/system.slice/shop.service",
+    }
     watching = watch(
         record(1), record(1, **pay), record(1, **pay, kind="end"), record(2, **pay), record(3, **pay | {"unit": "other.service"}),
         record(4, protocol="tls", tls_sni="pay.test", unit="session-4.scope"),

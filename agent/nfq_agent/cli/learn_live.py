@@ -117,7 +117,7 @@ class Watching:
         for wish in best(flow.wishes):
             self._keep(queue, record, wish)
 
-    def _keep(self, queue: str, record: Mapping[str, Any], wish: Wish) -> None:
+    def _keep(self, queue: str, record: dict[str, Any], wish: Wish) -> None:
         seen = SeenFlow(
             queue, record["proto"], record["dst"], record.get("dport"), str(record.get("hook", "OUTPUT")),
             tuple((name, wish.value if name == wish.fact else _value(record[name])) for name in _SAID if record.get(name)),

@@ -45,8 +45,8 @@ class SeenFlow:
         if self.protocol == "icmp":
             return icmp(client, self.destination, hook=hook, time=1.0)
         number = _NUMBERS.get(self.protocol, 0) or int(self.protocol.rpartition("-")[2])
-        ends = (ipaddress.ip_address(each).packed for each in (client, self.destination))
-        return Packet(ip_packet(*ends, number, bytes(8)), hook=hook, time=1.0)
+        source, destination = (ipaddress.ip_address(each).packed for each in (client, self.destination))
+        return Packet(ip_packet(source, destination, number, bytes(8)), hook=hook, time=1.0)
 
 
 class GivenOwner(Owners):

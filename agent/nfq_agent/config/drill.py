@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from nfq_agent.config.element_faults import element_faults
+from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.config.problems import cross_faults
 from nfq_agent.config.source import Source
@@ -29,7 +31,9 @@ def with_chaos(config: Config, queue: str, odds: Mapping[str, Any]) -> Config:
         }
     )
     source = Source(Path("chaos"))
-    faults = [fault.removeprefix(f"chaos: element.{ELEMENT}.") for fault in cross_faults(changed, source)]
+    drill = {"element": changed.element, "queue": {queue: {"elements": [ELEMENT]}}}
+    found = (*element_faults(drill, source, HostLookups()), *cross_faults(changed, source))
+    faults = [fault.removeprefix(f"chaos: element.{ELEMENT}.") for fault in found]
     if faults:
         raise ConfigError(faults)
     return changed

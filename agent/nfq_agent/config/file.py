@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from nfq_agent.config.element_faults import element_faults
 from nfq_agent.config.lines import Place
 from nfq_agent.config.lookups import HostLookups, stamp
 from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError
@@ -188,11 +189,33 @@ def _merge(
 
 
 def _check(merged: dict[str, Any], source: Source, lookups: HostLookups, outdated: bool = False) -> Config:
+    faults: list[str] = []
     try:
-        config = Config.model_validate(merged).with_lookups(lookups).made_of(merged, outdated)
+        config = Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(list(model_faults(source, error))) from error
-    faults = list(cross_faults(config, source))
+        faults += model_faults(source, error)
+        rest = _sound_part(merged, error)
+        config = Config() if rest is None else Config.model_validate(rest)
+    config = config.with_lookups(lookups).made_of(merged, outdated)
+    faults += element_faults(merged, source, lookups)
+    faults += cross_faults(config, source)
     if faults:
         raise ConfigError(faults)
     return config
+
+
+def _sound_part(merged: Mapping[str, Any], error: ValidationError) -> dict[str, Any] | None:
+    """The configuration without the tables that have faults, so that the others can be compared with each other.
+
+    None where one of these is missed by others: a rule names a queue, but nothing names a rule.
+    """
+    rest = copy.deepcopy(dict(merged))
+    for details in error.errors():
+        kind, *names = details["loc"]
+        if kind in ("agent", "log"):
+            rest.pop(str(kind), None)
+        elif kind == "rules" and names and isinstance(rest.get("rules"), dict):
+            rest["rules"].pop(names[0], None)
+        else:
+            return None
+    return rest

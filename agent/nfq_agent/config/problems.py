@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from pydantic import ValidationError
-
 from nfq_agent.config.capture import MOST_RANGES, CaptureConfig
 from nfq_agent.config.models import Config, ElementSpec
 from nfq_agent.config.name_needs import name_faults
 from nfq_agent.config.overlaps import overlaps
 from nfq_agent.config.source import Source
-from nfq_agent.config.wording import model_faults
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError
 from nfq_agent.mark import Mark, owner_marks
@@ -41,8 +38,9 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
             owners[number] = name
         try:
             specs = config.packet_elements(queue)
-        except ElementError as error:
-            yield from _element_faults(error, ("queue", name, "elements"), source, config)
+        except ElementError:
+            # Reported by element_faults, as everywhere here.
+            pass
         else:
             yield from (fault(*each) for each in _missing_facts(specs))
             if queue.copy_mode == "meta":
@@ -63,8 +61,8 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
     for kind, name, capture in tables:
         try:
             specs = config.packet_elements(capture)
-        except ElementError as error:
-            yield from _element_faults(error, (kind, name, "elements"), source, config)
+        except ElementError:
+            pass
         else:
             yield from (fault(*each) for each in _missing_facts(specs))
             for key, text in _capture_faults(kind, capture, specs):
@@ -80,10 +78,6 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
                     f"{endpoint} is in use by [proxy.{listeners[endpoint]}] already; allowed: a listener of its own",
                 )
             listeners[endpoint] = name
-        try:
-            config.stream_elements(proxy)
-        except ElementError as error:
-            yield from _element_faults(error, ("proxy", name, "elements"), source, config)
     for name, rule in config.rules.items():
         for kind, wanted, configured in (("queue", rule.queue, config.queue), ("proxy", rule.proxy, config.proxy)):
             if wanted is not None and wanted not in configured:
@@ -106,7 +100,6 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
             try:
                 marks = config.kept(queue_of)
             except ElementError:
-                # Reported above.
                 continue
             if marks is not None:
                 yield fault(
@@ -186,12 +179,3 @@ def _mark_faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
                     text = f"its mask {marks.mask:#x} shares bits with {other} = {mark}; allowed: bits of its own for each"
                     yield ("element", spec.name, "mark"), text
             taken.append((f"element.{spec.name}.mark", marks.accept))
-
-
-def _element_faults(error: ElementError, at: tuple[str, ...], source: Source, config: Config) -> Iterator[str]:
-    if isinstance(error.reason, ValidationError):
-        yield from model_faults(source, error.reason, ("element", error.name), error.options)
-    else:
-        if error.name in config.element or any(t.get("type") == error.name for t in config.element.values()):
-            at = ("element", next((n for n, t in config.element.items() if t.get("type", n) == error.name), error.name))
-        yield source.fault(at, str(error.reason))
