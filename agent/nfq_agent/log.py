@@ -92,22 +92,32 @@ def _one_line(text: str) -> str:
 class Log:
     """Writes events to a sink, from a level on. An event that the sink cannot take at once is lost and counted."""
 
-    def __init__(self, write: Callable[[LogEvent], bool], level: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        write: Callable[[LogEvent], bool],
+        level: str,
+        clock: Callable[[], float],
+        shows: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> None:
+        """shows: says by its fields whether an event is written; it is not asked about warnings and errors."""
         self._write = write
+        self._shows = shows
         self._threshold = LEVELS[level]
         self._clock = clock
         self.lost = 0
 
     def become(self, other: Log) -> Log:
         """Use the sink and the level of `other` from now on. Returns a log with the previous ones."""
-        before = Log(self._write, "info", self._clock)
+        before = Log(self._write, "info", self._clock, self._shows)
         before._threshold = self._threshold
-        self._write, self._threshold = other._write, other._threshold
+        self._write, self._threshold, self._shows = other._write, other._threshold, other._shows
         return before
 
     def __call__(self, message: str, level: str = "info", **fields: Any) -> None:
         """Write one event; never blocks."""
         if LEVELS[level] > self._threshold:
+            return
+        if self._shows is not None and LEVELS[level] >= LEVELS["info"] and not self._shows(fields):
             return
         if self.lost and self._write(
             LogEvent("warning", f"{self.lost} log lines were lost: the log did not accept them", self._clock())

@@ -181,5 +181,6 @@ def test_the_page_shows_every_field_and_the_error_as_it_is() -> None:
             with pytest.raises(FilterError, match="character") as caught:
                 parse(text)
             assert caught.value.pointed == block.strip("\n")
-    (when,) = re.findall(r'^when = "(.*)"', page, re.MULTILINE)
+    in_log, when = re.findall(r'^when = "(.*)"', page, re.MULTILINE)
+    parse(in_log)
     assert len(rule_tables(when)) == len(NAMES)

@@ -33,6 +33,7 @@ def run(flags: Flags) -> int:
         faults = error
     # Imported after the configuration has been checked, so that a fault is reported quickly.
     from nfq_agent.host.journal import open_log
+    from nfq_agent.log_filter import shows
     from nfq_agent.service.supervisor import Supervisor
     from nfq_agent.service.system import this_host
 
@@ -47,7 +48,7 @@ def run(flags: Flags) -> int:
         faults = error
         loaded = served_before(flags, host.store, error)
     settings = log_settings(loaded.log)
-    log = open_log(settings.format, settings.level)
+    log = open_log(settings.format, settings.level, shows(settings.when))
     for fault in faults.faults if faults is not None else ():
         log(f"the configuration of before the restart stays in force: {fault}", "error")
     gc.enable()

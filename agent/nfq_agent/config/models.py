@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from nfq_agent.access import Access
 from nfq_agent.config.capture import CaptureConfig, InlineConfig, TapConfig
@@ -22,6 +22,7 @@ from nfq_agent.context import MidstreamMode
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements import ElementError, packet_element, stream_element
 from nfq_agent.elements.loading import Interrupted, interruptible, where
+from nfq_agent.flow_filter import FilterError, parse
 from nfq_agent.mark import OWNERS_MASK, Kept, parse_mask
 from nfq_agent.stream import StreamElement
 from nfq_agent.values import AddressField, Duration, Size
@@ -82,11 +83,22 @@ class Agent(Model):
     container_sockets: Annotated[tuple[Annotated[str, Field(pattern=r"^/")], ...], Field(strict=False)] = ()
 
 
+def _filter(text: str) -> str:
+    """A filter that can be read."""
+    try:
+        parse(text)
+    except FilterError as error:
+        raise ValueError(f"{error}: {text[error.position :][:20]!r}") from error
+    return text
+
+
 class LogConfig(Model):
     """`[log]`"""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "journal", "console", "json"] = "auto"
+    # Which flows have lines; warnings and errors, and what is about no flow, are always written.
+    when: Annotated[str, AfterValidator(_filter)] = ""
 
 
 class QueueConfig(Model):

@@ -6,8 +6,8 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
-from typing import Final, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
 
 from nfq_agent import log
 from nfq_agent.log import Log, LogEvent
@@ -18,16 +18,21 @@ _STDERR: Final = 2
 _ATOMIC: Final = 4096
 
 
-def open_log(kind: Literal["auto", "console", "json", "journal"], level: str) -> Log:
-    """The log of a kind, from a level on. `auto` is the journal where standard error leads there, else the console."""
+def open_log(
+    kind: Literal["auto", "console", "json", "journal"], level: str, shows: Callable[[Mapping[str, Any]], bool] | None = None
+) -> Log:
+    """The log of a kind, from a level on. `auto` is the journal where standard error leads there, else the console.
+
+    shows: as in `Log`.
+    """
     if kind == "auto":
         kind = "journal" if _stderr_is_journal() else "console"
     if kind == "journal":
-        return Log(_journal_sink(), level, time.time)
+        return Log(_journal_sink(), level, time.time, shows)
     if kind == "json":
-        return Log(_stream_sink(lambda event: log.as_json(event, _ATOMIC)), level, time.time)
+        return Log(_stream_sink(lambda event: log.as_json(event, _ATOMIC)), level, time.time, shows)
     colour = os.isatty(_STDERR) and "NO_COLOR" not in os.environ
-    return Log(_stream_sink(lambda event: log.console(event, colour)), level, time.time)
+    return Log(_stream_sink(lambda event: log.console(event, colour)), level, time.time, shows)
 
 
 def _stderr_is_journal() -> bool:

@@ -23,6 +23,7 @@ from nfq_agent.host.systemd import ServiceManager
 from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, has_capability, worker_user
 from nfq_agent.host.xtables.backend import RuleHost, RulePlace, choose, elsewhere
 from nfq_agent.log import Log
+from nfq_agent.log_filter import shows
 from nfq_agent.mark import Mark
 from nfq_agent.queue.errors import QueueError
 from nfq_agent.rules.model import Family, RuleError
@@ -177,4 +178,4 @@ def _ruleset_events() -> RulesetEvents | None:
 
 def _open_log(config: Config) -> Log:
     settings = log_settings(config.log)
-    return open_log(settings.format, settings.level)
+    return open_log(settings.format, settings.level, shows(settings.when))
