@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import importlib
 import os
 import sys
 from typing import Final
@@ -17,10 +18,13 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> None:
-    """Run the verb that the command line names."""
+    """Run the verb that the command line names, or answer the shell's question for completions."""
     _open_standard_streams()
     try:
-        code = _run() if sys.argv[1:] == ["run"] and "QUEUE_NUM" not in os.environ else _parsed()
+        if "_NFQ_AGENT_COMPLETE" in os.environ and _completed():
+            code = 0
+        else:
+            code = _run() if sys.argv[1:] == ["run"] and "QUEUE_NUM" not in os.environ else _parsed()
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
@@ -59,6 +63,21 @@ def _parsed() -> int:
         return error.exit_code
     except typer.Abort:
         return 130
+
+
+def _completed() -> bool:
+    """Answer a question for completions by the table of the package. False where the command line's library is to answer."""
+    try:
+        # Made when the package is built.
+        table = importlib.import_module("nfq_agent.cli.completion_table").TABLE
+    except ImportError:
+        return False
+    from nfq_agent.cli.quick_completion import answer
+
+    if (said := answer(os.environ, table)) is None:
+        return False
+    print(said)
+    return True
 
 
 def _open_standard_streams() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 # What stands before a field: nothing, a keyword or a parenthesis; then the part of its name that is typed.
@@ -13,5 +14,10 @@ def fields(incomplete: str) -> list[str]:
     """The filter that is typed, with each field that its last word may become."""
     from nfq_agent.flow_filter import FIELDS
 
+    return offered(incomplete, FIELDS)
+
+
+def offered(incomplete: str, names: Iterable[str]) -> list[str]:
+    """The same for these names."""
     found = _EXPECTED.fullmatch(incomplete)
-    return [] if found is None else [found["before"] + name for name in FIELDS if name.startswith(found["name"])]
+    return [] if found is None else [found["before"] + name for name in names if name.startswith(found["name"])]
