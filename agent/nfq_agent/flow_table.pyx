@@ -180,6 +180,24 @@ cdef class FlowTable(Answering):
                 place = self.entries[place].newer
         return found
 
+    def show_openings(self, double now, unsigned int most):
+        """Flows of connections that no element was shown, `most` at once; from now on elements are shown their packets.
+
+        Each has to be adopted (`Flow.opening`), as one that `observe` returns.
+        """
+        cdef uint32_t place, kind
+        cdef list found = []
+        for kind in (HALF_OPEN, SETTLED):
+            place = self.order.oldest[kind]
+            while place and most:
+                if self.entries[place].unshown:
+                    flow = self._show(place, now)
+                    flow.packets, flow.answered = self.entries[place].packets, self.entries[place].seen == BOTH
+                    found.append(flow)
+                    most -= 1
+                place = self.entries[place].newer
+        return found
+
     cdef object _account(self, Entry *entry):
         cdef uint8_t key[KEY]
         flow = <object>entry.flow

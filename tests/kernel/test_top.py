@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 from agent import COMMAND, Agent, until
 from namespace import Namespace
@@ -46,6 +48,32 @@ all, by flow, sorted by rate
 # -         udp              127.0.0.1:7002   accept     default
 """
 HELP = "f filter  s sort  g group  d drops  w would-drops  p pause  q quit"
+
+
+# The compiled table accepts the connection by its name, without the elements.
+NAMES = """
+[queue.main]
+num = 7
+elements = ["dpi", "names"]
+[element.names]
+type = "policy"
+rule = [{ action = "accept", name = "a", http_host = "a.test" }]
+[rules.web]
+queue = "main"
+hooks = ["output"]
+tcp_ports = [8080]
+"""
+# Says a name, reads the answer, and keeps the connection.
+KEEP = """
+import http.server, socket, threading, time
+server = http.server.HTTPServer(("127.0.0.1", 8080), http.server.BaseHTTPRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+one = socket.create_connection(("127.0.0.1", 8080))
+one.sendall(b"HEAD / HTTP/1.1\\r\\nHost: a.test\\r\\n\\r\\n")
+assert one.recv(4096)
+print("said", flush=True)
+time.sleep(60)
+"""
 
 
 def shown(screen: Terminal) -> str:
@@ -91,4 +119,15 @@ def test_a_wide_terminal_has_more_columns(netns: Namespace, tmp_path: Path) -> N
         assert screen.text.splitlines()[59] == HELP
         screen.press("C-c")
         until(lambda: "exit 0" in screen.text, "the end")
+    assert agent.stop() == 0
+
+
+def test_a_connection_that_was_accepted_by_its_name_before_is_shown(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, NAMES).ready()
+    keeps = netns.start(sys.executable, "-c", KEEP, stdout=PIPE)
+    assert keeps.stdout is not None
+    assert keeps.stdout.readline() == b"said\n"
+    found = json.loads(agent.verb("top", "--for", "3s", "--json").stdout)["flows"]
+    flows = [flow for flow in found if flow["dport"] == 8080]
+    assert {(flow["http_host"], flow["rule"], flow["verdict"]) for flow in flows} == {("a.test", "rule 1 (a)", "accept")}
     assert agent.stop() == 0

@@ -305,3 +305,20 @@ def test_a_reset_and_a_repeated_syn_with_another_number_are_shown() -> None:
         shown += got is None
         assert (got or quick.verdict(packet)) == whole.verdict(packet)
     assert shown
+
+
+def test_connections_that_no_element_was_shown_are_handed_over_a_few_at_once() -> None:
+    table = FlowTable()
+    table.judge_openings(Openings(lambda *_: (b"", ()), (), (53,), None))
+    for port in range(3):
+        for packet in opening(HELLO, f"10.0.0.1:{40000 + port}"):
+            assert table.look_up(packet.payload, packet.length, 1.0) is ACCEPT
+    assert table.flows() == []
+    handed = table.show_openings(2.0, 2) + table.show_openings(2.0, 2)
+    assert table.show_openings(2.0, 2) == []
+    assert sorted(flow.origin.sport for flow in handed if flow.origin.sport) == [40000, 40001, 40002]
+    assert all(flow.opening is not None and flow.opening.protocol == "tls" for flow in handed)
+    assert len(table.flows()) == 3
+    # From now on their packets are shown.
+    packet = tcp("10.0.0.1:40000", "10.0.0.2:443", b"more", seq=5000)
+    assert table.look_up(packet.payload, packet.length, 3.0) is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 from zlib import crc32
@@ -20,10 +21,10 @@ from nfq_agent.flow_ring import FlowRing
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet, hook_name
 from nfq_agent.rate import Bucket
-from nfq_agent.verdict import WOULD_DROP, Verdict
+from nfq_agent.verdict import ACCEPT, WOULD_DROP, Verdict
 
 # Flows that are told of in each look-around (50 ms), and flows that are followed.
-_PER_LOOK: Final = 200
+PER_LOOK: Final = 200
 _FOLLOWED: Final = 16384
 # A table with more flows is not walked through when the watch begins: that would take too long.
 _WALKED: Final = 4096
@@ -94,6 +95,14 @@ class FlowWatch:
             self._tell_some()
         return True
 
+    def follow(self, flows: Iterable[Flow]) -> None:
+        """Connections that were accepted by their openings before they were watched."""
+        for flow in flows:
+            if len(self._seen) >= _FOLLOWED:
+                self._ring.leave_out()
+                continue
+            self._seen[id(flow)] = _Seen(flow, {}, {"verdict": ACCEPT.word, **_reason_of(flow)})
+
     def _read_filters(self, clock: int) -> None:
         wanted = self._ring.filters(clock)
         for slot in self._traces.keys() - wanted.keys():
@@ -157,7 +166,7 @@ class FlowWatch:
     def _tell_some(self) -> None:
         """Tell of the flows whose figures have changed, so many of them; the others have their turn later."""
         assert self._table is not None
-        for _ in range(min(_PER_LOOK, len(self._seen))):
+        for _ in range(min(PER_LOOK, len(self._seen))):
             key, seen = self._seen.popitem(last=False)
             account = self._table.account(seen.flow)
             if account is None:

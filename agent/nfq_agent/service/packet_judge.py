@@ -156,6 +156,20 @@ class PacketJudge:
             self._flows.judge_openings(Openings(foresight.answer, foresight.reads, APART, foresight.memory, foresight.decisions))
         return self._flows
 
+    def show_openings(self, most: int) -> list[Flow]:
+        """Flows of connections that were accepted by their openings alone, which the elements take over now; `most` at once."""
+        if self._flows is None or self._foresight is None:
+            return []
+        found = self._flows.show_openings(self.now, most)
+        try:
+            for flow in found:
+                self._foresight.adopt(flow)
+        except Exception as error:
+            self._counters.errors += 1
+            what = f"an element failed to take over a connection: {type(error).__name__}: {error}{_innermost(error)}"
+            self._pending.append(lambda now: self._errors(now, what, level="error"))
+        return found
+
     def compile_chain(self) -> Steps | None:
         """The elements as compiled steps, which are told of packets by `tell`; None where an element has no such form."""
         if self._flows is None:

@@ -23,7 +23,7 @@ from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.latency import Latency
 from nfq_agent.packet import Packet
 from nfq_agent.service.delayed import DelayedVerdicts
-from nfq_agent.service.flow_watch import FlowWatch
+from nfq_agent.service.flow_watch import PER_LOOK, FlowWatch
 from nfq_agent.service.order import await_order
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.service.packet_source import Control, FlowQueue, KernelQueue, PacketSource
@@ -237,6 +237,8 @@ class WorkerLoop:
         """Tell of flows while they are watched. Where the chain follows no flows, each packet is looked at meanwhile."""
         judge = self._judge
         judge.watch = watch if watch.tend(time.monotonic_ns(), judge.flows) else None
+        if judge.watch is not None:
+            watch.follow(judge.show_openings(PER_LOOK))
         self._turn = self._judge_watched if judge.watch is not None and judge.flows is None else self._unwatched
 
     # The three ways of a turn.
