@@ -55,6 +55,19 @@ def test_the_journal_gets_level_and_fields(netns: Namespace, tmp_path: Path) -> 
     agent.stop()
 
 
+def test_lines_about_flows_are_chosen_by_a_filter(netns: Namespace, tmp_path: Path) -> None:
+    text = udp().replace("[rules.app]", 'elements = ["log"]\n[rules.app]')
+    agent = Agent(netns, tmp_path, text + '[log]\nwhen = "dport = 1"\n', LOG_FORMAT="json").ready()
+    assert flood(netns, 1).wait(timeout=PATIENCE) == 0
+    until(lambda: agent.totals()["accepted"] == 1, "the packet is judged")
+    agent.configure(text + '[log]\nwhen = "dport = 11000 and verdict = accept"\n')
+    assert agent.verb("reload").returncode == 0
+    assert flood(netns, 1).wait(timeout=PATIENCE) == 0
+    until(lambda: '"dport": 11000' in agent.log, "the line of the second packet")
+    assert agent.log.count('"dport": 11000') == 1
+    assert agent.stop() == 0
+
+
 def test_an_unread_log_delays_no_verdict(netns: Namespace, tmp_path: Path) -> None:
     config = tmp_path / "a.toml"
     config.write_text(udp().replace("[rules.app]", 'elements = ["log"]\n[element.log]\nper_second = 0\n[rules.app]'))
