@@ -123,3 +123,10 @@ def test_what_becomes_another_log_says_there_what_it_said_here() -> None:
     before("too low for the first")
     assert [message for _, message, _ in first.taken] == ["for the first"]
     assert [message for _, message, _ in second.taken] == ["for the second"]
+
+
+def test_a_field_of_the_journal_has_its_name_and_one_without_a_value_is_left_out() -> None:
+    entry = journal(LogEvent("warning", "what happened", 1.0, {"queue": 0, "name": None, "text": ""}))
+    assert entry.splitlines() == [
+        b"MESSAGE=what happened", b"PRIORITY=4", b"SYSLOG_IDENTIFIER=nfq-agent", b"NFQ_QUEUE=0", b"NFQ_TEXT=",
+    ]  # fmt: skip

@@ -90,3 +90,12 @@ def test_a_forwarded_packet_meets_the_name_of_either_interface() -> None:
     match = Match(rules, NAMES.__getitem__)
     packet = tcp(A, B, hook=Hook.FORWARD, indev=1, outdev=2)
     assert match.bits(packet, packet.headers.five_tuple) == 0b011
+
+
+@pytest.mark.parametrize(
+    "condition", [{"uid": 5}, {"gid": 5}, {"protocol": 0}, {"hook": "input"}, {"dport": 0}, {"sport": "0:1"}]
+)
+def test_a_condition_alone_meets_no_other_packet(condition: dict[str, Any]) -> None:
+    packet = tcp(A, B, hook=Hook.OUTPUT, uid=6, gid=6)
+    match = Match([Conditions.model_validate(condition)], NAMES.__getitem__)
+    assert match.bits(packet, packet.headers.five_tuple) == 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+import struct
 
 import pytest
 from examples import EXAMPLES
 from hostile import SEEDS, check, packets
 from hypothesis import given, settings
 
-from nfq_agent.packet import TCP, UDP, FiveTuple, Hook, PacketError, decode, endpoint, hook_name, protocol_name
+from nfq_agent.packet import TCP, UDP, FiveTuple, Hook, Packet, PacketError, decode, endpoint, hook_name, protocol_name
 from nfq_agent.testing import tcp, udp
 from nfq_agent.verdict import VerdictError
 
@@ -87,3 +88,25 @@ def test_a_packet_from_no_queue_takes_no_verdict() -> None:
             answer()
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = packet.no_such_thing  # type: ignore[attr-defined]  # that is the mistake
+
+
+def _ipv4(length: int, protocol: int = 59, payload: bytes = b"") -> bytes:
+    return struct.pack("!BBHHHBBH4s4s", 0x45, 0, length, 0, 0, 64, protocol, 0, bytes(4), bytes(4)) + payload
+
+
+def test_the_shortest_headers_are_decoded_and_one_byte_less_is_not() -> None:
+    assert Packet(_ipv4(20)).headers.five_tuple.protocol == 59
+    for cut in (Packet(_ipv4(20)[:19]), Packet(_ipv4(19))):
+        with pytest.raises(PacketError):
+            cut.headers  # noqa: B018  # it decodes
+    # A destination-options header whose two first bytes are the last of the copy: the next header is not there any more.
+    fixed = struct.pack("!IHBB16s16s", 6 << 28, 8, 60, 64, bytes(16), bytes(16))
+    assert Packet(fixed + bytes((59, 0))).headers.five_tuple.protocol == 59
+    with pytest.raises(PacketError, match="extension header 60 cut at 41 bytes"):
+        Packet(fixed + bytes((59,))).headers  # noqa: B018  # it decodes
+
+
+def test_the_flags_of_a_tcp_header_that_was_cut_behind_them() -> None:
+    tcp_header = struct.pack("!HHIIBB", 1, 2, 0, 0, 5 << 4, 2)
+    assert Packet(_ipv4(40, 6, tcp_header)).headers.tcp_flags == 2
+    assert Packet(_ipv4(40, 6, tcp_header[:13])).headers.tcp_flags is None
