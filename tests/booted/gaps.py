@@ -93,6 +93,8 @@ def kill(host: Container, also: Callable[[Container], str] = lambda _: "") -> No
     """Kill the main process and these."""
     pid = main_pid(host)
     host.shell(f"kill -KILL {pid} {also(host)}")
+    # To ask again and again takes processor time from what is measured.
+    time.sleep(1)
     restarted(host, pid)
 
 
