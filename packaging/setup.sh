@@ -4,8 +4,10 @@
 RUN_PACKAGES="ca-certificates clang gcc iproute2 iptables kmod libc6-dev libnetfilter-queue-dev pkg-config procps python3-dev
 python3-venv util-linux"
 TEST_PACKAGES="bind9-dnsutils chrony coturn conntrack curl dnsmasq-base ethtool ipset libcap2-bin netcat-openbsd nghttp2-server openssh-client openssh-server
-nftables knot-dnsutils nfdump nginx-light openssl openvpn postgresql prometheus redis-tools tmux tshark
-unbound vsftpd wireguard-go wireguard-tools"
+nftables knot-dnsutils libsystemd-shared nfdump nginx-light openssl openvpn postgresql prometheus rdesktop redis-tools tmux tshark
+unbound vsftpd wireguard-go wireguard-tools xrdp xvfb"
+# Unpacked into build/ and not installed: it would take over the resolver of this host.
+UNPACKED_PACKAGES="systemd-resolved"
 # What boots the test hosts; what builds and checks packages is installed in there.
 BOOTED_PACKAGES="createrepo-c debian-archive-keyring debootstrap faketime git gpg mount reprepro rpm systemd-container"
 # The peers of the benchmarks, and what draws.
@@ -30,6 +32,18 @@ need_packages() {
     apt-get -o DPkg::Lock::Timeout=600 -qq update >&2
     # shellcheck disable=SC2086 # one word each
     apt-get -o DPkg::Lock::Timeout=600 -qq install -y --no-install-recommends $missing >/dev/null
+}
+
+# Unpack packages into build/unpacked, where they are not yet.
+unpack_packages() {
+    for package in "$@"; do
+        folder=build/unpacked/$package
+        [ ! -d "$folder" ] || continue
+        say "setup: unpacking $package"
+        mkdir -p "$folder.new"
+        (cd "$folder.new" && apt-get -qq download "$package" 2>/dev/null && dpkg-deb -x ./*.deb . && rm ./*.deb)
+        mv "$folder.new" "$folder"
+    done
 }
 
 setup_system() {

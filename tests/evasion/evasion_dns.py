@@ -99,7 +99,31 @@ def _split(attempt: Attempt, name: str) -> None:
     attempt.say(DNS, over_tcp(dns_query(attempt.allowed)), query[:1], query[1:20], query[20:])
 
 
+# What dnsmasq passes over before it answers the next message.
+_NO_QUERIES = {
+    "five-bytes": ("five bytes", lambda _: b"hello"),
+    "zeros": ("a header of zeros", lambda _: bytes(12)),
+    "no-question": ("a query that counts no question", lambda query: query[:4] + b"\0\0" + query[6:]),
+    "response": ("a response", lambda query: query[:2] + b"\x81\0" + query[4:]),
+}
+
+
+def _behind(spoil: object, attempt: Attempt, name: str) -> None:
+    assert callable(spoil)
+    attempt.say(DNS, over_tcp(spoil(dns_query(attempt.allowed))) + over_tcp(dns_query(name)))
+
+
+def _as_response(name: str) -> bytes:
+    query = dns_query(name)
+    return query[:2] + b"\x81\0" + query[4:]
+
+
 LINES = (
+    *(
+        Line(f"dns-tcp-behind-{name}", f"DNS over TCP: a query behind {text}", partial(_behind, spoil), twin=True)
+        for name, (text, spoil) in _NO_QUERIES.items()
+    ),
+    Line("dns-tcp-as-response", "DNS over TCP: a query with the bit of a response", partial(_tcp, _as_response), twin=True),
     *(
         Line(f"dns-udp-{name}", f"DNS over UDP: {text}, as the first datagram", partial(_udp, spell))
         for name, (text, spell) in _SPELLINGS.items()

@@ -56,6 +56,11 @@ LINES = (
         _MIDSTREAM + "test_an_allowed_connection_continues",
     ),
     Elsewhere(
+        "A flood of one user, where rules by `uid` give that user a queue of its own: new flows of others", ANY_USER,
+        "each is judged; without such rules a limit: the kernel has no queue for each source",
+        "kernel/test_known_flows.py::test_a_flood_of_one_user_in_a_queue_of_its_own_decides_for_no_new_flow_of_others",
+    ),
+    Elsewhere(
         "310 seconds of silence, then another connection", ANY_USER, "the silent one is not cut",
         _MIDSTREAM + "test_a_connection_is_silent_for_310_seconds",
     ),
@@ -93,7 +98,7 @@ LINES = (
         "kernel/test_mptcp.py::test_mptcp_is_refused_and_names_are_judged",
     ),
     Elsewhere(
-        "A local stub (systemd-resolved's address) that answers on loopback, where only output is judged", "no sender",
+        "A local stub (dnsmasq, systemd-resolved) that answers on loopback, where only output is judged", "no sender",
         "its answers are seen", _NAMES + "test_a_local_stub_by_the_hosts_own_settings",
     ),
     Elsewhere(

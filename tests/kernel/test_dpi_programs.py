@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agent import Agent
 from captures import certificate, frames, listening, needs, recording, ssh_server, wait_until
 from namespace import Namespace
 
@@ -298,3 +299,51 @@ def test_wireguard_by_wireguard_go(seen: Seen) -> None:
         seen.netns.shell("echo hello | nc -u -w 1 10.9.0.2 9 || true")
         wait_until(lambda: "latest handshake" in seen.netns.run("wg", "show", "wga").stdout, "the handshake is done")
     assert seen.of("wireguard")
+
+
+_RDP_RULES = """
+[queue.main]
+num = 9
+elements = ["dpi", "names"]
+[element.names]
+type = "policy"
+default = "accept"
+rule = [ { action = "drop", rdp_user = ["mallory"] } ]
+[rules.app]
+queue = "main"
+hooks = ["output"]
+tcp_ports = [3389]
+role = "client"
+"""
+
+
+def test_rdp_by_rdesktop_and_xrdp(seen: Seen, tmp_path: Path) -> None:
+    """The user's name and the hello behind it are read; a denied user's request does not arrive."""
+    for program, package in (("rdesktop", "rdesktop"), ("xrdp", "xrdp"), ("Xvfb", "xvfb")):
+        needs(program, package)
+    netns, log = seen.netns, seen.folder / "xrdp.log"
+    netns.shell(
+        f"sed 's,^certificate=.*,certificate={seen.folder}/cert.pem,; s,^key_file=.*,key_file={seen.folder}/key.pem,;"
+        f"s,^LogFile=.*,LogFile={log},; s,^EnableSyslog=.*,EnableSyslog=false,' /etc/xrdp/xrdp.ini >/run/xrdp.ini;"
+        "mkdir -p /run/xrdp"
+    )
+    seen.serve(3389, "xrdp", "--nodaemon", "--config", "/run/xrdp.ini")
+    screen = netns.start("Xvfb", "-displayfd", "1", "-nolisten", "tcp", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert screen.stdout is not None
+    display = screen.stdout.readline().strip().decode()
+
+    def connect(user: str, seconds: int) -> None:
+        own = f"HOME={seen.folder} DISPLAY=:{display}"
+        netns.shell(f"echo yes | {own} timeout {seconds} rdesktop -u {user} 127.0.0.1:3389 >/dev/null 2>&1 || true")
+
+    with seen.recorded():
+        connect("ann", 3)
+    (found,) = seen.of("rdp")
+    assert (found["rdp_user"], found["tls_version"]) == ("ann", "1.3")
+    agent = Agent(netns, tmp_path, _RDP_RULES).ready()
+    for user, seconds in (("mallory", 2), ("bob", 3)):
+        connect(user, seconds)
+    said = log.read_text()
+    # Of the three connections the server has read two requests.
+    assert (said.count("connection received"), said.count("Security protocol")) == (3, 2), said
+    assert agent.stop() == 0

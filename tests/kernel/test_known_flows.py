@@ -94,12 +94,12 @@ def config(room: int = 512, fail_open: bool = True, backend: str = "legacy") -> 
 
 
 @contextmanager
-def flooded(netns: Namespace, agent: Agent, address: str) -> Iterator[None]:
+def flooded(netns: Namespace, agent: Agent, address: str, queue: str = "main") -> Iterator[None]:
     """While two processes of an unprivileged user send new flows, and the queue is full because of them."""
     as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--pdeathsig=KILL"]
     floods = [netns.start(*as_nobody, sys.executable, "-c", FLOOD, address) for _ in range(2)]
     try:
-        until(lambda: passed_by(agent) > 0, "the queue is full")
+        until(lambda: passed_by(agent, queue) > 0, "the queue is full")
         yield
     finally:
         for each in floods:
@@ -107,9 +107,9 @@ def flooded(netns: Namespace, agent: Agent, address: str) -> Iterator[None]:
             each.wait()
 
 
-def passed_by(agent: Agent) -> int:
+def passed_by(agent: Agent, name: str = "main") -> int:
     """Packets that found the queue full."""
-    queue = agent.queue()
+    queue = agent.queue(name)
     return int(queue["uninspected"] or 0) + int(queue["kernel_dropped"] or 0)
 
 
@@ -252,4 +252,37 @@ def test_a_reload_that_fails_closes_the_room_that_it_opened(netns: Namespace, tm
     lock.wait()
     assert bound(netns) == [120]
     assert known_of(agent, kept) == 0
+    assert agent.stop() == 0
+
+
+OWN_QUEUE = (
+    CONFIG.replace("udp_ports = [5300]", "udp_ports = [5300]\nnot_uid = [65534]")
+    + """
+[queue.users]
+num = 130
+max_len = 64
+fail_open = {fail_open}
+bypass = {fail_open}
+elements = ["dpi", "names"]
+[rules.users]
+queue = "users"
+hooks = ["output"]
+tcp_ports = [4440]
+udp_ports = [5300]
+uid = [65534]
+"""
+)
+
+
+@pytest.mark.parametrize(("backend", "version"), [("legacy", 4), ("owned", 6)])
+def test_a_flood_of_one_user_in_a_queue_of_its_own_decides_for_no_new_flow_of_others(
+    netns: Namespace, tmp_path: Path, backend: str, version: int
+) -> None:
+    """Rules by `uid` give each their own room, for the first packets too."""
+    address = ADDRESSES[version]
+    serve(netns, address)
+    agent = Agent(netns, tmp_path, OWN_QUEUE.format(room=0, fail_open="true", backend=backend)).ready()
+    with flooded(netns, agent, address, "users"):
+        assert denied_requests(netns, address) == 0
+        assert passed_by(agent) == 0
     assert agent.stop() == 0

@@ -26,6 +26,7 @@ from name_servers import (
     curl,
     echoes,
     named_hosts,
+    resolved,
     start,
 )
 from namespace import Namespace
@@ -173,6 +174,30 @@ def test_a_local_stub_by_the_hosts_own_settings(hosts: tuple[Namespace, Namespac
     agent = Agent(host, tmp_path, STUB).ready()
     assert not curl(host, "a.good.test", "10.203.0.1", TLS)
     assert "10.203.0.1" in host.run("dig", "+short", "+tries=1", "+time=2", "a.good.test").stdout, agent.log
+    assert curl(host, "a.good.test", "10.203.0.1", TLS, 3), agent.log
+    assert not curl(host, "a.good.test", "10.203.0.3", TLS)
+    assert agent.stop() == 0
+
+
+def test_systemd_resolved(hosts: tuple[Namespace, Namespace], tmp_path: Path) -> None:
+    """The real stub on the host, and dnsmasq on another one, which it asks; only output is judged."""
+    program = resolved()
+    _, host = hosts
+    host.shell(
+        "echo systemd-resolve:x:991:991::/:/bin/false >>/etc/passwd; echo systemd-resolve:x:991: >>/etc/group;"
+        "install -d -o 991 -g 991 /run/systemd/resolve; mkdir -p /etc/systemd; rm -f /etc/resolv.conf;"
+        "echo nameserver 127.0.0.53 >/etc/resolv.conf; printf '[Resolve]\\nDNS=10.203.0.1\\nDNSSEC=no\\nDNSOverTLS=no\\n"
+        "LLMNR=no\\nMulticastDNS=no\\n' >/etc/systemd/resolved.conf"
+    )
+    agent = Agent(host, tmp_path, STUB).ready()
+    host.start(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(partial(listening, host, 53, "-u"), "systemd-resolved listens")
+    assert not curl(host, "a.good.test", "10.203.0.1", TLS)
+    for question in (("+notcp",), ("+tcp",), ("+edns=0",)):
+        said = host.run("dig", "+short", "+tries=1", "+time=3", "@127.0.0.53", *question, "a.good.test").stdout
+        assert "10.203.0.1" in said, agent.log
+    # As any program of the host asks.
+    assert "10.203.0.1" in host.run("getent", "ahostsv4", "a.good.test").stdout
     assert curl(host, "a.good.test", "10.203.0.1", TLS, 3), agent.log
     assert not curl(host, "a.good.test", "10.203.0.3", TLS)
     assert agent.stop() == 0

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import pytest
 from agent import Agent
 from captures import certificate, listening, wait_until
 from namespace import Namespace, join
@@ -50,6 +51,16 @@ tcp_ports = [53]
 udp_ports = [53]
 role = "client"
 """
+
+
+def resolved() -> str:
+    """The program systemd-resolved: unpacked by tests/run, since its package would take over this host's resolver."""
+    unpacked = Path(__file__).parent.parent.parent / "build" / "unpacked" / "systemd-resolved"
+    places = [*unpacked.glob("**/lib/systemd/systemd-resolved"), Path("/lib/systemd/systemd-resolved")]
+    for place in places:
+        if place.is_file():
+            return str(place)
+    pytest.skip("systemd-resolved is not unpacked (tests/run --kernel does it)")
 
 
 OTHER_QUEUE = """

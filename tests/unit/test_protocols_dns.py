@@ -7,7 +7,7 @@ import struct
 import pytest
 from openings import dns_query, over_tcp
 
-from nfq_agent.protocols import NO, Found, dns
+from nfq_agent.protocols import MORE, NO, Found, dns
 
 
 def response(question: str, *records: bytes, kind: int = 1) -> bytes:
@@ -132,3 +132,31 @@ def test_queries_over_tcp_are_read_one_by_one() -> None:
     result = dns.known(second)
     assert isinstance(result, Found)
     assert result.facts["dns_name"] == ("b.test",)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [b"hello", b"x", bytes(12), b"\xff" * 40, dns_query("a.good.test")[:12], dns_query("a.good.test")[:-2]],
+    ids=["five bytes", "one byte", "zeros", "ones", "a header", "cut"],
+)
+def test_where_dns_is_known_messages_that_are_no_queries_are_passed_over(before: bytes) -> None:
+    data = over_tcp(before) + over_tcp(dns_query("b.test"))
+    for size in range(len(data)):
+        assert dns.known(data[:size]) is MORE, size
+    result = dns.known(data)
+    assert isinstance(result, Found)
+    assert (result.facts["dns_name"], result.used, result.then) == (("b.test",), len(data), dns.known)
+
+
+def test_where_dns_is_known_a_response_of_the_client_asks() -> None:
+    result = dns.known(over_tcp(response("b.test", record(1, b"\xc0\0\2\7"))))
+    assert isinstance(result, Found)
+    assert result.facts == {"protocol": "dns", "dns_name": ("b.test",), "dns_type": ("A",)}
+
+
+def test_too_many_messages_that_are_no_queries_are_a_conflict() -> None:
+    result = dns.known(over_tcp(b"x") * 64)
+    assert isinstance(result, Found)
+    assert "conflict" in result.facts
+    # Servers end the connection at a message of no bytes.
+    assert dns.known(over_tcp(b"")) is NO

@@ -17,6 +17,8 @@ PORTS: Final = frozenset((53, 5353))
 # mDNS asks for many names at once; a query over TCP on any port for few.
 _QUESTIONS: Final = 255
 _FEW: Final = 8
+# Messages that are no queries, before one.
+_PASSED_OVER: Final = 64
 # What a name may have: pointers, and bytes (RFC 1035 2.3.4). Of the servers dnsmasq takes most: extract_name() in its rfc1035.c,
 # and MAXDNAME.
 _POINTERS: Final = 16
@@ -46,24 +48,39 @@ _NAME_AT: Final = {2: 0, 5: 0, 12: 0, 39: 0, 15: 2, 33: 6}
 
 def parse(client: bytes, server: bytes = b"") -> Result:
     """A query over TCP, two bytes of length before it (RFC 7766 8), and its answer; each of several is read by itself."""
-    return _query(client, server, strict=True)
-
-
-def known(client: bytes, server: bytes = b"") -> Result:
-    """The same where it is known that DNS is spoken: whatever a server reads is read."""
-    return _query(client, server, strict=False)
-
-
-def _query(client: bytes, server: bytes, strict: bool) -> Result:
     size = 2 + int.from_bytes(client[:2], "big")
     header = client[2:14]
-    if (len(client) >= 2 and size < 19) or not _plausible(header, strict):
+    if (len(client) >= 2 and size < 19) or not _plausible(header):
         return NO
     if len(client) < size or not header:
         return MORE
-    facts = message(client[2:size], strict)
-    if facts is None or facts.pop("dns_response", None):
+    facts = message(client[2:size], strict=True)
+    if facts is None or "dns_response" in facts:
         return NO
+    return _with_answer(facts, size, server)
+
+
+def known(client: bytes, server: bytes = b"") -> Result:
+    """The same where it is known that DNS is spoken: whatever a server reads is read.
+
+    dnsmasq takes a response for a query, and it and unbound pass over messages that are none.
+    """
+    at = 0
+    for _ in range(_PASSED_OVER):
+        end = at + 2 + int.from_bytes(client[at : at + 2], "big")
+        if len(client) < at + 2 or len(client) < end:
+            return MORE
+        if end == at + 2:
+            # Servers end the connection here.
+            return NO
+        if (facts := message(client[at + 2 : end], strict=False)) is not None:
+            asked = {"dns_name": facts["dns_name"], "dns_type": facts["dns_type"]}
+            return _with_answer(asked, end, server)
+        at = end
+    return Found({"protocol": "dns", "conflict": "many messages that are no queries"})
+
+
+def _with_answer(facts: dict[str, Any], size: int, server: bytes) -> Result:
     facts["protocol"] = "dns"
     if len(server) < 2 or len(server) < (answered := 2 + int.from_bytes(server[:2], "big")):
         return Found(facts, done=False, used=size, then=known)
@@ -79,12 +96,12 @@ def datagram(data: bytes, known: bool = False) -> Result:
     return NO if facts is None else Found({"protocol": "dns", **facts})
 
 
-def _plausible(header: bytes, strict: bool) -> bool:
+def _plausible(header: bytes) -> bool:
     """A query's header as far as it goes: QR 0, a known opcode, a question."""
     if len(header) < 12:
         return len(header) < 4 or (header[2] < 0x80 and header[2] >> 3 & 15 in _OPCODES)
     flags, questions = unpack_from("!HH", header, 2)
-    return flags < 0x8000 and flags >> 11 & 15 in _OPCODES and 0 < questions <= (_FEW if strict else _QUESTIONS)
+    return flags < 0x8000 and flags >> 11 & 15 in _OPCODES and 0 < questions <= _FEW
 
 
 def message(data: bytes, strict: bool) -> dict[str, Any] | None:
