@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
-import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL
-from typing import Any
 
 from agent import COMMAND, Agent, until
-from namespace import ROOT, Namespace
+from namespace import Namespace
+from prometheus import ALERTS, Prometheus
+from tcp_client import ask, server
 from traffic import send
 
 CONFIG = """
@@ -29,16 +32,17 @@ hooks = ["output"]
 [agent]
 drift_check = "1s"
 """
-ALERTS = ROOT / "packaging" / "monitoring" / "alerts.yml"
-SCRAPES = """
-global: {scrape_interval: 1s, evaluation_interval: 1s}
-rule_files: [alerts.yml]
-scrape_configs:
-  - job_name: nfq-agent
-    static_configs: [{targets: ["127.0.0.1:9749"]}]
+FLEET = """
+[queue.main]
+num = 7
+max_len = 16
+[rules.web]
+queue = "main"
+udp_ports = [9000]
+hooks = ["output"]
+[agent]
+drift_check = "1s"
 """
-
-
 # The compiled reader answers what it knows: connections to `a.test` and their openings are never shown to Python but once.
 NAMES = """
 [queue.main]
@@ -102,6 +106,27 @@ def test_decisions_and_latency_are_counted_and_a_reload_keeps_them(netns: Namesp
     assert agent.stop() == 0
 
 
+def many_names(count: int) -> None:
+    """Requests for as many names, each from a port of its own."""
+    for number in range(count):
+        ask("127.0.0.1", 8080, b"GET / HTTP/1.0\r\nHost: name-%d.test\r\n\r\n" % number)
+
+
+def test_traffic_makes_no_new_series(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, NAMES).ready()
+    server(netns, "echo", "127.0.0.1")
+
+    def series() -> set[str]:
+        return {line.rpartition(" ")[0] for line in agent.verb("metrics").stdout.splitlines() if not line.startswith("#")}
+
+    netns.call(many_names, 1)
+    before = series()
+    netns.call(many_names, 60)
+    assert agent.totals()["received"] > 60
+    assert series() == before
+    assert not [name for name in before if "test" in name or "127.0.0.1" in name]
+
+
 def test_an_instance_without_an_agent_is_reported_as_down(netns: Namespace, tmp_path: Path) -> None:
     agent = Agent(netns, tmp_path, CONFIG.partition("[agent]")[0], instance="web").ready()
     assert 'nfq_agent_up{agent="web"} 1.0' in netns.run(*COMMAND, "metrics").stdout
@@ -112,46 +137,64 @@ def test_an_instance_without_an_agent_is_reported_as_down(netns: Namespace, tmp_
 def test_prometheus_scrapes_an_agent_and_raises_alerts(netns: Namespace, tmp_path: Path) -> None:
     agent = Agent(netns, tmp_path, CONFIG).ready()
     netns.start(*COMMAND, "metrics", "--listen", "127.0.0.1:9749")
-    # As shipped, but for how long a fault has to last.
-    (tmp_path / "alerts.yml").write_text(ALERTS.read_text().replace("for: 1m", "for: 0s"))
-    (tmp_path / "prometheus.yml").write_text(SCRAPES)
-    with (tmp_path / "prometheus.log").open("wb") as log:
-        netns.start(
-            "prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
-            "--web.listen-address=127.0.0.1:9090", stdout=log, stderr=log,
-        )  # fmt: skip
-
-    def ask(query: str) -> list[dict[str, Any]]:
-        url = "http://127.0.0.1:9090/api/v1/query?query=" + urllib.parse.quote(query)
-        answer = netns.run("curl", "-s", "--max-time", "5", url, check=False).stdout
-        # Until it has read its files it answers "Service Unavailable".
-        if not answer.startswith("{"):
-            return []
-        told = json.loads(answer)
-        assert told["status"] == "success", told
-        found: list[dict[str, Any]] = told["data"]["result"]
-        return found
-
-    def value(query: str) -> float:
-        found = ask(query)
-        return float(found[0]["value"][1]) if found else -1.0
+    prometheus = Prometheus(netns, tmp_path)
 
     def firing() -> set[str]:
-        return {each["metric"]["alertname"] for each in ask('ALERTS{alertstate="firing"}')}
+        return {name for _, name in prometheus.firing()}
 
+    ask, value = prometheus.ask, prometheus.value
     until(lambda: value("nfq_agent_up") == 1, "the first scrape", 60)
     netns.call(send, 9000, 5)
     until(lambda: value('nfq_agent_verdicts_total{verdict="accept"}') == 5, "five verdicts are counted", 60)
     assert value("sum(nfq_agent_policy_decisions_total{rule='web'})") >= 1
     assert value("sum(nfq_agent_verdict_latency_seconds_count)") >= 1
     assert value("sum(nfq_agent_rule_packets_total{rule='web',family='inet'})") == 5
-    assert firing() == set()
+    until(lambda: firing() == set(), "no alert", 60)
     for title, query in dashboard():
         # A rate takes two scrapes. No proxy is configured here: of its queries only the syntax is tried.
         until(lambda query=query: "proxy" in query or ask(query), title, 60)  # type: ignore[misc]  # its default is the type
-    for repair in range(1, 5):
-        netns.shell("iptables-legacy -w -t mangle -F NFQA-default-OUTPUT")
-        until(lambda repair=repair: value("nfq_agent_rule_repairs_total") == repair, "the repair is counted", 60)  # type: ignore[misc]  # its default is the type
+    flush_until_repaired(netns, lambda: value("nfq_agent_rule_repairs_total"))
     until(lambda: "NfqAgentRulesRepaired" in firing(), "the alert of repairs", 60)
     agent.kill()
     until(lambda: "NfqAgentDown" in firing(), "the alert of an agent that is gone", 60)
+
+
+def flush_until_repaired(host: Namespace, repairs: Callable[[], float]) -> None:
+    """Another program flushes the agent's rules four times; each repair is counted."""
+    for wanted in range(1, 5):
+        host.shell("iptables-legacy -w -t mangle -F NFQA-default-OUTPUT")
+        until(partial(lambda wanted: repairs() == wanted, wanted), "the repair is counted", 60)
+
+
+def test_a_fleet_raises_the_alerts_of_the_hosts_that_have_faults(
+    routed: tuple[Namespace, Namespace, Namespace], tmp_path: Path
+) -> None:
+    """Three hosts with an agent each, and a Prometheus on the one in the middle."""
+    hosts = dict(zip(("10.1.0.2:9749", "10.1.0.1:9749", "10.2.0.2:9749"), routed, strict=True))
+    agents, servers = [], []
+    for number, (address, host) in enumerate(hosts.items()):
+        (tmp_path / str(number)).mkdir()
+        agents.append(Agent(host, tmp_path / str(number), FLEET).ready())
+        servers.append(host.start(*COMMAND, "metrics", "--listen", address))
+    prometheus = Prometheus(routed[1], tmp_path, [*hosts], seconds=3)
+    until(lambda: prometheus.value("count(nfq_agent_up == 1)") == 3, "all three are scraped")
+    until(lambda: prometheus.firing() == set(), "no alert")
+    uninspected, drift, gone = hosts
+
+    # The worker of the first hangs for a moment, and its queue is full.
+    (worker,) = agents[0].workers()
+    first = f'nfq_agent_uninspected_packets_total{{instance="{uninspected}"}}'
+    until(lambda: prometheus.value(first) == 0, "nothing is uninspected yet")
+    os.kill(worker, signal.SIGSTOP)
+    hosts[uninspected].call(send, 9000, 200)
+    os.kill(worker, signal.SIGCONT)
+    # A firewall of another program flushes the second's rules, again and again.
+    flush_until_repaired(hosts[drift], lambda: agents[1].status()["drift"]["repairs"])
+    # The third is killed.
+    agents[2].kill()
+    wanted = {(uninspected, "NfqAgentUninspected"), (drift, "NfqAgentRulesRepaired"), (gone, "NfqAgentDown")}
+    until(lambda: prometheus.firing() == wanted, "these alerts and no other")
+    # The third host is gone.
+    servers[2].kill()
+    wanted = {*wanted, (gone, "NfqAgentTargetDown")} - {(gone, "NfqAgentDown")}
+    until(lambda: prometheus.firing() == wanted, "the alert of a host that cannot be scraped")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,17 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     for page in TOP.joinpath("docs").glob("*.md"):
         folder = site if page.stem == "index" else site / page.stem
         assert (folder / "index.html").is_file(), page
+
+
+def test_the_plot_shows_the_table() -> None:
+    plot = subprocess.run([sys.executable, TOP / "docs/make-plot"], capture_output=True, text=True, check=True).stdout
+    assert plot == (TOP / "docs/images/benchmark.svg").read_text()
+    table = (TOP / "tests/bench/NOTES.md").read_text()
+    for figure in re.findall(r">([\d,.]+ [a-zA-Z1][^<]*)</text>", plot):
+        assert f"| {figure} |" in table
+    page = (TOP / "docs/comparison.md").read_text()
+    for program in ("Suricata", "OpenSnitch", "nfqws", "mitmproxy", "HAProxy", "NeuVector"):
+        assert f"**{program}**" in page.partition("## What they do better")[2]
 
 
 def test_pages_of_the_top_folder_are_in_it() -> None:
