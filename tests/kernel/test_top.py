@@ -65,11 +65,13 @@ tcp_ports = [8080]
 """
 # Says a name, reads the answer, and keeps the connection.
 KEEP = """
-import http.server, socket, threading, time
-server = http.server.HTTPServer(("127.0.0.1", 8080), http.server.BaseHTTPRequestHandler)
-threading.Thread(target=server.serve_forever, daemon=True).start()
+import socket, time
+server = socket.create_server(("127.0.0.1", 8080))
 one = socket.create_connection(("127.0.0.1", 8080))
-one.sendall(b"HEAD / HTTP/1.1\\r\\nHost: a.test\\r\\n\\r\\n")
+other, _ = server.accept()
+one.sendall(b"GET / HTTP/1.1\\r\\nHost: a.test\\r\\n\\r\\n")
+assert other.recv(4096)
+other.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
 assert one.recv(4096)
 print("said", flush=True)
 time.sleep(60)
