@@ -5,12 +5,15 @@ Packets then reach Python only where an element has something to do with them, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from nfq_agent.flow import Flow
+from nfq_agent.flow_steps import FlowSteps
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet
-from nfq_agent.steps import MOST, Step, Steps
+from nfq_agent.step_chain import MOST, Steps
+from nfq_agent.steps import Die, Step
 from nfq_agent.verdict import ACCEPT, Verdict
 
 
@@ -35,15 +38,27 @@ class Compilable:
 class Compiled:
     """The compiled form of a chain. steps: it. Of the elements it keeps those that may have to be told of packets."""
 
-    def __init__(self, elements: Sequence[Compilable], steps: Sequence[Step], monitor: bool) -> None:
+    def __init__(self, elements: Sequence[Compilable], steps: Steps) -> None:
         self._elements = tuple(elements)
-        self.steps = Steps(steps, monitor)
+        self.steps = steps
 
-    def tell(self, packet: Packet, verdict: Verdict, which: int) -> None:
+    def tell(self, packet: Packet, flow: Flow | None, verdict: Verdict, which: int) -> None:
         """Tell elements of a packet. which: a bit for each."""
         for place, element in enumerate(self._elements):
             if which >> place & 1:
-                element.tell(packet, None, verdict)
+                element.tell(packet, flow, verdict)
+
+
+def step_of(element: Compilable) -> Step | None:
+    """The compiled form of an element; None if it has none."""
+    return element.compiled() if "compiled" in vars(type(element)) else None
+
+
+def _drops_unseen(elements: Sequence[Compilable], steps: Sequence[Step], own_lines: Collection[str] | None) -> bool:
+    """Whether a step may drop a packet that has to be shown, so that its drop is logged."""
+    if own_lines is None:
+        return False
+    return any(step.drops and element.name not in own_lines for element, step in zip(elements, steps, strict=True))
 
 
 def compiled_of(
@@ -55,10 +70,22 @@ def compiled_of(
     """
     if default is not ACCEPT or not 1 <= len(elements) <= MOST:
         return None
-    steps = []
-    for element in elements:
-        step = element.compiled() if "compiled" in vars(type(element)) else None
-        if step is None or (step.drops and own_lines is not None and element.name not in own_lines):
-            return None
-        steps.append(step)
-    return Compiled(elements, steps, monitor)
+    steps = [step for element in elements if (step := step_of(element)) is not None]
+    if len(steps) < len(elements) or _drops_unseen(elements, steps, own_lines):
+        return None
+    return Compiled(elements, Steps(steps, monitor))
+
+
+def compiled_beside(
+    steps: Mapping[Any, Step], table: FlowTable, first: bool, monitor: bool, own_lines: Collection[str] | None
+) -> Compiled | None:
+    """The compiled form of elements beside others that follow flows. None where dropped packets have to be shown.
+
+    first: those that judge do so before the others are asked.
+    """
+    if len(steps) > MOST or _drops_unseen(tuple(steps), tuple(steps.values()), own_lines):
+        return None
+    each_by_itself = any(step.changes or isinstance(step, Die) for step in steps.values())
+    if each_by_itself and any(step.goes_by_flow for step in steps.values()):
+        return None
+    return Compiled(tuple(steps), FlowSteps(tuple(steps.values()) or (Step(),), monitor, table, first))

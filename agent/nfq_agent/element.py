@@ -87,6 +87,8 @@ class PacketElement(HasOptions, HasAccess, Foreseeable, Compilable, Generic[O]):
     `reads_process` for itself, by its options. `keeps_facts`: the facts that it puts into flows; a rule on a fact needs such an
     element before it. `access`: what it needs besides packets, as files or sockets (`nfq_agent.access`).
 
+    `answers`: False for one whose `decide` always returns None.
+
     `context`: what the worker lends, set before `start`. `facts_read`: the facts that its answers follow from, None for any.
     Where each element of a chain names them, later HTTP requests for the same host need not be shown to it if it reads no more
     than the host.
@@ -102,6 +104,7 @@ class PacketElement(HasOptions, HasAccess, Foreseeable, Compilable, Generic[O]):
     lasting: bool = False
     reads_process: bool = False
     degrades: ClassVar[bool] = False
+    answers: ClassVar[bool] = True
     keeps_facts: ClassVar[tuple[str, ...]] = ()
     facts_read: tuple[str, ...] | None = None
 

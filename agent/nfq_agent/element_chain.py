@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from nfq_agent.compiled import Compiled, compiled_of
+from nfq_agent.compiled import Compiled, compiled_beside, compiled_of, step_of
 from nfq_agent.context import Context
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.flow import Account, Flow, Watch
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.foresight import Foresight, foresight_of
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import http1
+from nfq_agent.steps import Step
 from nfq_agent.verdict import ACCEPT, Action, Verdict
 
 _REASONED: Final = object()
@@ -51,12 +53,21 @@ class ElementChain:
         # Whether the answer of each is lasting: if it is, and all before it are, which left the packet to it.
         self._lasting = tuple((e.decide, all(other.lasting for other in asked[: end + 1])) for end, e in enumerate(asked))
         self._default_lasting = all(e.lasting for e in asked)
-        # Which packets of a flow have to be shown: to the elements up to the one that answers, and to those that amend.
-        self._watches = tuple(e.watches for e in asked)
-        self._amended_watches = tuple(e.watches for e in self._amending)
         # The place in `_deciding` of the element that answered last; None where all were asked and none answered.
         self._answered: int | None = None
         self.context = context or Context()
+        # Where others follow flows: those that judge and hear without them, in their compiled form.
+        self._steps: dict[PacketElement, Step] = {}
+        if self.needs is Needs.FLOW:
+            self._steps = {e: step for e in self._elements if (step := step_of(e)) is not None}
+        # Which packets of a flow have to be shown: to the elements up to the one that answers, and to those that amend or listen.
+        self._watches = tuple(_unwatched if e in self._steps else e.watches for e in asked)
+        self._later_watches = tuple(e.watches for e in self._amending if e not in self._steps) + tuple(
+            e.watches for e in self._steps if _overrides(e, "watches")
+        )
+        # Whether a packet was changed by an element that changes each by itself.
+        self._changed = False
+        self._changes = any(e in self._steps for e in self._amending)
         # Whether the answers to two HTTP requests for the same host are the same.
         self._by_host = all(e.facts_read is not None and _DETAILS.isdisjoint(e.facts_read) for e in self._elements)
         self._amended_lasting = all(e.lasting for e in self._amending)
@@ -82,18 +93,25 @@ class ElementChain:
     @property
     def watched(self) -> bool:
         """True where every element says which packets of a flow it has to be shown, so that others need not be."""
-        active = (e for e in self._elements if _overrides(e, "decide") or _overrides(e, "amend"))
-        return self.needs is Needs.FLOW and not self._listeners and all(_overrides(e, "watches") for e in active)
+        others = [e for e in self._elements if e not in self._steps]
+        active = (e for e in others if _overrides(e, "decide") or _overrides(e, "amend"))
+        if self.needs is not Needs.FLOW or any(_overrides(e, "judged") for e in others):
+            return False
+        # Of what such a step changes, nobody who follows flows would know.
+        changed = any(step.changes for step in self._steps.values())
+        return all(_overrides(e, "watches") for e in active) and not (changed and self._followers)
 
     def watch(self, flow: Flow) -> int:
         """Which packets of the flow of the packet that was decided last have to be shown from now on."""
         if flow.ahead or flow.unsound:
             # The answer was for that packet alone.
             return Watch.ALL
+        if self._changed or (self._answered is not None and self._deciding[self._answered] in self._steps):
+            return Watch.ALL
         flow.expects = None
         watch: int = Watch.NOTHING
         requests = self._by_host
-        for watches in (*self._watches[: self._asked_count], *self._amended_watches):
+        for watches in (*self._watches[: self._asked_count], *self._later_watches):
             wanted = watches(flow)
             watch |= wanted
             # One that reads the client's payload for itself is shown all of it.
@@ -102,15 +120,48 @@ class ElementChain:
 
     def foresight(self) -> Foresight | None:
         """What the elements answer to openings, where that can be told."""
-        can = self.watched and self._by_host and not self._followers
-        if not can:
+        if not self.watched or not self._by_host or self._followers or any(s.shows_openings for s in self._steps.values()):
             return None
-        context = self.context
-        return foresight_of(self._deciding, self._amending, self._default, context.flows, context.decisions)
+        # What an element in between drops, those behind it were never asked about.
+        places = self._judging_places()
+        if places != list(range(len(places))):
+            return None
+        deciding, amending = ([e for e in group if e not in self._steps] for group in (self._deciding, self._amending))
+        return foresight_of(deciding, amending, self._default, self.context.flows, self.context.decisions)
+
+    def compiled_beside(self, table: FlowTable, monitor: bool, own_lines: Collection[str] | None, whole: bool) -> Compiled | None:
+        """The elements that follow no flow in their compiled form, beside `table`; None where that is not possible.
+
+        whole: all packets are judged here, whatever flow they are of. Raises no exception.
+        """
+        asked, places = self._asked_with_steps(), self._judging_places()
+        first = places == list(range(len(places)))
+        if places and first and not whole:
+            return None
+        # Those that judge stand in front of all others, or between those that never answer and those that may.
+        silent = next((place for place, e in enumerate(asked) if e.answers and e not in self._steps), len(asked))
+        if not first and places != list(range(silent - len(places), silent)):
+            return None
+        return compiled_beside(self._steps, table, first, monitor, own_lines)
 
     def compiled(self, monitor: bool, own_lines: Collection[str] | None) -> Compiled | None:
-        """The elements in their compiled form, where each has one (see `compiled_of`)."""
+        """The elements in their compiled form, where each has one and none follows flows (see `compiled_of`)."""
+        if self.needs is Needs.FLOW:
+            return None
         return compiled_of(self._elements, self._default, monitor, own_lines)
+
+    def _asked_with_steps(self) -> list[PacketElement]:
+        """The elements that may judge or find facts."""
+        return [e for e in self._deciding if e not in self._steps or self._steps[e].judges]
+
+    def _judging_places(self) -> list[int]:
+        """Where among them those stand that follow no flow."""
+        return [place for place, e in enumerate(self._asked_with_steps()) if e in self._steps]
+
+    @property
+    def has_steps(self) -> bool:
+        """True where elements in their compiled form stand beside those that follow flows."""
+        return bool(self._steps)
 
     @property
     def follows(self) -> bool:
@@ -157,6 +208,7 @@ class ElementChain:
         return ACCEPT if self._default.action is Action.DROP and needed_by_link(packet) else self._default
 
     def _decide_and_amend(self, packet: Packet, flow: Flow | None) -> Verdict:
+        self._changed = False
         lasting = self._default_lasting
         for place, (decide, all_lasting) in enumerate(self._lasting):
             verdict = decide(packet, flow)
@@ -175,8 +227,10 @@ class ElementChain:
                 return verdict
             # The other direction of a denied flow may be accepted, packet by packet.
             lasting = lasting and flow is not None and self not in flow.state
+        before = verdict
         for amend in self._amenders:
             verdict = amend(packet, flow, verdict, lasting)
+        self._changed = self._changes and verdict is not before
         return verdict
 
     def asked(self) -> tuple[PacketElement, ...]:
@@ -211,6 +265,10 @@ class ElementChain:
         """Stop them in reverse order."""
         for element in reversed(self._elements):
             element.stop()
+
+
+def _unwatched(_: Flow) -> int:
+    return Watch.NOTHING
 
 
 def _overrides(element: PacketElement, method: str) -> bool:

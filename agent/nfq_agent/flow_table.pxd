@@ -29,7 +29,10 @@ cdef class FlowTable(Answering):
     # What is answered to connections that no element is shown, or None.
     cdef Openings openings
     cdef public bint shows_openings
+    # Whether a packet has to be shown that may tell more of its flow than is known: of one that is accepted, and of others.
+    cdef bint shows, shows_denied
 
+    cdef bint note(self, const uint8_t *packet, size_t copied, size_t length) noexcept nogil
     cdef void start_turn(self, double now) noexcept
     cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil
     cdef uint8_t _open(

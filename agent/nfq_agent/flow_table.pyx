@@ -12,7 +12,9 @@ from libc.string cimport memcmp, memcpy, memset
 
 from .answering cimport Answering
 from .expected cimport drop_request, expect, heard_of, opening_of, passes_settled
-from .flow_entry cimport ASK, K_NEW, O_EARLIER, O_HTTP, O_SYN, O_TLS, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry
+from .flow_entry cimport (
+    ASK, K_NEW, K_REQUEST, O_EARLIER, O_HTTP, O_SYN, O_TLS, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry,
+)
 from .flow_key cimport ends_of, hash_of, key_of
 from .host_name cimport LONGEST_NAME
 from .flow_order cimport append, detach
@@ -30,6 +32,8 @@ cdef enum:
     # A flow that was not answered and sent fewer packets than this is half open, as all flows of a flood from spoofed addresses are.
     SETTLED_BY = 3
     HALF_OPEN = 0
+    # The index of ACCEPT.
+    ACCEPTS = 0
     SETTLED = 1
     BOTH = 3
 
@@ -93,7 +97,7 @@ cdef class FlowTable(Answering):
             entry.flow = <PyObject *>flow
         else:
             entry = &self.entries[place]
-            flow = self._show(place, now) if entry.unshown else <object>entry.flow
+            flow = self._show(place, now) if entry.flow == NULL else <object>entry.flow
         self._see(place, down, length)
         # Until it is settled, every packet is asked about.
         entry.verdict = ASK
@@ -217,8 +221,11 @@ cdef class FlowTable(Answering):
             return ASK
         place = self._find(key, hash_of(key, self.seed))
         if place == 0:
-            return self._open(key, 0, packet, length, &segment, ready)
+            return ASK if self.shows else self._open(key, 0, packet, length, &segment, ready)
         entry = &self.entries[place]
+        if self.shows if entry.verdict == ACCEPTS else self.shows_denied:
+            if entry.unshown or entry.known & K_REQUEST or (entry.watch & W_REQUEST and segment.size):
+                return ASK
         if entry.unshown:
             if from_syn(entry, &segment):
                 return self._open(key, place, packet, length, &segment, ready)
@@ -233,6 +240,20 @@ cdef class FlowTable(Answering):
             return ASK
         self._see(place, segment.down, length)
         return entry.verdict
+
+    cdef bint note(self, const uint8_t *packet, size_t copied, size_t length) noexcept nogil:
+        """Count a packet that was judged without its flow. False for one that is not plain."""
+        cdef uint8_t key[KEY]
+        cdef Segment segment
+        cdef uint32_t place
+        if not read_plain(packet, copied, length, key, &segment):
+            return False
+        place = self._find(key, hash_of(key, self.seed))
+        if place == 0:
+            place = self._add_entry(key)
+            self.entries[place].client = segment.down
+        self._see(place, segment.down, length)
+        return True
 
     cdef uint8_t _open(
         self, const uint8_t *key, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
@@ -284,12 +305,13 @@ cdef class FlowTable(Answering):
         return self._add(key, hash_of(key, self.seed))
 
     cdef object _show(self, uint32_t place, double now):
-        """The flow of a connection that no element was shown, with what is known of it."""
+        """The flow of which no element was shown a packet, with what is known of it."""
         cdef Entry *entry = &self.entries[place]
         flow = Flow(FiveTuple(*ends_of(entry.key, entry.client)), now, now)
-        flow.opening = Opening(*opening_of(entry, &self.kept))
-        entry.unshown = 0
-        entry.known = 0
+        if entry.unshown:
+            flow.opening = Opening(*opening_of(entry, &self.kept))
+            entry.unshown = 0
+            entry.known = 0
         Py_INCREF(flow)
         entry.flow = <PyObject *>flow
         return flow

@@ -5,6 +5,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from .plain_packet cimport P_TCP, P_UDP, ntohs
 
 cdef enum:
+    # Indices of the verdicts that every Answering knows.
+    I_ACCEPT = 0
+    I_DROP = 1
+    I_WOULD_DROP = 2
     # It leaves the packet to the next.
     PASS = 253
     # Those behind it hear of the packet; they do not; the element has to be told of it in Python.
@@ -65,8 +69,14 @@ cdef inline bint read_headers(const uint8_t *packet, size_t copied, View *view) 
 
 
 cdef class Step:
-    # Whether it needs the headers; the time; whether it may give a verdict, and a drop; whether it hears of packets.
-    cdef bint reads_headers, timed, decides, may_drop, hears
+    # Whether it needs the headers; the time; whether it may give a verdict, and a drop; whether it hears of packets; whether what it
+    # does with them follows from their flow too; whether it may change packets that are accepted.
+    cdef bint reads_headers, timed, decides, may_drop, hears, by_flow, amends
 
+    cdef void begin(self) noexcept nogil
     cdef uint8_t decide(self, const View *view) noexcept nogil
+    cdef void end(self, bint answered) noexcept nogil
+    cdef bint asks(self) noexcept nogil
+    cdef uint8_t amend(self, uint8_t index) noexcept nogil
+    cdef uint8_t would_hear(self, const View *view, uint8_t index) noexcept nogil
     cdef uint8_t hear(self, const View *view, uint8_t index) noexcept nogil

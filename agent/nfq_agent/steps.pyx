@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Elements in their compiled form, and a chain of them that judges packets without the interpreter. Pure: no I/O, no clock.
+"""Elements in their compiled form. Pure: no I/O, no clock.
 
 Each element asks its own step too, for packets that are shown to it: one state and one rule serve both ways.
 """
@@ -9,27 +9,19 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from .address_tokens cimport AddressTokens
-from .answering cimport Answering
-from .flow_entry cimport ASK
 from .flow_key cimport mix
 from .plain_packet cimport P_TCP, P_UDP, ntohs
-from .tokens cimport Held, Tokens, due, hold, take_token
+from .tokens cimport Held, Tokens, due, has_token, hold, take_token
 
 cdef enum:
-    # Indices of the verdicts that every Answering knows.
-    I_ACCEPT = 0
-    I_DROP = 1
-    I_WOULD_DROP = 2
-    # Steps of a chain, and flows whose choice is kept.
-    MOST_STEPS = 4
+    # Flows whose choice is kept.
     KEPT = 1024
     FLOW = 37
+    # What `chaos` does to a packet, a bit each: the drop, which needs no more than a verdict.
+    BROKEN_DROP = 1
     # FIN, SYN, RST, ACK; and SYN alone.
     OPENING = 0x17
     SYN = 0x02
-
-MOST = MOST_STEPS
-
 
 cdef class Step:
     """Neither judges nor hears."""
@@ -39,9 +31,47 @@ cdef class Step:
         """Whether it may drop a packet."""
         return self.may_drop
 
+    @property
+    def judges(self):
+        """Whether it may give a verdict of its own."""
+        return self.decides
+
+    @property
+    def changes(self):
+        """Whether it may give a verdict of its own, or another one than was given."""
+        return self.decides or self.amends
+
+    @property
+    def goes_by_flow(self):
+        """Whether it relies on the verdict of a flow to last."""
+        return False
+
+    @property
+    def shows_openings(self):
+        """Whether its element has to be shown every flow that begins."""
+        return False
+
+    cdef void begin(self) noexcept nogil:
+        """Another packet comes."""
+
     cdef uint8_t decide(self, const View *view) noexcept nogil:
         """The index of its verdict on a packet, or PASS."""
         return PASS
+
+    cdef void end(self, bint answered) noexcept nogil:
+        """Whether the packet is answered; else its element is asked about it, and answers the same."""
+
+    cdef bint asks(self) noexcept nogil:
+        """Whether its element has to change the packet, if that is accepted."""
+        return False
+
+    cdef uint8_t amend(self, uint8_t index) noexcept nogil:
+        """The index of the verdict in place of the one that was given."""
+        return index
+
+    cdef uint8_t would_hear(self, const View *view, uint8_t index) noexcept nogil:
+        """What `hear` would return."""
+        return H_NEXT
 
     cdef uint8_t hear(self, const View *view, uint8_t index) noexcept nogil:
         """Hear of a packet that gets the verdict with this index."""
@@ -83,7 +113,7 @@ cdef class LineLimit(Limited):
     cdef Tokens tokens
 
     def __cinit__(self, double per_second, double burst, bint drops_only, say):
-        self.hears = self.timed = True
+        self.hears = self.timed = self.by_flow = True
         self.limited = per_second > 0
         self.per_second = per_second
         self.tokens.left = self.burst = burst
@@ -97,6 +127,11 @@ cdef class LineLimit(Limited):
     cdef bint _take(self, double now) noexcept nogil:
         cdef bint taken = not self.limited or take_token(&self.tokens, self.per_second, self.burst, now)
         return self._counted(taken, now)
+
+    cdef uint8_t would_hear(self, const View *view, uint8_t index) noexcept nogil:
+        if self.drops_only and index == I_ACCEPT:
+            return H_NEXT
+        return H_TELL if not self.limited or has_token(&self.tokens, self.per_second, self.burst, view.now) else H_NEXT
 
     cdef uint8_t hear(self, const View *view, uint8_t index) noexcept nogil:
         if self.drops_only and index == I_ACCEPT:
@@ -114,6 +149,8 @@ cdef class AddressLimit(Limited):
     cdef AddressTokens tokens
     cdef uint8_t masks[2][16]
     cdef bint all, source
+    # Whether the packet at hand is within the rate, and the same for the packet that Python is asked about; -1 if it was not counted.
+    cdef int8_t taken, left
 
     def __cinit__(self, double per_second, double burst, uint32_t limit, str per, bytes mask, bytes mask6, say):
         if per not in ("source", "destination", "all") or len(mask) != 4 or len(mask6) != 16:
@@ -125,10 +162,15 @@ cdef class AddressLimit(Limited):
         memcpy(self.masks[1], <const char *>mask6, 16)
         self.reads_headers = not self.all
         self.timed = self.decides = self.may_drop = True
+        self.taken = self.left = -1
         self.say = say
 
     def take(self, const uint8_t[::1] address, double now):
         """Whether a packet with this address is within the rate; None where all count together. now: seconds since the epoch."""
+        cdef int8_t left = self.left
+        self.left = -1
+        if left >= 0:
+            return bool(left)
         if address is None:
             return self._take(NULL, 0, now)
         if address.shape[0] not in (4, 16):
@@ -144,10 +186,18 @@ cdef class AddressLimit(Limited):
         cdef bint taken = self.tokens.take(key, size, now)
         return self._counted(taken, now)
 
+    cdef void begin(self) noexcept nogil:
+        self.taken = self.left = -1
+
     cdef uint8_t decide(self, const View *view) noexcept nogil:
         if self.all:
-            return PASS if self._take(NULL, 0, view.now) else I_DROP
-        return PASS if self._take(view.src if self.source else view.dst, view.size, view.now) else I_DROP
+            self.taken = self._take(NULL, 0, view.now)
+        else:
+            self.taken = self._take(view.src if self.source else view.dst, view.size, view.now)
+        return PASS if self.taken else I_DROP
+
+    cdef void end(self, bint answered) noexcept nogil:
+        self.left = -1 if answered else self.taken
 
 
 cdef struct Choice:
@@ -167,8 +217,8 @@ cdef class Die(Step):
     cdef object throw
     cdef bint by_flow
     cdef uint8_t rest
-    # Of the packet that is judged: whether it is chosen, -1 if that is not known.
-    cdef int8_t chosen
+    # Of the packet that is judged: whether it is chosen, -1 if that is not known. And what was thrown for the next one, if it was.
+    cdef int8_t chosen, thrown
     cdef Choice *kept
 
     def __cinit__(self, uint64_t one_in, throw, bint by_flow, rest):
@@ -179,7 +229,7 @@ cdef class Die(Step):
         self.may_drop = rest == "drop"
         self.hears = True
         self.rest = I_DROP if rest == "drop" else I_ACCEPT
-        self.chosen = -1
+        self.chosen = self.thrown = -1
         if by_flow:
             self.kept = <Choice *>calloc(KEPT, sizeof(Choice))
             if self.kept == NULL:
@@ -188,21 +238,26 @@ cdef class Die(Step):
     def __dealloc__(self):
         free(self.kept)
 
-    def count(self):
-        """Whether the next packet is chosen by its number."""
-        return self._count()
+    def choose(self):
+        """Whether the next packet is chosen, where that does not follow from its flow."""
+        cdef bint chosen = self._next()
+        self._advance()
+        return chosen
 
-    cdef bint _count(self) noexcept nogil:
-        self.counted += 1
-        if self.counted < self.one_in:
-            return False
-        self.counted = 0
-        return True
+    cdef bint _next(self) noexcept nogil:
+        """Whether the next packet is chosen; it stays the next one."""
+        if self.one_in:
+            return self.counted + 1 >= self.one_in
+        if self.thrown < 0:
+            self.thrown = self._throw()
+        return self.thrown
 
-    cdef bint _choose(self, const View *view) noexcept nogil:
-        if self.by_flow:
-            return self._choose_flow(view)
-        return self._count() if self.one_in else self._throw()
+    cdef void _advance(self) noexcept nogil:
+        self.thrown = -1
+        self.counted = 0 if self.counted + 1 >= self.one_in else self.counted + 1
+
+    cdef bint _is_chosen(self, const View *view) noexcept nogil:
+        return self._choose_flow(view) if self.by_flow else self._next()
 
     cdef bint _throw(self) noexcept with gil:
         return self.throw()
@@ -235,16 +290,28 @@ cdef class Die(Step):
         sport, dport = (ntohs(ports[0]), ntohs(ports[1])) if has_ports else (None, None)
         return self.throw(view.protocol, src, sport, dst, dport)
 
+    cdef void begin(self) noexcept nogil:
+        self.chosen = -1
+
     cdef uint8_t decide(self, const View *view) noexcept nogil:
         if not self.decides:
             return PASS
-        self.chosen = self._choose(view)
+        self.chosen = self._is_chosen(view)
         return PASS if self.chosen else self.rest
 
-    cdef uint8_t hear(self, const View *view, uint8_t index) noexcept nogil:
-        cdef bint chosen = self._choose(view) if self.chosen < 0 else self.chosen
-        self.chosen = -1
+    cdef void end(self, bint answered) noexcept nogil:
+        if answered and self.chosen >= 0:
+            self._advance()
+
+    cdef uint8_t would_hear(self, const View *view, uint8_t index) noexcept nogil:
+        cdef bint chosen = self._is_chosen(view) if self.chosen < 0 else self.chosen
         return H_NEXT if chosen else H_END
+
+    cdef uint8_t hear(self, const View *view, uint8_t index) noexcept nogil:
+        if self.chosen < 0:
+            self.chosen = self._is_chosen(view)
+            self._advance()
+        return H_NEXT if self.chosen else H_END
 
 
 cdef class OpeningHeard(Step):
@@ -253,70 +320,64 @@ cdef class OpeningHeard(Step):
     def __cinit__(self):
         self.hears = self.reads_headers = True
 
-    cdef uint8_t hear(self, const View *view, uint8_t index) noexcept nogil:
+    cdef uint8_t would_hear(self, const View *view, uint8_t index) noexcept nogil:
         return H_TELL if view.protocol == P_TCP and view.flags & OPENING == SYN else H_NEXT
 
+    cdef uint8_t hear(self, const View *view, uint8_t index) noexcept nogil:
+        return self.would_hear(view, index)
 
-cdef class Steps(Answering):
-    """The steps of a whole chain, four at most, in their order. What none of them judges is accepted. monitor: so is what is dropped."""
 
-    cdef Step first, second, third, fourth
-    cdef bint reads_headers, decides
-    cdef uint8_t dropped
+cdef class FlowLines(Step):
+    """`log` with a line for each flow, which is shown the packets that have one. all: also those of flows that are accepted."""
 
-    def __init__(self, steps, bint monitor):
-        if not 1 <= len(steps) <= MOST_STEPS:
-            raise ValueError(f"{len(steps)} steps; allowed: 1 to {MOST_STEPS}")
-        self.first, self.second, self.third, self.fourth = [*steps, Step(), Step(), Step()][:MOST_STEPS]
-        cdef Step step
-        for step in steps:
-            self.reads_headers |= step.reads_headers
-            self.timed |= step.timed
-            self.decides |= step.decides
-            self.hears |= step.hears
-        self.dropped = I_WOULD_DROP if monitor else I_DROP
+    cdef bint all
 
-    def look_up(self, const uint8_t[::1] packet not None, double now):
-        """The verdict on a packet, None to ask the chain; and the elements that have to be told of it, a bit each."""
-        self.now = now
-        cdef uint8_t index = self.look(&packet[0] if packet.shape[0] else NULL, packet.shape[0], packet.shape[0], True)
-        return (None, 0) if index == ASK else (self.verdicts[index], self.tells)
+    def __cinit__(self, bint all):
+        self.all = all
+        self.hears = True
 
-    cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil:
-        cdef View view
-        cdef uint8_t index = PASS
-        self.tells = 0
-        view.now = self.now
-        if self.reads_headers and not read_headers(packet, copied, &view):
-            return ASK
-        if self.decides:
-            index = self._decide(&view)
-        index = I_ACCEPT if index == PASS else self.dropped if index == I_DROP else index
-        if self.hears:
-            self._hear(&view, index)
-        return index
+    @property
+    def goes_by_flow(self):
+        return True
 
-    cdef inline uint8_t _decide(self, const View *view) noexcept nogil:
-        cdef uint8_t index = self.first.decide(view)
-        if index == PASS:
-            index = self.second.decide(view)
-        if index == PASS:
-            index = self.third.decide(view)
-        if index == PASS:
-            index = self.fourth.decide(view)
-        return index
+    @property
+    def shows_openings(self):
+        return self.all
 
-    cdef inline void _hear(self, const View *view, uint8_t index) noexcept nogil:
-        cdef uint8_t said = self.first.hear(view, index)
-        if said == H_TELL:
-            self.tells |= 1
-        if said != H_END:
-            said = self.second.hear(view, index)
-            if said == H_TELL:
-                self.tells |= 2
-        if said != H_END:
-            said = self.third.hear(view, index)
-            if said == H_TELL:
-                self.tells |= 4
-        if said != H_END and self.fourth.hear(view, index) == H_TELL:
-            self.tells |= 8
+
+cdef class Odds(Step):
+    """What `chaos` does to packets that are accepted. throw: what happens to the next one, a bit each: 1 for a drop, 0 for nothing."""
+
+    cdef object throw
+    # -1 if it was not thrown for yet.
+    cdef int thrown
+
+    def __cinit__(self, throw):
+        self.throw = throw
+        self.thrown = -1
+        self.amends = self.may_drop = True
+
+    def take(self):
+        """What happens to the next packet."""
+        cdef int thrown = self._next()
+        self.thrown = -1
+        return thrown
+
+    cdef int _next(self) noexcept nogil:
+        if self.thrown < 0:
+            self.thrown = self._throw()
+        return self.thrown
+
+    cdef int _throw(self) noexcept with gil:
+        return self.throw()
+
+    cdef bint asks(self) noexcept nogil:
+        return self._next() > BROKEN_DROP
+
+    cdef uint8_t amend(self, uint8_t index) noexcept nogil:
+        cdef int thrown
+        if index != I_ACCEPT:
+            return index
+        thrown = self._next()
+        self.thrown = -1
+        return I_DROP if thrown == BROKEN_DROP else index

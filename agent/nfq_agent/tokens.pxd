@@ -31,6 +31,12 @@ cdef inline bint take_token(Tokens *tokens, double per_second, double burst, dou
     return True
 
 
+cdef inline bint has_token(const Tokens *tokens, double per_second, double burst, double now) noexcept nogil:
+    """Whether `take_token` would take one."""
+    cdef double elapsed = now - tokens.last
+    return (min(burst, tokens.left + elapsed * per_second) if elapsed > 0.0 else tokens.left) >= 1.0
+
+
 cdef inline void hold(Held *held, double now) noexcept nogil:
     """One more was held back."""
     if held.count == 0:

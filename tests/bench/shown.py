@@ -22,6 +22,7 @@ from nfq_agent.element import PacketElement
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements import packet_element
 from nfq_agent.flow_memory import SIZE, FlowMemory
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.testing import tcp, udp
@@ -74,6 +75,7 @@ def cost(packets: list[Packet], with_table: bool) -> tuple[float, int]:
     """Microseconds of all, and how many were shown."""
     judged = judge()
     table = judged.settle_flows() if with_table else None
+    assert table is None or isinstance(table, FlowTable)
     shown = 0
     for packet in packets:
         # The headers are decoded again.

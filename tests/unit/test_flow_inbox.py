@@ -15,7 +15,8 @@ from nfq_agent.host.nfqueue.channel import make_packet
 from nfq_agent.host.nfqueue.flow_inbox import FlowInbox
 from nfq_agent.host.nfqueue.messages import MSG_PACKET, MSG_VERDICT, MSG_VERDICT_BATCH, VerdictMessages
 from nfq_agent.packet import Packet
-from nfq_agent.steps import Die, LineLimit, OpeningHeard, Steps
+from nfq_agent.step_chain import Steps
+from nfq_agent.steps import Die, LineLimit, OpeningHeard
 from nfq_agent.testing import tcp, udp
 from nfq_agent.verdict import ACCEPT, DROP, RETAIN, WOULD_DROP, Action, Verdict
 

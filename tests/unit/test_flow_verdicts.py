@@ -14,6 +14,7 @@ from nfq_agent.element import PacketElement
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements import packet_element
 from nfq_agent.flow import Flow, Watch
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.openings import is_plain_request
 from nfq_agent.packet import Packet
 from nfq_agent.protocols import Found, http1
@@ -26,7 +27,7 @@ def differences(policies: list[str], seed: int, talks: int, tuples: int, monitor
     """Where the two differ; how many packets there were, and how many of them the chain was not shown."""
     whole, quick = judge(policies, monitor), judge(policies, monitor)
     table = quick.settle_flows()
-    assert table is not None
+    assert isinstance(table, FlowTable)
     found: list[str] = []
     count = unshown = 0
     for now, packet in conversations(seed, talks, tuples):
@@ -89,6 +90,7 @@ def shown_to(element: Shy) -> list[bytes]:
         ElementChain([element], ACCEPT), WorkerSettings(1, ACCEPT, DROP, False), Counters(), print, lambda *_: None
     )
     table = judge.settle_flows()
+    assert table is None or isinstance(table, FlowTable)
     client, server = "192.0.2.1:40000", "198.51.100.1:80"
     for packet in (
         tcp(client, server, flags="S"), tcp(server, client, flags="SA"), tcp(client, server, flags="A"),
@@ -112,7 +114,7 @@ def test_an_element_that_says_nothing_is_shown_every_packet() -> None:
 def test_what_is_not_plain_is_shown() -> None:
     judge = PacketJudge(ElementChain([Shy()], ACCEPT), WorkerSettings(1, ACCEPT, DROP, False), Counters(), print, lambda *_: None)
     table = judge.settle_flows()
-    assert table is not None
+    assert isinstance(table, FlowTable)
     packet = tcp("192.0.2.1:40000", "198.51.100.1:80", flags="A")
     judge.verdict(packet)
     assert table.look_up(packet.payload, packet.length, 1.0) is ACCEPT
@@ -135,7 +137,7 @@ def test_later_requests_for_the_same_host_are_not_shown_and_others_are() -> None
     """A third request for a denied host does not pass, whatever was not shown before it."""
     whole, quick = judge(["allow-list"]), judge(["allow-list"])
     table = quick.settle_flows()
-    assert table is not None
+    assert isinstance(table, FlowTable)
     client, server = "192.0.2.1:40000", "198.51.100.1:80"
     packets = [tcp(client, server, flags="S", seq=0), tcp(server, client, flags="SA", ack=1)]
     sent = 1

@@ -109,7 +109,7 @@ def test_what_programs_send_is_plain() -> None:
 
 def test_a_connection_that_is_accepted_is_never_shown() -> None:
     table = judge(["allow-list"]).settle_flows()
-    assert table is not None
+    assert isinstance(table, FlowTable)
     for start in (5, 0xFFFFFFFF, 77):
         for message, more in ((HELLO, REST), (HEAD, HEAD)):
             # The second and later ones have the five-tuple of one that is over.
@@ -137,7 +137,7 @@ def test_a_connection_that_is_accepted_is_never_shown() -> None:
 def test_what_is_not_accepted_is_shown_and_judged_as_ever(message: bytes, more: bytes) -> None:
     whole, quick = judge(["allow-list"]), judge(["allow-list"])
     table = quick.settle_flows()
-    assert table is not None
+    assert isinstance(table, FlowTable)
     shown = 0
     for packet in opening(message, more=more):
         whole.now = quick.now = 1.0
@@ -155,7 +155,7 @@ def test_what_is_known_of_a_connection_is_the_same(tuples: int) -> None:
         memories = [FlowMemory(memoryview(bytearray(SIZE)), bytes(16)) for _ in range(2)]
         whole, quick = (judge(["left-open", "allow-list"], context=Context(flows=memory)) for memory in memories)
         table = quick.settle_flows()
-        assert table is not None
+        assert isinstance(table, FlowTable)
         seen = set()
         for now, packet in conversations(seed, 40, tuples):
             whole.now = quick.now = now
@@ -222,7 +222,7 @@ def test_a_chain_that_fails_is_asked_again_and_the_packet_is_shown() -> None:
 
 def test_openings_are_shown_while_that_is_wanted() -> None:
     table = judge(["allow-list"]).settle_flows()
-    assert table is not None
+    assert isinstance(table, FlowTable)
     for wanted in (False, True, False):
         table.shows_openings = wanted
         (syn, *_) = opening(HELLO, start=5 + wanted, client=f"192.0.2.1:{50000 + wanted}")
@@ -241,7 +241,7 @@ def test_ports_that_stand_apart_are_shown() -> None:
 @pytest.mark.parametrize(("name", "unshown"), [("allow-list", True), ("block-list", True), ("allow-list-careful", False)])
 def test_openings_are_answered_where_the_chain_lets_them_pass_at_first(name: str, unshown: bool) -> None:
     table = judge([name]).settle_flows()
-    assert table is not None
+    assert isinstance(table, FlowTable)
     (syn, *_) = opening(HELLO)
     assert (table.look_up(syn.payload, syn.length, 1.0) is ACCEPT) == unshown
 
@@ -259,7 +259,7 @@ RECORDS: Final = (
 def test_records_behind_a_hello_are_read_as_the_parser_reads_them(segments: list[list[bytes]]) -> None:
     whole, quick = judge(["allow-list"]), judge(["allow-list"])
     table = quick.settle_flows()
-    assert table is not None
+    assert isinstance(table, FlowTable)
     packets = list(opening(HELLO, ends=False))
     at = 6 + len(HELLO)
     for records in segments:
@@ -276,7 +276,7 @@ def test_with_offload_the_first_message_is_shown_and_marked() -> None:
     offload = [("offload", {"mark": "0x4e000000/0xff000000"})]
     whole, quick = (judge(["allow-list"], behind=offload) for _ in range(2))
     table = quick.settle_flows()
-    assert table is not None
+    assert isinstance(table, FlowTable)
     shown = []
     for packet in opening(HELLO, ends=False):
         got = table.look_up(packet.payload, packet.length, 1.0)
@@ -292,7 +292,7 @@ def test_with_offload_the_first_message_is_shown_and_marked() -> None:
 def test_a_reset_and_a_repeated_syn_with_another_number_are_shown() -> None:
     whole, quick = judge(["allow-list"]), judge(["allow-list"])
     table = quick.settle_flows()
-    assert table is not None
+    assert isinstance(table, FlowTable)
     packets = [
         *opening(HELLO, ends=False), tcp(CLIENT, SERVER, flags="S", seq=900),
         tcp(CLIENT, SERVER, client_hello("a.bad.test"), seq=901), tcp(CLIENT, SERVER, client_hello("a.bad.test"), seq=6),

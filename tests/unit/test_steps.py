@@ -41,9 +41,13 @@ LOGS: list[Mapping[str, Any]] = [
     {"per_second": 2}, {"per_second": 0}, {"per_second": 1, "burst": 5, "only": "drop"}, {"per_second": 3, "only": "all"},
 ]  # fmt: skip
 MONITORS: list[Mapping[str, Any]] = [{}, {"per_source": "2/s"}, {"memory": 1}]
+BROKEN: list[Mapping[str, Any]] = [
+    {"drop": 0.4, "seed": 1}, {"drop": 0.2, "delay": 0.2, "delay_for": "1s", "jitter": "10ms", "seed": 5},
+    {"corrupt": 0.3, "duplicate": 0.3, "seed": 4}, {"drop": 1.0, "seed": 0},
+]  # fmt: skip
 ELEMENTS = st.one_of(
     *(st.tuples(st.just(kind), st.sampled_from(tables)) for kind, tables in (
-        ("sample", SAMPLES), ("rate-limit", LIMITS), ("log", LOGS), ("syn-monitor", MONITORS)
+        ("sample", SAMPLES), ("rate-limit", LIMITS), ("log", LOGS), ("syn-monitor", MONITORS), ("chaos", BROKEN)
     ))
 )  # fmt: skip
 
@@ -123,8 +127,9 @@ def test_a_compiled_chain_says_what_the_elements_say(
         if answer is None:
             answer = in_python(chain, packet, monitor)
         elif which:
-            compiled.tell(packet, answer, which)
-        assert answer is verdict
+            compiled.tell(packet, None, answer, which)
+        assert answer == verdict
+        assert (answer is WOULD_DROP) == (verdict is WOULD_DROP)
         assert said == expected
     for each in (reference, chain):
         each.stop()
@@ -193,7 +198,8 @@ class Loud(FiveTupleLog):
         ([("log", {"each": "flow"})], None, False),
         ([("rate-limit", {"rate": "1/s"}), ("log", {}), ("sample", {"one_in": 2}), ("syn-monitor", {})], None, True),
         ([("log", {})] * 5, None, False),
-        ([("log", {}), ("chaos", {"drop": 0.5})], None, False),
+        ([("log", {}), ("chaos", {"drop": 0.5})], None, True),
+        ([("chaos", {"drop": 0.5})], {"log"}, False),
         # A drop without a line of its element has to be shown, so that the worker logs it.
         ([("sample", {"one_in": 2, "rest": "drop"})], {"log"}, False),
         ([("sample", {"one_in": 2, "rest": "accept"})], {"log"}, True),

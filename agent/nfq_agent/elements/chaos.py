@@ -12,11 +12,15 @@ from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet
+from nfq_agent.steps import Odds as Dice
+from nfq_agent.steps import Step
 from nfq_agent.values import Duration
 from nfq_agent.verdict import DROP, Action, Verdict
 
 # Copies are remembered until the queue returns them, so that a copy is not copied again.
 _COPIES: Final = 256
+# What happens to a packet, a bit each.
+_DROP, _CORRUPT, _DUPLICATE, _DELAY = 1, 2, 4, 8
 Odds = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -54,10 +58,13 @@ class Chaos(PacketElement[ChaosOptions]):
     it arrives on loopback, which rp_filter may refuse.
     """
 
+    facts_read = ()
+
     def __init__(self, name: str, options: ChaosOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         self.needs = self.needs_of(options)
         self._random = random.Random(options.seed)
+        self._dice = Dice(self._throw)
         self._waiting: list[float] = []
         self._copies: dict[bytes, bool] = {}
 
@@ -78,20 +85,32 @@ class Chaos(PacketElement[ChaosOptions]):
 
     def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
         """Change, drop or delay a packet that the other elements accept unchanged."""
-        options, chance = self.options, self._random.random
         if verdict.action is not Action.ACCEPT or not verdict.plain:
             return verdict
-        if options.drop and chance() < options.drop:
+        happens = self._dice.take()
+        if happens & _DROP:
             return DROP
         change: dict[str, Any] = {}
-        if options.corrupt and chance() < options.corrupt and (damaged := self._damaged(packet)) is not None:
+        if happens & _CORRUPT and (damaged := self._damaged(packet)) is not None:
             change["payload"] = damaged
             change["exact"] = self.options.checksum == "keep"
-        if options.duplicate and chance() < options.duplicate and not packet.truncated and not self._is_copy(packet):
+        if happens & _DUPLICATE and packet.payload and not packet.truncated and not self._is_copy(packet):
             change["inject"] = (packet.payload,)
-        if options.delay and chance() < options.delay and (seconds := self._wait(packet.time)) > 0:
+        if happens & _DELAY and (seconds := self._wait(packet.time)) > 0:
             change["delay"] = seconds
         return Verdict(Action.ACCEPT, **change) if change else verdict
+
+    def compiled(self) -> Step:
+        """The dice. A packet that is only dropped, or left as it is, need not be shown."""
+        return self._dice
+
+    def _throw(self) -> int:
+        """What happens to the next packet."""
+        options, chance = self.options, self._random.random
+        if options.drop and chance() < options.drop:
+            return _DROP
+        odds = (_CORRUPT, options.corrupt), (_DUPLICATE, options.duplicate), (_DELAY, options.delay)
+        return sum(what for what, share in odds if share and chance() < share)
 
     def _is_copy(self, packet: Packet) -> bool:
         """Whether the packet is a copy that was sent here; otherwise it gets one."""

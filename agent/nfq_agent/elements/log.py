@@ -12,10 +12,10 @@ from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.elements.interface_names import name_lookup
 from nfq_agent.facts import ends, who, words
 from nfq_agent.facts import fields as fields_of
-from nfq_agent.flow import Flow
+from nfq_agent.flow import Flow, Watch
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.packet import Packet, PacketError, hook_name
-from nfq_agent.steps import LineLimit, Step
+from nfq_agent.steps import FlowLines, LineLimit, Step
 from nfq_agent.verdict import WOULD_DROP, Action, Verdict
 
 # After how many packets a flow that is accepted gets its line although it has no name yet.
@@ -45,6 +45,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
     needs = Needs.HEADERS
     pure = True
     degrades = True
+    facts_read = ()
     limits_itself = True
 
     def __init__(self, name: str, options: LogOptions, emit: Emit) -> None:
@@ -75,9 +76,13 @@ class FiveTupleLog(PacketElement[LogOptions]):
         if self._limit.take(packet.time):
             self.tell(packet, flow, verdict)
 
-    def compiled(self) -> Step | None:
-        """The limit, where each packet has a line of its own."""
-        return None if self._by_flow else self._limit
+    def compiled(self) -> Step:
+        """The limit; where each flow has a line, it is shown the packets that may have one."""
+        return FlowLines(not self._drops_only) if self._by_flow else self._limit
+
+    def watches(self, flow: Flow) -> int:
+        """All while a flow waits for its line; what lasts has no other one."""
+        return Watch.ALL if self._by_flow and not self._drops_only and self._waits_for_name(flow) else Watch.NOTHING
 
     def tell(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
         """Write the line of a packet."""
@@ -119,10 +124,13 @@ class FiveTupleLog(PacketElement[LogOptions]):
         word = _outcome(verdict)
         if word == flow.state.get(self):
             return False
-        if flow.undecided and flow.packets < _WAITS and word == "accept":
+        if word == "accept" and self._waits_for_name(flow):
             return False
         flow.state[self] = word
         return True
+
+    def _waits_for_name(self, flow: Flow) -> bool:
+        return flow.undecided and flow.packets < _WAITS
 
     def stop(self) -> None:
         """Emit the count that was not emitted yet."""

@@ -33,6 +33,8 @@ class RateLimitOptions(element.Options):
 class RateLimit(PacketElement[RateLimitOptions]):
     """A token bucket for each address. Drops are counted, and logged every ten seconds at most."""
 
+    facts_read = ()
+
     def __init__(self, name: str, options: RateLimitOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         self.needs = self.needs_of(options)

@@ -39,6 +39,8 @@ class SampleOptions(element.Options):
 class Sample(PacketElement[SampleOptions]):
     """Chooses packets, or flows, and remembers the choice until the packet's verdict is given."""
 
+    facts_read = ()
+
     def __init__(self, name: str, options: SampleOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         self.needs = self.needs_of(options)
@@ -77,7 +79,7 @@ class Sample(PacketElement[SampleOptions]):
                 return self._is_chosen(*packet.headers.five_tuple)
             except PacketError:
                 return False
-        return self._die.count() if self.options.one_in else self._throw()
+        return self._die.choose()
 
     def _throw(self) -> bool:
         return self._random.random() < self._share

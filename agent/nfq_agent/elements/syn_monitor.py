@@ -29,6 +29,7 @@ class SynMonitor(PacketElement[SynMonitorOptions]):
     """Logs every packet that opens a connection, as iptables' --syn matches it; once, also if it is queued or sent again."""
 
     limits_itself = True
+    facts_read = ()
     needs = Needs.HEADERS
     pure = True
     lasting = True

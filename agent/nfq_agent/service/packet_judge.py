@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from zlib import crc32
 
+from nfq_agent.answering import Answering
 from nfq_agent.checksum import mend
 from nfq_agent.compiled import Compiled
 from nfq_agent.counters import VERDICT_COUNTERS, Counters
@@ -26,7 +27,7 @@ from nfq_agent.repeats import MOST, RepeatBound
 from nfq_agent.service.drop_trace import DropTrace
 from nfq_agent.service.flow_watch import FlowWatch
 from nfq_agent.service.order import NOTHING_LOST, Order
-from nfq_agent.steps import Steps
+from nfq_agent.step_chain import Steps
 from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action, RewriteError, Verdict, VerdictError
 
 # A question and its answer.
@@ -146,15 +147,20 @@ class PacketJudge:
         """The flows; None where the chain follows none."""
         return self._flows
 
-    def settle_flows(self) -> FlowTable | None:
+    def settle_flows(self) -> Answering | None:
         """Let the flows know the verdicts of packets that no element has to be shown. None where every packet is shown."""
-        self._settles = self._chain.watched
-        if not self._settles or self._flows is None:
+        self._settles = False
+        if not self._chain.watched or self._flows is None:
             return None
+        settings = self._settings
+        self._compiled = self._chain.compiled_beside(self._flows, settings.monitor, settings.drop_lines, self._owners is None)
+        if self._compiled is None:
+            return None
+        self._settles = True
         if self._owners is None and (foresight := self._chain.foresight()) is not None:
             self._foresight = foresight
             self._flows.judge_openings(Openings(foresight.answer, foresight.reads, APART, foresight.memory, foresight.decisions))
-        return self._flows
+        return self._compiled.steps if self._chain.has_steps else self._flows
 
     def show_openings(self, most: int) -> list[Flow]:
         """Flows of connections that were accepted by their openings alone, which the elements take over now; `most` at once."""
@@ -179,7 +185,8 @@ class PacketJudge:
     def tell(self, packet: Packet, verdict: Verdict, which: int) -> None:
         """Tell the elements that listen which verdict the packet got. which: a bit for each element, 0 for all."""
         if which and self._compiled is not None:
-            self._ask(packet, self._compiled.tell, verdict, which)
+            flow = None if self._flows is None else self._flows.find(packet.headers.five_tuple)
+            self._ask(packet, self._compiled.tell, flow, verdict, which)
         else:
             self.judged(packet, verdict)
 
