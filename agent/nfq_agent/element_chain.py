@@ -97,7 +97,7 @@ class ElementChain:
         active = (e for e in others if _overrides(e, "decide") or _overrides(e, "amend"))
         if self.needs is not Needs.FLOW or any(_overrides(e, "judged") for e in others):
             return False
-        # Of what such a step changes, nobody who follows flows would know.
+        # What such a step changes would stay unknown to those who follow flows.
         changed = any(step.changes for step in self._steps.values())
         return all(_overrides(e, "watches") for e in active) and not (changed and self._followers)
 

@@ -1,6 +1,6 @@
 """The order of the flows by their last packet, in two lists: half-open flows and settled ones. Pure."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from .flow_entry cimport Entry
 
@@ -37,3 +37,15 @@ cdef inline void append(Entry *entries, Order *order, uint32_t place) noexcept n
         order.oldest[entry.kind] = place
     order.newest[entry.kind] = place
     order.number[entry.kind] += 1
+
+
+cdef inline void refresh(Entry *entries, Order *order, uint32_t place, uint8_t kind, uint32_t tick) noexcept nogil:
+    """A packet of an entry came: it moves to the end of the list of its kind. Within one tick the order stays as it is."""
+    cdef Entry *entry = &entries[place]
+    if kind == entry.kind and (entry.last == tick or order.newest[kind] == place):
+        entry.last = tick
+        return
+    entry.last = tick
+    detach(entries, order, place)
+    entry.kind = kind
+    append(entries, order, place)

@@ -12,12 +12,10 @@ from libc.string cimport memcmp, memcpy, memset
 
 from .answering cimport Answering
 from .expected cimport drop_request, expect, heard_of, opening_of, passes_settled
-from .flow_entry cimport (
-    ASK, K_NEW, K_REQUEST, O_EARLIER, O_HTTP, O_SYN, O_TLS, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry,
-)
+from .flow_entry cimport ASK, K_NEW, K_REQUEST, O_EARLIER, O_HTTP, O_SYN, O_TLS, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry
 from .flow_key cimport ends_of, hash_of, key_of
 from .host_name cimport LONGEST_NAME
-from .flow_order cimport append, detach
+from .flow_order cimport append, detach, refresh
 from .http_head cimport host_of_request
 from .openings cimport Openings
 from .plain_packet cimport F_ACK, F_SYN, KEY, P_TCP, Segment, read_plain
@@ -32,10 +30,9 @@ cdef enum:
     # A flow that was not answered and sent fewer packets than this is half open, as all flows of a flood from spoofed addresses are.
     SETTLED_BY = 3
     HALF_OPEN = 0
-    # The index of ACCEPT.
-    ACCEPTS = 0
     SETTLED = 1
     BOTH = 3
+    ACCEPTS = 0  # the index of ACCEPT
 
 _KEPT = frozenset((Action.ACCEPT, Action.DROP))
 
@@ -366,21 +363,15 @@ cdef class FlowTable(Answering):
         return True
 
     cdef void _see(self, uint32_t place, bint down, size_t length) noexcept nogil:
-        """A packet came. Within one sixteenth of a second the order of the flows stays as it is."""
+        """Count a packet of an entry."""
         cdef Entry *entry = &self.entries[place]
-        cdef uint8_t kind
         entry.packets += 1
         entry.counted[down] += 1
         entry.bytes[down] += length
         entry.seen |= 2 if down else 1
-        kind = SETTLED if entry.packets >= SETTLED_BY or entry.seen == BOTH else HALF_OPEN
-        if kind == entry.kind and (entry.last == self.tick or self.order.newest[kind] == place):
-            entry.last = self.tick
-            return
-        entry.last = self.tick
-        detach(self.entries, &self.order, place)
-        entry.kind = kind
-        append(self.entries, &self.order, place)
+        refresh(
+            self.entries, &self.order, place, SETTLED if entry.packets >= SETTLED_BY or entry.seen == BOTH else HALF_OPEN, self.tick
+        )
 
     cdef void _evict(self, uint32_t place):
         cdef Entry *entry = &self.entries[place]
