@@ -19,6 +19,7 @@ from subprocess import PIPE
 import pytest
 from agent import COMMAND, Agent, Started, ours, until
 from namespace import PATIENCE, ROOT, Namespace
+from reachable import reachable, seen
 from tcp_client import ask, server
 
 from nfq_agent.service import control
@@ -147,7 +148,7 @@ def with_file_capabilities(folder: Path, capabilities: str) -> tuple[str, ...]:
     return (
         "env",
         "LOG_FORMAT=console",
-        f"PYTHONPATH={':'.join(filter(None, sys.path))}",
+        f"PYTHONPATH={':'.join(seen(each) for each in sys.path if each)}",
         str(interpreter),
         "-m",
         "nfq_agent",
@@ -156,11 +157,13 @@ def with_file_capabilities(folder: Path, capabilities: str) -> tuple[str, ...]:
 
 
 def test_an_interpreter_with_a_capability_serves_as_the_agents_user(netns: Namespace) -> None:
+    reachable(netns)
     netns.run(*COMMAND, "apply")
     netns.run(*COMMAND, "remove")
     # What tmpfiles.d and RuntimeDirectory= do in the packaged unit.
     netns.shell("install -d -o proxyuser /run/nfq-agent; chgrp proxyuser /run/xtables.lock; chmod 0640 /run/xtables.lock")
-    with tempfile.TemporaryDirectory() as folder:
+    # Not /tmp, which may be mounted with nosuid: capabilities of files do not count there.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         command = with_file_capabilities(Path(folder), "cap_net_admin")
         user = ("setpriv", "--reuid=proxyuser", "--regid=proxyuser", "--clear-groups")
         with (Path(folder) / "log").open("w+") as log:
