@@ -136,6 +136,32 @@ def test_signals_that_raise_lose_no_packet(netns: Namespace, copy_range: int) ->
     assert netns.call(inside) == 20_000
 
 
+@pytest.mark.parametrize("iterated", [False, True])
+def test_a_signal_that_raises_where_a_run_ends_leaves_none_running(netns: Namespace, iterated: bool) -> None:
+    class Interrupted(Exception):
+        pass
+
+    class Raising(Queue):
+        raises = True
+
+        def _end(self, run: object) -> None:
+            # As the interpreter does it: a signal's handler runs before the first line of a function.
+            raises, self.raises = self.raises, False
+            if raises:
+                raise Interrupted
+            super()._end(run)
+
+    def inside() -> None:
+        with Raising(NUMBER) as queue:
+            for expected in (pytest.raises(Interrupted), nullcontext()):
+                queue.stop()
+                with expected:
+                    list(queue) if iterated else queue.run(lambda packet: ACCEPT)
+                assert not queue.running
+
+    netns.call(inside)
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_settings_that_two_threads_change_both_hold(netns: Namespace, running: bool) -> None:
     def inside() -> None:

@@ -62,7 +62,11 @@ class Queue(BoundQueue):
                 self._ledger.interrupted = True
             raise
         finally:
-            self._end(run)
+            try:
+                self._end(run)
+            finally:
+                # A signal handler may raise where the call begins, too: then nothing of it was done.
+                self._end(run)
 
     def _ask(self, callback: Callback) -> None:
         ledger = self._ledger
@@ -94,7 +98,11 @@ class Queue(BoundQueue):
                     self.wait()
             self._stop = False
         finally:
-            self._end(run)
+            try:
+                self._end(run)
+            finally:
+                # A signal handler may raise where the call begins, too: then nothing of it was done.
+                self._end(run)
 
     def __aiter__(self) -> AsyncIterator[Packet]:
         """The same in an event loop of asyncio, which is not blocked while no packet waits."""
@@ -133,9 +141,9 @@ class Queue(BoundQueue):
     def _end(self, run: object) -> None:
         # Also if a signal handler raised between two steps of a run.
         if self._run is run:
-            self._run = None
-            self._runner = None
             self._ledger.end_run()
+            self._runner = None
+            self._run = None
             with self._lock:
                 pass
             # A request that another thread made just before.
@@ -188,6 +196,9 @@ class _Awaited:
     def _end(self) -> None:
         run, self._run = self._run, None
         if run is not None:
-            self._queue._end(run)
+            try:
+                self._queue._end(run)
+            finally:
+                self._queue._end(run)
 
     __del__ = _end
