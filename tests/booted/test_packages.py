@@ -62,7 +62,7 @@ def test_the_dependencies_are_those_of_the_release(workshop: Layer, release: Rel
 
 def test_the_package_is_small(built: Packages) -> None:
     # pydantic's compiled core alone is 1.6 MB of it, the rest of pydantic 0.2, our own code 0.75, documentation 0.05.
-    assert built.deb.stat().st_size < 3_050_000
+    assert built.deb.stat().st_size < 3_200_000
 
 
 def test_documentation_and_samples_are_in_the_package(host: Container) -> None:
@@ -82,7 +82,7 @@ def test_documentation_and_samples_are_in_the_package(host: Container) -> None:
 
 def test_help_of_every_verb_from_the_package(host: Container) -> None:
     shown = host.run("nfq-agent", "--help").stdout
-    verbs = re.findall(r"^\W+([a-z-]+) {2,}", shown, re.MULTILINE)
+    verbs = re.findall(r"^│ ([a-z][a-z-]*) ", shown, re.MULTILINE)
     assert {"demo", "top", "metrics", "export"} <= set(verbs)
     done = host.shell("for verb in " + " ".join(verbs) + "; do nfq-agent $verb --help; done")
     assert done.count("Usage: nfq-agent") == len(verbs)
