@@ -99,7 +99,7 @@ def test_rules_follow_the_units_of_systemd(host: Container, backend: str) -> Non
     until(lambda: followed(host) > before, "the rule follows")
     counts(host, "unit")
     pid = main_pid(host, "sender")
-    host.run("kill", "-KILL", str(pid))
+    host.shell(f"kill -KILL {pid}")
     until(lambda: main_pid(host, "sender") not in (0, pid), "systemd has started the unit again")
     counts(host, "unit")
     late: list[dict[str, Any]] = [each for each in status(host)["bypasses"] if each["cause"] == "cgroup-late"]
