@@ -114,6 +114,12 @@ def test_a_limit_in_front_says_the_same(  # one for each thing that differs
     compare([*front, ("policy", POLICIES[policy]), *behind], seed, monitor=monitor)
 
 
+def test_a_line_about_a_limited_packet_tells_nothing_of_an_earlier_request() -> None:
+    limit: Table = ("rate-limit", {"rate": "5/s"})
+    behind: list[Table] = [("sample", {"one_in": 3}), ("log", {"only": "drop"})]
+    compare([limit, ("dpi", {}), ("policy", POLICIES["block-list"]), *behind], seed=124284, talks=10, tuples=60000)
+
+
 def test_what_is_held_back_is_not_shown() -> None:
     # Lines beyond the rate cost no object; the same without a line at all.
     behind: dict[str, Table] = {

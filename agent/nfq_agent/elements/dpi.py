@@ -27,7 +27,7 @@ from nfq_agent.learning import NameLearner
 from nfq_agent.message_events import Event, Said
 from nfq_agent.midstream import BEGAN_BEFORE, Midstream, resume
 from nfq_agent.packet import TCP, UDP, FiveTuple, Headers, Packet, PacketError
-from nfq_agent.protocols import dns, http1, quic
+from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import OWNERS, PARSERS
 from nfq_agent.soundness import MPTCP, SIGNATURES, refused_syn, tcp_options
 from nfq_agent.unshown import Unshown, facts_of
@@ -38,7 +38,6 @@ _SYN: Final = 2
 _RST: Final = 4
 _ACK: Final = 16
 _URG: Final = 32
-_REQUEST_FACTS: Final = frozenset(http1.PROTOCOL.facts) - {"http_host"}
 _SEQUENCE: Final = Struct("!II")
 # What a query over TCP is read by where the port says DNS.
 _DNS_PARSERS: Final = (dns.known, *(parser for parser in PARSERS if parser is not dns.parse))
@@ -190,10 +189,6 @@ class Dpi(PacketElement[DpiOptions]):
         connection: Conversation | None = flow.state.get(self)
         if flow.heard is not None and connection is not None:
             connection.hear(flow.heard)
-            if flow.heard.next is not None:
-                # What else a request says that was not shown is not known.
-                for fact in _REQUEST_FACTS & flow.facts.keys():
-                    del flow.facts[fact]
             flow.heard = None
             self.kept.compare_or_not(flow, connection)
         return connection

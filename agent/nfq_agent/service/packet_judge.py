@@ -22,6 +22,7 @@ from nfq_agent.flow_table import FlowTable
 from nfq_agent.foresight import APART, Foresight
 from nfq_agent.openings import Openings
 from nfq_agent.packet import UDP, FiveTuple, Packet, PacketError
+from nfq_agent.protocols import http1
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
 from nfq_agent.service.drop_trace import DropTrace
@@ -32,6 +33,8 @@ from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action, RewriteError, Verdict,
 
 # A question and its answer.
 _EXCHANGE: Final = 2
+# What an HTTP request says besides its host.
+_REQUEST_FACTS: Final = frozenset(http1.PROTOCOL.facts) - {"http_host"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +265,10 @@ class PacketJudge:
                 if owner is not None:
                     return owner
             flow = self._flow = self._flows.observe(five_tuple, self.now, packet.length)
+            if flow.heard is not None and flow.heard.next is not None:
+                # What else a request says that was not shown is not known.
+                for fact in _REQUEST_FACTS & flow.facts.keys():
+                    del flow.facts[fact]
             if flow.opening is not None and self._foresight is not None:
                 self._foresight.adopt(flow)
         verdict = self._chain.decide(packet, flow)
