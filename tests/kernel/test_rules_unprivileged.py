@@ -96,7 +96,7 @@ def test_without_capabilities_the_message_says_what_to_do(netns: Namespace) -> N
         LegacyHost("a").apply("inet", baseline())
 
     netns.shell("install -m 0644 /dev/null /run/xtables.lock")
-    with pytest.raises(RuleError, match=r"the IPv4 rules are shown to root only; run this as root"):
+    with pytest.raises(RuleError, match=r"CAP_NET_ADMIN is missing: without it no rule can be changed; run as root"):
         netns.call(powerless)
 
 
