@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import pwd
 import struct
@@ -89,13 +88,6 @@ def capabilities() -> int:
             if line.startswith("CapEff:"):
                 return int(line.split()[1], 16)
     return 0
-
-
-def right_for(error: OSError) -> str:
-    """What to do about an error of the kernel's rules, to be put behind it: empty unless a right is missing."""
-    if error.errno not in (errno.EPERM, errno.EACCES):
-        return ""
-    return "; run as root, or with CAP_NET_ADMIN"
 
 
 def has_capability(number: int) -> bool:

@@ -18,7 +18,7 @@ from nfq_agent.host.nftables.dropping import dropping_chains
 from nfq_agent.host.nftables.expressions import Expression, are_those, counted, decoded, encode
 from nfq_agent.host.nftables.neighbours import NUMBERS, HookChain
 from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket, nested, string, text, u32, u64
-from nfq_agent.host.users import right_for
+from nfq_agent.host.unreadable import unreadable
 from nfq_agent.rules.diff import Applied, Delete, Insert, diff, render
 from nfq_agent.rules.model import (
     ACCEPTED,
@@ -86,7 +86,7 @@ class AcceptRules:
         try:
             dropping = self._dropping()
         except OSError as error:
-            raise RuleError(f"nf_tables cannot be read: {error.strerror or error}{right_for(error)}") from error
+            raise unreadable("nf_tables", error) from error
         for chain in dropping:
             listed: Family = "inet6" if chain.family == "ip6" else "inet"
             chosen = [rule for family in (accepts if chain.family == "inet" else (listed,)) for rule in accepts.get(family, ())]
@@ -152,7 +152,7 @@ class AcceptRules:
                     self._seen = generation, list(_tagged(connection, self._tag))
                 return self._seen[1]
         except OSError as error:
-            raise RuleError(f"nf_tables cannot be read: {error.strerror or error}{right_for(error)}") from error
+            raise unreadable("nf_tables", error) from error
 
 
 def _tagged(connection: NftSocket, wanted: str) -> Iterator[_Found]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from nfq_agent.host.attributes import attributes
 from nfq_agent.host.nftables import layout, netlink
 from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket, string, text, u64
-from nfq_agent.host.users import right_for
+from nfq_agent.host.unreadable import unreadable
 from nfq_agent.rules.diff import Applied, Delete, DropChain
 from nfq_agent.rules.model import (
     ACCEPTED,
@@ -66,7 +66,7 @@ class NftLeftovers:
                     seen = self._seen[family] = generation, self._read(connection, family)
                 return seen[1]
         except OSError as error:
-            raise RuleError(f"nf_tables cannot be read: {error.strerror or error}{right_for(error)}") from error
+            raise unreadable("nf_tables", error) from error
 
     def _read(self, connection: NftSocket, family: Family) -> dict[str, TableState]:
         tables: dict[str, dict[str, list[Installed]]] = {}
@@ -95,7 +95,7 @@ class NftLeftovers:
                 names = (instance_of(chain) for _, chain in _chains(connection, family))
                 return frozenset(name for name in names if name is not None)
         except OSError as error:
-            raise RuleError(f"nf_tables cannot be read: {error.strerror or error}{right_for(error)}") from error
+            raise unreadable("nf_tables", error) from error
 
     def apply_all(  # one transaction is always all or nothing
         self,

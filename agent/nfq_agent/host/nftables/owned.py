@@ -20,7 +20,7 @@ from nfq_agent.host.nftables.edit import Edit
 from nfq_agent.host.nftables.netlink import Message, NftError, NftSocket
 from nfq_agent.host.nftables.snapshot import OWNER, PERSIST, Snapshot
 from nfq_agent.host.nftables.support import Support, probe
-from nfq_agent.host.users import right_for
+from nfq_agent.host.unreadable import unreadable
 from nfq_agent.rules.diff import Applied, diff, render
 from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import FAMILIES, Family, Rule, RuleError, Ruleset, TableRules, TableState, own_chains
@@ -88,7 +88,7 @@ class OwnedHost:
                 found = (layout.instance_of_table(name) for name in snapshot.names(connection, family))
                 return frozenset(name for name in found if name is not None)
         except OSError as error:
-            raise RuleError(f"nf_tables cannot be read: {error.strerror or error}{right_for(error)}") from error
+            raise unreadable("nf_tables", error) from error
 
     def _found(self, family: Family) -> dict[bool, Snapshot]:
         found = {}
@@ -99,7 +99,7 @@ class OwnedHost:
                     if each is not None:
                         found[closed] = each
         except OSError as error:
-            raise RuleError(f"nf_tables cannot be read: {error.strerror or error}{right_for(error)}") from error
+            raise unreadable("nf_tables", error) from error
         return found
 
     def _states(self, found: Snapshots) -> dict[str, TableState]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from nfq_agent.host.users import right_for
+from nfq_agent.host.unreadable import unreadable
 from nfq_agent.host.xtables.entries import FAMILY_NAMES, EntryCodec, plain
 from nfq_agent.host.xtables.image import Image, version
 from nfq_agent.rules.diff import Busy, Change, Delete, DropChain, Insert, NewChain
@@ -80,7 +80,7 @@ class Tables:
         try:
             return Image(self._address_family, table)
         except OSError as error:
-            raise RuleError(f"table {table} ({self._family}) cannot be read: {error.strerror}{right_for(error)}") from error
+            raise unreadable(f"table {table} ({self._family})", error) from error
 
     def _state(self, table: str) -> TableState:
         image = self._image(table)

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from nfq_agent.host.families import ADDRESS_FAMILIES, families
 from nfq_agent.host.one_shot import OneShot, OneShotError
-from nfq_agent.host.users import CAP_NET_ADMIN, has_capability, right_for
+from nfq_agent.host.unreadable import unreadable
+from nfq_agent.host.users import CAP_NET_ADMIN, has_capability
 from nfq_agent.host.xtables import dropping
 from nfq_agent.host.xtables.entries import FAMILY_NAMES
 from nfq_agent.host.xtables.image import Image
@@ -117,9 +118,7 @@ class LegacyHost:
         try:
             image = Image(socket.AF_INET if family == "inet" else socket.AF_INET6, table)
         except OSError as error:
-            raise RuleError(
-                f"table {table} ({FAMILY_NAMES[family]}) cannot be read: {error.strerror}{right_for(error)}"
-            ) from error
+            raise unreadable(f"table {table} ({FAMILY_NAMES[family]})", error) from error
         return image.mentions(chains, tag_prefix(self.instance).encode())
 
     @property
@@ -141,9 +140,7 @@ class LegacyHost:
         try:
             return [each for table, state in found.items() for each in in_front(family, table, state)]
         except OSError as error:
-            raise RuleError(
-                f"the {FAMILY_NAMES[family]} rules before ours cannot be read: {error.strerror}{right_for(error)}"
-            ) from error
+            raise unreadable(f"the {FAMILY_NAMES[family]} rules before ours", error) from error
 
     def accepting(self, accepts: Mapping[Family, Sequence[Rule]]) -> Ruleset:
         """Those of the rules of hook INPUT that belong here: where the table filter drops what it does not accept."""
