@@ -56,6 +56,11 @@ class FilterError(ValueError):
         """The filter with a mark below the character, and the message: for a terminal."""
         return f"{self.text}\n{' ' * self.position}^ {self.args[0]}"
 
+    @property
+    def quoted(self) -> str:
+        """The message and the text from that character on: for a line."""
+        return f"{self}: {self.text[self.position :][:20]!r}"
+
 
 @dataclass(frozen=True, slots=True)
 class Value:

@@ -44,7 +44,7 @@ def _readable(when: str) -> str:
     try:
         rule_tables(when)
     except FilterError as error:
-        raise ValueError(f"{error}: {when[error.position :][:20]!r}") from error
+        raise ValueError(error.quoted) from error
     return when
 
 

@@ -92,7 +92,7 @@ def test_a_rule_for_each_unit_and_name_that_accepts_what_was_seen(
     extra = Watching({7: "egress"}, None)
     extra.add([record(8, **pay | {"tls_sni": "b.test"}), record(9, **pay)], 200.0, 0.0)
     extra.end(0.0)
-    accepted, total, missed = extra.judge(proposal.proposed(flags, {"egress": watching.learned["egress"]}))
+    accepted, total, missed = extra.judge(proposal.proposed(flags, load(flags.config), {"egress": watching.learned["egress"]}))
     assert (accepted, total) == (1, 2)
     assert missed == ["tcp 10.0.0.1:40008 -> 192.0.2.1:443 b.test"]
     assert capsys.readouterr().out == ""
@@ -100,7 +100,7 @@ def test_a_rule_for_each_unit_and_name_that_accepts_what_was_seen(
 
 def test_the_whole_watch_is_covered_by_its_own_proposal(flags: Flags) -> None:
     watching = watch(record(1, protocol="tls", tls_sni="a.test"), record(2, protocol="http", http_host="b.test", dport=80))
-    assert watching.judge(proposal.proposed(flags, watching.learned)) == (2, 2, [])
+    assert watching.judge(proposal.proposed(flags, load(flags.config), watching.learned)) == (2, 2, [])
 
 
 def test_what_the_agent_drops_is_not_proposed_and_counted() -> None:
@@ -139,7 +139,7 @@ def test_names_are_grouped_by_registered_domain_when_asked(flags: Flags) -> None
     watching = watch(*flows, grouped=suffixes.registrable)
     (wish,) = watching.learned["egress"].evidence
     assert wish.table == {"tls_sni": ["shop.co.uk", "*.shop.co.uk"], "dport": 443}
-    assert watching.judge(proposal.proposed(flags, watching.learned)) == (3, 3, [])
+    assert watching.judge(proposal.proposed(flags, load(flags.config), watching.learned)) == (3, 3, [])
 
 
 @pytest.mark.parametrize(

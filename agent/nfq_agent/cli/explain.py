@@ -221,10 +221,10 @@ def _judge(config: Config, queue: QueueConfig, question: Question) -> None:
     packet = question.packet()
     flow = Flow(packet.headers.five_tuple, 1.0, 1.0)
     specs = config.packet_elements(queue)
-    finds = any(spec.name == "dpi" or spec.cls.__name__ == "Dpi" for spec in specs)
+    finds = any(spec.name == "dpi" or is_dpi(spec) for spec in specs)
     policies = [_Asked(spec, question.owner) for spec in specs if issubclass(spec.cls, Policy)]
     for spec in specs:
-        if not issubclass(spec.cls, Policy) and spec.cls.decide is not PacketElement.decide and not _is_dpi(spec):
+        if not issubclass(spec.cls, Policy) and spec.cls.decide is not PacketElement.decide and not is_dpi(spec):
             note(f"          {spec.name}: not asked; its answer depends on more than this packet")
     verdict, by = _decide(policies, packet, flow)
     note(f"At first: {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
@@ -241,7 +241,8 @@ def _judge(config: Config, queue: QueueConfig, question: Question) -> None:
             note(f"Nearest:  {line}")
 
 
-def _is_dpi(spec: ElementSpec) -> bool:
+def is_dpi(spec: ElementSpec) -> bool:
+    """Whether it is the element that finds names, whatever name the configuration gives it."""
     return spec.cls.__name__ == "Dpi"
 
 

@@ -13,6 +13,7 @@ from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.judging import Fate, Judged, Judging, sighting
 from nfq_agent.cli.learned import Learned, Wish, by_queue, wishes
 from nfq_agent.config.file import load
+from nfq_agent.config.models import Config
 from nfq_agent.facts import ends
 from nfq_agent.packet import FiveTuple, PacketError, address
 
@@ -40,12 +41,12 @@ def learn(flags: Flags, capture: Path, output: Path | None, grouped: Callable[[s
     learned = by_queue(config.queue, grouped)
     for (origin, queue), flow in seen.items():
         learned[queue].add(flow.wishes, flow.last, address(origin.src))
-    if not any(map(len, learned.values())):
+    if not proposal.rules_in(learned):
         print(f"nfq-agent: {capture}: no rule of the configuration takes a packet of it; nothing is proposed", file=sys.stderr)
         return 1
     if not proposal.write(config, learned, output):
         return 1
-    _prove(flags, capture, learned)
+    _prove(flags, config, capture, learned)
     return 0
 
 
@@ -71,13 +72,12 @@ def _judged(judging: Judging, capture: Path) -> Iterator[tuple[Recorded, Judged]
                 continue
 
 
-def _prove(flags: Flags, capture: Path, learned: Mapping[str, Learned]) -> None:
+def _prove(flags: Flags, config: Config, capture: Path, learned: Mapping[str, Learned]) -> None:
     """Replay the capture by the proposal, and say which flows it does not cover."""
     fates: dict[FiveTuple, Fate] = {}
-    for _, judged in _judged(Judging(proposal.proposed(flags, learned), True), capture):
+    for _, judged in _judged(Judging(proposal.proposed(flags, config, learned), True), capture):
         if judged.queue is not None:
             origin = judged.five_tuple if judged.flow is None else judged.flow.origin
             fates[origin] = max(fates.get(origin, Fate.PASSED), judged.outcome)
     dropped = [origin for origin, fate in fates.items() if fate is not Fate.PASSED]
-    rules = sum(map(len, learned.values()))
-    proposal.say_coverage(rules, len(fates) - len(dropped), len(fates), "of the capture", map(str, dropped))
+    proposal.say_coverage(learned, len(fates) - len(dropped), len(fates), "of the capture", map(str, dropped))

@@ -18,6 +18,7 @@ from threading import Event
 from typing import Any, Final
 
 from nfq_agent.cli import loading, proposal
+from nfq_agent.cli.explain import is_dpi
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.flow_records import EVERY, Questions, end_of, names_of, printable
 from nfq_agent.cli.learned import Learned, Wish, best, by_queue, owner_of, wishes
@@ -179,13 +180,13 @@ def learn(flags: Flags, seconds: float, output: Path | None, grouped: Callable[[
             return 1
     watching.end(time.time() - time.monotonic())
     _say_left_out(watching, questions.missed)
-    if not any(map(len, watching.learned.values())):
+    if not proposal.rules_in(watching.learned):
         print("nfq-agent: the agent told of no flow; nothing is proposed", file=sys.stderr)
         return 1
     if not proposal.write(config, watching.learned, output):
         return 1
-    accepted, total, missed = watching.judge(proposal.proposed(flags, watching.learned))
-    proposal.say_coverage(sum(map(len, watching.learned.values())), accepted, total, "that were seen", missed)
+    accepted, total, missed = watching.judge(proposal.proposed(flags, config, watching.learned))
+    proposal.say_coverage(watching.learned, accepted, total, "that were seen", missed)
     return 0
 
 
@@ -193,7 +194,7 @@ def _warnings(config: Config) -> Iterator[str]:
     for name, queue in config.queue.items():
         if queue.mode != "monitor":
             yield f"queue {name} is not in monitor mode: flows that it drops are not proposed"
-        if not any(spec.cls.__name__ == "Dpi" for spec in config.packet_elements(queue)):
+        if not any(is_dpi(spec) for spec in config.packet_elements(queue)):
             yield f"queue {name} has no element dpi: addresses are learned, and no names"
 
 
@@ -238,7 +239,7 @@ def _watch(questions: Questions, watching: Watching, seconds: float, ended: Even
 
 def _progress(watching: Watching, past: float, seconds: float) -> str:
     of = "" if math.isinf(seconds) else f" of {duration_text(seconds)}"
-    rules = sum(map(len, watching.learned.values()))
+    rules = proposal.rules_in(watching.learned)
     return f"{duration_text(past)}{of}: {watching.flows + watching.open} flows, {rules} rules so far; Ctrl-C writes them"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nfq_agent.cli.app import ConfigOption, InstanceOption
+from nfq_agent.cli.app import ConfigOption, InstanceOption, OutputOption
 from nfq_agent.cli.flags import Flags
 
 EXAMPLE = "Example: nfq-agent learn --for 24h -o proposal.toml"
@@ -19,7 +19,7 @@ def learn(
     ] = None,
     config: ConfigOption = None,
     instance: InstanceOption = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")] = None,
+    output: OutputOption = None,
     last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long to watch the running agent, as in "24h".')] = "",
     by_domain: Annotated[bool, typer.Option("--by-domain", help="One rule for all names under a registered domain.")] = False,
 ) -> int:

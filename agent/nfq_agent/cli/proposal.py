@@ -52,9 +52,8 @@ def write(config: Config, learned: Mapping[str, Learned], output: Path | None) -
     return True
 
 
-def proposed(flags: Flags, learned: Mapping[str, Learned]) -> Config:
-    """The configuration with the proposal, enforced."""
-    base = load(flags.config)
+def proposed(flags: Flags, base: Config, learned: Mapping[str, Learned]) -> Config:
+    """The configuration with the proposal, enforced. base: without it."""
     wished = {name: list(each.evidence) for name, each in learned.items() if len(each)}
     elements = {
         element_of(name): {
@@ -77,9 +76,14 @@ def adjusted(flags: Flags, queues: Mapping[str, Mapping[str, Any]], elements: Ma
     return load(flags.config, adjust)
 
 
-def say_coverage(rules: int, covered: int, flows: int, where: str, missed: Iterable[str]) -> None:
+def rules_in(learned: Mapping[str, Learned]) -> int:
+    """How many rules are proposed, for all queues."""
+    return sum(map(len, learned.values()))
+
+
+def say_coverage(learned: Mapping[str, Learned], covered: int, flows: int, where: str, missed: Iterable[str]) -> None:
     """Print how many flows the rules accept, and which not."""
-    print(f"{rules} rules; they accept {covered} of {flows} flows {where}", file=sys.stderr)
+    print(f"{rules_in(learned)} rules; they accept {covered} of {flows} flows {where}", file=sys.stderr)
     lines = list(missed)
     for line in lines[:_LISTED]:
         print(f"  not covered: {line}", file=sys.stderr)

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nfq_agent.cli import loading, show
@@ -90,20 +90,23 @@ def reload(flags: Flags, confirm_within: int | None, wait: bool = True) -> int:
     if confirm_within is not None:
         asked["confirm"] = confirm_within
     answer = control.ask(name, asked, 60, lambda: show.note(f"instance {name}: still reloading ..."))
+    if "began" in answer:
+        return _await_successor(name, answer["began"])
+    if (code := _tell(answer, faulty=78)) != 0 or confirm_within is None:
+        return code
+    if wait:
+        return _confirmed(name, confirm_within)
+    show.note(f"It is in force. Without `nfq-agent confirm` within {confirm_within} s the configuration before it is put back.")
+    return 0
+
+
+def _tell(answer: Mapping[str, Any], faulty: int = 1) -> int:
+    """Print the agent's answer, and return the exit code. faulty: where a fault in what was asked for is the reason."""
     if answer.get("ok"):
-        if "began" in answer:
-            return _await_successor(name, answer["began"])
         show.note(str(answer["message"]))
-        if confirm_within is None:
-            return 0
-        if wait:
-            return _confirmed(name, confirm_within)
-        show.note(
-            f"It is in force. Without `nfq-agent confirm` within {confirm_within} s the configuration before it is put back."
-        )
         return 0
     print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
-    return 78 if answer.get("config") else 1
+    return faulty if answer.get("config") else 1
 
 
 def _confirmed(name: str, seconds: int) -> int:
@@ -121,12 +124,7 @@ def _confirmed(name: str, seconds: int) -> int:
 
 def confirm(flags: Flags, keep: bool) -> int:
     """Keep the configuration that `reload --confirm` has put into force, or take it back now."""
-    answer = control.ask(loading.instance_of(flags), {"verb": "confirm", "keep": keep}, 60)
-    if answer.get("ok"):
-        show.note(str(answer["message"]))
-        return 0
-    print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
-    return 1
+    return _tell(control.ask(loading.instance_of(flags), {"verb": "confirm", "keep": keep}, 60))
 
 
 def chaos(flags: Flags, queue: str | None, faults: Sequence[str], seconds: float) -> int:
@@ -137,11 +135,7 @@ def chaos(flags: Flags, queue: str | None, faults: Sequence[str], seconds: float
     else:
         odds = {key: _toml(value) for key, _, value in (fault.partition("=") for fault in faults)}
         answer = control.ask(name, {"verb": "chaos", "queue": queue, "odds": odds, "seconds": seconds}, 60)
-    if answer.get("ok"):
-        show.note(str(answer["message"]))
-        return 0
-    print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
-    return 2 if answer.get("config") else 1
+    return _tell(answer, faulty=2)
 
 
 def _toml(text: str) -> Any:
@@ -161,8 +155,7 @@ def restart(flags: Flags) -> int:
         name, {"verb": "restart"}, 60, lambda: show.note(f"instance {name}: checking whether it would start ...")
     )
     if not answer.get("ok"):
-        print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
-        return 1
+        return _tell(answer)
     return _await_successor(name, answer["began"])
 
 

@@ -88,7 +88,7 @@ def _filter(text: str) -> str:
     try:
         parse(text)
     except FilterError as error:
-        raise ValueError(f"{error}: {text[error.position :][:20]!r}") from error
+        raise ValueError(error.quoted) from error
     return text
 
 
