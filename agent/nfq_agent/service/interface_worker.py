@@ -113,10 +113,7 @@ class InterfaceWorker(Worker):
         self._before = old.total()
         old.close()
         self.open()
-        if self.figures.decisions.names == old.figures.decisions.names:
-            self.figures = old.figures
-        else:
-            self.figures.continue_from(old.figures)
+        self.figures = self.figures.after(old.figures)
         self.restarts = old.restarts
 
     def release(self, successor: Self) -> None:

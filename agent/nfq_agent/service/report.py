@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from nfq_agent.config.models import Config
-from nfq_agent.counters import WORKER_COUNTERS
+from nfq_agent.counters import WORKER_COUNTERS, Slots
 from nfq_agent.decisions import split
 from nfq_agent.host.nfqueue.statistics import QueueStatistics
 from nfq_agent.latency import NANOSECONDS
@@ -105,20 +105,23 @@ def _queue(name: str, config: Config, crew: Workers, meter: Meter) -> QueueStatu
 
 def _decisions(counts: Iterable[WorkerCounts]) -> tuple[DecisionStatus, ...]:
     """The decisions of all workers, in the order of the chain."""
-    total: dict[str, int] = {}
-    for counted in counts:
-        for reason, count in counted.decisions.snapshot().items():
-            total[reason] = total.get(reason, 0) + count
+    total = _totals(counted.decisions for counted in counts)
     return tuple(DecisionStatus(*split(reason), count) for reason, count in total.items())
 
 
 def _latency(counts: Iterable[WorkerCounts]) -> LatencyStatus:
-    total: dict[str, int] = {}
-    for counted in counts:
-        for name, count in counted.latency.snapshot().items():
-            total[name] = total.get(name, 0) + count
+    total = _totals(counted.latency for counted in counts)
     nanoseconds = total.pop(NANOSECONDS, 0)
     return LatencyStatus(total, nanoseconds / 1e9)
+
+
+def _totals(counts: Iterable[Slots]) -> dict[str, int]:
+    """The sum of each number, by its name."""
+    total: dict[str, int] = {}
+    for counted in counts:
+        for name, count in counted.snapshot().items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 def unmarked(crew: Workers) -> dict[int, int]:

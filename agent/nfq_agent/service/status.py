@@ -17,8 +17,19 @@ class StatusError(Exception):
     """A status that this version cannot read: the running agent is of another one."""
 
 
+class _FromObject:
+    """Values that are the same in JSON."""
+
+    __slots__ = ()
+
+    @classmethod
+    def from_object(cls, value: Mapping[str, Any]) -> Self:
+        """From JSON."""
+        return cls(**_fields(cls, value))
+
+
 @dataclass(frozen=True, slots=True)
-class InForce:
+class InForce(_FromObject):
     """The settings of a queue as the kernel acknowledged them."""
 
     copy: str
@@ -27,11 +38,6 @@ class InForce:
     fail_open: bool
     gso: bool
     room_for_known: int = 0
-
-    @classmethod
-    def from_object(cls, value: Mapping[str, Any]) -> Self:
-        """From JSON."""
-        return cls(**_fields(cls, value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +66,20 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class DecisionStatus:
+class DecisionStatus(_FromObject):
     """How often one rule of an element decided. rule: its label, as in `reason` of a flow."""
 
     element: str
     rule: str
     count: int
 
-    @classmethod
-    def from_object(cls, value: Mapping[str, Any]) -> Self:
-        """From JSON."""
-        return cls(**_fields(cls, value))
-
 
 @dataclass(frozen=True, slots=True)
-class LatencyStatus:
+class LatencyStatus(_FromObject):
     """How long verdicts took in the workers. buckets: samples by the upper bound of their time, in seconds. total: seconds."""
 
     buckets: Mapping[str, int]
     total: float
-
-    @classmethod
-    def from_object(cls, value: Mapping[str, Any]) -> Self:
-        """From JSON."""
-        return cls(**_fields(cls, value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +136,7 @@ class ProxyStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class InterfaceStatus:
+class InterfaceStatus(_FromObject):
     """One interface of a tap. container: behind it, None if that is not known. counters: as TAP_COUNTERS explains them."""
 
     name: str
@@ -148,14 +144,22 @@ class InterfaceStatus:
     container: str | None
     counters: Mapping[str, int]
 
+
+class _CaptureStatus:
+    """A tap or an inline link."""
+
+    __slots__ = ()
+
     @classmethod
     def from_object(cls, value: Mapping[str, Any]) -> Self:
         """From JSON."""
-        return cls(**_fields(cls, value))
+        read = _fields(cls, value)
+        interfaces = tuple(InterfaceStatus.from_object(each) for each in read["interfaces"])
+        return cls(**{**read, "elements": tuple(read["elements"]), "interfaces": interfaces, "decisions": _decisions(read)})
 
 
 @dataclass(frozen=True, slots=True)
-class TapStatus:
+class TapStatus(_CaptureStatus):
     """One `[tap.NAME]`. snap: bytes copied of each packet. counters: of all interfaces, also those that are gone."""
 
     name: str
@@ -168,16 +172,9 @@ class TapStatus:
     interfaces: tuple[InterfaceStatus, ...]
     decisions: tuple[DecisionStatus, ...] = ()
 
-    @classmethod
-    def from_object(cls, value: Mapping[str, Any]) -> Self:
-        """From JSON."""
-        read = _fields(cls, value)
-        interfaces = tuple(InterfaceStatus.from_object(each) for each in read["interfaces"])
-        return cls(**{**read, "elements": tuple(read["elements"]), "interfaces": interfaces, "decisions": _decisions(read)})
-
 
 @dataclass(frozen=True, slots=True)
-class InlineStatus:
+class InlineStatus(_CaptureStatus):
     """One `[inline.NAME]`. lost: frames that could not be sent on. hidden: interfaces with a foreign program before ours.
 
     counters: of all interfaces, also those that are gone, as INLINE_COUNTERS explains them.
@@ -195,16 +192,9 @@ class InlineStatus:
     interfaces: tuple[InterfaceStatus, ...]
     decisions: tuple[DecisionStatus, ...] = ()
 
-    @classmethod
-    def from_object(cls, value: Mapping[str, Any]) -> Self:
-        """From JSON."""
-        read = _fields(cls, value)
-        interfaces = tuple(InterfaceStatus.from_object(each) for each in read["interfaces"])
-        return cls(**{**read, "elements": tuple(read["elements"]), "interfaces": interfaces, "decisions": _decisions(read)})
-
 
 @dataclass(frozen=True, slots=True)
-class RuleStatus:
+class RuleStatus(_FromObject):
     """One installed rule, as text of `iptables -S`, with its counters."""
 
     family: str
@@ -213,24 +203,14 @@ class RuleStatus:
     packets: int
     bytes: int
 
-    @classmethod
-    def from_object(cls, value: Mapping[str, Any]) -> Self:
-        """From JSON."""
-        return cls(**_fields(cls, value))
-
 
 @dataclass(frozen=True, slots=True)
-class OffloadStatus:
+class OffloadStatus(_FromObject):
     """Packets since the policy was put in: with a verdict for their flow, and accepted or denied by the kernel by that."""
 
     decided: int = 0
     accepted: int = 0
     denied: int = 0
-
-    @classmethod
-    def from_object(cls, value: Mapping[str, Any]) -> Self:
-        """From JSON."""
-        return cls(**_fields(cls, value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +242,7 @@ class DriftStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class BypassStatus:
+class BypassStatus(_FromObject):
     """Traffic that passed without a verdict of ours, by its cause. count: of `unit`, None where it cannot be read.
 
     cause: "queue", "rules-away", "cgroup-late", "in-front" or "proxy". name: of the queue or the proxy, the place of
@@ -276,11 +256,6 @@ class BypassStatus:
     unit: str
     text: str
     advice: str = ""
-
-    @classmethod
-    def from_object(cls, value: Mapping[str, Any]) -> Self:
-        """From JSON."""
-        return cls(**_fields(cls, value))
 
 
 @dataclass(frozen=True, slots=True)

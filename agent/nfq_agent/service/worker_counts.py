@@ -44,6 +44,13 @@ class WorkerCounts:
         ):
             own.become(other.snapshot())
 
+    def after(self, old: Self) -> Self:
+        """Those of a worker that is replaced; with other rules, what has the same name keeps its number."""
+        if self.decisions.names == old.decisions.names:
+            return old
+        self.continue_from(old)
+        return self
+
 
 class FormerCounts:
     """The numbers of a worker of an agent before this one. noted: their layout; an older agent had counters alone."""
@@ -82,10 +89,3 @@ class LastingCounts(WorkerCounts):
         if self._former is not None:
             self.continue_from(self._former)
             self._former = None
-
-    def after(self, old: LastingCounts) -> LastingCounts:
-        """Those of a worker that is replaced; with other rules, what has the same name keeps its number."""
-        if self.decisions.names == old.decisions.names:
-            return old
-        self.continue_from(old)
-        return self
