@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
 from collections.abc import Sequence
-from struct import Struct
 from typing import Final, NamedTuple
 
-from nfq_agent.host.attributes import attribute, attributes
-from nfq_agent.host.nftables.netlink import FAMILY_NUMBERS, string, text
+from nfq_agent.host.attributes import attribute
+from nfq_agent.host.nftables.netlink import FAMILY_NUMBERS, NftSocket, string, text
 from nfq_agent.rules import ipsets
 from nfq_agent.rules.model import RuleError, Ruleset
 
-_NETLINK_NETFILTER: Final = 12
 # NFNL_SUBSYS_IPSET with IPSET_CMD_HEADER, and with IPSET_CMD_GET_BYNAME (Linux 4.19)
 _HEADER: Final = 6 << 8 | 12
 _GET_BY_NAME: Final = 6 << 8 | 14
-_REQUEST: Final = 1
-_ERROR: Final = 2
 # IPSET_PROTOCOL; enum of IPSET_ATTR_*
 _PROTOCOL_VERSION: Final = 7
 _PROTOCOL, _NAME, _TYPE, _FAMILY, _INDEX = 1, 2, 3, 5, 11
-_HEADERS: Final = Struct("=IHHIIBBH")
-_ERROR_BODY: Final = Struct("=i")
-_TIMEOUT: Final = 10.0
 
 
 class IpSet(NamedTuple):
@@ -43,28 +33,14 @@ class IpSet(NamedTuple):
 
 def find(name: str) -> IpSet | None:
     """The set of this name; None where there is none. Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as asking:
-        asking.settimeout(_TIMEOUT)
-        found: dict[int, bytes] = {}
-        for question in (_GET_BY_NAME, _HEADER):
-            answer = _asked(asking, question, name)
-            if answer is None:
-                return None
-            found |= answer
+    body = attribute(_PROTOCOL, bytes((_PROTOCOL_VERSION,))) + text(_NAME, name)
+    try:
+        with NftSocket() as asking:
+            found = asking.ask(_GET_BY_NAME, body) | asking.ask(_HEADER, body)
+    except FileNotFoundError:
+        return None
     families = {number: family for family, number in FAMILY_NUMBERS.items()}
     return IpSet(int.from_bytes(found[_INDEX], "big"), families.get(found[_FAMILY][0]), string(found[_TYPE]))
-
-
-def _asked(asking: socket.socket, question: int, name: str) -> dict[int, bytes] | None:
-    body = attribute(_PROTOCOL, bytes((_PROTOCOL_VERSION,))) + text(_NAME, name)
-    asking.send(_HEADERS.pack(_HEADERS.size + len(body), question, _REQUEST, 1, 0, 0, 0, 0) + body)
-    answer = asking.recv(4096)
-    if _HEADERS.unpack_from(answer)[1] != _ERROR:
-        return dict(attributes(answer[_HEADERS.size :]))
-    code = -int(_ERROR_BODY.unpack_from(answer, 16)[0])
-    if code == errno.ENOENT:
-        return None
-    raise OSError(code, os.strerror(code))
 
 
 def number(name: str) -> int:

@@ -199,16 +199,20 @@ class NftSocket:
 
     def generation(self) -> int:
         """The number of the ruleset, which changes with every transaction on this host. Raises OSError."""
+        # NFTA_GEN_ID
+        return int.from_bytes(self.ask(_SUBSYSTEM | GET_GENERATION)[1], "big")
+
+    def ask(self, kind: int, body: bytes = b"") -> dict[int, bytes]:
+        """The attributes of the answer to one question. kind: with the subsystem of netfilter that it is for. Raises OSError."""
         number = self._next()
-        self._socket.send(_packed(_SUBSYSTEM | GET_GENERATION, _REQUEST, number, 0, 0, b""))
+        self._socket.send(_packed(kind, _REQUEST, number, 0, 0, body))
         while True:
             for answer in _split(self._socket.recv(_RECEIVE)):
                 if answer.sequence != number:
                     continue
                 if answer.kind == _ERROR:
                     raise OSError(answer.error, os.strerror(answer.error))
-                # NFTA_GEN_ID
-                return int.from_bytes(dict(attributes(answer.body[4:]))[1], "big")
+                return dict(attributes(answer.body[4:]))
 
     def _next(self) -> int:
         self._sequence += 1
