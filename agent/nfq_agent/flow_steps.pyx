@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t
 from .flow_entry cimport ASK
 from .flow_table cimport FlowTable
 from .step_chain cimport Steps
-from .steps cimport I_ACCEPT, I_DROP, PASS, View, read_headers
+from .steps cimport I_ACCEPT, I_DROP, PASS, View
 
 from nfq_agent.verdict import WOULD_DROP, Action
 
@@ -51,12 +51,7 @@ cdef class FlowSteps(Steps):
     cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil:
         cdef View view
         cdef uint8_t index = PASS, own
-        self.tells = 0
-        view.now = self.now
-        self._begin()
-        if self.reads_headers and not read_headers(packet, copied, &view):
-            return ASK
-        if self.amends and self._asks():
+        if not self._begin(packet, copied, &view):
             return ASK
         if self.by_flow:
             self.table.shows_denied = self._would_tell(&view, I_DROP)

@@ -56,9 +56,9 @@ def name_in_opening(const uint8_t[::1] data not None):
 
 cdef class Openings:
     """The answers. foresee: takes a protocol ("" for the SYN), a five-tuple and a name; returns the facts for the memory and the
-    places of what decided in `decisions`, or None if the chain does not accept. reads: the parts of the five-tuple that it reads. apart: up to four ports that it is not asked
-    about. memory: where accepted connections are kept (nfq_agent.flow_memory), or None. decisions: where decisions are
-    counted (nfq_agent.decisions), or None.
+    places of what decided in `decisions`, or None if the chain does not accept. reads: the parts of the five-tuple that it reads.
+    apart: up to four ports that it is not asked about. memory: where accepted connections are kept (nfq_agent.flow_memory), or
+    None. decisions: where decisions are counted (nfq_agent.decisions), or None.
     """
 
     def __cinit__(self, foresee, reads, apart, memory, decisions=None):

@@ -11,7 +11,7 @@ cdef class Steps(Answering):
     cdef bint reads_headers, decides, amends, by_flow
     cdef uint8_t dropped
 
-    cdef void _begin(self) noexcept nogil
+    cdef bint _begin(self, const uint8_t *packet, size_t copied, View *view) noexcept nogil
     cdef uint8_t _decide(self, const View *view) noexcept nogil
     cdef void _end(self, bint answered) noexcept nogil
     cdef uint8_t _answered(self, const View *view, uint8_t index) noexcept nogil

@@ -39,12 +39,7 @@ cdef class Steps(Answering):
     cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil:
         cdef View view
         cdef uint8_t index = PASS
-        self.tells = 0
-        view.now = self.now
-        self._begin()
-        if self.reads_headers and not read_headers(packet, copied, &view):
-            return ASK
-        if self.amends and self._asks():
+        if not self._begin(packet, copied, &view):
             return ASK
         if self.decides:
             index = self._decide(&view)
@@ -61,11 +56,17 @@ cdef class Steps(Answering):
             self._hear(view, index)
         return index
 
-    cdef void _begin(self) noexcept nogil:
+    cdef bint _begin(self, const uint8_t *packet, size_t copied, View *view) noexcept nogil:
+        """Begin with a packet. False where the chain has to be asked about it."""
+        self.tells = 0
+        view.now = self.now
         self.first.begin()
         self.second.begin()
         self.third.begin()
         self.fourth.begin()
+        if self.reads_headers and not read_headers(packet, copied, view):
+            return False
+        return not (self.amends and self._asks())
 
     cdef void _end(self, bint answered) noexcept nogil:
         self.first.end(answered)

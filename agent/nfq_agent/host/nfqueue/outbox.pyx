@@ -2,7 +2,8 @@
 """Sends the verdict messages of one queue in fixed shapes, so that nothing else can be sent on the queue's socket (host/jail).
 
 What is free in a message: verdict, packet number, mark, and for a packet that is rewritten all attributes of its one message.
-Fixed is that it is a verdict, and on which queue. Beside verdicts, the queue's GSO flag may be off for the time of one verdict. It takes the messages as messages.py and inbox.pyx make them.
+Fixed is that it is a verdict, and on which queue. Beside verdicts, the queue's GSO flag may be off for the time of one verdict. It
+takes the messages as messages.py and inbox.pyx make them.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
