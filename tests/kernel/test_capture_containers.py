@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agent import Agent, Started, until
-from containers import bridged, routed
+from containers import Container, bridged, routed
 from namespace import Namespace
 
 CONFIG = """
@@ -36,13 +38,22 @@ def judged(agent: Agent, kind: str) -> dict[str, Any]:
     return counters
 
 
-def test_a_policy_and_the_log_know_the_container(netns: Namespace, tmp_path: Path, groups: tuple[Path, str]) -> None:
+@contextmanager
+def container_of(namespace: Container, groups: tuple[Path, str]) -> Iterator[None]:
+    """The process of the namespace is in the control group of a container meanwhile."""
     root, tag = groups
+    (root / f"machine-web\\x2d{tag}.scope" / "cgroup.procs").write_text(str(namespace.pid))
+    try:
+        yield
+    finally:
+        (root / "cgroup.procs").write_text(str(namespace.pid))
+
+
+def test_a_policy_and_the_log_know_the_container(netns: Namespace, tmp_path: Path, groups: tuple[Path, str]) -> None:
+    _, tag = groups
     first, second = bridged(netns)
     second.serve()
-    group = root / f"machine-web\\x2d{tag}.scope" / "cgroup.procs"
-    group.write_text(str(first.pid))
-    try:
+    with container_of(first, groups):
         agent = Agent(netns, tmp_path, CONFIG.format(kind="inline", tag=tag)).ready()
         until(lambda: interfaces(agent, "inline") == {"veth1": f"web-{tag}", "veth2": None}, "one container is known")
         # The worker is told a moment after the status.
@@ -55,21 +66,16 @@ def test_a_policy_and_the_log_know_the_container(netns: Namespace, tmp_path: Pat
         until(lambda: interfaces(agent, "tap") == {"veth1": f"web-{tag}", "veth2": None}, "the tap knows it")
         until(lambda: first.get("10.5.0.2") == "200" and judged(agent, "tap")["would_drop"] > 0, "it would have been dropped")
         assert agent.stop() == 0
-    finally:
-        (root / "cgroup.procs").write_text(str(first.pid))
 
 
 def test_a_container_whose_process_comes_after_its_interface(netns: Namespace, tmp_path: Path, groups: tuple[Path, str]) -> None:
-    root, tag = groups
+    _, tag = groups
     agent = Agent(netns, tmp_path, CONFIG.format(kind="tap", tag=tag)).ready()
     first, _ = bridged(netns)
     until(lambda: interfaces(agent, "tap") == {"veth1": None, "veth2": None}, "none is known")
-    (root / f"machine-web\\x2d{tag}.scope" / "cgroup.procs").write_text(str(first.pid))
-    try:
+    with container_of(first, groups):
         until(lambda: interfaces(agent, "tap")["veth1"] == f"web-{tag}", "it is found")
         assert agent.stop() == 0
-    finally:
-        (root / "cgroup.procs").write_text(str(first.pid))
 
 
 FORWARDED = """
@@ -94,7 +100,7 @@ each = "packet"
 def test_a_queue_knows_the_container_of_what_is_forwarded(
     netns: Namespace, tmp_path: Path, groups: tuple[Path, str], layout: str
 ) -> None:
-    root, tag = groups
+    _, tag = groups
     netns.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
     first, second = bridged(netns) if layout == "bridged" else routed(netns)
     address = "10.5.0.2" if layout == "bridged" else "10.6.2.2"
@@ -104,9 +110,7 @@ def test_a_queue_knows_the_container_of_what_is_forwarded(
     bridge = 'interface = "veth*"\nbridge = true' if layout == "bridged" else ""
     agent = Agent(netns, tmp_path, FORWARDED.format(tag=tag, bridge=bridge)).ready()
     assert first.get(address) == "200"
-    group = root / f"machine-web\\x2d{tag}.scope" / "cgroup.procs"
-    group.write_text(str(first.pid))
-    try:
+    with container_of(first, groups):
         # Found within a second; a flow that began before keeps its verdict.
         until(lambda: first.get(address, seconds=0.5) == "000", "it is denied")
         until(lambda: f"drop, 60 bytes, container web-{tag}, by verdicts: rule 1" in agent.log, "the log names it")
@@ -121,8 +125,6 @@ def test_a_queue_knows_the_container_of_what_is_forwarded(
         os.kill(worker, signal.SIGKILL)
         until(lambda: agent.status()["queues"][0]["workers"][0]["restarts"] == 1, "it is replaced")
         assert agent.stop() == 0
-    finally:
-        (root / "cgroup.procs").write_text(str(first.pid))
 
 
 RIGHTS = "+net_admin,+net_raw,+setuid,+setgid,+kill,+dac_override"
@@ -133,11 +135,9 @@ def test_the_right_that_the_drop_in_adds_is_what_it_takes(
     netns: Namespace, tmp_path: Path, groups: tuple[Path, str], more: str
 ) -> None:
     """As in the unit: processes of others are hidden (ProtectProc=invisible). The worker has no such right."""
-    root, tag = groups
+    _, tag = groups
     first, _ = bridged(netns)
-    group = root / f"machine-web\\x2d{tag}.scope" / "cgroup.procs"
-    group.write_text(str(first.pid))
-    try:
+    with container_of(first, groups):
         netns.shell("mount -t proc -o hidepid=invisible proc /proc")
         rights = RIGHTS + more
         agent = Started(netns, tmp_path, CONFIG.format(kind="tap", tag=tag), ("setpriv", f"--bounding-set=-all,{rights}"))
@@ -154,5 +154,3 @@ def test_the_right_that_the_drop_in_adds_is_what_it_takes(
         assert int(had.partition("CapPrm:")[2].split()[0], 16) >> 19 & 1 == 0
         assert agent.stop() == 0
         assert agent.log.count("are not known") == (not more)
-    finally:
-        (root / "cgroup.procs").write_text(str(first.pid))
