@@ -129,7 +129,7 @@ def test_a_connection_that_was_accepted_by_its_name_before_is_shown(netns: Names
     keeps = netns.start(sys.executable, "-c", KEEP, stdout=PIPE)
     assert keeps.stdout is not None
     assert keeps.stdout.readline() == b"said\n"
-    found = json.loads(agent.verb("top", "--for", "3s", "--json").stdout)["flows"]
+    found = json.loads(agent.verb("top", "--for", "5s", "--json").stdout)["flows"]
     flows = [flow for flow in found if flow["dport"] == 8080]
     assert {(flow["http_host"], flow["rule"], flow["verdict"]) for flow in flows} == {("a.test", "rule 1 (a)", "accept")}
     assert agent.stop() == 0

@@ -93,13 +93,18 @@ def test_elements_decide_and_their_errors_strand_no_packet(netns: Namespace, on_
             assert wire.arrived(6 if on_error is ACCEPT else 3) == (good if on_error is ACCEPT else [b"pass", b"mark", b"last"])
             until(lambda: counted(made.counters, received=7))
             assert counted(made.counters, errors=3, marked=1, dropped=1 if on_error is ACCEPT else 4, malformed=0)
-            lines = made.lines
-            (failure,) = [line for line in lines if "an element failed" in line]
+            lines: list[str] = []
+
+            def failures() -> list[str]:
+                lines.extend(made.lines)
+                return [line for line in lines if "an element failed" in line]
+
+            # Lines are written after the verdicts are sent and counted. One a second: the others are suppressed and counted.
+            until(lambda: len(failures()) + made.counters.log_suppressed == 3)
+            failure = failures()[0]
             assert "LookupError: on purpose" in failure
             assert "worker_crew.py:" in failure
             assert f"drop {Action.DROP.name}" in lines
-            # One a second: the others are suppressed and counted.
-            assert made.counters.log_suppressed == 2
 
     netns.call(inside)
 

@@ -56,11 +56,12 @@ class Questions:
         return records
 
     def each(self, seconds: float) -> Iterator[list[dict[str, Any]]]:
-        """The records of each half second, for so many seconds. Raises ControlError."""
+        """The records of each half second, for so many seconds, and of the rest of it. Raises ControlError."""
         ends = time.monotonic() + seconds
         while (now := time.monotonic()) < ends:
             yield self.ask()
             time.sleep(max(0.0, min(EVERY, ends - now)))
+        yield self.ask()
 
     def say_missed(self) -> None:
         """Print how many records were missed, if any."""

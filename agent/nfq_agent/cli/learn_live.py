@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -233,6 +233,10 @@ def _watch(questions: Questions, watching: Watching, seconds: float, ended: Even
             told = now
             print(f"\r\033[K{_progress(watching, now - begun, seconds)}", end="", file=sys.stderr, flush=True)
         ended.wait(max(0.0, min(EVERY, begun + seconds - now)))
+    if answered and away is None:
+        # What was told since the last question. An agent that has ended meanwhile has nothing more to say.
+        with suppress(control.ControlError):
+            watching.add(questions.ask(), now := time.monotonic(), time.time() - now)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 

@@ -259,7 +259,7 @@ def top(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
 
 
 def _watch(questions: Questions, screen: Screen, console: Console, seconds: float, on_terminal: bool) -> None:
-    """Ask twice a second, and draw then and after each key. Raises ControlError."""
+    """Ask twice a second and at the end, and draw then and after each key. Raises ControlError."""
     ends = time.monotonic() + seconds
     asks = time.monotonic()
     with ExitStack() as stack:
@@ -273,6 +273,9 @@ def _watch(questions: Questions, screen: Screen, console: Console, seconds: floa
                 shown.update(screen.draw(console.width, console.height, now), refresh=True)
             for key in keys.wait(max(0.0, min(asks, ends) - time.monotonic())):
                 screen.press(key)
+    if not screen.ended:
+        screen.live.add(questions.ask(), time.monotonic())
+        screen.missed = questions.missed
 
 
 def _objects(live: LiveFlows, part: FilterPart) -> list[dict[str, Any]]:
