@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import sys
@@ -235,3 +236,16 @@ def test_names_are_sorted_as_their_sort_says() -> None:
     live.add([{**SLOW, "sport": 9, "packets": 7, "duration": 0.5}, {**FAST, "duration": 3.0}, {**SLOW, "duration": 2.0}], 3.0)
     assert live.lines(View(sort=Sort.PACKETS, only=Only.ALL), 3.0)[0].record["sport"] == 9
     assert [line.age for line in live.lines(View(sort=Sort.NEWEST), 3.0)] == [0.0, 0.5, 2.0, 3.0]
+
+
+def test_what_was_told_since_the_last_question_is_shown_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter([[], [SLOW]])
+
+    def ask(*_: Any) -> dict[str, Any]:
+        return {"ok": True, "places": {}, "missed": 0, "records": next(answers)}
+
+    monkeypatch.setattr(control, "ask", ask)
+    assert top_verb.top(Flags(), "", 0.001, True) == 0
+    assert [flow["sport"] for flow in json.loads(capsys.readouterr().out)["flows"]] == [1]
