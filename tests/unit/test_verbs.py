@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from nfq_agent.cli.app import two_dashes
 from nfq_agent.cli.verbs import app
@@ -70,6 +71,15 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
     program, name, *rest = shlex.split(example)
     assert (program, name) == ("nfq-agent", verb)
     VERBS[verb].make_context(verb, two_dashes(rest))
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_fits_80_columns_and_brackets_what_is_optional_once(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = CliRunner().invoke(app, [verb, "--help"]).output
+    (usage,) = [line.strip() for line in text.splitlines() if "Usage: " in line]
+    assert re.fullmatch(rf"Usage: \S+ {verb} \[OPTIONS\]( \{{[^\[\]{{}}]+\}}| \[[^\[\]]+\](\.\.\.)?)*", usage)
+    assert not [line for line in text.splitlines() if len(line) > 80 or "[[" in line]
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ FiveTupleOption = Annotated[bool, typer.Option("--log-5tuple", help="Log protoco
 CaptureArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The capture: pcap or pcapng.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 FilterArgument = Annotated[
-    str, typer.Argument(metavar="[FILTER]", help="A filter, as in docs/filter.md; all without it.", autocompletion=_fields)
+    str, typer.Argument(metavar="FILTER", help="A filter, as in docs/filter.md; all without it.", autocompletion=_fields)
 ]
 ForOption = Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s".')]
 FamilyOption = Annotated[AddressFamily | None, typer.Option("--af-family", help="Address family of all rules.")]

@@ -266,9 +266,9 @@ def elements(name: Annotated[str | None, typer.Argument(metavar="NAME", help="On
 @app.command(epilog="Example: nfq-agent chaos on main drop=0.2 delay=0.5 --for 30s")
 def chaos(
     state: Annotated[OnOff, typer.Argument(metavar="on|off")],
-    queue: Annotated[str | None, typer.Argument(metavar="[QUEUE]", help="The queue, by its name in the configuration.")] = None,
+    queue: Annotated[str | None, typer.Argument(metavar="QUEUE", help="The queue, by its name in the configuration.")] = None,
     faults: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of element chaos: drop, delay, corrupt, duplicate.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of element chaos: drop, delay, corrupt, duplicate.")
     ] = None,
     last: ForOption = "30s",
     config: ConfigOption = None,
