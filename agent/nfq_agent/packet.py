@@ -23,7 +23,7 @@ PROTOCOL_NAMES: Final = {
 }  # fmt: skip
 
 # Protocols that begin with a source and a destination port (RFC 9293, 768, 4340, 9260, 3828).
-_WITH_PORTS: Final = frozenset((6, 17, 33, 132, 136))
+WITH_PORTS: Final = frozenset((6, 17, 33, 132, 136))
 # Extension headers with a length of their own in units of 8 bytes (RFC 8200, 5096, 5201, 5533).
 _V6_OPTIONS: Final = frozenset((0, 43, 60, 135, 139, 140))
 _V6_FRAGMENT: Final = 44
@@ -318,7 +318,7 @@ def _transport(  # noqa: PLR0913  # one for each field of the header
     dport: int | None = None
     start: int | None = None
     flags: int | None = None
-    if not later and protocol in _WITH_PORTS:
+    if not later and protocol in WITH_PORTS:
         if end < offset + 4:
             raise PacketError(f"{protocol_name(protocol)} header cut at {end} bytes")
         sport, dport = _PORTS.unpack_from(data, offset)

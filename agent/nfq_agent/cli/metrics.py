@@ -200,13 +200,16 @@ def _inline(families: _Families, instance: str, inline: InlineStatus) -> None:
 
 def _decisions(families: _Families, instance: str, kind: str, name: str, decisions: Iterable[DecisionStatus]) -> None:
     """By the name of the rule, so that a rule that moves keeps its series; rules of one name are one series."""
-    counts: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
     for each in decisions:
         key = each.element, name_of(each.rule)
-        counts[key] = counts.get(key, 0) + each.count
-    for (element, rule), count in counts.items():
+        count, packets = counts.get(key, (0, 0))
+        counts[key] = count + each.count, packets + each.in_kernel
+    for (element, rule), (count, packets) in counts.items():
         labels = {"agent": instance, "kind": kind, "name": name, "element": element, "rule": rule}
         families.count("policy_decisions", "decisions of a policy, by its rule", count, **labels)
+        if packets:
+            families.count("policy_kernel_packets", "packets decided in front of the queue, by the rule", packets, **labels)
 
 
 def _rules(families: _Families, report: Status) -> None:

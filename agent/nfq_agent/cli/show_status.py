@@ -155,7 +155,7 @@ def _queue(out: Console, queue: QueueStatus) -> None:
 
 def _decisions(out: Console, decisions: Sequence[DecisionStatus]) -> None:
     """What decided, the most frequent first. What never did is in the JSON alone, except rules, which may be superfluous."""
-    shown = [each for each in decisions if each.count or each.rule.startswith("rule ")]
+    shown = [each for each in decisions if each.count or each.in_kernel or each.rule.startswith("rule ")]
     if not shown:
         return
     out.print("Decisions by rule:")
@@ -163,6 +163,7 @@ def _decisions(out: Console, decisions: Sequence[DecisionStatus]) -> None:
     width = len(str(ranked[0].count))
     for each in ranked[:_LISTED]:
         what = f"{each.element}: {each.rule}" if each.element else each.rule
+        what += f", and {each.in_kernel} packets in the kernel" if each.in_kernel else ""
         out.print(f"  {each.count:>{width}} {what}", markup=False, no_wrap=True, overflow="ellipsis")
     if len(ranked) > _LISTED:
         out.print(f"  and {len(ranked) - _LISTED} more; --json has all", markup=False)

@@ -9,6 +9,7 @@ from typing import Final
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.mark import Kept, Mark, owner_marks
+from nfq_agent.rules.kernel_policy import before_queue
 from nfq_agent.rules.model import (
     EXPECTED,
     FAMILIES,
@@ -192,6 +193,8 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
         made += _marking(config, name, chain, found)
         found += _by_mark(config, name, found)
     for each in found:
+        if lists and rule.queue is not None:
+            made += before_queue(config, name, rule, chain, hook, family, each)
         each = each._replace(tail=(*each.tail, comment))
         if rule.proxy is not None:
             made += _capture_rules(config, rule, chain, family, lists, each)

@@ -13,7 +13,8 @@ from nfq_agent.decisions import split
 from nfq_agent.host.nfqueue.statistics import QueueStatistics
 from nfq_agent.latency import NANOSECONDS
 from nfq_agent.rules.foreign import InFront
-from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW
+from nfq_agent.rules.kernel_policy import reasons as kernel_reasons
+from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW, tag_prefix
 from nfq_agent.service import confinement
 from nfq_agent.service.bypasses import bypasses
 from nfq_agent.service.inlines import InlineWorker
@@ -55,7 +56,7 @@ def status(
     lost: int,
 ) -> Status:
     """All of it. backend: name of the rule backend. found: the installed rules. lost: log lines that were not written."""
-    queue_status, proxy_status = queues(config, crew, meter), proxies(crew)
+    queue_status, proxy_status = with_kernel(config, queues(config, crew, meter), found), proxies(crew)
     return Status(
         instance=config.agent.instance,
         running=True,
@@ -75,6 +76,22 @@ def status(
         bypasses=bypasses(queue_status, proxy_status, drift, in_front, meter),
         confinement=confinement.status(config),
     )
+
+
+def with_kernel(config: Config, queues: Iterable[QueueStatus], found: Iterable[ListedRule]) -> tuple[QueueStatus, ...]:
+    """The queues with what the kernel decided in front of them."""
+    by_tag = kernel_reasons(config)
+    total: dict[tuple[str, str, str], int] = dict.fromkeys(by_tag.values(), 0)
+    for each in found:
+        if reason := by_tag.get(each.installed.rule.tag.removeprefix(tag_prefix(config.agent.instance))):
+            total[reason] += each.installed.packets
+    made = []
+    for queue in queues:
+        left = {(element, label): packets for (name, element, label), packets in total.items() if name == queue.name}
+        known = [replace(each, in_kernel=left.pop((each.element, each.rule), 0)) for each in queue.decisions]
+        more = [DecisionStatus(element, label, 0, packets) for (element, label), packets in left.items()]
+        made.append(replace(queue, decisions=(*known, *more)))
+    return tuple(made)
 
 
 def queues(config: Config, crew: Workers, meter: Meter) -> tuple[QueueStatus, ...]:

@@ -67,11 +67,14 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class DecisionStatus(_FromObject):
-    """How often one rule of an element decided. rule: its label, as in `reason` of a flow."""
+    """How often one rule of an element decided. rule: its label, as in `reason` of a flow. in_kernel: packets that the kernel
+    decided by it in front of the queue (`compile`), which the worker did not see.
+    """
 
     element: str
     rule: str
     count: int
+    in_kernel: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,191 @@
+"""The leading rules of a policy that headers alone decide, as rules of the kernel in front of the queue (`compile`). No I/O.
+
+Only for the backend `owned`, which takes lists of any length, and only where no element would miss a packet: the policy is the
+first element, and no other one listens to packets, changes verdicts or follows flows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from nfq_agent.config.drop_lines import drop_lines
+from nfq_agent.config.models import Config, ElementSpec, QueueConfig
+from nfq_agent.config.rule import RuleConfig
+from nfq_agent.element import Needs, PacketElement
+from nfq_agent.elements.policy import Policy
+from nfq_agent.match import Conditions
+from nfq_agent.packet import TCP, UDP, WITH_PORTS
+from nfq_agent.policy_options import PLACES, PolicyOptions, RuleOptions
+from nfq_agent.policy_rule import DEFAULT, rule_label
+from nfq_agent.rules.model import Extension, Family, Option, Rule, comment_match
+from nfq_agent.rules.selection import INWARD, Selected, port_lists, range_lists
+
+# Rules of a policy that are asked one after the other in the kernel, at most.
+MOST: Final = 256
+_TARGETS: Final = {"accept": "RETURN", "drop": "DROP"}
+_NAMES: Final = {TCP: "tcp", UDP: "udp"}
+_NUMBERS: Final = {name: number for number, name in _NAMES.items()}
+_IN: Final = frozenset(("prerouting", "input"))
+_OUT: Final = frozenset(("output", "postrouting"))
+_DIRECTIONS: Final = {"in": _IN, "out": _OUT}
+
+
+class Leading(NamedTuple):
+    """A rule of a policy, or its default, that the kernel applies. number: in its policy, from 1; 0 for the default."""
+
+    number: int
+    label: str
+    action: str
+    conditions: RuleOptions | None
+
+
+def kernel_rules(config: Config, queue: QueueConfig) -> tuple[str, list[Leading]]:
+    """The name of the queue's first element, and what of it the kernel can decide; empty where that is nothing.
+
+    The search ends at the first rule that needs more than headers, and in monitor mode at the first that drops.
+    """
+    specs = config.packet_elements(queue)
+    if queue.compile_mode != "auto" or not specs or not _is_apart(specs):
+        return "", []
+    name, options = specs[0].name, specs[0].options
+    # What is dropped may have to be logged, or counted without being dropped.
+    drops = queue.mode == "enforce" and drop_lines(config, queue) is None
+    found: list[Leading] = []
+    for number, rule in options.numbered[:MOST]:
+        if rule.action != "accept" and not (drops and rule.action == "drop"):
+            return name, found
+        if not _by_headers(rule):
+            return name, found
+        found.append(Leading(number, rule_label(number, rule.name), rule.action, rule))
+    if len(options.numbered) <= MOST and (options.default == "accept" or (drops and options.default == "drop")):
+        found.append(Leading(0, DEFAULT, options.default, None))
+    return name, found
+
+
+def _is_apart(specs: list[ElementSpec]) -> bool:
+    """Whether the first element is a policy on headers, and no other has to know of what it decides."""
+    first, *others = specs
+    options = first.options
+    if not isinstance(options, PolicyOptions) or first.cls is not Policy or options.explain:
+        return False
+    if Policy.needs_of(options) is Needs.FLOW:
+        # A flow is judged by its first packet, and packets of both directions then get its verdict.
+        return False
+    heard = ("judged", "amend", "follow")
+    return not any(getattr(spec.cls, method) is not getattr(PacketElement, method) for spec in others for method in heard)
+
+
+def _by_headers(rule: RuleOptions) -> bool:
+    """Whether the kernel sees all that a rule asks for, and sees it as the worker does."""
+    if rule.uid or rule.gid or any(getattr(rule, key) is not None for key in PLACES):
+        # The kernel knows the user of some packets of which it does not tell the worker.
+        return False
+    return all("*" not in name[:-1] and not set("?[]") & set(name) for name in rule.interface or ())
+
+
+def before_queue(
+    config: Config, name: str, rule: RuleConfig, chain: str, hook: str, family: Family, what: Selected
+) -> Iterator[Rule]:
+    """The rules in front of the one that sends these packets to the queue. name: of the rule in the configuration."""
+    queue = config.queue[rule.queue or ""]
+    element, found = kernel_rules(config, queue)
+    if rule.bridge:
+        return
+    for each in found:
+        made = _written(each, hook, family, what)
+        if made is None:
+            return
+        comment = comment_match(config.agent.instance, _tag(name, element, each.number))
+        for choice in made:
+            matches = (*what.matches, *choice.matches, *what.tail, comment)
+            yield Rule(chain, Extension(_TARGETS[each.action]), matches, choice.protocol, choice.inward, choice.outward)
+
+
+def reasons(config: Config) -> dict[str, tuple[str, str, str]]:
+    """Queue, element and label by the name that a rule's tag has behind that of its instance."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for name, rule in config.rules.items():
+        if rule.queue is not None:
+            element, rules = kernel_rules(config, config.queue[rule.queue])
+            found |= {_tag(name, element, each.number): (rule.queue, element, each.label) for each in rules}
+    return found
+
+
+def _tag(name: str, element: str, number: int) -> str:
+    return f"{name}.{element}.{number or DEFAULT}"
+
+
+class _Choice(NamedTuple):
+    protocol: str
+    matches: tuple[Extension, ...]
+    inward: str
+    outward: str
+
+
+def _written(rule: Leading, hook: str, family: Family, what: Selected) -> list[_Choice] | None:
+    """The choices of which any one is enough; None for what the kernel is not asked here, nor about any rule behind it."""
+    if rule.conditions is None:
+        # What the link needs passes a closed default: ICMPv6.
+        if family == "inet6" and rule.action == "drop" and what.protocol not in _NUMBERS:
+            return None
+        return [_Choice(what.protocol, (), what.in_interface, what.out_interface)]
+    conditions = rule.conditions
+    if hook not in _hooks(conditions, hook):
+        return []
+    matches: list[Extension] = []
+    for key, networks in (("--src-range", conditions.src), ("--dst-range", conditions.dst)):
+        if networks is not None:
+            ranges = list(range_lists(networks, family, lists=True))
+            if not ranges:
+                return []
+            matches.append(Extension("iprange", (Option(key, ranges[0]),)))
+    for key, ports in (("--sports", conditions.sport), ("--dports", conditions.dport)):
+        matches += [Extension("multiport", (Option(key, each),)) for each in port_lists(ports or (), lists=True)]
+    interfaces = _interfaces(conditions, hook, what)
+    if interfaces is None:
+        return None
+    protocols = _protocols(conditions, what.protocol)
+    return [_Choice(protocol, tuple(matches), *pair) for protocol in protocols for pair in interfaces]
+
+
+def _hooks(conditions: Conditions, hook: str) -> frozenset[str]:
+    """The hooks in which it may hold, as far as `hook` is concerned."""
+    allowed = frozenset(conditions.hook or (hook,))
+    return allowed if conditions.direction is None else allowed & _DIRECTIONS[conditions.direction]
+
+
+def _protocols(conditions: Conditions, selected: str) -> list[str]:
+    """The protocols of the packets that are selected and asked for."""
+    has_ports = conditions.sport is not None or conditions.dport is not None
+    wanted = None if conditions.protocol is None else {each for each in conditions.protocol if isinstance(each, int)}
+    if has_ports:
+        wanted = set(WITH_PORTS) if wanted is None else wanted & WITH_PORTS
+    if wanted is None:
+        return [selected]
+    if selected.startswith("! "):
+        excluded = {_NUMBERS[name] for name in selected.removeprefix("! ").split(",")}
+        wanted -= excluded
+    elif selected:
+        number = _NUMBERS.get(selected)
+        wanted &= {int(selected) if number is None else number}
+    return [_NAMES.get(number, str(number)) for number in sorted(wanted)]
+
+
+def _interfaces(conditions: Conditions, hook: str, what: Selected) -> list[tuple[str, str]] | None:
+    """Pairs of the interface by which a packet comes in and the one by which it leaves; None where a rule cannot ask for both
+    what is selected and what the policy asks for."""
+    if conditions.interface is None:
+        return [(what.in_interface, what.out_interface)]
+    made = []
+    for name in sorted(conditions.interface):
+        wanted = name.removesuffix("*") + "+" if name.endswith("*") else name
+        if hook not in _OUT:
+            if what.in_interface not in ("", wanted):
+                return None
+            made.append((wanted, what.out_interface))
+        if hook not in INWARD:
+            if what.out_interface not in ("", wanted):
+                return None
+            made.append((what.in_interface, wanted))
+    return made

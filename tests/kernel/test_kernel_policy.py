@@ -1,0 +1,197 @@
+"""A policy that is compiled into the kernel decides each packet as the policy in Python does, by the same rule."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from namespace import Namespace
+from resident import Resident
+
+from nfq_agent.config.models import Config
+from nfq_agent.element_chain import ElementChain
+from nfq_agent.elements import packet_element
+from nfq_agent.host.nftables.owned import OwnedHost
+from nfq_agent.packet import Hook, Packet
+from nfq_agent.rules.kernel_policy import kernel_rules, reasons
+from nfq_agent.rules.model import FAMILIES, tag_prefix
+from nfq_agent.rules.plan import plan
+from nfq_agent.testing import icmp, tcp, udp
+from nfq_agent.verdict import ACCEPT, Action
+
+pytestmark = pytest.mark.kernel
+
+UID = 972
+LO = 1
+SOURCES = ["10.1.0.1", "10.1.0.200", "10.2.0.1"]
+DESTINATIONS = ["10.1.0.2", "10.3.0.1", "10.3.255.255", "10.4.0.0"]
+SOURCES6 = ["fd01::1", "fd02::1"]
+DESTINATIONS6 = ["fd01::2", "fd03::1"]
+
+
+def networks(*more: str) -> st.SearchStrategy[list[str]]:
+    each = ["10.1.0.0/24", "10.1.0.0/16", "10.3.0.0/16", "10.3.255.255", "fd01::/16", "fd03::1", *more]
+    return st.lists(st.sampled_from(each), min_size=1, max_size=3, unique=True)
+
+
+PORTS = st.lists(st.sampled_from([53, 80, "80:443", "0:65535", 8080]), min_size=1, max_size=2)
+CONDITIONS = st.fixed_dictionaries(
+    {"action": st.sampled_from(["accept", "drop"])},
+    optional={
+        "src": networks(), "dst": networks("0.0.0.0/0"), "sport": PORTS, "dport": PORTS,
+        "protocol": st.lists(st.sampled_from(["tcp", "udp", "icmp", "icmpv6", 17]), min_size=1, max_size=2, unique=True),
+        "interface": st.sampled_from([["lo"], ["l*"], ["eth*"], ["eth0", "lo"], ["?o"]]),
+        "direction": st.sampled_from(["in", "out"]),
+        "hook": st.lists(st.sampled_from(["input", "output"]), min_size=1, max_size=2, unique=True),
+        "uid": st.just([0]),
+    },
+).filter(lambda rule: not (rule.get("direction") == "in" and rule.get("hook") == ["output"])).filter(
+    lambda rule: not (rule.get("direction") == "out" and rule.get("hook") == ["input"])
+)  # fmt: skip
+PACKETS = st.one_of(
+    st.builds(
+        lambda kind, src, dst, sport, dport: kind(f"{src}:{sport}", f"{dst}:{dport}", b"x"),
+        st.sampled_from([tcp, udp]), st.sampled_from(SOURCES), st.sampled_from(DESTINATIONS), st.sampled_from([53, 79, 40000]),
+        st.sampled_from([53, 80, 443, 444, 8080]),
+    ),
+    st.builds(
+        lambda kind, src, dst, sport, dport: kind(f"[{src}]:{sport}", f"[{dst}]:{dport}", b"x"),
+        st.sampled_from([tcp, udp]), st.sampled_from(SOURCES6), st.sampled_from(DESTINATIONS6), st.sampled_from([53, 40000]),
+        st.sampled_from([53, 80, 444]),
+    ),
+    st.builds(icmp, st.sampled_from(SOURCES), st.sampled_from(DESTINATIONS)),
+    st.builds(icmp, st.sampled_from(SOURCES6), st.sampled_from(DESTINATIONS6)),
+)  # fmt: skip
+SELECTED: list[dict[str, Any]] = [
+    {"all": True}, {"tcp_ports": [80, 443], "udp_ports": ["1:65535"]}, {"protocol": ["udp"]},
+    {"all": True, "not_tcp_ports": [80]},
+    {"all": True, "src": ["10.1.0.0/16", "fd01::/16"]}, {"all": True, "interface": ["lo"]},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def resident() -> Iterator[Resident]:
+    with Namespace() as namespace:
+        for family, nets in (("-4", ("10.0.0.0/8",)), ("-6", ("fd01::/16", "fd02::/16", "fd03::/16"))):
+            for net in nets:
+                namespace.run("ip", family, "route", "add", "local", net, "dev", "lo")
+        made = Resident(namespace)
+        yield made
+        made.kill()
+
+
+def counted(host: OwnedHost) -> dict[tuple[str, str], int]:
+    """Packets by chain and tag."""
+    found: dict[tuple[str, str], int] = {}
+    for family in FAMILIES:
+        for table in host.read(family).values():
+            for each in table.installed:
+                key = each.rule.chain, each.rule.tag
+                found[key] = found.get(key, 0) + each.packets
+    return found
+
+
+def passed(state: dict[str, Any], config: Config, packets: list[bytes]) -> list[list[str]]:
+    """The tags of the rules in OUTPUT that took each packet."""
+    host = state.setdefault("host", OwnedHost("default"))
+    ruleset = plan(config, UID, lists=True)
+    host.apply_all({family: ruleset.get(family, {}) for family in FAMILIES})
+    taken = []
+    for data in packets:
+        before = counted(host)
+        family, level, included = (
+            (socket.AF_INET, socket.IPPROTO_IP, socket.IP_HDRINCL) if data[0] >> 4 == 4 else (socket.AF_INET6, 41, 36)
+        )
+        with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            raw.setsockopt(level, included, 1)
+            to = socket.inet_ntop(family, data[16:20] if family == socket.AF_INET else data[24:40])
+            with contextlib.suppress(PermissionError):
+                # What a rule drops.
+                raw.sendto(data, (to, 0))
+        after = counted(host)
+        taken.append(
+            sorted(tag for (chain, tag), count in after.items() if "OUTPUT" in chain and count > before.get((chain, tag), 0))
+        )
+    return taken
+
+
+def config_of(rules: list[dict[str, Any]], default: str | None, selected: Mapping[str, Any], **queue: Any) -> Config:
+    element: dict[str, Any] = {"type": "policy", "rule": rules} | ({} if default is None else {"default": default})
+    return Config.model_validate({
+        "agent": {"backend": "owned"},
+        "queue": {"main": {"num": 100, "compile": "auto", "elements": ["allow"], "log_drops": False, **queue}},
+        "element": {"allow": element},
+        "rules": {"app": {"queue": "main", "hooks": ["output", "input"], **selected}},
+    })  # fmt: skip
+
+
+def decided_in_python(config: Config, packet: Packet) -> tuple[Action, str]:
+    """The verdict and the label of the rule that gives it."""
+    (spec,) = config.packet_elements(config.queue["main"])
+    element = packet_element("policy")("allow", spec.options, lambda *_, **__: None)
+    chain = ElementChain([element], ACCEPT)
+    verdict = chain.decide(packet, None)
+    return verdict.action, chain.reason(packet, None)[1]
+
+
+@settings(max_examples=30, deadline=None, phases=(Phase.generate,), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rules=st.lists(CONDITIONS, max_size=4), default=st.sampled_from([None, "accept", "drop"]), selected=st.sampled_from(SELECTED),
+    packets=st.lists(PACKETS, min_size=1, max_size=5), monitor=st.booleans(),
+)  # fmt: skip
+def test_each_packet_is_decided_by_the_same_rule(  # one for each thing that differs
+    resident: Resident, rules: list[dict[str, Any]], default: str | None, selected: dict[str, Any], packets: list[Packet],
+    monitor: bool,
+) -> None:  # fmt: skip
+    config = config_of(rules, default, selected, mode="monitor" if monitor else "enforce")
+    compiled = {each.label: each.action for each in kernel_rules(config, config.queue["main"])[1]}
+    taken = resident.call(passed, config, [packet.payload for packet in packets])
+    prefix = tag_prefix("default")
+    labels = {f"{prefix}{name}": label for name, (_, _, label) in reasons(config).items()}
+    for packet, tags in zip(packets, taken, strict=True):
+        placed = Packet(packet.payload, hook=Hook.OUTPUT, outdev=LO, uid=0)
+        action, label = decided_in_python(config, placed)
+        tags = [tag for tag in tags if not tag.endswith((":jump", ":end", ":own-traffic"))]
+        where = f"{packet!r}: {tags} instead of {action.name} by {label} of {rules}, {default}, {selected}"
+        if not tags:
+            # It is not among what is selected: it would not be in Python.
+            continue
+        in_kernel = [labels[tag] for tag in tags if tag in labels]
+        if in_kernel:
+            assert in_kernel == [label], where
+            assert Action[compiled[label].upper()] is action, where
+        else:
+            assert tags == [f"{prefix}app"], where
+            # The only rules that the kernel leaves to the worker.
+            closed_icmp6 = label in ("default", "needed by the link") and packet.payload[0] >> 4 == 6
+            assert label not in compiled or closed_icmp6 or "?o" in str(rules) or selected.get("interface"), where
+
+
+def test_a_reload_changes_the_rules_and_what_is_not_asked_for_stays_in_the_queue(resident: Resident) -> None:
+    drop = {"action": "drop", "dst": ["10.3.0.0/16"], "dport": [80]}
+    packet = tcp("10.1.0.1:40000", "10.3.0.1:80", b"x").payload
+    other = udp("10.1.0.1:40000", "10.3.0.1:53", b"x").payload
+    prefix = tag_prefix("default")
+
+    def took(config: Config) -> list[str]:
+        return [
+            next(tag for tag in tags if not tag.endswith((":jump", ":end"))).removeprefix(prefix)
+            for tags in resident.call(passed, config, [packet, other])
+        ]
+
+    assert took(config_of([drop], None, {"all": True})) == ["app.allow.1", "app"]
+    assert took(config_of([drop], "accept", {"all": True})) == ["app.allow.1", "app.allow.default"]
+    assert took(config_of([{"action": "accept"}, drop], "drop", {"all": True})) == ["app.allow.1", "app.allow.1"]
+    # Monitor mode drops nothing; lines for drops, names, and others that listen need the packets.
+    assert took(config_of([drop], "accept", {"all": True}, mode="monitor")) == ["app", "app"]
+    assert took(config_of([drop], "accept", {"all": True}, log_drops=True)) == ["app", "app"]
+    assert took(config_of([drop], "accept", {"all": True}, compile="off")) == ["app", "app"]
+    named = {"action": "drop", "http_host": ["*.evil.test"]}
+    assert took(config_of([drop, named], "accept", {"all": True})) == ["app", "app"]
+    heard = config_of([drop], "accept", {"all": True}, elements=["allow", "log"])
+    assert took(heard) == ["app", "app"]

@@ -1,0 +1,139 @@
+"""The leading rules of a policy as rules of the kernel in front of the queue: which, and as what."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from nfq_agent.config.models import Config
+from nfq_agent.rules.kernel_policy import kernel_rules, reasons
+from nfq_agent.rules.model import FAMILIES, Family, Installed
+from nfq_agent.rules.plan import plan
+from nfq_agent.service.live_rules import ListedRule
+from nfq_agent.service.report import with_kernel
+from nfq_agent.service.status import DecisionStatus, QueueStatus
+
+
+def config_of(
+    rules: list[dict[str, Any]], selected: dict[str, Any] | None = None, default: str | None = "accept", **queue: Any
+) -> Config:
+    element: dict[str, Any] = {"type": "policy", "rule": rules} | ({} if default is None else {"default": default})
+    return Config.model_validate({
+        "agent": {"backend": "owned"},
+        "queue": {"main": {"num": 100, "compile": "auto", "elements": ["allow"], "log_drops": False, **queue}},
+        "element": {"allow": element},
+        "rules": {"app": {"queue": "main", "hooks": ["output"], "all": True, **(selected or {})}},
+    })  # fmt: skip
+
+
+def text(config: Config, family: Family = "inet") -> list[str]:
+    """The rules of the queue's chain, without its first and its last."""
+    chain = plan(config, 972, lists=True)[family]["mangle"].chains["NFQA-default-OUTPUT"]
+    return [re.sub('-m comment --comment "nfq-agent:default:(.*)"', r"# \1", rule.spec) for rule in chain[1:-1]]
+
+
+LIST: list[dict[str, Any]] = [
+    {"action": "accept", "dst": ["10.0.0.0/8", "fd00::/8"], "dport": ["80:443"], "protocol": ["tcp"]},
+    {"action": "drop", "name": "dns", "dport": [53], "src": ["192.0.2.0/24"]},
+]
+
+
+def test_rules_stand_in_front_of_the_queue() -> None:
+    last = ["# app.allow.default -j RETURN", "# app -j NFQUEUE --queue-num 100 --queue-bypass"]
+    assert text(config_of(LIST)) == [
+        "-p tcp -m iprange --dst-range 10.0.0.0-10.255.255.255 -m multiport --dports 80:443 # app.allow.1 -j RETURN",
+        *(
+            f"-p {protocol} -m iprange --src-range 192.0.2.0-192.0.2.255 -m multiport --dports 53 # app.allow.2 -j DROP"
+            for protocol in ("tcp", "udp", "33", "132", "136")
+        ),
+        *last,
+    ]
+    # A rule that names no network of a family meets none of its packets.
+    first, *others = text(config_of(LIST), "inet6")
+    assert first.startswith("-p tcp -m iprange --dst-range fd00::-fdff:")
+    assert others == last
+
+
+def test_the_names_of_the_rules_are_those_of_the_policy() -> None:
+    assert reasons(config_of(LIST)) == {
+        "app.allow.1": ("main", "allow", "rule 1"),
+        "app.allow.2": ("main", "allow", "rule 2 (dns)"),
+        "app.allow.default": ("main", "allow", "default"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("rules", "options", "found"),
+    [
+        (LIST, {}, ["rule 1", "rule 2 (dns)", "default"]),
+        (LIST, {"default": None}, ["rule 1", "rule 2 (dns)"]),
+        (LIST, {"mode": "monitor"}, ["rule 1"]),
+        (LIST, {"log_drops": True}, ["rule 1"]),
+        (LIST, {"compile": "off"}, []),
+        (LIST, {"elements": ["allow", "log"]}, []),
+        (LIST, {"elements": ["log", "allow"]}, []),
+        (LIST, {"elements": ["allow", "chaos"]}, []),
+        (LIST, {"elements": []}, []),
+        ([LIST[0], {"action": "drop", "uid": [0]}, LIST[1]], {}, ["rule 1"]),
+        ([LIST[0], {"action": "drop", "interface": ["?o"]}, LIST[1]], {}, ["rule 1"]),
+        ([LIST[0], {"action": "reject", "dport": [22]}], {}, ["rule 1"]),
+        ([*LIST, {"action": "drop", "tls_sni": ["a.test"]}], {"elements": ["allow"]}, []),
+        ([{"action": "accept", "dport": [port]} for port in range(1, 400)], {}, [f"rule {number}" for number in range(1, 257)]),
+    ],
+)
+def test_what_is_compiled(rules: list[dict[str, Any]], options: dict[str, Any], found: list[str]) -> None:
+    config = config_of(rules, **options)
+    assert [each.label for each in kernel_rules(config, config.queue["main"])[1]] == found
+
+
+def test_the_other_backend_has_no_such_rules() -> None:
+    rules = plan(config_of(LIST), 972, lists=False)["inet"]["mangle"].chains["NFQA-default-OUTPUT"]
+    assert [rule.tag for rule in rules] == ["nfq-agent:default:app"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "selected", "tags"),
+    [
+        ({"protocol": ["udp"]}, {"all": True}, ["-p udp"]),
+        ({"protocol": ["udp"]}, {"all": False, "tcp_ports": [80]}, []),
+        ({"protocol": ["icmp", "tcp"]}, {"not_tcp_ports": [22]}, ["-p tcp", "-p 1"]),
+        ({"dport": [7]}, {"all": False, "protocol": ["icmp"]}, []),
+        ({"interface": ["eth0", "veth*"]}, {}, ["-o eth0", "-o veth+"]),
+        ({"interface": ["eth0"]}, {"interface": ["eth0"]}, ["-o eth0"]),
+        ({"interface": ["eth0"]}, {"interface": ["eth1"]}, []),
+        ({"direction": "in"}, {}, []),
+        ({"direction": "out"}, {}, [""]),
+        ({"hook": ["input"]}, {}, []),
+    ],
+)
+def test_how_conditions_meet_what_is_selected(rule: dict[str, Any], selected: dict[str, Any], tags: list[str]) -> None:
+    config = config_of([{"action": "accept", **rule}], selected, default=None)
+    written = [line for line in text(config) if "app.allow.1" in line]
+    assert len(written) == len(tags)
+    assert all(tag in line for tag, line in zip(tags, written, strict=True))
+
+
+def test_a_closed_default_leaves_what_the_link_needs_to_the_worker() -> None:
+    assert "app.allow.default" in text(config_of([], default="drop"))[0]
+    assert not any("app.allow" in line for line in text(config_of([], default="drop"), "inet6"))
+    assert "app.allow.default" in text(config_of([], {"all": False, "udp_ports": [53]}, default="drop"), "inet6")[0]
+
+
+def test_what_the_kernel_decided_is_counted_under_the_same_rules() -> None:
+    config = config_of(LIST)
+    rules = [
+        ListedRule(family, "mangle", Installed(rule, number, packets=number))
+        for family in FAMILIES
+        for number, rule in enumerate(plan(config, 972, lists=True)[family]["mangle"].chains["NFQA-default-OUTPUT"])
+    ]
+    counted = DecisionStatus("allow", "rule 2 (dns)", 5)
+    queue = QueueStatus("main", "enforce", True, ("allow",), None, 0, 0, 0, 0, (), (counted,))
+    (found,) = with_kernel(config, [queue], rules)
+    # The first is in both families; rule 2 is five rules of one.
+    assert found.decisions == (
+        DecisionStatus("allow", "rule 2 (dns)", 5, 2 + 3 + 4 + 5 + 6),
+        DecisionStatus("allow", "rule 1", 0, 1 + 1),
+        DecisionStatus("allow", "default", 0, 7 + 2),
+    )
