@@ -32,7 +32,7 @@ def handed_over(facts: Mapping[str, Any], inner: Result, before: int, carries: b
     if "conflict" in inner.facts:
         # It hides a server name, whatever the protocol was taken for.
         protocol = facts["protocol"] if carries else "tls"
-        return Found({**facts, "protocol": protocol, "conflict": inner.facts["conflict"]}, then=_ended)
+        return Found({**facts, "protocol": protocol, "conflict": inner.facts["conflict"]}, then=ended)
     then = None if inner.then is None else partial(_second_hello, dict(facts), inner.then)
     return Found({**inner.facts, **facts}, inner.decided, inner.done, used=before + inner.used, then=then)
 
@@ -42,10 +42,13 @@ def hand_over(facts: Mapping[str, Any], client: bytes, before: int) -> Found:
     return handed_over(facts, tls.parse(client[before:], b""), before)
 
 
-def lookout(facts: Mapping[str, Any], opening: bytes, carries: bool) -> Parser:
-    """Searches what follows for a ClientHello. facts: of the opening. carries: its protocol hands over to TLS."""
+def lookout(facts: Mapping[str, Any], opening: bytes, carries: bool, before: bytes = b"") -> Parser:
+    """Searches what follows for a ClientHello.
+
+    facts: of the opening. carries: its protocol hands over to TLS. before: bytes before what follows, which may begin a hello.
+    """
     is_text = _TEXT.fullmatch(opening[:_LOOKED_AT]) is not None
-    return partial(_search, dict(facts), None if carries or (is_text and not facts) else _SEARCHED, b"")
+    return partial(_search, dict(facts), None if carries or (is_text and not facts) else _SEARCHED, before)
 
 
 def is_search(parsers: tuple[Parser, ...]) -> bool:
@@ -53,7 +56,7 @@ def is_search(parsers: tuple[Parser, ...]) -> bool:
     return len(parsers) == 1 and isinstance(parsers[0], partial) and parsers[0].func is _search
 
 
-def _ended(client: bytes, server: bytes = b"") -> Found:
+def ended(client: bytes, server: bytes = b"") -> Found:
     """Nothing more is read."""
     return Found({})
 
