@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from namespace import Namespace
 from resident import Resident
 
+from nfq_agent.checksum import mend
 from nfq_agent.config.models import Config
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements import packet_element
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.kernel
 
 UID = 972
 LO = 1
+HERE = bytes.fromhex("020000000001")
 SOURCES = ["10.1.0.1", "10.1.0.200", "10.2.0.1"]
 DESTINATIONS = ["10.1.0.2", "10.3.0.1", "10.3.255.255", "10.4.0.0"]
 SOURCES6 = ["fd01::1", "fd02::1"]
@@ -45,10 +48,11 @@ CONDITIONS = st.fixed_dictionaries(
     optional={
         "src": networks(), "dst": networks("0.0.0.0/0"), "sport": PORTS, "dport": PORTS,
         "protocol": st.lists(st.sampled_from(["tcp", "udp", "icmp", "icmpv6", 17]), min_size=1, max_size=2, unique=True),
-        "interface": st.sampled_from([["lo"], ["l*"], ["eth*"], ["eth0", "lo"], ["?o"]]),
+        "interface": st.sampled_from([["lo"], ["l*"], ["there*"], ["here", "lo"], ["?o"]]),
         "direction": st.sampled_from(["in", "out"]),
         "hook": st.lists(st.sampled_from(["input", "output"]), min_size=1, max_size=2, unique=True),
-        "uid": st.just([0]),
+        "uid": st.sampled_from([[0], [0, 7], [7]]),
+        "gid": st.sampled_from([[0], [7]]),
     },
 ).filter(lambda rule: not (rule.get("direction") == "in" and rule.get("hook") == ["output"])).filter(
     lambda rule: not (rule.get("direction") == "out" and rule.get("hook") == ["input"])
@@ -64,6 +68,11 @@ PACKETS = st.one_of(
         st.sampled_from([tcp, udp]), st.sampled_from(SOURCES6), st.sampled_from(DESTINATIONS6), st.sampled_from([53, 40000]),
         st.sampled_from([53, 80, 444]),
     ),
+    # The answer to a new connection.
+    st.builds(
+        lambda src, dst, sport, dport: tcp(f"{src}:{sport}", f"{dst}:{dport}", flags="SA"),
+        st.sampled_from(SOURCES), st.sampled_from(DESTINATIONS), st.sampled_from([80, 443]), st.sampled_from([40000, 8080]),
+    ),
     st.builds(icmp, st.sampled_from(SOURCES), st.sampled_from(DESTINATIONS)),
     st.builds(icmp, st.sampled_from(SOURCES6), st.sampled_from(DESTINATIONS6)),
 )  # fmt: skip
@@ -77,6 +86,15 @@ SELECTED: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def resident() -> Iterator[Resident]:
     with Namespace() as namespace:
+        namespace.shell(
+            "ip link add here address 02:00:00:00:00:01 type veth peer name there; ip link set here up; ip link set there up"
+        )
+        namespace.shell(
+            "sysctl -qw net.ipv4.conf.all.accept_local=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.here.rp_filter=0"
+        )
+        # What is sent arrives nowhere, so that nothing answers.
+        namespace.shell("nft add table inet apart; nft 'add chain inet apart in { type filter hook prerouting priority -500; }'")
+        namespace.shell("nft add rule inet apart in iifname lo drop")
         for family, nets in (("-4", ("10.0.0.0/8",)), ("-6", ("fd01::/16", "fd02::/16", "fd03::/16"))):
             for net in nets:
                 namespace.run("ip", family, "route", "add", "local", net, "dev", "lo")
@@ -96,26 +114,46 @@ def counted(host: OwnedHost) -> dict[tuple[str, str], int]:
     return found
 
 
-def passed(state: dict[str, Any], config: Config, packets: list[bytes]) -> list[list[str]]:
-    """The tags of the rules in OUTPUT that took each packet."""
-    host = state.setdefault("host", OwnedHost("default"))
+def prepare(state: dict[str, Any], config: Config) -> OwnedHost:
+    """The rules of this configuration, in force."""
+    host: OwnedHost = state.setdefault("host", OwnedHost("default"))
     ruleset = plan(config, UID, lists=True)
     host.apply_all({family: ruleset.get(family, {}) for family in FAMILIES})
+    return host
+
+
+def send(data: bytes) -> None:
+    """Send a packet that leaves by the loopback."""
+    family, level, included = (
+        (socket.AF_INET, socket.IPPROTO_IP, socket.IP_HDRINCL) if data[0] >> 4 == 4 else (socket.AF_INET6, 41, 36)
+    )
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.setsockopt(level, included, 1)
+        to = socket.inet_ntop(family, data[16:20] if family == socket.AF_INET else data[24:40])
+        with contextlib.suppress(PermissionError):
+            # What a rule drops.
+            raw.sendto(data, (to, 0))
+
+
+def receive(data: bytes) -> None:
+    """Let a packet come in by the interface `here`."""
+    kind = 0x0800 if data[0] >> 4 == 4 else 0x86DD
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind(("there", kind))
+        raw.send(HERE + bytes(6) + kind.to_bytes(2, "big") + data)
+
+
+def passed(state: dict[str, Any], config: Config, packets: list[bytes], inward: bool = False) -> list[list[str]]:
+    """The tags of the rules in OUTPUT, or INPUT, that took each packet."""
+    host = prepare(state, config)
     taken = []
     for data in packets:
         before = counted(host)
-        family, level, included = (
-            (socket.AF_INET, socket.IPPROTO_IP, socket.IP_HDRINCL) if data[0] >> 4 == 4 else (socket.AF_INET6, 41, 36)
-        )
-        with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-            raw.setsockopt(level, included, 1)
-            to = socket.inet_ntop(family, data[16:20] if family == socket.AF_INET else data[24:40])
-            with contextlib.suppress(PermissionError):
-                # What a rule drops.
-                raw.sendto(data, (to, 0))
+        (receive if inward else send)(data)
         after = counted(host)
+        hook = "INPUT" if inward else "OUTPUT"
         taken.append(
-            sorted(tag for (chain, tag), count in after.items() if "OUTPUT" in chain and count > before.get((chain, tag), 0))
+            sorted(tag for (chain, tag), count in after.items() if hook in chain and count > before.get((chain, tag), 0))
         )
     return taken
 
@@ -130,8 +168,14 @@ def config_of(rules: list[dict[str, Any]], default: str | None, selected: Mappin
     })  # fmt: skip
 
 
-def decided_in_python(config: Config, packet: Packet) -> tuple[Action, str]:
-    """The verdict and the label of the rule that gives it."""
+def decided_in_python(state: dict[str, Any], config: Config, data: bytes, inward: bool) -> tuple[Action, str]:
+    """The verdict and the label of the rule that gives it. It is asked in the namespace, for the names of interfaces."""
+    del state
+    packet = (
+        Packet(data, hook=Hook.INPUT, indev=socket.if_nametoindex("here"))
+        if inward
+        else Packet(data, hook=Hook.OUTPUT, outdev=LO, uid=0, gid=0)
+    )
     (spec,) = config.packet_elements(config.queue["main"])
     element = packet_element("policy")("allow", spec.options, lambda *_, **__: None)
     chain = ElementChain([element], ACCEPT)
@@ -142,20 +186,19 @@ def decided_in_python(config: Config, packet: Packet) -> tuple[Action, str]:
 @settings(max_examples=30, deadline=None, phases=(Phase.generate,), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rules=st.lists(CONDITIONS, max_size=4), default=st.sampled_from([None, "accept", "drop"]), selected=st.sampled_from(SELECTED),
-    packets=st.lists(PACKETS, min_size=1, max_size=5), monitor=st.booleans(),
+    packets=st.lists(PACKETS, min_size=1, max_size=5), monitor=st.booleans(), inward=st.booleans(),
 )  # fmt: skip
 def test_each_packet_is_decided_by_the_same_rule(  # one for each thing that differs
     resident: Resident, rules: list[dict[str, Any]], default: str | None, selected: dict[str, Any], packets: list[Packet],
-    monitor: bool,
+    monitor: bool, inward: bool,
 ) -> None:  # fmt: skip
     config = config_of(rules, default, selected, mode="monitor" if monitor else "enforce")
     compiled = {each.label: each.action for each in kernel_rules(config, config.queue["main"])[1]}
-    taken = resident.call(passed, config, [packet.payload for packet in packets])
+    taken = resident.call(passed, config, [packet.payload for packet in packets], inward)
     prefix = tag_prefix("default")
     labels = {f"{prefix}{name}": label for name, (_, _, label) in reasons(config).items()}
     for packet, tags in zip(packets, taken, strict=True):
-        placed = Packet(packet.payload, hook=Hook.OUTPUT, outdev=LO, uid=0)
-        action, label = decided_in_python(config, placed)
+        action, label = resident.call(decided_in_python, config, packet.payload, inward)
         tags = [tag for tag in tags if not tag.endswith((":jump", ":end", ":own-traffic"))]
         where = f"{packet!r}: {tags} instead of {action.name} by {label} of {rules}, {default}, {selected}"
         if not tags:
@@ -169,7 +212,10 @@ def test_each_packet_is_decided_by_the_same_rule(  # one for each thing that dif
             assert tags == [f"{prefix}app"], where
             # The only rules that the kernel leaves to the worker.
             closed_icmp6 = label in ("default", "needed by the link") and packet.payload[0] >> 4 == 6
-            assert label not in compiled or closed_icmp6 or "?o" in str(rules) or selected.get("interface"), where
+            left = closed_icmp6 or "?o" in str(rules) or selected.get("interface")
+            users = any("uid" in rule or "gid" in rule for rule in rules)
+            answers_first = users and packet.headers.tcp_flags is not None and packet.headers.tcp_flags & 0x12 == 0x12
+            assert label not in compiled or left or answers_first or (users and inward), where
 
 
 def test_a_reload_changes_the_rules_and_what_is_not_asked_for_stays_in_the_queue(resident: Resident) -> None:
@@ -187,11 +233,59 @@ def test_a_reload_changes_the_rules_and_what_is_not_asked_for_stays_in_the_queue
     assert took(config_of([drop], None, {"all": True})) == ["app.allow.1", "app"]
     assert took(config_of([drop], "accept", {"all": True})) == ["app.allow.1", "app.allow.default"]
     assert took(config_of([{"action": "accept"}, drop], "drop", {"all": True})) == ["app.allow.1", "app.allow.1"]
-    # Monitor mode drops nothing; lines for drops, names, and others that listen need the packets.
+    # Monitor mode drops nothing; names, and others that listen, need the packets.
     assert took(config_of([drop], "accept", {"all": True}, mode="monitor")) == ["app", "app"]
-    assert took(config_of([drop], "accept", {"all": True}, log_drops=True)) == ["app", "app"]
     assert took(config_of([drop], "accept", {"all": True}, compile="off")) == ["app", "app"]
     named = {"action": "drop", "http_host": ["*.evil.test"]}
     assert took(config_of([drop, named], "accept", {"all": True})) == ["app", "app"]
     heard = config_of([drop], "accept", {"all": True}, elements=["allow", "log"])
     assert took(heard) == ["app", "app"]
+
+
+def test_where_drops_are_logged_the_worker_gets_as_many_a_second_as_it_writes_lines(resident: Resident) -> None:
+    config = config_of([{"action": "drop", "dport": [80]}], "accept", {"all": True}, log_drops=True)
+    packet = tcp("10.1.0.1:40000", "10.3.0.1:80", b"x").payload
+    found = resident.call(flooded, config, packet, 1000)
+    taken = {tag.rpartition(":")[2]: count for (chain, tag), count in found.items() if "OUTPUT" in chain and count}
+    assert taken["app"] + taken["app.allow.1"] == 1000
+    assert 100 <= taken["app"] < 900
+
+
+def flooded(state: dict[str, Any], config: Config, packet: bytes, count: int) -> dict[tuple[str, str], int]:
+    """What the rules counted of so many packets."""
+    host = prepare(state, config)
+    host.apply_all({family: {} for family in FAMILIES})
+    prepare(state, config)
+    for _ in range(count):
+        send(packet)
+    return counted(host)
+
+
+def test_the_answer_to_a_connection_goes_to_the_queue_where_a_user_is_asked_for(resident: Resident) -> None:
+    """nf_tables takes the listener's user for that of the answer, and the worker is told of none."""
+    rules = [{"action": "accept", "uid": [0]}, {"action": "drop", "uid": [7]}]
+    opening, answer = resident.call(connected, config_of(rules, None, {"tcp_ports": [8181]}))
+    assert opening == ["app.allow.1"]
+    assert answer == ["app"]
+
+
+def connected(state: dict[str, Any], config: Config) -> tuple[list[str], list[str]]:
+    """The rules that the first packet of a connection takes in OUTPUT, and its answer."""
+    host = prepare(state, config)
+
+    def taken(call: Callable[[], object]) -> list[str]:
+        before = counted(host)
+        call()
+        grown = {tag for (chain, tag), count in counted(host).items() if "OUTPUT" in chain and count > before[chain, tag]}
+        return sorted(tag.removeprefix(tag_prefix("default")) for tag in grown if not tag.endswith((":jump", ":end")))
+
+    with socket.create_server(("10.1.0.9", 8181)), socket.socket() as client:
+        client.setblocking(False)
+        opening = taken(lambda: client.connect_ex(("10.1.0.9", 8181)))
+        data = mend(tcp("10.1.0.8:40001", "10.1.0.9:8181", flags="S").payload)
+
+        def answer() -> None:
+            receive(data)
+            time.sleep(0.02)
+
+        return opening, taken(answer)

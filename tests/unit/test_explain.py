@@ -76,6 +76,21 @@ def test_on_another_port_a_name_is_what_the_rules_ask_for(config: Path, capsys: 
     assert "By name:  accept (allow: rule 1 (stripe))" in lines
 
 
+@pytest.mark.parametrize(
+    ("backend", "where"), [("owned", [""]), ("auto", [", where the backend is owned"]), ("legacy", [])], ids=str
+)
+def test_a_rule_that_the_kernel_applies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str, where: list[str]
+) -> None:
+    text = CONFIG.replace('"dpi", "allow"', '"allow"').replace('mode = "monitor"', 'compile = "auto"')
+    text = text.replace('  { name = "stripe", action = "accept", tls_sni = ["*.stripe.com"] },\n', "")
+    (file := tmp_path / "x.toml").write_text(f'[agent]\nbackend = "{backend}"\n{text}')
+    lines = told(file, capsys, "tcp", "10.1.2.3:443")
+    assert lines[3] == "At first: accept (allow: rule 1)"
+    expected = [f"          a rule of the kernel decides it, in front of the queue{each}" for each in where]
+    assert [line for line in lines if "of the kernel" in line] == expected
+
+
 def test_a_packet_that_no_rule_takes(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told(config, capsys, "udp", "192.0.2.9:5005", uid=8) == [
         "udp 192.0.2.1:40000 -> 192.0.2.9:5005, hook output",

@@ -56,6 +56,33 @@ def test_rules_stand_in_front_of_the_queue() -> None:
     assert others == last
 
 
+def test_rules_on_users_stand_behind_the_answers_to_connections() -> None:
+    config = config_of([{"action": "accept", "uid": [0, 7], "gid": [9]}], {"hooks": ["output", "input"]})
+    assert text(config) == [
+        "-p tcp -m tcp --tcp-flags SYN,ACK SYN,ACK # app -j NFQUEUE --queue-num 100 --queue-bypass",
+        "-m owner --uid-owner 0 -m owner --gid-owner 9 # app.allow.1 -j RETURN",
+        "-m owner --uid-owner 7 -m owner --gid-owner 9 # app.allow.1 -j RETURN",
+        "# app.allow.default -j RETURN",
+        "# app -j NFQUEUE --queue-num 100 --queue-bypass",
+    ]
+    # What comes in has no user that the worker is told of: all rules from this one on are asked there.
+    inward = plan(config, 972, lists=True)["inet"]["mangle"].chains["NFQA-default-INPUT"]
+    assert [rule.tag for rule in inward] == ["nfq-agent:default:app", "nfq-agent:default:end"]
+    # No packet of UDP is such an answer.
+    udp = text(config_of([{"action": "accept", "uid": [0]}], {"all": False, "udp_ports": [53]}))
+    assert not any("tcp" in line for line in udp)
+
+
+def test_what_is_dropped_goes_to_the_queue_at_the_rate_of_the_log() -> None:
+    rules = [{"action": "drop", "protocol": ["udp"]}, {"action": "accept", "protocol": ["tcp"]}]
+    assert text(config_of(rules, default=None, log_drops=True)) == [
+        "-p udp -m limit --limit 100/sec --limit-burst 100 # app -j NFQUEUE --queue-num 100 --queue-bypass",
+        "-p udp # app.allow.1 -j DROP",
+        "-p tcp # app.allow.2 -j RETURN",
+        "# app -j NFQUEUE --queue-num 100 --queue-bypass",
+    ]
+
+
 def test_the_names_of_the_rules_are_those_of_the_policy() -> None:
     assert reasons(config_of(LIST)) == {
         "app.allow.1": ("main", "allow", "rule 1"),
@@ -70,13 +97,13 @@ def test_the_names_of_the_rules_are_those_of_the_policy() -> None:
         (LIST, {}, ["rule 1", "rule 2 (dns)", "default"]),
         (LIST, {"default": None}, ["rule 1", "rule 2 (dns)"]),
         (LIST, {"mode": "monitor"}, ["rule 1"]),
-        (LIST, {"log_drops": True}, ["rule 1"]),
+        (LIST, {"log_drops": True}, ["rule 1", "rule 2 (dns)", "default"]),
         (LIST, {"compile": "off"}, []),
         (LIST, {"elements": ["allow", "log"]}, []),
         (LIST, {"elements": ["log", "allow"]}, []),
         (LIST, {"elements": ["allow", "chaos"]}, []),
         (LIST, {"elements": []}, []),
-        ([LIST[0], {"action": "drop", "uid": [0]}, LIST[1]], {}, ["rule 1"]),
+        ([LIST[0], {"action": "drop", "uid": [0]}, LIST[1]], {}, ["rule 1", "rule 2", "rule 3 (dns)", "default"]),
         ([LIST[0], {"action": "drop", "interface": ["?o"]}, LIST[1]], {}, ["rule 1"]),
         ([LIST[0], {"action": "reject", "dport": [22]}], {}, ["rule 1"]),
         ([*LIST, {"action": "drop", "tls_sni": ["a.test"]}], {"elements": ["allow"]}, []),

@@ -27,6 +27,9 @@ from nfq_agent.owner import Owners
 from nfq_agent.packet import PROTOCOL_NAMES, Hook, Packet, protocol_name
 from nfq_agent.patterns import Patterns
 from nfq_agent.policy_options import OWNED_BY, PLACES
+from nfq_agent.rules.kernel_policy import reasons
+from nfq_agent.rules.model import chain_name, tag_prefix
+from nfq_agent.rules.plan import plan
 from nfq_agent.testing import icmp, tcp, udp
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
@@ -214,10 +217,22 @@ def _taken(config: Config, name: str, rule: RuleConfig, question: Question) -> N
     numbers = f"{queue.numbers[0]}" if len(queue.numbers) == 1 else f"{queue.numbers[0]} to {queue.numbers[-1]}"
     note(f"Rule:     [rules.{name}], table {rule.table_name} -> queue {rule.queue}, number {numbers}")
     note(f"Chain:    {', '.join(queue.elements) or 'no elements'}")
-    _judge(config, queue, question)
+    _judge(config, queue, question, _in_kernel(config, rule, question))
 
 
-def _judge(config: Config, queue: QueueConfig, question: Question) -> None:
+def _in_kernel(config: Config, rule: RuleConfig, question: Question) -> frozenset[str]:
+    """What decides in front of the queue where the backend takes lists (`compile`), as ELEMENT: RULE."""
+    if config.agent.backend == "legacy":
+        return frozenset()
+    table = plan(config, config.agent.user, lists=True)["inet" if question.version == 4 else "inet6"][rule.table_name]
+    by_tag = reasons(config)
+    prefix = tag_prefix(config.agent.instance)
+    tags = [each.tag.removeprefix(prefix) for each in table.chains[chain_name(config.agent.instance, question.hook)]]
+    found = (by_tag[tag] for tag in tags if tag in by_tag)
+    return frozenset(f"{element}: {label}" for queue, element, label in found if queue == rule.queue)
+
+
+def _judge(config: Config, queue: QueueConfig, question: Question, in_kernel: frozenset[str]) -> None:
     packet = question.packet()
     flow = Flow(packet.headers.five_tuple, 1.0, 1.0)
     specs = config.packet_elements(queue)
@@ -228,6 +243,9 @@ def _judge(config: Config, queue: QueueConfig, question: Question) -> None:
             note(f"          {spec.name}: not asked; its answer depends on more than this packet")
     verdict, by = _decide(policies, packet, flow)
     note(f"At first: {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
+    if by in in_kernel:
+        where = "" if config.agent.backend == "owned" else ", where the backend is owned"
+        note(f"          a rule of the kernel decides it, in front of the queue{where}")
     if question.name and any(each.element.needs is Needs.FLOW for each in policies):
         if not finds:
             note("          no dpi in the chain: the name is never found")

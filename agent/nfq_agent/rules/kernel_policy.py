@@ -6,7 +6,7 @@ first element, and no other one listens to packets, changes verdicts or follows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from nfq_agent.config.drop_lines import drop_lines
@@ -19,8 +19,12 @@ from nfq_agent.packet import TCP, UDP, WITH_PORTS
 from nfq_agent.policy_options import PLACES, PolicyOptions, RuleOptions
 from nfq_agent.policy_rule import DEFAULT, rule_label
 from nfq_agent.rules.model import Extension, Family, Option, Rule, comment_match
-from nfq_agent.rules.selection import INWARD, Selected, port_lists, range_lists
+from nfq_agent.rules.selection import INWARD, SYN_ACK, Selected, port_lists, range_lists
 
+# Of the packets that a rule drops, what the worker gets where it logs drops: as many a second as it writes lines.
+SAMPLE: Final = Extension("limit", (Option("--limit", "100/sec"), Option("--limit-burst", "100")))
+# The rules that send packets to a queue.
+Ask = Callable[[Selected], Iterable[Rule]]
 # Rules of a policy that are asked one after the other in the kernel, at most.
 MOST: Final = 256
 _TARGETS: Final = {"accept": "RETURN", "drop": "DROP"}
@@ -49,8 +53,8 @@ def kernel_rules(config: Config, queue: QueueConfig) -> tuple[str, list[Leading]
     if queue.compile_mode != "auto" or not specs or not _is_apart(specs):
         return "", []
     name, options = specs[0].name, specs[0].options
-    # What is dropped may have to be logged, or counted without being dropped.
-    drops = queue.mode == "enforce" and drop_lines(config, queue) is None
+    # In monitor mode, what would be dropped is counted, and passes.
+    drops = queue.mode == "enforce"
     found: list[Leading] = []
     for number, rule in options.numbered[:MOST]:
         if rule.action != "accept" and not (drops and rule.action == "drop"):
@@ -78,28 +82,50 @@ def _is_apart(specs: list[ElementSpec]) -> bool:
 
 def _by_headers(rule: RuleOptions) -> bool:
     """Whether the kernel sees all that a rule asks for, and sees it as the worker does."""
-    if rule.uid or rule.gid or any(getattr(rule, key) is not None for key in PLACES):
-        # The kernel knows the user of some packets of which it does not tell the worker.
+    if any(getattr(rule, key) is not None for key in PLACES):
         return False
     return all("*" not in name[:-1] and not set("?[]") & set(name) for name in rule.interface or ())
 
 
 def before_queue(
-    config: Config, name: str, rule: RuleConfig, chain: str, hook: str, family: Family, what: Selected
+    config: Config, name: str, rule: RuleConfig, chain: str, hook: str, family: Family, what: Selected, ask: Ask
 ) -> Iterator[Rule]:
-    """The rules in front of the one that sends these packets to the queue. name: of the rule in the configuration."""
+    """The rules in front of the one that sends these packets to the queue. name: of the rule in the configuration.
+
+    ask: the rules that send packets to the queue.
+    """
     queue = config.queue[rule.queue or ""]
     element, found = kernel_rules(config, queue)
     if rule.bridge:
         return
+    # The worker logs drops: it gets some of the packets.
+    sampled = drop_lines(config, queue) is not None
+    users = False
     for each in found:
         made = _written(each, hook, family, what)
         if made is None:
             return
+        if made and _asks_user(each.conditions) and not users:
+            users = True
+            yield from _half_open(what, ask)
         comment = comment_match(config.agent.instance, _tag(name, element, each.number))
         for choice in made:
-            matches = (*what.matches, *choice.matches, *what.tail, comment)
-            yield Rule(chain, Extension(_TARGETS[each.action]), matches, choice.protocol, choice.inward, choice.outward)
+            matches = (*what.matches, *choice.matches)
+            if sampled and each.action == "drop":
+                yield from ask(Selected(choice.protocol, matches, choice.inward, choice.outward, (*what.tail, SAMPLE)))
+            target = Extension(_TARGETS[each.action])
+            yield Rule(chain, target, (*matches, *what.tail, comment), choice.protocol, choice.inward, choice.outward)
+
+
+def _asks_user(conditions: RuleOptions | None) -> bool:
+    return conditions is not None and (conditions.uid is not None or conditions.gid is not None)
+
+
+def _half_open(what: Selected, ask: Ask) -> Iterator[Rule]:
+    """Send the answers to new connections to the queue: nf_tables takes the user of the listener for theirs, and the worker is
+    told of none (nft_meta_get_eval_skugid, nfqnl_put_sk_uidgid)."""
+    if "tcp" in _protocols_of(what.protocol, {TCP}):
+        yield from ask(what._replace(protocol="tcp", matches=(SYN_ACK, *what.matches)))
 
 
 def reasons(config: Config) -> dict[str, tuple[str, str, str]]:
@@ -145,8 +171,23 @@ def _written(rule: Leading, hook: str, family: Family, what: Selected) -> list[_
     interfaces = _interfaces(conditions, hook, what)
     if interfaces is None:
         return None
+    if _asks_user(conditions) and hook not in _OUT:
+        # The kernel finds the socket of some packets that come in, and does not tell the worker of each.
+        return None
+    users = [_user("--uid-owner", each) for each in conditions.uid or ()] or [()]
+    groups = [_user("--gid-owner", each) for each in conditions.gid or ()] or [()]
     protocols = _protocols(conditions, what.protocol)
-    return [_Choice(protocol, tuple(matches), *pair) for protocol in protocols for pair in interfaces]
+    return [
+        _Choice(protocol, (*matches, *user, *group), *pair)
+        for protocol in protocols
+        for pair in interfaces
+        for user in users
+        for group in groups
+    ]
+
+
+def _user(option: str, number: int) -> tuple[Extension, ...]:
+    return (Extension("owner", (Option(option, str(number)),)),)
 
 
 def _hooks(conditions: Conditions, hook: str) -> frozenset[str]:
@@ -161,14 +202,16 @@ def _protocols(conditions: Conditions, selected: str) -> list[str]:
     wanted = None if conditions.protocol is None else {each for each in conditions.protocol if isinstance(each, int)}
     if has_ports:
         wanted = set(WITH_PORTS) if wanted is None else wanted & WITH_PORTS
-    if wanted is None:
-        return [selected]
+    return [selected] if wanted is None else _protocols_of(selected, wanted)
+
+
+def _protocols_of(selected: str, wanted: set[int]) -> list[str]:
+    """Those of the protocols that are selected."""
     if selected.startswith("! "):
-        excluded = {_NUMBERS[name] for name in selected.removeprefix("! ").split(",")}
-        wanted -= excluded
+        wanted = wanted - {_NUMBERS[name] for name in selected.removeprefix("! ").split(",")}
     elif selected:
         number = _NUMBERS.get(selected)
-        wanted &= {int(selected) if number is None else number}
+        wanted = wanted & {int(selected) if number is None else number}
     return [_NAMES.get(number, str(number)) for number in sorted(wanted)]
 
 

@@ -194,7 +194,12 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
         found += _by_mark(config, name, found)
     for each in found:
         if lists and rule.queue is not None:
-            made += before_queue(config, name, rule, chain, hook, family, each)
+            queue = config.queue[rule.queue]
+
+            def ask(what: Selected, queue: QueueConfig = queue) -> Iterator[Rule]:
+                return _queueing(queue, chain, what._replace(tail=(*what.tail, comment)))
+
+            made += before_queue(config, name, rule, chain, hook, family, each, ask)
         each = each._replace(tail=(*each.tail, comment))
         if rule.proxy is not None:
             made += _capture_rules(config, rule, chain, family, lists, each)

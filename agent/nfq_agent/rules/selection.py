@@ -18,6 +18,7 @@ INWARD: Final = frozenset(("prerouting", "input"))
 # xt_multiport holds 15 ports, and a range takes two places (XT_MULTI_PORTS).
 _MULTIPORT_PLACES: Final = 15
 SYN: Final = Extension("tcp", (Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"),))
+SYN_ACK: Final = Extension("tcp", (Option("--tcp-flags", "SYN,ACK SYN,ACK"),))
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
 _NAMES: Final = {_TCP: "tcp", _UDP: "udp"}
 

@@ -28,6 +28,8 @@ _CT_STATE, _CT_STATUS, _CT_MARK = 0, 2, 3
 # Bits of both, in a comparison: NF_CT_STATE_BIT(IP_CT_ESTABLISHED), also of the reply direction, and IPS_DST_NAT
 # (linux/netfilter/nf_conntrack_common.h)
 _CT_BITS: Final = {"ESTABLISHED": (_CT_STATE, 1 << 1), "DNAT": (_CT_STATUS, 1 << 5)}
+# The byte at 13 of struct tcphdr, (mask, value): FIN 1, SYN 2, RST 4, ACK 16.
+_TCP_FLAGS: Final = {"FIN,SYN,RST,ACK SYN": (b"\x17", b"\x02"), "SYN,ACK SYN,ACK": (b"\x12", b"\x12")}
 _SOCKET_TRANSPARENT, _SOCKET_CGROUP2 = 0, 3
 # enum nft_fib_result, NFTA_FIB_F_DADDR, RTN_LOCAL (linux/rtnetlink.h)
 _FIB_ADDRESS_TYPE, _FIB_DESTINATION, _LOCAL = 3, 2, 2
@@ -205,10 +207,10 @@ def _tcp(match: Extension, _: Family) -> _Alternatives:
     (option,) = match.options
     if option.name == "--dport":
         return [[_DESTINATION_PORT, _compare(int(option.value).to_bytes(2, "big"))]]
-    if option != Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"):
+    if option.name != "--tcp-flags" or option.negated or option.value not in _TCP_FLAGS:
         raise ValueError(f"{option.name} {option.value}")
-    # The flags are the byte at 13 of struct tcphdr: FIN 1, SYN 2, RST 4, ACK 16.
-    return [[_payload(_TRANSPORT_HEADER, 13, 1), _bitwise(b"\x17", b"\0"), _compare(b"\x02")]]
+    mask, flags = _TCP_FLAGS[option.value]
+    return [[_payload(_TRANSPORT_HEADER, 13, 1), _bitwise(mask, b"\0"), _compare(flags)]]
 
 
 def _mark_of(value: str) -> tuple[int, int]:
@@ -286,10 +288,20 @@ def _cgroup(match: Extension, number: int) -> _Alternatives:
     return [[Expression("socket", asked), _compare(Struct("=Q").pack(number), option.negated)]]
 
 
+def _limit(match: Extension, _family: Family) -> _Alternatives:
+    options = {option.name: option.value for option in match.options}
+    rate, _, unit = options["--limit"].partition("/")
+    if unit != "sec":
+        raise ValueError(f"--limit {options['--limit']}")
+    # A number of packets (NFT_LIMIT_PKTS) in so many seconds.
+    parts = u64(1, int(rate)) + u64(2, 1) + u32(3, int(options["--limit-burst"])) + u32(4, 0)
+    return [[Expression("limit", parts)]]
+
+
 _MATCHES: Final[Mapping[str, Callable[[Extension, Family], _Alternatives]]] = {
     "multiport": _multiport, "iprange": _iprange, "tcp": _tcp, "mark": _mark, "connmark": _connmark,
     "conntrack": _conntrack, "owner": _owner,
-    "addrtype": _addrtype, "socket": _socket, "set": _set,
+    "addrtype": _addrtype, "socket": _socket, "set": _set, "limit": _limit,
 }  # fmt: skip
 
 
