@@ -67,6 +67,8 @@ class ElementChain:
         )
         # Whether a packet was changed by an element that changes each by itself.
         self._changed = False
+        # The element that made a drop of the accept of another for the latest packet; empty where none did.
+        self._dropped_by = ""
         self._changes = any(e in self._steps for e in self._amending)
         # Whether the answers to two HTTP requests for the same host are the same.
         self._by_host = all(e.facts_read is not None and _DETAILS.isdisjoint(e.facts_read) for e in self._elements)
@@ -228,8 +230,12 @@ class ElementChain:
             # The other direction of a denied flow may be accepted, packet by packet.
             lasting = lasting and flow is not None and self not in flow.state
         before = verdict
-        for amend in self._amenders:
-            verdict = amend(packet, flow, verdict, lasting)
+        self._dropped_by = ""
+        for place, amend in enumerate(self._amenders):
+            amended = amend(packet, flow, verdict, lasting)
+            if amended.action is Action.DROP and verdict.action is Action.ACCEPT:
+                self._dropped_by = self._amending[place].name
+            verdict = amended
         self._changed = self._changes and verdict is not before
         return verdict
 
@@ -244,6 +250,8 @@ class ElementChain:
 
     def reason(self, packet: Packet, flow: Flow | None) -> tuple[str, str]:
         """The element and the rule of the latest answer; "default" where no element answered, an empty rule where it has none."""
+        if self._dropped_by:
+            return self._dropped_by, ""
         if self._answered is None:
             return "default", ""
         element = self._deciding[self._answered]

@@ -15,6 +15,7 @@ from nfq_agent.context import Context
 from nfq_agent.counters import Counters
 from nfq_agent.element import PacketElement
 from nfq_agent.element_chain import ElementChain
+from nfq_agent.elements.chaos import Chaos, ChaosOptions
 from nfq_agent.elements.dpi import Dpi, DpiOptions
 from nfq_agent.elements.policy import Policy
 from nfq_agent.flow import Flow
@@ -171,3 +172,10 @@ def test_which_drops_the_worker_logs(elements: list[str], queue: dict[str, Any],
         },
     )
     assert drop_lines(config, config.queue["main"]) == expected
+
+
+def test_a_fault_made_on_purpose_is_named_and_not_the_default() -> None:
+    judged = Judged(Chaos("chaos drill", ChaosOptions(drop=1.0), Judged().emit))
+    assert judged.take(tcp(CLIENT, SERVER)) == [
+        "dropped tcp 10.0.0.1:40001 -> 192.0.2.7:443 INPUT, unit payments.service, by chaos drill"
+    ]

@@ -83,17 +83,19 @@ class Trial:
     def drill(self, now: Config, question: Mapping[str, Any]) -> dict[str, Any]:
         """Break the traffic of a queue for a time. now: what is in force. The answer to `nfq-agent chaos`."""
         queue, seconds = str(question.get("queue")), float(question.get("seconds", 0.0))
+        odds = dict(question.get("odds", {}))
         if self.runs:
             return {"ok": False, "message": "faults or a reload are on trial already; end them first"}
         try:
-            self._put(with_chaos(now, queue, dict(question.get("odds", {}))))
+            self._put(with_chaos(now, queue, odds))
         except ConfigError as error:
             return {"ok": False, "config": True, "message": "\n".join(error.faults)}
         except FAILURES as error:
             return {"ok": False, "message": str(error)}
         self._begin(now, seconds)
         self._faults = True
-        self._log(f"faults in queue {queue} for {seconds:g} s: {question.get('odds')}", "warning")
+        said = " ".join(f"{key}={value}" for key, value in odds.items())
+        self._log(f"faults in queue {queue} for {seconds:g} s: {said}", "warning")
         return {"ok": True, "message": f"queue {queue} has faults for {seconds:g} s; `nfq-agent chaos off` ends them"}
 
     def _begin(self, before: Config, seconds: float) -> None:
