@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -289,3 +290,23 @@ def test_a_target_that_does_not_take_its_option_is_refused_before_anything_is_wr
     with pytest.raises(RuleError, match="would write"):
         netns.call(LegacyHost("a").apply, "inet", wrong)
     assert saved(netns) == []
+
+
+def test_rules_that_cannot_be_read_now_are_not_said_to_be_removed(netns: Namespace) -> None:
+    """A stop took a family that could not be asked about for one that the kernel lacks, and left its rules."""
+
+    def removed_without_a_free_descriptor() -> None:
+        free = os.open(os.devnull, os.O_RDONLY)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        try:
+            LegacyHost("a").apply_all({"inet": {}, "inet6": {}}, undo=False)
+        finally:
+            # Its answer needs some.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 10, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+    netns.call(LegacyHost("a").apply_all, {"inet": baseline(), "inet6": baseline()})
+    with pytest.raises(RuleError, match="cannot be read: Too many open files"):
+        netns.call(removed_without_a_free_descriptor)
+    netns.call(LegacyHost("a").apply_all, {"inet": {}, "inet6": {}}, False)
+    assert ours(saved(netns)) == []

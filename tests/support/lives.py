@@ -128,7 +128,6 @@ class Life:
             )
         finally:
             if plan.shortage == "disk":
-                self._outcome.log = self._log.read_text(errors="replace") if self._log.exists() else ""
                 self._world.unfill()
             if self._held is not None:
                 os.kill(self._held, signal.SIGKILL)

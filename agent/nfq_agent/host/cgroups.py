@@ -15,14 +15,18 @@ _MOST: Final = 100_000
 
 
 def mounted() -> Path | None:
-    """Where the hierarchy is mounted; None where it is not."""
+    """Where the hierarchy is mounted; None where it is not, or where that cannot be read."""
     try:
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            before, _, after = line.partition(" - ")
-            if after.split()[:1] == ["cgroup2"]:
-                return Path(before.split()[4])
+        return _mounted()
     except OSError:
         return None
+
+
+def _mounted() -> Path | None:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split()[:1] == ["cgroup2"]:
+            return Path(before.split()[4])
     return None
 
 
@@ -53,9 +57,17 @@ def age(path: str) -> float:
         return 0.0
 
 
-@functools.cache
 def _root() -> Path | None:
-    root = mounted()
+    try:
+        return _found_root()
+    except OSError:
+        # Not kept: it may be for want of descriptors, which passes.
+        return None
+
+
+@functools.cache
+def _found_root() -> Path | None:
+    root = _mounted()
     return root if root is not None and (root / "cgroup.controllers").exists() else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import socket
 from typing import Final
@@ -11,15 +12,28 @@ from nfq_agent.rules.model import Family
 ADDRESS_FAMILIES: Final[dict[Family, socket.AddressFamily]] = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
-@functools.cache
 def families() -> tuple[Family, ...]:
-    """Those for which there are sockets: with `ipv6.disable=1` there are none of IPv6, and no packets."""
-    return tuple(family for family, number in ADDRESS_FAMILIES.items() if _is_spoken(number))
+    """Those for which there are sockets: with `ipv6.disable=1` there are none of IPv6, and no packets.
+
+    A family that cannot be asked about now, for want of descriptors or memory, is one of them: rules of it may be in the kernel.
+    """
+    return tuple(family for family, number in ADDRESS_FAMILIES.items() if _may_be_spoken(number))
 
 
+def _may_be_spoken(number: socket.AddressFamily) -> bool:
+    try:
+        return _is_spoken(number)
+    except OSError:
+        return True
+
+
+@functools.cache
 def _is_spoken(number: socket.AddressFamily) -> bool:
+    """Raises OSError where that cannot be told now; only an answer is kept."""
     try:
         socket.socket(number, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).close()
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:
+            raise
         return False
     return True

@@ -48,7 +48,7 @@ class RuleHost(Protocol):
         """A value that changes when rules of this instance change, as far as that is cheap to see. It makes no table present."""
 
     def present(self, family: Family) -> frozenset[str] | None:
-        """The names of the tables that are present; None if this process may not know."""
+        """The names of the tables that are present; None if this process may not know. Raises RuleError."""
 
     def in_front(self, family: Family, found: Mapping[str, TableState]) -> list[InFront]:
         """Foreign rules that are asked before ours and may take their traffic. found: what `read` gave. Raises RuleError."""

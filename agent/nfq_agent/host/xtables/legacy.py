@@ -50,12 +50,15 @@ _AGAIN_SECONDS: Final = 1.0
 
 
 def tables_present(family: Family) -> frozenset[str] | None:
-    """The tables that are present in this network namespace; None if this process may not know (the file is root's)."""
+    """The tables that are present in this network namespace; None if this process may not know (the file is root's).
+
+    Raises OSError if the list cannot be read now: rules may be there.
+    """
     try:
         return frozenset(Path(NAMES_FILES[family]).read_text().split())
     except PermissionError:
         return None
-    except OSError:
+    except FileNotFoundError:
         return frozenset()
 
 
@@ -74,6 +77,14 @@ def _loaded(family: Family) -> frozenset[str]:
     """The tables whose modules are loaded, if only for another network namespace; none where they are built in."""
     prefix = "iptable" if family == "inet" else "ip6table"
     return frozenset(table for table in TABLES if os.path.isdir(f"/sys/module/{prefix}_{table}"))
+
+
+def _may_change() -> bool:
+    """Whether this process may read and write rules. Yes, where that cannot be told now: the kernel refuses it then."""
+    try:
+        return has_capability(CAP_NET_ADMIN)
+    except OSError:
+        return True
 
 
 class LegacyHost:
@@ -102,8 +113,11 @@ class LegacyHost:
         self._known: dict[Family, set[str]] = {"inet": set(tables), "inet6": set(tables)}
 
     def present(self, family: Family) -> frozenset[str] | None:
-        """The names of the tables that are present; None if this process may not know."""
-        return tables_present(family)
+        """The names of the tables that are present; None if this process may not know. Raises RuleError."""
+        try:
+            return tables_present(family)
+        except OSError as error:
+            raise unreadable(f"the list of tables ({FAMILY_NAMES[family]})", error) from error
 
     def read(self, family: Family) -> dict[str, TableState]:
         """What each table that is present holds of this instance. Raises RuleError."""
@@ -198,12 +212,12 @@ class LegacyHost:
         """Begin `apply`; the returned function waits for its end. Raises RuleError like `apply`."""
         if family not in families():
             return Applied
-        if not has_capability(CAP_NET_ADMIN):
+        if not _may_change():
             # libiptc would print a line of its own.
             raise RuleError("CAP_NET_ADMIN is missing: without it no rule can be changed; run as root, or with that capability")
         wanted = {name for name, table in desired.items() if table.chains or table.jumps}
         tables = self._tables(family) | wanted
-        if tables_present(family) is None and not self._known[family]:
+        if self.present(family) is None and not self._known[family]:
             # The first time it is not known what an earlier configuration left, and stale rules must go. A table that
             # becomes present is better than rules that stay; a table without its module has no rules.
             tables |= _loaded(family) if wanted else _loaded(family) or frozenset(TABLES)
@@ -227,8 +241,8 @@ class LegacyHost:
     def _tables(self, family: Family) -> frozenset[str]:
         if family not in families():
             return frozenset()
-        present = tables_present(family)
-        if present is None and not has_capability(CAP_NET_ADMIN):
+        present = self.present(family)
+        if present is None and not _may_change():
             raise RuleError(f"the {FAMILY_NAMES[family]} rules are shown to root only; run this as root (sudo)")
         return frozenset(self._known[family] if present is None else present & set(TABLES))
 
