@@ -102,6 +102,11 @@ LINES = (
         "its answers are seen", _NAMES + "test_a_local_stub_by_the_hosts_own_settings",
     ),
     Elsewhere(
+        "TCP to port 53 that is of no known protocol, behind which a query may come", ANY_USER,
+        "limit: a conflict also where it is honest; servers pass over what is no query, and answer one behind it",
+        "unit/test_protocols_dns.py::test_tcp_to_the_port_of_dns_that_is_not_dns_is_a_conflict",
+    ),
+    Elsewhere(
         "STARTTLS of POP3, IMAP, FTP and XMPP behind other commands and unknown lines, or a second hello behind it",
         ANY_USER, "blocked", "kernel/test_starttls.py::test_what_a_client_says_before_its_hello_hides_no_name",
     ),

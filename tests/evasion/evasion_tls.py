@@ -70,6 +70,26 @@ def _behind(records: bytes, port: int, attempt: Attempt, name: str) -> None:
     attempt.say(port, records + client_hello(name, version=version))
 
 
+def _tunnel(attempt: Attempt, name: str) -> None:
+    """A tunnel of HTTP to an allowed host, and in it a hello that fits one segment."""
+    host = attempt.allowed
+    request = f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n".encode()
+    attempt.say(PLAIN, request, client_hello(name, version=ssl.TLSVersion.TLSv1_2))
+
+
+def _openvpn(joined: bool, attempt: Attempt, name: str) -> None:
+    """OpenVPN over TCP: the opening, and a hello in two control packets; or, if `joined`, behind an acknowledgement."""
+    hello = made_hello((0x1301, 0xC02F), [(0x1A1A, bytes(1200)), server_name(name.encode())])
+    session, peer = b"sessions", b"peer-num"
+    parts = [b"\x38" + session + bytes(5), b"\x28" + session + b"\1" + bytes(4) + peer]
+    if not joined:
+        cut = hello.index(name.encode())
+        for number, part in ((1, hello[:cut]), (2, hello[cut:])):
+            parts.append(b"\x20" + session + b"\0" + number.to_bytes(4, "big") + part)
+        hello = b""
+    attempt.say(PLAIN, b"".join(len(part).to_bytes(2, "big") + part for part in parts) + hello)
+
+
 def _empty_between(attempt: Attempt, name: str) -> None:
     hello = record(client_hello(name)[5:], 60)
     attempt.say(TLS, hello[:65] + b"\x16\3\1\0\0" * 3 + hello[65:])
@@ -163,6 +183,9 @@ LINES = (
     # OpenSSL refuses these; Go, Java and NSS take the first, GnuTLS the second.
     Line("tls-alert", "TLS: a warning before it", partial(_behind, b"\x15\3\1\0\2\1\x5a", PLAIN), twin=True),
     Line("tls-ccs", "TLS: a ChangeCipherSpec before it", partial(_behind, b"\x14\3\1\0\1\1", PLAIN), twin=True),
+    Line("tls-tunnel", "TLS: behind `CONNECT` to an allowed host", _tunnel, twin=True),
+    Line("tls-openvpn", "TLS: in the packets of OpenVPN over TCP", partial(_openvpn, False)),
+    Line("tls-behind-openvpn", "TLS: behind packets of OpenVPN over TCP", partial(_openvpn, True)),
     Line("tls-pieces-100", "TLS: a ClientHello in segments of 100 bytes", partial(_pieces, 100), twin=True),
     Line("tls-pieces-10", "TLS: a ClientHello in segments of 10 bytes", partial(_pieces, 10)),
     Line("tls-large", "TLS: a ClientHello of 11 KB in segments of 1,024 bytes, the name at its end", _large, twin=True),

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 from openings import dns_query, over_tcp
+from talk import Talk
 
 from nfq_agent.protocols import MORE, NO, Found, dns
 
@@ -160,3 +161,15 @@ def test_too_many_messages_that_are_no_queries_are_a_conflict() -> None:
     assert "conflict" in result.facts
     # Servers end the connection at a message of no bytes.
     assert dns.known(over_tcp(b"")) is NO
+
+
+@pytest.mark.parametrize("data", [b"hello world\r\n", b"\0\5abcde", b"\xcd\xa6" + b"\x3a" * 300], ids=["text", "short", "noise"])
+def test_tcp_to_the_port_of_dns_that_is_not_dns_is_a_conflict(data: bytes) -> None:
+    """A server passes over messages that are no queries, so a query may follow. On another port it is given up."""
+    for port, conflicts in ((53, True), (54, False)):
+        talk = Talk(dst=f"198.51.100.1:{port}").open()
+        for turn in range(32):
+            talk.say(data, turn * len(data))
+        assert talk.facts["dpi"] == "gave-up"
+        assert ("conflict" in talk.facts) is conflicts
+    assert "conflict" not in Talk(dst="198.51.100.1:53").open().say(b"SSH-2.0-x\r\n").facts

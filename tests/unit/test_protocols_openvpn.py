@@ -144,8 +144,8 @@ def test_another_name_without_the_packets() -> None:
 
 
 def test_a_record_that_goes_further_without_the_packets() -> None:
-    hello = made_hello([0x1301], [(0x7A7A, b"\x16\3\1\x40\0" * 40), server_name(b"a.server.test")])[5:]
-    end = hello.index(b"\x16\3\1\x40\0" * 20) + BORDER
+    hello = made_hello([0x1301], [(0x7A7A, bytes(90) + b"\x16\3\1\x40\0" + bytes(90)), server_name(b"a.server.test")])[5:]
+    end = hello.index(b"\x16\3\1\x40\0") + BORDER
     first, second = record(hello[:end]), record(hello[end:])
     facts = talk(reset(), control(1, first[:60], acknowledged=0), control(2, first[60:] + second, acknowledged=1)).facts
     assert "conflict" in facts

@@ -10,10 +10,12 @@ Steps: one pass of each of two regular expressions without backtracking over the
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, Final
 
-from nfq_agent.protocols import MORE, NO, WAIT, Found, Protocol, Result, host_name, text
+from nfq_agent.protocols import MORE, NO, WAIT, Found, Parser, Protocol, Result, host_name, starttls, text
 from nfq_agent.protocols.http_body import body, is_request_line
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
@@ -131,7 +133,7 @@ def _authority(value: bytes) -> str | None:
 
 def _framed(facts: dict[str, Any], used: int, minor: bytes, lengths: list[bytes], codings: list[bytes], upgrade: bool) -> Found:
     """The request with what follows it: nothing, a body of a known length, or chunks (RFC 9112 6)."""
-    then = _tunnel if upgrade else parse
+    then = partial(_tunnel, facts) if upgrade else parse
     if not lengths and not codings:
         return Found(facts, used=used, then=then)
     if codings:
@@ -179,10 +181,29 @@ def _after_simple(client: bytes, server: bytes = b"") -> Result:
     return _conflict("bytes behind a request of HTTP/0.9")
 
 
-def _tunnel(client: bytes, server: bytes = b"") -> Result:
-    """What follows CONNECT or an upgrade: a request, where the server did not agree, or bytes of another protocol."""
+def _tunnel(asked: Mapping[str, Any], client: bytes, server: bytes = b"") -> Result:
+    """What follows CONNECT or an upgrade: a request, where the server did not agree, or bytes of another protocol.
+
+    asked: the facts of the request.
+    """
     result = parse(client)
-    return Found({}) if result is NO else result
+    return _within(asked, starttls.lookout({"protocol": "http"}, client, carries=False), client) if result is NO else result
+
+
+def _within(asked: Mapping[str, Any], read: Parser, client: bytes, server: bytes = b"") -> Result:
+    """A ClientHello in a tunnel. The request keeps its host, unless the hello names another one: each is judged by itself."""
+    result = read(client, b"")
+    if not isinstance(result, Found):
+        return result
+    facts = result.facts
+    if "conflict" not in facts and "tls_version" in facts:
+        host = asked.get("http_host", "")
+        is_address = ":" in host or host.rpartition(".")[2].isdigit()
+        if is_address or facts.get("tls_sni", host) == host:
+            facts = {**asked, **facts}
+        else:
+            facts = {**facts, "conflict": "a tunnel to one host, and a ClientHello for another"}
+    return replace(result, facts=facts, then=result.then and partial(_within, asked, result.then))
 
 
 def _chunk(client: bytes, server: bytes = b"") -> Result:

@@ -7,7 +7,6 @@ behind it are followed, because they carry the ClientHello in parts. Steps: a fi
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -28,9 +27,6 @@ _WITH_DIGEST: Final = frozenset(_PLAIN + 8 + digest for digest in (16, 20, 32, 6
 _CRYPT: Final = _PLAIN + 8 + 32
 _FIRST: Final = bytes(5)
 _FACTS: Final = {"protocol": "openvpn"}
-# A record that begins with a ClientHello of less than 64 KiB and of version 3.x.
-_HELLO: Final = re.compile(rb"\x16\x03[\x00-\xff]{3}\x01\0[\x00-\xff]{2}\x03")
-_HELLO_START: Final = 9
 _CONFLICT: Final = "a ClientHello in OpenVPN that servers may read in different ways"
 
 
@@ -58,9 +54,9 @@ def parse(client: bytes, server: bytes) -> Result:
     opening = client[2:end]
     if datagram(opening) is NO:
         return NO
-    if not _is_clear(opening) or _HELLO.search(opening):
+    if not _is_clear(opening) or starttls.HELLO.search(opening):
         return Found(dict(_FACTS), then=starttls.lookout(_FACTS, opening, carries=False))
-    packets = _Packets(opening[1:_HEAD], size - len(_FIRST), before=opening[-_HELLO_START:])
+    packets = _Packets(opening[1:_HEAD], size - len(_FIRST), before=opening[-starttls.HELLO_START :])
     return Found(dict(_FACTS), used=end, then=packets)
 
 
@@ -113,9 +109,9 @@ class _Packets:
         if carried or not at:
             return MORE
         data = self.before + client[:at]
-        if _HELLO.search(data):
+        if starttls.HELLO.search(data):
             return self._search(client)
-        return Found({}, used=at, then=replace(self, number=number, read=read, before=data[-_HELLO_START:]))
+        return Found({}, used=at, then=replace(self, number=number, read=read, before=data[-starttls.HELLO_START :]))
 
     def _body(self, packet: bytes) -> int | None:
         """Where the number of a packet is, behind the acknowledgements; None if it is not a whole packet."""
@@ -138,7 +134,7 @@ class _Packets:
         if not inner.facts:
             return Found({}, used=used)
         facts = {**inner.facts, **_FACTS}
-        if "conflict" not in facts and any(_differs(data[hit.start() :], facts) for hit in _HELLO.finditer(data)):
+        if "conflict" not in facts and any(_differs(data[hit.start() :], facts) for hit in starttls.HELLO.finditer(data)):
             facts = {**_FACTS, "conflict": _CONFLICT}
         then = None if "conflict" in facts or inner.then is None else replace(behind, read=inner.then)
         return Found(facts, used=used, then=then or starttls.ended)

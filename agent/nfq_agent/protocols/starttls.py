@@ -13,9 +13,14 @@ from typing import Any, Final
 
 from nfq_agent.protocols import MORE, NO, Found, Parser, Result, tls
 
-# A record of a handshake that begins with a ClientHello; or what may be the beginning of one, at the end.
-_HELLO: Final = re.compile(rb"\x16\x03[\x00-\xff]{3}\x01|\x16(?:\x03[\x00-\xff]{0,3})?\Z")
-_WHOLE: Final = 6
+# A record of a handshake that begins with a ClientHello. The length of the hello, in bytes 6 to 8 unless the record is shorter,
+# is below 3 << 16: OpenSSL takes 131,396 bytes, others less.
+_RECORD: Final = rb"\x16\x03[\x00-\xff](?:\x00[\x01-\x03]\x01|[\x00-\xff]{2}\x01[\x00-\x02])"
+HELLO: Final = re.compile(_RECORD)
+# The same, or what may be the beginning of one, at the end.
+_BEGINNING: Final = re.compile(rb"(" + _RECORD + rb")|\x16(?:\x03[\x00-\xff]{0,3}|\x03[\x00-\xff]{3}\x01)?\Z")
+# Bytes of a hello in which it does not show yet.
+HELLO_START: Final = 6
 # So much is searched of a connection that is neither text nor of a protocol that hands over to TLS.
 _SEARCHED: Final = 16384
 _TEXT: Final = re.compile(rb"[\t\r\n\x20-\x7e]*")
@@ -74,15 +79,15 @@ def _second_hello(facts: Mapping[str, Any], then: Parser, client: bytes, server:
 def _search(facts: Mapping[str, Any], left: int | None, carried: bytes, client: bytes, server: bytes = b"") -> Result:
     """left: bytes that are still searched, None for all. carried: the bytes before, which may begin a hello."""
     data = carried + client
-    hit = _HELLO.search(data)
+    hit = _BEGINNING.search(data)
     at = len(data) if hit is None else hit.start()
     behind = at - len(carried)
-    if hit is not None and len(hit[0]) >= _WHOLE and behind <= 0:
+    if hit is not None and hit[1] and behind <= 0:
         return _read(facts, left, carried, client, at)
     left = None if left is None else left - len(client)
     if left is not None and left <= 0:
         return Found({})
-    if hit is None or len(hit[0]) < _WHOLE:
+    if hit is None or not hit[1]:
         return Found({}, used=len(client), then=partial(_search, facts, left, data[at:]))
     return Found({}, used=behind, then=partial(_search, facts, left, b""))
 
