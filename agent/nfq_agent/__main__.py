@@ -24,7 +24,8 @@ def main() -> None:
         if "_NFQ_AGENT_COMPLETE" in os.environ and _completed():
             code = 0
         else:
-            code = _run() if sys.argv[1:] == ["run"] and "QUEUE_NUM" not in os.environ else _parsed()
+            unparsed = _unparsed()
+            code = _parsed() if unparsed is None else unparsed
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
@@ -37,14 +38,28 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run() -> int:
-    """`run` as the systemd unit has it. No parser is loaded for it: after a crash packets wait for this start."""
+def _unparsed() -> int | None:
+    """`run` as the units have it, and `status`; None for all else. Of a start, the parser takes a fifth of the time: after a
+    crash packets wait for it."""
+    verb, *rest = sys.argv[1:] or [""]
+    if (verb, "QUEUE_NUM" in os.environ) != ("run", False) and verb != "status":
+        return None
+    from nfq_agent.cli.flags import plain
+
+    as_json = verb == "status" and "--json" in rest
+    if as_json:
+        rest.remove("--json")
+    if (flags := plain(rest)) is None:
+        return None
+    if verb == "status":
+        from nfq_agent.cli import inspect
+
+        return inspect.status(flags, as_json)
     # Modules are no garbage. `serve.run` switches the collector on.
     gc.disable()
     from nfq_agent.cli import serve
-    from nfq_agent.cli.flags import Flags
 
-    return serve.run(Flags())
+    return serve.run(flags)
 
 
 def _parsed() -> int:

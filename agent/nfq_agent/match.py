@@ -26,6 +26,8 @@ from nfq_agent.values import NetworkField, Ports, listed, lookups, network, one_
 
 # Protocols found in the data of a flow (`flow.facts["protocol"]`), in contrast to those of the IP header.
 APPLICATIONS: Final = tuple(protocol.name for protocol in PROTOCOLS if protocol is not dot.PROTOCOL)
+# Conditions on the place of an address.
+PLACES: Final = ("src_country", "dst_country", "src_asn", "dst_asn")
 _NUMBERS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
 _DIRECTIONS: Final = {"in": (Hook.PREROUTING, Hook.INPUT), "out": (Hook.OUTPUT, Hook.POSTROUTING)}
 

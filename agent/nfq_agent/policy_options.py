@@ -20,7 +20,7 @@ from nfq_agent import element
 from nfq_agent.filter_rules import rule_tables
 from nfq_agent.flow_filter import FilterError
 from nfq_agent.geography import Geography
-from nfq_agent.match import Conditions
+from nfq_agent.match import PLACES, Conditions
 from nfq_agent.policy_rule import CLAIMS, DST_NAME, ActionName
 from nfq_agent.protocols.known import OWNERS
 from nfq_agent.values import listed, lookups, one_or_more
@@ -122,10 +122,6 @@ else:
     RuleOptions = create_model(
         "RuleOptions", __base__=_Rules, __doc__=_Rules.__doc__, **dict.fromkeys(ATTRIBUTES, (Globs | None, None))
     )
-
-
-# Conditions on the place of an address.
-PLACES: Final = ("src_country", "dst_country", "src_asn", "dst_asn")
 
 
 def _geography(value: object, info: ValidationInfo) -> object:

@@ -15,7 +15,8 @@ import pytest
 
 from nfq_agent.capture.owners import InterfaceOwners, told
 from nfq_agent.host import containers
-from nfq_agent.host.containers import Containers, Runtime
+from nfq_agent.host.container_runtime import RuntimeSocket
+from nfq_agent.host.containers import Containers
 from nfq_agent.host.links import Link
 from nfq_agent.owner import Owners
 from nfq_agent.packet import Hook, Packet
@@ -67,8 +68,8 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
         thread.join()
 
 
-def runtime(server: Engine, said: list[str], clock: list[float] | None = None) -> Runtime:
-    return Runtime(str(server.server_address), said.append, lambda: (clock or [100.0])[0])
+def runtime(server: Engine, said: list[str], clock: list[float] | None = None) -> RuntimeSocket:
+    return RuntimeSocket(str(server.server_address), said.append, lambda: (clock or [100.0])[0])
 
 
 def test_a_runtime_tells_names_and_pods(engine: Engine) -> None:
@@ -100,7 +101,7 @@ def test_a_runtime_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> Non
         silent.bind(str(tmp_path / "silent"))
         silent.listen()
         said: list[str] = []
-        assert Runtime(str(tmp_path / "silent"), said.append).names() == {}
+        assert RuntimeSocket(str(tmp_path / "silent"), said.append).names() == {}
         assert len(said) == 1
 
 

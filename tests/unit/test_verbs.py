@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -119,17 +120,43 @@ def test_completion_loads_the_command_line_alone(typed: str, completed: str) -> 
     assert not {"rich", "asyncio", "iptc"} & loaded
 
 
-@pytest.mark.parametrize(("more", "parsed"), [([], False), (["--log-5tuple"], True)])
-def test_what_the_unit_runs_needs_no_parser(more: list[str], parsed: bool) -> None:
+@pytest.mark.parametrize(
+    ("words", "parsed", "told"),
+    [
+        (["run"], False, (None, None)),
+        (["run", "--instance", "a", "--config", "a.toml"], False, ("a", "a.toml")),
+        (["run", "-c", "a.toml", "--instance", "a"], False, ("a", "a.toml")),
+        (["run", "--log-5tuple"], True, (None, None)),
+        (["run", "--config=a.toml"], True, (None, "a.toml")),
+        (["run", "--instance", "a", "--instance", "b"], True, ("b", None)),
+    ],
+)
+def test_what_the_units_run_needs_no_parser(words: list[str], parsed: bool, told: tuple[str | None, str | None]) -> None:
     code = (
         "import gc, sys; import nfq_agent.__main__ as main; import nfq_agent.cli.serve as serve; "
-        "serve.run = lambda flags: print('typer' in sys.modules, gc.isenabled(), flags.log_5tuple) or 3; "
-        f"sys.argv = ['nfq-agent', 'run', *{more}]; main.main()"
+        "serve.run = lambda flags: print('typer' in sys.modules, gc.isenabled(), flags.instance, flags.config) or 3; "
+        f"sys.argv = ['nfq-agent', *{words}]; main.main()"
     )
     environment = {name: value for name, value in os.environ.items() if name != "QUEUE_NUM"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (3, "")
-    assert done.stdout == f"{parsed} {parsed} {parsed}\n"
+    assert done.stdout == f"{parsed} {parsed} {told[0]} {told[1]}\n"
+
+
+def test_a_start_and_a_status_load_only_what_they_need() -> None:
+    """Of a start with 10,000 ports a third was code that it does not use."""
+    code = (
+        "import sys; import nfq_agent.__main__ as main; import nfq_agent.cli.running as running; "
+        "running.status_object = lambda name: {'loaded': sorted(sys.modules)}; "
+        "sys.argv = ['nfq-agent', 'status', '--json', '--instance', 'a']; main.main()"
+    )
+    loaded = set(
+        json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout)["loaded"]
+    )
+    assert not {"typer", "nfq_agent.host.xtables.backend", "nfq_agent.service.supervisor"} & loaded
+    code = "import sys; import nfq_agent.cli.serve; import nfq_agent.service.supervisor; print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.split())
+    assert not {"typer", "http.client", "nfq_agent.policy_options"} & loaded
 
 
 def test_the_version_is_printed() -> None:

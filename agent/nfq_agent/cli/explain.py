@@ -22,11 +22,11 @@ from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements.policy import Policy
 from nfq_agent.flow import Flow
 from nfq_agent.geography import Geography
-from nfq_agent.match import Conditions, Match
+from nfq_agent.match import PLACES, Conditions, Match
 from nfq_agent.owner import Owners
 from nfq_agent.packet import PROTOCOL_NAMES, Hook, Packet, protocol_name
 from nfq_agent.patterns import Patterns
-from nfq_agent.policy_options import OWNED_BY, PLACES
+from nfq_agent.policy_options import OWNED_BY
 from nfq_agent.rules.kernel_policy import reasons
 from nfq_agent.rules.model import chain_name, tag_prefix
 from nfq_agent.rules.plan import plan

@@ -1,7 +1,8 @@
-"""The flags of the baseline agent. Imports nothing: `run` without arguments needs no parser."""
+"""The flags of the baseline agent. Imports nothing: what the units run needs no parser."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -33,3 +34,16 @@ class Flags:
     copymode: CopyMode | None = None
     log_5tuple: bool = False
     af_family: AddressFamily | None = None
+
+
+def plain(arguments: Sequence[str]) -> Flags | None:
+    """The flags where the arguments are `--config FILE` and `--instance NAME` at most, each once; None for all others."""
+    found: dict[str, str] = {}
+    words = iter(arguments)
+    for word in words:
+        name = {"--config": "config", "-c": "config", "--instance": "instance"}.get(word)
+        value = next(words, "")
+        if name is None or name in found or not value or value.startswith("-"):
+            return None
+        found[name] = value
+    return Flags(Path(found["config"]) if "config" in found else None, found.get("instance"))

@@ -1,4 +1,7 @@
-"""`check`, `status` and `doctor`: what is configured, what runs, and what is wrong. They change nothing."""
+"""`check`, `status` and `doctor`: what is configured, what runs, and what is wrong. They change nothing.
+
+`status` is asked often, so each verb imports what it alone needs.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,17 @@ import time
 
 from nfq_agent.cli import loading, running, show
 from nfq_agent.cli.flags import Flags
-from nfq_agent.config.environment import log_settings
-from nfq_agent.config.file import DEFAULT_PATH
-from nfq_agent.config.policy_summary import summary, told
-from nfq_agent.config.warnings import warnings
 from nfq_agent.service import control
-from nfq_agent.service.confinement import exemptions
 
 
 def check(flags: Flags, code: bool) -> int:
     """Print that the configuration is valid, and its warnings. code: as before a restart."""
+    from nfq_agent.config.environment import log_settings
+    from nfq_agent.config.file import DEFAULT_PATH
+    from nfq_agent.config.policy_summary import summary, told
+    from nfq_agent.config.warnings import warnings
+    from nfq_agent.service.confinement import exemptions
+
     if code:
         from nfq_agent.service.supervisor import Supervisor
 

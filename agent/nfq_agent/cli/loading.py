@@ -7,13 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nfq_agent.capture.serving import host_faults
 from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings, target_in_force
 from nfq_agent.config.file import instance_in, load, load_table, without_elements
 from nfq_agent.config.models import Agent, Config, ConfigError, LogConfig
 from nfq_agent.service import control
-from nfq_agent.service.policy_generation import foreseen
 
 
 def configuration(flags: Flags) -> Config:
@@ -31,6 +29,8 @@ def checked(config: Config, restarts: bool = False) -> Config:
 
     restarts: an agent that runs here hands its listeners over.
     """
+    from nfq_agent.capture.serving import host_faults
+
     for proxy in config.proxy.values():
         # The environment is part of it.
         target_in_force(proxy)
@@ -46,6 +46,8 @@ def checked(config: Config, restarts: bool = False) -> Config:
 
 def with_marks(config: Config) -> Config:
     """The configuration with the marks that a start or a reload would give to offloaded flows."""
+    from nfq_agent.service.policy_generation import foreseen
+
     return foreseen(config, control.state_folder() / f"{config.agent.instance}.generations")
 
 

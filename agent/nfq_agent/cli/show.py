@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nfq_agent.rules.diff import Changes, Delete, DropChain, Insert, NewChain, render
 from nfq_agent.rules.model import Family, Ruleset
-from nfq_agent.service.live_rules import ListedRule
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nfq_agent.cli.finding import Finding
     from nfq_agent.host.xtables.backend import RuleHost
+    from nfq_agent.service.live_rules import ListedRule
 
 
 @dataclass(frozen=True, slots=True)

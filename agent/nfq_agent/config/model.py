@@ -8,4 +8,5 @@ from pydantic import BaseModel, ConfigDict
 class Model(BaseModel):
     """A table of the configuration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+    # What validates a table is built with the whole configuration's, once, and not for each table before that.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, defer_build=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 from nfq_agent.packet import TCP
-from nfq_agent.policy_options import PolicyOptions, RuleOptions
 from nfq_agent.values import Ports
+
+if TYPE_CHECKING:
+    from nfq_agent.policy_options import PolicyOptions, RuleOptions
 
 _SSH: Final = 22
 # Values of a list that are written out.
@@ -45,8 +48,8 @@ def cuts_ssh(config: Config, name: str) -> bool:
     rules = [rule for rule in config.rules.values() if rule.queue == name]
     if not any((rule.all or _has_ssh(rule.tcp_ports)) and not _has_ssh(rule.not_tcp_ports) for rule in rules):
         return False
-    policies = [spec.options for spec in config.packet_elements(queue) if isinstance(spec.options, PolicyOptions)]
-    return not any(_may_accept_ssh(rule) for policy in policies for rule in policy.rules)
+    policies = map(policy_of, config.packet_elements(queue))
+    return not any(_may_accept_ssh(rule) for policy in policies if policy is not None for rule in policy.rules)
 
 
 def told(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -86,10 +89,16 @@ def _of_queue(config: Config, name: str, queue: QueueConfig) -> dict[str, Any]:
 def _of_element(spec: ElementSpec) -> dict[str, Any]:
     options = dict(spec.options)
     found: dict[str, Any] = {"name": spec.name, "type": spec.cls.__name__}
-    if isinstance(spec.options, PolicyOptions):
+    if policy_of(spec) is not None:
         found["rules"] = [_of_rule(rule) for rule in options.pop("rule")]
     found["options"] = {key: _plain(value) for key, value in options.items()}
     return found
+
+
+def policy_of(spec: ElementSpec) -> PolicyOptions | None:
+    """The options of a policy; None of another element. Where no policy is configured, no start waits for its models."""
+    models = sys.modules.get("nfq_agent.policy_options")
+    return spec.options if models is not None and isinstance(spec.options, models.PolicyOptions) else None
 
 
 def _of_rule(rule: RuleOptions) -> str:

@@ -1,90 +1,32 @@
 """The containers of this host by the network namespace that their interfaces lead to. Reads, writes nothing.
 
 A veth pair's end on the host names the namespace of the other end by a number (IFLA_LINK_NETNSID). Which container that is, the
-control group of a process in that namespace tells; its name, the socket of its runtime, if one is given, and on a node of
-Kubernetes the names of the logs.
+control group of a process in that namespace tells; its name, its runtime (container_runtime.py), if one is given, and on a node
+of Kubernetes the names of the logs.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Protocol
 
 from nfq_agent.host.cgroups import groups, mounted
 from nfq_agent.host.links import namespace_id
 from nfq_agent.host.users import CAP_SYS_PTRACE, has_capability
 from nfq_agent.owner import Owner
 
-# A runtime that does not answer within this time is not asked again for a while, in seconds: the supervisor waits for it.
-_PATIENCE: Final = 0.3
-_PAUSE: Final = 60.0
 # Where the kubelet links the logs of a node's containers: POD_NAMESPACE_CONTAINER-ID.log.
 _LOGS: Final = Path("/var/log/containers")
 _LOG: Final = re.compile(r"([^_]+)_([^_]+)_.+-([0-9a-f]{64})\.log")
 # For so many seconds an answer about namespaces is used again: several workers ask at once when an interface appears.
 _FRESH: Final = 0.2
-# The labels by which the kubelet names a pod.
-_POD: Final = ("io.kubernetes.pod.namespace", "io.kubernetes.pod.name")
 # How much of an id `Owner.container` gives.
-_SHORT: Final = 12
-
-
-class _UnixConnection(HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_PATIENCE)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket's path."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.sock.settimeout(_PATIENCE)
-        self.sock.connect(self._path)
-
-
-class Runtime:
-    """The names of containers from the socket of Docker or Podman (GET /containers/json of the Docker Engine API)."""
-
-    def __init__(self, path: str, warn: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
-        """warn: is told once that it does not answer."""
-        self._path = path
-        self._warn = warn
-        self._clock = clock
-        self._not_before = 0.0
-        self._said = False
-
-    def names(self) -> Mapping[str, str]:
-        """Names by the first digits of the id: that of the pod where a label has it, else the container's. Empty on failure."""
-        if self._clock() < self._not_before:
-            return {}
-        connection = _UnixConnection(self._path)
-        try:
-            connection.request("GET", "/containers/json")
-            answer = connection.getresponse()
-            if answer.status != 200:
-                raise OSError(f"status {answer.status}")
-            return dict(_named(each) for each in json.loads(answer.read()))
-        except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
-            self._not_before = self._clock() + _PAUSE
-            if not self._said:
-                self._said = True
-                self._warn(f"{self._path} does not name containers: {error}; their ids are used")
-            return {}
-        finally:
-            connection.close()
-
-
-def _named(container: Mapping[str, Any]) -> tuple[str, str]:
-    labels = container.get("Labels") or {}
-    pod = [labels[label] for label in _POD if label in labels]
-    return container["Id"][:_SHORT], "/".join(pod) if len(pod) == len(_POD) else container["Names"][0].removeprefix("/")
+SHORT: Final = 12
 
 
 def _of_pods(folder: Path) -> dict[str, str]:
@@ -93,7 +35,15 @@ def _of_pods(folder: Path) -> dict[str, str]:
         found = [match for name in os.listdir(folder) if (match := _LOG.fullmatch(name))]
     except OSError:
         return {}
-    return {match[3][:_SHORT]: f"{match[2]}/{match[1]}" for match in found}
+    return {match[3][:SHORT]: f"{match[2]}/{match[1]}" for match in found}
+
+
+class Runtime(Protocol):
+    """What knows names of containers: container_runtime.py."""
+
+    def names(self) -> Mapping[str, str]:
+        """Names by the first digits of the container's id. Empty on failure."""
+        ...
 
 
 class Containers:

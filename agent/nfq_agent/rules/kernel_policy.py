@@ -7,19 +7,22 @@ first element, and no other one listens to packets, changes verdicts or follows 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfq_agent.config.drop_lines import drop_lines
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
+from nfq_agent.config.policy_summary import policy_of
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.element import Needs, PacketElement
-from nfq_agent.elements.policy import Policy
-from nfq_agent.match import Conditions
+from nfq_agent.elements import packet_element
+from nfq_agent.match import PLACES, Conditions
 from nfq_agent.packet import TCP, UDP, WITH_PORTS
-from nfq_agent.policy_options import PLACES, PolicyOptions, RuleOptions
 from nfq_agent.policy_rule import DEFAULT, rule_label
 from nfq_agent.rules.model import Extension, Family, Option, Rule, comment_match
 from nfq_agent.rules.selection import INWARD, SYN_ACK, Selected, port_lists, range_lists
+
+if TYPE_CHECKING:
+    from nfq_agent.policy_options import RuleOptions
 
 # Of the packets that a rule drops, what the worker gets where it logs drops: as many a second as it writes lines.
 SAMPLE: Final = Extension("limit", (Option("--limit", "100/sec"), Option("--limit-burst", "100")))
@@ -70,10 +73,10 @@ def kernel_rules(config: Config, queue: QueueConfig) -> tuple[str, list[Leading]
 def _is_apart(specs: list[ElementSpec]) -> bool:
     """Whether the first element is a policy on headers, and no other has to know of what it decides."""
     first, *others = specs
-    options = first.options
-    if not isinstance(options, PolicyOptions) or first.cls is not Policy or options.explain:
+    options = policy_of(first)
+    if options is None or first.cls is not packet_element("policy") or options.explain:
         return False
-    if Policy.needs_of(options) is Needs.FLOW:
+    if first.cls.needs_of(options) is Needs.FLOW:
         # A flow is judged by its first packet, and packets of both directions then get its verdict.
         return False
     heard = ("judged", "amend", "follow")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Final
 
-from nfq_agent.host.containers import Containers, Runtime
+from nfq_agent.host.containers import Containers
 from nfq_agent.host.links import Link
 from nfq_agent.log import Log
 
@@ -23,7 +23,11 @@ def containers_of(sockets: tuple[str, ...], log: Log) -> Containers:
     def warn(text: str) -> None:
         log(text, "warning")
 
-    return Containers([Runtime(path, warn) for path in sockets], warn=warn)
+    if not sockets:
+        return Containers(warn=warn)
+    from nfq_agent.host.container_runtime import RuntimeSocket  # noqa: PLC0415  # it loads an HTTP client
+
+    return Containers([RuntimeSocket(path, warn) for path in sockets], warn=warn)
 
 
 class ContainerSearch:

@@ -30,7 +30,7 @@ class Support:
 
 
 def probe() -> Support:
-    """Ask the kernel. Its answer is kept if the backend can be used: each question waits until all processors have seen it."""
+    """Ask the kernel. Its answer is kept if the backend can be used."""
     if not _kept:
         found = _ask()
         if found.problem is not None:
@@ -42,6 +42,9 @@ def probe() -> Support:
 def _ask() -> Support:
     try:
         with NftSocket() as connection:
+            # Each question waits until all processors have seen it: a kernel that can do all is asked once.
+            if _refused(connection, OWNER | PERSIST, native=True) is None:
+                return Support(None, True, True)
             if (refused := _refused(connection, OWNER)) is not None:
                 return Support(_why(refused))
             persist = _refused(connection, OWNER | PERSIST) is None
