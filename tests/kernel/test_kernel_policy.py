@@ -20,7 +20,7 @@ from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements import packet_element
 from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.packet import Hook, Packet
-from nfq_agent.rules.kernel_policy import kernel_rules, reasons
+from nfq_agent.rules.kernel_policy import kernel_rules, names_of, reasons
 from nfq_agent.rules.model import FAMILIES, tag_prefix
 from nfq_agent.rules.plan import plan
 from nfq_agent.testing import icmp, tcp, udp
@@ -57,6 +57,22 @@ CONDITIONS = st.fixed_dictionaries(
 ).filter(lambda rule: not (rule.get("direction") == "in" and rule.get("hook") == ["output"])).filter(
     lambda rule: not (rule.get("direction") == "out" and rule.get("hook") == ["input"])
 )  # fmt: skip
+# Many of one shape, that the kernel has as a map.
+MANY = st.builds(
+    lambda base, keys, actions: [
+        {
+            "action": action,
+            **({"dst": [f"10.{base + number}.0.0/16", f"fd0{number}::/16"]} if "dst" in keys else {}),
+            **({"src": ["10.1.0.0/16", f"fd0{number % 3}::/16"]} if "src" in keys else {}),
+            **({"dport": [f"{50 * number + 1}:{50 * number + 50}"]} if "dport" in keys else {}),
+            **({"protocol": [["tcp", "udp"], ["icmp", "udp"], ["tcp"]][number % 3]} if "protocol" in keys else {}),
+        }
+        for number, action in enumerate(actions)
+    ],
+    st.sampled_from([0, 1]),
+    st.sampled_from([("dst",), ("dst", "dport"), ("src", "dst", "protocol"), ("dport", "protocol"), ("src", "dport")]),
+    st.lists(st.sampled_from(["accept", "drop"]), min_size=8, max_size=10),
+)
 PACKETS = st.one_of(
     st.builds(
         lambda kind, src, dst, sport, dport: kind(f"{src}:{sport}", f"{dst}:{dport}", b"x"),
@@ -92,9 +108,14 @@ def resident() -> Iterator[Resident]:
         namespace.shell(
             "sysctl -qw net.ipv4.conf.all.accept_local=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.here.rp_filter=0"
         )
-        # What is sent arrives nowhere, so that nothing answers.
+        # What is sent arrives nowhere, and nothing answers: the kernel sends nothing of its own.
         namespace.shell("nft add table inet apart; nft 'add chain inet apart in { type filter hook prerouting priority -500; }'")
-        namespace.shell("nft add rule inet apart in iifname lo drop")
+        namespace.shell("nft 'add chain inet apart out { type filter hook output priority -500; }'")
+        for rule in (
+            "in iifname lo drop", "out tcp flags & rst == rst drop", "out icmp type != echo-request drop",
+            "out icmpv6 type != echo-request drop",
+        ):  # fmt: skip
+            namespace.shell(f"nft 'add rule inet apart {rule}'")
         for family, nets in (("-4", ("10.0.0.0/8",)), ("-6", ("fd01::/16", "fd02::/16", "fd03::/16"))):
             for net in nets:
                 namespace.run("ip", family, "route", "add", "local", net, "dev", "lo")
@@ -104,13 +125,16 @@ def resident() -> Iterator[Resident]:
 
 
 def counted(host: OwnedHost) -> dict[tuple[str, str], int]:
-    """Packets by chain and tag."""
+    """Packets by chain and tag; a rule of a map has the tag that it would have by itself."""
     found: dict[tuple[str, str], int] = {}
     for family in FAMILIES:
         for table in host.read(family).values():
             for each in table.installed:
-                key = each.rule.chain, each.rule.tag
-                found[key] = found.get(key, 0) + each.packets
+                counts = dict(each.by_number)
+                for tag, packets in zip(names_of(each.rule.tag, counts), counts.values() or (each.packets,), strict=True):
+                    # The hooks share a map.
+                    key = "" if each.by_number else each.rule.chain, tag
+                    found[key] = found.get(key, 0) + packets
     return found
 
 
@@ -153,7 +177,11 @@ def passed(state: dict[str, Any], config: Config, packets: list[bytes], inward: 
         after = counted(host)
         hook = "INPUT" if inward else "OUTPUT"
         taken.append(
-            sorted(tag for (chain, tag), count in after.items() if hook in chain and count > before.get((chain, tag), 0))
+            sorted(
+                tag
+                for (chain, tag), count in after.items()
+                if (hook in chain or not chain) and count > before.get((chain, tag), 0)
+            )
         )
     return taken
 
@@ -185,14 +213,16 @@ def decided_in_python(state: dict[str, Any], config: Config, data: bytes, inward
 
 @settings(max_examples=30, deadline=None, phases=(Phase.generate,), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    rules=st.lists(CONDITIONS, max_size=4), default=st.sampled_from([None, "accept", "drop"]), selected=st.sampled_from(SELECTED),
+    rules=st.tuples(st.lists(CONDITIONS, max_size=4), st.one_of(st.just([]), MANY), st.lists(CONDITIONS, max_size=2)),
+    default=st.sampled_from([None, "accept", "drop"]), selected=st.sampled_from(SELECTED),
     packets=st.lists(PACKETS, min_size=1, max_size=5), monitor=st.booleans(), inward=st.booleans(),
 )  # fmt: skip
 def test_each_packet_is_decided_by_the_same_rule(  # one for each thing that differs
-    resident: Resident, rules: list[dict[str, Any]], default: str | None, selected: dict[str, Any], packets: list[Packet],
-    monitor: bool, inward: bool,
+    resident: Resident, rules: tuple[list[dict[str, Any]], ...], default: str | None, selected: dict[str, Any],
+    packets: list[Packet], monitor: bool, inward: bool,
 ) -> None:  # fmt: skip
-    config = config_of(rules, default, selected, mode="monitor" if monitor else "enforce")
+    listed = [rule for part in rules for rule in part]
+    config = config_of(listed, default, selected, mode="monitor" if monitor else "enforce")
     compiled = {each.label: each.action for each in kernel_rules(config, config.queue["main"])[1]}
     taken = resident.call(passed, config, [packet.payload for packet in packets], inward)
     prefix = tag_prefix("default")
@@ -213,7 +243,7 @@ def test_each_packet_is_decided_by_the_same_rule(  # one for each thing that dif
             # The only rules that the kernel leaves to the worker.
             closed_icmp6 = label in ("default", "needed by the link") and packet.payload[0] >> 4 == 6
             left = closed_icmp6 or "?o" in str(rules) or selected.get("interface")
-            users = any("uid" in rule or "gid" in rule for rule in rules)
+            users = any("uid" in rule or "gid" in rule for rule in listed)
             answers_first = users and packet.headers.tcp_flags is not None and packet.headers.tcp_flags & 0x12 == 0x12
             assert label not in compiled or left or answers_first or (users and inward), where
 
@@ -240,6 +270,25 @@ def test_a_reload_changes_the_rules_and_what_is_not_asked_for_stays_in_the_queue
     assert took(config_of([drop, named], "accept", {"all": True})) == ["app", "app"]
     heard = config_of([drop], "accept", {"all": True}, elements=["allow", "log"])
     assert took(heard) == ["app", "app"]
+
+
+def test_a_map_changes_with_the_policy_and_what_stays_goes_on_counting(resident: Resident) -> None:
+    rules = [{"action": "drop", "dst": [f"10.{number}.0.0/16"], "dport": [80]} for number in range(1, 31)]
+    packet = tcp("10.1.0.1:40000", "10.3.0.1:80", b"x").payload
+
+    def count(config: Config) -> int:
+        resident.call(passed, config, [packet])
+        return sum(value for (_, tag), value in resident.call(totals).items() if tag.endswith(":app.allow.3"))
+
+    assert count(config_of(rules, "accept", {"all": True})) == 1
+    assert count(config_of(rules[:-1], "accept", {"all": True})) == 1
+    assert count(config_of(rules[:-1], "drop", {"all": True})) == 2
+    changed = [*rules[:2], {**rules[2], "action": "accept"}, *rules[3:-1]]
+    assert count(config_of(changed, "drop", {"all": True})) == 1
+
+
+def totals(state: dict[str, Any]) -> dict[tuple[str, str], int]:
+    return counted(state["host"])
 
 
 def test_where_drops_are_logged_the_worker_gets_as_many_a_second_as_it_writes_lines(resident: Resident) -> None:

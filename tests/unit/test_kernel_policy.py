@@ -83,6 +83,24 @@ def test_what_is_dropped_goes_to_the_queue_at_the_rate_of_the_log() -> None:
     ]
 
 
+def test_many_rules_of_one_shape_are_a_map() -> None:
+    rules = [{"action": "drop", "dst": [f"10.{number}.0.0/16"], "dport": [80], "protocol": ["tcp"]} for number in range(8)]
+    (of_map, default, _) = text(config_of([*rules], {"all": False, "tcp_ports": [80]}))
+    assert of_map.startswith(
+        "-p tcp -m multiport --ports 80 # app.allow.1-8 -j VERDICTS --of dst,protocol,dport --map 10.0.0.0-10.0."
+    )
+    assert of_map.count("=drop.") == 8
+    assert "app.allow.default" in default
+    # None of them is of this family.
+    assert len(text(config_of([*rules], {"all": False, "tcp_ports": [80]}), "inet6")) == 2
+    sampled, of_map, *_ = text(config_of(rules, log_drops=True))
+    assert sampled.endswith("-m limit --limit 100/sec --limit-burst 100 # app -j NFQUEUE --queue-num 100 --queue-bypass")
+    assert sampled.startswith("-m entries --of dst,protocol,dport --list 10.0.0.0-10.0.255.255/6/80,10.1.")
+    # The one in the middle meets packets of others.
+    cut = text(config_of([*rules, {**rules[0], "dst": ["10.0.0.0/8"]}, *rules]))
+    assert [line.split("app.allow.")[1].split()[0] for line in cut[:-1]] == ["1-8", "9", "10-17", "default"]
+
+
 def test_the_names_of_the_rules_are_those_of_the_policy() -> None:
     assert reasons(config_of(LIST)) == {
         "app.allow.1": ("main", "allow", "rule 1"),
@@ -107,7 +125,11 @@ def test_the_names_of_the_rules_are_those_of_the_policy() -> None:
         ([LIST[0], {"action": "drop", "interface": ["?o"]}, LIST[1]], {}, ["rule 1"]),
         ([LIST[0], {"action": "reject", "dport": [22]}], {}, ["rule 1"]),
         ([*LIST, {"action": "drop", "tls_sni": ["a.test"]}], {"elements": ["allow"]}, []),
-        ([{"action": "accept", "dport": [port]} for port in range(1, 400)], {}, [f"rule {number}" for number in range(1, 257)]),
+        (
+            [{"action": "accept", "dport": [port]} for port in range(1, 5000)],
+            {},
+            [f"rule {number}" for number in range(1, 4097)],
+        ),
     ],
 )
 def test_what_is_compiled(rules: list[dict[str, Any]], options: dict[str, Any], found: list[str]) -> None:
@@ -146,6 +168,20 @@ def test_a_closed_default_leaves_what_the_link_needs_to_the_worker() -> None:
     assert "app.allow.default" in text(config_of([], default="drop"))[0]
     assert not any("app.allow" in line for line in text(config_of([], default="drop"), "inet6"))
     assert "app.allow.default" in text(config_of([], {"all": False, "udp_ports": [53]}, default="drop"), "inet6")[0]
+
+
+def test_what_a_map_counted_is_of_the_rules_in_it() -> None:
+    config = config_of([{"action": "accept", "dport": [number]} for number in range(1, 11)], default=None)
+    chain = plan(config, 972, lists=True)["inet"]["mangle"].chains["NFQA-default-OUTPUT"]
+    rules = [
+        ListedRule(
+            "inet", "mangle", Installed(rule, number, 7, by_number=((3, 5), (4, 2)) if rule.target.name == "VERDICTS" else ())
+        )
+        for number, rule in enumerate(chain, 1)
+    ]
+    queue = QueueStatus("main", "enforce", True, ("allow",), None, 0, 0, 0, 0, (), ())
+    (found,) = with_kernel(config, [queue], rules)
+    assert {each.rule: each.in_kernel for each in found.decisions if each.in_kernel} == {"rule 3": 5, "rule 4": 2}
 
 
 def test_what_the_kernel_decided_is_counted_under_the_same_rules() -> None:

@@ -27,7 +27,7 @@ from nfq_agent.owner import Owners
 from nfq_agent.packet import PROTOCOL_NAMES, Hook, Packet, protocol_name
 from nfq_agent.patterns import Patterns
 from nfq_agent.policy_options import OWNED_BY
-from nfq_agent.rules.kernel_policy import reasons
+from nfq_agent.rules.kernel_policy import names_of, numbers_of, reasons
 from nfq_agent.rules.model import chain_name, tag_prefix
 from nfq_agent.rules.plan import plan
 from nfq_agent.testing import icmp, tcp, udp
@@ -227,8 +227,9 @@ def _in_kernel(config: Config, rule: RuleConfig, question: Question) -> frozense
     table = plan(config, config.agent.user, lists=True)["inet" if question.version == 4 else "inet6"][rule.table_name]
     by_tag = reasons(config)
     prefix = tag_prefix(config.agent.instance)
-    tags = [each.tag.removeprefix(prefix) for each in table.chains[chain_name(config.agent.instance, question.hook)]]
-    found = (by_tag[tag] for tag in tags if tag in by_tag)
+    rules = table.chains[chain_name(config.agent.instance, question.hook)]
+    names = [name for each in rules for name in names_of(each.tag.removeprefix(prefix), numbers_of(each))]
+    found = (by_tag[name] for name in names if name in by_tag)
     return frozenset(f"{element}: {label}" for queue, element, label in found if queue == rule.queue)
 
 

@@ -6,7 +6,9 @@ first element, and no other one listens to packets, changes verdicts or follows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfq_agent.config.drop_lines import drop_lines
@@ -18,18 +20,23 @@ from nfq_agent.elements import packet_element
 from nfq_agent.match import PLACES, Conditions
 from nfq_agent.packet import TCP, UDP, WITH_PORTS
 from nfq_agent.policy_rule import DEFAULT, rule_label
-from nfq_agent.rules.model import Extension, Family, Option, Rule, comment_match
+from nfq_agent.rules.entries import MapEntry, apart, entries_of, parsed, shape, words
+from nfq_agent.rules.model import ENTRIES, VERDICTS, Extension, Family, Option, Rule, comment_match
 from nfq_agent.rules.selection import INWARD, SYN_ACK, Selected, port_lists, range_lists
 
 if TYPE_CHECKING:
-    from nfq_agent.policy_options import RuleOptions
+    from nfq_agent.policy_options import PolicyOptions, RuleOptions
 
 # Of the packets that a rule drops, what the worker gets where it logs drops: as many a second as it writes lines.
 SAMPLE: Final = Extension("limit", (Option("--limit", "100/sec"), Option("--limit-burst", "100")))
 # The rules that send packets to a queue.
 Ask = Callable[[Selected], Iterable[Rule]]
-# Rules of a policy that are asked one after the other in the kernel, at most.
-MOST: Final = 256
+# Rules of a policy that the kernel applies, at most, and how many of them, or maps of them, it asks one after the other.
+MOST: Final = 4096
+MOST_STEPS: Final = 256
+# As many rules of one shape, one behind the other, become a map.
+_LEAST_IN_MAP: Final = 8
+_MOST_ENTRIES: Final = 16384
 _TARGETS: Final = {"accept": "RETURN", "drop": "DROP"}
 _NAMES: Final = {TCP: "tcp", UDP: "udp"}
 _NUMBERS: Final = {name: number for number, name in _NAMES.items()}
@@ -47,27 +54,60 @@ class Leading(NamedTuple):
     conditions: RuleOptions | None
 
 
-def kernel_rules(config: Config, queue: QueueConfig) -> tuple[str, list[Leading]]:
+class _Asked:
+    """The options of a policy and whether drops are applied, compared by identity: a policy may have thousands of rules, and a
+    plan asks for them again and again."""
+
+    __slots__ = ("drops", "options")
+
+    def __init__(self, options: PolicyOptions, drops: bool) -> None:
+        self.options = options
+        self.drops = drops
+
+    def __hash__(self) -> int:
+        return hash((id(self.options), self.drops))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Asked) and other.options is self.options and other.drops == self.drops
+
+
+def kernel_rules(config: Config, queue: QueueConfig) -> tuple[str, Sequence[Leading]]:
     """The name of the queue's first element, and what of it the kernel can decide; empty where that is nothing.
 
     The search ends at the first rule that needs more than headers, and in monitor mode at the first that drops.
     """
+    name, asked = _asked(config, queue)
+    return name, () if asked is None else _leading(asked)
+
+
+def _asked(config: Config, queue: QueueConfig) -> tuple[str, _Asked | None]:
+    if queue.compile_mode != "auto":
+        return "", None
     specs = config.packet_elements(queue)
-    if queue.compile_mode != "auto" or not specs or not _is_apart(specs):
-        return "", []
-    name, options = specs[0].name, specs[0].options
+    if not specs or not _is_apart(specs):
+        return "", None
     # In monitor mode, what would be dropped is counted, and passes.
-    drops = queue.mode == "enforce"
+    asked = _Asked(specs[0].options, queue.mode == "enforce")
+    # A flow is judged by its first packet, and packets of both directions then get its verdict.
+    return ("", None) if _judges_flows(asked) else (specs[0].name, asked)
+
+
+@functools.lru_cache(maxsize=16)
+def _judges_flows(asked: _Asked) -> bool:
+    return packet_element("policy").needs_of(asked.options) is Needs.FLOW
+
+
+@functools.lru_cache(maxsize=16)
+def _leading(asked: _Asked) -> tuple[Leading, ...]:
+    options, drops = asked.options, asked.drops
     found: list[Leading] = []
     for number, rule in options.numbered[:MOST]:
-        if rule.action != "accept" and not (drops and rule.action == "drop"):
-            return name, found
-        if not _by_headers(rule):
-            return name, found
+        if (rule.action != "accept" and not (drops and rule.action == "drop")) or not _by_headers(rule):
+            return tuple(found)
         found.append(Leading(number, rule_label(number, rule.name), rule.action, rule))
     if len(options.numbered) <= MOST and (options.default == "accept" or (drops and options.default == "drop")):
         found.append(Leading(0, DEFAULT, options.default, None))
-    return name, found
+    return tuple(found)
 
 
 def _is_apart(specs: list[ElementSpec]) -> bool:
@@ -75,9 +115,6 @@ def _is_apart(specs: list[ElementSpec]) -> bool:
     first, *others = specs
     options = policy_of(first)
     if options is None or first.cls is not packet_element("policy") or options.explain:
-        return False
-    if first.cls.needs_of(options) is Needs.FLOW:
-        # A flow is judged by its first packet, and packets of both directions then get its verdict.
         return False
     heard = ("judged", "amend", "follow")
     return not any(getattr(spec.cls, method) is not getattr(PacketElement, method) for spec in others for method in heard)
@@ -98,13 +135,16 @@ def before_queue(
     ask: the rules that send packets to the queue.
     """
     queue = config.queue[rule.queue or ""]
-    element, found = kernel_rules(config, queue)
-    if rule.bridge:
+    element, asked = _asked(config, queue)
+    if rule.bridge or asked is None:
         return
     # The worker logs drops: it gets some of the packets.
     sampled = drop_lines(config, queue) is not None
     users = False
-    for each in found:
+    for each in _steps(asked, family)[:MOST_STEPS]:
+        if isinstance(each, _Map):
+            yield from _mapped(each, f"{name}.{element}", config.agent.instance, chain, family, what, ask if sampled else None)
+            continue
         made = _written(each, hook, family, what)
         if made is None:
             return
@@ -118,6 +158,59 @@ def before_queue(
                 yield from ask(Selected(choice.protocol, matches, choice.inward, choice.outward, (*what.tail, SAMPLE)))
             target = Extension(_TARGETS[each.action])
             yield Rule(chain, target, (*matches, *what.tail, comment), choice.protocol, choice.inward, choice.outward)
+
+
+class _Map(NamedTuple):
+    """Rules of one shape, no two of which meet the same packet. first, last: their numbers."""
+
+    first: int
+    last: int
+    fields: tuple[str, ...]
+    entries: tuple[MapEntry, ...]
+
+
+@functools.lru_cache(maxsize=32)
+def _steps(asked: _Asked, family: Family) -> tuple[Leading | _Map, ...]:
+    return tuple(_with_maps(_leading(asked), family))
+
+
+def _with_maps(rules: Sequence[Leading], family: Family) -> Iterator[Leading | _Map]:
+    """The rules in their order, many of one shape as a map."""
+    for fields, group in itertools.groupby(rules, lambda each: () if each.conditions is None else shape(each.conditions)):
+        same = list(group)
+        made: list[Sequence[MapEntry]] = []
+        if fields and len(same) >= _LEAST_IN_MAP:
+            each_of = [
+                entries_of(each.conditions, each.action, each.number, family) for each in same if each.conditions is not None
+            ]
+            made = [each for each in each_of if each is not None]
+        if len(made) != len(same) or sum(map(len, made)) > _MOST_ENTRIES:
+            yield from same
+            continue
+        for begin, end in apart(made):
+            part = same[begin:end]
+            if len(part) >= _LEAST_IN_MAP:
+                entries = tuple(
+                    sorted(itertools.chain.from_iterable(made[begin:end]), key=lambda each: (each.number, each.spans))
+                )
+                yield _Map(part[0].number, part[-1].number, fields, entries)
+            else:
+                yield from part
+
+
+def _mapped(step: _Map, name: str, instance: str, chain: str, family: Family, what: Selected, ask: Ask | None) -> Iterator[Rule]:
+    """The rule that looks up a map. ask: where some of what is dropped goes to the queue."""
+    if not step.entries:
+        # They name only networks of the other family.
+        return
+    of = Option("--of", ",".join(step.fields))
+    dropped = [each._replace(action="", number=0) for each in step.entries if each.action == "drop"]
+    if ask is not None and dropped:
+        listed = Extension(ENTRIES, (of, Option("--list", words(tuple(sorted(dropped)), step.fields, family))))
+        yield from ask(what._replace(matches=(*what.matches, listed), tail=(*what.tail, SAMPLE)))
+    target = Extension(VERDICTS, (of, Option("--map", words(step.entries, step.fields, family))))
+    matches = (*what.matches, *what.tail, comment_match(instance, f"{name}.{step.first}-{step.last}"))
+    yield Rule(chain, target, matches, what.protocol, what.in_interface, what.out_interface)
 
 
 def _asks_user(conditions: RuleOptions | None) -> bool:
@@ -139,6 +232,18 @@ def reasons(config: Config) -> dict[str, tuple[str, str, str]]:
             element, rules = kernel_rules(config, config.queue[rule.queue])
             found |= {_tag(name, element, each.number): (rule.queue, element, each.label) for each in rules}
     return found
+
+
+def names_of(tag: str, numbers: Iterable[int]) -> list[str]:
+    """What `reasons` calls a rule: its name by its tag, or those of the rules in its map. numbers: of these rules."""
+    return [f"{tag.rpartition('.')[0]}.{number}" for number in numbers] or [tag]
+
+
+def numbers_of(rule: Rule) -> list[int]:
+    """The numbers of the policy's rules in the map of a rule; none where it has no map."""
+    if rule.target.name != VERDICTS:
+        return []
+    return sorted({each.number for each in parsed(rule.target.options[1].value)})
 
 
 def _tag(name: str, element: str, number: int) -> str:

@@ -29,6 +29,9 @@ OFFLOAD_DENIED: Final = "offload-denied"
 OWNER_NEW: Final = "owner-new"
 
 
+# The match and the target that hold many rules of a policy (rules.entries): `--of` the fields, and `--list` or `--map`.
+ENTRIES: Final = "entries"
+VERDICTS: Final = "VERDICTS"
 # What stands before the port of the proxy in the name of a rule that only counts what should be led there.
 EXPECTED: Final = ".expected-"
 # What stands before the name of a proxy in the name of a rule that accepts its connections in hook INPUT. No name of a
@@ -211,7 +214,7 @@ class Installed:
     """A rule as the kernel has it: its place in the chain from 1, and its counters.
 
     handle: the kernel's own number for it, which stays when its list of ports changes, as do its counters; 0 where rules have
-    none (xtables).
+    none (xtables). by_number: packets by the number of the policy's rule, where the target is a map of many.
     """
 
     rule: Rule
@@ -219,6 +222,7 @@ class Installed:
     packets: int = 0
     bytes: int = 0
     handle: int = 0
+    by_number: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

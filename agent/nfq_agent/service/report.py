@@ -13,6 +13,7 @@ from nfq_agent.decisions import split
 from nfq_agent.host.nfqueue.statistics import QueueStatistics
 from nfq_agent.latency import NANOSECONDS
 from nfq_agent.rules.foreign import InFront
+from nfq_agent.rules.kernel_policy import names_of
 from nfq_agent.rules.kernel_policy import reasons as kernel_reasons
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW, tag_prefix
 from nfq_agent.service import confinement
@@ -83,8 +84,11 @@ def with_kernel(config: Config, queues: Iterable[QueueStatus], found: Iterable[L
     by_tag = kernel_reasons(config)
     total: dict[tuple[str, str, str], int] = dict.fromkeys(by_tag.values(), 0)
     for each in found:
-        if reason := by_tag.get(each.installed.rule.tag.removeprefix(tag_prefix(config.agent.instance))):
-            total[reason] += each.installed.packets
+        tag = each.installed.rule.tag.removeprefix(tag_prefix(config.agent.instance))
+        counts = dict(each.installed.by_number)
+        for name, packets in zip(names_of(tag, counts), counts.values() or (each.installed.packets,), strict=True):
+            if reason := by_tag.get(name):
+                total[reason] += packets
     made = []
     for queue in queues:
         left = {(element, label): packets for (name, element, label), packets in total.items() if name == queue.name}

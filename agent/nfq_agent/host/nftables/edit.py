@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from typing import Final
+from typing import Any, Final
 
 from nfq_agent.host.attributes import attribute
 from nfq_agent.host.nftables import layout, netlink
 from nfq_agent.host.nftables.expressions import Expression, encode
-from nfq_agent.host.nftables.layout import HOOKS, Layout
+from nfq_agent.host.nftables.layout import HOOKS, AnySet, Layout
 from nfq_agent.host.nftables.netlink import Message, nested, text, u32, u64
-from nfq_agent.host.nftables.sets import NamedSet
 from nfq_agent.host.nftables.snapshot import KernelRule, Snapshot
 from nfq_agent.rules.model import Family, Rule
 
@@ -79,7 +78,8 @@ class Edit:
                 yield from self._elements(netlink.DEL_ELEMENTS, each, sorted(before - after))
                 yield from self._elements(netlink.NEW_ELEMENTS, each, sorted(after - before))
 
-    def _elements(self, kind: int, each: NamedSet, intervals: Sequence[tuple[int, int]]) -> Iterator[Message]:
+    def _elements(self, kind: int, each: AnySet, intervals: Sequence[Any]) -> Iterator[Message]:
+        """intervals: of the kind that the set has."""
         flags = netlink.CREATE if kind == netlink.NEW_ELEMENTS else 0
         for elements in each.element_lists(intervals):
             yield self._message(kind, text(1, self._table) + text(2, each.name) + elements, flags, f"elements of set {each.name}")

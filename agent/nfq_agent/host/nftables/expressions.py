@@ -14,9 +14,9 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from nfq_agent.host.attributes import attribute, attributes
-from nfq_agent.host.nftables import compat
+from nfq_agent.host.nftables import compat, entries
 from nfq_agent.host.nftables.netlink import nested, string, text, u32, u64
-from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError
+from nfq_agent.rules.model import VERDICTS, Extension, Family, Option, Rule, RuleError
 
 # enum nft_registers; enum nft_cmp_ops and nft_range_ops; enum nft_payload_bases
 _VERDICT, _REGISTER, _REGISTER_2 = 0, 1, 2
@@ -116,7 +116,9 @@ def encode(rule: Rule, family: Family, chain_of: Callable[[str], str], native_qu
         raise RuleError(f'backend owned has no expression for {error} of the rule {rule}; set backend = "legacy"') from error
     except (ValueError, OSError) as error:
         raise RuleError(f"backend owned cannot write the rule {rule}: {error}") from error
-    return [[*itertools.chain.from_iterable(chosen), _COUNTER, *target] for chosen in itertools.product(*conditions)]
+    # The elements of a map count.
+    counter = [] if rule.target.name == VERDICTS else [_COUNTER]
+    return [[*itertools.chain.from_iterable(chosen), *counter, *target] for chosen in itertools.product(*conditions)]
 
 
 def _load(name: str, key: int) -> Expression:
@@ -288,6 +290,19 @@ def _cgroup(match: Extension, number: int) -> _Alternatives:
     return [[Expression("socket", asked), _compare(Struct("=Q").pack(number), option.negated)]]
 
 
+def _entries(match: Extension, family: Family) -> _Alternatives:
+    return [list(_fields_looked_up(match, family))]
+
+
+def _fields_looked_up(extension: Extension, family: Family) -> Iterator[Expression]:
+    of, option = extension.options
+    if not option.value.startswith("@"):
+        raise ValueError(f"{option.name} {option.value} is not the name of a set")
+    for name, data in entries.loads(of.value.split(","), family):
+        yield Expression(name, data)
+    yield Expression("lookup", entries.lookup(option.value[1:], extension.name == VERDICTS))
+
+
 def _limit(match: Extension, _family: Family) -> _Alternatives:
     options = {option.name: option.value for option in match.options}
     rate, _, unit = options["--limit"].partition("/")
@@ -301,7 +316,7 @@ def _limit(match: Extension, _family: Family) -> _Alternatives:
 _MATCHES: Final[Mapping[str, Callable[[Extension, Family], _Alternatives]]] = {
     "multiport": _multiport, "iprange": _iprange, "tcp": _tcp, "mark": _mark, "connmark": _connmark,
     "conntrack": _conntrack, "owner": _owner,
-    "addrtype": _addrtype, "socket": _socket, "set": _set, "limit": _limit,
+    "addrtype": _addrtype, "socket": _socket, "set": _set, "limit": _limit, "entries": _entries,
 }  # fmt: skip
 
 
@@ -330,6 +345,8 @@ def _target(target: Extension, family: Family, chain_of: Callable[[str], str], n
             yield from _set_mark("meta", _META_MARK, options["--set-xmark"])
         case "CONNMARK":
             yield from _set_mark("ct", _CT_MARK, options["--set-xmark"])
+        case "VERDICTS":
+            yield from _fields_looked_up(target, family)
         case name if name.startswith("NFQA-"):
             yield _verdict(_JUMP, chain_of(name))
         case name:

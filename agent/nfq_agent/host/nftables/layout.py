@@ -6,16 +6,19 @@ it is read back without the expressions being interpreted: they are made from th
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from nfq_agent.host.attributes import attribute
-from nfq_agent.host.nftables import sets
+from nfq_agent.host.nftables import entries, sets
+from nfq_agent.host.nftables.entries import EntrySet
 from nfq_agent.host.nftables.netlink import nested, u32
 from nfq_agent.host.nftables.sets import NamedSet
-from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError, TableRules
+from nfq_agent.rules.entries import parsed, words
+from nfq_agent.rules.model import ENTRIES, VERDICTS, Extension, Family, Option, Rule, RuleError, TableRules
 
 TABLE_PREFIX: Final = "nfq-agent-"
 # No instance has a dot in its name.
@@ -68,18 +71,21 @@ def split_chain(name: str) -> tuple[str, str]:
     return (table, chain) if table in PRIORITIES and chain else ("", name)
 
 
+AnySet = NamedSet | EntrySet
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The rules of a family with sets in place of lists. chains: by (xtables table, chain), built-in ones for the jumps."""
 
     chains: Mapping[tuple[str, str], tuple[Rule, ...]]
-    sets: Mapping[str, NamedSet]
+    sets: Mapping[str, AnySet]
 
 
 def lay_out(desired: Mapping[str, TableRules], family: Family) -> Layout:
     """The layout of rules. The same rules give the same names; a rule with another list of ports keeps its set's name."""
     chains: dict[tuple[str, str], tuple[Rule, ...]] = {}
-    named: dict[str, NamedSet] = {}
+    named: dict[str, AnySet] = {}
     for table, rules in desired.items():
         for chain, inside in rules.chains.items():
             chains[table, chain] = tuple(_with_sets(rule, family, named) for rule in inside)
@@ -88,8 +94,10 @@ def lay_out(desired: Mapping[str, TableRules], family: Family) -> Layout:
     return Layout(chains, named)
 
 
-def _with_sets(rule: Rule, family: Family, named: dict[str, NamedSet]) -> Rule:
+def _with_sets(rule: Rule, family: Family, named: dict[str, AnySet]) -> Rule:
     def put(match: Extension) -> Extension:
+        if match.name in (ENTRIES, VERDICTS):
+            return _with_entries(match, rule.tag.rpartition(":")[2], family, named)
         if match.name not in ("multiport", "iprange"):
             return match
         options = []
@@ -99,23 +107,36 @@ def _with_sets(rule: Rule, family: Family, named: dict[str, NamedSet]) -> Rule:
             else:
                 kind = "ipv4" if family == "inet" else "ipv6"
                 stem, intervals = option.name.strip("-").partition("-")[0], sets.addresses(option.value)
-            name = _name(f"{stem}-{rule.tag.rpartition(':')[2]}", kind, intervals, named)
+            name = _name(
+                f"{stem}-{rule.tag.rpartition(':')[2]}", functools.partial(NamedSet, kind=kind, intervals=intervals), named
+            )
             options.append(Option(option.name, f"@{name}", option.negated))
         return Extension(match.name, tuple(options))
 
-    return replace(rule, matches=tuple(map(put, rule.matches)))
+    return replace(rule, matches=tuple(map(put, rule.matches)), target=put(rule.target))
 
 
-def _name(stem: str, kind: str, intervals: tuple[sets.Interval, ...], named: dict[str, NamedSet]) -> str:
+def _with_entries(match: Extension, tag: str, family: Family, named: dict[str, AnySet]) -> Extension:
+    of, option = match.options
+    is_map = match.name == VERDICTS
+    made = functools.partial(
+        EntrySet, kinds=entries.kinds_of(of.value.split(","), family), intervals=parsed(option.value), is_map=is_map
+    )
+    # Sets of different fields never have the same name.
+    name = _name(f"{'map' if is_map else 'set'}.{of.value.replace(',', '.')}-{tag}", made, named)
+    return Extension(match.name, (of, Option(option.name, f"@{name}")))
+
+
+def _name(stem: str, make: Callable[[str], AnySet], named: dict[str, AnySet]) -> str:
     number = 1
     while True:
         name = stem if number == 1 else f"{stem}-{number}"
-        if named.setdefault(name, found := NamedSet(name, kind, intervals)) == found:
+        if named.setdefault(name, found := make(name)) == found:
             return name
         number += 1
 
 
-def without_sets(rule: Rule, named: Mapping[str, NamedSet]) -> Rule:
+def without_sets(rule: Rule, named: Mapping[str, AnySet]) -> Rule:
     """The rule with the contents of its sets. Raises KeyError for a set that is not there."""
 
     def put(match: Extension) -> Extension:
@@ -123,14 +144,20 @@ def without_sets(rule: Rule, named: Mapping[str, NamedSet]) -> Rule:
         for option in match.options:
             if match.name in ("multiport", "iprange") and option.value.startswith("@"):
                 found = named[option.value[1:]]
-                words = (
+                assert isinstance(found, NamedSet)
+                contents = (
                     sets.port_words(found.intervals) if found.kind == "port" else sets.address_words(found.intervals, found.kind)
                 )
-                option = option._replace(value=words)
+                option = option._replace(value=contents)
+            elif match.name in (ENTRIES, VERDICTS) and option.value.startswith("@"):
+                several = named[option.value[1:]]
+                assert isinstance(several, EntrySet)
+                family: Family = "inet6" if "ipv6" in several.kinds else "inet"
+                option = option._replace(value=words(several.intervals, tuple(match.options[0].value.split(",")), family))
             options.append(option)
         return Extension(match.name, tuple(options))
 
-    return replace(rule, matches=tuple(map(put, rule.matches)))
+    return replace(rule, matches=tuple(map(put, rule.matches)), target=put(rule.target))
 
 
 def user_data(rule: Rule, part: int) -> bytes:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nfq_agent.host.attributes import attributes
-from nfq_agent.host.nftables import layout, netlink
+from nfq_agent.host.nftables import entries, layout, netlink
 from nfq_agent.host.nftables.expressions import Expression, are_those, counted, decoded, encode
+from nfq_agent.host.nftables.layout import AnySet
 from nfq_agent.host.nftables.netlink import NftSocket, string, text
 from nfq_agent.host.nftables.sets import NamedSet, intervals_of
-from nfq_agent.rules.model import Extension, Family, Installed, Option, Rule, RuleError, TableState
+from nfq_agent.rules.model import VERDICTS, Extension, Family, Installed, Option, Rule, RuleError, TableState
 
 OWNER, PERSIST = 2, 4
 # nft's numbers for its own datatypes (include/datatype.h), back to our kinds of sets.
@@ -31,13 +32,17 @@ class KernelRule:
 
 @dataclass(slots=True)
 class Snapshot:
-    """One table. port: its owner's netlink port, None without one. chains: every chain's rules by its name in the table."""
+    """One table. port: its owner's netlink port, None without one. chains: every chain's rules by its name in the table.
+
+    counted: packets by the number of the policy's rule, by the name of a map.
+    """
 
     name: str
     flags: int
     port: int | None
     chains: dict[str, list[KernelRule]] = field(default_factory=dict)
-    sets: dict[str, NamedSet] = field(default_factory=dict)
+    sets: dict[str, AnySet] = field(default_factory=dict)
+    counted: dict[str, dict[int, int]] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -62,9 +67,16 @@ def read(connection: NftSocket, family: Family, name: str) -> Snapshot | None:
             snapshot.chains[string(found[3])] = []
     for body in connection.dump(netlink.GET_SET, number, text(1, name)):
         found = dict(attributes(body))
-        kind = _KINDS.get(int.from_bytes(found.get(4, b""), "big"))
-        if kind is not None and string(found[1]) == name:
-            called = string(found[2])
+        datatype = int.from_bytes(found.get(4, b""), "big")
+        kind, kinds = _KINDS.get(datatype), entries.kinds_of_type(datatype)
+        if string(found[1]) != name or not (kind or kinds):
+            continue
+        called = string(found[2])
+        if kind is None:
+            # NFTA_SET_DATA_TYPE: a map has one.
+            several, packets = entries.read(called, kinds, 6 in found, _elements(connection, number, name, called))
+            snapshot.sets[called], snapshot.counted[called] = several, packets
+        else:
             snapshot.sets[called] = NamedSet(called, kind, intervals_of(tuple(_elements(connection, number, name, called)), kind))
     for chain, rules in _rules(connection, number, name).items():
         snapshot.chains.setdefault(chain, []).extend(_decoded(family, chain, rules))
@@ -152,9 +164,11 @@ def states(snapshots: Sequence[Snapshot], own_chains: frozenset[str]) -> dict[st
     chains: dict[str, dict[str, tuple[Installed, ...]]] = {}
     jumps: dict[str, list[Installed]] = {}
     for snapshot in snapshots:
+        # A map that several rules share is counted once.
+        left = dict(snapshot.counted)
         for full, rules in snapshot.chains.items():
             table, chain = layout.split_chain(full)
-            installed = [_installed(rule, number, snapshot) for number, rule in enumerate(rules, 1)]
+            installed = [_installed(rule, number, snapshot, left) for number, rule in enumerate(rules, 1)]
             chains.setdefault(table, {})
             if chain in own_chains:
                 chains[table][chain] = (*chains[table].get(chain, ()), *installed)
@@ -163,9 +177,14 @@ def states(snapshots: Sequence[Snapshot], own_chains: frozenset[str]) -> dict[st
     return {table: TableState(inside, tuple(jumps.get(table, ()))) for table, inside in chains.items()}
 
 
-def _installed(found: KernelRule, number: int, snapshot: Snapshot) -> Installed:
+def _installed(found: KernelRule, number: int, snapshot: Snapshot, left: dict[str, dict[int, int]]) -> Installed:
+    packets = found.packets
+    by_number: tuple[tuple[int, int], ...] = ()
+    if found.rule.target.name == VERDICTS:
+        counts = left.pop(found.rule.target.options[1].value[1:], {})
+        packets, by_number = sum(counts.values()), tuple(sorted(counts.items()))
     try:
         rule = layout.without_sets(found.rule, snapshot.sets)
     except KeyError:
         rule = Rule(found.rule.chain, Extension("?", (Option("--undecoded", str(found.handles[0])),)))
-    return Installed(rule, number, found.packets, found.bytes, found.handles[0])
+    return Installed(rule, number, packets, found.bytes, found.handles[0], by_number)
