@@ -134,6 +134,11 @@ class PacketElement(HasOptions, HasAccess, Foreseeable, Compilable, Generic[O]):
         return False
 
     @classmethod
+    def reads_program_of(cls, options: O) -> bool:
+        """Whether it asks for the program of a flow's process (`exe`) as well."""
+        return False
+
+    @classmethod
     def facts_of(cls, options: O) -> tuple[str, ...]:
         """The facts that an element with these options needs another one, before it in the chain, to put into flows."""
         return ()

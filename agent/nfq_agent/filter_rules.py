@@ -13,7 +13,7 @@ from nfq_agent.protocols.known import OWNERS
 _LATER: Final = frozenset(("verdict", "rule", "element", "reason", "packets", "bytes", "duration", "queue", "event"))
 _EITHER: Final = {"name": NAMES, "host": ("src", "dst"), "port": ("sport", "dport")}
 _SPECIAL: Final = re.compile(r"([*?\[])")
-_PATTERNS: Final = frozenset(("unit", "container", "cgroup", "name", *OWNERS))
+_PATTERNS: Final = frozenset(("unit", "container", "cgroup", "exe", "name", *OWNERS))
 # Rules that one filter may come to.
 MOST_RULES: Final = 64
 

@@ -29,8 +29,8 @@ _EITHER: Final = {"name": NAMES, "host": ("src", "dst"), "port": ("sport", "dpor
 _ADDRESSES: Final = frozenset(("src", "dst", "host"))
 NUMBERS: Final = frozenset(("sport", "dport", "port", "uid", "gid", "queue", "packets", "bytes", "duration"))
 _TEXTS: Final = (
-    "unit", "container", "cgroup", "name", "protocol", "verdict", "rule", "element", "reason", "hook", "interface", "direction",
-    "event",
+    "unit", "container", "cgroup", "exe", "name", "protocol", "verdict", "rule", "element", "reason", "hook", "interface",
+    "direction", "event",
 )  # fmt: skip
 FIELDS: Final = tuple(sorted({*_ADDRESSES, *NUMBERS, *_TEXTS, *OWNERS}))
 VERDICTS: Final = ("accept", "drop", "reject", "would-drop")

@@ -27,11 +27,15 @@ _SHORT: Final = 12
 
 @dataclass(frozen=True)
 class Owner:
-    """Who has a socket. uid: of its creator. inode: its number. cgroup: the path of its control group, if it is known."""
+    """Who has a socket. uid: of its creator. inode: its number. cgroup: the path of its control group, if it is known.
+
+    exe: the path of the program that has it, if it was asked for and is known.
+    """
 
     uid: int
     inode: int
     cgroup: str | None = None
+    exe: str | None = None
 
     @cached_property
     def unit(self) -> str | None:
@@ -57,7 +61,7 @@ class Owner:
     @property
     def facts(self) -> dict[str, str]:
         """What is known, by the names of the conditions of a policy."""
-        known = {"unit": self.unit, "container": self.container, "cgroup": self.cgroup}
+        known = {"unit": self.unit, "container": self.container, "cgroup": self.cgroup, "exe": self.exe}
         return {name: value for name, value in known.items() if value is not None}
 
 
@@ -65,7 +69,7 @@ class Owners:
     """Finds the owner of a packet's flow. This one knows of none."""
 
     def names(self, packet: Packet) -> Mapping[str, str]:
-        """Unit, container and control group of the socket on this host, as far as they are known."""
+        """Unit, container, control group and program of the socket on this host, as far as they are known."""
         del packet
         return {}
 

@@ -35,7 +35,7 @@ def _spelled(value: object) -> object:
 
 
 # Rule keys about who a flow belongs to.
-OWNED_BY: Final = ("unit", "container", "cgroup")
+OWNED_BY: Final = ("unit", "container", "cgroup", "exe")
 Globs = Annotated[tuple[str, ...], BeforeValidator(listed(str)), BeforeValidator(_spelled), Field(min_length=1, strict=False)]
 
 
@@ -51,7 +51,7 @@ def _readable(when: str) -> str:
 class _Rules(Conditions):
     """One rule: an action and its conditions. facts: patterns for facts of any other name, of elements of others.
 
-    unit, container, cgroup: who has the flow's socket on this host; where that is not known, the rule does not match.
+    unit, container, cgroup, exe: who has the flow's socket on this host; where that is not known, the rule does not match.
     dst_name: the destination is an address that a DNS answer gave for such a name. verify: a name of `tls_sni` or `http_host`
     counts only for such an address. when: the conditions as a filter, beside the other keys.
     """
@@ -61,6 +61,7 @@ class _Rules(Conditions):
     unit: Globs | None = None
     container: Globs | None = None
     cgroup: Globs | None = None
+    exe: Globs | None = None
     facts: dict[str, Globs] = Field(default_factory=dict)
     dst_name: Globs | None = None
     verify: Literal["dns"] | None = None

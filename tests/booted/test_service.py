@@ -196,7 +196,7 @@ def test_the_exposure_of_the_unit_and_of_its_drop_ins(host: Container) -> None:
         host.run("rm", f"/etc/systemd/system/nfq-agent.service.d/{name}")
         host.run("systemctl", "daemon-reload")
     most = {"": 1.3, "owned.conf": 1.1, "proxy.conf": 1.5, "reject.conf": 1.7, "tap.conf": 1.7, "inline.conf": 1.7,
-            "containers.conf": 1.7, "docker.conf": 1.4, "podman.conf": 1.3}  # fmt: skip
+            "containers.conf": 1.7, "exe.conf": 1.7, "docker.conf": 1.4, "podman.conf": 1.3}  # fmt: skip
     assert found.keys() == most.keys()
     assert {name: figure for name, figure in found.items() if figure > most[name]} == {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from agent import Agent, until
 from namespace import Namespace
+
+from nfq_agent.host.users import CAP_NET_ADMIN, CAP_SYS_PTRACE
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIG = """
@@ -90,3 +93,64 @@ def test_the_egress_list_by_service_runs_as_it_stands(netns: Namespace, tmp_path
     assert f"container web-{tag}" in lines[1]
     assert agent.queue("egress")["would_drop"] >= 2
     assert agent.stop() == 0
+
+
+PROGRAMS = """
+[queue.main]
+num = 7
+elements = ["dpi", "allow", "record"]
+[element.allow]
+type = "policy"
+default = "drop"
+rule = [{{ action = "accept", when = "exe = {exe}" }}]
+[element.record]
+exe = true
+events = "begin"
+[rules.out]
+queue = "main"
+hooks = ["output"]
+tcp_ports = [9999]
+role = "client"
+"""
+# Joins a control group, and becomes a program that connects.
+ENTER = 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"'
+
+
+def test_what_a_program_may_reach(netns: Namespace, tmp_path: Path, groups: tuple[Path, str]) -> None:
+    root, tag = groups
+    group = str(root / f"other-{tag}.service")
+    netns.start("nc", "-lk", "127.0.0.1", "9999", stdout=subprocess.DEVNULL)
+    until(lambda: ":270F " in netns.shell("cat /proc/net/tcp"), "the port is open")
+    python = str(Path(sys.executable).resolve())
+    agent = Agent(netns, tmp_path, PROGRAMS.format(exe=python), LOG_FORMAT="json").ready()
+
+    def connects(*argv: str) -> bool:
+        return netns.run("sh", "-c", ENTER, "sh", group, *argv, check=False).returncode == 0
+
+    dial = 'import socket; socket.create_connection(("127.0.0.1", 9999), 1.5).sendall(b"hello")'
+    assert connects(python, "-c", dial)
+    assert not connects("curl", "-s", "-m", "1.5", "http://127.0.0.1:9999/")
+    until(lambda: "/curl" in agent.log, "the record of the other program")
+    records = [line for line in map(json.loads, agent.log.splitlines()) if line.get("event") == "begin"]
+    assert [(each["exe"], each["verdict"]) for each in records] == [
+        (python, "accept"), (str(Path(shutil.which("curl") or "").resolve()), "drop"),
+    ]  # fmt: skip
+    # A worker keeps no right to look at processes: its finder does, and nothing else.
+    (worker,) = agent.workers()
+    (finder,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    assert effective(worker) == 1 << CAP_NET_ADMIN
+    assert effective(int(finder)) == 1 << CAP_SYS_PTRACE
+    assert agent.stop() == 0
+    until(lambda: has_ended(int(finder)), "the finder ends with its worker")
+
+
+def has_ended(process: int) -> bool:
+    """Whether it is gone, or was not reaped yet by the first process."""
+    status = Path(f"/proc/{process}/status")
+    return not status.exists() or "State:\tZ" in status.read_text()
+
+
+def effective(process: int) -> int:
+    """The capabilities of a process."""
+    (line,) = [each for each in Path(f"/proc/{process}/status").read_text().splitlines() if each.startswith("CapEff:")]
+    return int(line.split()[1], 16)

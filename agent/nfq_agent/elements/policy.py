@@ -84,8 +84,13 @@ class Policy(PacketElement[PolicyOptions]):
 
     @classmethod
     def reads_owner_of(cls, options: PolicyOptions) -> bool:
-        """True where a rule names a unit, a container or a control group."""
+        """True where a rule names a unit, a container, a control group or a program."""
         return any(rule.owned_by for rule in options.rules)
+
+    @classmethod
+    def reads_program_of(cls, options: PolicyOptions) -> bool:
+        """True where a rule names a program."""
+        return any(rule.exe is not None for rule in options.rules)
 
     @classmethod
     def keeps_flows_of(cls, options: PolicyOptions) -> bool:

@@ -32,12 +32,14 @@ Accounts = Callable[[Flow], Account | None]
 class RecordOptions(element.Options):
     """only: "drop" leaves out flows that are accepted. events: when there is a record: the verdict is known, the flow has ended.
 
-    who: ask the kernel for the unit or container that has the socket. per_second: records a second on average, 0 for no limit.
+    who: ask the kernel for the unit or container that has the socket. exe: look for its program as well. per_second: records a
+    second on average, 0 for no limit.
     """
 
     only: Literal["all", "drop"] = "all"
     events: Literal["both", "begin", "end"] = "both"
     who: bool = True
+    exe: bool = False
     per_second: Annotated[int, Field(ge=0)] = 1000
 
 
@@ -86,6 +88,11 @@ class FlowRecord(PacketElement[RecordOptions]):
     def reads_owner_of(cls, options: RecordOptions) -> bool:
         """Where it says who a flow belongs to."""
         return options.who
+
+    @classmethod
+    def reads_program_of(cls, options: RecordOptions) -> bool:
+        """Where it says which program that is."""
+        return options.who and options.exe
 
     def follow(self, packet: Packet, flow: Flow, verdict: Verdict, account: Accounts) -> None:
         """Note what a packet changes."""

@@ -1,4 +1,7 @@
-"""Who has the socket of a packet's flow, by one exact question to the kernel: no walk through /proc, no right of its own."""
+"""Who has the socket of a packet's flow, by one exact question to the kernel: no walk through /proc, no right of its own.
+
+Where the program is asked for, a process beside it looks for that among those of the socket's control group (programs.py).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Final
 
 from nfq_agent.host.cgroups import CgroupPaths, mounted
 from nfq_agent.host.jail.calls import ProcessNeeds
+from nfq_agent.host.programs import ProgramFinder
 from nfq_agent.host.sock_diag import KernelQuestions
 from nfq_agent.owner import Owner, Owners
 from nfq_agent.packet import Hook, Packet
@@ -18,7 +22,9 @@ _RECEIVED: Final = frozenset((Hook.INPUT, Hook.PREROUTING))
 class HostOwners(Owners):
     """Asks this host. The sockets are opened at once, since a worker may open none later."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: ProgramFinder | None = None) -> None:
+        """programs: finds the program of each socket; None: no program is asked for."""
+        self._programs = programs
         self._questions = KernelQuestions()
         self._root = mounted()
         self._cgroups = CgroupPaths(self._root)
@@ -32,6 +38,8 @@ class HostOwners(Owners):
     def close(self) -> None:
         """Close the sockets."""
         self._questions.close()
+        if self._programs is not None:
+            self._programs.close()
 
     def names(self, packet: Packet) -> Mapping[str, str]:
         """What is known of the owner."""
@@ -52,4 +60,6 @@ class HostOwners(Owners):
             return None
         if found is None:
             return None
-        return Owner(found.uid, found.inode, None if found.cgroup is None else self._cgroups.path(found.cgroup))
+        cgroup = None if found.cgroup is None else self._cgroups.path(found.cgroup)
+        exe = None if self._programs is None else self._programs.program(found.inode, found.cgroup)
+        return Owner(found.uid, found.inode, cgroup, exe)

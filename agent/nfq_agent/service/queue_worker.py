@@ -38,6 +38,7 @@ from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.order import Order
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
+from nfq_agent.service.programs import capabilities, program_finder
 from nfq_agent.service.served_queue import ServedQueue
 from nfq_agent.service.store import Store
 from nfq_agent.service.worker import Roster, Worker
@@ -73,6 +74,7 @@ class QueueWorker(Worker):
         self.raw: RawSockets | None = None
         self.context = Context()
         self._names = name_needs(config) if any(map(name_part, self.specs)) else None
+        self.capabilities = capabilities(self.specs)
         # In the worker's process.
         self._owners: HostOwners | None = None
         self.forwarded = Forwarded(config, name, log)
@@ -312,15 +314,17 @@ class QueueWorker(Worker):
     def _completed(self, context: Context) -> Context:
         """With what only the process itself can open."""
         asked = any(spec.cls.reads_owner_of(spec.options) for spec in self.specs)
-        drops = self.specs or self.settings.default == "drop"
-        if asked or (self.drop_lines is not None and drops):
+        if asked or (self.drop_lines is not None and (self.specs or self.settings.default == "drop")):
             try:
-                self._owners = HostOwners()
+                self._owners = HostOwners(program_finder(self.specs, self._user, self._warn))
             except OSError as error:
                 if asked:
                     raise
-                self._log(f"{self.title}: dropped flows are logged without their owner: {error}", "warning", queue=self.number)
+                self._warn(f"dropped flows are logged without their owner: {error}")
         return replace(context, owners=self.forwarded.owners(context.owners if self._owners is None else self._owners))
+
+    def _warn(self, what: str) -> None:
+        self._log(f"{self.title}: {what}", "warning", queue=self.number)
 
     def body(self, control: socket.socket) -> None:
         """Judge packets until told to stop."""
@@ -333,8 +337,7 @@ class QueueWorker(Worker):
         try:
             bound_memory(settings.memory)
         except OSError as error:
-            said = f"{self.title}: its memory could not be limited: {error}; it runs without a limit"
-            self._log(said, "warning", queue=self.number)
+            self._warn(f"its memory could not be limited: {error}; it runs without a limit")
 
         def emit(message: str, level: str = "info", **fields: Any) -> None:
             self._log(message, level, **{"queue": self.number, "instance": self._instance, **fields})
