@@ -3,7 +3,7 @@
 # What the agent needs to be built and to run; the tests' own tools are in TEST_PACKAGES.
 RUN_PACKAGES="ca-certificates clang gcc iproute2 iptables kmod libc6-dev libnetfilter-queue-dev pkg-config procps python3-dev
 python3-venv util-linux"
-TEST_PACKAGES="bind9-dnsutils chrony coturn conntrack curl dnsmasq-base ethtool ipset libcap2-bin netcat-openbsd nghttp2-server openssh-client openssh-server
+TEST_PACKAGES="bind9-dnsutils chrony coturn conntrack curl dnsmasq-base ethtool ipset kcat libcap2-bin netcat-openbsd nghttp2-server openssh-client openssh-server
 nftables knot-dnsutils libsystemd-shared nfdump nginx-light openssl openvpn postgresql prometheus rdesktop redis-tools tmux tshark
 unbound vsftpd wireguard-go wireguard-tools xrdp xvfb"
 # Unpacked into build/ and not installed: it would take over the resolver of this host.

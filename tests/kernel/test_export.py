@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,18 @@ while True:
         pass
 """
 EXPORT = (*COMMAND, "export")
+PIPELINES = Path(__file__).parent.parent.parent / "examples/pipelines"
+# Keeps what the first connection brings.
+KEEP = """
+import socket, sys
+connection, _ = socket.create_server(("127.0.0.1", int(sys.argv[1]))).accept()
+with open(sys.argv[2], "wb") as kept:
+    while data := connection.recv(65536):
+        kept.write(data)
+        kept.flush()
+"""
+# A consumer with the broker that librdkafka has for tests, at a port of its choice: Kafka's protocol over TCP, one process.
+BROKER = "kcat -C -b 127.0.0.1 -t flows -o beginning -X test.mock.num.brokers=1 -X topic.metadata.refresh.interval.ms=200 -q -u"
 
 
 @pytest.fixture
@@ -185,6 +200,58 @@ def test_tshark_reads_a_file(web: Agent, netns: Namespace, tmp_path: Path) -> No
     fetch(netns)
     exporter.stop()
     read_whole(shown(tmp_path / "flows.ipfix"))
+
+
+def accepted_and_dropped(text: str) -> list[tuple[str, str]]:
+    """Name and verdict of the flows in JSON lines, each once."""
+    flows = [json.loads(line) for line in text.splitlines()]
+    return sorted({(flow["http_host"], flow["verdict"]) for flow in flows if flow["event"] == "flow" and "http_host" in flow})
+
+
+def test_kafka_has_the_flows_by_the_drop_in(web: Agent, netns: Namespace, tmp_path: Path) -> None:
+    kept, messages = tmp_path / "topic", tmp_path / "broker"
+    with kept.open("wb") as output, messages.open("wb") as errors:
+        netns.start(*BROKER.split(), stdout=output, stderr=errors)
+    (address,) = until(lambda: re.findall(r"replaced with (\S+)", messages.read_text()), "the broker listens")
+    (words,) = re.findall(r"^ExecStart=(.+)$", (PIPELINES / "kafka.conf").read_text(), re.MULTILINE)
+    *shell, script = shlex.split(words)
+    assert (shell, script.split()[0], "kafka.example.net:9092" in script) == (["/bin/sh", "-c"], "nfq-agent", True)
+    script = (
+        script.replace("nfq-agent", shlex.join(COMMAND), 1)
+        .replace(" | ", " --idle 1s | ", 1)
+        .replace("kafka.example.net:9092", address)
+    )
+    with (tmp_path / "said").open("wb") as said:
+        pipe = netns.start(*shell, script, stdout=said, stderr=said)
+    until(lambda: "the flows of instance default go to" in (tmp_path / "said").read_text(), "the exporter reads flows")
+    fetch(netns)
+    wanted = [("evil.test", "drop"), ("www.good.test", "accept")]
+    until(
+        lambda: kept.read_bytes().endswith(b"\n") and accepted_and_dropped(kept.read_text()) == wanted, "the topic has both flows"
+    )
+    assert pipe.poll() is None, (tmp_path / "said").read_text()
+
+
+@pytest.mark.parametrize("name", ["fluent-bit.conf", "vector.toml"])
+def test_pipelines_get_json_lines_by_the_drop_in(web: Agent, netns: Namespace, tmp_path: Path, name: str) -> None:
+    text = (PIPELINES / name).read_text()
+    (words,) = re.findall(r"^#   ExecStart=(.+)$", text, re.MULTILINE)
+    command, *argv = words.split()
+    port = int(argv[-1].rpartition(":")[2])
+    # Where the program listens: by a setting of its own, of the same port.
+    if name == "vector.toml":
+        assert tomllib.loads(text)["sources"]["flows"]["address"] == f"127.0.0.1:{port}"
+    else:
+        assert re.search(rf"^    Listen +127\.0\.0\.1\n    Port +{port}$", text, re.MULTILINE)
+    assert (command, argv[0]) == ("/usr/bin/nfq-agent", "export")
+    kept = tmp_path / "kept"
+    netns.start(sys.executable, "-c", KEEP, str(port), str(kept))
+    until(lambda: listening(netns, port), "the program listens")
+    exporter = Exporter(web, tmp_path, *argv[1:])
+    fetch(netns)
+    exporter.stop()
+    until(lambda: '"statistics"' in kept.read_text(), "the last line is there")
+    assert accepted_and_dropped(kept.read_text()) == [("evil.test", "drop"), ("www.good.test", "accept")]
 
 
 def test_what_no_collector_takes_is_counted(web: Agent, netns: Namespace, tmp_path: Path) -> None:
