@@ -35,13 +35,13 @@ family = "inet"
 udp_ports = [11000]
 """
 # Sends numbers, RATE a second, to a receiver of its own, until its standard input ends, 120 s at most. Prints how many it sent,
-# how many came, the longest time on the way and its 99th percentile in milliseconds, and the longest of what was sent between
-# one line of the standard input and the next. The time on the way ends when the kernel has the datagram for the receiver
-# (SO_TIMESTAMPNS): how long the receiver waits for a processor does not count, nor does the sender wait for one, if it may say
-# so. argv: rate.
+# how many came, how many found no room in the receiver's buffer (SO_MEMINFO), the longest time on the way and its 99th
+# percentile in milliseconds, and the longest of what was sent between one line of the standard input and the next. The time on
+# the way ends when the kernel has the datagram for the receiver (SO_TIMESTAMPNS): how long the receiver waits for a processor
+# does not count, nor does the sender wait for one, if it may say so. argv: rate.
 _SENDER: Final = """
 import array, os, select, socket, struct, sys, time
-SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35
+SO_RCVBUFFORCE, SO_TIMESTAMPNS, SO_MEMINFO = 33, 35, 55
 rate = float(sys.argv[1])
 receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
@@ -68,7 +68,9 @@ def receive():
             parts[of] = wait
     waits = sorted(waits)
     times = waits[-1], waits[len(waits) * 99 // 100], *(parts[of] for of in sorted(parts))
-    print(os.read(told, 64).decode(), sum(got), *(seconds * 1000 for seconds in times))
+    # SK_MEMINFO_DROPS (linux/sock_diag.h)
+    full = struct.unpack("9I", receiver.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[8]
+    print(os.read(told, 64).decode(), sum(got), full, *(seconds * 1000 for seconds in times))
 child = os.fork()
 if child == 0:
     os.close(tell)
@@ -110,14 +112,20 @@ class Host(Protocol):
 
 
 class Flow(NamedTuple):
-    """sent, arrived: datagrams. worst, most: the longest time on the way and its 99th percentile, in milliseconds. divided: the
-    longest of each part."""
+    """sent, arrived: datagrams. full: those that found no room in the receiver's buffer. worst, most: the longest time on the way
+    and its 99th percentile, in milliseconds. divided: the longest of each part."""
 
     sent: int
     arrived: int
+    full: int
     worst: float
     most: float
     divided: tuple[float, ...] = ()
+
+    @property
+    def lost(self) -> int:
+        """Those that did not come as far as the receiver."""
+        return self.sent - self.arrived - self.full
 
 
 class Numbered:
@@ -137,8 +145,8 @@ class Numbered:
     def end(self) -> Flow:
         """Send no more, and wait for what is on its way."""
         output, _ = self._process.communicate(timeout=PATIENCE)
-        sent, arrived, worst, most, *divided = output.split()
-        return Flow(int(sent), int(arrived), float(worst), float(most), tuple(map(float, divided)))
+        sent, arrived, full, worst, most, *divided = output.split()
+        return Flow(int(sent), int(arrived), int(full), float(worst), float(most), tuple(map(float, divided)))
 
 
 def write_down(namespace: Namespace, folder: Path) -> None:
