@@ -58,7 +58,7 @@ def test_in_a_chroot_without_proc_it_says_what_to_do(tmp_path: Path) -> None:
     assert "mount -t proc proc /proc" in done.stderr
 
 
-@pytest.mark.parametrize("lacking", ["sys_admin", "net_admin"])
+@pytest.mark.parametrize("lacking", ["sys_admin", "net_admin", "net_raw"])
 def test_in_a_container_without_the_rights_it_names_them(lacking: str) -> None:
     done = subprocess.run(
         ["setpriv", f"--inh-caps=-{lacking}", f"--bounding-set=-{lacking}", *COMMAND, "demo"],

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from nfq_agent.cli.running import status
+from nfq_agent.host.users import CAP_NET_RAW, has_capability
 from nfq_agent.service import control
 
 _CLONE_NEWNS: Final = 0x00020000
@@ -38,6 +39,7 @@ _MS_PRIVATE: Final = 1 << 18
 _SET_FLAGS: Final = 0x8914
 _UP: Final = 1
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+_RIGHTS: Final = "CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW"
 _SAVES: Final = ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save")
 # Foreign rules: they must be the same afterwards.
 _FOREIGN: Final = (
@@ -78,6 +80,8 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
     _chapter("A private network namespace: its own kernel tables, private copies of /etc and /run")
     _seclude()
     tool = "iptables-legacy" if _has_legacy() else "iptables-nft"
+    if tool == "iptables-legacy" and not has_capability(CAP_NET_RAW):
+        raise Broken(f"{tool} takes CAP_NET_RAW; run it on the host, or in a container with {_RIGHTS}")
     for rule in _FOREIGN:
         _run([tool, *rule.split()])
     before = _rules()
@@ -141,7 +145,7 @@ def _seclude() -> None:
     if _libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET) != 0:
         raise Broken(
             f"no private namespace can be made here ({os.strerror(ctypes.get_errno())}); run it on the host, or in a container "
-            "with CAP_SYS_ADMIN and CAP_NET_ADMIN whose seccomp filter allows unshare(2) and mount(2)"
+            f"with {_RIGHTS} whose seccomp filter allows unshare(2) and mount(2)"
         )
     _make_mounts_private()
     for command in (
@@ -185,7 +189,7 @@ def _loopback_up() -> None:
             fcntl.ioctl(asking, _SET_FLAGS, struct.pack("16sh14x", b"lo", _UP))
         except OSError as error:
             raise Broken(
-                f"lo of the private network cannot be set up ({error.strerror}); in a container that takes CAP_NET_ADMIN"
+                f"lo of the private network cannot be set up ({error.strerror}); in a container the demo takes {_RIGHTS}"
             ) from error
 
 
