@@ -13,8 +13,9 @@ class PolicyCase:
     """The rules that its first packet meets, and how far the message at hand has come.
 
     message: its number. packets, size: with payload, and their bytes, while it was open. known: the facts that the outcome
-    follows from. open: those with which it was open the last time. denied: a message of a TCP connection was denied. What comes
-    later cannot arrive without it, and what is sent again must not arrive, so that is final.
+    follows from. open: those with which it was open the last time. kept: other workers know that the message has begun.
+    denied: a message of a TCP connection was denied. What comes later cannot arrive without it, and what is sent again must not
+    arrive, so that is final.
     """
 
     candidates: tuple[PolicyRule, ...]
@@ -23,6 +24,7 @@ class PolicyCase:
     size: int = 0
     known: tuple[Any, ...] | None = None
     open: tuple[Any, ...] | None = None
+    kept: bool = False
     action: ActionName | None = None
     label: str = ""
     decided: bool = False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -27,6 +29,26 @@ def _across(event: str, attempt: Attempt, name: str) -> None:
         connection.sendall(_request(name, "/after"))
         attempt.drain(connection, 1)
         attempt.note(f"done {event}")
+
+
+def _split(event: str, attempt: Attempt, name: str) -> None:
+    """Half a request, the event, and the other half; behind an allowed request, and as the first one."""
+    request = _request(name, "/split")
+    cut = request.index(name.encode()) + 3
+    connections = [attempt.tcp(NGINX) for _ in range(2)]
+    connections[0].sendall(_request(attempt.allowed, "/before"))
+    attempt.drain(connections[0], 0.3)
+    for connection in connections:
+        connection.sendall(request[:cut])
+    # Until the agent has seen it.
+    time.sleep(0.3)
+    attempt.wait_for(event)
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            connection.sendall(request[cut:])
+        attempt.drain(connection)
+        connection.close()
+    attempt.note(f"done {event}")
 
 
 def _kill_the_worker(agent: Agent, bed: Bed) -> None:
@@ -61,6 +83,12 @@ LINES = tuple(
     Line(
         event, f"HTTP, behind an allowed request: a second one on the connection, after {text}", partial(_across, event),
         twin=True, phase="event", outcome="blocked; an allowed one arrives",
+    )
+    for event, (text, _) in EVENTS.items()
+) + tuple(
+    Line(
+        f"split-{event}", f"HTTP: a request of which the second half comes after {text}", partial(_split, event), phase="event",
+        outcome="blocked; an allowed one is cut too, because its name is not known",
     )
     for event, (text, _) in EVENTS.items()
 )  # fmt: skip

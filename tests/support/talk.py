@@ -37,8 +37,11 @@ class Talk:
         return self
 
     def say(self, data: bytes, at: int = 0) -> Talk:
-        self.send(tcp(self.src, self.dst, data, seq=self.isn + 1 + at))
+        self.send(self.segment(data, at))
         return self
+
+    def segment(self, data: bytes, at: int = 0) -> Packet:
+        return tcp(self.src, self.dst, data, seq=self.isn + 1 + at)
 
     def answer(self, data: bytes, at: int = 0) -> Talk:
         self.send(tcp(self.dst, self.src, data, seq=self.peer + 1 + at))

@@ -14,6 +14,7 @@ from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, hook_name
 from nfq_agent.policy_case import PolicyCase, turned
+from nfq_agent.policy_memory import keep, keep_unfinished, name_destination
 from nfq_agent.policy_options import PolicyOptions
 from nfq_agent.policy_rule import (
     BY_LINK,
@@ -218,7 +219,7 @@ class Policy(PacketElement[PolicyOptions]):
         case: PolicyCase | None = flow.state.get(self)
         if case is None:
             if self._asks_names:
-                self._name_destination(flow)
+                name_destination(self.context, flow)
             case = flow.state[self] = PolicyCase(self._candidates(packet, flow.origin, flow))
         elif case.denied:
             return self._verdict(packet, case.action)
@@ -238,7 +239,9 @@ class Policy(PacketElement[PolicyOptions]):
                 case.denied = True
                 return self._verdict(packet, case.action)
         if flow.message != case.message:
-            case.message, case.packets, case.size, case.decided, case.open = flow.message, 0, 0, False, None
+            case.message, case.packets, case.size = flow.message, 0, 0
+            case.decided = case.kept = False
+            case.open = None
         return self._judge(packet, flow, case, known)
 
     def _judge(self, packet: Packet, flow: Flow, case: PolicyCase, known: tuple[Any, ...]) -> Verdict | None:
@@ -265,6 +268,8 @@ class Policy(PacketElement[PolicyOptions]):
                 action, label, is_open = self._outcome(flow, case, facts, patient=False)
         if is_open:
             flow.undecided = True
+            if data and not case.kept and options.undecided == "accept":
+                case.kept = keep_unfinished(self.context.flows, packet, flow)
             case.open = known
             return self._answer(packet, options.undecided, "undecided")
         flow.undecided = False
@@ -273,7 +278,7 @@ class Policy(PacketElement[PolicyOptions]):
         was_decided = case.known is not None
         flow.facts["reason"] = f"{self.name}: {label}"
         case.known, case.action, case.label, case.decided = known, action, label, True
-        self._keep(flow, facts)
+        keep(self.context.flows, flow, facts)
         if was_decided and action == before[0]:
             return self._verdict(packet, action)
         if was_decided:
@@ -299,18 +304,6 @@ class Policy(PacketElement[PolicyOptions]):
             flow.facts[VERIFIED] = (*flow.facts.get(VERIFIED, ()), *verified)[-_VERIFIED_NAMES:]
         return found
 
-    def _name_destination(self, flow: Flow) -> None:
-        """Put the names of the destination into the flow, as they are known when it begins."""
-        if DST_NAME in flow.facts:
-            return
-        memory = self.context
-        names = () if memory.names is None else memory.names.names(flow.origin.dst, flow.last)
-        if not names and memory.flows is not None and "dpi" not in flow.facts and flow.origin.protocol == TCP:
-            known = memory.flows.recall(flow.origin)
-            names = () if known is None else known[1].get(DST_NAME, ())
-        if names or not flow.midstream:
-            flow.facts[DST_NAME] = names
-
     def _unseen(self, packet: Packet, flow: Flow, case: PolicyCase, action: ActionName) -> Verdict | None:
         """A connection whose beginning was not seen, where a name that is not known would decide."""
         # It may still say one: the kernel is told to keep the verdict only when it has long not done so.
@@ -320,11 +313,6 @@ class Policy(PacketElement[PolicyOptions]):
             self._count(MIDSTREAM)
             return self._answer(packet, action, MIDSTREAM)
         return self._verdict(packet, action)
-
-    def _keep(self, flow: Flow, facts: Mapping[str, Any]) -> None:
-        """Let what a connection said outlive this worker."""
-        if self.context.flows is not None and flow.origin.protocol == TCP and not flow.midstream:
-            self.context.flows.keep(flow.origin, facts, flow.answered, flow.last)
 
     def _earlier(self, packet: Packet, flow: Flow, case: PolicyCase, facts: Mapping[str, Any]) -> Verdict | None:
         """The denial of a message that came in the same packet as later ones; None where it may pass."""
@@ -336,7 +324,7 @@ class Policy(PacketElement[PolicyOptions]):
         flow.facts["reason"] = f"{self.name}: {label}"
         case.known, case.action, case.label = tuple([facts.get(fact) for fact in self._facts]), action, label
         case.decided = case.denied = True
-        self._keep(flow, facts)
+        keep(self.context.flows, flow, facts)
         if before[0] is not None and before[0] != action:
             self._say_turned(flow, before, case)
         return self._answer(packet, action, label)
