@@ -300,6 +300,7 @@ def test_a_client_bound_to_a_device_is_counted_and_named(netns: Namespace, tmp_p
     (found,) = missing()
     assert "SO_BINDTODEVICE" in str(found["text"])
     assert found["count"] == 30
+    assert "SO_BINDTODEVICE" in agent.verb("doctor", check=False).stdout
     assert agent.stop() == 0
 
 
