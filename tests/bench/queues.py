@@ -10,24 +10,24 @@ from bed import BUILT, COPIED, HERE, MAX_LEN, QUEUE, Bed, BenchError
 from measure import Benchmark, Goal
 
 SECONDS: Final = 1.5
-_WARM: Final = 0.3
+WARM: Final = 0.3
 # iperf3 counts in whole seconds.
 _BULK: Final = 2
-_FLOWS: Final = 64
-_FLOOD_PORT: Final = 9999
+FLOWS: Final = 64
+FLOOD_PORT: Final = 9999
 _PORT: Final = 7000
 _NETWORKS: Final = 1000
 
-_QUEUE: Final = f"[queue.main]\nnum = {QUEUE}\nmax_len = {MAX_LEN}\nfail_open = false\n"
-_FLOOD_RULE: Final = f"""
+SERVED: Final = f"[queue.main]\nnum = {QUEUE}\nmax_len = {MAX_LEN}\nfail_open = false\n"
+FLOOD_RULE: Final = f"""
 [rules.flood]
 queue = "main"
 family = "inet"
 hooks = ["output"]
-udp_ports = [{_FLOOD_PORT}]
+udp_ports = [{FLOOD_PORT}]
 role = "client"
 """
-_TCP_RULE: Final = f"""
+TCP_RULE: Final = f"""
 [rules.app]
 queue = "main"
 family = "inet"
@@ -35,23 +35,22 @@ tcp_ports = [{_PORT}]
 """
 
 
-def _policy(behind: str = "") -> str:
-    """Elements of a queue: a five-tuple policy of a thousand networks and ports, none of which the load meets."""
-    rules = ",\n".join(
-        f'  {{ action = "drop", protocol = ["tcp", "udp"], dst = ["10.{64 + number // 250}.{number % 250}.0/24"], '
-        f"dport = [{10000 + number}] }}"
-        for number in range(_NETWORKS)
-    )
+def policy(behind: str = "", meets: str = "") -> str:
+    """Elements of a queue: a five-tuple policy of a thousand networks and ports. meets: what rule 501 asks for instead."""
+    keys = [f'dst = ["10.{64 + number // 250}.{number % 250}.0/24"], dport = [{10000 + number}]' for number in range(_NETWORKS)]
+    if meets:
+        keys[_NETWORKS // 2] = meets
+    rules = ",\n".join(f'  {{ action = "drop", protocol = ["tcp", "udp"], {each} }}' for each in keys)
     return f'elements = ["gate"{behind}]\n[element.gate]\ntype = "policy"\ndefault = "accept"\nrule = [\n{rules}\n]\n'
 
 
-_OFFLOAD: Final = _policy(', "offload"') + '[element.offload]\nmark = "0x4e000000/0xff000000"\n'
+_OFFLOAD: Final = policy(', "offload"') + '[element.offload]\nmark = "0x4e000000/0xff000000"\n'
 
 
 def _flood(bed: Bed, *cores: int) -> float:
     """Verdicts a second under a flood from these processors."""
-    loads = [bed.begin("flood", "127.0.0.1", _FLOOD_PORT, _FLOWS, SECONDS + 2 * _WARM, core=core) for core in cores]
-    time.sleep(_WARM)
+    loads = [bed.begin("flood", "127.0.0.1", FLOOD_PORT, FLOWS, SECONDS + 2 * WARM, core=core) for core in cores]
+    time.sleep(WARM)
     begin, before = time.monotonic(), bed.judged()
     time.sleep(SECONDS)
     end, after = time.monotonic(), bed.judged()
@@ -65,13 +64,13 @@ def _flood(bed: Bed, *cores: int) -> float:
 
 def flooded(more: str = "") -> float:
     with Bed() as bed:
-        bed.agent(_QUEUE + more + _FLOOD_RULE, core=1)
+        bed.agent(SERVED + more + FLOOD_RULE, core=1)
         return _flood(bed, 0)
 
 
 def flooded_through(bed: Bed) -> float:
     """Verdicts a second under the flood, of what serves the queue already."""
-    bed.here.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {_FLOOD_PORT} -j NFQUEUE --queue-num {QUEUE}")
+    bed.here.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {FLOOD_PORT} -j NFQUEUE --queue-num {QUEUE}")
     return _flood(bed, 0)
 
 
@@ -89,7 +88,7 @@ def _fanned(queues: int) -> float:
     """Two senders, one on each processor; a worker on each of the first so many."""
     numbers = f"num = {QUEUE}" if queues == 1 else f'balance = "{QUEUE}:{QUEUE + queues - 1}"\ncpu_fanout = true'
     with Bed() as bed:
-        agent = bed.agent(_QUEUE.replace(f"num = {QUEUE}", numbers) + _FLOOD_RULE)
+        agent = bed.agent(SERVED.replace(f"num = {QUEUE}", numbers) + FLOOD_RULE)
         agent.pin_workers()
         return _flood(bed, 0, 1)
 
@@ -107,7 +106,8 @@ def _bulk(bed: Bed, queued: bool) -> float:
     return bits / 1e9
 
 
-def _bulk_free() -> float:
+def bulk_free() -> float:
+    """Gbit/s without an agent."""
     with Bed() as bed:
         return _bulk(bed, False)
 
@@ -120,10 +120,11 @@ def _bulk_marked() -> float:
         return _bulk(bed, False)
 
 
-def _bulk_agent(more: str) -> float:
+def bulk_agent(more: str, queued: bool = True, backend: str = "") -> float:
+    """Gbit/s; queued: packets have to come to the queue."""
     with Bed() as bed:
-        bed.agent(_QUEUE + more + _TCP_RULE)
-        return _bulk(bed, True)
+        bed.agent(backend + SERVED + more + TCP_RULE)
+        return _bulk(bed, queued)
 
 
 def _bulk_c(gso: str) -> float:
@@ -133,12 +134,12 @@ def _bulk_c(gso: str) -> float:
         return _bulk(bed, True)
 
 
-def _connect(more: str | None) -> float:
+def connected(more: str | None, backend: str = "") -> float:
     """New connections a second, 64 at once; without rules where `more` is None."""
     with Bed() as bed:
         bed.serve("close", _PORT)
         if more is not None:
-            bed.agent(_QUEUE + more + _TCP_RULE)
+            bed.agent(backend + SERVED + more + TCP_RULE)
         rate, failed = bed.load("connect", "10.203.0.2", _PORT, 64, SECONDS)
         if failed:
             raise BenchError(f"{failed:.0f} connections failed")
@@ -152,7 +153,7 @@ def _ask(agent: str | None, mine: int, yours: int, mode: str = "single") -> floa
             bed.peer(*map(str, _c(mode)), core=mine)
             _queue(bed, "udp")
         else:
-            bed.agent(_QUEUE + agent + _TCP_RULE.replace("tcp_ports", "udp_ports"), core=mine)
+            bed.agent(SERVED + agent + TCP_RULE.replace("tcp_ports", "udp_ports"), core=mine)
         bed.serve("datagrams", _PORT, core=yours, side=bed.here)
         rate, _ = bed.load("ask", "udp", "127.0.0.1", _PORT, SECONDS, core=yours)
         if bed.judged() < 4 * rate:
@@ -164,11 +165,11 @@ def _burst(agent: bool) -> float:
     """Packets lost of 100,000 in bursts of 1,000."""
     with Bed() as bed:
         if agent:
-            bed.agent(_QUEUE + _FLOOD_RULE)
+            bed.agent(SERVED + FLOOD_RULE)
         else:
             bed.peer(*map(str, _c("batch")))
-            bed.here.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {_FLOOD_PORT} -j NFQUEUE --queue-num {QUEUE}")
-        (sent,) = bed.load("burst", "127.0.0.1", _FLOOD_PORT, 100_000, 1000, 50_000)
+            bed.here.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {FLOOD_PORT} -j NFQUEUE --queue-num {QUEUE}")
+        (sent,) = bed.load("burst", "127.0.0.1", FLOOD_PORT, 100_000, 1000, 50_000)
         (queue,) = bed.queues()
         return sent - (queue.id_sequence - queue.user_dropped)
 
@@ -197,7 +198,7 @@ BENCHMARKS: Final = (
     ),
     Benchmark(
         "policy", "the same, five-tuple policy of 1,000 networks and ports", "verdicts/s",
-        {"bare accept": flooded, "policy": lambda: flooded(_policy())},
+        {"bare accept": flooded, "policy": lambda: flooded(policy())},
         (Goal("policy", "at least", 0.85, "bare accept"),),
     ),
     Benchmark(
@@ -208,10 +209,10 @@ BENCHMARKS: Final = (
     Benchmark(
         "bulk", "one TCP stream over veth, MTU 1500, GSO on", "Gbit/s",
         {
-            "no rules": _bulk_free,
-            "agent, policy": lambda: _bulk_agent(_policy()),
-            "agent, policy, busy_poll": lambda: _bulk_agent('busy_poll = "20us"\n' + _policy()),
-            "agent, offload": lambda: _bulk_agent(_OFFLOAD),
+            "no rules": bulk_free,
+            "agent, policy": lambda: bulk_agent(policy()),
+            "agent, policy, busy_poll": lambda: bulk_agent('busy_poll = "20us"\n' + policy()),
+            "agent, offload": lambda: bulk_agent(_OFFLOAD),
             "one connmark rule": _bulk_marked,
             "C, batched": lambda: _bulk_c("gso"),
         },
@@ -219,13 +220,13 @@ BENCHMARKS: Final = (
     ),
     Benchmark(
         "segments", "the same, GSO off", "Gbit/s",
-        {"agent, policy": lambda: _bulk_agent("gso = false\n" + _policy()), "C, batched": lambda: _bulk_c("segments")},
+        {"agent, policy": lambda: bulk_agent("gso = false\n" + policy()), "C, batched": lambda: _bulk_c("segments")},
         (Goal("agent, policy", "at least", 0.85, "C, batched"),),
     ),
     Benchmark(
         "connections", "new TCP connections", "1/s",
-        {"no rules": lambda: _connect(None), "agent, policy": lambda: _connect(_policy()),
-         "agent, offload": lambda: _connect(_OFFLOAD)},
+        {"no rules": lambda: connected(None), "agent, policy": lambda: connected(policy()),
+         "agent, offload": lambda: connected(_OFFLOAD)},
         (Goal("agent, offload", "at least", 0.70, "no rules"),),
     ),
     Benchmark(

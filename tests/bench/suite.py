@@ -10,6 +10,7 @@ from pathlib import Path
 import dpi
 import hosts
 import interfaces
+import kernel_policy
 import named
 import proxies
 import queues
@@ -26,7 +27,15 @@ DPI = Benchmark(
     },
     (Goal("hello in one segment", "at most", dpi.GOAL),),
 )  # fmt: skip
-BENCHMARKS = (*queues.BENCHMARKS, *named.BENCHMARKS, *hosts.BENCHMARKS, *proxies.BENCHMARKS, *interfaces.BENCHMARKS, DPI)
+BENCHMARKS = (
+    *queues.BENCHMARKS,
+    *kernel_policy.BENCHMARKS,
+    *named.BENCHMARKS,
+    *hosts.BENCHMARKS,
+    *proxies.BENCHMARKS,
+    *interfaces.BENCHMARKS,
+    DPI,
+)
 FOLDER: Path = HERE / "results"
 
 

@@ -1,0 +1,87 @@
+"""The benchmarks of a policy that the kernel applies in front of the queue (`compile`)."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from bed import Bed, BenchError
+from measure import Benchmark, Goal
+from queues import (
+    FLOOD_PORT,
+    FLOOD_RULE,
+    FLOWS,
+    SECONDS,
+    SERVED,
+    WARM,
+    bulk_agent,
+    bulk_free,
+    connected,
+    policy,
+)
+
+from nfq_agent.host.nftables.owned import OwnedHost
+
+_COMPILED: Final = 'compile = "auto"\n'
+_BACKEND: Final = '[agent]\nbackend = "owned"\n'
+_MEETS: Final = f'dst = ["127.0.0.0/8"], dport = [{FLOOD_PORT}]'
+_RULE: Final = 501
+
+
+def _dropped(compiled: bool, *cores: int) -> float:
+    """Datagrams a second that are sent from these processors and dropped by one of the thousand rules."""
+    with Bed() as bed:
+        config = SERVED + (_COMPILED if compiled else "") + policy(meets=_MEETS) + FLOOD_RULE
+        bed.agent(_BACKEND + config, core=1)
+        loads = [bed.begin("flood", "127.0.0.1", FLOOD_PORT, FLOWS, SECONDS + 2 * WARM, core=core) for core in cores]
+        time.sleep(WARM)
+        begin, before = time.monotonic(), _gone(bed, compiled)
+        time.sleep(SECONDS)
+        end, after = time.monotonic(), _gone(bed, compiled)
+        for load in loads:
+            load.wait(timeout=20)
+        rate = (after - before) / (end - begin)
+        if rate < 1000:
+            raise BenchError(f"{rate:.0f} a second: the flood does not meet the rule")
+        return rate
+
+
+def _gone(bed: Bed, compiled: bool) -> int:
+    return bed.here.call(_in_kernel) if compiled else bed.judged()
+
+
+def _in_kernel() -> int:
+    tables = OwnedHost("default").read("inet")
+    return sum(dict(each.by_number).get(_RULE, 0) for table in tables.values() for each in table.installed)
+
+
+BENCHMARKS: Final = (
+    Benchmark(
+        "kernel-policy-bulk", "header-only policy of 1,000 networks and ports, compiled: one TCP stream over veth", "Gbit/s",
+        {
+            "no rules": bulk_free,
+            "in the queue": lambda: bulk_agent(policy(), backend=_BACKEND),
+            "compiled": lambda: bulk_agent(_COMPILED + policy(), queued=False, backend=_BACKEND),
+        },
+        (Goal("compiled", "at least", 0.98, "no rules"),),
+    ),
+    Benchmark(
+        "kernel-policy-connections", "the same: new TCP connections", "1/s",
+        {
+            "no rules": lambda: connected(None),
+            "in the queue": lambda: connected(policy(), backend=_BACKEND),
+            "compiled": lambda: connected(_COMPILED + policy(), backend=_BACKEND),
+        },
+        (Goal("compiled", "at least", 0.95, "no rules"),),
+    ),
+    Benchmark(
+        "kernel-policy-flood", "the same: flood of what it drops, the worker on processor 1", "dropped/s",
+        {
+            "in the queue, sender on 0": lambda: _dropped(False, 0),
+            "compiled, sender on 0": lambda: _dropped(True, 0),
+            "compiled, senders on 0 and 1": lambda: _dropped(True, 0, 1),
+        },
+        (Goal("compiled, sender on 0", "at least", 3, "in the queue, sender on 0"),
+         Goal("compiled, senders on 0 and 1", "at least", 3, "in the queue, sender on 0")),
+    ),
+)  # fmt: skip
