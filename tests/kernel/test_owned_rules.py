@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,11 +20,12 @@ from tcp_client import ask, server
 from nfq_agent.config.models import Config
 from nfq_agent.host.attributes import attribute, attributes
 from nfq_agent.host.nftables import sets
+from nfq_agent.host.nftables.expressions import encode
 from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.nftables.support import probe
 from nfq_agent.rules.diff import diff
 from nfq_agent.rules.leaving import fail_closed
-from nfq_agent.rules.model import FAMILIES, RuleError, Ruleset
+from nfq_agent.rules.model import FAMILIES, Rule, RuleError, Ruleset
 from nfq_agent.rules.plan import plan
 
 pytestmark = pytest.mark.kernel
@@ -289,6 +291,30 @@ def test_the_elements_of_a_set(intervals: tuple[sets.Interval, ...]) -> None:
     # Some kernels say more of each.
     more = [attribute(1, value + attribute(9, b"more")) for value in elements]
     assert sets.intervals_of(tuple(more), "port") == intervals
+
+
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [
+        ("--queue-num 100 --queue-bypass", "queue num 100 bypass"),
+        ("--queue-balance 3:5 --queue-bypass --queue-cpu-fanout", "queue num 3-5 bypass,fanout"),
+    ],
+)
+def test_the_native_queue_expression_is_that_of_nft(netns: Namespace, options: str, written: str) -> None:
+    """Whether the kernel has it or not: what nft sends is compared, and not whether the kernel takes it."""
+    netns.shell("nft add table ip t; nft add chain ip t c")
+    shown = netns.run("nft", "--debug=mnl", "add", "rule", "ip", "t", "c", *written.split(), check=False).stdout
+    # The message of NFT_MSG_NEWRULE, of which each line has a header of an attribute or four bytes.
+    dumped = re.sub(r"\x1b\[[0-9;]*m", "", shown).split("| 02566 |")[1].split("message length")[0]
+    sent = bytearray()
+    for line in dumped.splitlines():
+        if header := re.match(r"\|(\d+)\|..\|(\d+)\|", line):
+            sent += int(header[1]).to_bytes(2, sys.byteorder) + int(header[2]).to_bytes(2, sys.byteorder)
+        elif four := re.match(r"\| ((?:[0-9a-f]{2} ){4}) *\|", line):
+            sent += bytes.fromhex(four[1])
+    (made,) = encode(Rule.parse(f"-A c -j NFQUEUE {options}"), "inet", str, True)
+    (queue,) = [each for each in made if each.name == "queue"]
+    assert queue.packed in bytes(sent)
 
 
 @pytest.mark.parametrize("other", OTHERS)

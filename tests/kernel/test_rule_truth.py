@@ -243,6 +243,28 @@ def test_comments_that_are_no_text_are_no_crash(netns: Namespace, tmp_path: Path
     assert "nfq-agent" not in netns.run("iptables-legacy-save", errors="replace").stdout
 
 
+@pytest.mark.parametrize("backend", ["legacy", "owned"])
+def test_a_comment_with_a_newline_makes_no_rule_ours(netns: Namespace, tmp_path: Path, backend: str) -> None:
+    """In the text of iptables-save its second line looks like a rule of ours."""
+    lines = "them\n-A OUTPUT -m comment --comment nfq-agent:default:app -j NFQA-default-OUTPUT"
+    theirs = ("-t", "mangle", "-A", "OUTPUT", "-p", "udp", "-m", "comment", "--comment", lines, "-j", "RETURN")
+    saves = "iptables-legacy-save -t mangle; iptables-nft-save -t mangle"
+
+    def rest() -> list[str]:
+        return [line for line in netns.shell(saves).splitlines() if not line.startswith((":", "#"))]
+
+    for tool in ("iptables-legacy", "iptables-nft"):
+        netns.run(tool, "-w", *theirs)
+    before = rest()
+    agent = Agent(netns, tmp_path, NO_CHECKS.replace("legacy", backend) + UDP).ready()
+    assert drift(agent)["wrong"] == []
+    assert "nfq-agent:default:app -j NFQA" not in agent.verb("rules").stdout
+    assert agent.stop() == 0
+    assert rest() == before
+    agent.verb("remove")
+    assert rest() == before
+
+
 def test_the_holder_of_a_queue_is_named_by_its_namespace(netns: Namespace, tmp_path: Path) -> None:
     config = tmp_path / "a.toml"
     config.write_text('[queue.main]\nnum = 33\n[rules.app]\nqueue = "main"\ntcp_ports = [1]\n')
