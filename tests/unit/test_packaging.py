@@ -7,8 +7,11 @@ import subprocess
 import sys
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
+import kubernetes_validate
 import pytest
+import yaml
 from pydantic import BaseModel
 
 import nfq_agent
@@ -39,6 +42,37 @@ def test_the_manual_has_every_key(table: str, model: type[BaseModel]) -> None:
     heads = " ".join(re.findall(r"^\.TP\n\.BR? (.*)$", section, re.MULTILINE))
     keys = {field.alias or name for name, field in model.model_fields.items()}
     assert keys <= set(re.findall(r"\w+", heads))
+
+
+def manifests() -> list[dict[str, Any]]:
+    """The Kubernetes manifest."""
+    return list(yaml.safe_load_all((TOP / "packaging/kubernetes/nfq-agent.yaml").read_text()))
+
+
+def test_the_manifests_fit_the_schemas_of_kubernetes() -> None:
+    version = kubernetes_validate.latest_version()
+    assert [each["kind"] for each in manifests()] == ["ConfigMap", "DaemonSet"]
+    for each in manifests():
+        # strict: a key that the schema does not know is an error.
+        kubernetes_validate.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize(("key", "value"), [("capabilties", {}), ("runAsUser", "root")])
+def test_a_wrong_key_in_a_manifest_is_found(key: str, value: object) -> None:
+    _, daemon_set = manifests()
+    daemon_set["spec"]["template"]["spec"]["containers"][0]["securityContext"][key] = value
+    with pytest.raises(kubernetes_validate.ValidationError, match=key):
+        kubernetes_validate.validate(daemon_set, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_agent_takes_the_configuration_of_the_manifest(tmp_path: Path) -> None:
+    config_map, daemon_set = manifests()
+    file = tmp_path / "nfq-agent.toml"
+    file.write_text(config_map["data"]["nfq-agent.toml"])
+    assert load(file).tap
+    pod = daemon_set["spec"]["template"]["spec"]
+    volumes = {each["name"] for each in pod["volumes"]}
+    assert {each["name"] for each in pod["containers"][0]["volumeMounts"]} == volumes
 
 
 def test_every_requirement_has_its_licence_named() -> None:
