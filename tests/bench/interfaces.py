@@ -36,6 +36,12 @@ type = "policy"
 default = "accept"
 rule = [ { action = "drop", dst = "198.51.100.0/24" } ]
 """
+_NAMES: Final = """
+[element.verdicts]
+type = "policy"
+default = "accept"
+rule = [ { action = "drop", http_host = ["*.blocked.test"] } ]
+"""
 _OFFLOAD: Final = '[element.offload]\nmark = "0x4e000000/0xff000000"\n'
 _CONFIGS: Final = {
     "no agent": "",
@@ -52,6 +58,7 @@ bridge = true
 PORTS
 {_POLICY}""",
     "tap": f'[tap.bench]\ninterfaces = ["veth1"]\nPORTS\nelements = ["verdicts"]\n{_POLICY}',
+    "tap, names": f'[tap.bench]\ninterfaces = ["veth1"]\nPORTS\nelements = ["dpi", "verdicts"]\n{_NAMES}',
     "inline": f'[inline.bench]\ninterfaces = ["veth1"]\nPORTS\nelements = ["verdicts"]\nmax_waiting = 100000\n'
               f'patience = "10s"\n{_POLICY}',
     "inline, offload": f'[inline.bench]\ninterfaces = ["veth1"]\nPORTS\nelements = ["verdicts", "offload"]\n{_OFFLOAD}{_POLICY}',

@@ -9,7 +9,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from nfq_agent.answering import Answering
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.host.ring import ODD, OUTGOING, SEGMENTED, TAGGED, UNFINISHED
+from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
 
 # A packet as a ring gives it: payload, whole length, time, flags, ethertype.
@@ -110,6 +113,41 @@ class FakeRing:
                 count += 1
         runs += ours
         return count
+
+    def judge(
+        self,
+        budget: int,
+        table: Answering,
+        now: float,
+        mtu: int,
+        make: Callable[[Seen], Packet | None],
+        ask: Callable[[Packet], Verdict],
+        runs: list[tuple[Verdict, int]],
+    ) -> tuple[int, bool, tuple[Packet, Verdict] | None]:
+        assert isinstance(table, FlowTable)
+        count = 0
+        ours: list[tuple[Verdict, int]] = []
+        more, special = True, None
+        while count < budget:
+            if (found := self._next()) is None:
+                more = False
+                break
+            seen, key = found
+            payload, length, _, flags, _ = seen
+            ready = not flags & (UNFINISHED | SEGMENTED) and length <= mtu
+            verdict = None if key is None else table.look_up(payload, length, now, ready)
+            if verdict is None:
+                packet = make(seen)
+                if packet is None:
+                    continue
+                verdict = ask(packet)
+                if verdict.delay or verdict.inject:
+                    special = packet, verdict
+                    break
+            add_run(ours, verdict)
+            count += 1
+        runs += ours
+        return count, more, special
 
 
 class FakeFrames:

@@ -7,9 +7,13 @@ from typing import Protocol
 
 from fake_frames import ETHERNET, ETHERNET6, TO_CONTAINER, Frame, Seen, key_of
 
+from nfq_agent.answering import Answering
+from nfq_agent.flow import Watch
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.host.ring import ODD, OUTGOING, SEGMENTED, TAGGED, UNFINISHED
+from nfq_agent.packet import Packet
 from nfq_agent.testing import icmp, tcp, udp
-from nfq_agent.verdict import ACCEPT, DROP, Verdict
+from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
 UDP = udp("192.0.2.1:40000", "192.0.2.2:53", b"x").payload
 TCP6 = tcp("[2001:db8::1]:40000", "[2001:db8::2]:80", b"y").payload
@@ -30,6 +34,16 @@ class AnyRing(Protocol):
         decide: Callable[[Seen, bytes | None], Verdict | None],
         runs: list[tuple[Verdict, int]],
     ) -> int: ...
+    def judge(
+        self,
+        budget: int,
+        table: Answering,
+        now: float,
+        mtu: int,
+        make: Callable[[Seen], Packet | None],
+        ask: Callable[[Packet], Verdict],
+        runs: list[tuple[Verdict, int]],
+    ) -> tuple[int, bool, tuple[Packet, Verdict] | None]: ...
 
 
 def a_ring_reads_its_frames_in_order(ring_of: Callable[[Sequence[Frame], int], AnyRing]) -> None:
@@ -68,6 +82,37 @@ def a_ring_looks_verdicts_up(ring_of: Callable[[Sequence[Frame], int], AnyRing])
     assert runs == [(ACCEPT, 2), (ACCEPT, 1), (DROP, 1), (ACCEPT, 1)]
     inward, outward = key_of(UDP, False, 3, 3), key_of(UDP, True, 3, 3)
     assert asked == [(0, inward), (ODD, None), (OUTGOING, outward), (TAGGED | ODD, None)]
+
+
+def a_ring_judges_by_flows(ring_of: Callable[[Sequence[Frame], int], AnyRing]) -> None:
+    other = tcp("192.0.2.1:40001", "192.0.2.2:80", b"z").payload
+    frames = [Frame(ETHERNET + UDP)] * 3 + [Frame(TAG + UDP), Frame(ETHERNET + PING), Frame(ARP), Frame(ETHERNET + other)]
+    ring = ring_of(frames, 3)
+    table = FlowTable()
+    delayed = Verdict(Action.ACCEPT, delay=1.0)
+    asked: list[bytes] = []
+
+    def make(seen: Seen) -> Packet | None:
+        return None if seen[3] & TAGGED else Packet(seen[0], length=seen[1])
+
+    def ask(packet: Packet) -> Verdict:
+        asked.append(packet.payload)
+        if packet.payload == other:
+            return delayed
+        if packet.payload == UDP:
+            table.settle(Watch.NOTHING, table.observe(packet.headers.five_tuple, 1.0, packet.length), ACCEPT)
+            return ACCEPT
+        return DROP
+
+    runs: list[tuple[Verdict, int]] = []
+    assert ring.judge(2, table, 1.0, 1500, make, ask, runs) == (2, True, None)
+    assert (runs, asked) == ([(ACCEPT, 2)], [UDP])
+    count, more, left = ring.judge(9, table, 1.0, 1500, make, ask, runs)
+    # The tagged one is left out; the last one needs more than an answer.
+    assert (count, more, runs, asked) == (2, True, [(ACCEPT, 2), (ACCEPT, 1), (DROP, 1)], [UDP, PING, other])
+    assert left is not None
+    assert (left[0].payload, left[1]) == (other, delayed)
+    assert ring.judge(9, table, 1.0, 1500, make, ask, runs) == (0, False, None)
 
 
 class AnyFrames(Protocol):

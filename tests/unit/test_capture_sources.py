@@ -21,6 +21,8 @@ from nfq_agent.capture.inline import InlineSource
 from nfq_agent.capture.selection import CaptureSelection
 from nfq_agent.capture.tap import TapSource
 from nfq_agent.counters import TAP_COUNTERS
+from nfq_agent.flow import Watch
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.host import packet_socket
 from nfq_agent.host.ring import OUTGOING
 from nfq_agent.packet import Hook, Packet
@@ -126,6 +128,26 @@ class TestTap:
         bed.arrive(*[Frame(ETHERNET + UDP)] * 3)
         assert bed.source.skim(ACCEPT, 2) == 2
         assert bed.source.skim_each(ACCEPT, 2) == 1
+
+    def test_turns_by_flows_count_what_the_flow_table_knows(self, tap_bed: Callable[..., TapBed]) -> None:
+        bed = tap_bed()
+        table = FlowTable()
+        asked: list[Packet] = []
+
+        def ask(packet: Packet) -> Verdict:
+            asked.append(packet)
+            if packet.headers.version == 6:
+                return WOULD_DROP
+            table.settle(Watch.NOTHING, table.observe(packet.headers.five_tuple, 1.0, packet.length), ACCEPT)
+            return ACCEPT
+
+        assert bed.source.judge(table, ask, 1.0, 9, each=True) == (0, [], None)
+        bed.arrive(Frame(ETHERNET + UDP), Frame(ETHERNET + UDP), Frame(ETHERNET6 + TCP6), Frame(ETHERNET + UDP))
+        runs = [(0, 2, ACCEPT), (0, 1, WOULD_DROP), (0, 1, ACCEPT)]
+        assert bed.source.judge(table, ask, 1.0, 9, each=True) == (4, runs, None)
+        assert [packet.indev for packet in asked] == [5, 5]
+        assert bed.counts() == {"judged": 4, "would_drop": 1}
+        assert not bed.source.must_answer_each
 
     def test_an_interface_that_leaves_is_read_to_its_end(
         self, tap_bed: Callable[..., TapBed], monkeypatch: pytest.MonkeyPatch

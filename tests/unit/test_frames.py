@@ -10,6 +10,7 @@ import pytest
 from fake_frames import FakeFrames, FakeRing, Frame
 from frames_contract import (
     AnyRing,
+    a_ring_judges_by_flows,
     a_ring_looks_verdicts_up,
     a_ring_reads_its_frames_in_order,
     frames_are_read_judged_and_sent_on,
@@ -57,7 +58,7 @@ def ring_of(request: pytest.FixtureRequest) -> Iterator[RingOf]:
     os.close(memory)
 
 
-@pytest.mark.parametrize("promise", [a_ring_reads_its_frames_in_order, a_ring_looks_verdicts_up])
+@pytest.mark.parametrize("promise", [a_ring_reads_its_frames_in_order, a_ring_looks_verdicts_up, a_ring_judges_by_flows])
 def test_a_ring(ring_of: RingOf, promise: Callable[[RingOf], None]) -> None:
     promise(ring_of)
 

@@ -9,8 +9,10 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
+from nfq_agent.answering import Answering
 from nfq_agent.capture.following import Table
 from nfq_agent.capture.selection import CaptureSelection
 from nfq_agent.capture.source import InterfaceSource, Taken, packet_of
@@ -213,3 +215,30 @@ class TapSource(InterfaceSource[_Tapped]):
             self._table.add(tapped.row, "would_drop", sum(number for verdict, number in runs[begun:] if verdict is WOULD_DROP))
             taken += count
         return taken, [(0, number, verdict) for verdict, number in runs]
+
+    # The turns by flows (see `FlowQueue`).
+
+    # No packet waits for a verdict.
+    must_answer_each = False
+
+    def judge(
+        self, table: Answering, ask: Callable[[Packet], Verdict], now: float, budget: int, each: bool = False
+    ) -> tuple[int, list[tuple[int, int, Verdict]], tuple[Packet, Verdict] | None]:
+        """Count up to `budget` packets with the verdicts of their flows. Returns as `FlowQueue.judge` does."""
+        if each:
+            self._wait_for_packets()
+        runs: list[tuple[Verdict, int]] = []
+        taken = 0
+        left = None
+        while taken < budget and left is None and (tapped := self._next()) is not None:
+            begun = len(runs)
+            make = partial(self._packet, tapped)
+            count, more, left = tapped.ring.judge(budget - taken, table, now, tapped.mtu, make, ask, runs)
+            if not more:
+                self._ready.pop(0)
+            self._table.add(tapped.row, "judged", count + (left is not None))
+            self._table.add(tapped.row, "would_drop", sum(number for verdict, number in runs[begun:] if verdict is WOULD_DROP))
+            taken += count
+            if more:
+                break
+        return taken + (left is not None), [(0, number, verdict) for verdict, number in runs], left

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import final
 
+from nfq_agent.answering import Answering
+from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
 
 OUTGOING: int
@@ -26,3 +28,13 @@ class Ring:
         decide: Callable[[Seen, bytes | None], Verdict | None],
         runs: list[tuple[Verdict, int]],
     ) -> int: ...
+    def judge(
+        self,
+        budget: int,
+        table: Answering,
+        now: float,
+        mtu: int,
+        make: Callable[[Seen], Packet | None],
+        ask: Callable[[Packet], Verdict],
+        runs: list[tuple[Verdict, int]],
+    ) -> tuple[int, bool, tuple[Packet, Verdict] | None]: ...

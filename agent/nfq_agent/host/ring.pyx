@@ -12,8 +12,10 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
+from ..answering cimport Answering
+from ..flow_entry cimport ASK
 from .frame cimport IS_ODD, IS_OUTGOING, IS_SEGMENTED, IS_TAGGED, IS_UNFINISHED, Found, find_packet, key_of
-from .nfqueue.packet_message cimport LONGEST_KEY
+from .nfqueue.packet_message cimport FIVE_TUPLE, LONGEST_KEY, five_tuple
 
 cdef extern from *:
     """
@@ -39,6 +41,8 @@ cdef enum:
     MAC = 24
     PACKET_TYPE = 48 + 10
     PACKET_OUTGOING = 4
+    # Packets that a turn asks about: what is asked may be slow.
+    ASKED = 256
     TP_STATUS_CSUMNOTREADY = 1 << 3
     TP_STATUS_VLAN_VALID = 1 << 4
     TP_STATUS_GSO_TCP = 1 << 8
@@ -149,9 +153,8 @@ cdef class Ring:
         return packets
 
     cdef tuple _seen(self, uint8_t *frame, Found *found):
-        cdef double seconds = (<uint32_t *>(frame + SECONDS))[0] + (<uint32_t *>(frame + NANOSECONDS))[0] * 1e-9
         payload = PyBytes_FromStringAndSize(<const char *>found.packet, found.copied)
-        return payload, found.length, seconds, found.flags, found.kind
+        return payload, found.length, _seconds(frame), found.flags, found.kind
 
     def sort(self, int budget, dict known, decide, list runs):
         """Look up verdicts of up to `budget` packets by hook, interface and five-tuple. Returns how many packets were taken.
@@ -197,3 +200,68 @@ cdef class Ring:
         if of_run:
             runs.append((current, of_run))
         return count
+
+    def judge(self, int budget, Answering table not None, double now, uint32_t mtu, make, ask, list runs):
+        """Take up to `budget` packets with the verdicts that `table` knows, and those of `ask`, 256 times at most.
+
+        now: seconds, for the ages of flows. mtu: a longer packet is one of an offload. make(packet as `read` gives it): the
+        argument of `ask`; None leaves the packet out of the count. Appends to `runs` as `sort` does. Returns how many packets
+        are in runs, whether there may be more, and a packet with a verdict that is more than an answer, or None: that is the
+        last packet, and in no run.
+        """
+        cdef Found found
+        cdef uint8_t key[FIVE_TUPLE]
+        cdef uint8_t *frame
+        cdef uint8_t index, current = ASK
+        cdef int count = 0, asked = 0
+        cdef long of_run = 0
+        cdef bint more = True
+        cdef object special = None
+        table.start_turn(now)
+        while count < budget and asked < ASKED:
+            frame = self._next()
+            if frame == NULL:
+                more = False
+                break
+            if not self._packet(frame, &found):
+                continue
+            if not five_tuple(found.packet, found.copied, key):
+                found.flags |= IS_ODD
+            index = ASK
+            # A frame that the filter could not judge may be one that is not chosen.
+            if not found.flags & IS_ODD:
+                if table.timed:
+                    table.now = _seconds(frame)
+                index = table.look(
+                    found.packet, found.copied, found.length,
+                    not found.flags & (IS_UNFINISHED | IS_SEGMENTED) and found.length <= mtu,
+                )
+            if index == ASK or table.tells:
+                asked += 1
+                packet = make(self._seen(frame, &found))
+                if packet is None:
+                    continue
+                if index == ASK:
+                    verdict = ask(packet)
+                    index = table.index_of(verdict)
+                    if index == ASK:
+                        special = packet, verdict
+                        break
+                    if table.hears:
+                        table.heard.append((packet, verdict, 0))
+                else:
+                    table.heard.append((packet, table.verdicts[index], table.tells))
+            if index != current:
+                if of_run:
+                    runs.append((table.verdicts[current], of_run))
+                current = index
+                of_run = 0
+            of_run += 1
+            count += 1
+        if of_run:
+            runs.append((table.verdicts[current], of_run))
+        return count, more, special
+
+
+cdef inline double _seconds(uint8_t *frame) noexcept nogil:
+    return (<uint32_t *>(frame + SECONDS))[0] + (<uint32_t *>(frame + NANOSECONDS))[0] * 1e-9

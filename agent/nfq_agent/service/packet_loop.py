@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,8 @@ from nfq_agent.service.takeover import Takeover
 from nfq_agent.service.turn_policy import BUDGET, FIRST, PATIENCE, Turn, TurnPolicy, forgets
 from nfq_agent.verdict import RETAIN, Action, Verdict, VerdictError
 
+# Set to anything: every packet is shown to the elements, also those that they need not be shown.
+_EVERY_PACKET: Final = "NFQ_AGENT_EVERY_PACKET"
 # How often the loop checks other things than packets, in seconds: the control socket while packets keep coming, and the counters
 # that the source keeps. And how often a worker shows a sign of life while no packets come.
 _LOOK: Final = 0.05
@@ -106,9 +109,11 @@ class WorkerLoop:
         # A listener is shown each packet, so that a known verdict saves nothing. A five-tuple does not tell whose packet it is.
         if self._chain.pure and not self._chain.listens and not self._chain.reads_process:
             return partial(self._look_up, kernel), kernel.may_wait
-        if by_flow is not None and (steps := self._judge.compile_chain()) is not None:
+        if by_flow is None or os.environ.get(_EVERY_PACKET):
+            return self._judge_each, False
+        if (steps := self._judge.compile_chain()) is not None:
             return partial(self._look_up_flows, by_flow, steps), kernel.may_wait
-        if by_flow is not None and (flows := self._judge.settle_flows()) is not None:
+        if (flows := self._judge.settle_flows()) is not None:
             return partial(self._look_up_flows, by_flow, flows), kernel.may_wait
         return self._judge_each, False
 

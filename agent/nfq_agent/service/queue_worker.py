@@ -5,7 +5,6 @@ The socket of a queue belongs to the supervisor, so the queue and the packets th
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -45,8 +44,6 @@ from nfq_agent.service.worker import Roster, Worker
 from nfq_agent.service.worker_counts import LastingCounts
 from nfq_agent.verdict import ACCEPT, DROP
 
-# Set to anything: every packet is shown to the elements, also those that they need not be shown.
-_EVERY_PACKET: Final = "NFQ_AGENT_EVERY_PACKET"
 _VERDICTS: Final = {"accept": ACCEPT, "drop": DROP}
 
 
@@ -369,7 +366,7 @@ class QueueWorker(Worker):
             emit,
             None if self.raw is None else self.raw.send,
             OwnProcess(self.pulse.beat, self._shut),
-            None if os.environ.get(_EVERY_PACKET) else source,
+            source,
             FlowWatch(self.ring, chain, {"queue": self.number}),
             self.figures.latency,
         ).run()

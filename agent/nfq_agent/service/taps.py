@@ -79,4 +79,5 @@ class TapWorker(InterfaceWorker):
         settings = WorkerSettings(number=-1, default=ACCEPT, on_error=ACCEPT, monitor=True, drop_lines=self.drop_lines)
         shut = self.confinement.with_needs(_NEEDS).close
         process, watch = OwnProcess(self.pulse.beat, shut), FlowWatch(self.ring, chain, {"tap": self.name})
-        WorkerLoop(tap, chain, settings, self.counters, handed, emit, process=process, watch=watch).run()
+        loop = WorkerLoop(tap, chain, settings, self.counters, handed, emit, process=process, by_flow=tap, watch=watch)
+        loop.run()
