@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from nfq_agent.cli.doctor_cores import core_findings
 from nfq_agent.cli.doctor_rules import rule_findings
 from nfq_agent.cli.doctor_run import run_findings
 from nfq_agent.cli.finding import Finding, Level
@@ -42,6 +43,7 @@ def examine(config: Config) -> list[Finding]:
         *run_findings(admin),
         *_user(config),
         *_queues(config, running),
+        *core_findings(config, running),
         *rule_findings(config, running, admin),
         *_conntrack(),
         *(_foreign_marks(config) if admin else ()),
