@@ -26,8 +26,9 @@ _ERROR: Final = Struct("!BBHI")
 # no ports.
 _PORT: Final = {4: (3, 3), 6: (1, 4)}
 _PROHIBITED: Final = {4: (3, 13), 6: (1, 1)}
-# ICMP errors: unreachable, source quench, redirect, time exceeded, parameter problem. In version 6 all below 128.
-_V4_ERRORS: Final = frozenset((3, 4, 5, 11, 12))
+# ICMP errors: unreachable, source quench, redirect, time exceeded, parameter problem. In version 6 all below 128, and the
+# redirect (RFC 4443 2.4 e).
+_ERRORS: Final = {ICMP: frozenset((3, 4, 5, 11, 12)), ICMPV6: frozenset((*range(128), 137))}
 # Destinations whose allowance is remembered.
 _DESTINATIONS: Final = 4096
 # How much an error may have in all, with what it quotes: RFC 1812 4.3.2.3, RFC 4443 2.4 (c).
@@ -89,7 +90,7 @@ def _answers(packet: Packet, headers: Headers, allowance: Allowance) -> list[byt
     if protocol == TCP:
         return _resets(packet, headers)
     kind = packet.payload[headers.transport : headers.transport + 1]
-    if (protocol == ICMP and (not kind or kind[0] in _V4_ERRORS)) or (protocol == ICMPV6 and (not kind or kind[0] < 128)):
+    if protocol in _ERRORS and (not kind or kind[0] in _ERRORS[protocol]):
         return []
     if not allowance.take(src, packet.time):
         return []

@@ -112,12 +112,13 @@ def test_a_ping_is_prohibited() -> None:
         udp("[::]:1", "[2001:db8::1]:2", b"x"),
         icmp("192.0.2.1", "198.51.100.1", kind=11),
         icmp("2001:db8::1", "2001:db8::2", kind=3),
+        icmp("2001:db8::1", "2001:db8::2", kind=137),
         Packet(bytes.fromhex("4500002200010001401100000102030401020305") + bytes(14)),
         Packet(b"\x45"),
     ],
 )
 def test_no_answer_where_the_rules_forbid_one(packet: Packet) -> None:
-    """RFC 1122 3.2.2: not about another error, a later fragment, or what went to many."""
+    """RFC 1122 3.2.2, RFC 4443 2.4 e: not about another error, a redirect, a later fragment, or what went to many."""
     assert reject(packet) is REJECT
 
 
