@@ -43,7 +43,13 @@ class Decisions(Slots):
         return self._slots
 
 
-def split(reason: str) -> tuple[str, str]:
+def element_and_rule(reason: str) -> tuple[str, str]:
+    """The element that decided, and its rule; no rule if the element has none."""
+    element, _, rule = reason.partition(": ")
+    return element, rule
+
+
+def split(name: str) -> tuple[str, str]:
     """The element and the rule of a counter's name; no element for rules that are counted together."""
-    element, separator, rule = reason.partition(": ")
-    return (element, rule) if separator else ("", element)
+    element, rule = element_and_rule(name)
+    return (element, rule) if rule else ("", element)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from nfq_agent.decisions import element_and_rule
 from nfq_agent.flow_filter import parse
 
 _INWARD: Final = frozenset(("PREROUTING", "INPUT"))
@@ -25,10 +26,10 @@ def shows(when: str) -> Callable[[Mapping[str, Any]], bool] | None:
 def _record(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields of an event as the filter asks for them."""
     record = dict(fields)
-    element, separator, rule = str(fields.get("reason", "")).partition(": ")
+    element, rule = element_and_rule(str(fields.get("reason", "")))
     if element:
         record.setdefault("element", element)
-    if separator:
+    if rule:
         record.setdefault("rule", rule)
     if "dns_name" in fields:
         record["dns_name"] = str(fields["dns_name"]).split()

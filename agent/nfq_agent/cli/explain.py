@@ -262,7 +262,7 @@ def _judge(config: Config, queue: QueueConfig, question: Question, in_kernel: fr
 
 def is_dpi(spec: ElementSpec) -> bool:
     """Whether it is the element that finds names, whatever name the configuration gives it."""
-    return spec.cls.__name__ == "Dpi"
+    return "dpi" in spec.cls.keeps_facts
 
 
 def _outcome(queue: QueueConfig, verdict: Verdict | None) -> str:

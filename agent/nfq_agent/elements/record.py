@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from nfq_agent import element
+from nfq_agent.decisions import element_and_rule
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.facts import ends, who, words
 from nfq_agent.facts import fields as fields_of
@@ -197,7 +198,7 @@ class FlowRecord(PacketElement[RecordOptions]):
             fields["would"] = "drop"
         if case.reason:
             fields["reason"] = case.reason
-            fields["element"], _, fields["rule"] = case.reason.partition(": ")
+            fields["element"], fields["rule"] = element_and_rule(case.reason)
         said = [outcome, words(known), who(known), f"by {case.reason}" if case.reason else ""]
         if event == "end":
             fields["end"] = case.end

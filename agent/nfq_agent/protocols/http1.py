@@ -41,6 +41,8 @@ _CHUNK_LINE_LIMIT: Final = 1024
 _FACTS: Final = (
     "http_host", "http_host_conflict", "http_method", "http_path", "http_user_agent", "http_version",
 )  # fmt: skip
+# What a request says besides its host.
+BESIDE_HOST: Final = frozenset(_FACTS) - {"http_host"}
 
 
 def parse(client: bytes, server: bytes = b"") -> Result:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from zlib import crc32
 
+from nfq_agent.decisions import element_and_rule
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.facts import ends
 from nfq_agent.flow import Account, Flow
@@ -210,5 +211,5 @@ def _reason_of(flow: Flow) -> dict[str, Any]:
     reason = flow.facts.get("reason")
     if not reason:
         return {}
-    element, _, rule = str(reason).partition(": ")
+    element, rule = element_and_rule(str(reason))
     return {"element": element, "rule": rule, "reason": reason}

@@ -33,8 +33,6 @@ from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action, RewriteError, Verdict,
 
 # A question and its answer.
 _EXCHANGE: Final = 2
-# What an HTTP request says besides its host.
-_REQUEST_FACTS: Final = frozenset(http1.PROTOCOL.facts) - {"http_host"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +265,7 @@ class PacketJudge:
             flow = self._flow = self._flows.observe(five_tuple, self.now, packet.length)
             if flow.heard is not None and flow.heard.next is not None:
                 # What else a request says that was not shown is not known.
-                for fact in _REQUEST_FACTS & flow.facts.keys():
+                for fact in http1.BESIDE_HOST & flow.facts.keys():
                     del flow.facts[fact]
             if flow.opening is not None and self._foresight is not None:
                 self._foresight.adopt(flow)
