@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import dpi
+import half_open
 import hosts
 import interfaces
 import kernel_policy
@@ -31,6 +32,7 @@ BENCHMARKS = (
     *queues.BENCHMARKS,
     *kernel_policy.BENCHMARKS,
     *named.BENCHMARKS,
+    *half_open.BENCHMARKS,
     *hosts.BENCHMARKS,
     *proxies.BENCHMARKS,
     *interfaces.BENCHMARKS,
