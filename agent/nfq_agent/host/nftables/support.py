@@ -42,9 +42,11 @@ def probe() -> Support:
 def _ask() -> Support:
     try:
         with NftSocket() as connection:
-            # Each question waits until all processors have seen it: a kernel that can do all is asked once.
-            if _refused(connection, OWNER | PERSIST, native=True) is None:
-                return Support(None, True, True)
+            # Each question waits until all processors have seen it: a kernel that can do all is asked once, one with
+            # nft_compat twice.
+            for native in (True, False):
+                if _refused(connection, OWNER | PERSIST, native) is None:
+                    return Support(None, native, True)
             if (refused := _refused(connection, OWNER)) is not None:
                 return Support(_why(refused))
             persist = _refused(connection, OWNER | PERSIST) is None
