@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nfq_agent.host.xtables.backend import RuleHost, RulePlace
 from nfq_agent.rules.diff import Applied, Changes, Delete, Insert, diff
 from nfq_agent.rules.leaving import fail_closed
 from nfq_agent.rules.model import ACCEPTED, FAMILIES, Family, Installed, Rule, RuleError, Ruleset, TableState
+
+if TYPE_CHECKING:
+    from nfq_agent.host.xtables.backend import RuleHost, RulePlace
 
 StateByFamily = Mapping[Family, Mapping[str, TableState]]
 

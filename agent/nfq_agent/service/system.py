@@ -11,17 +11,15 @@ import selectors
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from nfq_agent.config.environment import log_settings
 from nfq_agent.config.models import Config
 from nfq_agent.elements.loading import reimported
 from nfq_agent.host import reexec, routes, systemd
 from nfq_agent.host.journal import open_log
-from nfq_agent.host.nftables.events import RulesetEvents
 from nfq_agent.host.systemd import ServiceManager
 from nfq_agent.host.users import CAP_NET_ADMIN, User, UserError, has_capability, worker_user
-from nfq_agent.host.xtables.backend import RuleHost, RulePlace, choose, elsewhere
 from nfq_agent.log import Log
 from nfq_agent.log_filter import shows
 from nfq_agent.mark import Mark
@@ -30,8 +28,6 @@ from nfq_agent.rules.model import Family, RuleError
 from nfq_agent.rules.proxies import redirects
 from nfq_agent.service import control
 from nfq_agent.service.crew import Crew
-from nfq_agent.service.foreign_marks import rewriting
-from nfq_agent.service.host_notices import HostNotice, host_notices
 from nfq_agent.service.instance_lock import Lock
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.policy_generation import advance
@@ -39,6 +35,12 @@ from nfq_agent.service.proxy_worker import ProxyWorker
 from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.store import Store
 from nfq_agent.service.worker import Worker, WorkerError
+
+# What writes rules is loaded once it is used: when a start takes queues over, packets wait for its workers alone.
+if TYPE_CHECKING:
+    from nfq_agent.host.nftables.events import RulesetEvents
+    from nfq_agent.host.xtables.backend import RuleHost, RulePlace
+    from nfq_agent.service.host_notices import HostNotice
 
 # The exceptions with which a start, a reload or a stop may fail. Any other is a fault of the agent.
 FAILURES: Final = (WorkerError, RuleError, QueueError, UserError, control.ControlError, OSError)
@@ -149,26 +151,50 @@ def this_host() -> System:
         lock=Lock,
         listen=lambda instance: control.Server(instance, passed=listening),
         ensure_user=worker_user,
-        choose=lambda config, table: choose(
-            config.agent.backend, config.agent.instance, captures=redirects(config), inherited=table
-        ),
+        choose=_choose,
         crew=Crew,
         route=routes.ensure,
         open_log=_open_log,
         reimported=reimported,
         advance=lambda config: advance(config, control.state_folder() / f"{config.agent.instance}.generations"),
-        elsewhere=elsewhere,
+        elsewhere=_elsewhere,
         store=Store(handed, service if service.stores else None),
         code_changed=lambda: code.changed,
         rehearse=reexec.rehearse,
         start_again=reexec.start_again,
         ruleset_events=_ruleset_events,
-        notices=host_notices,
-        rewriting=rewriting,
+        notices=_notices,
+        rewriting=_rewriting,
     )
 
 
+def _choose(config: Config, table: int | None) -> RuleHost:
+    from nfq_agent.host.xtables.backend import choose
+
+    return choose(config.agent.backend, config.agent.instance, captures=redirects(config), inherited=table)
+
+
+def _elsewhere(host: RuleHost, instance: str) -> Sequence[RulePlace]:
+    from nfq_agent.host.xtables.backend import elsewhere
+
+    return elsewhere(host, instance)
+
+
+def _notices(config: Config, backend: str) -> Iterable[HostNotice]:
+    from nfq_agent.service.host_notices import host_notices
+
+    return host_notices(config, backend)
+
+
+def _rewriting(config: Config) -> Iterable[str]:
+    from nfq_agent.service.foreign_marks import rewriting
+
+    return rewriting(config)
+
+
 def _ruleset_events() -> RulesetEvents | None:
+    from nfq_agent.host.nftables.events import RulesetEvents
+
     try:
         return RulesetEvents()
     except OSError:
