@@ -71,7 +71,7 @@ def restart(host: Container) -> None:
 def install(host: Container, package: str) -> None:
     """Install a version, higher or lower."""
     host.run(
-        "dpkg", "--force-confdef", "--force-confold", "--force-downgrade", "--install", f"/root/{package}", timeout=120
+        "dpkg", "--force-confdef", "--force-confold", "--force-downgrade", "--install", f"/root/{package}", timeout=300
     )  # fmt: skip
 
 
