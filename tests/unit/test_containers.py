@@ -90,6 +90,12 @@ def test_a_runtime_that_fails_is_said_once_and_left_alone_for_a_while(engine: En
     assert [asked.names() for _ in range(3)] == [{}, {}, {}]
     assert (len(engine.asked), len(said)) == (1, 1)
     assert "does not name containers" in said[0]
+    # Each pause is twice as long as the one before, up to a minute.
+    for number, seconds in enumerate((1, 2, 4, 8, 16, 32, 60, 60), 1):
+        clock[0] += seconds - 0.1
+        assert (asked.names(), len(engine.asked)) == ({}, number)
+        clock[0] += 0.2
+        assert (asked.names(), len(engine.asked)) == ({}, number + 1)
     clock[0] += 61
     engine.status, engine.body = 200, Engine.body
     assert asked.names()[WEB[:12]] == "web"
@@ -218,6 +224,33 @@ def test_names_that_are_being_written_are_not_read() -> None:
 
 def link(index: int, netns: int | None) -> Link:
     return Link(index, f"veth{index}", "veth", 1500, True, "", 2, netns, 0, False)
+
+
+def test_a_runtime_that_answers_late_names_what_was_known_by_its_id(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Podman does, whose service is started by the first question."""
+    (tmp_path / f"docker-{WEB}.scope").mkdir()
+    (tmp_path / f"docker-{WEB}.scope" / "cgroup.procs").write_text("7\n")
+    monkeypatch.setattr(containers, "_namespace_of", lambda _: 4)
+    clock, now = [100.0], iter(range(100))
+
+    class Known(Containers):
+        def by_namespace(self, _: float | None = None) -> dict[int, str]:
+            return super().by_namespace(next(now))
+
+    engine.status = 500
+    search = ContainerSearch(Known([runtime(engine, [], clock)], tmp_path, logs=tmp_path / "none"))
+    search.seen(link(3, 4))
+    assert search.found() == {3: WEB[:12]}
+    assert search.later() == {}
+    engine.status = 200
+    clock[0] += 1.1
+    assert search.later() == {3: "web"}
+    assert search.named == {3: "web"}
+    before = len(engine.asked)
+    assert [search.later() for _ in range(3)] == [{}] * 3
+    assert len(engine.asked) == before
 
 
 def test_a_container_is_looked_for_until_it_is_found_but_not_for_ever() -> None:

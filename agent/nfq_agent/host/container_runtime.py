@@ -13,6 +13,8 @@ from nfq_agent.host.containers import SHORT
 
 # A runtime that does not answer within this time is not asked again for a while, in seconds: the supervisor waits for it.
 _PATIENCE: Final = 0.3
+# The pause is short at first, and doubles: systemd starts Podman's service for the first question, which takes longer than that.
+_FIRST_PAUSE: Final = 1.0
 _PAUSE: Final = 60.0
 # The labels by which the kubelet names a pod.
 _POD: Final = ("io.kubernetes.pod.namespace", "io.kubernetes.pod.name")
@@ -39,6 +41,7 @@ class RuntimeSocket:
         self._warn = warn
         self._clock = clock
         self._not_before = 0.0
+        self._pause = _FIRST_PAUSE
         self._said = False
 
     def names(self) -> Mapping[str, str]:
@@ -51,13 +54,17 @@ class RuntimeSocket:
             answer = connection.getresponse()
             if answer.status != 200:
                 raise OSError(f"status {answer.status}")
-            return dict(_named(each) for each in json.loads(answer.read()))
+            names = dict(_named(each) for each in json.loads(answer.read()))
         except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
-            self._not_before = self._clock() + _PAUSE
+            self._not_before = self._clock() + self._pause
+            self._pause = min(2 * self._pause, _PAUSE)
             if not self._said:
                 self._said = True
                 self._warn(f"{self._path} does not name containers: {error}; their ids are used")
             return {}
+        else:
+            self._pause = _FIRST_PAUSE
+            return names
         finally:
             connection.close()
 

@@ -75,6 +75,10 @@ class Containers:
             self._latest = now, self._look()
         return self._latest[1]
 
+    def may_be_named(self, name: str) -> bool:
+        """Whether a container is known by its id alone, and a runtime may still tell its name."""
+        return bool(self._runtimes) and name not in self._names.values()
+
     def _look(self) -> dict[int, str]:
         found: dict[int, str] = {}
         hidden = ""

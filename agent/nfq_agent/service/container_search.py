@@ -51,15 +51,18 @@ class ContainerSearch:
         self._unnamed.pop(index, None)
 
     def found(self) -> dict[int, str]:
-        """The containers that are known now and were not before."""
+        """The containers that are known now and were not before, or by another name."""
         # An interface without a peer in another namespace leads to none; it may get one.
         wanted = {index: link.netns for index, (link, tries) in self._unnamed.items() if link.netns is not None and tries > 0}
         if not wanted:
             return {}
         names = self._containers.by_namespace()
-        new = {index: names[netns] for index, netns in wanted.items() if netns in names}
-        for index in new:
-            del self._unnamed[index]
+        found = {index: names[netns] for index, netns in wanted.items() if netns in names}
+        for index, name in found.items():
+            # A runtime that does not answer yet may tell the name later.
+            if not self._containers.may_be_named(name):
+                del self._unnamed[index]
+        new = {index: name for index, name in found.items() if self.named.get(index) != name}
         self.named |= new
         return new
 
