@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_agent.service.control import ControlError
+from nfq_agent.service.control import ControlError, folder, state_folder
 from nfq_agent.service.instance_lock import Lock
 
 # Of this run alone: the name is one of the network namespace.
@@ -47,3 +47,11 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     tmp_path.joinpath(f"{INSTANCE}.lock").mkdir()
     with pytest.raises(ControlError, match=rf"{INSTANCE}\.lock: Is a directory; remove it"):
         Lock(INSTANCE)
+
+
+@pytest.mark.parametrize("inner", ["", "state"])
+def test_a_runtime_directory_of_one_s_own_is_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
+    """RuntimeDirectory=nfq-agent, and nfq-agent/state as in the packaged unit."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "nfq-agent" / inner))
+    assert folder() == tmp_path / "nfq-agent"
+    assert state_folder() == tmp_path / "nfq-agent" / "state"

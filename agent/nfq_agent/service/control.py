@@ -45,8 +45,12 @@ class NotRunning(ControlError):
 
 
 def state_folder() -> Path:
-    """The folder of what the agent writes beside its sockets: systemd's RuntimeDirectory=, else /run/nfq-agent/state."""
-    return Path(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run/nfq-agent/state")
+    """The folder of what the agent writes beside its sockets: `state` in systemd's RuntimeDirectory=, else in /run/nfq-agent.
+
+    The packaged unit names `nfq-agent/state` itself, so that the folder around it stays root's.
+    """
+    path = Path(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run/nfq-agent/state")
+    return path if path.name == "state" else path / "state"
 
 
 def folder() -> Path:
