@@ -169,3 +169,10 @@ def comes_back(host: Container, unit: str, command: str) -> None:
     before = host.show(unit, "MainPID")
     host.shell(command, timeout=120)
     until(lambda: host.show(unit, "ActiveState") == "active" and host.show(unit, "MainPID") != before, f"{unit} is back", 60)
+
+
+def drop_in(host: Container, name: str) -> None:
+    """Put one of the package's drop-ins into force."""
+    host.run("mkdir", "-p", "/etc/systemd/system/nfq-agent.service.d")
+    host.run("ln", "-sf", f"/usr/share/nfq-agent/drop-ins/{name}.conf", "/etc/systemd/system/nfq-agent.service.d/")
+    host.run("systemctl", "daemon-reload")

@@ -9,7 +9,7 @@ from pathlib import Path
 from booted.container import Container
 from booted.nspawn import until
 from booted.packages import Installed
-from booted.peers import exchange, foreign_rules, main_pid, nothing_left, ours, saved, status, steady
+from booted.peers import drop_in, exchange, foreign_rules, main_pid, nothing_left, ours, saved, status, steady
 from booted.roots import Release
 
 
@@ -271,13 +271,6 @@ def test_what_root_runs_by_hand_is_not_in_the_service_s_way(host: Container) -> 
     assert "is serving queue 7" in done.stdout + done.stderr
     host.run("systemctl", "start", "nfq-agent@second")
     assert status(host, "--instance", "second")["queues"][0]["workers"][0]["number"] == 7
-
-
-def drop_in(host: Container, name: str) -> None:
-    """Put one of the package's drop-ins into force."""
-    host.run("mkdir", "-p", "/etc/systemd/system/nfq-agent.service.d")
-    host.run("ln", "-sf", f"/usr/share/nfq-agent/drop-ins/{name}.conf", "/etc/systemd/system/nfq-agent.service.d/")
-    host.run("systemctl", "daemon-reload")
 
 
 REJECTS = """
