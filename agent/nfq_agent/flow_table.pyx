@@ -307,8 +307,8 @@ cdef class FlowTable(Answering):
         flow = Flow(FiveTuple(*ends_of(entry.key, entry.client)), now, now)
         if entry.unshown:
             flow.opening = Opening(*opening_of(entry, &self.kept))
-            entry.unshown = 0
-            entry.known = 0
+            entry.unshown = entry.known = 0
+            entry.verdict = ASK
         Py_INCREF(flow)
         entry.flow = <PyObject *>flow
         return flow
