@@ -1,7 +1,7 @@
 """The stories of docs/story-*.md as steps: the files and the commands that stand on a page, with the output that it shows.
 
-A file is a block with `title="PATH"`. In a `console` block a line after `# ` is a command of root on this host, after `other# `
-on another host, after `$ ` of any user; the lines below it are its whole output. `...` stands for any text within a line, and
+A file is a block with `title="PATH"`. In a `console` block a line after `host# ` is a command of root on this host, after
+`other# ` on another host; the lines below it are its whole output. `...` stands for any text within a line, and
 alone on a line for any lines. The widths of a table's columns do not count. All commands of a host run in one shell, as in the
 reader's terminal.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 STORIES = sorted(page.stem for page in DOCS.glob("story-*.md"))
 _BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
-_PROMPT = re.compile(r"(# |\$ |other# )(.*)")
+_PROMPT = re.compile(r"(host# |other# )(.*)")
 # Commands that only show, and are asked again until they show what is expected.
 _SHOWS = re.compile(r"journalctl|grep|nfq-agent (status|rules)")
 _PATIENCE = 20.0

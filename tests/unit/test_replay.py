@@ -14,10 +14,16 @@ from mmdb import write_database
 from openings import client_hello, dns_query
 from recorded import BEGIN, connection, write
 
+from nfq_agent.capture.recording import Recorded
 from nfq_agent.cli import replay
 from nfq_agent.cli.flags import Flags
+from nfq_agent.cli.judging import Fate, Judging, key_of
+from nfq_agent.config.file import load
+from nfq_agent.elements.dpi import Dpi
+from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet
 from nfq_agent.testing import tcp, udp
+from nfq_agent.verdict import Verdict
 
 CONFIG = """
 agent.resolvers = ["192.0.2.53"]
@@ -124,3 +130,96 @@ rule = [{{ action = "accept", dst_country = "DE" }}, {{ action = "accept", src_a
     replay.replay(Flags(config), tmp_path / "seen.pcap", None, False, True)
     told = json.loads(capsys.readouterr().out)
     assert {flow["flow"].partition(" -> ")[2]: flow["after"] for flow in told["flows"]} == {SERVER: "accept", elsewhere: "drop"}
+
+
+def mixed() -> list[tuple[float, Packet]]:
+    """Connections, some late or with other names, datagrams, IPv6, and what follows a decision."""
+    found = []
+    for number in range(12):
+        client = f"10.0.0.{number}:{40000 + number}" if number % 3 else f"[2001:db8::{number + 1}]:{40000 + number}"
+        server = SERVER if number % 3 else "[2001:db8::99]:443"
+        hello = client_hello(("a.good.test", "b.evil.test")[number % 4 == 3])
+        packets = list(connection(client, server, hello))
+        end = 2 + len(hello)
+        packets += [tcp(server, client, b"\x17\x03\x03\0\x05 data", seq=2 + 10 * each, ack=end) for each in range(20)]
+        packets += [
+            tcp(client, server, b"\x17\x03\x03\0\x04more", seq=end, ack=202),
+            tcp(client, server, flags="FA", seq=end + 9),
+        ]
+        found += packets[3 * (number == 5) :]
+        found += asked("a.good.test", "192.0.2.7")
+    return apart(found)
+
+
+@pytest.mark.parametrize("elements", ['["dpi", "allow"]', '["ports"]', '["limit", "dpi", "allow", "log"]'])
+def test_packets_that_no_element_is_shown_are_judged_as_if_each_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, elements: str
+) -> None:
+    config = tmp_path / "agent.toml"
+    more = """
+[element.ports]
+type = "policy"
+default = "drop"
+rule = [{ action = "accept", dport = 443 }]
+[element.limit]
+type = "rate-limit"
+rate = "1/s"
+burst = 50
+per = "all"
+"""
+    config.write_text(CONFIG.format(midstream="judge", verify="").replace('["dpi", "allow"]', elements) + more)
+    old = tmp_path / "old.toml"
+    old.write_text(config.read_text().replace("*.good.test", "*.test"))
+    write(tmp_path / "seen.pcap", mixed())
+    told = []
+    for every in ("", "1"):
+        monkeypatch.setenv("NFQ_AGENT_EVERY_PACKET", every)
+        code = replay.replay(Flags(config), tmp_path / "seen.pcap", old, False, True)
+        told.append((code, json.loads(capsys.readouterr().out)))
+    assert told[0] == told[1]
+    assert told[0][1]["verdicts"]["accept"] > 0
+    assert told[0][1]["verdicts"]["drop"] > 0
+
+
+def test_few_packets_of_a_flow_reach_the_elements(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_about = []
+    decide = Dpi.decide
+
+    def noted(self: Dpi, packet: Packet, flow: Flow | None) -> Verdict | None:
+        asked_about.append(packet)
+        return decide(self, packet, flow)
+
+    monkeypatch.setattr(Dpi, "decide", noted)
+    answers = (tcp(SERVER, CLIENT, b"\x17data", seq=2 + 5 * each, ack=2 + len(HELLO)) for each in range(1000))
+    many = [*connection(CLIENT, SERVER, HELLO), *answers]
+    assert flows(tmp_path, capsys, apart(many)) == [("accept", False)]
+    assert len(asked_about) < 10
+
+
+def test_a_name_that_was_read_without_the_elements_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text(CONFIG.format(midstream="accept", verify=""))
+    clients = [f"10.0.0.{number}:40001" for number in range(1, 40)]
+    write(tmp_path / "seen.pcap", apart([packet for client in clients for packet in connection(client, SERVER, HELLO)]))
+    replay.replay(Flags(config), tmp_path / "seen.pcap", None, False, True)
+    assert {flow["name"] for flow in json.loads(capsys.readouterr().out)["flows"]} == {"a.good.test"}
+
+
+@pytest.mark.parametrize("shown_after", range(4))
+def test_a_connection_that_elements_take_over_at_any_moment_is_judged_by_its_name(tmp_path: Path, shown_after: int) -> None:
+    # As when `top` begins to watch between the handshake and the first message.
+    config = tmp_path / "agent.toml"
+    config.write_text(CONFIG.format(midstream="accept", verify=""))
+    judging = Judging(load(config), False, every=False)
+    hello = client_hello("b.evil.test")
+    fates = []
+    for number, packet in enumerate([*connection(CLIENT, SERVER, hello), tcp(CLIENT, SERVER, b"x", seq=2 + len(hello), ack=2)]):
+        recorded = Recorded(BEGIN + number / 1000, packet.payload, packet.length, "")
+        key = key_of(recorded.payload, "")
+        fate = judging.again(recorded, key)
+        fates.append(judging.judge(recorded, None, key).outcome if fate is None else fate)
+        if number == shown_after:
+            list(judging.shown_late())
+    assert fates == [Fate.PASSED, Fate.PASSED, Fate.DROPPED, Fate.DROPPED]

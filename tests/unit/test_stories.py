@@ -15,7 +15,7 @@ from nfq_agent.cli.verbs import app
 from nfq_agent.config.file import load
 
 VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
-_AGENT = re.compile(r"\bnfq-agent ([a-z-]+(?: (?:[^|;&<>()'2]|'[^']*'|2(?!>))*)?)")
+_AGENT = re.compile(r"(?<!-u )\bnfq-agent ([a-z-]+(?: (?:[^|;&<>()'2]|'[^']*'|2(?!>))*)?)")
 
 
 def test_they_are_in_the_navigation_and_on_the_first_page() -> None:

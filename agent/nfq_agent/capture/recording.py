@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from struct import Struct
 from struct import error as StructError
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 _PCAP: Final = {0xA1B2C3D4: 1_000_000, 0xA1B23C4D: 1_000_000_000}
 _SECTION: Final = 0x0A0D0D0A
@@ -27,8 +27,7 @@ class RecordingError(Exception):
     """A file that is not a capture, or one whose bytes cannot be right."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """One packet of a capture.
 
     time: seconds since the epoch. payload: from the IP header on, as much as was kept; None where no IP packet was found. length:

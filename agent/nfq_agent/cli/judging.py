@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -17,13 +18,13 @@ from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
 from nfq_agent.counters import Counters
-from nfq_agent.element import Needs, PacketElement
+from nfq_agent.element import PacketElement
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.facts import headline
 from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.names import NameTable
-from nfq_agent.packet import FiveTuple, Hook, Packet, address, protocol_name
+from nfq_agent.packet import TCP, UDP, FiveTuple, Hook, Packet, address, protocol_name
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action, Verdict
@@ -33,6 +34,11 @@ _COMMENT: Final = re.compile(r"(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) ([a
 _HOOKS: Final = (Hook.OUTPUT, Hook.INPUT, Hook.FORWARD, Hook.PREROUTING, Hook.POSTROUTING)
 # Elements whose answer is an accident by design.
 _BY_CHANCE: Final = frozenset({"Chaos", "Sample"})
+
+
+_WITH_PORTS: Final = (TCP, UDP)
+# Connections that are shown to the elements at once.
+_SHOWN_AT_ONCE: Final = 4096
 
 
 class Fate(IntEnum):
@@ -46,6 +52,10 @@ class Fate(IntEnum):
     def word(self) -> str:
         """As people read it."""
         return {0: "accept", 1: "would drop", 2: "drop"}[self]
+
+
+# Judges a packet by its bytes, its length and its time.
+Quick = Callable[[bytes, int, float], Fate | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +77,13 @@ def sighting(comment: str) -> Sighting | None:
     return Sighting(Hook[match[1]], Fate.DROPPED if dropped else Fate.PASSED, match[3] or "", match[4] or "")
 
 
-class _Witness(PacketElement):
-    """The last of a chain: sees the flow of each packet, for its name."""
-
-    needs = Needs.FLOW
-
-    def __init__(self) -> None:
-        super().__init__("replay", self.Options(), _nothing)
-        self.flow: Flow | None = None
-
-    def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
-        """Note it."""
-        del packet, verdict
-        self.flow = flow
-
-
 class _Chain:
-    """The elements of one queue, with what its worker would lend them. names: what DNS answers of the capture gave."""
+    """The elements of one queue, with what its worker would lend them. names: what DNS answers of the capture gave.
 
-    def __init__(self, config: Config, queue: QueueConfig, enforce: bool, names: NameTable | None) -> None:
+    every: each packet is shown to the elements, also those that a worker would not show.
+    """
+
+    def __init__(self, config: Config, queue: QueueConfig, enforce: bool, names: NameTable | None, every: bool) -> None:
         self.left_out: list[str] = []
         elements: list[PacketElement] = []
         specs = config.packet_elements(queue)
@@ -98,23 +96,59 @@ class _Chain:
                 self.left_out.append(spec.name)
             else:
                 elements.append(spec.cls(spec.name, spec.options, _nothing))
-        self.witness = _Witness()
         monitor = queue.mode == "monitor" and not enforce
         default, on_error = (ACCEPT if word == "accept" else DROP for word in (queue.default, queue.on_error))
-        chain = ElementChain([*elements, self.witness], default, monitor=monitor, context=context)
+        chain = ElementChain(elements, default, monitor=monitor, context=context)
         chain.start()
         settings = WorkerSettings(number=queue.numbers[0], default=default, on_error=on_error, monitor=monitor)
-        self._judge = PacketJudge(chain, settings, Counters(), _nothing, _any_verdict)
+        self._judge = judge = PacketJudge(chain, settings, Counters(), _nothing, _any_verdict)
+        # As in the worker: which verdicts are known without the elements.
+        self._remembers = chain.pure and not every
+        self._flows = judge.flows
+        answering = None if every else judge.settle_flows()
+        self._table = self._flows if answering is self._flows else None
 
     def judge(self, packet: Packet) -> Fate:
         """What happens to a packet."""
+        if self._table is not None:
+            known = self._table.look_up(packet.payload, packet.length, packet.time, packet.checksum_ready)
+            if known is not None:
+                return _fate(known)
         self._judge.now = packet.time
         verdict = self._judge.verdict(packet)
         self._judge.judged(packet, verdict)
         self._judge.log_pending()
-        if verdict is WOULD_DROP:
-            return Fate.WOULD_DROP
-        return Fate.DROPPED if verdict.outcome is Action.DROP else Fate.PASSED
+        return _fate(verdict)
+
+    def flow(self, five_tuple: FiveTuple) -> Flow | None:
+        """The flow of packets with this five-tuple, where the chain keeps one."""
+        return None if self._flows is None else self._flows.find(five_tuple)
+
+    def quick(self, fate: Fate) -> Quick | None:
+        """What judges the further packets of a five-tuple without the elements, where a worker would. fate: of the first."""
+        if self._remembers:
+            return lambda _payload, _length, _time: fate
+        if self._table is None:
+            return None
+        look_up = self._table.look_up
+
+        def look(payload: bytes, length: int, time: float) -> Fate | None:
+            verdict = look_up(payload, length, time)
+            if verdict is ACCEPT:
+                return Fate.PASSED
+            return None if verdict is None else _fate(verdict)
+
+        return look
+
+    def show_openings(self) -> list[Flow]:
+        """Flows of connections whose elements were not asked, since their openings alone told the verdict."""
+        return [] if self._table is None else self._judge.show_openings(_SHOWN_AT_ONCE)
+
+
+def _fate(verdict: Verdict) -> Fate:
+    if verdict is WOULD_DROP:
+        return Fate.WOULD_DROP
+    return Fate.DROPPED if verdict.outcome is Action.DROP else Fate.PASSED
 
 
 @dataclass(slots=True)
@@ -134,40 +168,83 @@ class Judged:
 
 
 class Judging:
-    """The chains of a configuration. enforce: take queues in monitor mode as if they enforced."""
+    """The chains of a configuration. enforce: take queues in monitor mode as if they enforced.
 
-    def __init__(self, config: Config, enforce: bool) -> None:
+    every: show the elements each packet, as for what they find out in it; else those alone that a worker shows them.
+    """
+
+    def __init__(self, config: Config, enforce: bool, every: bool = True) -> None:
         self._config = config
         names = _names(config)
-        self._chains = {name: _Chain(config, queue, enforce, names) for name, queue in config.queue.items()}
-        # By five-tuple and place: the queue, and the hook under which its rule takes the packet.
-        self._taken: dict[tuple[FiveTuple, Sighting | None], tuple[str, Hook] | None] = {}
+        self._chains = {name: _Chain(config, queue, enforce, names, every) for name, queue in config.queue.items()}
+        # By what the rules look at: the queue, and the hook under which its rule takes the packet.
+        self._taken: dict[object, tuple[str, Hook] | None] = {}
+        rules = config.rules.values()
+        self._by_address = any(rule.src or rule.dst or rule.not_src or rule.not_dst for rule in rules)
+        self._named_ports = [
+            each
+            for rule in rules
+            for ports in (rule.tcp_ports, rule.udp_ports, rule.not_tcp_ports, rule.not_udp_ports)
+            for each in ports or ()
+        ]
+        self._ports: dict[int | None, int | None] = {}
         self._number = 0
+        # By the bytes of the five-tuple and the comment.
+        self._quick: dict[object, Quick] = {}
 
     @property
     def left_out(self) -> list[str]:
         """Elements that are not asked, since they judge nothing or by chance."""
         return sorted({name for chain in self._chains.values() for name in chain.left_out})
 
-    def judge(self, recorded: Recorded, where: Sighting | None) -> Judged:
-        """What happens to a packet that was recorded. Raises PacketError where its headers cannot be read."""
+    def again(self, recorded: Recorded, key: object) -> Fate | None:
+        """What happens to a further packet of a five-tuple (`key_of`), where no element needs to be asked; else None."""
+        quick = self._quick.get(key)
+        return None if quick is None else quick(recorded.payload, recorded.length, recorded.time or 1.0)  # type: ignore[arg-type]  # one with a key has a payload
+
+    def shown_late(self) -> Iterator[Flow]:
+        """Flows of connections that no element was asked about until now, with what they said."""
+        for chain in self._chains.values():
+            while found := chain.show_openings():
+                yield from found
+
+    def judge(self, recorded: Recorded, where: Sighting | None, key: object = None) -> Judged:
+        """What happens to a packet that was recorded. key: of its further packets (`key_of`).
+
+        Raises PacketError where its headers cannot be read.
+        """
         assert recorded.payload is not None
         self._number += 1
         packet = Packet(recorded.payload, id=self._number, length=recorded.length, time=recorded.time or 1.0)
         packet.checksum_ready = not is_partial(packet)
-        key = packet.headers.five_tuple, where
-        if key not in self._taken:
+        five_tuple = packet.headers.five_tuple
+        place = self._looked_at(five_tuple), where
+        if place not in self._taken:
             if len(self._taken) > 1 << 18:
                 self._taken.clear()
-            self._taken[key] = self._take(packet.headers.five_tuple, where)
-        taken = self._taken[key]
+            self._taken[place] = self._take(five_tuple, where)
+        taken = self._taken[place]
         if taken is None:
-            return Judged(key[0], Fate.PASSED, None)
-        queue, hook = taken
-        packet.hook = hook
+            if key is not None:
+                self._quick[key] = _passes
+            return Judged(five_tuple, Fate.PASSED, None)
+        queue, packet.hook = taken
         chain = self._chains[queue]
         outcome = chain.judge(packet)
-        return Judged(key[0], outcome, queue, chain.witness.flow)
+        if key is not None and key not in self._quick and (quick := chain.quick(outcome)) is not None:
+            self._quick[key] = quick
+        return Judged(five_tuple, outcome, queue, chain.flow(five_tuple))
+
+    def _looked_at(self, five_tuple: FiveTuple) -> object:
+        """What two five-tuples have in common that the same rules take."""
+        addresses = (five_tuple.src, five_tuple.dst) if self._by_address else len(five_tuple.src)
+        return five_tuple.protocol, addresses, self._port(five_tuple.sport), self._port(five_tuple.dport)
+
+    def _port(self, port: int | None) -> int | None:
+        """The same number for all ports that no rule names."""
+        if port not in self._ports:
+            self._ports[port] = port if port is None or any(port in each for each in self._named_ports) else -1
+        return self._ports[port]
 
     def _take(self, five_tuple: FiveTuple, where: Sighting | None) -> tuple[str, Hook] | None:
         for hook in _HOOKS if where is None else (where.hook,):
@@ -193,6 +270,25 @@ def question(five_tuple: FiveTuple, hook: Hook, interface: str) -> Question:
         for packed, port in ((five_tuple.src, five_tuple.sport), (five_tuple.dst, five_tuple.dport))
     ]
     return Question(protocol, ends[0], ends[1], "", hook.name.lower(), interface)
+
+
+def key_of(payload: bytes | None, comment: str) -> object:
+    """What packets of TCP or UDP with one five-tuple and place have in common; None for those that are looked at whole."""
+    if payload is None or len(payload) < 24:
+        return None
+    if payload[0] == 0x45:
+        if payload[9] not in _WITH_PORTS or payload[6] & 0x3F or payload[7]:
+            return None
+        ends = payload[9:10] + payload[12:24]
+    elif payload[0] >> 4 == 6 and payload[6] in _WITH_PORTS and len(payload) >= 44:
+        ends = payload[6:7] + payload[8:44]
+    else:
+        return None
+    return (ends, comment) if comment else ends
+
+
+def _passes(_payload: bytes, _length: int, _time: float) -> Fate:
+    return Fate.PASSED
 
 
 def _nothing(message: str, level: str = "info", **fields: Any) -> None:

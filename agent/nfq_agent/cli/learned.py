@@ -97,8 +97,9 @@ class Learned:
                 if len(self._found) >= MOST_RULES:
                     self.left_out += 1
                     continue
-                evidence = self._found[kept] = Evidence(first, last)
-            evidence.add(first, last, client)
+                evidence = self._found[kept] = Evidence(first, max(first, last))
+            # Two clocks tell them, and a flow may be as short as the difference.
+            evidence.add(first, max(first, last), client)
 
     def _under_domain(self, wish: Wish) -> Wish:
         if self._grouped is None or not wish.fact:

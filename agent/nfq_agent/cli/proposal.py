@@ -83,7 +83,9 @@ def rules_in(learned: Mapping[str, Learned]) -> int:
 
 def say_coverage(learned: Mapping[str, Learned], covered: int, flows: int, where: str, missed: Iterable[str]) -> None:
     """Print how many flows the rules accept, and which not."""
-    print(f"{rules_in(learned)} rules; they accept {covered} of {flows} flows {where}", file=sys.stderr)
+    number = rules_in(learned)
+    said = "1 rule; it accepts" if number == 1 else f"{number} rules; they accept"
+    print(f"{said} {covered} of {flows} flows {where}", file=sys.stderr)
     lines = list(missed)
     for line in lines[:_LISTED]:
         print(f"  not covered: {line}", file=sys.stderr)

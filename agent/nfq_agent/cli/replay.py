@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from typing import Any, BinaryIO, Final
 from nfq_agent.capture.recording import Recorded, RecordingError, packets
 from nfq_agent.cli import show
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.judging import Fate, Judging, Sighting, sighting
+from nfq_agent.cli.judging import Fate, Judging, Sighting, key_of, sighting
 from nfq_agent.cli.loading import configuration
+from nfq_agent.facts import headline
 from nfq_agent.packet import FiveTuple, PacketError
 
 # The exit code where something that passed would be dropped.
@@ -21,6 +23,8 @@ DROPS_MORE: Final = 4
 # Flows that are listed for people, and seconds between two lines of progress.
 _LISTED: Final = 40
 _PROGRESS: Final = 1.0
+# Packets of new flows until their names are asked for: fewer than a table of flows holds.
+_NAMED_AFTER: Final = 32768
 
 
 @dataclass(slots=True)
@@ -65,39 +69,67 @@ class Replay:
         self.packets = 0
         self.unreadable = 0
         self.verdicts = dict.fromkeys(Fate, 0)
+        # By `key_of`: the flow, and where its packets were seen.
+        self._seen: dict[object, tuple[Replayed, Sighting | None]] = {}
+        # Packets that were looked at since all flows had their names.
+        self._unnamed = 0
 
     def add(self, recorded: Recorded) -> None:
         """Judge one packet."""
         self.packets += 1
-        where = sighting(recorded.comment)
+        key = key_of(recorded.payload, recorded.comment)
+        flow, where = self._seen.get(key) or (None, sighting(recorded.comment))
+        outcome = None if flow is None else self._judging.again(recorded, key)
         try:
-            if recorded.payload is None:
-                raise PacketError("no IP packet")
-            after = self._judging.judge(recorded, where)
-            before = self._before(recorded, where)
+            if flow is None or outcome is None:
+                flow, outcome = self._look(recorded, where, key)
+            before = self._before(recorded, where, key)
         except PacketError:
             self.unreadable += 1
             return
-        self.verdicts[after.outcome] += 1
-        flow = self._flow(after.five_tuple, recorded.time)
+        self.verdicts[outcome] += 1
         flow.packets += 1
-        flow.name = after.name or flow.name
-        flow.after = max(flow.after, after.outcome)
-        flow.midstream = flow.midstream or (after.flow is not None and after.flow.midstream)
-        if after.queue is not None and after.queue not in flow.queues:
-            flow.queues.append(after.queue)
-        if before is not None:
+        if outcome is not flow.after:
+            flow.after = max(flow.after, outcome)
+        if before is not None and before is not flow.before:
             flow.before = before if flow.before is None else max(flow.before, before)
 
-    def _before(self, recorded: Recorded, where: Sighting | None) -> Fate | None:
+    def _look(self, recorded: Recorded, where: Sighting | None, key: object) -> tuple[Replayed, Fate]:
+        """Judge one packet by its elements."""
+        if recorded.payload is None:
+            raise PacketError("no IP packet")
+        judged = self._judging.judge(recorded, where, key)
+        flow = self._flow(judged.five_tuple, recorded.time)
+        flow.name = judged.name or flow.name
+        flow.midstream = flow.midstream or (judged.flow is not None and judged.flow.midstream)
+        if judged.queue is not None and judged.queue not in flow.queues:
+            flow.queues.append(judged.queue)
+        if key is not None:
+            self._seen[key] = flow, where
+        self._unnamed += 1
+        if self._unnamed == _NAMED_AFTER:
+            self.name_all()
+        return flow, judged.outcome
+
+    def name_all(self) -> None:
+        """Name the flows whose names no element was asked about until now."""
+        self._unnamed = 0
+        for shown in self._judging.shown_late():
+            if (name := headline(shown.facts)) and (flow := self._known_flow(shown.origin)) is not None:
+                flow.name = name
+
+    def _before(self, recorded: Recorded, where: Sighting | None, key: object) -> Fate | None:
         if self._against is not None:
-            return self._against.judge(recorded, where).outcome
+            found = self._against.again(recorded, key)
+            return self._against.judge(recorded, where, key).outcome if found is None else found
         return None if where is None else where.outcome
 
+    def _known_flow(self, five_tuple: FiveTuple) -> Replayed | None:
+        return self.flows.get(five_tuple) or self.flows.get(five_tuple.reversed())
+
     def _flow(self, five_tuple: FiveTuple, now: float) -> Replayed:
-        for key in (five_tuple, five_tuple.reversed()):
-            if key in self.flows:
-                return self.flows[key]
+        if (known := self._known_flow(five_tuple)) is not None:
+            return known
         made = self.flows[five_tuple] = Replayed(five_tuple, now)
         return made
 
@@ -114,8 +146,9 @@ class Replay:
 
 def replay(flags: Flags, capture: Path, against: Path | None, enforce: bool, as_json: bool) -> int:
     """Judge a capture; print what changes. Exit code 4 where something that passed would be dropped."""
-    judging = Judging(configuration(flags), enforce)
-    before = None if against is None else Judging(configuration(Flags(against, flags.instance)), False)
+    every = bool(os.environ.get("NFQ_AGENT_EVERY_PACKET"))
+    judging = Judging(configuration(flags), enforce, every)
+    before = None if against is None else Judging(configuration(Flags(against, flags.instance)), False, every)
     done = Replay(judging, before)
     try:
         with capture.open("rb") as stream:
@@ -129,6 +162,7 @@ def replay(flags: Flags, capture: Path, against: Path | None, enforce: bool, as_
         print(f"nfq-agent: {capture}: {error}{judged}", file=sys.stderr)
         if not done.packets:
             return 1
+    done.name_all()
     if as_json:
         show.json_object(_as_object(done, judging))
     else:

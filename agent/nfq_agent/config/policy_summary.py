@@ -102,8 +102,8 @@ def policy_of(spec: ElementSpec) -> PolicyOptions | None:
 
 
 def _of_rule(rule: RuleOptions) -> str:
-    given = rule.model_dump(exclude_none=True, exclude_defaults=True)
-    conditions = [f"{key} {_text(value)}" for key, value in given.items() if key not in ("action", "name")]
+    given = rule.model_dump(exclude_none=True, exclude_defaults=True).keys() - {"action", "name"}
+    conditions = [f"{key} {_text(getattr(rule, key))}" for key in type(rule).model_fields if key in given]
     label = f" ({rule.name})" if rule.name else ""
     return f"{rule.action}{label} {', '.join(conditions) or 'everything'}"
 
