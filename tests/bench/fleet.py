@@ -1,15 +1,19 @@
-"""What one agent costs for 1,000 new flows: processor time, lines in the log, series and bytes of a scrape. By hand, as root:
-`python tests/bench/fleet.py`. Processor time is that of the agent's own processes, so that a busy machine changes it little."""
+"""What one agent costs for 1,000 new flows (processor time, lines in the log, series and bytes of a scrape), and what a roll-out
+costs. By hand, as root: `python tests/bench/fleet.py`.
+
+Processor time is that of the agent's own processes, so that a busy machine changes it little."""
 
 from __future__ import annotations
 
 import os
 import re
+import resource
 import socket
 import statistics
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +44,7 @@ each = "flow"
 queue = "main"
 tcp_ports = [8080]
 """
+_ROLL_OUT: Final = (("check",), ("plan",), ("reload", "--confirm", "60", "--no-wait"), ("doctor",), ("confirm",))
 _KINDS: Final = {"policy alone": "", "policy, one line a flow": ', "lines"', "policy, record": ', "record"'}
 
 
@@ -74,6 +79,14 @@ def spent(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def spent_with_children(pid: int) -> float:
+    """Seconds of processor time of a process and of its children, also of those that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ended = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return ended + spent([pid, *map(int, children)])
+
+
 def memory(pids: list[int]) -> float:
     """Megabytes, shared pages divided among those that share them."""
     kept = [re.findall(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[0] for pid in pids]
@@ -105,6 +118,29 @@ def measure(name: str, more: str) -> None:
         agent.stop()
 
 
+def roll_out() -> None:
+    """Print what the verbs of a policy's roll-out cost: processor time of the command and of the agent, time until the answer."""
+    costs: dict[str, list[tuple[float, float, float]]] = {" ".join(verb): [] for verb in _ROLL_OUT}
+    with Namespace() as namespace, tempfile.TemporaryDirectory() as folder:
+        agent = Agent(namespace, Path(folder), _CONFIG.format(more="")).ready()
+        main = agent.process.pid
+        for number in range(_ROUNDS):
+            agent.configure(_CONFIG.format(more="").replace("evil.example.org", f"evil{number}.example.org"))
+            for verb in _ROLL_OUT:
+                began, used, agents = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN), spent_with_children(main)
+                done = agent.verb(*verb, check=False)
+                # `plan` has found a difference.
+                assert done.returncode == (3 if verb == ("plan",) else 0), done.stdout + done.stderr
+                now = resource.getrusage(resource.RUSAGE_CHILDREN)
+                command = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+                costs[" ".join(verb)].append((command, spent_with_children(main) - agents, time.monotonic() - began))
+        agent.stop()
+    for name, found in costs.items():
+        words = [f"{statistics.median(each):.2f} s ({min(each):.2f} to {max(each):.2f})" for each in zip(*found, strict=True)]
+        print(f"{name}: command {words[0]}, agent {words[1]}, answer after {words[2]}", flush=True)
+
+
 if __name__ == "__main__":
+    roll_out()
     for kind, added in _KINDS.items():
         measure(kind, added)
