@@ -91,6 +91,11 @@ def with_cryptography(built: Packages) -> Iterator[tuple[Path, ...]]:
     yield from _made(built, "python3-cryptography")
 
 
+@pytest.fixture(scope="session")
+def with_journal_remote(built: Packages) -> Iterator[tuple[Path, ...]]:
+    yield from _made(built, "systemd-journal-remote")
+
+
 @pytest.fixture
 def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The fingerprint of a key that is made for the test, from before the commit that it signs."""
