@@ -9,7 +9,7 @@ unbound vsftpd wireguard-go wireguard-tools xrdp xvfb"
 # Unpacked into build/ and not installed: it would take over the resolver of this host.
 UNPACKED_PACKAGES="systemd-resolved"
 # What boots the test hosts; what builds and checks packages is installed in there.
-BOOTED_PACKAGES="createrepo-c debian-archive-keyring debootstrap faketime git gpg mount reprepro rpm systemd-container"
+BOOTED_PACKAGES="createrepo-c debian-archive-keyring debootstrap faketime git gpg mount netcat-openbsd openssh-client reprepro rpm systemd-container"
 # The peers of the benchmarks, and what draws.
 BENCH_PACKAGES="gnuplot-nox golang-github-chifflier-nfqueue-go-dev golang-go haproxy iperf3 libnetfilter-queue-dev nginx-light wrk"
 
