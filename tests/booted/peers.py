@@ -108,6 +108,22 @@ def _child(pid: int) -> int:
     return int(listed[0]) if listed else 0
 
 
+@contextlib.contextmanager
+def lock_held(host: Container) -> Iterator[None]:
+    """Another program holds the xtables lock."""
+    words = ("flock", "--close", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 100")
+    process = host.start(*words, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    # nsenter does not hand on signals, and the lock goes with its only child.
+    holder = _child(process.pid)
+    try:
+        yield
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        process.communicate()
+
+
 def status(host: Container, *words: str) -> dict[str, Any]:
     """What `nfq-agent status --json` says."""
     answer: dict[str, Any] = json.loads(host.run("nfq-agent", "status", "--json", *words).stdout)

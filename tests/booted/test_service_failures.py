@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 from booted.container import Container
 from booted.nspawn import until
-from booted.peers import exchange, foreign_rules, main_pid, nothing_left, ours, restarted, saved, status, steady
+from booted.peers import exchange, foreign_rules, lock_held, main_pid, nothing_left, ours, restarted, saved, status, steady
 
 
 def test_a_reload_of_a_bad_file_says_so_and_changes_nothing(host: Container) -> None:
@@ -105,6 +107,30 @@ def test_a_crash_at_start_is_reported_and_leaves_nothing(host: Container) -> Non
     host.run("systemctl", "stop", "nfq-agent@other")
     restarted(host, 0)
     nothing_left(host, before)
+
+
+def test_a_stop_while_another_program_holds_the_lock_ends_in_time_and_says_why(host: Container) -> None:
+    host.run("systemctl", "stop", "nfq-agent")
+    foreign_rules(host)
+    before = saved(host)
+    host.write("/etc/nfq-agent/conf.d/backend.toml", '[agent]\nbackend = "legacy"\n')
+    host.run("systemctl", "start", "nfq-agent")
+    assert ours(host)
+    with lock_held(host):
+        began = time.monotonic()
+        host.run("systemctl", "stop", "nfq-agent", check=False, timeout=60)
+        took = time.monotonic() - began
+    # TimeoutStopSec=20; systemd kills a service that takes longer, and its result is then "timeout".
+    assert took < 20
+    assert host.show("nfq-agent", "Result") == "exit-code"
+    said = "rules could not be removed: the xtables lock /run/xtables.lock was not free within 10 s: held by "
+    assert said in host.journal("--unit=nfq-agent")
+    # Beside it, the unit that sweeps waits for the lock, and has it now. Where it gave up, it says so, and the verb removes them.
+    until(lambda: host.show("nfq-agent-rules", "ActiveState") in ("inactive", "failed"), "the sweep is over")
+    if saved(host) != before:
+        assert "the xtables lock /run/xtables.lock was not free within 10 s" in host.journal("--unit=nfq-agent-rules")
+        host.run("nfq-agent", "remove")
+    assert saved(host) == before
 
 
 def test_fail_closed_stays_closed_after_a_failure_only(host: Container) -> None:
