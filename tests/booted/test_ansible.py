@@ -29,6 +29,8 @@ elements = ["log"]
 queue = "main"
 tcp_ports = [{port}]
 """
+# The agent does not repair what another program changes.
+_UNCHECKED = "[agent]\ndrift_check = 0\n" + _GOOD.format(port=8500)
 _BAD = "[queue.main]\nnum = 70000\n"
 # What it accepts is nothing, and SSH is what it is shown.
 _CUTTING = """
@@ -144,6 +146,18 @@ def ports(host: Container) -> set[str]:
     return set(re.findall(r"--ports (\d+)", host.run("iptables-legacy", "--wait", "10", "-t", "mangle", "-S").stdout))
 
 
+@contextlib.contextmanager
+def flushed(host: Container) -> Iterator[None]:
+    """Another program removes all rules of the table, again and again."""
+    flush = "iptables-legacy --wait 10 --table mangle --flush"
+    flushing = host.start("sh", "-c", f"until test -e /run/over; do {flush}; sleep 1; done")
+    try:
+        yield
+    finally:
+        host.write("/run/over", "")
+        flushing.communicate(timeout=30)
+
+
 # One release is enough: how packages install is tested on each.
 @pytest.mark.parametrize("release", RELEASES[1:], ids=lambda release: release.name, indirect=True)
 def test_a_roll_out(fleet: Fleet) -> None:
@@ -154,10 +168,12 @@ def test_a_roll_out(fleet: Fleet) -> None:
     # Once more: nothing changes.
     assert {name: each["changed"] for name, each in fleet.roll_out(first).items()} == dict.fromkeys(fleet.hosts, 0)
 
-    # In batches: the first host's file is refused, and the others are left alone.
-    bad = {**first, "good": _BAD}
-    said = fleet.roll_out(bad, batches="[1]")
-    assert (set(said), said["good"]["failed"]) == ({"good"}, 1)
+    # In batches: `doctor` says that rules of the first host are away; it gets its file back, and the others are left alone.
+    with flushed(fleet.hosts["good"]):
+        said = fleet.roll_out({**first, "good": _UNCHECKED}, batches="[1]")
+    assert (set(said), said["good"]["failed"], said["good"]["rescued"]) == ({"good"}, 1, 1)
+    assert fleet.hosts["good"].shell("cat /etc/nfq-agent/nfq-agent.toml") == first["good"]
+    until(lambda: ports(fleet.hosts["good"]) == {"8001"}, "the rules before it are back")
 
     second = {"good": _GOOD.format(port=9001), "bad": _BAD, "cut": _CUTTING}
     said = fleet.roll_out(second)
@@ -176,3 +192,5 @@ def test_a_roll_out(fleet: Fleet) -> None:
     for name, each in fleet.roll_out(third, batches='[1, "100%"]').items():
         assert (each["failed"], each["unreachable"]) == (0, 0), name
         assert ports(fleet.hosts[name]) == set(re.findall(r"\d{4}", third[name]))
+        assert fleet.hosts[name].shell("ls /etc/nfq-agent").split() == ["conf.d", "elements", "nfq-agent.toml"]
+        assert fleet.hosts[name].shell("ls /run/nfq-agent-before.toml 2>/dev/null || :") == ""
