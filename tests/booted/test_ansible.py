@@ -30,7 +30,7 @@ queue = "main"
 tcp_ports = [{port}]
 """
 # The agent does not repair what another program changes.
-_UNCHECKED = "[agent]\ndrift_check = 0\n" + _GOOD.format(port=8500)
+_UNCHECKED = '[agent]\ndrift_check = "0"\n' + _GOOD.format(port=8500)
 _BAD = "[queue.main]\nnum = 70000\n"
 # What it accepts is nothing, and SSH is what it is shown.
 _CUTTING = """
@@ -184,7 +184,7 @@ def test_a_roll_out(fleet: Fleet) -> None:
     # SSH was cut before the configuration could be confirmed: the agent puts the one before it back by its own clock.
     assert said["cut"]["unreachable"] == 1
     until(lambda: ports(cut) == {"8003"}, "the agent goes back", 2 * _WITHIN)
-    assert "not confirmed in time" in cut.journal("--unit=nfq-agent")
+    until(lambda: "not confirmed in time" in cut.journal("--unit=nfq-agent"), "it says so")
     assert status(cut)["queues"][0]["uninspected"] == 0
 
     # All get a good one, also the host whose file is the refused one.
