@@ -27,7 +27,7 @@ tar -C /t -c . | docker import -c 'CMD ["/bin/busybox", "httpd", "-f", "-p", "80
 """
 
 
-@pytest.mark.parametrize(("story", "before"), [("story-docker", _DOCKER)])
+@pytest.mark.parametrize(("story", "before"), [("story-docker", _DOCKER), ("story-egress", "")])
 def test_a_reader_s_walk(neighboured: tuple[Path, ...], story: str, before: str) -> None:
     with Layer(*neighboured) as layer, Container(layer) as host:
         serving(host)

@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-# Seconds between two walks: a group that was made a moment ago is found by the next one.
-_PAUSE: Final = 0.2
+from nfq_agent.host.time_share import TimeShare
+
+# A group that is not known costs a walk through all. Walks may take this share of the time, and so many seconds at once.
+_SHARE: Final = 0.25
+_AT_ONCE: Final = 1.0
 _MOST: Final = 100_000
 
 
@@ -76,17 +79,16 @@ class CgroupPaths:
 
     def __init__(self, root: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._root = root
-        self._clock = clock
         self._paths: dict[int, str] = {}
-        self._not_before = 0.0
+        self._walks = TimeShare(_SHARE, _AT_ONCE, clock)
 
     def path(self, number: int) -> str | None:
         """The path below the root, as "/system.slice/ssh.service"; None where it is not known."""
         found = self._paths.get(number)
-        if found is None and self._root is not None and self._clock() >= self._not_before:
-            # What has gone is dropped, so that a number that is used again is not taken for the old group.
-            self._paths = dict(groups(str(self._root)))
-            self._not_before = self._clock() + _PAUSE
+        if found is None and self._root is not None and self._walks.allows():
+            with self._walks.taken():
+                # What has gone is dropped, so that a number that is used again is not taken for the old group.
+                self._paths = dict(groups(str(self._root)))
             found = self._paths.get(number)
         return found
 

@@ -18,6 +18,7 @@ from typing import Final
 
 from nfq_agent.host.cgroups import CgroupPaths, mounted
 from nfq_agent.host.fork import fork
+from nfq_agent.host.time_share import TimeShare
 from nfq_agent.host.users import CAP_SYS_PTRACE, User, become, has_capability
 
 # The inode of a socket, the id of its control group.
@@ -38,8 +39,7 @@ class ProgramFinder:
         """user: as whom the process runs, with CAP_SYS_PTRACE where this process has it; None: as this one. Raises OSError."""
         self.complete = has_capability(CAP_SYS_PTRACE)
         """Whether it may look at the processes of other users; without, only those of its own are known."""
-        self._clock = clock
-        self._credit, self._counted = _AT_ONCE, clock()
+        self._searches = TimeShare(_SHARE, _AT_ONCE, clock)
         self.skipped = 0
         """Questions that were not asked, since searches took too much time."""
         keep = (CAP_SYS_PTRACE,) if self.complete else ()
@@ -64,25 +64,21 @@ class ProgramFinder:
         """The path of the program that has this socket, as its process sees it; None where it is not known."""
         if not inode or cgroup is None:
             return None
-        now = self._clock()
-        self._credit = min(_AT_ONCE, self._credit + (now - self._counted) * _SHARE)
-        self._counted = now
-        if self._credit <= 0:
+        if not self._searches.allows():
             self.skipped += 1
             return None
-        try:
-            self._end.send(_QUESTION.pack(inode, cgroup))
-            while True:
-                answer = self._end.recv(_QUESTION.size + _LONGEST)
-                if answer[: _QUESTION.size] == _QUESTION.pack(inode, cgroup):
-                    break
-                if not answer:
-                    return None
-                # The answer to a question that was given up.
-        except OSError:
-            return None
-        finally:
-            self._credit -= self._clock() - now
+        with self._searches.taken():
+            try:
+                self._end.send(_QUESTION.pack(inode, cgroup))
+                while True:
+                    answer = self._end.recv(_QUESTION.size + _LONGEST)
+                    if answer[: _QUESTION.size] == _QUESTION.pack(inode, cgroup):
+                        break
+                    if not answer:
+                        return None
+                    # The answer to a question that was given up.
+            except OSError:
+                return None
         return answer[_QUESTION.size :].decode(errors="surrogateescape") or None
 
     def close(self) -> None:
