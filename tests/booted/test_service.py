@@ -21,7 +21,7 @@ def test_installing_starts_it(installed: Installed) -> None:
 
 def test_it_comes_up_at_boot_and_serves(host: Container, release: Release) -> None:
     assert host.show("nfq-agent", "SubState") == "running"
-    assert "Serving queue 100" in host.show("nfq-agent", "StatusText")
+    until(lambda: "Serving queue 100" in host.show("nfq-agent", "StatusText"), "the status is told")
     exchange(host)
     report = status(host)
     (queue,) = report["queues"]
@@ -298,7 +298,8 @@ def test_each_drop_in_does_what_it_is_for(host: Container) -> None:
         drop_in(host, name)
         started = host.run("systemctl", "start", "nfq-agent", check=False)
         assert started.returncode == 0, (name, host.journal("--unit=nfq-agent"))
-        assert serves in host.show("nfq-agent", "StatusText")
+        # It comes after READY=1, for which `systemctl start` waits.
+        until(lambda serves=serves: serves in host.show("nfq-agent", "StatusText"), "the status is told")  # type: ignore[misc]  # its default is the text
         host.run("systemctl", "stop", "nfq-agent")
         host.run("rm", f"/etc/systemd/system/nfq-agent.service.d/{name}.conf", "/etc/nfq-agent/conf.d/feature.toml")
         host.run("systemctl", "daemon-reload")

@@ -20,7 +20,8 @@ _BIN = Path(sys.executable).parent
 def shell(namespace: Namespace, folder: Path) -> Iterator[Shell]:
     """In the reader's folder, with the installed command."""
     environment = (f"PATH={_BIN}:{os.environ['PATH']}", "COLUMNS=80", "LOG_FORMAT=console")
-    made = Shell(namespace.command(("env", f"--chdir={folder}", *environment, "bash")))
+    # Options of this run of pytest are none of the reader's.
+    made = Shell(namespace.command(("env", f"--chdir={folder}", "--unset=PYTEST_ADDOPTS", *environment, "bash")))
     try:
         yield made
     finally:
