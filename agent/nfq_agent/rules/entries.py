@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv6Address, collapse_addresses
 from typing import Final, NamedTuple
 
@@ -47,10 +47,10 @@ def shape(rule: Conditions) -> tuple[str, ...]:
 def entries_of(rule: Conditions, action: str, number: int, family: Family) -> list[MapEntry] | None:
     """The entries of a rule; None where they are too many."""
     choices: list[Sequence[Span]] = []
-    has_ports = rule.sport is not None or rule.dport is not None
     for field in shape(rule):
         if field == "protocol":
-            choices.append(_protocols(rule, has_ports))
+            wanted = protocols_of(rule)
+            choices.append([(0, 255)] if wanted is None else [(number, number) for number in sorted(wanted)])
         elif field in ("src", "dst"):
             version = 4 if family == "inet" else 6
             networks = [each for each in getattr(rule, field) if each.version == version]
@@ -66,11 +66,17 @@ def entries_of(rule: Conditions, action: str, number: int, family: Family) -> li
     return [MapEntry(spans, action, number) for spans in itertools.product(*choices)]
 
 
-def _protocols(rule: Conditions, has_ports: bool) -> list[Span]:
+def protocols_of(rule: Conditions) -> set[int] | None:
+    """The protocols of the IP header that a rule may meet; None for any."""
     wanted = None if rule.protocol is None else {each for each in rule.protocol if isinstance(each, int)}
-    if has_ports:
-        wanted = set(WITH_PORTS) if wanted is None else wanted & WITH_PORTS
-    return [(0, 255)] if wanted is None else [(number, number) for number in sorted(wanted)]
+    if rule.sport is None and rule.dport is None:
+        return wanted
+    return set(WITH_PORTS) if wanted is None else wanted & WITH_PORTS
+
+
+def in_order(entries: Iterable[MapEntry]) -> tuple[MapEntry, ...]:
+    """By their rules: the order in which a map has them, wherever they come from."""
+    return tuple(sorted(entries, key=lambda each: (each.number, each.spans)))
 
 
 def _ports(word: str) -> Span:

@@ -18,9 +18,9 @@ from nfq_agent.config.rule import RuleConfig
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements import packet_element
 from nfq_agent.match import PLACES, Conditions
-from nfq_agent.packet import TCP, UDP, WITH_PORTS
+from nfq_agent.packet import TCP, UDP
 from nfq_agent.policy_rule import DEFAULT, rule_label
-from nfq_agent.rules.entries import MapEntry, apart, entries_of, parsed, shape, words
+from nfq_agent.rules.entries import MapEntry, apart, entries_of, in_order, parsed, protocols_of, shape, words
 from nfq_agent.rules.model import ENTRIES, VERDICTS, Extension, Family, Option, Rule, comment_match
 from nfq_agent.rules.selection import INWARD, SYN_ACK, Selected, port_lists, range_lists
 
@@ -40,9 +40,8 @@ _MOST_ENTRIES: Final = 16384
 _TARGETS: Final = {"accept": "RETURN", "drop": "DROP"}
 _NAMES: Final = {TCP: "tcp", UDP: "udp"}
 _NUMBERS: Final = {name: number for number, name in _NAMES.items()}
-_IN: Final = frozenset(("prerouting", "input"))
 _OUT: Final = frozenset(("output", "postrouting"))
-_DIRECTIONS: Final = {"in": _IN, "out": _OUT}
+_DIRECTIONS: Final = {"in": INWARD, "out": _OUT}
 
 
 class Leading(NamedTuple):
@@ -190,9 +189,7 @@ def _with_maps(rules: Sequence[Leading], family: Family) -> Iterator[Leading | _
         for begin, end in apart(made):
             part = same[begin:end]
             if len(part) >= _LEAST_IN_MAP:
-                entries = tuple(
-                    sorted(itertools.chain.from_iterable(made[begin:end]), key=lambda each: (each.number, each.spans))
-                )
+                entries = in_order(itertools.chain.from_iterable(made[begin:end]))
                 yield _Map(part[0].number, part[-1].number, fields, entries)
             else:
                 yield from part
@@ -206,7 +203,7 @@ def _mapped(step: _Map, name: str, instance: str, chain: str, family: Family, wh
     of = Option("--of", ",".join(step.fields))
     dropped = [each._replace(action="", number=0) for each in step.entries if each.action == "drop"]
     if ask is not None and dropped:
-        listed = Extension(ENTRIES, (of, Option("--list", words(tuple(sorted(dropped)), step.fields, family))))
+        listed = Extension(ENTRIES, (of, Option("--list", words(in_order(dropped), step.fields, family))))
         yield from ask(what._replace(matches=(*what.matches, listed), tail=(*what.tail, SAMPLE)))
     target = Extension(VERDICTS, (of, Option("--map", words(step.entries, step.fields, family))))
     matches = (*what.matches, *what.tail, comment_match(instance, f"{name}.{step.first}-{step.last}"))
@@ -306,10 +303,7 @@ def _hooks(conditions: Conditions, hook: str) -> frozenset[str]:
 
 def _protocols(conditions: Conditions, selected: str) -> list[str]:
     """The protocols of the packets that are selected and asked for."""
-    has_ports = conditions.sport is not None or conditions.dport is not None
-    wanted = None if conditions.protocol is None else {each for each in conditions.protocol if isinstance(each, int)}
-    if has_ports:
-        wanted = set(WITH_PORTS) if wanted is None else wanted & WITH_PORTS
+    wanted = protocols_of(conditions)
     return [selected] if wanted is None else _protocols_of(selected, wanted)
 
 

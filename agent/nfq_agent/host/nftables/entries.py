@@ -10,7 +10,7 @@ from typing import Final
 
 from nfq_agent.host.attributes import attribute, attributes
 from nfq_agent.host.nftables.netlink import nested, text, u32
-from nfq_agent.rules.entries import MapEntry
+from nfq_agent.rules.entries import MapEntry, in_order
 from nfq_agent.rules.model import Family
 
 # NFT_SET_INTERVAL, NFT_SET_MAP, NFT_SET_CONCAT
@@ -117,16 +117,7 @@ def read(name: str, kinds: tuple[str, ...], is_map: bool, elements: Iterable[byt
                 (number,) = _NUMBER.unpack(members[6])
                 packets[number] = packets.get(number, 0) + _count(members.get(7, b""))
             found.append(MapEntry(spans, action, number))
-    return EntrySet(name, kinds, tuple(sorted(found, key=_place)), is_map), packets
-
-
-def _place(entry: MapEntry) -> tuple[int, tuple[tuple[int, int], ...]]:
-    return entry.number, entry.spans
-
-
-def in_order(entries: Iterable[MapEntry]) -> tuple[MapEntry, ...]:
-    """As `read` gives them."""
-    return tuple(sorted(entries, key=_place))
+    return EntrySet(name, kinds, in_order(found), is_map), packets
 
 
 def _values(key: bytes, kinds: Sequence[str]) -> tuple[int, ...]:
