@@ -156,7 +156,7 @@ def test_a_start_and_a_status_load_only_what_they_need() -> None:
     assert not {"typer", "nfq_agent.host.xtables.backend", "nfq_agent.service.supervisor"} & loaded
     code = "import sys; import nfq_agent.cli.serve; import nfq_agent.service.supervisor; print(*sys.modules)"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.split())
-    assert not {"typer", "http.client", "nfq_agent.policy_options"} & loaded
+    assert not {"typer", "http.client", "nfq_agent.policy_options", "nfq_agent.rules.kernel_policy"} & loaded
 
 
 def test_the_version_is_printed() -> None:

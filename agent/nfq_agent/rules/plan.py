@@ -9,7 +9,6 @@ from typing import Final
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.mark import Kept, Mark, owner_marks
-from nfq_agent.rules.kernel_policy import before_queue
 from nfq_agent.rules.model import (
     EXPECTED,
     FAMILIES,
@@ -193,8 +192,8 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
         made += _marking(config, name, chain, found)
         found += _by_mark(config, name, found)
     for each in found:
-        if lists and rule.queue is not None:
-            queue = config.queue[rule.queue]
+        if lists and rule.queue is not None and (queue := config.queue[rule.queue]).compile_mode == "auto":
+            from nfq_agent.rules.kernel_policy import before_queue  # noqa: PLC0415  # no start waits for it where it is off
 
             def ask(what: Selected, queue: QueueConfig = queue) -> Iterator[Rule]:
                 return _queueing(queue, chain, what._replace(tail=(*what.tail, comment)))

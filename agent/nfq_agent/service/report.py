@@ -13,8 +13,6 @@ from nfq_agent.decisions import split
 from nfq_agent.host.nfqueue.statistics import QueueStatistics
 from nfq_agent.latency import NANOSECONDS
 from nfq_agent.rules.foreign import InFront
-from nfq_agent.rules.kernel_policy import names_of
-from nfq_agent.rules.kernel_policy import reasons as kernel_reasons
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW, tag_prefix
 from nfq_agent.service import confinement
 from nfq_agent.service.bypasses import bypasses
@@ -81,7 +79,11 @@ def status(
 
 def with_kernel(config: Config, queues: Iterable[QueueStatus], found: Iterable[ListedRule]) -> tuple[QueueStatus, ...]:
     """The queues with what the kernel decided in front of them."""
-    by_tag = kernel_reasons(config)
+    if all(queue.compile_mode == "off" for queue in config.queue.values()):
+        return tuple(queues)
+    from nfq_agent.rules.kernel_policy import names_of, reasons  # noqa: PLC0415  # no start waits for it where it is off
+
+    by_tag = reasons(config)
     total: dict[tuple[str, str, str], int] = dict.fromkeys(by_tag.values(), 0)
     for each in found:
         tag = each.installed.rule.tag.removeprefix(tag_prefix(config.agent.instance))
