@@ -34,9 +34,7 @@ _COMMENT: Final = re.compile(r"(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) ([a
 _HOOKS: Final = (Hook.OUTPUT, Hook.INPUT, Hook.FORWARD, Hook.PREROUTING, Hook.POSTROUTING)
 # Elements whose answer is an accident by design.
 _BY_CHANCE: Final = frozenset({"Chaos", "Sample"})
-
-
-_WITH_PORTS: Final = (TCP, UDP)
+_TCP_OR_UDP: Final = (TCP, UDP)
 # Connections that are shown to the elements at once.
 _SHOWN_AT_ONCE: Final = 4096
 
@@ -277,10 +275,10 @@ def key_of(payload: bytes | None, comment: str) -> object:
     if payload is None or len(payload) < 24:
         return None
     if payload[0] == 0x45:
-        if payload[9] not in _WITH_PORTS or payload[6] & 0x3F or payload[7]:
+        if payload[9] not in _TCP_OR_UDP or payload[6] & 0x3F or payload[7]:
             return None
         ends = payload[9:10] + payload[12:24]
-    elif payload[0] >> 4 == 6 and payload[6] in _WITH_PORTS and len(payload) >= 44:
+    elif payload[0] >> 4 == 6 and payload[6] in _TCP_OR_UDP and len(payload) >= 44:
         ends = payload[6:7] + payload[8:44]
     else:
         return None

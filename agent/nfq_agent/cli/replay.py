@@ -17,6 +17,7 @@ from nfq_agent.cli.judging import Fate, Judging, Sighting, key_of, sighting
 from nfq_agent.cli.loading import configuration
 from nfq_agent.facts import headline
 from nfq_agent.packet import FiveTuple, PacketError
+from nfq_agent.service.packet_judge import EVERY_PACKET
 
 # The exit code where something that passed would be dropped.
 DROPS_MORE: Final = 4
@@ -146,7 +147,7 @@ class Replay:
 
 def replay(flags: Flags, capture: Path, against: Path | None, enforce: bool, as_json: bool) -> int:
     """Judge a capture; print what changes. Exit code 4 where something that passed would be dropped."""
-    every = bool(os.environ.get("NFQ_AGENT_EVERY_PACKET"))
+    every = bool(os.environ.get(EVERY_PACKET))
     judging = Judging(configuration(flags), enforce, every)
     before = None if against is None else Judging(configuration(Flags(against, flags.instance)), False, every)
     done = Replay(judging, before)

@@ -267,15 +267,19 @@ def _watch(questions: Questions, screen: Screen, console: Console, seconds: floa
         keys = stack.enter_context(Keys(on_terminal))
         while (now := time.monotonic()) < ends and not screen.ended:
             if now >= asks:
-                screen.live.add(questions.ask(), now)
-                screen.missed, asks = questions.missed, now + EVERY
+                _ask(questions, screen, now)
+                asks = now + EVERY
             if shown is not None:
                 shown.update(screen.draw(console.width, console.height, now), refresh=True)
             for key in keys.wait(max(0.0, min(asks, ends) - time.monotonic())):
                 screen.press(key)
     if not screen.ended:
-        screen.live.add(questions.ask(), time.monotonic())
-        screen.missed = questions.missed
+        _ask(questions, screen, time.monotonic())
+
+
+def _ask(questions: Questions, screen: Screen, now: float) -> None:
+    screen.live.add(questions.ask(), now)
+    screen.missed = questions.missed
 
 
 def _objects(live: LiveFlows, part: FilterPart) -> list[dict[str, Any]]:

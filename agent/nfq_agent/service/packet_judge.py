@@ -31,6 +31,8 @@ from nfq_agent.service.order import NOTHING_LOST, Order
 from nfq_agent.step_chain import Steps
 from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action, RewriteError, Verdict, VerdictError
 
+# The environment, set to anything: every packet is shown to the elements, also those that they need not be shown.
+EVERY_PACKET: Final = "NFQ_AGENT_EVERY_PACKET"
 # A question and its answer.
 _EXCHANGE: Final = 2
 

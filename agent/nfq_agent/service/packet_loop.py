@@ -26,14 +26,12 @@ from nfq_agent.packet import Packet
 from nfq_agent.service.delayed import DelayedVerdicts
 from nfq_agent.service.flow_watch import PER_LOOK, FlowWatch
 from nfq_agent.service.order import await_order
-from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
+from nfq_agent.service.packet_judge import EVERY_PACKET, PacketJudge, WorkerSettings
 from nfq_agent.service.packet_source import Control, FlowQueue, KernelQueue, PacketSource
 from nfq_agent.service.takeover import Takeover
 from nfq_agent.service.turn_policy import BUDGET, FIRST, PATIENCE, Turn, TurnPolicy, forgets
 from nfq_agent.verdict import RETAIN, Action, Verdict, VerdictError
 
-# Set to anything: every packet is shown to the elements, also those that they need not be shown.
-_EVERY_PACKET: Final = "NFQ_AGENT_EVERY_PACKET"
 # How often the loop checks other things than packets, in seconds: the control socket while packets keep coming, and the counters
 # that the source keeps. And how often a worker shows a sign of life while no packets come.
 _LOOK: Final = 0.05
@@ -109,7 +107,7 @@ class WorkerLoop:
         # A listener is shown each packet, so that a known verdict saves nothing. A five-tuple does not tell whose packet it is.
         if self._chain.pure and not self._chain.listens and not self._chain.reads_process:
             return partial(self._look_up, kernel), kernel.may_wait
-        if by_flow is None or os.environ.get(_EVERY_PACKET):
+        if by_flow is None or os.environ.get(EVERY_PACKET):
             return self._judge_each, False
         if (steps := self._judge.compile_chain()) is not None:
             return partial(self._look_up_flows, by_flow, steps), kernel.may_wait
