@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
-from bed import Bed, BenchError
+from bed import Bed
 from measure import Benchmark, Goal
 from queues import (
     FLOOD_PORT,
     FLOOD_RULE,
-    FLOWS,
-    SECONDS,
     SERVED,
-    WARM,
     bulk_agent,
     bulk_free,
     connected,
+    flood,
     policy,
 )
 
@@ -33,21 +30,7 @@ def _dropped(compiled: bool, *cores: int) -> float:
     with Bed() as bed:
         config = SERVED + (_COMPILED if compiled else "") + policy(meets=_MEETS) + FLOOD_RULE
         bed.agent(_BACKEND + config, core=1)
-        loads = [bed.begin("flood", "127.0.0.1", FLOOD_PORT, FLOWS, SECONDS + 2 * WARM, core=core) for core in cores]
-        time.sleep(WARM)
-        begin, before = time.monotonic(), _gone(bed, compiled)
-        time.sleep(SECONDS)
-        end, after = time.monotonic(), _gone(bed, compiled)
-        for load in loads:
-            load.wait(timeout=20)
-        rate = (after - before) / (end - begin)
-        if rate < 1000:
-            raise BenchError(f"{rate:.0f} a second: the flood does not meet the rule")
-        return rate
-
-
-def _gone(bed: Bed, compiled: bool) -> int:
-    return bed.here.call(_in_kernel) if compiled else bed.judged()
+        return flood(bed, *cores, count=(lambda: bed.here.call(_in_kernel)) if compiled else None)
 
 
 def _in_kernel() -> int:

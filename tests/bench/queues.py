@@ -10,10 +10,10 @@ from bed import BUILT, COPIED, HERE, MAX_LEN, QUEUE, Bed, BenchError
 from measure import Benchmark, Goal
 
 SECONDS: Final = 1.5
-WARM: Final = 0.3
+_WARM: Final = 0.3
 # iperf3 counts in whole seconds.
 _BULK: Final = 2
-FLOWS: Final = 64
+_FLOWS: Final = 64
 FLOOD_PORT: Final = 9999
 _PORT: Final = 7000
 _NETWORKS: Final = 1000
@@ -47,31 +47,32 @@ def policy(behind: str = "", meets: str = "") -> str:
 _OFFLOAD: Final = policy(', "offload"') + '[element.offload]\nmark = "0x4e000000/0xff000000"\n'
 
 
-def _flood(bed: Bed, *cores: int) -> float:
-    """Verdicts a second under a flood from these processors."""
-    loads = [bed.begin("flood", "127.0.0.1", FLOOD_PORT, FLOWS, SECONDS + 2 * WARM, core=core) for core in cores]
-    time.sleep(WARM)
-    begin, before = time.monotonic(), bed.judged()
+def flood(bed: Bed, *cores: int, count: Callable[[], int] | None = None) -> float:
+    """Packets a second under a flood from these processors. count: how many there were so far; without it, verdicts."""
+    count = bed.judged if count is None else count
+    loads = [bed.begin("flood", "127.0.0.1", FLOOD_PORT, _FLOWS, SECONDS + 2 * _WARM, core=core) for core in cores]
+    time.sleep(_WARM)
+    begin, before = time.monotonic(), count()
     time.sleep(SECONDS)
-    end, after = time.monotonic(), bed.judged()
+    end, after = time.monotonic(), count()
     for load in loads:
         load.wait(timeout=20)
     rate = (after - before) / (end - begin)
     if rate < 1000:
-        raise BenchError(f"{rate:.0f} verdicts a second: the flood does not reach the queue")
+        raise BenchError(f"{rate:.0f} a second: the flood does not reach what is measured")
     return rate
 
 
 def flooded(more: str = "") -> float:
     with Bed() as bed:
         bed.agent(SERVED + more + FLOOD_RULE, core=1)
-        return _flood(bed, 0)
+        return flood(bed, 0)
 
 
 def flooded_through(bed: Bed) -> float:
     """Verdicts a second under the flood, of what serves the queue already."""
     bed.here.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {FLOOD_PORT} -j NFQUEUE --queue-num {QUEUE}")
-    return _flood(bed, 0)
+    return flood(bed, 0)
 
 
 def _flooded_peer(*argv: object) -> float:
@@ -90,7 +91,7 @@ def _fanned(queues: int) -> float:
     with Bed() as bed:
         agent = bed.agent(SERVED.replace(f"num = {QUEUE}", numbers) + FLOOD_RULE)
         agent.pin_workers()
-        return _flood(bed, 0, 1)
+        return flood(bed, 0, 1)
 
 
 def _queue(bed: Bed, protocol: str = "tcp") -> None:
