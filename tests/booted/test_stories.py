@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from story import File, Shell, steps
+from story import walk
 
 from booted.beside import FAR, serving
 from booted.container import Container, Layer
@@ -32,14 +32,4 @@ def test_a_reader_s_walk(neighboured: tuple[Path, ...], story: str, before: str)
     with Layer(*neighboured) as layer, Container(layer) as host:
         serving(host)
         host.shell(FAR + _OTHER + before, timeout=180)
-        ours = Shell(host.command(["bash"]))
-        others = Shell(host.command(["ip", "netns", "exec", "far", "bash"]))
-        try:
-            for step in steps(story):
-                if isinstance(step, File):
-                    host.write(step.path, step.text)
-                else:
-                    step.check(others.run if step.other else ours.run)
-        finally:
-            ours.close()
-            others.close()
+        walk(story, host.write, host.command(["bash"]), host.command(["ip", "netns", "exec", "far", "bash"]))

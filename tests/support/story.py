@@ -12,6 +12,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,16 @@ class Shell:
         self._process.wait(20)
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+
+def walk(story: str, write: Callable[[str, str], object], ours: Sequence[str], others: Sequence[str]) -> None:
+    """Do what a page says. write: puts a text into a file. ours, others: what starts the shells of the two hosts."""
+    with closing(Shell(ours)) as here, closing(Shell(others)) as there:
+        for step in steps(story):
+            if isinstance(step, File):
+                write(step.path, step.text)
+            else:
+                step.check(there.run if step.other else here.run)
 
 
 def _plain(text: str) -> str:
