@@ -110,11 +110,11 @@ def test_a_volume_that_is_mounted_read_only_is_not_writable(
     folder = tmp_path / "with space"
     (folder / "deep").mkdir(parents=True)
     folder.chmod(0o777)
-    mounts = tmp_path / "mountinfo"
+    table = tmp_path / "mountinfo"
     point = str(folder).replace(" ", "\\040")
-    mounts.write_text(f"1 0 8:1 / / rw - ext4 /dev/root rw\n2 1 0:5 / {point} {options} shared:1 - tmpfs none rw\n"
-                      f"3 1 0:6 / {point}er ro - tmpfs none rw\n")  # fmt: skip
-    monkeypatch.setattr(access, "_MOUNTS", str(mounts))
+    table.write_text(f"1 0 8:1 / / rw - ext4 /dev/root rw\n2 1 0:5 / {point} {options} shared:1 - tmpfs none rw\n"
+                     f"3 1 0:6 / {point}er ro - tmpfs none rw\n")  # fmt: skip
+    monkeypatch.setattr(access, "TABLE", str(table))
     assert access.writable_by_others(folder)
     assert access.writable_by_others(folder, folder / volume) is refused
 

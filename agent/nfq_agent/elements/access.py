@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Final
 
-_MOUNTS: Final = "/proc/self/mountinfo"
+from nfq_agent.mounts import TABLE, mounts
+
 _ANYBODY: Final = stat.S_IWOTH | stat.S_IWGRP
 
 
@@ -28,13 +28,9 @@ def _read_only(path: Path, volume: Path) -> bool:
     """Whether `path` is in a read-only mount whose mount point is `volume` or below it."""
     real, top = os.path.realpath(path), os.path.realpath(volume)
     found = "/", False
-    with open(_MOUNTS, errors="surrogateescape") as mounts:
-        for line in mounts:
-            # proc_pid_mountinfo(5). The last one of several at one place is in force.
-            words = line.split(" ")
-            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), words[4])
-            if _within(real, point) and len(point) >= len(found[0]):
-                found = point, "ro" in words[5].split(",")
+    for mount in mounts(Path(TABLE).read_bytes()):
+        if _within(real, mount.point) and len(mount.point) >= len(found[0]):
+            found = mount.point, mount.read_only
     return found[1] and _within(found[0], top)
 
 

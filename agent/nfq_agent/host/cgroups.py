@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from nfq_agent.host.time_share import TimeShare
+from nfq_agent.mounts import TABLE, mounts
 
 # A group that is not known costs a walk through all. Walks may take this share of the time, and so many seconds at once.
 _SHARE: Final = 0.25
@@ -26,11 +27,8 @@ def mounted() -> Path | None:
 
 
 def _mounted() -> Path | None:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if after.split()[:1] == ["cgroup2"]:
-            return Path(before.split()[4])
-    return None
+    found = (Path(mount.point) for mount in mounts(Path(TABLE).read_bytes()) if mount.kind == "cgroup2")
+    return next(found, None)
 
 
 def absence(path: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from nfq_agent.host.xtables.lock import lock_path
+from nfq_agent.mounts import TABLE, mounts
 
 _PROC: Final = Path("/proc")
 # The inode of the PID namespace that the kernel boots with (PROC_PID_INIT_INO, linux/proc_ns.h).
@@ -48,7 +49,7 @@ def _elsewhere() -> Iterator[int]:
 def _is_of_a_container() -> bool:
     """Whether this process has the network of the host, other process ids, and a lock that is not mounted from there."""
     with suppress(OSError):
-        mounted = {line.split()[4] for line in (_PROC / "self/mountinfo").read_text().splitlines()}
+        mounted = {mount.point for mount in mounts(Path(TABLE).read_bytes())}
         return (
             _FIRST_NETWORK.exists()
             and os.stat(_PROC / "self/ns/pid").st_ino != _FIRST_PIDS
