@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from nfq_agent.host.programs import ProgramFinder, program_of
 
 THIS = os.readlink("/proc/self/exe")
@@ -56,6 +58,8 @@ def test_a_search_takes_no_longer_than_it_may(tmp_path: Path) -> None:
 def test_its_process_keeps_nothing_open_and_ends_with_the_worker() -> None:
     code = """
 import os, socket
+import pytest
+
 from nfq_agent.host.programs import ProgramFinder
 kept = socket.socketpair()
 finder = ProgramFinder(None)
@@ -69,6 +73,31 @@ print(os.wait()[1])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "None None None\nb''\n0\n", done.stderr
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_worker_that_ends_before_it_has_read_an_answer_is_no_fault(answered: bool) -> None:
+    code = f"""
+import os, select, signal
+from pathlib import Path
+import pytest
+
+from nfq_agent.host.programs import ProgramFinder
+finder = ProgramFinder(None)
+(child,) = Path(f"/proc/self/task/{{os.getpid()}}/children").read_text().split()
+# The worker gives up: no answer comes.
+os.kill(int(child), signal.SIGSTOP)
+os.waitid(os.P_PID, int(child), os.WSTOPPED)
+print(finder.program(1, 1 << 62))
+if {answered}:
+    os.kill(int(child), signal.SIGCONT)
+    select.select([finder._end], [], [])
+finder.close()
+os.kill(int(child), signal.SIGCONT)
+print(os.waitpid(int(child), 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("None\n0\n", "")
 
 
 def test_searches_that_take_too_long_are_left_out() -> None:

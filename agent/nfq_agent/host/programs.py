@@ -7,6 +7,7 @@ all of /proc. What it cannot find out for sure is not known: it guesses nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
@@ -50,7 +51,9 @@ class ProgramFinder:
             _close_all_but(theirs.fileno())
             if user is not None:
                 become(user, keep)
-            _serve(theirs)
+            # The worker may end while a search runs, or before it has read an answer (unix_release_sock, net/unix/af_unix.c).
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                _serve(theirs)
 
         try:
             fork(life, ends_with_parent=True)
@@ -93,7 +96,7 @@ def _close_all_but(kept: int) -> None:
 
 
 def _serve(end: socket.socket) -> None:
-    """Answer until the other end is closed."""
+    """Answer until the other end is closed. Raises BrokenPipeError or ConnectionResetError if an answer is lost by that."""
     root = mounted()
     paths = CgroupPaths(root)
     while len(question := end.recv(_QUESTION.size)) == _QUESTION.size:
