@@ -25,8 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("booted")
-            # Building the first time takes its while.
-            item.add_marker(pytest.mark.timeout(600))
+            # Fixtures do not count: the first ones of a machine build roots and packages, each command with its timeout.
+            item.add_marker(pytest.mark.timeout(600, func_only=True))
 
 
 @pytest.fixture(scope="session", params=RELEASES, ids=lambda release: release.name)
