@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,46 @@ def test_what_cannot_be_read_is_refused(netns: Namespace, tmp_path: Path, verb: 
         )
         file.chmod(0o644)
     assert saved(netns) == before
+
+
+@pytest.mark.kernel
+def test_each_way_for_others_to_write_a_file_is_refused(netns: Namespace, tmp_path: Path) -> None:
+    """Another owner, an access list, a folder in which it can be replaced, and the same behind a link."""
+    open_folder = tmp_path / "open"
+    own = tmp_path / "own"
+    for folder in (open_folder, own):
+        folder.mkdir()
+    for file in (open_folder / "a.toml", own / "of-another.toml", own / "listed.toml", own / "good.toml"):
+        file.write_text(QUEUE)
+    (own / "link.toml").symlink_to(open_folder / "a.toml")
+    (own / "link-to-good.toml").symlink_to(own / "good.toml")
+    os.chown(own / "of-another.toml", 65534, 0)
+    # An entry that lets user 65534 write. The mask of such a list stands in the place of the group's rights (acl(5)).
+    entries = ((1, 6, -1), (2, 6, 65534), (4, 4, -1), (16, 6, -1), (32, 4, -1))
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", kind, rights, who & 0xFFFFFFFF) for kind, rights, who in entries)
+    os.setxattr(own / "listed.toml", "system.posix_acl_access", packed)
+    open_folder.chmod(0o777)
+
+    def refused(file: Path, what: Path, kind: str) -> None:
+        done = netns.run(*COMMAND, "check", "--config", str(file), check=False)
+        name = "" if kind == "file" else f"{file}: "
+        assert (done.returncode, done.stderr) == (
+            78,
+            f"{name}{what}: others may write to this {kind}; allowed: chown root {what}; chmod go-w {what}\n",
+        )
+
+    refused(own / "of-another.toml", own / "of-another.toml", "file")
+    refused(own / "listed.toml", own / "listed.toml", "file")
+    refused(open_folder / "a.toml", open_folder, "folder")
+    refused(own / "link.toml", open_folder, "folder")
+    open_folder.chmod(0o775)
+    refused(own / "link.toml", open_folder, "folder")
+    # In a folder with the sticky bit no user replaces the file of another, but the folder's owner.
+    open_folder.chmod(0o1777)
+    for file in (own / "link.toml", own / "link-to-good.toml"):
+        assert netns.run(*COMMAND, "check", "--config", str(file), check=False).returncode == 0
+    os.chown(open_folder, 65534, 0)
+    refused(own / "link.toml", open_folder, "folder")
 
 
 @pytest.mark.kernel

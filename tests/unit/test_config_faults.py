@@ -174,6 +174,20 @@ def test_a_list_that_cannot_be_read_or_that_others_may_write(tmp_path: Path) -> 
     assert "nets.txt: others may write to this file (line 5); allowed: chown root" in fault
 
 
+def test_a_list_in_a_folder_that_others_may_write(tmp_path: Path) -> None:
+    text = RULES + 'rule = [{ action = "drop", dst = "file:lists/nets.txt" }]\n'
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    (folder / "nets.txt").write_text("10.0.0.0/8\n")
+    for mode in (0o777, 0o775):
+        folder.chmod(mode)
+        (fault,) = faults(tmp_path, text)
+        assert f"nets.txt: others may write to its folder (line 5); allowed: chown root {folder}" in fault
+    # No user replaces the file of another there.
+    folder.chmod(0o1777)
+    assert load(tmp_path / "x.toml").element.keys() == {"allow"}
+
+
 def test_a_change_of_a_list_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "nets.txt"
     path.write_text("10.0.0.0/8\n")

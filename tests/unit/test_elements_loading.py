@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import py_compile
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -90,6 +91,44 @@ def test_a_file_that_others_may_write_is_not_run(write: Write, tmp_path: Path) -
     file.chmod(0o644)
     assert import_object("open_to_all:X") == 1
     assert ran.exists()
+
+
+def test_what_an_element_imports_is_refused_too_if_others_may_write_it(write: Write, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    text = f"open({str(ran)!r}, 'w').close()\nY = 1\n"
+    helper = write("helper_open_to_all", text)
+    write("imports_it", "from helper_open_to_all import Y as X\n")
+    write("catches_it", "try:\n    import helper_open_to_all\nexcept ImportError:\n    pass\nX = 1\n")
+    helper.chmod(0o666)
+    for name in ("imports_it", "catches_it"):
+        assert f"others may write to {helper}, which an element imports; allowed: chown root {helper}" in broken(f"{name}:X")
+    assert not ran.exists()
+    helper.chmod(0o644)
+    assert import_object("imports_it:X") == 1
+
+
+def test_a_package_whose_folder_others_may_write_is_refused(write: Write) -> None:
+    package = write("any", "").parent / "in_a_package"
+    package.mkdir(mode=0o755)
+    (package / "__init__.py").write_text("from in_a_package.part import X\n")
+    (package / "part.py").write_text("X = 1\n")
+    package.chmod(0o777)
+    assert f"others may write to {package}, which holds code of an element" in broken("in_a_package:X")
+    package.chmod(0o755)
+    (package / "part.py").chmod(0o666)
+    assert f"others may write to {package / 'part.py'}, which an element imports" in broken("in_a_package:X")
+    (package / "part.py").chmod(0o644)
+    assert import_object("in_a_package:X") == 1
+
+
+def test_compiled_code_that_others_may_write_is_refused(write: Write) -> None:
+    file = write("compiled_before", "X = 1\n")
+    compiled = Path(py_compile.compile(str(file), doraise=True) or "")
+    for open_to_all, mode in ((compiled, 0o666), (compiled.parent, 0o777)):
+        open_to_all.chmod(mode)
+        assert f"others may write to {open_to_all}, which" in broken("compiled_before:X")
+        open_to_all.chmod(0o755)
+    assert import_object("compiled_before:X") == 1
 
 
 def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:

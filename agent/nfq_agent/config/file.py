@@ -19,7 +19,7 @@ from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError
 from nfq_agent.config.problems import cross_faults
 from nfq_agent.config.source import Source
 from nfq_agent.config.wording import model_faults
-from nfq_agent.elements.access import writable_by_others
+from nfq_agent.elements.access import open_folder, writable_by_others
 from nfq_agent.elements.loading import CodeError, look_in
 
 DEFAULT_PATH: Final = Path("/etc/nfq-agent/nfq-agent.toml")
@@ -157,6 +157,8 @@ def _read(path: Path, source: Source) -> dict[str, Any]:
     try:
         if writable_by_others(path, path.parent):
             raise ConfigError([_open_to_others(path, "file")])
+        if (folder := open_folder(path, path.parent)) is not None:
+            raise ConfigError([f"{path}: {_open_to_others(folder, 'folder')}"])
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}; allowed: a readable TOML file"]) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from nfq_agent.config.geo import GeoFiles, Stamp, database
+from nfq_agent.elements.access import open_folder
 
 F = TypeVar("F", bound=IO[Any])
 _RESOLV = Path("/etc/resolv.conf")
@@ -114,6 +115,8 @@ def _owned(path: Path, file: F) -> Iterator[F]:
         state = os.fstat(file.fileno())
         if state.st_mode & (stat.S_IWOTH | stat.S_IWGRP) or state.st_uid not in (0, os.geteuid()):
             raise ValueError(f"{path}: others may write to this file; allowed: chown root {path}; chmod go-w {path}")
+        if (folder := open_folder(path, path.parent)) is not None:
+            raise ValueError(f"{path}: others may write to its folder; allowed: chown root {folder}; chmod go-w {folder}")
         yield file
 
 

@@ -24,6 +24,20 @@ def writable_by_others(path: Path, volume: Path | None = None) -> bool:
     return bool(state.st_mode & _ANYBODY) and not (volume is not None and _read_only(path, volume))
 
 
+def open_folder(path: Path, volume: Path | None = None) -> Path | None:
+    """The folder through which another user may put a file of his own in the place of this one; None if there is none.
+
+    It is the folder of the file, or of what a link leads to. In one with the sticky bit no user replaces the file of another.
+    volume: as for `writable_by_others`. Raises OSError.
+    """
+    for folder in dict.fromkeys((path.parent, Path(os.path.realpath(path)).parent)):
+        state = folder.stat()
+        sticky = state.st_mode & stat.S_ISVTX and state.st_uid in (0, os.geteuid())
+        if not sticky and writable_by_others(folder, volume):
+            return folder
+    return None
+
+
 def _read_only(path: Path, volume: Path) -> bool:
     """Whether `path` is in a read-only mount whose mount point is `volume` or below it."""
     real, top = os.path.realpath(path), os.path.realpath(volume)

@@ -11,11 +11,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Final, NamedTuple
 
-from nfq_agent.elements.access import writable_by_others
+from nfq_agent.elements.access import open_folder, writable_by_others
 
 _OURS: Final = "nfq_agent"
 # Seconds that the import of an element may take; less than the watchdog of the service allows. When one has taken longer,
@@ -76,7 +79,7 @@ def import_object(path: str) -> object:
     sys.dont_write_bytecode = True
     try:
         _refuse_what_others_write(module)
-        with _bounded(), interruptible():
+        with _bounded(), interruptible(), _guarded():
             found = getattr(importlib.import_module(module), name)
     except (CodeError, Interrupted):
         raise
@@ -165,10 +168,44 @@ def _refuse_what_others_write(module: str) -> None:
         return
     origin = Path(spec.origin)
     if writable_by_others(origin, origin.parent):
-        raise CodeError(
-            f"others may write to {spec.origin}, which holds this element; "
-            f"allowed: chown root {spec.origin}; chmod go-w {spec.origin}"
-        )
+        raise CodeError(_open_to_others(origin, "which holds this element"))
+
+
+def _open_to_others(path: Path, what: str) -> str:
+    return f"others may write to {path}, {what}; allowed: chown root {path}; chmod go-w {path}"
+
+
+class _Guard(MetaPathFinder):
+    """Finds nothing itself, and refuses what others may write: each module in a folder of elements, its compiled form, and the
+    folders of both."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        """Raises CodeError."""
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.origin is None or not spec.has_location:
+            return
+        origin = Path(spec.origin)
+        volume = next((folder for folder in _folders if folder in origin.parents), None)
+        if volume is None:
+            return
+        compiled = Path(spec.cached) if spec.cached is not None else origin
+        for file in (origin, compiled):
+            if not file.exists():
+                continue
+            if writable_by_others(file, volume):
+                raise CodeError(_open_to_others(file, "which an element imports"))
+            if (folder := open_folder(file, volume)) is not None:
+                raise CodeError(_open_to_others(folder, "which holds code of an element"))
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[None]:
+    guard = _Guard()
+    sys.meta_path.insert(0, guard)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(guard)
 
 
 def _remember(module: str) -> None:
