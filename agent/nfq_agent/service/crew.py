@@ -93,11 +93,7 @@ class Crew:
             self._coming = list(workers)
             queues = [worker for worker in heirs if isinstance(worker, QueueWorker)]
             beside = [worker for worker in workers if worker not in queues]
-            for worker in beside:
-                worker.start()
-            for worker in beside:
-                worker.wait_ready(self._beat)
-            hand_over(queues, self._store, self._log, self._beat)
+            hand_over(queues, self._store, self._log, self._beat, beside)
         except BaseException:
             for worker in workers:
                 worker.stop()

@@ -21,14 +21,16 @@ _STOPS_WITHIN: Final = 1.0
 _ENDS_WITHIN: Final = 5.0
 
 
-def hand_over(queues: Sequence[QueueWorker], store: Store, log: Log, beat: Callable[[], None]) -> None:
+def hand_over(
+    queues: Sequence[QueueWorker], store: Store, log: Log, beat: Callable[[], None], beside: Sequence[Worker] = ()
+) -> None:
     """Start a process for each of these and let it serve in place of the predecessor's. Raises WorkerError, QueueError, OSError.
 
-    If one cannot be prepared, no predecessor was told anything.
+    beside: others that are started together with them. If one cannot be prepared, no predecessor was told anything.
     """
     # A queue whose settings change has to be without a reader meanwhile; it comes last, when nothing else can fail.
     ready = [worker for worker in queues if worker.fits]
-    _Handover(ready, store, log, beat).run()
+    _Handover(ready, store, log, beat).run(beside)
     for worker in queues:
         if worker not in ready:
             _change(worker, store, log, beat)
@@ -55,11 +57,16 @@ class _Handover:
         self._beat = beat
         self._succession = Succession({number: worker.predecessor is not None for number, worker in self._workers.items()})
 
-    def run(self) -> None:
+    def run(self, beside: Sequence[Worker]) -> None:
         """All of it. Raises WorkerError, OSError."""
+        # Packets wait where a predecessor was killed: all prepare at the same time, those of queues begin.
         for worker in self._workers.values():
             worker.waits = True
             worker.start()
+        for other in beside:
+            other.start()
+        for other in beside:
+            other.wait_ready(self._beat)
         for number, worker in self._workers.items():
             try:
                 worker.wait_ready(self._beat)
