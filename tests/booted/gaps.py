@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 TOP = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TOP), str(TOP / "support")]
@@ -34,11 +36,11 @@ from booted.nspawn import until  # noqa: E402  # found by the path above
 from booted.packages import packages  # noqa: E402  # found by the path above
 from booted.peers import main_pid, restarted  # noqa: E402  # found by the path above
 from booted.roots import RELEASES, Release, base_root  # noqa: E402  # found by the path above
-from booted.test_packages import higher  # noqa: E402  # found by the path above
 from booted.test_restart import PROXY, UDP, configured, queue, worker  # noqa: E402  # found by the path above
 
-# Version 0.1.0, which cannot hand anything over: from it and to it the service is stopped and started.
-_BEFORE: Final = "2320488"
+# Packages of other commits, by the name of their file. The first hands over as this one does. The second is version 0.1.0, which
+# cannot hand anything over: from it and to it the service is stopped and started.
+_EARLIER: Final = {"earlier.deb": "f6328cb", "before.deb": "2320488"}
 _ELEMENT: Final = """
 from nfq_agent import Action, PacketElement, Verdict
 class Seen(PacketElement):
@@ -94,7 +96,8 @@ def in_turn(*names: str) -> Callable[[Container], None]:
 def kill(host: Container, also: Callable[[Container], str] = lambda _: "") -> None:
     """Kill the main process and these."""
     pid = main_pid(host)
-    host.shell(f"kill -KILL {pid} {also(host)}")
+    # One that has ended with another is no fault.
+    host.shell(f"kill -KILL {pid} {also(host)} || true")
     # To ask again and again takes processor time from what is measured.
     time.sleep(1)
     restarted(host, pid)
@@ -109,16 +112,36 @@ def kinds(flags: argparse.Namespace, backend: str, this: str) -> list[Kind]:
     """What is done with a backend."""
     found = [
         Kind("restarts", flags.restarts, restart),
-        Kind("upgrades", flags.upgrades, in_turn("higher.deb", this)),
+        Kind("upgrades from an earlier commit and back", flags.upgrades, in_turn("earlier.deb", this)),
         Kind("kills of the main process", flags.kills // 2, kill),
         Kind("kills of main process and worker", flags.kills // 2, lambda host: kill(host, lambda host: str(worker(host)))),
         Kind("kills of all processes", flags.kills // 10, lambda host: kill(host, everything), cuts=True),
     ]
     if backend == "legacy":
         found.append(
-            Kind("upgrades from 0.1.0 and back", flags.upgrades, in_turn("before.deb", this), hands_over=False, cuts=True)
+            Kind(
+                "upgrades from 0.1.0 (before) and back", flags.upgrades, in_turn("before.deb", this), hands_over=False, cuts=True
+            )
         )
     return [kind for kind in found if any(word in kind.name for word in flags.kinds.split(","))]
+
+
+class Parts(NamedTuple):
+    """Of an event, in milliseconds: until systemd started the program, until it served, and of that time how long the main
+    process ran and how long it waited for a processor (schedstat of proc(5))."""
+
+    started: float
+    served: float
+    ran: float
+    waited: float
+
+
+def parts(host: Container, began: float) -> Parts:
+    """Of the event that began at a time of the monotonic clock."""
+    names = ("ExecMainStartTimestampMonotonic", "ActiveEnterTimestampMonotonic")
+    started, served = (int(host.show("nfq-agent", name)) / 1e3 for name in names)
+    ran, waited, _ = map(int, host.shell(f"cat /proc/{main_pid(host)}/schedstat").split())
+    return Parts(started - began * 1e3, served - started, ran / 1e6, waited / 1e6)
 
 
 def counted(host: Container) -> Mapping[str, int]:
@@ -137,19 +160,22 @@ def measure(host: Container, kind: Kind, flags: argparse.Namespace) -> bool:
     """Print a line for a kind. Whether its counts are right."""
     host.shell("iptables-legacy -Z OUTPUT")
     before = queue(host)["uninspected"]
-    traffic = Numbered(host, flags.rate, "python3")
-    connections = Connections(host, 8080, flags.connections, "python3")
+    # Should an event take long, the traffic is there to its end.
+    bound = flags.seconds + 60
+    traffic = Numbered(host, flags.rate, "python3", bound)
+    connections = Connections(host, 8080, flags.connections, "python3", flags.pause, bound)
     began = time.monotonic()
-    done = 0
-    while done < kind.count and time.monotonic() - began < flags.seconds:
+    found: list[Parts] = []
+    while (done := len(found)) < kind.count and (since := time.monotonic()) - began < flags.seconds:
         kind.event(host)
-        done += 1
+        found.append(parts(host, since))
         traffic.divide()
     took = time.monotonic() - began
     talk, flow = connections.end(), traffic.end()
     by_rules, status = counted(host), queue(host)
     full, unread = dropped(host)
     uninspected = status["uninspected"] - before if kind.hands_over else status["uninspected"]
+    medians = zip(Parts._fields, map(statistics.median, zip(*found, strict=True)), strict=True)
     right = done == kind.count and is_right(kind, flow, talk, by_rules["judged"], uninspected, flags.connections)
     worst = sorted(flow.divided[:done]) or [0.0]
     print(
@@ -158,7 +184,9 @@ def measure(host: Container, kind: Kind, flags: argparse.Namespace) -> bool:
         f"{flow.lost} lost (queue full {full}, unread {unread}), {flow.full} without room at the receiver; waits "
         f"{flow.most:.1f} ms (99th percentile of all), the longest of an event {worst[len(worst) // 2]:.1f} ms (median), "
         f"{worst[len(worst) * 99 // 100]:.1f} ms (99th percentile), {worst[-1]:.1f} ms (worst); {talk.unbroken} of "
-        f"{flags.connections} connections kept, {talk.failed} of {talk.others} short ones failed",
+        f"{flags.connections} connections kept, {talk.failed} of {talk.others} short ones failed; median of an event: "
+        f"{', '.join(f'{name} {median:.0f} ms' for name, median in medians)}; "
+        f"load {os.getloadavg()[0]:.0f}",
         flush=True,
     )
     return right
@@ -187,6 +215,8 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("restarts", "upgrades", "kills"):
         parser.add_argument(f"--{name}", type=int, help="else --rounds, of upgrades a fifth")
+    parser.add_argument("--pause", type=float, default=0.2, help="seconds between two exchanges of a connection (%(default)s)")
+    parser.add_argument("--deb", type=Path, help="a package, else that of this tree is built")
     parser.add_argument("--backends", default="legacy,owned")
     parser.add_argument("--kinds", default="restarts,upgrades,kills", help="words of their names")
     flags = parser.parse_args()
@@ -196,18 +226,22 @@ def arguments() -> argparse.Namespace:
     return flags
 
 
-def install_all(host: Container, release: Release, folder: Path) -> str:
-    """This version is installed; in /root are one of a higher number and the one before too. The name of this one's file."""
-    built = packages(release)
-    shutil.copy(built.deb, folder)
-    host.run("sh", "-c", f"apt-get install -y /root/{built.deb.name} 2>&1", timeout=300)
+def install_all(host: Container, release: Release, folder: Path, wanted: list[str], given: Path | None) -> str:
+    """Install this version, or the package that is given, and put the earlier ones that are wanted beside it in /root.
+
+    Returns the name of its file.
+    """
+    deb = packages(release).deb if given is None else given
+    shutil.copy(deb, folder)
+    host.run("sh", "-c", f"apt-get install -y /root/{deb.name} 2>&1", timeout=300)
     host.write("/etc/systemd/system/nfq-agent.service.d/limits.conf", "[Unit]\nStartLimitIntervalSec=0\n")
     host.write("/etc/nfq-agent/elements/seen.py", _ELEMENT)
-    higher(host, "9.0.0~test", Path())
-    with source_of(_BEFORE) as source:
-        shutil.copy(packages(release, top=source).deb, folder / "before.deb")
+    for name, commit in _EARLIER.items():
+        if name in wanted:
+            with source_of(commit) as source:
+                shutil.copy(packages(release, top=source).deb, folder / name)
     host.shell(_COUNT)
-    return built.deb.name
+    return deb.name
 
 
 def main() -> int:
@@ -216,7 +250,9 @@ def main() -> int:
     release = next(each for each in RELEASES if each.name == flags.release)
     right = True
     with Layer(base_root(release)) as layer, Container(layer) as host:
-        this = install_all(host, release, layer.root / "root")
+        words = flags.kinds.split(",")
+        wanted = [name for name in _EARLIER if "upgrades" in words or name.removesuffix(".deb") in words]
+        this = install_all(host, release, layer.root / "root", wanted, flags.deb)
         for backend in flags.backends.split(","):
             text = UDP.format(backend=backend).replace("max_len", 'elements = ["seen:Seen"]\nmax_len')
             configured(host, text + PROXY)

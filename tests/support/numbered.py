@@ -34,15 +34,15 @@ hooks = ["output"]
 family = "inet"
 udp_ports = [11000]
 """
-# Sends numbers, RATE a second, to a receiver of its own, until its standard input ends, 120 s at most. Prints how many it sent,
+# Sends numbers, RATE a second, to a receiver of its own, until its standard input ends, SECONDS at most. Prints how many it sent,
 # how many came, how many found no room in the receiver's buffer (SO_MEMINFO), the longest time on the way and its 99th
 # percentile in milliseconds, and the longest of what was sent between one line of the standard input and the next. The time on
 # the way ends when the kernel has the datagram for the receiver (SO_TIMESTAMPNS): how long the receiver waits for a processor
-# does not count, nor does the sender wait for one, if it may say so. argv: rate.
+# does not count, nor does the sender wait for one, if it may say so. argv: rate, seconds.
 _SENDER: Final = """
 import array, os, select, socket, struct, sys, time
 SO_RCVBUFFORCE, SO_TIMESTAMPNS, SO_MEMINFO = 33, 35, 55
-rate = float(sys.argv[1])
+rate, most = float(sys.argv[1]), float(sys.argv[2])
 receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
 receiver.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
@@ -50,7 +50,7 @@ receiver.bind(("127.0.0.1", 11000))
 receiver.settimeout(3)
 told, tell = os.pipe()
 def receive():
-    waits, got, parts = array.array("d"), bytearray(120 * int(rate) + 1000), {}
+    waits, got, parts = array.array("d"), bytearray(int(most * rate) + 1000), {}
     while True:
         try:
             data, control, _, _ = receiver.recvmsg(64, 64)
@@ -87,7 +87,7 @@ began = time.monotonic()
 number = part = 0
 # On a quick machine the end may be asked for at once.
 ends = False
-while time.monotonic() - began < 120 and not (ends and number >= 160):
+while time.monotonic() - began < most and not (ends and number >= 160):
     if not ends and select.select([0], [], [], 0)[0]:
         lines = os.read(0, 1024)
         ends = not lines
@@ -131,8 +131,10 @@ class Flow(NamedTuple):
 class Numbered:
     """A flow of numbered datagrams to port 11000, and what happened to it."""
 
-    def __init__(self, host: Host, rate: int, python: str = PYTHON) -> None:
-        self._process = host.start(python, "-c", _SENDER, str(rate), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, host: Host, rate: int, python: str = PYTHON, seconds: float = 120) -> None:
+        """seconds: after which it ends by itself."""
+        words = (python, "-c", _SENDER, str(rate), str(seconds))
+        self._process = host.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "sending\n"
 
@@ -181,12 +183,12 @@ async def main():
     server.close()
 asyncio.run(main())
 """
-# Keeps COUNT connections that exchange a line each 20 ms, opens a new one each 5 ms that exchanges one line, until its standard
-# input ends. Prints how many of the first are unbroken, how many of the second there were, how many failed, and the longest
-# exchange in milliseconds. argv: port, count.
+# Keeps COUNT connections that exchange a line each PAUSE seconds, opens a new one each 5 ms that exchanges one line, until its
+# standard input ends, SECONDS at most. Prints how many of the first are unbroken, how many of the second there were, how many
+# failed, and the longest exchange in milliseconds. argv: port, count, pause, seconds.
 _CLIENTS: Final = """
 import asyncio, sys, time
-port, count = int(sys.argv[1]), int(sys.argv[2])
+port, count, pause, most = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
 over = False
 longest = 0.0
 async def exchange(reader, writer):
@@ -201,7 +203,7 @@ async def lasting():
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while not over:
         await exchange(reader, writer)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause)
     writer.close()
 async def short():
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -214,7 +216,7 @@ async def main():
     print("talking", flush=True)
     end = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     began = time.monotonic()
-    while not end.done() and time.monotonic() - began < 120:
+    while not end.done() and time.monotonic() - began < most:
         second.append(asyncio.create_task(short()))
         await asyncio.sleep(0.005)
     over = True
@@ -239,13 +241,15 @@ class Talk(NamedTuple):
 class Connections:
     """Connections that last, and short ones, to an echoing server in the namespace."""
 
-    def __init__(self, host: Host, port: int, count: int, python: str = PYTHON) -> None:
+    def __init__(
+        self, host: Host, port: int, count: int, python: str = PYTHON, pause: float = 0.02, seconds: float = 120
+    ) -> None:
+        """pause: between two exchanges of one that lasts. seconds: after which no new ones are opened, and all end."""
         self._server = host.start(python, "-c", _ECHO, str(port), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == "listening\n"
-        self._process = host.start(
-            python, "-c", _CLIENTS, str(port), str(count), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        words = (python, "-c", _CLIENTS, str(port), str(count), str(pause), str(seconds))
+        self._process = host.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "talking\n"
 
