@@ -18,6 +18,9 @@ cdef class Answering:
     # Whether `now` has to be set before each look: seconds since the epoch (Packet.time).
     cdef bint timed
     cdef double now
+    # Whether `mark` has to be set before each look: of the packet.
+    cdef bint marked
+    cdef uint32_t mark
 
     cdef int index_of(self, verdict) except -1
     cdef void start_turn(self, double now) noexcept

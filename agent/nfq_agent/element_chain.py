@@ -129,7 +129,8 @@ class ElementChain:
         if places != list(range(len(places))):
             return None
         deciding, amending = ([e for e in group if e not in self._steps] for group in (self._deciding, self._amending))
-        return foresight_of(deciding, amending, self._default, self.context.flows, self.context.decisions)
+        lasts = self._default_lasting and self._amended_lasting and not self._changes
+        return foresight_of(deciding, amending, self._default, self.context.flows, self.context.decisions, lasts)
 
     def compiled_beside(self, table: FlowTable, monitor: bool, own_lines: Collection[str] | None, whole: bool) -> Compiled | None:
         """The elements that follow no flow in their compiled form, beside `table`; None where that is not possible.

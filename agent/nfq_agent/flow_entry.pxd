@@ -30,6 +30,7 @@ cdef enum:
     K_NEW = 120
     # A connection that no element was shown yet: how far it is, and what is known besides. Of the client's bytes that are kept,
     # O_FIRST: they are the first message. O_EARLIER: another connection with the same five-tuple was before it.
+    # O_OFFLOADED: the kernel was told to keep the verdict, so that packets that still come are shown.
     O_SYN = 1
     O_ANSWERED = 2
     O_HTTP = 3
@@ -40,6 +41,7 @@ cdef enum:
     O_ENDED = 16
     O_FIRST = 32
     O_EARLIER = 64
+    O_OFFLOADED = 128
 
 
 cdef struct Request:

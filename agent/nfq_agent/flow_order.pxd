@@ -1,15 +1,22 @@
-"""The order of the flows by their last packet, in two lists: half-open flows and settled ones. Pure."""
+"""The order of the flows by their last packet, in three lists: half-open flows, settled ones, and those whose verdict the kernel keeps. Pure."""
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
 
 from .flow_entry cimport Entry
 
 
+cdef enum:
+    HALF_OPEN = 0
+    SETTLED = 1
+    OFFLOADED = 2
+    KINDS = 3
+
+
 cdef struct Order:
-    # Of the half-open flows and of the settled ones: how many, and the ends of the list.
-    uint32_t number[2]
-    uint32_t oldest[2]
-    uint32_t newest[2]
+    # Of each kind of flow: how many, and the ends of the list.
+    uint32_t number[KINDS]
+    uint32_t oldest[KINDS]
+    uint32_t newest[KINDS]
 
 
 cdef inline void detach(Entry *entries, Order *order, uint32_t place) noexcept nogil:
@@ -49,3 +56,19 @@ cdef inline void refresh(Entry *entries, Order *order, uint32_t place, uint8_t k
     detach(entries, order, place)
     entry.kind = kind
     append(entries, order, place)
+
+
+cdef inline uint32_t to_forget(const Entry *entries, const Order *order, bint full, uint32_t share, uint32_t before) noexcept nogil:
+    """The flow that makes room for a new one, half-open as all are at first; 0 if none has to go.
+
+    share: half-open flows that a full table may have. before: a flow whose last packet came before this tick is too old.
+    """
+    cdef uint32_t half = order.oldest[HALF_OPEN], kept = order.oldest[OFFLOADED], settled = order.oldest[SETTLED]
+    if half and ((full and order.number[HALF_OPEN] + 1 > share) or <int32_t>(entries[half].last - before) < 0):
+        return half
+    # The kernel does not ask about it again.
+    if kept and (full or <int32_t>(entries[kept].last - before) < 0):
+        return kept
+    if settled and (full or <int32_t>(entries[settled].last - before) < 0):
+        return settled
+    return half if full else 0

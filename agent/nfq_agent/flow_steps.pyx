@@ -47,6 +47,7 @@ cdef class FlowSteps(Steps):
 
     cdef void start_turn(self, double now) noexcept:
         self.table.start_turn(now)
+        self.marked = self.table.marked
 
     cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil:
         cdef View view
@@ -63,6 +64,7 @@ cdef class FlowSteps(Steps):
                 if self.table.shows or not self.table.note(packet, copied, length):
                     return self._left()
                 return self._answered(&view, index)
+        self.table.mark = self.mark
         index = self.table.look(packet, copied, length, ready)
         if index == ASK:
             return self._left()

@@ -31,6 +31,8 @@ cdef class FlowTable(Answering):
     cdef public bint shows_openings
     # Whether a packet has to be shown that may tell more of its flow than is known: of one that is accepted, and of others.
     cdef bint shows, shows_denied
+    # The index of the verdict on a first message that is accepted: ACCEPT, or one that the kernel keeps.
+    cdef uint8_t lasting
 
     cdef bint note(self, const uint8_t *packet, size_t copied, size_t length) noexcept nogil
     cdef void start_turn(self, double now) noexcept
@@ -46,6 +48,6 @@ cdef class FlowTable(Answering):
     cdef uint32_t _find(self, const uint8_t *key, uint32_t hashed) noexcept nogil
     cdef uint32_t _add(self, const uint8_t *key, uint32_t hashed) except 0
     cdef void _see(self, uint32_t place, bint down, size_t length) noexcept nogil
-    cdef bint _make_room(self)
+    cdef void _unlink(self, uint32_t place) noexcept nogil
     cdef object _account(self, Entry *entry)
     cdef void _evict(self, uint32_t place)

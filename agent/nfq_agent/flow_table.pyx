@@ -11,11 +11,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from .answering cimport Answering
-from .expected cimport drop_request, expect, heard_of, opening_of, passes_settled
-from .flow_entry cimport ASK, K_NEW, K_REQUEST, O_EARLIER, O_HTTP, O_SYN, O_TLS, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry
+from .expected cimport LONGEST_REQUEST, drop_request, expect, heard_of, opening_of, passes_settled
+from .flow_entry cimport ASK, K_NEW, K_REQUEST, O_EARLIER, O_HTTP, O_OFFLOADED, O_SYN, O_TLS, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry
 from .flow_key cimport ends_of, hash_of, key_of
 from .host_name cimport LONGEST_NAME
-from .flow_order cimport append, detach, refresh
+from .flow_order cimport HALF_OPEN, KINDS, OFFLOADED, SETTLED, append, detach, refresh, to_forget
 from .http_head cimport host_of_request
 from .openings cimport Openings
 from .plain_packet cimport F_ACK, F_SYN, KEY, P_TCP, Segment, read_plain
@@ -24,13 +24,11 @@ from .unshown cimport begin, from_syn, is_first, is_plain_syn, may_read, passes,
 
 from nfq_agent.flow import Account, Flow, Heard, Opening
 from nfq_agent.packet import FiveTuple
-from nfq_agent.verdict import WOULD_DROP, Action
+from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action
 
 cdef enum:
     # A flow that was not answered and sent fewer packets than this is half open, as all flows of a flood from spoofed addresses are.
     SETTLED_BY = 3
-    HALF_OPEN = 0
-    SETTLED = 1
     BOTH = 3
     ACCEPTS = 0  # the index of ACCEPT
 
@@ -113,9 +111,15 @@ cdef class FlowTable(Answering):
         cdef uint32_t place = self._find(key, hash_of(key, self.seed))
         return <object>self.entries[place].flow if place and self.entries[place].flow != NULL else None
 
-    def judge_openings(self, Openings openings not None):
-        """Answer to new connections by these answers, without a Flow, as long as they say nothing else."""
+    def judge_openings(self, Openings openings not None, lasting=ACCEPT):
+        """Answer to new connections by these answers, without a Flow, as long as they say nothing else.
+
+        lasting: the verdict on a first message that is accepted, of a packet without a mark. Where it is no plain accept, the
+        kernel keeps it, and what comes behind that is shown.
+        """
         self.openings = openings
+        self.lasting = self.index_of(lasting)
+        self.marked = self.lasting != ACCEPTS
 
     def settle(self, unsigned int watch, flow, verdict):
         """What of the flow that was observed last has to be looked at, and the verdict of every other packet of it.
@@ -137,12 +141,13 @@ cdef class FlowTable(Answering):
             expect(entry, flow.expects)
         entry.client = key_of(flow.origin, key) == <bint>flow.origin_is_client
 
-    def look_up(self, const uint8_t[::1] packet not None, size_t length, double now, bint ready=True):
+    def look_up(self, const uint8_t[::1] packet not None, size_t length, double now, bint ready=True, uint32_t mark=0):
         """The verdict on a packet that need not be looked at, and counts it; None where the chain has to be asked.
 
         length: bytes of the packet before it was cut. ready: its checksum is that of its bytes, and not filled in by an offload.
         """
         self.start_turn(now)
+        self.mark = mark
         cdef uint8_t index = self.look(&packet[0], packet.shape[0], length, ready) if packet.shape[0] else ASK
         return None if index == ASK else self.verdicts[index]
 
@@ -155,7 +160,7 @@ cdef class FlowTable(Answering):
         cdef uint32_t idle = <uint32_t>(self.max_idle * 16), place, kind
         cdef list found
         self.tick = <uint32_t>(now * 16)
-        for kind in (HALF_OPEN, SETTLED):
+        for kind in range(KINDS):
             while most and (place := self.order.oldest[kind]) and self.tick - self.entries[place].last > idle:
                 self._evict(place)
                 most -= 1
@@ -173,7 +178,7 @@ cdef class FlowTable(Answering):
         """All flows, each with its account."""
         cdef uint32_t place, kind
         cdef list found = []
-        for kind in (HALF_OPEN, SETTLED):
+        for kind in range(KINDS):
             place = self.order.oldest[kind]
             while place:
                 if self.entries[place].flow != NULL:
@@ -188,7 +193,7 @@ cdef class FlowTable(Answering):
         """
         cdef uint32_t place, kind
         cdef list found = []
-        for kind in (HALF_OPEN, SETTLED):
+        for kind in range(KINDS):
             place = self.order.oldest[kind]
             while place and most:
                 if self.entries[place].unshown:
@@ -213,6 +218,7 @@ cdef class FlowTable(Answering):
         cdef uint8_t key[KEY]
         cdef Segment segment
         cdef uint32_t place
+        cdef uint8_t index
         cdef Entry *entry
         if not read_plain(packet, copied, length, key, &segment):
             return ASK
@@ -223,20 +229,20 @@ cdef class FlowTable(Answering):
         if self.shows if entry.verdict == ACCEPTS else self.shows_denied:
             if entry.unshown or entry.known & K_REQUEST or (entry.watch & W_REQUEST and segment.size):
                 return ASK
-        if entry.unshown:
-            if from_syn(entry, &segment):
-                return self._open(key, place, packet, length, &segment, ready)
-            if is_first(entry, &segment):
-                if not self._read_first(place, packet, length, &segment, ready):
-                    return ASK
-            elif not passes(entry, packet, length, &segment, ready, &self.kept, ROOM):
+        index = entry.verdict
+        if entry.unshown == 0:
+            if not passes_settled(entry, packet, length, &segment, ready, &self.kept, ROOM):
                 return ASK
-            self._see(place, segment.down, length)
-            return entry.verdict
-        if not passes_settled(entry, packet, length, &segment, ready, &self.kept, ROOM):
+        elif from_syn(entry, &segment):
+            return self._open(key, place, packet, length, &segment, ready)
+        elif is_first(entry, &segment):
+            if not self._read_first(place, packet, length, &segment, ready):
+                return ASK
+            index = self.lasting
+        elif entry.unshown & O_OFFLOADED or not passes(entry, packet, length, &segment, ready, &self.kept, ROOM):
             return ASK
         self._see(place, segment.down, length)
-        return entry.verdict
+        return index
 
     cdef bint note(self, const uint8_t *packet, size_t copied, size_t length) noexcept nogil:
         """Count a packet that was judged without its flow. False for one that is not plain."""
@@ -281,6 +287,10 @@ cdef class FlowTable(Answering):
         cdef uint8_t state = O_TLS
         cdef size_t size = 0
         cdef uint32_t stamp
+        if self.mark and self.lasting != ACCEPTS:
+            return False
+        while self.kept + LONGEST_REQUEST > ROOM and self.order.oldest[OFFLOADED]:
+            self._unlink(self.order.oldest[OFFLOADED])
         if not may_read(entry, packet, length, segment, ready, &stamp, self.kept, ROOM):
             return False
         if not name_of_hello(data, segment.size, name, &size):
@@ -295,6 +305,8 @@ cdef class FlowTable(Answering):
         entry.request = NULL
         if not read_first(entry, state, segment, data, stamp, name, size, &self.kept):
             return False
+        if self.lasting != ACCEPTS:
+            entry.unshown |= O_OFFLOADED
         self.openings.keep(entry.key, entry.client, entry.seen == BOTH, self.tick)
         return True
 
@@ -324,10 +336,12 @@ cdef class FlowTable(Answering):
 
     cdef uint32_t _add(self, const uint8_t *key, uint32_t hashed) except 0:
         """A new entry. Makes room first: two entries at most, so that a turn is never long."""
-        cdef uint32_t place, bucket = hashed & self.mask
+        cdef uint32_t place, bucket = hashed & self.mask, before = self.tick - <uint32_t>(self.max_idle * 16)
         cdef Entry *entry
-        if self._make_room():
-            self._make_room()
+        for _ in range(2):
+            place = to_forget(self.entries, &self.order, self.size >= self.limit, max(1, self.limit // 8), before)
+            if place:
+                self._evict(place)
         if self.unused:
             place = self.unused
             self.unused = self.entries[place].next
@@ -346,22 +360,6 @@ cdef class FlowTable(Answering):
         append(self.entries, &self.order, place)
         return place
 
-    cdef bint _make_room(self):
-        """Forget one flow, if one is too old or the table is full. Returns whether it did."""
-        cdef uint32_t idle = <uint32_t>(self.max_idle * 16), share = max(1, self.limit // 8)
-        cdef uint32_t half = self.order.oldest[HALF_OPEN], settled = self.order.oldest[SETTLED]
-        cdef bint full = self.size >= self.limit
-        # The flow that is to come is half open too.
-        if half and ((full and self.order.number[HALF_OPEN] + 1 > share) or self.tick - self.entries[half].last > idle):
-            self._evict(half)
-        elif settled and (full or self.tick - self.entries[settled].last > idle):
-            self._evict(settled)
-        elif half and full:
-            self._evict(half)
-        else:
-            return False
-        return True
-
     cdef void _see(self, uint32_t place, bint down, size_t length) noexcept nogil:
         """Count a packet of an entry."""
         cdef Entry *entry = &self.entries[place]
@@ -369,21 +367,29 @@ cdef class FlowTable(Answering):
         entry.counted[down] += 1
         entry.bytes[down] += length
         entry.seen |= 2 if down else 1
-        refresh(
-            self.entries, &self.order, place, SETTLED if entry.packets >= SETTLED_BY or entry.seen == BOTH else HALF_OPEN, self.tick
-        )
+        cdef uint8_t kind = SETTLED if entry.packets >= SETTLED_BY or entry.seen == BOTH else HALF_OPEN
+        refresh(self.entries, &self.order, place, OFFLOADED if entry.unshown & O_OFFLOADED else kind, self.tick)
 
     cdef void _evict(self, uint32_t place):
         cdef Entry *entry = &self.entries[place]
-        cdef uint32_t *link = &self.buckets[entry.hashed & self.mask]
         cdef PyObject *flow = entry.flow
+        self._unlink(place)
+        if flow != NULL:
+            if self.forgotten is not None:
+                self.forgotten.append((<object>flow, self._account(entry)))
+            entry.flow = NULL
+            Py_DECREF(<object>flow)
+
+    cdef void _unlink(self, uint32_t place) noexcept nogil:
+        """Forget an entry. A Flow of it is the caller's."""
+        cdef Entry *entry = &self.entries[place]
+        cdef uint32_t *link = &self.buckets[entry.hashed & self.mask]
         while link[0] != place:
             link = &self.entries[link[0]].next
         link[0] = entry.next
         detach(self.entries, &self.order, place)
         entry.next = self.unused
         self.unused = place
-        entry.flow = NULL
         if entry.request != NULL:
             drop_request(entry.request, &self.kept)
             free(entry.request)
@@ -392,9 +398,3 @@ cdef class FlowTable(Answering):
         self.evicted += 1
         if self.current == place:
             self.current = 0
-        if flow != NULL:
-            if self.forgotten is not None:
-                entry.flow = flow
-                self.forgotten.append((<object>flow, self._account(entry)))
-                entry.flow = NULL
-            Py_DECREF(<object>flow)

@@ -44,6 +44,10 @@ class Foreseeable:
     # It changes no verdict that is for one packet alone.
     amends_lasting: ClassVar[bool] = False
 
+    def foresee_lasting(self, verdict: Verdict) -> Verdict | None:  # noqa: ARG002  # for those that can tell
+        """What it makes of a verdict that lasts, on a packet without a mark; None where that follows from other things too."""
+        return None
+
     def parts_read(self) -> tuple[str, ...] | None:
         """The parts of a flow's five-tuple ("src", "sport", "dst", "dport") from which its answers to an opening follow, together
         with `facts_read`; None if they follow from other things too. Asked after `context` is set."""
@@ -60,7 +64,8 @@ class Foreseeable:
 class Foresight:
     """The answers of these elements. default: the verdict if none of them answers. memory: where decided flows are kept.
 
-    amended: what lasts is amended, so that only what comes before the first message is answered.
+    lasting: what is made of an accept that lasts, on a packet without a mark. None: only what comes before the first message is
+    answered.
 
     decisions: where the elements count what their rules decide.
 
@@ -72,14 +77,14 @@ class Foresight:
         elements: Sequence[Foreseeable],
         default: Verdict,
         memory: FlowMemory | None,
-        amended: bool,
+        lasting: Verdict | None,
         decisions: Decisions | None = None,
     ) -> None:
         self._elements = elements
         self._default = default
         self.memory = memory
         self.decisions = Decisions() if decisions is None else decisions
-        self._amended = amended
+        self.lasting = lasting
         self.reads: set[str] = set()
         # What finds the facts has to stand before those that judge by them.
         # More could not be counted (nfq_agent.openings).
@@ -98,7 +103,7 @@ class Foresight:
 
         protocol: "" for its SYN, which is to be accepted for itself alone.
         """
-        if protocol and self._amended:
+        if protocol and self.lasting is None:
             return None
         facts = facts_of(protocol, name)
         places: list[int] = []
@@ -114,7 +119,7 @@ class Foresight:
                     places.append(place)
             if verdict is not None:
                 return (text_of(facts), places) if verdict is ACCEPT else None
-        return (text_of(facts), places) if self._default is ACCEPT and not self._amended else None
+        return (text_of(facts), places) if self._default is ACCEPT and self.lasting is not None else None
 
     def adopt(self, flow: Flow) -> None:
         """Let the elements take over a flow of which they were shown nothing, as if they had been."""
@@ -134,9 +139,16 @@ def foresight_of(
     default: Verdict,
     memory: FlowMemory | None,
     decisions: Decisions | None = None,
+    lasts: bool = True,
 ) -> Foresight | None:
-    """The answers of elements that decide, and others that amend the verdicts; None where they cannot be told."""
+    """The answers of elements that decide, and others that amend the verdicts; None where they cannot be told.
+
+    lasts: what they come to after a first message lasts.
+    """
     if not all(each.amends_lasting for each in amenders):
         return None
-    found = Foresight(deciders, default, memory, bool(amenders), decisions)
+    lasting: Verdict | None = ACCEPT
+    for each in amenders:
+        lasting = each.foresee_lasting(lasting) if lasting is not None and lasts else None
+    found = Foresight(deciders, default, memory, lasting, decisions)
     return found if found.possible else None

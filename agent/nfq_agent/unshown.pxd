@@ -10,8 +10,8 @@ from libc.string cimport memcpy
 
 from .expected cimport LONGEST_REQUEST, drop_request, is_sound, only_acknowledges, only_asks_again
 from .flow_entry cimport (
-    K_CLIENT_STAMP, K_OPENING, K_STAMP, O_ANSWERED, O_CLOSED, O_EARLIER, O_ENDED, O_FIRST, O_HTTP, O_READ, O_STATE, O_SYN, O_TLS,
-    W_ACKNOWLEDGEMENT, Entry, Request,
+    K_CLIENT_STAMP, K_OPENING, K_STAMP, O_ANSWERED, O_CLOSED, O_EARLIER, O_ENDED, O_FIRST, O_HTTP, O_OFFLOADED, O_READ, O_STATE,
+    O_SYN, O_TLS, W_ACKNOWLEDGEMENT, Entry, Request,
 )
 from .plain_packet cimport F_ACK, F_FIN, F_RST, F_SYN, F_URG, Segment, is_wrong
 
@@ -49,10 +49,13 @@ cdef inline bint is_plain_syn(const uint8_t *packet, size_t length, const Segmen
 
 
 cdef inline bint from_syn(const Entry *entry, const Segment *segment) noexcept nogil:
-    """Whether a packet may begin another connection on the five-tuple of one that is over."""
+    """Whether a packet may begin another connection on the five-tuple of one that is over.
+
+    Of one whose verdict the kernel keeps only the packets of another connection come here, or none is tracked.
+    """
     if segment.flags & (F_SYN | F_ACK) != F_SYN or segment.down != entry.client:
         return False
-    return entry.unshown & O_CLOSED and entry.unshown & O_STATE > O_ANSWERED
+    return entry.unshown & (O_CLOSED | O_OFFLOADED) and entry.unshown & O_STATE > O_ANSWERED
 
 
 cdef inline bint is_first(const Entry *entry, const Segment *segment) noexcept nogil:

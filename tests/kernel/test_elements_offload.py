@@ -257,3 +257,51 @@ def test_an_element_that_always_answers_repeat_gets_on_error(netns: Namespace, t
     assert Client(netns, "127.0.0.1", 8080).echo(1000)
     assert "gets the verdict ACCEPT instead" in agent.log
     assert agent.stop() == 0
+
+
+NAMED = """
+[queue.q]
+num = 110
+elements = ["dpi", "allow", "offload"]
+[element.allow]
+type = "policy"
+default = "drop"
+rule = [{ action = "accept", http_host = ["*.good.test"] }]
+[element.offload]
+mark = "0x4e000000/0xff000000"
+[rules.r]
+queue = "q"
+tcp_ports = [8080]
+"""
+# Requests from one source port, each on a connection of its own that is ended by a reset; what comes back of each.
+ONE_PORT = """
+import socket, struct, sys
+for host in sys.argv[2:]:
+    connection = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.bind((sys.argv[1], 40000))
+    connection.connect((sys.argv[1], 8080))
+    connection.settimeout(60)
+    connection.sendall(b"GET / HTTP/1.1\\r\\nHost: %s\\r\\n\\r\\n" % host.encode())
+    print(len(connection.recv(1 << 16)), flush=True)
+    connection.close()
+"""
+
+
+@pytest.mark.kernel
+@HOSTS
+def test_a_new_connection_on_the_ends_of_an_accepted_one_is_judged(netns: Namespace, tmp_path: Path, host: str) -> None:
+    serve(netns, host, 8080)
+    agent = Agent(netns, tmp_path, NAMED).ready()
+    client = netns.start(
+        sys.executable, "-c", ONE_PORT, host, "www.good.test", "a.good.test", "www.bad.test", stdout=subprocess.PIPE
+    )
+    assert client.stdout is not None
+    assert [int(client.stdout.readline()) > 0 for _ in range(2)] == [True, True]
+    until(lambda: agent.status()["offloaded"]["denied"] >= 1, "the third is denied")
+    assert agent.totals("q")["marked"] >= 3
+    client.kill()
+    # Nothing came back of the third.
+    assert client.stdout.read() == b""
+    assert agent.stop() == 0

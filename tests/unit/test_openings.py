@@ -11,41 +11,17 @@ from flow_judges import conversations, judge
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openings import client_hello, made_hello, numbers, server_name
+from tcp_openings import BAD, CLIENT, HEAD, HELLO, REST, SERVER, opening
 
 from nfq_agent.context import Context
 from nfq_agent.flow_memory import SIZE, FlowMemory
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.openings import Openings, name_in_opening
-from nfq_agent.packet import FiveTuple, Packet, address
+from nfq_agent.packet import FiveTuple, address
 from nfq_agent.protocols import Found, http1, parse_first, tls
 from nfq_agent.protocols.known import PARSERS
 from nfq_agent.testing import tcp
 from nfq_agent.verdict import ACCEPT
-
-CLIENT, SERVER = "192.0.2.1:40000", "198.51.100.1:443"
-HELLO = client_hello("www.good.test", alpn=("h2", "http/1.1"))
-HEAD = b"GET /a?b=c HTTP/1.1\r\nHost: www.good.test\r\nAccept: */*\r\n\r\n"
-# ChangeCipherSpec, then encrypted records.
-REST = b"\x14\3\3\0\1\1\x17\3\3\0\x20" + bytes(32)
-
-
-def opening(  # one for each thing that differs
-    message: bytes, client: str = CLIENT, server: str = SERVER, start: int = 5, more: bytes = b"", ends: bool = True
-) -> Iterator[Packet]:
-    """The packets of a connection, from its SYN to the last acknowledgement."""
-    at, answered = start + 1, 10
-    yield tcp(client, server, flags="S", seq=start)
-    yield tcp(server, client, flags="SA", seq=9, ack=at)
-    yield tcp(client, server, flags="A", seq=at, ack=answered)
-    for piece in filter(None, (message, more)):
-        yield tcp(client, server, piece, seq=at, ack=answered)
-        at += len(piece)
-        yield tcp(server, client, b"x" * 100, seq=answered, ack=at)
-        answered += 100
-    if ends:
-        yield tcp(client, server, flags="FA", seq=at, ack=answered)
-        yield tcp(server, client, flags="FA", seq=answered, ack=at + 1)
-        yield tcp(client, server, flags="A", seq=at + 1, ack=answered + 1)
 
 
 def check_name(data: bytes) -> None:
@@ -246,7 +222,6 @@ def test_openings_are_answered_where_the_chain_lets_them_pass_at_first(name: str
     assert (table.look_up(syn.payload, syn.length, 1.0) is ACCEPT) == unshown
 
 
-BAD: Final = client_hello("www.bad.test")
 RECORDS: Final = (
     b"\x14\3\3\0\1\1", b"\x15\3\3\0\2\1\0", b"\x16\3\3\0\0", b"\x16\3\3\0\4\x10\0\0\0", BAD, HELLO, REST[6:], b"\x14\3\3\0\0",
     b"\x15\3\3", b"\x16\3\3\0\4", b"\x18\3\3\0\0",
@@ -270,23 +245,6 @@ def test_records_behind_a_hello_are_read_as_the_parser_reads_them(segments: list
     for packet in packets:
         got = table.look_up(packet.payload, packet.length, 1.0)
         assert (got or quick.verdict(packet)) == whole.verdict(packet)
-
-
-def test_with_offload_the_first_message_is_shown_and_marked() -> None:
-    offload = [("offload", {"mark": "0x4e000000/0xff000000"})]
-    whole, quick = (judge(["allow-list"], behind=offload) for _ in range(2))
-    table = quick.settle_flows()
-    assert isinstance(table, FlowTable)
-    shown = []
-    for packet in opening(HELLO, ends=False):
-        got = table.look_up(packet.payload, packet.length, 1.0)
-        wanted = whole.verdict(packet)
-        if got is None:
-            shown.append(packet.data[:1])
-            got = quick.verdict(packet)
-        assert got == wanted
-    assert shown[0] == HELLO[:1]
-    assert wanted.mark is not None
 
 
 def test_a_reset_and_a_repeated_syn_with_another_number_are_shown() -> None:

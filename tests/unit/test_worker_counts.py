@@ -136,7 +136,7 @@ def test_the_five_tuple_of_an_opening_counts_where_the_chain_is_not_asked() -> N
     counted = WorkerCounts([spec(rules)])
     policy = Policy("allow", spec(rules).options, lambda *_, **__: None)
     dpi = Dpi("dpi", DpiOptions(), lambda *_, **__: None)
-    foresight = Foresight([dpi, policy], ACCEPT, None, amended=False, decisions=counted.decisions)
+    foresight = Foresight([dpi, policy], ACCEPT, None, ACCEPT, decisions=counted.decisions)
     assert foresight.possible
     found = foresight.answer("tls", FiveTuple(6, b"\x0a\0\0\1", 9, b"\x0a\0\0\2", 443), "a.example")
     assert found is not None

@@ -243,6 +243,8 @@ class Dpi(PacketElement[DpiOptions]):
                 # ever seen, when the client continues from there.
                 if not answer:
                     connection.renewed = initial
+                # What is known may be of the one before, and is not to last.
+                flow.undecided = True
                 return None
         elif connection is None or initial != connection.initial or not answer:
             connection = self._begin(flow, headers, initial, client=not answer, now=flow.last)

@@ -59,6 +59,11 @@ class Offload(PacketElement[OffloadOptions]):
         """Nothing: what it does with a verdict follows from whether that lasts."""
         return Watch.NOTHING
 
+    def foresee_lasting(self, verdict: Verdict) -> Verdict | None:
+        """The same with its mark."""
+        mark = self._marks.get(verdict.action) if verdict.plain else None
+        return None if mark is None else Verdict(Action.REPEAT, mark=mark.value, means=verdict.action)
+
     def amend(self, packet: Packet, flow: Flow | None, verdict: Verdict, lasting: bool) -> Verdict:
         """REPEAT with the mark, or the verdict itself if it does not last, or if the packet has the mark already."""
         if not lasting or not verdict.plain or (mark := self._marks.get(verdict.action)) is None:

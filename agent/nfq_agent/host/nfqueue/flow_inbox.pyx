@@ -9,7 +9,7 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from ...answering cimport VERDICTS, Answering
 from ...flow_entry cimport ASK
 from .inbox cimport ALONE, ASKED, LONGEST_TURN, LONGEST_VERDICT, MSG_VERDICT, MSG_VERDICT_BATCH, VERDICT_ID, Inbox, now
-from .packet_message cimport A_CAP_LEN, A_PAYLOAD, A_SKB_INFO, A_TIMESTAMP, Attributes, find_attributes, is_joined, is_packet, made, number, seconds_of
+from .packet_message cimport A_CAP_LEN, A_MARK, A_PAYLOAD, A_SKB_INFO, A_TIMESTAMP, Attributes, find_attributes, is_joined, is_packet, made, number, seconds_of
 
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
@@ -181,6 +181,8 @@ cdef class FlowInbox(Inbox):
             length = number(message, &found, A_CAP_LEN)
         if self.table.timed:
             self._tell_time(message, &found)
+        if self.table.marked:
+            self.table.mark = number(message, &found, A_MARK)
         # NFQA_SKB_CSUMNOTREADY and NFQA_SKB_GSO: the checksum is not that of the bytes.
         self.index = self.table.look(
             message + found.at[A_PAYLOAD], found.length[A_PAYLOAD], length, not number(message, &found, A_SKB_INFO) & 3

@@ -1,0 +1,165 @@
+"""Connections whose first message is accepted without an element, and whose verdict the kernel keeps (`offload`)."""
+
+from __future__ import annotations
+
+import pytest
+from flow_judges import conversations, judge
+from tcp_openings import BAD, CLIENT, HEAD, HELLO, SERVER, opening
+
+from nfq_agent.flow_table import FlowTable
+from nfq_agent.openings import Openings
+from nfq_agent.packet import Packet
+from nfq_agent.service.packet_judge import PacketJudge
+from nfq_agent.testing import tcp
+from nfq_agent.verdict import ACCEPT, Action, Verdict
+
+MASK = 0xFF000000
+OFFLOAD = [("offload", {"mark": "0x4e000000/0xff000000"})]
+KEPT = Verdict(Action.REPEAT, mark=0x4E000000, means=Action.ACCEPT)
+DENIED = Verdict(Action.REPEAT, mark=0x4F000000, means=Action.DROP)
+_FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
+
+
+def quick() -> tuple[PacketJudge, FlowTable]:
+    """A judge, and its table."""
+    judged = judge(["allow-list"], behind=OFFLOAD)
+    table = judged.settle_flows()
+    assert isinstance(table, FlowTable)
+    return judged, table
+
+
+def found(table: FlowTable, packet: Packet, mark: int = 0) -> Verdict | None:
+    return table.look_up(packet.payload, packet.length, 1.0, packet.checksum_ready, mark)
+
+
+@pytest.mark.parametrize("message", [HELLO, HEAD], ids=["hello", "request"])
+def test_the_first_message_has_the_mark_and_nothing_before_it_is_shown(message: bytes) -> None:
+    whole = judge(["allow-list"], behind=OFFLOAD)
+    judged, table = quick()
+    got = []
+    for packet in opening(message, ends=False):
+        seen = found(table, packet)
+        got.append(seen)
+        assert (seen or judged.verdict(packet)) == whole.verdict(packet)
+    # What still comes to the queue is shown.
+    assert got == [ACCEPT, ACCEPT, ACCEPT, KEPT, None]
+
+
+def test_a_packet_with_a_mark_is_shown() -> None:
+    for mark in (0x4E000000, 0x1):
+        judged, table = quick()
+        *before, message = list(opening(HELLO, ends=False))[:4]
+        assert [found(table, packet, mark) for packet in before] == [ACCEPT] * 3
+        assert found(table, message, mark) is None
+        marked = tcp(CLIENT, SERVER, HELLO, seq=6, ack=10, mark=mark)
+        assert judged.verdict(marked) == (ACCEPT if mark & MASK else Verdict(Action.REPEAT, mark=0x4E000001, means=Action.ACCEPT))
+
+
+def test_a_message_that_comes_back_without_its_mark_is_shown() -> None:
+    """A rule of others may take the mark away: the bound on REPEAT is kept where the packet is shown."""
+    judged, table = quick()
+    packets = list(opening(HELLO, ends=False))[:4]
+    assert [found(table, packet) for packet in packets][-1] == KEPT
+    for _ in range(20):
+        assert found(table, packets[-1]) is None
+        last = judged.verdict(packets[-1])
+    assert last == ACCEPT
+
+
+def test_the_next_connection_on_the_same_ends_is_judged_by_what_it_says() -> None:
+    """The kernel keeps its end away, so that none was seen."""
+    judged, table = quick()
+    for start in (5, 2000, 4000):
+        assert [found(table, packet) for packet in list(opening(HEAD, start=start))[:4]] == [ACCEPT, ACCEPT, ACCEPT, KEPT]
+    *before, message = list(opening(BAD, start=6000))[:4]
+    assert [found(table, packet) for packet in before] == [ACCEPT] * 3
+    assert found(table, message) is None
+    assert judged.verdict(message) == DENIED
+    assert len(table) == 1
+
+
+def test_a_syn_on_the_ends_of_a_decided_connection_gets_no_lasting_verdict() -> None:
+    """Else what the new connection says would not be seen at all."""
+    judged = judge(["allow-list"], behind=OFFLOAD)
+    assert [judged.verdict(packet) for packet in list(opening(HELLO))[:4]][-1] == KEPT
+    again = [judged.verdict(packet) for packet in list(opening(BAD, start=2000))[:4]]
+    assert again == [ACCEPT, ACCEPT, ACCEPT, DENIED]
+
+
+def test_an_answer_to_an_unseen_syn_gets_no_lasting_verdict() -> None:
+    judged = judge(["allow-list"], behind=OFFLOAD)
+    assert [judged.verdict(packet) for packet in list(opening(HELLO))[:4]][-1] == KEPT
+    assert judged.verdict(list(opening(BAD, start=2000))[1]) == ACCEPT
+
+
+@pytest.mark.parametrize("tracked", [True, False], ids=["tracked", "untracked"])
+@pytest.mark.parametrize("tuples", [3, 6, 60000])
+def test_no_verdict_differs(tuples: int, tracked: bool) -> None:
+    """tracked: the kernel keeps the verdicts on connections, until another one begins on the same ends."""
+    unshown = marked = 0
+    for seed in range(6):
+        whole = judge(["left-open", "allow-list"], behind=OFFLOAD)
+        judged = judge(["left-open", "allow-list"], behind=OFFLOAD)
+        table = judged.settle_flows()
+        assert isinstance(table, FlowTable)
+        kept: set[frozenset[tuple[bytes, int | None]]] = set()
+        over: set[frozenset[tuple[bytes, int | None]]] = set()
+        for now, packet in conversations(seed, 40, tuples):
+            ends = frozenset(((packet.headers.five_tuple.src, packet.headers.five_tuple.sport),
+                              (packet.headers.five_tuple.dst, packet.headers.five_tuple.dport)))  # fmt: skip
+            flags = packet.headers.tcp_flags or 0
+            if flags & (_FIN | _RST):
+                over.add(ends)
+            elif flags & (_SYN | _ACK) == _SYN and ends in over:
+                over.discard(ends)
+                kept.discard(ends)
+            if ends in kept:
+                continue
+            whole.now = judged.now = now
+            wanted = whole.verdict(packet)
+            got = table.look_up(packet.payload, packet.length, now, packet.checksum_ready)
+            unshown += got is not None
+            marked += got is not None and got.mark is not None
+            got = got or judged.verdict(packet)
+            assert got == wanted, f"seed {seed}, packet {packet.id} {packet!r}"
+            if tracked and got.mark is not None:
+                kept.add(ends)
+    assert unshown
+    # Ends that many conversations share are nearly always known to an element.
+    assert marked or tuples < 60000
+
+
+def test_what_the_kernel_keeps_is_forgotten_first() -> None:
+    table = FlowTable(limit=8)
+    table.judge_openings(Openings(lambda protocol, *_: (b"", ()), (), (53,), None), KEPT)
+    for port in range(6):
+        for packet in list(opening(HELLO, f"10.0.0.1:{40000 + port}"))[: 3 if port == 1 else 4]:
+            assert found(table, packet) in (ACCEPT, KEPT)
+    for port in range(4):
+        assert found(table, next(opening(HELLO, f"10.0.0.2:{40000 + port}"))) is ACCEPT
+    assert table.evicted == 2
+    # Number 1, which the kernel does not keep, is not among them.
+    syn = next(opening(HELLO, "10.0.0.1:40001"))
+    assert found(table, syn) is ACCEPT
+    assert table.evicted == 2
+
+
+def test_their_messages_take_bounded_memory() -> None:
+    """Nothing acknowledges them here: the oldest connections are forgotten in place of being shown."""
+    _, table = quick()
+    message = b"GET / HTTP/1.1\r\nHost: www.good.test\r\nX: %s\r\n\r\n" % (b"x" * 4000)
+    number = 4400
+    for port in range(number):
+        for packet in list(opening(message, client=f"192.0.2.1:{10000 + port}"))[:4]:
+            assert found(table, packet) in (ACCEPT, KEPT)
+    assert 4000 < len(table) < number
+
+
+def test_a_verdict_that_does_not_last_has_no_mark() -> None:
+    whole, judged = (judge(["left-open"], behind=[("rate-limit", {"rate": "100/s"}), *OFFLOAD]) for _ in range(2))
+    table = judged.settle_flows()
+    for packet in list(opening(HELLO))[:4]:
+        got = table.look_up(packet.payload, packet.length, 1.0) if isinstance(table, FlowTable) else None
+        wanted = whole.verdict(packet)
+        assert (got or judged.verdict(packet)) == wanted
+    assert wanted is ACCEPT
