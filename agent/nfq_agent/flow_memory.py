@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from hashlib import blake2b
 from struct import Struct
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ PLACES: Final = 32768
 RECORD: Final = 384
 WAYS: Final = 8
 _ROWS: Final = PLACES // WAYS
-_MAGIC: Final = b"nfqflow1"
+_MAGIC: Final = b"nfqflow2"
 _HEAD: Final = 64
 _TAGS: Final = _HEAD
 _STAMPS: Final = _TAGS + 4 * PLACES
@@ -27,8 +26,11 @@ _RECORDS: Final = _STAMPS + 4 * PLACES
 SIZE: Final = _RECORDS + RECORD * PLACES
 _ROW: Final = Struct(f"<{WAYS}I")
 _ONE: Final = Struct("<I")
-_HASH: Final = Struct("<II")
-_PORTS: Final = Struct("!HH")
+_SEEDS: Final = Struct("<QQ")
+# protocol, whether it is IPv6, the lower end's address, the other's, the ports: the key of the flow table
+_ENDS: Final = Struct("!BBxx16s16sHH")
+_WORDS: Final = Struct("<5Q")
+_64_BITS: Final = 0xFFFFFFFFFFFFFFFF
 # length of the facts, protocol, length of an address, source, destination
 _KEY: Final = Struct("!HBB16sH16sH")
 # A connection of which one direction only was ever seen counts as so many seconds older: it makes room first.
@@ -54,7 +56,7 @@ class FlowMemory:
             memory[_TAGS:_STAMPS] = bytes(_STAMPS - _TAGS)
             memory[8:24] = seed
             memory[:8] = _MAGIC
-        self._seed = bytes(memory[8:24])
+        self._seeds = _SEEDS.unpack(memory[8:24])
 
     def keep(self, origin: FiveTuple, facts: Mapping[str, Any], answered: bool, now: float) -> None:
         """Keep what a connection said. origin: as the flow has it. now: seconds of the monotonic clock."""
@@ -99,9 +101,12 @@ class FlowMemory:
         protocol, src, sport, dst, dport = five_tuple
         if (src, sport or 0) > (dst, dport or 0):
             src, sport, dst, dport = dst, dport, src, sport
-        digest = blake2b(self._seed + src + dst + _PORTS.pack(sport or 0, dport or 0), digest_size=8).digest()
-        row, tag = _HASH.unpack(digest)
-        return row % _ROWS * WAYS, tag + protocol & 0xFFFFFFFF or 1
+        # As nfq_agent.flow_record: each word is multiplied by a secret, and both halves of the product are joined.
+        mixed, secret = self._seeds
+        for word in _WORDS.unpack(_ENDS.pack(protocol, len(src) == 16, src, dst, sport or 0, dport or 0)):
+            product = (mixed ^ word) * (secret | 1)
+            mixed = product & _64_BITS ^ product >> 64
+        return (mixed & 0xFFFFFFFF) % _ROWS * WAYS, mixed >> 32 or 1
 
     def _find(self, row: int, tag: int, five_tuple: FiveTuple) -> int | None:
         tags = _ROW.unpack_from(self.room, _TAGS + 4 * row)

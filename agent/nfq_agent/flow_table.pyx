@@ -307,7 +307,7 @@ cdef class FlowTable(Answering):
             return False
         if self.lasting != ACCEPTS:
             entry.unshown |= O_OFFLOADED
-        self.openings.keep(entry.key, entry.client, entry.seen == BOTH, self.tick)
+        self.openings.keep(entry.key, entry.client, entry.seen == BOTH, self.tick, state, name, size)
         return True
 
     cdef uint32_t _add_entry(self, const uint8_t *key) noexcept with gil:

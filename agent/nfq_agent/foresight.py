@@ -12,6 +12,7 @@ from nfq_agent.decisions import Decisions
 from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory, text_of
 from nfq_agent.packet import FiveTuple
+from nfq_agent.patterns import Patterns
 from nfq_agent.protocols import dns, http1, tls
 from nfq_agent.unshown import NAME_FACTS, facts_of
 from nfq_agent.verdict import ACCEPT, Verdict
@@ -52,6 +53,10 @@ class Foreseeable:
         """The parts of a flow's five-tuple ("src", "sport", "dst", "dport") from which its answers to an opening follow, together
         with `facts_read`; None if they follow from other things too. Asked after `context` is set."""
         return None
+
+    def patterns_read(self) -> Sequence[Patterns] | None:
+        """Patterns for names from which its answers to an opening follow; None if they follow from the whole name."""
+        return None if self.facts_read is None or set(NAME_FACTS.values()) & set(self.facts_read) else ()
 
     def foresee(self, origin: FiveTuple, facts: Mapping[str, Any]) -> Foreseen:
         """Its answer to a packet of a flow with these facts, where `parts_read` is not None."""
@@ -95,6 +100,19 @@ class Foresight:
                 self.possible = False
                 return
             self.reads |= set(parts)
+
+    @property
+    def names(self) -> list[tuple[frozenset[str], frozenset[str]]] | None:
+        """The groups of patterns from which the answers follow (nfq_agent.name_class); None if more of a name has to be known."""
+        found = []
+        for element in self._elements:
+            if (patterns := element.patterns_read()) is None:
+                return None
+            for each in patterns:
+                if (plain := each.plain) is None:
+                    return None
+                found.append(plain)
+        return list(dict.fromkeys(found))
 
     def answer(self, protocol: str, origin: FiveTuple, name: str) -> tuple[bytes, Sequence[int]] | None:
         """The facts of a connection that is accepted, for the flow memory, and the places of what decided in `decisions`.

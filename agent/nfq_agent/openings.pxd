@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from .name_class cimport Names
+
 cdef enum:
     # Elements that decide about one opening.
     MOST_DECIDED = 4
@@ -18,6 +20,9 @@ cdef struct Answer:
     uint8_t decided
     uint16_t places[MOST_DECIDED]
     uint8_t *text
+    # Where in the facts the name stands, where they are for all names that fit the same patterns; 0 for one name alone.
+    uint32_t name_at
+    uint32_t name_size
 
 
 cdef class Openings:
@@ -33,6 +38,9 @@ cdef class Openings:
     # The numbers of decisions, NULL for none.
     cdef uint64_t *counts
     cdef object counted
+    # The patterns that answers follow from, and whether names need not be told apart by more.
+    cdef Names names
+    cdef bint by_class
 
     cdef bint accepts(self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length) noexcept nogil
     cdef bint is_apart(self, const uint8_t *key) noexcept nogil
@@ -40,4 +48,9 @@ cdef class Openings:
         self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length, Answer *answer
     ) noexcept with gil
     cdef void forget(self, const uint8_t *key) noexcept nogil
-    cdef void keep(self, const uint8_t *key, bint down, bint answered, uint32_t tick) noexcept nogil
+    cdef void keep(
+        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length
+    ) noexcept nogil
+    cdef void _keep_long(
+        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length
+    ) noexcept with gil

@@ -11,6 +11,7 @@ READS: dict[str, int]
 
 def is_plain_request(data: bytes, host: bytes) -> bool: ...
 def name_in_opening(data: bytes) -> tuple[str, str] | None: ...
+def groups_that_fit(groups: Sequence[tuple[Collection[str], Collection[str]]], name: str) -> int: ...
 
 @final
 class Openings:
@@ -21,4 +22,5 @@ class Openings:
         apart: Collection[int],
         memory: FlowMemory | None,
         decisions: Decisions | None = None,
+        names: Sequence[tuple[Collection[str], Collection[str]]] | None = None,
     ) -> None: ...

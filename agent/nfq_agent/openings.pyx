@@ -10,13 +10,15 @@ from libc.string cimport memcmp, memcpy, memset
 
 from .flow_entry cimport O_HTTP, O_SYN
 from .flow_key cimport ends_of, mix
-from .flow_record cimport M_SIZE, forget_record, keep_record
+from .flow_record cimport M_HEAD, M_RECORD, M_SIZE, forget_record, keep_record
 from .host_name cimport LONGEST_NAME
 from .http_head cimport host_of_request, is_request
+from .name_class cimport GROUPS, Names, class_of, drop_names, fill
 from .plain_packet cimport K_ENDS, K_FORM, K_PORTS, ntohs
 from .tls_head cimport name_of_hello
 
 from nfq_agent.packet import FiveTuple
+from nfq_agent.unshown import NAME_FACTS
 
 cdef enum:
     # Answers that are kept at most; each has one place.
@@ -28,6 +30,8 @@ cdef enum:
     R_DPORT = 8
     # Form, source, its port, destination, its port, kind.
     FIXED = 38
+    # In the kind: the name is told by the patterns that it fits.
+    BY_CLASS = 128
 
 READS = {"src": R_SRC, "sport": R_SPORT, "dst": R_DST, "dport": R_DPORT}
 
@@ -54,14 +58,27 @@ def name_in_opening(const uint8_t[::1] data not None):
     return protocol, (<const char *>name)[:size].decode("ascii")
 
 
+def groups_that_fit(groups, str name not None):
+    """The groups of patterns of which one fits a name, a bit each (see name_class.pxd)."""
+    cdef Names names
+    cdef bytes text = name.encode()
+    memset(&names, 0, sizeof(Names))
+    try:
+        fill(&names, groups, 1)
+        return class_of(&names, text, len(text))
+    finally:
+        drop_names(&names)
+
+
 cdef class Openings:
     """The answers. foresee: takes a protocol ("" for the SYN), a five-tuple and a name; returns the facts for the memory and the
     places of what decided in `decisions`, or None if the chain does not accept. reads: the parts of the five-tuple that it reads.
     apart: up to four ports that it is not asked about. memory: where accepted connections are kept (nfq_agent.flow_memory), or
-    None. decisions: where decisions are counted (nfq_agent.decisions), or None.
+    None. decisions: where decisions are counted (nfq_agent.decisions), or None. names: the patterns from which the answers follow, in
+    groups (nfq_agent.name_class), None where they follow from the whole name.
     """
 
-    def __cinit__(self, foresee, reads, apart, memory, decisions=None):
+    def __cinit__(self, foresee, reads, apart, memory, decisions=None, names=None):
         cdef uint8_t[::1] room
         cdef uint64_t[::1] numbers
         self.answers = <Answer *>calloc(PLACES, sizeof(Answer))
@@ -86,6 +103,9 @@ cdef class Openings:
             numbers = decisions.room
             self.counts = &numbers[0]
             self.counted = decisions
+        if names is not None and len(names) <= GROUPS:
+            fill(&self.names, names, self.seed)
+            self.by_class = True
 
     def __dealloc__(self):
         cdef uint32_t place
@@ -94,6 +114,7 @@ cdef class Openings:
                 free(self.answers[place].key)
                 free(self.answers[place].text)
         free(self.answers)
+        drop_names(&self.names)
 
     cdef bint is_apart(self, const uint8_t *key) noexcept nogil:
         """Whether a port of the flow stands apart."""
@@ -110,7 +131,8 @@ cdef class Openings:
         kind: O_SYN, O_HTTP or O_TLS. name: of so many bytes.
         """
         cdef uint8_t wanted[FIXED + LONGEST_NAME + 8]
-        cdef uint32_t client = 16 if down else 0, size = FIXED + length, at
+        cdef uint32_t client = 16 if down else 0, size, at
+        cdef uint64_t fits
         cdef uint64_t hashed = self.seed, word
         cdef Answer *answer
         memset(wanted, 0, FIXED)
@@ -124,7 +146,13 @@ cdef class Openings:
         if self.reads & R_DPORT:
             memcpy(wanted + 35, key + K_PORTS + 2 - client // 8, 2)
         wanted[37] = kind
-        if length:
+        size = FIXED + length
+        if length and self.by_class:
+            wanted[37] |= BY_CLASS
+            fits = class_of(&self.names, name, length)
+            memcpy(wanted + FIXED, &fits, 8)
+            size = FIXED + 8
+        elif length:
             memcpy(wanted + FIXED, name, length)
         memset(wanted + size, 0, 8)
         for at in range(0, size, 8):
@@ -167,6 +195,11 @@ cdef class Openings:
                 answer.accepts = True
                 if facts:
                     text = facts
+                    if length and self.by_class:
+                        # Behind the name of its fact; where the facts do not have it, they have nothing of the name.
+                        fact = b'"%s":"' % NAME_FACTS[protocol].encode()
+                        answer.name_at = facts.find(fact) + len(fact) if fact in facts else 0
+                        answer.name_size = length
                     answer.text = <uint8_t *>malloc(text.shape[0])
                     if answer.text == NULL:
                         return False
@@ -181,7 +214,34 @@ cdef class Openings:
         if self.memory != NULL:
             forget_record(self.memory, key)
 
-    cdef void keep(self, const uint8_t *key, bint down, bint answered, uint32_t tick) noexcept nogil:
-        """Put the connection that was accepted last into the memory. tick: sixteenths of a second."""
-        if self.memory != NULL:
-            keep_record(self.memory, key, down, self.latest.text, self.latest.text_size, answered, tick // 16)
+    cdef void keep(
+        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length
+    ) noexcept nogil:
+        """Put the connection that was accepted last, for this name, into the memory. tick: sixteenths of a second."""
+        cdef const Answer *answer = &self.latest
+        cdef uint8_t text[M_RECORD]
+        cdef uint32_t behind, size
+        if self.memory == NULL:
+            return
+        if answer.name_size == 0:
+            keep_record(self.memory, key, down, answer.text, answer.text_size, answered, tick // 16)
+            return
+        behind = answer.name_at + answer.name_size
+        size = answer.text_size - answer.name_size + length
+        if answer.name_at == 0 or size > M_RECORD - M_HEAD:
+            self._keep_long(key, down, answered, tick, kind, name, length)
+            return
+        memcpy(text, answer.text, answer.name_at)
+        memcpy(text + answer.name_at, name, length)
+        memcpy(text + answer.name_at + length, answer.text + behind, answer.text_size - behind)
+        keep_record(self.memory, key, down, text, size, answered, tick // 16)
+
+    cdef void _keep_long(
+        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length
+    ) noexcept with gil:
+        """Facts that have no room with this name: the chain says which are kept."""
+        cdef Answer answer
+        memset(&answer, 0, sizeof(Answer))
+        if self._ask(key, down, kind, name, length, &answer) and answer.accepts:
+            keep_record(self.memory, key, down, answer.text, answer.text_size, answered, tick // 16)
+        free(answer.text)

@@ -30,6 +30,11 @@ class Patterns:
     def _plainly(self, text: str) -> str:
         return text.lower().rstrip(".") if self._caseless else text
 
+    @property
+    def plain(self) -> tuple[frozenset[str], frozenset[str]] | None:
+        """The whole names, and those of which what is below fits (`*.NAME`); None if there are other patterns."""
+        return None if self._regex is not None else (self._names, self._suffixes)
+
     def match(self, value: object) -> bool:
         """Whether a fact, or any of a tuple of them (`every`: each), fits one of the patterns."""
         if isinstance(value, tuple | list | set | frozenset):

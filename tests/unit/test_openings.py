@@ -14,10 +14,11 @@ from openings import client_hello, made_hello, numbers, server_name
 from tcp_openings import BAD, CLIENT, HEAD, HELLO, REST, SERVER, opening
 
 from nfq_agent.context import Context
-from nfq_agent.flow_memory import SIZE, FlowMemory
+from nfq_agent.flow_memory import SIZE, FlowMemory, text_of
 from nfq_agent.flow_table import FlowTable
-from nfq_agent.openings import Openings, name_in_opening
+from nfq_agent.openings import Openings, groups_that_fit, name_in_opening
 from nfq_agent.packet import FiveTuple, address
+from nfq_agent.patterns import Patterns
 from nfq_agent.protocols import Found, http1, parse_first, tls
 from nfq_agent.protocols.known import PARSERS
 from nfq_agent.testing import tcp
@@ -280,3 +281,59 @@ def test_connections_that_no_element_was_shown_are_handed_over_a_few_at_once() -
     # From now on their packets are shown.
     packet = tcp("10.0.0.1:40000", "10.0.0.2:443", b"more", seq=5000)
     assert table.look_up(packet.payload, packet.length, 3.0) is None
+
+
+LABELS: Final = st.sampled_from(["a", "b", "good", "test", "x-1", "_c"])
+NAMES: Final = st.lists(LABELS, min_size=1, max_size=4).map(".".join)
+GLOBS: Final = st.one_of(NAMES, NAMES.map("*.{}".format), NAMES.map("{}.".format), NAMES.map(str.upper))
+
+
+@given(st.lists(st.lists(GLOBS, max_size=6), max_size=5), st.lists(NAMES, min_size=1, max_size=5))
+@example([[""], ["a"]], ["a"])
+def test_a_name_fits_the_groups_that_it_fits_in_python(groups: list[list[str]], names: list[str]) -> None:
+    patterns = [Patterns(globs, caseless=True) for globs in groups]
+    plain = [each.plain for each in patterns if each.plain is not None]
+    assert len(plain) == len(patterns)
+    for name in names:
+        fits = groups_that_fit(plain, name)
+        assert [bool(fits >> place & 1) for place in range(len(patterns))] == [each.match(name) for each in patterns]
+
+
+def test_other_patterns_are_not_plain() -> None:
+    for glob in ("a*.test", "*a.test", "a?", "[ab].test", "*", "*.*"):
+        assert Patterns([glob], caseless=True).plain is None
+
+
+def test_the_chain_is_asked_once_for_all_names_that_fit_the_same_patterns() -> None:
+    asked: list[str] = []
+    here, there = (FlowMemory(memoryview(bytearray(SIZE)), bytes(16)) for _ in range(2))
+    long = "x" * 260
+
+    def foresee(protocol: str, _: FiveTuple, name: str) -> tuple[bytes, tuple[int, ...]] | None:
+        asked.append(name)
+        facts = {"dpi": "decided", "protocol": "tls", "tls_sni": name, "reason": long}
+        return None if name.endswith(".other.test") else (text_of(facts) if protocol else b"", ())
+
+    table = FlowTable()
+    names = [({"www.good.test"}, {"good.test"}), ({"a.other.test"}, set())]
+    table.judge_openings(Openings(foresee, (), (53,), there, None, names))
+    hosts = [
+        "b.good.test",
+        "c.good.test",
+        "tls.good.test",
+        f"{'d' * 60}.good.test",
+        "www.good.test",
+        "a.other.test",
+        "b.other.test",
+    ]
+    shown = []
+    for port, host in enumerate(hosts):
+        packets = list(opening(client_hello(host), f"10.0.0.1:{40000 + port}", ends=False))[:4]
+        shown += [host for packet in packets if table.look_up(packet.payload, packet.length, 1.0) is None]
+        if not host.endswith(".other.test"):
+            facts = {"dpi": "decided", "protocol": "tls", "tls_sni": host, "reason": long}
+            here.keep(packets[0].headers.five_tuple, facts, True, 1.0)
+    assert shown == ["a.other.test", "b.other.test"]
+    # The SYN, the names below good.test, the one whose facts have no room, and those of the other group and of none.
+    assert asked == ["", "b.good.test", f"{'d' * 60}.good.test", "a.other.test", "b.other.test"]
+    assert bytes(here.room) == bytes(there.room)

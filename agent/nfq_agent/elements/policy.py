@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from nfq_agent.element import Emit, Needs, PacketElement
@@ -13,6 +13,7 @@ from nfq_agent.foresight import Foreseen
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, hook_name
+from nfq_agent.patterns import Patterns
 from nfq_agent.policy_case import PolicyCase, turned
 from nfq_agent.policy_memory import keep, keep_unfinished, name_destination
 from nfq_agent.policy_options import PolicyOptions
@@ -186,6 +187,10 @@ class Policy(PacketElement[PolicyOptions]):
         if not self._facts or self._explain or by_more:
             return None
         return self._match.parts
+
+    def patterns_read(self) -> Sequence[Patterns]:
+        """Those of its rules."""
+        return [patterns for rule in self._rules for fact, patterns in rule.facts if fact in CLAIMS]
 
     def foresee(self, origin: FiveTuple, facts: Mapping[str, Any]) -> Foreseen:
         """What its rules come to, as far as they meet the five-tuple."""
