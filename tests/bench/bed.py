@@ -148,6 +148,10 @@ class Agent:
         for core, pid in enumerate(self.family()[1:]):
             os.sched_setaffinity(pid, {core})
 
+    def worker_seconds(self) -> float:
+        """Seconds of processor time that its workers have taken (schedstat, proc_pid(5): nanoseconds)."""
+        return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in self.family()[1:]) / 1e9
+
     def memory(self) -> int:
         """Bytes of memory, each page that is shared counted in parts (PSS, proc_pid_smaps(5))."""
         rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.family()]

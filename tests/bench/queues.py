@@ -44,6 +44,7 @@ def policy(behind: str = "", meets: str = "") -> str:
     return f'elements = ["gate"{behind}]\n[element.gate]\ntype = "policy"\ndefault = "accept"\nrule = [\n{rules}\n]\n'
 
 
+_AUTO: Final = 'busy_poll = "auto"\n'
 _OFFLOAD: Final = policy(', "offload"') + '[element.offload]\nmark = "0x4e000000/0xff000000"\n'
 
 
@@ -175,6 +176,17 @@ def _burst(agent: bool) -> float:
         return sent - (queue.id_sequence - queue.user_dropped)
 
 
+def _idle(more: str) -> float:
+    """Milliseconds of CPU a second that the workers take after packets came close together, and none comes any more."""
+    with Bed() as bed:
+        agent = bed.agent(SERVED + more + FLOOD_RULE)
+        bed.load("burst", "127.0.0.1", FLOOD_PORT, 2000, 1, 20_000)
+        time.sleep(0.5)
+        begin, before = time.monotonic(), agent.worker_seconds()
+        time.sleep(2)
+        return (agent.worker_seconds() - before) * 1e3 / (time.monotonic() - begin)
+
+
 def _go() -> dict[str, Callable[[], float]]:
     if not (BUILT / "queue-go").exists():
         return {}
@@ -213,11 +225,13 @@ BENCHMARKS: Final = (
             "no rules": bulk_free,
             "agent, policy": lambda: bulk_agent(policy()),
             "agent, policy, busy_poll": lambda: bulk_agent('busy_poll = "20us"\n' + policy()),
+            "agent, policy, auto": lambda: bulk_agent(_AUTO + policy()),
             "agent, offload": lambda: bulk_agent(_OFFLOAD),
             "one connmark rule": _bulk_marked,
             "C, batched": lambda: _bulk_c("gso"),
         },
-        (Goal("agent, policy", "at least", 0.75, "no rules"), Goal("agent, offload", "at least", 0.97, "no rules")),
+        (Goal("agent, policy", "at least", 0.75, "no rules"), Goal("agent, policy, auto", "at least", 0.95, "no rules"),
+         Goal("agent, offload", "at least", 0.97, "no rules"), Goal("agent, offload", "at least", 1.0, "one connmark rule")),
     ),
     Benchmark(
         "segments", "the same, GSO off", "Gbit/s",
@@ -232,12 +246,13 @@ BENCHMARKS: Final = (
     ),
     Benchmark(
         "exchange-1", "64 bytes there and back by UDP, all on one core, four verdicts each", "transactions/s",
-        {"agent": lambda: _ask("", 1, 1), "C": lambda: _ask(None, 1, 1)},
-        (Goal("agent", "at least", 0.95, "C"),),
+        {"agent": lambda: _ask("", 1, 1), "agent, auto": lambda: _ask(_AUTO, 1, 1), "C": lambda: _ask(None, 1, 1)},
+        (Goal("agent", "at least", 0.95, "C"), Goal("agent, auto", "at least", 1.0, "agent")),
     ),
     Benchmark(
         "exchange-2", "the same, the queue's server on a core of its own", "transactions/s",
         {"agent": lambda: _ask("", 1, 0), "agent, busy_poll": lambda: _ask('busy_poll = "50us"\n', 1, 0),
+         "agent, auto": lambda: _ask(_AUTO, 1, 0),
          "C": lambda: _ask(None, 1, 0), "C, always spinning": lambda: _ask(None, 1, 0, "spin")},
         (Goal("agent", "at least", 0.95, "C"), Goal("agent, busy_poll", "at least", 3.0, "C")),
     ),
@@ -245,5 +260,9 @@ BENCHMARKS: Final = (
         "bursts", "100,000 packets in bursts of 1,000 at 50,000 a second", "packets lost",
         {"agent": lambda: _burst(True), "C, batched": lambda: _burst(False)},
         (Goal("agent", "at most", 0),),
+    ),
+    Benchmark(
+        "idle", "the workers of one queue while no packet comes, 2 s", "ms of CPU a second",
+        {"agent": lambda: _idle(""), "agent, auto": lambda: _idle(_AUTO)},
     ),
 )  # fmt: skip

@@ -109,7 +109,7 @@ FAULTS = (
     Fault(
         "busy_poll ignored by the turns that wait",
         "service/packet_loop.py",
-        "be_patient(PATIENCE, self._settings.busy_poll)",
+        "be_patient(PATIENCE, self._policy.poll)",
         "be_patient(PATIENCE, 0.0)",
         "unit/test_packet_loop.py::test_busy_polling_is_passed_on_to_the_turns_that_wait",
     ),
@@ -152,15 +152,15 @@ FAULTS = (
     Fault(
         "test_busy_poll: busy_poll ignored by the turns that wait",
         "service/packet_loop.py",
-        "be_patient(PATIENCE, self._settings.busy_poll)",
+        "be_patient(PATIENCE, self._policy.poll)",
         "be_patient(PATIENCE, 0.0)",
         "kernel/test_worker_life.py::test_busy_poll",
     ),
     Fault(
         "test_busy_poll: busy_poll ignored where the loop polls",
         "service/packet_loop.py",
-        "            while time.monotonic() < end:\n",
-        "            while False:\n",
+        "        while not count and now < begin + seconds:\n",
+        "        while False:\n",
         "kernel/test_worker_life.py::test_busy_poll",
     ),
     Fault(

@@ -78,6 +78,8 @@ class InterfaceSource(ABC, Generic[I]):
     lanes = ()
     # Not measured.
     first_took = 0.0
+    # It does not poll.
+    polled = (0, 0, 0.0)
 
     @property
     def last(self) -> int:
@@ -112,6 +114,9 @@ class InterfaceSource(ABC, Generic[I]):
 
     def be_patient(self, seconds: float, spin: float = 0.0) -> None:
         """Nothing to set: a wait lasts LONGEST_WAIT at most."""
+
+    def poll_for(self, seconds: float) -> None:
+        """Nothing to set: it does not poll."""
 
     @abstractmethod
     def skim(self, verdict: Verdict, budget: int) -> int:

@@ -116,8 +116,8 @@ class QueueConfig(Model):
     bypass: bool = True
     # Offloaded packets whole: by default wherever one packet is not many datagrams, of which only the first would be judged.
     gso: bool | Literal["auto"] = "auto"
-    # How long a worker polls for packets before it sleeps: less latency for more CPU.
-    busy_poll: Annotated[Duration, Field(le=0.01)] = 0.0
+    # How long a worker polls for packets before it sleeps: less latency for more CPU. "auto": while it pays.
+    busy_poll: Annotated[Duration, Field(le=0.01)] | Literal["auto"] = 0.0
     # What each worker may allocate. A faulty element, or a flood that an element does not bound, is limited by it.
     memory: Annotated[Size, Field(ge=100_000_000)] = 1_000_000_000
     mode: Literal["enforce", "monitor"] = "enforce"

@@ -49,6 +49,9 @@ class PairedQueue:
         """No turn waits."""
         return 0.0
 
+    # No turn polls either.
+    polled = (0, 0, 0.0)
+
     @property
     def cut(self) -> int:
         """How many packets of the queue of new flows were cut."""
@@ -67,6 +70,9 @@ class PairedQueue:
 
     def be_patient(self, seconds: float, spin: float = 0.0) -> None:
         """Nothing: no turn waits."""
+
+    def poll_for(self, seconds: float) -> None:
+        """Nothing: no turn polls."""
 
     def wait(self, timeout: float) -> list[int]:
         """Wait until packets or a message on `control` come, at most `timeout` seconds. Returns the readable descriptors."""

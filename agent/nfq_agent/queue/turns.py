@@ -51,6 +51,11 @@ class WorkerQueue(BoundQueue):
         return self._bound().first_took
 
     @property
+    def polled(self) -> tuple[int, int, float]:
+        """How often the turns that wait have polled so far, how often a packet came of it, and the seconds of all."""
+        return self._bound().polled
+
+    @property
     def cut(self) -> int:
         """How many packets of many datagrams this process had the kernel cut."""
         return self._opened().cut
@@ -128,8 +133,12 @@ class WorkerQueue(BoundQueue):
     # Turns.
 
     def be_patient(self, seconds: float, spin: float = 0.0) -> None:
-        """Set how long `skim_each` and `sort(each=True)` wait for the next packet, in seconds: asleep, or polling if `spin`."""
+        """Set how long turns that wait do so for the next packet, in seconds: polling for `spin`, and then asleep."""
         self._bound().be_patient(seconds, spin)
+
+    def poll_for(self, seconds: float) -> None:
+        """Set how long turns that wait poll before they sleep, in seconds. A confined worker may change it."""
+        self._bound().poll_for(seconds)
 
     def skim(self, verdict: Verdict, budget: int = BUDGET) -> int:
         """Give up to `budget` waiting packets the same verdict, without looking at them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 from zlib import crc32
 
 from nfq_agent.answering import Answering
@@ -41,19 +41,19 @@ _EXCHANGE: Final = 2
 class WorkerSettings:
     """The settings of one queue's worker.
 
-    number: of the queue. default: the verdict if no element answers. on_error: the verdict when an element raises, or a packet
-    cannot be decoded. monitor: accept packets that would be dropped, and log that. busy_poll: seconds to poll for packets
-    before sleeping. lost: what a dead predecessor may have left without a verdict. waits: serve only when told to. lingers:
-    without a supervisor continue until no packet comes any more: another supervisor may take over, or the rules go. peers: the
-    numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it does not. drop_lines:
-    the elements that log their own drops; None where the worker logs no dropped flow.
+    number: of the queue. default: the verdict if no element answers. on_error: the verdict when an element raises, or a
+    packet cannot be decoded. monitor: accept packets that would be dropped, and log that. busy_poll: seconds to poll for
+    packets before sleeping, or "auto". lost: what a dead predecessor may have left without a verdict. waits: serve only when
+    told to. lingers: without a supervisor continue until no packet comes any more: another supervisor may take over, or the
+    rules go. peers: the numbers of all queues among which the kernel spreads the packets of one flow (cpu-fanout), None if it
+    does not. drop_lines: the elements that log their own drops; None where the worker logs no dropped flow.
     """
 
     number: int
     default: Verdict
     on_error: Verdict
     monitor: bool
-    busy_poll: float = 0.0
+    busy_poll: float | Literal["auto"] = 0.0
     lost: Order = field(default=NOTHING_LOST)
     waits: bool = False
     lingers: bool = False

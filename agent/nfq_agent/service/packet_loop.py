@@ -28,6 +28,7 @@ from nfq_agent.service.flow_watch import PER_LOOK, FlowWatch
 from nfq_agent.service.order import await_order
 from nfq_agent.service.packet_judge import EVERY_PACKET, PacketJudge, WorkerSettings
 from nfq_agent.service.packet_source import Control, FlowQueue, KernelQueue, PacketSource
+from nfq_agent.service.poll_count import PollCount
 from nfq_agent.service.takeover import Takeover
 from nfq_agent.service.turn_policy import BUDGET, FIRST, PATIENCE, Turn, TurnPolicy, forgets
 from nfq_agent.verdict import RETAIN, Action, Verdict, VerdictError
@@ -93,6 +94,7 @@ class WorkerLoop:
         # The turn while no flows are watched.
         self._unwatched = self._turn
         self._policy = TurnPolicy(waits, settings.busy_poll)
+        self._polled = PollCount(self._kernel)
 
     def _choose_turn(self, by_flow: FlowQueue | None) -> tuple[Callable[[], int], bool]:
         """The kind of turn, and whether it may wait for packets."""
@@ -124,7 +126,7 @@ class WorkerLoop:
         if not self._settings.waits:
             source.start(self._control.fileno())
         if self._kernel is not None:
-            self._kernel.be_patient(PATIENCE, self._settings.busy_poll)
+            self._kernel.be_patient(PATIENCE, self._policy.poll)
         self._chain.start()
         in_order = False
         try:
@@ -137,6 +139,8 @@ class WorkerLoop:
                 self._now = self._judge.now = time.monotonic()
                 count = self._take_turn()
                 self._count_cut()
+                if self._policy.adapts:
+                    self._report(count)
                 if self._policy.sleeps(count):
                     self._wait()
                 elif self._now - self._looked > _LOOK:
@@ -188,12 +192,29 @@ class WorkerLoop:
     def _wait(self) -> None:
         """Sleep until packets or a control word come; with busy_poll, poll for packets before."""
         if self._policy.polls:
-            end = time.monotonic() + self._policy.polls
-            while (now := time.monotonic()) < end:
-                self._now = self._judge.now = now
-                if self._take_turn():
-                    return
+            count = self._poll(self._policy.polls)
+            if self._policy.adapts:
+                self._report(count)
+            if count:
+                return
         self._look_around(_BEAT)
+
+    def _poll(self, seconds: float) -> int:
+        """Take turns for so many seconds, until one meets packets. Returns how many."""
+        begin = now = time.monotonic()
+        count = 0
+        while not count and now < begin + seconds:
+            self._now = self._judge.now = now
+            count = self._take_turn()
+            now = time.monotonic()
+        self._polled.add(count > 0, now - begin)
+        return count
+
+    def _report(self, count: int) -> None:
+        """Let the policy know what was polled, and let the source poll as the policy says then."""
+        changes = self._policy.report(count, time.monotonic(), self._polled.take())
+        if changes and self._kernel is not None:
+            self._kernel.poll_for(self._policy.poll)
 
     def _look_around(self, timeout: float) -> None:
         self._looked = self._now

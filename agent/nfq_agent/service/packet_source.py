@@ -59,11 +59,18 @@ class KernelQueue(Protocol):
         """Seconds from when the latest turn that waits took its first packet until that was answered; 0 if it answered none."""
 
     @property
+    def polled(self) -> tuple[int, int, float]:
+        """How often the turns that wait have polled so far, how often a packet came of it, and the seconds of all."""
+
+    @property
     def cut(self) -> int:
         """How many packets were cut into datagrams that are read one by one."""
 
     def be_patient(self, seconds: float, spin: float = 0.0) -> None:
-        """Set how long `skim_each` and `sort(each=True)` wait for the next packet, in seconds: asleep, or polling if `spin`."""
+        """Set how long turns that wait do so for the next packet, in seconds: polling for `spin`, and then asleep."""
+
+    def poll_for(self, seconds: float) -> None:
+        """Set how long turns that wait poll before they sleep, in seconds. A confined worker may change it."""
 
     def skim(self, verdict: Verdict, budget: int) -> int:
         """Give up to `budget` waiting packets the same verdict. Returns how many."""

@@ -7,7 +7,9 @@ other waits, and answers each packet as it comes; it is the fastest where packet
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
+
+from nfq_agent.service.auto_poll import TRIAL, AutoPoll, Polled
 
 # Packets of a usual turn: enough to share the cost of a system call, few enough that no packet waits long for its verdict.
 BUDGET: Final = 256
@@ -40,12 +42,14 @@ class Turn:
 class TurnPolicy:
     """Chooses each turn by the result of the previous one.
 
-    may_wait: the source has turns that wait. busy_poll: seconds to poll for packets before sleeping, 0 for none.
+    may_wait: the source has turns that wait. busy_poll: seconds to poll for packets before sleeping, 0 for none, "auto" while
+    it pays: then `report` is to be called after each turn.
     """
 
-    def __init__(self, may_wait: bool, busy_poll: float) -> None:
+    def __init__(self, may_wait: bool, busy_poll: float | Literal["auto"]) -> None:
         self._may_wait = may_wait
-        self._busy_poll = busy_poll
+        self._auto = AutoPoll() if busy_poll == "auto" else None
+        self._busy_poll = 0.0 if busy_poll == "auto" else busy_poll
         self._budget = FIRST
         # The turn before this one met packets, so that waiting may be worth it.
         self._came = False
@@ -54,16 +58,36 @@ class TurnPolicy:
     @property
     def next(self) -> Turn:
         """The turn to take now."""
-        return Turn(AWAITED, True) if self._waits else Turn(self._budget, False)
+        if not self._waits:
+            return Turn(self._budget, False)
+        return Turn(AWAITED if self._auto is None or not self._auto.tries else TRIAL, True)
 
     def sleeps(self, count: int) -> bool:
         """True if the loop is to sleep until packets come. count: packets of the turn that ended, of which `ended` was told."""
         return count == 0 and not self._waits
 
     @property
+    def adapts(self) -> bool:
+        """True if `poll` changes with what is reported."""
+        return self._auto is not None
+
+    @property
+    def poll(self) -> float:
+        """Seconds to poll for packets before sleeping."""
+        return self._busy_poll
+
+    @property
     def polls(self) -> float:
         """Seconds for which the loop itself polls before it sleeps: only where no turn of the source does."""
         return 0.0 if self._may_wait else self._busy_poll
+
+    def report(self, count: int, now: float, polled: Polled) -> bool:
+        """Record what a turn met and polled, for "auto" (see `AutoPoll.report`). True if `poll` is another one now."""
+        if self._auto is None:
+            return False
+        self._auto.report(count, now, polled)
+        before, self._busy_poll = self._busy_poll, self._auto.seconds
+        return before != self._busy_poll
 
     def ended(self, turn: Turn, count: int, seconds: float) -> None:
         """Record a turn that ended: how many packets it met, and how long it took."""

@@ -221,6 +221,11 @@ class Channel:
         """Seconds from when the latest turn that waits took its first packet until that was answered; 0 if it answered none."""
         return self._inbox.first_took / 1e9
 
+    @property
+    def polled(self) -> tuple[int, int, float]:
+        """How often the turns that wait have polled so far, how often a packet came of it, and the seconds of all."""
+        return self._inbox.polls, self._inbox.found, self._inbox.polled / 1e9
+
     def read(self, budget: int) -> list[Packet]:
         """Take packets, whole or as much as the copy range allows."""
         return self._inbox.read(budget, self._pending)
@@ -266,8 +271,12 @@ class Channel:
             return self._inbox.judge(budget, self._pending, table, time, ask)
         return self._inbox.judge_each(budget, self._pending, table, time, ask, self._verdicts.single, together, self._spin)
 
+    def poll_for(self, seconds: float) -> None:
+        """Set how long `skim_each` and `sort` poll before they sleep. No system call: a confined worker may change it."""
+        self._spin = seconds
+
     def be_patient(self, seconds: float, spin: float = 0.0) -> None:
-        """Set how long `skim_each` and `sort` wait for the next packet, in seconds: asleep, or polling all the time if `spin`."""
+        """Set how long `skim_each` and `sort` wait for the next packet, in seconds: polling for `spin`, and then asleep."""
         self._spin = spin
         whole = int(seconds)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(whole, int((seconds - whole) * 1e6)))

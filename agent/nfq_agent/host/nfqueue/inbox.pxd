@@ -43,6 +43,10 @@ cdef class Inbox:
     # When the first packet of the turn was taken; in a turn that waits, how long it took until that was answered (ns, else 0).
     cdef int64_t taken_at
     cdef readonly int64_t first_took
+    # How often it has polled so far, how often a packet came of it, and for how long in all (ns).
+    cdef readonly uint64_t polls
+    cdef readonly uint64_t found
+    cdef readonly int64_t polled
     cdef unsigned int asked
     cdef uint32_t first
     cdef readonly uint32_t latest
