@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 from nfq_agent.packet import Packet
 
@@ -59,21 +59,21 @@ class Owner:
         return None
 
     @property
-    def facts(self) -> dict[str, str]:
-        """What is known, by the names of the conditions of a policy."""
-        known = {"unit": self.unit, "container": self.container, "cgroup": self.cgroup, "exe": self.exe}
+    def facts(self) -> dict[str, Any]:
+        """What is known, by the names of the conditions of a policy and of a filter. uid: a number, the others: texts."""
+        known = {"unit": self.unit, "container": self.container, "cgroup": self.cgroup, "exe": self.exe, "uid": self.uid}
         return {name: value for name, value in known.items() if value is not None}
 
 
 class Owners:
     """Finds the owner of a packet's flow. This one knows of none."""
 
-    def names(self, packet: Packet) -> Mapping[str, str]:
-        """Unit, container, control group and program of the socket on this host, as far as they are known."""
+    def names(self, packet: Packet) -> Mapping[str, Any]:
+        """Unit, container, control group, program and user of the socket on this host, as far as they are known."""
         del packet
         return {}
 
-    def known(self, packet: Packet) -> Mapping[str, str]:
+    def known(self, packet: Packet) -> Mapping[str, Any]:
         """The same, as far as it is known without asking the kernel: the container behind a packet's interface."""
         del packet
         return {}

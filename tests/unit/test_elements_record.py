@@ -143,6 +143,18 @@ def test_a_flow_that_is_not_decided_has_a_record_soon() -> None:
     assert [record["event"] for record in records(run)] == ["begin"]
 
 
+def test_a_connection_of_which_the_first_packet_alone_is_shown_has_a_record_soon() -> None:
+    run = Bench("record", before=[("policy", {"default": "drop", "rule": [{"action": "accept", "dport": 443}]})])
+    run.decide(tcp(CLIENT, SERVER, flags="S", seq=1))
+    assert not records(run)
+    run.wait(2.0)
+    (begin,) = records(run)
+    assert (begin["event"], begin["verdict"], begin["reason"]) == ("begin", "accept", "policy: rule 1")
+    run.wait(2.0)
+    run.stop()
+    assert [each["event"] for each in records(run)] == ["begin", "end"]
+
+
 def test_a_turned_verdict_is_told() -> None:
     run = Bench(
         "record", before=[("dpi", {}), ("policy", {"default": "drop", "rule": [{"action": "accept", "http_host": "a.test"}]})]

@@ -42,7 +42,8 @@ PATHS = [
 def test_the_names_in_a_path(path: str | None, unit: str | None, container: str | None) -> None:
     owner = Owner(0, 0, path)
     assert (owner.unit, owner.container) == (unit, container)
-    assert owner.facts == {key: value for key, value in (("unit", unit), ("container", container), ("cgroup", path)) if value}
+    named = {key: value for key, value in (("unit", unit), ("container", container), ("cgroup", path)) if value}
+    assert owner.facts == {**named, "uid": 0}
 
 
 class Given(Owners):

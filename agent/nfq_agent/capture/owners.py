@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from nfq_agent.owner import Owners
@@ -27,11 +27,11 @@ class InterfaceOwners(Owners):
         """Forget an interface."""
         self._by_interface.pop(int(index), None)
 
-    def names(self, packet: Packet) -> Mapping[str, str]:
+    def names(self, packet: Packet) -> Mapping[str, Any]:
         """The container; nothing where it is not known."""
         return self._by_interface.get(packet.indev or packet.outdev, _NOTHING)
 
-    def known(self, packet: Packet) -> Mapping[str, str]:
+    def known(self, packet: Packet) -> Mapping[str, Any]:
         """The same."""
         return self.names(packet)
 

@@ -55,7 +55,7 @@ class GivenOwner(Owners):
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
 
-    def names(self, packet: Packet) -> Mapping[str, str]:
+    def names(self, packet: Packet) -> Mapping[str, Any]:
         """The same for every packet."""
         del packet
         return self._names

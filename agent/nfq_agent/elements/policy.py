@@ -352,7 +352,7 @@ class Policy(PacketElement[PolicyOptions]):
                 break
         return tuple(found)
 
-    def _owner(self, packet: Packet, flow: Flow) -> Mapping[str, str]:
+    def _owner(self, packet: Packet, flow: Flow) -> Mapping[str, Any]:
         """Who the flow belongs to; nothing where it is not known. The log tells it with the facts."""
         owner = self.context.owners.names(packet)
         flow.facts |= owner

@@ -79,6 +79,8 @@ class FlowRecord(PacketElement[RecordOptions]):
         # By the identity of the flow, which is kept beside it so that it cannot be another's.
         self._cases: dict[int, tuple[Flow, _Case]] = {}
         self._closing: deque[tuple[float, Flow, _Case]] = deque()
+        # Connections of whose packets the first alone was shown, until a record of their beginning is due.
+        self._opened: deque[tuple[float, Flow, _Case]] = deque()
 
     @classmethod
     def logs_drops_of(cls, options: RecordOptions) -> Literal["all", "own", "none"]:  # noqa: ARG003  # with any
@@ -113,6 +115,8 @@ class FlowRecord(PacketElement[RecordOptions]):
             self._tell(flow, case, "change" if changed and case.told else "begin", account(flow), flow.last)
         elif not case.told and case.packets >= _WAITS:
             self._tell(flow, case, "begin", account(flow), flow.last)
+        elif case.packets == 1 and outcome == "accept" and flags & _SYN and not flow.undecided:
+            self._opened.append((flow.last + _LINGERS, flow, case))
         if flags & (_FIN | _RST):
             self._note_end(flow, case, flags, headers.five_tuple == flow.origin)
 
@@ -123,7 +127,12 @@ class FlowRecord(PacketElement[RecordOptions]):
             self._close(flow, known[1], known[1].end or ("stopped" if stopped else "idle"), account, max(flow.last, account.last))
 
     def tick(self, now: float, account: Accounts) -> None:
-        """Tell of connections whose last packets have come."""
+        """Tell of connections whose last packets have come, and of those that pass without being shown again."""
+        while self._opened and self._opened[0][0] <= now:
+            _, flow, case = self._opened.popleft()
+            if not case.told and not case.closed and not flow.undecided and (total := account(flow)) is not None:
+                case.outcome, case.reason = "accept", str(flow.facts.get("reason", ""))
+                self._tell(flow, case, "begin", total, now)
         while self._closing and self._closing[0][0] <= now:
             _, flow, case = self._closing.popleft()
             if not case.closed and (total := account(flow)) is not None:

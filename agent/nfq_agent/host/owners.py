@@ -6,7 +6,7 @@ Where the program is asked for, a process beside it looks for that among those o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from nfq_agent.host.cgroups import CgroupPaths, mounted
 from nfq_agent.host.jail.calls import ProcessNeeds
@@ -41,7 +41,7 @@ class HostOwners(Owners):
         if self._programs is not None:
             self._programs.close()
 
-    def names(self, packet: Packet) -> Mapping[str, str]:
+    def names(self, packet: Packet) -> Mapping[str, Any]:
         """What is known of the owner."""
         owner = self.of(packet)
         return {} if owner is None else owner.facts

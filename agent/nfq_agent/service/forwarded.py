@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Callable, Mapping
 from struct import Struct
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from nfq_agent.config.models import Config
 from nfq_agent.host import pairs
@@ -69,18 +69,18 @@ class ForwardedOwners(Owners):
         self._names = names
         self._host = host
 
-    def names(self, packet: Packet) -> Mapping[str, str]:
+    def names(self, packet: Packet) -> Mapping[str, Any]:
         """The owner."""
         if packet.hook == Hook.FORWARD:
             return self._containers(packet)
         found = self._host.names(packet)
         return found if found or packet.hook not in (Hook.PREROUTING, Hook.POSTROUTING) else self._containers(packet)
 
-    def known(self, packet: Packet) -> Mapping[str, str]:
+    def known(self, packet: Packet) -> Mapping[str, Any]:
         """The same, where the interface alone tells it."""
         return self._containers(packet) if packet.hook in (Hook.FORWARD, Hook.PREROUTING) else _NOTHING
 
-    def _containers(self, packet: Packet) -> Mapping[str, str]:
+    def _containers(self, packet: Packet) -> Mapping[str, Any]:
         names = self._names.read()
         # Behind a bridge the port is what leads to one container; the kernel tells it with br_netfilter.
         comes = names.get(packet.physindev) or names.get(packet.indev)
