@@ -58,6 +58,7 @@ class NextWorker:
         if self.predecessor is not None:
             self.predecessor.wait_ready(10)
         self.waits = False
+        self.child: Child | None = None
         self.noted: dict[str, dict[str, Any]] = {f"queue-{number}": {"settings": number}}
         self.stored: dict[str, tuple[int, bool]] = {}
 
@@ -78,6 +79,16 @@ class NextWorker:
 
     def begin(self, order: Order) -> None:
         self._note(f"begin {order.line.decode().split()[0]}")
+
+    @property
+    def control(self) -> NextWorker:
+        return self
+
+    def keep_beside(self, store: Store, child: Child | None) -> None:
+        self._note("keep beside")
+
+    def keep_alone(self, store: Store) -> None:
+        self._note("keep alone")
 
     def lost(self, requeue: bool) -> Order:
         return Order(7, requeue)
@@ -126,14 +137,14 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 def test_without_a_predecessor_the_worker_takes_what_may_be_lost(world: World) -> None:
     world.add(1)
     world.hand_over()
-    assert world.told == ["start waiting 1", "ready 1", "count on 1", "begin lost 1"]
+    assert world.told == ["start waiting 1", "ready 1", "keep beside 1", "count on 1", "begin lost 1", "keep alone 1"]
     assert world.store.noted("queue-1") == {"settings": 1}
 
 
 def test_a_predecessor_that_has_answered_all_leaves_nothing_to_take(world: World) -> None:
     pid = cast("Child", world.add(1, obedient).predecessor).pid
     world.hand_over()
-    assert world.told == ["start waiting 1", "ready 1", "count on 1", "begin go 1"]
+    assert world.told == ["start waiting 1", "ready 1", "keep beside 1", "count on 1", "begin go 1", "keep alone 1"]
     assert world.workers[0].predecessor is None
     assert not os.path.exists(f"/proc/{pid}")
 
@@ -142,7 +153,7 @@ def test_a_predecessor_that_is_done_and_does_not_end_is_killed(world: World, mon
     monkeypatch.setattr(handover, "_ENDS_WITHIN", 0.3)
     pid = cast("Child", world.add(1, lingering).predecessor).pid
     world.hand_over()
-    assert world.told[-1] == "begin go 1"
+    assert world.told[-2:] == ["begin go 1", "keep alone 1"]
     assert not os.path.exists(f"/proc/{pid}")
 
 
@@ -154,7 +165,7 @@ def test_what_a_predecessor_left_is_taken_after_its_end(
         monkeypatch.setattr(handover, "_STOPS_WITHIN", 0.3)
     pid = cast("Child", world.add(1, life).predecessor).pid
     world.hand_over()
-    assert world.told[-1] == "begin lost 1"
+    assert world.told[-2:] == ["begin lost 1", "keep alone 1"]
     assert not os.path.exists(f"/proc/{pid}")
     assert world.lines == ["warning: worker of queue 1 of the agent before did not stop within 0.3 s and is killed"] * lines
 
@@ -209,7 +220,7 @@ def test_a_service_manager_that_keeps_nothing_is_reported_and_the_worker_serves(
     reader, writer = os.pipe()
     world.add(1).stored = {"queue-1": (reader, False)}
     world.hand_over()
-    assert world.told[-1] == "begin lost 1"
+    assert world.told[-2:] == ["begin lost 1", "keep alone 1"]
     assert "error: worker of queue 1: the service manager does not keep it: no room; a restart will lose packets" in world.lines
     os.close(reader)
     os.close(writer)

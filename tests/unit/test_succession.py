@@ -15,9 +15,9 @@ READY, FAILED, DONE, ENDED, LATE = (
 
 def test_a_predecessor_stops_before_its_successor_begins() -> None:
     succession = Succession({1: True})
-    assert succession.on(1, READY) == [(1, Command.STOP)]
+    assert succession.on(1, READY) == [(1, Command.KEEP_BESIDE), (1, Command.STOP)]
     assert not succession.over
-    assert succession.on(1, DONE) == [(1, Command.KEEP), (1, Command.BEGIN)]
+    assert succession.on(1, DONE) == [(1, Command.BEGIN), (1, Command.KEEP)]
     assert succession.over
 
 
@@ -25,7 +25,10 @@ def test_nothing_is_stopped_before_all_successors_are_ready() -> None:
     succession = Succession({1: True, 2: True, 3: False})
     assert succession.on(2, READY) == []
     assert succession.on(3, READY) == []
-    assert succession.on(1, READY) == [(1, Command.STOP), (2, Command.STOP), (3, Command.KEEP), (3, Command.TAKE_LOST)]
+    assert succession.on(1, READY) == [
+        (1, Command.KEEP_BESIDE), (1, Command.STOP), (2, Command.KEEP_BESIDE), (2, Command.STOP),
+        (3, Command.KEEP_BESIDE), (3, Command.TAKE_LOST), (3, Command.KEEP),
+    ]  # fmt: skip
 
 
 def test_one_that_cannot_be_prepared_leaves_every_predecessor_serving() -> None:
@@ -39,14 +42,14 @@ def test_one_that_cannot_be_prepared_leaves_every_predecessor_serving() -> None:
 def test_what_a_dead_predecessor_had_read_is_taken_over() -> None:
     succession = Succession({1: True})
     succession.on(1, READY)
-    assert succession.on(1, ENDED) == [(1, Command.KEEP), (1, Command.TAKE_LOST)]
+    assert succession.on(1, ENDED) == [(1, Command.TAKE_LOST), (1, Command.KEEP)]
 
 
 def test_a_predecessor_that_hangs_is_killed_before_its_packets_are_taken_over() -> None:
     succession = Succession({1: True})
     succession.on(1, READY)
     assert succession.on(1, LATE) == [(1, Command.KILL)]
-    assert succession.on(1, ENDED) == [(1, Command.KEEP), (1, Command.TAKE_LOST)]
+    assert succession.on(1, ENDED) == [(1, Command.TAKE_LOST), (1, Command.KEEP)]
 
 
 def test_no_place_is_without_anything_to_do() -> None:
@@ -60,10 +63,19 @@ def test_no_order_of_events_lets_two_serve_one_place(served: tuple[bool, bool], 
         succession = Succession({1: served[0], 2: served[1]})
         serving = {place for place, old in zip((1, 2), served, strict=True) if old}
         begun: set[int] = set()
+        kept: set[int] = set()
 
-        def do(commands: list[tuple[int, Command]], serving: set[int] = serving, begun: set[int] = begun) -> None:
+        def do(
+            commands: list[tuple[int, Command]],
+            serving: set[int] = serving,
+            begun: set[int] = begun,
+            kept: set[int] = kept,
+        ) -> None:
             for place, command in commands:
+                if command is Command.KEEP_BESIDE:
+                    kept.add(place)
                 if command in (Command.BEGIN, Command.TAKE_LOST):
+                    assert place in kept, "an agent after this one would not know of it"
                     assert place not in serving, "its predecessor reads still"
                     assert place not in begun
                     begun.add(place)

@@ -5,7 +5,8 @@ Packets that come while one process stops and the next begins wait in the kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from nfq_agent.host.child import STOP
@@ -38,11 +39,21 @@ def hand_over(
 
 def keep(worker: Worker, store: Store, log: Log) -> None:
     """Keep what an agent after this one needs of a worker."""
-    try:
-        for name, known in worker.noted.items():
-            store.note(name, known)
+    with _told(worker, log):
+        _note(worker, store)
         for name, (descriptor, polled) in worker.stored.items():
             store.put(name, descriptor, polled)
+
+
+def _note(worker: Worker, store: Store) -> None:
+    for name, known in worker.noted.items():
+        store.note(name, known)
+
+
+@contextlib.contextmanager
+def _told(worker: Worker, log: Log) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         log(f"{worker.title}: the service manager does not keep it: {error}; a restart will lose packets", "error")
 
@@ -88,17 +99,27 @@ class _Handover:
                 self._log(f"{worker.title} of the agent before did not stop within {_STOPS_WITHIN:g} s and is killed", "warning")
                 _kill(worker)
                 self._on(worker.number, Happening.ENDED)
-            case Command.KEEP:
-                worker.count_on()
-                keep(worker, self._store, self._log)
+            case Command.KEEP_BESIDE:
+                with _told(worker, self._log):
+                    worker.control.keep_beside(self._store, worker.child)
             case Command.BEGIN:
-                worker.begin(Order(None, False))
-                _forget_predecessor(worker)
+                self._begin(worker, Order(None, False))
             case Command.TAKE_LOST:
-                worker.begin(worker.lost(requeue=True))
+                self._begin(worker, worker.lost(requeue=True))
+            case Command.KEEP:
+                with _told(worker, self._log):
+                    worker.control.keep_alone(self._store)
+                keep(worker, self._store, self._log)
                 _forget_predecessor(worker)
             case Command.END_NEW:
                 worker.stop()
+
+    def _begin(self, worker: QueueWorker, order: Order) -> None:
+        worker.count_on()
+        # Before it begins: an agent after this one must not take it for one that waits.
+        with _told(worker, self._log):
+            _note(worker, self._store)
+        worker.begin(order)
 
 
 def _stop(worker: QueueWorker) -> None:

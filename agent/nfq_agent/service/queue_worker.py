@@ -17,7 +17,7 @@ from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
 from nfq_agent.counters import Counters
 from nfq_agent.element_chain import ElementChain
-from nfq_agent.host.child import Child, bound_memory
+from nfq_agent.host.child import bound_memory
 from nfq_agent.host.jail.calls import ProcessNeeds
 from nfq_agent.host.nfqueue.statistics import QueueStatistics
 from nfq_agent.host.own_process import OwnProcess
@@ -40,6 +40,7 @@ from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.service.programs import capabilities, program_finder
 from nfq_agent.service.served_queue import ServedQueue
 from nfq_agent.service.store import Store
+from nfq_agent.service.stored_control import StoredControl
 from nfq_agent.service.worker import Roster, Worker
 from nfq_agent.service.worker_counts import LastingCounts
 from nfq_agent.verdict import ACCEPT, DROP
@@ -77,6 +78,7 @@ class QueueWorker(Worker):
         self.forwarded = Forwarded(config, name, log)
         self._instance = config.agent.instance
         self._lost = Order(None, False)
+        self.control = StoredControl(number)
 
     @property
     def key(self) -> tuple[str, object]:
@@ -135,9 +137,9 @@ class QueueWorker(Worker):
 
     def inherit(self, store: Store) -> bool:
         """Take over the bound queue, the counters, and the process that serves it now."""
-        counters, control = (store.take(f"{kind}-{self.number}") for kind in ("counters", "worker"))
+        counters = store.take(f"counters-{self.number}")
         noted = store.noted(f"queue-{self.number}")
-        self.predecessor = Child.adopted(self.title, control, noted.get("process"))
+        self.predecessor = self.control.adopt(store, self.title)
         if counters is not None:
             self.figures = self.figures.inherited(counters, noted)
         if not self.served.inherit(store, "queue", noted.get("settings")):
@@ -161,6 +163,7 @@ class QueueWorker(Worker):
         """What an agent after this one needs to know to take the queue over."""
         known = {
             "process": None if self.child is None else self.child.identity,
+            **self.control.noted,
             **self.figures.noted,
             "settings": self.served.noted,
             "known": None if self.known is None else self.known.noted,
@@ -197,7 +200,7 @@ class QueueWorker(Worker):
         if self.known is not None and self.known.queue is not None:
             found[f"known-{self.known.number}"] = self.known.queue.fileno(), False
         if self.child is not None:
-            found[f"worker-{self.number}"] = self.child.control.fileno(), True
+            found[self.control.alone] = self.child.control.fileno(), True
         return found
 
     def abandon(self) -> None:

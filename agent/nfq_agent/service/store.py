@@ -1,9 +1,9 @@
 """Descriptors that the next agent process is to have, by name: what the process before this one left, and what this one keeps.
 
-Names: `queue-N`, `worker-N` and `counters-N` of a queue number, `known-N` of one for known flows, `table` of the owned rules,
-`state` of the agent, `listener-P-I`, `proxy-P` and `counters-P` of a proxy, `leaving-P-PID` and `counted-P-PID` of its processes
-that finish their connections. Under systemd they are in its descriptor store, which outlives this process; else they are handed
-down when this process starts again.
+Names: `queue-N`, `worker-N` and `counters-N` of a queue number (`coming-N` while its process is replaced, see stored_control),
+`known-N` of one for known flows, `table` of the owned rules, `state` of the agent, `listener-P-I`, `proxy-P` and `tally-P` of a
+proxy, `leaving-P-PID` and `tallied-P-PID` of its processes that finish their connections. Under systemd they are in its
+descriptor store, which outlives this process; else they are handed down when this process starts again.
 """
 
 from __future__ import annotations

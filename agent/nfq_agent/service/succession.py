@@ -52,10 +52,12 @@ class Command(Enum):
     """Tell the predecessor to stop."""
     KILL = auto()
     """Kill the predecessor."""
-    KEEP = auto()
-    """Keep the successor's control socket for the next agent, in place of the predecessor's."""
+    KEEP_BESIDE = auto()
+    """Keep the successor's control socket for the next agent, beside the predecessor's."""
     BEGIN = auto()
     """Tell the successor to serve: nothing is owed."""
+    KEEP = auto()
+    """Keep the successor's control socket alone: the predecessor serves no more. Packets do not wait for this."""
     TAKE_LOST = auto()
     """Tell the successor to serve, and to queue again what a predecessor had read."""
     END_NEW = auto()
@@ -65,19 +67,19 @@ class Command(Enum):
 _TABLE: Final[Mapping[tuple[Stage, Happening], tuple[Stage, tuple[Command, ...]]]] = {
     (Stage.PREPARING, Happening.READY): (Stage.PREPARED, ()),
     (Stage.PREPARING, Happening.FAILED): (Stage.REFUSED, (Command.END_NEW,)),
-    (Stage.HANDING, Happening.DONE): (Stage.SERVING, (Command.KEEP, Command.BEGIN)),
-    (Stage.HANDING, Happening.ENDED): (Stage.SERVING, (Command.KEEP, Command.TAKE_LOST)),
+    (Stage.HANDING, Happening.DONE): (Stage.SERVING, (Command.BEGIN, Command.KEEP)),
+    (Stage.HANDING, Happening.ENDED): (Stage.SERVING, (Command.TAKE_LOST, Command.KEEP)),
     (Stage.HANDING, Happening.LATE): (Stage.ENDING, (Command.KILL,)),
     # It may have finished between the last look at it and the kill.
-    (Stage.ENDING, Happening.DONE): (Stage.SERVING, (Command.KEEP, Command.BEGIN)),
-    (Stage.ENDING, Happening.ENDED): (Stage.SERVING, (Command.KEEP, Command.TAKE_LOST)),
+    (Stage.ENDING, Happening.DONE): (Stage.SERVING, (Command.BEGIN, Command.KEEP)),
+    (Stage.ENDING, Happening.ENDED): (Stage.SERVING, (Command.TAKE_LOST, Command.KEEP)),
     # A predecessor that ends early is noticed when its place is handed over.
     (Stage.PREPARING, Happening.ENDED): (Stage.PREPARING, ()),
 }
 # What is done when the last successor is prepared, by whether the place has a predecessor.
 _BEGUN: Final[Mapping[bool, tuple[Stage, tuple[Command, ...]]]] = {
-    True: (Stage.HANDING, (Command.STOP,)),
-    False: (Stage.SERVING, (Command.KEEP, Command.TAKE_LOST)),
+    True: (Stage.HANDING, (Command.KEEP_BESIDE, Command.STOP)),
+    False: (Stage.SERVING, (Command.KEEP_BESIDE, Command.TAKE_LOST, Command.KEEP)),
 }
 
 
