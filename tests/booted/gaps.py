@@ -100,7 +100,7 @@ def kill(host: Container, also: Callable[[Container], str] = lambda _: "") -> No
     host.shell(f"kill -KILL {pid} {also(host)} || true")
     # To ask again and again takes processor time from what is measured.
     time.sleep(1)
-    restarted(host, pid)
+    restarted(host, pid, 60)
 
 
 def everything(host: Container) -> str:
