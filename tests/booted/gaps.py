@@ -56,18 +56,21 @@ iptables-legacy -A OUTPUT -p udp --dport 11000 -m mark --mark 0x100/0x100 -m com
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """count: of events. hands_over: whether nothing may pass without a verdict. cuts: whether it ends connections."""
+    """count: of events. event: returns when it began, as monotonic seconds. hands_over: whether nothing may pass without a
+    verdict. cuts: whether it ends connections."""
 
     name: str
     count: int
-    event: Callable[[Container], None]
+    event: Callable[[Container], float]
     hands_over: bool = True
     cuts: bool = False
 
 
-def restart(host: Container) -> None:
+def restart(host: Container) -> float:
     """One restart."""
+    began = time.monotonic()
     host.run("systemctl", "restart", "nfq-agent")
+    return began
 
 
 def install(host: Container, package: str) -> None:
@@ -77,30 +80,34 @@ def install(host: Container, package: str) -> None:
     )  # fmt: skip
 
 
-def in_turn(*names: str) -> Callable[[Container], None]:
+def in_turn(*names: str) -> Callable[[Container], float]:
     """An event: the next of these packages is installed, and serves."""
     turns = itertools.cycle(names)
 
-    def event(host: Container) -> None:
+    def event(host: Container) -> float:
         name = next(turns)
+        began = time.monotonic()
         install(host, name)
         try:
             until(lambda: host.show("nfq-agent", "ActiveState") == "active", f"{name} serves")
         except AssertionError:
             print(host.journal("--unit=nfq-agent", "--lines=30"))
             raise
+        return began
 
     return event
 
 
-def kill(host: Container, also: Callable[[Container], str] = lambda _: "") -> None:
+def kill(host: Container, also: Callable[[Container], str] = lambda _: "") -> float:
     """Kill the main process and these."""
-    pid = main_pid(host)
+    pid, others = main_pid(host), also(host)
+    began = time.monotonic()
     # One that has ended with another is no fault.
-    host.shell(f"kill -KILL {pid} {also(host)} || true")
+    host.shell(f"kill -KILL {pid} {others} || true")
     # To ask again and again takes processor time from what is measured.
     time.sleep(1)
     restarted(host, pid, 60)
+    return began
 
 
 def everything(host: Container) -> str:
@@ -166,9 +173,8 @@ def measure(host: Container, kind: Kind, flags: argparse.Namespace) -> bool:
     connections = Connections(host, 8080, flags.connections, "python3", flags.pause, bound)
     began = time.monotonic()
     found: list[Parts] = []
-    while (done := len(found)) < kind.count and (since := time.monotonic()) - began < flags.seconds:
-        kind.event(host)
-        found.append(parts(host, since))
+    while (done := len(found)) < kind.count and time.monotonic() - began < flags.seconds:
+        found.append(parts(host, kind.event(host)))
         traffic.divide()
     took = time.monotonic() - began
     talk, flow = connections.end(), traffic.end()
