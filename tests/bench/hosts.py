@@ -188,7 +188,7 @@ BENCHMARKS: Final = (
     Benchmark(
         "start", "the baseline, one queue", "",
         {"agent": _start},
-        (Goal("start to READY, s", "at most", 0.4), Goal("memory, MB", "at most", 50)),
+        (Goal("start to READY, s", "at most", 0.2), Goal("memory, MB", "at most", 32)),
     ),
     _backend_benchmark("backends", "the baseline", _SMALL, False),
     _backend_benchmark("backends among many", "the baseline among 20,000 foreign rules", _SMALL, True),

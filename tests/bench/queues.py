@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from bed import BUILT, COPIED, HERE, MAX_LEN, QUEUE, Bed, BenchError
@@ -48,10 +49,10 @@ _AUTO: Final = 'busy_poll = "auto"\n'
 _OFFLOAD: Final = policy(', "offload"') + '[element.offload]\nmark = "0x4e000000/0xff000000"\n'
 
 
-def flood(bed: Bed, *cores: int, count: Callable[[], int] | None = None) -> float:
+def flood(bed: Bed, *cores: int, count: Callable[[], int] | None = None, flows: int = _FLOWS) -> float:
     """Packets a second under a flood from these processors. count: how many there were so far; without it, verdicts."""
     count = bed.judged if count is None else count
-    loads = [bed.begin("flood", "127.0.0.1", FLOOD_PORT, _FLOWS, SECONDS + 2 * _WARM, core=core) for core in cores]
+    loads = [bed.begin("flood", "127.0.0.1", FLOOD_PORT, flows, SECONDS + 2 * _WARM, core=core) for core in cores]
     time.sleep(_WARM)
     begin, before = time.monotonic(), count()
     time.sleep(SECONDS)
@@ -64,16 +65,17 @@ def flood(bed: Bed, *cores: int, count: Callable[[], int] | None = None) -> floa
     return rate
 
 
-def flooded(more: str = "") -> float:
+def flooded(more: str = "", flows: int = _FLOWS) -> float:
+    """Verdicts a second of the agent under the flood."""
     with Bed() as bed:
         bed.agent(SERVED + more + FLOOD_RULE, core=1)
-        return flood(bed, 0)
+        return flood(bed, 0, flows=flows)
 
 
-def flooded_through(bed: Bed) -> float:
+def flooded_through(bed: Bed, flows: int = _FLOWS) -> float:
     """Verdicts a second under the flood, of what serves the queue already."""
     bed.here.shell(f"iptables-legacy -t mangle -A OUTPUT -p udp --dport {FLOOD_PORT} -j NFQUEUE --queue-num {QUEUE}")
-    return flood(bed, 0)
+    return flood(bed, 0, flows=flows)
 
 
 def _flooded_peer(*argv: object) -> float:
@@ -176,6 +178,19 @@ def _burst(agent: bool) -> float:
         return sent - (queue.id_sequence - queue.user_dropped)
 
 
+# One element each; nothing else looks at a packet. A line for each packet would be 500,000 a second: 1,000 are written.
+_ELEMENTS: Final = {
+    "log": "per_second = 1000",
+    "rate-limit": 'rate = "100000000/s"',
+    "sample": "one_in = 1000",
+    "syn-monitor": "",
+}
+
+
+def _one(kind: str, options: str) -> str:
+    return f'elements = ["one"]\n[element.one]\ntype = "{kind}"\n{options}\n'
+
+
 def _idle(more: str) -> float:
     """Milliseconds of CPU a second that the workers take after packets came close together, and none comes any more."""
     with Bed() as bed:
@@ -213,6 +228,11 @@ BENCHMARKS: Final = (
         "policy", "the same, five-tuple policy of 1,000 networks and ports", "verdicts/s",
         {"bare accept": flooded, "policy": lambda: flooded(policy())},
         (Goal("policy", "at least", 0.85, "bare accept"),),
+    ),
+    Benchmark(
+        "elements", "the same, one element each; log at 1,000 lines a second", "verdicts/s",
+        {"bare accept": flooded, **{name: partial(flooded, _one(name, options)) for name, options in _ELEMENTS.items()}},
+        tuple(Goal(name, "at least", 0.9, "bare accept") for name in _ELEMENTS),
     ),
     Benchmark(
         "fanout", "two senders; two queues with cpu-fanout and two workers", "verdicts/s",

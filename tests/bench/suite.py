@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import dpi
@@ -16,6 +17,7 @@ import named
 import proxies
 import queues
 import results
+import shown
 from bed import HERE  # it makes the modules of tests/ known
 from measure import Benchmark, Goal, Result, measure
 
@@ -28,6 +30,21 @@ DPI = Benchmark(
     },
     (Goal("hello in one segment", "at most", dpi.GOAL),),
 )  # fmt: skip
+# Asked for by a condition on them.
+_FINGERPRINTS: list[Mapping[str, object]] = [{"action": "drop", "when": 'ja3 = "0" or ja4 = "0"'}, *shown.RULES]
+FLOW = Benchmark(
+    "tls-flow", "a TLS flow named and judged, in a worker without a kernel", "us of CPU a flow",
+    {
+        "one segment": lambda: shown.identified(1),
+        "three segments": lambda: shown.identified(3),
+        "one segment, JA3 and JA4": lambda: shown.identified(1, _FINGERPRINTS),
+        "three segments, JA3 and JA4": lambda: shown.identified(3, _FINGERPRINTS),
+        "dpkt, the name alone": lambda: dpi.cost(dpi.with_dpkt, dpi.flows(dpi.FLOWS, 1), 1),
+    },
+    (Goal("one segment", "at most", 2), Goal("one segment", "at most", 0.1, "dpkt, the name alone"),
+     Goal("three segments", "at most", 10), Goal("one segment, JA3 and JA4", "at most", 25),
+     Goal("three segments, JA3 and JA4", "at most", 35)),
+)  # fmt: skip
 BENCHMARKS = (
     *queues.BENCHMARKS,
     *kernel_policy.BENCHMARKS,
@@ -37,6 +54,7 @@ BENCHMARKS = (
     *proxies.BENCHMARKS,
     *interfaces.BENCHMARKS,
     DPI,
+    FLOW,
 )
 FOLDER: Path = HERE / "results"
 

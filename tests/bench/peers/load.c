@@ -2,8 +2,10 @@
 //
 //   load flood ADDRESS PORT FLOWS SECONDS        datagrams of 64 bytes as fast as they go; prints how many
 //   load burst ADDRESS PORT COUNT BURST RATE     datagrams of 64 bytes in bursts; prints how many the kernel took
-//   load serve datagrams|echo|close PORT           a TCP server that sends back, or closes at once; ends by a signal
+//   load serve datagrams|answers|echo|close PORT   a server that sends back (answers: as DNS answers), or closes at once; ends by a signal
 //   load ask tcp|udp ADDRESS PORT SECONDS        64 bytes there and back on one connection; prints how many a second, median in us
+//   load fresh dns|plain ADDRESS PORT AT_ONCE SECONDS   a new UDP flow for each datagram, a new name in each DNS query; prints
+//                                                how many were answered a second, and how many of all were not within 0.5 s
 //   load connect ADDRESS PORT AT_ONCE SECONDS    connections that the server closes; prints how many a second, and failures
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -16,11 +18,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { SMALL = 64, BATCH = 32, MOST_FLOWS = 256, MOST_AT_ONCE = 1024, CHUNK = 65536, EVENTS = 256 };
+enum { SMALL = 64, BATCH = 32, MOST_FLOWS = 10000, MOST_AT_ONCE = 1024, CHUNK = 65536, EVENTS = 256 };
 
 static char buffer[CHUNK];
 
@@ -85,9 +88,12 @@ static struct mmsghdr *messages(int count)
 
 static void flood(const char *address, int port, int flows, double seconds)
 {
-    int fds[MOST_FLOWS];
+    static int fds[MOST_FLOWS];
+    struct rlimit limit = {MOST_FLOWS + 64, MOST_FLOWS + 64};
     struct mmsghdr *batch = messages(BATCH);
     long sent = 0;
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+        die("setrlimit");
     receiver(address, port);
     for (int i = 0; i < flows; i++)
         fds[i] = datagrams(address, port);
@@ -135,7 +141,7 @@ static int stream(const char *address, int port)
     return fd;
 }
 
-static void serve_datagrams(int port)
+static void serve_datagrams(int port, int answers)
 {
     struct sockaddr_in end = to("0.0.0.0", port);
     int fd = socket(AF_INET, SOCK_DGRAM, 0);
@@ -146,6 +152,9 @@ static void serve_datagrams(int port)
     for (;;) {
         socklen_t size = sizeof end;
         ssize_t count = recvfrom(fd, buffer, sizeof buffer, 0, (struct sockaddr *)&end, &size);
+        // QR (RFC 1035 4.1.1).
+        if (count > 2 && answers)
+            buffer[2] |= 0x80;
         if (count > 0)
             sendto(fd, buffer, count, 0, (struct sockaddr *)&end, size);
     }
@@ -153,8 +162,8 @@ static void serve_datagrams(int port)
 
 static void serve(const char *kind, int port)
 {
-    if (kind[0] == 'd')
-        serve_datagrams(port);
+    if (kind[0] == 'd' || kind[0] == 'a')
+        serve_datagrams(port, kind[0] == 'a');
     struct sockaddr_in here = to("0.0.0.0", port);
     struct epoll_event events[EVENTS], event = {.events = EPOLLIN};
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), loop = epoll_create1(0);
@@ -247,6 +256,66 @@ static void connections(const char *address, int port, int at_once, double secon
     printf("%.1f %ld\n", done / (last - begin), failed);
 }
 
+// A query for host-NUMBER.good.test (RFC 1035 4.1), or so many bytes that say nothing.
+static int question(char *bytes, int plain, long number)
+{
+    static const char head[12] = {0, 7, 1, 0, 0, 1}, tail[] = "\4good\4test\0\0\1\0\1";
+    char label[32];
+    if (plain) {
+        memset(bytes, 'x', SMALL);
+        return SMALL;
+    }
+    memcpy(bytes, head, sizeof head);
+    int length = snprintf(label, sizeof label, "host-%ld", number);
+    bytes[12] = length;
+    memcpy(bytes + 13, label, length);
+    memcpy(bytes + 13 + length, tail, sizeof tail - 1);
+    return 13 + length + sizeof tail - 1;
+}
+
+static void fresh(int plain, const char *address, int port, int at_once, double seconds)
+{
+    struct sockaddr_in end = to(address, port);
+    struct epoll_event events[EVENTS], event = {.events = EPOLLIN};
+    int fds[MOST_AT_ONCE], loop = epoll_create1(0);
+    double since[MOST_AT_ONCE] = {0}, begin = now(), last = begin;
+    char bytes[128];
+    long sent = 0, answered = 0, lost = 0;
+    for (int i = 0; i < at_once; i++)
+        fds[i] = -1;
+    while (last < begin + seconds) {
+        for (int i = 0; i < at_once; i++) {
+            if (fds[i] >= 0 && last > since[i] + 0.5) {
+                close(fds[i]);
+                fds[i] = -1;
+                lost++;
+            }
+            if (fds[i] >= 0)
+                continue;
+            fds[i] = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+            if (fds[i] < 0 || connect(fds[i], (struct sockaddr *)&end, sizeof end) != 0)
+                die("connect");
+            event.data.u32 = i;
+            epoll_ctl(loop, EPOLL_CTL_ADD, fds[i], &event);
+            // Dropped at once (EPERM) counts as sent: no answer comes.
+            send(fds[i], bytes, question(bytes, plain, sent++), 0);
+            since[i] = last;
+        }
+        int count = epoll_wait(loop, events, EVENTS, 10);
+        for (int i = 0; i < count; i++) {
+            int *fd = &fds[events[i].data.u32];
+            if (recv(*fd, buffer, sizeof buffer, 0) > 0)
+                answered++;
+            else
+                lost++;
+            close(*fd);
+            *fd = -1;
+        }
+        last = now();
+    }
+    printf("%.1f %.6f\n", answered / (last - begin), (double)lost / sent);
+}
+
 int main(int argc, char **argv)
 {
     const char *verb = argc > 3 ? argv[1] : "";
@@ -258,6 +327,8 @@ int main(int argc, char **argv)
         burst(argv[2], atoi(argv[3]), atol(argv[4]), atoi(argv[5]), atof(argv[6]));
     else if (!strcmp(verb, "ask") && argc == 6)
         ask((argv[2][0] == 't' ? stream : datagrams)(argv[3], atoi(argv[4])), atof(argv[5]));
+    else if (!strcmp(verb, "fresh") && argc == 7 && atoi(argv[5]) <= MOST_AT_ONCE)
+        fresh(argv[2][0] == 'p', argv[3], atoi(argv[4]), atoi(argv[5]), atof(argv[6]));
     else if (!strcmp(verb, "connect") && argc == 6 && atoi(argv[4]) <= MOST_AT_ONCE)
         connections(argv[2], atoi(argv[3]), atoi(argv[4]), atof(argv[5]));
     else {
