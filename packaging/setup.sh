@@ -11,7 +11,7 @@ UNPACKED_PACKAGES="opensnitch systemd-resolved"
 # What boots the test hosts; what builds and checks packages is installed in there.
 BOOTED_PACKAGES="createrepo-c debian-archive-keyring debootstrap faketime git gpg mount netcat-openbsd openssh-client reprepro rpm systemd-container"
 # The peers of the benchmarks, and what draws.
-BENCH_PACKAGES="gnuplot-nox golang-github-chifflier-nfqueue-go-dev golang-go haproxy iperf3 libnetfilter-queue-dev nginx-light wrk"
+BENCH_PACKAGES="gnuplot-nox golang-github-chifflier-nfqueue-go-dev golang-go haproxy iperf3 libndpi-dev libnetfilter-queue-dev nginx-light wrk"
 
 say() { printf '%s\n' "$*" >&2; }
 

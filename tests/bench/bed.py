@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -68,9 +69,9 @@ class Bed:
             raise BenchError(f"{argv[0]} did not become ready")
         return process
 
-    def load(self, *argv: object, core: int | None = None) -> list[float]:
-        """Run a load to its end; what it prints."""
-        done = self.here.run(*_pinned(core), str(BUILT / "load"), *map(str, argv), timeout=60)
+    def load(self, *argv: object, core: int | None = None, side: Namespace | None = None) -> list[float]:
+        """Run a load to its end, here unless said otherwise; what it prints."""
+        done = (side or self.here).run(*_pinned(core), str(BUILT / "load"), *map(str, argv), timeout=60)
         return [float(word) for word in done.stdout.split()]
 
     def begin(self, *argv: object, core: int | None = None) -> subprocess.Popen[str]:
@@ -98,6 +99,12 @@ class Bed:
     def judged(self) -> int:
         """Packets that got into a queue and to its socket so far."""
         return sum(queue.id_sequence - queue.user_dropped for queue in self.queues())
+
+
+def spent(pids: Iterable[int]) -> float:
+    """Seconds of processor time that the threads of these processes have taken (schedstat, proc_pid(5): nanoseconds)."""
+    threads = [path for pid in pids for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(int(path.read_text().split()[0]) for path in threads) / 1e9
 
 
 def _pinned(core: int | None) -> list[str]:
@@ -149,8 +156,8 @@ class Agent:
             os.sched_setaffinity(pid, {core})
 
     def worker_seconds(self) -> float:
-        """Seconds of processor time that its workers have taken (schedstat, proc_pid(5): nanoseconds)."""
-        return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in self.family()[1:]) / 1e9
+        """Seconds of processor time that its workers have taken."""
+        return spent(self.family()[1:])
 
     def memory(self) -> int:
         """Bytes of memory, each page that is shared counted in parts (PSS, proc_pid_smaps(5))."""

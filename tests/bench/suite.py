@@ -13,6 +13,7 @@ import half_open
 import hosts
 import interfaces
 import kernel_policy
+import mix
 import named
 import proxies
 import queues
@@ -49,6 +50,7 @@ BENCHMARKS = (
     *queues.BENCHMARKS,
     *kernel_policy.BENCHMARKS,
     *named.BENCHMARKS,
+    *mix.BENCHMARKS,
     *half_open.BENCHMARKS,
     *hosts.BENCHMARKS,
     *proxies.BENCHMARKS,

@@ -55,8 +55,8 @@ def rules(names: Sequence[str], closed: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def serve(bed: Bed, names: Sequence[str], closed: bool, batch: int = 20, core: int = 1) -> None:
-    """Start it; it serves when its queue is bound. batch: verdicts that it gives by one message. Raises BenchError."""
+def serve(bed: Bed, names: Sequence[str], closed: bool, batch: int = 20, core: int = 1) -> int:
+    """Start it; it serves when its queue is bound. batch: verdicts that it gives by one message. Its pid. Raises BenchError."""
     root = neighbours_root(RELEASES[1], "suricata")
     (bed.folder / "names.rules").write_text(rules(names, closed))
     (bed.folder / "suricata.yaml").write_text(_SETTINGS.replace("BATCH", str(batch)))
@@ -73,6 +73,7 @@ def serve(bed: Bed, names: Sequence[str], closed: bool, batch: int = 20, core: i
         if process.poll() is not None or time.monotonic() > end:
             raise BenchError(f"Suricata does not serve:\n{_last(log)}")
         time.sleep(0.05)
+    return int(process.pid)
 
 
 def _last(path: Path) -> str:

@@ -6,20 +6,27 @@
 //   load ask tcp|udp ADDRESS PORT SECONDS        64 bytes there and back on one connection; prints how many a second, median in us
 //   load fresh dns|plain ADDRESS PORT AT_ONCE SECONDS   a new UDP flow for each datagram, a new name in each DNS query; prints
 //                                                how many were answered a second, and how many of all were not within 0.5 s
+//   load replay FILE QUEUES MOST                   frames of a file (2 bytes of length, then the frame) out of eth0, no more than MOST
+//                                                of them in the queues of the file QUEUES (nfnetlink_queue of another
+//                                                namespace) at once; prints the seconds until all are answered
 //   load connect ADDRESS PORT AT_ONCE SECONDS    connections that the server closes; prints how many a second, and failures
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
+#include <netpacket/packet.h>
 #include <netinet/tcp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -316,6 +323,46 @@ static void fresh(int plain, const char *address, int port, int at_once, double 
     printf("%.1f %.6f\n", answered / (last - begin), (double)lost / sent);
 }
 
+// Packets that wait in the queues, by /proc/net/netfilter/nfnetlink_queue: the third field of each line.
+static long waiting(const char *path)
+{
+    FILE *file = fopen(path, "r");
+    long sum = 0, count;
+    if (file == NULL)
+        die(path);
+    while (fscanf(file, "%*s %*s %ld %*[^\n]", &count) == 1)
+        sum += count;
+    fclose(file);
+    return sum;
+}
+
+static void replay(const char *path, const char *queues, long most)
+{
+    enum { LOOK = 128 };
+    struct stat about;
+    int file = open(path, O_RDONLY), fd = socket(AF_PACKET, SOCK_RAW, 0);
+    struct sockaddr_ll end = {.sll_family = AF_PACKET, .sll_ifindex = if_nametoindex("eth0")};
+    if (file < 0 || fstat(file, &about) != 0 || fd < 0 || bind(fd, (struct sockaddr *)&end, sizeof end) != 0)
+        die(path);
+    const unsigned char *at = mmap(NULL, about.st_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, file, 0);
+    if (at == MAP_FAILED)
+        die("mmap");
+    const unsigned char *limit = at + about.st_size;
+    double begin = now();
+    for (long sent = 0; at + 2 <= limit; sent++) {
+        int size = at[0] << 8 | at[1];
+        if (send(fd, at + 2, size, 0) != size)
+            die("send");
+        at += 2 + size;
+        if (sent % LOOK == 0)
+            while (waiting(queues) + LOOK > most)
+                usleep(50);
+    }
+    while (waiting(queues) > 0 && now() < begin + 50)
+        usleep(50);
+    printf("%.6f\n", now() - begin);
+}
+
 int main(int argc, char **argv)
 {
     const char *verb = argc > 3 ? argv[1] : "";
@@ -329,6 +376,8 @@ int main(int argc, char **argv)
         ask((argv[2][0] == 't' ? stream : datagrams)(argv[3], atoi(argv[4])), atof(argv[5]));
     else if (!strcmp(verb, "fresh") && argc == 7 && atoi(argv[5]) <= MOST_AT_ONCE)
         fresh(argv[2][0] == 'p', argv[3], atoi(argv[4]), atoi(argv[5]), atof(argv[6]));
+    else if (!strcmp(verb, "replay") && argc == 5)
+        replay(argv[2], argv[3], atol(argv[4]));
     else if (!strcmp(verb, "connect") && argc == 6 && atoi(argv[4]) <= MOST_AT_ONCE)
         connections(argv[2], atoi(argv[3]), atoi(argv[4]), atof(argv[5]));
     else {
