@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from nfq_agent.openings import is_wrong_plain
 from nfq_agent.packet import ICMP, ICMPV6, TCP, UDP, FiveTuple, Packet, PacketError, decode
 
 _UDPLITE: Final = 136
@@ -29,19 +30,28 @@ def is_wrong(packet: Packet) -> bool:
     Raises PacketError for bytes that are not a packet.
     """
     payload = packet.payload
+    whole = packet.checksum_ready and not packet.gso and len(payload) >= packet.length
+    if whole and (wrong := is_wrong_plain(payload)) is not None:
+        return wrong
     headers = packet.headers
-    if headers.version == 4 and internet_checksum(payload[: (payload[0] & 15) * 4]) != 0:
+    # A multiple of 65535 is a sum that is right (see internet_checksum); its parts can be added as they are.
+    if headers.version == 4 and int.from_bytes(payload[: (payload[0] & 15) * 4], "big") % 0xFFFF:
         return True
     start, protocol = headers.transport, headers.five_tuple.protocol
-    if start is None or protocol not in _PLACE or headers.fragment or packet.truncated or packet.gso or not packet.checksum_ready:
+    place = _PLACE.get(protocol)
+    if start is None or place is None or headers.fragment or not whole:
         return False
     covered = payload[start : headers.length or None]
-    place = _PLACE[protocol]
-    if len(covered) < place + 2 or (protocol == UDP and covered[place : place + 2] == b"\0\0"):
+    size = len(covered)
+    if size < place + 2 or (protocol == UDP and covered[place : place + 2] == b"\0\0"):
         return False
     if headers.version == 6 and _still_routed(payload):
         return False
-    return internet_checksum(_pseudo_header(headers.five_tuple, len(covered)) + covered) != 0
+    total = int.from_bytes(covered, "big") << (size & 1) * 8
+    if protocol != ICMP:
+        # The pseudo header.
+        total += int.from_bytes(payload[12:20] if headers.version == 4 else payload[8:40], "big") + size + protocol
+    return total % 0xFFFF != 0
 
 
 def is_partial(packet: Packet) -> bool:

@@ -44,7 +44,7 @@ class Conversation:
     """
 
     __slots__ = (
-        "_began", "_client", "_first", "_next", "_packets", "_parsers", "_phase", "_read_bytes", "_server",
+        "_began", "_client", "_first", "_needs", "_next", "_packets", "_parsers", "_phase", "_read_bytes", "_server",
         "_soundness", "answered", "begun", "closed", "earlier", "ended", "from_origin", "initial", "mptcp", "renewed",
         "server_first",
     )  # fmt: skip
@@ -53,7 +53,7 @@ class Conversation:
         self.initial = initial
         self.earlier = earlier
         # Of the server's segments and of the client's; made when it is needed.
-        self._soundness: list[Soundness | None] | None = None
+        self._soundness: tuple[Soundness, Soundness] | None = None
         self.from_origin = from_origin
         self.answered = False
         self.begun = True
@@ -70,6 +70,7 @@ class Conversation:
         self._read_bytes: ReadBytes | None = None
         self._began: float | None = None
         self._packets = 0
+        self._needs = 0
         self._client: Reassembly | None = None
         self._server: Reassembly | None = None
         # The opening and its parser, while the server may still add something to it.
@@ -83,7 +84,8 @@ class Conversation:
     @property
     def held(self) -> int:
         """Bytes kept now, both ways."""
-        return sum(side.held for side in (self._client, self._server) if side is not None)
+        client = 0 if self._client is None else self._client.held
+        return client if self._server is None else client + self._server.held
 
     @property
     def listens(self) -> bool:
@@ -148,11 +150,8 @@ class Conversation:
     def soundness(self, from_client: bool) -> Soundness:
         """What the receiver of one side's segments remembers."""
         if self._soundness is None:
-            self._soundness = [None, None]
-        known = self._soundness[from_client]
-        if known is None:
-            known = self._soundness[from_client] = Soundness()
-        return known
+            self._soundness = Soundness(), Soundness()
+        return self._soundness[from_client]
 
     def in_order(self, sequence: int, from_client: bool) -> bool:
         """Whether a segment begins at, or before, the byte that its receiver awaits."""
@@ -241,7 +240,7 @@ class Conversation:
             if self._phase is Phase.LATER and not self._client.data:
                 self._client.full = False
                 return AHEAD
-            if grew and self._advance(said):
+            if grew and len(self._client.data) >= self._needs and self._advance(said):
                 return said
         return self._bounded(said, now)
 
@@ -309,7 +308,7 @@ class Conversation:
     def _begin_next_message(self) -> None:
         """No message is unfinished: the limits begin with the next one."""
         self._began = None
-        self._packets = 0
+        self._packets = self._needs = 0
         if self._phase is Phase.DONE:
             self._client = None
         if self._first is None:
@@ -317,7 +316,7 @@ class Conversation:
 
     def _bounded(self, said: list[Said], now: float) -> list[Said]:
         """Give up a message that exceeds a limit."""
-        if any(each.event is Event.MESSAGE for each in said):
+        if said and any(each.event is Event.MESSAGE for each in said):
             self._begin_next_message()
         if self._began is None:
             self._began = now
@@ -362,6 +361,7 @@ class Conversation:
         if not remaining:
             return self._unreadable(data, said)
         self._parsers = remaining
+        self._needs = 0 if found is None else found.needs
         if found is None or not found.decided:
             # Within the body of a message nothing changes.
             if found is not WAIT:

@@ -70,6 +70,10 @@ class Heard(NamedTuple):
     piece: bytes
 
 
+# The fact that has the name of the first message, by protocol.
+NAME_FACTS: Final = {"http": "http_host", "tls": "tls_sni"}
+
+
 class Opening(NamedTuple):
     """What is known of a TCP connection that no element was shown, since it was known what they would answer.
 

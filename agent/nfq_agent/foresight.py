@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
 from nfq_agent.decisions import Decisions
-from nfq_agent.flow import Flow
+from nfq_agent.flow import NAME_FACTS, Flow
 from nfq_agent.flow_memory import FlowMemory, text_of
 from nfq_agent.packet import FiveTuple
 from nfq_agent.patterns import Patterns
 from nfq_agent.protocols import dns, http1, tls
-from nfq_agent.unshown import NAME_FACTS, facts_of
+from nfq_agent.unshown import facts_of
 from nfq_agent.verdict import ACCEPT, Verdict
 
 # Servers whose openings are read in a way of their own.

@@ -14,11 +14,11 @@ from .flow_record cimport M_HEAD, M_RECORD, M_SIZE, forget_record, keep_record
 from .host_name cimport LONGEST_NAME
 from .http_head cimport host_of_request, is_request
 from .name_class cimport GROUPS, Names, class_of, drop_names, fill
-from .plain_packet cimport K_ENDS, K_FORM, K_PORTS, ntohs
+from .plain_packet cimport K_ENDS, K_FORM, K_PORTS, KEY, Segment, is_wrong, ntohs, read_plain
 from .tls_head cimport name_of_hello
 
+from nfq_agent.flow import NAME_FACTS
 from nfq_agent.packet import FiveTuple
-from nfq_agent.unshown import NAME_FACTS
 
 cdef enum:
     # Answers that are kept at most; each has one place.
@@ -68,6 +68,17 @@ def groups_that_fit(groups, str name not None):
         return class_of(&names, text, len(text))
     finally:
         drop_names(&names)
+
+
+def is_wrong_plain(bytes packet not None):
+    """Whether a checksum of a whole packet in the plain form is wrong; None of another (see nfq_agent.checksum.is_wrong)."""
+    cdef uint8_t key[KEY]
+    cdef Segment segment
+    cdef const uint8_t *data = packet
+    cdef size_t size = len(packet)
+    if size > 0xFFFF or not read_plain(data, size, size, key, &segment):
+        return None
+    return is_wrong(data, size, &segment)
 
 
 cdef class Openings:

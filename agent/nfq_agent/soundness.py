@@ -63,12 +63,17 @@ class Soundness:
     def refuses(self, packet: Packet, headers: Headers, in_order: bool) -> str:
         """Why the receiver discards a segment that is no SYN; empty where nothing says so.
 
-        in_order: it begins at, or before, the next byte that the receiver awaits.
+        in_order: it begins at, or before, the next byte that the receiver awaits; not read where it has no options.
         """
         flags = headers.tcp_flags or 0
         if not flags & (_ACK | _RST):
             # RFC 9293 3.10.7.4, fifth check.
             return "no ACK flag"
+        if headers.data == (headers.transport or 0) + 20:
+            # Without options.
+            if self.stamp is not None and not flags & _RST:
+                return "no timestamp, in a connection that has them"
+            return "a wrong checksum" if is_wrong(packet) else ""
         options = tcp_options(packet, headers)
         if not self.signed and not SIGNATURES.isdisjoint(options):
             return "a signature that the connection does not have"

@@ -6,12 +6,10 @@ from typing import Any
 
 from nfq_agent.conversation import Conversation, Phase
 from nfq_agent.earlier import Earlier
-from nfq_agent.flow import Opening
+from nfq_agent.flow import NAME_FACTS, Opening
 from nfq_agent.message_events import Event
 from nfq_agent.protocols import http1, tls
 from nfq_agent.protocols.known import PARSERS
-
-NAME_FACTS = {"http": "http_host", "tls": "tls_sni"}
 
 
 class Unshown(Conversation):

@@ -32,6 +32,36 @@ def test_as_the_sum_word_by_word(data: bytes) -> None:
     assert internet_checksum(data) == slow(data)
 
 
+@given(
+    st.sampled_from(["192.0.2.1:1 192.0.2.2:2", "[2001:db8::1]:1 [2001:db8::2]:2"]),
+    st.sampled_from([tcp, udp]),
+    st.binary(max_size=99),
+    st.integers(0, 200),
+    st.integers(0, 255),
+)
+def test_what_is_changed_on_the_way_is_wrong_in_each_form(ends: str, make: Any, data: bytes, place: int, bits: int) -> None:
+    src, dst = ends.split()
+    plain = make(src, dst, data).payload
+    if plain[0] == 0x45:
+        options = bytearray(bytes((0x46,)) + plain[1:20] + b"\1\1\1\1" + plain[20:])
+        header = 24
+    else:
+        options = bytearray(plain[:6] + b"\x3c" + plain[7:40] + bytes((plain[6], 0, 1, 4, 0, 0, 0, 0)) + plain[40:])
+        header = 48
+    for packet, start in ((plain, len(plain) - len(options) + header), (mend(bytes(options)), header)):
+        assert not is_wrong(Packet(packet))
+        changed = bytearray(packet)
+        # Behind the ports and the lengths, so that it stays the same kind of packet.
+        at = (
+            start + 16 + place % max(1, len(packet) - start - 16)
+            if make is tcp
+            else start + 6 + place % (len(packet) - start - 6)
+        )
+        changed[at] ^= bits
+        none = make is udp and changed[start + 6 : start + 8] == b"\0\0"
+        assert is_wrong(Packet(bytes(changed))) == (bits != 0 and not none)
+
+
 @given(st.binary(max_size=120))
 def test_any_bytes_are_mended_or_refused(data: bytes) -> None:
     try:

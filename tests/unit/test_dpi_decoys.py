@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from examples import EXAMPLES
-from forged import ALLOWED, CLIENT, DENIED, ISN, PEER, POLICIES, SERVER, made, opened, request, stamp
+from forged import ALLOWED, CLIENT, CLIENT6, DENIED, ISN, PEER, POLICIES, SERVER, SERVER6, made, opened, request, stamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +40,22 @@ def test_what_the_receiver_discards_is_not_believed(policy: str, both: bool, fam
     bench = opened(policy, family=family, both=both)
     bench.decide(made(DENIED, ISN + 1, family=family, **FORGED[forged]))
     bench.assert_accepted(made(ALLOWED, ISN + 1, family=family))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("forged", [each for each in FORGED if FORGED[each].get("flags") != "SF"])
+def test_a_client_that_offers_mptcp_in_vain_is_believed_no_decoy(policy: str, family: int, forged: str) -> None:
+    """MP_CAPABLE in the SYN (RFC 8684 3.1); the server answers without, so that the rest is plain TCP."""
+    src, dst = (CLIENT, SERVER) if family == 4 else (CLIENT6, SERVER6)
+    for decoy, real in ((ALLOWED, DENIED), (DENIED, ALLOWED)):
+        bench = Bench("policy", before=[("dpi", {})], **POLICIES[policy])
+        bench.assert_accepted(made(b"", ISN, flags="S", options=b"\x1e\x04\x01\x00", family=family))
+        bench.assert_accepted(tcp(dst, src, flags="SA", seq=PEER, ack=ISN + 1))
+        bench.assert_accepted(made(b"", ISN + 1, flags="A", family=family))
+        bench.decide(made(decoy, ISN + 1, family=family, **FORGED[forged]))
+        judged = bench.assert_accepted if real is ALLOWED else bench.assert_dropped
+        judged(made(real, ISN + 1, family=family))
 
 
 @pytest.mark.parametrize("policy", POLICIES)

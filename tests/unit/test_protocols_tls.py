@@ -215,6 +215,33 @@ def test_a_hello_that_is_malformed_is_a_conflict(data: bytes) -> None:
     assert "tls_sni" not in found
 
 
+@pytest.mark.parametrize("size", [1, 4, 7, 100, 4000])
+def test_nothing_changes_before_the_bytes_that_a_hello_needs(size: int) -> None:
+    """Also with a wrong record behind the first, another message in the record, and records that are passed over."""
+    hello = client_hello("needs.server.test")
+    half = tls.parse(hello[:100], b"")
+    assert isinstance(half, Found)
+    assert half.needs == len(hello)
+    for whole in (
+        record(hello[5:], size), record(hello[5:] + b"\1\0\0\0", size), record(hello[5:150], size) + b"\x99" + bytes(50),
+        made_record(hello[5:80]) + made_record(b"\1", kind=20) + made_record(hello[80:]),
+    ):  # fmt: skip
+        results = [tls.parse(whole[:end], b"") for end in range(len(whole) + 1)]
+        for end, result in enumerate(results):
+            if isinstance(result, Found) and not result.decided:
+                for other in results[end : result.needs]:
+                    assert isinstance(other, Found)
+                    assert (other.decided, other.facts) == (False, result.facts)
+
+
+def test_fingerprints_of_a_hello_that_is_too_large_to_be_remembered() -> None:
+    small, large = (made_hello([0x1301], [(0x15, bytes(size)), server_name(b"a.test")]) for size in (9, 3000))
+    assert facts(small) == facts(large) == facts(small)
+    many = [(number, b"") for number in range(100, 190)]
+    assert facts(made_hello([0x1301], many)) == facts(made_hello([0x1301], many))
+    assert facts(made_hello([0x1301], many))["ja4"] != facts(made_hello([0x1301], many[1:]))["ja4"]
+
+
 def test_the_beginning_of_something_else_is_no_tls() -> None:
     assert tls.parse(b"", b"hello") is MORE
     assert tls.parse(b"\x16", b"") is MORE

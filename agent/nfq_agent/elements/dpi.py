@@ -94,7 +94,7 @@ class Dpi(PacketElement[DpiOptions]):
         if self._learner is not None:
             self._learner.see(packet, flow, headers)
         protocol = headers.five_tuple.protocol
-        if not self._said_cut and packet.truncated:
+        if not self._said_cut and len(packet.payload) < packet.length:
             self._said_cut = True
             self.emit(
                 f"{self.name}: packets come cut at {len(packet.payload)} bytes, and a name beyond that is not found; "
@@ -146,58 +146,76 @@ class Dpi(PacketElement[DpiOptions]):
     # TCP
 
     def _tcp(self, packet: Packet, flow: Flow, headers: Headers) -> None:
-        flags = headers.tcp_flags
-        if flags is None or headers.transport is None:
+        flags, transport = headers.tcp_flags, headers.transport
+        if flags is None or transport is None or (connection := self._connection(packet, flow, headers, flags)) is None:
             return
-        connection = self._known(flow)
+        from_client = (headers.five_tuple == flow.origin) == connection.from_origin
+        sequence, acknowledged = _SEQUENCE.unpack_from(packet.payload, transport + 4)
         if flags & _SYN:
-            flow.unsound = refused_syn(packet, headers)
-            connection = None if flow.unsound else self._syn(packet, flow, headers, connection)
-            if connection is None:
+            # TCP Fast Open: the data follow the SYN's own number (RFC 7413 4.2).
+            sequence = sequence + 1 & 0xFFFFFFFF
+        else:
+            if self._passes_unread(packet, headers, connection, from_client, sequence):
                 return
-        elif connection is None:
-            if "dpi" in flow.facts or flags & _RST:
+            in_order = headers.data != transport + 20 and connection.in_order(sequence, from_client)
+            if refused := connection.soundness(from_client).refuses(packet, headers, in_order):
+                flow.unsound = refused
                 return
-            connection = self._resume(flow)
-        elif connection.renewed is not None and self._renewed(packet, flow, headers, connection):
-            connection = flow.state[self]
-        if not flags & _SYN:
-            if self._passes_unread(packet, flow, headers, connection) or flow.unsound:
-                return
+            if not from_client and connection.compares:
+                connection.acknowledged(acknowledged)
+                self.kept.compare_or_not(flow, connection)
             if flags & (_FIN | _RST):
                 connection.closed = True
             if flags & _RST:
                 # What data it has is for people (RFC 9293 3.5.3).
                 return
-        from_client = (headers.five_tuple == flow.origin) == connection.from_origin
-        if connection.mptcp and from_client and not flags & _SYN and MPTCP in tcp_options(packet, headers):
-            # Its bytes may come over several connections, and in another order (RFC 8684 3.3).
-            self._hear(flow, connection, connection.give_up("MPTCP (the element refuse-mptcp makes it TCP)", conflict=True))
+        if from_client and (connection.mptcp or flags & (_FIN | _URG)) and self._odd(packet, flow, headers, connection, flags):
             return
-        if flags & _URG and from_client and connection.listens and not connection.searches:
-            # The receiver takes urgent bytes out of the stream, where its application does not ask for them (RFC 6093 3.2).
-            self._hear(flow, connection, connection.give_up("TCP urgent data", conflict=True))
-            return
-        if flags & _FIN and from_client:
-            connection.ended = True
-        self._segment(packet, flow, headers, connection, from_client)
+        if data := packet.data:
+            take = connection.client if from_client else connection.server
+            if said := take(sequence, data, flow.last):
+                self._hear(flow, connection, said)
+            else:
+                self.kept.keep_or_not(flow, connection)
         if connection.ended and connection.unfinished:
             self._hear(flow, connection, connection.end())
 
-    def _known(self, flow: Flow) -> Conversation | None:
-        """The connection of a flow, with what packets said that were not shown."""
+    def _connection(self, packet: Packet, flow: Flow, headers: Headers, flags: int) -> Conversation | None:
+        """The connection that a segment belongs to; None where nothing of the segment is read."""
         connection: Conversation | None = flow.state.get(self)
         if flow.heard is not None and connection is not None:
+            # What packets said that were not shown.
             connection.hear(flow.heard)
             flow.heard = None
             self.kept.compare_or_not(flow, connection)
+        if flags & _SYN:
+            flow.unsound = refused_syn(packet, headers)
+            return None if flow.unsound else self._syn(packet, flow, headers, connection)
+        if connection is None:
+            return None if "dpi" in flow.facts or flags & _RST else self._resume(flow)
+        if connection.renewed is not None and self._renewed(packet, flow, headers, connection):
+            connection = flow.state[self]
         return connection
 
-    def _passes_unread(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation) -> bool:
-        """Whether a segment says nothing; where it does, whether it is sound is found out."""
+    def _odd(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation, flags: int) -> bool:
+        """Whether the connection is given up for what a segment of the client has besides its bytes."""
+        if connection.mptcp and not flags & _SYN and MPTCP in tcp_options(packet, headers):
+            # Its bytes may come over several connections, and in another order (RFC 8684 3.3).
+            self._hear(flow, connection, connection.give_up("MPTCP (the element refuse-mptcp makes it TCP)", conflict=True))
+            return True
+        if flags & _URG and connection.listens and not connection.searches:
+            # The receiver takes urgent bytes out of the stream, where its application does not ask for them (RFC 6093 3.2).
+            self._hear(flow, connection, connection.give_up("TCP urgent data", conflict=True))
+            return True
+        if flags & _FIN:
+            connection.ended = True
+        return False
+
+    def _passes_unread(
+        self, packet: Packet, headers: Headers, connection: Conversation, from_client: bool, sequence: int
+    ) -> bool:
+        """Whether a segment that is no SYN says nothing."""
         flags = headers.tcp_flags or 0
-        from_client = (headers.five_tuple == flow.origin) == connection.from_origin
-        sequence, acknowledged = _SEQUENCE.unpack_from(packet.payload, (headers.transport or 0) + 4)
         has_data = headers.data is not None and headers.data < (headers.length or len(packet.payload))
         if connection.mptcp and from_client and connection.listens:
             return False
@@ -205,29 +223,7 @@ class Dpi(PacketElement[DpiOptions]):
             read = connection.listens or (has_data and connection.contests(sequence))
         else:
             read = connection.awaits_server or connection.compares
-        if not flags & (_FIN | _RST) and not (read and (has_data or flags & _URG or not from_client)):
-            return True
-        flow.unsound = connection.soundness(from_client).refuses(packet, headers, connection.in_order(sequence, from_client))
-        if not from_client and not flow.unsound and connection.compares:
-            connection.acknowledged(acknowledged)
-            self.kept.compare_or_not(flow, connection)
-        return False
-
-    def _segment(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation, from_client: bool) -> None:
-        """Read the payload of a segment, if it has any."""
-        start = headers.data
-        data = b"" if start is None or len(packet.payload) <= start else packet.data
-        if not data:
-            return
-        sequence = _SEQUENCE.unpack_from(packet.payload, (headers.transport or 0) + 4)[0]
-        if headers.tcp_flags and headers.tcp_flags & _SYN:
-            # TCP Fast Open: the data follow the SYN's own number (RFC 7413 4.2).
-            sequence = sequence + 1 & 0xFFFFFFFF
-        take = connection.client if from_client else connection.server
-        if said := take(sequence, data, flow.last):
-            self._hear(flow, connection, said)
-        else:
-            self.kept.keep_or_not(flow, connection)
+        return not flags & (_FIN | _RST) and not (read and (has_data or flags & _URG or not from_client))
 
     def _syn(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation | None) -> Conversation | None:
         """A SYN, or the SYN and ACK that answers it: the beginning of a connection, or a repeated packet."""

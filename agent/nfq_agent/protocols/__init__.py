@@ -35,6 +35,7 @@ class Found:
     decided: False while a name may still come that a policy would wait for. done: False while the server may still add
     something, though all that decides is there. used: bytes of the client that the message takes, without its body.
     skip: bytes of its body. then: reads what the client sends after that; None where nothing more is to be read.
+    needs: bytes of the client before which a message that is not decided says nothing more; 0 where that is not known.
     """
 
     facts: dict[str, Any]
@@ -43,6 +44,7 @@ class Found:
     used: int = 0
     skip: int = 0
     then: Parser | None = None
+    needs: int = 0
 
 
 Result = NoMatch | Found
@@ -96,7 +98,8 @@ _ESCAPES: Final = {byte: f"\\x{byte:02x}" for byte in (*range(0x20), *range(0x7F
 
 def text(data: bytes, limit: int = TEXT_LIMIT) -> str:
     """Bytes as printable ASCII; anything else, and the backslash, is escaped, so that no two inputs look the same."""
-    return data[:limit].decode("latin-1").translate(_ESCAPES)
+    shown = data[:limit].decode("latin-1")
+    return shown if shown.isascii() and shown.isprintable() and "\\" not in shown else shown.translate(_ESCAPES)
 
 
 # Letters, digits, hyphen and underscore in labels that are not empty; a dot at the end is allowed (RFC 1034 3.1).

@@ -6,8 +6,10 @@ Sources of the fingerprints: github.com/salesforce/ja3, and technical_details/JA
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import md5, sha256
-from struct import pack, unpack_from
+from struct import Struct, pack, unpack_from
 from typing import Any, Final
 
 from nfq_agent.protocols import MORE, NO, Found, Parser, Protocol, Result, host_name, text
@@ -32,6 +34,10 @@ GREASE: Final = frozenset(0x0A0A + 0x1010 * number for number in range(16))
 _VERSION_NAMES: Final = {0x0300: "ssl3", 0x0301: "1.0", 0x0302: "1.1", 0x0303: "1.2", 0x0304: "1.3"}
 _JA4_VERSIONS: Final = {0x0300: "s3", 0x0301: "10", 0x0302: "11", 0x0303: "12", 0x0304: "13"}
 _NONE: Final = "0" * 12
+_EXTENSION: Final = Struct("!HH")
+# The hello of a program differs in its name, its keys and its random value: what fingerprints are made of is the same.
+_REMEMBERED: Final = 256
+_REMEMBERED_BYTES: Final = 2048
 
 
 def parse(client: bytes, server: bytes) -> Result:
@@ -54,7 +60,8 @@ def parse(client: bytes, server: bytes) -> Result:
         if head[:1] not in _KINDS:
             return _BROKEN if have else NO
         if len(head) < 5:
-            return _PARTIAL if have >= 4 else MORE
+            # Until the hello or its record ends, and the next begins, nothing changes.
+            return Found(_TLS, decided=False, needs=min(len(client) + wanted - have, end + 1)) if have >= 4 else MORE
         kind, _, size = unpack_from("!BHH", head)
         # The longest of those that are passed over is an alert.
         if size > (_RECORD_LIMIT if kind == _HANDSHAKE else 2):
@@ -82,7 +89,8 @@ def parse(client: bytes, server: bytes) -> Result:
 
 # What may begin the records of a client; nothing, where a record has not come.
 _KINDS: Final = frozenset((b"", b"\x14", b"\x15", b"\x16"))
-_PARTIAL: Final = Found({"protocol": "tls"}, decided=False)
+_TLS: Final = {"protocol": "tls"}
+_PARTIAL: Final = Found(_TLS, decided=False)
 _BROKEN: Final = Found({"protocol": "tls", "conflict": "not valid records"})
 
 
@@ -151,14 +159,12 @@ def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: 
     at += 2
     if length & 1 or size < at + length + 1:
         return None
-    ciphers = _numbers(body, at, length)
+    ciphers = body[at : at + length]
     at += length
     at += 1 + body[at]
     name: bytes | None = None
     alpn: tuple[bytes, ...] | None = None
-    groups: list[int] = []
-    formats = b""
-    signatures: list[int] = []
+    groups = formats = signatures = b""
     extensions: list[int] = []
     version = legacy
     ech = False
@@ -169,7 +175,7 @@ def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: 
         while at < size:
             if size < at + 4:
                 return None
-            kind, length = unpack_from("!HH", body, at)
+            kind, length = _EXTENSION.unpack_from(body, at)
             at += 4
             end = at + length
             if end > size:
@@ -187,7 +193,7 @@ def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: 
                 elif kind == _VERSIONS:
                     if not length or body[at] != length - 1 or body[at] & 1:
                         return None
-                    version = max(_numbers(body, at + 1, length - 1), default=legacy)
+                    version = max(_numbers(body[at + 1 : end]), default=legacy)
                 elif kind == _POINT_FORMATS:
                     formats = body[at + 1 : end]
                 elif kind == _ECH:
@@ -197,9 +203,9 @@ def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: 
                     if length & 1 or (body[at] << 8 | body[at + 1]) != length - 2:
                         return None
                     if kind == _GROUPS:
-                        groups = _numbers(body, at + 2, length - 2)
+                        groups = body[at + 2 : end]
                     else:
-                        signatures = _numbers(body, at + 2, length - 2)
+                        signatures = body[at + 2 : end]
             if kind not in GREASE:
                 extensions.append(kind)
             at = end
@@ -216,17 +222,18 @@ def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: 
         facts["tls_early_data"] = True
     if alpn is not None:
         facts["tls_alpn"] = tuple(text(each) for each in alpn)
-    facts["ja3"] = _ja3(legacy, ciphers, extensions, groups, formats)
-    facts["ja4"] = _ja4(transport, version, ciphers, extensions, signatures, alpn)
+    make = _fingerprints if size <= _REMEMBERED_BYTES and len(extensions) <= 64 else _fingerprints.__wrapped__
+    versions, offered = (legacy, version), alpn[0] if alpn else b""
+    facts["ja3"], facts["ja4"] = make(transport, versions, ciphers, tuple(extensions), groups, formats, signatures, offered)
     return facts
 
 
 _READ: Final = frozenset((_SERVER_NAME, _GROUPS, _POINT_FORMATS, _SIGNATURES, _ALPN, _VERSIONS, _ECH))
 
 
-def _numbers(data: bytes, at: int, length: int) -> list[int]:
+def _numbers(data: bytes) -> list[int]:
     """16-bit numbers, those without meaning left out."""
-    numbers = unpack_from(f"!{length // 2}H", data, at)
+    numbers = unpack_from(f"!{len(data) // 2}H", data)
     return [number for number in numbers if number not in GREASE]
 
 
@@ -255,12 +262,29 @@ def _protocols(data: bytes) -> tuple[bytes, ...] | None:
     return tuple(names)
 
 
-def _ja3(version: int, ciphers: list[int], extensions: list[int], groups: list[int], formats: bytes) -> str:
+@lru_cache(_REMEMBERED)
+def _fingerprints(
+    transport: str,
+    versions: tuple[int, int],
+    ciphers: bytes,
+    extensions: tuple[int, ...],
+    groups: bytes,
+    formats: bytes,
+    signatures: bytes,
+    alpn: bytes,
+) -> tuple[str, str]:
+    """JA3 and JA4. versions: of the hello, and the highest offered. Of the others the bytes, without lengths; alpn: the first."""
+    numbers = _numbers(ciphers)
+    ja3 = _ja3(versions[0], numbers, extensions, _numbers(groups), formats)
+    return ja3, _ja4(transport, versions[1], numbers, extensions, _numbers(signatures), alpn)
+
+
+def _ja3(version: int, ciphers: list[int], extensions: tuple[int, ...], groups: list[int], formats: bytes) -> str:
     line = f"{version},{_dashed(ciphers)},{_dashed(extensions)},{_dashed(groups)},{_dashed(formats)}"
     return md5(line.encode(), usedforsecurity=False).hexdigest()
 
 
-def _dashed(numbers: list[int] | bytes) -> str:
+def _dashed(numbers: Iterable[int]) -> str:
     return "-".join(map(str, numbers))
 
 
@@ -268,9 +292,9 @@ def _ja4(
     transport: str,
     version: int,
     ciphers: list[int],
-    extensions: list[int],
+    extensions: tuple[int, ...],
     signatures: list[int],
-    alpn: tuple[bytes, ...] | None,
+    alpn: bytes,
 ) -> str:
     shown = _JA4_VERSIONS.get(version, "00")
     sni = "d" if _SERVER_NAME in extensions else "i"
@@ -294,13 +318,13 @@ def _short(data: str) -> str:
     return sha256(data.encode()).hexdigest()[:12] if data else _NONE
 
 
-def _ja4_alpn(alpn: tuple[bytes, ...] | None) -> str:
-    if not alpn or not alpn[0]:
+def _ja4_alpn(alpn: bytes) -> str:
+    if not alpn:
         return "00"
-    first, last = alpn[0][:1], alpn[0][-1:]
+    first, last = alpn[:1], alpn[-1:]
     if first.isalnum() and last.isalnum():
         return (first + last).decode("ascii")
-    digits = alpn[0].hex()
+    digits = alpn.hex()
     return digits[0] + digits[-1]
 
 
