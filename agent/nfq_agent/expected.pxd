@@ -54,18 +54,16 @@ cdef inline bint only_acknowledges(
 ) noexcept nogil:
     """Whether the server's packet is sound, and acknowledges all that was read or nothing of it. kept: bytes of all requests."""
     cdef uint32_t value
-    if not is_sound(packet, length, segment, ready, entry.known & K_STAMP, entry.stamp, &value):
+    if not is_sound(packet, length, segment, ready, entry.known & K_STAMP, entry.request.server_stamp, &value):
         return False
     if <int32_t>(segment.acknowledged - entry.first) >= 0:
-        if <int32_t>(segment.acknowledged - entry.last_read) < 0:
+        if <int32_t>(segment.acknowledged - entry.request.last_read) < 0:
             return False
-        entry.acknowledged = segment.acknowledged
         entry.known |= K_ACKNOWLEDGED
         entry.watch &= ~W_ACKNOWLEDGEMENT
-        if entry.request != NULL:
-            drop_request(entry.request, kept)
+        drop_request(entry.request, kept)
     if value and (not entry.known & K_OPENING or <int32_t>(segment.sequence - entry.opening) <= 0):
-        entry.stamp = value
+        entry.request.server_stamp = value
         entry.known |= K_STAMP | K_NEW_STAMP
     return True
 
@@ -94,7 +92,7 @@ cdef inline bint only_asks_again(
     request.size = segment.size
     kept[0] += segment.size
     request.next += segment.size
-    entry.first = entry.last_read = request.next
+    entry.first = request.last_read = request.next
     entry.watch |= W_ACKNOWLEDGEMENT
     entry.known |= K_REQUEST
     if value:
@@ -115,29 +113,33 @@ cdef inline void drop_request(Request *request, size_t *kept) noexcept nogil:
 cdef inline int expect(Entry *entry, expected) except -1:
     """Note what is expected of the flow's packets."""
     cdef const uint8_t *name
-    entry.known = 0
-    entry.first, entry.last_read, opening, stamp, requests = expected
-    if opening is not None:
-        entry.opening = opening
-        entry.known |= K_OPENING
-    if stamp is not None:
-        entry.stamp = stamp
-        entry.known |= K_STAMP
-    if requests is None:
-        return 0
-    number, stamp, host = requests
-    name = host
-    if entry.request != NULL and entry.request.length != <uint32_t>len(host):
+    first, last_read, opening, stamp, requests = expected
+    host = b"" if requests is None else requests[2]
+    if entry.request != NULL and requests is not None and entry.request.length != <uint32_t>len(host):
         free(entry.request)
         entry.request = NULL
     if entry.request == NULL:
         entry.request = <Request *>malloc(sizeof(Request) + len(host))
         if entry.request == NULL:
             raise MemoryError
+        entry.request.data = NULL
+        entry.request.size = 0
+        entry.request.length = len(host)
+    entry.known = 0
+    entry.first, entry.request.last_read = first, last_read
+    if opening is not None:
+        entry.opening = opening
+        entry.known |= K_OPENING
+    if stamp is not None:
+        entry.request.server_stamp = stamp
+        entry.known |= K_STAMP
+    if requests is None:
+        return 0
+    number, stamp, host = requests
+    name = host
     entry.request.data = NULL
     entry.request.size = 0
     entry.request.next = number
-    entry.request.length = len(host)
     memcpy(<uint8_t *>entry.request + sizeof(Request), name, len(host))
     if stamp is not None:
         entry.request.stamp = stamp
@@ -160,8 +162,8 @@ cdef inline object heard_of(Entry *entry, size_t *kept):
         client_stamp = request.stamp
     entry.known = 0
     return (
-        entry.acknowledged if known & K_ACKNOWLEDGED else None, entry.stamp if known & K_NEW_STAMP else None, client_stamp,
-        number, piece,
+        request.last_read if known & K_ACKNOWLEDGED else None, request.server_stamp if known & K_NEW_STAMP else None,
+        client_stamp, number, piece,
     )
 
 
@@ -170,19 +172,19 @@ cdef inline object opening_of(Entry *entry, size_t *kept):
     cdef Request *request = entry.request
     cdef uint8_t state = entry.unshown & O_STATE
     server_first = entry.opening if entry.known & K_OPENING else None
-    stamp = entry.stamp if entry.known & K_STAMP else None
     closed, ended = bool(entry.unshown & O_CLOSED), bool(entry.unshown & O_ENDED)
     earlier = None
     if state <= O_ANSWERED:
         if entry.unshown & O_EARLIER:
             earlier = request.earlier_first, request.earlier_next
-        return (entry.first, server_first, "", "", 0, False, b"", False, None, stamp, closed, ended, earlier)
+        return (entry.first, server_first, "", "", 0, False, b"", False, None, None, closed, ended, earlier)
     name = (<const char *>request + sizeof(Request))[: request.length].decode("ascii")
     client_stamp = request.stamp if entry.known & K_CLIENT_STAMP else None
+    stamp = request.server_stamp if entry.known & K_STAMP else None
     number, piece = request.next, b""
     if request.data != NULL:
         piece = PyBytes_FromStringAndSize(<char *>request.data, request.size)
-        number = entry.last_read - request.size
+        number = request.last_read - request.size
         drop_request(request, kept)
     return (
         request.initial, server_first, "http" if state == O_HTTP else "tls", name, number, state == O_READ and not piece,

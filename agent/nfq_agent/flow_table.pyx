@@ -12,7 +12,9 @@ from libc.string cimport memcmp, memcpy, memset
 
 from .answering cimport Answering
 from .expected cimport LONGEST_REQUEST, drop_request, expect, heard_of, opening_of, passes_settled
-from .flow_entry cimport ASK, K_NEW, K_REQUEST, O_EARLIER, O_HTTP, O_OFFLOADED, O_SYN, O_TLS, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry
+from .flow_entry cimport (
+    ASK, K_NEW, K_REQUEST, O_EARLIER, O_HTTP, O_OFFLOADED, O_SYN, O_TLS, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry, bytes_of, count,
+)
 from .flow_key cimport ends_of, hash_of, key_of
 from .host_name cimport LONGEST_NAME
 from .flow_order cimport HALF_OPEN, KINDS, OFFLOADED, SETTLED, append, detach, refresh, to_forget
@@ -98,7 +100,7 @@ cdef class FlowTable(Answering):
         entry.verdict = ASK
         self.current = place
         flow.last = now
-        flow.packets = entry.packets
+        flow.packets = entry.counted[0] + entry.counted[1]
         flow.answered = entry.seen == BOTH
         if entry.known & K_NEW:
             flow.heard = Heard(*heard_of(entry, &self.kept))
@@ -191,6 +193,7 @@ cdef class FlowTable(Answering):
 
         Each has to be adopted (`Flow.opening`), as one that `observe` returns.
         """
+        cdef Entry *entry
         cdef uint32_t place, kind
         cdef list found = []
         for kind in range(KINDS):
@@ -198,7 +201,8 @@ cdef class FlowTable(Answering):
             while place and most:
                 if self.entries[place].unshown:
                     flow = self._show(place, now)
-                    flow.packets, flow.answered = self.entries[place].packets, self.entries[place].seen == BOTH
+                    entry = &self.entries[place]
+                    flow.packets, flow.answered = entry.counted[0] + entry.counted[1], entry.seen == BOTH
                     found.append(flow)
                     most -= 1
                 place = self.entries[place].newer
@@ -208,7 +212,7 @@ cdef class FlowTable(Answering):
         cdef uint8_t key[KEY]
         flow = <object>entry.flow
         cdef bint down = key_of(flow.origin, key) == <bint>flow.origin_is_client
-        return Account(entry.counted[down], entry.bytes[down], entry.counted[not down], entry.bytes[not down], entry.last / 16.0)
+        return Account(entry.counted[down], bytes_of(entry, down), entry.counted[not down], bytes_of(entry, not down), entry.last / 16.0)
 
     cdef void start_turn(self, double now) noexcept:
         self.tick = <uint32_t>(now * 16)
@@ -329,14 +333,14 @@ cdef class FlowTable(Answering):
         """The place of the entry with this key; 0 if there is none."""
         cdef uint32_t place = self.buckets[hashed & self.mask]
         while place:
-            if self.entries[place].hashed == hashed and memcmp(self.entries[place].key, key, KEY) == 0:
+            if memcmp(self.entries[place].key, key, KEY) == 0:
                 return place
             place = self.entries[place].next
         return 0
 
     cdef uint32_t _add(self, const uint8_t *key, uint32_t hashed) except 0:
         """A new entry. Makes room first: two entries at most, so that a turn is never long."""
-        cdef uint32_t place, bucket = hashed & self.mask, before = self.tick - <uint32_t>(self.max_idle * 16)
+        cdef uint32_t place, before = self.tick - <uint32_t>(self.max_idle * 16)
         cdef Entry *entry
         for _ in range(2):
             place = to_forget(self.entries, &self.order, self.size >= self.limit, max(1, self.limit // 8), before)
@@ -351,11 +355,10 @@ cdef class FlowTable(Answering):
         entry = &self.entries[place]
         memset(entry, 0, sizeof(Entry))
         memcpy(entry.key, key, KEY)
-        entry.hashed = hashed
         entry.verdict = ASK
         entry.last = self.tick
-        entry.next = self.buckets[bucket]
-        self.buckets[bucket] = place
+        entry.next = self.buckets[hashed & self.mask]
+        self.buckets[hashed & self.mask] = place
         self.size += 1
         append(self.entries, &self.order, place)
         return place
@@ -363,11 +366,8 @@ cdef class FlowTable(Answering):
     cdef void _see(self, uint32_t place, bint down, size_t length) noexcept nogil:
         """Count a packet of an entry."""
         cdef Entry *entry = &self.entries[place]
-        entry.packets += 1
-        entry.counted[down] += 1
-        entry.bytes[down] += length
-        entry.seen |= 2 if down else 1
-        cdef uint8_t kind = SETTLED if entry.packets >= SETTLED_BY or entry.seen == BOTH else HALF_OPEN
+        count(entry, down, length)
+        cdef uint8_t kind = SETTLED if entry.seen == BOTH or entry.counted[0] + entry.counted[1] >= SETTLED_BY else HALF_OPEN
         refresh(self.entries, &self.order, place, OFFLOADED if entry.unshown & O_OFFLOADED else kind, self.tick)
 
     cdef void _evict(self, uint32_t place):
@@ -383,7 +383,7 @@ cdef class FlowTable(Answering):
     cdef void _unlink(self, uint32_t place) noexcept nogil:
         """Forget an entry. A Flow of it is the caller's."""
         cdef Entry *entry = &self.entries[place]
-        cdef uint32_t *link = &self.buckets[entry.hashed & self.mask]
+        cdef uint32_t *link = &self.buckets[hash_of(entry.key, self.seed) & self.mask]
         while link[0] != place:
             link = &self.entries[link[0]].next
         link[0] = entry.next

@@ -140,7 +140,7 @@ cdef inline bint read_first(
     if not keep_message(entry, data, segment.size, kept):
         return False
     request.next = segment.sequence + segment.size
-    entry.first = entry.last_read = request.next
+    entry.first = request.last_read = request.next
     entry.watch = W_ACKNOWLEDGEMENT
     entry.unshown = state | O_FIRST
     request.stamp = stamp
@@ -180,7 +180,7 @@ cdef inline bint only_continues(
     # What cannot be read any more begins with a record, and the bytes of that are kept to compare.
     request.next = segment.sequence + at
     entry.first = segment.sequence + 1
-    entry.last_read = segment.sequence + segment.size
+    request.last_read = segment.sequence + segment.size
     entry.watch |= W_ACKNOWLEDGEMENT
     entry.unshown &= ~(O_FIRST | O_STATE)
     entry.unshown |= O_READ if at < segment.size else O_TLS
@@ -228,10 +228,10 @@ cdef inline bint passes_server(
         if not only_acknowledges(entry, packet, length, segment, ready, kept):
             return False
     elif segment.flags & F_FIN:
-        if not is_sound(packet, length, segment, ready, entry.known & K_STAMP, entry.stamp, &value):
+        if not is_sound(packet, length, segment, ready, entry.known & K_STAMP, entry.request.server_stamp, &value):
             return False
         if value and (not entry.known & K_OPENING or <int32_t>(segment.sequence - entry.opening) <= 0):
-            entry.stamp = value
+            entry.request.server_stamp = value
             entry.known |= K_STAMP
     if segment.flags & F_FIN:
         entry.unshown |= O_CLOSED

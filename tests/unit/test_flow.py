@@ -92,3 +92,15 @@ def test_it_never_holds_more_than_its_limit(packets: list[tuple[int, bool]], lim
         flow = table.observe(there.reversed() if back else there, float(now))
         assert flow.last == now
         assert len(table) <= limit
+
+
+def test_more_bytes_than_32_bits_tell_are_counted() -> None:
+    table = FlowTable()
+    flow = table.observe(five_tuple(1), 1.0, 3_000_000_000)
+    for number in range(3):
+        table.observe(five_tuple(1), 1.0, 3_000_000_000)
+        table.observe(five_tuple(1).reversed(), 1.0, 5 + number)
+    account = table.account(flow)
+    assert account is not None
+    assert (account.packets_sent, account.bytes_sent) == (4, 12_000_000_000)
+    assert (account.packets_received, account.bytes_received) == (3, 18)
