@@ -16,14 +16,14 @@ sys.path.insert(0, str(TOP / "tests"))
 
 from booted.container import Layer, sweep  # noqa: E402  # found by the line above
 from booted.packages import git, wheels  # noqa: E402  # found by the path above
-from booted.roots import RELEASES, neighbours_root  # noqa: E402  # found by the line above
+from booted.roots import RELEASES, neighbours_root, unpacked  # noqa: E402  # found by the line above
 
 _CLONE = "srv/clone/nfq-agent"
 
 
-def system_packages() -> list[str]:
-    """What packaging/setup and tests/run install."""
-    script = ". packaging/setup.sh; echo $RUN_PACKAGES $TEST_PACKAGES git"
+def system_packages(*lists: str) -> list[str]:
+    """What packaging/setup and tests/run install or unpack: the packages of these lists."""
+    script = f". packaging/setup.sh; echo {' '.join(f'${each}' for each in lists)}"
     return subprocess.run(["sh", "-ec", script], cwd=TOP, check=True, capture_output=True, text=True).stdout.split()
 
 
@@ -38,12 +38,15 @@ def main(name: str, *options: str) -> int:
         return 2
     sweep()
     found = wheels(release, "-build", "-dev")
-    with Layer(neighbours_root(release, *system_packages())) as layer:
+    apart = unpacked(release, *system_packages("UNPACKED_PACKAGES"))
+    with Layer(neighbours_root(release, *system_packages("RUN_PACKAGES", "TEST_PACKAGES"), "git")) as layer:
         clone = layer.root / _CLONE
         for each in git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
             if each and (TOP / each).is_file():
                 (clone / each).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(TOP / each, clone / each)
+        # There is no network in there to download them by.
+        shutil.copytree(apart, clone / "build" / "unpacked", symlinks=True)
         clone.parent.chmod(0o700)
         offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/srv/wheels", "LC_ALL": "C.UTF-8"}
         # systemd-nspawn's own socket for notices, which it does not serve here: unbound, for one, ends because of it.

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,24 @@ def neighbours_root(release: Release, *neighbours: str) -> Path:
         preset.unlink()
 
     return made_once(f"{release.name}-neighbours-{wanted}", make)
+
+
+def unpacked(release: Release, *packages: str) -> Path:
+    """A folder with these packages of the release, each unpacked into a folder of its name and not installed."""
+    base = base_root(release)
+    wanted = _hash("unpacked 1", base.name, *packages)
+
+    def make(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=cache()) as copy:
+            root = Path(copy) / "root"
+            checked(["cp", "-a", "--reflink=auto", f"{base}/.", str(root)])
+            with _apt(root):
+                _apt_get(root, "install", "--download-only", *packages)
+            for package in packages:
+                (found,) = root.glob(f"var/cache/apt/archives/{package}_*.deb")
+                checked(["dpkg-deb", "--extract", str(found), str(folder / package)])
+
+    return made_once(f"{release.name}-unpacked-{wanted}", make)
 
 
 def _hash(*words: str) -> str:
