@@ -271,6 +271,35 @@ def test_no_type_has_two_meanings() -> None:
     assert {name: found for name, found in homes.items() if len(found) > 1 and name not in SHARED_NAMES} == {}
 
 
+# Names of functions that had several meanings once; each has the one of its module, and of who passes it on to there.
+ONE_MEANING = {"settle": {"flow_table"}, "refuse": set(), "errand": set()}
+
+
+def test_what_had_two_meanings_has_one() -> None:
+    for name, homes in ONE_MEANING.items():
+        found = {
+            module
+            for module, tree in modules().items()
+            for node in nodes(tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name
+        }
+        assert found == homes, name
+
+
+def test_one_module_forks() -> None:
+    """Each process of our own code closes what is not its own, and has no handler of its parent."""
+    calls = {"os.fork", "os.forkpty", "os.posix_spawn", "os.posix_spawnp"}
+    forks = {
+        name
+        for name, tree in modules().items()
+        for node in nodes(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in calls
+    }
+    assert forks == {"host.fork"}
+    others = {"multiprocessing", "concurrent", "pty"}
+    assert not [name for name, tree in modules().items() for module, _ in imported(tree) if module.partition(".")[0] in others]
+
+
 def test_only_main_exits() -> None:
     for name, tree in modules().items():
         calls = {ast.unparse(node.func) for node in nodes(tree) if isinstance(node, ast.Call)}

@@ -92,7 +92,7 @@ class Ledgers(RuleBasedStateMachine):
         while numbers := self.ledger.lost(first):
             for number in self.ledger.to_policy(numbers):
                 self.send(number, POLICY)
-            self.ledger.settle(numbers)
+            self.ledger.answered_lost(numbers)
 
     # Reading.
 
@@ -293,7 +293,7 @@ def test_the_numbers_of_lost_packets_begin_again() -> None:
     ledger.interrupted = True
     numbers = ledger.lost(before=2)
     assert numbers == [MASK, 0, 1]
-    ledger.settle(numbers)
+    ledger.answered_lost(numbers)
     assert ledger.lost(before=2) == []
     assert not ledger.interrupted
 

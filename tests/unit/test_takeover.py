@@ -45,15 +45,15 @@ class World:
     def _judge(self, packets: list[Packet]) -> None:
         self.judged += [packet.id for packet in packets]
 
-    def settle(self, *lanes: Lane) -> int:
-        return self.takeover.settle(lanes, self._judge)
+    def account_for(self, *lanes: Lane) -> int:
+        return self.takeover.account_for(lanes, self._judge)
 
 
 @pytest.mark.parametrize(("requeue", "verdict", "said"), [(True, REPEAT, "are queued again"), (False, DROP, "on_error")])
 def test_lost_are_those_older_than_the_first_that_is_read(requeue: bool, verdict: Verdict, said: str) -> None:
     world, lane = World(Order(90, requeue), last_id=70), Lane(5, 78, 79)
     assert world.takeover.due
-    assert world.settle(lane) == 1
+    assert world.account_for(lane) == 1
     assert not world.takeover.due
     assert lane.answered == [(77, verdict)]
     assert world.judged == [78]
@@ -67,7 +67,7 @@ def test_lost_are_those_older_than_the_first_that_is_read(requeue: bool, verdict
 
 def test_where_none_waits_all_that_the_kernel_had_numbered_are_lost() -> None:
     world, lane = World(Order(90, requeue=True), last_id=70), Lane(5)
-    assert world.settle(lane) == 0
+    assert world.account_for(lane) == 0
     assert lane.answered == [(90, REPEAT)]
     assert (world.counters.lost, world.counters.last_id, world.judged) == (20, 90, [])
 
@@ -76,7 +76,7 @@ def test_where_none_waits_all_that_the_kernel_had_numbered_are_lost() -> None:
 def test_nothing_is_said_where_nothing_is_missing(last: int) -> None:
     # 100: its predecessor had counted packets of another life of the queue.
     world, lane = World(Order(77, requeue=True), last_id=last), Lane(5, 78)
-    world.settle(lane)
+    world.account_for(lane)
     assert lane.answered == [(77, REPEAT)]
     assert world.counters.lost == 0
     assert not world.said
@@ -84,7 +84,7 @@ def test_nothing_is_said_where_nothing_is_missing(last: int) -> None:
 
 def test_numbers_begin_again_after_the_last_of_32_bits() -> None:
     world, lane = World(Order(3, requeue=True), last_id=0xFFFFFFFE), Lane(5, 2)
-    world.settle(lane)
+    world.account_for(lane)
     assert lane.answered == [(1, REPEAT)]
     assert (world.counters.lost, world.counters.last_id) == (3, 2)
 
@@ -92,12 +92,12 @@ def test_numbers_begin_again_after_the_last_of_32_bits() -> None:
 def test_the_queue_of_known_flows_has_counters_of_its_own() -> None:
     world = World(Order(10, True, known=20), last_id=8, known_last_id=15)
     new, known = Lane(5, 10), Lane(6, 19)
-    assert world.settle(new, known) == 2
+    assert world.account_for(new, known) == 2
     assert (new.answered, known.answered) == ([(9, REPEAT)], [(18, REPEAT)])
     counters = world.counters
     assert (counters.lost, counters.known_lost, counters.known_received) == (1 + 3, 3, 1)
     assert (counters.last_id, counters.known_last_id) == (10, 19)
     # Without an order for it, it is left alone.
     alone = World(Order(10, requeue=True), last_id=9)
-    assert alone.settle(Lane(5), untouched := Lane(6, 19)) == 0
+    assert alone.account_for(Lane(5), untouched := Lane(6, 19)) == 0
     assert not untouched.answered

@@ -46,7 +46,7 @@ class BoundQueue(Binding):
         while numbers := ledger.lost(first):
             with self._lock:
                 self._bound().answer_each([(number, self._on_unanswered) for number in ledger.to_policy(numbers)])
-                ledger.settle(numbers)
+                ledger.answered_lost(numbers)
 
     def _answer_by_policy(self, packets: Sequence[Packet]) -> None:
         # Counted before the packets can be observed to have passed.

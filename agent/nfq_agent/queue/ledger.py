@@ -73,7 +73,7 @@ class Ledger:
         self.last = 0
         """The number of the latest packet that was read; 0 before the first."""
         # Up to here every packet is answered or in this ledger, unless a turn was interrupted.
-        self._settled = 0
+        self._accounted = 0
         self.interrupted = False
         """True while there may be lost packets."""
 
@@ -86,7 +86,7 @@ class Ledger:
         """
         self._owed_to = owed_to
         self.last = passed_over
-        self._settled = 0
+        self._accounted = 0
         self.interrupted = passed_over > 0
 
     def forget(self) -> None:
@@ -142,7 +142,7 @@ class Ledger:
     def begin_turn(self, taken: int | None) -> None:
         """A turn begins. taken: the latest number that the turn before took from the socket, if it took any."""
         if not self.interrupted:
-            self._settled = self.last
+            self._accounted = self.last
         elif taken is not None:
             self.last = taken
 
@@ -155,24 +155,24 @@ class Ledger:
 
     def took_and_answered(self, last: int) -> None:
         """A turn took packets up to this number and answered them itself; `lost` comes before."""
-        self.last = self._settled = last
+        self.last = self._accounted = last
 
     def lost(self, before: int | None) -> list[int]:
         """The next numbers that an interrupted turn may have lost, for the policy to answer; empty when there are no more.
 
         before: the first packet of this turn; None if it took none. The kernel ignores a verdict for a packet that has one. To be
-        called again after each answer, with the numbers in `settle`.
+        called again after each answer, with the numbers in `answered_lost`.
         """
         if not self.interrupted:
             return []
         end = self.last + 1 if before is None else before
-        left = (end - self._settled - 1) % _NUMBERS
+        left = (end - self._accounted - 1) % _NUMBERS
         # Numbers are compared by a difference of 32 bits with a sign.
         if not 0 < left < _NUMBERS >> 1:
-            self.last = self._settled
+            self.last = self._accounted
             self.interrupted = False
             return []
-        return [(self._settled + step) % _NUMBERS for step in range(1, min(left, _LOST_TOGETHER) + 1)]
+        return [(self._accounted + step) % _NUMBERS for step in range(1, min(left, _LOST_TOGETHER) + 1)]
 
     def to_policy(self, numbers: Sequence[int]) -> list[int]:
         """Those of the lost that the policy answers: the others are in this ledger."""
@@ -181,9 +181,9 @@ class Ledger:
             known.add(self._asking.id)
         return [number for number in numbers if number not in known]
 
-    def settle(self, numbers: Sequence[int]) -> None:
+    def answered_lost(self, numbers: Sequence[int]) -> None:
         """These lost packets are answered."""
-        self._settled = numbers[-1]
+        self._accounted = numbers[-1]
 
     # By callback: READ, ASKED, DECIDED.
 

@@ -190,15 +190,15 @@ class Crew:
             self._selector.unregister(child.pidfd)
             self._leaving.pop(child, None)
             child.reap(block=True)
-            self._settle()
+            self._drop_former()
 
         self._selector.register(child.pidfd, selectors.EVENT_READ, ended)
 
-    def _settle(self) -> None:
+    def _drop_former(self) -> None:
         """Drop what belonged to a process that has ended."""
         for worker in self.proxies.values():
             before = {**worker.stored, **worker.noted}
-            worker.settle()
+            worker.former_ended()
             try:
                 for name in before.keys() - worker.stored.keys() - worker.noted.keys():
                     self._store.drop(name)
@@ -218,7 +218,7 @@ class Crew:
             self._selector.unregister(child.pidfd)
             child.reap(block=True)
             del self._leaving[child]
-        self._settle()
+        self._drop_former()
 
     def revive(self, now: float) -> float | None:
         """Start dead workers that are due, kill processes whose drain time is over. Returns when the next is due, or None."""

@@ -182,7 +182,7 @@ class WorkerLoop:
     def _take_turn(self) -> int:
         if self._takeover.due:
             assert self._kernel is not None
-            return self._takeover.settle(self._kernel.lanes, self._judge_packets)
+            return self._takeover.account_for(self._kernel.lanes, self._judge_packets)
         if self._delayed:
             self._release(self._now)
         count = self._turn()

@@ -140,7 +140,7 @@ class ProxyWorker(Worker):
         """Processes that finish their connections."""
         return [former.child for former in self._before]
 
-    def settle(self) -> None:
+    def former_ended(self) -> None:
         """Add up what was counted by those of them that have ended."""
         for former in [former for former in self._before if former.child.exit is not None]:
             self._before.remove(former)
@@ -167,7 +167,7 @@ class ProxyWorker(Worker):
         if child is not None:
             self._before.append(Former(self.name, child, self.memory, self.counters))
             self._begin_counting()
-            self.settle()
+            self.former_ended()
         return child
 
     @property

@@ -35,10 +35,10 @@ class Takeover:
 
     @property
     def due(self) -> bool:
-        """Whether packets may wait, and were not settled yet."""
+        """Whether packets may wait, and were not looked for yet."""
         return self.order.below is not None
 
-    def settle(self, lanes: Sequence[Lane], judge: Callable[[list[Packet]], None]) -> int:
+    def account_for(self, lanes: Sequence[Lane], judge: Callable[[list[Packet]], None]) -> int:
         """Queue the lost packets again, or answer them. judge: answers packets that were read meanwhile; returns how many.
 
         Lost are all that are older than the first packet that is read here; if there is none, all that the kernel had numbered
@@ -46,9 +46,13 @@ class Takeover:
         """
         order, self.order = self.order, NOTHING_LOST
         places = zip(lanes, (order.below, order.known), _LANE_COUNTERS, strict=False)
-        return sum(self._settle(lane, below, order.requeue, names, judge) for lane, below, names in places if below is not None)
+        return sum(
+            self._account_for_lane(lane, below, order.requeue, names, judge) for lane, below, names in places if below is not None
+        )
 
-    def _settle(self, lane: Lane, below: int, requeue: bool, names: _LaneCounters, judge: Callable[[list[Packet]], None]) -> int:
+    def _account_for_lane(
+        self, lane: Lane, below: int, requeue: bool, names: _LaneCounters, judge: Callable[[list[Packet]], None]
+    ) -> int:
         counters = self._counters
         packets = lane.read(1)
         if not packets:

@@ -131,7 +131,7 @@ class Worker(ABC):
         """Earlier processes of it that finish what they have."""
         return []
 
-    def settle(self) -> None:  # noqa: B027  # most have none
+    def former_ended(self) -> None:  # noqa: B027  # most have none
         """One of the earlier processes has ended."""
 
     def abandon(self) -> None:

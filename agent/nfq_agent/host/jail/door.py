@@ -40,7 +40,7 @@ def close(needs: ProcessNeeds) -> None:
 
     Code that Python imports late stays readable: the folders of sys.path.
     """
-    _settle()
+    _load_what_is_late()
     held = _held()
     needs = replace(needs, open_now=_open() - {number for number, family in _sockets() if family == socket.AF_PACKET})
     seccomp.no_new_privileges()
@@ -51,7 +51,7 @@ def close(needs: ProcessNeeds) -> None:
         seccomp.load(filter_of(architecture, needs, held))
 
 
-def _settle() -> None:
+def _load_what_is_late() -> None:
     """Have the C library load what it would load at first use."""
     time.localtime()
 
