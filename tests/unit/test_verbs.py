@@ -114,7 +114,8 @@ def test_completion_loads_the_command_line_alone(typed: str, completed: str) -> 
     assert done.stdout.split() == [completed], done.stderr
     loaded = set(done.stderr.split())
     ours = {name for name in loaded if name.startswith("nfq_agent")}
-    command = {f"nfq_agent.cli{each}" for each in ("", ".app", ".flags", ".verbs", ".export_verb", ".learn_verb")}
+    verbs = (".verbs", ".explain_verb", ".export_verb", ".learn_verb")
+    command = {f"nfq_agent.cli{each}" for each in ("", ".app", ".flags", *verbs)}
     assert ours <= {"nfq_agent", "nfq_agent.__main__"} | command
     # The library of the command line itself loads pydantic.
     assert not {"rich", "asyncio", "iptc"} & loaded

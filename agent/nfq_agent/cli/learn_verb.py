@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from nfq_agent.cli.app import ConfigOption, InstanceOption, OutputOption
 from nfq_agent.cli.flags import Flags
 
-EXAMPLE = "Example: nfq-agent learn --for 24h -o proposal.toml"
+EXAMPLE: Final = "Example: nfq-agent learn --for 24h -o proposal.toml"
 
 
 def learn(
