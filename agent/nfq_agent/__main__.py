@@ -55,7 +55,7 @@ def _unparsed() -> int | None:
         from nfq_agent.cli import inspect
 
         return inspect.status(flags, as_json)
-    # Modules are no garbage. `serve.run` switches the collector on.
+    # Modules are not garbage. `serve.run` switches the collector on.
     gc.disable()
     from nfq_agent.cli import serve
 

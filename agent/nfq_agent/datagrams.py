@@ -104,7 +104,7 @@ class Datagrams:
         return [said for hello in hellos for said in self._told(hello)]
 
     def _without_initial(self, data: bytes) -> list[Said]:
-        """A packet with a long header that is no Initial packet of a connection that can be read."""
+        """A packet with a long header that is not an Initial packet of a connection that can be read."""
         if self._hello is not None and not self._hello.complete:
             # 0-RTT: nothing can be done with it before the hello is whole, and the client sends it again.
             return AHEAD

@@ -154,7 +154,7 @@ class _Reader:
             match = _TOKEN.match(text, place)
             if match is None:
                 place += len(text[place:]) - len(text[place:].lstrip())
-                raise FilterError("a quotation mark without its other, or a sign that is no operator", text, place)
+                raise FilterError("a quotation mark without its other, or a sign that is not an operator", text, place)
             kind = match.lastgroup or ""
             self._tokens.append((kind, match[kind].strip('"') if kind == "quoted" else match[kind], match.start(kind)))
             place = match.end()

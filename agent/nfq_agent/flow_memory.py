@@ -35,7 +35,7 @@ _64_BITS: Final = 0xFFFFFFFFFFFFFFFF
 _KEY: Final = Struct("!HBB16sH16sH")
 # A connection of which one direction only was ever seen counts as so many seconds older: it makes room first.
 _UNANSWERED: Final = 3600
-# Stamps begin here, so that one that was made older is no negative number.
+# Stamps begin here, so that one that was made older is not a negative number.
 _BEGIN: Final = 1 << 20
 
 

@@ -100,7 +100,7 @@ cdef inline bint is_request(const uint8_t *data, size_t size, const uint8_t *hos
 cdef inline bint host_of_request(const uint8_t *data, size_t size, uint8_t *host, size_t *length) noexcept nogil:
     """Whether bytes are one request in the plain form. host: takes its host in small letters, without the port."""
     cdef size_t at = 0, value, end
-    # Whatever is no token has no field; the form is looked at below.
+    # Whatever is not a token has no field; the form is looked at below.
     if size < 16 or not is_token(data[0]):
         return False
     while at + 6 < size:

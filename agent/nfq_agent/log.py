@@ -67,7 +67,7 @@ def _json(value: object) -> str:
     try:
         return json.dumps(value, default=str, allow_nan=False)
     except (ValueError, TypeError, RecursionError):
-        # NaN and infinity, keys that are no names, an object that contains itself.
+        # NaN and infinity, keys that are not names, an object that contains itself.
         return json.dumps(ascii(value))
 
 

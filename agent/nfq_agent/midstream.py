@@ -61,7 +61,7 @@ class Midstream(Conversation):
         if self._looking:
             return self._look(sequence, data, now)
         said = self._take(sequence, data, now)
-        # Where what had begun was no message, this segment may begin one.
+        # Where what had begun was not a message, this segment may begin one.
         return said if self._reads else said + self._look(sequence, data, now)
 
     @property

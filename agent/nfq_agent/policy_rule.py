@@ -52,7 +52,7 @@ def rule_label(number: int, name: str | None) -> str:
 
 
 def name_of(label: str) -> str:
-    """The name in a rule's label; the label itself for a rule without a name, and for what is no rule."""
+    """The name in a rule's label; the label itself for a rule without a name, and for what is not a rule."""
     named = re.fullmatch(r"rule \d+ \((.*)\)", label, re.DOTALL)
     return label if named is None else named[1]
 

@@ -61,7 +61,7 @@ class Soundness:
         self.signed = False
 
     def refuses(self, packet: Packet, headers: Headers, in_order: bool) -> str:
-        """Why the receiver discards a segment that is no SYN; empty where nothing says so.
+        """Why the receiver discards a segment that is not a SYN; empty where nothing says so.
 
         in_order: it begins at, or before, the next byte that the receiver awaits; not read where it has no options.
         """

@@ -25,7 +25,7 @@ default = "drop"
 rule = [{", ".join(f'{{ action = "accept", {key} = [{_NAMES}] }}' for key in ("http_host", "tls_sni", "dns_name"))}]
 """
 _OFFLOAD: Final = NAMED.replace('"names"]', '"names", "offload"]') + '[element.offload]\nmark = "0x4e000000/0xff000000"\n'
-# What is no message of any kind is given up, and then let pass.
+# What is not a message of any kind is given up, and then let pass.
 _OPEN: Final = NAMED.replace('default = "drop"', 'default = "accept"')
 _RULE: Final = f"""
 [queue.main]

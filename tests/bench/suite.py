@@ -1,4 +1,4 @@
-"""Runs the benchmarks and writes what they gave; `tests/bench/run` calls it. A goal that is missed is no error."""
+"""Runs the benchmarks and writes what they gave; `tests/bench/run` calls it. A goal that is missed is not an error."""
 
 from __future__ import annotations
 

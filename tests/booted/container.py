@@ -76,8 +76,8 @@ class Layer:
             return checked(words, timeout=timeout)
 
     def show(self, *argv: str, binds: Sequence[str] = (), environment: dict[str, str] | None = None) -> int:
-        """Run a command in the root without booting it, with every capability and a kernel interface that it may write to. There
-        is no network. What it prints is seen; its exit code."""
+        """Run a command in the root without booting it, with every capability and a kernel interface that it may write to, and
+        without a network. What it prints is seen; its exit code."""
         extra = [f"--setenv={name}={value}" for name, value in (environment or {}).items()]
         with control_group() as enter:
             words = ["env", "SYSTEMD_NSPAWN_API_VFS_WRITABLE=1", *enter, *nspawn(self.root), "--private-network", "--pipe"]

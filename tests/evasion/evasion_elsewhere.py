@@ -103,7 +103,7 @@ LINES = (
     ),
     Elsewhere(
         "TCP to port 53 that is of no known protocol, behind which a query may come", ANY_USER,
-        "limit: a conflict also where it is honest; servers pass over what is no query, and answer one behind it",
+        "limit: a conflict also where it is honest; servers pass over what is not a query, and answer one behind it",
         "unit/test_protocols_dns.py::test_tcp_to_the_port_of_dns_that_is_not_dns_is_a_conflict",
     ),
     Elsewhere(

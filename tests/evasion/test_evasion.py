@@ -88,7 +88,7 @@ def test_evasion(tried: Tried, line: Line, family: int) -> None:
     if not line.arrives:
         return
     if bed.policy.kind == "none":
-        assert arrives(tried, each.denied), f"{line.name}: no server understands {each.denied}: it is no evasion"
+        assert arrives(tried, each.denied), f"{line.name}: no server understands {each.denied}: it is not an evasion"
     elif line.limit is None or bed.policy.kind in line.holds:
         assert not bed.understood(each.denied), bed.log()[-30:]
     else:

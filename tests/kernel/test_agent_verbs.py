@@ -102,7 +102,7 @@ def test_apply_and_remove_and_each_of_them_twice(netns: Namespace, tmp_path: Pat
     assert ours(netns) == mine
     assert flood(netns, 10).wait(timeout=PATIENCE) == 0
     assert passed() == 10, "bypass keeps traffic flowing"
-    config.write_text("this is no TOML")
+    config.write_text("this is not TOML")
     netns.run(*COMMAND, "remove", "--instance", "default")
     assert ours(netns) == []
     assert netns.run(*COMMAND, "remove", "--instance", "default").returncode == 0

@@ -86,7 +86,7 @@ def test_a_group_that_appears_and_is_made_again(netns: Namespace, tmp_path: Path
         assert agent.totals()["received"] == count
     (late,) = [each for each in agent.status()["bypasses"] if each["cause"] == "cgroup-late"]
     assert (late["name"], late["unit"]) == (group.name, "seconds")
-    # A rule that is put in by the agent itself is no drift.
+    # A rule that is put in by the agent itself is not drift.
     assert agent.status()["drift"]["repairs"] == 0
     assert "Nothing to do" in agent.verb("plan").stdout
     assert [each["packets"] for each in agent.status()["rules"] if "NFQUEUE" in each["rule"] and each["family"] == "inet"][

@@ -11,7 +11,7 @@ from agent import COMMAND
 
 pytestmark = pytest.mark.kernel
 
-# A chroot whose / is no mount, beneath a mount that passes on what is mounted in it; and what is mounted there afterwards.
+# A chroot whose / is not a mount, beneath a mount that passes on what is mounted in it; and what is mounted there afterwards.
 CHROOT = """
 set -e
 mount -t tmpfs tmpfs {folder}

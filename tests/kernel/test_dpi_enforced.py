@@ -157,7 +157,7 @@ def test_extension_headers_hide_no_name(served: Namespace, tmp_path: Path) -> No
             except ConnectionResetError:
                 return b"reset"
 
-    # What is sent really has the header: the rule that counts it is no rule of ours.
+    # What is sent really has the header: the rule that counts it is not a rule of ours.
     served.shell("ip6tables-legacy -w -t raw -A OUTPUT -m ipv6header --header dst --soft")
     agent = start(served, tmp_path, "reject")
     assert served.call(speak_with_options, "a.good.test").startswith(b"\x16\x03"), agent.log
@@ -283,7 +283,7 @@ def test_headers_alone_are_enough_to_reject(netns: Namespace, tmp_path: Path, ad
             client.connect((address, 4440))
             client.settimeout(30)
             try:
-                # Nothing listens there: without the agent the kernel says so itself, which is no test.
+                # Nothing listens there: without the agent the kernel says so itself, which is not a test.
                 with socket.socket(family, socket.SOCK_DGRAM) as server:
                     server.bind((address, 4440))
                     client.send(b"x" * 3000)

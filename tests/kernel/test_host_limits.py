@@ -58,7 +58,7 @@ def test_without_ipv6_the_rules_are_made_for_ipv4(netns: Namespace, tmp_path: Pa
 
 @pytest.mark.parametrize("backend", ["legacy", "owned"])
 def test_on_a_host_that_was_booted_a_second_ago(netns: Namespace, tmp_path: Path, backend: str) -> None:
-    """A clock that began with the boot is no reason to wait shorter, for the lock or for anything else."""
+    """A clock that began with the boot is not a reason to wait shorter, for the lock or for anything else."""
     since = int(time.clock_gettime(time.CLOCK_BOOTTIME)) - 1
     holder = netns.start("flock", "--close", "/run/xtables.lock", "sh", "-c", "echo held; sleep 2", stdout=PIPE, text=True)
     assert holder.stdout is not None
@@ -197,8 +197,11 @@ def test_an_extension_that_is_missing_is_named_with_its_package(netns: Namespace
             "mount -t tmpfs -o size=4k tmpfs /run; dd if=/dev/zero of=/run/fill bs=4k count=1 status=none",
             "/run/nfq-agent/default.lock cannot be written: No space left on device; free some space there",
         ),
-        ("touch /run/nfq-agent", "/run/nfq-agent/default.lock: File exists; remove /run/nfq-agent, which is no folder"),
-        ("ln -s /nowhere /run/nfq-agent", "/run/nfq-agent/default.lock: File exists; remove /run/nfq-agent, which is no folder"),
+        ("touch /run/nfq-agent", "/run/nfq-agent/default.lock: File exists; remove /run/nfq-agent, which is not a folder"),
+        (
+            "ln -s /nowhere /run/nfq-agent",
+            "/run/nfq-agent/default.lock: File exists; remove /run/nfq-agent, which is not a folder",
+        ),
         ("mkdir -p /run/nfq-agent/default.lock", "/run/nfq-agent/default.lock: Is a directory; remove it"),
         ("mkdir -p /run/nfq-agent/default.sock", "/run/nfq-agent/default.sock: Is a directory; remove it"),
         (
@@ -220,7 +223,7 @@ def test_a_run_folder_that_takes_nothing_is_named(netns: Namespace, tmp_path: Pa
         ("mount -o remount,ro /run", "xtables lock", "cannot be created: its file system is read-only", "mount /run writable"),
         ("mount -t tmpfs -o size=4k tmpfs /run; cat /dev/zero >/run/a ||:", "run folder", "its file system is full", "free some"),
         ("mount -t tmpfs -o nr_inodes=1 tmpfs /run", "xtables lock", "cannot be created: its file system is full", "free some"),
-        ("touch /run/nfq-agent", "run folder", "it is no folder", "remove /run/nfq-agent"),
+        ("touch /run/nfq-agent", "run folder", "it is not a folder", "remove /run/nfq-agent"),
         ("rm -f /run/xtables.lock; mkdir /run/xtables.lock", "xtables lock", "is not a regular file", "remove it"),
         ("rm -f /run/xtables.lock; mkfifo /run/xtables.lock", "xtables lock", "is not a regular file", "remove it"),
     ],

@@ -365,7 +365,7 @@ def test_nothing_becomes_present_by_looking(world: World, family: Family) -> Non
     host.apply(family, baseline())
     host.read(family)
     assert host.present(family) == frozenset({"mangle"})
-    # An owned table is no table of xtables.
+    # An owned table is not a table of xtables.
     tables = [line for line in world.save(family) if line.startswith("*")]
     assert tables == ([] if world.name == "owned" else ["*mangle"])
 

@@ -107,7 +107,7 @@ def test_rules_that_cannot_be_read_are_neither_there_nor_gone(netns: Namespace, 
     found = re.findall(r"^(ok|warning|error) +(.*?): ", doctor.stdout, re.MULTILINE)
     assert {"legacy and nft", "marks", "instances", "rule engine", "configuration"}.isdisjoint(each for _, each in found)
     assert doctor.stderr == ""
-    # Whose listener it is cannot be asked, so it is no fault.
+    # Whose listener it is cannot be asked, so it is not a fault.
     assert netns.run(*command, "check", "--config", config).stdout.startswith(f"{config}: valid")
     for verb in ("plan", "remove"):
         done = netns.run(*command, verb, "--config", config, check=False)

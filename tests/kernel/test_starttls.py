@@ -162,7 +162,7 @@ def test_what_a_client_says_before_its_hello_hides_no_name(served: Namespace, tm
     def tried() -> dict[Asked, bool]:
         return dict(zip(_TRIES, served.call(_tries, _TRIES, timeout=60), strict=True))
 
-    assert [asked for asked, understood in tried().items() if not understood] == [], "it is no evasion"
+    assert [asked for asked, understood in tried().items() if not understood] == [], "it is not an evasion"
     agent = Agent(served, tmp_path, _POLICY).ready()
     assert [asked for asked, understood in tried().items() if understood] == [], agent.log
     honest = tuple(Asked(talk, "name.allowed.test") for talk in _TALKS)

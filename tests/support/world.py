@@ -136,7 +136,7 @@ class World:
         self._looked = 0.0
         self._found: list[int] = []
         try:
-            # A user of its own, so that its making is no step of each first start.
+            # A user of its own, so that its making is not a step of each first start.
             self.namespace.shell("useradd --system --no-create-home --shell /usr/sbin/nologin proxyuser")
             self.namespace.shell(_FOREIGN)
             counts = folder / "traffic"

@@ -107,7 +107,7 @@ def test_a_slow_client_delays_no_other_and_has_one_deadline(agent: Agent, tmp_pa
             test_a_question_and_its_answer(agent, tmp_path)
             agent.asked.clear()
         assert agent.server.expire() == control.DEADLINE
-        # Each byte is no new time.
+        # A byte does not begin a new time.
         agent.now = control.DEADLINE
         assert agent.server.expire() is None
         for end in (slow, silent):
@@ -169,7 +169,7 @@ def test_no_file_is_opened_through_a_link(tmp_path: Path, monkeypatch: pytest.Mo
     assert "offload" in json.loads((tmp_path / "default.generations").read_text())
     assert precious.read_text() == "as it was"
     assert precious.stat().st_mode & 0o777 == 0o644
-    # A second name of another file is no lock, either.
+    # A second name of another file is not a lock, either.
     (tmp_path / "default.lock").unlink()
     os.link(precious, tmp_path / "default.lock")
     with pytest.raises(control.ControlError, match="not a regular file of its own"):

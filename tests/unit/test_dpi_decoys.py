@@ -78,7 +78,7 @@ def test_old_timestamps_and_none(policy: str) -> None:
         bench.assert_accepted(made(ALLOWED[:10], ISN + 1, options=stamp(10_005)))
         bench.assert_dropped(made(ALLOWED[10:], ISN + 11, options=decoy))
         bench.assert_dropped(made(DENIED[10:], ISN + 11, options=stamp(10_006)))
-    # Segments that overtake each other have stamps in another order, which is no offence.
+    # Segments that overtake each other have stamps in another order, which is not an offence.
     bench = opened(policy, options=stamp(10_000))
     bench.decide(made(ALLOWED[300:], ISN + 301, options=stamp(10_009)))
     bench.assert_accepted(made(ALLOWED[:300], ISN + 1, options=stamp(10_005)))

@@ -82,7 +82,7 @@ def test_an_element_with_a_rate_of_its_own_is_not_limited() -> None:
 
 
 class Odd:
-    """Its text is no valid Unicode, and has quotes and a new line."""
+    """Its text is not valid Unicode, and has quotes and a new line."""
 
     def __str__(self) -> str:
         return "\ud800\x00\n\"'\\"

@@ -177,7 +177,7 @@ def test_what_has_to_be_told_is_told_once_with_its_verdict(flows: Flows, each: b
         runs += more
         heard += [(packet.id, verdict, which) for packet, verdict, which in steps.take_heard()]
     assert asked == [8]
-    # Of the chosen ones: the second and the fourth have lines, the sixth is no SYN; the fifth is one, and not chosen.
+    # Of the chosen ones: the second and the fourth have lines, the sixth is not a SYN; the fifth is one, and not chosen.
     assert heard == [(2, ACCEPT, 4), (4, ACCEPT, 4), (8, DROP, 0)]
     given = {number: verdict for last, count, verdict in runs for number in range(last - count + 1, last + 1)}
     assert [given[number] for number in range(1, 9)] == [DROP, ACCEPT] * 3 + [DROP, DROP]

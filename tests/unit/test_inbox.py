@@ -15,7 +15,7 @@ from nfq_agent.host.nfqueue.inbox import five_tuple_of
 
 
 def parsed(data: bytes) -> dict[int, bytes] | None:
-    """The attributes of a packet's message by kind, parsed independently; None if the message is no packet."""
+    """The attributes of a packet's message by kind, parsed independently; None if the message is not a packet."""
     if len(data) < 32 or data[4:6] != b"\0\3":
         return None
     found: dict[int, bytes] = {}

@@ -88,7 +88,7 @@ def test_a_name_with_signs_of_patterns_matches_itself_alone(
     seen = capture(tmp_path / "seen.pcap", connection("10.0.0.1:1", "192.0.2.1:443", client_hello("*.example.org")))
     assert learn.learn(Flags(config), seen, None) == 0
     said = capsys.readouterr()
-    # What is no host name is no name: the address is proposed, and no pattern that would match others.
+    # What is not a host name is not a name: the address is proposed, and no pattern that would match others.
     assert 'dst = "192.0.2.1"' in said.out or 'tls_sni = "[*].example.org"' in said.out
 
 

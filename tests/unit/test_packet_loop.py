@@ -1,4 +1,4 @@
-"""The worker's loop over a source of packets that is no kernel queue, and over one that is; no root, no kernel."""
+"""The worker's loop over a source of packets that is not a kernel queue, and over one that is; no root, no kernel."""
 
 from __future__ import annotations
 

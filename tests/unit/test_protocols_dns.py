@@ -165,7 +165,7 @@ def test_too_many_messages_that_are_no_queries_are_a_conflict() -> None:
 
 @pytest.mark.parametrize("data", [b"hello world\r\n", b"\0\5abcde", b"\xcd\xa6" + b"\x3a" * 300], ids=["text", "short", "noise"])
 def test_tcp_to_the_port_of_dns_that_is_not_dns_is_a_conflict(data: bytes) -> None:
-    """A server passes over messages that are no queries, so a query may follow. On another port it is given up."""
+    """A server passes over messages that are not queries, so a query may follow. On another port it is given up."""
     for port, conflicts in ((53, True), (54, False)):
         talk = Talk(dst=f"198.51.100.1:{port}").open()
         for turn in range(32):

@@ -162,7 +162,7 @@ def _make_mounts_private() -> None:
     """Keep what is mounted from now on in this namespace (mount_namespaces(7))."""
     if _libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) == 0:
         return
-    # In a chroot, / is no mount. Entering its own mount namespace leads a process out of a chroot (setns(2)); then back.
+    # In a chroot, / is not a mount. Entering its own mount namespace leads a process out of a chroot (setns(2)); then back.
     root = os.open("/", os.O_PATH | os.O_DIRECTORY)
     try:
         try:

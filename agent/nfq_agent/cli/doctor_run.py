@@ -34,7 +34,7 @@ def _fault(path: Path) -> tuple[str, str] | None:
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir() or (there != path and path.is_symlink()):
-        return "it is no folder", f"remove {there}"
+        return "it is not a folder", f"remove {there}"
     try:
         system = os.statvfs(there)
     except OSError as error:

@@ -31,7 +31,7 @@ class Keys:
     """Reads keys from standard input without echo while it is entered. Ctrl-C still interrupts."""
 
     def __init__(self, wanted: bool) -> None:
-        """wanted: whether keys are read at all; they are not where standard input is no terminal."""
+        """wanted: whether keys are read at all; they are not where standard input is not a terminal."""
         self._terminal = sys.stdin.fileno() if wanted and sys.stdin.isatty() else None
         self._before: list[Any] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

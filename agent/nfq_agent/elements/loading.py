@@ -83,7 +83,7 @@ def import_object(path: str) -> object:
             found = getattr(importlib.import_module(module), name)
     except (CodeError, Interrupted):
         raise
-    # The element's own code runs here, and may raise anything, also what is no Exception: SystemExit, KeyboardInterrupt.
+    # The element's own code runs here, and may raise anything, also what is not an Exception: SystemExit, KeyboardInterrupt.
     except BaseException as error:
         raise CodeError(f"{path} cannot be imported: {where(error)}; allowed: package.module:Class") from error
     finally:

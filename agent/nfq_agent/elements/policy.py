@@ -264,7 +264,7 @@ class Policy(PacketElement[PolicyOptions]):
         action, label, is_open = self._outcome(flow, case, facts, patient or flow.midstream)
         if flow.midstream:
             mode = self.context.midstream
-            # What it says now is no proof of what it said first.
+            # What it says now does not prove what it said first.
             if mode == "drop":
                 is_open = self._outcome(flow, case, {DST_NAME: facts.get(DST_NAME)}, patient=True)[2]
             if is_open and mode != "judge":

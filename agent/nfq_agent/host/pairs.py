@@ -85,7 +85,7 @@ class Removal:
         return self._socket.fileno()
 
     def send(self) -> None:
-        """Remove the interface, and with it the other end of a pair. One that is gone is no error."""
+        """Remove the interface, and with it the other end of a pair. One that is gone is not an error."""
         with contextlib.suppress(OSError):
             self._fixed.send(self._socket.fileno(), 0, None)
 

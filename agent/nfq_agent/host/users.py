@@ -116,8 +116,8 @@ def become(user: User, keep: tuple[int, ...] = (CAP_NET_ADMIN,)) -> None:
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     effective, permitted, inheritable, *above = _capabilities()
-    # A sandbox that refuses capset(2) is no obstacle where nothing is to be given up. What is inheritable has no effect then: no
-    # program gains a capability by it after PR_SET_NO_NEW_PRIVS.
+    # Where nothing is to be given up, a sandbox may refuse capset(2). What is inheritable has no effect then: no program gains a
+    # capability by it after PR_SET_NO_NEW_PRIVS.
     if (effective, permitted, *above[:2]) != (low, low, high, high) or inheritable & ~low or above[2] & ~high:
         _set_capabilities((low, low, 0, high, high, 0))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)

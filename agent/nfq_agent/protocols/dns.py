@@ -17,7 +17,7 @@ PORTS: Final = frozenset((53, 5353))
 # mDNS asks for many names at once; a query over TCP on any port for few.
 _QUESTIONS: Final = 255
 _FEW: Final = 8
-# Messages that are no queries, before one.
+# Messages that are not queries, before one.
 _PASSED_OVER: Final = 64
 # What a name may have: pointers, and bytes (RFC 1035 2.3.4). Of the servers dnsmasq takes most: extract_name() in its rfc1035.c,
 # and MAXDNAME.
@@ -77,7 +77,7 @@ def known(client: bytes, server: bytes = b"") -> Result:
             asked = {"dns_name": facts["dns_name"], "dns_type": facts["dns_type"]}
             return _with_answer(asked, end, server)
         at = end
-    return Found({"protocol": "dns", "conflict": "many messages that are no queries"})
+    return Found({"protocol": "dns", "conflict": "many messages that are not queries"})
 
 
 def _with_answer(facts: dict[str, Any], size: int, server: bytes) -> Result:

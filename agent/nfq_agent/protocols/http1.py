@@ -95,7 +95,7 @@ def parse(client: bytes, server: bytes = b"") -> Result:
 
 
 def _add_host(facts: dict[str, Any], method: bytes, target: bytes, hosts: list[bytes]) -> Found | None:
-    """Put the one host into the facts; a conflict where there are several, or one that is no host name."""
+    """Put the one host into the facts; a conflict where there are several, or one that is not a host name."""
     if len(hosts) == 1 and target[:1] == b"/" and method != b"CONNECT" and (name := _authority(hosts[0])):
         facts["http_host"] = name
         return None

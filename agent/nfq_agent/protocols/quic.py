@@ -209,7 +209,7 @@ def readable(version: str) -> bool:
 
 
 def long_header(datagram: bytes) -> str | None:
-    """The version, as far as a client's first datagram shows one (RFC 8999 5.1); None for what is no QUIC.
+    """The version, as far as a client's first datagram shows one (RFC 8999 5.1); None for what is not QUIC.
 
     A version that has no name here is "0x" and its number. Version 0 is a server's negotiation.
     """

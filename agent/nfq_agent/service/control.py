@@ -65,7 +65,7 @@ def instances() -> list[str]:
 
 def cannot_make(path: Path, error: OSError) -> str:
     """The message about a lock or a socket that cannot be made."""
-    taken = "remove it" if path.parent.is_dir() else f"remove {path.parent}, which is no folder"
+    taken = "remove it" if path.parent.is_dir() else f"remove {path.parent}, which is not a folder"
     remedies = {
         errno.ENOSPC: "free some space there",
         errno.EROFS: f"mount {path.parent} writable",

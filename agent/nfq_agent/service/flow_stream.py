@@ -61,7 +61,7 @@ def _wrong(packets: str) -> str:
 
 
 def _record(data: bytes) -> dict[str, Any] | None:
-    """The record, None if it is no JSON object: then its worker has a fault, or was taken over."""
+    """The record, None if it is not a JSON object: then its worker has a fault, or was taken over."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):

@@ -15,7 +15,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
 
 cdef enum:
-    # The index of a message that is no packet.
+    # The index of a message that is not a packet.
     NO_PACKET = 254
     # Runs of one turn; it ends when there are no more.
     RUNS = 4096

@@ -64,7 +64,7 @@ cdef class Inbox:
     """The messages that wait in the socket `descriptor`, which stays the caller's.
 
     room: bytes for a message. make: makes a packet of its number, hook, ethertype, mark, length, whether it is offloaded (GSO), its
-    payload, and the message up to the payload. Messages that are no packets (the kernel's refusals) are skipped. Methods raise
+    payload, and the message up to the payload. Messages that are not packets (the kernel's refusals) are skipped. Methods raise
     OSError with the kernel's errno; a message that did not fit into the socket's own buffer is not an error here, the socket counts it.
 
     count, latest: how many packets the turn has taken so far, and the number of the last one; also of a turn that an exception ended.

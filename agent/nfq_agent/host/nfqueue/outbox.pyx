@@ -82,7 +82,7 @@ cdef class Outbox:
         return self.fixed.headers
 
     def send(self, const uint8_t[::1] messages not None):
-        """Send one message, or many behind each other. Raises ValueError for one that is no verdict of this queue."""
+        """Send one message, or many behind each other. Raises ValueError for one that is not a verdict of this queue."""
         cdef const uint8_t *at = &messages[0] if messages.shape[0] else NULL
         cdef size_t left = messages.shape[0], length, run
         cdef unsigned int count
@@ -91,7 +91,7 @@ cdef class Outbox:
                 raise ValueError("not a message")
             length = (<const uint32_t *>at)[0]
             if length > left or length % 4 or (length != PLAIN and length != MARKED and length < PLAIN):
-                raise ValueError(f"a message of {length} bytes is no verdict")
+                raise ValueError(f"a message of {length} bytes is not a verdict")
             if length != PLAIN and length != MARKED:
                 self._rewrite(at, length)
                 at += length
@@ -117,7 +117,7 @@ cdef class Outbox:
         """Send one message without Python."""
         if length != PLAIN and length != MARKED:
             with gil:
-                raise ValueError(f"a message of {length} bytes is no plain verdict")
+                raise ValueError(f"a message of {length} bytes is not a plain verdict")
         return self._group(message, length, 1)
 
     cdef int _group(self, const uint8_t *messages, size_t size, unsigned int count) except -1 nogil:
@@ -126,12 +126,12 @@ cdef class Outbox:
         cdef unsigned int shape = 0, power = 0, each
         if (<const uint16_t *>(messages + FLAGS))[0] != 1:
             with gil:
-                raise ValueError("a request that is acknowledged is no verdict that can be sent here")
+                raise ValueError("a request that is acknowledged is not a verdict that can be sent here")
         if kind == 0x303:
             shape = 2 * SIZES
         elif kind != 0x301:
             with gil:
-                raise ValueError(f"a message of kind {kind:#x} is no verdict")
+                raise ValueError(f"a message of kind {kind:#x} is not a verdict")
         if size == MARKED:
             shape += SIZES
         while <unsigned int>1 << power < count:

@@ -32,7 +32,7 @@ class RulesetEvents:
         return self._socket.fileno()
 
     def drain(self) -> None:
-        """Read what has arrived. What did not fit into the socket's buffer is no loss: the socket stays readable."""
+        """Read what has arrived. What did not fit into the socket's buffer is not lost: the socket stays readable."""
         for _ in range(_MOST):
             try:
                 self._socket.recv(_RECEIVE)

@@ -43,7 +43,7 @@ class EntryCodec:
         self._family = FAMILY_NAMES[family]
         self._rule_class = iptc.Rule if inet else iptc.Rule6
         self._entry_class = iptc.ip4tc.ipt_entry if inet else iptc.ip6tc.ip6t_entry
-        # A target that is no standard one makes python-iptables look for a chain of that name, in all tables that it
+        # A target that is not a standard one makes python-iptables look for a chain of that name, in all tables that it
         # thinks are there, which makes them present. It need not look: a chain's name is never asked of it here.
         table_class = iptc.Table if inet else iptc.Table6
         table_class.existing_table_names.update(dict.fromkeys(table_class.ALL, False))
