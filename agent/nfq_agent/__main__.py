@@ -39,8 +39,8 @@ def main() -> None:
 
 
 def _unparsed() -> int | None:
-    """`run` as the units have it, and `status`; None for all else. Of a start, the parser takes a fifth of the time: after a
-    crash packets wait for it."""
+    """The exit code of `run` as the units have it, and of `status`; None for all else. The parser would take a fifth of
+    the time of a start, and packets wait for a start after a crash."""
     verb, *rest = sys.argv[1:] or [""]
     if (verb, "QUEUE_NUM" in os.environ) != ("run", False) and verb != "status":
         return None

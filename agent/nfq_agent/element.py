@@ -120,7 +120,7 @@ class PacketElement(HasOptions, HasAccess, Foreseeable, Compilable, Generic[O]):
 
     @classmethod
     def logs_drops_of(cls, options: O) -> Literal["all", "own", "none"]:
-        """Which drops an element with these options logs or records: all of its chain, its own, or none."""
+        """Which drops an element with these options logs or records: those of its whole chain, its own, or none."""
         return "none"
 
     @classmethod

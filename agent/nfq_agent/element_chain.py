@@ -124,7 +124,7 @@ class ElementChain:
         """What the elements answer to openings, where that can be told."""
         if not self.watched or not self._by_host or self._followers or any(s.shows_openings for s in self._steps.values()):
             return None
-        # What an element in between drops, those behind it were never asked about.
+        # An element in between may drop a packet: the elements behind it are not asked about it.
         places = self._judging_places()
         if places != list(range(len(places))):
             return None

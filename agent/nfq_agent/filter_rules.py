@@ -9,7 +9,7 @@ from typing import Any, Final
 from nfq_agent.flow_filter import NAMES, NUMBERS, All, Comparison, Either, FilterError, FilterPart, parse
 from nfq_agent.protocols.known import OWNERS
 
-# What a policy decides, or what is known only afterwards: nothing that a rule could ask for.
+# Fields that a rule cannot ask for: the policy decides them, or they are known only afterwards.
 _LATER: Final = frozenset(("verdict", "rule", "element", "reason", "packets", "bytes", "duration", "queue", "event"))
 _EITHER: Final = {"name": NAMES, "host": ("src", "dst"), "port": ("sport", "dport")}
 _SPECIAL: Final = re.compile(r"([*?\[])")

@@ -75,7 +75,7 @@ NAME_FACTS: Final = {"http": "http_host", "tls": "tls_sni"}
 
 
 class Opening(NamedTuple):
-    """What is known of a TCP connection that no element was shown, since it was known what they would answer.
+    """What is known of a TCP connection that was shown to no element, because their answers were known.
 
     initial: the client's initial sequence number. server_first: the number of the server's first byte, None without an answer.
     protocol, name: of the first message, empty if it has not come. next: the number behind the latest message, or of `piece`: the

@@ -15,7 +15,7 @@ _OUTWARD: Final = frozenset(("OUTPUT", "POSTROUTING"))
 def shows(when: str) -> Callable[[Mapping[str, Any]], bool] | None:
     """Takes the fields of an event, and says whether its line is written; None where every line is. Raises FilterError.
 
-    What is about no flow, as a repair of the rules, is always written.
+    A line that is not about a flow, as a repair of the rules, is always written.
     """
     if not when.strip():
         return None

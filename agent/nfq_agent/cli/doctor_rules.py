@@ -150,7 +150,7 @@ def _side_by_side() -> Iterator[Finding]:
 
 
 def _saved(command: str) -> str:
-    """What a save command prints: it lists tables that are present, and makes none present."""
+    """What a save command prints: it lists the tables that are present. It does not load others."""
     import subprocess
 
     try:

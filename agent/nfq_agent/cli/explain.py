@@ -304,7 +304,7 @@ class _Asked:
         misses: dict[int, tuple[int, int, str | None, list[str]]] = {}
         for number, rule in self.options.numbered:
             missing = [*_unmet(rule, packet, flow, self.options.geo), *_unowned(rule, self._owner)]
-            # Of the rules that a filter comes to, the one that was met, or the nearest.
+            # The rule that was met, or else the nearest one, of those that a filter becomes.
             misses[number] = min(
                 misses.get(number, (99, number, None, [])), (len(missing), number, rule.name, missing), key=lambda each: each[0]
             )

@@ -123,7 +123,7 @@ class _Chain:
         return None if self._flows is None else self._flows.find(five_tuple)
 
     def quick(self, fate: Fate) -> Quick | None:
-        """What judges the further packets of a five-tuple without the elements, where a worker would. fate: of the first."""
+        """Judges further packets of a five-tuple without the elements, where a worker would do so. fate: of the first packet."""
         if self._remembers:
             return lambda _payload, _length, _time: fate
         if self._table is None:
@@ -139,7 +139,7 @@ class _Chain:
         return look
 
     def show_openings(self) -> list[Flow]:
-        """Flows of connections whose elements were not asked, since their openings alone told the verdict."""
+        """Flows whose elements were not asked: their openings alone gave the verdict."""
         return [] if self._table is None else self._judge.show_openings(_SHOWN_AT_ONCE)
 
 
@@ -201,7 +201,7 @@ class Judging:
         return None if quick is None else quick(recorded.payload, recorded.length, recorded.time or 1.0)  # type: ignore[arg-type]  # one with a key has a payload
 
     def shown_late(self) -> Iterator[Flow]:
-        """Flows of connections that no element was asked about until now, with what they said."""
+        """Flows about which no element was asked yet, with what they said."""
         for chain in self._chains.values():
             while found := chain.show_openings():
                 yield from found
@@ -234,7 +234,7 @@ class Judging:
         return Judged(five_tuple, outcome, queue, chain.flow(five_tuple))
 
     def _looked_at(self, five_tuple: FiveTuple) -> object:
-        """What two five-tuples have in common that the same rules take."""
+        """A key that is the same for two five-tuples that the same rules take."""
         addresses = (five_tuple.src, five_tuple.dst) if self._by_address else len(five_tuple.src)
         return five_tuple.protocol, addresses, self._port(five_tuple.sport), self._port(five_tuple.dport)
 

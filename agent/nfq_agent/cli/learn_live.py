@@ -1,4 +1,4 @@
-"""`learn --for`: proposes a policy that accepts the flows that a running agent tells of, and judges those flows by it.
+"""`learn --for`: proposes a policy that accepts the flows that a running agent reports, and judges those flows by it.
 
 It watches for days: what it keeps is bounded, an agent that restarts is asked again, and the end of the time, Ctrl-C, SIGTERM and
 a lost terminal all end with the proposal.

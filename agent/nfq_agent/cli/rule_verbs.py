@@ -57,7 +57,7 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
 
 
 def _group_numbers(ruleset: Ruleset) -> Numbers:
-    """Of the control groups in the rules, as they are now."""
+    """The numbers of the control groups that the rules name, as they are now."""
     return {path: cgroups.number(path) for path in paths(ruleset)}
 
 

@@ -1,4 +1,4 @@
-"""What a policy of a configuration says of a flow that was told of, by its ends, its facts and its owner. No kernel, no agent."""
+"""The answer of a policy to a flow that an agent reported, by its ends, its facts and its owner. No kernel, no agent."""
 
 from __future__ import annotations
 

@@ -154,7 +154,8 @@ def _queue(out: Console, queue: QueueStatus) -> None:
 
 
 def _decisions(out: Console, decisions: Sequence[DecisionStatus]) -> None:
-    """What decided, the most frequent first. What never did is in the JSON alone, except rules, which may be superfluous."""
+    """The rules and elements that decided, the most frequent first. Elements without one are in the JSON only; rules are
+    listed, since they may be superfluous."""
     shown = [each for each in decisions if each.count or each.in_kernel or each.rule.startswith("rule ")]
     if not shown:
         return

@@ -73,7 +73,7 @@ class Agent(Model):
     drift_check: Duration = 5.0
     # The bits of connection marks that say by which rule's owner a connection was begun.
     owner_mask: Annotated[int, BeforeValidator(parse_mask), Field(gt=0, le=0xFFFFFFFF)] = OWNERS_MASK
-    # Whose DNS answers are believed (`verify`, `dst_name`); without it, those that /etc/resolv.conf names and the local stub.
+    # The resolvers whose answers are used (`verify`, `dst_name`); without it, those of /etc/resolv.conf and the local stub.
     resolvers: Annotated[tuple[AddressField, ...] | None, Field(min_length=1, strict=False)] = None
     # How workers are confined: with all that the kernel can do or not at all, with what it can do, or not.
     confinement: Literal["required", "available", "off"] = "available"
@@ -97,7 +97,7 @@ class LogConfig(Model):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "journal", "console", "json"] = "auto"
-    # Which flows have lines; warnings and errors, and what is about no flow, are always written.
+    # Which flows have lines. Warnings, errors, and lines that are not about a flow are always written.
     when: Annotated[str, AfterValidator(_filter)] = ""
 
 
@@ -212,7 +212,7 @@ class Config(Model):
 
     @property
     def remark(self) -> str:
-        """What the status line says of it: something if it is that of an agent before, because the files have faults."""
+        """The note about it in the status line: set if the files have faults and an earlier configuration is in force."""
         return "; with the configuration of before, since the files have faults" if self._outdated else ""
 
     def made_of(self, table: dict[str, Any], outdated: bool) -> Self:

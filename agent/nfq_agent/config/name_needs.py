@@ -70,7 +70,7 @@ def hidden_resolvers(config: Config) -> list[str]:
 
 
 def _shown(config: Config) -> Iterator[str]:
-    """Whose answers an element that learns sees: of "any" resolver, those that are "forward"ed, of a "stub" on this host."""
+    """The answers that a learning element sees: of "any" resolver, those that are "forward"ed, or of a "stub" on this host."""
     for name, queue in config.queue.items():
         if not any(map(learns, _specs(config, queue))):
             continue

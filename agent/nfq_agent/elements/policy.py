@@ -182,7 +182,7 @@ class Policy(PacketElement[PolicyOptions]):
         return Watch.NOTHING if judged else Watch.DATA
 
     def parts_read(self) -> tuple[str, ...] | None:
-        """What its conditions read, where nothing else counts: no other header, no owner, no proof, no time."""
+        """The fields that its conditions read, if they read nothing else: no other header, no owner, no proof, no time."""
         by_more = self._asks_names or any(rule.owned_by or rule.verify for rule in self._rules)
         if not self._facts or self._explain or by_more:
             return None

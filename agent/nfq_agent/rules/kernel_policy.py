@@ -27,7 +27,7 @@ from nfq_agent.rules.selection import INWARD, SYN_ACK, Selected, port_lists, ran
 if TYPE_CHECKING:
     from nfq_agent.policy_options import PolicyOptions, RuleOptions
 
-# Of the packets that a rule drops, what the worker gets where it logs drops: as many a second as it writes lines.
+# Where the worker logs drops, it gets some of the packets that a rule drops: as many a second as it writes lines.
 SAMPLE: Final = Extension("limit", (Option("--limit", "100/sec"), Option("--limit-burst", "100")))
 # The rules that send packets to a queue.
 Ask = Callable[[Selected], Iterable[Rule]]

@@ -63,7 +63,7 @@ class Channel:
         # Without it the kernel sends each refused message back whole.
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._send: Callable[[bytes], object] = self._socket.send
-        # Of a process before this one, acknowledgements may be left in the socket.
+        # The socket may hold acknowledgements for an earlier process.
         self._sequence = 0 if bound is None else time.monotonic_ns() & 0x7FFFFFFF
         self._pending: deque[bytes] = deque()
         self._spin = 0.0

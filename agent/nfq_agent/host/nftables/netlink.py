@@ -110,7 +110,7 @@ class NftSocket:
         self._socket.settimeout(_TIMEOUT)
         with suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        # Of a process before this one, answers may be left in the socket.
+        # The socket may hold answers to an earlier process.
         self._sequence = 0 if inherited is None else time.monotonic_ns() & 0x3FFFFFFF
 
     def __enter__(self) -> Self:
