@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from agent import COMMAND, ours, until
 from namespace import Namespace
-from reachable import reachable
+from reachable import python, reachable
 
 pytestmark = pytest.mark.kernel
 
@@ -52,7 +52,7 @@ def host(netns: Namespace) -> Namespace:
 def test_it_serves(host: Namespace, tmp_path: Path, config: str, serves: str) -> None:
     host.run("sh", "-c", f"cat >{CONFIG}", input=config)
     with (tmp_path / "log").open("w+") as log:
-        command = [*as_the_unit_says(), *COMMAND, "run", "--config", CONFIG]
+        command = [*as_the_unit_says(), *python("-m", "nfq_agent"), "run", "--config", CONFIG]
         process = host.start(*command, stdout=log, stderr=log)
         until(lambda: serves in Path(log.name).read_text() or process.poll() is not None, "it serves")
         assert process.poll() is None, Path(log.name).read_text()
@@ -70,7 +70,7 @@ def test_it_serves(host: Namespace, tmp_path: Path, config: str, serves: str) ->
 )
 def test_a_missing_capability_is_named(host: Namespace, without: str, config: str, said: str) -> None:
     host.run("sh", "-c", f"cat >{CONFIG}", input=config)
-    done = host.run(*as_the_unit_says(without), *COMMAND, "run", "--config", CONFIG, check=False)
+    done = host.run(*as_the_unit_says(without), *python("-m", "nfq_agent"), "run", "--config", CONFIG, check=False)
     assert done.returncode != 0
     assert said in done.stderr
     assert ours(host) == []
