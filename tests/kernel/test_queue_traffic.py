@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from namespace import Namespace
-from queued import NUMBER, PORT, Wire, passed, queue_rule
+from queued import NUMBER, PORT, Wire, in_turns, passed, queue_rule
 
 from nfq_agent import (
     ACCEPT,
@@ -70,10 +70,10 @@ def test_packets_are_answered_as_they_come(netns: Namespace, verdict: Verdict, s
                 before = passed()
                 wire.send(*[b"x", b"x" * 60_000] * 5)
                 # As many as were asked for, and then those that are left.
-                assert look(4) == 4
+                assert in_turns(look, 4) == 4
                 assert queue.statistics().waiting == 6
                 assert passed() - before == (4 if verdict is ACCEPT else 0)
-                assert look(100) == 6
+                assert in_turns(look, 100, 6) == 6
                 assert queue.statistics().waiting == 0
                 assert passed() - before == (10 if verdict is ACCEPT else 0)
 
@@ -98,15 +98,15 @@ def test_answered_as_they_come_nothing_that_waits_for_another_verdict(netns: Nam
                 known[key] = ACCEPT
                 return ACCEPT
 
-            def look() -> int:
-                return queue.sort(known, remember, each=True)[0] if look_up else queue.skim_each(ACCEPT)
+            def look(budget: int) -> int:
+                return queue.sort(known, remember, budget, each=True)[0] if look_up else queue.skim_each(ACCEPT, budget)
 
             # One that is retained.
             wire.send(b"kept")
             (kept,) = queue.read()
             queue.answer([(kept, RETAIN)])
             wire.send(*[b"x"] * 5)
-            assert look() == 5
+            assert in_turns(look, 100, 5) == 5
             assert wire.arrived(5) == [b"x"] * 5
             assert queue.statistics().waiting == 1
             queue.verdict(kept, ACCEPT)
@@ -120,7 +120,7 @@ def test_answered_as_they_come_nothing_that_waits_for_another_verdict(netns: Nam
             with pytest.raises(KeyboardInterrupt):
                 queue.run(break_off)
             wire.send(*[b"y"] * 5)
-            assert look() == 5
+            assert in_turns(look, 100, 5) == 5
             assert wire.arrived(5) == [b"y"] * 5
             # And the one that was asked about.
             wire.send(b"lost")
@@ -131,7 +131,7 @@ def test_answered_as_they_come_nothing_that_waits_for_another_verdict(netns: Nam
             with pytest.raises(KeyboardInterrupt):
                 queue.sort({}, break_off_too, each=look_up)
             wire.send(*[b"z"] * 5)
-            assert look() == 5
+            assert in_turns(look, 100, 5) == 5
             assert wire.arrived(5) == [b"z"] * 5
             # The two that were read and not asked about are still owed a verdict.
             assert queue.statistics().waiting == 2
