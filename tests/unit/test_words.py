@@ -34,7 +34,6 @@ INSTEAD = {
     r"all the same": "nevertheless",
     r"sits? on|sat on": "holds",
     r"(?:go|goes|went) round": "circulate, repeat",
-    r"(?<!there )(?:is|are|was|were) no (?!(?:longer|more|else|or)\b)[a-z]\w+": "is not a ..., as in `is not a folder`",
     r"\w+n't|\w+'(?:re|ve|ll)|I'm|(?:it|that|there|what|who|here|let)'s": "cannot, does not, it is: no contraction",
 }
 # Quoted from protocols and hosts: answers of mail servers, the user `nobody`; and this list.
