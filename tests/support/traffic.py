@@ -150,3 +150,14 @@ class Lines:
         assert self._client.stdin is not None
         self._client.stdin.close()
         assert self._client.wait(timeout=PATIENCE) == 0
+
+
+def lost_segments(*hosts: Namespace) -> int:
+    """TCP segments that these hosts have sent to each other or themselves, and that no host received (snmp of proc_net(5))."""
+    lost = 0
+    for host in hosts:
+        names, values = (line.split()[1:] for line in host.shell("grep ^Tcp: /proc/net/snmp").splitlines())
+        counts = dict(zip(names, map(int, values), strict=True))
+        # Linux counts what is sent again apart.
+        lost += counts["OutSegs"] + counts["RetransSegs"] - counts["InSegs"]
+    return lost
