@@ -225,4 +225,5 @@ def problem() -> str | None:
             "libiptc opens raw sockets, and CAP_NET_RAW is missing; start as root or with that capability, or set "
             'backend = "owned", which needs none'
         )
-    return probe().problem if _new_layout() else None
+    # Without the capability the kernel answers no question of libxtables, which then ends the process. Verbs say what is missing.
+    return probe().problem if _new_layout() and has_capability(CAP_NET_ADMIN) else None
