@@ -71,7 +71,10 @@ with open(sys.argv[2], "wb") as kept:
         kept.flush()
 """
 # A consumer with the broker that librdkafka has for tests, at a port of its choice: Kafka's protocol over TCP, one process.
-BROKER = "kcat -C -b 127.0.0.1 -t flows -o beginning -X test.mock.num.brokers=1 -X topic.metadata.refresh.interval.ms=200 -q -u"
+BROKER = (
+    "kcat -C -b 127.0.0.1 -t flows -o beginning -q -u -X test.mock.num.brokers=1 -X allow.auto.create.topics=true "
+    "-X topic.metadata.refresh.interval.ms=200"
+)
 
 
 @pytest.fixture
