@@ -24,7 +24,7 @@ from nfq_agent.policy_rule import policy_rule
 from nfq_agent.service.container_search import ContainerSearch
 from nfq_agent.service.forwarded import ContainerNames, ForwardedOwners
 
-WEB, POD, OTHER = "1" * 64, "2" * 64, "3" * 64
+WEB, POD, OTHER, HOLDER = "1" * 64, "2" * 64, "3" * 64, "0" * 64
 # As `podman system service` answers (4.3), and dockerd; shortened.
 LISTED = [
     {"Id": WEB, "Names": ["/web"], "Labels": None},
@@ -33,6 +33,8 @@ LISTED = [
         "Names": ["/k8s_app_shop"],
         "Labels": {"io.kubernetes.pod.namespace": "shop", "io.kubernetes.pod.name": "cart-0", "app": "cart"},
     },
+    # Of a pod that `podman kube play` makes.
+    {"Id": HOLDER, "Names": ["/98b1daf1d31d-infra"], "Labels": {}},
 ]
 
 
@@ -107,7 +109,36 @@ def test_a_runtime_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> Non
         silent.bind(str(tmp_path / "silent"))
         silent.listen()
         said: list[str] = []
-        assert RuntimeSocket(str(tmp_path / "silent"), said.append).names() == {}
+        clock = [100.0]
+        asked = RuntimeSocket(str(tmp_path / "silent"), said.append, lambda: clock[0])
+        assert [asked.names(), asked.names(), said] == [{}, {}, []]
+        clock[0] += 21
+        assert asked.names() == {}
+        assert len(said) == 1
+        assert "no answer within 20 s" in said[0]
+
+
+def test_an_answer_that_comes_late_is_read_by_a_later_call(tmp_path: Path) -> None:
+    """Podman's service is started by the question, and takes longer than the supervisor waits."""
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.bind(str(tmp_path / "slow"))
+        slow.listen()
+        said: list[str] = []
+        asked = RuntimeSocket(str(tmp_path / "slow"), said.append)
+        assert asked.names() == {}
+        connection, _ = slow.accept()
+        with connection:
+            assert connection.recv(1000).startswith(b"GET /containers/json ")
+            connection.sendall(b"HTTP/1.0 200 OK\r\n")
+            assert asked.names() == {}
+            connection.sendall(b"\r\n" + Engine.body)
+            assert asked.names() == {}
+        assert asked.names() == {WEB[:12]: "web", POD[:12]: "shop/cart-0"}
+        # The next one is a question of its own.
+        assert asked.names() == {}
+        slow.accept()[0].close()
+        assert said == []
+        assert asked.names() == {}
         assert len(said) == 1
 
 
@@ -135,6 +166,28 @@ def test_containers_are_found_by_their_groups(engine: Engine, tmp_path: Path, mo
     (logs / f"cart-0_shop_app-{WEB}.log").touch()
     (logs / "other.log").touch()
     assert Containers(root=root, logs=logs).by_namespace() == {7: "shop/cart-0"}
+
+
+def test_a_pod_has_the_name_of_a_container_that_does_more_than_hold_its_namespace(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder's control group comes first; it has neither a name nor, on a node of Kubernetes, a log."""
+    root = tmp_path / "groups"
+    for each in (HOLDER, WEB):
+        group = root / f"libpod_parent/libpod-{each}"
+        group.mkdir(parents=True)
+        (group / "cgroup.procs").write_text("7\n")
+    monkeypatch.setattr(containers, "_namespace_of", lambda _: 4)
+    none = tmp_path / "none"
+    assert Containers(root=root, logs=none).by_namespace() == {4: HOLDER[:12]}
+    found = Containers([runtime(engine, [])], root, logs=none)
+    assert [found.by_namespace(1.0), found.by_namespace(9.0)] == [{4: "web"}] * 2
+    # It is not asked again for a name that it does not tell.
+    assert len(engine.asked) == 1
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / f"cart-0_shop_app-{WEB}.log").touch()
+    assert Containers(root=root, logs=logs).by_namespace() == {4: "shop/cart-0"}
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ class Containers:
     def by_namespace(self, now: float | None = None) -> dict[int, str]:
         """The name of the container by the number of its network namespace; its id where no runtime tells the name.
 
-        Of several containers in one namespace the first in the order of their control groups. now: monotonic seconds.
+        Of several containers in one namespace, as in a pod, the first name in alphabetical order: the container that only holds
+        the namespace has none. Where no name is known, the id of the first control group. now: monotonic seconds.
         """
         now = time.monotonic() if now is None else now
         if now >= self._latest[0] + _FRESH:
@@ -80,7 +81,7 @@ class Containers:
         return bool(self._runtimes) and name not in self._names.values()
 
     def _look(self) -> dict[int, str]:
-        found: dict[int, str] = {}
+        found: dict[int, list[str]] = {}
         hidden = ""
         for path, container in sorted(self._all()):
             try:
@@ -89,16 +90,21 @@ class Containers:
                 hidden = hidden or _obstacle(error)
                 continue
             if number is not None:
-                found.setdefault(number, container)
+                found.setdefault(number, []).append(container)
         if hidden and not found and not self._warned:
             self._warned = True
             self._warn(f"the containers behind interfaces are not known: {hidden}")
-        if not set(found.values()) <= self._names.keys():
-            # Only what runs now is remembered.
-            self._names = _of_pods(self._logs)
+        if any(self._names.keys().isdisjoint(ids) for ids in found.values()):
+            # Only what runs now is remembered: the answer of a runtime may come later.
+            self._names = {each: self._names[each] for ids in found.values() for each in ids if each in self._names}
+            self._names |= _of_pods(self._logs)
             for runtime in self._runtimes:
                 self._names |= runtime.names()
-        return {number: self._names.get(container, container) for number, container in found.items()}
+        return {number: self._name_of(ids) for number, ids in found.items()}
+
+    def _name_of(self, ids: Sequence[str]) -> str:
+        """The name of the containers of one namespace. ids: in the order of their control groups."""
+        return min((self._names[each] for each in ids if each in self._names), default=ids[0])
 
     def _all(self) -> Iterator[tuple[str, str]]:
         if self._root is None:
