@@ -7,7 +7,7 @@ import struct
 
 import pytest
 from fake_frames import Frame
-from frames_contract import frames_are_read_judged_and_sent_on
+from frames_contract import frames_are_judged_by_flows, frames_are_read_judged_and_sent_on
 from namespace import Namespace
 
 from nfq_agent.host.frames import SEGMENTED, UNFINISHED, Frames
@@ -48,3 +48,7 @@ class RealWorld:
 
 def test_the_compiled_frames(netns: Namespace) -> None:
     netns.call(lambda: frames_are_read_judged_and_sent_on(RealWorld()))
+
+
+def test_the_compiled_frames_are_judged_by_flows(netns: Namespace) -> None:
+    netns.call(lambda: frames_are_judged_by_flows(RealWorld()))

@@ -159,6 +159,8 @@ class FakeFrames:
         self.unsendable = False
         self.count = self.size = self.failed = 0
         self._turn: list[Frame] = []
+        # Called when a turn is sent on.
+        self.before_send: Callable[[], object] = lambda: None
 
     def receive(self, budget: int) -> int:
         self._turn = [self.waiting.popleft() for _ in range(min(budget, len(self.waiting)))]
@@ -205,7 +207,43 @@ class FakeFrames:
             going[number] = verdict.outcome != 0
         return going
 
+    def judge(
+        self,
+        first: int,
+        table: Answering,
+        now: float,
+        make: Callable[[int], Packet],
+        ask: Callable[[Packet], Verdict],
+        going: bytearray,
+        runs: list[tuple[Verdict, int, int]],
+        kept: list[tuple[int, Verdict]],
+    ) -> tuple[int, tuple[Packet, Verdict] | None]:
+        assert isinstance(table, FlowTable)
+        for number in range(first, self.count):
+            found = self.packet(number)
+            if found is None:
+                going[number] = 1
+                continue
+            payload, flags, _, interface = found
+            key = key_of(payload, False, interface, 0)
+            ready = not flags & (UNFINISHED | SEGMENTED)
+            verdict = None if key is None else table.look_up(payload, len(payload), now, ready)
+            if verdict is None:
+                packet = make(number)
+                verdict = ask(packet)
+                if verdict.delay or verdict.inject:
+                    return number, (packet, verdict)
+            if runs and runs[-1][0] is verdict and runs[-1][2] == interface:
+                runs[-1] = verdict, runs[-1][1] + 1, interface
+            else:
+                runs.append((verdict, 1, interface))
+            going[number] = verdict.outcome != 0
+            if verdict.means is not None:
+                kept.append((number, verdict))
+        return self.count, None
+
     def send(self, going: bytes | bytearray) -> int:
+        self.before_send()
         chosen = [number for number in range(min(self.count, len(going))) if going[number] and self._turn[number].mark]
         return sum(self.put(*self.frame(number)) for number in chosen)
 

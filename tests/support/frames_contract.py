@@ -128,6 +128,17 @@ class AnyFrames(Protocol):
         decide: Callable[[int, bytes | None], Verdict],
         runs: list[tuple[Verdict, int, int]],
     ) -> bytearray: ...
+    def judge(
+        self,
+        first: int,
+        table: Answering,
+        now: float,
+        make: Callable[[int], Packet],
+        ask: Callable[[Packet], Verdict],
+        going: bytearray,
+        runs: list[tuple[Verdict, int, int]],
+        kept: list[tuple[int, Verdict]],
+    ) -> tuple[int, tuple[Packet, Verdict] | None]: ...
     def send(self, going: bytes | bytearray) -> int: ...
 
 
@@ -174,4 +185,48 @@ def frames_are_read_judged_and_sent_on(world: FramesWorld) -> None:
     assert frames.send(going[:5]) == 0
     assert [(frame[10:], interface) for frame, interface in world.sent()] == [
         (ETHERNET + UDP, 5), (ETHERNET + UDP, 5), (ARP, 5), (ETHERNET + PING, 6),
+    ]  # fmt: skip
+
+
+def frames_are_judged_by_flows(world: FramesWorld) -> None:
+    frames = world.frames
+    other = tcp("192.0.2.1:40001", "192.0.2.2:80", b"z").payload
+    world.arrive(
+        Frame(ETHERNET + UDP, mark=5), Frame(ETHERNET + UDP, mark=5), Frame(ARP, mark=5), Frame(ETHERNET + UDP, mark=6),
+        Frame(ETHERNET + PING, mark=6), Frame(ETHERNET + other, mark=6), Frame(ETHERNET + UDP, mark=6),
+    )  # fmt: skip
+    assert frames.receive(8) == 7
+    table = FlowTable()
+    delayed, kept_drop = Verdict(Action.ACCEPT, delay=1.0), Verdict(Action.REPEAT, mark=1, means=Action.DROP)
+    asked: list[bytes] = []
+
+    def make(number: int) -> Packet:
+        found = frames.packet(number)
+        assert found is not None
+        return Packet(found[0], id=number)
+
+    def ask(packet: Packet) -> Verdict:
+        asked.append(packet.payload)
+        if packet.payload == UDP:
+            table.settle(Watch.NOTHING, table.observe(packet.headers.five_tuple, 1.0, packet.length), ACCEPT)
+            return ACCEPT
+        return delayed if packet.payload == other else kept_drop
+
+    going = bytearray(7)
+    runs: list[tuple[Verdict, int, int]] = []
+    kept: list[tuple[int, Verdict]] = []
+    end, left = frames.judge(0, table, 1.0, make, ask, going, runs, kept)
+    assert (end, asked) == (5, [UDP, PING, other])
+    assert left is not None
+    assert (left[0].id, left[1]) == (5, delayed)
+    assert runs == [(ACCEPT, 2, 5), (ACCEPT, 1, 6), (kept_drop, 1, 6)]
+    assert kept == [(4, kept_drop)]
+    # Not yet those from the one on whose verdict is more than an answer.
+    assert going == b"\1\1\1\1\0\0\0"
+    assert frames.send(going) == 0
+    going = bytearray(7)
+    assert frames.judge(6, table, 1.0, make, ask, going, runs, kept) == (7, None)
+    assert frames.send(going) == 0
+    assert [(frame[10:], interface) for frame, interface in world.sent()] == [
+        (ETHERNET + UDP, 5), (ETHERNET + UDP, 5), (ARP, 5), (ETHERNET + UDP, 6), (ETHERNET + UDP, 6),
     ]  # fmt: skip

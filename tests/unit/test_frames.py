@@ -13,6 +13,7 @@ from frames_contract import (
     a_ring_judges_by_flows,
     a_ring_looks_verdicts_up,
     a_ring_reads_its_frames_in_order,
+    frames_are_judged_by_flows,
     frames_are_read_judged_and_sent_on,
 )
 
@@ -76,3 +77,7 @@ class FakeWorld:
 
 def test_the_frames_in_memory() -> None:
     frames_are_read_judged_and_sent_on(FakeWorld())
+
+
+def test_the_frames_in_memory_are_judged_by_flows() -> None:
+    frames_are_judged_by_flows(FakeWorld())

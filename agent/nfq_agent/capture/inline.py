@@ -6,6 +6,7 @@ when it is slow (credits). What passes is counted there.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from nfq_agent.answering import Answering
 from nfq_agent.capture import link_maps
 from nfq_agent.capture.following import Table
 from nfq_agent.capture.source import InterfaceSource, Taken, packet_of
@@ -55,6 +57,10 @@ class InlineSource(InterfaceSource[_Linked]):
         self._beat_within = patience / 4
         self._poll.register(descriptor, select.EPOLLIN)
         self._held: dict[int, tuple[bytes, int]] = {}
+        # The first frame of this turn without a verdict; the number of all where each has one.
+        self._open = 0
+        # The one whose verdict was more than an answer to a turn by flows: `answer` is given it.
+        self._special: int | None = None
         self._idle_since: tuple[float, int] | None = None
 
     # The interfaces.
@@ -92,7 +98,7 @@ class InlineSource(InterfaceSource[_Linked]):
         """Return the credits of frames that were lost on the way here, once no packet has arrived for a while."""
         live = self._live
         up, now = live[link_maps.UP], time.monotonic()
-        if self._held or up == live[link_maps.DOWN]:
+        if self._held or self._open < self._frames.count or up == live[link_maps.DOWN]:
             self._idle_since = None
         elif self._idle_since is None or self._idle_since[1] != up:
             self._idle_since = now, up
@@ -126,11 +132,19 @@ class InlineSource(InterfaceSource[_Linked]):
             time=time.time(),
         )
 
+    def _begin_turn(self, budget: int) -> int:
+        """The number of frames of a turn: of the present one while it has frames without a verdict, from `_open` on."""
+        count = self._frames.count
+        if self._open >= count:
+            count = self._receive(budget)
+            self._last += count
+            self._open = 0
+        return count
+
     def read(self, budget: int) -> list[Packet]:
         """Up to `budget` packets."""
-        count = self._receive(budget)
-        self._last += count
-        packets = [packet for number in range(count) if (packet := self._packet(number)) is not None]
+        count = self._begin_turn(budget)
+        packets = [packet for number in range(self._open, count) if (packet := self._packet(number)) is not None]
         if count and not packets:
             self.answer(())
         return packets
@@ -144,8 +158,13 @@ class InlineSource(InterfaceSource[_Linked]):
     def answer(self, answers: Sequence[tuple[Packet, Verdict]]) -> None:
         """Send on the accepted packets and the packets of `Verdict.inject`; keep the retained ones."""
         frames = self._frames
-        # A frame in which no packet was found is sent on.
-        going = bytearray(b"\1" * frames.count)
+        if self._special is None:
+            # A frame in which no packet was found is sent on.
+            going = bytearray(self._open) + b"\1" * (frames.count - self._open)
+            self._open = frames.count
+        else:
+            going = bytearray(frames.count)
+            self._special = None
         first = self._last - frames.count + 1
         decided = []
         for packet, verdict in answers:
@@ -160,16 +179,18 @@ class InlineSource(InterfaceSource[_Linked]):
                 decided.append((packet, verdict))
             for other in verdict.inject:
                 self._inject(packet, frames.frame(number)[0], other)
+        self._remember(decided)
         self._lost += frames.send(going)
-        for packet, verdict in decided:
-            self._remember(packet, verdict)
         self._finish_turn()
 
     def _finish_turn(self) -> None:
+        """Return the credits of this turn, once each of its frames has its verdict."""
+        self._beat()
+        if self._open < self._frames.count:
+            return
         live = self._live
         live[link_maps.DOWN] += self._frames.count
         live[link_maps.DOWN_BYTES] += self._frames.size
-        self._beat()
 
     def _count_verdicts(self, interface: int, verdict: Verdict, number: int) -> None:
         self._count(interface, "judged", number)
@@ -178,15 +199,18 @@ class InlineSource(InterfaceSource[_Linked]):
         elif verdict is WOULD_DROP:
             self._count(interface, "would_drop", number)
 
-    def _remember(self, packet: Packet, verdict: Verdict) -> None:
-        """Let the kernel decide the rest of this flow."""
-        interface, accept = packet.indev or packet.outdev, verdict.means is not Action.DROP
-        try:
-            five_tuple = packet.headers.five_tuple
-            link_maps.remember(self._flows, interface, five_tuple, packet.indev != 0, accept, time.monotonic_ns())
-        except (OSError, PacketError):
-            # The flow is still judged packet by packet.
-            return
+    def _remember(self, decided: Sequence[tuple[Packet, Verdict]]) -> None:
+        """Let the kernel decide the rest of these flows: before their packets are sent on, so that the answer finds it."""
+        now = time.monotonic_ns()
+        entries = {}
+        for packet, verdict in decided:
+            interface, accept = packet.indev or packet.outdev, verdict.means is not Action.DROP
+            with contextlib.suppress(PacketError):
+                key, value = link_maps.flow_entry(interface, packet.headers.five_tuple, packet.indev != 0, accept, now)
+                entries[key] = value
+        # Without room there they are still judged packet by packet.
+        with contextlib.suppress(OSError):
+            self._flows.put_all(entries)
 
     def _inject(self, packet: Packet, frame: bytes, other: bytes) -> None:
         """Send a packet of ours (a reset, an unreachable) as a frame: towards the sender with swapped addresses, onwards with
@@ -220,6 +244,10 @@ class InlineSource(InterfaceSource[_Linked]):
             self.unanswered += 1
             self._frames.put(*held)
         self._held.clear()
+        if rest := self._frames.count - self._open:
+            self.unanswered += rest
+            self._special = None
+            self.answer(())
         quiet = time.monotonic() + _DRAIN
         while time.monotonic() < quiet:
             if count := self._receive_any():
@@ -247,6 +275,7 @@ class InlineSource(InterfaceSource[_Linked]):
         """Give up to so many packets the same verdict."""
         count = self._receive(budget)
         self._last += count
+        self._open = count
         if count:
             self._answer_turn({}, lambda _number, _key: verdict)
         return count
@@ -258,6 +287,7 @@ class InlineSource(InterfaceSource[_Linked]):
         if not count:
             return 0, []
         self._last += count
+        self._open = count
 
         def ask(number: int, key: bytes | None) -> Verdict:
             packet = self._packet(number)
@@ -277,6 +307,43 @@ class InlineSource(InterfaceSource[_Linked]):
             self._count_verdicts(interface, verdict, number)
         self._finish_turn()
         return runs
+
+    # The turns by flows (see `FlowQueue`).
+
+    # A packet that is retained is kept apart.
+    must_answer_each = False
+
+    def judge(
+        self, table: Answering, ask: Callable[[Packet], Verdict], now: float, budget: int, each: bool = False
+    ) -> tuple[int, list[tuple[int, int, Verdict]], tuple[Packet, Verdict] | None]:
+        """Answer up to `budget` packets with the verdicts of their flows. Returns as `FlowQueue.judge` does."""
+        frames = self._frames
+        if each and self._open >= frames.count:
+            self._wait_for_packets()
+        count = self._begin_turn(budget)
+        if not count:
+            return 0, [], None
+        going = bytearray(count)
+        runs: list[tuple[Verdict, int, int]] = []
+        kept: list[tuple[int, Verdict]] = []
+        begun = self._open
+        self._open, left = frames.judge(begun, table, now, self._made, ask, going, runs, kept)
+        if kept:
+            self._remember([(self._made(number), verdict) for number, verdict in kept])
+        self._lost += frames.send(going)
+        for verdict, number, interface in runs:
+            self._count_verdicts(interface, verdict, number)
+        if left is None:
+            self._finish_turn()
+        else:
+            self._special = self._open
+            self._open += 1
+        return sum(number for _, number, _ in runs) + (left is not None), [(self._last, n, v) for v, n, _ in runs], left
+
+    def _made(self, number: int) -> Packet:
+        packet = self._packet(number)
+        assert packet is not None
+        return packet
 
 
 def _source(packet: bytes) -> bytes:

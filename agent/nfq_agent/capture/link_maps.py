@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from nfq_agent.capture.selection import Range
-from nfq_agent.host.bpf import Map
 from nfq_agent.packet import TCP, FiveTuple
 
 ZERO: Final = bytes(4)
@@ -27,6 +26,7 @@ _SIDES: Final[dict[Role, int]] = {"server": 0b1001, "client": 0b0110, "both": 0b
 _IDLE_TCP: Final = 3600 * 10**9
 _IDLE_OTHER: Final = 60 * 10**9
 _KEY: Final = struct.Struct("=I2s2sI16s16s")
+_FLOW: Final = struct.Struct("=QQII")
 
 
 def settings(patience: float, most_bytes: int, most: int, pair: int, secret: int, everything: bool, role: Role = "both") -> bytes:
@@ -57,10 +57,12 @@ def counts(value: bytes) -> dict[str, int]:
     return {name: numbers[place] + numbers[place + len(_COUNTS)] for place, name in enumerate(_COUNTS)}
 
 
-def remember(flows: Map, interface: int, five_tuple: FiveTuple, from_container: bool, accept: bool, now: int) -> None:
-    """Let the kernel decide the rest of a flow. now: nanoseconds of the monotonic clock."""
+def flow_entry(interface: int, five_tuple: FiveTuple, from_container: bool, accept: bool, now: int) -> tuple[bytes, bytes]:
+    """The entry of a flow that the kernel is to decide from now on: its key, and struct flow. now: nanoseconds of the monotonic
+    clock."""
     local, remote = (five_tuple.src, five_tuple.dst) if from_container else (five_tuple.dst, five_tuple.src)
     ends = (five_tuple.sport, five_tuple.dport) if from_container else (five_tuple.dport, five_tuple.sport)
     near, far = ((port or 0).to_bytes(2, "big") for port in ends)
     idle = _IDLE_TCP if five_tuple.protocol == TCP else _IDLE_OTHER
-    flows.put(_KEY.pack(interface, near, far, five_tuple.protocol, local, remote), struct.pack("=QQII", now, idle, accept, 0))
+    key = _KEY.pack(interface, near, far, five_tuple.protocol, local, remote)
+    return key, _FLOW.pack(now, idle, accept, 0)

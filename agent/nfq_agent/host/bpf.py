@@ -26,12 +26,15 @@ _MAP_DELETE: Final = 3
 _PROG_LOAD: Final = 5
 _OBJ_GET_INFO: Final = 15
 _PROG_QUERY: Final = 16
+_MAP_UPDATE_BATCH: Final = 26
 _LINK_CREATE: Final = 28
 _SCHED_CLS: Final = 3
 TCX_INGRESS: Final = 46
 TCX_EGRESS: Final = 47
 _BEFORE: Final = 1 << 3
 _PSEUDO_MAP_FD: Final = 1
+# linux/errno.h: a map without that operation.
+_ENOTSUPP: Final = 524
 _NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _TRIES: Final = 5
 # The programs, compiled when the agent is built (packaging/bpf). Compressed, since tools that check packages report an object of
@@ -78,6 +81,22 @@ class Map:
     def put(self, key: bytes, value: bytes) -> None:
         """Set the value. Raises OSError, E2BIG where a map is full."""
         self._call(_MAP_UPDATE, key, ctypes.create_string_buffer(value, self.value_size))
+
+    def put_all(self, entries: Mapping[bytes, bytes]) -> None:
+        """Set many values, in one system call where the kernel has it (5.6 and later). Raises OSError as `put` does."""
+        if len(entries) > 1:
+            keys = ctypes.create_string_buffer(b"".join(entries), len(entries) * self.key_size)
+            values = ctypes.create_string_buffer(b"".join(entries.values()), len(entries) * self.value_size)
+            places = 0, 0, ctypes.addressof(keys), ctypes.addressof(values)
+            try:
+                _bpf(_MAP_UPDATE_BATCH, struct.pack("=QQQQIIQQ", *places, len(entries), self.descriptor, 0, 0))
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, _ENOTSUPP):
+                    raise
+            else:
+                return
+        for key, value in entries.items():
+            self.put(key, value)
 
     def remove(self, key: bytes) -> None:
         """Remove the key; nothing happens if it is not there."""

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import final
 
+from nfq_agent.answering import Answering
+from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
 
 OUTGOING: int
@@ -24,5 +26,16 @@ class Frames:
         decide: Callable[[int, bytes | None], Verdict],
         runs: list[tuple[Verdict, int, int]],
     ) -> bytearray: ...
+    def judge(
+        self,
+        first: int,
+        table: Answering,
+        now: float,
+        make: Callable[[int], Packet],
+        ask: Callable[[Packet], Verdict],
+        going: bytearray,
+        runs: list[tuple[Verdict, int, int]],
+        kept: list[tuple[int, Verdict]],
+    ) -> tuple[int, tuple[Packet, Verdict] | None]: ...
     def send(self, going: bytes | bytearray) -> int: ...
     def put(self, frame: bytes, mark: int) -> int: ...

@@ -13,9 +13,12 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
+from ..answering cimport Answering
+from ..flow_entry cimport ASK
 from .frame cimport IS_OUTGOING, IS_SEGMENTED, IS_UNFINISHED, Found, find_packet, key_of
-from .nfqueue.packet_message cimport LONGEST_KEY
+from .nfqueue.packet_message cimport FIVE_TUPLE, LONGEST_KEY, five_tuple
 
 cdef extern from "<sys/socket.h>" nogil:
     """
@@ -229,6 +232,68 @@ cdef class Frames:
         if of_run:
             runs.append((current, of_run, of_interface))
         return going
+
+    def judge(self, int first, Answering table not None, double now, make, ask, bytearray going not None, list runs, list kept):
+        """Take this turn's frames from `first` on with the verdicts that `table` knows, and those of `ask`.
+
+        now: seconds, for the ages of flows. make(number): the packet, the argument of `ask`. Writes the byte of each frame into
+        `going`, 1 to send it on. Appends to `runs` as `sort` does, and to `kept` the number and the verdict of each frame whose
+        flow the kernel is to decide (`Verdict.means`). Returns the number of the frame behind the last one with a verdict, and a
+        packet with a verdict that is more than an answer, or None: that packet is the next frame, and in no run.
+        """
+        cdef Found found
+        cdef uint8_t key[FIVE_TUPLE]
+        cdef uint8_t index, current = ASK
+        cdef uint32_t interface, of_interface = 0
+        cdef int number
+        cdef long of_run = 0
+        cdef bint goes_on = False, is_kept = False
+        cdef object special = None
+        cdef int end = self.count
+        cdef timespec wall
+        table.start_turn(now)
+        if table.timed:
+            clock_gettime(CLOCK_REALTIME, &wall)
+            table.now = wall.tv_sec + wall.tv_nsec * 1e-9
+        for number in range(first, self.count):
+            if not self._packet(number, &found):
+                going[number] = 1
+                continue
+            interface = self.marks[number] & 0x7FFFFFFF
+            index = ASK
+            if five_tuple(found.packet, found.copied, key):
+                index = table.look(
+                    found.packet, found.copied, found.length, not found.flags & (IS_UNFINISHED | IS_SEGMENTED)
+                )
+            if index == ASK or table.tells:
+                packet = make(number)
+                if index == ASK:
+                    verdict = ask(packet)
+                    index = table.index_of(verdict)
+                    if index == ASK:
+                        special = packet, verdict
+                        end = number
+                        break
+                    if table.hears:
+                        table.heard.append((packet, verdict, 0))
+                else:
+                    table.heard.append((packet, table.verdicts[index], table.tells))
+            if index != current or interface != of_interface:
+                if of_run:
+                    runs.append((table.verdicts[current], of_run, of_interface))
+                current = index
+                of_interface = interface
+                of_run = 0
+                verdict = table.verdicts[index]
+                goes_on = verdict.outcome != 0
+                is_kept = verdict.means is not None
+            of_run += 1
+            going[number] = goes_on
+            if is_kept:
+                kept.append((number, table.verdicts[index]))
+        if of_run:
+            runs.append((table.verdicts[current], of_run, of_interface))
+        return end, special
 
     def send(self, going not None):
         """Send on the frames of this turn whose byte is not 0, in order. Returns how many could not be sent."""

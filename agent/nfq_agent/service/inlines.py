@@ -244,6 +244,7 @@ class InlineWorker(InterfaceWorker):
             # The source has sent it, as a frame.
             lambda _packet, _interface: None,
             OwnProcess(self.pulse.beat, self.confinement.with_needs(needs).close),
+            by_flow=source,
             watch=FlowWatch(self.ring, chain, {"inline": self.name}),
         )
         try:

@@ -94,8 +94,8 @@ _SOCK_TYPE: Final = 0xF
 # linux/sched.h: CLONE_THREAD, and all flags that make a namespace.
 _CLONE_THREAD: Final = 0x10000
 _CLONE_NEW: Final = 0x7E020080
-# BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM, BPF_MAP_DELETE_ELEM
-_MAP_ENTRIES: Final = (1, 2, 3)
+# BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM, BPF_MAP_DELETE_ELEM, BPF_MAP_UPDATE_BATCH
+_MAP_ENTRIES: Final = (1, 2, 3, 26)
 _WRITES: Final = (
     "openat", "open", "unlink", "unlinkat", "rename", "renameat", "renameat2", "mkdir", "mkdirat", "rmdir", "fsync", "fdatasync",
     "flock",
