@@ -13,6 +13,7 @@ from booted.container import Container, Layer, sweep
 from booted.nspawn import checked, until
 from booted.packages import Installed, Packages, packages
 from booted.roots import RELEASES, Release, base_root, neighbours_root
+from booted.runtimes import PODMAN
 
 HERE = Path(__file__).parent
 _NEIGHBOURS = ("busybox-static", "docker.io", "fail2ban", "firewalld", "nftables", "ufw")
@@ -79,6 +80,11 @@ def _made(built: Packages, *neighbours: str) -> Iterator[tuple[Path, ...]]:
 @pytest.fixture(scope="session")
 def neighboured(built: Packages) -> Iterator[tuple[Path, ...]]:
     yield from _made(built, *_NEIGHBOURS, *_BESIDES.get(built.release.name, ()))
+
+
+@pytest.fixture(scope="session")
+def with_podman(built: Packages) -> Iterator[tuple[Path, ...]]:
+    yield from _made(built, *PODMAN)
 
 
 @pytest.fixture(scope="session")

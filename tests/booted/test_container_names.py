@@ -1,7 +1,8 @@
-"""The packaged unit with its drop-ins names interfaces by the containers of Docker."""
+"""The packaged unit with its drop-ins names interfaces by the containers of Docker and Podman, and by pods of Podman."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from booted.container import Container, Layer
 from booted.nspawn import until
 from booted.peers import drop_in, main_pid, status
 from booted.roots import RELEASES
-from booted.runtimes import address, run_servers
+from booted.runtimes import address, asks, play_pod, pod_address, prepare_podman, run_servers
 
 _CONFIG = """
 [agent]
@@ -33,7 +34,6 @@ rule = [ {{ action = "drop", container = "web", dport = 81 }} ]
 [element.log]
 each = "flow"
 """
-_ASK = "busybox wget -q -T 2 -O /dev/null http://{address}/bin/busybox"
 
 
 def containers(host: Container) -> set[str | None]:
@@ -57,7 +57,8 @@ def named(host: Container, tool: str, socket: str) -> None:
     drop_in(host, "containers")
     host.run("systemctl", "restart", "nfq-agent")
     until(lambda: containers(host) == ids, "they are known by their ids", 30)
-    assert f"{socket} does not name containers" in host.journal("--unit=nfq-agent")
+    unnamed = f"{socket} does not name containers"
+    until(lambda: unnamed in host.journal("--unit=nfq-agent"), "it says that ids are used")
     drop_in(host, tool)
     host.run("systemctl", "restart", "nfq-agent")
     until(lambda: containers(host) == {"web", "asking"}, "they are known by their names", 30)
@@ -72,24 +73,24 @@ def named(host: Container, tool: str, socket: str) -> None:
     assert rights == [1] + [0] * (len(pids) - 1)
 
 
+def logged(host: Container, text: str, *fields: str) -> None:
+    """Wait for a line of the agent's log that has these fields of the journal."""
+    until(lambda: text in host.journal("--unit=nfq-agent", *fields), f"the log has {text!r} with {fields}", 30)
+
+
 def judged(host: Container, tool: str, web: str) -> None:
     """What one container asks of the other is known by both names, in the log and in a policy."""
-    ask = _ASK.format(address=web)
-    host.run(tool, "exec", "asking", "/bin/sh", "-c", ask)
-    until(lambda: f"-> {web}:80" in host.journal("--unit=nfq-agent", "NFQ_CONTAINER=asking"), "the log names it", 30)
-    found = host.journal("--unit=nfq-agent", "NFQ_CONTAINER=asking", "NFQ_CONTAINER_TO=web", "NFQ_QUEUE=130")
-    assert f"-> {web}:80 FORWARD accept" in found
+    assert asks(host, tool, "asking", web)
+    logged(host, f"-> {web}:80 FORWARD accept", "NFQ_CONTAINER=asking", "NFQ_CONTAINER_TO=web", "NFQ_QUEUE=130")
     config = "/etc/nfq-agent/conf.d/names.toml"
     host.shell(f"sed -i 's/dport = 81/dport = 80/' {config}")
     host.run("systemctl", "reload", "nfq-agent")
-    assert host.run(tool, "exec", "asking", "/bin/sh", "-c", ask, check=False).returncode != 0
-    assert "by verdicts: rule 1" in host.journal("--unit=nfq-agent", "NFQ_CONTAINER_TO=web")
+    assert not asks(host, tool, "asking", web, seconds=3)
+    logged(host, "by verdicts: rule 1", "NFQ_CONTAINER_TO=web")
     host.run("systemctl", "stop", "nfq-agent")
-    host.run(tool, "exec", "asking", "/bin/sh", "-c", ask)
+    assert asks(host, tool, "asking", web)
 
 
-# In containers on Debian 12 its static busybox crashes when it fetches a file.
-@pytest.mark.parametrize("release", RELEASES[1:], ids=lambda release: release.name, indirect=True)
 def test_docker(neighboured: tuple[Path, ...]) -> None:
     with Layer(*neighboured) as layer, Container(layer) as host:
         host.run("systemctl", "start", "docker", timeout=120)
@@ -97,3 +98,32 @@ def test_docker(neighboured: tuple[Path, ...]) -> None:
         host.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
         named(host, "docker", "/run/docker.sock")
         judged(host, "docker", address(host, "docker", "web"))
+
+
+@pytest.mark.parametrize("release", RELEASES[1:], ids=lambda release: release.name, indirect=True)
+def test_podman(with_podman: tuple[Path, ...]) -> None:
+    with Layer(*with_podman) as layer, Container(layer) as host:
+        prepare_podman(host)
+        # As the drop-in says.
+        said = host.shell("cat /usr/share/nfq-agent/drop-ins/podman.conf")
+        edit = re.findall(r"^#   (.*)", said, re.MULTILINE)
+        assert edit[0] == "[Socket]"
+        host.write("/etc/systemd/system/podman.socket.d/agent.conf", "\n".join(edit) + "\n")
+        host.run("systemctl", "daemon-reload")
+        host.run("systemctl", "start", "podman.socket")
+        run_servers(host, "podman", "web", "asking")
+        host.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
+        named(host, "podman", "/run/podman/podman.sock")
+        judged(host, "podman", address(host, "podman", "web"))
+        # A pod has the name of its container, not of the one that holds its namespaces. It comes while the agent runs.
+        host.run("systemctl", "start", "nfq-agent")
+        play_pod(host, "shop", "cart-0", "app")
+        until(lambda: containers(host) == {"web", "asking", "cart-0-app"}, "the pod is known by its container's name", 60)
+        pod = pod_address(host, "cart-0")
+        assert asks(host, "podman", "asking", pod)
+        logged(host, f"-> {pod}:80 FORWARD accept", "NFQ_CONTAINER=asking", "NFQ_CONTAINER_TO=cart-0-app")
+        host.shell('sed -i \'s/container = "web"/container = "cart-0-app"/\' /etc/nfq-agent/conf.d/names.toml')
+        host.run("systemctl", "reload", "nfq-agent")
+        assert not asks(host, "podman", "asking", pod, seconds=3)
+        logged(host, "by verdicts: rule 1", "NFQ_CONTAINER_TO=cart-0-app")
+        assert asks(host, "podman", "asking", address(host, "podman", "web"))

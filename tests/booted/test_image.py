@@ -17,22 +17,12 @@ from booted.container import Container, Layer
 from booted.nspawn import until
 from booted.packages import TOP, Packages
 from booted.roots import RELEASES, base_root, made_once, neighbours_root
+from booted.runtimes import PODMAN, make_image, play_pod, pod_address, prepare_podman
 
-_TOOLS = ("busybox-static", "crun", "curl", "fuse-overlayfs", "iptables", "netavark", "nftables", "podman", "uidmap")
 # One release is enough: the image suits none of the host's. Debian 12's Podman has no quadlets.
 pytestmark = pytest.mark.parametrize("release", RELEASES[1:], ids=lambda release: release.name, indirect=True)
 # The most that the image may hold, in bytes.
 _MOST = 60_000_000
-# The tests' host is an overlay, on which no other can be put, and has no controller for memory and for process numbers.
-_STORAGE = '[storage]\ndriver = "vfs"\nrunroot = "/run/containers/storage"\ngraphroot = "/var/lib/containers/storage"\n'
-_ENGINE = """[containers]
-pids_limit = 0
-[engine]
-cgroup_manager = "cgroupfs"
-infra_image = "localhost/pause"
-[network]
-firewall_driver = "iptables"
-"""
 _RUN = (
     "--read-only",
     "--cap-drop=all",
@@ -50,7 +40,7 @@ def image(built: Packages) -> Path:
     wanted = hashlib.sha256(built.deb.read_bytes() + b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
     def make(folder: Path) -> None:
-        with Layer(neighbours_root(built.release, *_TOOLS)) as layer, Container(layer) as host:
+        with Layer(neighbours_root(built.release, *PODMAN)) as layer, Container(layer) as host:
             host.shell("useradd builder; mkdir -p /home/builder /run/user/1000; mount -t tmpfs -o mode=755 tmpfs /home/builder")
             host.write("/home/builder/.config/containers/storage.conf", '[storage]\ndriver = "vfs"\n')
             host.shell("chown -R builder: /home/builder /run/user/1000; mkdir -p /srv/nfq-agent/packaging")
@@ -71,16 +61,10 @@ def image(built: Packages) -> Path:
 @pytest.fixture
 def podman(built: Packages, image: Path) -> Iterator[Container]:
     """A booted host with Podman, the image, and a container `web` on its bridge."""
-    with Layer(neighbours_root(built.release, *_TOOLS)) as layer, Container(layer) as host:
-        host.shell("mkdir -p /var/lib/containers; mount -t tmpfs -o mode=755 tmpfs /var/lib/containers")
-        host.write("/etc/containers/storage.conf", _STORAGE)
-        host.write("/etc/containers/containers.conf", _ENGINE)
+    with Layer(neighbours_root(built.release, *PODMAN)) as layer, Container(layer) as host:
+        prepare_podman(host)
         shutil.copy(image, layer.root / "srv/image.tar")
         host.run("podman", "load", "--quiet", "--input", "/srv/image.tar", timeout=120)
-        pause = '#!/bin/busybox sh\ntrap "exit 0" TERM INT\nwhile :; do /bin/busybox sleep 1; done\n'
-        host.write("/t/pause", pause)
-        host.shell("chmod +x /t/pause; mkdir /t/bin; cp /bin/busybox /t/bin; tar -C /t -c . | podman import --quiet "
-                   "--change 'ENTRYPOINT [\"/pause\"]' - pause", timeout=60)  # fmt: skip
         yield host
 
 
@@ -141,6 +125,41 @@ def test_the_daemonset_names_containers_reloads_and_leaves_nothing(podman: Conta
     host.run("podman", "pod", "kill", "nfq-agent-pod")
     until(lambda: not traces(host), "nothing is left of the pod")
     host.run("podman", "kube", "down", "/srv/nfq-agent.yaml", timeout=60)
+
+
+def test_the_daemonset_judges_by_the_names_of_pods(podman: Container) -> None:
+    """Podman runs the pods. What the kubelet of a node makes beside them are the names of logs: they are made here."""
+    host = podman
+    make_image(host, "podman")
+    number = play_pod(host, "shop", "cart-0", "app")
+    host.shell(f"mkdir -p /var/log/containers; touch /var/log/containers/cart-0_shop_app-{number}.log")
+    text = (TOP / "packaging/kubernetes/nfq-agent.yaml").read_text()
+    policy = """
+    [element.verdicts]
+    type = "policy"
+    default = "accept"
+    rule = [ { action = "drop", container = "shop/cart-0", dport = 80 } ]
+    [element.log]
+    each = "flow"
+"""
+    changed = text.replace('elements = ["log"]\n', 'elements = ["verdicts", "log"]\n' + policy.lstrip("\n"))
+    assert changed != text
+    host.write("/srv/nfq-agent.yaml", re.sub(r" +resources:\n +requests:.*\n +limits:.*\n", "", changed))
+    host.run("podman", "kube", "play", "/srv/nfq-agent.yaml", timeout=60)
+    agent = "nfq-agent-pod-nfq-agent"
+
+    def tap() -> dict[str, Any]:
+        found = status(host, agent)
+        return found["taps"][0] if found else {"interfaces": [], "counters": {"would_drop": 0}}
+
+    until(lambda: [each["container"] for each in tap()["interfaces"]] == ["shop/cart-0"], "the pod is known by its name", 60)
+    assert tap()["counters"]["would_drop"] == 0
+    pod = pod_address(host, "cart-0")
+    # A tap drops nothing.
+    host.run("curl", "-sf", "-o", "/dev/null", f"http://{pod}/bin/busybox")
+    until(lambda: tap()["counters"]["would_drop"] > 0, "the policy names the pod", 30)
+    line = re.compile(rf"-> {pod}:80 .*shop/cart-0")
+    until(lambda: line.search(host.run("podman", "logs", agent).stderr), "its line in the log names the pod", 30)
 
 
 def test_podman_reads_the_quadlet(podman: Container) -> None:
