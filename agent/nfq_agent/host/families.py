@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import socket
 from typing import Final
 
 from nfq_agent.rules.model import Family
 
 ADDRESS_FAMILIES: Final[dict[Family, socket.AddressFamily]] = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
+# Made by the kernel with the sockets of the family (udp4_proc_init(), udp6_proc_init()).
+_LISTED: Final = {socket.AF_INET: "/proc/net/udp", socket.AF_INET6: "/proc/net/udp6"}
 
 
 def families() -> tuple[Family, ...]:
@@ -35,5 +38,6 @@ def _is_spoken(number: socket.AddressFamily) -> bool:
     except OSError as error:
         if error.errno != errno.EAFNOSUPPORT:
             raise
-        return False
+        # The drop-in owned.conf (RestrictAddressFamilies=) answers the same for a family that the kernel speaks.
+        return os.path.exists(_LISTED[number])
     return True
