@@ -6,8 +6,8 @@ python3-venv util-linux"
 TEST_PACKAGES="bind9-dnsutils chrony coturn conntrack curl dnsmasq-base ethtool ipset kcat libcap2-bin netcat-openbsd nghttp2-server openssh-client openssh-server
 nftables knot-dnsutils libsystemd-shared nfdump nginx-light openssl openvpn postgresql prometheus rdesktop redis-tools tmux tshark
 unbound vsftpd wireguard-go wireguard-tools xrdp xvfb"
-# Unpacked into build/ and not installed: they would take over the resolver and the firewall of this host.
-UNPACKED_PACKAGES="opensnitch systemd-resolved"
+# Unpacked into build/ and not installed: they would take over the resolver and the firewall of this host; of the last one program is enough.
+UNPACKED_PACKAGES="opensnitch systemd-resolved kubernetes-client"
 # What boots the test hosts; what builds and checks packages is installed in there.
 BOOTED_PACKAGES="createrepo-c debian-archive-keyring debootstrap faketime git gpg mount netcat-openbsd openssh-client reprepro rpm systemd-container"
 # The peers of the benchmarks, and what draws.

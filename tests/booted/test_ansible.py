@@ -102,8 +102,11 @@ class Fleet:
         shared = f"ansible_user=root\nansible_ssh_private_key_file={work}/key\nansible_python_interpreter=/usr/bin/python3\n"
         (work / "inventory").write_text("".join(lines) + f"[all:vars]\n{shared}")
 
-    def roll_out(self, texts: Mapping[str, str], *words: str, batches: str = "[3]") -> dict[str, dict[str, int]]:
-        """Run the playbook with a configuration for each host. What its recapitulation says of each host."""
+    def roll_out(self, texts: Mapping[str, str], batches: str | None = "[3]") -> dict[str, dict[str, int]]:
+        """Run the playbook with a configuration for each host. What its recapitulation says of each host.
+
+        batches: how many hosts at a time; None: as the playbook says, one, a tenth, the rest.
+        """
         for name, text in texts.items():
             (self._work / f"{name}.toml").write_text(text)
         variables = [
@@ -115,7 +118,9 @@ class Fleet:
         command = [str(self._programs / "ansible-playbook"), "--inventory", str(self._work / "inventory")]
         for each in variables:
             command += ["--extra-vars", each]
-        command += ["--extra-vars", f'{{"nfq_agent_batches": {batches}}}', *words, str(ROLE / "rollout.yml")]
+        if batches is not None:
+            command += ["--extra-vars", f'{{"nfq_agent_batches": {batches}}}']
+        command.append(str(ROLE / "rollout.yml"))
         environment = {
             **with_programs(self._programs), "ANSIBLE_CONFIG": str(ROLE / "ansible.cfg"), "ANSIBLE_HOST_KEY_CHECKING": "False",
             "ANSIBLE_HOME": str(self._work / "home"), "ANSIBLE_LOCAL_TEMP": str(self._work / "temporary"),
@@ -189,7 +194,7 @@ def test_a_roll_out(fleet: Fleet) -> None:
 
     # All get a good one, also the host whose file is the refused one.
     third = {name: _GOOD.format(port=9000 + number) for number, name in enumerate(fleet.hosts, 1)}
-    for name, each in fleet.roll_out(third, batches='[1, "100%"]').items():
+    for name, each in fleet.roll_out(third, batches=None).items():
         assert (each["failed"], each["unreachable"]) == (0, 0), name
         assert ports(fleet.hosts[name]) == set(re.findall(r"\d{4}", third[name]))
         assert fleet.hosts[name].shell("ls /etc/nfq-agent").split() == ["conf.d", "elements", "nfq-agent.toml"]
