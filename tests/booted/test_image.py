@@ -26,7 +26,7 @@ _MOST = 60_000_000
 _RUN = (
     "--read-only",
     "--cap-drop=all",
-    "--cap-add=net_admin,setuid,setgid",
+    "--cap-add=net_admin,net_raw",
     "--network=host",
     "--security-opt=no-new-privileges",
 )
@@ -80,6 +80,15 @@ def status(host: Container, name: str) -> dict[str, Any]:
     return found
 
 
+def assert_two_capabilities(host: Container, name: str) -> None:
+    """No process of the container is root's or could have more than CAP_NET_ADMIN (12) and CAP_NET_RAW (13)."""
+    shown = host.run("podman", "container", "top", name, "pid", "huser", "capbnd", "capeff").stdout.splitlines()[1:]
+    assert len(shown) > 1
+    for _, user, *sets in (re.split(r"  +", line.strip()) for line in shown):
+        assert user == "61000"
+        assert {each for words in sets for each in words.split(",")} <= {"NET_ADMIN", "NET_RAW"}
+
+
 def test_a_read_only_container_judges_and_a_kill_leaves_nothing(podman: Container) -> None:
     host = podman
     (shown,) = json.loads(host.run("podman", "image", "inspect", "nfq-agent").stdout)
@@ -87,6 +96,7 @@ def test_a_read_only_container_judges_and_a_kill_leaves_nothing(podman: Containe
     assert shown["Config"]["Entrypoint"] == ["/usr/bin/nfq-agent"]
     host.run("podman", "run", "--detach", "--name=agent", *_RUN, "nfq-agent", timeout=60)
     until(lambda: status(host, "agent"), "it serves", 60)
+    assert_two_capabilities(host, "agent")
     assert host.run("podman", "exec", "agent", "/bin/sh", check=False).returncode != 0
     host.run("systemd-run", "--unit=web", "busybox", "httpd", "-f", "-p", "11000", "-h", "/usr")
     until(
@@ -170,6 +180,7 @@ def test_podman_reads_the_quadlet(podman: Container) -> None:
     host.write("/etc/nfq-agent/nfq-agent.toml", '[agent]\nbackend = "owned"\n[queue.main]\nnum = 100\n')
     host.run("systemctl", "start", "nfq-agent-container", timeout=60)
     until(lambda: status(host, "nfq-agent"), "it serves", 60)
+    assert_two_capabilities(host, "nfq-agent")
     host.run("systemctl", "reload", "nfq-agent-container")
     host.run("systemctl", "stop", "nfq-agent-container", timeout=60)
     assert traces(host) == ""
