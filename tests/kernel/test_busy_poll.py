@@ -65,10 +65,11 @@ def test_polls_are_counted(netns: Namespace) -> None:
             assert queue.skim_each(ACCEPT) == 0
             assert queue.polled == (0, 0, 0.0)
             queue.be_patient(0.01, 0.02)
-            assert queue.skim_each(ACCEPT) == 0
+            # On a busy machine a turn may be over before its first look.
+            until(lambda: queue.skim_each(ACCEPT) == 0 and queue.polled[0] > 0)
             times, found, seconds = queue.polled
-            assert (times, found) == (1, 0)
-            assert seconds >= 0.02
+            assert found == 0
+            assert seconds >= 0.02 * times
             # Packets that come while it polls.
             queue.be_patient(0.01, 10.0)
             ended = threading.Event()
@@ -79,7 +80,8 @@ def test_polls_are_counted(netns: Namespace) -> None:
 
             sender = threading.Thread(target=send)
             sender.start()
-            until(lambda: queue.skim_each(ACCEPT, 1) == 1 and queue.polled[1] > 0)
+            # Each turn takes all that wait, and polls then.
+            until(lambda: queue.skim_each(ACCEPT) and queue.polled[1] > 0)
             ended.set()
             sender.join()
 
