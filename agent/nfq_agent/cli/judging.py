@@ -139,8 +139,8 @@ class _Chain:
         return look
 
     def show_openings(self) -> list[Flow]:
-        """Flows whose elements were not asked: their openings alone gave the verdict."""
-        return [] if self._table is None else self._judge.show_openings(_SHOWN_AT_ONCE)
+        """Flows of connections whose elements were not asked, since their openings alone told the verdict."""
+        return [] if self._table is None else self._judge.openings(_SHOWN_AT_ONCE)
 
 
 def _fate(verdict: Verdict) -> Fate:
@@ -201,7 +201,7 @@ class Judging:
         return None if quick is None else quick(recorded.payload, recorded.length, recorded.time or 1.0)  # type: ignore[arg-type]  # one with a key has a payload
 
     def shown_late(self) -> Iterator[Flow]:
-        """Flows about which no element was asked yet, with what they said."""
+        """Flows of connections that no element was asked about until now; `Flow.opening` has what they said."""
         for chain in self._chains.values():
             while found := chain.show_openings():
                 yield from found

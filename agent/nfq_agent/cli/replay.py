@@ -18,6 +18,7 @@ from nfq_agent.cli.loading import configuration
 from nfq_agent.facts import headline
 from nfq_agent.packet import FiveTuple, PacketError
 from nfq_agent.service.packet_judge import EVERY_PACKET
+from nfq_agent.unshown import facts_of
 
 # The exit code where something that passed would be dropped.
 DROPS_MORE: Final = 4
@@ -116,7 +117,12 @@ class Replay:
         """Name the flows whose names no element was asked about until now."""
         self._unnamed = 0
         for shown in self._judging.shown_late():
-            if (name := headline(shown.facts)) and (flow := self._known_flow(shown.origin)) is not None:
+            said = shown.opening
+            if (
+                said is not None
+                and (name := headline(facts_of(said.protocol, said.name)))
+                and (flow := self._known_flow(shown.origin)) is not None
+            ):
                 flow.name = name
 
     def _before(self, recorded: Recorded, where: Sighting | None, key: object) -> Fate | None:

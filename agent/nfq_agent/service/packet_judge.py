@@ -171,7 +171,7 @@ class PacketJudge:
         """Flows of connections that were accepted by their openings alone, which the elements take over now; `most` at once."""
         if self._flows is None or self._foresight is None:
             return []
-        found = self._flows.show_openings(self.now, most)
+        found = self.openings(most)
         try:
             for flow in found:
                 self._foresight.adopt(flow)
@@ -180,6 +180,10 @@ class PacketJudge:
             what = f"an element failed to take over a connection: {type(error).__name__}: {error}{_innermost(error)}"
             self._pending.append(lambda now: self._errors(now, what, level="error"))
         return found
+
+    def openings(self, most: int) -> list[Flow]:
+        """The same flows, which the elements take over with their next packet. What each said is in its `opening`."""
+        return [] if self._flows is None else self._flows.show_openings(self.now, most)
 
     def compile_chain(self) -> Steps | None:
         """The elements as compiled steps, which are told of packets by `tell`; None where an element has no such form."""
