@@ -32,7 +32,9 @@ _SHOWN: Final = 5
 
 
 def duration(value: object) -> float:
-    """Seconds, from `"5s"`, `"100ms"` or `"0"`."""
+    """Seconds, from `"5s"`, `"100ms"`, `"0"` or the number 0, which needs no unit."""
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
     if isinstance(value, str):
         if value == "0":
             return 0.0

@@ -150,3 +150,11 @@ def test_addresses_and_names_are_replaced_by_the_same_words() -> None:
     assert anonymous(text, ["box", "alice"]) == (
         "ipv4-1 ipv6-1 ipv4-1 127.0.0.1 name-1 nfq-agent.toml mac-1 host-1@host-2 at 12:30:05 v1.2.3"
     )
+
+
+def test_the_program_that_has_the_socket(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.write_text(CONFIG.replace('tls_sni = ["*.stripe.com"]', 'exe = "/usr/bin/pay*"'))
+    assert "At first: accept (allow: rule 1 (stripe))" in told(config, capsys, "tcp", "192.0.2.9:443", exe="/usr/bin/payd")
+    for exe, said in (("/usr/bin/curl", "/usr/bin/curl"), ("", "not given")):
+        lines = told(config, capsys, "tcp", "192.0.2.9:443", exe=exe)
+        assert f"Nearest:  allow: rule 1 (stripe): exe is {said}, wants /usr/bin/pay*" in lines

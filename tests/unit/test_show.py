@@ -122,3 +122,20 @@ def test_findings_with_their_advice(monkeypatch: pytest.MonkeyPatch, capsys: Sai
     show.findings([Finding("good", "kernel", "fine"), Finding("error", "rights", "root is needed", "run it with sudo")])
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines == ["ok       kernel: fine", "error    rights: root is needed", "         -> run it with sudo"]
+
+
+def test_a_map_has_an_entry_on_each_line(capsys: Said) -> None:
+    entries = ",".join(f"10.0.{number}.0-10.0.{number}.255/6/80=drop.{number}" for number in range(1, 13))
+    rule = f"-A NFQA-default-OUTPUT -p tcp -j VERDICTS --of dst,protocol,dport --map {entries}"
+    show.changes({"inet": {"mangle": [Insert(Rule.parse(rule), 1)]}})
+    _, _, _, line, first, *others, last = capsys.readouterr().out.splitlines()
+    assert line == "+ -A NFQA-default-OUTPUT -p tcp -j VERDICTS --of dst,protocol,dport --map (12 entries)"
+    assert first == "    dst 10.0.1.0-10.0.1.255, protocol 6, dport 80: drop (rule 1)"
+    assert (len(others), last) == (9, "    and 2 more; --json has all")
+    # For programs it is whole.
+    assert (
+        show.plan_object("default", "owned", {"inet": {"mangle": [Insert(Rule.parse(rule), 1)]}}, [], PolicyPlan([], False))[
+            "changes"
+        ][0]["rule"]
+        == rule
+    )

@@ -16,6 +16,13 @@ from nfq_agent.values import Endpoint, Ports, duration, duration_text, listed, n
 PORT = st.integers(1, 65535)
 
 
+def test_a_duration_of_zero_needs_no_unit() -> None:
+    assert duration(0) == duration("0") == 0.0
+    for wrong in (False, 5, "5"):
+        with pytest.raises(ValueError, match="is not a valid duration"):
+            duration(wrong)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("0", 0.0), ("5s", 5.0), ("100ms", 0.1), ("250us", 250e-6), ("1.5m", 90.0), ("2h", 7200.0)],

@@ -57,11 +57,13 @@ class Question:
     uid: int | None = None
     unit: str = ""
     container: str = ""
+    exe: str = ""
 
     @property
     def owner(self) -> dict[str, str]:
         """Who has the socket, as far as it is given."""
-        return {key: value for key, value in (("unit", self.unit), ("container", self.container)) if value}
+        known = {"unit": self.unit, "container": self.container, "exe": self.exe}
+        return {key: value for key, value in known.items() if value}
 
     @property
     def version(self) -> int:

@@ -24,6 +24,7 @@ def explain(  # noqa: PLR0913  # its options
     uid: Annotated[int | None, typer.Option("--uid", metavar="N", help="The sender's user id.")] = None,
     unit: Annotated[str, typer.Option("--unit", metavar="NAME", help="The systemd unit that has the socket.")] = "",
     container: Annotated[str, typer.Option("--container", metavar="NAME", help="The container that has the socket.")] = "",
+    exe: Annotated[str, typer.Option("--exe", metavar="PATH", help="The program that has the socket.")] = "",
     config: ConfigOption = None,
     instance: InstanceOption = None,
 ) -> int:
@@ -36,5 +37,5 @@ def explain(  # noqa: PLR0913  # its options
     if not source:
         host = "[2001:db8::1]" if "[" in destination or (protocol == "icmp" and ":" in destination) else "192.0.2.1"
         source = host.strip("[]") if protocol == "icmp" else f"{host}:40000"
-    question = Question(protocol, source, destination, name, hook.value, interface, uid, unit, container)
+    question = Question(protocol, source, destination, name, hook.value, interface, uid, unit, container, exe)
     return run(Flags(config, instance), question)

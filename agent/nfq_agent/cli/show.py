@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,9 @@ class PolicyPlan:
 
 _COMMANDS: Final[Mapping[Family, str]] = {"inet": "iptables", "inet6": "ip6tables"}
 _WIDTH: Final = 80
+# The fields and the entries of a map, in the text of a rule; how many entries are shown.
+_ENTRIES: Final = re.compile(r"--of (?P<of>\S+) --(?:map|list) (?P<entries>\S+)")
+_ENTRIES_SHOWN: Final = 10
 
 
 def note(text: str) -> None:
@@ -154,7 +158,8 @@ def _print_changes(changes: Mapping[Family, Changes]) -> None:
     for family, tables in changes.items():
         note(f"# {_COMMANDS[family]}")
         for line in render(tables):
-            note(line)
+            for each in _with_entries(line):
+                note(each)
 
 
 def rules_object(instance: str, found: Iterable[tuple[str, ListedRule]]) -> dict[str, Any]:
@@ -187,7 +192,27 @@ def rules(instance: str, found: Sequence[tuple[str, ListedRule]]) -> None:
         if here != place:
             place = here
             note(f"{here}\n# packets     bytes  rule")
-        note(f"{each.installed.packets:>9} {each.installed.bytes:>9}  {each.installed.rule}")
+        first, *entries = _with_entries(str(each.installed.rule))
+        note(f"{each.installed.packets:>9} {each.installed.bytes:>9}  {first}")
+        for line in entries:
+            note(line)
+
+
+def _with_entries(line: str) -> Iterator[str]:
+    """The line of a rule; the entries of its map one a line behind it, a few of them."""
+    match = _ENTRIES.search(line)
+    if match is None:
+        yield line
+        return
+    entries = match["entries"].split(",")
+    yield f"{line[: match.start('entries')]}({_number(len(entries), 'entry', 'entries')}){line[match.end('entries') :]}"
+    for entry in entries[:_ENTRIES_SHOWN]:
+        key, _, verdict = entry.partition("=")
+        ends = [f"{field} {value}" for field, value in zip(match["of"].split(","), key.split("/"), strict=True)]
+        action, _, number = verdict.partition(".")
+        yield f"    {', '.join(ends)}" + (f": {action} (rule {number})" if action else "")
+    if len(entries) > _ENTRIES_SHOWN:
+        yield f"    and {len(entries) - _ENTRIES_SHOWN} more; --json has all"
 
 
 _MARKS: Final = {"good": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("error", "red")}
