@@ -93,10 +93,15 @@ class Counters(Slots):
     flows = Count("flows in the table now")
     flows_evicted = Count("flows removed from the table by age, or because it was full")
     cached = Count("verdicts known from the five-tuple")
+    programs_skipped = Count("flows whose program (`exe`) was not looked for, since such searches had taken too much time")
     unanswered = Count("retained packets that ran out of time, answered with on_error")
 
     def __init__(self, memory: memoryview | None = None) -> None:
         super().__init__(tuple(_COUNTS), memory)
+
+    def skip_program(self) -> None:
+        """One more program was not looked for."""
+        self.programs_skipped += 1
 
     def suppress(self) -> None:
         """One more line of the log was not written."""

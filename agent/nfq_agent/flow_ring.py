@@ -15,8 +15,8 @@ from zlib import crc32
 
 SIZE: Final = 1 << 20
 # Offsets of numbers: until when anything is wanted, and records of flows (ns of the monotonic clock); bytes and records written;
-# records left out.
-_UNTIL, _FLOWS, _WRITTEN, _RECORDS, _LEFT_OUT = 0, 8, 16, 24, 32
+# records left out; readers of flows that have begun.
+_UNTIL, _FLOWS, _WRITTEN, _RECORDS, _LEFT_OUT, _BEGUN = 0, 8, 16, 24, 32, 40
 # Filters that are traced at the same time.
 SLOTS: Final = 8
 _SLOT: Final = 4096
@@ -62,6 +62,15 @@ class FlowRing:
     def flows_until(self) -> int:
         """Until when records of flows are wanted."""
         return self._get(_FLOWS)
+
+    @property
+    def begun(self) -> int:
+        """Readers of flows that have begun."""
+        return self._get(_BEGUN)
+
+    def begin(self) -> None:
+        """Have all flows told again, for a reader that begins."""
+        self._put(_BEGUN, self.begun + 1)
 
     def want_flows(self, until: int) -> None:
         """Ask for records of flows until then."""

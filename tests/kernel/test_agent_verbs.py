@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -255,6 +256,26 @@ def test_an_unconfirmed_reload_is_undone_by_the_agent(netns: Namespace, tmp_path
         assert process.wait(timeout=PATIENCE) == (0 if end == "yes" else 1)
         assert any("9001" in line for line in ours(netns)) == (end == "yes")
     assert agent.queue()["mode"] == ("enforce" if end == "yes" else "monitor")
+    assert agent.stop() == 0
+
+
+def test_a_reload_over_a_terminal_that_breaks_is_undone(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, POLICY.format(mode="monitor", port=9000)).ready()
+    before = ours(netns)
+    agent.configure(POLICY.format(mode="enforce", port=9001))
+    terminal, end = pty.openpty()
+    # A session of its own, whose processes get SIGHUP when the other side of its terminal is closed.
+    argv = ("setsid", "--ctty", *COMMAND, "reload", "--confirm", "5", "--config", str(agent.config))
+    process = netns.start(*argv, stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    said = b""
+    while b"Type yes" not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    assert process.wait(timeout=PATIENCE) != 0
+    until(lambda: "not confirmed in time" in agent.log, "the agent takes it back")
+    assert ours(netns) == before
+    assert agent.queue()["mode"] == "monitor"
     assert agent.stop() == 0
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import DEVNULL, PIPE
 
 from agent import COMMAND, Agent, until
 from namespace import Namespace
@@ -74,7 +74,7 @@ assert other.recv(4096)
 other.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
 assert one.recv(4096)
 print("said", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -132,4 +132,21 @@ def test_a_connection_that_was_accepted_by_its_name_before_is_shown(netns: Names
     found = json.loads(agent.verb("top", "--for", "5s", "--json").stdout)["flows"]
     flows = [flow for flow in found if flow["dport"] == 8080]
     assert {(flow["http_host"], flow["rule"], flow["verdict"]) for flow in flows} == {("a.test", "rule 1 (a)", "accept")}
+    assert agent.stop() == 0
+
+
+def test_a_client_that_begins_beside_another_sees_silent_flows_too(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, NAMES).ready()
+    argv = (*COMMAND, "top", "--config", str(agent.config), "--json", "--for")
+    netns.start(*argv, "600", stdout=DEVNULL)
+    keeps = netns.start(sys.executable, "-c", KEEP, stdout=PIPE)
+    assert keeps.stdout is not None
+    assert keeps.stdout.readline() == b"said\n"
+
+    def seen() -> list[int]:
+        return [flow["dport"] for flow in json.loads(netns.run(*argv, "2").stdout)["flows"]]
+
+    until(lambda: seen() == [8080], "the connection is shown")
+    # It says nothing more, and all has been told to the others.
+    until(lambda: seen() == [8080], "the connection is shown again")
     assert agent.stop() == 0

@@ -92,6 +92,20 @@ def test_without_a_watcher_nothing_is_told() -> None:
     assert watched.worker.ring.read(RingPlace())[0] == []
 
 
+def test_a_client_that_begins_is_told_of_flows_without_a_change() -> None:
+    watched = Watched()
+    for client in ("first", "second"):
+        watched.ask(SECOND, client=client)
+        watched.watch.tend(SECOND, None)
+        if client == "first":
+            watched.pass_through(80)
+            watched.watch.tend(SECOND, None)
+        assert [record["dport"] for record in watched.ask(SECOND, client=client)["records"]] == [80]
+    # Without a change and a new client nothing more is told.
+    watched.watch.tend(SECOND, None)
+    assert watched.ask(SECOND, client="second")["records"] == []
+
+
 def test_flows_are_told_while_they_are_watched() -> None:
     watched = Watched()
     watched.ask(SECOND)

@@ -36,13 +36,17 @@ _LONGEST: Final = 4096
 class ProgramFinder:
     """Answers for one worker. It must be made before the worker confines itself; its process ends with the worker."""
 
-    def __init__(self, user: User | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """user: as whom the process runs, with CAP_SYS_PTRACE where this process has it; None: as this one. Raises OSError."""
+    def __init__(
+        self, user: User | None, clock: Callable[[], float] = time.monotonic, on_skip: Callable[[], None] | None = None
+    ) -> None:
+        """user: as whom the process runs, with CAP_SYS_PTRACE where this process has it; None: as this one. Raises OSError.
+
+        on_skip: called for a question that is not asked, since searches took too much time.
+        """
         self.complete = has_capability(CAP_SYS_PTRACE)
         """Whether it may look at the processes of other users; without, only those of its own are known."""
         self._searches = TimeShare(_SHARE, _AT_ONCE, clock)
-        self.skipped = 0
-        """Questions that were not asked, since searches took too much time."""
+        self._on_skip = on_skip
         keep = (CAP_SYS_PTRACE,) if self.complete else ()
         self._end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._end.settimeout(_PATIENCE)
@@ -68,7 +72,8 @@ class ProgramFinder:
         if not inode or cgroup is None:
             return None
         if not self._searches.allows():
-            self.skipped += 1
+            if self._on_skip is not None:
+                self._on_skip()
             return None
         with self._searches.taken():
             try:

@@ -37,6 +37,8 @@ def answer(workers: Iterable[Worker], question: Mapping[str, Any], clock: int) -
         slot = None
         if packets is None:
             worker.ring.want_flows(clock + _LASTS)
+            if worker.title not in given:
+                worker.ring.begin()
         elif (slot := worker.ring.want_packets(clock + _LASTS, packets, clock)) is None:
             return {"ok": False, "message": f"{SLOTS} other filters are traced now; allowed: {SLOTS} at the same time"}
         known = given.get(worker.title)

@@ -36,12 +36,13 @@ _HIDDEN: Final = frozenset(("reason", "dpi", "dns_verified"))
 
 @dataclass(slots=True)
 class _Seen:
-    """What is known of a flow besides the flow itself. told: the account that was told last."""
+    """What is known of a flow besides the flow itself. told: the account that was told last. begun: the readers at that time."""
 
     flow: Flow
     place: dict[str, Any]
     outcome: dict[str, Any] = field(default_factory=dict)
     told: Account | None = None
+    begun: int = 0
 
 
 def filter_number(text: str) -> int:
@@ -165,8 +166,12 @@ class FlowWatch:
         self._write({**record, "kind": "packet", "packet": shown, "length": packet.length, "steps": steps, "filters": told})
 
     def _tell_some(self) -> None:
-        """Tell of the flows whose figures have changed, so many of them; the others have their turn later."""
+        """Tell of the flows whose figures have changed, so many of them; the others have their turn later.
+
+        A flow without a change is told again where a reader has begun since.
+        """
         assert self._table is not None
+        begun = self._ring.begun
         for _ in range(min(PER_LOOK, len(self._seen))):
             key, seen = self._seen.popitem(last=False)
             account = self._table.account(seen.flow)
@@ -174,8 +179,8 @@ class FlowWatch:
                 self._write({**self._record(seen, seen.told), "kind": "end"})
                 continue
             self._seen[key] = seen
-            if account != seen.told:
-                seen.told = account
+            if account != seen.told or seen.begun != begun:
+                seen.told, seen.begun = account, begun
                 self._write({**self._record(seen, account), "kind": "flow"})
 
     def _record(self, seen: _Seen, account: Account | None) -> dict[str, Any]:

@@ -20,14 +20,16 @@ def capabilities(specs: Iterable[ElementSpec]) -> tuple[int, ...]:
     return (CAP_NET_ADMIN, CAP_SYS_PTRACE) if looks else (CAP_NET_ADMIN,)
 
 
-def program_finder(specs: Iterable[ElementSpec], user: User | None, warn: Callable[[str], None]) -> ProgramFinder | None:
+def program_finder(
+    specs: Iterable[ElementSpec], user: User | None, warn: Callable[[str], None], on_skip: Callable[[], None]
+) -> ProgramFinder | None:
     """In the worker's process: what finds programs; None where no element asks. The worker gives its right to look up.
 
-    Raises OSError.
+    on_skip: called for each flow whose program is not searched, since searches took too much time. Raises OSError.
     """
     if not asks_programs(specs):
         return None
-    finder = ProgramFinder(user)
+    finder = ProgramFinder(user, on_skip=on_skip)
     if not finder.complete:
         what = "only programs of the agent's own user are known (`exe`): CAP_SYS_PTRACE is missing"
         warn(f"{what}; allowed: the drop-in exe.conf of the unit")

@@ -316,7 +316,7 @@ class QueueWorker(Worker):
         asked = any(spec.cls.reads_owner_of(spec.options) for spec in self.specs)
         if asked or (self.drop_lines is not None and (self.specs or self.settings.default == "drop")):
             try:
-                self._owners = HostOwners(program_finder(self.specs, self._user, self._warn))
+                self._owners = HostOwners(program_finder(self.specs, self._user, self._warn, self.counters.skip_program))
             except OSError as error:
                 if asked:
                     raise
