@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 import socket
 import struct
+import time
 from typing import Final
 from zlib import crc32
 
 from nfq_agent.host.attributes import attribute
 from nfq_agent.host.jail.fixed import FixedMessages
 from nfq_agent.host.links import Link, links
-from nfq_agent.host.rtnetlink import CREATE_EXCLUSIVE, REQUEST, Rtnetlink, message, nested
+from nfq_agent.host.rtnetlink import CREATE_EXCLUSIVE, REQUEST, Rtnetlink, by_type, message, nested
 
 # linux/rtnetlink.h, linux/if_link.h, linux/veth.h
 _RTM_NEWLINK: Final = 16
 _RTM_DELLINK: Final = 17
+_RTM_GETLINK: Final = 18
 _IFNAME: Final = 3
 _MTU: Final = 4
+_QDISC: Final = 6
 _LINKINFO: Final = 18
 _IFALIAS: Final = 20
 _AF_SPEC: Final = 26
@@ -31,6 +36,9 @@ _UP_NOARP: Final = 0x81
 _IFINFO: Final = struct.Struct("=BxHiII")
 # The longest that a veth takes: a frame of any interface fits.
 _LONGEST: Final = 65535
+# How long a pair may take until it carries frames, in seconds.
+_PATIENCE: Final = 10.0
+_STEP: Final = 0.002
 ALIAS: Final = "nfq-agent:"
 _NAME: Final = re.compile("nfq[0-9a-f]{10}[ab]")
 
@@ -39,7 +47,10 @@ class PairSocket(Rtnetlink):
     """Makes and removes pairs."""
 
     def make_pair(self, first: str, second: str, alias: str) -> tuple[int, int]:
-        """Make a pair, up, without ARP and without an IPv6 address; the indices of both ends. Raises OSError, EEXIST."""
+        """Make a pair, up, without ARP and without an IPv6 address, that carries frames; the indices of both ends.
+
+        Raises OSError: EEXIST; ETIMEDOUT if it does not carry frames.
+        """
         peer = _IFINFO.pack(0, 0, 0, 0, 0) + _named(second)
         data = nested(_INFO_DATA, nested(_VETH_PEER, peer))
         info = nested(_LINKINFO, attribute(_INFO_KIND, b"veth") + data)
@@ -55,10 +66,21 @@ class PairSocket(Rtnetlink):
                     self.ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + quiet)
             for index in ends:
                 self.ask(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, _UP_NOARP, _UP_NOARP))
+            for index in ends:
+                self._wait_until_active(index)
         except BaseException:
             self.remove(socket.if_nametoindex(first))
             raise
         return ends
+
+    def _wait_until_active(self, index: int) -> None:
+        """The kernel activates an interface that was up before it had a carrier in a work of its own (net/core/link_watch.c): it
+        loses what is sent meanwhile."""
+        until = time.monotonic() + _PATIENCE
+        while by_type(self.get(_RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0))[_IFINFO.size :]).get(_QDISC) == b"noop\0":
+            if time.monotonic() > until:
+                raise OSError(errno.ETIMEDOUT, f"{os.strerror(errno.ETIMEDOUT)}: interface {index} is not active")
+            time.sleep(_STEP)
 
     def remove(self, index: int) -> None:
         """Remove an interface, and with it the other end of a pair. A missing one is not an error."""
