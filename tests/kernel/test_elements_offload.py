@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from agent import Agent, until
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 from offloading import CONFIG
 
 from nfq_agent.mark import Mark, kept
@@ -140,8 +140,8 @@ def test_a_policy_that_turns_takes_its_flows_back(netns: Namespace, tmp_path: Pa
     assert agent.totals("q")["received"] - agent.totals("q")["dropped"] <= 1
     agent.configure(CONFIG.format(denied="9", queue="", rule=""))
     agent.verb("reload")
-    # Packets that were held up are sent again by TCP.
-    assert client.echo(1000)
+    # Packets that were held up are sent again by TCP: the later, the longer nothing came through.
+    assert client.echo(1000, PATIENCE)
     assert connections(netns, host, 8080) == [kept(Mark(0x4E000000, 0xFF000000), 2).accept.value]
     assert agent.stop() == 0
 
