@@ -82,6 +82,12 @@ def test_mypy_reads_every_program_strictly() -> None:
     assert unread == []
 
 
+def test_ruff_reads_every_program() -> None:
+    command = [sys.executable, "-m", "ruff", "check", "--show-files", "--no-cache", "."]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [path for path in programs() if str(path) not in done.stdout.splitlines()] == []
+
+
 def commands(settings: Any) -> list[str]:
     """The commands of the hosted run."""
     return [step["run"] for job in settings["jobs"].values() for step in job["steps"] if "run" in step]
