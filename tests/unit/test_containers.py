@@ -221,6 +221,21 @@ def test_what_keeps_containers_from_being_known_is_said_once(  # fixtures
     assert said in "".join(heard)
 
 
+def test_a_group_that_goes_while_it_is_looked_at_is_not_what_keeps_them_from_being_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "has_capability", lambda _: False)
+    # The first of two, by their paths, is removed between the listing and the look: it has no file any more.
+    (tmp_path / f"docker-{WEB}.scope").mkdir()
+    group = tmp_path / f"docker-{OTHER}.scope"
+    group.mkdir()
+    (group / "cgroup.procs").write_text("0\n")
+    heard: list[str] = []
+    assert Containers(root=tmp_path, warn=heard.append).by_namespace() == {}
+    assert len(heard) == 1
+    assert "they are in a PID namespace that is not seen from here" in heard[0]
+
+
 def test_a_worker_knows_the_container_of_a_packet_by_its_interface() -> None:
     owners = InterfaceOwners()
     word, *rest = told(3, "shop/cart 0").split(" ")

@@ -126,12 +126,19 @@ def _obstacle(error: OSError) -> str:
 
 
 def _namespace_of(group: str) -> int | None:
-    """The number of the network namespace of a control group's first process. None: it has no process, or no number here.
+    """The number of the network namespace of a control group's first process. None: it has no process, or no number here, or the
+    group was removed since it was listed.
 
     Raises OSError: the process has ended, or this one may not see it (CAP_SYS_PTRACE, ProtectProc=, another PID namespace).
     """
-    with open(f"{group}/cgroup.procs") as processes:
-        first = processes.readline().strip()
+    try:
+        with open(f"{group}/cgroup.procs") as processes:
+            first = processes.readline().strip()
+    except OSError as error:
+        # A read of a removed group that is open is ENODEV (kernfs_get_active(), fs/kernfs).
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return None
+        raise
     if not first:
         return None
     if first == "0":
