@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import importlib
@@ -136,12 +135,15 @@ def _failed(error: Exception) -> int:
 
 def _say(line: str) -> None:
     """Print it on standard error, if that takes it: the exit code tells as well."""
-    with contextlib.suppress(OSError):
+    try:
         print(line, file=sys.stderr, flush=True)
+    except OSError:
+        # Text that comes later, as a warning at the end, would fail as well, and Python would exit with 120.
+        _discard_output(2)
 
 
-def _discard_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _discard_output(descriptor: int = 1) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 if __name__ == "__main__":
