@@ -102,7 +102,7 @@ def kill(host: Container, also: Callable[[Container], str] = lambda _: "") -> fl
     """Kill the main process and these."""
     pid, others = main_pid(host), also(host)
     began = time.monotonic()
-    # One that has ended with another is no fault.
+    # One that has ended with another is not a fault.
     host.shell(f"kill -KILL {pid} {others} || true")
     # To ask again and again takes processor time from what is measured.
     time.sleep(1)

@@ -70,7 +70,7 @@ def test_the_process_that_serves_is_adopted_wherever_the_agent_is_killed(child: 
     assert not other.wait_end(0)
     # As after a hand-over that was finished: one name, and a note that says so.
     assert [name for name in keeper.kept if name.startswith(("worker-", "coming-"))] == ["worker-3"]
-    assert after.noted("queue-3")["string"] == "worker-3"
+    assert after.noted("queue-3")["control"] == "worker-3"
     # With both ends closed here and in the store, the other one would end: nothing else has it.
     found.leave()
 

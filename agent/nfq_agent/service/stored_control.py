@@ -11,7 +11,7 @@ from typing import Final
 from nfq_agent.host.child import Child
 from nfq_agent.service.store import Store
 
-_NAME: Final = "string"
+_NAME: Final = "control"
 
 
 class StoredControl:
