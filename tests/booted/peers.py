@@ -74,6 +74,15 @@ def exchange(host: Container, port: int = 11000, size: int = 100_000) -> None:
     host.run("python3", "-c", _EXCHANGE, str(port), str(size), timeout=60)
 
 
+def exchange_in_a_unit(host: Container) -> None:
+    """The same by a service: a process that enters the host from outside has a control group that is not seen in there."""
+    host.write("/root/exchange.py", _EXCHANGE)
+    command = "/usr/bin/python3 /root/exchange.py 11000 1000"
+    host.write("/etc/systemd/system/exchange.service", f"[Service]\nType=oneshot\nExecStart={command}\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", "exchange", timeout=60)
+
+
 class Steady:
     """A connection in use. After `steady` has closed it, `rounds` went there and back, none slower than `longest` seconds."""
 

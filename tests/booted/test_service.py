@@ -9,7 +9,7 @@ from pathlib import Path
 from booted.container import Container
 from booted.nspawn import until
 from booted.packages import Installed
-from booted.peers import drop_in, exchange, foreign_rules, main_pid, nothing_left, ours, saved, status, steady
+from booted.peers import drop_in, exchange, exchange_in_a_unit, foreign_rules, main_pid, nothing_left, ours, saved, status, steady
 from booted.roots import Release
 
 
@@ -129,6 +129,9 @@ def test_the_owned_backend(host: Container) -> None:
     foreign_rules(host)
     before = saved(host)
     host.write("/etc/nfq-agent/conf.d/owned.toml", '[agent]\nbackend = "owned"\n')
+    # It takes away what this backend does not need.
+    drop_in(host, "owned")
+    assert "AF_INET" not in host.show("nfq-agent", "RestrictAddressFamilies").split()
     started = host.run("systemctl", "start", "nfq-agent", check=False)
     assert started.returncode == 0, host.journal("--unit=nfq-agent")
     assert saved(host) == before
@@ -260,15 +263,23 @@ def test_the_sandbox(host: Container) -> None:
         assert set(map(int, found["Groups"].split())) == groups
         assert found["Gid"].split() == [gid] * 4
         assert int(found["CapPrm"], 16) == int(found["CapEff"], 16)
+    assert host.show("nfq-agent", "TasksMax") == "512"
     pid = processes["worker"]
     assert host.run("ls", f"/proc/{pid}/root/home", check=False).returncode != 0
 
 
 def test_what_root_runs_by_hand_is_not_in_the_service_s_way(host: Container) -> None:
     host.write("/etc/nfq-agent/second.toml", "[queue.main]\nnum = 7\n[rules.app]\nqueue = 'main'\ntcp_ports = [14000]\n")
-    words = ("--config", "/etc/nfq-agent/second.toml", "--instance", "second")
-    done = host.run("timeout", "--signal=TERM", "2", "nfq-agent", "run", *words, check=False)
-    assert "is serving queue 7" in done.stdout + done.stderr
+    words = "--config /etc/nfq-agent/second.toml --instance second"
+    host.shell(
+        f"""
+        nfq-agent run {words} >/run/by-hand.log 2>&1 &
+        until grep -q "is serving queue 7" /run/by-hand.log; do kill -0 $!; sleep 0.1; done
+        kill -TERM $!
+        wait $!
+        """,
+        timeout=120,
+    )
     host.run("systemctl", "start", "nfq-agent@second")
     assert status(host, "--instance", "second")["queues"][0]["workers"][0]["number"] == 7
 
@@ -303,6 +314,30 @@ def test_each_drop_in_does_what_it_is_for(host: Container) -> None:
         host.run("systemctl", "stop", "nfq-agent")
         host.run("rm", f"/etc/systemd/system/nfq-agent.service.d/{name}.conf", "/etc/nfq-agent/conf.d/feature.toml")
         host.run("systemctl", "daemon-reload")
+
+
+_PROGRAMS = """
+[queue.main]
+elements = ["record"]
+[element.record]
+exe = true
+events = "begin"
+"""
+
+
+def test_the_drop_in_for_programs(host: Container) -> None:
+    """Without it the program of another user is not known, and the log says what is lacking."""
+    host.write("/etc/nfq-agent/conf.d/programs.toml", _PROGRAMS)
+    host.run("systemctl", "restart", "nfq-agent")
+    until(lambda: "the drop-in exe.conf of the unit" in host.journal("--unit=nfq-agent"), "it says what is missing")
+    exchange_in_a_unit(host)
+    until(lambda: "NFQ_EVENT=begin" in host.journal("--unit=nfq-agent", "--output=verbose"), "there is a record", 30)
+    program = "NFQ_EXE=" + host.run("readlink", "-f", "/usr/bin/python3").stdout.strip()
+    assert program not in host.journal("--unit=nfq-agent", "--output=verbose")
+    drop_in(host, "exe")
+    host.run("systemctl", "restart", "nfq-agent")
+    exchange_in_a_unit(host)
+    until(lambda: program in host.journal("--unit=nfq-agent", "--output=verbose"), "the program is known", 30)
 
 
 _ATTACK = """

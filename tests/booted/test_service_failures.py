@@ -50,6 +50,17 @@ def test_kill_of_the_main_process(host: Container) -> None:
     nothing_left(host, before)
 
 
+def test_a_crash_after_many_is_answered_as_soon_as_the_first(host: Container) -> None:
+    """systemd counts the restarts of a unit as long as it is active, and from 254 on may wait the longer the more there were."""
+    for _ in range(6):
+        pid = main_pid(host)
+        host.shell(f"kill -KILL {pid}")
+        restarted(host, pid, 60)
+    assert int(host.show("nfq-agent", "NRestarts")) == 6
+    # Unknown to Debian 12's, which always waits for RestartSec=.
+    assert host.show("nfq-agent", "RestartUSecNext") in ("", host.show("nfq-agent", "RestartUSec"))
+
+
 def test_kill_of_a_worker(host: Container) -> None:
     with_agent = saved(host)
     pid = main_pid(host)
