@@ -184,3 +184,15 @@ def test_podman_reads_the_quadlet(podman: Container) -> None:
     host.run("systemctl", "reload", "nfq-agent-container")
     host.run("systemctl", "stop", "nfq-agent-container", timeout=60)
     assert traces(host) == ""
+
+
+def test_the_demo_runs_in_a_container_or_says_why_not(podman: Container) -> None:
+    host = podman
+    before = traces(host)
+    options = ("--rm", "--network=none", "--security-opt=no-new-privileges")
+    for user, missing in (((), "--user 0"), (("--user=0",), "CAP_SYS_ADMIN")):
+        done = host.run("podman", "run", *options, *user, "nfq-agent", "demo", check=False, timeout=120)
+        assert (done.returncode, missing in done.stderr) == (1, True), done.stdout + done.stderr
+    done = host.run("podman", "run", *options, "--user=0", "--privileged", "nfq-agent", "demo", check=False, timeout=120)
+    assert (done.returncode, "Every step passed" in done.stdout) == (0, True), done.stdout + done.stderr
+    assert traces(host) == before
