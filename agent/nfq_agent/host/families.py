@@ -11,8 +11,8 @@ from typing import Final
 from nfq_agent.rules.model import Family
 
 ADDRESS_FAMILIES: Final[dict[Family, socket.AddressFamily]] = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
-# Made by the kernel with the sockets of the family (udp4_proc_init(), udp6_proc_init()).
-_LISTED: Final = {socket.AF_INET: "/proc/net/udp", socket.AF_INET6: "/proc/net/udp6"}
+# Made by the kernel with the sockets of the family: not with ipv6.disable=1 (inet6_init(), net/ipv6/af_inet6.c).
+_SETTINGS: Final = {socket.AF_INET: "/proc/sys/net/ipv4", socket.AF_INET6: "/proc/sys/net/ipv6"}
 
 
 def families() -> tuple[Family, ...]:
@@ -39,5 +39,5 @@ def _is_spoken(number: socket.AddressFamily) -> bool:
         if error.errno != errno.EAFNOSUPPORT:
             raise
         # The drop-in owned.conf (RestrictAddressFamilies=) answers the same for a family that the kernel speaks.
-        return os.path.exists(_LISTED[number])
+        return os.path.exists(_SETTINGS[number])
     return True
