@@ -13,6 +13,7 @@ from namespace import Namespace
 from owned_table import send
 
 from nfq_agent.host.cgroups import mounted
+from nfq_agent.service import control
 
 pytestmark = pytest.mark.kernel
 
@@ -126,6 +127,27 @@ def test_an_excluded_group(netns: Namespace, tmp_path: Path, backend: str, group
         leave(group)
         until(lambda: "the rules that exclude it" not in agent.log.rpartition("is gone")[2], "the rules follow")
     assert not [each for each in agent.status()["bypasses"] if each["cause"] == "cgroup-late"]
+    assert agent.stop() == 0
+
+
+def appear(group: str) -> None:
+    """Make a group, and ask for the status before the agent can have looked by itself."""
+    os.mkdir(group)
+    control.ask("default", {"verb": "status"})
+
+
+@BACKENDS
+def test_a_look_at_the_rules_takes_no_new_group_for_drift(netns: Namespace, tmp_path: Path, backend: str, group: Path) -> None:
+    """Who asked for the status at once after a group appeared kept its rules out."""
+    agent = Agent(netns, tmp_path, f'{TEXT.format(backend=backend, check=0)}not_cgroup = "{group.name}"\n').ready()
+    for _ in range(3):
+        netns.call(appear, str(group))
+        until(lambda: "the rules that exclude it are in" in agent.log.rpartition("is gone")[2], "the rules follow")
+        send_from(netns, group)
+        leave(group)
+        until(lambda: "the rules that exclude it" not in agent.log.rpartition("is gone")[2], "the rules follow")
+    assert agent.totals()["received"] == 0
+    assert agent.status()["drift"]["wrong"] == []
     assert agent.stop() == 0
 
 

@@ -63,6 +63,10 @@ class DriftCheck:
         """These rules as they have to be now, for the control groups that exist."""
         return bound(ruleset, self._groups.numbers(ruleset))
 
+    def _in_force(self) -> Ruleset:
+        """These rules as they were put in. A group that has changed since is not drift: `follow_groups` sees to it."""
+        return bound(self.ruleset, self._groups.put_in(self.ruleset))
+
     def follow_groups(self, now: float) -> None:
         """Put in the rules of control groups that have appeared or were made again. Never raises RuleError: it is logged."""
         if not self._groups.changed(self.ruleset):
@@ -108,7 +112,7 @@ class DriftCheck:
     def _take_in(self, state: StateByFamily, now: float) -> dict[Family, Changes]:
         self._unreadable = ""
         self._meter.read(listing(state), whole=False)
-        changes = compare(self.wanted(self.ruleset), state)
+        changes = compare(self._in_force(), state)
         self._wrong = [f"{family} {line}" for family, each in changes.items() for line in _lines(each)]
         if any(isinstance(step, Insert) for each in changes.values() for steps in each.values() for step in steps):
             self._drift.incomplete()
@@ -144,7 +148,10 @@ class DriftCheck:
 
     def apply(self, ruleset: Ruleset) -> dict[Family, Applied]:
         """Make the kernel's rules those of `ruleset`; what their counters counted until then is kept. Raises RuleError."""
-        applied = self._rules.apply(self.wanted(ruleset))
+        return self._put_in(self.wanted(ruleset))
+
+    def _put_in(self, ruleset: Ruleset) -> dict[Family, Applied]:
+        applied = self._rules.apply(ruleset)
         self._meter.read(listing({family: each.before for family, each in applied.items()}), whole=False)
         self._meter.read(listing(states(applied)))
         self._sign = self._rules.sign()
@@ -156,7 +163,7 @@ class DriftCheck:
             self._log_once(line)
 
     def _repair(self, changes: dict[Family, Changes], now: float) -> None:
-        self.apply(self.ruleset)
+        self._put_in(self._in_force())
         away = self._drift.status(now, (), "").away
         self._wrong = []
         self._drift.complete(now)

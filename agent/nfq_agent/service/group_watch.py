@@ -44,6 +44,10 @@ class GroupWatch:
         self._known |= found
         return found
 
+    def put_in(self, ruleset: Ruleset) -> Numbers:
+        """Of all groups in these rules, as they were at the last call of `numbers`."""
+        return self._known if self._paths(ruleset).keys() <= self._known.keys() else self.numbers(ruleset)
+
     def changed(self, ruleset: Ruleset) -> bool:
         """Whether a group in these rules has appeared, was made again, or is gone."""
         return any(self._number(path) != self._known.get(path) for path in self._paths(ruleset))
