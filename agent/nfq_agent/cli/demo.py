@@ -55,10 +55,7 @@ class Broken(Exception):
 def tell() -> int:
     """Run the demo. Returns 0 if every step passed, else 1."""
     if os.geteuid() != 0:
-        print(
-            "nfq-agent: the demo makes a network namespace, which takes root; run it with sudo, or a container with --user 0",
-            file=sys.stderr,
-        )
+        print("nfq-agent: the demo makes a network namespace, which takes root; run it with sudo", file=sys.stderr)
         return 1
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nfq-agent-demo-") as folder, contextlib.ExitStack() as stack:
