@@ -65,7 +65,7 @@ class DriftCheck:
 
     def _in_force(self) -> Ruleset:
         """These rules as they were put in. A group that has changed since is not drift: `follow_groups` sees to it."""
-        return bound(self.ruleset, self._groups.put_in(self.ruleset))
+        return bound(self.ruleset, self._groups.last_numbers(self.ruleset))
 
     def follow_groups(self, now: float) -> None:
         """Put in the rules of control groups that have appeared or were made again. Never raises RuleError: it is logged."""

@@ -44,7 +44,7 @@ class GroupWatch:
         self._known |= found
         return found
 
-    def put_in(self, ruleset: Ruleset) -> Numbers:
+    def last_numbers(self, ruleset: Ruleset) -> Numbers:
         """Of all groups in these rules, as they were at the last call of `numbers`."""
         return self._known if self._paths(ruleset).keys() <= self._known.keys() else self.numbers(ruleset)
 
