@@ -34,24 +34,18 @@ def is_wrong(packet: Packet) -> bool:
     if whole and (wrong := is_wrong_plain(payload)) is not None:
         return wrong
     headers = packet.headers
-    # A multiple of 65535 is a sum that is right (see internet_checksum); its parts can be added as they are.
-    if headers.version == 4 and int.from_bytes(payload[: (payload[0] & 15) * 4], "big") % 0xFFFF:
+    if headers.version == 4 and internet_checksum(payload[: (payload[0] & 15) * 4]) != 0:
         return True
     start, protocol = headers.transport, headers.five_tuple.protocol
     place = _PLACE.get(protocol)
     if start is None or place is None or headers.fragment or not whole:
         return False
     covered = payload[start : headers.length or None]
-    size = len(covered)
-    if size < place + 2 or (protocol == UDP and covered[place : place + 2] == b"\0\0"):
+    if len(covered) < place + 2 or (protocol == UDP and covered[place : place + 2] == b"\0\0"):
         return False
     if headers.version == 6 and _still_routed(payload):
         return False
-    total = int.from_bytes(covered, "big") << (size & 1) * 8
-    if protocol != ICMP:
-        # The pseudo header.
-        total += int.from_bytes(payload[12:20] if headers.version == 4 else payload[8:40], "big") + size + protocol
-    return total % 0xFFFF != 0
+    return internet_checksum(_pseudo_header(headers.five_tuple, len(covered)) + covered) != 0
 
 
 def is_partial(packet: Packet) -> bool:
