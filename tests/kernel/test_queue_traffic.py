@@ -59,7 +59,8 @@ def test_packets_are_answered_as_they_come(netns: Namespace, verdict: Verdict, s
     def inside() -> None:
         wire = Wire()
         with WorkerQueue(NUMBER, copy_range=copy_range) as queue:
-            queue.be_patient(0.01, spin)
+            queue.be_patient(0.01)
+            queue.poll_for(spin)
             assert queue.skim_each(verdict) == 0
             known: dict[Any, Verdict] = {}
             looks: tuple[Callable[[int], int], ...] = (

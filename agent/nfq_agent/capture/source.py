@@ -112,7 +112,7 @@ class InterfaceSource(ABC, Generic[I]):
 
     # The turns without an object for each packet (see `KernelQueue`).
 
-    def be_patient(self, seconds: float, spin: float = 0.0) -> None:
+    def be_patient(self, seconds: float) -> None:
         """Nothing to set: a wait lasts LONGEST_WAIT at most."""
 
     def poll_for(self, seconds: float) -> None:

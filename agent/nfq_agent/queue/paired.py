@@ -68,7 +68,7 @@ class PairedQueue:
         self._known.confirm()
         self._new.wake_on(self._known.fileno())
 
-    def be_patient(self, seconds: float, spin: float = 0.0) -> None:
+    def be_patient(self, seconds: float) -> None:
         """Nothing: no turn waits."""
 
     def poll_for(self, seconds: float) -> None:

@@ -132,9 +132,9 @@ class WorkerQueue(BoundQueue):
 
     # Turns.
 
-    def be_patient(self, seconds: float, spin: float = 0.0) -> None:
-        """Set how long turns that wait do so for the next packet, in seconds: polling for `spin`, and then asleep."""
-        self._bound().be_patient(seconds, spin)
+    def be_patient(self, seconds: float) -> None:
+        """Set how long turns that wait do so for the next packet, in seconds."""
+        self._bound().be_patient(seconds)
 
     def poll_for(self, seconds: float) -> None:
         """Set how long turns that wait poll before they sleep, in seconds. A confined worker may change it."""

@@ -126,7 +126,8 @@ class WorkerLoop:
         if not self._settings.waits:
             source.start(self._control.fileno())
         if self._kernel is not None:
-            self._kernel.be_patient(PATIENCE, self._policy.poll)
+            self._kernel.be_patient(PATIENCE)
+            self._kernel.poll_for(self._policy.poll)
         self._chain.start()
         in_order = False
         try:

@@ -66,8 +66,8 @@ class KernelQueue(Protocol):
     def cut(self) -> int:
         """How many packets were cut into datagrams that are read one by one."""
 
-    def be_patient(self, seconds: float, spin: float = 0.0) -> None:
-        """Set how long turns that wait do so for the next packet, in seconds: polling for `spin`, and then asleep."""
+    def be_patient(self, seconds: float) -> None:
+        """Set how long turns that wait do so for the next packet, in seconds."""
 
     def poll_for(self, seconds: float) -> None:
         """Set how long turns that wait poll before they sleep, in seconds. A confined worker may change it."""

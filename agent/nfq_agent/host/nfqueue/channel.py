@@ -275,9 +275,8 @@ class Channel:
         """Set how long `skim_each` and `sort` poll before they sleep. No system call: a confined worker may change it."""
         self._spin = seconds
 
-    def be_patient(self, seconds: float, spin: float = 0.0) -> None:
-        """Set how long `skim_each` and `sort` wait for the next packet, in seconds: polling for `spin`, and then asleep."""
-        self._spin = spin
+    def be_patient(self, seconds: float) -> None:
+        """Set how long `skim_each` and `sort` wait for the next packet, in seconds."""
         whole = int(seconds)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(whole, int((seconds - whole) * 1e6)))
 
