@@ -61,7 +61,7 @@ BEYOND = {
     "flow_ring": {"mmap": "anonymous memory that a worker shares with its supervisor"},
     "counters": {"mmap": "anonymous memory that a worker shares with its supervisor"},
     "version": {"importlib": "the version of what is installed"},
-    "protocols.quic": {"cryptography": "the first packets are encrypted with keys that any host on the path can derive"},
+    "protocols.quic_keys": {"cryptography": "the first packets are encrypted with keys that any host on the path can derive"},
 }
 # Calls that reach outside, whatever the object is that they are made on.
 EFFECTS = {"open", "input", "print", "exec", "eval", "compile", "breakpoint", "__import__"}

@@ -10,7 +10,7 @@ from typing import Final
 
 from nfq_agent.message_events import AHEAD, PACKETS, SECONDS, Event, Said
 from nfq_agent.noise import looks_encrypted
-from nfq_agent.protocols import Found, dns, quic
+from nfq_agent.protocols import Found, dns, quic, quic_keys
 from nfq_agent.protocols.known import DATAGRAMS
 
 # The first two bits of QUIC's packets before the handshake is over (RFC 8999 5.1).
@@ -97,7 +97,7 @@ class Datagrams:
         if not hellos:
             return self._without_initial(data) if from_origin else None
         self._client_first = from_origin
-        if not quic.AVAILABLE:
+        if not quic_keys.AVAILABLE:
             self._hello = hellos[-1]
             self.gave_up = True
             return [Said(Event.PART, self._hello.facts), Said(Event.GAVE_UP, {}, quic.NO_CRYPTOGRAPHY)]

@@ -19,7 +19,7 @@ from nfq_agent.elements.dpi import Dpi, DpiOptions
 from nfq_agent.flow import Flow
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet
-from nfq_agent.protocols import quic
+from nfq_agent.protocols import quic_keys
 from nfq_agent.testing import Bench, ip_packet, tcp, udp
 from nfq_agent.verdict import DROP, Verdict
 
@@ -280,7 +280,7 @@ def test_udp_that_is_not_known_is_given_up_after_thirty_two() -> None:
 
 
 def test_quic_without_cryptography_is_quic_without_a_name_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quic, "AVAILABLE", False)
+    monkeypatch.setattr(quic_keys, "AVAILABLE", False)
     bench = Bench("dpi")
     header = b"\xc3\0\0\0\1\x08" + bytes(8) + b"\0\0" + struct.pack("!H", 0x4000 | 1180)
     datagram = header + bytes(1200 - len(header) + 200)

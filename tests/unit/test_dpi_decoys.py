@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nfq_agent.earlier import Belongs, Earlier
 from nfq_agent.packet import Packet
-from nfq_agent.protocols import quic
+from nfq_agent.protocols import quic_keys
 from nfq_agent.read_bytes import MOST, ReadBytes
 from nfq_agent.soundness import tcp_options
 from nfq_agent.testing import Bench, tcp, udp
@@ -229,7 +229,7 @@ def test_too_many_connections_that_no_server_answers() -> None:
 
 
 def test_a_second_quic_flight_with_the_same_connection_id_and_another_name() -> None:
-    if not quic.AVAILABLE:
+    if not quic_keys.AVAILABLE:
         pytest.skip("the Python package cryptography is not installed")
     from aioquic.quic.configuration import QuicConfiguration  # noqa: PLC0415  # needs cryptography
     from aioquic.quic.connection import QuicConnection  # noqa: PLC0415  # needs cryptography
@@ -252,7 +252,7 @@ def test_a_second_quic_flight_with_the_same_connection_id_and_another_name() -> 
 
 def test_early_data_does_not_use_up_what_a_hello_may_take() -> None:
     """As a browser sends it: a hello in two Initial packets, the second of which is late, and much 0-RTT before it."""
-    if not quic.AVAILABLE:
+    if not quic_keys.AVAILABLE:
         pytest.skip("the Python package cryptography is not installed")
     from aioquic.quic.configuration import QuicConfiguration  # noqa: PLC0415  # needs cryptography
     from aioquic.quic.connection import QuicConnection  # noqa: PLC0415  # needs cryptography

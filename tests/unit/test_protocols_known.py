@@ -20,7 +20,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs" / "dpi.md"
 MODULES = [
     module.name
     for module in pkgutil.iter_modules(nfq_agent.protocols.__path__)
-    if module.name not in ("http_body", "known", "starttls")
+    if module.name not in ("http_body", "known", "quic_keys", "starttls")
 ]
 
 

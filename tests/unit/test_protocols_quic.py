@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from openings import made_hello, server_name
 from quic_flights import QuicOpening, quic_flight
 
-from nfq_agent.protocols import quic
+from nfq_agent.protocols import quic, quic_keys
 from nfq_agent.testing import Bench, udp
 
 DESTINATION = bytes.fromhex("8394c8f03e515708")
@@ -28,8 +28,8 @@ HELLO = made_hello([0x1301], [server_name(b"quic.test"), (16, b"\0\3\2h3"), (0x3
 @pytest.mark.parametrize("version", list(KEYS))
 def test_the_keys_of_the_examples(version: int) -> None:
     entry = quic._VERSIONS[version]  # noqa: SLF001  # the keys are not to be had otherwise
-    secret = quic._expand(hmac.new(entry.salt, DESTINATION, sha256).digest(), b"client in", 32)  # noqa: SLF001  # the keys are not to be had otherwise
-    assert tuple(quic._expand(secret, label, 12 if b"iv" in label else 16).hex() for label in entry.labels) == KEYS[version]  # noqa: SLF001  # the keys are not to be had otherwise
+    secret = quic_keys._expand(hmac.new(entry.salt, DESTINATION, sha256).digest(), b"client in", 32)  # noqa: SLF001  # the keys are not to be had otherwise
+    assert tuple(quic_keys._expand(secret, label, 12 if b"iv" in label else 16).hex() for label in entry.labels) == KEYS[version]  # noqa: SLF001  # the keys are not to be had otherwise
 
 
 def sealed(frames: bytes, *, version: int = 1, destination: bytes = DESTINATION, number: int = 0, size: int = 1200) -> bytes:

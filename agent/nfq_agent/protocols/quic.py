@@ -1,28 +1,20 @@
 """QUIC: Initial packets and the ClientHello in them (RFC 9000 17.2.2, RFC 9001 5 and appendix A; version 2: RFC 9369).
 
-The keys of an Initial packet follow from its content, so any host on the path can read it; this takes AES, hence
-the `cryptography` package. Steps: at most 16 packets for a datagram, and 1,024 frames for a packet, where a run of
-padding and pings is one; with more the name is not known, which is a conflict.
+The keys of an Initial packet follow from its content, so any host on the path can read it (quic_keys.py). Steps: at most 16
+packets for a datagram, and 1,024 frames for a packet, where a run of padding and pings is one; with more the name is not known,
+which is a conflict.
 """
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nfq_agent.protocols import Protocol, tls
 from nfq_agent.reassembly import Reassembly
 
-try:
-    from cryptography.exceptions import InvalidTag
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-except ImportError:  # without it a flow is QUIC and has no name
-    AVAILABLE = False
-else:
-    AVAILABLE = True
+if TYPE_CHECKING:
+    from nfq_agent.protocols.quic_keys import InitialKeys
 
 NO_CRYPTOGRAPHY: Final = "QUIC, and the package cryptography is not installed"
 _PACKETS: Final = 16
@@ -90,7 +82,7 @@ class Hello:
 
     __slots__ = ("_keys", "_stream", "_whole", "complete", "conflict", "facts")
 
-    def __init__(self, keys: _Keys | None, version: str) -> None:
+    def __init__(self, keys: InitialKeys | None, version: str) -> None:
         self._keys = keys
         self._stream: Reassembly | None = Reassembly(0)
         self.facts: dict[str, Any] = {"protocol": "quic", "quic_version": version}
@@ -101,7 +93,7 @@ class Hello:
 
     def opens(self, datagram: bytes, packet: Initial) -> bytes | None:
         """The frames of a packet of this connection; None for one of another."""
-        return None if self._keys is None else self._keys.unseal(datagram, packet)
+        return None if self._keys is None else self._keys.unseal(datagram, packet.start, packet.number_at, packet.end)
 
     def take(self, frames: bytes) -> None:
         """Take the frames of a packet."""
@@ -184,12 +176,14 @@ class Connections:
             if (frames := hello.opens(datagram, packet)) is not None:
                 return hello, frames
         version = _VERSIONS[packet.version]
-        if not AVAILABLE:
+        from nfq_agent.protocols import quic_keys  # noqa: PLC0415  # 6 MB, which a worker has need of where it reads QUIC
+
+        if not quic_keys.AVAILABLE:
             return Hello(None, version.name), None
         if len(packet.destination) < 8:
             return None, None
-        keys = _Keys(version, packet.destination)
-        frames = keys.unseal(datagram, packet)
+        keys = quic_keys.InitialKeys(version.salt, version.labels, packet.destination)
+        frames = keys.unseal(datagram, packet.start, packet.number_at, packet.end)
         if frames is None:
             return None, None
         hello = Hello(keys, version.name)
@@ -277,41 +271,6 @@ def _variable(data: bytes, at: int) -> tuple[int, int] | None:
     return int.from_bytes(data[at : at + size], "big") & (1 << 8 * size - 2) - 1, at + size
 
 
-def _expand(secret: bytes, label: bytes, size: int) -> bytes:
-    """HKDF-Expand-Label with an empty context and at most one block (RFC 8446 7.1, RFC 5869 2.3)."""
-    label = b"tls13 " + label
-    info = size.to_bytes(2, "big") + bytes((len(label),)) + label + b"\0"
-    return hmac.digest(secret, info + b"\1", "sha256")[:size]
-
-
-class _Keys:
-    """The client's Initial keys (RFC 9001 5.2)."""
-
-    __slots__ = ("_aead", "_iv", "_mask")
-
-    def __init__(self, version: _Version, destination: bytes) -> None:
-        secret = _expand(hmac.new(version.salt, destination, sha256).digest(), b"client in", 32)
-        key, iv, protection = version.labels
-        self._aead = AESGCM(_expand(secret, key, 16))
-        self._iv = int.from_bytes(_expand(secret, iv, 12), "big")
-        # One block of AES, as the RFC requires for header protection: nothing is secret here.
-        self._mask = Cipher(algorithms.AES(_expand(secret, protection, 16)), modes.ECB())  # RFC 9001 5.4.3
-
-    def unseal(self, datagram: bytes, packet: Initial) -> bytes | None:
-        """The frames of a packet, or None where these are not its keys (RFC 9001 5.3, 5.4)."""
-        at = packet.number_at
-        mask = self._mask.encryptor().update(datagram[at + 4 : at + 20])
-        first = datagram[packet.start] ^ mask[0] & 0x0F
-        size = (first & 3) + 1
-        number = int.from_bytes(datagram[at : at + size], "big") ^ int.from_bytes(mask[1 : 1 + size], "big")
-        header = bytes((first,)) + datagram[packet.start + 1 : at] + number.to_bytes(size, "big")
-        nonce = (self._iv ^ number).to_bytes(12, "big")
-        try:
-            return self._aead.decrypt(nonce, datagram[at + size : packet.end], header)
-        except InvalidTag:
-            return None
-
-
 def _crypto(frames: bytes) -> list[tuple[int, bytes]] | None:
     """Offset and data of the CRYPTO frames; None where there are more frames than are read.
 
@@ -375,4 +334,4 @@ def _skip_ack(frames: bytes, at: int, kind: int) -> int | None:
 PROTOCOL: Final = Protocol("quic", facts=("quic_version",), carries=("tls",))
 
 
-__all__ = ["AVAILABLE", "NO_CRYPTOGRAPHY", "PROTOCOL", "Connections", "Hello", "Initial", "initials", "long_header", "readable"]
+__all__ = ["NO_CRYPTOGRAPHY", "PROTOCOL", "Connections", "Hello", "Initial", "initials", "long_header", "readable"]
