@@ -174,7 +174,7 @@ cdef inline object opening_of(Entry *entry, size_t *kept):
     server_first = entry.opening if entry.known & K_OPENING else None
     closed, ended = bool(entry.unshown & O_CLOSED), bool(entry.unshown & O_ENDED)
     earlier = None
-    if state <= O_ANSWERED:
+    if state <= O_ANSWERED and not entry.unshown & O_FIRST:
         if entry.unshown & O_EARLIER:
             earlier = request.earlier_first, request.earlier_next
         return (entry.first, server_first, "", "", 0, False, b"", False, None, None, closed, ended, earlier)
@@ -184,11 +184,12 @@ cdef inline object opening_of(Entry *entry, size_t *kept):
     number, piece = request.next, b""
     if request.data != NULL:
         piece = PyBytes_FromStringAndSize(<char *>request.data, request.size)
-        number = request.last_read - request.size
+        number = <uint32_t>((request.next if state <= O_ANSWERED else request.last_read) - request.size)
         drop_request(request, kept)
     return (
         request.initial, server_first, "http" if state == O_HTTP else "tls", name, number, state == O_READ and not piece,
-        piece, bool(entry.unshown & O_FIRST), client_stamp, stamp, closed, ended, earlier,
+        piece, bool(entry.unshown & O_FIRST), client_stamp, stamp, closed, ended, earlier, request.began / 16.0, request.pieces,
+        PyBytes_FromStringAndSize(<char *>request + sizeof(Request) + request.length, request.details),
     )
 
 

@@ -81,7 +81,11 @@ class Opening(NamedTuple):
     protocol, name: of the first message, empty if it has not come. next: the number behind the latest message, or of `piece`: the
     bytes of the latest message, if they are not acknowledged; first: that is the first one. done: what follows is not to be read.
     client_stamp, stamp: the latest timestamps. closed, ended: a FIN was seen, one of the client. earlier: where the client of an
-    earlier connection on the same five-tuple began and was.
+    earlier connection on the same five-tuple began and was. began, pieces: when the first message began, in seconds, and in how
+    many segments it came. details: what a ClientHello says besides its name, as `nfq_agent.unshown.details_of` writes it; empty
+    where no element reads it.
+
+    A protocol without a name: only the beginning of the first message has come.
     """
 
     initial: int
@@ -97,6 +101,9 @@ class Opening(NamedTuple):
     closed: bool
     ended: bool
     earlier: tuple[int, int] | None
+    began: float = 0.0
+    pieces: int = 0
+    details: bytes = b""
 
 
 class Account(NamedTuple):

@@ -29,8 +29,9 @@ cdef enum:
     K_REQUEST = 64
     K_NEW = 120
     # A connection that no element was shown yet: how far it is, and what is known besides. Of the client's bytes that are kept,
-    # O_FIRST: they are the first message. O_EARLIER: another connection with the same five-tuple was before it.
-    # O_OFFLOADED: the kernel was told to keep the verdict, so that packets that still come are shown.
+    # O_FIRST: they are the first message, or its beginning, where that is not whole (O_SYN, O_ANSWERED). O_EARLIER: another
+    # connection with the same five-tuple was before it. O_OFFLOADED: the kernel was told to keep the verdict, so that packets that
+    # still come are shown.
     O_SYN = 1
     O_ANSWERED = 2
     O_HTTP = 3
@@ -47,7 +48,9 @@ cdef extern from *:
     """
     #include <stdint.h>
     typedef struct {
-        uint32_t next, stamp, size, length, initial, earlier_first, earlier_next, last_read, server_stamp;
+        uint32_t next, stamp, size, length, details, initial, last_read, server_stamp;
+        union { uint32_t earlier_first, began; };
+        union { uint32_t earlier_next, pieces; };
         uint8_t *data;
     } nfq_request;
     /* Without gaps: a table has many of them. */
@@ -67,16 +70,20 @@ cdef extern from *:
     """
     ctypedef struct Request "nfq_request":
         # The requests that are expected of the client: the number of the next byte, its latest timestamp, and the host, which follows
-        # this struct. And the bytes of the latest one, until the server has acknowledged them.
+        # this struct; behind it what a hello says besides, of so many bytes. And the bytes of the latest one, until the server has
+        # acknowledged them.
         uint32_t next
         uint32_t stamp
         uint32_t size
         uint32_t length
-        # Of a connection that no element was shown: the client's initial number, and where the client of the one before began and
-        # was.
+        uint32_t details
+        # Of a connection that no element was shown: the client's initial number. Until its first message comes, where the client
+        # of the connection before began and was; then when it came, in sixteenths of a second, and in how many segments.
         uint32_t initial
         uint32_t earlier_first
         uint32_t earlier_next
+        uint32_t began
+        uint32_t pieces
         # Behind the last byte that was read (see Expected in nfq_agent.flow), and the server's latest timestamp.
         uint32_t last_read
         uint32_t server_stamp

@@ -40,7 +40,7 @@ cdef class FlowTable(Answering):
     cdef uint8_t _open(
         self, const uint8_t *key, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
     ) noexcept nogil
-    cdef bint _read_first(
+    cdef uint8_t _read_first(
         self, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
     ) noexcept nogil
     cdef uint32_t _add_entry(self, const uint8_t *key) noexcept with gil

@@ -13,16 +13,14 @@ from libc.string cimport memcmp, memcpy, memset
 from .answering cimport Answering
 from .expected cimport LONGEST_REQUEST, drop_request, expect, heard_of, opening_of, passes_settled
 from .flow_entry cimport (
-    ASK, K_NEW, K_REQUEST, O_EARLIER, O_HTTP, O_OFFLOADED, O_SYN, O_TLS, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry, bytes_of, count,
+    ASK, K_NEW, K_REQUEST, O_OFFLOADED, O_SYN, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry, bytes_of, count,
 )
+from .first_message cimport PART, WHOLE, is_first, take_first
 from .flow_key cimport ends_of, hash_of, key_of
-from .host_name cimport LONGEST_NAME
 from .flow_order cimport HALF_OPEN, KINDS, OFFLOADED, SETTLED, append, detach, refresh, to_forget
-from .http_head cimport host_of_request
 from .openings cimport Openings
 from .plain_packet cimport F_ACK, F_SYN, KEY, P_TCP, Segment, read_plain
-from .tls_head cimport name_of_hello
-from .unshown cimport begin, from_syn, is_first, is_plain_syn, may_read, passes, read_first
+from .unshown cimport begin, from_syn, is_plain_syn, passes
 
 from nfq_agent.flow import Account, Flow, Heard, Opening
 from nfq_agent.packet import FiveTuple
@@ -240,10 +238,10 @@ cdef class FlowTable(Answering):
         elif from_syn(entry, &segment):
             return self._open(key, place, packet, length, &segment, ready)
         elif is_first(entry, &segment):
-            if not self._read_first(place, packet, length, &segment, ready):
+            index = self._read_first(place, packet, length, &segment, ready)
+            if index == ASK:
                 return ASK
-            index = self.lasting
-        elif entry.unshown & O_OFFLOADED or not passes(entry, packet, length, &segment, ready, &self.kept, ROOM):
+        elif entry.unshown & O_OFFLOADED or not passes(entry, packet, length, &segment, ready, self.tick, &self.kept, ROOM):
             return ASK
         self._see(place, segment.down, length)
         return index
@@ -270,7 +268,7 @@ cdef class FlowTable(Answering):
             return ASK
         if self.openings.is_apart(key) or not is_plain_syn(packet, length, segment, ready):
             return ASK
-        if not self.openings.accepts(key, segment.down, O_SYN, NULL, 0):
+        if not self.openings.accepts(key, segment.down, O_SYN, NULL, 0, NULL):
             return ASK
         if place == 0:
             place = self._add_entry(key)
@@ -281,38 +279,19 @@ cdef class FlowTable(Answering):
         self._see(place, segment.down, length)
         return self.entries[place].verdict
 
-    cdef bint _read_first(
+    cdef uint8_t _read_first(
         self, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
     ) noexcept nogil:
-        """Whether a packet has the client's first message, with a name that is accepted."""
+        """The index of the verdict on a packet of the client's first message; ASK where it is not accepted, or not plain."""
         cdef Entry *entry = &self.entries[place]
-        cdef const uint8_t *data = packet + segment.data
-        cdef uint8_t name[LONGEST_NAME]
-        cdef uint8_t state = O_TLS
-        cdef size_t size = 0
-        cdef uint32_t stamp
-        if self.mark and self.lasting != ACCEPTS:
-            return False
+        cdef bint lasts = self.lasting != ACCEPTS
+        cdef uint8_t taken
+        if self.mark and lasts:
+            return ASK
         while self.kept + LONGEST_REQUEST > ROOM and self.order.oldest[OFFLOADED]:
             self._unlink(self.order.oldest[OFFLOADED])
-        if not may_read(entry, packet, length, segment, ready, &stamp, self.kept, ROOM):
-            return False
-        if not name_of_hello(data, segment.size, name, &size):
-            state = O_HTTP
-            if not host_of_request(data, segment.size, name, &size):
-                return False
-        if not self.openings.accepts(entry.key, entry.client, state, name, size):
-            return False
-        # The server has answered: no earlier connection counts any more.
-        entry.unshown &= ~O_EARLIER
-        free(entry.request)
-        entry.request = NULL
-        if not read_first(entry, state, segment, data, stamp, name, size, &self.kept):
-            return False
-        if self.lasting != ACCEPTS:
-            entry.unshown |= O_OFFLOADED
-        self.openings.keep(entry.key, entry.client, entry.seen == BOTH, self.tick, state, name, size)
-        return True
+        taken = take_first(self.openings, entry, packet, length, segment, ready, lasts, self.tick, &self.kept, ROOM)
+        return self.lasting if taken == WHOLE else entry.verdict if taken == PART else ASK
 
     cdef uint32_t _add_entry(self, const uint8_t *key) noexcept with gil:
         return self._add(key, hash_of(key, self.seed))

@@ -5,7 +5,7 @@ Where every element can tell that, connections that are accepted need not be sho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
 from nfq_agent.decisions import Decisions
@@ -14,27 +14,37 @@ from nfq_agent.flow_memory import FlowMemory, text_of
 from nfq_agent.packet import FiveTuple
 from nfq_agent.patterns import Patterns
 from nfq_agent.protocols import dns, http1, tls
-from nfq_agent.unshown import facts_of
+from nfq_agent.unshown import DETAILS, details_of, facts_of
 from nfq_agent.verdict import ACCEPT, Verdict
 
 # Servers whose openings are read in a way of their own.
 APART: Final = dns.PORTS
-# What an opening says besides its protocol and its name, and what follows from that.
-_DETAILS: Final = frozenset((*http1.PROTOCOL.facts, *tls.PROTOCOL.facts, "dot", "encrypted", "dpi_reason")) - set(
-    NAME_FACTS.values()
-)
+# What an opening says besides its protocol and its name, and what follows from that, as far as it is not told.
+_UNTOLD: Final = frozenset((*http1.PROTOCOL.facts, *tls.PROTOCOL.facts, "dot", "encrypted", "dpi_reason")) - {
+    *NAME_FACTS.values(),
+    *DETAILS,
+}
 
 
 # Elements of a chain: what finds the facts, and those that judge.
 _MOST: Final = 5
 
 
+# What the packets of one message are together, at most, whose beginning passes without an element (nfq_agent.first_message).
+BEGUN_PACKETS: Final = 8
+BEGUN_BYTES: Final = 4096
+
+
 class Foreseen(NamedTuple):
-    """What an element answers. open: for the packet alone. reason: of the answer, for the facts of the flow; None for none."""
+    """What an element answers. open: for the packet alone. reason: of the answer, for the facts of the flow; None for none.
+
+    kept: of an open answer, the facts that the flow memory keeps.
+    """
 
     verdict: Verdict | None
     open: bool = False
     reason: str | None = None
+    kept: Mapping[str, Any] | None = None
 
 
 class Foreseeable:
@@ -74,7 +84,8 @@ class Foresight:
 
     decisions: where the elements count what their rules decide.
 
-    possible: whether they can be told. reads: the parts of the five-tuple from which they follow.
+    possible: whether they can be told. reads: the parts of the five-tuple from which they follow. tell: what else they follow
+    from, of a ClientHello; None where they do not.
     """
 
     def __init__(
@@ -91,15 +102,18 @@ class Foresight:
         self.decisions = Decisions() if decisions is None else decisions
         self.lasting = lasting
         self.reads: set[str] = set()
+        self.tell: Callable[[bytes], bytes] | None = None
         # What finds the facts has to stand before those that judge by them.
         # More could not be counted (nfq_agent.openings).
         self.possible = 0 < len(elements) <= _MOST and elements[0].keeps_facts != ()
         for element in elements:
             parts, facts = element.parts_read(), element.facts_read
-            if parts is None or facts is None or not _DETAILS.isdisjoint(facts):
+            if parts is None or facts is None or not _UNTOLD.isdisjoint(facts):
                 self.possible = False
                 return
             self.reads |= set(parts)
+            if not set(DETAILS).isdisjoint(facts):
+                self.tell = details_of
 
     @property
     def names(self) -> list[tuple[frozenset[str], frozenset[str]]] | None:
@@ -114,21 +128,22 @@ class Foresight:
                 found.append(plain)
         return list(dict.fromkeys(found))
 
-    def answer(self, protocol: str, origin: FiveTuple, name: str) -> tuple[bytes, Sequence[int]] | None:
+    def answer(self, protocol: str, origin: FiveTuple, name: str, details: bytes = b"") -> tuple[bytes, Sequence[int]] | None:
         """The facts of a connection that is accepted, for the flow memory, and the places of what decided in `decisions`.
 
         None for a connection whose packets are to be shown.
 
-        protocol: "" for its SYN, which is to be accepted for itself alone.
+        protocol: "" for its SYN, which is to be accepted for itself alone. name: empty for the beginning of a message, too.
+        details: as `tell` gives them.
         """
         if protocol and self.lasting is None:
             return None
-        facts = facts_of(protocol, name)
+        facts = facts_of(protocol, name, details)
         places: list[int] = []
         for element in self._elements:
-            verdict, is_open, reason = element.foresee(origin, facts)
-            if not protocol and reason is not None:
-                return (b"", ()) if is_open and verdict is ACCEPT else None
+            verdict, is_open, reason, kept = element.foresee(origin, facts)
+            if not name and reason is not None:
+                return (b"" if kept is None else text_of(kept), ()) if is_open and verdict is ACCEPT else None
             if is_open:
                 return None
             if reason is not None:
@@ -136,14 +151,16 @@ class Foresight:
                 if (place := self.decisions.place(reason)) >= 0:
                     places.append(place)
             if verdict is not None:
-                return (text_of(facts), places) if verdict is ACCEPT else None
-        return (text_of(facts), places) if self._default is ACCEPT and self.lasting is not None else None
+                return (text_of(facts) if name else b"", places) if verdict is ACCEPT else None
+        if self._default is not ACCEPT or self.lasting is None:
+            return None
+        return (text_of(facts) if name else b"", places)
 
     def adopt(self, flow: Flow) -> None:
         """Let the elements take over a flow of which they were shown nothing, as if they had been."""
         opening = flow.opening
         assert opening is not None
-        facts: Mapping[str, Any] = facts_of(opening.protocol, opening.name)
+        facts: Mapping[str, Any] = facts_of(opening.protocol, opening.name, opening.details)
         for element in self._elements:
             element.adopt(flow)
             if opening.protocol and element.foresee(flow.origin, facts).verdict is not None:

@@ -30,8 +30,8 @@ class KeptFlows:
         self.open.pop(id(flow), None)
         self.compared.pop(id(flow), None)
 
-    def keep_or_not(self, flow: Flow, state: Conversation | Datagrams) -> None:
-        """Bound the flows whose bytes are kept until their message is complete."""
+    def keep_or_not(self, flow: Flow, state: Conversation | Datagrams, began: float | None = None) -> None:
+        """Bound the flows whose bytes are kept until their message is complete. began: when, in seconds; None for now."""
         keeps = state.keeps
         if not keeps and not self.open:
             return
@@ -44,7 +44,7 @@ class KeptFlows:
         if len(self.open) >= self._limit:
             _, (oldest, other, _) = next(iter(self.open.items()))
             self._stop(oldest, other, "too many flows at a time were undecided")
-        self.open[id(flow)] = flow, state, flow.last
+        self.open[id(flow)] = flow, state, flow.last if began is None else began
 
     def compare_or_not(self, flow: Flow, connection: Conversation) -> None:
         """Bound the connections whose bytes are kept after they were read."""

@@ -7,6 +7,8 @@ from .name_class cimport Names
 cdef enum:
     # Elements that decide about one opening.
     MOST_DECIDED = 4
+    # The beginning of a ClientHello, beside O_SYN, O_HTTP and O_TLS.
+    BEGUN = 64
 
 
 cdef struct Answer:
@@ -23,6 +25,9 @@ cdef struct Answer:
     # Where in the facts the name stands, where they are for all names that fit the same patterns; 0 for one name alone.
     uint32_t name_at
     uint32_t name_size
+    # What a hello says besides its name, as text, where that is asked for.
+    uint8_t *details
+    uint32_t details_size
 
 
 cdef class Openings:
@@ -41,16 +46,23 @@ cdef class Openings:
     # The patterns that answers follow from, and whether names need not be told apart by more.
     cdef Names names
     cdef bint by_class
+    # What a hello says besides its name, where answers follow from that, else None.
+    cdef object tell
+    cdef bint tells
 
-    cdef bint accepts(self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length) noexcept nogil
+    cdef bint accepts(
+        self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length, const uint8_t *hello
+    ) noexcept nogil
     cdef bint is_apart(self, const uint8_t *key) noexcept nogil
     cdef bint _ask(
-        self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length, Answer *answer
+        self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length, const uint8_t *hello, Answer *answer
     ) noexcept with gil
     cdef void forget(self, const uint8_t *key) noexcept nogil
     cdef void keep(
-        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length
+        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length,
+        const uint8_t *hello,
     ) noexcept nogil
     cdef void _keep_long(
-        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length
+        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length,
+        const uint8_t *hello,
     ) noexcept with gil

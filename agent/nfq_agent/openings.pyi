@@ -5,23 +5,24 @@ from typing import final
 
 from nfq_agent.decisions import Decisions
 from nfq_agent.flow_memory import FlowMemory
-from nfq_agent.packet import FiveTuple
 
 READS: dict[str, int]
 
 def is_plain_request(data: bytes, host: bytes) -> bool: ...
 def is_wrong_plain(packet: bytes) -> bool | None: ...
 def name_in_opening(data: bytes) -> tuple[str, str] | None: ...
+def told_in_hello(data: bytes) -> bytes | None: ...
 def groups_that_fit(groups: Sequence[tuple[Collection[str], Collection[str]]], name: str) -> int: ...
 
 @final
 class Openings:
     def __init__(
         self,
-        foresee: Callable[[str, FiveTuple, str], tuple[bytes, Sequence[int]] | None],
+        foresee: Callable[..., tuple[bytes, Sequence[int]] | None],
         reads: Collection[str],
         apart: Collection[int],
         memory: FlowMemory | None,
         decisions: Decisions | None = None,
         names: Sequence[tuple[Collection[str], Collection[str]]] | None = None,
+        tell: Callable[[bytes], bytes] | None = None,
     ) -> None: ...

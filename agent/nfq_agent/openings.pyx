@@ -15,7 +15,7 @@ from .host_name cimport LONGEST_NAME
 from .http_head cimport host_of_request, is_request
 from .name_class cimport GROUPS, Names, class_of, drop_names, fill
 from .plain_packet cimport K_ENDS, K_FORM, K_PORTS, KEY, Segment, is_wrong, ntohs, read_plain
-from .tls_head cimport name_of_hello
+from .tls_head cimport name_of_hello, size_of_hello, told_by_hello
 
 from nfq_agent.flow import NAME_FACTS
 from nfq_agent.packet import FiveTuple
@@ -32,6 +32,9 @@ cdef enum:
     FIXED = 38
     # In the kind: the name is told by the patterns that it fits.
     BY_CLASS = 128
+    # What a hello says besides its name, in bytes; and places of answers to such, since programs that change it fill them.
+    TOLD = 1024
+    TOLD_PLACES = 1024
 
 READS = {"src": R_SRC, "sport": R_SPORT, "dst": R_DST, "dport": R_DPORT}
 
@@ -56,6 +59,35 @@ def name_in_opening(const uint8_t[::1] data not None):
     else:
         return None
     return protocol, (<const char *>name)[:size].decode("ascii")
+
+
+def told_in_hello(const uint8_t[::1] data not None):
+    """What is told apart of a ClientHello in the plain form, besides its name (see tls_head.pxd); None of others and of long ones."""
+    cdef uint8_t name[LONGEST_NAME]
+    cdef uint8_t told[TOLD]
+    cdef size_t size = 0
+    if not data.shape[0] or not name_of_hello(&data[0], data.shape[0], name, &size):
+        return None
+    size = told_by_hello(&data[0], told, TOLD)
+    return (<const char *>told)[:size] if size else None
+
+
+cdef inline uint8_t *copied(bytes text, uint32_t *size) except? NULL:
+    """A copy of some text. size: takes its length."""
+    cdef const char *source = text
+    cdef uint8_t *found = <uint8_t *>malloc(len(text) or 1)
+    if found == NULL:
+        raise MemoryError
+    size[0] = len(text)
+    memcpy(found, source, len(text))
+    return found
+
+
+cdef inline void drop_answer(Answer *answer) noexcept nogil:
+    free(answer.key)
+    free(answer.text)
+    free(answer.details)
+    memset(answer, 0, sizeof(Answer))
 
 
 def groups_that_fit(groups, str name not None):
@@ -86,10 +118,11 @@ cdef class Openings:
     places of what decided in `decisions`, or None if the chain does not accept. reads: the parts of the five-tuple that it reads.
     apart: up to four ports that it is not asked about. memory: where accepted connections are kept (nfq_agent.flow_memory), or
     None. decisions: where decisions are counted (nfq_agent.decisions), or None. names: the patterns from which the answers follow, in
-    groups (nfq_agent.name_class), None where they follow from the whole name.
+    groups (nfq_agent.name_class), None where they follow from the whole name. tell: what else they follow from, of a ClientHello; it
+    is given to `foresee` as well. None where they do not.
     """
 
-    def __cinit__(self, foresee, reads, apart, memory, decisions=None, names=None):
+    def __cinit__(self, foresee, reads, apart, memory, decisions=None, names=None, tell=None):
         cdef uint8_t[::1] room
         cdef uint64_t[::1] numbers
         self.answers = <Answer *>calloc(PLACES, sizeof(Answer))
@@ -103,6 +136,8 @@ cdef class Openings:
         for place, port in enumerate(apart):
             self.apart[place] = port
         self.foresee = foresee
+        self.tell = tell
+        self.tells = tell is not None
         if memory is not None:
             room = memory.room
             if room.shape[0] != M_SIZE:
@@ -122,8 +157,7 @@ cdef class Openings:
         cdef uint32_t place
         if self.answers != NULL:
             for place in range(PLACES):
-                free(self.answers[place].key)
-                free(self.answers[place].text)
+                drop_answer(&self.answers[place])
         free(self.answers)
         drop_names(&self.names)
 
@@ -136,13 +170,16 @@ cdef class Openings:
                 return True
         return False
 
-    cdef bint accepts(self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length) noexcept nogil:
+    cdef bint accepts(
+        self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length, const uint8_t *hello
+    ) noexcept nogil:
         """Whether the chain accepts an opening. key: of the flow. down: whether the client's packets go down (see Segment).
 
-        kind: O_SYN, O_HTTP or O_TLS. name: of so many bytes.
+        kind: O_SYN, O_HTTP, O_TLS or BEGUN. name: of so many bytes, 0 of a SYN and where it has begun.
+        hello: in the plain form, NULL of others.
         """
-        cdef uint8_t wanted[FIXED + LONGEST_NAME + 8]
-        cdef uint32_t client = 16 if down else 0, size, at
+        cdef uint8_t wanted[FIXED + LONGEST_NAME + TOLD + 8]
+        cdef uint32_t client = 16 if down else 0, size, at, told, places = PLACES
         cdef uint64_t fits
         cdef uint64_t hashed = self.seed, word
         cdef Answer *answer
@@ -165,16 +202,20 @@ cdef class Openings:
             size = FIXED + 8
         elif length:
             memcpy(wanted + FIXED, name, length)
+        if hello != NULL and self.tells:
+            told = told_by_hello(hello, wanted + size, TOLD)
+            if told == 0:
+                return False
+            size += told
+            places = TOLD_PLACES
         memset(wanted + size, 0, 8)
         for at in range(0, size, 8):
             memcpy(&word, wanted + at, 8)
             hashed = mix(hashed ^ word, 0x9E3779B97F4A7C15ULL ^ (self.seed << 1))
-        answer = &self.answers[(hashed ^ hashed >> 32) & (PLACES - 1)]
+        answer = &self.answers[(hashed ^ hashed >> 32) & (places - 1)]
         if answer.hashed != hashed or answer.size != size or answer.key == NULL or memcmp(answer.key, wanted, size):
-            free(answer.key)
-            free(answer.text)
-            memset(answer, 0, sizeof(Answer))
-            if not self._ask(key, down, kind, name, length, answer):
+            drop_answer(answer)
+            if not self._ask(key, down, kind, name, length, hello, answer):
                 return False
             answer.key = <uint8_t *>malloc(size)
             if answer.key == NULL:
@@ -189,14 +230,17 @@ cdef class Openings:
         return answer.accepts
 
     cdef bint _ask(
-        self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length, Answer *answer
+        self, const uint8_t *key, bint down, uint8_t kind, const uint8_t *name, size_t length, const uint8_t *hello, Answer *answer
     ) noexcept with gil:
         """Ask the chain; False if it fails, which its elements do again when they are shown the packet."""
-        cdef const uint8_t[::1] text
+        cdef tuple told = ()
         try:
             protocol = "" if kind == O_SYN else "http" if kind == O_HTTP else "tls"
             text_of_name = (<const char *>name)[:length].decode("ascii") if length else ""
-            found = self.foresee(protocol, FiveTuple(*ends_of(key, down)), text_of_name)
+            if hello != NULL and self.tells:
+                told = (self.tell((<const char *>hello)[:size_of_hello(hello, 10)]),)
+                answer.details = copied(told[0], &answer.details_size)
+            found = self.foresee(protocol, FiveTuple(*ends_of(key, down)), text_of_name, *told)
             if found is not None:
                 facts, places = found
                 if self.counts != NULL:
@@ -205,17 +249,12 @@ cdef class Openings:
                         answer.decided += 1
                 answer.accepts = True
                 if facts:
-                    text = facts
                     if length and self.by_class:
                         # Behind the name of its fact; where the facts do not have it, they have nothing of the name.
                         fact = b'"%s":"' % NAME_FACTS[protocol].encode()
                         answer.name_at = facts.find(fact) + len(fact) if fact in facts else 0
                         answer.name_size = length
-                    answer.text = <uint8_t *>malloc(text.shape[0])
-                    if answer.text == NULL:
-                        return False
-                    memcpy(answer.text, &text[0], text.shape[0])
-                    answer.text_size = text.shape[0]
+                    answer.text = copied(facts, &answer.text_size)
         except Exception:
             return False
         return True
@@ -226,13 +265,14 @@ cdef class Openings:
             forget_record(self.memory, key)
 
     cdef void keep(
-        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length
+        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length,
+        const uint8_t *hello,
     ) noexcept nogil:
         """Put the connection that was accepted last, for this name, into the memory. tick: sixteenths of a second."""
         cdef const Answer *answer = &self.latest
         cdef uint8_t text[M_RECORD]
         cdef uint32_t behind, size
-        if self.memory == NULL:
+        if self.memory == NULL or answer.text == NULL:
             return
         if answer.name_size == 0:
             keep_record(self.memory, key, down, answer.text, answer.text_size, answered, tick // 16)
@@ -240,7 +280,7 @@ cdef class Openings:
         behind = answer.name_at + answer.name_size
         size = answer.text_size - answer.name_size + length
         if answer.name_at == 0 or size > M_RECORD - M_HEAD:
-            self._keep_long(key, down, answered, tick, kind, name, length)
+            self._keep_long(key, down, answered, tick, kind, name, length, hello)
             return
         memcpy(text, answer.text, answer.name_at)
         memcpy(text + answer.name_at, name, length)
@@ -248,11 +288,12 @@ cdef class Openings:
         keep_record(self.memory, key, down, text, size, answered, tick // 16)
 
     cdef void _keep_long(
-        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length
+        self, const uint8_t *key, bint down, bint answered, uint32_t tick, uint8_t kind, const uint8_t *name, size_t length,
+        const uint8_t *hello,
     ) noexcept with gil:
         """Facts that have no room with this name: the chain says which are kept."""
         cdef Answer answer
         memset(&answer, 0, sizeof(Answer))
-        if self._ask(key, down, kind, name, length, &answer) and answer.accepts:
+        if self._ask(key, down, kind, name, length, hello, &answer) and answer.accepts:
             keep_record(self.memory, key, down, answer.text, answer.text_size, answered, tick // 16)
-        free(answer.text)
+        drop_answer(&answer)

@@ -27,9 +27,14 @@ def keep_unfinished(memory: FlowMemory | None, packet: Packet, flow: Flow) -> bo
     """
     if memory is None or (packet.headers.five_tuple == flow.origin) != flow.origin_is_client:
         return False
-    facts: dict[str, Any] = {name: flow.facts[name] for name in ("protocol", DST_NAME) if name in flow.facts}
-    keep(memory, flow, {**facts, "dpi": "gave-up", "conflict": UNFINISHED})
+    keep(memory, flow, begun(flow.facts))
     return True
+
+
+def begun(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a connection with a message of which the beginning has passed. facts: those that are known."""
+    known = {name: facts[name] for name in ("protocol", DST_NAME) if name in facts}
+    return {**known, "dpi": "gave-up", "conflict": UNFINISHED}
 
 
 def name_destination(context: Context, flow: Flow) -> None:

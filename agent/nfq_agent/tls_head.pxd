@@ -1,10 +1,10 @@
-"""A ClientHello in its plain form: one record that fills the segment, one server name, no ECH, no early data. Pure.
+"""A ClientHello in its plain form: one record that fills the segment, one server name, no early data. Pure.
 
 Whatever is not in this form is left to `nfq_agent.protocols.tls`, which reads every form (RFC 8446 4.1.2).
 """
 
 from libc.stdint cimport uint8_t, uint32_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from .host_name cimport is_host_name
 
@@ -43,16 +43,67 @@ cdef inline bint is_plain_extension(uint32_t kind, const uint8_t *data, size_t s
         return size > 0 and data[0] == size - 1 and not data[0] & 1
     if kind == X_GROUPS or kind == X_SIGNATURES:
         return size < 2 or (not size & 1 and two(data) == size - 2)
-    return kind != X_EARLY_DATA and kind != X_ECH
+    return kind != X_EARLY_DATA
+
+
+cdef inline uint32_t bit_of(uint32_t kind) noexcept nogil:
+    """A bit for each extension that is read: it comes once (RFC 8446 4.2). 0 of others."""
+    if kind == X_ECH:
+        return 1
+    if kind == X_SERVER_NAME:
+        return 2
+    return 1 << kind if kind in (X_GROUPS, X_POINT_FORMATS, X_SIGNATURES, X_ALPN) else 4 if kind == X_VERSIONS else 0
+
+
+cdef inline uint32_t size_of_hello(const uint8_t *data, size_t size) noexcept nogil:
+    """The bytes of a hello in the plain form, by its beginning; 0 where it is none, or that does not show yet."""
+    if size < 10 or data[0] != 22 or data[1] != 3 or (data[2] != 1 and data[2] != 3) or data[9] != 3:
+        return 0
+    if data[5] != 1 or data[6] or two(data + 7) + 4 != two(data + 3):
+        return 0
+    return two(data + 3) + 5
+
+
+cdef inline size_t told_by_hello(const uint8_t *data, uint8_t *told, size_t room) noexcept nogil:
+    """What the facts of a hello in the plain form follow from, besides its name. Its length; 0 if there is no room for it.
+
+    Version and ciphers, then each extension: its number, and the value of those that are read. Without what is new in each hello.
+    """
+    cdef size_t at = 44 + data[43], size = 2 + two(data + at), used = 2, end
+    cdef uint32_t kind
+    if used + size > room:
+        return 0
+    told[0], told[1] = data[9], data[10]
+    memcpy(told + 2, data + at, size)
+    used += size
+    at += size
+    at += 1 + data[at]
+    end = at + 2 + two(data + at)
+    at += 2
+    while at < end:
+        kind, size = two(data + at), two(data + at + 2)
+        if used + 4 + size > room:
+            return 0
+        memcpy(told + used, data + at, 2)
+        at += 4
+        told[used + 2] = told[used + 3] = 0
+        if kind == X_ECH:
+            # Whether it is of the outer hello, as one of a byte.
+            told[used + 3] = 1 if size and data[at] == 0 else 0
+        elif kind != X_SERVER_NAME and bit_of(kind):
+            told[used + 2], told[used + 3] = size >> 8, size & 255
+            memcpy(told + used + 4, data + at, size)
+            used += size
+        used += 4
+        at += size
+    return used
 
 
 cdef inline bint name_of_hello(const uint8_t *data, size_t size, uint8_t *name, size_t *length) noexcept nogil:
     """Whether bytes are a hello in the plain form. name: takes its server name in small letters, 253 bytes at most."""
     cdef size_t at, end
     cdef uint32_t kind, seen = 0, bit
-    if size < 52 or data[0] != 22 or data[1] != 3 or (data[2] != 1 and data[2] != 3) or two(data + 3) != size - 5:
-        return False
-    if data[5] != 1 or data[6] or two(data + 7) != size - 9 or data[9] != 3:
+    if size < 52 or size_of_hello(data, size) != size:
         return False
     # The random value, then a session, the ciphers and the compressions, each behind its length.
     at = 44 + data[43]
@@ -74,12 +125,10 @@ cdef inline bint name_of_hello(const uint8_t *data, size_t size, uint8_t *name, 
         at += 4
         if end > size:
             return False
-        if kind < 64:
-            bit = 1 if kind == X_SERVER_NAME else 2 if kind == X_GROUPS else 4 if kind == X_POINT_FORMATS else 0
-            bit = bit or (8 if kind == X_SIGNATURES else 16 if kind == X_ALPN else 32 if kind == X_VERSIONS else 0)
-            if seen & bit:
-                return False
-            seen |= bit
+        bit = bit_of(kind)
+        if seen & bit:
+            return False
+        seen |= bit
         if kind == X_SERVER_NAME:
             # A list of one name, of the type host_name (RFC 6066 3).
             if end - at < 6 or two(data + at) != end - at - 2 or data[at + 2] or two(data + at + 3) != end - at - 5:

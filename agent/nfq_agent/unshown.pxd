@@ -8,11 +8,12 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 
-from .expected cimport LONGEST_REQUEST, drop_request, is_sound, only_acknowledges, only_asks_again
+from .expected cimport LONGEST_REQUEST, is_sound, only_acknowledges, only_asks_again
 from .flow_entry cimport (
-    K_CLIENT_STAMP, K_OPENING, K_STAMP, O_ANSWERED, O_CLOSED, O_EARLIER, O_ENDED, O_FIRST, O_HTTP, O_OFFLOADED, O_READ, O_STATE,
+    K_CLIENT_STAMP, K_OPENING, K_STAMP, O_ANSWERED, O_CLOSED, O_EARLIER, O_ENDED, O_FIRST, O_OFFLOADED, O_READ, O_STATE,
     O_SYN, O_TLS, W_ACKNOWLEDGEMENT, Entry, Request,
 )
+from .first_message cimport passes_between
 from .plain_packet cimport F_ACK, F_FIN, F_RST, F_SYN, F_URG, Segment, is_wrong
 
 cdef enum:
@@ -58,13 +59,6 @@ cdef inline bint from_syn(const Entry *entry, const Segment *segment) noexcept n
     return entry.unshown & (O_CLOSED | O_OFFLOADED) and entry.unshown & O_STATE > O_ANSWERED
 
 
-cdef inline bint is_first(const Entry *entry, const Segment *segment) noexcept nogil:
-    """Whether a packet may have the client's first message."""
-    if segment.size == 0 or segment.flags & (F_SYN | F_FIN | F_RST | F_URG) or segment.down != entry.client:
-        return False
-    return entry.unshown & O_STATE <= O_ANSWERED
-
-
 cdef inline void begin(Entry *entry, const Segment *segment) noexcept nogil:
     """The SYN of a client, on a new entry or on one whose connection is over."""
     cdef Request *request = entry.request
@@ -85,7 +79,7 @@ cdef inline bint passes_syn(
     Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, bint from_client
 ) noexcept nogil:
     """The client's SYN again, or the SYN that answers it."""
-    if entry.unshown & O_STATE > O_ANSWERED or not is_plain_syn(packet, length, segment, ready):
+    if entry.unshown & O_STATE > O_ANSWERED or entry.unshown & O_FIRST or not is_plain_syn(packet, length, segment, ready):
         return False
     if not segment.flags & F_ACK:
         return from_client and segment.sequence == entry.first
@@ -99,18 +93,6 @@ cdef inline bint passes_syn(
     return True
 
 
-cdef inline bint may_read(
-    Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, uint32_t *stamp, size_t kept,
-    size_t room,
-) noexcept nogil:
-    """Whether a segment is the first of its client's bytes, whole and sound. stamp: its timestamp, 0 for none."""
-    if segment.sequence != entry.first + 1 or segment.copied != segment.size or segment.size > LONGEST_REQUEST:
-        return False
-    if kept + segment.size > room or (entry.unshown & O_EARLIER and not entry.known & K_OPENING):
-        return False
-    return is_sound(packet, length, segment, ready, False, 0, stamp)
-
-
 cdef inline bint keep_message(Entry *entry, const uint8_t *data, size_t size, size_t *kept) noexcept nogil:
     """Keep bytes that were read, until the server acknowledges them."""
     cdef Request *request = entry.request
@@ -120,32 +102,6 @@ cdef inline bint keep_message(Entry *entry, const uint8_t *data, size_t size, si
     memcpy(request.data, data, size)
     request.size = size
     kept[0] += size
-    return True
-
-
-cdef inline bint read_first(
-    Entry *entry, uint8_t state, const Segment *segment, const uint8_t *data, uint32_t stamp, const uint8_t *name, size_t length,
-    size_t *kept,
-) noexcept nogil:
-    """The first message was read, and names this host."""
-    cdef Request *request = <Request *>malloc(sizeof(Request) + length)
-    if request == NULL:
-        return False
-    request.data = NULL
-    request.size = 0
-    request.initial = entry.first
-    request.length = length
-    memcpy(<uint8_t *>request + sizeof(Request), name, length)
-    entry.request = request
-    if not keep_message(entry, data, segment.size, kept):
-        return False
-    request.next = segment.sequence + segment.size
-    entry.first = request.last_read = request.next
-    entry.watch = W_ACKNOWLEDGEMENT
-    entry.unshown = state | O_FIRST
-    request.stamp = stamp
-    if stamp:
-        entry.known |= K_CLIENT_STAMP
     return True
 
 
@@ -239,16 +195,16 @@ cdef inline bint passes_server(
 
 
 cdef inline bint passes(
-    Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, size_t *kept, size_t room
+    Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, uint32_t tick, size_t *kept, size_t room
 ) noexcept nogil:
-    """Whether a packet leaves its connection accepted; of all but the client's first message."""
+    """Whether a packet leaves its connection accepted; of all but the client's first message. tick: sixteenths of a second."""
     cdef bint from_client = segment.down == entry.client
     if segment.flags & (F_RST | F_URG):
         return False
     if segment.flags & F_SYN:
         return passes_syn(entry, packet, length, segment, ready, from_client)
     if entry.unshown & O_STATE <= O_ANSWERED:
-        return from_client and segment.size == 0 and not segment.flags & F_FIN
+        return passes_between(entry, packet, length, segment, ready, tick)
     if from_client:
         return passes_client(entry, packet, length, segment, ready, kept, room)
     return passes_server(entry, packet, length, segment, ready, kept)

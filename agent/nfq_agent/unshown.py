@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, Final
 
 from nfq_agent.conversation import Conversation, Phase
 from nfq_agent.earlier import Earlier
 from nfq_agent.flow import NAME_FACTS, Opening
 from nfq_agent.message_events import Event
-from nfq_agent.protocols import http1, tls
+from nfq_agent.protocols import Found, http1, tls
 from nfq_agent.protocols.known import PARSERS
+
+# What a ClientHello says besides its name, from which an answer may follow.
+DETAILS: Final = ("tls_version", "ech", "tls_alpn", "ja3", "ja4")
 
 
 class Unshown(Conversation):
@@ -25,22 +29,41 @@ class Unshown(Conversation):
         self.answered = opening.server_first is not None
         self.server_first = opening.server_first
         if opening.protocol:
-            self.facts = facts_of(opening.protocol, opening.name)
-            self.begun = False
+            self.facts = facts_of(opening.protocol, opening.name, opening.details)
+            # A part of the first message was told, or all of it.
+            self.begun = not opening.name
             if not opening.first or not opening.piece:
                 self._phase = Phase.DONE if opening.done else Phase.LATER
                 self._parsers = (http1.parse if opening.protocol == "http" else tls.after_hello,)
                 self._next = opening.next
             if opening.piece:
-                for said in self.client(opening.next, opening.piece, now):
+                for said in self.client(opening.next, opening.piece, now if opening.name else opening.began):
                     if said.event is Event.MESSAGE:
                         self.facts |= said.facts
+            if not opening.name:
+                self._packets = opening.pieces
         self.closed, self.ended = opening.closed, opening.ended
         for side, stamp in ((True, opening.client_stamp), (False, opening.stamp)):
             if stamp is not None:
                 self.soundness(side).stamp = stamp
 
 
-def facts_of(protocol: str, name: str) -> dict[str, Any]:
-    """The facts of an opening from which an answer may follow. protocol: "http" or "tls"; "" for a SYN."""
-    return {"dpi": "decided", "protocol": protocol, NAME_FACTS[protocol]: name} if protocol else {"dpi": "undecided"}
+def facts_of(protocol: str, name: str, details: bytes = b"") -> dict[str, Any]:
+    """The facts of an opening from which an answer may follow.
+
+    protocol: "http" or "tls"; "" for a SYN. name: empty for the beginning of a ClientHello. details: see `details_of`.
+    """
+    if not name:
+        return {"dpi": "undecided", "protocol": protocol} if protocol else {"dpi": "undecided"}
+    facts: dict[str, Any] = {"dpi": "decided", "protocol": protocol, NAME_FACTS[protocol]: name}
+    if details:
+        facts |= {fact: tuple(value) if isinstance(value, list) else value for fact, value in json.loads(details).items()}
+    return facts
+
+
+def details_of(hello: bytes) -> bytes:
+    """What a ClientHello in the plain form says besides its name, as text."""
+    found = tls.parse(hello, b"")
+    assert isinstance(found, Found)
+    details = {fact: found.facts[fact] for fact in DETAILS if fact in found.facts}
+    return json.dumps(details, separators=(",", ":")).encode()

@@ -166,6 +166,8 @@ class TcpTalk:
             if source.random() < 0.01:
                 flags |= source.choice((_URG, _FIN, _RST))
             yield self.up(flags, at, piece)
+            if len(placed) > 1 and source.random() < 0.2:
+                yield self.down(_ACK, self.answered) if source.random() < 0.7 else self.up(_ACK, at + len(piece))
 
     def answer(self) -> Iterator[bytes]:
         """Bytes of the server, and what acknowledges them."""

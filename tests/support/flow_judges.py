@@ -13,6 +13,8 @@ from nfq_agent.counters import Counters
 from nfq_agent.element import PacketElement
 from nfq_agent.element_chain import ElementChain
 from nfq_agent.elements import packet_element
+from nfq_agent.flow_memory import FlowMemory
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.verdict import ACCEPT, DROP
@@ -36,6 +38,17 @@ POLICIES: dict[str, dict[str, Any]] = {
     "allow-list-careful": {"default": "drop", "undecided": "drop", "rule": _NAMES, "within": 3},
     "block-list": {"default": "accept", "rule": _BLOCK},
     "left-open": {"rule": _BLOCK},
+    "fingerprints": {
+        "default": "drop",
+        "rule": [
+            {"action": "drop", "ja4": ["t13i*"]},
+            {"action": "accept", "tls_version": ["1.3"], "tls_sni": ["*.good.test", "bad.test"]},
+            {"action": "drop", "alpn": ["h2"]},
+            *_NAMES,
+        ],
+    },
+    "impatient": {"default": "drop", "rule": _NAMES, "within": 2},
+    "tls-alone": {"default": "drop", "rule": [{"action": "accept", "protocol": ["tls"]}, *_NAMES]},
     "mixed": {"default": "drop", "rule": _MIXED},
 }
 
@@ -60,3 +73,11 @@ def judge(
         elements.append(cls(kind, cls.Options.from_table(options), emit))
     settings = WorkerSettings(1, ACCEPT, DROP, monitor)
     return PacketJudge(ElementChain(elements, ACCEPT, monitor, context), settings, Counters(), emit, lambda *_: None)
+
+
+def quick(names: Sequence[str] = ("allow-list",), memory: FlowMemory | None = None) -> tuple[PacketJudge, FlowTable]:
+    """A judge, and its table."""
+    judged = judge(list(names), context=Context(flows=memory))
+    table = judged.settle_flows()
+    assert isinstance(table, FlowTable)
+    return judged, table

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from openings import client_hello
 
+from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet
 from nfq_agent.testing import tcp
+from nfq_agent.verdict import Verdict
 
 CLIENT: Final = "192.0.2.1:40000"
 SERVER: Final = "198.51.100.1:443"
@@ -36,3 +38,20 @@ def opening(  # one for each thing that differs
         yield tcp(client, server, flags="FA", seq=at, ack=answered)
         yield tcp(server, client, flags="FA", seq=answered, ack=at + 1)
         yield tcp(client, server, flags="A", seq=at + 1, ack=answered + 1)
+
+
+def start(client: str = CLIENT) -> list[Packet]:
+    """The three packets before the first message, which begins at 6."""
+    return list(opening(b"", client))[:3]
+
+
+def segments(message: bytes, cuts: Sequence[int], client: str = CLIENT) -> list[Packet]:
+    """A first message, cut at these places."""
+    ends = sorted({at % len(message) for at in cuts} - {0})
+    pairs = zip([0, *ends], [*ends, len(message)], strict=True)
+    return [tcp(client, SERVER, message[begin:end], seq=6 + begin, ack=10) for begin, end in pairs]
+
+
+def found(table: FlowTable, packet: Packet, now: float = 1.0) -> Verdict | None:
+    """What the table says of a packet."""
+    return table.look_up(packet.payload, packet.length, now, packet.checksum_ready)

@@ -138,9 +138,9 @@ class Dpi(PacketElement[DpiOptions]):
         assert flow.opening is not None
         connection = flow.state[self] = Unshown(flow.opening, flow.last)
         flow.facts |= connection.facts or facts_of("", "")
-        if connection.facts:
-            flow.facts["dpi"] = "decided"
-        flow.undecided = not connection.facts
+        flow.undecided = flow.facts["dpi"] == "undecided"
+        if flow.undecided:
+            self.kept.keep_or_not(flow, connection, flow.opening.began)
         self.kept.compare_or_not(flow, connection)
 
     # TCP

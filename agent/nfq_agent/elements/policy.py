@@ -9,13 +9,13 @@ from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.elements.interface_names import name_lookup
 from nfq_agent.facts import ends
 from nfq_agent.flow import Flow, Watch
-from nfq_agent.foresight import Foreseen
+from nfq_agent.foresight import BEGUN_BYTES, BEGUN_PACKETS, Foreseen
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, hook_name
 from nfq_agent.patterns import Patterns
 from nfq_agent.policy_case import PolicyCase, turned
-from nfq_agent.policy_memory import keep, keep_unfinished, name_destination
+from nfq_agent.policy_memory import begun, keep, keep_unfinished, name_destination
 from nfq_agent.policy_options import PolicyOptions
 from nfq_agent.policy_rule import (
     BY_LINK,
@@ -197,20 +197,29 @@ class Policy(PacketElement[PolicyOptions]):
         candidates = self._candidates(NO_PACKET, origin)
         is_patient = facts["dpi"] == "undecided"
         action, label, is_open = outcome(candidates, facts, is_patient, self._default, self.options.conflict)
+        kept = begun(facts) if is_open and "protocol" in facts else None
         if is_open:
             action = self.options.undecided
+        if kept is not None and (self.options.within < BEGUN_PACKETS or self.options.within_bytes < BEGUN_BYTES):
+            action = None
         verdict = ACCEPT if action == "accept" else None if action is None else DROP
-        return Foreseen(verdict, is_open, f"{self.name}: {label}")
+        return Foreseen(verdict, is_open, f"{self.name}: {label}", kept)
 
     def adopt(self, flow: Flow) -> None:
-        """Judge the first message of a connection that was accepted for it."""
-        assert flow.opening is not None
-        if not flow.opening.protocol:
+        """Judge the first message of a connection that was accepted for it, or take over what has come of it."""
+        opening = flow.opening
+        assert opening is not None
+        if not opening.protocol:
             return
-        case = flow.state[self] = PolicyCase(self._candidates(NO_PACKET, flow.origin), packets=1, decided=True)
+        known = tuple([flow.facts.get(fact) for fact in self._facts])
+        case = flow.state[self] = PolicyCase(self._candidates(NO_PACKET, flow.origin), packets=1)
+        if not opening.name:
+            case.packets, case.size = opening.pieces, len(opening.piece)
+            case.open, case.kept = known, self.context.flows is not None
+            return
         case.action, case.label, _ = self._outcome(flow, case, flow.facts, patient=False)
         flow.facts["reason"] = f"{self.name}: {case.label}"
-        case.known = tuple([flow.facts.get(fact) for fact in self._facts])
+        case.known, case.decided = known, True
 
     def _leaves_to_link(self, packet: Packet) -> bool:
         """Whether the default does not apply: the link needs the packet, and no rule decides by its headers alone."""

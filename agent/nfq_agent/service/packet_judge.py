@@ -162,8 +162,9 @@ class PacketJudge:
         self._settles = True
         if self._owners is None and (foresight := self._chain.foresight()) is not None:
             self._foresight = foresight
-            asked = foresight.answer, foresight.reads, APART, foresight.memory, foresight.decisions, foresight.names
-            openings = Openings(*asked)
+            openings = Openings(
+                foresight.answer, foresight.reads, APART, foresight.memory, foresight.decisions, foresight.names, foresight.tell
+            )
             self._flows.judge_openings(openings, foresight.lasting or ACCEPT)
         return self._compiled.steps if self._chain.has_steps else self._flows
 
