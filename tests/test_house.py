@@ -300,6 +300,33 @@ def test_one_module_forks() -> None:
     assert not [name for name, tree in modules().items() for module, _ in imported(tree) if module.partition(".")[0] in others]
 
 
+def test_the_words_to_a_child_are_constants_of_one_module() -> None:
+    words = {b"ready\n", b"stop\n", b"drain\n", b"leave\n", b"go\n", b"done\n"}
+    found = {
+        name
+        for name, tree in modules().items()
+        for node in nodes(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, bytes) and node.value in words
+    }
+    assert found == {"host.child"}
+
+
+# What asks a worker for its class, and why. Others go by what a worker declares (`drains`) and where it registers.
+ASKS_FOR_A_WORKERS_CLASS = {"service.report": "the status of a tap has other fields than that of an inline link"}
+
+
+def test_workers_are_not_told_apart_by_their_class() -> None:
+    asking = {
+        name
+        for name, tree in modules().items()
+        for node in nodes(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("isinstance", "type", "issubclass")
+        and "Worker" in ast.unparse(node)
+    }
+    assert asking == set(ASKS_FOR_A_WORKERS_CLASS)
+
+
 def test_only_main_exits() -> None:
     for name, tree in modules().items():
         calls = {ast.unparse(node.func) for node in nodes(tree) if isinstance(node, ast.Call)}

@@ -121,6 +121,13 @@ def test_the_hooks_are_what_the_whole_run_checks() -> None:
         assert all((ROOT / word).exists() for word in words if word.startswith("tests/"))
 
 
+def test_a_library_whose_private_names_are_used_has_one_version() -> None:
+    (pin,) = [each for each in PROJECT["project"]["dependencies"] if each.startswith("python-iptables")]
+    name, equal, version = pin.partition("==")
+    assert (name, equal) == ("python-iptables", "==")
+    assert version.replace(".", "").isdigit()
+
+
 def test_the_licence_is_the_one_that_the_package_names() -> None:
     assert PROJECT["project"]["license"] == "MIT"
     assert (ROOT / "LICENSE").read_text().startswith("MIT License\n")

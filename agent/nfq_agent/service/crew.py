@@ -30,7 +30,7 @@ class Crew:
     """All workers of the agent. A selector reports when a process ends."""
 
     def __init__(self, selector: selectors.BaseSelector, log: Log, beat: Callable[[], None], store: Store | None = None) -> None:
-        """beat: called now and then during waits. store: of the agent before, for the one after."""
+        """beat: called now and then during waits. store: from the previous agent, for the next one."""
         self._store = Store() if store is None else store
         self._selector = selector
         self._log = log
@@ -80,18 +80,20 @@ class Crew:
     def add(self, workers: Sequence[Worker]) -> None:
         """Open and start these together; return when all serve. Raises what opening raises, or WorkerError; then none is left.
 
-        What an agent before this one serves is taken over from it; if that fails, it keeps serving.
+        What the previous agent serves is taken over; if that fails, the previous agent keeps serving.
         """
         heirs: list[Worker] = []
+        inherited: Roster[QueueWorker, ProxyWorker, InterfaceWorker] = Roster()
         try:
             for worker in workers:
                 worker.lingers = self._store.outlives
                 if worker.inherit(self._store):
                     heirs.append(worker)
+                    worker.register(inherited)
                 else:
                     worker.open()
             self._coming = list(workers)
-            queues = [worker for worker in heirs if isinstance(worker, QueueWorker)]
+            queues = list(inherited.queues.values())
             beside = [worker for worker in workers if worker not in queues]
             hand_over(queues, self._store, self._log, self._beat, beside)
         except BaseException:
@@ -111,7 +113,7 @@ class Crew:
                 self._let_leave(former, LEAVE, math.inf)
 
     def leave(self) -> None:
-        """Let every process run, and everything be as it is: another agent takes it over."""
+        """Leave every process running and everything in place: another agent takes over."""
         for worker in self.workers:
             worker.abandon()
 
@@ -136,14 +138,14 @@ class Crew:
         self._keep(successor)
 
     def close_leftovers(self) -> None:
-        """Close what no rule leads to any more. Its process reads there: it starts again without."""
+        """Close queues of known flows that no rule leads to any more. The process that reads one is restarted without it."""
         for worker in self.queues.values():
-            if worker.leftover is None:
+            if worker.queues.leftover is None:
                 continue
             drain([worker])
             self._dismiss(worker)
             try:
-                for name in worker.close_leftover():
+                for name in worker.queues.close_leftover():
                     self._store.drop(name)
             except OSError as error:
                 self._log(f"{worker.title}: the service manager was not told what is closed: {error}", "error")
@@ -237,7 +239,7 @@ class Crew:
         self._watch(worker)
 
     def _forget(self, worker: Worker) -> None:
-        """It is not for an agent after this one."""
+        """Keep nothing of it for the next agent."""
         try:
             for name in worker.stored:
                 self._store.drop(name)

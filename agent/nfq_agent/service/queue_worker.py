@@ -25,7 +25,6 @@ from nfq_agent.host.owners import HostOwners
 from nfq_agent.host.raw import RawSockets
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
-from nfq_agent.queue.paired import PairedQueue
 from nfq_agent.queue.settings import QueueSettings
 from nfq_agent.queue.turns import WorkerQueue
 from nfq_agent.service.confinement import Confinement, access_of
@@ -39,6 +38,7 @@ from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
 from nfq_agent.service.programs import capabilities, program_finder
 from nfq_agent.service.served_queue import ServedQueue
+from nfq_agent.service.served_queues import ServedQueues
 from nfq_agent.service.store import Store
 from nfq_agent.service.stored_control import StoredControl
 from nfq_agent.service.worker import Roster, Worker
@@ -64,11 +64,7 @@ class QueueWorker(Worker):
         self.cuts = config.cuts_datagrams(self.settings)
         self.drop_lines = drop_lines(config, self.settings)
         self.figures = LastingCounts(self.specs)
-        self.served = ServedQueue(number, self._wanted, _VERDICTS[self.settings.on_error], log)
-        # The queue of known flows, where one is wanted, or was until now and rules may still lead there.
-        self.known: ServedQueue | None = None
-        if self.settings.room_for_known:
-            self.known = self._known_queue()
+        self.queues = ServedQueues(number, self.settings, self._wanted, _VERDICTS[self.settings.on_error], log)
         self.raw: RawSockets | None = None
         self.context = Context()
         self._names = name_needs(config) if any(map(name_part, self.specs)) else None
@@ -101,32 +97,19 @@ class QueueWorker(Worker):
     @property
     def queue(self) -> WorkerQueue | None:
         """The bound queue of new flows, or of all."""
-        return self.served.queue
-
-    def _known_queue(self) -> ServedQueue:
-        number = self.number - self.settings.numbers.start + self.settings.numbers.stop
-        wanted = replace(self._wanted, max_len=self.settings.room_for_known or self.settings.max_len)
-        return ServedQueue(number, wanted, _VERDICTS[self.settings.on_error], self._log)
+        return self.queues.first.queue
 
     @property
-    def _all(self) -> list[ServedQueue]:
-        return [self.served] if self.known is None else [self.served, self.known]
+    def known(self) -> ServedQueue | None:
+        """The queue of known flows, where one is wanted, or was until now and rules may still lead there."""
+        return self.queues.known
 
     def open(self) -> None:
         """Bind the queues and set them up. A flag that this kernel refuses is logged and left off."""
-        try:
-            for each in self._all:
-                each.open()
-        except BaseException:
-            self._close_queues()
-            raise
+        self.queues.open()
         self._open_raw()
         self._lend()
         self.forwarded.open()
-
-    def _close_queues(self) -> None:
-        for each in self._all:
-            each.close()
 
     def _lend(self) -> None:
         def warn(text: str) -> None:
@@ -142,38 +125,28 @@ class QueueWorker(Worker):
         self.predecessor = self.control.adopt(store, self.title)
         if counters is not None:
             self.figures = self.figures.inherited(counters, noted)
-        if not self.served.inherit(store, "queue", noted.get("settings")):
+        if not self.queues.inherit(store, noted):
             return False
-        self._inherit_known(store, noted.get("known"))
         self._open_raw()
         self._lend()
         self.forwarded.open()
         return True
 
-    def _inherit_known(self, store: Store, noted: object) -> None:
-        # Rules still lead to it, wanted or not.
-        former = self.known or self._known_queue()
-        if former.inherit(store, "known", noted):
-            self.known = former
-        elif self.known is not None:
-            self.known.open()
-
     @property
     def noted(self) -> dict[str, dict[str, Any]]:
-        """What an agent after this one needs to know to take the queue over."""
+        """What the next agent needs to know to take the queue over."""
         known = {
             "process": None if self.child is None else self.child.identity,
             **self.control.noted,
             **self.figures.noted,
-            "settings": self.served.noted,
-            "known": None if self.known is None else self.known.noted,
+            **self.queues.noted,
         }
         return {f"queue-{self.number}": known}
 
     @property
     def fits(self) -> bool:
         """Whether the queues that were inherited have the settings that are wanted."""
-        return all(each.fits for each in self._all)
+        return self.queues.fits
 
     @property
     def _wanted(self) -> QueueSettings:
@@ -183,8 +156,7 @@ class QueueWorker(Worker):
 
     def refit(self) -> None:
         """Put the wanted settings into force. Nothing may read from the queue. Raises QueueError."""
-        for each in self._all:
-            each.refit()
+        self.queues.refit()
 
     def count_on(self) -> None:
         """Take over what the predecessor counted, now that it has stopped counting."""
@@ -193,12 +165,9 @@ class QueueWorker(Worker):
     @property
     def stored(self) -> dict[str, tuple[int, bool]]:
         """The queue, its counters, and the end of the process's control socket that lets the process live."""
-        found: dict[str, tuple[int, bool]] = {}
+        found = self.queues.stored
         if self.queue is not None:
-            found[f"queue-{self.number}"] = self.queue.fileno(), False
             found[f"counters-{self.number}"] = self.figures.fileno(), False
-        if self.known is not None and self.known.queue is not None:
-            found[f"known-{self.known.number}"] = self.known.queue.fileno(), False
         if self.child is not None:
             found[self.control.alone] = self.child.control.fileno(), True
         return found
@@ -206,9 +175,7 @@ class QueueWorker(Worker):
     def abandon(self) -> None:
         """Leave the queue as it is."""
         super().abandon()
-        for each in self._all:
-            if each.queue is not None:
-                each.queue.leave()
+        self.queues.leave()
 
     def take_lost(self) -> None:
         """The next process takes over what a killed one had read."""
@@ -216,7 +183,7 @@ class QueueWorker(Worker):
 
     def lost(self, requeue: bool) -> Order:
         """The order to take over from a process that may have left packets without a verdict."""
-        return Order(self.served.order_below(), requeue, None if self.known is None else self.known.order_below())
+        return self.queues.lost(requeue)
 
     def _open_raw(self) -> None:
         """The worker may not open these itself: that takes CAP_NET_RAW."""
@@ -228,7 +195,7 @@ class QueueWorker(Worker):
 
     def close(self) -> None:
         """Unbind the queues. Packets that still wait in them are lost."""
-        self._close_queues()
+        self.queues.close()
         self.forwarded.close()
         if self.raw is not None:
             self.raw.close()
@@ -236,9 +203,8 @@ class QueueWorker(Worker):
 
     @property
     def keeps(self) -> set[int]:
-        """The queues' sockets, and the raw sockets. In a sibling they would be a way round its confinement."""
-        queues = set().union(*(each.descriptors for each in self._all))
-        return queues | set(() if self.raw is None else self.raw.filenos())
+        """The queues' sockets, and the raw sockets. In a sibling they would bypass its confinement."""
+        return self.queues.descriptors | set(() if self.raw is None else self.raw.filenos())
 
     @property
     def follows(self) -> dict[int, Callable[[], None]]:
@@ -251,9 +217,7 @@ class QueueWorker(Worker):
 
     def take_over(self, old: Self) -> None:
         """Take the bound queue over; no packet that waits in it is lost."""
-        self.served.queue = old.served.give_away()
-        assert self.queue is not None
-        self._take_known(old)
+        self.queues.take_over(old.queues)
         self.figures = self.figures.after(old.figures)
         self.restarts = old.restarts
         # A worker that died and was not replaced yet, or that was killed, may have left packets unanswered.
@@ -267,27 +231,6 @@ class QueueWorker(Worker):
         if self.context.flows is not None and old.context.flows is not None:
             self.context = replace(self.context, flows=old.context.flows)
         self.refit()
-
-    def _take_known(self, old: Self) -> None:
-        """As `take_over`, for known flows; where none is wanted any more, its queue is served until the rules are gone."""
-        if old.known is not None and old.known.queue is not None:
-            self.known = self.known or self._known_queue()
-            self.known.queue = old.known.give_away()
-        elif self.known is not None:
-            self.known.open()
-
-    @property
-    def leftover(self) -> ServedQueue | None:
-        """The queue of known flows, if none is wanted any more: to be closed when no rule leads there and no process reads it."""
-        return None if self.settings.room_for_known else self.known
-
-    def close_leftover(self) -> list[str]:
-        """Close it. Returns the names under which it is stored."""
-        if (former := self.leftover) is None:
-            return []
-        self.known = None
-        former.close()
-        return [f"known-{former.number}"]
 
     def release(self, successor: Self) -> None:
         """Nothing to release: the successor took over the queues."""
@@ -308,8 +251,7 @@ class QueueWorker(Worker):
             # A packet that ends each worker that reads it must not be queued again without end.
             self._lost = self.lost(requeue=self.deaths.recent(time.monotonic()) < 2)
         super().start()
-        for each in self._all:
-            each.leave_to_child()
+        self.queues.leave_to_child()
 
     def _completed(self, context: Context) -> Context:
         """With what only the process itself can open."""
@@ -328,11 +270,7 @@ class QueueWorker(Worker):
 
     def body(self, control: socket.socket) -> None:
         """Judge packets until told to stop."""
-        queue = self.served.to_read(self.cuts)
-        assert queue is not None
-        source: WorkerQueue | PairedQueue = queue
-        if self.known is not None and (known := self.known.to_read(self.cuts)) is not None:
-            source = PairedQueue(queue, known, self.counters)
+        source = self.queues.to_read(self.cuts, self.counters)
         settings = self.settings
         try:
             bound_memory(settings.memory)
@@ -375,14 +313,9 @@ class QueueWorker(Worker):
         ).run()
 
     def _shut(self, _: ProcessNeeds | None) -> None:
-        assert self.queue is not None
         if self.confinement.mode == "off":
             return
-        needs = ProcessNeeds()
-        for each in self._all:
-            if each.queue is not None:
-                headers, fixed = each.queue.fix()
-                needs |= ProcessNeeds(headers=(headers,), fixed=fixed)
+        needs = self.queues.fix()
         if self.raw is not None:
             route, socket_of_routes = self.raw.fixed
             needs |= ProcessNeeds(headers=(route,), fixed=frozenset((socket_of_routes,)))
@@ -392,9 +325,9 @@ class QueueWorker(Worker):
 
     def statistics(self) -> QueueStatistics | None:
         """The kernel's figures for the queue of new flows, or of all; None if it does not show them to this process."""
-        return self.served.statistics()
+        return self.queues.first.statistics()
 
     @property
     def waiting(self) -> bool:
         """Whether a packet waits for its verdict. False where the kernel does not show it."""
-        return any(each.waiting for each in self._all)
+        return self.queues.waiting
