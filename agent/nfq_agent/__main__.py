@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Final
 
-# A full file system, quota or limit of a file's size.
+# A full file system, a quota, or a limit of file size.
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -134,7 +134,7 @@ def _failed(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    """Print it on standard error, if that takes it: the exit code tells as well."""
+    """Print it on standard error, if that can be written; the exit code says it as well."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:

@@ -24,7 +24,7 @@ class Compilable:
     judged: Callable[..., Any]
 
     def compiled(self) -> Step | None:
-        """The step that answers, and hears, as `decide` and `judged` do, on the same state; None if there is none.
+        """The step that does what `decide` and `judged` do, on the same state; None if there is none.
 
         It counts only where the class of the element itself defines it: a subclass may do something else.
         """
@@ -36,7 +36,7 @@ class Compilable:
 
 
 class Compiled:
-    """The compiled form of a chain. steps: it. Of the elements it keeps those that may have to be told of packets."""
+    """The compiled form of a chain. steps: it. Of the elements it keeps those that may need to see packets."""
 
     def __init__(self, elements: Sequence[Compilable], steps: Steps) -> None:
         self._elements = tuple(elements)

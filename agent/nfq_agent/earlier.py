@@ -53,7 +53,7 @@ class Earlier:
         return distance(self._edge, self._initial) > _FOLLOWED
 
     def of(self, sequence: int, size: int) -> Belongs:
-        """Which connection a segment of the client with so many bytes belongs to."""
+        """Which connection a segment of the client belongs to, by its number and length."""
         end = sequence + size
         here = any(distance(end, first) > 0 and distance(sequence, awaited) <= 0 for first, awaited in self.places)
         if here or len(self.places) > _MOST:

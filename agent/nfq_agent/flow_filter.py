@@ -154,7 +154,7 @@ class _Reader:
             match = _TOKEN.match(text, place)
             if match is None:
                 place += len(text[place:]) - len(text[place:].lstrip())
-                raise FilterError("a quotation mark without its other, or a sign that is not an operator", text, place)
+                raise FilterError("an unclosed quotation mark, or a character that is not an operator", text, place)
             kind = match.lastgroup or ""
             self._tokens.append((kind, match[kind].strip('"') if kind == "quoted" else match[kind], match.start(kind)))
             place = match.end()
@@ -238,14 +238,14 @@ class _Reader:
         plain = operator.removeprefix("!") or operator
         if operator in _COMPARE:
             if field not in NUMBERS:
-                raise FilterError(f"{operator} compares numbers, and {field} is none", self._text, operator_at)
+                raise FilterError(f"{operator} compares numbers, and {field} is not a number", self._text, operator_at)
             bound, compare = self._number(values[0]), _COMPARE[operator]
             if len(values) > 1:
                 raise FilterError(f"{operator} takes one value", self._text, values[1].position)
             return lambda value: compare(float(value), bound)
         if plain == "~":
             if field in NUMBERS or field in _ADDRESSES:
-                raise FilterError(f"~ compares texts, and {field} is none; allowed: =", self._text, operator_at)
+                raise FilterError(f"~ compares texts, and {field} is not a text; allowed: =", self._text, operator_at)
             return Patterns([value.text for value in values], caseless=True).match
         if field in _ADDRESSES:
             networks = [self._network(value) for value in values]

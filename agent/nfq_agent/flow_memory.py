@@ -33,7 +33,7 @@ _WORDS: Final = Struct("<5Q")
 _64_BITS: Final = 0xFFFFFFFFFFFFFFFF
 # length of the facts, protocol, length of an address, source, destination
 _KEY: Final = Struct("!HBB16sH16sH")
-# A connection of which one direction only was ever seen counts as so many seconds older: it makes room first.
+# A connection of which only one direction was ever seen counts as this many seconds older: it makes room first.
 _UNANSWERED: Final = 3600
 # Stamps begin here, so that one that was made older is not a negative number.
 _BEGIN: Final = 1 << 20

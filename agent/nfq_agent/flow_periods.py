@@ -1,4 +1,4 @@
-"""Divides the flows that the agent tells of into periods, each of which becomes one report. No I/O, no clock.
+"""Divides the flows that the agent reports into periods, each of which becomes one report. No I/O, no clock.
 
 The agent tells totals of a flow since its first packet; a report says what has passed since the report before. A period ends when
 the flow is silent, when it lasts too long, and when the flow ends: the timeouts of IPFIX (RFC 5470, section 5.1).
@@ -52,7 +52,7 @@ class FlowPeriods:
         self.missed = 0
 
     def add(self, instance: str, records: Iterable[dict[str, Any]], now: float) -> Iterator[FlowReport]:
-        """Take in what the agent told. now: monotonic seconds."""
+        """Take in the agent's records. now: monotonic seconds."""
         for record in records:
             try:
                 yield from self._add(instance, record, now)
@@ -65,7 +65,7 @@ class FlowPeriods:
         if FIGURES[0] in record:
             yield from self._take(key, record, now)
         elif ends and key not in self._open and key not in self._quiet:
-            # Forgotten by the agent before it told of it.
+            # Forgotten by the agent before it was reported.
             self.missed += 1
         if ends:
             self._quiet.pop(key, None)
@@ -112,7 +112,7 @@ class FlowPeriods:
             period.start, period.before = now, total
 
     def _before(self, key: _Key, first: float, total: Account) -> Account:
-        """What of a flow's total is not to be reported."""
+        """The part of a flow's total that is not reported."""
         known = self._quiet.pop(key, None)
         if known is not None and known[0] == first:
             return known[1]

@@ -1,4 +1,4 @@
-"""What an exporter says of a flow: what has passed of it in one period, and why the period ended. Values only."""
+"""What an exporter reports about a flow: what has passed of it in one period, and why the period ended. Values only."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from nfq_agent.facts import fields, headline
 from nfq_agent.flow import Account
 from nfq_agent.packet import PROTOCOL_NAMES
 
-# What the record of a flow holds for the exporter alone, or that is said in another way.
+# Fields of a flow's record that only the exporter needs, or that its report has in another form.
 _INSIDE: Final = frozenset(("kind", "first", "duration", "packets", "bytes"))
 
 
-# What tells one flow of an agent from the others, in its records.
+# The fields that identify a flow of an agent in its records.
 FLOW_KEY: Final = ("queue", "tap", "inline", "proto", "src", "sport", "dst", "dport")
-# How the agent says how much of a flow has passed.
+# The fields for how much of a flow has passed.
 FIGURES: Final = ("pkts_toserver", "bytes_toserver", "pkts_toclient", "bytes_toclient")
 _PROTOCOLS: Final = frozenset(PROTOCOL_NAMES.values())
-# Far behind any uptime and any duration; a number of seconds that a date can still hold.
+# Longer than any uptime or duration; a number of seconds that a date can still hold.
 _LATEST: Final = 1 << 32
 
 

@@ -69,7 +69,7 @@ class FlowRing:
         return self._get(_BEGUN)
 
     def begin(self) -> None:
-        """Have all flows told again, for a reader that begins."""
+        """Have all flows reported again, for a new reader."""
         self._put(_BEGUN, self.begun + 1)
 
     def want_flows(self, until: int) -> None:

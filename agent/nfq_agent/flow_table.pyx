@@ -114,7 +114,7 @@ cdef class FlowTable(Answering):
     def judge_openings(self, Openings openings not None, lasting=ACCEPT):
         """Answer to new connections by these answers, without a Flow, as long as they say nothing else.
 
-        lasting: the verdict on a first message that is accepted, of a packet without a mark. Where it is no plain accept, the
+        lasting: the verdict on a first message that is accepted, of a packet without a mark. Where it is not a plain accept, the
         kernel keeps it, and what comes behind that is shown.
         """
         self.openings = openings

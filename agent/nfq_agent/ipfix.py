@@ -135,7 +135,7 @@ class IpfixSession:
         return self._message([_set(_TEMPLATES, templates), _set(_OPTIONS, options)], 0, now)
 
     def blocks(self, reports: Iterable[FlowReport], now: float, most: int = DATAGRAM) -> Iterator[tuple[bytes, int]]:
-        """Messages of at most so many bytes, each with its number of records."""
+        """Messages of limited size, each with its number of records."""
         room = most - _HEAD.size
         sets: list[bytes] = []
         open_set, records, count, size = 0, b"", 0, 0

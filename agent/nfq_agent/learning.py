@@ -1,6 +1,6 @@
-"""DNS answers as they come by: which are believed, and what they say put into the table of names. No I/O, no clock.
+"""DNS answers as they pass: decides which are accepted, and puts their names into the table of names. No I/O, no clock.
 
-An answer counts if it comes from port 53 of a resolver that is believed, on the flow on which its question was seen, with the
+An answer is accepted if it comes from port 53 of a trusted resolver, on the flow on which its question was seen, with the
 question's number, name and type, once for each question.
 """
 

@@ -30,7 +30,7 @@ class LogEvent:
 
 
 def console(event: LogEvent, colour: bool = False) -> bytes:
-    """One line for people."""
+    """One line for a console."""
     stamp = datetime.fromtimestamp(event.time).strftime("%H:%M:%S.%f")[:-3]
     line = f"{stamp} {event.level:<7} {_one_line(event.message)}"
     if colour and _COLOURS[event.level]:
@@ -85,7 +85,7 @@ def _entry(name: bytes, value: bytes) -> bytes:
 
 
 def _one_line(text: str) -> str:
-    """Control characters from the network must not steer a terminal."""
+    """Control characters from the network must not control a terminal."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 

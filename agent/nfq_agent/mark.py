@@ -25,7 +25,7 @@ class Mark:
         return (mark & ~self.mask) | self.value
 
 
-# What the packets carry that a proxy of nfq-agent sends to destinations, so that no instance takes them again.
+# The mark of the packets that a proxy of nfq-agent sends to destinations, so that no instance takes them again.
 OWN_TRAFFIC: Final = Mark(0x1000, 0x1000)
 # The bits of connection marks that say by which rule's owner a connection was begun, unless the configuration says otherwise.
 OWNERS_MASK: Final = 0x700

@@ -1,4 +1,4 @@
-"""What the packets of a flow tell `dpi` about its messages, and the limits of a message. Values only."""
+"""What the packets of a flow show `dpi` about its messages, and the limits of a message. Values only."""
 
 from __future__ import annotations
 

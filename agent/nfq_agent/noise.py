@@ -1,4 +1,4 @@
-"""Whether bytes look like nothing but noise: encrypted or compressed, without a header of any protocol.
+"""Whether bytes look random: encrypted or compressed, without a header of any protocol.
 
 A guess, reported as a guess.
 """
@@ -13,13 +13,13 @@ _MOST: Final = 1024
 # Set bits in a byte: 4 on average in noise, and of n bytes within 3 standard deviations, sqrt(2 / n) each.
 _MEAN: Final = 4.0
 _DEVIATIONS: Final = 3.0
-# Text at the beginning, or half of it in all, is none.
+# Text at the beginning, or in half of the payload, is not noise.
 _FIRST: Final = 6
 _PRINTABLE: Final = bytes(range(0x20, 0x7F))
 
 
 def looks_encrypted(data: bytes) -> bool:
-    """True for a payload whose bits are spread as by chance, and that has no text in it."""
+    """True for a payload whose bits are distributed randomly, and that has no text in it."""
     data = data[:_MOST]
     size = len(data)
     if size < _LEAST:

@@ -1,4 +1,4 @@
-"""A policy's view of one flow, and how its change of mind is told. Values only."""
+"""A policy's view of one flow, and the text of a changed verdict. Values only."""
 
 from __future__ import annotations
 

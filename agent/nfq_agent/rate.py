@@ -1,4 +1,4 @@
-"""Rates, as `5/s`, and the token buckets that keep to them. Reads no clock: the time comes in with every call."""
+"""Rates, as `5/s`, and the token buckets that apply them. Reads no clock: the time comes in with every call."""
 
 from __future__ import annotations
 

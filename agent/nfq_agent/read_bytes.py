@@ -27,7 +27,7 @@ class ReadBytes:
 
     def __init__(self) -> None:
         self._pieces: list[tuple[int, bytes]] = []
-        # Where the latest piece begins that was dropped for want of room; None where none was.
+        # Where the latest piece begins that was dropped to make room; None if none was.
         self._floor: int | None = None
         self.held = 0
 
@@ -65,7 +65,7 @@ class ReadBytes:
         return self._floor is not None and distance(sequence, self._floor) < 0
 
     def acknowledge(self, number: int) -> None:
-        """The server has taken what comes before this number: it takes nothing else for it."""
+        """The server has taken the bytes before this number, and takes no others in their place."""
         while self._pieces and distance(number, self._pieces[0][0] + len(self._pieces[0][1])) >= 0:
             self.held -= len(self._pieces.pop(0)[1])
         if self._floor is not None and distance(number, self._floor) >= 0:

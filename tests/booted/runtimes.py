@@ -56,7 +56,7 @@ def address(host: Container, runtime: str, name: str) -> str:
 
 
 def asks(host: Container, runtime: str, name: str, server: str, seconds: int = 60) -> bool:
-    """Whether a container gets a file from the server at this address, in so many seconds."""
+    """Whether a container gets a file from the server at this address within `seconds`."""
     words = ("/bin/busybox", "timeout", str(seconds), "/bin/bash", "-c", _ASK, "ask", server)
     return host.run(runtime, "exec", name, *words, check=False, timeout=seconds + 60).returncode == 0
 

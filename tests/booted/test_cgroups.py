@@ -87,7 +87,7 @@ def test_rules_follow_the_units_of_systemd(host: Container, backend: str) -> Non
     host.run("systemctl", "start", "sender")
     counts(host, "unit")
     assert status(host)["drift"]["waiting"] == []
-    # The same datagrams from the other unit are none of the rule's.
+    # The same datagrams from the other unit do not match the rule.
     host.run("systemctl", "kill", "--signal=STOP", "sender")
     stopped = counted(host)["unit"]
     counts(host, "others")

@@ -145,7 +145,7 @@ def test_a_restart_with_a_bad_file_serves_what_was_served(host: Container) -> No
     host.run("systemctl", "restart", "nfq-agent")
     assert main_pid(host) not in (0, pid)
     assert saved(host) == with_agent
-    assert "configuration of before the restart stays in force: /etc/nfq-agent/conf.d/zz.toml" in host.journal("--unit=nfq-agent")
+    assert "from before the restart stays in force: /etc/nfq-agent/conf.d/zz.toml" in host.journal("--unit=nfq-agent")
     until(lambda: "files have faults" in host.show("nfq-agent", "StatusText"), "the status says so", 30)
     # So it does after a crash, and until a reload succeeds.
     pid = main_pid(host)

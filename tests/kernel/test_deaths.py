@@ -15,9 +15,9 @@ pytestmark = pytest.mark.kernel
 FOUND = (
     # A reload could not remove the routes of TPROXY (its ip(8) was killed), and the stop did not know of them any more.
     "tproxy/legacy/reload/command:104:STOP,command:115:KILL,command:129:KILL/none/0",
-    # A restart in place failed at its proxy, and the rules and routes of before stayed, without a process.
+    # A restart in place failed at its proxy, and the earlier rules and routes stayed, without a process.
     "tproxy/legacy/restart/successor:288:KILL/none/0",
-    # A restarted agent that was stopped before it served left the rules of before, and said that none was left.
+    # A restarted agent that was stopped before it served left the earlier rules, and said that none was left.
     "queue/legacy/upgrade/successor:406:TERM/none/0",
     # What a killed agent had left stayed when the next start failed.
     "tproxy/owned/start/supervisor:226:STOP,worker:16:KILL/none/0",

@@ -30,7 +30,7 @@ def test_a_denied_name_is_dropped(netns: Namespace, tmp_path: Path, layout: str)
     for address in addresses:
         assert first.get(address, "www.free.test") == "200"
         assert first.get(address, "www.blocked.test", seconds=1.5) == "000"
-        # Another port is none of its business.
+        # It does not judge another port.
         assert first.get(address, "www.blocked.test", port=9090) == "200"
     inline = inline_of(agent)
     assert inline["dropped"] >= 2

@@ -301,7 +301,7 @@ def test_where_drops_are_logged_the_worker_gets_as_many_a_second_as_it_writes_li
 
 
 def flooded(state: dict[str, Any], config: Config, packet: bytes, count: int) -> dict[tuple[str, str], int]:
-    """What the rules counted of so many packets."""
+    """What the rules counted of the sent packets."""
     host = prepare(state, config)
     host.apply_all({family: {} for family in FAMILIES})
     prepare(state, config)
@@ -311,7 +311,7 @@ def flooded(state: dict[str, Any], config: Config, packet: bytes, count: int) ->
 
 
 def test_the_answer_to_a_connection_goes_to_the_queue_where_a_user_is_asked_for(resident: Resident) -> None:
-    """nf_tables takes the listener's user for that of the answer, and the worker is told of none."""
+    """nf_tables takes the listener's user for that of the answer, and the worker learns of none."""
     rules = [{"action": "accept", "uid": [0]}, {"action": "drop", "uid": [7]}]
     opening, answer = resident.call(connected, config_of(rules, None, {"tcp_ports": [8181]}))
     assert opening == ["app.allow.1"]

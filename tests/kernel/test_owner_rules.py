@@ -79,7 +79,7 @@ def test_a_dropped_request_does_not_arrive_after_its_process_has_ended(
     time.sleep(1.6)
     assert b"evil" not in seen.read_bytes()
     assert agent.totals()["dropped"] >= 4
-    # Another user's traffic is none of the rule's.
+    # Another user's traffic does not match the rule.
     netns.call(send_and_exit, "127.0.0.1", "other.evil.test", 4321)
     until(lambda: b"other.evil" in seen.read_bytes(), "the request of another user arrives")
     assert agent.stop() == 0

@@ -97,7 +97,7 @@ def test_what_is_not_wanted_any_more_after_a_restart_ends(netns: Namespace, tmp_
     workers = [*agent.workers(), agent.status()["proxies"][0]["pid"]]
     agent.configure(CONFIG.format(backend="legacy").replace("num = 100", "num = 101"))
     agent.verb("restart")
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the processes of before end")
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the earlier processes end")
     assert list(statistics(netns.pid)) == [101]
     traffic = Numbered(netns, 500)
     flow = traffic.end()

@@ -321,7 +321,7 @@ def test_nat_at_an_earlier_priority_is_named(netns: Namespace, tmp_path: Path, b
     found = said(agent, "NAT order")
     assert line in found
     assert "priority -100 (dstnat)" in found
-    # The hook of the other one is none of ours, and owned would not be asked before it either.
+    # We have no rule in the other's hook, and owned would not be asked before it either.
     assert "theirs in" not in found
     assert "are both in use" not in found
     assert agent.stop() == 0

@@ -17,7 +17,7 @@ _BIN = Path(sys.executable).parent
 def shell(namespace: Namespace, folder: Path) -> list[str]:
     """A shell in the reader's folder, with the installed command."""
     environment = (f"PATH={_BIN}:{os.environ['PATH']}", "COLUMNS=80", "LOG_FORMAT=console")
-    # Options of this run of pytest are none of the reader's.
+    # Options of this run of pytest do not belong to the reader's run.
     return namespace.command(("env", f"--chdir={folder}", "--unset=PYTEST_ADDOPTS", *environment, "bash"))
 
 

@@ -18,7 +18,7 @@ SAVES = ("iptables-legacy-save", "ip6tables-legacy-save")
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """The first true value of `condition()`; fails when there is none in time."""
+    """The first true value of `condition()`; fails if there is none in time."""
     deadline = time.monotonic() + seconds
     while True:
         if value := condition():

@@ -237,7 +237,7 @@ class Life:
             def is_repaired() -> bool:
                 return self._repairs() > repairs
 
-            # A process that was killed behind its change has not told of it.
+            # A process that was killed right after its change has not reported it.
             if not self._until(is_repaired, 10, told=False) and self._world.tables() != tables:
                 self._until(is_repaired)
         if self.plan.backend == "owned" and self._agent is not None and self._agent.ended():

@@ -138,7 +138,7 @@ class Namespace:
         return found
 
     def enter(self) -> None:
-        """Move the calling process inside, for good. It must have one thread."""
+        """Move the calling process inside; it stays there. It must have one thread."""
         for name, kind in (("net", _CLONE_NEWNET), ("mnt", _CLONE_NEWNS)):
             descriptor = os.open(f"/proc/{self.pid}/ns/{name}", os.O_RDONLY)
             try:

@@ -20,7 +20,7 @@ class Clock:
         self.step(0)
 
     def step(self, packets: int, polled: Polled = Polled(), seconds: float = WINDOW) -> float:  # noqa: B008  # frozen
-        """A turn of so many seconds; what it polls next."""
+        """A turn of `seconds`; what it polls next."""
         self.now += seconds
         self.rule.report(packets, self.now, polled)
         return self.rule.seconds
@@ -111,7 +111,7 @@ def test_it_ends_soon_when_polls_find_nothing(turns: list[tuple[int, float, floa
     for packets, seconds, part, hits in turns:
         times = int(part * 100) if clock.rule.seconds else 0
         clock.step(packets, Polled(times, int(hits * times), part * seconds * (times > 0)), seconds)
-    # Polls of before may be counted with the first ones.
+    # Earlier polls may be counted with the first ones.
     for _ in range(20):
         if clock.rule.seconds:
             clock.fail()

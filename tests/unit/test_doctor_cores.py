@@ -1,4 +1,4 @@
-"""What `doctor` says of queues, workers and processors, and what sysfs tells of them."""
+"""The findings of `doctor` about queues, workers and processors, and what sysfs shows of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How elements are found by name, and what is said of those that are wrong."""
+"""How elements are found by name, and the messages for wrong ones."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_a_connection_from_its_verdict_to_its_end() -> None:
     received = [packet for packet in packets if packet.headers.five_tuple.sport == 443]
     assert (end["pkts_toserver"], end["bytes_toserver"]) == (len(sent), sum(packet.length for packet in sent))
     assert (end["pkts_toclient"], end["bytes_toclient"]) == (len(received), sum(packet.length for packet in received))
-    # Nothing more is told of it, also when the table forgets it and the worker stops.
+    # Nothing more is recorded of it, also when the table forgets it and the worker stops.
     run.wait(400.0)
     run.stop()
     assert len(records(run)) == 2

@@ -1,4 +1,4 @@
-"""Programs as filters of a clsact qdisc: which messages are sent, what is found again, and what is said to be missing."""
+"""Programs as filters of a clsact qdisc: which messages are sent, what is found again, and what is reported as missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ring between a worker and its supervisor, what a worker tells of its flows, and what the verbs make of it."""
+"""The ring between a worker and its supervisor, what a worker reports about its flows, and what the verbs make of it."""
 
 from __future__ import annotations
 

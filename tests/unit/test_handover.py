@@ -167,7 +167,7 @@ def test_what_a_predecessor_left_is_taken_after_its_end(
     world.hand_over()
     assert world.told[-2:] == ["begin lost 1", "keep alone 1"]
     assert not os.path.exists(f"/proc/{pid}")
-    assert world.lines == ["warning: worker of queue 1 of the agent before did not stop within 0.3 s and is killed"] * lines
+    assert world.lines == ["warning: worker of queue 1 of the previous agent did not stop within 0.3 s and is killed"] * lines
 
 
 def test_no_predecessor_is_stopped_before_all_successors_are_ready(world: World) -> None:

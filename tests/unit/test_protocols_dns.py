@@ -1,4 +1,4 @@
-"""Messages and names, sound and hostile (RFC 9267 tells of the latter)."""
+"""Messages and names, valid and hostile (RFC 9267 describes the latter)."""
 
 from __future__ import annotations
 

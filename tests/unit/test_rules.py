@@ -157,7 +157,7 @@ def test_owner_zero_is_an_owner() -> None:
 
 
 def test_the_redirection_of_the_transparent_proxy() -> None:
-    """What is left alone besides may differ; who is led away, and by which rule, may not."""
+    """Additional exclusions may differ; which packets are taken, and by which rule, may not."""
     for family, tables in planned(load(CONFIGS / "transparent-proxy.toml")).items():
         # Table mangle counts what should be led away, and leads nothing.
         assert list(tables) == ["nat", "mangle"], family

@@ -68,7 +68,7 @@ def test_what_is_written_into_a_chain_of_others_is_read_back(place: tuple[str, s
     expressions = accepting.expressions_of(family, table, rule)
     data = user_data(rule, 0)
     assert accepting.verified(family, table, chain, data, expressions) == rule
-    # Changed by others, it is none of the configuration, and is still known as ours.
+    # Changed by others, it does not belong to the configuration, and is still known as ours.
     other = accepting.verified(family, table, chain, data, expressions[1:])
     assert other != rule
     assert other.tag == rule.tag

@@ -1,4 +1,4 @@
-"""`run` with a fault in the files: what an agent before this one served stays in force."""
+"""`run` with a fault in the files: what the previous agent served stays in force."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of plans and findings: for people and for programs."""
+"""The output of plans and findings: as text and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The control socket of a queue's process in the store, whatever point of a hand-over the agent before was killed at."""
+"""The control socket of a queue's process in the store, at whatever point of a hand-over the previous agent was killed."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_no_order_of_events_lets_two_serve_one_place(served: tuple[bool, bool], 
                 if command is Command.KEEP_BESIDE:
                     kept.add(place)
                 if command in (Command.BEGIN, Command.TAKE_LOST):
-                    assert place in kept, "an agent after this one would not know of it"
+                    assert place in kept, "the next agent would not know of it"
                     assert place not in serving, "its predecessor reads still"
                     assert place not in begun
                     begun.add(place)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("kept_signals")
 
 
 def handed(agent: Agent) -> None:
-    """Let an agent before this one have left something in the service manager's store."""
+    """Let a previous agent have left something in the service manager's store."""
     reader, writer = os.pipe()
     os.close(writer)
     agent.begin_with(Store({"queue-1": reader}, FakeKeeper()))

@@ -114,7 +114,7 @@ def test_what_cannot_be_put_back_is_said_and_stays(agent: Agent) -> None:
     agent.machine.trouble.fail["crew.add worker of queue 1000"] = QueueError(1000, "another process has already bound this queue")
     answer = agent.ask("confirm", keep=False)
     assert not answer["ok"]
-    assert "could not be put back" in answer["message"]
+    assert "could not be restored" in answer["message"]
     assert "the new one is in force" in answer["message"]
     assert agent.port == 2000
 

@@ -20,7 +20,7 @@ def settled(may_wait: bool, busy_poll: float) -> TurnPolicy:
 
 
 def after(policy: TurnPolicy, count: int, seconds: float = 0.0) -> Turn:
-    """The turn that follows one that met so many packets."""
+    """The turn that follows one with `count` packets."""
     policy.ended(policy.next, count, seconds)
     return policy.next
 

@@ -34,6 +34,8 @@ INSTEAD = {
     r"all the same": "nevertheless",
     r"sits? on|sat on": "holds",
     r"(?:go|goes|went) round": "circulate, repeat",
+    r"agent (?:before|after) this one": "the previous agent, the next agent",
+    r"give or take": "plus or minus",
     r"\w+n't|\w+'(?:re|ve|ll)|I'm|(?:it|that|there|what|who|here|let)'s": "cannot, does not, it is: no contraction",
 }
 # Quoted from protocols and hosts: answers of mail servers, the user `nobody`; and this list.

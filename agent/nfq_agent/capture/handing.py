@@ -34,7 +34,8 @@ def make_room(control: socket.socket) -> None:
 
 class Handed:
     """The worker's end of the control socket. Lines that begin with one of the `words` go to their function, with the number of
-    descriptors that the function says it takes; `recv` returns the other lines."""
+    descriptors that the function takes; `recv` returns the other lines.
+    """
 
     def __init__(self, control: socket.socket, words: dict[str, tuple[int, Callable[..., None]]]) -> None:
         """words: how many descriptors a line with this word has, and what is called with them and the words behind it."""

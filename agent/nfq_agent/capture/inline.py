@@ -25,7 +25,7 @@ from nfq_agent.verdict import WOULD_DROP, Action, Verdict, VerdictError
 
 # Frames of a turn.
 TURN: Final = 128
-# After so long without a packet, credits that did not come back are given back: their frames were lost.
+# Seconds without a packet after which missing credits are returned: their frames were lost.
 _LOST_AFTER: Final = 0.2
 _TO_CONTAINER: Final = 0x80000000
 _DRAIN: Final = 0.02
@@ -59,7 +59,7 @@ class InlineSource(InterfaceSource[_Linked]):
         self._held: dict[int, tuple[bytes, int]] = {}
         # The first frame of this turn without a verdict; the number of all where each has one.
         self._open = 0
-        # The one whose verdict was more than an answer to a turn by flows: `answer` is given it.
+        # The frame of a turn by flows whose verdict is given separately, by `answer`.
         self._special: int | None = None
         self._idle_since: tuple[float, int] | None = None
 
@@ -156,7 +156,7 @@ class InlineSource(InterfaceSource[_Linked]):
             raise VerdictError(f"packet {packet.id}: there is no other queue for a packet of an interface")
 
     def answer(self, answers: Sequence[tuple[Packet, Verdict]]) -> None:
-        """Send on the accepted packets and the packets of `Verdict.inject`; keep the retained ones."""
+        """Forward the accepted packets and the packets of `Verdict.inject`; keep the retained ones."""
         frames = self._frames
         if self._special is None:
             # A frame in which no packet was found is sent on.
@@ -200,7 +200,7 @@ class InlineSource(InterfaceSource[_Linked]):
             self._count(interface, "would_drop", number)
 
     def _remember(self, decided: Sequence[tuple[Packet, Verdict]]) -> None:
-        """Let the kernel decide the rest of these flows: before their packets are sent on, so that the answer finds it."""
+        """Let the kernel decide the rest of these flows: before their packets are forwarded, so that the answer finds it."""
         now = time.monotonic_ns()
         entries = {}
         for packet, verdict in decided:
@@ -272,7 +272,7 @@ class InlineSource(InterfaceSource[_Linked]):
     # The turns without an object for each packet.
 
     def skim(self, verdict: Verdict, budget: int) -> int:
-        """Give up to so many packets the same verdict."""
+        """Give up to `budget` packets the same verdict."""
         count = self._receive(budget)
         self._last += count
         self._open = count

@@ -17,14 +17,14 @@ _SECTION: Final = 0x0A0D0D0A
 _BYTE_ORDER: Final = 0x1A2B3C4D
 _INTERFACE, _OLD_PACKET, _SIMPLE, _PACKET = 1, 2, 3, 6
 _COMMENT, _TSRESOL, _TSOFFSET = 1, 9, 14
-# The longest packet and block that are believed, in bytes.
+# The longest packet and block that are accepted as valid, in bytes.
 _LONGEST: Final = 1 << 24
 _ETHERTYPES: Final = (b"\x08\x00", b"\x86\xdd")
 _VLAN_TAGS: Final = (b"\x81\x00", b"\x88\xa8", b"\x91\x00")
 
 
 class RecordingError(Exception):
-    """A file that is not a capture, or one whose bytes cannot be right."""
+    """A file that is not a capture, or one with impossible values."""
 
 
 class Recorded(NamedTuple):
@@ -48,7 +48,7 @@ class _Reader:
         self.at = 0
 
     def read(self, size: int, may_end: bool = False) -> bytes:
-        """So many bytes; none at the end of the stream where it may end."""
+        """Exactly `size` bytes; none at the end of the stream where it may end."""
         data = self._stream.read(size)
         self.at += len(data)
         if len(data) < size and not (may_end and not data):

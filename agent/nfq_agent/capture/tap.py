@@ -173,7 +173,7 @@ class TapSource(InterfaceSource[_Tapped]):
         self._leaving.clear()
 
     def drops(self) -> int:
-        """Frames lost for want of room in a ring, of all interfaces."""
+        """Frames lost because a ring was full, of all interfaces."""
         for tapped in self._by_descriptor.values():
             self._count_lost(tapped)
         return self._lost

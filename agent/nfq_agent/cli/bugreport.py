@@ -101,7 +101,7 @@ def _output(command: str) -> str:
 
 
 def _users() -> list[str]:
-    """Names of people who log in to this host."""
+    """The names of this host's users who log in."""
     with suppress(OSError):
         entries = (line.split(":") for line in _read(Path("/etc/passwd")).splitlines())
         return [entry[0] for entry in entries if len(entry) > 2 and entry[2].isdecimal() and 1000 <= int(entry[2]) < 60000]

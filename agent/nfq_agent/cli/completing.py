@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-# What stands before a field: nothing, a keyword or a parenthesis; then the part of its name that is typed.
+# What precedes a field: nothing, a keyword or a parenthesis; then the typed part of its name.
 _EXPECTED: Final = re.compile(r"(?P<before>(?:.*?(?:\b(?:and|or|not)\s+|\(\s*))?)(?P<name>\w*)", re.DOTALL | re.IGNORECASE)
 
 
 def fields(incomplete: str) -> list[str]:
-    """The filter that is typed, with each field that its last word may become."""
+    """The typed filter, completed with each field that its last word may become."""
     from nfq_agent.flow_filter import FIELDS
 
     return offered(incomplete, FIELDS)

@@ -18,7 +18,7 @@ from nfq_agent.rules.model import RuleError, Ruleset
 from nfq_agent.service import control
 from nfq_agent.service.live_rules import LiveRules, StateByFamily
 
-# How the guard ends where the rules are those of an agent by now.
+# The exit code of the guard where an agent has taken over the rules meanwhile.
 _AGENT_RUNS: Final = 2
 
 
@@ -93,7 +93,7 @@ def _run_guard(reader: int, seconds: int, live: LiveRules, before: StateByFamily
     except control.ControlError:
         pass
     else:
-        # Also where the process that asked has been killed.
+        # Also if the process that asked was killed.
         print(f"nfq-agent: the agent of instance {instance} has been started and keeps its rules", file=sys.stderr)
         return _AGENT_RUNS
     try:

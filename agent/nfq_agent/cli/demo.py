@@ -135,7 +135,7 @@ def _story(folder: Path, stack: contextlib.ExitStack) -> None:
 
 
 def _agent() -> list[str]:
-    """The words that start this program: as it was started itself, from a package or a working tree."""
+    """The command line that starts this program: from a package or from a working tree, as it was started itself."""
     words = [sys.executable, *sys.orig_argv[1:]]
     return words[: words.index("demo")] if "demo" in words else [sys.executable, "-m", "nfq_agent"]
 
@@ -159,10 +159,11 @@ def _seclude() -> None:
 
 
 def _make_mounts_private() -> None:
-    """Keep what is mounted from now on in this namespace (mount_namespaces(7))."""
+    """Keep later mounts inside this namespace (mount_namespaces(7))."""
     if _libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) == 0:
         return
-    # In a chroot, / is not a mount. Entering its own mount namespace leads a process out of a chroot (setns(2)); then back.
+    # In a chroot, / is not a mount. Leave the chroot by entering the process's own mount namespace (setns(2)), and return to it
+    # after that.
     root = os.open("/", os.O_PATH | os.O_DIRECTORY)
     try:
         try:

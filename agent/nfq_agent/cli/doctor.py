@@ -33,7 +33,7 @@ _QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
 def examine(config: Config) -> list[Finding]:
     """All findings about this host and this configuration, the most important first."""
     running = status_if_any(config.agent.instance)
-    # Without it the kernel shows neither rules nor what it can do for them, and would seem to have none.
+    # Without this capability the kernel shows no rules and no features, and would seem to have none.
     admin = has_capability(CAP_NET_ADMIN)
     return [
         *_capabilities(admin),

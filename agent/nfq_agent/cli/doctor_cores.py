@@ -1,4 +1,4 @@
-"""The findings of `doctor` about queues, workers and processors: settings that give less than the host could."""
+"""The findings of `doctor` about queues, workers and processors: settings that give less throughput than the host allows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.host.cores import Card, cards, node_processors, processors
 from nfq_agent.service.status import Status
 
-# From as many processors on, one worker is not enough for what the others can send (tests/bench/NOTES.md, "Several cores").
+# From this many processors on, one worker is not enough for what the others can send (tests/bench/NOTES.md, "Several cores").
 _SEVERAL: Final = 4
 
 

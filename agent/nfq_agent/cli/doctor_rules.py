@@ -1,4 +1,4 @@
-"""What `doctor` looks at in the rules of this host: ours, those of others that concern us, and firewalls."""
+"""The findings of `doctor` about the rules of this host: ours, those of others that affect us, and firewalls."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _side_by_side() -> Iterator[Finding]:
 
 
 def _saved(command: str) -> str:
-    """What a save command prints: it lists the tables that are present. It does not load others."""
+    """The output of a save command: it lists the tables that are present, and loads no others."""
     import subprocess
 
     try:
@@ -213,6 +213,6 @@ def _saved_rules() -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 "saved rules",
-                f"{path} holds rules of nfq-agent: each boot restores them before the agent runs, and without it for good",
+                f"{path} holds rules of nfq-agent: each boot restores them before the agent runs, and without an agent they stay",
                 "stop the agent, save the rules again, start it (netfilter-persistent save)",
             )

@@ -1,4 +1,4 @@
-"""What `doctor` looks at in /run: whether the agent can write there, and the xtables lock."""
+"""The findings of `doctor` about /run: whether the agent can write there, and the xtables lock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _folder(admin: bool) -> Iterator[Finding]:
 
 
 def _fault(path: Path) -> tuple[str, str] | None:
-    """Why this process cannot make a file in the folder, or the folder itself, and what to do; None where it can."""
+    """Why this process cannot create a file in the folder, or the folder itself, and what to do; None if it can."""
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -41,7 +41,7 @@ def _fault(path: Path) -> tuple[str, str] | None:
         return f"cannot be looked at ({error.strerror})", "run as root"
     if system.f_flag & os.ST_RDONLY:
         return "its file system is read-only", f"mount {there} writable"
-    # A file system without a limit of files has none of them either.
+    # A file system without a limit of files reports no free ones, too.
     if system.f_bavail == 0 or (system.f_files and system.f_favail == 0):
         return "its file system is full", "free some space there"
     if not os.access(there, os.W_OK | os.X_OK):

@@ -1,6 +1,6 @@
 """`explain`: what the configuration would do with a packet: which rule takes it, which element decides, what nearly matched.
 
-Needs no root and no running agent; it asks the policy itself, and looks at nothing but the configuration.
+Needs no root and no running agent: it asks the policy itself, and reads nothing but the configuration.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Question:
 
     @property
     def owner(self) -> dict[str, str]:
-        """Who has the socket, as far as it is given."""
+        """The owner of the socket, as far as it is given."""
         known = {"unit": self.unit, "container": self.container, "exe": self.exe}
         return {key: value for key, value in known.items() if value}
 
@@ -98,7 +98,7 @@ class Question:
         return self._ends[1][1]
 
     def packet(self, data: bytes = b"") -> Packet:
-        """The first packet of the conversation, or one with data."""
+        """The first packet of the flow, or one with data."""
         shown: dict[str, Any] = {"hook": Hook[self.hook.upper()], "uid": self.uid, "time": 1.0}
         if self.protocol == "icmp":
             return icmp(self.source, self.destination, **shown)
@@ -302,11 +302,11 @@ class _Asked:
         self.rule = f"{self.element.name}: {fields.get('rule', '')}"
 
     def nearest(self, packet: Packet, flow: Flow) -> Iterator[str]:
-        """The rules that did not match, with the conditions that failed; the nearest first."""
+        """The rules that did not match, with the conditions that failed; the closest first."""
         misses: dict[int, tuple[int, int, str | None, list[str]]] = {}
         for number, rule in self.options.numbered:
             missing = [*_unmet(rule, packet, flow, self.options.geo), *_unowned(rule, self._owner)]
-            # The rule that was met, or else the nearest one, of those that a filter becomes.
+            # The rule that matched, or the closest one, of those that one filter makes.
             misses[number] = min(
                 misses.get(number, (99, number, None, [])), (len(missing), number, rule.name, missing), key=lambda each: each[0]
             )

@@ -1,7 +1,7 @@
 """`export`: reads the flows of the running agents and writes them as IPFIX or JSON lines.
 
-A process of its own, without the agent's rights. The agent never waits for it: what came faster than it asks, what the agent left
-out and what its output did not take is counted, written to the output, and said once a minute.
+A process of its own, without the agent's rights. The agent never waits for it: records that it missed, that the agent left out,
+and that its output did not take are counted, written to the output, and logged once a minute.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def export(instance: str | None, encoding: Encoding, target: str, what: str, tim
 
 
 class Exporter:
-    """Asks the agents and writes what they tell."""
+    """Asks the agents and writes what they report."""
 
     def __init__(self, out: FlowOutput, periods: FlowPeriods) -> None:
         self._out = out

@@ -15,7 +15,7 @@ from nfq_agent.ipfix import DATAGRAM
 from nfq_agent.values import Endpoint
 
 # Seconds that a collector may take to accept a connection or bytes. Both together are shorter than the time for which the agent
-# keeps telling after a question.
+# keeps reporting after a question.
 _SLOW: Final = 1.5
 # Seconds after a failure until the next attempt, and after which datagrams bring the templates again.
 _AGAIN: Final = 5.0
@@ -39,7 +39,9 @@ class ReaderGone(Exception):
 
 
 class FlowOutput(ABC):
-    """exported, lost: records that were written, and that could not be. problem: why the latest could not; empty if it was."""
+    """exported, lost: records that were written, and that could not be written. problem: why the latest could not be; empty if it
+    was.
+    """
 
     most = _STREAM
 
@@ -103,7 +105,7 @@ class StandardOutput(FlowOutput):
             sys.stdout.buffer.write(block)
             sys.stdout.buffer.flush()
         except BrokenPipeError as error:
-            # The interpreter would try again at its end.
+            # The interpreter would write it again at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise ReaderGone from error
 
@@ -119,7 +121,7 @@ class File(FlowOutput):
         try:
             empty = not Path(self.name).stat().st_size
         except OSError:
-            # It is not there, or the attempt to write says why it cannot be read.
+            # It does not exist, or the attempt to write shows why it cannot be read.
             empty = True
         if empty or not self._begun:
             self._begun = self._wrote(self._encoding.begin(now))

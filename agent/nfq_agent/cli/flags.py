@@ -26,7 +26,7 @@ class AddressFamily(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """What the command line says in place of the configuration file."""
+    """Settings of the command line that override the configuration file."""
 
     config: Path | None = None
     instance: str | None = None

@@ -1,4 +1,4 @@
-"""Asks the running agent for records of flows or of traced packets, and says in words what a record holds."""
+"""Asks the running agent for records of flows or of traced packets, and puts a record into words."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def seconds_of(text: str) -> float:
 
 
 def read_filter(text: str) -> FilterPart | None:
-    """The filter that the command line gives; None if it is wrong, which is said."""
+    """The filter of the command line; None if it is wrong, which is printed."""
     try:
         return parse(text)
     except FilterError as error:
@@ -56,7 +56,7 @@ class Questions:
         return records
 
     def each(self, seconds: float) -> Iterator[list[dict[str, Any]]]:
-        """The records of each half second, for so many seconds, and of the rest of it. Raises ControlError."""
+        """The records of each half second, for `seconds`, and of the rest of that time. Raises ControlError."""
         ends = time.monotonic() + seconds
         while (now := time.monotonic()) < ends:
             yield self.ask()
@@ -70,7 +70,7 @@ class Questions:
 
 
 def printable(text: object) -> str:
-    """A text without control characters: names come from traffic, and a terminal obeys some of them."""
+    """A text without control characters: names come from traffic, and some of these control a terminal."""
     return "".join(char if char.isprintable() else "?" for char in str(text))
 
 

@@ -1,6 +1,6 @@
 """`check`, `status` and `doctor`: what is configured, what runs, and what is wrong. They change nothing.
 
-`status` is asked often, so each verb imports what it alone needs.
+`status` is run often, so each verb imports only what it needs.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action, Verdict
 _COMMENT: Final = re.compile(r"(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) ([a-z]+)(?: in (\S+))?(?: out (\S+))?(?: to \d+)?")
 # In which order the hooks of a rule are tried where the capture does not say where a packet was seen.
 _HOOKS: Final = (Hook.OUTPUT, Hook.INPUT, Hook.FORWARD, Hook.PREROUTING, Hook.POSTROUTING)
-# Elements whose answer is an accident by design.
+# Elements whose answer is random by design.
 _BY_CHANCE: Final = frozenset({"Chaos", "Sample"})
 _TCP_OR_UDP: Final = (TCP, UDP)
 # Connections that are shown to the elements at once.
@@ -271,7 +271,7 @@ def question(five_tuple: FiveTuple, hook: Hook, interface: str) -> Question:
 
 
 def key_of(payload: bytes | None, comment: str) -> object:
-    """What packets of TCP or UDP with one five-tuple and place have in common; None for those that are looked at whole."""
+    """A key that TCP or UDP packets with one five-tuple and place have in common; None for packets that are judged one by one."""
     if payload is None or len(payload) < 24:
         return None
     if payload[0] == 0x45:
@@ -290,9 +290,9 @@ def _passes(_payload: bytes, _length: int, _time: float) -> Fate:
 
 
 def _nothing(message: str, level: str = "info", **fields: Any) -> None:
-    """For what elements and the judge have to log."""
+    """Takes what elements and the judge log."""
     del message, level, fields
 
 
 def _any_verdict(packet: Packet, verdict: Verdict) -> None:
-    """Nothing is sent: every verdict can be given."""
+    """Nothing is sent: every verdict is possible."""

@@ -1,4 +1,4 @@
-"""`learn FILE`: proposes a policy that accepts what a capture shows, and proves it on the same capture."""
+"""`learn FILE`: proposes a policy that accepts what a capture shows, and checks it on the same capture."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from nfq_agent.protocols.known import HEADLINES
 from nfq_agent.service import control
 from nfq_agent.values import duration_text
 
-# A flow without news for so many seconds counts as ended: it is learned, and its place is free.
+# Seconds without a record after which a flow counts as ended: it is learned, and its place is free.
 _SILENT: Final = 120.0
 # Flows that are kept until they end, and different flows that the proposal is judged by.
 _MOST_FLOWS: Final = 100_000
@@ -52,13 +52,13 @@ class _Flow:
 
 
 class Watching:
-    """What the agent told so far. queues: names by queue number."""
+    """What the agent has reported so far. queues: names by queue number."""
 
     def __init__(self, queues: Mapping[int, str], grouped: Callable[[str], str] | None) -> None:
         self._queues = queues
         self.learned: dict[str, Learned] = by_queue(dict.fromkeys(queues.values()), grouped)
         self._open: dict[tuple[Any, ...], _Flow] = {}
-        # Each different flow, the number of flows that were alike, and one of them as text.
+        # Each different flow, the number of equal flows, and one of them as text.
         self._seen: dict[SeenFlow, tuple[int, str]] = {}
         self.flows = 0
         self.dropped = 0
@@ -166,7 +166,7 @@ def _text(record: dict[str, Any]) -> str:
 
 
 def learn(flags: Flags, seconds: float, output: Path | None, grouped: Callable[[str], str] | None = None) -> int:
-    """Watch for so many seconds, write the proposal, and say what it covers. Exit 1 where no agent answers at first."""
+    """Watch for `seconds`, write the proposal, and print what it covers. Exit 1 where no agent answers at first."""
     config = load(flags.config)
     watching = Watching({number: name for name, queue in config.queue.items() for number in queue.numbers}, grouped)
     for line in _warnings(config):
@@ -181,7 +181,7 @@ def learn(flags: Flags, seconds: float, output: Path | None, grouped: Callable[[
     watching.end(time.time() - time.monotonic())
     _say_left_out(watching, questions.missed)
     if not proposal.rules_in(watching.learned):
-        print("nfq-agent: the agent told of no flow; nothing is proposed", file=sys.stderr)
+        print("nfq-agent: the agent reported no flow; nothing is proposed", file=sys.stderr)
         return 1
     if not proposal.write(config, watching.learned, output):
         return 1
@@ -200,7 +200,7 @@ def _warnings(config: Config) -> Iterator[str]:
 
 @contextmanager
 def _ending() -> Iterator[Event]:
-    """What says that the watch is to end; the signals that end it do no more than that."""
+    """Tells whether the watch has to end; the signals that end it only set this."""
     ended = Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in _ENDS}
     try:
@@ -234,7 +234,7 @@ def _watch(questions: Questions, watching: Watching, seconds: float, ended: Even
             print(f"\r\033[K{_progress(watching, now - begun, seconds)}", end="", file=sys.stderr, flush=True)
         ended.wait(max(0.0, min(EVERY, begun + seconds - now)))
     if answered and away is None:
-        # What was told since the last question. An agent that has ended meanwhile has nothing more to say.
+        # The records since the last question. An agent that has ended meanwhile reports nothing more.
         with suppress(control.ControlError):
             watching.add(questions.ask(), now := time.monotonic(), time.time() - now)
     if sys.stderr.isatty():

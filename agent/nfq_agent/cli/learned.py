@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from nfq_agent.protocols.known import HEADLINES
 
-# Names of clients in a comment, and clients that are kept for one; rules that one queue may come to.
+# Clients named in a comment, and clients kept for one; the most rules of one queue.
 _SHOWN: Final = 3
 _CLIENTS: Final = 64
 MOST_RULES: Final = 20_000
@@ -63,7 +63,7 @@ class Evidence:
     more: int = 0
 
     def add(self, first: float, last: float, client: str) -> None:
-        """One more flow."""
+        """Count one flow."""
         self.first, self.last = min(self.first, first), max(self.last, last)
         self.flows += 1
         if len(self.clients) < _CLIENTS:
@@ -71,7 +71,7 @@ class Evidence:
 
     @property
     def comment(self) -> str:
-        """For a person."""
+        """As the comment above the rule."""
         clients = sorted(self.clients)
         most = len(clients) - _SHOWN
         more = "" if most <= 0 else f" and {most} more" if len(clients) < _CLIENTS else f" and at least {most} more"
@@ -98,7 +98,7 @@ class Learned:
                     self.left_out += 1
                     continue
                 evidence = self._found[kept] = Evidence(first, max(first, last))
-            # Two clocks tell them, and a flow may be as short as the difference.
+            # They are from two clocks, and a flow may be as short as the difference.
             evidence.add(first, max(first, last), client)
 
     def _under_domain(self, wish: Wish) -> Wish:
@@ -119,7 +119,7 @@ def wishes(ends: Mapping[str, Any], facts: Mapping[str, Any], owner: tuple[str, 
     """What a flow asks for. ends: as `nfq_agent.facts.ends` gives them."""
     port = ends.get("dport")
     if facts.get("protocol") == "dns":
-        # Which names are asked for says little; who may be asked is the policy.
+        # The names in DNS questions say little; the policy is which resolver may be asked.
         yield Wish("dns", "", ends["dst"], port, owner)
         return
     for fact in HEADLINES:
@@ -145,7 +145,7 @@ def owner_of(record: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def literally(value: str) -> str:
-    """A name as a pattern that matches nothing else: what has a meaning in patterns is put into brackets."""
+    """A name as a pattern that matches nothing else: characters with a meaning in patterns are put into brackets."""
     return re.sub(r"[*?\[]", lambda match: f"[{match[0]}]", value)
 
 

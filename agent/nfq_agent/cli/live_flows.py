@@ -18,7 +18,7 @@ _STILL: Final = 5.0
 
 
 class Sort(Enum):
-    """What comes first."""
+    """The order of the lines."""
 
     RATE = "rate"
     BYTES = "bytes"
@@ -27,7 +27,7 @@ class Sort(Enum):
 
 
 class Grouping(Enum):
-    """What one line stands for."""
+    """What one line shows."""
 
     NONE = "flow"
     UNIT = "unit"
@@ -80,7 +80,7 @@ class Line:
 
 @dataclass(slots=True)
 class _Row:
-    """One flow. at: when it was told last, in monotonic seconds. before: bytes and time of an earlier batch, for the rate."""
+    """One flow. at: when it was reported last, in monotonic seconds. before: bytes and time of an earlier batch, for the rate."""
 
     record: dict[str, Any]
     at: float
@@ -105,7 +105,7 @@ _ORDER: Final[Mapping[Sort, Callable[[Line], float]]] = {
 
 
 class LiveFlows:
-    """All flows that the agent tells of, for a few seconds after their last packet."""
+    """All flows that the agent reports, for a few seconds after their last packet."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[Any, ...], _Row] = {}

@@ -20,7 +20,7 @@ def configuration(flags: Flags) -> Config:
 
 
 def served_before(flags: Flags, table: dict[str, Any]) -> Config:
-    """The configuration of the agent before this one, which left `table`. Raises ConfigError."""
+    """The configuration of the previous agent, which left `table`. Raises ConfigError."""
     return checked(load_table(table, flags.config), restarts=True)
 
 

@@ -29,14 +29,14 @@ from nfq_agent.service.status import (
 )
 
 _PREFIX: Final = "nfq_agent_"
-# What rises and falls; every other number in the tables of counters only rises while the agent runs.
+# Gauges; every other number in the tables of counters only rises while the agent runs.
 _GAUGES: Final = frozenset({"flows", "active"})
 _VERDICTS: Final = frozenset(VERDICT_COUNTERS.values())
 _PAST: Final = "past_"
 
 
 class _Process(Protocol):
-    """What the status of every kind of child process has."""
+    """The attributes that the status of every kind of child process has."""
 
     @property
     def restarts(self) -> int: ...
@@ -64,7 +64,7 @@ class _Families(Collector):
         self._sample(GaugeMetricFamily, name, meaning, value, labels)
 
     def histogram(self, name: str, meaning: str, latency: LatencyStatus, /, **labels: str) -> None:
-        """Times by their upper bounds."""
+        """A histogram: times by their upper bounds."""
         text = meaning[:1].upper() + meaning[1:] + "."
         made = self._histograms.setdefault(name, HistogramMetricFamily(f"{_PREFIX}{name}", text, labels=list(labels)))
         so_far = itertools.accumulate(latency.buckets.values())
@@ -141,7 +141,7 @@ def _agent(families: _Families, report: Status) -> None:
         families.count(
             "offloaded_packets", "packets that the kernel answered by their flow", packets, agent=instance, verdict=verdict
         )
-    families.count("rule_repairs", "times that rules had to be put back", report.drift.repairs, agent=instance)
+    families.count("rule_repairs", "repairs of the rules", report.drift.repairs, agent=instance)
     wrong = None if report.drift.unreadable else len(report.drift.wrong)
     families.gauge("rules_wrong", "rules or chains in the kernel that are not as configured", wrong, agent=instance)
     for each in report.bypasses:

@@ -39,7 +39,7 @@ def element_of(queue: str) -> str:
 
 
 def write(config: Config, learned: Mapping[str, Learned], output: Path | None) -> bool:
-    """Write the proposal, to stdout without a file. False where the file cannot be written, which is said."""
+    """Write the proposal, to stdout without a file. False if the file cannot be written, which is printed."""
     text = "\n".join(_drop_in(config, name, queue, learned[name]) for name, queue in config.queue.items() if len(learned[name]))
     if output is None:
         print(text, end="")

@@ -1,7 +1,7 @@
 """Answers the shell's questions for completions without the command line's library, which takes longer to load than to answer.
 
-It reads a table of the verbs that the package is built with (`packaging/completions`), and answers as the library would. What the
-table does not settle, and a tree without it, is left to the library.
+It reads a table of the verbs that the package is built with (`packaging/completions`), and answers as the library would.
+Questions that the table does not cover, and a tree without the table, are left to the library.
 """
 
 from __future__ import annotations

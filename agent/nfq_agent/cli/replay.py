@@ -1,4 +1,4 @@
-"""`replay`: judges a capture by a configuration, and shows which flows would fare differently than before."""
+"""`replay`: judges a capture by a configuration, and shows which flows would be judged differently than before."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nfq_agent.unshown import facts_of
 
 # The exit code where something that passed would be dropped.
 DROPS_MORE: Final = 4
-# Flows that are listed for people, and seconds between two lines of progress.
+# Flows that the text lists, and seconds between two lines of progress.
 _LISTED: Final = 40
 _PROGRESS: Final = 1.0
 # Packets of new flows until their names are asked for: fewer than a table of flows holds.
@@ -44,7 +44,7 @@ class Replayed:
 
     @property
     def changed(self) -> bool:
-        """Whether it fares differently than before."""
+        """Whether it is judged differently than before."""
         return self.before is not None and self.before is not self.after
 
     def as_object(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Replayed:
 
 
 class Replay:
-    """What one pass over a capture gives. against: the configuration before; without it, what the capture itself says."""
+    """What one pass over a capture gives. against: the configuration to compare with; without it, the verdicts in the capture."""
 
     def __init__(self, judging: Judging, against: Judging | None) -> None:
         self._judging = judging
@@ -142,7 +142,7 @@ class Replay:
 
     @property
     def changed(self) -> list[Replayed]:
-        """The flows that fare differently, in the order of their first packets."""
+        """The flows that are judged differently, in the order of their first packets."""
         return [flow for flow in self.flows.values() if flow.changed]
 
     @property

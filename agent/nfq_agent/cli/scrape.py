@@ -1,6 +1,6 @@
 """`nfq-agent metrics`: prints the metrics once, or answers the scrapes of a Prometheus on a socket.
 
-What answers scrapes is a process of its own without the agent's rights: it asks for the status as any other client does, and the
+A separate process without the agent's capabilities answers scrapes: it asks for the status as any other client does, and the
 agent never waits for it.
 """
 
@@ -67,13 +67,13 @@ class _Server(ThreadingWSGIServer):
 
 
 def reports(flags: Flags) -> dict[str, Status | None]:
-    """What each instance answers: the one that is asked for, else all that run, else the configured one."""
+    """The answer of each instance: the requested one, else all that run, else the configured one."""
     names = [flags.instance] if flags.instance else control.instances() or [loading.instance_of(flags)]
     return {name: running.status_if_any(name) for name in names}
 
 
 def show(flags: Flags) -> int:
-    """Print the metrics once. That no agent runs is a value among them, not a failure."""
+    """Print the metrics once. The absence of an agent is one of the values, not a failure."""
     print(metrics.text(reports(flags)), end="")
     return 0
 

@@ -18,7 +18,7 @@ from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT
 
 _NUMBERS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
-# Any: rules that are proposed do not ask for the client.
+# Any address: proposed rules do not ask for the client.
 _CLIENT: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
 
 
@@ -62,7 +62,7 @@ class GivenOwner(Owners):
 
 
 def accepts(policy: Policy, sample: SeenFlow) -> bool:
-    """Whether a policy accepts the flow, once it has said what it has to say."""
+    """Whether a policy accepts the flow, once all its facts are known."""
     policy.context = Context(owners=GivenOwner(dict(sample.owner)))
     packet = sample.packet
     flow = Flow(packet.headers.five_tuple, 1.0, 1.0, packets=1)

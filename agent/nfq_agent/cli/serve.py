@@ -1,4 +1,4 @@
-"""`run`, `reload` and `restart`: serving in this process, and what the running agent is asked to begin again."""
+"""`run`, `reload` and `restart`: serving in this process, and requests to a running agent to begin again."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def run(flags: Flags) -> int:
     settings = log_settings(loaded.log)
     log = open_log(settings.format, settings.level, shows(settings.when))
     for fault in faults.faults if faults is not None else ():
-        log(f"the configuration of before the restart stays in force: {fault}", "error")
+        log(f"the configuration from before the restart stays in force: {fault}", "error")
     gc.enable()
     return Supervisor(lambda: loading.configuration(flags), loaded, log, host).run()
 
 
 def served_before(flags: Flags, store: Store, faults: ConfigError) -> Config:
-    """The configuration that an agent before this one served: a fault in the files must not end what still serves.
+    """The configuration that the previous agent served: a fault in the files must not end what still serves.
 
-    Raises ConfigError if there is none, with what is wrong now.
+    Raises ConfigError if there is none, with the present faults.
     """
     from nfq_agent.service.inheritance import CONFIGURATION
 
@@ -84,7 +84,7 @@ def _clean_up(flags: Flags) -> None:
 
 
 def reload(flags: Flags, confirm_within: int | None, wait: bool = True) -> int:
-    """Ask the running agent, and wait for its answer; with `confirm_within` seconds and `wait`, for a person's too."""
+    """Ask the running agent, and wait for its answer; with `confirm_within` seconds and `wait`, also for a person's."""
     name = loading.instance_of(flags)
     asked: dict[str, Any] = {"verb": "reload"}
     if confirm_within is not None:

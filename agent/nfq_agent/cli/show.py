@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PolicyPlan:
-    """What a plan says of policies. known: an agent runs, and said what it does; then the lines are what changes."""
+    """What a plan says about policies. known: a running agent reported its policies; then the lines are the changes."""
 
     lines: list[str]
     known: bool
 
     @property
     def changed(self) -> bool:
-        """Whether a reload would judge otherwise."""
+        """Whether a reload would change verdicts."""
         return self.known and bool(self.lines)
 
 
@@ -90,7 +90,7 @@ def side_effects(ruleset: Ruleset, host: RuleHost, user: str | None) -> list[str
 
 
 def plan(instance: str, backend: str, changes: Mapping[Family, Changes], besides: Sequence[str], policy: PolicyPlan) -> None:
-    """The plan for people: a line that sums it up, then rules, then what they do not show."""
+    """The plan as text: a summary line, then rules, then what they do not show."""
     if changes or policy.changed:
         parts = [_counted(changes)] + [_number(len(policy.lines), "change of policy", "changes of policy")] * policy.changed
         note(f"# Plan for instance {instance}, {backend} backend: {', '.join(parts)}. Nothing is written.")
@@ -106,7 +106,7 @@ def plan(instance: str, backend: str, changes: Mapping[Family, Changes], besides
 def plan_object(
     instance: str, backend: str, changes: Mapping[Family, Changes], besides: Sequence[str], policy: PolicyPlan
 ) -> dict[str, Any]:
-    """The plan for programs."""
+    """The plan as JSON."""
     return {
         "instance": instance,
         "backend": backend,
@@ -163,7 +163,7 @@ def _print_changes(changes: Mapping[Family, Changes]) -> None:
 
 
 def rules_object(instance: str, found: Iterable[tuple[str, ListedRule]]) -> dict[str, Any]:
-    """The installed rules for programs."""
+    """The installed rules as JSON."""
     return {
         "instance": instance,
         "rules": [
@@ -182,7 +182,7 @@ def rules_object(instance: str, found: Iterable[tuple[str, ListedRule]]) -> dict
 
 
 def rules(instance: str, found: Sequence[tuple[str, ListedRule]]) -> None:
-    """The installed rules for people: counters, then the rule as `iptables -S` prints it."""
+    """The installed rules as text: counters, then the rule as `iptables -S` prints it."""
     if not found:
         note(f"No rule of instance {instance} is in the kernel.")
         return
@@ -199,7 +199,7 @@ def rules(instance: str, found: Sequence[tuple[str, ListedRule]]) -> None:
 
 
 def _with_entries(line: str) -> Iterator[str]:
-    """The line of a rule; the entries of its map one a line behind it, a few of them."""
+    """The line of a rule, and one line for each entry of its map, a few of them."""
     match = _ENTRIES.search(line)
     if match is None:
         yield line
@@ -219,7 +219,7 @@ _MARKS: Final = {"good": ("ok", "green"), "warning": ("warning", "yellow"), "err
 
 
 def findings(found: Iterable[Finding]) -> None:
-    """What `doctor` found, for people."""
+    """The findings of `doctor` as text."""
     from rich.text import Text
 
     out = console()

@@ -154,8 +154,9 @@ def _queue(out: Console, queue: QueueStatus) -> None:
 
 
 def _decisions(out: Console, decisions: Sequence[DecisionStatus]) -> None:
-    """The rules and elements that decided, the most frequent first. Elements without one are in the JSON only; rules are
-    listed, since they may be superfluous."""
+    """The rules and elements that decided, the most frequent first. Elements without decisions are in the JSON only; rules
+    without are listed, since they may be superfluous.
+    """
     shown = [each for each in decisions if each.count or each.in_kernel or each.rule.startswith("rule ")]
     if not shown:
         return

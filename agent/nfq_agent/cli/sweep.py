@@ -1,4 +1,4 @@
-"""`sweep`: what the unit beside the service does when the service is gone for good."""
+"""`sweep`: what the unit beside the service does when the service has ended and will not come back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sweep(flags: Flags) -> int:
     """Remove the rules of a service that has ended, and end what is left of its processes."""
     name = loading.instance_of(flags)
     unit = "nfq-agent.service" if name == "default" else f"nfq-agent@{name}.service"
-    # Listed first: a process that is started later is the next agent's.
+    # Listed first: a process that is started later belongs to the next agent.
     left = _processes(unit)
     if _serves(unit):
         show.note(f"{unit} is active: nothing to sweep")

@@ -14,7 +14,7 @@ from nfq_agent.service import control
 
 
 def trace(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
-    """Print each packet that matches, for so many seconds. Exit 1 if no agent can be asked."""
+    """Print each packet that matches, for `seconds`. Exit 1 if no agent can be asked."""
     if read_filter(what) is None:
         return 2
     questions = Questions(loading.instance_of(flags), what)
@@ -38,7 +38,7 @@ def trace(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
 
 
 def way(record: dict[str, Any]) -> Iterator[str]:
-    """The lines of one packet: what it is, what each element said, and the verdict."""
+    """The lines of one packet: its description, the answer of each element, and the verdict."""
     known = [name for name in (who_of(record), protocol_and_names(record)) if name]
     yield ", ".join((f"{record['packet']} {record.get('hook', '')}, {record['length']} bytes", *known))
     steps = record["steps"]

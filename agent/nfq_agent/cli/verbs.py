@@ -153,7 +153,7 @@ def reload(
     instance: InstanceOption = None,
     confirm_within: Annotated[
         int | None,
-        typer.Option("--confirm", metavar="SECONDS", min=1, help="Put the old configuration back unless confirmed in time."),
+        typer.Option("--confirm", metavar="SECONDS", min=1, help="Restore the old configuration unless confirmed in time."),
     ] = None,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="With --confirm: end when it is in force; `nfq-agent confirm` confirms.")
@@ -169,7 +169,7 @@ def reload(
 def confirm(
     config: ConfigOption = None,
     instance: InstanceOption = None,
-    undo: Annotated[bool, typer.Option("--undo", help="Put the configuration before it back now.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Restore the previous configuration now.")] = False,
 ) -> int:
     """Keep the configuration that `reload --confirm` has put into force. Exit 1 if none waits for it."""
     from nfq_agent.cli import serve

@@ -1,4 +1,4 @@
-"""Settings of the environment: LOG_LEVEL, LOG_FORMAT and TARGET_ADDR win over it."""
+"""Settings of the environment: LOG_LEVEL, LOG_FORMAT and TARGET_ADDR override the file."""
 
 from __future__ import annotations
 

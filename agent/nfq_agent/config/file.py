@@ -57,7 +57,7 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
 
 
 def load_table(table: dict[str, Any], path: Path | None = None) -> Config:
-    """The configuration that an agent before this one served, from its `Config.table`. Raises ConfigError.
+    """The configuration that the previous agent served, from its `Config.table`. Raises ConfigError.
 
     path: of the main file, which is not read: names and elements are looked for beside it.
     """
@@ -152,7 +152,7 @@ def _open_to_others(path: Path, kind: str) -> str:
 
 
 def _read(path: Path, source: Source) -> dict[str, Any]:
-    # Before it is read: what changes meanwhile is a change.
+    # Before it is read: a change during the reading counts.
     source.stamps[path] = stamp(path)
     try:
         if writable_by_others(path, path.parent):

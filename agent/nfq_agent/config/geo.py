@@ -1,4 +1,4 @@
-"""Databases of places that a user brings, in MaxMind's format (.mmdb): read whole at load, since a worker opens no file."""
+"""Location databases that a user provides, in MaxMind's format (.mmdb): read whole at load, since a worker opens no file."""
 
 from __future__ import annotations
 

@@ -80,19 +80,19 @@ class HostLookups:
         return tuple(words[1].partition("%")[0] for words in lines if len(words) > 1 and words[0] == "nameserver")
 
     def watch(self, files: Mapping[Path, Stamp | None], folders: Iterable[Path]) -> None:
-        """Let changes of the configuration's own files count as well. files: with their stamps from before they were read.
+        """Watch the configuration's own files as well. files: with their stamps from before they were read.
         folders: a file that appears there is a change."""
         self._written, self._folders = dict(files), tuple(folders)
 
     def changed(self) -> list[Path]:
-        """The files that have changed since they were read, or since this was last asked."""
+        """The files that have changed since they were read, or since the last call."""
         now = {path: stamp(path) for path in self.files}
         found = [path for path, before in self.files.items() if now[path] != before]
         self.files = now
         return found + self._rewritten()
 
     def _rewritten(self) -> list[Path]:
-        """The watched files that have changed and were the same when this was last asked: an editor may still be writing."""
+        """The watched files that have changed and were the same at the last call: an editor may still be writing."""
         listed = [child for folder in self._folders for child in _toml_files(folder)]
         now = {path: stamp(path) for path in (*self._written, *listed)}
         found = [path for path, version in now.items() if version != self._written.get(path) and version == self._seen.get(path)]

@@ -213,7 +213,7 @@ class Config(Model):
     @property
     def remark(self) -> str:
         """The note about it in the status line: set if the files have faults and an earlier configuration is in force."""
-        return "; with the configuration of before, since the files have faults" if self._outdated else ""
+        return "; with the previous configuration, since the files have faults" if self._outdated else ""
 
     def made_of(self, table: dict[str, Any], outdated: bool) -> Self:
         """The same configuration, which knows what it was made of."""
@@ -240,7 +240,7 @@ class Config(Model):
         return self
 
     def changed_files(self) -> list[Path]:
-        """The files that have changed since they were read, or since this was last asked: list files (`file:`) of elements, and
+        """The files that have changed since they were read, or since the last call: list files (`file:`) of elements, and
         with `reload_on_change` those of the configuration."""
         return self._lookups.changed()
 

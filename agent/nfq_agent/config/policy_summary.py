@@ -120,7 +120,7 @@ def _text(value: object) -> str:
     if isinstance(value, tuple | list | set | frozenset):
         words = sorted(map(str, value)) if isinstance(value, set | frozenset) else [*map(str, value)]
         if len(words) > _SHOWN:
-            # Two long lists that differ are to read differently.
+            # The texts of two long lists that differ must differ.
             return f"{' '.join(words[:_SHOWN])} and {len(words) - _SHOWN} more ({crc32(chr(10).join(words).encode()):08x})"
         return " ".join(words)
     return str(value)
@@ -147,7 +147,7 @@ def _element_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Ite
     for key, value in after["options"].items():
         if (earlier := before["options"].get(key)) != value:
             yield f"{key} {_word(earlier)} -> {_word(value)}"
-    # Behind its two lines about files. Not ndiff: it compares each rule that went with each that came, letter by letter.
+    # Without the two header lines. Not ndiff: it compares each removed rule with each added one, letter by letter.
     for line in [*difflib.unified_diff(before.get("rules", ()), after.get("rules", ()), n=0, lineterm="")][2:]:
         if line[0] in "+-":
             yield f"{line[0]} {line[1:]}"

@@ -54,7 +54,7 @@ class ProxyConfig(Model):
     max_per_source: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     # Bytes that may wait in each direction of a connection while elements look at it.
     buffer: Annotated[int, Field(ge=4096, le=1 << 26)] = 256 * 1024
-    # TPROXY only: speak to the destination with the client's own address.
+    # TPROXY only: connect to the destination from the client's own address.
     keep_client: bool = False
     # The packet mark of what the proxy sends to the destination.
     mark: MarkField | None = None

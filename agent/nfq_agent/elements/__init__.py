@@ -67,7 +67,7 @@ def packet_element(kind: str) -> type[PacketElement]:
 
 
 def stream_element(kind: str) -> type[StreamElement]:
-    """The class of a stream element, found likewise."""
+    """The class of a stream element, found in the same way."""
     cls = _find(kind, STREAM_ELEMENTS)
     if not (isinstance(cls, type) and issubclass(cls, StreamElement)):
         raise ElementError(kind, f"{kind!r} is not a stream element; allowed: a subclass of nfq_agent.StreamElement")

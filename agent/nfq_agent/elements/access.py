@@ -1,4 +1,4 @@
-"""Who may change a file or a folder: the agent reads settings and code only where root or its own user decides."""
+"""Which users may change a file or a folder: the agent reads settings and code only where other users cannot write."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _ANYBODY: Final = stat.S_IWOTH | stat.S_IWGRP
 def writable_by_others(path: Path, volume: Path | None = None) -> bool:
     """Whether a user other than root and the one that runs this may change a file or folder. Raises OSError.
 
-    volume: a folder. What is mounted read-only there or below is not writable, whatever its modes are: the kubelet gives the
-    folder of a ConfigMap the mode 0777, and its mount is what protects it.
+    volume: a folder. What is mounted read-only there or below is not writable, regardless of its mode: the kubelet gives the
+    folder of a ConfigMap the mode 0777, and protects it by its mount.
     """
     state = path.stat()
     if state.st_uid not in (0, os.geteuid()):
@@ -25,7 +25,7 @@ def writable_by_others(path: Path, volume: Path | None = None) -> bool:
 
 
 def open_folder(path: Path, volume: Path | None = None) -> Path | None:
-    """The folder through which another user may put a file of his own in the place of this one; None if there is none.
+    """The folder through which another user may replace this file by another one; None if there is none.
 
     It is the folder of the file, or of what a link leads to. In one with the sticky bit no user replaces the file of another.
     volume: as for `writable_by_others`. Raises OSError.

@@ -25,11 +25,11 @@ Odds = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class ChaosOptions(element.Options):
-    """drop, duplicate, delay, corrupt: odds from 0 to 1, for each packet and each of them. seed: the same, the same odds.
+    """drop, duplicate, delay, corrupt: odds from 0 to 1, for each packet and each of them. seed: the same seed, the same choices.
 
-    delay_for, jitter: a delayed packet waits so long, give or take up to so long. waiting: packets that may wait at once; when
-    there are so many, the next are not delayed. checksum: of a corrupted packet; "mend" lets the damage reach the program,
-    with "keep" the receiver's kernel drops the packet, as it does with what a bad line delivers.
+    delay_for, jitter: a delayed packet waits for delay_for, plus or minus at most jitter. waiting: packets that may wait at once;
+    further ones are not delayed. checksum: of a corrupted packet; "mend" lets the damage reach the program, with "keep" the
+    receiver's kernel drops the packet, as after a transmission error.
     """
 
     drop: Odds = 0.0
@@ -70,12 +70,12 @@ class Chaos(PacketElement[ChaosOptions]):
 
     @classmethod
     def needs_of(cls, options: ChaosOptions) -> Needs:
-        """The whole packet to change or copy it, nothing of it to drop or delay it."""
+        """The whole packet to change or copy it; no data to drop or delay it."""
         return Needs.PAYLOAD if options.corrupt or options.duplicate else Needs.METADATA
 
     @classmethod
     def rewrites_of(cls, options: ChaosOptions) -> bool:
-        """True where it corrupts; and a copy of a packet that was not cut yet would not fit the line."""
+        """True where it corrupts, or duplicates: a copy of a packet that is not cut yet exceeds the MTU."""
         return bool(options.corrupt or options.duplicate)
 
     @classmethod

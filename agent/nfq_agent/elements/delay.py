@@ -11,7 +11,9 @@ from nfq_agent.values import Duration
 
 
 class DelayOptions(element.Options):
-    """by: how much later. jitter: up to so much more, at random. way: of what; both makes a round trip twice as slow."""
+    """by: seconds that a chunk is held. jitter: at most this much more, at random. way: the direction; with both, a round trip is
+    delayed twice.
+    """
 
     by: Duration
     jitter: Duration = 0.0
@@ -19,7 +21,7 @@ class DelayOptions(element.Options):
 
 
 class Delay(StreamElement[DelayOptions]):
-    """Holds each chunk for a time. The proxy's `buffer` bounds what may wait, and so the speed."""
+    """Holds each chunk for a time. The proxy's `buffer` limits the bytes that may wait, and so the rate."""
 
     def __init__(self, name: str, options: DelayOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

@@ -45,9 +45,9 @@ class GateOptions(element.Options):
 
 
 class Gate(StreamElement[GateOptions]):
-    """Keeps a connection's first bytes back until the name is known, then lets them through or resets the connection.
+    """Holds a connection's first bytes until the name is known, then passes them or resets the connection.
 
-    After that it is not asked any more.
+    After that it is not called any more.
     """
 
     # The parser of an opening, and the fact that is the name.

@@ -16,11 +16,11 @@ _IFREQ: Final = struct.Struct("16si20x")
 
 @functools.cache
 def name_lookup() -> Callable[[int], str]:
-    """What asks the kernel for a name, over a socket that is opened now; raises OSError for an index that is gone.
+    """A function that asks the kernel for a name, over a socket that is opened now; it raises OSError for an index that is gone.
 
     socket.if_indextoname opens a socket for each question (netdevice(7)).
     """
-    # Open as long as the process: elements hold the lookup as long as they live.
+    # Open as long as the process: elements keep the function until they end.
     descriptor = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).detach()
 
     def name_of(index: int) -> str:

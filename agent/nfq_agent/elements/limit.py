@@ -1,4 +1,4 @@
-"""`limit`: no more than so many bytes a second, on average."""
+"""`limit`: at most a number of bytes a second, on average."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from nfq_agent import element
 from nfq_agent.element import Emit
 from nfq_agent.stream import Answer, Connection, Later, StreamElement, Way, Ways, ways_of
 
-# Smaller pieces cost more than they smooth.
+# Smaller pieces cost more than they gain in smoothness.
 _LEAST: Final = 512
 
 
 class LimitOptions(element.Options):
-    """bytes_per_second: in each way. burst: bytes that may pass at once before that. way: of what. per: each connection has
-    its own share, or all connections of one proxy process have one together."""
+    """bytes_per_second: in each direction. burst: bytes that may pass at once before that. way: the direction. per: each
+    connection has its own share, or all connections of one proxy process have one together.
+    """
 
     bytes_per_second: Annotated[int, Field(ge=1)]
     burst: Annotated[int, Field(ge=0)] = 0

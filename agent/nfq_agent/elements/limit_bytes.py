@@ -1,4 +1,4 @@
-"""`limit-bytes`: so many bytes pass, then the connection is reset (toxiproxy's `limit_data`)."""
+"""`limit-bytes`: a number of bytes pass, then the connection is reset (toxiproxy's `limit_data`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GRACE: Final = 0.05
 
 
 class LimitBytesOptions(element.Options):
-    """bytes: that may pass, each way for itself. way: which of them is counted."""
+    """bytes: that may pass, counted separately for each direction. way: the direction that is counted."""
 
     bytes: Annotated[int, Field(ge=0)]
     way: Ways = "both"

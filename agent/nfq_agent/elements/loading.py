@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 from nfq_agent.elements.access import open_folder, writable_by_others
 
 _OURS: Final = "nfq_agent"
-# Seconds that the import of an element may take; less than the watchdog of the service allows. When one has taken longer,
-# others get little for a while, so that several together are bounded too.
+# Seconds that the import of an element may take; less than the watchdog of the service allows. When one has taken longer, the
+# next ones get little time, so that several together are bounded too.
 _WITHIN: Final = 15.0
 _NEXT_WITHIN: Final = 1.0
 _A_WHILE: Final = 60.0
@@ -41,7 +41,7 @@ class Interrupted(KeyboardInterrupt):  # as its base
 
 
 class _TooLongError(BaseException):
-    """An import does not return. No `Exception`, so that the code that is imported does not catch it by the way."""
+    """An import does not return. Not an `Exception`, so that `except Exception` in the imported code does not catch it."""
 
 
 class _Source(NamedTuple):
@@ -94,7 +94,7 @@ def import_object(path: str) -> object:
 
 @contextlib.contextmanager
 def _bounded() -> Iterator[None]:
-    """End what does not return by an exception in it: a loop, a lock, a read. Code in C that never returns is not reached."""
+    """Raise an exception in code that does not return: a loop, a lock, a read. C code that never returns is not interrupted."""
     global _late_until  # of the process, as its alarm is
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -110,9 +110,9 @@ def _bounded() -> Iterator[None]:
             raise _TooLongError(f"the import takes more than {seconds:g} s")
 
     handler = signal.signal(signal.SIGALRM, over)
-    # Again and again, for code that catches everything.
+    # Repeated, for code that catches everything.
     left = interval = 0.0
-    # A unit of the user's own may not allow it.
+    # A custom unit may not allow it.
     with contextlib.suppress(OSError):
         left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
     try:

@@ -81,7 +81,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
         return FlowLines(not self._drops_only) if self._by_flow else self._limit
 
     def watches(self, flow: Flow) -> int:
-        """All while a flow waits for its line; what lasts has no other one."""
+        """All while a flow waits for its line; a lasting verdict has only one line."""
         return Watch.ALL if self._by_flow and not self._drops_only and self._waits_for_name(flow) else Watch.NOTHING
 
     def tell(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> None:
@@ -164,7 +164,7 @@ class FiveTupleLog(PacketElement[LogOptions]):
 
 
 def _outcome(verdict: Verdict) -> str:
-    """The verdict in a word or two: `accept`, `drop`, `queue 7`, `accept mark 0x10`."""
+    """The verdict in one or two words: `accept`, `drop`, `queue 7`, `accept mark 0x10`."""
     text = "would drop" if verdict is WOULD_DROP else verdict.word
     if verdict.queue is not None:
         text += f" {verdict.queue}"

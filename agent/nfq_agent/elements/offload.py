@@ -56,7 +56,7 @@ class Offload(PacketElement[OffloadOptions]):
         return kept(options.mark, options.generation)
 
     def watches(self, flow: Flow) -> int:
-        """Nothing: what it does with a verdict follows from whether that lasts."""
+        """Nothing: its answer depends only on whether the verdict lasts."""
         return Watch.NOTHING
 
     def foresee_lasting(self, verdict: Verdict) -> Verdict | None:

@@ -36,9 +36,9 @@ _OUTWARD: Final = frozenset((Hook.OUTPUT, Hook.POSTROUTING))
 
 
 class PcapOptions(element.Options):
-    """directory: where the files go; the agent's user must be able to write there. name: what they begin with.
+    """directory: where the files go; the agent's user must be able to write there. name: the beginning of their names.
 
-    size: of a file, in bytes, before the next one is begun. files: how many are kept. snap: bytes of each packet.
+    size: bytes of a file before the next one begins. files: how many are kept. snap: bytes of each packet.
     """
 
     directory: str

@@ -36,7 +36,7 @@ from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 # For conditions that read none.
 NO_PACKET: Final = Packet(b"")
-# Names that are kept as proven on one connection.
+# Names kept as proven for one connection.
 _VERIFIED_NAMES: Final = 16
 
 
@@ -176,7 +176,7 @@ class Policy(PacketElement[PolicyOptions]):
         if case is None or not self._facts or self._explain:
             return Watch.ALL
         judged = case.denied or case.decided
-        # A refusal is made for the very packet.
+        # A refusal answers one particular packet.
         if (case.action if judged else self.options.undecided) == "reject":
             return Watch.ALL
         return Watch.NOTHING if judged else Watch.DATA
@@ -193,7 +193,7 @@ class Policy(PacketElement[PolicyOptions]):
         return [patterns for rule in self._rules for fact, patterns in rule.facts if fact in CLAIMS]
 
     def foresee(self, origin: FiveTuple, facts: Mapping[str, Any]) -> Foreseen:
-        """What its rules come to, as far as they meet the five-tuple."""
+        """The outcome of its rules, as far as they match the five-tuple."""
         candidates = self._candidates(NO_PACKET, origin)
         is_patient = facts["dpi"] == "undecided"
         action, label, is_open = outcome(candidates, facts, is_patient, self._default, self.options.conflict)
@@ -259,7 +259,7 @@ class Policy(PacketElement[PolicyOptions]):
         return self._judge(packet, flow, case, known)
 
     def _judge(self, packet: Packet, flow: Flow, case: PolicyCase, known: tuple[Any, ...]) -> Verdict | None:
-        """Judge the message at hand."""
+        """Judge the current message."""
         facts, options = flow.facts, self.options
         if data := packet.data:
             case.packets += 1
@@ -273,7 +273,7 @@ class Policy(PacketElement[PolicyOptions]):
         action, label, is_open = self._outcome(flow, case, facts, patient or flow.midstream)
         if flow.midstream:
             mode = self.context.midstream
-            # What it says now does not prove what it said first.
+            # What it says now does not prove its first claim.
             if mode == "drop":
                 is_open = self._outcome(flow, case, {DST_NAME: facts.get(DST_NAME)}, patient=True)[2]
             if is_open and mode != "judge":
@@ -320,7 +320,7 @@ class Policy(PacketElement[PolicyOptions]):
 
     def _unseen(self, packet: Packet, flow: Flow, case: PolicyCase, action: ActionName) -> Verdict | None:
         """A connection whose beginning was not seen, where a name that is not known would decide."""
-        # It may still say one: the kernel is told to keep the verdict only when it has long not done so.
+        # It may still show one: the kernel keeps the verdict only after a long time without.
         flow.undecided = case.packets <= self.options.within
         if case.action is None:
             case.action = action
@@ -362,13 +362,13 @@ class Policy(PacketElement[PolicyOptions]):
         return tuple(found)
 
     def _owner(self, packet: Packet, flow: Flow) -> Mapping[str, Any]:
-        """Who the flow belongs to; nothing where it is not known. The log tells it with the facts."""
+        """The owner of the flow; empty where it is not known. The log shows it with the facts."""
         owner = self.context.owners.names(packet)
         flow.facts |= owner
         return owner
 
     def _count(self, label: str) -> None:
-        """Count a decision. What a message in conflict says stays out of the counter's name."""
+        """Count a decision. The text of a message in conflict is not part of the counter's name."""
         self.context.decisions.count(self.name, CONFLICT if label.startswith(f"{CONFLICT}:") else label)
 
     def _verdict(self, packet: Packet, action: ActionName | None) -> Verdict | None:
@@ -379,7 +379,7 @@ class Policy(PacketElement[PolicyOptions]):
         return None if action is None else self._reject(packet)
 
     def _reject(self, packet: Packet) -> Verdict:
-        """Drop the packet, and let its sender know."""
+        """Drop the packet, and notify its sender."""
         return reject(packet, self._allowance)
 
     def _answer(self, packet: Packet, action: ActionName | None, label: str) -> Verdict | None:

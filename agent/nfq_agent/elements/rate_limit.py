@@ -19,7 +19,7 @@ from nfq_agent.verdict import DROP, Verdict
 class RateLimitOptions(element.Options):
     """rate: packets on average. burst: packets at once, the rate's number if left out. per: what has a bucket of its own.
 
-    prefix, prefix6: bits of an address that tell one source or destination from another. memory: how many are remembered.
+    prefix, prefix6: bits of an address that distinguish one source or destination from another. memory: how many are remembered.
     """
 
     rate: RateField

@@ -76,10 +76,10 @@ class FlowRecord(PacketElement[RecordOptions]):
         super().__init__(name, options, emit)
         rate = options.per_second or math.inf
         self._limited = LimitedEmit(emit, rate, rate)
-        # By the identity of the flow, which is kept beside it so that it cannot be another's.
+        # By the identity of the flow; the flow is kept beside it, so that the identity is not reused.
         self._cases: dict[int, tuple[Flow, _Case]] = {}
         self._closing: deque[tuple[float, Flow, _Case]] = deque()
-        # Connections of whose packets the first alone was shown, until a record of their beginning is due.
+        # Connections of which only the first packet was shown, until a record of their beginning is due.
         self._opened: deque[tuple[float, Flow, _Case]] = deque()
 
     @classmethod
@@ -107,7 +107,7 @@ class FlowRecord(PacketElement[RecordOptions]):
         case.packets += 1
         case.facts = dict(flow.facts)
         outcome = _outcome(verdict)
-        # A handshake that passes says nothing yet; it may still be judged by what the connection before it said.
+        # A handshake that passes says nothing yet; it may still be judged by the previous connection of its five-tuple.
         passes = outcome == "accept" and (flow.undecided or flags & _SYN)
         if not passes and outcome != case.outcome:
             changed = bool(case.outcome)
@@ -121,13 +121,13 @@ class FlowRecord(PacketElement[RecordOptions]):
             self._note_end(flow, case, flags, headers.five_tuple == flow.origin)
 
     def forgotten(self, flow: Flow, account: Account, stopped: bool) -> None:
-        """The flow has ended, if it had not before."""
+        """The flow has ended, unless it had ended before."""
         known = self._cases.pop(id(flow), None)
         if known is not None and not known[1].closed:
             self._close(flow, known[1], known[1].end or ("stopped" if stopped else "idle"), account, max(flow.last, account.last))
 
     def tick(self, now: float, account: Accounts) -> None:
-        """Tell of connections whose last packets have come, and of those that pass without being shown again."""
+        """Record connections whose last packets have come, and those that pass without being shown again."""
         while self._opened and self._opened[0][0] <= now:
             _, flow, case = self._opened.popleft()
             if not case.told and not case.closed and not flow.undecided and (total := account(flow)) is not None:
@@ -139,7 +139,7 @@ class FlowRecord(PacketElement[RecordOptions]):
                 self._close(flow, case, case.end, total, now)
 
     def stop(self) -> None:
-        """Tell how many records were left out and not told of yet."""
+        """Log how many records were left out since the last such line."""
         self._limited.finish(f"{self.name}: records left out: more than {self.options.per_second} a second")
 
     def _case(self, packet: Packet, flow: Flow, flags: int, account: Accounts) -> _Case:

@@ -17,8 +17,8 @@ class ReplaceOptions(element.Options):
     """find: the text to look for, or regex: a pattern of Python's `re`, on bytes. with: the replacement; after a
     regex `\\1` and `\\g<name>` are its groups. hex: find and with are hexadecimal digits. way: where.
 
-    wait: how long the beginning of what may become a match is kept back for the rest of it. window: with regex, the most
-    bytes that a match spans; so many are kept back.
+    wait: how long the beginning of a possible match is held for the rest of it. window: with regex, the most bytes that a match
+    spans; this many are held.
     """
 
     find: Annotated[str, Field(min_length=1)] | None = None
@@ -91,7 +91,7 @@ class Replace(StreamElement[ReplaceOptions]):
         return Part(changed, self.options.wait)
 
     def _bytes(self, data: bytes) -> tuple[bytes, bytes]:
-        """(what is final, the beginning of what may be a match)."""
+        """(final bytes, the beginning of a possible match)."""
         *before, tail = data.split(self._find)
         for length in range(min(len(self._find) - 1, len(tail)), 0, -1):
             if tail.endswith(self._find[:length]):

@@ -17,7 +17,7 @@ from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 
 class SampleOptions(element.Options):
-    """one_in: every so many-th packet; or probability: each with these odds. seed: the same seed, the same choice.
+    """one_in: one packet of this many; or probability: each with these odds. seed: the same seed gives the same choice.
 
     per_flow: choose whole flows, both directions, by their five-tuple. rest: the verdict on what is not chosen; if left out,
     the next elements judge it, and only those that listen (`log`, `pcap`, `syn-monitor`).
@@ -65,12 +65,12 @@ class Sample(PacketElement[SampleOptions]):
         return None if chosen else self._rest
 
     def judged(self, packet: Packet, flow: Flow | None, verdict: Verdict) -> bool:
-        """False for what is not chosen. What an element in front has decided is chosen here."""
+        """False for what is not chosen. A packet that an earlier element has decided is chosen here."""
         chosen = self._chosen.pop(packet.id, None)
         return self._choose(packet) if chosen is None else chosen
 
     def compiled(self) -> Step:
-        """The die, which chooses the same."""
+        """The compiled form, which makes the same choices."""
         return self._die
 
     def _choose(self, packet: Packet) -> bool:

@@ -13,7 +13,7 @@ from nfq_agent.values import Duration
 
 
 class SlicerOptions(element.Options):
-    """size: the most bytes of a piece. delay: between two of them. way: of what."""
+    """size: the most bytes of a piece. delay: between two of them. way: the direction."""
 
     size: Annotated[int, Field(ge=1, le=1 << 20)] = 64
     delay: Annotated[Duration, Field(gt=0)] = 0.001
@@ -21,7 +21,7 @@ class SlicerOptions(element.Options):
 
 
 class Slicer(StreamElement[SlicerOptions]):
-    """Cuts, and changes no byte. Readers that take one piece for a whole message fail."""
+    """Cuts, and changes no byte. Readers that mistake one piece for a whole message fail."""
 
     def __init__(self, name: str, options: SlicerOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

@@ -9,14 +9,14 @@ from nfq_agent.values import Duration
 
 
 class SlowCloseOptions(element.Options):
-    """by: how much later. way: whose end."""
+    """by: how much later. way: the direction."""
 
     by: Duration
     way: Ways = "both"
 
 
 class SlowClose(StreamElement[SlowCloseOptions]):
-    """Holds back the end, and no byte."""
+    """Delays the end, and no byte."""
 
     def __init__(self, name: str, options: SlowCloseOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

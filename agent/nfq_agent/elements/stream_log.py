@@ -21,7 +21,7 @@ class StreamLog(StreamElement[StreamLogOptions]):
     def __init__(self, name: str, options: StreamLogOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         if not options.chunks:
-            # This element is not asked, and the bytes need not pass it.
+            # Without chunks the bytes need not pass this element.
             self.asks = frozenset()
 
     def opened(self, connection: Connection) -> None:

@@ -15,7 +15,7 @@ from nfq_agent.stream import Answer, Connection, Done, StreamElement, Way, Ways,
 
 
 class TapOptions(element.Options):
-    """folder: where the files go; the agent's user has to be able to write there. way: of what. max_bytes: of each file, 0
+    """folder: where the files go; the agent's user has to be able to write there. way: the direction. max_bytes: of each file, 0
     for no limit. max_files: that one process makes; later connections are not copied."""
 
     folder: Annotated[str, Field(pattern=r"^/")]
@@ -51,12 +51,12 @@ class Tap(StreamElement[TapOptions]):
         return self._copy(data, Way.RESPONSE, connection)
 
     def rest(self, way: Way, connection: Connection) -> bytes:
-        """Nothing is held back; the file is complete."""
+        """Nothing is held; the file is complete."""
         self._close(way, connection)
         return b""
 
     def closed(self, connection: Connection) -> None:
-        """The files are as complete as they will be."""
+        """The files are complete."""
         for way in Way:
             self._close(way, connection)
 

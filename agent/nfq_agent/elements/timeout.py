@@ -21,7 +21,7 @@ class TimeoutOptions(element.Options):
 
 
 class Timeout(StreamElement[TimeoutOptions]):
-    """Loses every byte."""
+    """Discards every byte."""
 
     def __init__(self, name: str, options: TimeoutOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)

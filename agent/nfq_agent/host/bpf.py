@@ -1,7 +1,7 @@
 """bpf(2): loads the programs of an object file, attaches them to interfaces (tcx links), reads and writes their maps.
 
-The only user of that system call. It knows the parts of ELF that such an object has, and nothing of what the programs do. A link
-or a program lives as long as a descriptor of it is open.
+The only user of that system call. It knows the parts of ELF that such an object has, and nothing about what the programs do. A
+link or a program lives as long as a descriptor of it is open.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def query(interface: int, side: int) -> Attached:
 def attach(program: int, interface: int, side: int) -> int:
     """Attach before all others, as a link: its descriptor. Raises OSError.
 
-    It is retried where another program came in between (ESTALE): the place is the one that was read.
+    It is retried where another program was attached meanwhile (ESTALE).
     """
     for last in range(_TRIES):
         revision = query(interface, side).revision

@@ -12,7 +12,7 @@ from typing import Final
 from nfq_agent.host.time_share import TimeShare
 from nfq_agent.mounts import TABLE, mounts
 
-# A group that is not known costs a walk through all. Walks may take this share of the time, and so many seconds at once.
+# An unknown group costs a walk through all of them. Walks may take this share of the time, and this many seconds at once.
 _SHARE: Final = 0.25
 _AT_ONCE: Final = 1.0
 _MOST: Final = 100_000
@@ -62,7 +62,7 @@ def _root() -> Path | None:
     try:
         return _found_root()
     except OSError:
-        # Not kept: it may be for want of descriptors, which passes.
+        # Not kept: the cause may be a lack of descriptors, which passes.
         return None
 
 
@@ -85,7 +85,7 @@ class CgroupPaths:
         found = self._paths.get(number)
         if found is None and self._root is not None and self._walks.allows():
             with self._walks.taken():
-                # What has gone is dropped, so that a number that is used again is not taken for the old group.
+                # Removed groups are dropped, so that a reused number is not mistaken for the old group.
                 self._paths = dict(groups(str(self._root)))
             found = self._paths.get(number)
         return found
@@ -105,7 +105,7 @@ def groups(root: str) -> Iterator[tuple[int, str]]:
             with os.scandir(folder) as entries:
                 below = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
         except OSError:
-            # It went meanwhile, or may not be read.
+            # It was removed meanwhile, or may not be read.
             continue
         for entry in below:
             count += 1

@@ -23,12 +23,12 @@ READY: Final = b"ready\n"
 STOP: Final = b"stop\n"
 DRAIN: Final = b"drain\n"
 LEAVE: Final = b"leave\n"
-# A child that could serve waits for GO. After STOP it says DONE when it has stopped reading and owes nothing.
+# A child that is prepared waits for GO. After STOP it says DONE when it has stopped reading and owes nothing.
 GO: Final = b"go\n"
 DONE: Final = b"done\n"
 # Of -1000 to 1000: a worker is replaced when it ends, but nothing replaces the supervisor and takes its rules out.
 _OOM_SCORE: Final = 500
-# How often, in seconds, a caller that waits for a child gets to do something else.
+# Seconds between two calls of `beat` while a caller waits for a child.
 BEAT: Final = 0.25
 
 
@@ -37,7 +37,7 @@ class NotReady(Exception):
 
 
 def bound_memory(limit: int) -> None:
-    """Limit this process to so many bytes of its own (RLIMIT_DATA of setrlimit(2); since Linux 4.7 private mappings too).
+    """Limit this process to `limit` bytes of its own (RLIMIT_DATA of setrlimit(2); since Linux 4.7 private mappings too).
 
     An allocation beyond that fails with MemoryError. A lower limit that is already set stays.
     """
@@ -98,7 +98,7 @@ class Child:
 
     @property
     def identity(self) -> list[int]:
-        """Its pid, and when it was started: together they name it for good."""
+        """Its pid, and when it was started: together they are unique."""
         return [self.pid, started(self.pid) or 0]
 
     @classmethod
@@ -175,7 +175,7 @@ class Child:
             elif self.pidfd in ready:
                 return True
             elif ready.get(self.control.fileno(), 0) & select.POLLHUP:
-                # It has closed its end, or has none: what is left to wait for is its end.
+                # It has closed its end, or has none: only its end is left to wait for.
                 poller.unregister(self.control.fileno())
             if not self.done and time.monotonic() >= deadline:
                 return False
@@ -220,7 +220,7 @@ class Child:
         try:
             self.exit = reap(self.pid, block)
         except ChildProcessError:
-            # It is the child of a process that has ended; how it ends is not told to this one.
+            # It is the child of a process that has ended: this one does not learn its exit status.
             if self.wait_end(math.inf if block else 0.0):
                 self.exit = 0
         if self.exit is None:
@@ -230,7 +230,7 @@ class Child:
         return True
 
     def leave(self) -> None:
-        """Close what this process has of it, and let it run. It must be kept by another descriptor of its control socket."""
+        """Close this process's descriptors of it, and let it run. Another descriptor of its control socket must keep it alive."""
         os.close(self.pidfd)
         self.control.close()
 

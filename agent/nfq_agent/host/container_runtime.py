@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from nfq_agent.host.containers import SHORT
 
-# How long the supervisor waits for an answer when it asks, in seconds. Later calls read what has come since, without a wait.
+# How long the supervisor waits for an answer when it asks, in seconds. Later calls read what has arrived since, without waiting.
 _PATIENCE: Final = 0.3
 # How long an answer may take. systemd starts Podman's service for a question, and it ends five seconds after its latest answer: a
 # question that was given up early would find it ended each time.
 _LONGEST: Final = 20.0
-# After a failure it is not asked for a while, in seconds. The pause is short at first, and doubles.
+# Seconds without a question after a failure: the pause is short at first, and doubles.
 _FIRST_PAUSE: Final = 1.0
 _PAUSE: Final = 60.0
 _MOST_BYTES: Final = 16 << 20
@@ -35,7 +35,7 @@ class RuntimeSocket:
     """The names of containers from the socket of Docker or Podman (GET /containers/json of the Docker Engine API)."""
 
     def __init__(self, path: str, warn: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
-        """warn: is told once that it does not answer."""
+        """warn: called once if it does not answer."""
         self._path = path
         self._warn = warn
         self._clock = clock
@@ -84,7 +84,7 @@ class RuntimeSocket:
         return True
 
     def _arrived(self) -> bool:
-        """Whether the answer is there to its end. Raises OSError."""
+        """Whether the answer is complete. Raises OSError."""
         assert self._asked is not None
         with contextlib.suppress(BlockingIOError, TimeoutError):
             while data := self._asked.recv(1 << 16):
@@ -104,7 +104,7 @@ class RuntimeSocket:
 
 
 class _Received:
-    """Stands for the socket of an answer that has been read."""
+    """Takes the place of a socket whose answer has been read."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -23,7 +23,7 @@ from nfq_agent.owner import Owner
 # Where the kubelet links the logs of a node's containers: POD_NAMESPACE_CONTAINER-ID.log.
 _LOGS: Final = Path("/var/log/containers")
 _LOG: Final = re.compile(r"([^_]+)_([^_]+)_.+-([0-9a-f]{64})\.log")
-# For so many seconds an answer about namespaces is used again: several workers ask at once when an interface appears.
+# Seconds for which an answer about namespaces is reused: several workers ask at once when an interface appears.
 _FRESH: Final = 0.2
 # How much of an id `Owner.container` gives.
 SHORT: Final = 12
@@ -56,7 +56,7 @@ class Containers:
         warn: Callable[[str], object] = print,
         logs: Path = _LOGS,
     ) -> None:
-        """root: of the control groups; this host's if None. warn: is told once that containers cannot be known."""
+        """root: of the control groups; this host's if None. warn: called once if containers cannot be found."""
         self._runtimes = runtimes
         self._root = mounted() if root is None else root
         self._warn = warn

@@ -1,4 +1,4 @@
-"""The processors of this host and how its network cards reach them, as sysfs tells."""
+"""The processors of this host and how its network cards reach them, from sysfs."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _SETTINGS: Final = {socket.AF_INET: "/proc/sys/net/ipv4", socket.AF_INET6: "/pro
 def families() -> tuple[Family, ...]:
     """Those for which there are sockets: with `ipv6.disable=1` there are none of IPv6, and no packets.
 
-    A family that cannot be asked about now, for want of descriptors or memory, is one of them: rules of it may be in the kernel.
+    A family that cannot be tested now, for lack of descriptors or memory, is one of them: rules of it may be in the kernel.
     """
     return tuple(family for family, number in ADDRESS_FAMILIES.items() if _may_be_spoken(number))
 

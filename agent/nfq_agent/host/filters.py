@@ -74,7 +74,7 @@ def wanted(attach: Attach) -> bool:
 
 
 def _filters_missing() -> str | None:
-    """None also where it is not known: then the first attachment tells."""
+    """None also where that is unknown: then the first attachment shows it."""
     try:
         symbols = Path("/proc/kallsyms").read_text()
     except OSError:
@@ -184,6 +184,6 @@ def _remove(filters: list[Filter]) -> None:
         return
     with Rtnetlink() as writer:
         for each in filters:
-            # It went with its interface, or another process has removed it.
+            # It was removed with its interface, or by another process.
             with contextlib.suppress(OSError):
                 writer.ask(_RTM_DELTFILTER, 0, _header(each) + attribute(_KIND, b"bpf\0"))

@@ -14,7 +14,7 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None)
-# What stops or reloads the parent does not reach a child: it ends when it is told to, and finishes what it has begun.
+# Signals that stop or reload the parent are ignored by a child: it ends when it is told to, and finishes what it has begun.
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
 _BLOCKED: Final = (*_IGNORED, signal.SIGCHLD)
 

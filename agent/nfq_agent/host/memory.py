@@ -1,4 +1,4 @@
-"""Memory behind a descriptor (memfd_create(2)): it outlives each process that has it, while any holds the descriptor."""
+"""Memory behind a descriptor (memfd_create(2)): it exists as long as any process holds the descriptor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SharedNumbers:
     """Room for 512 numbers, which a worker writes and its supervisors read."""
 
     def __init__(self, descriptor: int | None = None) -> None:
-        """descriptor: of such memory, which this object takes over. Raises OSError, or ValueError if it is something else."""
+        """descriptor: of such memory, which this object takes over. Raises OSError, or ValueError for any other descriptor."""
         self._descriptor = _made(_PAGE) if descriptor is None else descriptor
         self.numbers = memoryview(mmap.mmap(self._descriptor, _PAGE))
         """The numbers, as bytes."""
@@ -31,7 +31,7 @@ class SharedNumbers:
 
 
 class Note:
-    """A JSON object that another process reads when this one has ended, at whatever moment it was killed.
+    """A JSON object that another process reads when this one has ended, whenever it was killed.
 
     It is not mapped: a child that closes the descriptor has no way to it. There are two places, written in turn.
     """

@@ -20,7 +20,7 @@ def holders(port: int) -> list[int]:
 
 
 def described(port: int) -> str:
-    """Who holds it, for people."""
+    """The holders as text for a message."""
     found = holders(port)
     if not found:
         return f"a process that cannot be seen from here, as one of a container (netlink port {port})"

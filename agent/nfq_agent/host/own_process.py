@@ -1,4 +1,4 @@
-"""What the loop of a worker does to the process that it runs in, given to it by who forked it."""
+"""What a worker's loop asks of its own process. The code that forks the worker provides it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def _nothing(_: ProcessNeeds | None = None) -> None:
 class OwnProcess:
     """beat: called at least once a second, as long as the loop makes progress.
 
-    shut: called once before the first packet or connection, when all is open that the process needs; nothing else can be opened
-    after that. Takes what the loop itself needs, None where that is known already.
+    shut: called once before the first packet or connection, when everything that the process needs is open; nothing else can be
+    opened after that. Takes what the loop itself needs, None where that is known already.
     """
 
     beat: Callable[[], None] = _nothing

@@ -1,4 +1,4 @@
-"""Who has the socket of a packet's flow, by one exact question to the kernel: no walk through /proc, no right of its own.
+"""The owner of the socket of a packet's flow, by one exact question to the kernel: no walk through /proc, no capability.
 
 Where the program is asked for, a process beside it looks for that among those of the socket's control group (programs.py).
 """
@@ -20,7 +20,7 @@ _RECEIVED: Final = frozenset((Hook.INPUT, Hook.PREROUTING))
 
 
 class HostOwners(Owners):
-    """Asks this host. The sockets are opened at once, since a worker may open none later."""
+    """Asks this host's kernel. The sockets are opened at once, since a worker may open none later."""
 
     def __init__(self, programs: ProgramFinder | None = None) -> None:
         """programs: finds the program of each socket; None: no program is asked for."""
@@ -31,7 +31,7 @@ class HostOwners(Owners):
 
     @property
     def needs(self) -> ProcessNeeds:
-        """What it needs of a process that is confined: its questions, and the names of control groups."""
+        """What a confined process must be allowed for it: its questions, and the names of control groups."""
         headers, sockets = self._questions.fixed
         return ProcessNeeds(headers=(headers,), fixed=sockets, reads=() if self._root is None else (str(self._root),))
 

@@ -34,7 +34,7 @@ _ADDR_GEN_MODE: Final = 8
 _NO_ADDRESS: Final = 1
 _UP_NOARP: Final = 0x81
 _IFINFO: Final = struct.Struct("=BxHiII")
-# The longest that a veth takes: a frame of any interface fits.
+# The largest MTU that a veth takes: a frame of any interface fits.
 _LONGEST: Final = 65535
 # How long a pair may take until it carries frames, in seconds.
 _PATIENCE: Final = 10.0
@@ -74,8 +74,10 @@ class PairSocket(Rtnetlink):
         return ends
 
     def _wait_until_active(self, index: int) -> None:
-        """The kernel activates an interface that was up before it had a carrier in a work of its own (net/core/link_watch.c): it
-        loses what is sent meanwhile."""
+        """Wait: the kernel activates an interface that was up before its carrier later, in a work item (net/core/link_watch.c).
+
+        Frames that are sent before that are lost. Raises OSError.
+        """
         until = time.monotonic() + _PATIENCE
         while by_type(self.get(_RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0))[_IFINFO.size :]).get(_QDISC) == b"noop\0":
             if time.monotonic() > until:
@@ -129,7 +131,7 @@ def _hash(text: str) -> str:
 
 
 def is_end(link: Link) -> bool:
-    """Whether an interface is an end of a pair of any agent. One whose maker was killed before it had its alias has the name."""
+    """Whether an interface is an end of a pair of any agent, by its alias, or by its name where no alias was set yet."""
     return link.kind == "veth" and (link.alias.startswith(ALIAS) or (not link.alias and _NAME.fullmatch(link.name) is not None))
 
 

@@ -1,8 +1,8 @@
 """Which program has a socket: the executable of the process behind it, found by a process of its own.
 
 A confined worker may not look at other processes (Landlock forbids what ptrace(2) forbids), so it asks a child that was forked
-before, and that keeps nothing but the right to look. The child walks the processes of the socket's control group alone, never
-all of /proc. What it cannot find out for sure is not known: it guesses nothing.
+before, and that keeps nothing but the right to look. The child walks the processes of the socket's control group alone, never all
+of /proc. It never guesses: what it cannot find out for sure is unknown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _QUESTION: Final = struct.Struct("=QQ")
 # Seconds that one search may take, and that a worker waits for its end.
 _WITHIN: Final = 0.02
 _PATIENCE: Final = 0.1
-# Searches may take this share of the time, and so many seconds at once: no program with many files holds up a queue.
+# Searches may take this share of the time, and this many seconds at once: a program with many files must not delay a queue.
 _SHARE: Final = 0.25
 _AT_ONCE: Final = 1.0
 _LONGEST: Final = 4096
@@ -84,7 +84,7 @@ class ProgramFinder:
                         break
                     if not answer:
                         return None
-                    # The answer to a question that was given up.
+                    # The answer to an earlier question that timed out.
             except OSError:
                 return None
         return answer[_QUESTION.size :].decode(errors="surrogateescape") or None
@@ -95,7 +95,7 @@ class ProgramFinder:
 
 
 def _close_all_but(kept: int) -> None:
-    """Above all no queue: its packets would wait for this process."""
+    """Especially no queue: its packets would wait for this process."""
     os.closerange(3, kept)
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
 
@@ -146,7 +146,7 @@ def _mount_of_sockets() -> str:
 
 
 def _has(process: str, wanted: bytes, deadline: float) -> bool:
-    """Whether a process has the socket open of which this is said. False for one that has ended. Raises OSError, TimeoutError.
+    """Whether a process has the described socket open. False for one that has ended. Raises OSError, TimeoutError.
 
     Not by /proc/PID/fd: that can only be listed with the right to read all files (CAP_DAC_READ_SEARCH).
     """

@@ -1,7 +1,7 @@
 """Shows that a worker makes progress: a number in memory shared with the supervisor, and a timer that ends a worker that hangs.
 
-The timer sends SIGKILL (timer_create(2)): no code in the process can catch, block or ignore it, whatever holds the interpreter.
-So a worker that hangs does not keep its queue when the supervisor is gone too.
+The timer sends SIGKILL (timer_create(2)): no code in the process can catch, block or ignore it, even if the interpreter is
+blocked. So a worker that hangs does not keep its queue when the supervisor is gone too.
 """
 
 from __future__ import annotations

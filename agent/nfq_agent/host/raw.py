@@ -62,8 +62,8 @@ class RawSockets:
     def send(self, packet: bytes, interface: int = 0) -> None:
         """Send a packet to its own destination; never blocks. One to or from a broadcast address is not sent.
 
-        interface: index for a destination of link-local scope, which has no other way. Raises OSError: no route, a firewall's
-        DROP in OUTPUT (EPERM), a full queue (ENOBUFS, EAGAIN).
+        interface: index for a destination of link-local scope, which is reachable in no other way. Raises OSError: no route, a
+        firewall's DROP in OUTPUT (EPERM), a full queue (ENOBUFS, EAGAIN).
         """
         if packet[0] >> 4 == 4:
             if self._is_broadcast(packet[12:16]) or self._is_broadcast(packet[16:20]):

@@ -18,7 +18,7 @@ _VARIABLE: Final = "NFQ_AGENT_HANDED"
 _REHEARSAL: Final = 20.0
 # `handed` removes the variable.
 _started_again: Final = _VARIABLE in os.environ
-# They wait until the new program has its handlers: before, they would end it.
+# Blocked until the new program has its handlers: before that they would end it.
 _WAIT: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
@@ -37,7 +37,7 @@ class Code:
 
     @property
     def changed(self) -> bool:
-        """Whether a file of it is another one now, as after an upgrade of the package."""
+        """Whether one of its files was replaced, as after an upgrade of the package."""
         return self._look() != self._seen
 
     def _look(self) -> dict[str, tuple[int, int, int]]:
@@ -52,9 +52,9 @@ class Code:
 
 
 def rehearse() -> str:
-    """Whether the code that is on the disk now would start with its configuration: why not, or nothing.
+    """Why the code that is on the disk now would not start with its configuration; empty if it would.
 
-    It loads all of its code and checks its configuration, in a process of its own.
+    A separate process loads all of its code and checks its configuration.
     """
     argv = command()
     place = argv.index("run")
@@ -94,7 +94,7 @@ def was_started_again() -> bool:
 
 
 def handed() -> dict[str, int]:
-    """What the program before gave to this one; a second call returns nothing."""
+    """What the previous program passed to this one; a second call returns nothing."""
     found = {}
     for each in os.environ.pop(_VARIABLE, "").split():
         name, _, number = each.partition("=")
@@ -107,5 +107,5 @@ def handed() -> dict[str, int]:
 
 
 def take_signals() -> None:
-    """Let the signals come that waited while the program was started. Call it when their handlers are set."""
+    """Unblock the signals that waited while the program was started. Call it when their handlers are set."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAIT)

@@ -33,7 +33,7 @@ _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 6, 10, 15, 
 _LOCAL, _SCOPE_HOST, _TO_TABLE = 2, 254, 1
 # struct rtmsg, and struct fib_rule_hdr, which has the same fields in other words.
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
-# What a kernel answers that has no such table, or no policy routing, or no such family.
+# The answers of a kernel that has no such table, no policy routing, or no such family.
 _NOTHING: Final = (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
 
 

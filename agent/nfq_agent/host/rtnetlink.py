@@ -15,7 +15,7 @@ from nfq_agent.host.attributes import attribute, attributes
 REQUEST: Final = 1
 _ACK: Final = 4
 _DUMP: Final = 0x300
-# Flags of a request that makes something: it must not be there, or takes the place of what is there.
+# Flags of a request that makes something: it must not exist yet, or it replaces what exists.
 CREATE_EXCLUSIVE: Final = 0x600
 CREATE_REPLACE: Final = 0x500
 _ERROR, _DONE = 2, 3
@@ -31,7 +31,7 @@ class Rtnetlink:
     """A socket. It may be opened before capabilities are dropped, and used by a process with CAP_NET_ADMIN."""
 
     def __init__(self, strict: bool = False) -> None:
-        """strict: what a request for a listing names, as one routing table, is all that the kernel lists. Raises OSError."""
+        """strict: the kernel lists only what the request names, as one routing table. Raises OSError."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.settimeout(_PATIENCE)
         if strict:

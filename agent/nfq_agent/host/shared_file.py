@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def shared_memory(path: Path, size: int) -> mmap.mmap:
-    """Map a file of `size` bytes; one of another size, or that is not the agent's own, is made again, with zeroes in it.
+    """Map a file of `size` bytes; one of another size, or that is not the agent's own, is replaced by a file of zeroes.
 
-    All of it is allocated now: a page that there is no room for would kill the process that touches it. Raises OSError.
+    All of it is allocated now: a page without memory behind it would kill the process that touches it. Raises OSError.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

@@ -1,4 +1,4 @@
-"""Two exact questions to the kernel over netlink: whose socket a connection comes from, and whether an address is this host's.
+"""Two exact questions to the kernel over netlink: which socket a connection belongs to, and whether an address is this host's.
 
 Each costs one message to the kernel and one back (10 to 20 us). Source: sock_diag(7), rtnetlink(7).
 """
@@ -62,7 +62,7 @@ class KernelQuestions:
     def __init__(self) -> None:
         self._diag = _open(_NETLINK_SOCK_DIAG)
         self._route = _open(socket.NETLINK_ROUTE)
-        # A process that may send these questions alone can change nothing by the same sockets.
+        # A process that may only send these questions cannot change anything through the same sockets.
         self._questions = FixedMessages(
             [_HEADER.pack(_HEADER.size + length, kind, _NLM_F_REQUEST, 0, 0), length] for kind, length in _QUESTIONS
         )

@@ -89,7 +89,7 @@ def no_delay(sock: socket.socket) -> None:
 
 
 def keep_alive(sock: socket.socket, seconds: float) -> None:
-    """Probe a silent peer after so many seconds, and reset the connection if it does not answer as long again (tcp(7)).
+    """Probe a silent peer after `seconds`, and reset the connection if it does not answer for as long again (tcp(7)).
 
     A peer that no longer knows the connection (a lost entry of connection tracking, a restart) resets it at the first probe.
     """

@@ -80,7 +80,7 @@ class ServiceManager:
         self._socket.send(f"FDSTOREREMOVE=1\nFDNAME={name}".encode())
 
     def close(self) -> None:
-        """Say nothing any more."""
+        """Send no further notification."""
         if self._notifier.socket is not None:
             self._notifier.socket.close()
 

@@ -1,4 +1,4 @@
-"""A share of the time that something slow may take, so that it holds nothing else up. No I/O."""
+"""A share of the time that slow work may take, so that it does not delay other work. No I/O."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 
 class TimeShare:
-    """Allows something for so many seconds at once, and on average for a share of the time.
+    """Allows work for a number of seconds at once, and on average for a share of the time.
 
-    A pause between two runs would do the same, and leave out the one that is asked for just behind another.
+    A fixed pause between two runs would do the same, but would refuse a run just after another.
     """
 
     def __init__(self, share: float, at_once: float, clock: Callable[[], float] = time.monotonic) -> None:

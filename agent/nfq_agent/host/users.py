@@ -1,4 +1,4 @@
-"""The system user, and how a process becomes it with no more than it needs."""
+"""The system user, and how a process becomes that user with no more capabilities than it needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
 CAP_SYS_PTRACE: Final = 19
-# What root needs to become another user.
+# The capabilities that root needs to become another user.
 _TO_BECOME: Final = {6: "CAP_SETGID", 7: "CAP_SETUID"}
 _CAP_LAST: Final = 63
 _PR_SET_PDEATHSIG: Final = 1
@@ -96,7 +96,7 @@ def has_capability(number: int) -> bool:
 
 
 def become(user: User, keep: tuple[int, ...] = (CAP_NET_ADMIN,)) -> None:
-    """Make this process run as `user` with the capabilities `keep` alone, for good. It must have one thread.
+    """Make this process run as `user` with the capabilities `keep` alone; this cannot be undone. It must have one thread.
 
     As root it changes the user and empties the bounding set; as that user already it only gives capabilities up. Raises
     UserError if it is neither, OSError if the kernel refuses. Source: capabilities(7), prctl(2), capset(2).
@@ -116,7 +116,7 @@ def become(user: User, keep: tuple[int, ...] = (CAP_NET_ADMIN,)) -> None:
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     effective, permitted, inheritable, *above = _capabilities()
-    # Where nothing is to be given up, a sandbox may refuse capset(2). What is inheritable has no effect then: no program gains a
+    # Where no capability is dropped, a sandbox may refuse capset(2). What is inheritable has no effect then: no program gains a
     # capability by it after PR_SET_NO_NEW_PRIVS.
     if (effective, permitted, *above[:2]) != (low, low, high, high) or inheritable & ~low or above[2] & ~high:
         _set_capabilities((low, low, 0, high, high, 0))

@@ -63,7 +63,7 @@ def parse(client: bytes, server: bytes = b"") -> Result:
 def known(client: bytes, server: bytes = b"") -> Result:
     """The same where it is known that DNS is spoken: whatever a server reads is read.
 
-    dnsmasq takes a response for a query, and it and unbound pass over messages that are none.
+    dnsmasq takes a response for a query, and it and unbound skip messages that are not queries.
     """
     at = 0
     for _ in range(_PASSED_OVER):

@@ -1,8 +1,8 @@
 """HTTP/1: request line, header fields and how long the body is (RFC 9112), and the preface of HTTP/2 in clear text.
 
 Servers take more than the RFC's form, and not all of them the same. The plain form is read. What only some servers answer, or
-what they read in different ways, is a conflict and has no host. NO is said of what no server answers: nginx, Apache, Node,
-HAProxy, Go and Python were compared.
+what they read in different ways, is a conflict and has no host. NO is the answer for bytes that no server answers: nginx, Apache,
+Node, HAProxy, Go and Python were compared.
 
 Steps: one pass of each of two regular expressions without backtracking over the head, and one for each field that matters.
 """

@@ -28,7 +28,7 @@ _CONFLICT: Final = Found({"protocol": "http", "conflict": "a body that begins li
 
 
 def body(length: int, then: Parser, parse: Parser) -> Parser:
-    """Reads a body of so many bytes, at least one, and lets `then` read what follows it. parse: reads a request."""
+    """Reads a body of known length, at least one byte, and lets `then` read what follows it. parse: reads a request."""
     return partial(_body, length, then, parse)
 
 

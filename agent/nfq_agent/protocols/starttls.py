@@ -1,7 +1,7 @@
 """TLS behind the words of another protocol: STARTTLS and its like, and a ClientHello that a connection says later.
 
-A server takes other commands before the one that asks for TLS, and some take lines that are none of their protocol. So behind
-an opening, known or not, the client's bytes are searched for a ClientHello. Steps: one search of each segment.
+A server takes other commands before the one that asks for TLS, and some take lines that do not belong to their protocol. So
+behind an opening, known or not, the client's bytes are searched for a ClientHello. Steps: one search of each segment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HELLO: Final = re.compile(_RECORD)
 _BEGINNING: Final = re.compile(rb"(" + _RECORD + rb")|\x16(?:\x03[\x00-\xff]{0,3}|\x03[\x00-\xff]{3}\x01)?\Z")
 # Bytes of a hello in which it does not show yet.
 HELLO_START: Final = 6
-# So much is searched of a connection that is neither text nor of a protocol that hands over to TLS.
+# Bytes searched of a connection that is neither text nor of a protocol that hands over to TLS.
 _SEARCHED: Final = 16384
 _TEXT: Final = re.compile(rb"[\t\r\n\x20-\x7e]*")
 _LOOKED_AT: Final = 64
@@ -43,7 +43,7 @@ def handed_over(facts: Mapping[str, Any], inner: Result, before: int, carries: b
 
 
 def hand_over(facts: Mapping[str, Any], client: bytes, before: int) -> Found:
-    """The facts of a protocol that hands over to TLS behind so many bytes, with those of the ClientHello there."""
+    """The facts of a protocol that hands over to TLS, with those of the ClientHello there. before: bytes before it."""
     return handed_over(facts, tls.parse(client[before:], b""), before)
 
 

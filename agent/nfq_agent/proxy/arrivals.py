@@ -55,8 +55,8 @@ class Arrivals:
     def is_second_hop(self, peer: tuple[str, int], destination: tuple[str, int]) -> bool:
         """Whether a connection comes from a proxy of nfq-agent: a foreign rule redirected it here again.
 
-        Its socket on this host shows it, by its mark or its user. In a flood not every connection is checked; a loop is
-        then found a few rounds later.
+        Its socket on this host shows it, by its mark or its user. In a flood not every connection is checked; a loop is then
+        found a few connections later.
         """
         owner = self._kernel.socket_of(peer, destination)
         if owner is None:
@@ -75,7 +75,7 @@ class Arrivals:
 
     @property
     def fixed(self) -> tuple[tuple[int, int, int], frozenset[int]]:
-        """What it asks the kernel by (KernelQuestions.fixed)."""
+        """Its fixed questions to the kernel (KernelQuestions.fixed)."""
         return self._kernel.fixed
 
     def close(self) -> None:

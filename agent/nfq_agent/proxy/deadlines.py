@@ -1,7 +1,7 @@
 """Which connections have been silent for too long: events and times come in, connections to end come out. No I/O, no clock.
 
-Most connections are short. A new one is only noted; it is checked when the shortest limit has passed, and then whenever
-one of its limits may have.
+Most connections are short. A new one is only noted; it is checked when the shortest limit has passed, and then whenever one of
+its limits may have passed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Timeouts:
 
     @property
     def shortest(self) -> float:
-        """The first time that can come for a connection; 0 if none does."""
+        """The earliest limit that can apply to a connection; 0 if there is none."""
         return min((each for each in (self.opening, self.idle, self.client, self.server) if each), default=0.0)
 
 

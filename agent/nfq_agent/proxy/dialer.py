@@ -1,4 +1,4 @@
-"""Where each connection is to go, and at which of several addresses: events come in, commands go out. No I/O, no clock.
+"""Where each connection is to go, and which of several addresses is tried: events come in, commands go out. No I/O, no clock.
 
 A connection begins with `start`, and every command is answered with `connected` or `failed`, or the connection is
 taken out with `gone`. `woken` ends the attempts that took too long.
@@ -76,7 +76,7 @@ class Dialer(Generic[K]):
         return self.target
 
     def start(self, key: K, candidates: tuple[Candidate, ...], now: float) -> Connect[K] | GiveUp[K]:
-        """A new connection is to be made."""
+        """Begin to connect a new connection."""
         return self._next(key, candidates, _NO_ADDRESS, now)
 
     def connected(self, key: K) -> None:

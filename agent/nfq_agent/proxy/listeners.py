@@ -95,7 +95,7 @@ def _listen(at: Endpoint, transparent: bool, v6only: bool) -> socket.socket:
 
 
 def raise_limit() -> int:
-    """Raise this process's limit of descriptors as far as it may; returns what it is then (RLIMIT_NOFILE, setrlimit(2))."""
+    """Raise this process's limit of descriptors as far as it may; returns the new limit (RLIMIT_NOFILE, setrlimit(2))."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
@@ -105,7 +105,7 @@ def raise_limit() -> int:
 
 
 class Outcome(Enum):
-    """Why accepting ended."""
+    """Why it stopped accepting."""
 
     EMPTY = "no connection waits"
     MORE = "more may wait"
@@ -151,7 +151,7 @@ class Listeners:
             self.due = None
         if not (self.accepting or self._closed or self.due is not None) and active < self.limit:
             for descriptor in self._sockets:
-                # One process of several wakes, not all (epoll_ctl(2)).
+                # Wake one process of several, not all (epoll_ctl(2)).
                 self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLEXCLUSIVE)
             self.accepting = True
 
@@ -182,13 +182,13 @@ class Listeners:
         return Outcome.MORE
 
     def drain(self, active: Callable[[], int], take: Callable[[socket.socket, Address], None], now: float) -> None:
-        """Accept the connections that wait in the backlogs, then close the sockets for good."""
+        """Accept the connections that wait in the backlogs, then close the sockets."""
         for listener in self._sockets.values():
             while self.accept(listener, active, take, now) is Outcome.MORE:
                 pass
         self._pause()
         self._closed = True
-        # The process that made them may close the ports from now on.
+        # From now on the process that made them may close the ports.
         for listener in self._sockets.values():
             listener.close()
         self._sockets.clear()

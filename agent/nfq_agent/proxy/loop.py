@@ -265,7 +265,7 @@ class Proxy:
             self._update(half.pair)
 
     def _update(self, pair: Pair) -> None:
-        """After a pair was served: log what failed, set its timer, and close it if it has ended."""
+        """After a turn of a pair: log what failed, set its timer, and close it if it has ended."""
         if pair.failures:
             self._failures(pair.connection, pair.failures)
             pair.failures.clear()

@@ -29,7 +29,7 @@ _RESOLVER_FILES: Final = (
 
 
 def needs_of(settings: ProxySettings, fixed: tuple[tuple[int, int, int], frozenset[int]], has_siblings: bool) -> ProcessNeeds:
-    """Accept and connect, and what the settings ask for besides. fixed: what it asks the kernel by."""
+    """Accept and connect, and what the settings ask for besides. fixed: its fixed questions to the kernel."""
     named = settings.target is not None and not is_literal(settings.target[0])
     sets = _SETS
     if settings.mark:
@@ -44,7 +44,7 @@ def needs_of(settings: ProxySettings, fixed: tuple[tuple[int, int, int], frozens
         binds=settings.keep_client,
         sets=tuple((int(level), int(name)) for level, name in sets),
         gets=tuple((int(level), int(name)) for level, name in _GETS),
-        # A name is asked for until there is an answer.
+        # The name is looked up until there is an answer.
         datagrams=named,
         threads=named,
         reads=_RESOLVER_FILES if named else (),

@@ -1,4 +1,4 @@
-"""Further processes of one proxy on the same listeners: the first one starts them, passes its control words on, and ends last."""
+"""Further processes of one proxy on the same listeners. The first one starts them, passes on its control words, and ends last."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class Half:
-    """One socket of a pair. way: which way the bytes that are read from it go."""
+    """One socket of a pair. way: the direction of the bytes that are read from it."""
 
     __slots__ = ("active", "ended", "hung", "pair", "peer", "pending", "raw", "readable", "shut", "sock", "way", "wound_up")
 
@@ -50,7 +50,7 @@ class Half:
         self.hung = False
         # What the other side sent and this socket has not taken yet.
         self.pending = bytearray()
-        # Nothing more comes from it; nothing more goes to it once `pending` is empty; and that has been done.
+        # Nothing more comes from it; nothing more goes to it once `pending` is empty; its sending side is closed.
         self.ended = False
         self.wound_up = False
         self.shut = False
@@ -115,7 +115,7 @@ class Pair:
         return self.stream is not None and self.stream.due is not None
 
     def turn(self, half: Half, mask: int, buffer: memoryview, now: float) -> bool:
-        """What epoll saw on one socket. True if there is more to be moved at once. buffer: READ bytes, free to use."""
+        """Process the events of one socket. True if there is more to be moved at once. buffer: READ bytes, free to use."""
         if mask & _READ and not half.ended:
             half.readable = True
             if mask & _HUNG:
@@ -135,7 +135,7 @@ class Pair:
         return again and self.over is None
 
     def pump(self, half: Half, buffer: memoryview, now: float) -> bool:
-        """Move what can be read from one socket to the other. True if its turn ended before that was all."""
+        """Move what can be read from one socket to the other. True if its turn ended with bytes left."""
         sink = half.peer
         self.now = now
         for _ in range(READS):

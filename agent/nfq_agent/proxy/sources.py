@@ -1,11 +1,11 @@
-"""How many connections each source has, if that is limited. No I/O."""
+"""Counts the connections of each source, if their number is limited. No I/O."""
 
 from __future__ import annotations
 
 import socket
 from typing import Final
 
-# A host of IPv6 usually has all addresses of such a network (RFC 4291, 2.5.4).
+# An IPv6 host usually has all addresses of such a network (RFC 4291, 2.5.4).
 _V6_BYTES: Final = 8
 
 

@@ -13,7 +13,7 @@ class Tally:
         """slots: counting continues from their values. several: whether other processes are counted with this one."""
         self._slots = slots
         self.counted = {**slots.snapshot(), "active": 0}
-        # Bytes by way; each pair adds to it.
+        # Bytes by direction; each pair adds to it.
         self.bytes = [self.counted["bytes_forward"], self.counted["bytes_reverse"]]
         self._several = several
         self._written: dict[str, int] = {}

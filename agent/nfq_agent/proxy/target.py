@@ -13,13 +13,13 @@ from nfq_agent.element import Emit
 from nfq_agent.proxy.dialer import Candidate
 from nfq_agent.values import Endpoint
 
-# How long the start waits for the name to be resolved, and after how long that is tried again.
+# Seconds that the start waits for the name to be resolved, and between two attempts.
 WAIT: Final = 3.0
 AGAIN: Final = 5.0
 
 
 def is_literal(host: str) -> bool:
-    """Whether a target is an address, which nothing has to be asked for."""
+    """Whether a target is an address, which needs no resolver."""
     try:
         ip_address(host.partition("%")[0])
     except ValueError:
@@ -28,7 +28,7 @@ def is_literal(host: str) -> bool:
 
 
 class TargetResolver:
-    """Resolves the target once; if that fails, it tries again until it succeeds."""
+    """Resolves the target once; retries until that succeeds."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""When the streams of connections are to be woken. No I/O, no clock."""
+"""When the streams of connections have to be called again. No I/O, no clock."""
 
 from __future__ import annotations
 

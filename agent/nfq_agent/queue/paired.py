@@ -102,7 +102,7 @@ class PairedQueue:
 
     def answer(self, answers: Sequence[tuple[Packet, Verdict]]) -> None:
         """Send the verdicts of packets just read, in the order of reading. RETAIN keeps a packet for `verdict`."""
-        # Each passes over what it does not owe.
+        # Each ignores packets that are not its own.
         self._known.answer(answers)
         self._new.answer(answers)
 

@@ -99,7 +99,7 @@ class WorkerQueue(BoundQueue):
         return self._bound().fix()
 
     def leave_to_child(self) -> None:
-        """After a fork whose child serves the queue: packets that this process received and did not read are the child's."""
+        """After a fork: the child serves the queue, and the packets that this process received and did not read."""
         self._opened().forget_pending()
 
     def adopt(self, descriptor: int, settings: QueueSettings) -> Self:
@@ -133,7 +133,7 @@ class WorkerQueue(BoundQueue):
     # Turns.
 
     def be_patient(self, seconds: float) -> None:
-        """Set how long turns that wait do so for the next packet, in seconds."""
+        """Set how long waiting turns wait for the next packet, in seconds."""
         self._bound().be_patient(seconds)
 
     def poll_for(self, seconds: float) -> None:

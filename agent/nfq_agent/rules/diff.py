@@ -39,7 +39,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class DropChain:
-    """Delete a chain of our own that is empty then."""
+    """Delete a chain of our own that is empty by then."""
 
     chain: str
 
@@ -92,7 +92,7 @@ def _table_changes(desired: TableRules, actual: TableState) -> Iterator[Change]:
     surplus = [chain for chain in actual.chains if chain not in desired.chains]
     for chain in surplus:
         yield from _chain_changes((), actual.chains[chain])
-    # All are empty before the first goes: a rule that is no longer there may have jumped from one to another.
+    # All are empty before the first goes: a removed rule may have jumped from one to another.
     for chain in surplus:
         if chain not in actual.referenced:
             yield DropChain(chain)

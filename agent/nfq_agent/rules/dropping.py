@@ -12,7 +12,7 @@ _DEEPEST = 8
 
 
 class Share(IntEnum):
-    """Which packets of connections that are redirected to a proxy a rule matches, as far as it is easily told.
+    """Which packets of connections that are redirected to a proxy a rule matches, as far as that is easy to see.
 
     SOME: those with a condition that is not looked at. BROAD: all that come by an interface, or all of TCP. TRANSLATED: all
     whose destination was translated (DNAT, REDIRECT). ALL: all. In order: a rule with two conditions has the lower one.

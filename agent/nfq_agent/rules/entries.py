@@ -1,6 +1,6 @@
 """Many rules of a policy as entries of one map of the kernel: which fields of a packet lead to which verdict. No I/O.
 
-An entry has a span of values for each field, and no two of a map overlap, so that their order means nothing.
+An entry has a span of values for each field, and no two of a map overlap, so that their order does not matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nfq_agent.rules.selection import port_lists
 FIELDS: Final = ("src", "dst", "protocol", "sport", "dport")
 # One rule with more is not put into a map.
 _MOST_OF_A_RULE: Final = 256
-# Entries that may lie side by side along the field that tells most of them apart.
+# Entries that may overlap in the field with the most different values.
 _MOST_SIDE_BY_SIDE: Final = 256
 # The other conditions of a rule, for which there is no field.
 _OTHERS: Final = ("interface", "direction", "hook", "uid", "gid")

@@ -1,4 +1,4 @@
-"""Foreign rules that concern ours, as values: what stands in front of them, and which marks it changes. No I/O."""
+"""Foreign rules that affect ours, as values: those that precede ours, and those that change marks. No I/O."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class InFront:
 
     @property
     def text(self) -> str:
-        """For people."""
+        """As text."""
         return f"rule {self.number} of {self.chain} in table {self.table} ({self.family}, {self.target})"
 
     @property
@@ -42,7 +42,7 @@ class InFront:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The packets that a rule selects, as far as it is easily told. None and an empty string stand for anything."""
+    """The packets that a rule selects, as far as that is easy to see. None and an empty string stand for anything."""
 
     protocol: int | None = None
     in_interface: str = ""
@@ -52,7 +52,7 @@ class Reach:
     either: tuple[PortRange, ...] | None = None
 
     def may_meet(self, other: Reach) -> bool:
-        """Whether one packet may be selected by both. What is not told counts as selected."""
+        """Whether one packet may be selected by both. What is unknown counts as selected."""
         if None not in (self.protocol, other.protocol) and self.protocol != other.protocol:
             return False
         if not (_same(self.in_interface, other.in_interface) and _same(self.out_interface, other.out_interface)):

@@ -215,8 +215,9 @@ def _asks_user(conditions: RuleOptions | None) -> bool:
 
 
 def _half_open(what: Selected, ask: Ask) -> Iterator[Rule]:
-    """Send the answers to new connections to the queue: nf_tables takes the user of the listener for theirs, and the worker is
-    told of none (nft_meta_get_eval_skugid, nfqnl_put_sk_uidgid)."""
+    """Send the answers to new connections to the queue: nf_tables takes the user of the listener for theirs, and the worker
+    learns of none (nft_meta_get_eval_skugid, nfqnl_put_sk_uidgid).
+    """
     if "tcp" in _protocols_of(what.protocol, {TCP}):
         yield from ask(what._replace(protocol="tcp", matches=(SYN_ACK, *what.matches)))
 
@@ -255,7 +256,7 @@ class _Choice(NamedTuple):
 
 
 def _written(rule: Leading, hook: str, family: Family, what: Selected) -> list[_Choice] | None:
-    """The choices of which any one is enough; None for what the kernel is not asked here, nor about any rule behind it."""
+    """Alternatives, of which any one is enough; None if the kernel cannot decide this rule, and so no later one."""
     if rule.conditions is None:
         # What the link needs passes a closed default: ICMPv6.
         if family == "inet6" and rule.action == "drop" and what.protocol not in _NUMBERS:

@@ -32,12 +32,12 @@ OWNER_NEW: Final = "owner-new"
 # The match and the target that hold many rules of a policy (rules.entries): `--of` the fields, and `--list` or `--map`.
 ENTRIES: Final = "entries"
 VERDICTS: Final = "VERDICTS"
-# What stands before the port of the proxy in the name of a rule that only counts what should be led there.
+# The prefix of the name of a rule that only counts the connections that should be redirected to a proxy's port, which follows.
 EXPECTED: Final = ".expected-"
-# What stands before the name of a proxy in the name of a rule that accepts its connections in hook INPUT. No name of a
+# The prefix of the name of a rule that accepts the connections of a proxy in hook INPUT; the proxy's name follows. No name of a
 # configuration has a dot.
 ACCEPTED: Final = "accept."
-# What stands before the numbers of control groups in a further comment of a rule.
+# The prefix of the numbers of control groups in a further comment of a rule.
 GROUPS: Final = "cgroup-"
 
 

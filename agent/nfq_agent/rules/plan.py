@@ -119,9 +119,9 @@ def _table(instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], u
 def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]], lists: bool) -> list[Rule]:
     """The rules that keep the verdicts on flows, for the queues where an element offloads; they come before the others.
 
-    A packet whose verdict holds for its flow comes round again with our mark on it (REPEAT): the mark is saved in the
+    A packet whose verdict holds for its flow passes the hook again with our mark on it (REPEAT): the mark is saved in the
     connection, and what the connection says decides, for this packet and for all that follow. `! --mark` on the queueing
-    rule itself would be shorter, but xt_connmark matches no untracked packet then, which would pass unseen.
+    rule itself would be shorter, but xt_connmark matches no untracked packet then, which would pass unjudged.
     """
     made: list[Rule] = []
     for kept in dict.fromkeys(kept for _, kept in rules if kept is not None):

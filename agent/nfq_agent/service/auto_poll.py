@@ -1,8 +1,8 @@
 """Whether a worker polls for packets before it sleeps, with `busy_poll = "auto"`. Pure: counts and seconds in, a decision out.
 
 It tries where packets come close together, continues while at least half of the polls end with a packet, and never polls for more
-than a share of the time. Polls that find nothing tell a processor that is not free too: while a worker polls there, what would
-send the next packet does not run. tests/bench/NOTES.md has what the figures were chosen by.
+than a share of the time. Polls that find nothing also show a busy processor: while a worker polls there, the process that would
+send the next packet does not run. tests/bench/NOTES.md has the measurements behind the constants.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Final
 
 # Seconds of one poll: about what a sleep and a wake-up cost.
 POLL: Final = 20e-6
-# Packets are counted over so many seconds; it tries if they come at most so many seconds apart. A worker that sleeps has the
-# time of its wake-ups in that, so that this is more than POLL.
+# Packets are counted over the first number of seconds; polling is tried if they come at most the second number apart. The gaps of
+# a worker that sleeps include its wake-ups: this is more than POLL.
 WINDOW: Final = 0.01
 APART: Final = 100e-6
-# It judges by so many polls.
+# Polls after which it decides whether polling pays.
 ENOUGH: Final = 16
-# After an attempt that did not pay it waits for so many seconds, each time twice as long up to LONGEST.
+# Seconds until the next attempt after one that did not pay: doubled each time, up to LONGEST.
 PAUSE: Final = 0.05
 LONGEST: Final = 1.0
 # The share of one processor that polls may take, and for how many seconds a worker that did not poll may take more.
@@ -30,9 +30,9 @@ TRIAL: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """What was polled since the last report.
+    """The polls since the last report.
 
-    times: how often. found: how often a packet came of it. seconds: of all.
+    times: how many. found: how many ended with a packet. seconds: of all together.
     """
 
     times: int = 0
@@ -48,7 +48,7 @@ class AutoPoll:
         self._proven = False
         self._pause = PAUSE
         self._again = 0.0
-        # Seconds that may be spent; less than none after a long turn.
+        # Seconds that may be spent; negative after a long turn.
         self._left = 0.0
         self._last: float | None = None
         self._begun = 0.0

@@ -23,7 +23,7 @@ _QUEUE_ADVICE: Final = "more numbers (balance) or a longer max_len; fail_open = 
 def bypasses(
     queues: Iterable[QueueStatus], proxies: Iterable[ProxyStatus], drift: DriftStatus, in_front: Iterable[InFront], meter: Meter
 ) -> tuple[BypassStatus, ...]:
-    """One for each cause that there was since the start."""
+    """One for each cause since the start."""
     return (*_queues(queues), *_away(drift), *_late(drift), *_in_front(in_front, meter), *_proxies(proxies, meter))
 
 

@@ -61,7 +61,7 @@ def status(config: Config) -> ConfinementStatus:
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """Shuts one process in. needs: of the process itself. access: of its elements."""
+    """Confines one process. needs: of the process itself. access: of its elements."""
 
     mode: Mode
     access: Access = field(default_factory=Access)
@@ -72,7 +72,7 @@ class Confinement:
         return replace(self, needs=needs)
 
     def close(self, needs: ProcessNeeds | None = None) -> None:
-        """Shut this process in, for good. needs: instead of those that were given. Raises OSError."""
+        """Confine this process; this cannot be undone. needs: instead of those that were given. Raises OSError."""
         if self.mode == "off":
             return
         access = self.access
@@ -92,6 +92,6 @@ class Confinement:
 
 
 def log_lacking(mode: Mode, log: Log) -> None:
-    """Say it where the kernel lacks what would confine workers."""
+    """Log what the kernel lacks to confine workers."""
     if (what := lacking(mode)) is not None:
         log(f"{what}; they run without that", "warning")

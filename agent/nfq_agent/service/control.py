@@ -28,7 +28,7 @@ _ANSWER: Final = 1 << 26
 DEADLINE: Final = 2.0
 # Clients at a time; others wait in the backlog.
 _CLIENTS: Final = 16
-# After so many seconds of waiting, the verb prints that the agent is still working.
+# Seconds after which a waiting verb prints that the agent is still working.
 _SOON: Final = 2.0
 _BACKLOG: Final = 16
 # The name under which the listening socket is passed on: FileDescriptorName= of nfq-agent.socket.
@@ -88,7 +88,7 @@ class Server:
     """The agent's end. Only root, the agent's own user, and members of the group READERS reach it."""
 
     def __init__(self, instance: str, clock: Callable[[], float] = time.monotonic, passed: int | None = None) -> None:
-        """clock: monotonic seconds. passed: the listening socket, if the service manager or the agent before had it open."""
+        """clock: monotonic seconds. passed: the listening socket, if the service manager or the previous agent had it open."""
         self._clock = clock
         self._path = folder() / f"{instance}.sock"
         self._clients: set[_Client] = set()
@@ -122,7 +122,7 @@ class Server:
 
     @property
     def handed(self) -> dict[str, int]:
-        """What the program gets that is started again in this process: the socket keeps its file, owner and clients."""
+        """For the program that is started again in this process: the socket keeps its file, owner and clients."""
         return {SOCKET: self._socket.fileno()}
 
     @property

@@ -9,7 +9,7 @@ from nfq_agent.service.status import DriftStatus
 
 # The longest pause, in seconds, between two checks while another program keeps changing the rules.
 LONGEST_PAUSE: Final = 300.0
-# Rules that stay as they are for so many seconds after a repair are not fought over.
+# Seconds without a change after a repair: no other program is changing the rules then.
 _CALM: Final = 1.0
 
 
@@ -64,7 +64,7 @@ class Drift:
 
     def _wait_longer(self, now: float) -> None:
         if self._broken:
-            # So it was at the last check, a moment ago.
+            # As found by the last check, a moment ago.
             self.pause = min(self.pause * 2, max(LONGEST_PAUSE, self._regular))
         self._broken = True
         self._changed = now

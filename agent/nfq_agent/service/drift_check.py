@@ -47,7 +47,7 @@ class DriftCheck:
 
     @property
     def may_check_now(self) -> bool:
-        """Whether a check before its time is of use: not while another program changes the rules again and again."""
+        """Whether an early check is useful: not while another program changes the rules again and again."""
         return bool(self._drift.pause) and not self._drift.in_a_fight
 
     def status(self, now: float) -> DriftStatus:
@@ -90,7 +90,7 @@ class DriftCheck:
         self._sign = self._rules.sign()
 
     def glance(self, now: float) -> bool:
-        """Look cheaply whether rules of ours changed since the last check; True if a check now is of use."""
+        """Look cheaply whether rules of ours changed since the last check; True if a check is useful now."""
         if self._rules.sign() != self._sign:
             if self._drift.in_a_fight:
                 self._drift.incomplete()
@@ -190,7 +190,7 @@ class DriftCheck:
             self._log_once(line)
 
     def log_stopped(self) -> None:
-        """Say at the end of a clean stop whether a rule of this instance is left, as far as the last `sweep` could tell."""
+        """Log at the end of a clean stop whether a rule of this instance is left, as far as the last `sweep` found out."""
         if self._unswept:
             self._log(
                 "stopped: the rules in the backend's own tables are removed; whether one of this instance is left elsewhere is "

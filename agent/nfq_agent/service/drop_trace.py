@@ -1,4 +1,4 @@
-"""The log line of a dropped flow: which flow, who has it, which name it showed, and which rule decided. No I/O, no clock.
+"""The log line of a dropped flow: the flow, its owner, the name that it showed, and the rule that decided. No I/O, no clock.
 
 One line for each flow and reason, within a rate; flows beyond the rate are counted, and the count is logged. Nothing here is
 called for a packet that passes.

@@ -1,8 +1,8 @@
 """The supervisor's answer to a client that watches flows: the records since its last question, and how many it missed.
 
-The agent waits for no client: a question is answered with what there is, and the workers stop telling when no question comes.
-Each client has its own filter of packets; clients with equal filters share what the workers keep for it.
-The records are in memory that the worker writes. A worker that was taken over can write anything there.
+The agent waits for no client: a question is answered with the records at hand, and the workers stop reporting when no question
+comes. Each client has its own filter of packets; clients with equal filters share what the workers keep for it. The records are
+in memory that the worker writes. A worker that was taken over can write anything there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nfq_agent.flow_ring import MOST_FILTER, SLOTS, RingPlace
 from nfq_agent.service.flow_watch import filter_number
 from nfq_agent.service.worker import Worker
 
-# For how long workers tell after a question, in nanoseconds.
+# For how long workers report after a question, in nanoseconds.
 _LASTS: Final = 5_000_000_000
 
 
@@ -42,7 +42,7 @@ def answer(workers: Iterable[Worker], question: Mapping[str, Any], clock: int) -
         elif (slot := worker.ring.want_packets(clock + _LASTS, packets, clock)) is None:
             return {"ok": False, "message": f"{SLOTS} other filters are traced now; allowed: {SLOTS} at the same time"}
         known = given.get(worker.title)
-        # At first what was told to others before is not for this client.
+        # A new client gets no records of earlier questions by others.
         place = worker.ring.read(RingPlace(), slot)[1] if known is None else RingPlace(*known)
         found, place, more = worker.ring.read(place, slot)
         missed += more

@@ -1,6 +1,6 @@
-"""What a worker tells of its flows while it is watched: snapshots of the flows, and traced packets, as JSON records in a ring.
+"""What a worker reports about its flows while it is watched: snapshots of flows, and traced packets, as JSON records in a ring.
 
-Bounded in every turn: a million flows do not hold the worker up. What does not fit is left out and counted. No I/O, no clock.
+Bounded in every turn: a million flows do not delay the worker. What does not fit is left out and counted. No I/O, no clock.
 A traced packet is written once, with the numbers (`filter_number`) of all filters that match it.
 """
 
@@ -24,7 +24,7 @@ from nfq_agent.packet import Packet, hook_name
 from nfq_agent.rate import Bucket
 from nfq_agent.verdict import ACCEPT, WOULD_DROP, Verdict
 
-# Flows that are told of in each look-around (50 ms), and flows that are followed.
+# Flows that are reported in each pass (50 ms), and flows that are followed.
 PER_LOOK: Final = 200
 _FOLLOWED: Final = 16384
 # A table with more flows is not walked through when the watch begins: that would take too long.
@@ -36,7 +36,7 @@ _HIDDEN: Final = frozenset(("reason", "dpi", "dns_verified"))
 
 @dataclass(slots=True)
 class _Seen:
-    """What is known of a flow besides the flow itself. told: the account that was told last. begun: the readers at that time."""
+    """What is known of a flow besides the flow itself. told: the last report. begun: the readers at that time."""
 
     flow: Flow
     place: dict[str, Any]
@@ -74,7 +74,7 @@ class FlowWatch:
         self.on = False
 
     def tend(self, clock: int, table: FlowTable | None) -> bool:
-        """Begin or end as the ring asks, and tell of some flows. clock: nanoseconds, monotonic. Returns whether it is watched."""
+        """Begin or end as the ring asks, and report some flows. clock: nanoseconds, monotonic. Returns whether it is watched."""
         if self._ring.until <= clock:
             if self.on:
                 if table is not None:
@@ -166,9 +166,9 @@ class FlowWatch:
         self._write({**record, "kind": "packet", "packet": shown, "length": packet.length, "steps": steps, "filters": told})
 
     def _tell_some(self) -> None:
-        """Tell of the flows whose figures have changed, so many of them; the others have their turn later.
+        """Report flows whose figures have changed, a bounded number of them; the others follow later.
 
-        A flow without a change is told again where a reader has begun since.
+        A flow without a change is reported again where a reader has begun since.
         """
         assert self._table is not None
         begun = self._ring.begun
@@ -212,7 +212,7 @@ class FlowWatch:
 
 
 def _reason_of(flow: Flow) -> dict[str, Any]:
-    """What a flow that began before the watch tells: the reason, but no verdict."""
+    """The report of a flow that began before the watch: the reason, but no verdict."""
     reason = flow.facts.get("reason")
     if not reason:
         return {}

@@ -19,7 +19,7 @@ from nfq_agent.rules.rewriting import in_front
 
 # Seconds between two lines of the log.
 _EVERY: Final = 60.0
-# The agent waits for the command, and has other things to do.
+# Seconds that the command may take: the agent waits for it.
 _SECONDS: Final = 5.0
 
 

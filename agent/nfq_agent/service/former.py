@@ -40,7 +40,7 @@ class Former:
 
     @classmethod
     def inherited(cls, proxy: str, store: Store) -> tuple[list[Self], dict[str, int]]:
-        """Those that an agent before this one left; and what others had counted that have ended since."""
+        """Those that the previous agent left; and the counts of those that have ended since."""
         found = []
         ended: dict[str, int] = {}
         names = {name.partition("-")[2] for kind in ("leaving", "tallied") for name in store.waiting(f"{kind}-{proxy}-")}

@@ -1,4 +1,4 @@
-"""Takes over what the processes of an agent before this one serve: does what `succession` says.
+"""Takes over what the processes of the previous agent serve, as `succession` decides.
 
 Packets that come while one process stops and the next begins wait in the kernel for the next.
 """
@@ -17,7 +17,7 @@ from nfq_agent.service.store import Store
 from nfq_agent.service.succession import Command, Happening, Succession
 from nfq_agent.service.worker import Worker, WorkerError
 
-# A process that does not stop within so many seconds is killed, and takes so long to end at the most.
+# Seconds after which a process that does not stop is killed, and that it may take to end then.
 _STOPS_WITHIN: Final = 1.0
 _ENDS_WITHIN: Final = 5.0
 
@@ -27,7 +27,7 @@ def hand_over(
 ) -> None:
     """Start a process for each of these and let it serve in place of the predecessor's. Raises WorkerError, QueueError, OSError.
 
-    beside: others that are started together with them. If one cannot be prepared, no predecessor was told anything.
+    beside: others that are started together with them. If one cannot be prepared, no predecessor has been told to stop.
     """
     # A queue whose settings change has to be without a reader meanwhile; it comes last, when nothing else can fail.
     ready = [worker for worker in queues if worker.fits]
@@ -38,7 +38,7 @@ def hand_over(
 
 
 def keep(worker: Worker, store: Store, log: Log) -> None:
-    """Keep what an agent after this one needs of a worker."""
+    """Keep what the next agent needs of a worker."""
     with _told(worker, log):
         _note(worker, store)
         for name, (descriptor, polled) in worker.stored.items():
@@ -96,7 +96,9 @@ class _Handover:
                 _stop(worker)
                 self._on(worker.number, _how_it_stopped(worker))
             case Command.KILL:
-                self._log(f"{worker.title} of the agent before did not stop within {_STOPS_WITHIN:g} s and is killed", "warning")
+                self._log(
+                    f"{worker.title} of the previous agent did not stop within {_STOPS_WITHIN:g} s and is killed", "warning"
+                )
                 _kill(worker)
                 self._on(worker.number, Happening.ENDED)
             case Command.KEEP_BESIDE:
@@ -116,7 +118,7 @@ class _Handover:
 
     def _begin(self, worker: QueueWorker, order: Order) -> None:
         worker.count_on()
-        # Before it begins: an agent after this one must not take it for one that waits.
+        # Before it begins: the next agent must not mistake it for one that waits.
         with _told(worker, self._log):
             _note(worker, self._store)
         worker.begin(order)
@@ -143,7 +145,7 @@ def _kill(worker: QueueWorker) -> None:
 
 
 def _forget_predecessor(worker: QueueWorker) -> None:
-    """It has nothing to do any more: see to its end."""
+    """Reap it: it has nothing left to do."""
     predecessor, worker.predecessor = worker.predecessor, None
     if predecessor is None:
         return
@@ -157,7 +159,7 @@ def _change(worker: QueueWorker, store: Store, log: Log, beat: Callable[[], None
     _stop(worker)
     how = _how_it_stopped(worker)
     if how is Happening.LATE:
-        log(f"{worker.title} of the agent before did not stop within {_STOPS_WITHIN:g} s and is killed", "warning")
+        log(f"{worker.title} of the previous agent did not stop within {_STOPS_WITHIN:g} s and is killed", "warning")
         _kill(worker)
     if how is not Happening.DONE:
         worker.take_lost()

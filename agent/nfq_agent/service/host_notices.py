@@ -1,6 +1,6 @@
-"""What of this host may keep traffic from us, or lose a rule: firewalls, the order of NAT, NOTRACK, another xtables lock.
+"""What on this host may keep traffic from us, or lose a rule: firewalls, the order of NAT, NOTRACK, another xtables lock.
 
-It is told at the start and by `doctor`.
+It is logged at the start and shown by `doctor`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nfq_agent.rules.proxies import redirects
 
 
 class HostNotice(NamedTuple):
-    """One of them. subject: a word or two. text: what is. advice: what to do."""
+    """One of them. subject: a word or two. text: what was found. advice: what to do."""
 
     subject: str
     text: str

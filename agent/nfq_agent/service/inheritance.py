@@ -1,4 +1,4 @@
-"""What the supervisor gets from an agent before it, and leaves to the one after it, besides its workers (see crew, handover)."""
+"""What the supervisor gets from the previous agent, and leaves to the next one, besides its workers (see crew, handover)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIGURATION: Final = "configuration"
 
 
 class Inheritance:
-    """pending: something of an agent before this one serves until this one takes it over."""
+    """pending: something of the previous agent serves until this one takes it over."""
 
     def __init__(self, store: Store, log: Log) -> None:
         self._store = store
@@ -32,11 +32,11 @@ class Inheritance:
 
     @property
     def serves_on(self) -> bool:
-        """Whether what an agent before this one left keeps serving when this one ends before it took it over."""
+        """Whether what the previous agent left keeps serving when this one ends before it took it over."""
         return self.pending and self._store.outlives
 
     def start_meter(self, meter: Meter, found: list[ListedRule], in_front: Iterable[InFront]) -> None:
-        """Count on where an agent before this one was, or begin. in_front: foreign rules before ours."""
+        """Continue the counts of the previous agent, or begin at zero. in_front: foreign rules before ours."""
         try:
             meter.resume(self._store.noted(_METER))
             meter.read(found, whole=False)
@@ -44,7 +44,7 @@ class Inheritance:
             meter.start(found, in_front)
 
     def keep(self, meter: Meter) -> None:
-        """Note for an agent after this one what was counted, and see to processes that drain."""
+        """Note what was counted for the next agent, and reap processes that have drained."""
         self._draining = [child for child in self._draining if not child.reap()]
         try:
             self._store.note(_METER, meter.memo)
@@ -77,7 +77,7 @@ class Inheritance:
                 if not child.wait_end(_DRAINS_WITHIN):
                     child.kill()
                 child.reap(block=True)
-                self._log(f"queue {number} of the agent before is not wanted any more: its worker has ended")
+                self._log(f"queue {number} of the previous agent is not wanted any more: its worker has ended")
         for name in (*self._store.waiting("proxy-"), *self._store.waiting("leaving-")):
             child = Child.adopted(name, self._store.take(name), self._store.noted(name).get("process"))
             self._store.drop(name)
@@ -90,7 +90,7 @@ class Inheritance:
             self._store.discard(name)
 
     def clear(self) -> None:
-        """Leave nothing to an agent after this one."""
+        """Leave nothing to the next agent."""
         try:
             self._store.clear()
         except OSError as error:

@@ -45,7 +45,7 @@ class Lock:
 
     def _open(self) -> int:
         """The file, made if that is possible. In the unit it belongs to root, and flock(2) takes no right to write."""
-        # Not through a link, whatever user owns the folder.
+        # Never through a link, regardless of the folder's owner.
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._writable = True
         try:
@@ -64,7 +64,7 @@ class Lock:
             os.close(file)
             raise ControlError(f"{self._path}: not a regular file of its own; remove it")
         if self._writable and state.st_uid == os.geteuid():
-            # A lock that root made by hand, with any umask, must not keep the service from starting.
+            # A lock that root made by hand, with any umask, must not prevent the service from starting.
             os.fchmod(file, 0o644)
         return file
 

@@ -121,7 +121,7 @@ class InterfaceWorker(Worker):
 
     @property
     def follows(self) -> dict[int, Callable[[], None]]:
-        """The socket that reports interfaces, and the function to call then."""
+        """The socket that reports interfaces, and the function that reads it."""
         return {} if self._links is None else {self._links.fileno(): self._links_changed}
 
     def start(self) -> None:
@@ -218,7 +218,7 @@ class InterfaceWorker(Worker):
         ]
 
     def words(self, source: InterfaceSource[Any], word: str, descriptors: int) -> dict[str, tuple[int, Callable[..., None]]]:
-        """In the process: what the lines of the supervisor call. word: that of an interface, which has so many descriptors."""
+        """In the process: what the supervisor's lines call. word: of the line for an interface with its `descriptors`."""
 
         def gone(index: str) -> None:
             source.gone(index)

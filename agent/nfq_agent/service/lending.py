@@ -25,7 +25,7 @@ def lend(
 ) -> Context:
     """What these elements need. folder: where the memory's files are. worker: the instance, and the worker's name in it.
 
-    Where the folder has no room, what is known lasts as long as this worker is configured, which `warn` is told.
+    Where the folder has no room, what is known lasts as long as this worker is configured, and `warn` is called.
     """
     instance, name = worker
     flows = names = None

@@ -21,7 +21,7 @@ class LiveRoutes:
         self.may_be_there = True
 
     def begin(self, config: Config) -> None:
-        """Make them those of the configuration, whatever an agent before this one left. Raises RuleError."""
+        """Make them those of the configuration, whatever the previous agent left. Raises RuleError."""
         try:
             self.apply(config)
         except RuleError:

@@ -39,7 +39,7 @@ Subject = range | ProxyPort
 class _Epoch:
     """The time since which the hits of a queue's rules are known without a gap.
 
-    hits, taken: what there was at its begin. uninspected: of all epochs before it. latest: of this one, at the latest reading.
+    hits, taken: at its beginning. uninspected: of all epochs before it. latest: of this one, at the latest reading.
     """
 
     hits: int = 0
@@ -101,7 +101,7 @@ class Meter:
             epoch.latest = max(0, hits - epoch.hits - (taken - epoch.taken))
 
     def start(self, found: Iterable[ListedRule], in_front: Iterable[InFront] = ()) -> None:
-        """Begin at zero: rules that were already there have counted for an earlier agent. in_front: foreign ones before ours."""
+        """Begin at zero: rules that were already there counted for an earlier agent. in_front: foreign ones before ours."""
         self.read(found)
         self._taken_before = {replace(each, packets=0): each.packets for each in in_front}
         self._total = dict.fromkeys(self._total, 0)
@@ -111,7 +111,7 @@ class Meter:
 
     @property
     def memo(self) -> dict[str, Any]:
-        """What another process needs to count on, as an object for JSON."""
+        """What another process needs to continue the counts, as an object for JSON."""
         return {
             "since": self.since,
             "rules": [[*key, packets, *_packed(self._subjects[key])] for key, packets in self._last.items()],
@@ -120,7 +120,7 @@ class Meter:
         }
 
     def resume(self, memo: Mapping[str, Any]) -> None:
-        """Count on from what a process before this one noted. Raises ValueError, KeyError or TypeError if it cannot be read."""
+        """Continue the counts that an earlier process noted. Raises ValueError, KeyError or TypeError if it cannot be read."""
         last, subjects = {}, {}
         for family, table, rule, packets, *packed in memo["rules"]:
             key = str(family), str(table), str(rule)

@@ -44,7 +44,7 @@ def order_in(said: bytes) -> Order | None:
 
 
 def await_order(control: Control, beat: Callable[[], None], seconds: float) -> Order | None:
-    """Wait for the order. beat: called each so many seconds meanwhile."""
+    """Wait for the order. beat: called every `seconds` meanwhile."""
     poller = select.poll()
     poller.register(control.fileno(), select.POLLIN)
     while not poller.poll(seconds * 1000):

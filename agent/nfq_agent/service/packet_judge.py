@@ -187,7 +187,7 @@ class PacketJudge:
         return [] if self._flows is None else self._flows.show_openings(self.now, most)
 
     def compile_chain(self) -> Steps | None:
-        """The elements as compiled steps, which are told of packets by `tell`; None where an element has no such form."""
+        """The elements as compiled steps, which get packets by `tell`; None where an element has no such form."""
         if self._flows is None:
             self._compiled = self._chain.compiled(self._settings.monitor, self._settings.drop_lines)
         return None if self._compiled is None else self._compiled.steps

@@ -37,7 +37,7 @@ from nfq_agent.verdict import RETAIN, Action, Verdict, VerdictError
 # that the source keeps. And how often a worker shows a sign of life while no packets come.
 _LOOK: Final = 0.05
 _BEAT: Final = 1.0
-# A worker without a supervisor ends when no packet came for so many seconds, and at the latest after so many.
+# Seconds without a packet after which a worker without a supervisor ends, and seconds after which it ends in any case.
 _IDLE: Final = 0.5
 _LINGERS: Final = 10.0
 
@@ -49,7 +49,7 @@ class WorkerLoop:
     """The loop of one worker over one source of packets.
 
     inject: sends the packets that go with a verdict (`Verdict.inject`). Without it they are not sent, which is logged.
-    by_flow: the source, if it can read by flows. watch: tells of flows while they are watched. latency: of the verdicts.
+    by_flow: the source, if it can read by flows. watch: reports flows while they are watched. latency: of the verdicts.
     """
 
     def __init__(  # noqa: PLR0913  # one for each thing that it uses
@@ -201,7 +201,7 @@ class WorkerLoop:
         self._look_around(_BEAT)
 
     def _poll(self, seconds: float) -> int:
-        """Take turns for so many seconds, until one meets packets. Returns how many."""
+        """Take turns for `seconds`, until one meets packets. Returns how many."""
         begin = now = time.monotonic()
         count = 0
         while not count and now < begin + seconds:
@@ -259,7 +259,7 @@ class WorkerLoop:
         self._judge.count_flows()
 
     def _tend_watch(self, watch: FlowWatch) -> None:
-        """Tell of flows while they are watched. Where the chain follows no flows, each packet is looked at meanwhile."""
+        """Report flows while they are watched. Where the chain follows no flows, each packet is looked at meanwhile."""
         judge = self._judge
         judge.watch = watch if watch.tend(time.monotonic_ns(), judge.flows) else None
         if judge.watch is not None:

@@ -67,7 +67,7 @@ class KernelQueue(Protocol):
         """How many packets were cut into datagrams that are read one by one."""
 
     def be_patient(self, seconds: float) -> None:
-        """Set how long turns that wait do so for the next packet, in seconds."""
+        """Set how long waiting turns wait for the next packet, in seconds."""
 
     def poll_for(self, seconds: float) -> None:
         """Set how long turns that wait poll before they sleep, in seconds. A confined worker may change it."""
@@ -118,7 +118,7 @@ class FlowQueue(Protocol):
 
 
 class PacketSource(Protocol):
-    """Packets in, verdicts out."""
+    """Gives packets and takes their verdicts."""
 
     @property
     def kernel(self) -> KernelQueue | None:

@@ -26,7 +26,7 @@ def read(path: Path) -> dict[str, tuple[str, int]]:
             data = json.loads(file.read(_LONGEST))
         return {str(name): (str(digest), int(number)) for name, (digest, number) in data.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        # `_write` leaves no half-written file; before the first one of a boot no connection carries a mark of ours.
+        # `_write` leaves no half-written file; before the first one after a boot no connection carries a mark of ours.
         return {}
 
 

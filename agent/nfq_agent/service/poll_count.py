@@ -7,7 +7,7 @@ from nfq_agent.service.packet_source import KernelQueue
 
 
 class PollCount:
-    """Counts, for one worker; `take` gives what came since it was called last. kernel: the source's turns that poll, if any."""
+    """Counts, for one worker; `take` returns what came since the last call. kernel: the source's turns that poll, if any."""
 
     def __init__(self, kernel: KernelQueue | None) -> None:
         self._kernel = kernel
@@ -17,7 +17,7 @@ class PollCount:
         self._told = Polled()
 
     def add(self, found: bool, seconds: float) -> None:
-        """The loop has polled once. found: a packet came of it."""
+        """The loop has polled once. found: the poll ended with a packet."""
         self._times += 1
         self._found += found
         self._seconds += seconds

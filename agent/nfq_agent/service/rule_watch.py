@@ -1,4 +1,4 @@
-"""When the rules are checked: at regular times, after a cheap look that shows a change, and when the kernel tells of one."""
+"""When the rules are checked: at regular times, after a cheap look that shows a change, and when the kernel reports one."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class RuleWatch:
         self.schedule()
 
     def glance(self) -> None:
-        """Look cheaply, and check where that shows a change."""
+        """Take a cheap look, and check if it shows a change."""
         self._due[self.glance] = self._system.clock() + GLANCE
         self._drift.follow_groups(self._system.wall())
         if self._drift.pause and self._drift.glance(self._system.wall()):
             self.check()
 
     def _on_ruleset_event(self) -> None:
-        """Check at the next glance: a transaction may be one of many."""
+        """Check at the next cheap look: a transaction may be one of many."""
         assert self._events is not None
         self._events.drain()
         if self._drift.may_check_now:

@@ -80,7 +80,7 @@ class ServedQueue:
                 self._log(f"{error}; the queue works without it", "warning", queue=self.number)
 
     def leave_to_child(self) -> None:
-        """After a fork whose child reads it (see `WorkerQueue.leave_to_child`)."""
+        """After a fork: the child reads it (see `WorkerQueue.leave_to_child`)."""
         if self.queue is not None:
             self.queue.leave_to_child()
 
@@ -120,13 +120,13 @@ class ServedQueue:
         return None if line is None else line.id_sequence
 
     def give_away(self) -> WorkerQueue | None:
-        """Hand the bound queue out: it is not this object's any more."""
+        """Give the bound queue to the caller: it no longer belongs to this object."""
         queue, self.queue = self.queue, None
         return queue
 
 
 def _settings(noted: object) -> QueueSettings:
-    """The settings of a queue as another process noted them; what it did not note is unlike any that is wanted."""
+    """The settings of a queue as another process noted them; a setting that was not noted differs from any wanted one."""
     unknown: dict[str, Any] = {
         "copy": "packet", "copy_range": 0, "max_len": 0, "fail_open": False, "gso": False, "uid_gid": False,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the supervisor is asked by signals: noted when they come, and done in its next turn."""
+"""What signals ask of the supervisor: noted when they arrive, and done in its next turn."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Signals:
             self.stop = True
 
     def close(self) -> None:
-        """Let signals wake nothing any more."""
+        """Stop signals from waking the selector."""
         signal.set_wakeup_fd(-1)
         for end in self._ends:
             os.close(end)

@@ -14,7 +14,7 @@ Known = int | None
 
 
 class StatusError(Exception):
-    """A status that this version cannot read: the running agent is of another one."""
+    """A status that this version cannot read: the running agent has another version."""
 
 
 class _FromObject:

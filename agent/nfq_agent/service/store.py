@@ -1,4 +1,4 @@
-"""Descriptors that the next agent process is to have, by name: what the process before this one left, and what this one keeps.
+"""Descriptors for the next agent process, by name: those that the previous process left, and those that this one keeps.
 
 Names: `queue-N`, `worker-N` and `counters-N` of a queue number (`coming-N` while its process is replaced, see stored_control),
 `known-N` of one for known flows, `table` of the owned rules, `state` of the agent, `listener-P-I`, `proxy-P` and `tally-P` of a
@@ -33,7 +33,7 @@ class Store:
     """The descriptors by name, and what is noted beside them. Descriptors that are put in stay the caller's."""
 
     def __init__(self, handed: Mapping[str, int] | None = None, keeper: Keeper | None = None) -> None:
-        """handed: what the process before left to this one. keeper: None where descriptors end with this process."""
+        """handed: what the previous process left to this one. keeper: None where descriptors end with this process."""
         self._handed = dict(handed or {})
         self._kept: dict[str, int] = {}
         self._keeper = keeper
@@ -48,7 +48,7 @@ class Store:
 
     @property
     def inherited(self) -> bool:
-        """Whether something is left that the process before handed over and that is not taken."""
+        """Whether something that the previous process handed over is not taken yet."""
         return bool(self._handed)
 
     @property
@@ -77,11 +77,11 @@ class Store:
         return dict(self._kept)
 
     def waiting(self, prefix: str) -> list[str]:
-        """The names with this beginning that the process before handed over, and that is not taken."""
+        """The names with this beginning that the previous process handed over and that are not taken yet."""
         return sorted(name for name in self._handed if name.startswith(prefix))
 
     def take(self, name: str) -> int | None:
-        """The descriptor that the process before left, now the caller's, and kept for the next; None if there is none."""
+        """The descriptor that the previous process left, now the caller's, and kept for the next; None if there is none."""
         descriptor = self._handed.pop(name, None)
         if descriptor is not None:
             self._kept[name] = descriptor
@@ -111,7 +111,7 @@ class Store:
             self.drop(name)
 
     def discard(self, name: str) -> None:
-        """Close what the process before left under this name, and stop keeping it. Raises OSError."""
+        """Close what the previous process left under this name, and stop keeping it. Raises OSError."""
         if (descriptor := self.take(name)) is not None:
             with contextlib.suppress(OSError):
                 os.close(descriptor)

@@ -119,7 +119,7 @@ class Supervisor:
         self._user, made = system.ensure_user(agent.user)
         if made:
             self._log(f"created the system user {agent.user} (uid {self._user.uid})")
-        # After a crash packets wait for a worker. It takes longer to find out how rules are written here.
+        # Before the rules, since packets wait for a worker after a crash, and choosing a backend takes longer.
         if takes_over := self._inheritance.pending:
             self._start_workers()
         rules = self._rules = self._find_rules()
@@ -179,7 +179,7 @@ class Supervisor:
             self._signals.reload = False
             self.reload()
         if self._signals.restart and not (self._in_place or self._store.outlives):
-            # No service manager would start it again: it is asked first whether it would start.
+            # No service manager would start it again: check first whether it would start.
             self._signals.restart = False
             self._restart()
         now = self._system.clock()
@@ -196,8 +196,8 @@ class Supervisor:
         failed: rules of queues with `bypass = false` stay, and block their traffic.
         """
         self._service.stopping()
-        # Also after a start that failed: an agent before this one, killed or started again in place, may have left rules that now
-        # lead to no process. Without the lock they may be another agent's.
+        # Also after a start that failed: the previous agent, killed or started again in place, may have left rules that now lead
+        # to no process. Without the lock they may be another agent's.
         may_remove = self._lock is not None and (self._rules is not None or self._inheritance.pending)
         stop = Stop(self._config.agent.instance, self._crew, self._routes, self._drift, self._log)
         clean = stop.run(self._rules_to_remove if may_remove else None, failed)

@@ -1,4 +1,4 @@
-"""What a worker that died had read and not answered: its successor queues it again, or answers it, before its own packets."""
+"""Packets that a dead worker had read and not answered: its successor queues them again, or answers them, before its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Takeover:
 
     @property
     def due(self) -> bool:
-        """Whether packets may wait, and were not looked for yet."""
+        """Whether packets may wait that were not looked for yet."""
         return self.order.below is not None
 
     def account_for(self, lanes: Sequence[Lane], judge: Callable[[list[Packet]], None]) -> int:

@@ -119,7 +119,7 @@ class Trial:
                 self._log(f"{self._said}; the file still holds the other one", "warning")
             return {"ok": True, "message": self._said}
         except FAILURES as error:
-            self._said = f"{why}, and the configuration before the reload could not be put back: {error}; the new one is in force"
+            self._said = f"{why}, and the configuration before the reload could not be restored: {error}; the new one is in force"
             self._log(self._said, "error")
             return {"ok": False, "message": self._said}
 

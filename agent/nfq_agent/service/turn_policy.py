@@ -13,17 +13,18 @@ from nfq_agent.service.auto_poll import TRIAL, AutoPoll, Polled
 
 # Packets of a usual turn: enough to share the cost of a system call, few enough that no packet waits long for its verdict.
 BUDGET: Final = 256
-# The turns of a new process begin with so many packets, and double: packets may have waited for it, and what runs for the first
-# time takes longer. So few are read at once, too, where elements look at each packet: the verdicts go out when all are judged.
+# The first turn of a new process takes this many packets, and each later one twice as many: packets may have waited for it, and
+# code that runs for the first time is slower. Turns in which elements look at each packet take as few: the verdicts go out when
+# all are judged.
 FIRST: Final = 64
-# If no more than so many packets wait, the next turn waits for more: how many it answers at most, and how long it waits for
-# each, in seconds. A shorter wait costs more: a timer is set and cleared for each packet.
+# If at most this many packets wait, the next turn waits for more: how many it answers at most, and how long it waits for each, in
+# seconds. A shorter wait costs more: a timer is set and cleared for each packet.
 FEW: Final = 32
 AWAITED: Final = 512
 PATIENCE: Final = 0.1
-# A worker that falls behind takes longer turns, up to so many packets, while a turn ends in so many seconds. A queue that is
-# emptied and filled again stays in the processor's caches; one that is always full does not. The turns grow slowly, since after
-# a short turn there is soon room again for the rest of a burst.
+# A worker that falls behind takes longer turns, up to this many packets, while a turn ends within this many seconds. A queue that
+# is emptied and filled again stays in the processor's caches; one that is always full does not. The turns grow slowly, since
+# after a short turn there is soon room again for the rest of a burst.
 STEP: Final = 64
 LONGEST: Final = 4096
 SHORT: Final = 0.01

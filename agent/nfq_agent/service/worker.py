@@ -41,8 +41,8 @@ class Roster(Generic[Q, P, T]):
 class Worker(ABC):
     """One child process that is replaced when it dies.
 
-    title: for messages. lingers: without a supervisor it continues until nothing comes any more. drains: when it is told to end,
-    it finishes its connections while a successor serves. ends_within: seconds that it may take to end. last_word: what tells
+    title: for messages. lingers: without a supervisor it continues until no packet comes any more. drains: when it is told to
+    end, it finishes its connections while a successor serves. ends_within: seconds that it may take to end. last_word: what tells
     it to end. capabilities: those that its process has.
     """
 
@@ -62,7 +62,7 @@ class Worker(ABC):
         self.killed = False
         self.restart_at: float | None = None
         self.predecessor: Child | None = None
-        """The process of an agent before this one that serves until this worker takes over."""
+        """The process of the previous agent that serves until this worker takes over."""
         self.waits = False
         """Its process is to wait for an order when it is ready."""
         self._user = user
@@ -71,7 +71,7 @@ class Worker(ABC):
         # The child calls `pulse.beat` at least once a second.
         self.pulse = Pulse()
         self._progress = Progress()
-        # What its process tells of flows while it is watched.
+        # What its process reports about flows while it is watched.
         self.ring = FlowRing()
 
     @property
@@ -112,7 +112,7 @@ class Worker(ABC):
         """What the child does."""
 
     def inherit(self, store: Store) -> bool:
-        """Take what an agent before this one had open, in place of `open`. False if there is nothing. Raises OSError."""
+        """Take what the previous agent had open, in place of `open`. False if there is nothing. Raises OSError."""
         del store
         return False
 
@@ -228,6 +228,6 @@ class Worker(ABC):
         self.child = None
 
     def set_aside(self) -> Child | None:
-        """Hand out the process, which drains and no longer belongs to this worker. None if there is none."""
+        """Return the process, which drains and no longer belongs to this worker; None if there is none."""
         child, self.child, self.restart_at = self.child, None, None
         return child

@@ -30,7 +30,7 @@ class WorkerCounts:
 
     @property
     def noted(self) -> dict[str, Any]:
-        """The layout, for an agent after this one."""
+        """The layout, for the next agent."""
         return {"counters": self.counters.names, "latency": self.latency.names, "decisions": self.decisions.names}
 
     def fits(self, noted: Mapping[str, Any]) -> bool:
@@ -53,7 +53,7 @@ class WorkerCounts:
 
 
 class FormerCounts:
-    """The numbers of a worker of an agent before this one. noted: their layout; an older agent had counters alone."""
+    """The numbers of a worker of the previous agent. noted: their layout; an older agent had counters alone."""
 
     def __init__(self, noted: Mapping[str, Sequence[str]], memory: memoryview) -> None:
         self.counters, self.latency, self.decisions = (
@@ -69,7 +69,7 @@ class LastingCounts(WorkerCounts):
         self._specs = specs
         self._memory = SharedNumbers() if memory is None else memory
         super().__init__(specs, self._memory.numbers)
-        # What a process before this one counted in memory of another layout.
+        # What an earlier process counted in memory of another layout.
         self._former: FormerCounts | None = None
 
     def fileno(self) -> int:
@@ -77,7 +77,7 @@ class LastingCounts(WorkerCounts):
         return self._memory.fileno()
 
     def inherited(self, descriptor: int, noted: Mapping[str, Any]) -> LastingCounts:
-        """The counts of an agent before this one; these ones, until `count_on`, where its layout is another."""
+        """The counts of the previous agent; these ones, until `count_on`, where its layout differs."""
         memory = SharedNumbers(descriptor)
         if self.fits(noted):
             return LastingCounts(self._specs, memory)

@@ -28,7 +28,7 @@ _AT_LEAST: Final = 0x35
 _ANY_BIT: Final = 0x45
 _RETURN: Final = 0x06
 _INSTRUCTION: Final = struct.Struct("=HBBI")
-# A jump reaches so many instructions.
+# The longest conditional jump, in instructions.
 _FARTHEST: Final = 255
 _WORD: Final = 0xFFFFFFFF
 

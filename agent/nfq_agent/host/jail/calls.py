@@ -1,8 +1,8 @@
-"""Which system calls a process may make once its door is closed. Pure: what it needs in, rules for the filter out.
+"""Which system calls a process may make once it is confined. Pure: its needs come in, rules for the filter go out.
 
-An allow-list: a call that is not named here fails with EPERM, as for want of a right. So an element that asks for too much fails
-alone: its error is counted, its packet gets on_error, and the worker continues. (A killed worker would cost the packets that it
-has read.) Only calls of a foreign calling convention, which no honest program makes, end the process.
+An allow-list: a call that is not named here fails with EPERM, as if a capability were missing. So an element that asks for too
+much fails alone: its error is counted, its packet gets on_error, and the worker continues. (A killed worker would cost the
+packets that it has read.) Only calls of a foreign calling convention, which no honest program makes, end the process.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ProcessNeeds:
     headers: where the headers of its fixed messages are (FixedMessages.headers). fixed: sockets on which those alone may be sent.
     many: sockets on which sendmmsg(2) is needed. maps: it changes entries of BPF maps. socket_options, getsockopt: (level, name)
     pairs. reads, writes: files or folders. children: it ends and reaps children that it has a pidfd of. receives: it is handed
-    packet sockets, which it may read only. open_now: all else that is open when the door closes; such a process writes to nothing
-    else.
+    packet sockets, which it may only read. open_now: everything else that is open at its confinement; such a process writes to
+    nothing else.
     """
 
     headers: tuple[tuple[int, int, int], ...] = ()
@@ -55,7 +55,7 @@ class ProcessNeeds:
     writes: tuple[str, ...] = ()
 
     def __or__(self, other: ProcessNeeds) -> ProcessNeeds:
-        """What both need."""
+        """The union of both."""
         return ProcessNeeds(
             **{
                 each.name: getattr(self, each.name) | getattr(other, each.name)
@@ -129,16 +129,16 @@ def rules(needs: ProcessNeeds, held: Iterable[int] = ()) -> dict[str, list[CallR
     if needs.children:
         found |= {name: [()] for name in ("wait4", "waitid", "pidfd_send_signal")}
     if needs.writes:
-        # Which files is Landlock's business.
+        # Landlock decides which files.
         found |= {name: [()] for name in _WRITES}
-        # Not of memory that it shares with the supervisor: who touches a page behind the new end gets SIGBUS.
+        # Not of memory that it shares with the supervisor: a process that touches a page behind the new end gets SIGBUS.
         later = tuple(low_is_not(0, descriptor) for descriptor in sorted(needs.open_now))
         found |= {name: [later] for name in ("ftruncate", "fallocate")}
     return found
 
 
 def _only_what_is_open(found: dict[str, list[CallRule]], needs: ProcessNeeds) -> None:
-    """Nothing is sent on a descriptor that comes later, and none of those that are open gives its number to one."""
+    """Nothing is sent on a descriptor that comes later; no open descriptor is closed, so that its number is not used again."""
     mine: list[CallRule] = [(low_is(0, descriptor),) for descriptor in sorted(needs.open_now)]
     # A file that an element opens later comes in by a number of the same kind: then write(2) cannot be told apart.
     found["sendto"] = mine
@@ -148,7 +148,7 @@ def _only_what_is_open(found: dict[str, list[CallRule]], needs: ProcessNeeds) ->
 
 
 def _memory(found: dict[str, list[CallRule]]) -> None:
-    """No code that is new, and nothing that changes what lies where fixed messages lie: all else lies above."""
+    """No new code, and no change of the memory that holds fixed messages: everything else is at higher addresses."""
     no_code, above = none_of(2, _PROT_EXEC), high_above(0, BOTTOM >> 32)
     found["mmap"] = [(no_code, *is_null(0), none_of(3, _MAP_FIXED)), (no_code, above)]
     found["mprotect"] = [(no_code, above)]

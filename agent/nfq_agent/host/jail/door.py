@@ -1,6 +1,6 @@
-"""Shuts a process in, for good: first Landlock (files), then a seccomp filter (system calls).
+"""Confines a process: first by Landlock (files), then by a seccomp filter (system calls).
 
-After that it works with what it has open. Nothing in it, whatever code runs there, can open the door again.
+After that it works with the descriptors that it has open. No code in the process can undo this.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def means() -> list[str]:
 
 
 def close(needs: ProcessNeeds) -> None:
-    """Shut this process in with what the host has. Raises OSError if the kernel refuses what it says it has.
+    """Confine this process with what the host has. Raises OSError if the kernel refuses what it says it has.
 
     Code that Python imports late stays readable: the folders of sys.path.
     """
@@ -52,7 +52,7 @@ def close(needs: ProcessNeeds) -> None:
 
 
 def _load_what_is_late() -> None:
-    """Have the C library load what it would load at first use."""
+    """Make the C library load now what it would load at first use."""
     time.localtime()
 
 

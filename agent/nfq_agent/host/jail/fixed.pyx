@@ -53,7 +53,7 @@ cdef enum:
 
 
 cdef class FixedMessages:
-    """Messages of given shapes. A shape is a list of parts: bytes that stand fast, and numbers: so many bytes that are free.
+    """Messages of given shapes. A shape is a list of parts: fixed bytes, and numbers: lengths of free bytes.
 
     Raises OSError where the memory cannot be allocated.
     """
@@ -108,7 +108,7 @@ cdef class FixedMessages:
             if self.region == <void *>at:
                 return
             if self.region != MAP_FAILED:
-                # A kernel before 4.17 takes the address for a wish.
+                # A kernel before 4.17 treats the address as a hint.
                 munmap(self.region, self.length)
             elif errno != EEXIST:
                 self.region = NULL

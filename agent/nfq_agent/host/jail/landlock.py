@@ -1,4 +1,4 @@
-"""Landlock: which files this process may still read and write, for good (landlock(7), linux/landlock.h)."""
+"""Landlock: which files this process may still read and write from now on (landlock(7), linux/landlock.h)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loads a seccomp filter into this process, for good: all of its threads, and all that it could ever become (seccomp(2))."""
+"""Loads a seccomp filter into this process, all of its threads and what they start; it cannot be removed (seccomp(2))."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def missing() -> str | None:
 
 
 def no_new_privileges() -> None:
-    """Let no program that is run give this process more rights. Without it neither a filter nor Landlock is accepted."""
+    """Forbid programs that this process runs to gain more rights. Without it neither a filter nor Landlock is accepted."""
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
 

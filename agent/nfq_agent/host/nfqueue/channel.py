@@ -55,12 +55,12 @@ class Channel:
         self._queue: netfilterqueue.NetfilterQueue | None = None
         if bound is None:
             self._queue = netfilterqueue.NetfilterQueue(af=family, sockfd=-1 if given is None else given.fileno())
-            # It would stay open in every program that this process runs, and in itself when it starts again.
+            # Otherwise it would stay open in every program that this process runs, and in this one when it starts again.
             os.set_inheritable(self._queue.get_fd(), False)
             self._socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
         else:
             self._socket = socket.socket(fileno=bound[0])
-        # Without it the kernel sends each refused message back whole.
+        # Without it the kernel returns each refused message whole.
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._send: Callable[[bytes], object] = self._socket.send
         # The socket may hold acknowledgements for an earlier process.
@@ -94,13 +94,13 @@ class Channel:
         return len(self._pending)
 
     def forget_pending(self) -> None:
-        """Leave those packets to a child process that was forked with them."""
+        """Leave those packets to a child process that inherited them."""
         self._pending.clear()
 
     # Binding and settings.
 
     def bind(self, number: int, family: int, copy_mode: int, copy_range: int, max_len: int) -> None:
-        """Make the queue and have this socket own it. OSError EBUSY: another socket owns it."""
+        """Make the queue; this socket owns it. OSError EBUSY: another socket owns it."""
         assert self._queue is not None
         self._discard()
         self.passed_over = 0
@@ -227,7 +227,7 @@ class Channel:
         return self._inbox.polls, self._inbox.found, self._inbox.polled / 1e9
 
     def read(self, budget: int) -> list[Packet]:
-        """Take packets, whole or as much as the copy range allows."""
+        """Take packets: whole, or as much of each as the copy range allows."""
         return self._inbox.read(budget, self._pending)
 
     def skim(self, budget: int) -> tuple[int, int, int]:
@@ -251,7 +251,7 @@ class Channel:
     ) -> tuple[int, int, list[Run]]:
         """Take packets and look their verdicts up by five-tuple, hook and interfaces.
 
-        together: if it is not 0, wait and answer as `skim_each` does, accepted packets up to so many at once. `decide` is asked
+        together: if it is not 0, wait and answer as `skim_each` does, accepted packets up to this many at once. `decide` is asked
         about a packet that is not in `known`, with the key under which its verdict may be kept, or None where there is no
         such key. Returns how many packets, the number of the first, and the runs.
         """
@@ -318,7 +318,7 @@ class Channel:
         return outbox.headers, frozenset(self.descriptors)
 
     def cut_joined(self) -> None:
-        """From now on have the kernel cut offloaded packets that are not TCP: they come again, one datagram each."""
+        """From now on the kernel cuts offloaded packets that are not TCP: they are queued again, one datagram each."""
         self._inbox.cut_joined(Cutter(self._socket.fileno(), messages.cutting(self._number)))
 
     @property

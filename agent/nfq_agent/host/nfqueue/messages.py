@@ -48,7 +48,7 @@ _VERDICT_HEADER: Final = Struct("!II")
 _SINGLE: Final = Struct("=IHHIIBB2sHH8s")
 _U32: Final = Struct("!I")
 
-# What known verdicts are kept by: hook, interfaces, protocol, addresses and ports.
+# The key of a known verdict: hook, interfaces, protocol, addresses and ports.
 FlowKey = bytes
 # Neighbours with the same verdict: id of the last, how many, verdict.
 Run = tuple[int, int, Verdict]

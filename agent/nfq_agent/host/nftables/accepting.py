@@ -96,7 +96,7 @@ class AcceptRules:
         return wanted
 
     def sign(self) -> object:
-        """Always the same: the kernel tells of changes (events.RulesetEvents)."""
+        """Always the same: the kernel reports changes (events.RulesetEvents)."""
         return None
 
     def instances(self, family: Family) -> frozenset[str]:  # noqa: ARG002  # see below
@@ -214,7 +214,7 @@ def _insertion(table: str, family: Family, rule: Rule) -> Message:
     """At the head of the chain: a new rule goes there unless it is appended."""
     nft_family, _, name = table.partition(" ")
     expressions = nested(4, *(each.packed for each in expressions_of(nft_family, name, rule)))
-    # NFTA_RULE_COMPAT: what an extension of xtables wants to know of the rule that it is in.
+    # NFTA_RULE_COMPAT: what an extension of xtables has to know about its rule.
     compatible = nested(5, u32(1, _TCP_NUMBER), u32(2, 0)) if _is_of_iptables(nft_family, name, rule.chain) else b""
     body = text(1, name) + text(2, rule.chain) + expressions + compatible + attribute(7, layout.user_data(rule, 0))
     return Message(netlink.NEW_RULE, NUMBERS[nft_family], body, netlink.CREATE, f"a rule of {family} chain {rule.chain}")

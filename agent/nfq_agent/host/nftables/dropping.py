@@ -27,7 +27,7 @@ _EQUAL, _NOT_EQUAL = 0, 1
 # Where struct xt_conntrack_mtinfo3 has its flags, and XT_CONNTRACK_STATE, XT_CONNTRACK_STATE_DNAT.
 _CONNTRACK_FLAGS: Final = 146
 _STATE, _STATE_TRANSLATED = 1, 1 << 7
-# They change nothing of a packet's way.
+# They do not change a packet's path.
 _PASSING: Final = ("counter", "log", "comment")
 
 

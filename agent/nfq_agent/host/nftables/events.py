@@ -1,4 +1,4 @@
-"""The kernel's word that the ruleset of nf_tables changed: netlink group NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h)."""
+"""The kernel's events that the ruleset of nf_tables changed: netlink group NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST: Final = 256
 
 
 class RulesetEvents:
-    """A socket that becomes readable when another process changes the ruleset. Only that it changed is told, not what."""
+    """A socket that becomes readable when another process changes the ruleset. The event says that it changed, not what."""
 
     def __init__(self) -> None:
         """Raises OSError where this process may not listen."""

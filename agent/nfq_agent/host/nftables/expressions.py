@@ -1,7 +1,7 @@
 """A rule as the expressions of nf_tables, in the words that `nft` uses for them.
 
-What has no expression, or none in this kernel, goes through nft_compat as the xtables extension that it is. A match that two
-expressions are needed for side by side (a port, in either direction) makes two rules of nf_tables out of one of ours.
+What has no expression, or none in this kernel, goes through nft_compat as the xtables extension that it is. A match that needs
+two alternative expressions (a port, in either direction) makes two rules of nf_tables out of one of ours.
 """
 
 from __future__ import annotations
@@ -308,7 +308,7 @@ def _limit(match: Extension, _family: Family) -> _Alternatives:
     rate, _, unit = options["--limit"].partition("/")
     if unit != "sec":
         raise ValueError(f"--limit {options['--limit']}")
-    # A number of packets (NFT_LIMIT_PKTS) in so many seconds.
+    # A number of packets (NFT_LIMIT_PKTS) in a number of seconds.
     parts = u64(1, int(rate)) + u64(2, 1) + u32(3, int(options["--limit-burst"])) + u32(4, 0)
     return [[Expression("limit", parts)]]
 

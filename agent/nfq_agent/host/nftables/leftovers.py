@@ -85,7 +85,7 @@ class NftLeftovers:
         return {}
 
     def sign(self) -> object:
-        """Always the same: the kernel tells of changes (events.RulesetEvents)."""
+        """Always the same: the kernel reports changes (events.RulesetEvents)."""
         return None
 
     def instances(self, family: Family) -> frozenset[str]:

@@ -66,7 +66,7 @@ class OwnedHost:
         return families()
 
     def sign(self) -> object:
-        """Always the same: the kernel tells of changes (events.RulesetEvents), and lets others make none in an owned table."""
+        """Always the same: the kernel reports changes (events.RulesetEvents), and lets no other process change an owned table."""
         return None
 
     def present(self, family: Family) -> frozenset[str]:

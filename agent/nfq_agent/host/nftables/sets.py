@@ -90,7 +90,7 @@ def _mark(element: bytes) -> tuple[int, int]:
 def _packed(intervals: tuple[Interval, ...], kind: str) -> list[bytes]:
     """The elements, each an NFTA_LIST_ELEM."""
     size = _SIZES[kind]
-    # Of ten thousand, only the value differs.
+    # Elements differ only in the value.
     start, end = _shapes(kind)
     before_start, after_start = start[:_VALUE], start[_VALUE + size :]
     before_end, after_end = end[:_VALUE], end[_VALUE + size :]

@@ -43,8 +43,8 @@ class EntryCodec:
         self._family = FAMILY_NAMES[family]
         self._rule_class = iptc.Rule if inet else iptc.Rule6
         self._entry_class = iptc.ip4tc.ipt_entry if inet else iptc.ip6tc.ip6t_entry
-        # A target that is not a standard one makes python-iptables look for a chain of that name, in all tables that it
-        # thinks are there, which makes them present. It need not look: a chain's name is never asked of it here.
+        # For a target that is not a standard one python-iptables looks for a chain of that name in all tables that it assumes to
+        # exist, which makes them present. That search is not needed: no chain is looked up by name here.
         table_class = iptc.Table if inet else iptc.Table6
         table_class.existing_table_names.update(dict.fromkeys(table_class.ALL, False))
         self._tag = tag_prefix(instance).encode()

@@ -44,7 +44,7 @@ _MULTIPORT: Final = Struct("=BB15H15sB")
 _ALL_PORTS: Final = (0, 65535)
 # What ends a packet's way through a table before our jump: not by refusing it, which is a firewall's business.
 _TAKING: Final = frozenset(("ACCEPT", "QUEUE", "NFQUEUE", "REDIRECT", "DNAT", "NETMAP", "TPROXY"))
-# A rule of ours is put at the head of its chain: what stands before it came later, and is not much.
+# A rule of ours is put at the head of its chain: rules before it were added later, and are few.
 _MOST: Final = 1000
 _DEEPEST: Final = 8
 

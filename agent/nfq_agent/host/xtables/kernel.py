@@ -52,7 +52,7 @@ class Tables:
         self._bind(module._libiptc, "iptc" if inet else "ip6tc")
 
     def _bind(self, library: ctypes.CDLL, prefix: str) -> None:
-        """libiptc's walk, with plain addresses: an object for each entry would take seconds."""
+        """Walks as libiptc does, with plain addresses: an object for each entry would take seconds."""
 
         def function(name: str, result: Any, *arguments: Any) -> Any:
             found = library[f"{prefix}_{name}"]

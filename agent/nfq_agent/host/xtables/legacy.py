@@ -44,7 +44,7 @@ from nfq_agent.rules.model import (
     tag_prefix,
 )
 
-# For so many seconds after the lock was not free in time, a change waits only this long.
+# After a change that did not get the lock in time: seconds in which a change waits only briefly, and the seconds that it waits.
 _SOON: Final = 30.0
 _AGAIN_SECONDS: Final = 1.0
 
@@ -63,7 +63,7 @@ def tables_present(family: Family) -> frozenset[str] | None:
 
 
 def drops_in_input(family: Family, translated: bool) -> bool:
-    """Whether the table filter drops in hook INPUT what no rule names. No, where that cannot be looked at.
+    """Whether the table filter drops in hook INPUT what no rule names. False where that cannot be read.
 
     translated: connections with a translated destination (capture = "redirect").
     """
@@ -80,7 +80,7 @@ def _loaded(family: Family) -> frozenset[str]:
 
 
 def _may_change() -> bool:
-    """Whether this process may read and write rules. Yes, where that cannot be told now: the kernel refuses it then."""
+    """Whether this process may read and write rules. True where that is unknown: the kernel then refuses."""
     try:
         return has_capability(CAP_NET_ADMIN)
     except OSError:

@@ -1,4 +1,4 @@
-"""What of this host's tables may keep redirected connections from a proxy: firewalls, and rules against connection tracking."""
+"""What in this host's tables may keep redirected connections from a proxy: firewalls, and rules against connection tracking."""
 
 from __future__ import annotations
 

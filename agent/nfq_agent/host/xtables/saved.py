@@ -1,4 +1,4 @@
-"""All legacy rules as `iptables-legacy-save` prints them, those of others too. It changes nothing and makes no table present."""
+"""All legacy rules as `iptables-legacy-save` prints them, also those of others. It changes nothing and makes no table present."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOOLS: Final[Mapping[Family, str]] = {"inet": "iptables-legacy", "inet6": "ip6ta
 
 
 def saved(family: Family, seconds: float = 30.0) -> str:
-    """All tables that are present; empty if there is no such command, or it does not end within so many seconds."""
+    """All tables that are present; empty if there is no such command, or it does not end within `seconds`."""
     try:
         done = subprocess.run(
             [f"{TOOLS[family]}-save"], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds, check=False

@@ -1,4 +1,4 @@
-"""What legacy tables hold of an instance, told cheaply: whether it changed, not what it is."""
+"""A cheap sign of the rules of an instance in legacy tables: it shows whether they changed, not what they are."""
 
 from __future__ import annotations
 
