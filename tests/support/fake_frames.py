@@ -157,10 +157,12 @@ class FakeFrames:
         self.waiting: deque[Frame] = deque()
         self.sent: list[tuple[bytes, int]] = []
         self.unsendable = False
-        self.count = self.size = self.failed = 0
+        self.count = self.size = self.failed = self.crossed = 0
         self._turn: list[Frame] = []
         # Called when a turn is sent on.
         self.before_send: Callable[[], object] = lambda: None
+        # Called when a frame is sent over the pair.
+        self.on_crossing: Callable[[], object] = lambda: None
 
     def receive(self, budget: int) -> int:
         self._turn = [self.waiting.popleft() for _ in range(min(budget, len(self.waiting)))]
@@ -252,4 +254,7 @@ class FakeFrames:
             self.failed += 1
             return 1
         self.sent.append((frame, mark))
+        if not mark & TO_CONTAINER:
+            self.crossed += 1
+            self.on_crossing()
         return 0

@@ -118,6 +118,7 @@ def a_ring_judges_by_flows(ring_of: Callable[[Sequence[Frame], int], AnyRing]) -
 class AnyFrames(Protocol):
     count: int
     size: int
+    crossed: int
 
     def receive(self, budget: int) -> int: ...
     def packet(self, number: int) -> tuple[bytes, int, int, int] | None: ...
@@ -186,6 +187,7 @@ def frames_are_read_judged_and_sent_on(world: FramesWorld) -> None:
     assert [(frame[10:], interface) for frame, interface in world.sent()] == [
         (ETHERNET + UDP, 5), (ETHERNET + UDP, 5), (ARP, 5), (ETHERNET + PING, 6),
     ]  # fmt: skip
+    assert frames.crossed == 4
 
 
 def frames_are_judged_by_flows(world: FramesWorld) -> None:

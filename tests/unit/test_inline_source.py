@@ -19,6 +19,7 @@ from nfq_agent.capture.following import Table
 from nfq_agent.capture.inline import InlineSource
 from nfq_agent.flow import Watch
 from nfq_agent.flow_table import FlowTable
+from nfq_agent.host import packet_socket
 from nfq_agent.packet import Hook, Packet
 from nfq_agent.verdict import ACCEPT, DROP, RETAIN, WOULD_DROP, Action, RewriteError, Verdict, VerdictError
 
@@ -57,17 +58,22 @@ class InlineBed:
         self.table = Table(("judged", "dropped", "would_drop"), 4)
         self._socket, self.kernel = socket.socketpair()
         self.control, self.supervisor = socket.socketpair()
-        self.source = InlineSource(self._socket.fileno(), live, flows, 0.4, self.table)
+        self.source = InlineSource(self._socket, live, flows, 0.4, self.table)
         self.source.start(self.control.fileno())
         self.links = os.pipe()
         self.source.add(*self.links, str(INTERFACE), "1")
         mapped = mmap.mmap(self._memory, mmap.PAGESIZE)
         self.live = memoryview(mapped).cast("Q")
+        self.frames.on_crossing = self.come_back
 
     def arrive(self, *frames: Frame) -> None:
         self.frames.waiting.extend(frames)
         self.live[link_maps.UP] += len(frames)
         self.live[link_maps.UP_BYTES] += sum(len(frame.data) for frame in frames)
+
+    def come_back(self) -> None:
+        """The program on the pair has seen a frame that was sent over it."""
+        self.live[link_maps.BACK] += 1
 
     def passed(self) -> list[bytes]:
         """The packets that were sent on since the last call, without their headers."""
@@ -98,6 +104,28 @@ def bed(monkeypatch: pytest.MonkeyPatch) -> Iterator[InlineBed]:
 
 def frame(payload: bytes = UDP, out: bool = False) -> Frame:
     return Frame(ETHERNET + payload, mark=INTERFACE | (TO_CONTAINER if out else 0))
+
+
+class Late:
+    """The clock of the source. What comes late comes while the source sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self._due: list[tuple[float, Callable[[], object]]] = []
+        clock = SimpleNamespace(
+            monotonic=lambda: self.now, monotonic_ns=lambda: int(self.now * 1e9), sleep=self._sleep, time=time.time
+        )
+        monkeypatch.setattr(inline, "time", clock)
+
+    def after(self, seconds: float, act: Callable[[], object]) -> None:
+        """Do it so many seconds from now."""
+        self._due.append((self.now + seconds, act))
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+        due, self._due = [each for each in self._due if each[0] <= self.now], [each for each in self._due if each[0] > self.now]
+        for _, act in due:
+            act()
 
 
 class TestInline:
@@ -287,6 +315,49 @@ class TestInline:
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(descriptor)
         bed.source.gone(str(INTERFACE))
+
+    def test_at_the_end_it_waits_for_frames_whose_softirq_waits(self, bed: InlineBed, monkeypatch: pytest.MonkeyPatch) -> None:
+        late = Late(monkeypatch)
+        bed.live[link_maps.UP] += 2
+        late.after(0.5, lambda: bed.frames.waiting.extend([frame(), frame(PING)]))
+        bed.frames.on_crossing = lambda: late.after(0.4, bed.come_back)
+        bed.source.finish()
+        assert bed.passed() == [UDP, PING]
+        assert bed.credits[0] == 0
+        assert bed.live[link_maps.BACK] == 2
+        # As long as it has to, and no longer.
+        assert 0.9 <= late.now < 1
+
+    def test_at_the_end_it_waits_a_second_at_most_for_what_was_lost(
+        self, bed: InlineBed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        late = Late(monkeypatch)
+        bed.live[link_maps.UP] += 1
+        bed.source.finish()
+        assert 1 <= late.now < 1.1
+
+    def test_at_the_end_it_does_not_wait_for_what_found_no_room(self, bed: InlineBed, monkeypatch: pytest.MonkeyPatch) -> None:
+        late = Late(monkeypatch)
+        bed.live[link_maps.UP] += 3
+        told = [1, 2]
+        monkeypatch.setattr(packet_socket, "lost", lambda _: told.pop() if told else 0)
+        bed.source.finish()
+        assert late.now < 0.1
+
+    def test_what_was_lost_on_the_way_back_is_not_waited_for_once_it_was_quiet(
+        self, bed: InlineBed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        late = Late(monkeypatch)
+        bed.frames.on_crossing = lambda: None
+        bed.arrive(frame())
+        assert bed.source.skim(ACCEPT, 9) == 1
+        bed.source.wait(0)
+        late.now += 1
+        bed.source.wait(0)
+        assert bed.source.drops() == 0
+        begun = late.now
+        bed.source.finish()
+        assert late.now - begun < 0.1
 
     def test_a_verdict_of_a_queue_is_refused(self, bed: InlineBed) -> None:
         packet = Packet(UDP, id=3)

@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import os
 import select
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -18,6 +19,7 @@ from nfq_agent.answering import Answering
 from nfq_agent.capture import link_maps
 from nfq_agent.capture.following import Table
 from nfq_agent.capture.source import InterfaceSource, Taken, packet_of
+from nfq_agent.host import packet_socket
 from nfq_agent.host.bpf import Map
 from nfq_agent.host.frames import OUTGOING, SEGMENTED, UNFINISHED, Frames
 from nfq_agent.packet import Packet, PacketError
@@ -28,7 +30,9 @@ TURN: Final = 128
 # Seconds without a packet after which missing credits are returned: their frames were lost.
 _LOST_AFTER: Final = 0.2
 _TO_CONTAINER: Final = 0x80000000
+# At the end: how long no frame comes before it stops reading, and how long it waits at most for those that are on their way.
 _DRAIN: Final = 0.02
+_LONGEST_DRAIN: Final = 1.0
 
 
 class _Linked(Taken):
@@ -46,22 +50,28 @@ class InlineSource(InterfaceSource[_Linked]):
 
     where = "is a frame that waits for its verdict"
 
-    def __init__(self, descriptor: int, live: Map, flows: Map, patience: float, table: Table) -> None:
-        """descriptor: the packet socket. live, flows: maps of the program. patience: seconds. table: counters by interface."""
+    def __init__(self, opened: socket.socket, live: Map, flows: Map, patience: float, table: Table) -> None:
+        """opened: the packet socket. live, flows: maps of the program. patience: seconds. table: counters by interface."""
         super().__init__(table)
-        self._frames = Frames(descriptor, TURN)
-        self._descriptor = descriptor
+        self._frames = Frames(opened.fileno(), TURN)
+        self._socket = opened
+        self._descriptor = opened.fileno()
         self._memory = mmap.mmap(live.descriptor, mmap.PAGESIZE)
         self._live = memoryview(self._memory).cast("Q")
         self._flows = flows
         self._beat_within = patience / 4
-        self._poll.register(descriptor, select.EPOLLIN)
+        self._poll.register(self._descriptor, select.EPOLLIN)
         self._held: dict[int, tuple[bytes, int]] = {}
         # The first frame of this turn without a verdict; the number of all where each has one.
         self._open = 0
         # The frame of a turn by flows whose verdict is given separately, by `answer`.
         self._special: int | None = None
-        self._idle_since: tuple[float, int] | None = None
+        self._idle_since: tuple[float, tuple[int, int]] | None = None
+        # Frames that found no room in the socket since all credits were here; frames that the program had counted on the way
+        # back before the first frame of this process.
+        self._without_room = 0
+        self._back = 0
+        self._ended = False
 
     # The interfaces.
 
@@ -78,10 +88,12 @@ class InlineSource(InterfaceSource[_Linked]):
     def start(self, control: int) -> None:
         """Let `wait` return for this descriptor too; from now on the program sends packets here."""
         super().start(control)
+        self._begin_count()
         self._beat()
 
     def _beat(self) -> None:
-        self._live[link_maps.HEARTBEAT] = time.monotonic_ns()
+        if not self._ended:
+            self._live[link_maps.HEARTBEAT] = time.monotonic_ns()
 
     def wait(self, timeout: float) -> list[int]:
         """Wait for packets or the control descriptor. Returns the readable descriptors."""
@@ -97,16 +109,36 @@ class InlineSource(InterfaceSource[_Linked]):
     def _give_back(self) -> None:
         """Return the credits of frames that were lost on the way here, once no packet has arrived for a while."""
         live = self._live
-        up, now = live[link_maps.UP], time.monotonic()
-        if self._held or self._open < self._frames.count or up == live[link_maps.DOWN]:
+        moved, now = (live[link_maps.UP], live[link_maps.BACK]), time.monotonic()
+        if self._held or self._open < self._frames.count or not self._unsettled:
             self._idle_since = None
-        elif self._idle_since is None or self._idle_since[1] != up:
-            self._idle_since = now, up
+        elif self._idle_since is None or self._idle_since[1] != moved:
+            self._idle_since = now, moved
         elif now - self._idle_since[0] > _LOST_AFTER:
-            self._lost += max(0, up - live[link_maps.DOWN])
-            live[link_maps.DOWN] = up
+            self._lost += max(0, live[link_maps.UP] - live[link_maps.DOWN])
+            live[link_maps.DOWN] = live[link_maps.UP]
             live[link_maps.DOWN_BYTES] = live[link_maps.UP_BYTES]
+            self._begin_count()
             self._idle_since = None
+
+    def _begin_count(self) -> None:
+        """Count from here on what is on its way: nothing is now, or it was lost."""
+        packet_socket.lost(self._socket)
+        self._without_room = 0
+        self._back = self._live[link_maps.BACK] - self._frames.crossed
+
+    @property
+    def _unsettled(self) -> bool:
+        """Whether what the program sent here and what came from here differ, or the same for the way back."""
+        live = self._live
+        return live[link_maps.UP] != live[link_maps.DOWN] or live[link_maps.BACK] - self._back != self._frames.crossed
+
+    def _on_its_way(self) -> bool:
+        """Whether frames may be on their way here or back: the kernel's softirqs wait for a processor as others do."""
+        live = self._live
+        self._without_room += packet_socket.lost(self._socket)
+        coming = live[link_maps.UP] - live[link_maps.DOWN] - self._without_room
+        return coming > 0 or live[link_maps.BACK] - self._back < self._frames.crossed
 
     def _receive(self, budget: int) -> int:
         self._beat()
@@ -236,10 +268,12 @@ class InlineSource(InterfaceSource[_Linked]):
             self._lost += self._frames.put(*held)
 
     def finish(self) -> None:
-        """Let everything pass: first new packets, then those that wait here."""
+        """Let everything pass: first new packets, then those that wait here or are on their way.
+
+        The links close last: the programs take the mark off what comes back, and what is on the pair would go with it.
+        """
+        self._ended = True
         self._live[link_maps.HEARTBEAT] = 0
-        for index in list(self._taken):
-            self.gone(str(index))
         for held in self._held.values():
             self.unanswered += 1
             self._frames.put(*held)
@@ -248,16 +282,18 @@ class InlineSource(InterfaceSource[_Linked]):
             self.unanswered += rest
             self._special = None
             self.answer(())
-        quiet = time.monotonic() + _DRAIN
-        while time.monotonic() < quiet:
+        begun = quiet = time.monotonic()
+        while (now := time.monotonic()) < quiet + _DRAIN or (self._on_its_way() and now < begun + _LONGEST_DRAIN):
             if count := self._receive_any():
                 self.unanswered += count
                 self._lost += self._frames.send(b"\1" * count)
                 self._live[link_maps.DOWN] += count
                 self._live[link_maps.DOWN_BYTES] += self._frames.size
-                quiet = time.monotonic() + _DRAIN
+                quiet = time.monotonic()
             else:
                 time.sleep(0.001)
+        for index in list(self._taken):
+            self.gone(str(index))
 
     def _receive_any(self) -> int:
         try:

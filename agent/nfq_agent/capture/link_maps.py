@@ -16,7 +16,7 @@ DOWN: Final = 1
 DOWN_BYTES: Final = 2
 UP: Final = 8
 UP_BYTES: Final = 9
-LIVE_SIZE: Final = 80
+BACK: Final = 10
 _COUNTS: Final = ("up", "accepted", "dropped", "stale", "full", "tagged", "fragments", "unread")
 _BOTH_WAYS: Final = struct.Struct(f"={2 * len(_COUNTS)}Q")
 Role = Literal["server", "client", "both"]

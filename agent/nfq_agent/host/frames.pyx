@@ -93,6 +93,7 @@ cdef class Frames:
     cdef readonly int count
     cdef readonly uint64_t size
     cdef readonly uint64_t failed
+    cdef readonly uint64_t crossed
     cdef uint8_t *memory
     cdef uint8_t *control
     cdef mmsghdr *incoming
@@ -110,6 +111,8 @@ cdef class Frames:
         # Bytes of the frames of this turn, and frames that could not be sent or were cut.
         self.size = 0
         self.failed = 0
+        # Frames that were sent over the pair.
+        self.crossed = 0
         self.memory = <uint8_t *>malloc(<size_t>ROOM * most)
         self.control = <uint8_t *>calloc(most, CONTROL)
         self.incoming = <mmsghdr *>calloc(most, sizeof(mmsghdr))
@@ -343,11 +346,14 @@ cdef class Frames:
             memcpy(CMSG_DATA(said), &interface, 4)
 
     cdef int _send(self, int count) except -1:
-        cdef int done = 0, step, failed = 0
+        cdef int done = 0, step, number, failed = 0
         while done < count:
             with nogil:
                 step = sendmmsg(self.descriptor, self.outgoing + done, count - done, 0)
             if step > 0:
+                for number in range(done, done + step):
+                    if self.outgoing[number].msg_hdr.msg_name == NULL:
+                        self.crossed += 1
                 done += step
             elif errno != EINTR:
                 # This frame cannot be sent: its interface is gone or down, or it is too long.

@@ -36,7 +36,7 @@ struct ports {
 
 struct live {
     __u64 heartbeat, down, down_bytes, unused[5]; /* the worker's */
-    __u64 up, up_bytes;                           /* ours */
+    __u64 up, up_bytes, back;                     /* ours; back: frames that came back from the worker */
 };
 
 struct counts {
@@ -195,7 +195,11 @@ INLINE int judge(struct __sk_buff *skb, int way)
     struct settings *set = lookup(&settings, &zero);
     if (!set)
         return NEXT;
+    struct live *alive = lookup(&live, &zero);
+    if (!alive)
+        return NEXT;
     if (way == FROM_CONTAINER && skb->mark == set->secret) {
+        ADD(alive->back, 1);
         skb->mark = 0;
         return NEXT;
     }
@@ -232,9 +236,6 @@ INLINE int judge(struct __sk_buff *skb, int way)
         ADD(counts->dropped, 1);
         return DROP;
     }
-    struct live *alive = lookup(&live, &zero);
-    if (!alive)
-        return NEXT;
     /* The clock of the worker may be ahead of the one read here by the time that it took to read it. */
     if ((__s64)(time - alive->heartbeat) > (__s64)set->patience) {
         ADD(counts->stale, 1);

@@ -74,12 +74,12 @@ def blocks_of(size: int) -> int:
 
 
 def lost(opened: socket.socket) -> int:
-    """Frames that passed the filter and found no room in the ring, since the last call (struct tpacket_stats_v3)."""
+    """Frames that passed the filter and found no room in ring or buffer, since the last call (struct tpacket_stats)."""
     try:
         data = opened.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 12)
     except OSError:
         return 0
-    return int(struct.unpack_from("=III", data)[1])
+    return int(struct.unpack_from("=II", data)[1])
 
 
 def missing() -> str | None:

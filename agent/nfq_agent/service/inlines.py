@@ -227,7 +227,7 @@ class InlineWorker(InterfaceWorker):
             maps=True, gets=((263, 6),),
         )  # fmt: skip
         maps = self._loaded.maps
-        source = InlineSource(self._socket.fileno(), maps["live"], maps["flows"], settings.patience, self.table)
+        source = InlineSource(self._socket, maps["live"], maps["flows"], settings.patience, self.table)
         handed = handing.Handed(control, self.words(source, "link", 2))
         default, on_error = _VERDICTS[settings.default], _VERDICTS[settings.on_error]
         monitor = settings.mode == "monitor"
