@@ -245,6 +245,40 @@ def test_what_a_full_ring_loses_is_counted(netns: Namespace, tmp_path: Path, mon
     assert agent.stop() == 0
 
 
+def test_a_worker_without_a_processor_loses_no_burst(netns: Namespace, tmp_path: Path) -> None:
+    first, _ = bridged(netns)
+    # Whole packets are copied, since a policy of names reads them: 5 MB, which 2 MB of ring do not hold.
+    agent = Agent(
+        netns, tmp_path, '[tap.pods]\ninterfaces = ["veth1"]\nudp_ports = [9]\nelements = ["dpi", "verdicts"]\n'
+        '[element.verdicts]\ntype = "policy"\nrule = [ { action = "drop", tls_sni = ["*.blocked.test"] } ]\n',
+    ).ready()  # fmt: skip
+    first.run("ip", "neigh", "add", "10.5.0.99", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
+    flood = first.start(sys.executable, "-c", FLOOD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert flood.stdin is not None
+    assert flood.stdout is not None
+
+    def send_thousand() -> None:
+        flood.stdin.write(b"more\n")
+        flood.stdin.flush()
+        assert flood.stdout.readline() == b"sent\n"
+
+    send_thousand()
+    worker = tap_of(agent)["pid"]
+    os.kill(worker, signal.SIGSTOP)
+    for _ in range(4):
+        send_thousand()
+    os.kill(worker, signal.SIGCONT)
+
+    def counted() -> int:
+        tap = tap_of(agent)
+        return int(tap["judged"] + tap["lost"])
+
+    until(lambda: counted() == 5000, "each frame was judged or lost")
+    assert tap_of(agent)["judged"] == 5000
+    assert tap_of(agent)["pid"] == worker
+    assert agent.stop() == 0
+
+
 BAD = [
     ("no-interface", "[tap.t]\ninterfaces = []\n", "tap.t.interfaces"),
     ("unknown-key", '[tap.t]\ninterfaces = ["veth*"]\nsnapp = 1\n', "did you mean 'snap'"),

@@ -36,14 +36,14 @@ class TapBed:
         self.lost = 0
         monkeypatch.setattr(tap, "Ring", lambda *_: self.ring)
         monkeypatch.setattr(packet_socket, "lost", lambda _: self.lost)
-        self.source = TapSource(selection, 1 << 20, self.table)
+        self.source = TapSource(selection, self.table)
         ours, self.kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._readable = ours.dup()
         self._readable.setblocking(False)
         self.ring.emptied = self._drain
         self.control, self.supervisor = socket.socketpair()
         self.source.start(self.control.fileno())
-        self.source.add(ours.detach(), str(INTERFACE), "2", "1500")
+        self.source.add(ours.detach(), str(INTERFACE), "2", "1500", "1048576")
 
     def arrive(self, *frames: Frame) -> None:
         self.ring.frames.extend(frames)

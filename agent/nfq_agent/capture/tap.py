@@ -45,22 +45,21 @@ class TapSource(InterfaceSource[_Tapped]):
 
     where = "was seen by a tap and has left"
 
-    def __init__(self, selection: CaptureSelection, ring: int, table: Table) -> None:
-        """ring: bytes for each interface. table: where each is counted, in the row that comes with it."""
+    def __init__(self, selection: CaptureSelection, table: Table) -> None:
+        """table: where each is counted, in the row that comes with it."""
         super().__init__(table)
         self._selection = selection
-        self._size = ring
         self._by_descriptor: dict[int, _Tapped] = {}
         self._ready: list[_Tapped] = []
         self._leaving: list[tuple[float, _Tapped]] = []
 
     # The interfaces.
 
-    def add(self, descriptor: int, index: str, row: str, mtu: str) -> None:
-        """Read one more interface from this socket."""
+    def add(self, descriptor: int, index: str, row: str, mtu: str, ring: str) -> None:
+        """Read one more interface from this socket. ring: bytes of its ring."""
         opened = socket.socket(fileno=descriptor)
         try:
-            tapped = _Tapped(opened, self._size, int(index), int(row), int(mtu))
+            tapped = _Tapped(opened, int(ring), int(index), int(row), int(mtu))
         except OSError:
             opened.close()
             raise

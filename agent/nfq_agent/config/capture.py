@@ -41,8 +41,8 @@ class TapConfig(CaptureConfig):
 
     # Bytes to copy of each packet, from its IP header on.
     snap: Annotated[int, Field(ge=64, le=65535)] | Literal["auto"] = "auto"
-    # Bytes of the ring of each interface.
-    ring: Annotated[Size, Field(ge=262_144, le=1_000_000_000)] = 2_000_000
+    # Bytes of the ring of each interface. auto: see capture/ring_size.py.
+    ring: Annotated[Size, Field(ge=262_144, le=1_000_000_000)] | Literal["auto"] = "auto"
 
 
 class InlineConfig(CaptureConfig):
@@ -77,10 +77,11 @@ class InlineConfig(CaptureConfig):
         return value
 
 
-def same_interface(ours: Iterable[str], others: Iterable[str]) -> str | None:
+def same_interface(ours: Iterable[str], others: Iterable[str], excluded: Sequence[str] = ()) -> str | None:
     """A pattern of `ours` that may choose the same interface as one of `others`; None if there is none.
 
     Decided by the part before the first wildcard: if neither is a prefix of the other, the patterns share no name.
+    excluded: names and patterns of interfaces that one of the two does not choose.
     """
     for one in ours:
         for other in others:
@@ -93,9 +94,18 @@ def same_interface(ours: Iterable[str], others: Iterable[str]) -> str | None:
                 meet = fnmatchcase(name, pattern)
             else:
                 meet = beginnings[0].startswith(beginnings[1]) or beginnings[1].startswith(beginnings[0])
-            if meet:
+            narrow = one if exact[0] or (not exact[1] and len(beginnings[0]) >= len(beginnings[1])) else other
+            if meet and not any(_covers(each, narrow) for each in excluded):
                 return one
     return None
+
+
+def _covers(pattern: str, other: str) -> bool:
+    """Whether every name that `other` chooses is one that `pattern` chooses. False where that is not plain."""
+    beginning = _WILDCARD.split(other, maxsplit=1)[0]
+    if beginning == other:
+        return fnmatchcase(other, pattern)
+    return pattern.endswith("*") and not _WILDCARD.search(pattern[:-1]) and beginning.startswith(pattern[:-1])
 
 
 def overlap(ours: Sequence[Ports], others: Sequence[Ports]) -> Ports | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Iterable
 from typing import Final, Self
 
 from nfq_agent.capture import handing
 from nfq_agent.capture.following import Followed
+from nfq_agent.capture.ring_size import LEAST, ring_size
 from nfq_agent.capture.selection import classic_filter
 from nfq_agent.capture.tap import TapSource
 from nfq_agent.config.models import Config
@@ -45,6 +47,8 @@ class TapWorker(InterfaceWorker):
         super().__init__(name, self.settings, config, user, log, close)
         self.snap = config.least_copied(self.settings) if self.settings.snap == "auto" else self.settings.snap
         self._filter = classic_filter(self.selection, self.snap + _LINK_HEADER)
+        # Bytes of the ring of each interface, by its index.
+        self._rings: dict[int, int] = {}
 
     def open(self) -> None:
         """Listen for interfaces. Raises WorkerError where no packet socket can be opened."""
@@ -62,16 +66,35 @@ class TapWorker(InterfaceWorker):
             or self.confinement != other.confinement
         )
 
+    def start(self) -> None:
+        """Fork, and pass all chosen interfaces to the worker."""
+        self._rings.clear()
+        super().start()
+
     def enter(self, followed: Followed) -> None:
         """Open a socket on the interface and pass it to the worker."""
         link = followed.link
-        with packet_socket.open_tap(link.index, self._filter, self.settings.ring) as opened:
-            self._tell(f"add {link.index} {followed.row} {link.mtu}", [opened.fileno()])
+        size = ring_size(self._rings.values()) if self.settings.ring == "auto" else self.settings.ring
+        try:
+            opened = packet_socket.open_tap(link.index, self._filter, size)
+        except OSError as error:
+            if error.errno not in (errno.ENOMEM, errno.ENOBUFS) or self.settings.ring != "auto" or size == LEAST:
+                raise
+            # The host is short of memory now.
+            size = LEAST
+            opened = packet_socket.open_tap(link.index, self._filter, size)
+        self._rings[link.index] = size
+        with opened:
+            self._tell(f"add {link.index} {followed.row} {link.mtu} {size}", [opened.fileno()])
+
+    def left(self, followed: Followed) -> None:
+        """Its ring goes with the socket, which the worker closes."""
+        self._rings.pop(followed.link.index, None)
 
     def body(self, control: socket.socket) -> None:
         """Show packets to the elements until told to stop."""
         emit = self.prepare()
-        tap = TapSource(self.selection, self.settings.ring, self.table)
+        tap = TapSource(self.selection, self.table)
         handed = handing.Handed(control, self.words(tap, "add", 1))
         log = ElementLog(emit, self.counters.suppress)
         elements = [spec.cls(spec.name, spec.options, log.of(spec)) for spec in self.specs]
