@@ -92,6 +92,8 @@ def test_help_fits_80_columns_and_brackets_what_is_optional_once(verb: str, monk
         ),
         (["run", "-queue-num=7", "-log-5tuple=true"], ["run", "--queue-num=7", "--log-5tuple"]),
         (["run", "-log-5tuple=false"], ["run"]),
+        (["run", "--log-5tuple=T", "--log-5tuple=0"], ["run", "--log-5tuple"]),
+        (["run", "-log-5tuple=maybe"], ["run", "--log-5tuple=maybe"]),
         (["run", "--queue-num", "7", "-c", "x.toml"], ["run", "--queue-num", "7", "-c", "x.toml"]),
         (["check", "-cqueue-num", "-", "--"], ["check", "-cqueue-num", "-", "--"]),
     ],

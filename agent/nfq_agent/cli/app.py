@@ -74,19 +74,23 @@ FamilyOption = Annotated[AddressFamily | None, typer.Option("--af-family", help=
 
 
 _ONE_DASH: Final = ("queue-num", "copymode", "log-5tuple", "af-family")
+# A boolean flag of Go may carry its value after "=" (strconv.ParseBool).
+_TRUE: Final = ("1", "t", "T", "TRUE", "true", "True")
+_FALSE: Final = ("0", "f", "F", "FALSE", "false", "False")
 
 
 def two_dashes(arguments: Sequence[str]) -> list[str]:
     """The arguments, with the flags that may be written with one dash (`-queue-num 100`, `-log-5tuple=true`) written with two."""
     result = []
     for argument in arguments:
-        name, equals, value = argument.removeprefix("-").partition("=")
-        if not argument.startswith("--") and argument.startswith("-") and name in _ONE_DASH:
+        name, equals, value = argument.lstrip("-").partition("=")
+        dashes = len(argument) - len(argument.lstrip("-"))
+        if dashes in (1, 2) and name in _ONE_DASH:
+            argument = f"--{argument.lstrip('-')}"
             if name == "log-5tuple" and equals:
-                # A boolean flag of Go may carry its value after "=".
-                if value.lower() in ("false", "0", "f"):
+                if value in _FALSE:
                     continue
-                argument = f"-{name}"
-            argument = f"-{argument}"
+                # Another value is left to the parser, which refuses it.
+                argument = f"--{name}" if value in _TRUE else argument
         result.append(argument)
     return result
