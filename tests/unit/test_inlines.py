@@ -9,6 +9,7 @@ import socket
 import struct
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -267,6 +268,18 @@ def test_an_interface_that_is_not_chosen_is_left_alone(world: World) -> None:
     assert sides(world, 6) == 0
     with pytest.raises(BlockingIOError):
         world.control.recv(1)
+
+
+def test_an_interface_without_ethernet_headers_is_not_taken_and_that_is_logged_once(world: World) -> None:
+    world.serve()
+    tunnel = replace(link(7, "veth7"), ethernet=False)
+    for _ in range(2):
+        world.change(tunnel)
+        world.change(tunnel)
+        world.change(tunnel, gone=True)
+    assert world.worker.interfaces() == []
+    assert sides(world, 7) == 0
+    assert world.lines == ["warning: inline edge: veth7 is not taken: its packets have no Ethernet header"] * 2
 
 
 def test_one_side_that_cannot_be_attached_leaves_neither(world: World) -> None:

@@ -46,7 +46,7 @@ def _inline_missing(attach: filters.Attach) -> str | None:
 
 def taken(config: Config) -> Iterator[tuple[str, list[str]]]:
     """Each tap and inline link by its table's name, with the interfaces that it takes now."""
-    present = [link for link in links() if not pairs.is_end(link)]
+    present = [link for link in links() if link.ethernet and not pairs.is_end(link)]
     tables: list[tuple[str, CaptureConfig]] = [(f"tap.{name}", tap) for name, tap in config.tap.items()]
     tables += [(f"inline.{name}", inline) for name, inline in config.inline.items()]
     for table, capture in tables:

@@ -33,6 +33,8 @@ _RTM_GETNSID: Final = 90
 _NETNSA_NSID: Final = 1
 _NETNSA_FD: Final = 3
 _IFF_UP: Final = 1
+# linux/if_arp.h: frames of these begin with an Ethernet header.
+_ETHERNET: Final = (1, 772)
 _IFINFO: Final = struct.Struct("=BxHiII")
 _BUFFER: Final = 4 << 20
 
@@ -43,7 +45,8 @@ class Link:
 
     index, name, mtu. kind: "veth", "bridge", ...; empty for a device without a kind. up: administratively. alias: its ifalias.
     peer: index of the other end of a veth pair, in the namespace `netns` (the kernel's id for it here), None in this one.
-    master: index of the bridge or bond that it is a port of, 0 for none. xdp: an XDP program is attached.
+    master: index of the bridge or bond that it is a port of, 0 for none. xdp: an XDP program is attached. ethernet: its frames
+    begin with an Ethernet header; on a tunnel (tun, WireGuard, GRE) they are IP packets alone.
     """
 
     index: int
@@ -56,6 +59,7 @@ class Link:
     netns: int | None
     master: int
     xdp: bool
+    ethernet: bool = True
 
 
 class Links:
@@ -123,7 +127,7 @@ def _text(value: bytes) -> str:
 def _link(body: bytes) -> Link | None:
     if len(body) < _IFINFO.size:
         return None
-    family, _, index, flags, _ = _IFINFO.unpack_from(body)
+    family, kind, index, flags, _ = _IFINFO.unpack_from(body)
     # A bridge reports its ports in messages of its own family.
     if family != socket.AF_UNSPEC:
         return None
@@ -142,6 +146,7 @@ def _link(body: bytes) -> Link | None:
         netns=None if netns is None else int.from_bytes(netns, "little", signed=True),
         master=_number(found.get(_IFLA_MASTER, b"")),
         xdp=any(xdp.get(_IFLA_XDP_ATTACHED, b"\0")),
+        ethernet=kind in _ETHERNET,
     )
 
 

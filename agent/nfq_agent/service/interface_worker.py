@@ -66,6 +66,7 @@ class InterfaceWorker(Worker):
         self._memory = table.memory
         self._follower = Follower(self.selection)
         self._links: Links | None = None
+        self._unfit: set[int] = set()
         # The counts of interfaces that are gone.
         self._before: dict[str, int] = {}
         self._containers = containers_of(config.agent.container_sockets, log)
@@ -140,8 +141,18 @@ class InterfaceWorker(Worker):
         self._apply(come, gone)
 
     def _listed(self) -> list[Link]:
+        return [link for link in links() if self._fits(link)]
+
+    def _fits(self, link: Link) -> bool:
+        """Whether an interface can be taken. One that cannot although it is chosen is logged once."""
         # An agent's own pairs are never chosen, whatever the patterns say.
-        return [link for link in links() if not pairs.is_end(link)]
+        if pairs.is_end(link):
+            return False
+        if not link.ethernet and link.index not in self._unfit and self.selection.chooses(link.name):
+            self._unfit.add(link.index)
+            what = f"{self.title}: {link.name} is not taken: its packets have no Ethernet header"
+            self._log(what, "warning", **{self.kind: self.name})
+        return link.ethernet
 
     def _links_changed(self) -> None:
         assert self._links is not None
@@ -153,7 +164,10 @@ class InterfaceWorker(Worker):
             self._resume()
             return
         for link, is_gone in changes:
-            if pairs.is_end(link):
+            fits = self._fits(link)
+            if is_gone:
+                self._unfit.discard(link.index)
+            if not fits:
                 continue
             come, gone = self._follower.change(link, is_gone)
             self._apply([] if come is None else [come], [] if gone is None else [gone])
