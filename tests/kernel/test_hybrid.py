@@ -105,6 +105,7 @@ BAD = [
     ("rules", INLINE + RULE + 'interface = "veth1"\ntcp_ports = [8080]\n', "port 8080 of veth1 is judged by [rules.r] too"),
     ("all", INLINE + RULE + 'interface = "v*"\nall = true\n', "port 8000:8100 of v* is judged by [rules.r] too"),
     ("inline", INLINE + '[inline.j]\ninterfaces = ["veth7"]\n', "port 8000:8100 of veth7 is judged by [inline.i] too"),
+    ("exclude", INLINE + 'exclude = ["veths1"]\n' + RULE + 'interface = "veths*"\ntcp_ports = [8080]\n', "port 8080 of veths*"),
     ("role", '[inline.i]\ninterfaces = ["veth*"]\nrole = "client"\n', "no port is named"),
     ("bridge", RULE + "bridge = true\ntcp_ports = [1]\n", "bridge = true matches ports of a bridge"),
 ]
@@ -112,6 +113,8 @@ GOOD = [
     INLINE + RULE + 'interface = "eth*"\ntcp_ports = [8080]\n',
     INLINE + RULE + 'interface = "veth*"\ntcp_ports = [9090]\nudp_ports = [8080]\n',
     INLINE + '[inline.j]\ninterfaces = ["cali*"]\n',
+    INLINE + 'exclude = ["vethshop"]\n' + RULE + 'interface = "vethshop"\ntcp_ports = [8080]\n',
+    INLINE + 'exclude = ["vethshop*"]\n[inline.j]\ninterfaces = ["vethshop?"]\ntcp_ports = [8080]\n',
     INLINE + 'role = "server"\n' + RULE + 'interface = "veth1"\ntcp_ports = [8080]\nrole = "client"\n',
     INLINE + 'role = "server"\n[inline.j]\ninterfaces = ["veth*"]\ntcp_ports = [8080]\nrole = "client"\n',
 ]
@@ -131,3 +134,13 @@ def test_selections_beside_each_other_are_good(netns: Namespace, tmp_path: Path,
     path = tmp_path / "good.toml"
     path.write_text(text)
     netns.run(*COMMAND, "check", "--config", str(path))
+
+
+@pytest.mark.parametrize(("hook", "warned"), [("forward", True), ("input", False)])
+def test_a_rule_for_all_forwarded_packets_beside_an_inline_link_is_warned_about(
+    netns: Namespace, tmp_path: Path, hook: str, warned: bool
+) -> None:
+    path = tmp_path / "warned.toml"
+    path.write_text(INLINE + RULE.replace("forward", hook) + "tcp_ports = [8080]\n")
+    done = netns.run(*COMMAND, "check", "--config", str(path))
+    assert ("inline.i and rules.r both take port 8080" in done.stdout + done.stderr) == warned

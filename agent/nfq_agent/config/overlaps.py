@@ -25,7 +25,7 @@ def overlaps(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
                     f"port {ports} of {chosen} is judged by [rules.{other}] too; allowed: other ports or interfaces",
                 )
     for (name, one), (other, two) in combinations(config.inline.items(), 2):
-        pattern = same_interface(two.interfaces, one.interfaces)
+        pattern = same_interface(two.interfaces, one.interfaces, (*one.exclude, *two.exclude))
         ports = None if pattern is None or _apart(one.role, two.role) else _both(_of_inline(one), _of_inline(two))
         if ports is not None:
             yield (
@@ -36,7 +36,14 @@ def overlaps(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _shared(inline: InlineConfig, rule: RuleConfig) -> Ports | None:
     """A rule without an interface concerns the host; only a rule that names the same interface concerns the same traffic."""
-    if _apart(inline.role, rule.role) or rule.interface is None or same_interface(inline.interfaces, rule.interface) is None:
+    if rule.interface is None or same_interface(inline.interfaces, rule.interface, inline.exclude) is None:
+        return None
+    return shared_ports(inline, rule)
+
+
+def shared_ports(inline: InlineConfig, rule: RuleConfig) -> Ports | None:
+    """Ports that both take, wherever they do."""
+    if _apart(inline.role, rule.role):
         return None
     every_tcp = rule.all or (rule.tcp_syn and not rule.tcp_ports) or _TCP in (rule.protocol or ())
     every_udp = rule.all or _UDP in (rule.protocol or ())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from nfq_agent.config.capture import overlap
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.name_needs import hidden_resolvers
+from nfq_agent.config.overlaps import shared_ports
 from nfq_agent.config.policy_summary import cuts_ssh, drops_by_default
 from nfq_agent.values import LAST_PORT, Ports
 
@@ -28,6 +29,7 @@ def warnings(config: Config) -> Iterator[str]:
         if rule.queue is not None and not config.queue[rule.queue].bypass:
             yield f"rules.{name}: bypass = false drops this traffic while no agent serves queue {rule.queue}"
     yield from _queues_beside_proxies(config)
+    yield from _rules_beside_inline(config)
     if hidden := hidden_resolvers(config):
         yield (
             f"the answers of the resolvers {', '.join(hidden)} come in at hook input, which no rule with dpi takes: verify and "
@@ -55,6 +57,19 @@ def _room(queue: QueueConfig) -> str:
     if queue.room_for_known or not queue.fail_open or queue.cpu_fanout:
         return ""
     return "; to judge the requests on connections in spite of a flood of new flows: room_for_known = 1024"
+
+
+def _rules_beside_inline(config: Config) -> Iterator[str]:
+    """A rule for all forwarded packets takes those of containers too, where netfilter sees them."""
+    for name, inline in config.inline.items():
+        for other, rule in config.rules.items():
+            if rule.queue is None or rule.interface is not None or not {"forward", "prerouting", "postrouting"} & set(rule.hooks):
+                continue
+            if (ports := shared_ports(inline, rule)) is not None:
+                yield (
+                    f"inline.{name} and rules.{other} both take port {ports}: where netfilter sees the packets of these "
+                    f"interfaces, they are judged twice; name the interfaces of rules.{other}, or give the port to one of them"
+                )
 
 
 def _queues_beside_proxies(config: Config) -> Iterator[str]:
