@@ -168,6 +168,21 @@ def test_the_text_fits(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "Also running: instance blue, version 1.2.3" in text
 
 
+def test_an_interface_shows_what_it_counted_and_what_matters_at_zero(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nfq_agent.cli.show._WIDTH", 60)
+    counters = {**dict.fromkeys(JUDGED, 0), "up": 1_000_000, "judged": 999_998, "decided_accepted": 12_345_678, "past_full": 2}
+    (inline,) = REPORT.inlines
+    inline = dataclasses.replace(inline, interfaces=(InterfaceStatus("veth1", 4, "web", counters),), counters=counters)
+    show_status.status(dataclasses.replace(REPORT, inlines=(inline,)), [], REPORT.since)
+    lines = capsys.readouterr().out.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("  veth1"))
+    assert lines[place : place + 2] == [
+        "  veth1 (container web): 1000000 up, 999998 judged, 0", "    dropped, 12345678 decided accepted, 2 past full",
+    ]  # fmt: skip
+
+
 def test_rules_that_differ_in_their_ports_alone_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

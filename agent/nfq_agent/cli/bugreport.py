@@ -29,7 +29,7 @@ _DOMAIN: Final = re.compile(r"(?<![\w./-])(?:\*\.)?(?:[A-Za-z0-9_-]+\.)+[A-Za-z]
 # Words that look like a domain, but are a file, a unit or a key of the configuration.
 _KNOWN: Final = re.compile(
     r"\.(?:toml|py|pyx|txt|service|slice|socket|conf|so|d|md|sock|lock|log|pcapng)$"
-    r"|^(?:queue|rules|element|proxy|agent|tap|net|kernel)\."
+    r"|^(?:queue|rules|element|proxy|agent|tap|inline|net|kernel)\."
 )
 _COMMANDS: Final = (
     "iptables-legacy-save", "ip6tables-legacy-save", "nft list ruleset", "journalctl -u nfq-agent* -n 300 -o short",

@@ -48,12 +48,22 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
     else:
         show.plan(loaded.agent.instance, live.host.name, changes, besides, policy)
         for name, interfaces in taken(loaded):
-            show.note(f"# {name} takes these interfaces, and others that match later: {', '.join(interfaces) or 'none now'}")
+            how = _how_taken(loaded, name)
+            show.prose(f"# {name} {how} these interfaces, and others that match later: {', '.join(interfaces) or 'none now'}", 4)
     code = 3 if changes or policy.changed or user is None else 0
     if capture is None:
         return code
     # Worse than a change is one that drops what passed.
     return replay(flags, capture, None, enforce=False, as_json=False) or code
+
+
+def _how_taken(config: Config, table: str) -> str:
+    """What a tap or an inline link does with interfaces."""
+    kind, _, name = table.partition(".")
+    if kind == "tap":
+        return "takes"
+    way = "filters of clsact" if filters.wanted(config.inline[name].attach) else "tcx links"
+    return f"takes, by programs on both sides ({way}),"
 
 
 def _group_numbers(ruleset: Ruleset) -> Numbers:

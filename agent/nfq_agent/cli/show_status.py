@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # Rules of one queue that are listed.
 _LISTED: Final = 12
+# The first counters of an interface are shown also when they are 0, the others are not.
+_ALWAYS: Final = 3
 
 
 def status(report: Status, running: Iterable[Status], now: float) -> None:
@@ -110,13 +113,22 @@ def _up(report: Status, now: float) -> str:
 def _tap(out: Console, tap: TapStatus) -> None:
     out.print(f"\nTap {tap.name}: {tap.snap} bytes of each packet, pid {tap.pid or '-'}", style="bold", markup=False)
     for each in (*tap.interfaces, InterfaceStatus("all so far", 0, None, tap.counters)):
-        counts = (f"{each.counters[name]} {name.replace('_', ' ')}" for name in TAP_COUNTERS)
-        out.print(f"  {_interface(each)}: {', '.join(counts)}", markup=False)
+        _interface(out, each, tuple(TAP_COUNTERS))
     _decisions(out, tap.decisions)
 
 
-def _interface(each: InterfaceStatus) -> str:
-    return each.name if each.container is None else f"{each.name} (container {each.container})"
+def _interface(out: Console, each: InterfaceStatus, counters: Sequence[str]) -> None:
+    name = each.name if each.container is None else f"{each.name} (container {each.container})"
+    shown = (
+        f"{each.counters[counter]} {counter.replace('_', ' ')}"
+        for place, counter in enumerate(counters)
+        if each.counters[counter] or place < _ALWAYS
+    )
+    text = f"{name}: {', '.join(shown)}"
+    wrapped = textwrap.fill(
+        text, out.width, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    out.print(wrapped, markup=False)
 
 
 def _inline(out: Console, inline: InlineStatus) -> None:
@@ -125,8 +137,7 @@ def _inline(out: Console, inline: InlineStatus) -> None:
     )
     out.print(title, style="bold", markup=False)
     for each in (*inline.interfaces, InterfaceStatus("all so far", 0, None, inline.counters)):
-        counts = (f"{each.counters[name]} {name.replace('_', ' ')}" for name in INLINE_COUNTERS)
-        out.print(f"  {_interface(each)}: {', '.join(counts)}", markup=False)
+        _interface(out, each, tuple(INLINE_COUNTERS))
     _decisions(out, inline.decisions)
 
 
