@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from agent import Agent, until
-from containers import Container, bridged
+from containers import SERVER, Container, bridged
 from inlined import attached, config, inline_of
 from namespace import Namespace
 
@@ -117,6 +119,24 @@ def test_segments_of_more_than_64_kilobytes(netns: Namespace, tmp_path: Path, ki
     denies(agent, kind, first, "fd05::2")
     if kind == "inline":
         assert inline_of(agent)["lost"] == 0
+    assert agent.stop() == 0
+
+
+def test_an_inline_link_on_every_interface_leaves_the_loopback_alone(netns: Namespace, tmp_path: Path) -> None:
+    first, second = bridged(netns)
+    netns.run("ip", "address", "add", "10.5.0.254/24", "dev", "br0")
+    second.serve()
+    server = netns.start(sys.executable, "-c", SERVER, "1600", stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    server.stdout.readline()
+    agent = Agent(netns, tmp_path, configured("inline", "*")).ready()
+    until(lambda: taken(agent) == ["br0", "veth1", "veth2"], "all but the loopback are taken")
+    assert "inline pods: lo is not taken: the host's packets to itself cannot be sent on" in agent.log
+    for address in ("10.5.0.2", "10.5.0.254"):
+        denies(agent, "inline", first, address)
+    for address in ("127.0.0.1", "[::1]"):
+        asked = netns.run("curl", "-s", "-m", "30", "-H", "Host: www.blocked.test", f"http://{address}:8080/").stdout
+        assert len(asked) == 1600
     assert agent.stop() == 0
 
 

@@ -272,7 +272,7 @@ def test_an_interface_that_is_not_chosen_is_left_alone(world: World) -> None:
 
 def test_an_interface_without_ethernet_headers_is_not_taken_and_that_is_logged_once(world: World) -> None:
     world.serve()
-    tunnel = replace(link(7, "veth7"), ethernet=False)
+    tunnel = replace(link(7, "veth7"), hardware=65534)
     for _ in range(2):
         world.change(tunnel)
         world.change(tunnel)

@@ -10,7 +10,7 @@ from nfq_agent.capture.selection import CaptureSelection
 from nfq_agent.config.capture import CaptureConfig
 from nfq_agent.config.models import Config
 from nfq_agent.host import bpf, filters, packet_socket, pairs
-from nfq_agent.host.links import links
+from nfq_agent.host.links import Link, links
 
 
 def selection_of(config: CaptureConfig) -> CaptureSelection:
@@ -46,9 +46,18 @@ def _inline_missing(attach: filters.Attach) -> str | None:
 
 def taken(config: Config) -> Iterator[tuple[str, list[str]]]:
     """Each tap and inline link by its table's name, with the interfaces that it takes now."""
-    present = [link for link in links() if link.ethernet and not pairs.is_end(link)]
+    present = [link for link in links() if not pairs.is_end(link)]
     tables: list[tuple[str, CaptureConfig]] = [(f"tap.{name}", tap) for name, tap in config.tap.items()]
     tables += [(f"inline.{name}", inline) for name, inline in config.inline.items()]
     for table, capture in tables:
         selection = selection_of(capture)
-        yield table, sorted(link.name for link in present if selection.chooses(link.name))
+        kind = table.partition(".")[0]
+        yield table, sorted(link.name for link in present if selection.chooses(link.name) and unfit(kind, link) is None)
+
+
+def unfit(kind: str, link: Link) -> str | None:
+    """Why a tap or an inline link (`kind`: its table) cannot take an interface, None if it can."""
+    if not link.ethernet:
+        return "its packets have no Ethernet header"
+    # From there the kernel takes no packet of 127.0.0.0/8 that it has to find a route for (ip_route_input_slow()).
+    return "the host's packets to itself cannot be sent on" if kind == "inline" and link.loopback else None

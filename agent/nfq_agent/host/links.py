@@ -33,8 +33,9 @@ _RTM_GETNSID: Final = 90
 _NETNSA_NSID: Final = 1
 _NETNSA_FD: Final = 3
 _IFF_UP: Final = 1
-# linux/if_arp.h: frames of these begin with an Ethernet header.
-_ETHERNET: Final = (1, 772)
+# linux/if_arp.h
+_ETHERNET: Final = 1
+_LOOPBACK: Final = 772
 _IFINFO: Final = struct.Struct("=BxHiII")
 _BUFFER: Final = 4 << 20
 
@@ -45,8 +46,8 @@ class Link:
 
     index, name, mtu. kind: "veth", "bridge", ...; empty for a device without a kind. up: administratively. alias: its ifalias.
     peer: index of the other end of a veth pair, in the namespace `netns` (the kernel's id for it here), None in this one.
-    master: index of the bridge or bond that it is a port of, 0 for none. xdp: an XDP program is attached. ethernet: its frames
-    begin with an Ethernet header; on a tunnel (tun, WireGuard, GRE) they are IP packets alone.
+    master: index of the bridge or bond that it is a port of, 0 for none. xdp: an XDP program is attached. hardware: its
+    type in linux/if_arp.h.
     """
 
     index: int
@@ -59,7 +60,17 @@ class Link:
     netns: int | None
     master: int
     xdp: bool
-    ethernet: bool = True
+    hardware: int = _ETHERNET
+
+    @property
+    def ethernet(self) -> bool:
+        """Whether its frames begin with an Ethernet header; on a tunnel (tun, WireGuard, GRE) they are IP packets alone."""
+        return self.hardware in (_ETHERNET, _LOOPBACK)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it leads back to the host itself."""
+        return self.hardware == _LOOPBACK
 
 
 class Links:
@@ -127,7 +138,7 @@ def _text(value: bytes) -> str:
 def _link(body: bytes) -> Link | None:
     if len(body) < _IFINFO.size:
         return None
-    family, kind, index, flags, _ = _IFINFO.unpack_from(body)
+    family, hardware, index, flags, _ = _IFINFO.unpack_from(body)
     # A bridge reports its ports in messages of its own family.
     if family != socket.AF_UNSPEC:
         return None
@@ -146,7 +157,7 @@ def _link(body: bytes) -> Link | None:
         netns=None if netns is None else int.from_bytes(netns, "little", signed=True),
         master=_number(found.get(_IFLA_MASTER, b"")),
         xdp=any(xdp.get(_IFLA_XDP_ATTACHED, b"\0")),
-        ethernet=kind in _ETHERNET,
+        hardware=hardware,
     )
 
 

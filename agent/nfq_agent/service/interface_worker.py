@@ -15,7 +15,7 @@ from typing import Any, Self
 from nfq_agent.capture import handing
 from nfq_agent.capture.following import Followed, Follower, Table
 from nfq_agent.capture.owners import InterfaceOwners, told
-from nfq_agent.capture.serving import selection_of
+from nfq_agent.capture.serving import selection_of, unfit
 from nfq_agent.capture.source import InterfaceSource
 from nfq_agent.config.capture import CaptureConfig
 from nfq_agent.config.drop_lines import drop_lines
@@ -148,11 +148,11 @@ class InterfaceWorker(Worker):
         # An agent's own pairs are never chosen, whatever the patterns say.
         if pairs.is_end(link):
             return False
-        if not link.ethernet and link.index not in self._unfit and self.selection.chooses(link.name):
+        why = unfit(self.kind, link)
+        if why is not None and link.index not in self._unfit and self.selection.chooses(link.name):
             self._unfit.add(link.index)
-            what = f"{self.title}: {link.name} is not taken: its packets have no Ethernet header"
-            self._log(what, "warning", **{self.kind: self.name})
-        return link.ethernet
+            self._log(f"{self.title}: {link.name} is not taken: {why}", "warning", **{self.kind: self.name})
+        return why is None
 
     def _links_changed(self) -> None:
         assert self._links is not None
