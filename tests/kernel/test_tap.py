@@ -254,13 +254,14 @@ def test_a_worker_without_a_processor_loses_no_burst(netns: Namespace, tmp_path:
     ).ready()  # fmt: skip
     first.run("ip", "neigh", "add", "10.5.0.99", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
     flood = first.start(sys.executable, "-c", FLOOD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert flood.stdin is not None
-    assert flood.stdout is not None
+    lines, said = flood.stdin, flood.stdout
+    assert lines is not None
+    assert said is not None
 
     def send_thousand() -> None:
-        flood.stdin.write(b"more\n")
-        flood.stdin.flush()
-        assert flood.stdout.readline() == b"sent\n"
+        lines.write(b"more\n")
+        lines.flush()
+        assert said.readline() == b"sent\n"
 
     send_thousand()
     worker = tap_of(agent)["pid"]
