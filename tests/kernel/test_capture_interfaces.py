@@ -45,14 +45,14 @@ def denies(agent: Agent, kind: str, first: Container, address: str = "10.5.0.2")
 
 
 @KINDS
-def test_an_interface_that_moves_to_another_namespace_is_let_go(netns: Namespace, tmp_path: Path, kind: str) -> None:
+def test_an_interface_that_moves_to_another_namespace_is_released(netns: Namespace, tmp_path: Path, kind: str) -> None:
     first, second = bridged(netns)
     second.serve()
     agent = Agent(netns, tmp_path, configured(kind)).ready()
     until(lambda: taken(agent) == ["veth1", "veth2"], "both are taken")
     with Namespace() as other:
         netns.run("ip", "link", "set", "veth1", "netns", str(other.pid))
-        until(lambda: taken(agent) == ["veth2"], "it is let go")
+        until(lambda: taken(agent) == ["veth2"], "it is released")
         # A link of tcx goes with its device to the other namespace.
         until(lambda: attached(other) == 0, "nothing is attached to it")
         other.run("ip", "link", "set", "veth1", "netns", str(netns.pid))
@@ -81,7 +81,7 @@ def test_an_interface_is_followed_by_its_name(netns: Namespace, tmp_path: Path, 
     until(lambda: taken(agent) == ["shop2"], "it has its new name")
     denies(agent, kind, first)
     rename("shop2", "other")
-    until(lambda: taken(agent) == [], "it is let go")
+    until(lambda: taken(agent) == [], "it is released")
     assert first.get("10.5.0.2", "www.blocked.test") == "200"
     assert agent.stop() == 0
 
