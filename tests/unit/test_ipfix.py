@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import socket
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +251,24 @@ def test_the_exporter_counts_what_the_agent_left_out(
         "nfq-agent: 3 records of flows were missed (3 in all)",
         "nfq-agent: no",
     ]
+
+
+def test_the_last_flows_are_written_when_the_exporter_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It began after the exporter did.
+    answers = iter(([], [told("end", first=time.monotonic() + 60)]))
+    monkeypatch.setattr(control, "ask", lambda *_: {"ok": True, "records": next(answers), "places": {}, "missed": 0})
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nfq_agent.cli.export.time.sleep", stop)
+    try:
+        assert export.export("default", FlowLines(), str(tmp_path / "flows"), "", (60.0, 15.0)) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    flow, figures = map(json.loads, (tmp_path / "flows").read_text().splitlines())
+    assert (flow["event"], flow["end"], figures["exported"]) == ("flow", "ended", 1)
 
 
 def test_a_wrong_filter_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

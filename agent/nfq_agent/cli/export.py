@@ -51,6 +51,8 @@ def export(instance: str | None, encoding: Encoding, target: str, what: str, tim
             while True:
                 exporter.turn([instance] if instance else control.instances())
                 time.sleep(EVERY)
+        # What came since the last question.
+        exporter.turn([instance] if instance else control.instances())
         exporter.finish()
     except ReaderGone:
         print("nfq-agent: no process reads the standard output any more", file=sys.stderr)
