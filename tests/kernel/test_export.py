@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -50,6 +51,18 @@ for host in ("www.good.test", "evil.test"):
         pass
     client.close()
 """
+# The longest name, and a rule whose name is not ASCII.
+LONGEST = ".".join(("a" * 63, "b" * 63, "c" * 63, "d" * 51, "good.test"))
+RULE = "r\u00e8gle \u4e2d"
+ODD = CONFIG.replace("[[element.names.rule]]", f'[[element.names.rule]]\nname = "{RULE}"', 1)
+FETCH_ODD = """
+import socket, sys
+for host in sys.argv[1:]:
+    with socket.create_connection(("::1", 8080), 10) as client:
+        client.sendall(f"GET /a HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n".encode())
+        while client.recv(65536):
+            pass
+"""
 # A collector on TCP that reads and keeps nothing.
 COLLECT = """
 import socket
@@ -59,6 +72,8 @@ while True:
     while connection.recv(65536):
         pass
 """
+# Name and verdict of each.
+FETCHED = [("evil.test", "drop"), ("www.good.test", "accept")]
 EXPORT = (*COMMAND, "export")
 PIPELINES = Path(__file__).parent.parent.parent / "examples/pipelines"
 # Keeps what the first connection brings.
@@ -205,17 +220,61 @@ def test_tshark_reads_a_file(web: Agent, netns: Namespace, tmp_path: Path) -> No
     read_whole(shown(tmp_path / "flows.ipfix"))
 
 
+def named(lines: Path) -> set[str]:
+    """The names of the flows in JSON lines."""
+    return {json.loads(line).get("http_host", "") for line in lines.read_text().splitlines()} if lines.exists() else set()
+
+
+def test_nfdump_and_tshark_read_odd_values(netns: Namespace, tmp_path: Path) -> None:
+    """IPv6, the longest name, and a rule whose name is not ASCII."""
+    (tmp_path / "a").write_bytes(b"x" * 3000)
+    netns.start(sys.executable, "-m", "http.server", "--bind", "::1", "-d", str(tmp_path), "8080")
+    until(lambda: listening(netns, 8080), "the server listens")
+    agent = Agent(netns, tmp_path, ODD).ready()
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    collector = netns.start("nfcapd", "-w", str(kept), "-b", "127.0.0.1", "-p", "4739", stderr=subprocess.DEVNULL)
+    until(lambda: listening(netns, 4739, "-u"), "nfcapd listens")
+    with recording(netns, tmp_path / "seen.pcap"):
+        exporter = Exporter(agent, tmp_path, "ipfix", "dport = 8080", "--to", "udp://127.0.0.1:4739")
+        beside = tmp_path / "beside"
+        beside.mkdir()
+        Exporter(agent, beside, "json", "dport = 8080", "--to", str(beside / "flows"))
+        netns.run(sys.executable, "-c", FETCH_ODD, LONGEST)
+        # Once the agent has told another exporter, this one knows it too when it stops.
+        until(lambda: LONGEST in named(beside / "flows"), "the agent has told the name")
+        exporter.stop()
+    collector.terminate()
+    collector.wait(PATIENCE)
+    flows = nfdump(kept)
+    assert {(flow["src6_addr"], flow["dst6_addr"], flow["dst_port"]) for flow in flows} == {("::1", "::1", 8080)}
+    assert sum(flow["in_packets"] for flow in flows) > 0
+    messages = subprocess.run(
+        ["tshark", "-r", str(tmp_path / "seen.pcap"), "-Y", "cflow", "-T", "pdml"], capture_output=True, check=True, text=True
+    ).stdout
+    assert "alformed" not in messages
+    for text in (LONGEST, f"names: rule 1 ({RULE})"):
+        assert f'value="{text.encode().hex()}"' in messages
+    assert 'show="::1"' in messages
+
+
 def accepted_and_dropped(text: str) -> list[tuple[str, str]]:
     """Name and verdict of the flows in JSON lines, each once."""
     flows = [json.loads(line) for line in text.splitlines()]
     return sorted({(flow["http_host"], flow["verdict"]) for flow in flows if flow["event"] == "flow" and "http_host" in flow})
 
 
-def test_kafka_has_the_flows_by_the_drop_in(web: Agent, netns: Namespace, tmp_path: Path) -> None:
-    kept, messages = tmp_path / "topic", tmp_path / "broker"
+def broker(netns: Namespace, folder: Path) -> tuple[Path, str]:
+    """Start a broker and a consumer. Returns the file with what is in the topic, and the broker's address."""
+    kept, messages = folder / "topic", folder / "broker"
     with kept.open("wb") as output, messages.open("wb") as errors:
         netns.start(*BROKER.split(), stdout=output, stderr=errors)
     (address,) = until(lambda: re.findall(r"replaced with (\S+)", messages.read_text()), "the broker listens")
+    return kept, address
+
+
+def test_kafka_has_the_flows_by_the_drop_in(web: Agent, netns: Namespace, tmp_path: Path) -> None:
+    kept, address = broker(netns, tmp_path)
     (words,) = re.findall(r"^ExecStart=(.+)$", (PIPELINES / "kafka.conf").read_text(), re.MULTILINE)
     *shell, script = shlex.split(words)
     assert (shell, script.split()[0], "kafka.example.net:9092" in script) == (["/bin/sh", "-c"], "nfq-agent", True)
@@ -228,11 +287,32 @@ def test_kafka_has_the_flows_by_the_drop_in(web: Agent, netns: Namespace, tmp_pa
         pipe = netns.start(*shell, script, stdout=said, stderr=said)
     until(lambda: "the flows of instance default go to" in (tmp_path / "said").read_text(), "the exporter reads flows")
     fetch(netns)
-    wanted = [("evil.test", "drop"), ("www.good.test", "accept")]
     until(
-        lambda: kept.read_bytes().endswith(b"\n") and accepted_and_dropped(kept.read_text()) == wanted, "the topic has both flows"
+        lambda: kept.read_bytes().endswith(b"\n") and accepted_and_dropped(kept.read_text()) == FETCHED,
+        "the topic has both flows",
     )
     assert pipe.poll() is None, (tmp_path / "said").read_text()
+
+
+@pytest.mark.parametrize("name", ["fluent-bit.conf", "vector.toml"])
+def test_kafka_has_the_flows_by_a_pipeline(web: Agent, netns: Namespace, tmp_path: Path, name: str) -> None:
+    program = shutil.which(name.partition(".")[0])
+    if program is None:
+        pytest.skip(f"{name.partition('.')[0]} is not installed: Debian has no package of it")
+    kept, address = broker(netns, tmp_path)
+    config = tmp_path / name
+    config.write_text((PIPELINES / name).read_text().replace("kafka.example.net:9092", address))
+    with (tmp_path / "said").open("wb") as said:
+        netns.start(program, "--config", str(config), stdout=said, stderr=said)
+    until(lambda: listening(netns, 5170), "the program listens")
+    exporter = Exporter(web, tmp_path, "json", "--to", "tcp://127.0.0.1:5170")
+    fetch(netns)
+    exporter.stop()
+    until(
+        lambda: kept.read_bytes().endswith(b"\n") and accepted_and_dropped(kept.read_text()) == FETCHED,
+        "the topic has both flows",
+    )
+    assert {json.loads(line)["host"] for line in kept.read_text().splitlines()} == {os.uname().nodename}
 
 
 @pytest.mark.parametrize("name", ["fluent-bit.conf", "vector.toml"])
@@ -254,7 +334,7 @@ def test_pipelines_get_json_lines_by_the_drop_in(web: Agent, netns: Namespace, t
     fetch(netns)
     exporter.stop()
     until(lambda: '"statistics"' in kept.read_text(), "the last line is there")
-    assert accepted_and_dropped(kept.read_text()) == [("evil.test", "drop"), ("www.good.test", "accept")]
+    assert accepted_and_dropped(kept.read_text()) == FETCHED
 
 
 def test_what_no_collector_takes_is_counted(web: Agent, netns: Namespace, tmp_path: Path) -> None:
