@@ -362,9 +362,11 @@ LONGEST = 400
 
 
 def too_long(folder: Path) -> dict[str, int]:
-    """The source files that are too long, with their lines. The C that Cython makes from a .pyx does not count."""
+    """The source files that are too long, with their lines. The C that Cython makes does not count: from a .pyx, and of memory
+    views for all of them."""
     sources = [path for kind in ("*.py", "*.pyi", "*.pyx", "*.pxd", "*.c", "*.h", "*.sh") for path in folder.rglob(kind)]
-    written = [path for path in sources if path.suffix != ".c" or not path.with_suffix(".pyx").exists()]
+    made = {path for path in sources if path.suffix == ".c" if path.with_suffix(".pyx").exists() or path.stem == "memory_views"}
+    written = set(sources) - made
     lines = {path: path.read_text().count("\n") for path in written}
     return {str(path.relative_to(folder)): count for path, count in lines.items() if count > LONGEST}
 
@@ -375,6 +377,7 @@ def test_no_file_is_too_long(folder: Path) -> None:
 
 
 def test_a_file_that_is_too_long_is_found(tmp_path: Path) -> None:
-    for name, lines in (("long.py", 401), ("short.py", 400), ("made.c", 9999), ("made.pyx", 1), ("long.bpf.c", 401)):
+    sizes = {"long.py": 401, "short.py": 400, "made.c": 9999, "made.pyx": 1, "memory_views.c": 9999, "long.bpf.c": 401}
+    for name, lines in sizes.items():
         (tmp_path / name).write_text("\n" * lines)
     assert too_long(tmp_path) == {"long.py": 401, "long.bpf.c": 401}

@@ -56,8 +56,10 @@ def prose(path: Path) -> str:
 
 
 def read(path: Path) -> bool:
-    """Whether people read a file. Cython makes the .c beside a .pyx; coverage data and the folders of results are made too."""
-    made = (path.suffix == ".c" and path.with_suffix(".pyx").exists()) or path.name.startswith(".coverage")
+    """Whether people read a file. Cython makes the .c beside a .pyx, and that of memory views; coverage data and the folders of
+    results are made too."""
+    by_cython = path.suffix == ".c" and (path.with_suffix(".pyx").exists() or path.name == "memory_views.c")
+    made = by_cython or path.name.startswith(".coverage")
     return path.is_file() and path.suffix not in UNREAD and not made and not {"__pycache__", "results"} & {*path.parts}
 
 
