@@ -72,11 +72,34 @@ def _parsed() -> int:
         return int(app(two_dashes(sys.argv[1:]), standalone_mode=False) or 0)
     except typer.TyperException as error:
         # Without a message of its own it is the help, which was printed.
-        if message := error.format_message():
-            _say(f"nfq-agent: {message}; see `nfq-agent --help`")
+        if message := _plainly(error.format_message()):
+            _say(f"nfq-agent: {message}{'' if message.endswith('?') else ';'} see `nfq-agent {_verb_of(error)}--help`")
         return error.exit_code
     except typer.Abort:
         return 130
+
+
+# What the library of the command line says of a value, and what is said instead.
+_PLAINLY: Final = (
+    (r"\.$|Value error, ", ""),
+    (r"Input should be a valid (?:integer|number), .*", "not a whole number"),
+    (r"Input should be greater than or equal to (\S+)", r"allowed: at least \1"),
+    (r"Input should be less than or equal to (\S+)", r"allowed: at most \1"),
+)
+
+
+def _plainly(message: str) -> str:
+    import re
+
+    for pattern, instead in _PLAINLY:
+        message = re.sub(pattern, instead, message)
+    return message
+
+
+def _verb_of(error: object) -> str:
+    """The verb whose arguments are wrong, with a space behind it; nothing where no verb was recognized."""
+    context = getattr(error, "ctx", None)
+    return f"{context.info_name} " if context is not None and context.parent is not None else ""
 
 
 def _completed() -> bool:
@@ -134,12 +157,20 @@ def _failed(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    """Print it on standard error, if that can be written; the exit code says it as well."""
+    """Print it on standard error, if that can be written; the exit code says it as well. A terminal gets it in wrapped lines."""
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(_wrapped(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
     except OSError:
         # Text that comes later, as a warning at the end, would fail as well, and Python would exit with 120.
         _discard_output(2)
+
+
+def _wrapped(line: str) -> str:
+    import shutil
+    import textwrap
+
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def _discard_output(descriptor: int = 1) -> None:

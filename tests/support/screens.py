@@ -38,6 +38,12 @@ class Terminal:
         shown = self._netns.run(*self._tmux, "capture-pane", "-p", "-t", "test").stdout
         return "\n".join(line.rstrip() for line in shown.splitlines())
 
+    @property
+    def everything(self) -> str:
+        """What was shown so far, from the first line on, without the breaks of the terminal's own."""
+        shown = self._netns.run(*self._tmux, "capture-pane", "-p", "-J", "-S", "-", "-t", "test").stdout
+        return "\n".join(line.rstrip() for line in shown.splitlines())
+
     def end(self) -> None:
         """End what runs in it."""
         self._netns.run(*self._tmux, "kill-server", check=False)

@@ -105,8 +105,24 @@ def test_the_command_explains_without_root(config: Path) -> None:
     done = verb("explain", "tcp", "10.0.0.5:443", "--name", "evil.example.com", "-c", str(config))
     assert (done.returncode, done.stderr) == (0, "")
     assert "By name:  accept (allow: rule 2)" in done.stdout
-    for bad in (["tcp", "10.0.0.5"], ["sctp", "10.0.0.5:1"]):
-        assert verb("explain", *bad).returncode in (2, 78)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("tcp 10.0.0.5", "'10.0.0.5' is not an address with a port; allowed: one as 192.0.2.1:443 or [2001:db8::1]:443"),
+        ("tcp host.test:443", "'host.test:443' is not an address with a port"),
+        ("udp ::1:53", "'::1:53' is not an address with a port"),
+        ("icmp 10.0.0.5:0", "'10.0.0.5:0' is not an address; allowed: one as 192.0.2.1 or 2001:db8::1"),
+        ("tcp 10.0.0.5:443 --from [::1]:5", "[::1]:5 and 10.0.0.5:443 are of different families"),
+        ("sctp 10.0.0.5:1", "'sctp' is not a known protocol; allowed: tcp, udp, icmp"),
+        ("tcp 10.0.0.5:443 --uid root", "Invalid value for '--uid': not a whole number; see `nfq-agent explain --help`"),
+    ],
+)
+def test_a_question_that_cannot_be_read_is_wrong_usage(given: str, said: str) -> None:
+    done = verb("explain", *given.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
 
 
 def test_elements_are_listed_and_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +135,40 @@ def test_elements_are_listed_and_shown(capsys: pytest.CaptureFixture[str], monke
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= 80, lines
         assert "annotated" not in " ".join(lines).lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("slicr", "unknown element 'slicr' (did you mean 'slicer'?); allowed: what `nfq-agent elements` lists"),
+        ("", "unknown element ''; allowed: what"),
+        ("none.such:Element", "none.such:Element cannot be imported: No module named 'none'"),
+        ("json:JSONDecoder", "is not a"),
+    ],
+)
+def test_an_element_that_cannot_be_shown(capsys: pytest.CaptureFixture[str], name: str, said: str) -> None:
+    assert catalogue.elements(name) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Class", "'Class' is not a valid name"),
+        ("a-", "'a-' is not a valid name"),
+        ("a" * 32, "up to 31 small letters"),
+        ("log", "'log' is taken: a built-in element has it; allowed: another name, as in my-log"),
+        ("import", "'import' is taken: it is a word of Python's language"),
+        ("queue", "'queue' is taken: a module that the agent needs has it"),
+        ("nfq-agent", "'nfq-agent' is taken: a module that the agent needs has it"),
+    ],
+)
+def test_a_new_element_takes_no_name_that_cannot_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    assert catalogue.new_element(name, tmp_path) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_new_element_passes_its_test_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

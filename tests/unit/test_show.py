@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from fake_rules import FakeHost, FakeKernel
@@ -81,6 +82,20 @@ def test_lines_are_wrapped_for_a_narrow_terminal_and_left_for_a_pipe(monkeypatch
     assert len(first) <= 40
     assert all(line.startswith("    ") and len(line) <= 40 for line in rest)
     assert " ".join([first, *(line.strip() for line in rest)]) == text
+
+
+def test_what_programs_read_too_is_wrapped_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    path = "/usr/share/doc/nfq-agent/examples/configs/egress-policy.toml"
+    monkeypatch.setenv("COLUMNS", "40")
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        show.comment(f"# besides: {path} is read")
+        show.wrapped(f"Nearest: {path} is read", 9)
+    # A comment stays one among lines that are commands; what is copied stays whole.
+    assert capsys.readouterr().out == (
+        f"# besides: {path} is read\nNearest: {path} is read\n"
+        f"# besides:\n# {path}\n# is read\nNearest:\n{9 * ' '}{path}\n{9 * ' '}is read\n"
+    )
 
 
 def ruleset() -> dict[Family, dict[str, object]]:

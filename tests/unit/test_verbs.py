@@ -102,6 +102,23 @@ def test_flags_with_one_dash(given: list[str], meant: list[str]) -> None:
     assert two_dashes(given) == meant
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("explan", "No such command 'explan'. Did you mean 'explain', 'plan', 'replay'? see `nfq-agent --help`"),
+        ("--foo", "No such option: --foo; see `nfq-agent --help`"),
+        ("apply --confirm 0", "Invalid value for '--confirm': allowed: at least 1; see `nfq-agent apply --help`"),
+        ("replay", "Missing argument 'FILE'; see `nfq-agent replay --help`"),
+        ("chaos maybe", "Invalid value for 'on|off': 'maybe' is not one of 'on', 'off'; see `nfq-agent chaos --help`"),
+        ("top --for x", "Invalid value: 'x' is not a valid duration; "
+         'allowed: "0", or a number with us, ms, s, m or h, as in "5s"; see `nfq-agent top --help`'),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_line_that_names_the_verb(given: str, said: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "nfq_agent", *given.split()], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"nfq-agent: {said}\n")
+
+
 @pytest.mark.parametrize(("typed", "completed"), [("st", "status"), ("plan --j", "--json")])
 def test_completion_loads_the_command_line_alone(typed: str, completed: str) -> None:
     code = (

@@ -8,14 +8,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from nfq_agent.cli.flags import AddressFamily, CopyMode
 
+
+class _Verbs(TyperGroup):
+    """Shows a flag without the type of a value: it takes none."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]  # the library's own types are not exported
+        found: list[Any] = super().get_params(ctx)
+        return _without_types(found)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]  # likewise
+        found = super().get_command(ctx, cmd_name)
+        if found is not None:
+            _without_types(found.get_params(ctx))
+        return found
+
+
+def _without_types(parameters: list[Any]) -> list[Any]:
+    for each in parameters:
+        if getattr(each, "is_flag", False):
+            each.metavar = ""
+    return parameters
+
+
 app = typer.Typer(
     name="nfq-agent",
+    cls=_Verbs,
     help="Intercepts traffic through netfilter and judges it. Its rules are removed when it stops.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import platform
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from nfq_agent.cli import loading, running
+from nfq_agent.cli import loading, running, show
 from nfq_agent.cli.doctor import examine
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.show import note
+from nfq_agent.cli.show import wrapped
 from nfq_agent.config.file import DEFAULT_PATH
 from nfq_agent.config.models import ConfigError
 from nfq_agent.service.control import ControlError
@@ -47,10 +47,10 @@ def bugreport(flags: Flags, output: Path | None, anonymize: bool) -> int:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        print(f"nfq-agent: {path}: {error.strerror}", file=sys.stderr)
+        show.error(f"nfq-agent: {path}: {error.strerror}")
         return 1
     kept = "addresses and names are replaced" if anonymize else "it holds addresses and names: --anonymize replaces them"
-    note(f"wrote {path}; read it before you send it ({kept})")
+    wrapped(f"wrote {path}; read it before you send it ({kept})")
     return 0
 
 
@@ -64,19 +64,14 @@ def _sections(flags: Flags) -> Iterator[tuple[str, Callable[[], str]]]:
             for path in sorted(folder.glob("*.toml")):
                 yield f"configuration {path}", lambda path=path: _read(path)  # type: ignore[misc]  # of this turn of the loop
     yield "check", lambda: f"valid; instance {loading.configuration(flags).agent.instance}"
-    yield "status", lambda: str(running.status_object(loading.instance_of(flags), 5.0))
+    yield "status", lambda: json.dumps(running.status_object(loading.instance_of(flags), 5.0), indent=1, default=str)
     yield (
         "doctor",
         lambda: "\n".join(
             f"{each.level}: {each.subject}: {each.text} {each.advice}".rstrip() for each in examine(loading.configuration(flags))
         ),
     )
-    for command in (
-        "iptables-legacy-save",
-        "ip6tables-legacy-save",
-        "nft list ruleset",
-        "journalctl -u nfq-agent* -n 300 -o short",
-    ):
+    for command in _COMMANDS:
         yield command, lambda command=command: _output(command)  # type: ignore[misc]  # of this turn of the loop
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import keyword
 import re
 import shutil
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
+from nfq_agent.cli import show
 from nfq_agent.cli.show import note, prose
 from nfq_agent.config.file import DEFAULT_PATH
 from nfq_agent.config.models import ConfigError
@@ -19,6 +22,8 @@ from nfq_agent.elements import GROUP, PACKET_ELEMENTS, STREAM_ELEMENTS, ElementE
 from nfq_agent.elements.loading import CodeError, look_in
 
 _INTERNAL: Final = frozenset(("generation",))
+# From so many columns on.
+_WIDE: Final = 80
 
 
 def elements(name: str | None) -> int:
@@ -28,10 +33,18 @@ def elements(name: str | None) -> int:
     except CodeError as error:
         raise ConfigError([f"{DEFAULT_PATH.parent / 'elements'}: {error}"]) from error
     if name is not None:
-        _one(name)
+        try:
+            cls = _find(name)
+        except (CodeError, ElementError) as error:
+            near = difflib.get_close_matches(name, [kind for kind, _ in _all()], 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            unknown = f"unknown element {name!r}{hint}; allowed: what `nfq-agent elements` lists, or package.module:Class"
+            show.error(f"nfq-agent: {error if ':' in name else unknown}")
+            return 2
+        _one(name, cls)
         return 0
     for kind, cls in _all():
-        prose(f"{kind:<12} {_first_line(cls)}", 13)
+        prose(f"{kind:<12} {_in_a_line(kind, cls)}", 13)
     note("")
     prose("`nfq-agent elements NAME` shows the options of one; `new-element NAME` writes a new one.")
     return 0
@@ -56,20 +69,26 @@ def _find(name: str) -> Any:
             raise error from None
 
 
-def _first_line(cls: Any) -> str:
-    return (cls.__doc__ or "").strip().partition("\n")[0]
+def _in_a_line(kind: str, cls: Any) -> str:
+    """What it is for: as its module says it (`NAME`: ...), else the first paragraph of its class."""
+    said = getattr(sys.modules.get(cls.__module__), "__doc__", None) or ""
+    mine = f"`{kind}`: "
+    text = said.removeprefix(mine) if said.startswith(mine) else cls.__doc__ or ""
+    line = " ".join(text.strip().partition("\n\n")[0].split())
+    return line[:1].upper() + line[1:]
 
 
-def _one(name: str) -> None:
-    cls = _find(name)
+def _one(name: str, cls: Any) -> None:
     note(_wrapped(f"{name}: {cls.__doc__ or ''}") + "\n")
     fields = [(key, field) for key, field in cls.Options.model_fields.items() if key not in _INTERNAL]
     if not fields:
         note("It has no options.")
         return
+    # A narrow terminal has narrow columns.
+    first, second = (18, 34) if _width() >= _WIDE else (13, 24)
     for key, field in fields:
         default = "required" if field.is_required() else f"default {_toml(field.get_default(call_default_factory=True))}"
-        note(f"  {field.alias or key:<18} {_type(field.annotation):<34} {default}")
+        prose(f"  {field.alias or key:<{first}} {_type(field.annotation):<{second}} {default}", 4)
     if cls.Options.__doc__:
         note("\n" + _wrapped(cls.Options.__doc__))
 
@@ -93,7 +112,8 @@ def _type(annotation: Any) -> str:
         return " or ".join(map(str, get_args(annotation)))
     if get_origin(annotation) in (tuple, set, frozenset, list):
         return "list"
-    words = {"int": "whole number", "float": "number or duration", "str": "string", "bool": "true or false", "dict": "table"}
+    words = {"int": "whole number", "float": "number or duration", "str": "string", "bool": "true or false", "dict": "table",
+             "Geography": "file, or list of files"}  # fmt: skip
     name = getattr(annotation, "__name__", str(annotation))
     return words.get(name, name.lower())
 
@@ -158,10 +178,26 @@ role = "server"
 """
 
 
+def _wrong_name(name: str) -> str:
+    """Why an element cannot have this name; empty if it can. Its module would take the place of another one."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > 31:
+        return f"{name!r} is not a valid name; allowed: up to 31 small letters and digits, with hyphens between, as in scan-guard"
+    module = name.replace("-", "_")
+    if name in (*PACKET_ELEMENTS, *STREAM_ELEMENTS):
+        taken = "a built-in element has it"
+    elif keyword.iskeyword(module):
+        taken = "it is a word of Python's language"
+    elif module in sys.stdlib_module_names or module == "nfq_agent":
+        taken = "a module that the agent needs has it"
+    else:
+        return ""
+    return f"{name!r} is taken: {taken}; allowed: another name, as in my-{name}"
+
+
 def new_element(name: str, folder: Path) -> int:
     """Write an element, its test and a configuration; if one of the files exists, nothing is written."""
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
-        print(f"nfq-agent: {name!r} is not a valid name; allowed: small letters, digits and hyphens", file=sys.stderr)
+    if wrong := _wrong_name(name):
+        show.error(f"nfq-agent: {wrong}")
         return 2
     module, cls = name.replace("-", "_"), "".join(part.capitalize() for part in name.split("-"))
     words = {"name": name, "module": module, "cls": cls, "title": name.replace("-", " ").capitalize()}
@@ -172,7 +208,7 @@ def new_element(name: str, folder: Path) -> int:
         folder / f"{module}.toml": _CONFIG,
     }
     if existing := [str(path) for path in files if path.exists()]:
-        print(f"nfq-agent: {', '.join(existing)} exists; nothing was written", file=sys.stderr)
+        show.error(f"nfq-agent: {', '.join(existing)} exists; nothing was written")
         return 1
     try:
         (folder / "elements").mkdir(parents=True, exist_ok=True)
@@ -180,7 +216,8 @@ def new_element(name: str, folder: Path) -> int:
             path.write_text(text.format(**words))
             note(f"wrote {path}")
     except OSError as error:
-        print(f"nfq-agent: {error.filename}: {error.strerror}", file=sys.stderr)
+        show.error(f"nfq-agent: {error.filename}: {error.strerror}")
         return 1
-    note(f"next: cd {folder / 'elements'} && python -m pytest test_{module}.py; nfq-agent check --config {folder / module}.toml")
+    note(f"next: cd {folder / 'elements'} && python -m pytest test_{module}.py")
+    note(f"then: nfq-agent check --config {folder / module}.toml")
     return 0

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.loading import configuration
-from nfq_agent.cli.show import note
-from nfq_agent.config.models import Config, ConfigError, ElementSpec, QueueConfig
+from nfq_agent.cli.show import wrapped
+from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.config.selection import Identities
 from nfq_agent.context import Context
@@ -70,12 +70,29 @@ class Question:
         """4 or 6."""
         return ipaddress.ip_address(self._ends[1][0]).version
 
+    def check(self) -> None:
+        """Raises ValueError if an end is not an address and a port, or if the two are not of one family."""
+        if self.source_address.version != self.version:
+            raise ValueError(
+                f"{self.source} and {self.destination} are of different families; allowed: two of IPv4, or two of IPv6"
+            )
+
     @property
     def _ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
-        if self.protocol == "icmp":
-            return (self.source, 0), (self.destination, 0)
-        source, destination = (Endpoint.parse(each, lowest=0) for each in (self.source, self.destination))
-        return (source.host, source.port), (destination.host, destination.port)
+        return self._end(self.source), self._end(self.destination)
+
+    def _end(self, text: str) -> tuple[str, int]:
+        host, port = text, 0
+        try:
+            if self.protocol != "icmp":
+                end = Endpoint.parse(text, lowest=0)
+                host, port = end.host, end.port
+            ipaddress.ip_address(host)
+        except ValueError:
+            what = "an address" if self.protocol == "icmp" else "an address with a port"
+            examples = ("192.0.2.1", "2001:db8::1") if self.protocol == "icmp" else ("192.0.2.1:443", "[2001:db8::1]:443")
+            raise ValueError(f"{text!r} is not {what}; allowed: one as {examples[0]} or {examples[1]}") from None
+        return host, port
 
     @property
     def source_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -115,23 +132,24 @@ class Question:
         return {"dpi": "decided", "protocol": protocol, fact: value}
 
 
+def _line(text: str) -> None:
+    wrapped(text, 10)
+
+
 def explain(flags: Flags, question: Question) -> int:
     """Print what would happen to the packet."""
     config = configuration(flags)
-    try:
-        packet = question.packet()
-    except ValueError as error:
-        raise ConfigError([f"command line: {error}"]) from error
-    note(f"{packet.headers.five_tuple}, hook {question.hook}" + (f", name {question.name}" if question.name else ""))
+    packet = question.packet()
+    _line(f"{packet.headers.five_tuple}, hook {question.hook}" + (f", name {question.name}" if question.name else ""))
     missed = {name: list(misses(rule, question)) for name, rule in config.rules.items()}
     taken = [name for name, missing in missed.items() if not missing]
     for name in taken:
         _taken(config, name, config.rules[name], question)
     if not taken:
-        note("Rule:     none takes it: it passes without the agent")
+        _line("Rule:     none takes it: it passes without the agent")
     nearest = sorted((name for name in missed if missed[name]), key=lambda name: len(missed[name]))
     for name in nearest[: 0 if taken else _SHOWN]:
-        note(f"Nearest:  [rules.{name}]: {'; '.join(missed[name])}")
+        _line(f"Nearest:  [rules.{name}]: {'; '.join(missed[name])}")
     return 0
 
 
@@ -211,14 +229,14 @@ def _ports(rule: RuleConfig, question: Question) -> tuple[int, ...]:
 def _taken(config: Config, name: str, rule: RuleConfig, question: Question) -> None:
     if rule.proxy is not None:
         proxy = config.proxy[rule.proxy]
-        note(f"Rule:     [rules.{name}], table {rule.table_name} -> proxy {rule.proxy} on {', '.join(map(str, proxy.listen))}")
-        note(f"Chain:    {', '.join(proxy.elements) or 'no elements'}; the bytes of the connection decide")
+        _line(f"Rule:     [rules.{name}], table {rule.table_name} -> proxy {rule.proxy} on {', '.join(map(str, proxy.listen))}")
+        _line(f"Chain:    {', '.join(proxy.elements) or 'no elements'}; the bytes of the connection decide")
         return
     assert rule.queue is not None
     queue = config.queue[rule.queue]
     numbers = f"{queue.numbers[0]}" if len(queue.numbers) == 1 else f"{queue.numbers[0]} to {queue.numbers[-1]}"
-    note(f"Rule:     [rules.{name}], table {rule.table_name} -> queue {rule.queue}, number {numbers}")
-    note(f"Chain:    {', '.join(queue.elements) or 'no elements'}")
+    _line(f"Rule:     [rules.{name}], table {rule.table_name} -> queue {rule.queue}, number {numbers}")
+    _line(f"Chain:    {', '.join(queue.elements) or 'no elements'}")
     _judge(config, queue, question, _in_kernel(config, rule, question))
 
 
@@ -243,23 +261,23 @@ def _judge(config: Config, queue: QueueConfig, question: Question, in_kernel: fr
     policies = [_Asked(spec, question.owner) for spec in specs if issubclass(spec.cls, Policy)]
     for spec in specs:
         if not issubclass(spec.cls, Policy) and spec.cls.decide is not PacketElement.decide and not is_dpi(spec):
-            note(f"          {spec.name}: not asked; its answer depends on more than this packet")
+            _line(f"          {spec.name}: not asked; its answer depends on more than this packet")
     verdict, by = _decide(policies, packet, flow)
-    note(f"At first: {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
+    _line(f"At first: {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
     if by in in_kernel:
         where = "" if config.agent.backend == "owned" else ", where the backend is owned"
-        note(f"          a rule of the kernel decides it, in front of the queue{where}")
+        _line(f"          a rule of the kernel decides it, in front of the queue{where}")
     if question.name and any(each.element.needs is Needs.FLOW for each in policies):
         if not finds:
-            note("          no dpi in the chain: the name is never found")
+            _line("          no dpi in the chain: the name is never found")
         else:
             wanted = {fact for each in policies for fact in Policy.facts_of(each.options)}
             flow.facts.update(question.facts(wanted))
             verdict, by = _decide(policies, question.packet(b"data"), flow)
-            note(f"By name:  {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
+            _line(f"By name:  {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
     for asked in policies:
         for line in asked.nearest(packet, flow):
-            note(f"Nearest:  {line}")
+            _line(f"Nearest:  {line}")
 
 
 def is_dpi(spec: ElementSpec) -> bool:

@@ -38,4 +38,8 @@ def explain(  # noqa: PLR0913  # its options
         host = "[2001:db8::1]" if "[" in destination or (protocol == "icmp" and ":" in destination) else "192.0.2.1"
         source = host.strip("[]") if protocol == "icmp" else f"{host}:40000"
     question = Question(protocol, source, destination, name, hook.value, interface, uid, unit, container, exe)
+    try:
+        question.check()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     return run(Flags(config, instance), question)

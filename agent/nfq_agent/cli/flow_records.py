@@ -66,7 +66,7 @@ class Questions:
     def say_missed(self) -> None:
         """Print how many records were missed, if any."""
         if self.missed:
-            show.note(f"{self.missed} records were missed: more came than this terminal was told")
+            show.wrapped(f"{self.missed} records were missed: more came than this terminal was told")
 
 
 def printable(text: object) -> str:

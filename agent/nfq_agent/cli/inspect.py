@@ -26,7 +26,7 @@ def check(flags: Flags, code: bool) -> int:
         del Supervisor
     loaded = loading.checked(loading.configuration(flags), restarts=code)
     log_settings(loaded.log)
-    show.note(f"{flags.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else 'the baseline')}: valid")
+    show.wrapped(f"{flags.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else 'the baseline')}: valid")
     for line in told(summary(loaded)):
         show.prose(line, 4)
     for line in exemptions(loaded):
@@ -50,7 +50,7 @@ def status(flags: Flags, as_json: bool) -> int:
         if as_json:
             show.json_object({"instance": name, "running": False})
         else:
-            show.note(f"{error}; `nfq-agent rules` shows whether rules were left")
+            show.wrapped(f"{error}; `nfq-agent rules` shows whether rules were left")
             show_status.others(running.others(name), time.time())
         return 1
     return 0

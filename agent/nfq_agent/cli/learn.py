@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nfq_agent.capture.recording import Recorded, RecordingError, packets
-from nfq_agent.cli import proposal
+from nfq_agent.cli import proposal, show
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.judging import Fate, Judged, Judging, sighting
 from nfq_agent.cli.learned import Learned, Wish, by_queue, wishes
@@ -36,13 +35,13 @@ def learn(flags: Flags, capture: Path, output: Path | None, grouped: Callable[[s
         for recorded, judged in _judged(watching, capture):
             _note(seen, judged, recorded.time)
     except (OSError, RecordingError) as error:
-        print(f"nfq-agent: {capture}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
+        show.error(f"nfq-agent: {capture}: {error.strerror if isinstance(error, OSError) else error}")
         return 1
     learned = by_queue(config.queue, grouped)
     for (origin, queue), flow in seen.items():
         learned[queue].add(flow.wishes, flow.last, address(origin.src))
     if not proposal.rules_in(learned):
-        print(f"nfq-agent: {capture}: no rule of the configuration takes a packet of it; nothing is proposed", file=sys.stderr)
+        show.error(f"nfq-agent: {capture}: no rule of the configuration takes a packet of it; nothing is proposed")
         return 1
     if not proposal.write(config, learned, output):
         return 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
-from nfq_agent.cli import loading, proposal
+from nfq_agent.cli import loading, proposal, show
 from nfq_agent.cli.explain import is_dpi
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.flow_records import EVERY, Questions, end_of, names_of, printable
@@ -170,18 +170,18 @@ def learn(flags: Flags, seconds: float, output: Path | None, grouped: Callable[[
     config = load(flags.config)
     watching = Watching({number: name for name, queue in config.queue.items() for number in queue.numbers}, grouped)
     for line in _warnings(config):
-        print(line, file=sys.stderr)
+        show.error(line)
     questions = Questions(loading.instance_of(flags), None)
     with _ending() as ended:
         try:
             _watch(questions, watching, seconds, ended)
         except control.ControlError as error:
-            print(f"nfq-agent: {error}", file=sys.stderr)
+            show.error(f"nfq-agent: {error}")
             return 1
     watching.end(time.time() - time.monotonic())
     _say_left_out(watching, questions.missed)
     if not proposal.rules_in(watching.learned):
-        print("nfq-agent: the agent reported no flow; nothing is proposed", file=sys.stderr)
+        show.error("nfq-agent: the agent reported no flow; nothing is proposed")
         return 1
     if not proposal.write(config, watching.learned, output):
         return 1
@@ -222,12 +222,12 @@ def _watch(questions: Questions, watching: Watching, seconds: float, ended: Even
                 raise
             if away is None:
                 away = now
-                print(f"nfq-agent: {error}; it is asked again until it answers", file=sys.stderr)
+                show.error(f"nfq-agent: {error}; it is asked again until it answers")
             ended.wait(_AGAIN)
             continue
         answered = True
         if away is not None:
-            print(f"nfq-agent: it answers again after {duration_text(now - away)}", file=sys.stderr)
+            show.error(f"nfq-agent: it answers again after {duration_text(now - away)}")
             away = None
         if now - told >= _PROGRESS and sys.stderr.isatty():
             told = now
@@ -258,4 +258,4 @@ def _say_left_out(watching: Watching, missed: int) -> None:
     )
     for count, text in left_out:
         if count:
-            print(f"{count} {text}", file=sys.stderr)
+            show.error(f"{count} {text}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from pydantic import ValidationError
 
+from nfq_agent.cli import show
 from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings, target_in_force
 from nfq_agent.config.file import instance_in, load, load_table, without_elements
@@ -57,9 +57,9 @@ def instance_of(flags: Flags) -> str:
         return flags.instance
     name, faults = instance_in(flags.config)
     for fault in faults:
-        print(fault, file=sys.stderr)
+        show.error(fault)
     if faults:
-        print(f"nfq-agent: this applies to instance {name}; --instance selects another", file=sys.stderr)
+        show.error(f"nfq-agent: this applies to instance {name}; --instance selects another")
     return name
 
 

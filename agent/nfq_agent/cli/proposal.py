@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import typer
 
+from nfq_agent.cli import show
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.learned import Learned
 from nfq_agent.config.file import load
@@ -47,7 +47,7 @@ def write(config: Config, learned: Mapping[str, Learned], output: Path | None) -
     try:
         output.write_text(text)
     except OSError as error:
-        print(f"nfq-agent: {output}: {error.strerror}", file=sys.stderr)
+        show.error(f"nfq-agent: {output}: {error.strerror}")
         return False
     return True
 
@@ -85,12 +85,12 @@ def say_coverage(learned: Mapping[str, Learned], covered: int, flows: int, where
     """Print how many flows the rules accept, and which not."""
     number = rules_in(learned)
     said = "1 rule; it accepts" if number == 1 else f"{number} rules; they accept"
-    print(f"{said} {covered} of {flows} flows {where}", file=sys.stderr)
+    show.error(f"{said} {covered} of {flows} flows {where}")
     lines = list(missed)
     for line in lines[:_LISTED]:
-        print(f"  not covered: {line}", file=sys.stderr)
+        show.error(f"  not covered: {line}")
     if len(lines) > _LISTED:
-        print(f"  and {len(lines) - _LISTED} more", file=sys.stderr)
+        show.error(f"  and {len(lines) - _LISTED} more")
 
 
 def _chain(config: Config, name: str, queue: QueueConfig) -> list[str]:
@@ -102,7 +102,8 @@ def _chain(config: Config, name: str, queue: QueueConfig) -> list[str]:
 
 def _drop_in(config: Config, name: str, queue: QueueConfig, learned: Learned) -> str:
     lines = [
-        "# Proposed by nfq-agent learn. Read it, put it into conf.d/, watch what it would drop, then set mode to enforce.",
+        "# Proposed by nfq-agent learn. Read it, put it into conf.d/, watch what it",
+        "# would drop, then set mode to enforce.",
         f"[queue.{name}]",
         'mode = "monitor"',
         f"elements = {_toml(_chain(config, name, queue))}",

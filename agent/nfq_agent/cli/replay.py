@@ -162,11 +162,11 @@ def replay(flags: Flags, capture: Path, against: Path | None, enforce: bool, as_
             for recorded in _with_progress(packets(stream), stream, capture.stat().st_size):
                 done.add(recorded)
     except OSError as error:
-        print(f"nfq-agent: {capture}: {error.strerror}", file=sys.stderr)
+        show.error(f"nfq-agent: {capture}: {error.strerror}")
         return 1
     except RecordingError as error:
         judged = f"; the {done.packets} packets before it were judged" if done.packets else ""
-        print(f"nfq-agent: {capture}: {error}{judged}", file=sys.stderr)
+        show.error(f"nfq-agent: {capture}: {error}{judged}")
         if not done.packets:
             return 1
     done.name_all()
@@ -206,34 +206,36 @@ def _as_object(done: Replay, judging: Judging) -> dict[str, Any]:
 def _tell(done: Replay, judging: Judging, against: Path | None) -> None:
     flows = list(done.flows.values())
     taken = [flow for flow in flows if flow.queues]
-    show.note(f"{done.packets} packets, {len(flows)} flows; {len(flows) - len(taken)} flows are taken by no rule and pass")
+    show.wrapped(f"{done.packets} packets, {len(flows)} flows; {len(flows) - len(taken)} flows are taken by no rule and pass")
     if done.unreadable:
-        show.note(f"{done.unreadable} packets could not be read and were left out")
+        show.wrapped(f"{done.unreadable} packets could not be read and were left out")
     if judging.left_out:
-        show.note(f"not asked: {', '.join(judging.left_out)} (they judge nothing, or by chance)")
+        show.wrapped(f"not asked: {', '.join(judging.left_out)} (they judge nothing, or by chance)")
     if late := sum(flow.midstream for flow in taken):
         whose, how = ("its", "it is") if late == 1 else ("their", "they are")
-        show.note(f"{late} flow{'s' * (late > 1)} began before the capture; `midstream` of {whose} queue says how {how} judged")
+        show.wrapped(
+            f"{late} flow{'s' * (late > 1)} began before the capture; `midstream` of {whose} queue says how {how} judged"
+        )
     for outcome in Fate:
         if number := sum(flow.after is outcome for flow in taken):
-            show.note(f"{outcome.word}: {number} flows")
+            show.wrapped(f"{outcome.word}: {number} flows")
     known = [flow for flow in flows if flow.before is not None]
     if not known:
-        show.note("Nothing to compare with: the capture has no verdicts of an agent; --against FILE names a configuration")
+        show.wrapped("Nothing to compare with: the capture has no verdicts of an agent; --against FILE names a configuration")
         _list("Dropped", [flow for flow in flows if flow.after is not Fate.PASSED])
         return
     than = "in the capture" if against is None else f"by {against}"
-    show.note(f"compared with the verdicts {than}: {len(known)} flows, {len(done.changed)} changed")
+    show.wrapped(f"compared with the verdicts {than}: {len(known)} flows, {len(done.changed)} changed")
     _list("Changed", done.changed)
 
 
 def _list(title: str, flows: list[Replayed]) -> None:
     if not flows:
         return
-    show.note(f"{title}:")
+    show.wrapped(f"{title}:")
     for flow in flows[:_LISTED]:
         stamp = time.strftime("%H:%M:%S", time.localtime(flow.first))
         turned = flow.after.word if flow.before is None else f"{flow.before.word} -> {flow.after.word}"
-        show.note(f"  {stamp} {turned}: {flow.five_tuple}" + (f" {flow.name}" if flow.name else ""))
+        show.wrapped(f"  {stamp} {turned}: {flow.five_tuple}" + (f" {flow.name}" if flow.name else ""), 6)
     if len(flows) > _LISTED:
-        show.note(f"  and {len(flows) - _LISTED} more; --json has all")
+        show.wrapped(f"  and {len(flows) - _LISTED} more; --json has all")

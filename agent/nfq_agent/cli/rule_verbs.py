@@ -49,7 +49,7 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
         show.plan(loaded.agent.instance, live.host.name, changes, besides, policy)
         for name, interfaces in taken(loaded):
             how = _how_taken(loaded, name)
-            show.prose(f"# {name} {how} these interfaces, and others that match later: {', '.join(interfaces) or 'none now'}", 4)
+            show.comment(f"# {name} {how} these interfaces, and others that match later: {', '.join(interfaces) or 'none now'}")
     code = 3 if changes or policy.changed or user is None else 0
     if capture is None:
         return code
@@ -91,7 +91,7 @@ def apply(flags: Flags, confirm_within: int | None) -> int:
     _refuse_beside_agent(loaded.agent.instance)
     user, made = ensure_user(loaded.agent.user)
     if made:
-        show.note(f"created the system user {loaded.agent.user} (uid {user.uid})")
+        show.wrapped(f"created the system user {loaded.agent.user} (uid {user.uid})")
     # The rules outlive this process, and the table that they are in.
     live = LiveRules(choose(loaded.agent.backend, loaded.agent.instance, captures=redirects(loaded), persist=True))
     ruleset = planned(loaded, user.uid, live.host)
@@ -108,7 +108,9 @@ def apply(flags: Flags, confirm_within: int | None) -> int:
     show.changes(changes)
     closed = [name for name, queue in loaded.queue.items() if not queue.bypass]
     if closed:
-        show.note(f"warning: no agent serves {', '.join(closed)}, and bypass = false: its traffic is dropped until an agent runs")
+        show.wrapped(
+            f"warning: no agent serves {', '.join(closed)}, and bypass = false: its traffic is dropped until an agent runs"
+        )
     if guard is None:
         return 0
     if not changes:
@@ -139,17 +141,17 @@ def clean(name: str, failed: bool) -> int:
     removed, problems = _removed_everywhere(name, failed)
     if routes.sweep(name):
         removed += 1
-        show.note(f"removed the routing rules of instance {name} (TPROXY)")
+        show.wrapped(f"removed the routing rules of instance {name} (TPROXY)")
     if pairs_removed := pairs.sweep(f"{pairs.ALIAS}{name}:"):
         removed += 1
-        show.note(f"removed {pairs_removed} interface pair{'s' * (pairs_removed > 1)} of instance {name} (inline)")
+        show.wrapped(f"removed {pairs_removed} interface pair{'s' * (pairs_removed > 1)} of instance {name} (inline)")
     if filters_removed := filters.sweep(f"{pairs.ALIAS}{name}:"):
         removed += 1
-        show.note(f"removed {filters_removed} filter{'s' * (filters_removed > 1)} of instance {name} (inline)")
+        show.wrapped(f"removed {filters_removed} filter{'s' * (filters_removed > 1)} of instance {name} (inline)")
     if problems:
         raise RuleError("; ".join(problems))
     if not removed:
-        show.note(f"nothing to remove: no rule of instance {name} is installed")
+        show.wrapped(f"nothing to remove: no rule of instance {name} is installed")
     return 0
 
 

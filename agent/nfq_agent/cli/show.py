@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from nfq_agent.rules.diff import Changes, Delete, DropChain, Insert, NewChain, render
 from nfq_agent.rules.model import Family, Ruleset
@@ -50,8 +50,33 @@ def note(text: str) -> None:
 
 def prose(text: str, indent: int = 0) -> None:
     """Sentences, wrapped between words where the terminal is narrower. indent: of the lines after the first."""
-    width = shutil.get_terminal_size((0, 0)).columns if sys.stdout.isatty() or "COLUMNS" in os.environ else 0
-    note(textwrap.fill(text, width, subsequent_indent=" " * indent, break_on_hyphens=False) if width else text)
+    _print_wrapped(text, " " * indent, sys.stdout.isatty() or "COLUMNS" in os.environ)
+
+
+def wrapped(text: str, indent: int = 0) -> None:
+    """A line that programs read too: it is wrapped, likewise, on a terminal alone."""
+    _print_wrapped(text, " " * indent, sys.stdout.isatty())
+
+
+def error(text: str) -> None:
+    """A line on standard error, wrapped on a terminal."""
+    _print_wrapped(text, "  ", sys.stderr.isatty(), sys.stderr)
+
+
+def comment(text: str) -> None:
+    """A comment (`# ...`) among lines that are commands: on a terminal, wrapped into several of them."""
+    _print_wrapped(text, "# ", sys.stdout.isatty())
+
+
+def _print_wrapped(text: str, later: str, wanted: bool, stream: TextIO | None = None) -> None:
+    """stream: standard output if None."""
+    width = shutil.get_terminal_size((0, 0)).columns if wanted else 0
+    # A path or an address is left whole, so that it can be copied.
+    for line in text.splitlines() or [""]:
+        whole = (
+            textwrap.fill(line, width, subsequent_indent=later, break_on_hyphens=False, break_long_words=False) if width else line
+        )
+        print(whole, file=stream, flush=True)
 
 
 def json_object(value: Mapping[str, Any]) -> None:
@@ -93,14 +118,14 @@ def plan(instance: str, backend: str, changes: Mapping[Family, Changes], besides
     """The plan as text: a summary line, then rules, then what they do not show."""
     if changes or policy.changed:
         parts = [_counted(changes)] + [_number(len(policy.lines), "change of policy", "changes of policy")] * policy.changed
-        note(f"# Plan for instance {instance}, {backend} backend: {', '.join(parts)}. Nothing is written.")
+        comment(f"# Plan for instance {instance}, {backend} backend: {', '.join(parts)}. Nothing is written.")
         _print_changes(changes)
     else:
         prose(f"Nothing to do: the kernel has the rules of instance {instance} as configured ({backend} backend).")
     for line in policy.lines:
-        prose(f"# {line}", 4)
+        comment(f"# {line}")
     for line in besides if changes else ():
-        note(f"# besides: {line}")
+        comment(f"# besides: {line}")
 
 
 def plan_object(
@@ -137,10 +162,10 @@ def _step_object(step: NewChain | DropChain | Insert | Delete) -> dict[str, Any]
 def changes(done: Mapping[Family, Changes]) -> None:
     """What was changed."""
     if done:
-        note(f"# {_counted(done)}")
+        comment(f"# {_counted(done)}")
         _print_changes(done)
     else:
-        note("Nothing to do: the rules are as they should be.")
+        wrapped("Nothing to do: the rules are as they should be.")
 
 
 def _counted(changes: Mapping[Family, Changes]) -> str:
@@ -184,7 +209,7 @@ def rules_object(instance: str, found: Iterable[tuple[str, ListedRule]]) -> dict
 def rules(instance: str, found: Sequence[tuple[str, ListedRule]]) -> None:
     """The installed rules as text: counters, then the rule as `iptables -S` prints it."""
     if not found:
-        note(f"No rule of instance {instance} is in the kernel.")
+        wrapped(f"No rule of instance {instance} is in the kernel.")
         return
     place = ""
     for backend, each in found:
@@ -220,13 +245,19 @@ _MARKS: Final = {"good": ("ok", "green"), "warning": ("warning", "yellow"), "err
 
 def findings(found: Iterable[Finding]) -> None:
     """The findings of `doctor` as text."""
+    from rich.table import Table
     from rich.text import Text
 
     out = console()
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(width=8)
+    table.add_column(overflow="fold")
     for finding in found:
         word, colour = _MARKS[finding.level]
-        line = Text(f"{word:<8} ", style=colour)
-        line.append(f"{finding.subject}: {finding.text}", style="default")
-        out.print(line)
+        table.add_row(Text(word, style=colour), Text(f"{finding.subject}: {finding.text}"))
         if finding.advice:
-            out.print(Text(f"         -> {finding.advice}"))
+            # What comes after the first line stands behind the arrow.
+            advice = Table.grid(padding=(0, 1, 0, 0))
+            advice.add_row("->", Text(finding.advice, overflow="fold"))
+            table.add_row("", advice)
+    out.print(table)

@@ -27,7 +27,7 @@ def sweep(flags: Flags) -> int:
     # Listed first: a process that is started later belongs to the next agent.
     left = _processes(unit)
     if _serves(unit):
-        show.note(f"{unit} is active: nothing to sweep")
+        show.wrapped(f"{unit} is active: nothing to sweep")
         return 0
     failed = _show(unit, "Result") not in ("success", "")
     code = rule_verbs.clean(name, failed)
@@ -80,7 +80,7 @@ def _end(processes: list[int]) -> None:
             killed += 1
         os.close(each)
     if killed:
-        show.note(f"killed {killed} processes of the service that were left")
+        show.wrapped(f"killed {killed} processes of the service that were left")
 
 
 def _ended(process: int) -> bool:

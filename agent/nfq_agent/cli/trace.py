@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
-from nfq_agent.cli import loading
+from nfq_agent.cli import loading, show
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.flow_records import Questions, printable, protocol_and_names, read_filter, verdict_of, who_of
 from nfq_agent.service import control
@@ -22,14 +22,17 @@ def trace(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
         for records in questions.each(seconds):
             for record in records:
                 try:
-                    lines = [json.dumps(record)] if as_json else [printable(line) for line in way(record)]
+                    lines = [json.dumps(record)] if as_json else [*map(printable, way(record))]
                 except (KeyError, TypeError, ValueError):
                     # A worker that was taken over can write anything.
                     questions.missed += 1
                     continue
-                print("\n".join(lines), flush=True)
+                # JSON stays on one line.
+                tell = show.note if as_json else functools.partial(show.wrapped, indent=6)
+                for line in lines:
+                    tell(line)
     except control.ControlError as error:
-        print(f"nfq-agent: {error}", file=sys.stderr)
+        show.error(f"nfq-agent: {error}")
         return 1
     except KeyboardInterrupt:
         pass

@@ -315,7 +315,10 @@ def trace(
     last: ForOption = "60s",
     json_: JsonOption = False,
 ) -> int:
-    """Show the way of each matching packet through the elements: which was asked, by which rule. As `top`."""
+    """Show the way of each matching packet through the elements: which was asked, by which rule.
+
+    Needs no root for members of group nfq-agent-flows.
+    """
     from nfq_agent.cli.flow_records import seconds_of
     from nfq_agent.cli.trace import trace as run
 
