@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runtime_contract import keeps_the_contract
 
+from booted.beside import FAR
 from booted.container import Container, Layer
 from booted.nspawn import until
 from booted.peers import drop_in, main_pid, status
@@ -91,13 +93,42 @@ def judged(host: Container, tool: str, web: str) -> None:
     assert asks(host, tool, "asking", web)
 
 
+def told_by_the_runtime(host: Container, tool: str, socket: str) -> None:
+    """Its socket keeps what the agent rests on. From outside, it is reached through the first process's root."""
+    ids = {name: host.run(tool, "inspect", "--format={{.Id}}", name).stdout.strip() for name in ("web", "asking")}
+    keeps_the_contract(f"/proc/{host.pid}/root{socket}", {number: name for name, number in ids.items()})
+
+
+def judged_without_ports(host: Container, tool: str, web: str) -> None:
+    """Netfilter sees the bridge and no port of it: a container is known by its address there. `far` is another machine."""
+    host.shell(FAR + "echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables")
+    host.shell("mkdir -p /srv/bin; cp /bin/busybox /srv/bin/; ip netns exec far busybox httpd -p 80 -h /srv")
+    host.shell(f"ip -n far route add {web} via 10.9.0.1; iptables -I FORWARD -i near -j ACCEPT")
+    config = "/etc/nfq-agent/conf.d/names.toml"
+    host.shell(f"sed -i 's/dport = 80/dport = 81/' {config}")
+    host.run("systemctl", "start", "nfq-agent")
+    # A container asks elsewhere, and is asked from there.
+    until(lambda: asks(host, tool, "asking", "10.9.0.2"), "there is a way out", 60)
+    logged(host, "-> 10.9.0.2:80 FORWARD accept", "NFQ_CONTAINER=asking", "NFQ_QUEUE=130")
+    host.shell(f"ip netns exec far busybox wget -q -T 20 -O /dev/null http://{web}/bin/busybox", timeout=60)
+    logged(host, "10.9.0.2:", "NFQ_CONTAINER=web", "NFQ_QUEUE=130")
+    host.shell(f"sed -i 's/dport = 81/dport = 80/' {config}")
+    host.run("systemctl", "reload", "nfq-agent")
+    denied = ("ip", "netns", "exec", "far", "busybox", "wget", "-q", "-T", "3", "-O", "/dev/null", f"http://{web}/bin/busybox")
+    assert host.run(*denied, check=False).returncode != 0
+    # The rule is about the other container.
+    assert asks(host, tool, "asking", "10.9.0.2")
+
+
 def test_docker(neighboured: tuple[Path, ...]) -> None:
     with Layer(*neighboured) as layer, Container(layer) as host:
         host.run("systemctl", "start", "docker", timeout=120)
         run_servers(host, "docker", "web", "asking")
         host.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
         named(host, "docker", "/run/docker.sock")
+        told_by_the_runtime(host, "docker", "/run/docker.sock")
         judged(host, "docker", address(host, "docker", "web"))
+        judged_without_ports(host, "docker", address(host, "docker", "web"))
 
 
 @pytest.mark.parametrize("release", RELEASES[1:], ids=lambda release: release.name, indirect=True)
@@ -114,6 +145,7 @@ def test_podman(with_podman: tuple[Path, ...]) -> None:
         run_servers(host, "podman", "web", "asking")
         host.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
         named(host, "podman", "/run/podman/podman.sock")
+        told_by_the_runtime(host, "podman", "/run/podman/podman.sock")
         judged(host, "podman", address(host, "podman", "web"))
         # A pod has the name of its container, not of the one that holds its namespaces. It comes while the agent runs.
         host.run("systemctl", "start", "nfq-agent")

@@ -127,6 +127,48 @@ def test_a_queue_knows_the_container_of_what_is_forwarded(
         assert agent.stop() == 0
 
 
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_a_container_on_a_bridge_with_an_address_is_known_by_its_own_address(
+    netns: Namespace, tmp_path: Path, groups: tuple[Path, str], family: str
+) -> None:
+    """As on docker0: netfilter sees the bridge, and no port of it."""
+    _, tag = groups
+    netns.shell("""
+        for each in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do echo 0 >$each; done
+        echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding""")
+    first, second = bridged(netns)
+    outside = Container(netns, 9)
+    for where, device in (("10.5.0.254/24", "br0"), ("fd05::fe/64", "br0"), ("10.6.9.1/24", "veth9"), ("fd06:9::1/64", "veth9")):
+        netns.run("ip", "address", "add", where, "dev", device, *(["nodad"] if ":" in where else []))
+    netns.run("ip", "link", "set", "veth9", "up")
+    outside.shell("""
+        ip address add 10.6.9.2/24 dev eth0; ip address add fd06:9::2/64 dev eth0 nodad; ip link set eth0 up
+        ip route add default via 10.6.9.1; ip route add default via fd06:9::1""")
+    for each in (first, second):
+        each.shell("ip route add default via 10.5.0.254; ip route add default via fd05::fe")
+    out, back, added, gateway, size = {
+        "ipv4": ("10.6.9.2", "10.5.0.1", "10.5.0.1/24 dev eth0", "10.5.0.254", 60),
+        "ipv6": ("fd06:9::2", "fd05::1", "fd05::1/64 dev eth0 nodad", "fd05::fe", 80),
+    }[family]
+    first.serve()
+    outside.serve()
+    agent = Agent(netns, tmp_path, FORWARDED.format(tag=tag, bridge="")).ready()
+    until(lambda: first.get(out) == "200", "there is a way out")
+    with container_of(first, groups):
+        until(lambda: first.get(out, seconds=0.5) == "000", "it is denied")
+        until(lambda: f"FORWARD drop, {size} bytes, container web-{tag}" in agent.log, "it is named")
+        # It is also the one that another asks; the other container on the bridge is not meant.
+        assert outside.get(back, seconds=0.5) == "000"
+        assert second.get(out) == "200"
+        # An address goes to another container while the agent runs.
+        first.shell("ip address flush dev eth0 scope global")
+        second.shell(f"""
+            ip address flush dev eth0 scope global; ip address add {added}
+            ip route replace default via {gateway}""")
+        until(lambda: second.get(out, seconds=0.5) == "200", "the address is the other's")
+        assert agent.stop() == 0
+
+
 RIGHTS = "+net_admin,+net_raw,+setuid,+setgid,+kill,+dac_override"
 
 

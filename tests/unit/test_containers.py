@@ -12,6 +12,7 @@ from socketserver import UnixStreamServer
 from threading import Thread
 
 import pytest
+from runtime_contract import keeps_the_contract
 
 from nfq_agent.capture.owners import InterfaceOwners, told
 from nfq_agent.host import containers
@@ -21,8 +22,9 @@ from nfq_agent.host.links import Link
 from nfq_agent.owner import Owners
 from nfq_agent.packet import Hook, Packet
 from nfq_agent.policy_rule import policy_rule
+from nfq_agent.service.container_names import Behind, ContainerNames
 from nfq_agent.service.container_search import ContainerSearch
-from nfq_agent.service.forwarded import ContainerNames, ForwardedOwners
+from nfq_agent.service.forwarded import ForwardedOwners
 
 WEB, POD, OTHER, HOLDER = "1" * 64, "2" * 64, "3" * 64, "0" * 64
 # As `podman system service` answers (4.3), and dockerd; shortened.
@@ -78,6 +80,11 @@ def test_a_runtime_tells_names_and_pods(engine: Engine) -> None:
     said: list[str] = []
     assert runtime(engine, said).names() == {WEB[:12]: "web", POD[:12]: "shop/cart-0"}
     assert (engine.asked, said) == (["/containers/json"], [])
+
+
+def test_the_fake_keeps_the_contract_that_docker_and_podman_keep(engine: Engine) -> None:
+    """For those two: tests/booted/test_container_names.py."""
+    keeps_the_contract(str(engine.server_address), {WEB: "web", POD: "shop/cart-0"})
 
 
 @pytest.mark.parametrize(
@@ -251,7 +258,7 @@ def test_a_forwarded_flow_has_the_containers_at_both_ends() -> None:
     names = ContainerNames()
     owners = ForwardedOwners(names, Owners())
     assert owners.names(Packet(b"", hook=Hook.FORWARD, indev=3)) == {}
-    names.write({3: "web", 4: "db"})
+    names.write(Behind({3: "web", 4: "db"}))
     between = Packet(b"", hook=Hook.FORWARD, indev=3, outdev=4)
     assert owners.names(between) == owners.known(between) == {"container": "web", "container_to": "db"}
     assert owners.names(Packet(b"", hook=Hook.FORWARD, indev=9, outdev=4)) == {"container": "db"}
@@ -266,10 +273,10 @@ def test_a_forwarded_flow_has_the_containers_at_both_ends() -> None:
     rule = policy_rule(1, None, "drop", (), [("container", ("db",))], False)
     assert rule.belongs({"container": "web", "container_to": "db"})
     assert not rule.belongs({"container": "web"})
-    names.write({})
+    names.write(Behind())
     assert owners.names(between) == {}
     with pytest.raises(ValueError, match="do not fit"):
-        names.write(dict.fromkeys(range(1100), "x" * 1000))
+        names.write(Behind(dict.fromkeys(range(1100), "x" * 1000)))
 
 
 def test_names_that_are_being_written_are_not_read() -> None:
@@ -277,17 +284,17 @@ def test_names_that_are_being_written_are_not_read() -> None:
     writer = os.fork()
     if writer == 0:
         for number in range(1500):
-            names.write(dict.fromkeys(range(number % 50), str(number)))
+            names.write(Behind(dict.fromkeys(range(number % 50), str(number))))
         os._exit(0)
     seen = 0
     while os.waitpid(writer, os.WNOHANG) == (0, 0):
-        found = names.read()
+        found = names.read().links
         # All of one writing.
         assert len(set(found.values())) <= 1
         assert all(len(found) == int(number) % 50 for number in found.values())
         seen += 1
     assert seen > 0
-    assert dict(names.read()) == dict.fromkeys(range(49), "1499")
+    assert names.read().links == dict.fromkeys(range(49), "1499")
 
 
 def link(index: int, netns: int | None) -> Link:

@@ -1,61 +1,26 @@
-"""The containers of forwarded flows, by the interfaces that a queue's packets come from and go to.
+"""The containers of forwarded flows, by the interfaces that a queue's packets come from and go to, and by addresses on bridges.
 
 The supervisor follows the interfaces and writes the names into memory that it shares with the queue's worker.
 """
 
 from __future__ import annotations
 
-import json
-import mmap
 from collections.abc import Callable, Mapping
-from struct import Struct
 from types import MappingProxyType
 from typing import Any, Final
 
 from nfq_agent.config.models import Config
 from nfq_agent.host import pairs
-from nfq_agent.host.links import Links, links
+from nfq_agent.host.links import Link, Links, links
 from nfq_agent.log import Log
 from nfq_agent.owner import Owners
-from nfq_agent.packet import Hook, Packet
+from nfq_agent.packet import Hook, Packet, PacketError
+from nfq_agent.service.bridge_addresses import BridgeAddresses
+from nfq_agent.service.container_names import Behind, ContainerNames
 from nfq_agent.service.container_search import ContainerSearch, containers_of
 
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 _HOOKS: Final = frozenset(("prerouting", "forward", "postrouting"))
-_SIZE: Final = 1 << 20
-# A number that is odd while the names are being written, and their length.
-_HEAD: Final = Struct("=QQ")
-
-
-class ContainerNames:
-    """The container behind each interface, in memory that is shared: one process writes, those that it forks read."""
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _SIZE)
-        self._numbers = memoryview(self._memory).cast("Q")
-        self._read = 0
-        self._names: dict[int, str] = {}
-
-    def write(self, names: Mapping[int, str]) -> None:
-        """Replace the names. Raises ValueError if they do not fit into a megabyte."""
-        data = json.dumps({str(index): name for index, name in names.items()}).encode()
-        if len(data) > _SIZE - _HEAD.size:
-            raise ValueError(f"the names of {len(names)} containers do not fit into {_SIZE} bytes")
-        self._numbers[0] += 1
-        self._numbers[1] = len(data)
-        self._memory[_HEAD.size : _HEAD.size + len(data)] = data
-        self._numbers[0] += 1
-
-    def read(self) -> Mapping[int, str]:
-        """The names; those of before while new ones are being written."""
-        number = self._numbers[0]
-        if number == self._read or number % 2:
-            return self._names
-        data = bytes(self._memory[_HEAD.size : _HEAD.size + self._numbers[1]])
-        if number == self._numbers[0]:
-            self._names = {int(index): name for index, name in json.loads(data).items()}
-            self._read = number
-        return self._names
 
 
 class ForwardedOwners(Owners):
@@ -77,18 +42,32 @@ class ForwardedOwners(Owners):
         return found if found or packet.hook not in (Hook.PREROUTING, Hook.POSTROUTING) else self._containers(packet)
 
     def known(self, packet: Packet) -> Mapping[str, Any]:
-        """The same, where the interface alone tells it."""
+        """The same, where the interface and the addresses alone tell it."""
         return self._containers(packet) if packet.hook in (Hook.FORWARD, Hook.PREROUTING) else _NOTHING
 
     def _containers(self, packet: Packet) -> Mapping[str, Any]:
-        names = self._names.read()
-        # Behind a bridge the port is what leads to one container; the kernel tells it with br_netfilter.
-        comes = names.get(packet.physindev) or names.get(packet.indev)
-        goes = names.get(packet.physoutdev) or names.get(packet.outdev)
+        behind = self._names.read()
+        # Behind a bridge the port is what leads to one container; the kernel tells it with br_netfilter. Without that the address
+        # on the bridge does.
+        port = behind.links.get
+        comes = port(packet.physindev) or port(packet.indev) or _at(behind, packet.indev, packet, 0)
+        goes = port(packet.physoutdev) or port(packet.outdev) or _at(behind, packet.outdev, packet, 1)
         if comes is None or goes is None or comes == goes:
             one = comes or goes
             return _NOTHING if one is None else {"container": one}
         return {"container": comes, "container_to": goes}
+
+
+def _at(behind: Behind, bridge: int, packet: Packet, end: int) -> str | None:
+    """The container that has an address of the packet on this bridge. end: 0 for the source, 1 for the destination."""
+    addresses = behind.bridges.get(bridge)
+    if addresses is None:
+        return None
+    try:
+        five_tuple = packet.headers.five_tuple
+    except PacketError:
+        return None
+    return addresses.get((five_tuple.src, five_tuple.dst)[end])
 
 
 class Forwarded:
@@ -104,6 +83,8 @@ class Forwarded:
         self._names = ContainerNames() if self.wanted else None
         self._links: Links | None = None
         self._search = ContainerSearch(containers_of(self.sockets, log))
+        self._addresses = BridgeAddresses()
+        self._told = Behind()
 
     def open(self) -> None:
         """Begin to follow interfaces. Raises OSError."""
@@ -126,7 +107,9 @@ class Forwarded:
     def look(self) -> None:
         """Called once a second."""
         if self._links is not None:
-            self._tell(self._search.later())
+            self._search.later()
+            self._addresses.later()
+            self._tell()
 
     def owners(self, host: Owners) -> Owners:
         """In the worker's process: who a flow belongs to. host: for flows of the host's own sockets."""
@@ -138,11 +121,12 @@ class Forwarded:
 
     def _resume(self) -> None:
         present = {link.index: link for link in links() if not pairs.is_end(link)}
-        for index in self._search.named.keys() - present.keys():
-            self._search.gone(index)
+        for index in (self._search.named.keys() | self._addresses.indices) - present.keys():
+            self._gone(index)
         for link in present.values():
-            self._search.seen(link)
-        self._tell(self._search.found(), always=True)
+            self._seen(link)
+        self._search.found()
+        self._tell()
 
     def _changed(self) -> None:
         assert self._links is not None
@@ -151,20 +135,31 @@ class Forwarded:
             # Too many for the socket's buffer.
             self._resume()
             return
-        lost = False
         for link, is_gone in changes:
             if is_gone:
-                lost |= link.index in self._search.named
-                self._search.gone(link.index)
+                self._gone(link.index)
             elif not pairs.is_end(link):
-                self._search.seen(link)
-        self._tell(self._search.found(), always=lost)
+                self._seen(link)
+        self._search.found()
+        self._tell()
 
-    def _tell(self, new: Mapping[int, str], always: bool = False) -> None:
+    def _seen(self, link: Link) -> None:
+        self._search.seen(link)
+        self._addresses.seen(link)
+
+    def _gone(self, index: int) -> None:
+        self._search.gone(index)
+        self._addresses.gone(index)
+
+    def _tell(self) -> None:
+        """Write what leads to a container now, if it is not what was written before."""
         assert self._names is not None
-        if not new and not always:
+        named = dict(self._search.named)
+        behind = Behind(named, self._addresses.on_bridges(named))
+        if behind == self._told:
             return
+        self._told = behind
         try:
-            self._names.write(self._search.named)
+            self._names.write(behind)
         except ValueError as error:
             self._log(f"queue {self._queue}: {error}; their flows are judged without", "error")
