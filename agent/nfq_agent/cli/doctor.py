@@ -196,10 +196,10 @@ def listener_faults(config: Config) -> list[str]:
     if (wanted or answering) and _ip_denied():
         return [
             f"configuration: {key}: this service may not send IP packets of its own (IPAddressDeny=any of its unit), which "
-            f"{what}; allowed: a drop-in with [Service] IPAddressDeny= and nothing behind it, see nfq-agent(8)"
-            for key, what in (
-                *((("proxy", "a proxy does"),) if wanted else ()),
-                *((key, "`reject` and `chaos` do") for key in answering),
+            f"{what}; allowed: the drop-in {file} of the unit, see nfq-agent(8)"
+            for key, what, file in (
+                *((("proxy", "a proxy does", "proxy.conf"),) if wanted else ()),
+                *((key, "`reject` and `chaos` do", "reject.conf") for key in answering),
             )
         ]
     if not wanted:
