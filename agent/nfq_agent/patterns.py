@@ -5,13 +5,16 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, cast
 
 _SPECIAL: Final = re.compile(r"[*?\[]")
+# What stands behind the last special character of a pattern, from its first dot on.
+_TAIL: Final = re.compile(r"[^*?\[\].]*\.([^*?\[\]]+)\Z")
 
 
 class Patterns:
-    """Shell patterns in which `*` matches dots too. Names without special characters cost one look-up for all of them.
+    """Shell patterns in which `*` matches dots too. Names without special characters cost one look-up for all of them, and so do
+    patterns that end with a dot and a plain name: only those with the name's own end are compared.
 
     every: of several values, as one message may have them, all have to fit, and not any.
     """
@@ -25,7 +28,15 @@ class Patterns:
         # "*.NAME" is looked up too, so that a list of a hundred thousand of them costs no more than one.
         self._suffixes = frozenset(glob[2:] for glob in special if glob.startswith("*.") and not _SPECIAL.search(glob[2:]))
         special = [glob for glob in special if not (glob.startswith("*.") and glob[2:] in self._suffixes)]
-        self._regex = re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in special)) if special else None
+        self._by_tail: dict[str, list[str] | re.Pattern[str]] = {}
+        others = []
+        for glob in special:
+            tail = _TAIL.search(glob)
+            if tail is None:
+                others.append(glob)
+            else:
+                cast("list[str]", self._by_tail.setdefault(tail[1], [])).append(glob)
+        self._regex = _any_of(others) if others else None
 
     def _plainly(self, text: str) -> str:
         return text.lower().rstrip(".") if self._caseless else text
@@ -33,7 +44,7 @@ class Patterns:
     @property
     def plain(self) -> tuple[frozenset[str], frozenset[str]] | None:
         """The whole names, and those of which what is below fits (`*.NAME`); None if there are other patterns."""
-        return None if self._regex is not None else (self._names, self._suffixes)
+        return None if self._regex is not None or self._by_tail else (self._names, self._suffixes)
 
     def match(self, value: object) -> bool:
         """Whether a fact, or any of a tuple of them (`every`: each), fits one of the patterns."""
@@ -42,14 +53,26 @@ class Patterns:
             return bool(fits) and (all(fits) if self._every else any(fits))
         # As TOML and JSON write it.
         text = self._plainly(str(value).lower() if isinstance(value, bool) else str(value))
-        if text in self._names or (self._suffixes and self._is_below(text)):
+        if text in self._names or ((self._suffixes or self._by_tail) and self._fits_by_its_end(text)):
             return True
         return self._regex is not None and self._regex.fullmatch(text) is not None
 
-    def _is_below(self, text: str) -> bool:
+    def _fits_by_its_end(self, text: str) -> bool:
         dot = text.find(".")
         while dot >= 0:
-            if text[dot + 1 :] in self._suffixes:
+            tail = text[dot + 1 :]
+            if tail in self._suffixes:
                 return True
+            known = self._by_tail.get(tail)
+            if known is not None:
+                if isinstance(known, list):
+                    # Of a long list few are ever asked for.
+                    known = self._by_tail[tail] = _any_of(known)
+                if known.fullmatch(text) is not None:
+                    return True
             dot = text.find(".", dot + 1)
         return False
+
+
+def _any_of(globs: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in globs))
