@@ -17,7 +17,8 @@ from nfq_agent.values import Duration, Ports, PortsField, Size
 MOST_RANGES: Final = 150
 _WILDCARD: Final = re.compile(r"[*?\[]")
 
-Pattern = Annotated[str, Field(pattern=r"^[^\s/]{1,32}$")]
+INTERFACES: Final = r"^[^\s/]{1,32}$"
+Pattern = Annotated[str, Field(pattern=INTERFACES)]
 
 
 class CaptureConfig(Model):

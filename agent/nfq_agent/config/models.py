@@ -61,6 +61,7 @@ def _numbers(value: object) -> tuple[int, int]:
 
 INSTANCE: Final = r"^[a-z0-9-]{1,12}$"
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
+USER: Final = r"^[a-z_][a-z0-9_-]{0,31}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 
@@ -68,7 +69,7 @@ class Agent(Model):
     """`[agent]`"""
 
     instance: Annotated[str, Field(pattern=INSTANCE)] = "default"
-    user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "proxyuser"
+    user: Annotated[str, Field(pattern=USER)] = "proxyuser"
     backend: Literal["auto", "legacy", "owned"] = "auto"
     drift_check: Duration = 5.0
     # The bits of connection marks that say by which rule's owner a connection was begun.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from datetime import date, time
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from nfq_agent.config.capture import InlineConfig, TapConfig
+from nfq_agent.config.capture import INTERFACES, InlineConfig, TapConfig
 from nfq_agent.config.lines import Place
-from nfq_agent.config.models import Agent, Config, LogConfig, QueueConfig
+from nfq_agent.config.models import INSTANCE, NAME, USER, Agent, Config, LogConfig, QueueConfig
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.config.source import Source
@@ -39,6 +40,15 @@ _WORDS: Final[Mapping[str, tuple[str, str]]] = {
         ("not a valid duration", '"0", or a number with us, ms, s, m or h, as in "5s"'),
     ),
 }
+# The values of keys that have a form, by its regular expression.
+_FORMS: Final[Mapping[str, str]] = {
+    INSTANCE: "1 to 12 small letters, digits and hyphens",
+    NAME: "1 to 32 letters, digits, hyphens and underscores, the first one a letter or a digit",
+    USER: "1 to 32 small letters, digits, hyphens and underscores, the first one no digit",
+    INTERFACES: 'the name of an interface, or a pattern as "veth*"',
+    "^/": "an absolute path: it begins with /",
+}
+_TABLE_KINDS: Final = frozenset(("dict_type", "model_type", "model_attributes_type", "mapping_type"))
 
 
 def model_faults(
@@ -53,7 +63,7 @@ def model_faults(
         if details["type"] == "too_short" and any(each[: len(location)] == location for each in found):
             # The list is empty once its bad members are removed.
             continue
-        if isinstance(details["input"], Mapping):
+        if isinstance(details["input"], Mapping) or details["type"] in _TABLE_KINDS:
             tables.add(location)
         what, allowed = _fault(location, details, options)
         known = found.setdefault(location, (what, []))[1]
@@ -77,6 +87,9 @@ def _fault(location: Place, details: Any, options: type[BaseModel] | None) -> tu
         return f"unknown key{hint}", ", ".join(known) or MANUAL
     if kind == "value_error":
         what, _, allowed = str(context["error"]).partition("; allowed: ")
+        # What checks a value knows it as Python has it.
+        if not isinstance(details["input"], str):
+            what = what.replace(repr(details["input"]), _shown(details["input"]), 1)
         return what, allowed
     if kind == "missing":
         return "is missing", f"{location[-1]} = VALUE; {MANUAL}"
@@ -94,18 +107,34 @@ def _words(kind: str, context: Mapping[str, Any], message: str) -> tuple[str, st
         words = {"ge": "at least", "le": "at most", "gt": "more than", "lt": "less than"}[sign]
         return ("too small" if sign[0] == "g" else "too large"), f"{words} {bound}"
     if kind == "string_pattern_mismatch":
-        return "not valid", f"what matches {context['pattern']}"
-    if kind in ("too_short", "string_too_short"):
+        return "not valid", _FORMS.get(context["pattern"], f"what matches {context['pattern']}")
+    if kind in ("string_too_short", "string_too_long"):
+        least = kind == "string_too_short"
+        count = context["min_length" if least else "max_length"]
+        return f"too {'short' if least else 'long'}", f"at {'least' if least else 'most'} {count} character{'s' * (count != 1)}"
+    if kind == "too_short":
         return "too short", f"at least {context['min_length']} of them"
-    if kind in ("too_long", "string_too_long"):
+    if kind == "too_long":
         return "too long", f"at most {context['max_length']} of them"
     return "not valid", message.removeprefix("Input should be ").removeprefix("a valid ").lower() or MANUAL
 
 
 def _shown(value: object) -> str:
     """A value as TOML has it, cut where it is long."""
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    text = _toml(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {_toml(each)}' for key, each in value.items())} }}" if value else "{}"
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return repr(value)
 
 
 _TABLES: Final[Mapping[str, type[BaseModel]]] = {

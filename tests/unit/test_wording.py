@@ -1,0 +1,139 @@
+"""What a message about a bad value says: the value, the member of a list, and what is allowed, in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import nfq_agent
+from nfq_agent.config.file import load
+from nfq_agent.config.models import ConfigError
+from nfq_agent.config.wording import _FORMS
+from nfq_agent.elements import PACKET_ELEMENTS, STREAM_ELEMENTS, packet_element, stream_element
+
+POLICY = '[queue.q]\nelements = ["e"]\n[rules.r]\nqueue = "q"\ntcp_ports = [80]\n[element.e]\ntype = "policy"\nrule = [\n%s\n]\n'
+# What pydantic says, and a reader does not know.
+FOREIGN = re.compile(
+    r"\^|valid (tuple|dictionary|list|integer|string|boolean|number)|[Vv]alue error|Input should|pattern '|model"
+    r"|\(\)|\bTrue\b|datetime|': "
+)
+VALUES = ("5", "-1", "1.5", "true", '"x y"', '""', '["x y", 5, -1, true]', "[]", "[[]]", "{ a = 1 }", "1979-05-27")
+TABLES = {
+    "Agent": "agent", "LogConfig": "log", "QueueConfig": "queue.q", "RuleConfig": "rules.r", "ProxyConfig": "proxy.p",
+    "TapConfig": "tap.t", "InlineConfig": "inline.i",
+}  # fmt: skip
+ELEMENT = '[queue.q]\nelements = ["e"]\n[rules.r]\nqueue = "q"\ntcp_ports = [80]\n[element.e]\ntype = "%s"\n'
+STREAM = '[proxy.p]\nlisten = ["[::]:1"]\nelements = ["e"]\n[element.e]\ntype = "%s"\n'
+
+
+def faults(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    return [fault.removeprefix(f"{path}: ") for fault in caught.value.faults]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            '[agent]\ninstance = "a b"\n',
+            ["agent.instance: 'a b' is not valid (line 2); allowed: 1 to 12 small letters, digits and hyphens"],
+        ),
+        (
+            '[agent]\ncontainer_sockets = ["run/x", "/run/y", "z"]\n',
+            [
+                f"agent.container_sockets: '{each}' is not valid (line 2); allowed: an absolute path: it begins with /"
+                for each in ("run/x", "z")
+            ],
+        ),
+        (
+            '[agent]\nuser = "Proxy User"\n',
+            ["agent.user: 'Proxy User' is not valid (line 2); "
+             "allowed: 1 to 32 small letters, digits, hyphens and underscores, the first one no digit"],
+        ),
+        (
+            '[tap.t]\ninterfaces = ["a b"]\n',
+            ["tap.t.interfaces: 'a b' is not valid (line 2); allowed: the name of an interface, or a pattern as \"veth*\""],
+        ),
+        (POLICY % "5, {action='drop'}, 'x'", ["element.e.rule[1]: 5 is not a table (line 9); allowed: a table",
+                                             "element.e.rule[3]: 'x' is not a table (line 9); allowed: a table"]),
+        (
+            POLICY % "{action='drop', facts = {a = []}}",
+            ["element.e.rule[1].facts.a: [] is too short (line 9); allowed: at least 1 of them"],
+        ),
+        ("[queue.q]\nbusy_poll = true\n", ["queue.q.busy_poll: true is not a valid duration (line 2); "
+                                         'allowed: "0", or a number with us, ms, s, m or h, as in "5s", or auto']),
+        ("[queue.q]\nnum = 1979-05-27\n", ["queue.q.num: 1979-05-27 is not a whole number (line 2); allowed: a whole number"]),
+        (
+            "[queue.q]\nnum = {a = [true]}\n",
+            ["queue.q.num: { a = [true] } is not a whole number (line 2); allowed: a whole number"],
+        ),
+        (
+            '[rules.r]\nproxy = "p"\ntcp_ports = [80]\nowner = ""\n',
+            ["rules.r.owner: '' is too short (line 4); allowed: at least 1 character, or a whole number"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_fault_is_told_in_words(tmp_path: Path, text: str, expected: list[str]) -> None:
+    assert faults(tmp_path, text) == expected
+
+
+def models() -> Iterator[type[BaseModel]]:
+    from nfq_agent.config.models import Config  # noqa: PLC0415  # its fields lead to all tables
+
+    waiting: list[object] = [Config, *(packet_element(kind).Options for kind in PACKET_ELEMENTS)]
+    waiting += [stream_element(kind).Options for kind in STREAM_ELEMENTS]
+    seen: set[object] = set()
+    while waiting:
+        each = waiting.pop()
+        if each in seen:
+            continue
+        seen.add(each)
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            yield each
+            waiting += [field.annotation for field in each.model_fields.values()]
+        waiting += getattr(each, "__args__", ())
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("model", list(models()), ids=lambda model: model.__name__)
+def test_no_value_is_answered_in_words_of_pydantic(tmp_path: Path, model: type[BaseModel], value: str) -> None:
+    """Each key of each table gets each value; what is refused is told in words of the configuration."""
+    kinds = {packet_element(kind).Options: kind for kind in PACKET_ELEMENTS}
+    streams = {stream_element(kind).Options: kind for kind in STREAM_ELEMENTS}
+    keys = [field.alias or key for key, field in model.model_fields.items()]
+    assignments = "\n".join(f"{key} = {value}" for key in keys)
+    if model.__name__ in TABLES:
+        text = f"[{TABLES[model.__name__]}]\n{assignments}\n"
+    elif model in kinds:
+        text = ELEMENT % kinds[model] + assignments + "\n"
+    elif model in streams:
+        text = STREAM % streams[model] + assignments + "\n"
+    elif model.__name__ == "RuleOptions":
+        text = POLICY % ("{" + ", ".join(f"{key} = {value}" for key in keys) + "}")
+    else:
+        pytest.skip("it has no keys of its own")
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    try:
+        load(path)
+    except ConfigError as error:
+        for fault in error.faults:
+            assert not FOREIGN.search(fault.replace("x.toml", "")), fault
+            assert "(line " in fault, fault
+
+
+def test_every_form_is_told_in_words() -> None:
+    folder = Path(nfq_agent.__file__).parent
+    written = {
+        pattern
+        for path in (*folder.glob("config/*.py"), *folder.glob("elements/*.py"))
+        for pattern in re.findall(r'pattern=r?"([^"]*)"', path.read_text())
+    }
+    assert written - _FORMS.keys() == set()
