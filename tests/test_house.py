@@ -50,7 +50,7 @@ PURE_MODULES = {
 PURE = {
     "__future__", "bisect", "collections", "contextlib", "dataclasses", "difflib", "enum", "fnmatch", "functools", "hashlib",
     "heapq", "hmac", "ipaddress", "itertools", "json", "math", "pydantic", "re", "shlex", "string", "struct", "types", "typing",
-    "typing_extensions", "zlib",
+    "typing_extensions", "unicodedata", "zlib",
 }  # fmt: skip
 # Names that only calculate, from modules that also do other things; and what one module needs beyond these.
 PURE_NAMES = {

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -34,6 +35,15 @@ _TEXTS: Final = (
 )  # fmt: skip
 FIELDS: Final = tuple(sorted({*_ADDRESSES, *NUMBERS, *_TEXTS, *OWNERS}))
 VERDICTS: Final = ("accept", "drop", "reject", "would-drop")
+# Fields with few values, and what one of them is called.
+_ALLOWED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "verdict": ("a verdict", VERDICTS),
+    "hook": ("a hook", ("prerouting", "input", "forward", "output", "postrouting")),
+    "direction": ("a direction", ("in", "out")),
+}
+_PORTS: Final = frozenset(("sport", "dport", "port"))
+_LAST_PORT: Final = 65535
+_NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 _TOKEN: Final = re.compile(
     r'\s*(?:(?P<quoted>"[^"]*")|(?P<operator>!=|!~|<=|>=|=|~|<|>)|(?P<mark>[(),])|(?P<word>[^\s"=~<>!(),]+))'
 )
@@ -53,8 +63,10 @@ class FilterError(ValueError):
 
     @property
     def pointed(self) -> str:
-        """The filter with a mark below the character, and the message: for a terminal."""
-        return f"{self.text}\n{' ' * self.position}^ {self.args[0]}"
+        """The line of the filter that is wrong, with a mark below the character, and the message: for a terminal."""
+        before = self.text[: self.position].rpartition("\n")[2]
+        line = before + self.text[self.position :].partition("\n")[0]
+        return f"{line}\n{''.join(map(_blank, before))}^ {self.args[0]}"
 
     @property
     def quoted(self) -> str:
@@ -133,6 +145,15 @@ FilterPart = Comparison | Not | All | Either
 EVERYTHING: Final = All(())
 
 
+def _blank(character: str) -> str:
+    """What is as wide on a terminal as a character: a tabulator, or as many spaces as it takes."""
+    if character == "\t":
+        return character
+    if unicodedata.combining(character):
+        return ""
+    return "  " if unicodedata.east_asian_width(character) in "WF" else " "
+
+
 def parse(text: str) -> FilterPart:
     """The filter that a text says; an empty one fits every flow. Raises FilterError."""
     if not text.strip():
@@ -207,7 +228,7 @@ class _Reader:
     def _comparison(self) -> Comparison:
         field, position = self._take("word", "a field"), self._position_before()
         if field not in FIELDS:
-            near = difflib.get_close_matches(field, FIELDS, 3)
+            near = difflib.get_close_matches(field.lower(), FIELDS, 3)
             hint = f"like it: {', '.join(near)}" if near else f"for example {', '.join(_TEXTS[:6])}"
             raise FilterError(f"{field!r} is not a field; {hint}", self._text, position)
         operator = self._take("operator", "an operator: = != ~ !~ < <= > >=")
@@ -251,24 +272,29 @@ class _Reader:
             networks = [self._network(value) for value in values]
             return lambda value: any(ip_address(value) in network for network in networks)
         if field in NUMBERS:
-            ranges = [self._range(value) for value in values]
+            ranges = [self._range(value, field in _PORTS) for value in values]
             return lambda value: any(low <= float(value) <= high for low, high in ranges)
+        what, allowed = _ALLOWED.get(field, ("", ()))
         for value in values:
-            if field == "verdict" and value.text not in VERDICTS:
-                raise FilterError(f"{value.text!r} is not a verdict; allowed: {', '.join(VERDICTS)}", self._text, value.position)
+            if allowed and value.text.lower() not in allowed:
+                raise FilterError(f"{value.text!r} is not {what}; allowed: {', '.join(allowed)}", self._text, value.position)
         wanted = {value.text.lower() for value in values}
         return lambda value: str(value).lower() in wanted
 
     def _number(self, value: Value) -> float:
-        try:
-            return float(value.text)
-        except ValueError:
-            raise FilterError(f"{value.text!r} is not a number", self._text, value.position) from None
+        if _NUMBER.fullmatch(value.text) is None:
+            raise FilterError(f"{value.text!r} is not a number", self._text, value.position)
+        return float(value.text)
 
-    def _range(self, value: Value) -> tuple[float, float]:
+    def _range(self, value: Value, of_ports: bool) -> tuple[float, float]:
         low, colon, high = value.text.partition(":")
         first = self._number(Value(low, value.position))
-        return first, self._number(Value(high, value.position)) if colon else first
+        last = self._number(Value(high, value.position + len(low) + 1)) if colon else first
+        if last < first:
+            raise FilterError(f"range {value.text} ends before it begins", self._text, value.position)
+        if of_ports and (last > _LAST_PORT or "." in value.text):
+            raise FilterError(f"{value.text!r} is not a port; allowed: 0 to {_LAST_PORT}", self._text, value.position)
+        return first, last
 
     def _network(self, value: Value) -> IPv4Network | IPv6Network:
         try:

@@ -83,6 +83,15 @@ def test_several_values_and_would_drops() -> None:
         ("and", 0, "'and' is not a field"),
         ("unit = a and", 12, "expected a field"),
         ("(" * 60, 51, "levels"),
+        ("NAME = x", 0, "'NAME' is not a field; like it: name"),
+        ("dport = 80,70000", 11, "'70000' is not a port; allowed: 0 to 65535"),
+        ("dport = 5:3", 8, "range 5:3 ends before it begins"),
+        ("dport = 80:x", 11, "'x' is not a number"),
+        ("port = 1.5", 7, "'1.5' is not a port"),
+        ("bytes > nan", 8, "'nan' is not a number"),
+        ("bytes > 1_000", 8, "'1_000' is not a number"),
+        ("hook = inptu", 7, "'inptu' is not a hook; allowed: prerouting, input, forward, output, postrouting"),
+        ("direction = up", 12, "'up' is not a direction; allowed: in, out"),
     ],
 )
 def test_an_error_points_at_the_character(text: str, position: int, message: str) -> None:
@@ -93,9 +102,26 @@ def test_an_error_points_at_the_character(text: str, position: int, message: str
     assert caught.value.pointed.splitlines()[1].index("^") == position
 
 
+@pytest.mark.parametrize(
+    ("text", "pointed"),
+    [
+        # Wide characters take two columns, combining ones none; a tabulator is one below itself, too.
+        ("unit = 漢字 and nam = x", "unit = 漢字 and nam = x\n                ^ character 15"),
+        ("unit = e\u0301 and nam = x", "unit = e\u0301 and nam = x\n             ^ character 15"),
+        ("unit = a\tand nam = x", "unit = a\tand nam = x\n        \t    ^ character 14"),
+        ("unit = a\nand nam = x\nor unit = b", "and nam = x\n    ^ character 14"),
+    ],
+)
+def test_the_mark_is_below_the_character_on_a_terminal(text: str, pointed: str) -> None:
+    with pytest.raises(FilterError, match="'nam' is not a field") as caught:
+        parse(text)
+    assert caught.value.pointed.partition(": ")[0] == pointed
+
+
 def test_every_field_can_be_asked_for() -> None:
+    values = {"verdict": "Accept", "hook": "INPUT", "direction": "in", "src": "10.0.0.1", "dst": "10.0.0.1", "host": "10.0.0.1"}
     for field in FIELDS:
-        parse(f"{field} = {'accept' if field == 'verdict' else '10' if field not in ('src', 'dst', 'host') else '10.0.0.1'}")
+        parse(f"{field} = {values.get(field, '10')}")
 
 
 @pytest.mark.parametrize(
