@@ -169,6 +169,16 @@ def test_faults_are_ended_and_never_kept(agent: Agent) -> None:
     assert not faulty(agent)
 
 
+def test_the_end_of_faults_takes_back_no_reload(agent: Agent) -> None:
+    assert agent.ask("confirm", keep=False, faults=True) == {"ok": False, "message": "no queue has faults"}
+    agent.file = config(2000)
+    assert agent.ask("reload", confirm=60.0)["ok"]
+    answer = agent.ask("confirm", keep=False, faults=True)
+    assert not answer["ok"]
+    assert "no queue has faults; a reload waits for its confirmation" in answer["message"]
+    assert agent.ask("confirm", keep=True) == {"ok": True, "message": "the reload is confirmed"}
+
+
 def test_a_reload_ends_faults_and_stays(agent: Agent) -> None:
     break_traffic(agent, drop=0.5)
     assert agent.ask("reload")["ok"]

@@ -92,7 +92,7 @@ def test_chaos_gives_the_agent_its_keys_and_time(agent: Answering) -> None:
         {"verb": "chaos", "queue": "main", "odds": {"drop": 0.2, "delay_for": "50ms", "seed": 7}, "seconds": 30.0}
     ]
     assert serve.chaos(HERE, None, [], 30.0) == 0
-    assert agent.asked[-1] == {"verb": "confirm", "keep": False}
+    assert agent.asked[-1] == {"verb": "confirm", "keep": False, "faults": True}
     agent.reply = {"ok": False, "config": True, "message": "no fault is named"}
     assert serve.chaos(HERE, "main", [], 30.0) == 2
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -93,36 +92,38 @@ def reload(flags: Flags, confirm_within: int | None, wait: bool = True) -> int:
     asked: dict[str, Any] = {"verb": "reload"}
     if confirm_within is not None:
         asked["confirm"] = confirm_within
-    answer = control.ask(name, asked, 60, lambda: show.note(f"instance {name}: still reloading ..."))
+    answer = control.ask(name, asked, 60, lambda: show.wrapped(f"instance {name}: still reloading ..."))
     if "began" in answer:
         return _await_successor(name, answer["began"])
     if (code := _tell(answer, faulty=78)) != 0 or confirm_within is None:
         return code
     if wait:
         return _confirmed(name, confirm_within)
-    show.note(f"It is in force. Without `nfq-agent confirm` within {confirm_within} s the configuration before it is put back.")
+    show.wrapped(
+        f"It is in force. Without `nfq-agent confirm` within {confirm_within} s the configuration before it is put back."
+    )
     return 0
 
 
 def _tell(answer: Mapping[str, Any], faulty: int = 1) -> int:
     """Print the agent's answer, and return the exit code. faulty: where a fault in what was asked for is the reason."""
     if answer.get("ok"):
-        show.note(str(answer["message"]))
+        show.wrapped(str(answer["message"]))
         return 0
-    print(answer.get("message", "the agent gave no reason"), file=sys.stderr)
+    show.error(answer.get("message", "the agent gave no reason"))
     return faulty if answer.get("config") else 1
 
 
 def _confirmed(name: str, seconds: int) -> int:
     """Ask a person whether the new configuration is to be kept, and tell the agent."""
-    show.note(f"It is in force. Type yes within {seconds} s to keep it; otherwise the configuration before it is put back.")
+    show.wrapped(f"It is in force. Type yes within {seconds} s to keep it; otherwise the configuration before it is put back.")
     keep = typed_yes(seconds)
     # Where the time is over, the agent has put it back, and says so.
     answer = control.ask(name, {"verb": "confirm", "keep": keep}, 60)
     if keep and answer.get("ok"):
-        show.note("Kept.")
+        show.wrapped("Kept.")
         return 0
-    print(answer["message"], file=sys.stderr)
+    show.error(answer["message"])
     return 1
 
 
@@ -135,7 +136,7 @@ def chaos(flags: Flags, queue: str | None, faults: Sequence[str], seconds: float
     """Break the traffic of a queue for a time; without a queue, end that."""
     name = loading.instance_of(flags)
     if queue is None:
-        answer = control.ask(name, {"verb": "confirm", "keep": False}, 60)
+        answer = control.ask(name, {"verb": "confirm", "keep": False, "faults": True}, 60)
     else:
         odds = {key: _toml(value) for key, _, value in (fault.partition("=") for fault in faults)}
         answer = control.ask(name, {"verb": "chaos", "queue": queue, "odds": odds, "seconds": seconds}, 60)
@@ -156,7 +157,7 @@ def restart(flags: Flags) -> int:
     """Ask the running agent to start again in place, and wait until the new one serves."""
     name = loading.instance_of(flags)
     answer = control.ask(
-        name, {"verb": "restart"}, 60, lambda: show.note(f"instance {name}: checking whether it would start ...")
+        name, {"verb": "restart"}, 60, lambda: show.wrapped(f"instance {name}: checking whether it would start ...")
     )
     if not answer.get("ok"):
         return _tell(answer)
@@ -171,13 +172,13 @@ def _await_successor(name: str, before: object) -> int:
             answer = control.ask(name, {"verb": "ping"}, 5)
         except control.NotRunning:
             # The socket stays open while the program starts again, and without one the process has ended.
-            print(f"nfq-agent: instance {name} ended while it was started again; see its log", file=sys.stderr)
+            show.error(f"nfq-agent: instance {name} ended while it was started again; see its log")
             return 1
         except control.ControlError:
             answer = {}
         if answer.get("began", before) != before:
-            show.note(f"restarted: instance {name} serves with the code that is installed now")
+            show.wrapped(f"restarted: instance {name} serves with the code that is installed now")
             return 0
         time.sleep(0.02)
-    print(f"nfq-agent: instance {name} did not come back within {_BACK_WITHIN:g} s; see its log", file=sys.stderr)
+    show.error(f"nfq-agent: instance {name} did not come back within {_BACK_WITHIN:g} s; see its log")
     return 1

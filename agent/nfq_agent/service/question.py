@@ -75,6 +75,7 @@ _VALUES: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "verb": (_is_text, "a text"),
     "confirm": (_or_none(_is_seconds), f"{_SECONDS}, or null"),
     "keep": (lambda value: isinstance(value, bool), "true or false"),
+    "faults": (lambda value: isinstance(value, bool), "true or false"),
     "queue": (_is_text, "the name of a queue"),
     "odds": (lambda value: isinstance(value, dict), "an object with the faults"),
     "seconds": (_is_seconds, _SECONDS),

@@ -335,7 +335,7 @@ class Supervisor:
                     return self._restart() if confirm is None else {"ok": False, "message": NEW_CODE}
                 return self.reload(confirm if confirm is None else float(confirm))
             case "confirm":
-                return self._trial.answer(question.get("keep") is True)
+                return self._trial.answer(question.get("keep") is True, question.get("faults") is True)
             case "chaos":
                 return self._trial.drill(self._config, question)
             case "flows":

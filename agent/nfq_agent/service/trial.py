@@ -68,8 +68,14 @@ class Trial:
             return
         self._begin(self._before or before, seconds)
 
-    def answer(self, keep: bool) -> dict[str, Any]:
-        """Keep the configuration, or take it back now. The answer to `nfq-agent reload --confirm`."""
+    def answer(self, keep: bool, faults: bool = False) -> dict[str, Any]:
+        """Keep the configuration, or take it back now. faults: only faults are meant, and no reload.
+
+        The answer to `nfq-agent reload --confirm`, and to `nfq-agent chaos off`.
+        """
+        if faults and not self._faults:
+            waits = "; a reload waits for its confirmation: `nfq-agent confirm --undo` takes it back" if self.runs else ""
+            return {"ok": False, "message": f"no queue has faults{waits}"}
         if self._before is None:
             return {"ok": False, "message": self._said}
         if not keep:
