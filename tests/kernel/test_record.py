@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from agent import Agent, until
 from captures import listening, recording, tshark
-from namespace import Namespace
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it ships no types
+from namespace import ROOT, Namespace
 
 CONFIG = """
 [queue.main]
@@ -44,9 +45,18 @@ client.close()
 """
 
 
+SCHEMA = Draft202012Validator(
+    json.loads((ROOT / "docs/record.schema.json").read_text()), format_checker=Draft202012Validator.FORMAT_CHECKER
+)
+
+
 def records(agent: Agent) -> list[dict[str, Any]]:
+    """All records so far; each fits the schema."""
     lines = [json.loads(line) for line in agent.log.splitlines()]
-    return [line for line in lines if line.get("event") in ("begin", "change", "end")]
+    found = [line for line in lines if line.get("event") in ("begin", "change", "end")]
+    for record in found:
+        SCHEMA.validate(record)
+    return found
 
 
 def serve(netns: Namespace, folder: Path) -> None:

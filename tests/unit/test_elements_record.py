@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it ships no types
 from openings import client_hello, dns_query
 
 from nfq_agent.flow import Account, Flow
@@ -215,3 +218,34 @@ def test_many_old_flows_are_forgotten_a_few_at_a_time() -> None:
     rounds = list(itertools.takewhile(bool, (table.take_forgotten(1000.0, 20) for _ in range(9))))
     assert [len(each) for each in rounds] == [20, 20, 10]
     assert [flow for each in rounds for flow, _ in each] == made
+
+
+def test_the_schema_has_the_fields_of_the_page() -> None:
+    top = Path(__file__).resolve().parents[2]
+    schema = json.loads((top / "docs/record.schema.json").read_text())
+    page = (top / "docs/elements.md").read_text().partition("### record")[2].partition("\n### ")[0]
+    fields = {name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert fields - schema["properties"].keys() == {"tls_sni", "http_host"}
+    # Of each line of the log; and what stands in another one's row.
+    assert schema["properties"].keys() - fields == {"time", "level", "message", "cut", "container_to"}
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"verdict": "would drop"}, "is not one of"),
+        ({"event": "end"}, "'end' is a required property"),
+        ({"sport": "x"}, "not of type"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_found(change: dict[str, object], wrong: str) -> None:
+    schema = json.loads((Path(__file__).resolve().parents[2] / "docs/record.schema.json").read_text())
+    record = {
+        "time": "2026-01-01T00:00:00Z", "level": "info", "message": "", "event": "begin", "proto": "tcp", "src": "192.0.2.1",
+        "sport": 1, "dst": "192.0.2.2", "dport": 2, "verdict": "accept", "start": "2026-01-01T00:00:00Z", "duration": 0.1,
+        "pkts_toserver": 1, "bytes_toserver": 60, "pkts_toclient": 0, "bytes_toclient": 0, "hook": "OUTPUT", "queue": 7,
+    }  # fmt: skip
+    validator = Draft202012Validator(schema)
+    validator.check_schema(schema)
+    validator.validate(record)
+    assert wrong in str(next(validator.iter_errors(record | change)))
