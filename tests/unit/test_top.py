@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from nfq_agent.cli import live_flows
 from nfq_agent.cli import top as top_verb
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.flow_records import EVERY
@@ -117,6 +118,40 @@ def test_a_paused_screen_stands_still() -> None:
     assert drawn(shown, 80, 24, 3.0)[2:] == before[2:]
     shown.press("p")
     assert "50.0 kB" in drawn(shown, 80, 24, 3.0)[3]
+
+
+@pytest.mark.parametrize("grouping", Grouping)
+@pytest.mark.parametrize("sort", Sort)
+def test_a_page_is_a_part_of_all_lines(sort: Sort, grouping: Grouping) -> None:
+    live = some_flows()
+    for second in (1.0, 2.0):
+        live.add(
+            [
+                {**(FAST, SLOW, DROPPED)[number % 3], "sport": number, "packets": number % 7, "duration": number % 5,
+                 "bytes": int(second) * number % 11 * 100, "tls_sni": f"{number % 4}.test"}
+                for number in range(100, 150)
+            ],
+            second,
+        )  # fmt: skip
+    view = View(parse("sport >= 100"), sort=sort, grouping=grouping)
+    lines = live.lines(view, 2.0)
+    for first, most in ((0, 3), (2, 3), (0, 1000), (45, 10), (1000, 5)):
+        page = live.page(view, 2.0, first, most)
+        assert page.lines == lines[first : first + most]
+        assert (page.count, page.flows) == (len(lines), 50)
+        assert page.rate == pytest.approx(sum(line.rate for line in lines))
+        assert (page.dropped, page.would_drop) == (
+            sum(line.dropped for line in lines),
+            sum(line.would_drop for line in lines),
+        )
+
+
+def test_of_too_many_flows_those_that_were_told_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_flows, "MOST", 3)
+    live = LiveFlows()
+    live.add([{**SLOW, "sport": port} for port in (1, 2, 3)], 1.0)
+    live.add([{**SLOW, "sport": port} for port in (1, 4)], 2.0)
+    assert {line.record["sport"] for line in live.lines(View(), 2.0)} == {1, 3, 4}
 
 
 def test_lines_are_scrolled() -> None:

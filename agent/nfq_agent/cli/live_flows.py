@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, Final
 
 from nfq_agent.cli.flow_records import end_of, names_of, verdict_of, who_of
@@ -15,6 +19,10 @@ from nfq_agent.flow_report import FLOW_KEY
 _SILENT: Final = 10.0
 _ENDED: Final = 5.0
 _STILL: Final = 5.0
+# Flows that are kept: of more, those that were told of last. The agent tells of 4,000 a second and worker.
+MOST: Final = 50_000
+_WOULD_DROP: Final = "would drop"
+_DENIED: Final = frozenset(("drop", "reject"))
 
 
 class Sort(Enum):
@@ -96,45 +104,90 @@ class _Row:
         return max(0, grown) / (self.at - at)
 
 
-_ORDER: Final[Mapping[Sort, Callable[[Line], float]]] = {
-    Sort.RATE: lambda line: -line.rate,
-    Sort.BYTES: lambda line: -line.bytes,
-    Sort.PACKETS: lambda line: -line.packets,
-    Sort.NEWEST: lambda line: line.age,
-}
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of the lines, and figures of all. count: of all lines. rate: bytes a second."""
+
+    lines: list[Line]
+    count: int
+    flows: int
+    dropped: int
+    would_drop: int
+    rate: float
+
+
+@dataclass(slots=True)
+class _Group:
+    """The figures of a group so far."""
+
+    record: dict[str, Any]
+    flows: int = 0
+    rate: float = 0.0
+    bytes: int = 0
+    packets: int = 0
+    age: float = math.inf
+    dropped: int = 0
+    would_drop: int = 0
 
 
 class LiveFlows:
     """All flows that the agent reports, for a few seconds after their last packet."""
 
-    def __init__(self) -> None:
-        self._rows: dict[tuple[Any, ...], _Row] = {}
+    def __init__(self, rows: Mapping[tuple[Any, ...], _Row] = MappingProxyType({})) -> None:
+        self._rows: dict[tuple[Any, ...], _Row] = dict(rows)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def copy(self) -> LiveFlows:
+        """The same flows, which stay as they are now."""
+        return LiveFlows({key: replace(row) for key, row in self._rows.items()})
 
     def add(self, records: Iterable[dict[str, Any]], now: float) -> None:
         """Take in the records of one answer. now: monotonic seconds."""
         for record in records:
             key = tuple(record.get(part) for part in FLOW_KEY)
-            row = self._rows.get(key)
+            # What is told last stands last.
+            row = self._rows.pop(key, None)
             if row is None:
-                row = self._rows[key] = _Row(record, now)
+                row = _Row(record, now)
             elif row.ended and record["kind"] != "end":
                 row.before, row.ended = None, False
             elif now > row.at:
                 row.before = row.record.get("bytes", 0), row.at
             row.record, row.at, row.ended = record, now, record["kind"] == "end"
+            self._rows[key] = row
         for key in [key for key, row in self._rows.items() if now - row.at > (_ENDED if row.ended else _SILENT)]:
+            del self._rows[key]
+        for key in list(itertools.islice(self._rows, max(0, len(self._rows) - MOST))):
             del self._rows[key]
 
     def lines(self, view: View, now: float) -> list[Line]:
-        """What the view shows, the first line first."""
-        found = [_line(row, now) for row in self._rows.values() if _shown(row.record, view)]
+        """All that the view shows, the first line first."""
+        return self.page(view, now, 0, len(self._rows)).lines
+
+    def page(self, view: View, now: float, first: int, most: int) -> Page:
+        """The lines from `first` on, `most` of them: what is not shown costs a number or two for each flow."""
+        rows = [row for row in self._rows.values() if _shown(row.record, view)]
+        rates = [row.rate(now) for row in rows]
+        verdicts = [verdict_of(row.record) for row in rows]
+        dropped = [verdict in _DENIED for verdict in verdicts]
+        would = [verdict == _WOULD_DROP for verdict in verdicts]
         if view.grouping is not Grouping.NONE:
-            found = _grouped(found, _GROUPED_BY[view.grouping])
-        order = _ORDER[view.sort]
-        return sorted(found, key=lambda line: (order(line), -line.bytes))
+            groups = _grouped(zip(rows, rates, dropped, would, strict=True), _GROUPED_BY[view.grouping])
+            keys = [(_ORDER[view.sort](group), -group.bytes) for group in groups]
+            lines = [groups[place] for place in _first(keys, first, most)]
+            count = len(groups)
+        else:
+            keys = [(_order(view.sort, row, rate), -row.record.get("bytes", 0)) for row, rate in zip(rows, rates, strict=True)]
+            lines = [_line(rows[place], rates[place], dropped[place], would[place]) for place in _first(keys, first, most)]
+            count = len(rows)
+        return Page(lines, count, len(rows), sum(dropped), sum(would), sum(rates))
+
+
+def _first(keys: Sequence[tuple[float, float]], first: int, most: int) -> list[int]:
+    """The places of keys from the `first` smallest on."""
+    return heapq.nsmallest(first + most, range(len(keys)), key=keys.__getitem__)[first:]
 
 
 def _shown(record: dict[str, Any], view: View) -> bool:
@@ -145,24 +198,50 @@ def _shown(record: dict[str, Any], view: View) -> bool:
     return view.part.match(record)
 
 
-def _line(row: _Row, now: float) -> Line:
+def _order(sort: Sort, row: _Row, rate: float) -> float:
+    """What sorts a flow: the least comes first."""
+    match sort:
+        case Sort.RATE:
+            return -rate
+        case Sort.BYTES:
+            return -float(row.record.get("bytes", 0))
+        case Sort.PACKETS:
+            return -float(row.record.get("packets", 0))
+        case Sort.NEWEST:
+            return float(row.record.get("duration", 0.0))
+
+
+_ORDER: Final[Mapping[Sort, Callable[[Line], float]]] = {
+    Sort.RATE: lambda line: -line.rate,
+    Sort.BYTES: lambda line: -line.bytes,
+    Sort.PACKETS: lambda line: -line.packets,
+    Sort.NEWEST: lambda line: line.age,
+}
+
+
+def _line(row: _Row, rate: float, dropped: bool, would_drop: bool) -> Line:
     record = row.record
-    verdict = verdict_of(record)
-    return Line(
-        record, "", 1, row.rate(now), record.get("bytes", 0), record.get("packets", 0), record.get("duration", 0.0),
-        verdict in ("drop", "reject"), verdict == "would drop",
-    )  # fmt: skip
+    figures = record.get("bytes", 0), record.get("packets", 0), record.get("duration", 0.0)
+    return Line(record, "", 1, rate, *figures, int(dropped), int(would_drop))
 
 
-def _grouped(lines: Iterable[Line], by: Callable[[dict[str, Any]], str]) -> list[Line]:
-    groups: dict[str, list[Line]] = {}
-    for line in lines:
-        groups.setdefault(by(line.record) or "-", []).append(line)
+def _grouped(flows: Iterable[tuple[_Row, float, bool, bool]], by: Callable[[dict[str, Any]], str]) -> list[Line]:
+    """A line for each group."""
+    groups: dict[str, _Group] = {}
+    for row, rate, dropped, would_drop in flows:
+        record = row.record
+        name = by(record) or "-"
+        group = groups.get(name)
+        if group is None:
+            group = groups[name] = _Group(record)
+        group.flows += 1
+        group.rate += rate
+        group.bytes += record.get("bytes", 0)
+        group.packets += record.get("packets", 0)
+        group.age = min(group.age, record.get("duration", 0.0))
+        group.dropped += dropped
+        group.would_drop += would_drop
     return [
-        Line(
-            each[0].record, name, len(each), sum(line.rate for line in each), sum(line.bytes for line in each),
-            sum(line.packets for line in each), min(line.age for line in each), sum(line.dropped for line in each),
-            sum(line.would_drop for line in each),
-        )
+        Line(each.record, name, each.flows, each.rate, each.bytes, each.packets, each.age, each.dropped, each.would_drop)
         for name, each in groups.items()
-    ]  # fmt: skip
+    ]

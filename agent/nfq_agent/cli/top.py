@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,16 +26,18 @@ from nfq_agent.cli.flow_records import (
     who_of,
 )
 from nfq_agent.cli.keys import Keys
-from nfq_agent.cli.live_flows import Grouping, Line, LiveFlows, Only, Sort, View
+from nfq_agent.cli.live_flows import Grouping, Line, LiveFlows, Only, Page, Sort, View
 from nfq_agent.flow_filter import FilterError, FilterPart, parse
 from nfq_agent.service import control
 from nfq_agent.values import duration_text, size_text
 
 _HELP: Final = "f filter  s sort  g group  d drops  w would-drops  p pause  q quit"
+_SHORT_HELP: Final = "f filter s sort g group d drops w would p pause q quit"
 # Lines besides those of the table: two above, its head, one below.
 _FRAME: Final = 4
-# From this width on there is room for more columns.
+# From these widths on there is room for more columns.
 _WIDE: Final = 120
+_MIDDLE: Final = 72
 # Flows that are printed at the end, without a screen.
 _MOST: Final = 1000
 _STYLES: Final = {"drop": "red", "reject": "red", "would drop": "yellow"}
@@ -84,7 +85,8 @@ class Screen:
     ended: bool = False
     missed: int = 0
     page: int = 1
-    _frozen: list[Line] | None = field(default=None, repr=False)
+    _frozen: tuple[LiveFlows, float] | None = field(default=None, repr=False)
+    _drawn: float = field(default=0.0, repr=False)
 
     def press(self, key: str) -> None:
         """Do what the key is for."""
@@ -96,6 +98,7 @@ class Screen:
                 self.ended = True
             case "p":
                 self.paused = not self.paused
+                self._frozen = (self.live.copy(), self._drawn) if self.paused else None
             case "f" | "/":
                 self.typed, self.wrong = self.text, ""
             case "s":
@@ -131,24 +134,30 @@ class Screen:
 
     def draw(self, width: int, height: int, now: float) -> Group:
         """Everything, in so many columns and lines. now: monotonic seconds."""
-        if not self.paused or self._frozen is None:
-            self._frozen = self.live.lines(self.view, now)
-        lines = self._frozen
+        self._drawn = now
         self.page = max(1, height - _FRAME)
-        self.skipped = max(0, min(self.skipped, len(lines) - self.page))
-        shown = lines[self.skipped : self.skipped + self.page]
-        table = _groups(self.view, shown) if self.view.grouping is not Grouping.NONE else _flows(self.view, shown, width)
+        found = self._found(now)
+        if self.skipped > max(0, found.count - self.page):
+            # There are fewer lines than before.
+            self.skipped = max(0, found.count - self.page)
+            found = self._found(now)
+        shown = found.lines
+        table = _groups(self.view, shown, width) if self.view.grouping is not Grouping.NONE else _flows(self.view, shown, width)
         gap = Text("\n" * (self.page - len(shown) - 1)) if len(shown) < self.page else None
-        return Group(self._title(lines), self._settings(), table, *([gap] if gap is not None else []), self._foot(width))
+        return Group(self._title(found), self._settings(), table, *([gap] if gap is not None else []), self._foot(width))
 
     def report(self, width: int, now: float) -> Group:
         """The same without a screen: all lines, and no keys."""
-        lines = self.live.lines(self.view, now)
-        return Group(self._title(lines), _flows(self.view, lines[:_MOST], width))
+        found = self.live.page(self.view, now, 0, _MOST)
+        return Group(self._title(found), _flows(self.view, found.lines, width))
 
-    def _title(self, lines: list[Line]) -> Text:
-        flows, would = sum(line.flows for line in lines), sum(line.would_drop for line in lines)
-        dropped, rate = sum(line.dropped for line in lines), sum(line.rate for line in lines)
+    def _found(self, now: float) -> Page:
+        """What is shown: while it is paused, of the flows as they were then."""
+        live, then = self._frozen or (self.live, now)
+        return live.page(self.view, then, self.skipped, self.page)
+
+    def _title(self, found: Page) -> Text:
+        flows, dropped, would, rate = found.flows, found.dropped, found.would_drop, found.rate
         shown = f"{flows} flows, {dropped} dropped, {would} would drop, {size_text(int(rate))}/s"
         missed = f", {self.missed} records missed" if self.missed else ""
         return _cut(f"Instance {self.instance}: {shown}{missed}", "bold")
@@ -164,7 +173,7 @@ class Screen:
 
     def _foot(self, width: int) -> Text:
         if self.typed is None:
-            return _cut(_HELP, "reverse")
+            return _cut(_HELP if len(_HELP) <= width else _SHORT_HELP, "reverse")
         # Of a filter that is too long its end is shown: there it is typed.
         return _cut(f"filter: {self.typed[-(width - 10) :]}_", "reverse")
 
@@ -222,14 +231,12 @@ def _flows(view: View, lines: list[Line], width: int) -> Table:
     return made
 
 
-def _groups(view: View, lines: list[Line]) -> Table:
-    """One group of flows on each line."""
-    made = _table(
-        [_FIGURES[Sort.RATE], _FIGURES[Sort.BYTES], _FIGURES[Sort.PACKETS], *_COUNTS, _Column(view.grouping.value, 1, 15)]
-    )
+def _groups(view: View, lines: list[Line], width: int) -> Table:
+    """One group of flows on each line. A narrow terminal has room for one figure beside the name."""
+    sorts = (Sort.RATE, Sort.BYTES, Sort.PACKETS) if width >= _MIDDLE else (Sort.RATE,)
+    made = _table([*(_FIGURES[sort] for sort in sorts), *_COUNTS, _Column(view.grouping.value, 1, 15)])
     for line in lines:
-        figures = (_figure(sort, line) for sort in (Sort.RATE, Sort.BYTES, Sort.PACKETS))
-        cells = (*figures, str(line.flows), str(line.dropped), str(line.would_drop), line.name)
+        cells = (*(_figure(sort, line) for sort in sorts), str(line.flows), str(line.dropped), str(line.would_drop), line.name)
         made.add_row(*(Text(cell) for cell in cells), style="red" if line.dropped else "yellow" if line.would_drop else "")
     return made
 
@@ -246,7 +253,7 @@ def top(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
     try:
         _watch(questions, screen, console, seconds, console.is_terminal and not as_json)
     except control.ControlError as error:
-        print(f"nfq-agent: {error}", file=sys.stderr)
+        show.error(f"nfq-agent: {error}")
         return 1
     except KeyboardInterrupt:
         pass
@@ -283,5 +290,5 @@ def _ask(questions: Questions, screen: Screen, now: float) -> None:
 
 
 def _objects(live: LiveFlows, part: FilterPart) -> list[dict[str, Any]]:
-    lines = live.lines(View(part), time.monotonic())
-    return [{**line.record, "rate": line.rate} for line in lines[:_MOST]]
+    lines = live.page(View(part), time.monotonic(), 0, _MOST).lines
+    return [{**line.record, "rate": line.rate} for line in lines]
