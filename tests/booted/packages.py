@@ -14,7 +14,7 @@ from booted.container import Layer
 from booted.roots import Release, build_root, made_once
 
 TOP = Path(__file__).resolve().parent.parent.parent
-_PARTS = ("agent", "docs/*.md", "examples", "packaging", "systemd", "tests/configs", "pyproject.toml", "*.md")
+_PARTS = ("agent", "docs/*.md", "docs/*.json", "examples", "packaging", "systemd", "tests/configs", "pyproject.toml", "*.md")
 
 
 @dataclass(frozen=True, slots=True)
