@@ -243,6 +243,19 @@ def test_a_group_that_goes_while_it_is_looked_at_is_not_what_keeps_them_from_bei
     assert "they are in a PID namespace that is not seen from here" in heard[0]
 
 
+def test_a_hidden_process_is_named_before_one_of_another_pid_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "has_capability", lambda _: False)
+    # The containers of another host, as of a test run beside this one, may stand before ours by their paths.
+    for name, text in (("a", "0\n"), ("b", "2147483647\n")):
+        group = tmp_path / name / f"docker-{WEB}.scope"
+        group.mkdir(parents=True)
+        (group / "cgroup.procs").write_text(text)
+    heard: list[str] = []
+    assert Containers(root=tmp_path, warn=heard.append).by_namespace() == {}
+    assert len(heard) == 1
+    assert "not known: /proc/2147483647/ns/net: No such file or directory; allowed: CAP_SYS_PTRACE" in heard[0]
+
+
 def test_a_worker_knows_the_container_of_a_packet_by_its_interface() -> None:
     owners = InterfaceOwners()
     word, *rest = told(3, "shop/cart 0").split(" ")

@@ -82,18 +82,20 @@ class Containers:
 
     def _look(self) -> dict[int, str]:
         found: dict[int, list[str]] = {}
-        hidden = ""
+        obstacles: list[tuple[bool, str]] = []
         for path, container in sorted(self._all()):
             try:
                 number = _namespace_of(path)
             except OSError as error:
-                hidden = hidden or _obstacle(error)
+                if text := _obstacle(error):
+                    # A process that is hidden here has a path, and a remedy; one of another PID namespace may have none.
+                    obstacles.append((error.filename is None, text))
                 continue
             if number is not None:
                 found.setdefault(number, []).append(container)
-        if hidden and not found and not self._warned:
+        if obstacles and not found and not self._warned:
             self._warned = True
-            self._warn(f"the containers behind interfaces are not known: {hidden}")
+            self._warn(f"the containers behind interfaces are not known: {min(obstacles)[1]}")
         if any(self._names.keys().isdisjoint(ids) for ids in found.values()):
             # Only what runs now is remembered: the answer of a runtime may come later.
             self._names = {each: self._names[each] for ids in found.values() for each in ids if each in self._names}
