@@ -338,3 +338,47 @@ def connected(state: dict[str, Any], config: Config) -> tuple[list[str], list[st
             time.sleep(0.02)
 
         return opening, taken(answer)
+
+
+def test_first_packets_go_to_the_queue_at_a_rate_and_those_beyond_it_are_counted(resident: Resident) -> None:
+    config = config_of(
+        [{"action": "drop", "dport": [80]}], "accept", {"all": True}, compile="first", elements=["allow", "record"]
+    )
+    packet = udp("10.1.0.1:40000", "10.3.0.1:80", b"x").payload
+    found = resident.call(flooded, config, packet, 1000)
+    taken = {tag.rpartition(":")[2]: count for (chain, tag), count in found.items() if "OUTPUT" in chain and count}
+    # Nothing serves the queue, so that what goes there passes.
+    assert 100 <= taken["app"] < 900
+    assert taken["app.allow.unrecorded"] == taken["app.allow.1"] == 1000 - taken["app"]
+
+
+def test_only_the_first_packet_of_a_connection_goes_to_the_queue() -> None:
+    config = config_of(
+        [{"action": "accept", "protocol": ["tcp"]}], "drop", {"tcp_ports": [8182]}, compile="first", elements=["allow", "record"]
+    )
+    with Namespace() as namespace:
+        resident = Resident(namespace)
+        found = resident.call(talked, config)
+        resident.kill()
+    taken = {tag.rpartition(":")[2]: count for (chain, tag), count in found.items() if "OUTPUT" in chain and count}
+    assert taken["app"] == 1
+    assert taken["app.allow.1"] >= 6
+    assert "app.allow.unrecorded" not in taken
+
+
+def talked(state: dict[str, Any], config: Config) -> dict[tuple[str, str], int]:
+    """What the rules counted of a whole connection."""
+    host = prepare(state, config)
+    host.apply_all({family: {} for family in FAMILIES})
+    prepare(state, config)
+    with (
+        socket.create_server(("127.0.0.1", 8182)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+        listener.accept()[0] as server,
+    ):
+        for _ in range(3):
+            client.sendall(b"x")
+            assert server.recv(1) == b"x"
+            server.sendall(b"y")
+            assert client.recv(1) == b"y"
+    return counted(host)

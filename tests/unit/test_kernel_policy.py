@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nfq_agent.config.models import Config
-from nfq_agent.rules.kernel_policy import kernel_rules, reasons
+from nfq_agent.rules.kernel_policy import NOT_RECORDED, kernel_rules, reasons
 from nfq_agent.rules.model import FAMILIES, Family, Installed
 from nfq_agent.rules.plan import plan
 from nfq_agent.service.live_rules import ListedRule
@@ -83,6 +83,38 @@ def test_what_is_dropped_goes_to_the_queue_at_the_rate_of_the_log() -> None:
     ]
 
 
+FIRST = "-m conntrack --ctstate NEW"
+RATE = "-m limit --limit 100/sec --limit-burst 100 # app -j NFQUEUE --queue-num 100 --queue-bypass"
+
+
+def test_first_packets_of_flows_go_to_the_queue_at_a_rate_and_others_are_counted() -> None:
+    rules = [{"action": "accept", "protocol": ["tcp"]}, {"action": "drop", "protocol": ["udp"]}]
+    assert text(config_of(rules, None, "drop", compile="first", elements=["allow", "record"])) == [
+        f"-p tcp {FIRST} {RATE}", f"-p tcp {FIRST} # app.allow.unrecorded", "-p tcp # app.allow.1 -j RETURN",
+        f"-p udp {FIRST} {RATE}", f"-p udp {FIRST} # app.allow.unrecorded", "-p udp # app.allow.2 -j DROP",
+        f"{FIRST} {RATE}", f"{FIRST} # app.allow.unrecorded", "# app.allow.default -j DROP",
+        "# app -j NFQUEUE --queue-num 100 --queue-bypass",
+    ]  # fmt: skip
+    # A line for a drop is due whatever connection tracking says of the packet.
+    assert text(config_of(rules[1:], None, None, compile="first", log_drops=True))[0] == f"-p udp {RATE}"
+
+
+def test_first_packets_are_looked_up_beside_a_map() -> None:
+    rules = [{"action": action, "dst": [f"10.{number}.0.0/16"]} for number, action in enumerate(["accept", "drop"] * 4)]
+    first, counting, of_map, *_ = text(config_of(rules, compile="first", elements=["allow", "log"]))
+    assert first.startswith(f"{FIRST} -m entries --of dst,protocol --list 10.0.0.0-10.0.255.255/0-255,10.1.")
+    assert first.endswith(RATE)
+    assert counting.startswith(f"{FIRST} -m entries --of dst,protocol --list ")
+    assert counting.endswith("# app.allow.unrecorded")
+    assert "--map" in of_map
+
+
+def test_what_is_not_recorded_has_a_count_of_its_own() -> None:
+    config = config_of(LIST, compile="first", elements=["allow", "record"])
+    assert reasons(config)["app.allow.unrecorded"] == ("main", "allow", NOT_RECORDED)
+    assert NOT_RECORDED not in {label for _, _, label in reasons(config_of(LIST)).values()}
+
+
 def test_many_rules_of_one_shape_are_a_map() -> None:
     rules = [{"action": "drop", "dst": [f"10.{number}.0.0/16"], "dport": [80], "protocol": ["tcp"]} for number in range(8)]
     (of_map, default, _) = text(config_of([*rules], {"all": False, "tcp_ports": [80]}))
@@ -120,6 +152,9 @@ def test_the_names_of_the_rules_are_those_of_the_policy() -> None:
         (LIST, {"elements": ["allow", "log"]}, []),
         (LIST, {"elements": ["log", "allow"]}, []),
         (LIST, {"elements": ["allow", "chaos"]}, []),
+        (LIST, {"elements": ["allow", "log"], "compile": "first"}, ["rule 1", "rule 2 (dns)", "default"]),
+        (LIST, {"elements": ["allow", "record"], "compile": "first"}, ["rule 1", "rule 2 (dns)", "default"]),
+        (LIST, {"elements": ["allow", "chaos"], "compile": "first"}, []),
         (LIST, {"elements": []}, []),
         ([LIST[0], {"action": "drop", "uid": [0]}, LIST[1]], {}, ["rule 1", "rule 2", "rule 3 (dns)", "default"]),
         ([LIST[0], {"action": "drop", "interface": ["?o"]}, LIST[1]], {}, ["rule 1"]),

@@ -266,7 +266,8 @@ def _judge(config: Config, queue: QueueConfig, question: Question, in_kernel: fr
     _line(f"At first: {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
     if by in in_kernel:
         where = "" if config.agent.backend == "owned" else ", where the backend is owned"
-        _line(f"          a rule of the kernel decides it, in front of the queue{where}")
+        behind = "; of each flow the first packet goes to the queue" if queue.compile_mode == "first" else ""
+        _line(f"          a rule of the kernel decides it, in front of the queue{where}{behind}")
     if question.name and any(each.element.needs is Needs.FLOW for each in policies):
         if not finds:
             _line("          no dpi in the chain: the name is never found")

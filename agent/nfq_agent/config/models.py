@@ -127,8 +127,8 @@ class QueueConfig(Model):
     # A line for each flow that is dropped, or that monitor mode would drop, where no element logs it.
     log_drops: bool = True
     # "auto": the first rules of a policy that headers alone decide are rules of the kernel in front of the queue, where the
-    # backend is `owned` and no element has to see the packets.
-    compile_mode: Annotated[Literal["off", "auto"], Field(alias="compile")] = "off"
+    # backend is `owned` and no element has to see the packets. "first": elements see the first packets of the flows, at a rate.
+    compile_mode: Annotated[Literal["off", "auto", "first"], Field(alias="compile")] = "off"
     # A connection whose beginning was not seen, where a name would decide.
     midstream: MidstreamMode = "accept"
     elements: tuple[str, ...] = Field(default=(), strict=False)

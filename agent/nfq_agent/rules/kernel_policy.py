@@ -1,7 +1,8 @@
 """The leading rules of a policy that headers alone decide, as rules of the kernel in front of the queue (`compile`). No I/O.
 
 Only for the backend `owned`, which takes lists of any length, and only where no element would miss a packet: the policy is the
-first element, and no other one listens to packets, changes verdicts or follows flows.
+first element, and no other one listens to packets, changes verdicts or follows flows. With `compile = "first"` others may listen
+and follow: the first packets of flows go to the queue, at a rate, and those beyond it are counted.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 # Where the worker logs drops, it gets some of the packets that a rule drops: as many a second as it writes lines.
 SAMPLE: Final = Extension("limit", (Option("--limit", "100/sec"), Option("--limit-burst", "100")))
+# The first packet of a flow, as connection tracking sees it: each packet of one that is not answered.
+_NEW: Final = Extension("conntrack", (Option("--ctstate", "NEW"),))
+# The name of the rules that count those that are not sent to the queue, and how they are told of.
+_UNRECORDED: Final = "unrecorded"
+NOT_RECORDED: Final = "first packets not recorded"
 # The rules that send packets to a queue.
 Ask = Callable[[Selected], Iterable[Rule]]
 # Rules of a policy that the kernel applies, at most, and how many of them, or maps of them, it asks one after the other.
@@ -80,10 +86,10 @@ def kernel_rules(config: Config, queue: QueueConfig) -> tuple[str, Sequence[Lead
 
 
 def _asked(config: Config, queue: QueueConfig) -> tuple[str, _Asked | None]:
-    if queue.compile_mode != "auto":
+    if queue.compile_mode == "off":
         return "", None
     specs = config.packet_elements(queue)
-    if not specs or not _is_apart(specs):
+    if not specs or not _is_apart(specs, ("amend",) if queue.compile_mode == "first" else ("judged", "amend", "follow")):
         return "", None
     # In monitor mode, what would be dropped is counted, and passes.
     asked = _Asked(specs[0].options, queue.mode == "enforce")
@@ -109,14 +115,16 @@ def _leading(asked: _Asked) -> tuple[Leading, ...]:
     return tuple(found)
 
 
-def _is_apart(specs: list[ElementSpec]) -> bool:
-    """Whether the first element is a policy on headers, and no other has to know of what it decides."""
+def _is_apart(specs: list[ElementSpec], missed: Sequence[str]) -> bool:
+    """Whether the first element is a policy on headers, and no other has to know of what it decides.
+
+    missed: the methods by which another one would.
+    """
     first, *others = specs
     options = policy_of(first)
     if options is None or first.cls is not packet_element("policy") or options.explain:
         return False
-    heard = ("judged", "amend", "follow")
-    return not any(getattr(spec.cls, method) is not getattr(PacketElement, method) for spec in others for method in heard)
+    return not any(getattr(spec.cls, method) is not getattr(PacketElement, method) for spec in others for method in missed)
 
 
 def _by_headers(rule: RuleOptions) -> bool:
@@ -139,10 +147,20 @@ def before_queue(
         return
     # The worker logs drops: it gets some of the packets.
     sampled = drop_lines(config, queue) is not None
+    unrecorded = comment_match(config.agent.instance, _tag(name, element, _UNRECORDED))
+
+    def first(chosen: Selected) -> Iterator[Rule]:
+        if queue.compile_mode == "first":
+            new = chosen._replace(matches=(_NEW, *chosen.matches))
+            yield from ask(new._replace(tail=(*new.tail, SAMPLE)))
+            matches = (*new.matches, *new.tail, unrecorded)
+            yield Rule(chain, Extension(""), matches, new.protocol, new.in_interface, new.out_interface)
+
     users = False
     for each in _steps(asked, family)[:MOST_STEPS]:
         if isinstance(each, _Map):
-            yield from _mapped(each, f"{name}.{element}", config.agent.instance, chain, family, what, ask if sampled else None)
+            tagged = f"{name}.{element}"
+            yield from _mapped(each, tagged, config.agent.instance, chain, family, what, ask if sampled else None, first)
             continue
         made = _written(each, hook, family, what)
         if made is None:
@@ -153,8 +171,10 @@ def before_queue(
         comment = comment_match(config.agent.instance, _tag(name, element, each.number))
         for choice in made:
             matches = (*what.matches, *choice.matches)
+            chosen = Selected(choice.protocol, matches, choice.inward, choice.outward, what.tail)
             if sampled and each.action == "drop":
-                yield from ask(Selected(choice.protocol, matches, choice.inward, choice.outward, (*what.tail, SAMPLE)))
+                yield from ask(chosen._replace(tail=(*what.tail, SAMPLE)))
+            yield from first(chosen)
             target = Extension(_TARGETS[each.action])
             yield Rule(chain, target, (*matches, *what.tail, comment), choice.protocol, choice.inward, choice.outward)
 
@@ -195,16 +215,24 @@ def _with_maps(rules: Sequence[Leading], family: Family) -> Iterator[Leading | _
                 yield from part
 
 
-def _mapped(step: _Map, name: str, instance: str, chain: str, family: Family, what: Selected, ask: Ask | None) -> Iterator[Rule]:
-    """The rule that looks up a map. ask: where some of what is dropped goes to the queue."""
+def _mapped(  # one for each thing that differs
+    step: _Map, name: str, instance: str, chain: str, family: Family, what: Selected, ask: Ask | None, first: Ask
+) -> Iterator[Rule]:
+    """The rule that looks up a map. ask: where some of what is dropped goes to the queue. first: for first packets."""
     if not step.entries:
         # They name only networks of the other family.
         return
     of = Option("--of", ",".join(step.fields))
-    dropped = [each._replace(action="", number=0) for each in step.entries if each.action == "drop"]
+
+    def listed(entries: Iterable[MapEntry]) -> Selected:
+        bare = [each._replace(action="", number=0) for each in entries]
+        found = Extension(ENTRIES, (of, Option("--list", words(in_order(bare), step.fields, family))))
+        return what._replace(matches=(*what.matches, found))
+
+    dropped = [each for each in step.entries if each.action == "drop"]
     if ask is not None and dropped:
-        listed = Extension(ENTRIES, (of, Option("--list", words(in_order(dropped), step.fields, family))))
-        yield from ask(what._replace(matches=(*what.matches, listed), tail=(*what.tail, SAMPLE)))
+        yield from ask(listed(dropped)._replace(tail=(*what.tail, SAMPLE)))
+    yield from first(listed(step.entries))
     target = Extension(VERDICTS, (of, Option("--map", words(step.entries, step.fields, family))))
     matches = (*what.matches, *what.tail, comment_match(instance, f"{name}.{step.first}-{step.last}"))
     yield Rule(chain, target, matches, what.protocol, what.in_interface, what.out_interface)
@@ -229,6 +257,8 @@ def reasons(config: Config) -> dict[str, tuple[str, str, str]]:
         if rule.queue is not None:
             element, rules = kernel_rules(config, config.queue[rule.queue])
             found |= {_tag(name, element, each.number): (rule.queue, element, each.label) for each in rules}
+            if rules and config.queue[rule.queue].compile_mode == "first":
+                found[_tag(name, element, _UNRECORDED)] = rule.queue, element, NOT_RECORDED
     return found
 
 
@@ -244,7 +274,7 @@ def numbers_of(rule: Rule) -> list[int]:
     return sorted({each.number for each in parsed(rule.target.options[1].value)})
 
 
-def _tag(name: str, element: str, number: int) -> str:
+def _tag(name: str, element: str, number: int | str) -> str:
     return f"{name}.{element}.{number or DEFAULT}"
 
 

@@ -192,7 +192,7 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
         made += _marking(config, name, chain, found)
         found += _by_mark(config, name, found)
     for each in found:
-        if lists and rule.queue is not None and (queue := config.queue[rule.queue]).compile_mode == "auto":
+        if lists and rule.queue is not None and (queue := config.queue[rule.queue]).compile_mode != "off":
             from nfq_agent.rules.kernel_policy import before_queue  # noqa: PLC0415  # no start waits for it where it is off
 
             def ask(what: Selected, queue: QueueConfig = queue) -> Iterator[Rule]:

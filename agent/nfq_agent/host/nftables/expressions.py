@@ -25,9 +25,9 @@ _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 # enum nft_meta_keys
 _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_SKUID, _META_SKGID, _META_L4PROTO = 3, 6, 7, 10, 11, 16
 _CT_STATE, _CT_STATUS, _CT_MARK = 0, 2, 3
-# Bits of both, in a comparison: NF_CT_STATE_BIT(IP_CT_ESTABLISHED), also of the reply direction, and IPS_DST_NAT
+# Bits of both, in a comparison: NF_CT_STATE_BIT(IP_CT_ESTABLISHED), also of the reply direction, and of IP_CT_NEW; IPS_DST_NAT
 # (linux/netfilter/nf_conntrack_common.h)
-_CT_BITS: Final = {"ESTABLISHED": (_CT_STATE, 1 << 1), "DNAT": (_CT_STATUS, 1 << 5)}
+_CT_BITS: Final = {"ESTABLISHED": (_CT_STATE, 1 << 1), "NEW": (_CT_STATE, 1 << 3), "DNAT": (_CT_STATUS, 1 << 5)}
 # The byte at 13 of struct tcphdr, (mask, value): FIN 1, SYN 2, RST 4, ACK 16.
 _TCP_FLAGS: Final = {"FIN,SYN,RST,ACK SYN": (b"\x17", b"\x02"), "SYN,ACK SYN,ACK": (b"\x12", b"\x12")}
 _SOCKET_TRANSPARENT, _SOCKET_CGROUP2 = 0, 3
@@ -236,7 +236,7 @@ def _connmark(match: Extension, _: Family) -> _Alternatives:
 
 def _conntrack(match: Extension, _: Family) -> _Alternatives:
     (option,) = match.options
-    if option not in (Option("--ctstate", "ESTABLISHED"), Option("--ctstate", "DNAT")):
+    if option.name != "--ctstate" or option.negated or option.value not in _CT_BITS:
         raise ValueError(f"{option.name} {option.value}")
     key, bit = _CT_BITS[option.value]
     zero = _WORD.pack(0)
