@@ -112,7 +112,8 @@ class ElementChain:
             return Watch.ALL
         flow.expects = None
         watch: int = Watch.NOTHING
-        requests = self._by_host
+        # While the answer is for the packet alone, that to a request may last.
+        requests = self._by_host and not flow.undecided
         for watches in (*self._watches[: self._asked_count], *self._later_watches):
             wanted = watches(flow)
             watch |= wanted
