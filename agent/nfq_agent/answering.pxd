@@ -21,6 +21,8 @@ cdef class Answering:
     # Whether `mark` has to be set before each look: of the packet.
     cdef bint marked
     cdef uint32_t mark
+    # Whether the packet to look at may be several datagrams that an offload joined.
+    cdef bint joined
 
     cdef int index_of(self, verdict) except -1
     cdef void start_turn(self, double now) noexcept

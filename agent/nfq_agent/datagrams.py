@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from nfq_agent.flow import Exchange
 from nfq_agent.message_events import AHEAD, PACKETS, SECONDS, Event, Said
 from nfq_agent.noise import looks_encrypted
 from nfq_agent.protocols import Found, dns, quic, quic_keys
@@ -15,6 +16,8 @@ from nfq_agent.protocols.known import DATAGRAMS
 
 # The first two bits of QUIC's packets before the handshake is over (RFC 8999 5.1).
 LONG_HEADER: Final = 0xC0
+_TOO_MANY: Final = f"{PACKETS} packets with payload, and it is not known"
+_TOO_LATE: Final = f"{SECONDS:.0f} seconds have passed"
 
 
 class Datagrams:
@@ -34,6 +37,21 @@ class Datagrams:
         self.begun = True
         self.decided = False
         self.gave_up = False
+
+    @classmethod
+    def unshown(cls, exchange: Exchange) -> Datagrams:
+        """The same as if its datagrams had been read."""
+        made = cls()
+        made.decided, made.gave_up = bool(exchange.protocol), exchange.gave_up
+        made.begun = not (made.decided or made.gave_up)
+        if not made.decided:
+            made._junk, made._began = exchange.packets, exchange.began
+        return made
+
+    @property
+    def stopped(self) -> str:
+        """Why a flow that was given up for what it did not say was given up."""
+        return _TOO_MANY if self._junk >= PACKETS else _TOO_LATE
 
     @property
     def keeps(self) -> bool:
@@ -136,5 +154,5 @@ class Datagrams:
         if self._junk == 1 and looks_encrypted(data):
             return [Said(Event.PART, {"encrypted": True})]
         if self._junk >= PACKETS:
-            return self.run_out(f"{PACKETS} packets with payload, and it is not known")
-        return self.run_out(f"{SECONDS:.0f} seconds have passed") if now - self._began > SECONDS else []
+            return self.run_out(_TOO_MANY)
+        return self.run_out(_TOO_LATE) if now - self._began > SECONDS else []

@@ -71,7 +71,23 @@ class Heard(NamedTuple):
 
 
 # The fact that has the name of the first message, by protocol.
-NAME_FACTS: Final = {"http": "http_host", "tls": "tls_sni"}
+NAME_FACTS: Final = {"http": "http_host", "tls": "tls_sni", "dns": "dns_name"}
+
+
+class Asked:
+    """What a chain is asked to foresee: a first message by its protocol, or what comes without one.
+
+    SYN: of a connection. DNS_AGAIN: a message of a flow that asked for another name before. QUIET: a datagram of a flow that has
+    said nothing so far. GAVE_UP: one after which it is known that the flow will say nothing.
+    """
+
+    SYN: Final = ""
+    HTTP: Final = "http"
+    TLS: Final = "tls"
+    DNS: Final = "dns"
+    DNS_AGAIN: Final = "dns again"
+    QUIET: Final = "quiet"
+    GAVE_UP: Final = "gave up"
 
 
 class Opening(NamedTuple):
@@ -104,6 +120,21 @@ class Opening(NamedTuple):
     began: float = 0.0
     pieces: int = 0
     details: bytes = b""
+
+
+class Exchange(NamedTuple):
+    """The same of a UDP flow: its latest message of DNS, or how much it has sent without saying anything.
+
+    packets, size: those datagrams and their payload's bytes. began: when the first of them came, in seconds. gave_up: it is known
+    that no message will come but one of DNS or QUIC.
+    """
+
+    protocol: str
+    name: str
+    packets: int
+    size: int
+    began: float
+    gave_up: bool
 
 
 class Account(NamedTuple):
@@ -162,4 +193,4 @@ class Flow:
     midstream: bool = False
     expects: Expected | None = None
     heard: Heard | None = None
-    opening: Opening | None = None
+    opening: Opening | Exchange | None = None

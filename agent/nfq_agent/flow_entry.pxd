@@ -37,8 +37,12 @@ cdef enum:
     O_HTTP = 3
     O_TLS = 4
     O_READ = 5
+    # Of UDP: messages of DNS, and datagrams that say nothing, with O_GAVE_UP once they cannot say anything any more.
+    O_DNS = 6
+    O_QUIET = 7
     O_STATE = 7
     O_CLOSED = 8
+    O_GAVE_UP = 8
     O_ENDED = 16
     O_FIRST = 32
     O_EARLIER = 64
@@ -111,7 +115,8 @@ cdef extern from *:
         # Of what is expected: what is known, and the numbers.
         uint8_t known
         # How far a connection is that no element was shown, 0 for one that has a Flow. Until its first message `first` is the
-        # client's initial number.
+        # client's initial number. Of O_QUIET: `known` is the number of datagrams, `opening` their bytes, and `first` when the first
+        # came, in 1,024ths of a second.
         uint8_t unshown
         uint32_t first
         uint32_t opening

@@ -64,7 +64,7 @@ cdef class FlowSteps(Steps):
                 if self.table.shows or not self.table.note(packet, copied, length):
                     return self._left()
                 return self._answered(&view, index)
-        self.table.mark = self.mark
+        self.table.mark, self.table.joined = self.mark, self.joined
         index = self.table.look(packet, copied, length, ready)
         if index == ASK:
             return self._left()

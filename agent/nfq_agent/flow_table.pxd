@@ -16,7 +16,8 @@ cdef enum:
 cdef class FlowTable(Answering):
     cdef Entry *entries
     cdef uint32_t *buckets
-    cdef uint32_t mask, limit, size, used, unused, tick
+    # tick: the time of this turn, in sixteenths of a second; moment: in 1,024ths.
+    cdef uint32_t mask, limit, size, used, unused, tick, moment
     cdef Order order
     cdef size_t kept
     cdef double max_idle
@@ -39,6 +40,9 @@ cdef class FlowTable(Answering):
     cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil
     cdef uint8_t _open(
         self, const uint8_t *key, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
+    ) noexcept nogil
+    cdef uint8_t _open_datagrams(
+        self, const uint8_t *key, const uint8_t *packet, size_t length, const Segment *segment, bint ready
     ) noexcept nogil
     cdef uint8_t _read_first(
         self, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready

@@ -11,18 +11,19 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from .answering cimport Answering
+from .datagram_flows cimport begin_datagrams, exchange_of, first_says, goes_on
 from .expected cimport LONGEST_REQUEST, drop_request, expect, heard_of, opening_of, passes_settled
-from .flow_entry cimport (
-    ASK, K_NEW, K_REQUEST, O_OFFLOADED, O_SYN, W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry, bytes_of, count,
-)
+from .flow_entry cimport ASK, K_NEW, K_REQUEST, O_DNS, O_OFFLOADED, O_STATE, O_SYN
+from .flow_entry cimport W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry, bytes_of, count
 from .first_message cimport PART, WHOLE, is_first, take_first
 from .flow_key cimport ends_of, hash_of, key_of
 from .flow_order cimport HALF_OPEN, KINDS, OFFLOADED, SETTLED, append, detach, refresh, to_forget
+from .host_name cimport LONGEST_NAME
 from .openings cimport Openings
-from .plain_packet cimport F_ACK, F_SYN, KEY, P_TCP, Segment, read_plain
+from .plain_packet cimport F_ACK, F_SYN, KEY, P_UDP, Segment, read_plain
 from .unshown cimport begin, from_syn, is_plain_syn, passes
 
-from nfq_agent.flow import Account, Flow, Heard, Opening
+from nfq_agent.flow import Account, Exchange, Flow, Heard, Opening
 from nfq_agent.packet import FiveTuple
 from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action
 
@@ -141,13 +142,13 @@ cdef class FlowTable(Answering):
             expect(entry, flow.expects)
         entry.client = key_of(flow.origin, key) == <bint>flow.origin_is_client
 
-    def look_up(self, const uint8_t[::1] packet not None, size_t length, double now, bint ready=True, uint32_t mark=0):
+    def look_up(self, const uint8_t[::1] packet not None, size_t length, double now, bint ready=True, uint32_t mark=0, bint joined=False):
         """The verdict on a packet that need not be looked at, and counts it; None where the chain has to be asked.
 
-        length: bytes of the packet before it was cut. ready: its checksum is that of its bytes, and not filled in by an offload.
+        length: bytes before it was cut. ready: its checksum is that of its bytes. joined: an offload joined it.
         """
         self.start_turn(now)
-        self.mark = mark
+        self.mark, self.joined = mark, joined
         cdef uint8_t index = self.look(&packet[0], packet.shape[0], length, ready) if packet.shape[0] else ASK
         return None if index == ASK else self.verdicts[index]
 
@@ -213,7 +214,7 @@ cdef class FlowTable(Answering):
         return Account(entry.counted[down], bytes_of(entry, down), entry.counted[not down], bytes_of(entry, not down), entry.last / 16.0)
 
     cdef void start_turn(self, double now) noexcept:
-        self.tick = <uint32_t>(now * 16)
+        self.tick, self.moment = <uint32_t>(now * 16), <uint32_t><uint64_t>(now * 1024)
 
     cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil:
         """The index of the verdict on a packet that need not be looked at, which is counted; else ASK."""
@@ -234,6 +235,9 @@ cdef class FlowTable(Answering):
         index = entry.verdict
         if entry.unshown == 0:
             if not passes_settled(entry, packet, length, &segment, ready, &self.kept, ROOM):
+                return ASK
+        elif entry.unshown & O_STATE >= O_DNS:
+            if self.joined or not goes_on(self.openings, entry, packet, length, &segment, ready, self.moment):
                 return ASK
         elif from_syn(entry, &segment):
             return self._open(key, place, packet, length, &segment, ready)
@@ -263,12 +267,14 @@ cdef class FlowTable(Answering):
     cdef uint8_t _open(
         self, const uint8_t *key, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
     ) noexcept nogil:
-        """The SYN of a connection; place: of the entry whose connection is over, 0 for none."""
-        if self.openings is None or self.shows_openings or segment.protocol != P_TCP or segment.flags & (F_SYN | F_ACK) != F_SYN:
+        """The SYN of a connection, or a datagram; place: of the entry whose connection is over, 0 for none."""
+        if self.openings is None or self.shows_openings:
             return ASK
-        if self.openings.is_apart(key) or not is_plain_syn(packet, length, segment, ready):
+        if segment.protocol == P_UDP:
+            return self._open_datagrams(key, packet, length, segment, ready)
+        if segment.flags & (F_SYN | F_ACK) != F_SYN or self.openings.is_apart(key):
             return ASK
-        if not self.openings.accepts(key, segment.down, O_SYN, NULL, 0, NULL):
+        if not is_plain_syn(packet, length, segment, ready) or not self.openings.accepts(key, segment.down, O_SYN, NULL, 0, NULL):
             return ASK
         if place == 0:
             place = self._add_entry(key)
@@ -279,18 +285,33 @@ cdef class FlowTable(Answering):
         self._see(place, segment.down, length)
         return self.entries[place].verdict
 
+    cdef uint8_t _open_datagrams(
+        self, const uint8_t *key, const uint8_t *packet, size_t length, const Segment *segment, bint ready
+    ) noexcept nogil:
+        """The first datagram of a flow."""
+        cdef uint8_t name[LONGEST_NAME]
+        cdef uint8_t kind
+        cdef size_t size
+        cdef uint32_t place
+        if self.joined or not (kind := first_says(self.openings, key, packet, length, segment, ready, name, &size)):
+            return ASK
+        place = self._add_entry(key)
+        if not begin_datagrams(&self.entries[place], kind, segment, self.moment, name, size):
+            return ASK
+        self._see(place, segment.down, length)
+        return self.entries[place].verdict
+
     cdef uint8_t _read_first(
         self, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
     ) noexcept nogil:
         """The index of the verdict on a packet of the client's first message; ASK where it is not accepted, or not plain."""
         cdef Entry *entry = &self.entries[place]
-        cdef bint lasts = self.lasting != ACCEPTS
         cdef uint8_t taken
-        if self.mark and lasts:
+        if self.mark and self.lasting != ACCEPTS:
             return ASK
         while self.kept + LONGEST_REQUEST > ROOM and self.order.oldest[OFFLOADED]:
             self._unlink(self.order.oldest[OFFLOADED])
-        taken = take_first(self.openings, entry, packet, length, segment, ready, lasts, self.tick, &self.kept, ROOM)
+        taken = take_first(self.openings, entry, packet, length, segment, ready, self.lasting, self.tick, &self.kept, ROOM)
         return self.lasting if taken == WHOLE else entry.verdict if taken == PART else ASK
 
     cdef uint32_t _add_entry(self, const uint8_t *key) noexcept with gil:
@@ -301,7 +322,7 @@ cdef class FlowTable(Answering):
         cdef Entry *entry = &self.entries[place]
         flow = Flow(FiveTuple(*ends_of(entry.key, entry.client)), now, now)
         if entry.unshown:
-            flow.opening = Opening(*opening_of(entry, &self.kept))
+            flow.opening = Exchange(*exchange_of(entry)) if entry.unshown & O_STATE >= O_DNS else Opening(*opening_of(entry, &self.kept))
             entry.unshown = entry.known = 0
             entry.verdict = ASK
         Py_INCREF(flow)

@@ -1,6 +1,6 @@
-"""What the elements of a chain answer to the opening of a TCP connection, by its five-tuple and its name alone. No I/O, no clock.
+"""What the elements of a chain answer to the opening of a flow, by its five-tuple and its name alone. No I/O, no clock.
 
-Where every element can tell that, connections that are accepted need not be shown (nfq_agent.openings).
+Where every element can tell that, flows that are accepted need not be shown (nfq_agent.openings).
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
 from nfq_agent.decisions import Decisions
-from nfq_agent.flow import NAME_FACTS, Flow
+from nfq_agent.flow import NAME_FACTS, Asked, Exchange, Flow
 from nfq_agent.flow_memory import FlowMemory, text_of
 from nfq_agent.packet import FiveTuple
 from nfq_agent.patterns import Patterns
 from nfq_agent.protocols import dns, http1, tls
-from nfq_agent.unshown import DETAILS, details_of, facts_of
+from nfq_agent.unshown import DETAILS, details_of, facts_of, facts_so_far
 from nfq_agent.verdict import ACCEPT, Verdict
 
 # Servers whose openings are read in a way of their own.
@@ -26,6 +26,9 @@ _UNTOLD: Final = frozenset((*http1.PROTOCOL.facts, *tls.PROTOCOL.facts, "dot", "
 }
 
 
+# What a message of DNS says besides its name.
+_DNS_DETAILS: Final = frozenset(dns.PROTOCOL.facts) - {NAME_FACTS["dns"]}
+_DATAGRAMS: Final = (Asked.DNS, Asked.DNS_AGAIN, Asked.QUIET, Asked.GAVE_UP)
 # Elements of a chain: what finds the facts, and those that judge.
 _MOST: Final = 5
 
@@ -52,6 +55,10 @@ class Foreseeable:
 
     facts_read: tuple[str, ...] | None = None
     keeps_facts: ClassVar[tuple[str, ...]] = ()
+    # Datagrams, and their bytes, for which its answer to a flow that says nothing stays the same.
+    patience: tuple[int, int] = (1 << 16, 1 << 30)
+    # Whether `patterns_read` has those for the names of DNS.
+    questions_fit: bool = True
     # It changes no verdict that is for one packet alone.
     amends_lasting: ClassVar[bool] = False
 
@@ -85,7 +92,8 @@ class Foresight:
     decisions: where the elements count what their rules decide.
 
     possible: whether they can be told. reads: the parts of the five-tuple from which they follow. tell: what else they follow
-    from, of a ClientHello; None where they do not.
+    from, of a ClientHello; None where they do not. questions: whether those to messages of DNS can be told. patience: how many
+    datagrams, of how many bytes, may say nothing before they may change; 0 for none.
     """
 
     def __init__(
@@ -103,6 +111,8 @@ class Foresight:
         self.lasting = lasting
         self.reads: set[str] = set()
         self.tell: Callable[[bytes], bytes] | None = None
+        self.questions = False
+        self.patience = (0, 0)
         # What finds the facts has to stand before those that judge by them.
         # More could not be counted (nfq_agent.openings).
         self.possible = 0 < len(elements) <= _MOST and elements[0].keeps_facts != ()
@@ -114,6 +124,9 @@ class Foresight:
             self.reads |= set(parts)
             if not set(DETAILS).isdisjoint(facts):
                 self.tell = details_of
+        if lasting is ACCEPT:
+            self.questions = all(e.questions_fit and _DNS_DETAILS.isdisjoint(e.facts_read or ()) for e in elements)
+            self.patience = min(e.patience[0] for e in elements), min(e.patience[1] for e in elements)
 
     @property
     def names(self) -> list[tuple[frozenset[str], frozenset[str]]] | None:
@@ -128,42 +141,46 @@ class Foresight:
                 found.append(plain)
         return list(dict.fromkeys(found))
 
-    def answer(self, protocol: str, origin: FiveTuple, name: str, details: bytes = b"") -> tuple[bytes, Sequence[int]] | None:
+    def answer(self, asked: str, origin: FiveTuple, name: str, details: bytes = b"") -> tuple[bytes, Sequence[int]] | None:
         """The facts of a connection that is accepted, for the flow memory, and the places of what decided in `decisions`.
 
-        None for a connection whose packets are to be shown.
+        None for a flow whose packets are to be shown.
 
-        protocol: "" for its SYN, which is to be accepted for itself alone. name: empty for the beginning of a message, too.
-        details: as `tell` gives them.
+        asked: see Asked. A SYN is to be accepted for itself alone; a datagram that says nothing may be. name: empty for the
+        beginning of a message, too. details: as `tell` gives them.
         """
-        if protocol and self.lasting is None:
+        if asked and self.lasting is None:
             return None
-        facts = facts_of(protocol, name, details)
+        facts = facts_of(asked, name, details)
+        is_datagram = asked in _DATAGRAMS
         places: list[int] = []
         for element in self._elements:
             verdict, is_open, reason, kept = element.foresee(origin, facts)
-            if not name and reason is not None:
+            if not name and reason is not None and not is_datagram:
                 return (b"" if kept is None else text_of(kept), ()) if is_open and verdict is ACCEPT else None
-            if is_open:
+            if is_open and asked != Asked.QUIET:
                 return None
-            if reason is not None:
+            if reason is not None and not is_open:
                 facts["reason"] = reason
-                if (place := self.decisions.place(reason)) >= 0:
+                place = self.decisions.place(reason)
+                # What does not read the name has decided already.
+                if place >= 0 and (asked != Asked.DNS_AGAIN or NAME_FACTS["dns"] in (element.facts_read or ())):
                     places.append(place)
             if verdict is not None:
-                return (text_of(facts) if name else b"", places) if verdict is ACCEPT else None
+                return (text_of(facts) if name and not is_datagram else b"", places) if verdict is ACCEPT else None
         if self._default is not ACCEPT or self.lasting is None:
             return None
-        return (text_of(facts) if name else b"", places)
+        return (text_of(facts) if name and not is_datagram else b"", places)
 
     def adopt(self, flow: Flow) -> None:
         """Let the elements take over a flow of which they were shown nothing, as if they had been."""
         opening = flow.opening
         assert opening is not None
-        facts: Mapping[str, Any] = facts_of(opening.protocol, opening.name, opening.details)
+        judged = bool(opening.protocol) or isinstance(opening, Exchange)
+        facts: Mapping[str, Any] = facts_so_far(opening)
         for element in self._elements:
             element.adopt(flow)
-            if opening.protocol and element.foresee(flow.origin, facts).verdict is not None:
+            if judged and element.foresee(flow.origin, facts).verdict is not None:
                 break
         flow.opening = None
 

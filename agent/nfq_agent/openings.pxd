@@ -9,6 +9,8 @@ cdef enum:
     MOST_DECIDED = 4
     # The beginning of a ClientHello, beside O_SYN, O_HTTP and O_TLS.
     BEGUN = 64
+    # With a kind of UDP: a later datagram of the flow, with another name, or after which it is known that none will say anything.
+    AGAIN = 8
 
 
 cdef struct Answer:
@@ -36,6 +38,10 @@ cdef class Openings:
     cdef uint64_t seed
     cdef uint32_t reads
     cdef uint32_t apart[4]
+    # Of UDP: datagrams, and their bytes, that may say nothing while the answer is for the packet alone; 0 where datagrams that say
+    # nothing are not answered. Whether messages of DNS are.
+    cdef uint32_t within, within_bytes
+    cdef bint questions
     cdef object foresee
     # The flow memory, NULL for none.
     cdef uint8_t *memory

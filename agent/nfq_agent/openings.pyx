@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""What an element chain answers to the openings of TCP connections, kept by what the answers follow from. Pure.
+"""What an element chain answers to the openings of flows, kept by what the answers follow from. Pure.
 
 The chain is asked once for each name (see nfq_agent.foresight), and again when its place was taken by another name.
 """
@@ -8,16 +8,18 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from .flow_entry cimport O_HTTP, O_SYN
+from .dns_head cimport name_of_message
+from .flow_entry cimport O_DNS, O_HTTP, O_QUIET, O_SYN, O_TLS
 from .flow_key cimport ends_of, mix
 from .flow_record cimport M_HEAD, M_RECORD, M_SIZE, forget_record, keep_record
 from .host_name cimport LONGEST_NAME
 from .http_head cimport host_of_request, is_request
 from .name_class cimport GROUPS, Names, class_of, drop_names, fill
 from .plain_packet cimport K_ENDS, K_FORM, K_PORTS, KEY, Segment, is_wrong, ntohs, read_plain
+from .silent_datagram cimport may_say
 from .tls_head cimport name_of_hello, size_of_hello, told_by_hello
 
-from nfq_agent.flow import NAME_FACTS
+from nfq_agent.flow import NAME_FACTS, Asked
 from nfq_agent.packet import FiveTuple
 
 cdef enum:
@@ -36,6 +38,11 @@ cdef enum:
     TOLD = 1024
     TOLD_PLACES = 1024
 
+# What the chain is asked about.
+cdef dict ASKED = {
+    O_SYN: Asked.SYN, O_HTTP: Asked.HTTP, O_TLS: Asked.TLS, BEGUN: Asked.TLS, O_DNS: Asked.DNS, O_DNS | AGAIN: Asked.DNS_AGAIN,
+    O_QUIET: Asked.QUIET, O_QUIET | AGAIN: Asked.GAVE_UP,
+}
 READS = {"src": R_SRC, "sport": R_SPORT, "dst": R_DST, "dport": R_DPORT}
 
 
@@ -90,6 +97,20 @@ cdef inline void drop_answer(Answer *answer) noexcept nogil:
     memset(answer, 0, sizeof(Answer))
 
 
+def name_in_message(const uint8_t[::1] data not None):
+    """The name in a datagram of DNS, where it is in the plain form (see dns_head.pxd); else None."""
+    cdef uint8_t name[LONGEST_NAME]
+    cdef size_t size = 0
+    if not data.shape[0] or not name_of_message(&data[0], data.shape[0], name, &size):
+        return None
+    return (<const char *>name)[:size].decode("ascii")
+
+
+def is_silent(const uint8_t[::1] data not None):
+    """Whether a datagram says nothing for certain (see silent_datagram.pxd)."""
+    return bool(data.shape[0]) and not may_say(&data[0], data.shape[0])
+
+
 def groups_that_fit(groups, str name not None):
     """The groups of patterns of which one fits a name, a bit each (see name_class.pxd)."""
     cdef Names names
@@ -114,15 +135,18 @@ def is_wrong_plain(bytes packet not None):
 
 
 cdef class Openings:
-    """The answers. foresee: takes a protocol ("" for the SYN), a five-tuple and a name; returns the facts for the memory and the
-    places of what decided in `decisions`, or None if the chain does not accept. reads: the parts of the five-tuple that it reads.
-    apart: up to four ports that it is not asked about. memory: where accepted connections are kept (nfq_agent.flow_memory), or
+    """The answers. foresee: takes what is Asked, a five-tuple and a name; returns the facts for the memory and the places of what
+    decided in `decisions`, or None if the chain does not accept. reads: the parts of the five-tuple that it reads. apart: up to
+    four ports of DNS, where TCP is not asked about. memory: where accepted connections are kept (nfq_agent.flow_memory), or
     None. decisions: where decisions are counted (nfq_agent.decisions), or None. names: the patterns from which the answers follow, in
     groups (nfq_agent.name_class), None where they follow from the whole name. tell: what else they follow from, of a ClientHello; it
-    is given to `foresee` as well. None where they do not.
+    is given to `foresee` as well. None where they do not. questions: whether messages of DNS are answered. patience: how many
+    datagrams, of how many bytes, may say nothing while the answer is open; 0 where they are not answered.
     """
 
-    def __cinit__(self, foresee, reads, apart, memory, decisions=None, names=None, tell=None):
+    def __cinit__(
+        self, foresee, reads, apart, memory, decisions=None, names=None, tell=None, bint questions=False, patience=(0, 0)
+    ):
         cdef uint8_t[::1] room
         cdef uint64_t[::1] numbers
         self.answers = <Answer *>calloc(PLACES, sizeof(Answer))
@@ -136,6 +160,8 @@ cdef class Openings:
         for place, port in enumerate(apart):
             self.apart[place] = port
         self.foresee = foresee
+        self.questions = questions
+        self.within, self.within_bytes = patience
         self.tell = tell
         self.tells = tell is not None
         if memory is not None:
@@ -175,7 +201,7 @@ cdef class Openings:
     ) noexcept nogil:
         """Whether the chain accepts an opening. key: of the flow. down: whether the client's packets go down (see Segment).
 
-        kind: O_SYN, O_HTTP, O_TLS or BEGUN. name: of so many bytes, 0 of a SYN and where it has begun.
+        kind: O_SYN, O_HTTP, O_TLS or BEGUN; O_DNS or O_QUIET, also with AGAIN. name: of so many bytes, 0 of a SYN and where it has begun.
         hello: in the plain form, NULL of others.
         """
         cdef uint8_t wanted[FIXED + LONGEST_NAME + TOLD + 8]
@@ -235,12 +261,12 @@ cdef class Openings:
         """Ask the chain; False if it fails, which its elements do again when they are shown the packet."""
         cdef tuple told = ()
         try:
-            protocol = "" if kind == O_SYN else "http" if kind == O_HTTP else "tls"
+            asked = ASKED[kind]
             text_of_name = (<const char *>name)[:length].decode("ascii") if length else ""
             if hello != NULL and self.tells:
                 told = (self.tell((<const char *>hello)[:size_of_hello(hello, 10)]),)
                 answer.details = copied(told[0], &answer.details_size)
-            found = self.foresee(protocol, FiveTuple(*ends_of(key, down)), text_of_name, *told)
+            found = self.foresee(asked, FiveTuple(*ends_of(key, down)), text_of_name, *told)
             if found is not None:
                 facts, places = found
                 if self.counts != NULL:
@@ -251,7 +277,7 @@ cdef class Openings:
                 if facts:
                     if length and self.by_class:
                         # Behind the name of its fact; where the facts do not have it, they have nothing of the name.
-                        fact = b'"%s":"' % NAME_FACTS[protocol].encode()
+                        fact = b'"%s":"' % NAME_FACTS[asked].encode()
                         answer.name_at = facts.find(fact) + len(fact) if fact in facts else 0
                         answer.name_size = length
                     answer.text = copied(facts, &answer.text_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nfq_agent.flow import Exchange, Opening
 from nfq_agent.policy_rule import ActionName, PolicyRule
 
 
@@ -29,6 +30,15 @@ class PolicyCase:
     label: str = ""
     decided: bool = False
     denied: bool = False
+
+
+def taken_over(opening: Opening | Exchange, candidates: tuple[PolicyRule, ...], keeps: bool) -> PolicyCase:
+    """That of a flow which no element was shown. keeps: other workers know that its message has begun."""
+    if isinstance(opening, Exchange):
+        return PolicyCase(candidates, packets=opening.packets, size=opening.size)
+    if opening.name:
+        return PolicyCase(candidates, packets=1)
+    return PolicyCase(candidates, packets=opening.pieces, size=len(opening.piece), kept=keeps)
 
 
 def turned(before: tuple[ActionName | None, str], case: PolicyCase, facts: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""A TCP connection whose first packets were not shown, since it was known what they would be answered. No I/O, no clock."""
+"""Flows whose first packets were not shown, since it was known what they would be answered. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from nfq_agent.conversation import Conversation, Phase
 from nfq_agent.earlier import Earlier
-from nfq_agent.flow import NAME_FACTS, Opening
+from nfq_agent.flow import NAME_FACTS, Asked, Exchange, Opening
 from nfq_agent.message_events import Event
 from nfq_agent.protocols import Found, http1, tls
 from nfq_agent.protocols.known import PARSERS
@@ -17,7 +17,10 @@ DETAILS: Final = ("tls_version", "ech", "tls_alpn", "ja3", "ja4")
 
 
 class Unshown(Conversation):
-    """The same as if its packets had been shown. facts: of its first message, as far as they are known; empty before that."""
+    """A TCP connection, the same as if its packets had been shown.
+
+    facts: of its first message, as far as they are known; empty before that.
+    """
 
     __slots__ = ("facts",)
 
@@ -48,17 +51,27 @@ class Unshown(Conversation):
                 self.soundness(side).stamp = stamp
 
 
-def facts_of(protocol: str, name: str, details: bytes = b"") -> dict[str, Any]:
+def facts_of(asked: str, name: str, details: bytes = b"") -> dict[str, Any]:
     """The facts of an opening from which an answer may follow.
 
-    protocol: "http" or "tls"; "" for a SYN. name: empty for the beginning of a ClientHello. details: see `details_of`.
+    asked: see Asked. name: empty for the beginning of a ClientHello. details: see `details_of`.
     """
+    protocol = asked.partition(" ")[0]
     if not name:
-        return {"dpi": "undecided", "protocol": protocol} if protocol else {"dpi": "undecided"}
-    facts: dict[str, Any] = {"dpi": "decided", "protocol": protocol, NAME_FACTS[protocol]: name}
+        facts: dict[str, Any] = {"dpi": "gave-up" if asked == Asked.GAVE_UP else "undecided"}
+        return facts | ({"protocol": protocol} if protocol in NAME_FACTS else {})
+    # A message of DNS may ask for several names.
+    facts = {"dpi": "decided", "protocol": protocol, NAME_FACTS[protocol]: (name,) if protocol == "dns" else name}
     if details:
         facts |= {fact: tuple(value) if isinstance(value, list) else value for fact, value in json.loads(details).items()}
     return facts
+
+
+def facts_so_far(opening: Opening | Exchange) -> dict[str, Any]:
+    """Those of a flow that no element was shown, as far as an answer may follow from them."""
+    if isinstance(opening, Exchange):
+        return facts_of(Asked.GAVE_UP if opening.gave_up else opening.protocol, opening.name)
+    return facts_of(opening.protocol, opening.name, opening.details)
 
 
 def details_of(hello: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What a new connection costs in CPU with `dpi` and a policy of a hundred names: every packet shown, and with the flow table.
+"""What a new flow costs in CPU with `dpi` and a policy of a hundred names: every packet shown, and with the flow table.
 
 No kernel, thread time, the two ways in turn on the same packets, the least of seven rounds, so that other work counts little.
 Run: .venv/bin/python tests/bench/shown.py
@@ -125,7 +125,18 @@ def main() -> None:
     measure("new TLS connection", [p for n in numbers for p in connection(n, hello, REST)])
     measure("first four packets of a TLS connection", [p for n in numbers for p in list(connection(n, hello))[:4]])
     query = dns_query("www.good.test")
-    measure("DNS query, each a new flow", [udp(f"10.0.{n >> 8}.{n & 255}:1024", RESOLVER, query) for n in numbers])
+    clients = [f"10.0.{n >> 8}.{n & 255}:1024" for n in numbers]
+    measure("DNS query, each a new flow", [udp(client, RESOLVER, query) for client in clients])
+    asked = [(client, f"host-{n}.good.test") for n, client in enumerate(clients)]
+    both = [
+        packet
+        for client, name in asked
+        for packet in (udp(client, RESOLVER, dns_query(name)), udp(RESOLVER, client, dns_query(name, flags=0x8180)))
+    ]
+    measure("the same with its answer, each for a new name", both)
+    measure("datagram that says nothing, each a new flow", [udp(client, SERVER, bytes(64)) for client in clients])
+    many = [packet for client in clients for packet in [udp(client, SERVER, bytes(64))] * 32]
+    measure("32 datagrams that say nothing, each a new flow", many)
 
 
 if __name__ == "__main__":

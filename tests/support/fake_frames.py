@@ -135,7 +135,11 @@ class FakeRing:
             seen, key = found
             payload, length, _, flags, _ = seen
             ready = not flags & (UNFINISHED | SEGMENTED) and length <= mtu
-            verdict = None if key is None else table.look_up(payload, length, now, ready)
+            verdict = (
+                None
+                if key is None
+                else table.look_up(payload, length, now, ready, joined=bool(flags & SEGMENTED) or length > mtu)
+            )
             if verdict is None:
                 packet = make(seen)
                 if packet is None:
@@ -229,7 +233,7 @@ class FakeFrames:
             payload, flags, _, interface = found
             key = key_of(payload, False, interface, 0)
             ready = not flags & (UNFINISHED | SEGMENTED)
-            verdict = None if key is None else table.look_up(payload, len(payload), now, ready)
+            verdict = None if key is None else table.look_up(payload, len(payload), now, ready, joined=bool(flags & SEGMENTED))
             if verdict is None:
                 packet = make(number)
                 verdict = ask(packet)

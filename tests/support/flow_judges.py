@@ -36,6 +36,7 @@ _MIXED = [
 POLICIES: dict[str, dict[str, Any]] = {
     "allow-list": {"default": "drop", "rule": _NAMES},
     "allow-list-careful": {"default": "drop", "undecided": "drop", "rule": _NAMES, "within": 3},
+    "allow-list-short": {"default": "drop", "rule": _NAMES, "within": 3, "within_bytes": 500},
     "block-list": {"default": "accept", "rule": _BLOCK},
     "left-open": {"rule": _BLOCK},
     "fingerprints": {

@@ -14,6 +14,7 @@ from openings import client_hello, made_hello, numbers, server_name
 from tcp_openings import BAD, CLIENT, HEAD, HELLO, REST, SERVER, opening
 
 from nfq_agent.context import Context
+from nfq_agent.flow import Opening
 from nfq_agent.flow_memory import SIZE, FlowMemory, text_of
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.openings import Openings, groups_that_fit, name_in_opening
@@ -93,7 +94,7 @@ def test_a_connection_that_is_accepted_is_never_shown() -> None:
             assert {table.look_up(packet.payload, packet.length, 1.0) for packet in packets} == {ACCEPT}
     assert len(table) == 1
     flow = table.observe(tcp(CLIENT, SERVER).headers.five_tuple, 2.0)
-    assert flow.opening is not None
+    assert isinstance(flow.opening, Opening)
     assert (flow.opening.protocol, flow.opening.name, flow.opening.closed) == ("http", "www.good.test", True)
 
 

@@ -109,7 +109,7 @@ class _Chain:
     def judge(self, packet: Packet) -> Fate:
         """What happens to a packet."""
         if self._table is not None:
-            known = self._table.look_up(packet.payload, packet.length, packet.time, packet.checksum_ready)
+            known = self._table.look_up(packet.payload, packet.length, packet.time, packet.checksum_ready, joined=packet.gso)
             if known is not None:
                 return _fate(known)
         self._judge.now = packet.time

@@ -19,7 +19,7 @@ from nfq_agent.conversation import Conversation
 from nfq_agent.datagrams import LONG_HEADER, Datagrams
 from nfq_agent.earlier import Earlier
 from nfq_agent.element import Emit, Needs, PacketElement
-from nfq_agent.flow import Flow, Watch
+from nfq_agent.flow import Exchange, Flow, Watch
 from nfq_agent.flow_facts import FlowFacts
 from nfq_agent.foresight import Foreseen
 from nfq_agent.kept_flows import KeptFlows
@@ -30,7 +30,7 @@ from nfq_agent.packet import TCP, UDP, FiveTuple, Headers, Packet, PacketError
 from nfq_agent.protocols import dns, quic
 from nfq_agent.protocols.known import OWNERS, PARSERS
 from nfq_agent.soundness import MPTCP, SIGNATURES, refused_syn, tcp_options
-from nfq_agent.unshown import Unshown, facts_of
+from nfq_agent.unshown import Unshown, facts_of, facts_so_far
 from nfq_agent.verdict import Verdict
 
 _FIN: Final = 1
@@ -134,8 +134,15 @@ class Dpi(PacketElement[DpiOptions]):
         return Foreseen(None)
 
     def adopt(self, flow: Flow) -> None:
-        """Continue as if the connection had been shown from its beginning."""
+        """Continue as if the flow had been shown from its beginning."""
         assert flow.opening is not None
+        if isinstance(flow.opening, Exchange):
+            datagrams = flow.state[self] = Datagrams.unshown(flow.opening)
+            flow.facts |= facts_so_far(flow.opening)
+            flow.undecided = not datagrams.decided
+            if datagrams.gave_up:
+                self._flow_facts.give_up(flow, datagrams.stopped)
+            return
         connection = flow.state[self] = Unshown(flow.opening, flow.last)
         flow.facts |= connection.facts or facts_of("", "")
         flow.undecided = flow.facts["dpi"] == "undecided"

@@ -8,13 +8,13 @@ from typing import Any, Final, Literal
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.elements.interface_names import name_lookup
 from nfq_agent.facts import ends
-from nfq_agent.flow import Flow, Watch
+from nfq_agent.flow import NAME_FACTS, Exchange, Flow, Watch
 from nfq_agent.foresight import BEGUN_BYTES, BEGUN_PACKETS, Foreseen
 from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, hook_name
 from nfq_agent.patterns import Patterns
-from nfq_agent.policy_case import PolicyCase, turned
+from nfq_agent.policy_case import PolicyCase, taken_over, turned
 from nfq_agent.policy_memory import begun, keep, keep_unfinished, name_destination
 from nfq_agent.policy_options import PolicyOptions
 from nfq_agent.policy_rule import (
@@ -59,17 +59,16 @@ class Policy(PacketElement[PolicyOptions]):
             for number, rule in options.numbered
         )
         asked = {fact for rule in self._rules for fact, _ in rule.facts}
-        self._asks_names = DST_NAME in asked
+        self._asks_names, self._by_flow = DST_NAME in asked, self.needs is Needs.FLOW
         # Whether all facts are there and readable is a part of the outcome's key.
-        self._facts = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
-        self._by_flow = self.needs is Needs.FLOW
-        self.facts_read = self._facts
+        self._facts = self.facts_read = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
         self._match = Match(options.rules, name_lookup(), options.geo)
-        self._explain = options.explain
-        self._default = options.default
+        self._explain, self._default = options.explain, options.default
         self._allowance = Allowance()
         self._closed = options.default in ("drop", "reject")
         self.reads_process = self._match.by_process
+        self.patience = options.within, options.within_bytes
+        self.questions_fit = None not in [p.plain for rule in self._rules for fact, p in rule.facts if fact == NAME_FACTS["dns"]]
         # A refusal answers this one packet.
         self.pure = not (self._by_flow or options.explain or self._match.by_process or self.injects_of(options))
 
@@ -189,8 +188,9 @@ class Policy(PacketElement[PolicyOptions]):
         return self._match.parts
 
     def patterns_read(self) -> Sequence[Patterns]:
-        """Those of its rules."""
-        return [patterns for rule in self._rules for fact, patterns in rule.facts if fact in CLAIMS]
+        """Those of its rules, where names are told by them."""
+        named = (*CLAIMS, NAME_FACTS["dns"]) if self.questions_fit else CLAIMS
+        return [patterns for rule in self._rules for fact, patterns in rule.facts if fact in named]
 
     def foresee(self, origin: FiveTuple, facts: Mapping[str, Any]) -> Foreseen:
         """The outcome of its rules, as far as they match the five-tuple."""
@@ -206,20 +206,18 @@ class Policy(PacketElement[PolicyOptions]):
         return Foreseen(verdict, is_open, f"{self.name}: {label}", kept)
 
     def adopt(self, flow: Flow) -> None:
-        """Judge the first message of a connection that was accepted for it, or take over what has come of it."""
+        """Judge the first message of a flow that was accepted for it, or take over what has come of it, or that nothing has."""
         opening = flow.opening
-        assert opening is not None
-        if not opening.protocol:
+        if opening is None or not (opening.protocol or isinstance(opening, Exchange)):
             return
+        case = flow.state[self] = taken_over(opening, self._candidates(NO_PACKET, flow.origin), self.context.flows is not None)
         known = tuple([flow.facts.get(fact) for fact in self._facts])
-        case = flow.state[self] = PolicyCase(self._candidates(NO_PACKET, flow.origin), packets=1)
-        if not opening.name:
-            case.packets, case.size = opening.pieces, len(opening.piece)
-            case.open, case.kept = known, self.context.flows is not None
-            return
-        case.action, case.label, _ = self._outcome(flow, case, flow.facts, patient=False)
-        flow.facts["reason"] = f"{self.name}: {case.label}"
-        case.known, case.decided = known, True
+        action, label, flow.undecided = self._outcome(flow, case, flow.facts, flow.facts["dpi"] == "undecided")
+        if flow.undecided:
+            case.open = known
+        else:
+            flow.facts["reason"] = f"{self.name}: {label}"
+            case.action, case.label, case.known, case.decided = action, label, known, True
 
     def _leaves_to_link(self, packet: Packet) -> bool:
         """Whether the default does not apply: the link needs the packet, and no rule decides by its headers alone."""

@@ -265,6 +265,7 @@ cdef class Frames:
             interface = self.marks[number] & 0x7FFFFFFF
             index = ASK
             if five_tuple(found.packet, found.copied, key):
+                table.joined = found.flags & IS_SEGMENTED
                 index = table.look(
                     found.packet, found.copied, found.length, not found.flags & (IS_UNFINISHED | IS_SEGMENTED)
                 )

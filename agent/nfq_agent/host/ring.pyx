@@ -232,6 +232,7 @@ cdef class Ring:
             if not found.flags & IS_ODD:
                 if table.timed:
                     table.now = _seconds(frame)
+                table.joined = found.flags & IS_SEGMENTED or found.length > mtu
                 index = table.look(
                     found.packet, found.copied, found.length,
                     not found.flags & (IS_UNFINISHED | IS_SEGMENTED) and found.length <= mtu,

@@ -162,9 +162,8 @@ class PacketJudge:
         self._settles = True
         if self._owners is None and (foresight := self._chain.foresight()) is not None:
             self._foresight = foresight
-            openings = Openings(
-                foresight.answer, foresight.reads, APART, foresight.memory, foresight.decisions, foresight.names, foresight.tell
-            )
+            told = foresight.names, foresight.tell, foresight.questions, foresight.patience
+            openings = Openings(foresight.answer, foresight.reads, APART, foresight.memory, foresight.decisions, *told)
             self._flows.judge_openings(openings, foresight.lasting or ACCEPT)
         return self._compiled.steps if self._chain.has_steps else self._flows
 

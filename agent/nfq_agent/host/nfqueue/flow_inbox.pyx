@@ -9,7 +9,10 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from ...answering cimport VERDICTS, Answering
 from ...flow_entry cimport ASK
 from .inbox cimport ALONE, ASKED, LONGEST_TURN, LONGEST_VERDICT, MSG_VERDICT, MSG_VERDICT_BATCH, VERDICT_ID, Inbox, now
-from .packet_message cimport A_CAP_LEN, A_MARK, A_PAYLOAD, A_SKB_INFO, A_TIMESTAMP, Attributes, find_attributes, is_joined, is_packet, made, number, seconds_of
+from .packet_message cimport (
+    A_CAP_LEN, A_MARK, A_PAYLOAD, A_SKB_INFO, A_TIMESTAMP, SKB_GSO, Attributes, find_attributes, is_joined, is_packet, made, number,
+    seconds_of,
+)
 
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
@@ -166,6 +169,7 @@ cdef class FlowInbox(Inbox):
         """Find the index of the verdict on the packet of a message, ASK, or NO_PACKET: also for a packet that is cut and comes again."""
         cdef Attributes found
         cdef size_t length
+        cdef uint32_t info
         self.index = NO_PACKET
         if not is_packet(message, size, &self.identity):
             return 0
@@ -183,10 +187,10 @@ cdef class FlowInbox(Inbox):
             self._tell_time(message, &found)
         if self.table.marked:
             self.table.mark = number(message, &found, A_MARK)
+        info = number(message, &found, A_SKB_INFO)
+        self.table.joined = info & SKB_GSO
         # NFQA_SKB_CSUMNOTREADY and NFQA_SKB_GSO: the checksum is not that of the bytes.
-        self.index = self.table.look(
-            message + found.at[A_PAYLOAD], found.length[A_PAYLOAD], length, not number(message, &found, A_SKB_INFO) & 3
-        )
+        self.index = self.table.look(message + found.at[A_PAYLOAD], found.length[A_PAYLOAD], length, not info & 3)
         return 0
 
     cdef inline void _tell_time(self, const uint8_t *message, const Attributes *found) noexcept nogil:
