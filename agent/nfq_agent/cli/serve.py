@@ -99,9 +99,7 @@ def reload(flags: Flags, confirm_within: int | None, wait: bool = True) -> int:
         return code
     if wait:
         return _confirmed(name, confirm_within)
-    show.wrapped(
-        f"It is in force. Without `nfq-agent confirm` within {confirm_within} s the configuration before it is put back."
-    )
+    show.wrapped(f"It is in force. Without `nfq-agent confirm` within {confirm_within} s the previous configuration is restored.")
     return 0
 
 
@@ -116,7 +114,7 @@ def _tell(answer: Mapping[str, Any], faulty: int = 1) -> int:
 
 def _confirmed(name: str, seconds: int) -> int:
     """Ask a person whether the new configuration is to be kept, and tell the agent."""
-    show.wrapped(f"It is in force. Type yes within {seconds} s to keep it; otherwise the configuration before it is put back.")
+    show.wrapped(f"It is in force. Type yes within {seconds} s to keep it; otherwise the previous configuration is restored.")
     keep = typed_yes(seconds)
     # Where the time is over, the agent has put it back, and says so.
     answer = control.ask(name, {"verb": "confirm", "keep": keep}, 60)

@@ -46,7 +46,7 @@ _E = TypeVar("_E", bound=Enum)
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """share: of the free width, None for what the text needs. least: width."""
+    """share: of the free width, None for the width of the text. least: the least width."""
 
     title: str
     share: int | None = None
@@ -133,7 +133,7 @@ class Screen:
             self.typed = typed + key
 
     def draw(self, width: int, height: int, now: float) -> Group:
-        """Everything, in so many columns and lines. now: monotonic seconds."""
+        """The whole screen, in `width` columns and `height` lines. now: monotonic seconds."""
         self._drawn = now
         self.page = max(1, height - _FRAME)
         found = self._found(now)
@@ -174,7 +174,7 @@ class Screen:
     def _foot(self, width: int) -> Text:
         if self.typed is None:
             return _cut(_HELP if len(_HELP) <= width else _SHORT_HELP, "reverse")
-        # Of a filter that is too long its end is shown: there it is typed.
+        # The end of a long filter is shown: text is typed there.
         return _cut(f"filter: {self.typed[-(width - 10) :]}_", "reverse")
 
 
@@ -183,7 +183,7 @@ def _cut(text: str, style: str = "") -> Text:
 
 
 def _next(value: _E) -> _E:
-    """The one after it, in turn."""
+    """The next value; after the last one, the first."""
     every = list(type(value))
     return every[(every.index(value) + 1) % len(every)]
 

@@ -101,7 +101,7 @@ class Forwarded:
 
     @property
     def follows(self) -> dict[int, Callable[[], None]]:
-        """The socket that reports interfaces, and the function to call then."""
+        """The socket that reports interfaces, and the function that reads it."""
         return {} if self._links is None else {self._links.fileno(): self._changed}
 
     def look(self) -> None:
