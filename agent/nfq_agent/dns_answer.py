@@ -103,9 +103,9 @@ def _read(
         if target[0] != ".":
             aliases.append((owner, target[0], seconds))
         if unpack_from("!H", data, at)[0]:
-            # Hints are addresses of the target, which is the owner where none is named (RFC 9460 2.5.2, 7.3).
-            hints = _hints(data[target[1] : end])
-            addresses += [(owner if target[0] == "." else target[0], each, seconds) for each in hints]
+            # Hints are addresses of the target (RFC 9460 2.5.2, 7.3). The record speaks for its owner alone: any zone can name a
+            # target of another one, with addresses of its own.
+            addresses += [(owner, each, seconds) for each in _hints(data[target[1] : end])]
 
 
 def _hints(parameters: bytes) -> list[bytes]:

@@ -73,6 +73,24 @@ def test_an_answer_without_a_question_is_not_believed(hosts: tuple[Namespace, Na
     assert agent.stop() == 0
 
 
+@pytest.mark.parametrize("kind", ["hint", "alias"])
+def test_a_zone_of_others_proves_no_allowed_name(hosts: tuple[Namespace, Namespace], tmp_path: Path, kind: str) -> None:
+    """A user asks for a record of a zone of their own, which names an allowed host: with addresses, or as what stands for it."""
+    servers, host = hosts
+    data = 'bytes((0, 1)) + labels("a.good.test") + bytes((0, 4, 0, 4, 10, 203, 0, 3))'
+    if kind == "alias":
+        data = 'bytes(2) + labels("a.good.test")'
+    record = f'record("x.evil.test", 65, {data})'
+    address = 'record("x.evil.test", 1, bytes((10, 203, 0, 3)))'
+    Resolver(servers, f"[message(number, question, {record} if kind == 65 else {address})]")
+    agent = start(host, tmp_path, '"10.203.0.3"')
+    for each in (65, 1):
+        query(host, "x.evil.test", each)
+    assert not curl(host, "a.good.test", "10.203.0.3", TLS), agent.log
+    assert not echoes(host, "10.203.0.3", ECHO_TCP), agent.log
+    assert agent.stop() == 0
+
+
 SERVICE = {
     # A hint for the name itself; another host with a hint; another host whose address is asked for by itself, as an alias too.
     "own-hint": ("bytes((0, 1, 0, 0, 4, 0, 4)) + ADDRESS", False),

@@ -127,6 +127,18 @@ def test_no_bytes_break_the_parser(data: bytes) -> None:
         read(b"\0\1\x81\x80\0\1\0\2\0\0\0\0\1a\4good\4test\0\0\1\0\1" + data)
 
 
+@pytest.mark.parametrize("hint", [b"\0\4\0\4" + A, b"\0\6\0\x10" + A * 4], ids=["4", "6"])
+def test_a_zone_proves_no_name_of_another_one_by_its_hints(hint: bytes) -> None:
+    """Any zone may name a target of another one; RFC 9460 2.5.2 lets it publish addresses of that."""
+    head = struct.pack("!6H", 7, 0x8180, 1, 1, 0, 0) + b"\1a\4evil\4test\0\0\x41\0\1"
+    record = b"\0\1\1a\4good\4test\0" + hint
+    said = answer(head + b"\xc0\x0c\0\x41\0\1\0\0\0\x3c" + struct.pack("!H", len(record)) + record)
+    assert said is not None
+    names = table()
+    names.learn(said, 0.0)
+    assert names.names(hint[4:], 1.0) == ()
+
+
 @pytest.mark.parametrize("flags", [0x0100, 0x8183, 0x9980])
 def test_what_is_no_answer(flags: int) -> None:
     head = struct.pack("!6H", 7, flags, 1, 1, 0, 0) + b"\1a\4good\4test\0\0\1\0\1"
