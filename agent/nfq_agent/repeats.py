@@ -17,19 +17,19 @@ _REMEMBERED: Final = 1024
 
 
 class RepeatBound:
-    """Counts how often the same bytes were sent through the same hook again. Bounded in memory."""
+    """Counts how often a packet was sent through the same hook again, by its bytes, which may change. Bounded in memory."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[tuple[int, bytes], tuple[float, int]] = OrderedDict()
 
-    def allows(self, packet: Packet, now: float) -> bool:
-        """Whether the packet may be repeated once more. now: monotonic seconds."""
-        key = packet.hook, packet.payload
-        since, count = self._seen.pop(key, (now, 0))
+    def allows(self, packet: Packet, now: float, payload: bytes | None = None) -> bool:
+        """Whether the packet may be repeated once more. now: monotonic seconds. payload: its new bytes, None if they stay."""
+        since, count = self._seen.pop((packet.hook, packet.payload), (now, 0))
         if now - since > _WITHIN:
             since, count = now, 0
         allowed = count < MOST
-        self._seen[key] = since, count + allowed
+        # It comes back as it is sent.
+        self._seen[packet.hook, payload if allowed and payload is not None else packet.payload] = since, count + allowed
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         return allowed

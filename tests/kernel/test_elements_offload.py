@@ -235,27 +235,51 @@ def test_the_log_names_the_rule_that_clears_our_mark(netns: Namespace, tmp_path:
 
 
 LOOPER = """
-from nfq_agent import REPEAT, Needs, PacketElement
+from itertools import count
+
+from nfq_agent import REPEAT, Action, Needs, PacketElement, Verdict
+
+NUMBERS = count(1)
+
+
+def numbered(payload):
+    return payload[:4] + (next(NUMBERS) & 0xFFFF).to_bytes(2, "big") + payload[6:]
 
 
 class Looper(PacketElement):
-    needs = Needs.HEADERS
+    needs = Needs.{needs}
+    rewrites = {rewrites}
+    pure = {pure}
 
     def decide(self, packet, flow):
-        return REPEAT
+        return {answer}
 """
+# The last one changes the number of the packet each time (RFC 791 3.1), so that it never comes back with the same bytes.
+LOOPERS = {
+    "repeat": {"answer": "REPEAT"},
+    "repeat-pure": {"answer": "REPEAT", "pure": "True"},
+    "queue": {"answer": "Verdict(Action.QUEUE, queue=9)"},
+    "queue-pure": {"answer": "Verdict(Action.QUEUE, queue=9)", "pure": "True"},
+    "rewritten": {
+        "needs": "PAYLOAD",
+        "rewrites": "True",
+        "answer": "Verdict(Action.REPEAT, payload=numbered(packet.payload))",
+    },
+}
 
 
 @pytest.mark.kernel
-def test_an_element_that_always_answers_repeat_gets_on_error(netns: Namespace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", LOOPERS)
+def test_an_element_that_always_answers_repeat_gets_on_error(netns: Namespace, tmp_path: Path, kind: str) -> None:
     elements = tmp_path / "elements"
     elements.mkdir()
-    (elements / "looper.py").write_text(LOOPER)
+    values = {"needs": "HEADERS", "rewrites": "False", "pure": "False", **LOOPERS[kind]}
+    (elements / "looper.py").write_text(LOOPER.format(**values))
     serve(netns, "127.0.0.1", 8080)
     config = '[queue.q]\nnum = 9\nelements = ["looper:Looper"]\n[rules.r]\nqueue = "q"\ntcp_ports = [8080]\n'
     agent = Agent(netns, tmp_path, config).ready()
     assert Client(netns, "127.0.0.1", 8080).echo(1000)
-    assert "gets the verdict ACCEPT instead" in agent.log
+    until(lambda: "gets the verdict ACCEPT instead" in agent.log, "the log says what it gets")
     assert agent.stop() == 0
 
 

@@ -37,3 +37,11 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(1, 2000):
         bound.allows(packet(number), 1.0)
     assert bound.allows(packet(), 1.0)
+
+
+def test_a_packet_that_changes_each_time_is_known_again() -> None:
+    bound = RepeatBound()
+    allowed = [bound.allows(packet(number), 1.0, packet(number + 1).payload) for number in range(MOST + 1)]
+    assert allowed == [True] * MOST + [False]
+    # It was not sent again, so it does not come back.
+    assert bound.allows(packet(MOST + 1), 1.0)

@@ -62,6 +62,9 @@ def _rewritten(words: list[str]) -> int:
                     return ~int(value, 0) & _ALL
         elif options[0] == "CONNMARK" and "--restore-mark" in options:
             return int(options[options.index("--nfmask") + 1], 0) if "--nfmask" in options[:-1] else _ALL
+        elif options[0] == "HMARK" or (options[0] == "SET" and "--map-mark" in options):
+            # What they set follows from the packet, or from the set.
+            return _ALL
     except ValueError:
         pass
     return 0

@@ -211,7 +211,7 @@ class PacketJudge:
         final = self._enforced(verdict)
         if final is not ACCEPT and self._drops is not None:
             self._trace(self._drops, packet, None, final)
-        return final, verdict.action is not Action.REPEAT
+        return final, not self._comes_back(verdict)
 
     def judged(self, packet: Packet, verdict: Verdict) -> None:
         """Tell the elements that listen which verdict the packet got."""
@@ -286,8 +286,8 @@ class PacketJudge:
         return verdict
 
     def _bounded(self, packet: Packet, verdict: Verdict) -> Verdict:
-        """The verdict; for a REPEAT whose packet only comes back, the verdict that it stands for."""
-        if verdict.action is not Action.REPEAT or self._repeats.allows(packet, self.now):
+        """The verdict; for one whose packet only comes back, the verdict that it stands for."""
+        if not self._comes_back(verdict) or self._repeats.allows(packet, self.now, verdict.payload):
             return verdict
         last = self._settings.on_error if verdict.means is None else Verdict(verdict.means)
         if verdict.mark not in (None, packet.mark):
@@ -295,10 +295,15 @@ class PacketJudge:
             self._counters.unmarked += 1
             return last
         what = (
-            f"packet {packet!r} came back {MOST} times after the verdict REPEAT and gets the verdict {last.action.name} instead"
+            f"packet {packet!r} came back {MOST} times after the verdict {verdict.action.name} and gets the verdict "
+            f"{last.action.name} instead"
         )
         self._pending.append(lambda now: self._loops(now, what, level="warning"))
         return last
+
+    def _comes_back(self, verdict: Verdict) -> bool:
+        """Whether the packet of this verdict comes to this queue again."""
+        return verdict.action is Action.REPEAT or (verdict.action is Action.QUEUE and verdict.queue == self._settings.number)
 
     def _ask(self, packet: Packet, question: Callable[..., Any], *arguments: Any) -> Any:
         """What the elements answer; None if one of them raises, which is counted and logged."""
