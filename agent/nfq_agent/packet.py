@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
 from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
@@ -29,6 +28,11 @@ _V6_OPTIONS: Final = frozenset((0, 43, 60, 135, 139, 140))
 _V6_FRAGMENT: Final = 44
 _V6_AH: Final = 51
 _PORTS: Final = Struct("!HH")
+# IPv4 without options, and TCP's header without its options: length, flags and place of a fragment, protocol, addresses, ports,
+# length of the header, flags.
+_PLAIN: Final = Struct("!2xH2xHxB2x4s4sHH8xBB")
+_PLAIN_V4: Final = 0x45
+_PLAIN_LEAST: Final = 40
 _V4: Final = Struct("!BxHxxHxBxx4s4s")
 _V6: Final = Struct("!BxxxHBx16s16s")
 
@@ -77,8 +81,7 @@ class FiveTuple(NamedTuple):
         return f"{protocol_name(self.protocol)} {endpoint(self.src, self.sport)} -> {endpoint(self.dst, self.dport)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Headers:
+class Headers(NamedTuple):
     """What the IP and transport headers say.
 
     version: 4 or 6. five_tuple: see there. length: bytes of the whole packet by its own IP header. transport: offset of the
@@ -243,12 +246,27 @@ def decode(data: bytes) -> Headers:
     """
     if not data:
         raise PacketError("no bytes")
-    version = data[0] >> 4
+    first = data[0]
+    if first == _PLAIN_V4 and len(data) >= _PLAIN_LEAST and (plain := _decode_plain(data)) is not None:
+        return plain
+    version = first >> 4
     if version == 4:
         return _decode_v4(data)
     if version == 6:
         return _decode_v6(data)
     raise PacketError(f"IP version {version}")
+
+
+def _decode_plain(data: bytes) -> Headers | None:
+    """The same of TCP over IPv4, whole and without options of IPv4, as most packets are; None of another."""
+    length, fragment, protocol, src, dst, sport, dport, words, flags = _PLAIN.unpack_from(data)
+    header = words >> 4 << 2
+    if protocol != TCP or fragment & 0x3FFF or header < 20 or 0 < length < _PLAIN_LEAST:
+        return None
+    end = min(len(data), length) if length else len(data)
+    return Headers(
+        4, FiveTuple(TCP, src, sport, dst, dport), length, 20, 20 + header if end >= 20 + header else None, flags, False
+    )
 
 
 def _decode_v4(data: bytes) -> Headers:

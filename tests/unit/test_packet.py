@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import struct
+from random import Random
 
 import pytest
 from examples import EXAMPLES
 from hostile import SEEDS, check, packets
 from hypothesis import given, settings
 
-from nfq_agent.packet import TCP, UDP, FiveTuple, Hook, Packet, PacketError, decode, endpoint, hook_name, protocol_name
+from nfq_agent.packet import TCP, UDP, FiveTuple, Headers, Hook, Packet, PacketError, decode, endpoint, hook_name, protocol_name
 from nfq_agent.testing import tcp, udp
 from nfq_agent.verdict import VerdictError
 
@@ -69,6 +70,28 @@ def test_what_does_not_hold_together_is_named(data: bytes, reason: str) -> None:
 @given(packets)
 def test_hostile_bytes_raise_nothing_but_its_own_error(data: bytes) -> None:
     check(data)
+
+
+def test_the_quick_way_reads_what_the_general_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = Random(14)
+    samples: list[bytes] = []
+    for _ in range(3000):
+        data = bytearray(random.randbytes(random.choice((39, 40, 41, 44, 60, 80))))
+        data[0], data[9], data[32] = 0x45, random.choice((TCP, TCP, TCP, UDP)), random.choice((0x40, 0x50, 0x50, 0x80, 0xF0))
+        data[2:4] = random.choice((0, 19, 20, 39, 40, 41, 60, 80, 1500)).to_bytes(2, "big")
+        data[6:8] = random.choice((0, 0x4000, 0x2000, 1, 0xFFFF)).to_bytes(2, "big")
+        samples.append(bytes(data))
+
+    def read(data: bytes) -> Headers | str:
+        try:
+            return decode(data)
+        except PacketError as error:
+            return str(error)
+
+    quick = [read(data) for data in samples]
+    assert any(isinstance(each, Headers) and each.data == 40 for each in quick)
+    monkeypatch.setattr("nfq_agent.packet._decode_plain", lambda _: None)
+    assert [read(data) for data in samples] == quick
 
 
 def test_names() -> None:
