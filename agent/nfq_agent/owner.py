@@ -60,9 +60,12 @@ class Owner:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What is known, by the names of the conditions of a policy and of a filter. uid: a number, the others: texts."""
-        known = {"unit": self.unit, "container": self.container, "cgroup": self.cgroup, "exe": self.exe, "uid": self.uid}
-        return {name: value for name, value in known.items() if value is not None}
+        r"""What is known, by the names of the conditions of a policy and of a filter. uid: a number, the others: texts.
+
+        In a name that is not UTF-8 the other bytes stand as `\xff`: a user may choose it, and it has no form in JSON.
+        """
+        names = {"unit": self.unit, "container": self.container, "cgroup": self.cgroup, "exe": self.exe}
+        return {**{key: _readable(name) for key, name in names.items() if name is not None}, "uid": self.uid}
 
 
 class Owners:
@@ -77,6 +80,10 @@ class Owners:
         """The same, as far as it is known without asking the kernel: the container behind a packet's interface."""
         del packet
         return {}
+
+
+def _readable(name: str) -> str:
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _unescaped(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import pytest
 from nfq_agent.context import Context
 from nfq_agent.host.cgroups import CgroupPaths, mounted
 from nfq_agent.host.owners import HostOwners
+from nfq_agent.log import LogEvent, as_json
 from nfq_agent.owner import Owner, Owners
 from nfq_agent.packet import Hook, Packet
 from nfq_agent.testing import Bench, tcp, udp
@@ -44,6 +46,12 @@ def test_the_names_in_a_path(path: str | None, unit: str | None, container: str 
     assert (owner.unit, owner.container) == (unit, container)
     named = {key: value for key, value in (("unit", unit), ("container", container), ("cgroup", path)) if value}
     assert owner.facts == {**named, "uid": 0}
+
+
+def test_a_name_of_other_bytes_than_utf_8_has_a_form_in_json() -> None:
+    facts = Owner(0, 0, os.fsdecode(b"/user.slice/a\xff.service"), os.fsdecode(b"/tmp/\xc3")).facts
+    assert facts == {"unit": "a\\xff.service", "cgroup": "/user.slice/a\\xff.service", "exe": "/tmp/\\xc3", "uid": 0}
+    assert json.loads(as_json(LogEvent("info", "", 0.0, facts)))["exe"] == "/tmp/\\xc3"
 
 
 class Given(Owners):
