@@ -38,6 +38,63 @@ def test_each_drop_in_does_what_it_is_for(host: Container) -> None:
         host.run("systemctl", "daemon-reload")
 
 
+_REFUSES = (
+    REJECTS
+    + """
+[rules.nine]
+queue = "main"
+hooks = ["output"]
+tcp_ports = [9]
+udp_ports = [9]
+role = "client"
+"""
+)
+# There is a server, so that only the agent refuses.
+_REFUSED = """
+import socket
+for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+    server = socket.create_server((address, 9), family=family)
+    client = socket.socket(family, socket.SOCK_STREAM)
+    client.settimeout(10)
+    assert client.connect_ex((address, 9)) == 111, "a TCP client is refused"
+    server, client = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
+    server.bind((address, 9))
+    server.setblocking(False)
+    client.settimeout(10)
+    client.connect((address, 9))
+    client.send(b"hello")
+    try:
+        client.recv(100)
+        raise AssertionError("a UDP client is refused")
+    except ConnectionRefusedError:
+        pass
+    try:
+        server.recv(100)
+        raise AssertionError("nothing arrives")
+    except BlockingIOError:
+        pass
+"""
+
+
+def test_reject_under_the_packaged_unit(host: Container) -> None:
+    """Refused at start with the message that a proxy gets; with the drop-in clients are told, and the log says "reject"."""
+    host.run("systemctl", "stop", "nfq-agent")
+    before = saved(host)
+    host.write("/etc/nfq-agent/conf.d/refuses.toml", _REFUSES)
+    assert host.run("systemctl", "start", "nfq-agent", check=False).returncode != 0
+    assert host.show("nfq-agent", "ExecMainStatus") == "78"
+    journal = host.journal("--unit=nfq-agent")
+    assert "IPAddressDeny" in journal
+    assert "the drop-in reject.conf" in journal
+    assert saved(host) == before
+    drop_in(host, "reject")
+    host.run("systemctl", "reset-failed", "nfq-agent", check=False)
+    host.run("systemctl", "start", "nfq-agent")
+    host.run("python3", "-c", _REFUSED, timeout=90)
+    until(lambda: "NFQ_VERDICT=reject" in host.journal("--unit=nfq-agent", "--output=verbose"), "the log says reject", 30)
+    assert "NFQ_RULE=rule 1" in host.journal("--unit=nfq-agent", "--output=verbose")
+
+
 _PROGRAMS = """
 [queue.main]
 elements = ["record"]

@@ -179,6 +179,16 @@ def test_a_local_stub_by_the_hosts_own_settings(hosts: tuple[Namespace, Namespac
     assert agent.stop() == 0
 
 
+def test_doctor_warns_where_any_user_can_answer_as_a_resolver(hosts: tuple[Namespace, Namespace], tmp_path: Path) -> None:
+    _, host = hosts
+    agent = Agent(host, tmp_path, STUB).ready()
+    warned = "any user of this host can answer as 127.0.0.53, 127.0.0.54"
+    assert warned not in agent.verb("doctor", check=False).stdout
+    host.run("sysctl", "-q", "-w", "net.ipv4.ip_unprivileged_port_start=53")
+    assert warned in " ".join(agent.verb("doctor", check=False).stdout.split())
+    assert agent.stop() == 0
+
+
 def test_systemd_resolved(hosts: tuple[Namespace, Namespace], tmp_path: Path) -> None:
     """The real stub on the host, and dnsmasq on another one, which it asks; only output is judged."""
     program = resolved()

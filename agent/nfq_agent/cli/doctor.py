@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,9 @@ from nfq_agent.cli.doctor_run import run_findings
 from nfq_agent.cli.finding import Finding, Level
 from nfq_agent.cli.running import status, status_if_any
 from nfq_agent.config.models import Config
+from nfq_agent.config.name_needs import name_needs
 from nfq_agent.config.warnings import warnings
+from nfq_agent.elements import ElementError
 from nfq_agent.host.jail import door
 from nfq_agent.host.netlink_holders import described
 from nfq_agent.host.nfqueue.statistics import statistics
@@ -28,6 +31,7 @@ from nfq_agent.service.status import Status, StatusError
 from nfq_agent.values import Endpoint
 
 _QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
+_DNS: Final = 53
 
 
 def examine(config: Config) -> list[Finding]:
@@ -48,6 +52,7 @@ def examine(config: Config) -> list[Finding]:
         *_conntrack(),
         *(_foreign_marks(config) if admin else ()),
         *_rp_filter(),
+        *_resolvers(config),
         *(Finding("warning", "configuration", text) for text in warnings(config)),
         *(Finding("error", "configuration", text) for text in listener_faults(config)),
     ]
@@ -180,6 +185,26 @@ def _rp_filter() -> Iterator[Finding]:
         )
     else:
         yield Finding("good", "rp_filter", "not strict on any interface")
+
+
+def _resolvers(config: Config) -> Iterator[Finding]:
+    """Where names that DNS proves decide: whether any user of this host can answer as a resolver that is believed."""
+    try:
+        needs = name_needs(config)
+        first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    except (ElementError, OSError, ValueError):
+        return
+    here = [] if needs is None else [str(each) for each in map(ip_address, needs.believed) if each.is_loopback]
+    if here and first <= _DNS:
+        yield Finding(
+            "warning",
+            "resolvers",
+            f"any user of this host can answer as {', '.join(here)}, whose answers prove names (verify, dst_name): "
+            f"net.ipv4.ip_unprivileged_port_start is {first}",
+            "sysctl net.ipv4.ip_unprivileged_port_start=1024, or resolvers of other hosts in table agent",
+        )
+    elif here:
+        yield Finding("good", "resolvers", f"no user without CAP_NET_BIND_SERVICE can answer as {', '.join(here)}")
 
 
 def listener_faults(config: Config) -> list[str]:
