@@ -22,7 +22,7 @@ from agent import Agent
 from captures import certificate, listening, wait_until
 from evasion_attempt import NOTES, Attempt, How, Try
 from evasion_config import DNS, GIVEN, MARKED, NGINX_2, NGINX_PORTS, TAKEN, UNNAMED, Policy
-from evasion_servers import HTTP_PORTS, PLAIN_PORTS, QUIC, TLS_PORTS
+from evasion_servers import COUNTING, HTTP_PORTS, PLAIN_PORTS, QUIC, TALKING, TLS_PORTS
 from namespace import UNPRIVILEGED, Namespace, join
 
 # A hop limit with which a packet does not reach the servers: their host drops it, as a router on the way would.
@@ -117,7 +117,7 @@ class Bed:
             *(f"--address=/taken.test/{address}" for address in TAKEN.values()),
             "--log-queries", f"--log-facility={self.folder / 'dnsmasq.log'}", **quiet,
         )  # fmt: skip
-        for port in (*TLS_PORTS, *PLAIN_PORTS, *HTTP_PORTS, *NGINX_PORTS, NGINX_2, DNS):
+        for port in (*TLS_PORTS, *PLAIN_PORTS, *HTTP_PORTS, *NGINX_PORTS, NGINX_2, DNS, COUNTING, TALKING):
             wait_until(partial(listening, self.servers, port), f"port {port} is served")
         for port in (QUIC, DNS):
             wait_until(partial(listening, self.servers, port, "-u"), f"UDP port {port} is served")
@@ -132,6 +132,12 @@ class Bed:
                 # The quick look first: most names are nowhere.
                 lines += whole.findall(text) if name.lower() in text.lower() else []
         return lines
+
+    def counted(self, address: str, port: str) -> int:
+        """The bytes that the counting server has read from a client."""
+        text = (self.folder / "seen.log").read_text(errors="replace")
+        found = re.findall(rf"^counted {re.escape(address)} {port} (\d+)$", text, re.MULTILINE)
+        return int(found[-1]) if found else 0
 
     def notes(self, attempt: Attempt) -> list[str]:
         """What an attempt has left so far."""

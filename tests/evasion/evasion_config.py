@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from evasion_servers import GATE_PYTHON, PLAIN, PROVEN_PLAIN, PROVEN_TLS, PYTHON, QUIC, TLS
+from evasion_servers import COUNTING, GATE_PYTHON, PLAIN, PROVEN_PLAIN, PROVEN_TLS, PYTHON, QUIC, TLS
 from namespace import UNPRIVILEGED
 
 DNS = 53
@@ -197,7 +197,8 @@ class Policy:
             "names": f'*.allowed.test", "*.refuused.test{more_names}' if allow else f"*.refused.test{more_names}",
             # They are asked for by the lines about names that DNS proves.
             "more": ', "*.given.test", "*.taken.test"' if allow else "",
-            "tcp": ", ".join(map(str, (TLS, PLAIN, NGINX, NGINX_2, PYTHON, *more_ports))), "quic": QUIC, "gate": _GATE[self.kind],
+            "tcp": ", ".join(map(str, (TLS, PLAIN, COUNTING, NGINX, NGINX_2, PYTHON, *more_ports))),
+            "quic": QUIC, "gate": _GATE[self.kind],
             "gate_python": GATE_PYTHON, "proven": _PROVEN[self.kind].replace("ACTION", self.action),
             "proven_tls": PROVEN_TLS, "proven_plain": PROVEN_PLAIN, "owner": UNPRIVILEGED,
         }  # fmt: skip

@@ -41,6 +41,10 @@ def _pointer_forward(name: str) -> bytes:
     return struct.pack("!6H", 7, 0x0100, 1, 0, 0, 0) + b"\xc0\x12" + _A_IN + _labels(name)
 
 
+def _any_class(name: str) -> bytes:
+    return dns_query(name)[:-2] + b"\0\xff"
+
+
 def _many_pointers(name: str) -> bytes:
     # A hundred of them, each to the next.
     chain = b"".join(struct.pack("!H", 0xC000 | 18 + 2 * number) for number in range(1, 100))
@@ -62,6 +66,7 @@ _SPELLINGS = {
     "bytes-behind": ("bytes behind the question", _bytes_behind),
     "record-missing": ("ARCOUNT=1 without a record", _record_missing),
     "pointer-forward": ("a question name that is a pointer forward", _pointer_forward),
+    "any-class": ("a query of the class ANY", _any_class),
     "many-pointers": ("a question name behind a hundred pointers", _many_pointers),
     "netbios-form": ("a name in the form of NetBIOS", _netbios_form),
     "long-name": ("a name of more than 255 bytes", _long_name),

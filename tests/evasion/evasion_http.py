@@ -59,6 +59,13 @@ SPELLINGS = {
     "empty-lines-first": ("empty lines before the request", "\r\n\r\nGET / HTTP/1.1\r\nHost: <N>\r\n\r\n", NGINX),
     "line-without-colon": ("a line without a colon before Host", "GET / HTTP/1.1\r\nX\r\nHost: <N>\r\n\r\n", NGINX),
     "absolute-query": ("an absolute URI without a path", "GET http://<N>?b HTTP/1.1\r\nHost: <A>\r\n\r\n", NGINX),
+    "bare-cr": ("a bare CR before the Host field", "GET / HTTP/1.1\r\nX: a\rHost: <N>\r\n\r\n", PYTHON),
+    "line-of-a-colon": ("a field without a name before Host", "GET / HTTP/1.1\r\n: x\r\nHost: <N>\r\n\r\n", PYTHON),
+    "host-with-hash": ("an allowed name behind `#` in Host", "GET / HTTP/1.1\r\nHost: <N>#x.allowed.test\r\n\r\n", NGINX),
+    "length-with-sign": (
+        "behind a body of `Content-Length: +4`",
+        "POST / HTTP/1.1\r\nHost: <A>\r\nContent-Length: +4\r\n\r\nbodyGET / HTTP/1.1\r\nHost: <N>\r\n\r\n", PYTHON,
+    ),
     "header-name-that-is-none": ("a field name that is none before Host", "GET / HTTP/1.1\r\nX(): 1\r\nHost: <N>\r\n\r\n", NGINX),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ import evasion_packets
 import evasion_pressure
 import evasion_quic
 import evasion_tls
+import evasion_unnamed
 from evasion_line import Line
 
 LINES: tuple[Line, ...] = (
@@ -26,6 +27,7 @@ LINES: tuple[Line, ...] = (
     *evasion_host.LINES,
     *evasion_names.LINES,
     *evasion_gate.LINES,
+    *evasion_unnamed.LINES,
     *evasion_pressure.LINES,
     *evasion_events.LINES,
 )

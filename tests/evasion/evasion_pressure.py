@@ -1,14 +1,12 @@
-"""Evasions by amount: floods, openings without an end, and what a peer can cause to be sent or written."""
+"""Evasions by amount: floods, and what a peer can cause to be sent or written."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
 import struct
-import termios
 import threading
 import time
 from collections import Counter
@@ -18,19 +16,15 @@ from evasion_attempt import Attempt
 from evasion_bed import Bed
 from evasion_config import DNS, FLOOD, FLOOD_OPEN, FLOODED, FLOODED_OPEN, LOGGED, REFUSED
 from evasion_line import Line
-from evasion_servers import PLAIN
 from openings import dns_query
 
 from nfq_agent.testing import ip_packet
 
 # linux/in.h, linux/in6.h, linux/sockios.h
 _RECVERR = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
-_IPV6_HDRINCL, _OUTQ = 36, termios.TIOCOUTQ
+_IPV6_HDRINCL = 36
 _FLOOD_SECONDS = 1.2
 _REFUSED_MANY = 500
-# Bytes that pass while the outcome is open: within_bytes, and the segment that goes beyond it.
-_WITHIN = 16384 + 65536
-_ENDLESS = 400_000
 
 
 def _flood(seconds: float, attempt: Attempt, port: int) -> int:
@@ -65,30 +59,6 @@ def _beside_a_flood(flood: int, port: int, attempt: Attempt, name: str) -> None:
         thread.join()
     for child in children:
         os.waitpid(child, 0)
-
-
-def _endless(attempt: Attempt, name: str) -> None:
-    """A ClientHello that does not end, and never names a server."""
-    with attempt.tcp(PLAIN) as client:
-        # So long without progress says that it is cut; a busy machine makes a pause, too.
-        client.settimeout(2.0)
-        piece = b"\x16\3\1\x40\0" + bytes(16384)
-        data = b"\x16\3\1\x40\0\1\xff\xff\xff\3\3" + bytes(32) + b"\0\xff\xfe" + bytes(16384 - 41) + piece * 30
-        sent = 0
-        with contextlib.suppress(OSError):
-            while sent < _ENDLESS:
-                sent += client.send(data[sent : sent + 1000])
-        waiting, before = -1, 0
-        while waiting not in (0, before):
-            before = waiting
-            time.sleep(1.0)
-            waiting = struct.unpack("i", fcntl.ioctl(client, _OUTQ, bytes(4)))[0]
-        attempt.note(f"arrived {sent - waiting}")
-
-
-def _endless_is_cut(bed: Bed, attempt: Attempt) -> None:
-    arrived = int(bed.notes(attempt)[0].split()[1])
-    assert arrived >= _ENDLESS if bed.policy.kind == "none" else arrived <= _WITHIN, arrived
 
 
 def _errors(client: socket.socket) -> int:
@@ -211,11 +181,6 @@ LINES = (
         partial(_beside_a_flood, FLOOD_OPEN, FLOODED_OPEN), phase="flood",
         limit="what the queue has no room for passes without a verdict; `check` warns where a policy denies. With "
         "`room_for_known` the request is judged: the flood fills the room of new flows alone",
-    ),
-    Line(
-        "endless", "TLS: a ClientHello that never ends or names a server, 400 KB of it", _endless, measured=_endless_is_cut,
-        arrives=False,
-        outcome="limit: `within` (32) packets or `within_bytes` (16 KiB) pass while the outcome is open; then it is blocked",
     ),
     Line(
         "refusals", f"UDP: {_REFUSED_MANY} datagrams that are refused, to have as many ICMP errors sent", _refused,

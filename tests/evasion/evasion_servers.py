@@ -7,6 +7,7 @@ server's name and what it understood: a host name, or for `plain` the text in th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import os
 import socket
@@ -22,6 +23,10 @@ from aioquic.asyncio.server import serve
 from aioquic.quic.configuration import QuicConfiguration
 
 TLS, QUIC, PLAIN, PYTHON = 4430, 4433, 4440, 8080
+# What counts the bytes that it reads, and what talks all the time.
+COUNTING, TALKING = 4442, 4443
+# Bytes that it says.
+TALK = 400_000
 # The same servers behind other rules.
 PROVEN_TLS, PROVEN_PLAIN, GATE_PYTHON = 4431, 4441, 8007
 TLS_PORTS, PLAIN_PORTS, HTTP_PORTS = (TLS, PROVEN_TLS), (PLAIN, PROVEN_PLAIN), (PYTHON, GATE_PYTHON)
@@ -92,6 +97,37 @@ def plain(port: int, seen: Seen) -> None:
     _MptcpServer(("::", port), Handler).serve_forever()
 
 
+def counting(port: int, seen: Seen) -> None:
+    """An application that reads a stream and writes down how much of it has come."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.settimeout(8)
+            address, number = self.client_address[:2]
+            count = 0
+            try:
+                while data := self.request.recv(65536):
+                    count += len(data)
+                    seen("counted", f"{address.removeprefix('::ffff:')} {number} {count}")
+            except OSError:
+                pass
+
+    _Server(("::", port), Handler).serve_forever()
+
+
+def talking(port: int, seen: Seen) -> None:
+    """An application that talks first, and all in one line."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.settimeout(8)
+            with contextlib.suppress(OSError):
+                for _ in range(TALK // 1000):
+                    self.request.sendall(b"x" * 1000)
+
+    _Server(("::", port), Handler).serve_forever()
+
+
 def python(port: int, seen: Seen) -> None:
     """Python's own HTTP server, with connections that are kept."""
 
@@ -148,6 +184,7 @@ def main() -> None:
     seen = Seen(folder / "seen.log")
     for server, ports, arguments in (
         (tls, TLS_PORTS, (folder, seen)), (plain, PLAIN_PORTS, (seen,)), (python, HTTP_PORTS, (seen,)),
+        (counting, (COUNTING,), (seen,)), (talking, (TALKING,), (seen,)),
     ):  # fmt: skip
         for port in ports:
             threading.Thread(target=server, args=(port, *arguments), daemon=True).start()

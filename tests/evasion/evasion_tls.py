@@ -108,6 +108,14 @@ def _retry(attempt: Attempt, name: str, *, joined: bool = True) -> None:
         attempt.drain(connection)
 
 
+def _retry_behind_many(attempt: Attempt, name: str) -> None:
+    """The second hello stands behind forty ChangeCipherSpec, and its first byte in a record of its own."""
+    second = client_hello(name, version=ssl.TLSVersion.TLSv1_2)
+    rest = second[6:]
+    records = b"\x14\3\3\0\1\1" * 40 + b"\x16\3\3\0\1\1\x16\3\3" + len(rest).to_bytes(2, "big")
+    attempt.say(PLAIN, client_hello(attempt.allowed, version=ssl.TLSVersion.TLSv1_2), records + rest)
+
+
 def _urgent(attempt: Attempt, name: str) -> None:
     """One urgent byte inside the name: what the application reads is one byte shorter than what is on the wire."""
     hello = client_hello(name.replace("refused", "refuused"))
@@ -166,6 +174,20 @@ def _quic_behind_junk(count: int, attempt: Attempt, name: str) -> None:
         send_flight(client, first_flight(name, (attempt.address, QUIC)))
 
 
+def _quic_reversed(attempt: Attempt, name: str) -> None:
+    """The last part of the hello comes first."""
+    with attempt.udp(QUIC) as client:
+        many = ["h3", *[f"alpn-{n:03}-{'x' * 40}" for n in range(60)]]
+        send_flight(client, first_flight(name, (attempt.address, QUIC), alpn_protocols=many)[::-1])
+
+
+def _quic_greased(attempt: Attempt, name: str) -> None:
+    """A packet of a version that no server knows comes before it (RFC 9000 15)."""
+    with attempt.udp(QUIC) as client:
+        client.send(b"\xc0\x1a\x2a\x3a\x4a\x08" + os.urandom(8) + bytes(1186))
+        send_flight(client, first_flight(name, (attempt.address, QUIC)))
+
+
 def _quic_large(attempt: Attempt, name: str) -> None:
     """A hello in several Initial packets."""
     with attempt.udp(QUIC) as client:
@@ -197,6 +219,7 @@ LINES = (
     Line(
         "tls-retry", "TLS: the ClientHello after a HelloRetryRequest, in one segment with a ChangeCipherSpec", _retry, twin=True
     ),
+    Line("tls-retry-behind-many", "TLS: a second ClientHello behind forty ChangeCipherSpec, in two records", _retry_behind_many),
     Line("tls-retry-apart", "TLS: the same, in a segment of its own", partial(_retry, joined=False), twin=True),
     Line("tls-urgent", "TLS: a byte of TCP urgent data inside the ClientHello", _urgent),
     Line("quic", "QUIC: a first connection", _quic, twin=True),
@@ -209,4 +232,6 @@ LINES = (
     ),
     Line("quic-behind-much-junk", "QUIC: 100 datagrams of junk before the first Initial packet", partial(_quic_behind_junk, 100)),
     Line("quic-large", "QUIC: a ClientHello in several Initial packets", _quic_large, twin=True),
+    Line("quic-reversed", "QUIC: the same, the last of them first", _quic_reversed, twin=True),
+    Line("quic-greased", "QUIC: behind a packet of a version that is none", _quic_greased, twin=True),
 )
