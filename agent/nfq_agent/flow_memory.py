@@ -42,7 +42,8 @@ _BEGIN: Final = 1 << 20
 class FlowMemory:
     """At most PLACES connections; the one that was decided longest ago makes room, those never answered before others.
 
-    room: the memory, which nfq_agent.openings writes as well.
+    room: the memory, which nfq_agent.openings writes as well. era: tells this object, and its copies in other processes, from
+    those that were made of the same memory before.
 
     One process writes. A record is invisible while it is written, so that a process that is killed leaves none in part.
     """
@@ -52,6 +53,7 @@ class FlowMemory:
         if len(memory) != SIZE:
             raise ValueError(f"{len(memory)} bytes; a flow memory has {SIZE}")
         self.room = memory
+        self.era = seed.hex()
         if bytes(memory[:8]) != _MAGIC:
             memory[_TAGS:_STAMPS] = bytes(_STAMPS - _TAGS)
             memory[8:24] = seed

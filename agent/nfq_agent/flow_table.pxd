@@ -11,6 +11,8 @@ from .plain_packet cimport Segment
 cdef enum:
     # Bytes of requests that are kept until they are acknowledged, in the whole table.
     ROOM = 16777216
+    # Flows that were forgotten undecided, until they are taken.
+    LAPSED = 4096
 
 
 cdef class FlowTable(Answering):
@@ -27,6 +29,8 @@ cdef class FlowTable(Answering):
     cdef readonly uint64_t evicted
     # The flows that were forgotten, where they are asked for, else None.
     cdef list forgotten
+    # Those that were forgotten undecided and had more than one packet; None where they are not asked for.
+    cdef public list lapsed
     # What is answered to connections that no element is shown, or None.
     cdef Openings openings
     cdef public bint shows_openings

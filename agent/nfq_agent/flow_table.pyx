@@ -13,7 +13,7 @@ from libc.string cimport memcmp, memcpy, memset
 from .answering cimport Answering
 from .datagram_flows cimport begin_datagrams, exchange_of, first_says, goes_on
 from .expected cimport LONGEST_REQUEST, drop_request, expect, heard_of, opening_of, passes_settled
-from .flow_entry cimport ASK, K_NEW, K_REQUEST, O_DNS, O_OFFLOADED, O_STATE, O_SYN
+from .flow_entry cimport ASK, K_NEW, K_REQUEST, O_ANSWERED, O_DNS, O_OFFLOADED, O_STATE, O_SYN
 from .flow_entry cimport W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry, bytes_of, count
 from .first_message cimport PART, WHOLE, is_first, take_first
 from .flow_key cimport ends_of, hash_of, key_of
@@ -129,11 +129,9 @@ cdef class FlowTable(Answering):
         """
         cdef Entry *entry = &self.entries[self.current]
         cdef uint8_t key[KEY]
-        if <PyObject *>flow != entry.flow:
+        if <PyObject *>flow != entry.flow or watch & W_ALL == W_ALL or verdict is WOULD_DROP:
             return
-        if watch & W_ALL == W_ALL or verdict is WOULD_DROP or verdict.action not in _KEPT:
-            return
-        if verdict.means is not None or verdict.rejects:
+        if verdict.action not in _KEPT or verdict.means is not None or verdict.rejects:
             return
         entry.verdict = self.index_of(verdict)
         entry.watch = watch
@@ -159,7 +157,6 @@ cdef class FlowTable(Answering):
     def take_forgotten(self, double now, unsigned int most=1024):
         """The flows that were forgotten since the last time, each with its account. Forgets those that are too old, `most` at once."""
         cdef uint32_t idle = <uint32_t>(self.max_idle * 16), place, kind
-        cdef list found
         self.tick = <uint32_t>(now * 16)
         for kind in range(KINDS):
             while most and (place := self.order.oldest[kind]) and self.tick - self.entries[place].last > idle:
@@ -175,22 +172,22 @@ cdef class FlowTable(Answering):
         cdef uint32_t place = self._find(key, hash_of(key, self.seed))
         return self._account(&self.entries[place]) if place and self.entries[place].flow == <PyObject *>flow else None
 
-    def flows(self):
-        """All flows, each with its account."""
+    def flows(self, bint undecided=False):
+        """All flows, or those that are undecided, each with its account."""
         cdef uint32_t place, kind
         cdef list found = []
         for kind in range(KINDS):
             place = self.order.oldest[kind]
             while place:
-                if self.entries[place].flow != NULL:
+                if self.entries[place].flow != NULL and not (undecided and not (<object>self.entries[place].flow).undecided):
                     found.append((<object>self.entries[place].flow, self._account(&self.entries[place])))
                 place = self.entries[place].newer
         return found
 
-    def show_openings(self, double now, unsigned int most):
+    def show_openings(self, double now, unsigned int most, bint silent=False):
         """Flows of connections that no element was shown, `most` at once; from now on elements are shown their packets.
 
-        Each has to be adopted (`Flow.opening`), as one that `observe` returns.
+        Each has to be adopted (`Flow.opening`), as one that `observe` returns. silent: those whose client said nothing.
         """
         cdef Entry *entry
         cdef uint32_t place, kind
@@ -198,7 +195,7 @@ cdef class FlowTable(Answering):
         for kind in range(KINDS):
             place = self.order.oldest[kind]
             while place and most:
-                if self.entries[place].unshown:
+                if self.entries[place].unshown and not (silent and self.entries[place].unshown & O_STATE > O_ANSWERED):
                     flow = self._show(place, now)
                     entry = &self.entries[place]
                     flow.packets, flow.answered = entry.counted[0] + entry.counted[1], entry.seen == BOTH
@@ -306,12 +303,11 @@ cdef class FlowTable(Answering):
     ) noexcept nogil:
         """The index of the verdict on a packet of the client's first message; ASK where it is not accepted, or not plain."""
         cdef Entry *entry = &self.entries[place]
-        cdef uint8_t taken
         if self.mark and self.lasting != ACCEPTS:
             return ASK
         while self.kept + LONGEST_REQUEST > ROOM and self.order.oldest[OFFLOADED]:
             self._unlink(self.order.oldest[OFFLOADED])
-        taken = take_first(self.openings, entry, packet, length, segment, ready, self.lasting, self.tick, &self.kept, ROOM)
+        cdef uint8_t taken = take_first(self.openings, entry, packet, length, segment, ready, self.lasting, self.tick, &self.kept, ROOM)
         return self.lasting if taken == WHOLE else entry.verdict if taken == PART else ASK
 
     cdef uint32_t _add_entry(self, const uint8_t *key) noexcept with gil:
@@ -372,13 +368,17 @@ cdef class FlowTable(Answering):
 
     cdef void _evict(self, uint32_t place):
         cdef Entry *entry = &self.entries[place]
-        cdef PyObject *flow = entry.flow
+        if self.lapsed is not None and entry.counted[0] + entry.counted[1] > 1 and len(self.lapsed) < LAPSED:
+            if entry.unshown and entry.unshown & O_STATE <= O_ANSWERED:
+                self._show(place, entry.last / 16.0).undecided = True
+            if entry.flow != NULL and (<object>entry.flow).undecided:
+                self.lapsed.append(<object>entry.flow)
         self._unlink(place)
-        if flow != NULL:
+        if entry.flow != NULL:
             if self.forgotten is not None:
-                self.forgotten.append((<object>flow, self._account(entry)))
+                self.forgotten.append((<object>entry.flow, self._account(entry)))
+            Py_DECREF(<object>entry.flow)
             entry.flow = NULL
-            Py_DECREF(<object>flow)
 
     cdef void _unlink(self, uint32_t place) noexcept nogil:
         """Forget an entry. A Flow of it is the caller's."""

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,33 @@ def test_a_connection_is_silent_for_310_seconds(netns: Namespace, tmp_path: Path
     assert agent.stop() == 0
 
 
+@pytest.mark.parametrize(("family", "where"), [(4, OUTWARD), (6, BOTH)], ids=["4-out", "6-both"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_connection_that_says_nothing_for_310_seconds_is_judged(
+    netns: Namespace, tmp_path: Path, chain: str, family: int, where: dict[str, str]
+) -> None:
+    """It is not taken for one that began before the agent, which may say what it likes."""
+    serve(netns, ADDRESSES[family])
+    environment, offset = moved_clock(tmp_path)
+    agent = Agent(netns, tmp_path, config(elements=CHAINS[chain], **where), **environment).ready()
+    clients = [Client(netns, ADDRESSES[family]) for _ in range(3)]
+    moved = count(1)
+
+    def forgotten() -> bool:
+        # A busy worker may see the last packet of a connection after the clock was moved.
+        with offset.open("r+b") as file:
+            file.write(struct.pack("d", 310.0 * next(moved)))
+        # Each new flow makes room of two, the oldest.
+        opened(netns, ADDRESSES[family], agent=agent)
+        return bool(agent.totals("egress")["flows_evicted"] >= len(clients))
+
+    until(forgotten, "the silent connections are forgotten")
+    assert [client.say(data, 1) for client, data in zip(clients, (DATA, ODD, GOOD), strict=True)] == [
+        "TimeoutError", "TimeoutError", "echoed"
+    ], agent.log  # fmt: skip
+    assert agent.stop() == 0
+
+
 def spoof(count: int, done: str) -> int:
     """SYNs from as many addresses until there is a file; how many were sent."""
     raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
@@ -268,6 +296,8 @@ def test_110_000_spoofed_syns(netns: Namespace, tmp_path: Path) -> None:
 
 GOOD = b"GET /nothing HTTP/1.1\r\nHost: www.good.test\r\n\r\n"
 EVIL = GOOD.replace(b"good", b"evil")
+# As only some servers read it.
+ODD = EVIL.replace(b"HTTP/1.1", b"HTTP/1.2")
 JUDGED = {
     # For bytes that say nothing, for an allowed request, for a denied one.
     "accept": (True, True, False), "drop": (False, False, False), "judge": (False, True, False),

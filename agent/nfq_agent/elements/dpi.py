@@ -23,11 +23,12 @@ from nfq_agent.flow import Exchange, Flow, Watch
 from nfq_agent.flow_facts import FlowFacts
 from nfq_agent.foresight import Foreseen
 from nfq_agent.kept_flows import KeptFlows
+from nfq_agent.lapsed import lapsed_connection
 from nfq_agent.learning import NameLearner
 from nfq_agent.message_events import Event, Said
-from nfq_agent.midstream import BEGAN_BEFORE, Midstream, resume
+from nfq_agent.midstream import BEGAN_BEFORE, resume
 from nfq_agent.packet import TCP, UDP, FiveTuple, Headers, Packet, PacketError
-from nfq_agent.protocols import dns, quic
+from nfq_agent.protocols import Parser, dns, quic
 from nfq_agent.protocols.known import OWNERS, PARSERS
 from nfq_agent.soundness import MPTCP, SIGNATURES, refused_syn, tcp_options
 from nfq_agent.unshown import Unshown, facts_of, facts_so_far
@@ -41,6 +42,11 @@ _URG: Final = 32
 _SEQUENCE: Final = Struct("!II")
 # What a query over TCP is read by where the port says DNS.
 _DNS_PARSERS: Final = (dns.known, *(parser for parser in PARSERS if parser is not dns.parse))
+
+
+def _parsers(ends: FiveTuple) -> tuple[Parser, ...]:
+    """What reads the first message of a connection between these ports."""
+    return PARSERS if dns.PORTS.isdisjoint((ends.sport, ends.dport)) else _DNS_PARSERS
 
 
 class DpiOptions(element.Options):
@@ -199,7 +205,7 @@ class Dpi(PacketElement[DpiOptions]):
             flow.unsound = refused_syn(packet, headers)
             return None if flow.unsound else self._syn(packet, flow, headers, connection)
         if connection is None:
-            return None if "dpi" in flow.facts or flags & _RST else self._resume(flow)
+            return None if "dpi" in flow.facts or flags & _RST else self._resume(packet, flow, headers)
         if connection.renewed is not None and self._renewed(packet, flow, headers, connection):
             connection = flow.state[self]
         return connection
@@ -276,9 +282,7 @@ class Dpi(PacketElement[DpiOptions]):
             flow.facts.clear()
             flow.state.clear()
             flow.first = now
-        ports = headers.five_tuple[2], headers.five_tuple[4]
-        parsers = PARSERS if dns.PORTS.isdisjoint(ports) else _DNS_PARSERS
-        connection = Conversation(initial, (headers.five_tuple == flow.origin) == client, parsers, earlier)
+        connection = Conversation(initial, (headers.five_tuple == flow.origin) == client, _parsers(flow.origin), earlier)
         if self.context.flows is not None:
             self.context.flows.forget(flow.origin)
         flow.midstream = False
@@ -289,9 +293,12 @@ class Dpi(PacketElement[DpiOptions]):
         flow.undecided = True
         return connection
 
-    def _resume(self, flow: Flow) -> Midstream:
-        """A connection whose beginning this worker did not see."""
-        connection = flow.state[self] = resume(flow, self.context.flows)
+    def _resume(self, packet: Packet, flow: Flow, headers: Headers) -> Conversation:
+        """A connection whose beginning this worker did not see, or has forgotten."""
+        memory = self.context.flows
+        numbers = _SEQUENCE.unpack_from(packet.payload, (headers.transport or 0) + 4)
+        connection = lapsed_connection(flow, memory, _parsers(flow.origin), *numbers) or resume(flow, memory)
+        flow.state[self] = connection
         flow.origin_is_client = connection.from_origin
         if flow.midstream:
             self._flow_facts.give_up(flow, BEGAN_BEFORE)

@@ -20,6 +20,7 @@ from nfq_agent.element_chain import ElementChain
 from nfq_agent.flow import Flow
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.foresight import APART, Foresight
+from nfq_agent.lapsed import LAPSED, keep_lapsed
 from nfq_agent.openings import Openings
 from nfq_agent.packet import UDP, FiveTuple, Packet, PacketError
 from nfq_agent.protocols import http1
@@ -80,6 +81,9 @@ class PacketJudge:
         self._counters = counters
         self._check = check
         self._flows = FlowTable() if chain.needs is Needs.FLOW else None
+        self._memory = chain.context.flows
+        if self._flows is not None and self._memory is not None:
+            self._flows.lapsed = []
         self._settles = False
         self._foresight: Foresight | None = None
         self._compiled: Compiled | None = None
@@ -139,6 +143,13 @@ class PacketJudge:
             self._counters.errors += 1
             what = f"an element failed at the end of a flow: {type(error).__name__}: {error}{_innermost(error)}"
             self._pending.append(lambda now: self._errors(now, what, level="error"))
+
+    def keep_silent(self) -> None:
+        """Remember where the connections began that have said nothing yet, for the next worker. Part of the end of this one."""
+        if self._flows is not None and self._memory is not None:
+            silent = [flow for flow, _ in self._flows.flows(undecided=True)]
+            silent += self._flows.show_openings(self.now, LAPSED, silent=True)
+            keep_lapsed(self._memory, [flow for flow in silent if flow.packets > 1][:LAPSED])
 
     def _settle(self, packet: Packet, verdict: Verdict) -> None:  # noqa: ARG002  # `_ask` gives it
         assert self._flow is not None
@@ -271,6 +282,8 @@ class PacketJudge:
                 if owner is not None:
                     return owner
             flow = self._flow = self._flows.observe(five_tuple, self.now, packet.length)
+            if self._flows.lapsed:
+                keep_lapsed(self._memory, self._flows.lapsed)
             if flow.heard is not None and flow.heard.next is not None:
                 # What else a request says that was not shown is not known.
                 for fact in http1.BESIDE_HOST & flow.facts.keys():

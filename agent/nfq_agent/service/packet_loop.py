@@ -157,6 +157,7 @@ class WorkerLoop:
             self._count_rare()
             self._judge.tend_flows(stopping=True)
             if in_order:
+                self._judge.keep_silent()
                 with contextlib.suppress(OSError):
                     self._control.send(DONE)
             self._chain.stop()
