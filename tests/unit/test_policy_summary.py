@@ -47,6 +47,33 @@ def test_the_sentence_for_a_queue() -> None:
     ]
 
 
+def captures(drops: str, **inline: Any) -> Config:
+    policy = {"type": "policy", "default": "accept", "rule": [{"action": "drop", "tls_sni": [drops]}]}
+    tables = {"interfaces": ["veth*"], "elements": ["dpi", "deny"]}
+    return Config.model_validate(
+        {"tap": {"pods": tables}, "inline": {"pods": {**tables, "tcp_ports": [443], **inline}}, "element": {"deny": policy}}
+    )
+
+
+def test_a_tap_and_an_inline_link_are_told_and_compared_too() -> None:
+    before = captures("*.bad.test")
+    assert list(told(summary(before))) == [
+        "tap pods: only watches; deny: 1 rule, else accept",
+        "inline pods: mode enforce; deny: 1 rule, else accept",
+    ]
+    assert change(before, captures("*.bad.test")) == []
+    assert change(before, captures("*.evil.test", mode="monitor", tcp_ports=[443, "8000:8100"], exclude=["veth9"])) == [
+        "tap pods: deny: - drop tls_sni *.bad.test",
+        "tap pods: deny: + drop tls_sni *.evil.test",
+        "inline pods: mode enforce -> monitor",
+        "inline pods: exclude none -> veth9",
+        "inline pods: tcp_ports 443 -> 443 8000:8100",
+        "inline pods: deny: - drop tls_sni *.bad.test",
+        "inline pods: deny: + drop tls_sni *.evil.test",
+    ]
+    assert change(captures("x.test", default="drop"), Config()) == ["tap pods: no longer served", "inline pods: no longer served"]
+
+
 def test_nothing_changes() -> None:
     assert change(config(), config()) == []
 

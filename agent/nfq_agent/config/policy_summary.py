@@ -1,4 +1,4 @@
-"""What a configuration does with the packets of each queue, as plain values: to be shown, and to be compared with another's."""
+"""What a configuration does with the packets of each queue, tap and inline link, as plain values: to be shown and compared."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
+from nfq_agent.config.capture import InlineConfig, TapConfig
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 from nfq_agent.packet import TCP
 from nfq_agent.values import Ports
@@ -20,15 +21,31 @@ _SSH: Final = 22
 _SHOWN: Final = 8
 # Keys of a queue that say what happens to its packets.
 _KEYS: Final = ("mode", "default", "on_error", "bypass", "fail_open", "midstream")
+# The same of a tap and an inline link, which are not led to by rules.
+_SELECTION: Final = ("interfaces", "exclude", "tcp_ports", "udp_ports")
+# What a summary has besides keys.
+_OTHERS: Final = ("elements", "drops_unmatched", "cuts_ssh")
+_TAP: Final = "tap "
+_INLINE: Final = "inline "
+_CAPTURE_KEYS: Final = {
+    _TAP: (*_SELECTION, "snap"),
+    _INLINE: ("mode", "default", "on_error", "midstream", *_SELECTION, "role", "max_waiting", "patience"),
+}
 
 
 def summary(config: Config) -> dict[str, dict[str, Any]]:
-    """For each queue: its keys, its elements in order, of each its options, and of a policy its rules. Plain values for JSON."""
-    return {name: _of_queue(config, name, queue) for name, queue in config.queue.items()}
+    """For each queue: its keys, its elements in order, of each its options, and of a policy its rules. Plain values for JSON.
+
+    The same for each tap and inline link, as `tap NAME` and `inline NAME`.
+    """
+    found = {name: _of_queue(config, name, queue) for name, queue in config.queue.items()}
+    found.update({f"{_TAP}{name}": _of_capture(config, _TAP, tap) for name, tap in config.tap.items()})
+    found.update({f"{_INLINE}{name}": _of_capture(config, _INLINE, inline) for name, inline in config.inline.items()})
+    return found
 
 
-def drops_by_default(config: Config, queue: QueueConfig) -> str:
-    """The setting that drops packets of a queue that no rule matches; empty if there is none."""
+def drops_by_default(config: Config, queue: QueueConfig | InlineConfig) -> str:
+    """The setting that drops packets of a queue or an inline link that no rule matches; empty if there is none."""
     if queue.mode == "monitor":
         return ""
     for spec in config.packet_elements(queue):
@@ -53,29 +70,41 @@ def cuts_ssh(config: Config, name: str) -> bool:
 
 
 def told(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """One sentence for each queue: what happens to its packets."""
+    """One sentence for each queue, tap and inline link: what happens to its packets."""
     for name, each in summaries.items():
-        parts = [f"mode {each['mode']}"]
+        parts = [f"mode {each['mode']}" if "mode" in each else "only watches"]
         asked = [element for element in each["elements"] if "rules" in element]
         for element in asked:
             count = f"{len(element['rules'])} rule{'s' * (len(element['rules']) != 1)}"
             parts.append(f"{element['name']}: {count}, else {element['options'].get('default') or 'the next element'}")
         if not any(element["options"].get("default") for element in asked):
-            parts.append(f"default {each['default']}")
+            parts.append(f"default {each.get('default', 'accept')}")
         if consequence := _consequence(each):
             parts.append(consequence)
-        yield f"queue {name}: {'; '.join(parts)}"
+        yield f"{_title(name)}: {'; '.join(parts)}"
 
 
 def differences(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What changes for the packets of each queue, one line for each change."""
+    """What changes for the packets of each queue, tap and inline link, one line for each change."""
     for name in (*before, *(name for name in after if name not in before)):
         if name not in after:
-            yield f"queue {name}: no longer served"
+            yield f"{_title(name)}: no longer served"
         elif name not in before:
             yield from (f"new {line}" for line in told({name: after[name]}))
         else:
-            yield from (f"queue {name}: {line}" for line in _changes(before[name], after[name]))
+            yield from (f"{_title(name)}: {line}" for line in _changes(before[name], after[name]))
+
+
+def _title(name: str) -> str:
+    return name if name.startswith((_TAP, _INLINE)) else f"queue {name}"
+
+
+def _of_capture(config: Config, kind: str, table: TapConfig | InlineConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {key: _plain(getattr(table, key)) for key in _CAPTURE_KEYS[kind]}
+    found["elements"] = [_of_element(spec) for spec in config.packet_elements(table)]
+    found["drops_unmatched"] = isinstance(table, InlineConfig) and bool(drops_by_default(config, table))
+    found["cuts_ssh"] = False
+    return found
 
 
 def _of_queue(config: Config, name: str, queue: QueueConfig) -> dict[str, Any]:
@@ -127,8 +156,9 @@ def _text(value: object) -> str:
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    for key in _KEYS:
-        if before[key] != after[key]:
+    for key in (key for key in after if key not in _OTHERS):
+        # An agent before this one may not have told it.
+        if key in before and before[key] != after[key]:
             yield f"{key} {_word(before[key])} -> {_word(after[key])}"
     names = [[each["name"] for each in side["elements"]] for side in (before, after)]
     if names[0] != names[1]:
@@ -154,7 +184,9 @@ def _element_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Ite
 
 
 def _word(value: object) -> str:
-    return {None: "none", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    return str(value) or "none"
 
 
 def _consequence(each: Mapping[str, Any]) -> str:
