@@ -17,7 +17,9 @@ KINDS = pytest.mark.parametrize("kind", ["tap", "inline"])
 
 
 def configured(kind: str, interfaces: str = "veth*") -> str:
-    return config().replace("[inline.pods]", f"[{kind}.pods]").replace("veth*", interfaces)
+    # Also where the worker has to wait for a processor.
+    more = 'patience = "10s"' if kind == "inline" else ""
+    return config(more=more).replace("[inline.pods]", f"[{kind}.pods]").replace("veth*", interfaces)
 
 
 def captured(agent: Agent) -> dict[str, Any]:

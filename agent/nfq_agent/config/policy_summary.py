@@ -157,7 +157,7 @@ def _text(value: object) -> str:
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     for key in (key for key in after if key not in _OTHERS):
-        # An agent before this one may not have told it.
+        # The previous agent may not have told it.
         if key in before and before[key] != after[key]:
             yield f"{key} {_word(before[key])} -> {_word(after[key])}"
     names = [[each["name"] for each in side["elements"]] for side in (before, after)]
