@@ -21,9 +21,10 @@ _PAUSE = '#!/bin/busybox sh\ntrap "exit 0" TERM INT\nwhile :; do /bin/busybox sl
 _IMAGE = """mkdir -p /t/bin; cp /bin/busybox /t/bin/; ln -sf busybox /t/bin/sh
 cp --parents -L /bin/bash $(ldd /bin/bash | grep -o '/[^ ]*') /t
 """
-_ASK = r"""exec 3<>/dev/tcp/$1/80 && printf 'GET /bin/busybox HTTP/1.0\r\n\r\n' >&3 && read -r said <&3 || exit 1
+ASK = r"""exec 3<>/dev/tcp/$1/80 && printf 'GET /bin/busybox HTTP/1.0\r\n\r\n' >&3 && read -r said <&3 || exit 1
 [[ $said == *" 200 "* ]]
 """
+"""Run by bash: asks the server at an address for a file."""
 
 
 def prepare_podman(host: Container) -> None:
@@ -57,7 +58,7 @@ def address(host: Container, runtime: str, name: str) -> str:
 
 def asks(host: Container, runtime: str, name: str, server: str, seconds: int = 60) -> bool:
     """Whether a container gets a file from the server at this address within `seconds`."""
-    words = ("/bin/busybox", "timeout", str(seconds), "/bin/bash", "-c", _ASK, "ask", server)
+    words = ("/bin/busybox", "timeout", str(seconds), "/bin/bash", "-c", ASK, "ask", server)
     return host.run(runtime, "exec", name, *words, check=False, timeout=seconds + 60).returncode == 0
 
 

@@ -14,7 +14,7 @@ from booted.container import Container, Layer
 from booted.nspawn import until
 from booted.peers import drop_in, main_pid, status
 from booted.roots import RELEASES
-from booted.runtimes import address, asks, play_pod, pod_address, prepare_podman, run_servers
+from booted.runtimes import ASK, address, asks, play_pod, pod_address, prepare_podman, run_servers
 
 _CONFIG = """
 [agent]
@@ -110,12 +110,12 @@ def judged_without_ports(host: Container, tool: str, web: str) -> None:
     # A container asks elsewhere, and is asked from there.
     until(lambda: asks(host, tool, "asking", "10.9.0.2"), "there is a way out", 60)
     logged(host, "-> 10.9.0.2:80 FORWARD accept", "NFQ_CONTAINER=asking", "NFQ_QUEUE=130")
-    host.shell(f"ip netns exec far busybox wget -q -T 20 -O /dev/null http://{web}/bin/busybox", timeout=60)
+    far = ("ip", "netns", "exec", "far", "timeout")
+    host.run(*far, "20", "bash", "-c", ASK, "ask", web)
     logged(host, "10.9.0.2:", "NFQ_CONTAINER=web", "NFQ_QUEUE=130")
     host.shell(f"sed -i 's/dport = 81/dport = 80/' {config}")
     host.run("systemctl", "reload", "nfq-agent")
-    denied = ("ip", "netns", "exec", "far", "busybox", "wget", "-q", "-T", "3", "-O", "/dev/null", f"http://{web}/bin/busybox")
-    assert host.run(*denied, check=False).returncode != 0
+    assert host.run(*far, "3", "bash", "-c", ASK, "ask", web, check=False).returncode != 0
     # The rule is about the other container.
     assert asks(host, tool, "asking", "10.9.0.2")
 
