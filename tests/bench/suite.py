@@ -13,12 +13,14 @@ import half_open
 import hosts
 import interfaces
 import kernel_policy
+import lists
 import mix
 import named
 import proxies
 import queues
 import results
 import shown
+import watching
 from bed import HERE  # it makes the modules of tests/ known
 from measure import Benchmark, Goal, Result, measure
 
@@ -55,6 +57,8 @@ BENCHMARKS = (
     *hosts.BENCHMARKS,
     *proxies.BENCHMARKS,
     *interfaces.BENCHMARKS,
+    *lists.BENCHMARKS,
+    *watching.BENCHMARKS,
     DPI,
     FLOW,
 )
