@@ -129,6 +129,23 @@ def test_no_verdict_differs(tuples: int, tracked: bool) -> None:
     assert marked or tuples < 60000
 
 
+def test_a_request_behind_an_answer_that_does_not_last_gets_the_mark() -> None:
+    """A request in the SYN is judged, and the SYN that answers it gets no lasting verdict: the next request has one."""
+    whole, judged = (judge(["allow-list"], behind=OFFLOAD) for _ in range(2))
+    table = judged.settle_flows()
+    assert isinstance(table, FlowTable)
+    end = 6 + len(HEAD)
+    packets = [
+        tcp(CLIENT, SERVER, HEAD, flags="S", seq=5), tcp(SERVER, CLIENT, flags="SA", seq=9, ack=end),
+        tcp(CLIENT, SERVER, flags="A", seq=end, ack=10), tcp(SERVER, CLIENT, b"x" * 9, seq=10, ack=end),
+        tcp(CLIENT, SERVER, HEAD, seq=end, ack=19),
+    ]  # fmt: skip
+    for packet in packets:
+        wanted = whole.verdict(packet)
+        assert (found(table, packet) or judged.verdict(packet)) == wanted
+    assert wanted == KEPT
+
+
 def test_what_the_kernel_keeps_is_forgotten_first() -> None:
     table = FlowTable(limit=8)
     table.judge_openings(Openings(lambda protocol, *_: (b"", ()), (), (53,), None), KEPT)
