@@ -87,7 +87,8 @@ def _listens(attempt: Attempt, _name: str) -> None:
     """Say nothing, and read what the server says."""
     count, end = 0, "silence"
     with attempt.tcp(TALKING, _LINK[attempt.family]) as client:
-        client.settimeout(3.0)
+        # A busy server makes a pause, too.
+        client.settimeout(8.0)
         try:
             while data := client.recv(65536):
                 count += len(data)

@@ -253,9 +253,9 @@ def test_a_connection_that_says_nothing_for_310_seconds_is_judged(
         return bool(agent.totals("egress")["flows_evicted"] >= len(clients))
 
     until(forgotten, "the silent connections are forgotten")
-    assert [client.say(data, 1) for client, data in zip(clients, (DATA, ODD, GOOD), strict=True)] == [
-        "TimeoutError", "TimeoutError", "echoed"
-    ], agent.log  # fmt: skip
+    for client, data in zip(clients, (DATA, ODD), strict=False):
+        assert client.say(data, 1) == "TimeoutError", agent.log
+    assert clients[2].say(GOOD, 20) == "echoed", agent.log
     assert agent.stop() == 0
 
 
