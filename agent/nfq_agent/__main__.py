@@ -57,7 +57,9 @@ def _unparsed() -> int | None:
     # Modules are not garbage. `serve.run` switches the collector on.
     gc.disable()
     from nfq_agent.cli import serve
+    from nfq_agent.host.users import use_permitted
 
+    use_permitted()
     return serve.run(flags)
 
 
@@ -67,7 +69,9 @@ def _parsed() -> int:
 
     from nfq_agent.cli.app import two_dashes
     from nfq_agent.cli.verbs import app
+    from nfq_agent.host.users import use_permitted
 
+    use_permitted()
     try:
         return int(app(two_dashes(sys.argv[1:]), standalone_mode=False) or 0)
     except typer.TyperException as error:

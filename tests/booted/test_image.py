@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaged import manifest
 
 from booted.container import Container, Layer
 from booted.nspawn import until
 from booted.packages import TOP, Packages
 from booted.roots import RELEASES, base_root, made_once, neighbours_root
-from booted.runtimes import PODMAN, make_image, play_pod, pod_address, prepare_podman
+from booted.runtimes import PODMAN, address, make_image, play_pod, pod_address, prepare_podman
 
 # One release is enough: the image suits none of the host's. Debian 12's Podman has no quadlets.
 pytestmark = pytest.mark.parametrize("release", RELEASES[1:], ids=lambda release: release.name, indirect=True)
@@ -80,13 +81,14 @@ def status(host: Container, name: str) -> dict[str, Any]:
     return found
 
 
-def assert_two_capabilities(host: Container, name: str) -> None:
-    """No process of the container is root's or could have more than CAP_NET_ADMIN (12) and CAP_NET_RAW (13)."""
+def assert_few_rights(host: Container, name: str) -> None:
+    """No process of the container is root's or could have more than CAP_NET_ADMIN and CAP_NET_RAW."""
     shown = host.run("podman", "container", "top", name, "pid", "huser", "capbnd", "capeff").stdout.splitlines()[1:]
     assert len(shown) > 1
     for _, user, *sets in (re.split(r"  +", line.strip()) for line in shown):
         assert user == "61000"
-        assert {each for words in sets for each in words.split(",")} <= {"NET_ADMIN", "NET_RAW"}
+        # A worker of a tap has given up all that it had: "none".
+        assert {each for words in sets for each in words.split(",")} <= {"NET_ADMIN", "NET_RAW", "none"}
 
 
 def test_a_read_only_container_judges_and_a_kill_leaves_nothing(podman: Container) -> None:
@@ -96,7 +98,7 @@ def test_a_read_only_container_judges_and_a_kill_leaves_nothing(podman: Containe
     assert shown["Config"]["Entrypoint"] == ["/usr/bin/nfq-agent"]
     host.run("podman", "run", "--detach", "--name=agent", *_RUN, "nfq-agent", timeout=60)
     until(lambda: status(host, "agent"), "it serves", 60)
-    assert_two_capabilities(host, "agent")
+    assert_few_rights(host, "agent")
     assert host.run("podman", "exec", "agent", "/bin/sh", check=False).returncode != 0
     host.run("systemd-run", "--unit=web", "busybox", "httpd", "-f", "-p", "11000", "-h", "/usr")
     until(
@@ -111,22 +113,35 @@ def test_a_read_only_container_judges_and_a_kill_leaves_nothing(podman: Containe
     assert host.run("podman", "exec", "agent", "/usr/bin/nfq-agent", "status", check=False).returncode != 0
 
 
-def test_the_daemonset_names_containers_reloads_and_leaves_nothing(podman: Container) -> None:
-    host = podman
-    text = (TOP / "packaging/kubernetes/nfq-agent.yaml").read_text()
+def play(host: Container, text: str) -> str:
+    """Play this manifest, without limits, for which the tests' host has no controller. Returns the name of the container."""
     host.write("/srv/nfq-agent.yaml", re.sub(r" +resources:\n +requests:.*\n +limits:.*\n", "", text))
+    host.run("podman", "kube", "play", "/srv/nfq-agent.yaml", timeout=60)
+    return "nfq-agent-pod-nfq-agent"
+
+
+def test_the_daemonset_reloads_and_leaves_nothing(podman: Container) -> None:
+    host = podman
     host.run(
         "podman", "run", "--detach", "--name=web", "--entrypoint=/bin/busybox", "pause", "httpd", "-f", "-p", "80", timeout=60
     )
-    short = host.run("podman", "ps", "--no-trunc", "--quiet", "--filter=name=web").stdout[:12]
-    host.run("podman", "kube", "play", "/srv/nfq-agent.yaml", timeout=60)
-    pod = "nfq-agent-pod-nfq-agent"
+    pod = play(host, manifest())
 
     def containers() -> list[str | None]:
         found = status(host, pod)
         return [each["container"] for each in found["taps"][0]["interfaces"]] if found else []
 
-    until(lambda: containers() == [short], "the interface is known by its container", 60)
+    # Without the right to look at other processes an interface has no name; its packets are seen as well.
+    until(lambda: containers() == [None], "the interface is taken", 60)
+    assert_few_rights(host, pod)
+
+    def judged() -> int:
+        found = status(host, pod)
+        return int(found["taps"][0]["counters"]["judged"]) if found else 0
+
+    seen = judged()
+    host.run("curl", "-sf", "-o", "/dev/null", f"http://{address(host, 'podman', 'web')}/bin/busybox")
+    until(lambda: judged() > seen, "its packets are seen", 30)
     # As the kubelet changes a ConfigMap: all of it at once, by a link.
     volume = host.run("podman", "volume", "inspect", "--format={{.Mountpoint}}", "nfq-agent").stdout.strip()
     host.shell(f"cd {volume}; mkdir ..2; sed 's/\"veth\\*\"/\"none*\"/' nfq-agent.toml >..2/nfq-agent.toml; ln -s ..2 ..data; "
@@ -143,7 +158,7 @@ def test_the_daemonset_judges_by_the_names_of_pods(podman: Container) -> None:
     make_image(host, "podman")
     number = play_pod(host, "shop", "cart-0", "app")
     host.shell(f"mkdir -p /var/log/containers; touch /var/log/containers/cart-0_shop_app-{number}.log")
-    text = (TOP / "packaging/kubernetes/nfq-agent.yaml").read_text()
+    text = manifest(with_names=True)
     policy = """
     [element.verdicts]
     type = "policy"
@@ -154,9 +169,7 @@ def test_the_daemonset_judges_by_the_names_of_pods(podman: Container) -> None:
 """
     changed = text.replace('elements = ["log"]\n', 'elements = ["verdicts", "log"]\n' + policy.lstrip("\n"))
     assert changed != text
-    host.write("/srv/nfq-agent.yaml", re.sub(r" +resources:\n +requests:.*\n +limits:.*\n", "", changed))
-    host.run("podman", "kube", "play", "/srv/nfq-agent.yaml", timeout=60)
-    agent = "nfq-agent-pod-nfq-agent"
+    agent = play(host, changed)
 
     def tap() -> dict[str, Any]:
         found = status(host, agent)
@@ -172,6 +185,34 @@ def test_the_daemonset_judges_by_the_names_of_pods(podman: Container) -> None:
     until(lambda: line.search(host.run("podman", "logs", agent).stderr), "its line in the log names the pod", 30)
 
 
+def test_a_runtime_that_gives_no_ambient_capabilities(podman: Container) -> None:
+    """As runtimes of Kubernetes start a container: its user is not root and has by itself no capability after exec(2)."""
+    host = podman
+    host.run("podman", "create", "--name=made", *_RUN, "nfq-agent", timeout=60)
+    host.run("podman", "init", "made", timeout=60)
+    shown = host.run("podman", "inspect", "--format={{.OCIConfigPath}}", "made").stdout.strip()
+    config = json.loads(host.shell(f"cat {shown}"))
+    capabilities = config["process"]["capabilities"]
+    assert set(capabilities["ambient"]) == {"CAP_NET_ADMIN", "CAP_NET_RAW"}
+    capabilities["ambient"], capabilities["inheritable"] = [], []
+    assert config["process"]["noNewPrivileges"]
+    config["linux"]["cgroupsPath"] = "/plain"
+    host.write("/srv/plain/config.json", json.dumps(config))
+    host.shell("crun run --detach --bundle=/srv/plain --pid-file=/srv/pid plain </dev/null >/srv/plain/log 2>&1", timeout=60)
+
+    def serves() -> bool:
+        return host.run("crun", "exec", "plain", "/usr/bin/nfq-agent", "status", check=False).returncode == 0
+
+    until(serves, "it serves", 60)
+    assert traces(host)
+    sets = dict(re.findall(r"^(\w+):\s+(\S+)", host.shell("cat /proc/$(cat /srv/pid)/status"), re.MULTILINE))
+    two = 1 << 12 | 1 << 13
+    assert (sets["Uid"], int(sets["CapEff"], 16), int(sets["CapBnd"], 16), int(sets["CapAmb"], 16)) == ("61000", two, two, 0)
+    host.run("crun", "kill", "plain", "KILL")
+    until(lambda: not traces(host), "the kernel has removed what was its")
+    host.run("crun", "delete", "--force", "plain")
+
+
 def test_podman_reads_the_quadlet(podman: Container) -> None:
     host = podman
     host.write("/etc/containers/systemd/nfq-agent-container.container",
@@ -180,7 +221,7 @@ def test_podman_reads_the_quadlet(podman: Container) -> None:
     host.write("/etc/nfq-agent/nfq-agent.toml", '[agent]\nbackend = "owned"\n[queue.main]\nnum = 100\n')
     host.run("systemctl", "start", "nfq-agent-container", timeout=60)
     until(lambda: status(host, "nfq-agent"), "it serves", 60)
-    assert_two_capabilities(host, "nfq-agent")
+    assert_few_rights(host, "nfq-agent")
     host.run("systemctl", "reload", "nfq-agent-container")
     host.run("systemctl", "stop", "nfq-agent-container", timeout=60)
     assert traces(host) == ""

@@ -12,6 +12,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from packaged import manifest
 from pydantic import BaseModel
 
 import nfq_agent
@@ -44,15 +45,17 @@ def test_the_manual_has_every_key(table: str, model: type[BaseModel]) -> None:
     assert keys <= set(re.findall(r"\w+", heads))
 
 
-def manifests() -> list[dict[str, Any]]:
-    """The Kubernetes manifest."""
-    return list(yaml.safe_load_all((TOP / "packaging/kubernetes/nfq-agent.yaml").read_text()))
+def manifests(with_names: bool = False) -> list[dict[str, Any]]:
+    """The Kubernetes manifest. with_names: with what the names of pods take."""
+    return list(yaml.safe_load_all(manifest(with_names)))
 
 
-def test_the_manifests_fit_the_schemas_of_kubernetes() -> None:
+@pytest.mark.parametrize("with_names", [False, True])
+def test_the_manifests_fit_the_schemas_of_kubernetes(with_names: bool) -> None:
     version = kubernetes_validate.latest_version()
-    assert [each["kind"] for each in manifests()] == ["ConfigMap", "DaemonSet"]
-    for each in manifests():
+    found = manifests(with_names)
+    assert [each["kind"] for each in found] == ["ConfigMap", "DaemonSet"]
+    for each in found:
         # strict: a key that the schema does not know is an error.
         kubernetes_validate.validate(each, version, strict=True)
 
@@ -72,7 +75,18 @@ def test_the_agent_takes_the_configuration_of_the_manifest(tmp_path: Path) -> No
     assert load(file).tap
     pod = daemon_set["spec"]["template"]["spec"]
     volumes = {each["name"] for each in pod["volumes"]}
-    assert {each["name"] for each in pod["containers"][0]["volumeMounts"]} == volumes
+    assert {each["name"] for each in pod["containers"][0]["volumeMounts"]} == volumes == {"config", "run"}
+
+
+def test_the_manifest_gives_two_capabilities_and_a_third_for_names_alone() -> None:
+    for with_names, more, volumes in ((False, [], 2), (True, ["SYS_PTRACE"], 4)):
+        pod = manifests(with_names)[1]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        context = container["securityContext"]
+        assert context["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", *more]}
+        assert (context["runAsUser"], context["readOnlyRootFilesystem"]) == (61000, True)
+        assert context["allowPrivilegeEscalation"] is False
+        assert ("hostPID" in pod, len(pod["volumes"]), len(container["volumeMounts"])) == (with_names, volumes, volumes)
 
 
 def test_every_requirement_has_its_licence_named() -> None:

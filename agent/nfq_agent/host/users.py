@@ -95,6 +95,17 @@ def has_capability(number: int) -> bool:
     return bool(capabilities() >> number & 1)
 
 
+def use_permitted() -> None:
+    """Make effective every capability that this process may have (capabilities(7)).
+
+    The file of Python in the container image permits some to a user other than root and makes none effective: a program
+    that could not get all of them would not start. Raises OSError if the kernel refuses.
+    """
+    effective, permitted, inheritable, *above = _capabilities()
+    if (effective, above[0]) != (permitted, above[1]):
+        _set_capabilities((permitted, permitted, inheritable, above[1], above[1], above[2]))
+
+
 def become(user: User, keep: tuple[int, ...] = (CAP_NET_ADMIN,)) -> None:
     """Make this process run as `user` with the capabilities `keep` alone; this cannot be undone. It must have one thread.
 
