@@ -14,13 +14,15 @@ from typing import Final
 
 # A full file system, a quota, or a limit of file size.
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The variable by which a shell asks for completions (click's name for it).
+_COMPLETE: Final = "_NFQ_AGENT_COMPLETE"
 
 
 def main() -> None:
     """Run the verb that the command line names, or answer the shell's question for completions."""
     _open_standard_streams()
     try:
-        if "_NFQ_AGENT_COMPLETE" in os.environ and _completed():
+        if _COMPLETE in os.environ and _completed():
             code = 0
         else:
             unparsed = _unparsed()
@@ -69,9 +71,11 @@ def _parsed() -> int:
 
     from nfq_agent.cli.app import two_dashes
     from nfq_agent.cli.verbs import app
-    from nfq_agent.host.users import use_permitted
 
-    use_permitted()
+    if _COMPLETE not in os.environ:
+        from nfq_agent.host.users import use_permitted
+
+        use_permitted()
     try:
         return int(app(two_dashes(sys.argv[1:]), standalone_mode=False) or 0)
     except typer.TyperException as error:

@@ -96,7 +96,9 @@ def models() -> Iterator[type[BaseModel]]:
             continue
         seen.add(each)
         if isinstance(each, type) and issubclass(each, BaseModel):
-            yield each
+            # That one has tables alone.
+            if each is not Config:
+                yield each
             waiting += [field.annotation for field in each.model_fields.values()]
         waiting += getattr(each, "__args__", ())
 
@@ -118,7 +120,7 @@ def test_no_value_is_answered_in_words_of_pydantic(tmp_path: Path, model: type[B
     elif model.__name__ == "RuleOptions":
         text = POLICY % ("{" + ", ".join(f"{key} = {value}" for key in keys) + "}")
     else:
-        pytest.skip("it has no keys of its own")
+        pytest.fail("which table has its keys?")
     path = tmp_path / "x.toml"
     path.write_text(text)
     try:
