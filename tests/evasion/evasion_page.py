@@ -37,8 +37,8 @@ _HEAD = """# Evasions: what a name policy holds against
 Each line is tried by `tests/evasion/` against real servers (nginx, Python's HTTP server, dnsmasq, OpenSSL, aioquic, and an
 application that writes down the bytes it reads): in IPv4 and IPv6, for an allow-list (`default = "drop"`, some names
 accepted) and a block-list (`default = "accept"`, some names dropped), with `drop` and with `reject`, and `undecided = "accept"`.
-Without the agent the server understands the denied name; with it, "blocked" means that it never does, and where allowed names
-can be said in the same way, those arrive. A limit is a line that is not blocked, with the reason. The
+Without the agent the server understands the denied name; with it, "blocked" means that it never does, and that allowed names
+arrive where they can be sent in the same form. A limit is a line that is not blocked, with the reason. The
 spellings of HTTP are tried on Apache, Node, HAProxy and Go too, where these are installed. A generator
 (`test_understood.py`, `test_understood_more.py`) alters requests of HTTP, ClientHellos and DNS queries at random: neither nginx,
 Python's server, OpenSSL nor dnsmasq may understand a name that the policy denies.
