@@ -1,16 +1,16 @@
-# What packaging/setup, packaging/quickstart and tests/run share; sourced from the top of the checkout.
+# Shared by packaging/setup, packaging/quickstart and tests/run; sourced from the top of the checkout.
 
-# What the agent needs to be built and to run; the tests' own tools are in TEST_PACKAGES.
+# Packages to build and to run the agent; the tests' own tools are in TEST_PACKAGES.
 RUN_PACKAGES="ca-certificates clang gcc iproute2 iptables kmod libc6-dev libnetfilter-queue-dev pkg-config procps python3-dev
 python3-venv util-linux"
 TEST_PACKAGES="bind9-dnsutils chrony coturn conntrack curl dnsmasq-base ethtool ipset kcat libcap2-bin netcat-openbsd nghttp2-server openssh-client openssh-server
 nftables knot-dnsutils libsystemd-shared nfdump nginx-light openssl openvpn postgresql prometheus rdesktop redis-tools tmux tshark
 unbound vsftpd wireguard-go wireguard-tools xrdp xvfb"
-# Unpacked into build/ and not installed: they would take over the resolver and the firewall of this host; of the last one program is enough.
+# Unpacked into build/ and not installed: they would take over the resolver and the firewall of this host; of the last one only one program is needed.
 UNPACKED_PACKAGES="opensnitch systemd-resolved kubernetes-client"
-# What boots the test hosts; what builds and checks packages is installed in there.
+# Tools that boot the test hosts; the tools that build and check packages are installed inside them.
 BOOTED_PACKAGES="createrepo-c debian-archive-keyring debootstrap faketime git gpg mount netcat-openbsd openssh-client reprepro rpm systemd-container"
-# The peers of the benchmarks, and what draws.
+# The programs that the benchmarks compare with, and the one that draws.
 BENCH_PACKAGES="gnuplot-nox golang-github-chifflier-nfqueue-go-dev golang-go haproxy iperf3 libndpi-dev libnetfilter-queue-dev nginx-light wrk"
 
 say() { printf '%s\n' "$*" >&2; }
