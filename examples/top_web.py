@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 
-# The agent of the package. What stands in its folder for others is older than what textual brings, and so comes last.
+# The agent of the package. Its folder is last in the path: the libraries in it are older than those that textual needs.
 sys.path.append("/usr/lib/nfq-agent")
 
 from textual import events  # type: ignore[import-not-found]  # not of this project's own environment
@@ -59,7 +59,7 @@ class Top(App[None]):  # type: ignore[misc]  # mypy does not know its base
             self.draw()
 
     def look(self) -> None:
-        """Ask the agent. The answer takes a moment: it waits for nothing."""
+        """Ask the agent, which answers at once."""
         try:
             self.flows.live.add(self.questions.ask(), time.monotonic())
             self.wrong = ""
