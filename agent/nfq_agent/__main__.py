@@ -87,7 +87,7 @@ def _parsed() -> int:
         return 130
 
 
-# What the library of the command line says of a value, and what is said instead.
+# What the command line's library says about a value, and what is printed instead.
 _PLAINLY: Final = (
     (r"\.$|Value error, ", ""),
     (r"Input should be a valid (?:integer|number), .*", "not a whole number"),
@@ -165,7 +165,7 @@ def _failed(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    """Print it on standard error, if that can be written; the exit code says it as well. A terminal gets it in wrapped lines."""
+    """Print it on standard error, if that can be written; the exit code says it as well. On a terminal the lines are wrapped."""
     try:
         print(_wrapped(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
     except OSError:

@@ -51,7 +51,7 @@ def is_wrong(packet: Packet) -> bool:
 def is_partial(packet: Packet) -> bool:
     """True where a TCP or UDP packet has the sum of its pseudo header alone, as the kernel leaves it for an offload to complete.
 
-    A capture shows outgoing packets so (CHECKSUM_PARTIAL, include/linux/skbuff.h). Raises PacketError where the bytes are no
+    A capture shows outgoing packets so (CHECKSUM_PARTIAL, include/linux/skbuff.h). Raises PacketError if the bytes are not a
     packet.
     """
     headers = packet.headers

@@ -1,8 +1,8 @@
 """One TCP connection as `dpi` reads it: segments in, facts out. No I/O, no clock.
 
-The client's bytes are a row of messages. The first is the opening, which says what the protocol is; both sides may have to
-send bytes for that. Each later message begins where the one before ends, its body included, and is read by what its
-predecessor named (`Found.then`). A message that cannot be read ends the reading: nothing that arrives later counts as read.
+The client's bytes are a sequence of messages. The first is the opening, which shows the protocol; that may take bytes of both
+sides. Each later message begins where the previous one ends, its body included, and is read by the parser that the previous
+one named (`Found.then`). A message that cannot be read ends the reading: nothing that arrives later counts as read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STEPS: Final = 256
 
 
 class Phase(Enum):
-    """What is read of the client: the opening, a later message, nothing more."""
+    """What is read next of the client: the opening, a later message, nothing more."""
 
     OPENING = 0
     LATER = 1
@@ -39,7 +39,7 @@ class Conversation:
     initial: the client's initial sequence number. from_origin: True where the client sent the flow's first packet. answered:
     a packet of the server was seen. closed: a FIN or RST was seen. renewed: the number of a later SYN, until the server has
     answered it. server_first: the number of the server's first byte, where its SYN was seen. begun: a part of the message was
-    told, or it is the first. ended: a FIN of the client was seen. earlier: connections before this one, as long as no
+    reported, or it is the first. ended: a FIN of the client was seen. earlier: connections before this one, as long as no
     server has answered it. mptcp: the SYN offered MPTCP.
     """
 
@@ -52,7 +52,7 @@ class Conversation:
     def __init__(self, initial: int, from_origin: bool, parsers: tuple[Parser, ...], earlier: Earlier | None = None) -> None:
         self.initial = initial
         self.earlier = earlier
-        # Of the server's segments and of the client's; made when it is needed.
+        # For the server's segments and for the client's; made when needed.
         self._soundness: tuple[Soundness, Soundness] | None = None
         self.from_origin = from_origin
         self.answered = False
@@ -108,7 +108,7 @@ class Conversation:
         return self._read_bytes is not None
 
     def contests(self, sequence: int) -> bool:
-        """Whether a segment of the client may deny what was read. sequence: of its first byte."""
+        """Whether a segment of the client may contradict what was read. sequence: of its first byte."""
         return self.earlier is not None or (self._read_bytes is not None and distance(sequence, self._next) < 0)
 
     def acknowledged(self, number: int) -> None:
@@ -119,12 +119,12 @@ class Conversation:
                 self._read_bytes = None
 
     def expected(self, requests: Requests | None) -> Expected:
-        """What the server's next packets are to say, where all that they can say is that they took what was read."""
+        """What is expected of the server's next packets, where they can only acknowledge what was read."""
         first, last = (0, 0) if self._read_bytes is None else self._read_bytes.ends
         return Expected(first, last, self.server_first, self.soundness(False).stamp, requests)
 
     def next_of(self, parser: Parser) -> int | None:
-        """The number of the first byte of the next message, where that is whole by itself and read by this parser; else None."""
+        """The number of the next message's first byte, if no message is unfinished and this parser reads the next; else None."""
         waits = self.keeps or self._began is not None
         ends = self.closed or self.ended or self.renewed is not None or self.earlier is not None
         if waits or ends or self._phase is not Phase.LATER or self._parsers != (parser,):
@@ -132,7 +132,7 @@ class Conversation:
         return self._next
 
     def hear(self, heard: Heard) -> None:
-        """Packets of the server that were not shown have said this."""
+        """Apply what packets said that were not shown."""
         for from_client, stamp in ((False, heard.stamp), (True, heard.client_stamp)):
             if stamp is not None:
                 self.soundness(from_client).stamp = stamp
@@ -162,11 +162,11 @@ class Conversation:
 
     @property
     def searches(self) -> bool:
-        """Whether the client's bytes are of no message, and are only searched."""
+        """Whether the client's bytes belong to no message and are only searched."""
         return self._phase is Phase.LATER and is_search(self._parsers)
 
     def forget(self) -> None:
-        """Drop the bytes that wait for others: they come again."""
+        """Drop the bytes that wait for others: they are sent again."""
         self._client = self._server = self._first = None
 
     def give_up(self, reason: str, conflict: bool = False) -> list[Said]:
@@ -245,7 +245,7 @@ class Conversation:
         return self._bounded(said, now)
 
     def _contested(self, sequence: int, size: int) -> list[Said]:
-        """What a segment says against an earlier connection; nothing if it may be of this one."""
+        """The events of a segment that does not belong to this connection, but to an earlier one or none; empty if it may."""
         assert self.earlier is not None
         if self.answered or self.earlier.over:
             self.earlier = None
@@ -329,7 +329,7 @@ class Conversation:
         return said
 
     def _read(self, data: bytes, said: list[Said]) -> int:
-        """Read messages from the first byte on, as far as they are whole. The bytes that they take, bodies included."""
+        """Read the complete messages from the first byte on. Returns how many bytes they take, bodies included."""
         at = 0
         for _ in range(_STEPS):
             rest = data[at:] if at else data

@@ -13,7 +13,7 @@ from nfq_agent.verdict import Action
 
 
 def growth(count: int, before: int) -> int:
-    """How far a counter has come since it was `before`: all of it, where it began again from zero."""
+    """How much a counter has grown since it was `before`; its whole value if it began again from zero."""
     return count - before if count >= before else count
 
 

@@ -1,7 +1,7 @@
 """One UDP flow as `dpi` reads it: datagrams in, facts out. No I/O, no clock.
 
-Every DNS message and every QUIC connection is a message of its own. A flow that was given up is still looked at for both: a
-client that sends something else first does not hide them.
+Every DNS message and every QUIC connection is a message of its own. A flow that was given up is still checked for both: a
+client cannot hide them by sending something else first.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Datagrams:
 
     @property
     def stopped(self) -> str:
-        """Why a flow that was given up for what it did not say was given up."""
+        """Why a flow that showed nothing was given up."""
         return _TOO_MANY if self._junk >= PACKETS else _TOO_LATE
 
     @property
@@ -103,7 +103,7 @@ class Datagrams:
         return [Said(Event.MESSAGE, found.facts)]
 
     def _initial(self, data: bytes, from_origin: bool, now: float) -> list[Said] | None:
-        """What a client's Initial packets tell; None if it is not QUIC.
+        """What a client's Initial packets show; None if they are not QUIC.
 
         The side that spoke first need not be the client: a server may still send something of an earlier connection.
         """
@@ -133,7 +133,7 @@ class Datagrams:
         return self._message(Found({"protocol": "quic", "quic_version": version}))
 
     def _told(self, hello: quic.Hello) -> list[Said]:
-        """What a connection tells now."""
+        """What a connection shows now."""
         same, self._hello = hello is self._hello, hello
         if not hello.complete:
             # A part of another connection begins another message; one of the same connection continues it.
@@ -147,7 +147,7 @@ class Datagrams:
         return self._message(Found(hello.facts))
 
     def _counted(self, data: bytes, now: float) -> list[Said]:
-        """A datagram that tells nothing."""
+        """Count a datagram that shows nothing."""
         if self._began is None:
             self._began = now
         self._junk += 1

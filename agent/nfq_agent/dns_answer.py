@@ -64,7 +64,7 @@ def answer(data: bytes) -> DnsAnswer | None:
         at = owner[1] + 10 + size
         if at > len(data):
             break
-        # A time with its highest bit set is none (RFC 2181 8).
+        # A time with its highest bit set counts as 0 (RFC 2181 8).
         seconds = 0 if seconds >> 31 else seconds
         if dns_class == 1:
             _read(data, owner[0], kind, seconds, (owner[1] + 10, at), addresses, aliases)

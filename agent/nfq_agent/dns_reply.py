@@ -1,4 +1,4 @@
-"""An answer of DNS written again: the same number and question, other records (RFC 1035 4.1, RFC 6891, RFC 7830 for padding)."""
+"""A DNS answer rewritten: the same ID and question, other records (RFC 1035 4.1, RFC 6891, RFC 7830 for padding)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OWNER: Final = b"\xc0\x0c"
 _OPT_BYTES: Final = 11
 _OPTION_BYTES: Final = 4
 _PADDING: Final = 12
-# The TTL of what is put in.
+# The TTL of the records that are put in.
 _SECONDS: Final = 60
 _RECORDS: Final = 256
 
@@ -42,7 +42,7 @@ def rewritten(message: bytes, addresses: Sequence[bytes], rcode: int, size: int 
         if not _fits(room):
             return None
         opt = _padded(opt, room)
-    # AA, TC and AD go: the answer is not the server's any more.
+    # AA, TC and AD are cleared: the answer is no longer the server's.
     flags = unpack_from("!H", message, 2)[0] & 0xF990 | rcode
     return message[:2] + pack("!5H", flags, 1, len(records), 0, bool(opt)) + message[12:end] + b"".join(records) + opt
 

@@ -1,6 +1,6 @@
-"""Earlier connections on a five-tuple whose latest SYN no server was heard to answer. No I/O, no clock.
+"""Earlier connections on a five-tuple, where no answer of a server to the latest SYN was seen. No I/O, no clock.
 
-A sender with raw sockets can end a connection for us alone, and begin another one that no server hears of. Until a server has
+A sender with raw sockets can show only to the agent that a connection ends and another one begins. Until a server has
 answered, an earlier connection may be the real one.
 """
 
@@ -49,7 +49,7 @@ class Earlier:
 
     @property
     def over(self) -> bool:
-        """Whether the client has gone on for so long that an earlier number may come up by chance."""
+        """Whether the client has sent so much that an earlier number may occur by chance."""
         return distance(self._edge, self._initial) > _FOLLOWED
 
     def of(self, sequence: int, size: int) -> Belongs:

@@ -208,7 +208,7 @@ class PacketElement(HasOptions, HasAccess, Foreseeable, Compilable, Generic[O]):
     def follow(self, packet: Packet, flow: Flow, verdict: Verdict, account: Callable[[Flow], Account | None]) -> None:
         """Called after each packet that the chain was shown, with its verdict. account: what has passed of a flow so far.
 
-        It hides nothing from the flow table: packets that no element has to be shown still pass without the chain.
+        It causes no more packets to be shown: those that no element has to see still pass without the chain.
         """
 
     def forgotten(self, flow: Flow, account: Account, stopped: bool) -> None:

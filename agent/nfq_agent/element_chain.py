@@ -28,8 +28,8 @@ _DETAILS: Final = frozenset(http1.PROTOCOL.facts) - {"http_host"}
 class ElementChain:
     """Elements in their order. The first that answers wins; then those that amend verdicts are asked, in the same order.
 
-    monitor: a drop is not to be amended, since it will be an accept; and to those that amend, nothing lasts that would hide
-    another drop from being counted: no verdict on a packet alone, none on a flow that would have been dropped. context: lent.
+    monitor: drops are not amended, since they will be accepts; and elements that amend get no verdict as lasting that would keep
+    another drop from being counted: none on a packet alone, none on a flow that would have been dropped. context: for elements.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ElementChain:
         )
         # Whether a packet was changed by an element that changes each by itself.
         self._changed = False
-        # The element that made a drop of the accept of another for the latest packet; empty where none did.
+        # The element that turned the accept of another into a drop for the latest packet; empty where none did.
         self._dropped_by = ""
         self._changes = any(e in self._steps for e in self._amending)
         # Whether the answers to two HTTP requests for the same host are the same.

@@ -5,9 +5,9 @@
     one        = "not" one | "(" filter ")" | FIELD operator VALUE ("," VALUE)*
     operator   = "=" | "!=" | "~" | "!~" | "<" | "<=" | ">" | ">="
 
-Of several values any one is enough (with `!=` and `!~`: none may fit). `=` on an address takes a network, on a number a range
-(`8000:8010`); `~` takes a shell pattern. A value with spaces, commas or parentheses stands in double quotes. What is not known of
-a flow fits nothing, so that `not` and `!=` hold for it.
+Of several values one has to fit (with `!=` and `!~`: none may fit). `=` on an address takes a network, on a number a range
+(`8000:8010`); `~` takes a shell pattern. A value with spaces, commas or parentheses is in double quotes. A field that is not
+known of a flow fits nothing, so that `not` and `!=` hold for it.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ EVERYTHING: Final = All(())
 
 
 def _blank(character: str) -> str:
-    """What is as wide on a terminal as a character: a tabulator, or as many spaces as it takes."""
+    """Blanks as wide on a terminal as a character: a tab, or as many spaces."""
     if character == "\t":
         return character
     if unicodedata.combining(character):

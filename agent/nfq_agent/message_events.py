@@ -12,7 +12,7 @@ SECONDS: Final = 10.0
 
 
 class Event(Enum):
-    """What a segment tells.
+    """What a segment shows.
 
     MESSAGE: a whole message, `facts`. PART: the message that has begun is not whole; `facts` is what is known of it.
     ADDED: `facts` belong to the first message too. GAVE_UP: the message cannot be read, `reason`; nor can any later one.

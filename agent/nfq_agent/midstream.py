@@ -85,7 +85,7 @@ class Midstream(Conversation):
         return said if self.sure or not self._known else []
 
     def give_up(self, reason: str, conflict: bool = False) -> list[Said]:
-        """Read nothing more; where no message was read yet, it was none, and the next segment is looked at."""
+        """Read nothing more; if no message was read yet, these bytes were not one, and the next segment is examined."""
         return super().give_up(reason, conflict) if self.sure else self._look_again()
 
     def _look_again(self) -> list[Said]:

@@ -15,7 +15,7 @@ _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """point: the folder or file that it stands on. kind: of the file system, as "cgroup2". read_only: the mount itself is."""
+    """point: the folder or file it is mounted on. kind: of the file system, as "cgroup2". read_only: the mount itself is."""
 
     point: str
     kind: str

@@ -86,7 +86,7 @@ class _Rules(Conditions):
 
     @property
     def alternatives(self) -> tuple[Self, ...]:
-        """The rules without `when` of which any one is enough: the rule itself, or what its filter comes to."""
+        """The rules without `when` of which one has to match: the rule itself, or those that its filter is turned into."""
         return (self,) if self.when is None else self._alternatives
 
     @model_validator(mode="after")
@@ -126,7 +126,7 @@ else:
 
 
 def _geography(value: object, info: ValidationInfo) -> object:
-    """The databases that files hold, or what is one already."""
+    """The databases in these files, or the value itself if it is one already."""
     if value is None or isinstance(value, Geography):
         return value
     files = one_or_more(value)

@@ -47,7 +47,7 @@ class ReadBytes:
         return first + len(piece) & 0xFFFFFFFF, last + len(latest) & 0xFFFFFFFF
 
     def differs(self, sequence: int, data: bytes) -> bool:
-        """Whether these bytes say something else than those that are kept with the same numbers."""
+        """Whether these bytes differ from those that are kept with the same numbers."""
         for first, piece in self._pieces:
             offset = distance(sequence, first)
             if offset >= 0:

@@ -157,7 +157,7 @@ class Bench:
             self.chain.tick(self.now, self.flows.take_forgotten(self.now), self.flows.account)
 
     def assert_accepted(self, packet: Packet) -> Verdict:
-        """Fails unless the packet is accepted, delayed or changed as may be."""
+        """Fails unless the packet is accepted, even if delayed or changed."""
         return self._assert(packet, Action.ACCEPT)
 
     def assert_dropped(self, packet: Packet) -> Verdict:

@@ -1,4 +1,4 @@
-"""Flows whose first packets were not shown, since it was known what they would be answered. No I/O, no clock."""
+"""Flows whose first packets were not shown, since the answer to them was known. No I/O, no clock."""
 
 from __future__ import annotations
 

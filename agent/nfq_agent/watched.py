@@ -11,7 +11,7 @@ from nfq_agent.flow import Flow, Requests, Watch
 from nfq_agent.midstream import Midstream
 from nfq_agent.protocols import dns, http1
 
-# A host whose bytes in a request say it in one way alone.
+# A host that a request can name in one form only.
 _PLAIN: Final = re.compile(r"[a-z0-9_.-]{1,253}")
 
 
@@ -36,7 +36,7 @@ def of_conversation(connection: Conversation, flow: Flow, requests: bool) -> int
 
 def _requests(connection: Conversation, flow: Flow) -> Requests | None:
     """The requests that say no more than the one before, as far as that is known."""
-    # What is joined late is read in a way of its own.
+    # A connection that is joined late is read differently.
     if isinstance(connection, Midstream) or flow.midstream or (number := connection.next_of(http1.parse)) is None:
         return None
     facts = flow.facts

@@ -1,6 +1,6 @@
 """`dpi`: finds the protocol of a flow and the name that it asks for, and puts both into `flow.facts`. It judges nothing.
 
-A flow is "undecided" until its first bytes have said what it is ("decided"), or until they cannot any more ("gave-up"): after
+A flow is "undecided" until its first bytes show what it is ("decided"), or can no longer show it ("gave-up"): after
 32 packets with payload, 16 KiB or 10 seconds, or where the connection began before the first packet that was seen. Where the
 next message begins it is undecided again. It never guesses. docs/dpi.md lists the facts.
 """
@@ -40,12 +40,12 @@ _RST: Final = 4
 _ACK: Final = 16
 _URG: Final = 32
 _SEQUENCE: Final = Struct("!II")
-# What a query over TCP is read by where the port says DNS.
+# The parsers for a first message over TCP on a port of DNS.
 _DNS_PARSERS: Final = (dns.known, *(parser for parser in PARSERS if parser is not dns.parse))
 
 
 def _parsers(ends: FiveTuple) -> tuple[Parser, ...]:
-    """What reads the first message of a connection between these ports."""
+    """The parsers for the first message of a connection between these ports."""
     return PARSERS if dns.PORTS.isdisjoint((ends.sport, ends.dport)) else _DNS_PARSERS
 
 
@@ -78,7 +78,7 @@ class Dpi(PacketElement[DpiOptions]):
         self._learner: NameLearner | None = None
 
     def start(self) -> None:
-        """Take what the worker lends."""
+        """Learn names from DNS answers if this worker writes to the table of names."""
         names = self.context.names
         if names is not None and names.writes:
             self._learner = NameLearner(names)
@@ -117,12 +117,12 @@ class Dpi(PacketElement[DpiOptions]):
         return None
 
     def watches(self, flow: Flow) -> int:
-        """What may still say something."""
+        """The packets that may still change the facts."""
         state: Conversation | Datagrams | None = flow.state.get(self)
         if self._learner is not None and self._learner.follows(flow):
             return Watch.ALL
         if id(flow) in self.kept.open:
-            # It is given up when its time has passed, whatever packet comes then.
+            # It is given up at the first packet of any kind after its time has passed.
             return Watch.ALL
         if isinstance(state, Conversation):
             return watched.of_conversation(state, flow, requests=not self._log)
@@ -131,12 +131,12 @@ class Dpi(PacketElement[DpiOptions]):
         return Watch.NOTHING if flow.facts.get("dpi") == "gave-up" else Watch.ALL
 
     def parts_read(self) -> tuple[str, ...] | None:
-        """None that decide: it judges nothing. What it logs, or learns from, it has to be shown."""
+        """No part decides, since it judges nothing; None if it has to be shown the packets, to log them or to learn names."""
         learns = self.context.names is not None and self.context.names.writes
         return None if self._log or learns else ()
 
     def foresee(self, origin: FiveTuple, facts: Mapping[str, Any]) -> Foreseen:
-        """Nothing."""
+        """No answer: it judges nothing."""
         return Foreseen(None)
 
     def adopt(self, flow: Flow) -> None:
@@ -180,7 +180,7 @@ class Dpi(PacketElement[DpiOptions]):
             if flags & (_FIN | _RST):
                 connection.closed = True
             if flags & _RST:
-                # What data it has is for people (RFC 9293 3.5.3).
+                # Its data is a text about the reason, not part of the stream (RFC 9293 3.5.3).
                 return
         if from_client and (connection.mptcp or flags & (_FIN | _URG)) and self._odd(packet, flow, headers, connection, flags):
             return
@@ -197,7 +197,7 @@ class Dpi(PacketElement[DpiOptions]):
         """The connection that a segment belongs to; None where nothing of the segment is read."""
         connection: Conversation | None = flow.state.get(self)
         if flow.heard is not None and connection is not None:
-            # What packets said that were not shown.
+            # What the packets said that were not shown.
             connection.hear(flow.heard)
             flow.heard = None
             self.kept.compare_or_not(flow, connection)
@@ -211,7 +211,7 @@ class Dpi(PacketElement[DpiOptions]):
         return connection
 
     def _odd(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation, flags: int) -> bool:
-        """Whether the connection is given up for what a segment of the client has besides its bytes."""
+        """Whether the connection is given up because of the options or flags of a client's segment."""
         if connection.mptcp and not flags & _SYN and MPTCP in tcp_options(packet, headers):
             # Its bytes may come over several connections, and in another order (RFC 8684 3.3).
             self._hear(flow, connection, connection.give_up("MPTCP (the element refuse-mptcp makes it TCP)", conflict=True))
@@ -227,7 +227,7 @@ class Dpi(PacketElement[DpiOptions]):
     def _passes_unread(
         self, packet: Packet, headers: Headers, connection: Conversation, from_client: bool, sequence: int
     ) -> bool:
-        """Whether a segment that is no SYN says nothing."""
+        """Whether a segment other than a SYN need not be read."""
         flags = headers.tcp_flags or 0
         has_data = headers.data is not None and headers.data < (headers.length or len(packet.payload))
         if connection.mptcp and from_client and connection.listens:
@@ -252,7 +252,7 @@ class Dpi(PacketElement[DpiOptions]):
                 # ever seen, when the client continues from there.
                 if not answer:
                     connection.renewed = initial
-                # What is known may be of the one before, and is not to last.
+                # The known facts may be those of the previous connection: no verdict on them may last.
                 flow.undecided = True
                 return None
         elif connection is None or initial != connection.initial or not answer:
@@ -305,7 +305,7 @@ class Dpi(PacketElement[DpiOptions]):
         return connection
 
     def _renewed(self, packet: Packet, flow: Flow, headers: Headers, connection: Conversation) -> bool:
-        """Whether the client continues from a SYN without an answer of a server seen here."""
+        """Whether the client continues from a later SYN, to which no answer of a server was seen."""
         if connection.answered or (headers.five_tuple == flow.origin) != connection.from_origin:
             return False
         sequence = _SEQUENCE.unpack_from(packet.payload, (headers.transport or 0) + 4)[0]
@@ -316,14 +316,14 @@ class Dpi(PacketElement[DpiOptions]):
         return True
 
     def _hear(self, flow: Flow, connection: Conversation, said: list[Said]) -> None:
-        """Put what a segment tells into the flow."""
+        """Apply the events of a segment to the flow."""
         first = True
         for event, facts, reason, conflict in said:
             if event is Event.AHEAD:
                 flow.ahead = True
                 continue
             if event is Event.DIFFERS and flow.facts.get("conflict") == reason:
-                # Known: the segment is sent again.
+                # Already known: the segment is a retransmission.
                 continue
             if event is Event.ADDED:
                 flow.facts |= {name: value for name, value in facts.items() if name not in flow.facts}
@@ -338,7 +338,7 @@ class Dpi(PacketElement[DpiOptions]):
             elif event is Event.PART:
                 self._flow_facts.part(flow, facts)
             elif event is Event.DIFFERS:
-                # Another message than the one that was read, and perhaps of another protocol.
+                # It may be another message than the one that was read, and of another protocol.
                 self._flow_facts.forget_message(flow)
                 self._flow_facts.give_up(flow, reason, conflict)
             else:
@@ -363,7 +363,7 @@ class Dpi(PacketElement[DpiOptions]):
             flow.unsound = "a wrong checksum"
             return
         if packet.gso:
-            # Where one datagram ends and the next begins does not show.
+            # The boundaries of the datagrams are not known.
             self._flow_facts.forget_message(flow)
             datagrams.begun = False
             self._flow_facts.give_up(flow, "UDP datagrams that are joined (gso = true)", conflict=True)

@@ -69,7 +69,7 @@ class Offload(PacketElement[OffloadOptions]):
         if not lasting or not verdict.plain or (mark := self._marks.get(verdict.action)) is None:
             return verdict
         if packet.mark & mark.mask == mark.value:
-            # The packet came back and no rule took it: the kernel does not track its connection. Do not repeat it.
+            # The packet came back and no rule matched it: the kernel does not track its connection. Do not repeat it.
             if not self._untracked:
                 self._untracked = True
                 self.emit(

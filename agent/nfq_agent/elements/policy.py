@@ -147,7 +147,7 @@ class Policy(PacketElement[PolicyOptions]):
         return self._answer(packet, action, label)
 
     def _by_headers(self, packet: Packet) -> PolicyRule | None:
-        """The first rule that this packet meets by its headers alone."""
+        """The first rule that this packet matches by its headers alone."""
         bits = self._match.bits(packet, packet.headers.five_tuple)
         while bits:
             lowest = bits & -bits
@@ -188,7 +188,7 @@ class Policy(PacketElement[PolicyOptions]):
         return self._match.parts
 
     def patterns_read(self) -> Sequence[Patterns]:
-        """Those of its rules, where names are told by them."""
+        """The patterns of its rules, if they tell names apart."""
         named = (*CLAIMS, NAME_FACTS["dns"]) if self.questions_fit else CLAIMS
         return [patterns for rule in self._rules for fact, patterns in rule.facts if fact in named]
 
@@ -206,7 +206,7 @@ class Policy(PacketElement[PolicyOptions]):
         return Foreseen(verdict, is_open, f"{self.name}: {label}", kept)
 
     def adopt(self, flow: Flow) -> None:
-        """Judge the first message of a flow that was accepted for it, or take over what has come of it, or that nothing has."""
+        """Judge the first message of a flow that was accepted for it, or take over the part of it that has come, if any."""
         opening = flow.opening
         if opening is None or not (opening.protocol or isinstance(opening, Exchange)):
             return
@@ -318,7 +318,7 @@ class Policy(PacketElement[PolicyOptions]):
 
     def _unseen(self, packet: Packet, flow: Flow, case: PolicyCase, action: ActionName) -> Verdict | None:
         """A connection whose beginning was not seen, where a name that is not known would decide."""
-        # It may still show one: the kernel keeps the verdict only after a long time without.
+        # It may still show a name: the kernel keeps the verdict only after a long time without one.
         flow.undecided = case.packets <= self.options.within
         if case.action is None:
             case.action = action

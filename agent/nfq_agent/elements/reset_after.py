@@ -26,7 +26,7 @@ class ResetAfter(StreamElement[ResetAfterOptions]):
         return Part(b"", self.options.after) if self.options.after else CLOSE
 
     def request(self, data: bytes, connection: Connection) -> Answer:
-        """Let it pass; the timer runs on."""
+        """Let it pass; the timer continues."""
         left = connection.opened + self.options.after - connection.now
         return Part(data, left) if left > _SLACK else CLOSE
 
