@@ -1,6 +1,6 @@
 """Parsers of openings: what a connection's first bytes say about it. Bytes in, facts out; no I/O, no clock, no state.
 
-Every parser has the same face, `parse(client, server)`: the bytes that each side has sent so far, from the first. It
+Every parser has the same signature, `parse(client, server)`: the bytes that each side has sent so far, from the first. It
 answers NO (these bytes cannot be that protocol), MORE (they may be, the bytes end too early) or Found. It never raises,
 whatever the bytes, and never reports what the bytes do not say. Each module names its bound on the steps of a parse.
 """

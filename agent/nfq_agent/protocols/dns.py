@@ -61,7 +61,7 @@ def parse(client: bytes, server: bytes = b"") -> Result:
 
 
 def known(client: bytes, server: bytes = b"") -> Result:
-    """The same where it is known that DNS is spoken: whatever a server reads is read.
+    """The same where it is known that DNS is spoken: every form that a server reads is read.
 
     dnsmasq takes a response for a query, and it and unbound skip messages that are not queries.
     """

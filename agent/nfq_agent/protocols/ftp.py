@@ -1,6 +1,6 @@
 """FTP: the server's greeting and the client's first commands (RFC 959), and the TLS behind AUTH (RFC 4217 4).
 
-Steps: one for each of the client's lines, 16 at most. Without the greeting nothing is told: POP3 has commands of the same names.
+Steps: one for each of the client's lines, 16 at most. Without the greeting nothing is reported: POP3 has the same commands.
 """
 
 from __future__ import annotations

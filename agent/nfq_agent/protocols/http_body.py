@@ -1,7 +1,7 @@
 """The beginning of an HTTP request's body. A server that does not read a body takes it for the next request.
 
 Python's http.server is one: a body of `GET / HTTP/1.1` and a Host field is answered there. So requests at the beginning of a body
-are messages as well, and one that does not end within the body is a conflict. Other bodies are passed over.
+are messages as well, and one that does not end within the body is a conflict. Other bodies are skipped.
 
 Steps: one search for a line end and one split of what stands before it, and those of a request.
 """
@@ -18,7 +18,7 @@ _METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATC
 # Any other word that may be a method: programs write methods of their own in capital letters.
 _METHOD: Final = re.compile(rb"[A-Z]{3,20}")
 _PART: Final = re.compile(rb"[A-Z]{1,20}")
-# A server passes over empty lines, and some pass over spaces, before a request.
+# A server skips empty lines, and some skip spaces, before a request.
 _BEFORE: Final = b"\r\n \t"
 _GAPS: Final = bytes.maketrans(b"\t\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\xa0", b" " * 10)
 _HTTP: Final = b"HTTP/"
@@ -78,7 +78,7 @@ def _inner(start: bytes, length: int, then: Parser, parse: Parser) -> Result:
     found = parse(start, b"")
     if (found is MORE or (isinstance(found, Found) and not found.decided)) and len(start) < length:
         return WAIT
-    # One with a body of its own, or that changes the protocol, is read by no two servers alike.
+    # Servers differ in how they read one with a body of its own, or one that changes the protocol.
     if not isinstance(found, Found) or not found.decided or found.then is not parse:
         return _CONFLICT
     left = length - found.used

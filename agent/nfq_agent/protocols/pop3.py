@@ -1,6 +1,6 @@
 """POP3: the server's greeting and the client's first commands (RFC 1939), and the TLS behind STLS (RFC 2595 4).
 
-Steps: one for each of the client's lines, 16 at most. Without the greeting nothing is told: FTP has commands of the same names.
+Steps: one for each of the client's lines, 16 at most. Without the greeting nothing is reported: FTP has the same commands.
 """
 
 from __future__ import annotations

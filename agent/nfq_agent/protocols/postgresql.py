@@ -22,7 +22,7 @@ _LIMIT: Final = 10000
 
 
 def parse(client: bytes, server: bytes) -> Result:  # noqa: C901  # one branch for each kind of message
-    """pg_user and pg_database as the startup message names them; tls_* where the client turned to TLS."""
+    """pg_user and pg_database as the startup message names them; tls_* where the client switched to TLS."""
     facts: dict[str, Any] = {"protocol": "postgresql"}
     at = 0
     for _ in range(_REQUESTS):

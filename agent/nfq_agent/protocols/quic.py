@@ -151,7 +151,7 @@ class Connections:
     def add(self, datagram: bytes, now: float) -> list[Hello]:
         """The connections of which the datagram has Initial packets, in their order. now: seconds.
 
-        A server reads those of one connection alone (RFC 9000 12.2), and which one that is does not show.
+        A server reads those of one connection alone (RFC 9000 12.2), and it is not known which one.
         """
         said: dict[Hello, None] = {}
         packets = initials(datagram)
@@ -254,7 +254,7 @@ def initials(datagram: bytes) -> list[Initial]:
         if got is None or got[1] + got[0] > len(datagram):
             break
         length, at = got
-        # Packet number and sample need 20 bytes (RFC 9001 5.4.2): a server passes over a packet without them.
+        # Packet number and sample need 20 bytes (RFC 9001 5.4.2): a server skips a packet without them.
         if kind == version.initial and length >= 20:
             found.append(Initial(number, destination, start, at, at + length))
         start = at + length

@@ -55,7 +55,7 @@ def _five(client: bytes, server: bytes) -> Result:
         return NO
     facts: dict[str, Any] = {"protocol": "socks", "socks_version": "5"}
     if client[at : at + 1] == b"\1":
-        # User and password; neither is told.
+        # User and password; neither is reported.
         name = at + 2 + client[at + 1] if len(client) > at + 1 else len(client)
         at = name + 1 + client[name] if len(client) > name else len(client)
     if len(client) < at + 5:

@@ -43,8 +43,8 @@ _REMEMBERED_BYTES: Final = 2048
 def parse(client: bytes, server: bytes) -> Result:
     """The ClientHello at the beginning of what the client sent. Source: RFC 8446 5.1 for the records.
 
-    What any server takes is taken: each version in a record's header (OpenSSL 0x0300 to 0x03ff, Go up to 0x0fff, Java and NSS
-    more), and in front of the hello or between its parts empty records (OpenSSL, Java, NSS), alerts (Go, Java, NSS) and
+    Every form that a server takes is taken: each version in a record's header (OpenSSL 0x0300 to 0x03ff, Go up to 0x0fff, Java
+    and NSS more), and in front of the hello or between its parts empty records (OpenSSL, Java, NSS), alerts (Go, Java, NSS) and
     ChangeCipherSpec (GnuTLS).
     """
     if client[:1] >= b"\x80":
@@ -63,7 +63,7 @@ def parse(client: bytes, server: bytes) -> Result:
             # Until the hello or its record ends, and the next begins, nothing changes.
             return Found(_TLS, decided=False, needs=min(len(client) + wanted - have, end + 1)) if have >= 4 else MORE
         kind, _, size = unpack_from("!BHH", head)
-        # The longest of those that are passed over is an alert.
+        # The longest of the skipped records is an alert.
         if size > (_RECORD_LIMIT if kind == _HANDSHAKE else 2):
             return _BROKEN if have else NO
         part = client[end + 5 : end + 5 + size]
@@ -79,7 +79,7 @@ def parse(client: bytes, server: bytes) -> Result:
             parts = [body]
             wanted = 4 + int.from_bytes(body[1:4], "big")
     body = parts[0] if len(parts) == 1 else b"".join(parts)
-    # Another message in the record of the hello: some servers refuse it (RFC 8446 5.1), some read on.
+    # Another message in the record of the hello: some servers refuse it (RFC 8446 5.1), some continue to read.
     facts = hello(body[4:]) if have == wanted else None
     if facts is None:
         return Found({"protocol": "tls", "conflict": "a ClientHello that servers may read in different ways"})
@@ -122,7 +122,7 @@ def after_hello(client: bytes, server: bytes = b"") -> Result:
 
 
 def after_hello_with_early_data(client: bytes, server: bytes = b"") -> Result:
-    """The same, where data may stand before the second hello: the server passes over it (RFC 8446 4.2.10)."""
+    """The same, where data may stand before the second hello: the server skips it (RFC 8446 4.2.10)."""
     return _after(client, after_hello_with_early_data, early=True)
 
 
@@ -182,7 +182,7 @@ def hello(body: bytes, transport: str = "t") -> dict[str, Any] | None:  # noqa: 
                 return None
             if kind in _READ:
                 if kind in extensions:
-                    # Not more than one of a type (RFC 8446 4.2): which of two names counts is not ours to guess.
+                    # Not more than one of a type (RFC 8446 4.2): which of two names counts is not known.
                     return None
                 if kind == _SERVER_NAME:
                     if length and (name := _server_name(body[at:end])) is None:

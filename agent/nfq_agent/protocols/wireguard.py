@@ -11,7 +11,7 @@ _MESSAGES: Final = {b"\1\0\0\0": 148, b"\2\0\0\0": 92}
 
 
 def datagram(data: bytes) -> Result:
-    """A handshake; what is encrypted in it is not told."""
+    """A handshake; its encrypted parts are not read."""
     return Found({"protocol": "wireguard"}) if _MESSAGES.get(data[:4]) == len(data) else NO
 
 
