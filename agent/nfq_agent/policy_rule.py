@@ -79,7 +79,7 @@ def outcome(
     conflict: ActionName,
     proven: Callable[[str], bool] = lambda _: False,
 ) -> tuple[ActionName | None, str, bool]:
-    """(action, label, open): what the rules come to with these facts. Not open where all that may still come agrees.
+    """(action, label, open): the result of the rules with these facts. Not open if no later fact can change it.
 
     A rule that asks for a name that a message in conflict hides ends the search: whether it matches is not known. proven: whether
     a claimed name is; one that is not counts as one that was not said.

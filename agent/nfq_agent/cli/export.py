@@ -35,7 +35,7 @@ _PATIENCE: Final = 2.0
 
 
 def export(instance: str | None, encoding: Encoding, target: str, what: str, timeouts: tuple[float, float]) -> int:
-    """Write flows until SIGTERM or SIGINT. instance: the one, else all that run. timeouts: active and idle, in seconds."""
+    """Write flows until SIGTERM or SIGINT. instance: this one, else all that run. timeouts: active and idle, in seconds."""
     try:
         part = parse(what)
         out = output(target, encoding)
