@@ -93,7 +93,7 @@ cdef class AddressTokens:
         return place
 
     cdef bint _grow(self) noexcept nogil:
-        """Make room for twice as many; False where the system has none."""
+        """Make room for twice as many; False if there is no memory."""
         cdef uint32_t room = min(self.limit, 2 * self.room if self.room else FIRST), count = 64, place
         cdef Owner *owners
         cdef uint32_t *buckets

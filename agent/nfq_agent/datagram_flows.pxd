@@ -1,4 +1,4 @@
-"""UDP flows that no element was shown, since their chain was asked before what it answers: DNS, and datagrams that say nothing.
+"""UDP flows that no element was shown, since the chain's answer is known already: DNS, and datagrams that say nothing.
 
 These functions say what `Datagrams` would make of a datagram of a flow that is accepted; where that is not plain, they say no, and
 the elements are shown it. Pure.

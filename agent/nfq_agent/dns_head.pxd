@@ -6,7 +6,7 @@ from .host_name cimport LONGEST_NAME, small_letter
 
 
 cdef inline bint may_be_dns(const uint8_t *data, size_t size) noexcept nogil:
-    """False for what is certainly no DNS message (see nfq_agent.protocols.dns.message, strict)."""
+    """False for what is certainly not a DNS message (see nfq_agent.protocols.dns.message, strict)."""
     cdef uint16_t flags, questions, answers
     if size < 17:
         return False

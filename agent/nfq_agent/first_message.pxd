@@ -31,7 +31,7 @@ cdef enum:
 
 cdef struct Message:
     # What it is to the chain: O_HTTP, O_TLS or BEGUN; the timestamp of the segment, 0 for none; a whole hello, else NULL; the name,
-    # which a part has not.
+    # which a part does not have.
     uint8_t kind
     uint32_t stamp
     const uint8_t *hello

@@ -69,7 +69,7 @@ def name_in_opening(const uint8_t[::1] data not None):
 
 
 def told_in_hello(const uint8_t[::1] data not None):
-    """What is told apart of a ClientHello in the plain form, besides its name (see tls_head.pxd); None of others and of long ones."""
+    """What tells ClientHellos in the plain form apart, besides the name (see tls_head.pxd); None for others and for long ones."""
     cdef uint8_t name[LONGEST_NAME]
     cdef uint8_t told[TOLD]
     cdef size_t size = 0

@@ -56,7 +56,7 @@ cdef inline uint32_t bit_of(uint32_t kind) noexcept nogil:
 
 
 cdef inline uint32_t size_of_hello(const uint8_t *data, size_t size) noexcept nogil:
-    """The bytes of a hello in the plain form, by its beginning; 0 where it is none, or that does not show yet."""
+    """The length of a hello in the plain form, by its beginning; 0 if it is not one, or if that is not known yet."""
     if size < 10 or data[0] != 22 or data[1] != 3 or (data[2] != 1 and data[2] != 3) or data[9] != 3:
         return 0
     if data[5] != 1 or data[6] or two(data + 7) + 4 != two(data + 3):

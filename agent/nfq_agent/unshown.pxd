@@ -1,4 +1,4 @@
-"""Connections that no element was shown, since their chain was asked before what it answers: packets that change nothing of that.
+"""Connections that no element was shown, since the chain's answer is known already: packets that do not change it.
 
 These functions say what `Dpi` would make of a packet of a connection that is accepted; where that is not plain, they say no, and
 the elements are shown the packet. Pure.
