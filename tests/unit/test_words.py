@@ -69,6 +69,12 @@ def files() -> list[Path]:
     return sorted(path for path in (*found, *ROOT.iterdir()) if read(path))
 
 
+def test_no_marker_of_a_merge_is_left() -> None:
+    """As git writes them around what it could not merge (git-merge(1), "how conflicts are presented")."""
+    marker = re.compile(r"^(?:<{7}|>{7}) ", re.MULTILINE)
+    assert [str(path.relative_to(ROOT)) for path in files() if marker.search(path.read_text())] == []
+
+
 def test_every_kind_of_file_is_read() -> None:
     names = {path.name for path in files()}
     for name in ("flow_table.pyx", "frame.pxd", "inline.bpf.c", "element.py", "inbox.pyi", "nfq-agent.8", "nfq-agent.toml.5"):
