@@ -198,10 +198,14 @@ def test_a_runtime_that_gives_no_ambient_capabilities(podman: Container) -> None
     assert config["process"]["noNewPrivileges"]
     config["linux"]["cgroupsPath"] = "/plain"
     host.write("/srv/plain/config.json", json.dumps(config))
-    host.shell("crun run --detach --bundle=/srv/plain --pid-file=/srv/pid plain </dev/null >/srv/plain/log 2>&1", timeout=60)
+    owner = Path("/dev/null").stat().st_uid
+    # crun gives what it has as standard streams to the container's user: /dev/null is that of the machine.
+    host.write("/srv/plain/input", "")
+    given = "</srv/plain/input >>/srv/plain/log 2>&1"
+    host.shell(f"crun run --detach --bundle=/srv/plain --pid-file=/srv/pid plain {given}", timeout=60)
 
     def serves() -> bool:
-        return host.run("crun", "exec", "plain", "/usr/bin/nfq-agent", "status", check=False).returncode == 0
+        return host.run("sh", "-c", f"crun exec plain /usr/bin/nfq-agent status {given}", check=False).returncode == 0
 
     until(serves, "it serves", 60)
     assert traces(host)
@@ -211,6 +215,7 @@ def test_a_runtime_that_gives_no_ambient_capabilities(podman: Container) -> None
     host.run("crun", "kill", "plain", "KILL")
     until(lambda: not traces(host), "the kernel has removed what was its")
     host.run("crun", "delete", "--force", "plain")
+    assert Path("/dev/null").stat().st_uid == owner
 
 
 def test_podman_reads_the_quadlet(podman: Container) -> None:
