@@ -149,13 +149,13 @@ def before_queue(
     sampled = drop_lines(config, queue) is not None
     unrecorded = comment_match(config.agent.instance, _tag(name, element, _UNRECORDED))
 
-    def first(chosen: Selected) -> Iterator[Rule]:
-        if queue.compile_mode == "first":
-            new = chosen._replace(matches=(_NEW, *chosen.matches))
-            yield from ask(new._replace(tail=(*new.tail, SAMPLE)))
-            matches = (*new.matches, *new.tail, unrecorded)
-            yield Rule(chain, Extension(""), matches, new.protocol, new.in_interface, new.out_interface)
+    def first_packets(chosen: Selected) -> Iterator[Rule]:
+        new = chosen._replace(matches=(_NEW, *chosen.matches))
+        yield from ask(new._replace(tail=(*new.tail, SAMPLE)))
+        matches = (*new.matches, *new.tail, unrecorded)
+        yield Rule(chain, Extension(""), matches, new.protocol, new.in_interface, new.out_interface)
 
+    first = first_packets if queue.compile_mode == "first" else None
     users = False
     for each in _steps(asked, family)[:MOST_STEPS]:
         if isinstance(each, _Map):
@@ -174,7 +174,8 @@ def before_queue(
             chosen = Selected(choice.protocol, matches, choice.inward, choice.outward, what.tail)
             if sampled and each.action == "drop":
                 yield from ask(chosen._replace(tail=(*what.tail, SAMPLE)))
-            yield from first(chosen)
+            if first is not None:
+                yield from first(chosen)
             target = Extension(_TARGETS[each.action])
             yield Rule(chain, target, (*matches, *what.tail, comment), choice.protocol, choice.inward, choice.outward)
 
@@ -216,9 +217,9 @@ def _with_maps(rules: Sequence[Leading], family: Family) -> Iterator[Leading | _
 
 
 def _mapped(  # one for each thing that differs
-    step: _Map, name: str, instance: str, chain: str, family: Family, what: Selected, ask: Ask | None, first: Ask
+    step: _Map, name: str, instance: str, chain: str, family: Family, what: Selected, ask: Ask | None, first: Ask | None
 ) -> Iterator[Rule]:
-    """The rule that looks up a map. ask: where some of what is dropped goes to the queue. first: for first packets."""
+    """The rule that looks up a map. ask: where some of what is dropped goes to the queue. first: where first packets do."""
     if not step.entries:
         # They name only networks of the other family.
         return
@@ -232,7 +233,8 @@ def _mapped(  # one for each thing that differs
     dropped = [each for each in step.entries if each.action == "drop"]
     if ask is not None and dropped:
         yield from ask(listed(dropped)._replace(tail=(*what.tail, SAMPLE)))
-    yield from first(listed(step.entries))
+    if first is not None:
+        yield from first(listed(step.entries))
     target = Extension(VERDICTS, (of, Option("--map", words(step.entries, step.fields, family))))
     matches = (*what.matches, *what.tail, comment_match(instance, f"{name}.{step.first}-{step.last}"))
     yield Rule(chain, target, matches, what.protocol, what.in_interface, what.out_interface)
