@@ -6,7 +6,7 @@ and every ten seconds after that.
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,11 +23,11 @@ _AT_ONCE: Final = 100
 
 @dataclass(slots=True)
 class _Port:
-    """A port of a bridge. seen: how many seconds ago it changed. asked: how many seconds ago, None for never."""
+    """A port of a bridge. seen: how many seconds ago it changed. asked: how many seconds ago, infinite for never."""
 
     link: Link
     seen: int = 0
-    asked: int | None = None
+    asked: float = math.inf
     addresses: frozenset[bytes] = field(default=frozenset())
 
 
@@ -61,7 +61,7 @@ class BridgeAddresses:
         """A second has passed."""
         for port in self._ports.values():
             port.seen += 1
-            port.asked = None if port.asked is None else port.asked + 1
+            port.asked += 1
 
     def on_bridges(self, named: Mapping[int, str]) -> dict[int, dict[bytes, str]]:
         """The container by bridge and address. named: by the port's index.
@@ -80,9 +80,9 @@ class BridgeAddresses:
         return found
 
     def _ask(self) -> None:
-        due = [port for port in self._ports.values() if port.asked is None or port.asked >= (1 if port.seen <= _NEW else _EVERY)]
+        due = [port for port in self._ports.values() if port.asked >= (1 if port.seen <= _NEW else _EVERY)]
         # The one that waits longest comes first, so that each has its turn.
-        due.sort(key=lambda port: sys.maxsize if port.asked is None else port.asked, reverse=True)
+        due.sort(key=lambda port: port.asked, reverse=True)
         for port in due[:_AT_ONCE]:
             port.asked = 0
             try:
