@@ -167,8 +167,10 @@ class Foresight:
                 if place >= 0 and (asked != Asked.DNS_AGAIN or NAME_FACTS["dns"] in (element.facts_read or ())):
                     places.append(place)
             if verdict is not None:
-                return (text_of(facts) if name and not is_datagram else b"", places) if verdict is ACCEPT else None
-        if self._default is not ACCEPT or self.lasting is None:
+                break
+        else:
+            verdict = None if self.lasting is None else self._default
+        if verdict is not ACCEPT:
             return None
         return (text_of(facts) if name and not is_datagram else b"", places)
 
