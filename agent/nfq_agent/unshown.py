@@ -19,7 +19,7 @@ DETAILS: Final = ("tls_version", "ech", "tls_alpn", "ja3", "ja4")
 class Unshown(Conversation):
     """A TCP connection, the same as if its packets had been shown.
 
-    facts: of its first message, as far as they are known; empty before that.
+    facts: of its first message, as far as they are known.
     """
 
     __slots__ = ("facts",)
@@ -28,11 +28,10 @@ class Unshown(Conversation):
         """now: seconds, of the packet that is shown."""
         earlier = None if opening.earlier is None else Earlier((), opening.initial).and_then(*opening.earlier, opening.initial)
         super().__init__(opening.initial, True, PARSERS, earlier)
-        self.facts: dict[str, Any] = {}
+        self.facts = facts_so_far(opening)
         self.answered = opening.server_first is not None
         self.server_first = opening.server_first
         if opening.protocol:
-            self.facts = facts_of(opening.protocol, opening.name, opening.details)
             # A part of the first message was told, or all of it.
             self.begun = not opening.name
             if not opening.first or not opening.piece:

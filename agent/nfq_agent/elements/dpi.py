@@ -31,7 +31,7 @@ from nfq_agent.packet import TCP, UDP, FiveTuple, Headers, Packet, PacketError
 from nfq_agent.protocols import Parser, dns, quic
 from nfq_agent.protocols.known import OWNERS, PARSERS
 from nfq_agent.soundness import MPTCP, SIGNATURES, refused_syn, tcp_options
-from nfq_agent.unshown import Unshown, facts_of, facts_so_far
+from nfq_agent.unshown import Unshown, facts_so_far
 from nfq_agent.verdict import Verdict
 
 _FIN: Final = 1
@@ -150,7 +150,7 @@ class Dpi(PacketElement[DpiOptions]):
                 self._flow_facts.give_up(flow, datagrams.stopped)
             return
         connection = flow.state[self] = Unshown(flow.opening, flow.last)
-        flow.facts |= connection.facts or facts_of("", "")
+        flow.facts |= connection.facts
         flow.undecided = flow.facts["dpi"] == "undecided"
         if flow.undecided:
             self.kept.keep_or_not(flow, connection, flow.opening.began)
