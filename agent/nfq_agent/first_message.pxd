@@ -9,8 +9,8 @@ from libc.string cimport memcpy
 
 from .expected cimport LONGEST_REQUEST, is_sound
 from .flow_entry cimport (
-    K_CLIENT_STAMP, K_OPENING, K_STAMP, O_ANSWERED, O_EARLIER, O_FIRST, O_HTTP, O_OFFLOADED, O_STATE, O_TLS, W_ACKNOWLEDGEMENT,
-    Entry, Request,
+    BOTH, K_CLIENT_STAMP, K_OPENING, K_STAMP, O_ANSWERED, O_EARLIER, O_FIRST, O_HTTP, O_OFFLOADED, O_STATE, O_TLS,
+    W_ACKNOWLEDGEMENT, Entry, Request,
 )
 from .host_name cimport LONGEST_NAME
 from .http_head cimport host_of_request
@@ -26,7 +26,6 @@ cdef enum:
     # What a segment was taken for, besides nothing.
     WHOLE = 1
     PART = 2
-    BOTH = 3
 
 
 cdef struct Message:

@@ -47,6 +47,8 @@ cdef enum:
     O_FIRST = 32
     O_EARLIER = 64
     O_OFFLOADED = 128
+    # `seen` of a flow that was answered.
+    BOTH = 3
 
 cdef extern from *:
     """

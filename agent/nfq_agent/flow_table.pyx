@@ -13,7 +13,7 @@ from libc.string cimport memcmp, memcpy, memset
 from .answering cimport Answering
 from .datagram_flows cimport begin_datagrams, exchange_of, first_says, goes_on
 from .expected cimport LONGEST_REQUEST, drop_request, expect, heard_of, opening_of, passes_settled
-from .flow_entry cimport ASK, K_NEW, K_REQUEST, O_ANSWERED, O_DNS, O_OFFLOADED, O_STATE, O_SYN
+from .flow_entry cimport ASK, BOTH, K_NEW, K_REQUEST, O_ANSWERED, O_DNS, O_OFFLOADED, O_STATE, O_SYN
 from .flow_entry cimport W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry, bytes_of, count
 from .first_message cimport PART, WHOLE, is_first, take_first
 from .flow_key cimport ends_of, hash_of, key_of
@@ -30,7 +30,6 @@ from nfq_agent.verdict import ACCEPT, WOULD_DROP, Action
 cdef enum:
     # A flow that was not answered and sent fewer packets than this is half open, as all flows of a flood from spoofed addresses are.
     SETTLED_BY = 3
-    BOTH = 3
     ACCEPTS = 0  # the index of ACCEPT
 
 _KEPT = frozenset((Action.ACCEPT, Action.DROP))
