@@ -5,7 +5,7 @@ the elements are shown it. Pure.
 """
 
 from libc.stdint cimport uint8_t, uint32_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport realloc
 from libc.string cimport memcmp, memcpy
 
 from .dns_head cimport name_of_message
@@ -34,10 +34,10 @@ cdef inline bint keep_name(Entry *entry, const uint8_t *name, size_t size) noexc
     """Keep the name of the latest message."""
     cdef Request *request = entry.request
     if request == NULL or request.length != size:
-        free(request)
-        entry.request = request = <Request *>malloc(sizeof(Request) + size)
+        request = <Request *>realloc(request, sizeof(Request) + size)
         if request == NULL:
             return False
+        entry.request = request
         request.data = NULL
         request.size = request.details = 0
         request.length = size
