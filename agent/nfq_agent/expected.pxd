@@ -49,6 +49,19 @@ cdef inline bint is_sound(
     return not ready or (segment.copied == segment.size and not is_wrong(packet, length, segment))
 
 
+cdef inline bint hears_server(
+    Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready
+) noexcept nogil:
+    """Whether a packet of the server is sound, so that its timestamp counts."""
+    cdef uint32_t value
+    if not is_sound(packet, length, segment, ready, entry.known & K_STAMP, entry.request.server_stamp, &value):
+        return False
+    if value and (not entry.known & K_OPENING or <int32_t>(segment.sequence - entry.opening) <= 0):
+        entry.request.server_stamp = value
+        entry.known |= K_STAMP
+    return True
+
+
 cdef inline bint only_acknowledges(
     Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, size_t *kept
 ) noexcept nogil:

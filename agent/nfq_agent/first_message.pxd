@@ -3,14 +3,14 @@
 These functions say what `Dpi` would make of its packets; where that is not plain, they say no, and the elements are shown them.
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport realloc
 from libc.string cimport memcpy
 
-from .expected cimport LONGEST_REQUEST, is_sound
+from .expected cimport LONGEST_REQUEST, hears_server, is_sound
 from .flow_entry cimport (
-    BOTH, K_CLIENT_STAMP, K_OPENING, K_STAMP, O_ANSWERED, O_EARLIER, O_FIRST, O_HTTP, O_OFFLOADED, O_STATE, O_TLS,
-    W_ACKNOWLEDGEMENT, Entry, Request,
+    BOTH, K_CLIENT_STAMP, K_OPENING, O_ANSWERED, O_EARLIER, O_FIRST, O_HTTP, O_OFFLOADED, O_STATE, O_TLS, W_ACKNOWLEDGEMENT,
+    Entry, Request,
 )
 from .host_name cimport LONGEST_NAME
 from .http_head cimport host_of_request
@@ -163,18 +163,10 @@ cdef inline bint passes_between(
     Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, uint32_t tick
 ) noexcept nogil:
     """A packet without payload that comes between the SYN and the end of the first message."""
-    cdef uint32_t value
     if segment.size or segment.flags & F_FIN:
         return False
     if not entry.unshown & O_FIRST:
         return segment.down == entry.client
     if is_late(entry, tick):
         return False
-    if segment.down == entry.client:
-        return True
-    if not is_sound(packet, length, segment, ready, entry.known & K_STAMP, entry.request.server_stamp, &value):
-        return False
-    if value and (not entry.known & K_OPENING or <int32_t>(segment.sequence - entry.opening) <= 0):
-        entry.request.server_stamp = value
-        entry.known |= K_STAMP
-    return True
+    return segment.down == entry.client or hears_server(entry, packet, length, segment, ready)

@@ -8,10 +8,10 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 
-from .expected cimport LONGEST_REQUEST, is_sound, only_acknowledges, only_asks_again
+from .expected cimport LONGEST_REQUEST, hears_server, is_sound, only_acknowledges, only_asks_again
 from .flow_entry cimport (
-    K_CLIENT_STAMP, K_OPENING, K_STAMP, O_ANSWERED, O_CLOSED, O_EARLIER, O_ENDED, O_FIRST, O_OFFLOADED, O_READ, O_STATE,
-    O_SYN, O_TLS, W_ACKNOWLEDGEMENT, Entry, Request,
+    K_CLIENT_STAMP, K_OPENING, O_ANSWERED, O_CLOSED, O_EARLIER, O_ENDED, O_FIRST, O_OFFLOADED, O_READ, O_STATE, O_SYN, O_TLS,
+    W_ACKNOWLEDGEMENT, Entry, Request,
 )
 from .first_message cimport passes_between
 from .plain_packet cimport F_ACK, F_FIN, F_RST, F_SYN, F_URG, Segment, is_wrong
@@ -179,16 +179,11 @@ cdef inline bint passes_server(
     Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, size_t *kept
 ) noexcept nogil:
     """A packet of the server behind the first message."""
-    cdef uint32_t value
     if entry.watch & W_ACKNOWLEDGEMENT:
         if not only_acknowledges(entry, packet, length, segment, ready, kept):
             return False
-    elif segment.flags & F_FIN:
-        if not is_sound(packet, length, segment, ready, entry.known & K_STAMP, entry.request.server_stamp, &value):
-            return False
-        if value and (not entry.known & K_OPENING or <int32_t>(segment.sequence - entry.opening) <= 0):
-            entry.request.server_stamp = value
-            entry.known |= K_STAMP
+    elif segment.flags & F_FIN and not hears_server(entry, packet, length, segment, ready):
+        return False
     if segment.flags & F_FIN:
         entry.unshown |= O_CLOSED
     return True
