@@ -7,7 +7,7 @@ no.
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t, uint32_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from .dns_head cimport may_be_dns
@@ -81,6 +81,18 @@ cdef inline bint only_acknowledges(
     return True
 
 
+cdef inline bint keep_bytes(Request *request, const uint8_t *data, size_t size, size_t *kept) noexcept nogil:
+    """Keep bytes that were read, behind those that are kept, until the server acknowledges them. kept: bytes of all requests."""
+    cdef uint8_t *joined = <uint8_t *>realloc(request.data, request.size + size)
+    if joined == NULL:
+        return False
+    memcpy(joined + request.size, data, size)
+    request.data = joined
+    request.size += <uint32_t>size
+    kept[0] += size
+    return True
+
+
 cdef inline bint only_asks_again(
     Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, size_t *kept, size_t room
 ) noexcept nogil:
@@ -98,12 +110,8 @@ cdef inline bint only_asks_again(
         return False
     if not is_request(packet + segment.data, segment.size, <const uint8_t *>request + sizeof(Request), request.length):
         return False
-    request.data = <uint8_t *>malloc(segment.size)
-    if request.data == NULL:
+    if not keep_bytes(request, packet + segment.data, segment.size, kept):
         return False
-    memcpy(request.data, packet + segment.data, segment.size)
-    request.size = segment.size
-    kept[0] += segment.size
     request.next += segment.size
     entry.first = request.last_read = request.next
     entry.watch |= W_ACKNOWLEDGEMENT

@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport realloc
 from libc.string cimport memcpy
 
-from .expected cimport LONGEST_REQUEST, hears_server, is_sound
+from .expected cimport LONGEST_REQUEST, hears_server, is_sound, keep_bytes
 from .flow_entry cimport (
     BOTH, K_CLIENT_STAMP, K_OPENING, O_ANSWERED, O_EARLIER, O_FIRST, O_HTTP, O_OFFLOADED, O_STATE, O_TLS, W_ACKNOWLEDGEMENT,
     Entry, Request,
@@ -98,7 +98,6 @@ cdef inline bint keep_first(
     details: what a hello says besides its name, as text of this size, where that is kept.
     """
     cdef Request *request = <Request *>realloc(entry.request, sizeof(Request) + found.length + size)
-    cdef uint8_t *joined
     if request == NULL:
         return False
     entry.request = request
@@ -110,13 +109,8 @@ cdef inline bint keep_first(
         request.pieces = 0
         # The server has answered: no earlier connection counts any more.
         entry.unshown &= ~O_EARLIER
-    joined = <uint8_t *>realloc(request.data, request.size + segment.size)
-    if joined == NULL:
+    if not keep_bytes(request, data, segment.size, kept):
         return False
-    memcpy(joined + request.size, data, segment.size)
-    request.data = joined
-    request.size += segment.size
-    kept[0] += segment.size
     request.length = found.length
     memcpy(<uint8_t *>request + sizeof(Request), found.name, found.length)
     request.details = size

@@ -5,10 +5,8 @@ the elements are shown the packet. Pure.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t
-from libc.stdlib cimport malloc
-from libc.string cimport memcpy
 
-from .expected cimport LONGEST_REQUEST, hears_server, is_sound, only_acknowledges, only_asks_again
+from .expected cimport LONGEST_REQUEST, hears_server, is_sound, keep_bytes, only_acknowledges, only_asks_again
 from .flow_entry cimport (
     K_CLIENT_STAMP, K_OPENING, O_ANSWERED, O_CLOSED, O_EARLIER, O_ENDED, O_FIRST, O_OFFLOADED, O_READ, O_STATE, O_SYN, O_TLS,
     W_ACKNOWLEDGEMENT, Entry, Request,
@@ -93,18 +91,6 @@ cdef inline bint passes_syn(
     return True
 
 
-cdef inline bint keep_message(Entry *entry, const uint8_t *data, size_t size, size_t *kept) noexcept nogil:
-    """Keep bytes that were read, until the server acknowledges them."""
-    cdef Request *request = entry.request
-    request.data = <uint8_t *>malloc(size)
-    if request.data == NULL:
-        return False
-    memcpy(request.data, data, size)
-    request.size = size
-    kept[0] += size
-    return True
-
-
 cdef inline bint only_continues(
     Entry *entry, const uint8_t *packet, size_t length, const Segment *segment, bint ready, size_t *kept, size_t room
 ) noexcept nogil:
@@ -131,7 +117,7 @@ cdef inline bint only_continues(
         # A hello may stand behind an empty record.
         if at + 6 > segment.size or not (data[at + 3] or data[at + 4]) or data[at + 5] == CLIENT_HELLO:
             return False
-    if not keep_message(entry, data, segment.size, kept):
+    if not keep_bytes(request, data, segment.size, kept):
         return False
     # What cannot be read any more begins with a record, and the bytes of that are kept to compare.
     request.next = segment.sequence + at
