@@ -68,7 +68,7 @@ class View:
     only: Only = Only.ALL
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Line:
     """One flow or one group of flows. record: of the flow; of a group, of one of its flows. age: seconds since the newest began.
 
@@ -116,20 +116,6 @@ class Page:
     rate: float
 
 
-@dataclass(slots=True)
-class _Group:
-    """The figures of a group so far."""
-
-    record: dict[str, Any]
-    flows: int = 0
-    rate: float = 0.0
-    bytes: int = 0
-    packets: int = 0
-    age: float = math.inf
-    dropped: int = 0
-    would_drop: int = 0
-
-
 class LiveFlows:
     """All flows that the agent reports, for a few seconds after their last packet."""
 
@@ -175,11 +161,11 @@ class LiveFlows:
         would = [verdict == _WOULD_DROP for verdict in verdicts]
         if view.grouping is not Grouping.NONE:
             groups = _grouped(zip(rows, rates, dropped, would, strict=True), _GROUPED_BY[view.grouping])
-            keys = [(_ORDER[view.sort](group), -group.bytes) for group in groups]
+            keys = [_order(view.sort, group.rate, group.bytes, group.packets, group.age) for group in groups]
             lines = [groups[place] for place in _first(keys, first, most)]
             count = len(groups)
         else:
-            keys = [(_order(view.sort, row, rate), -row.record.get("bytes", 0)) for row, rate in zip(rows, rates, strict=True)]
+            keys = [_order(view.sort, rate, *_figures(row.record)) for row, rate in zip(rows, rates, strict=True)]
             lines = [_line(rows[place], rates[place], dropped[place], would[place]) for place in _first(keys, first, most)]
             count = len(rows)
         return Page(lines, count, len(rows), sum(dropped), sum(would), sum(rates))
@@ -198,50 +184,42 @@ def _shown(record: dict[str, Any], view: View) -> bool:
     return view.part.match(record)
 
 
-def _order(sort: Sort, row: _Row, rate: float) -> float:
-    """What sorts a flow: the least comes first."""
+def _figures(record: dict[str, Any]) -> tuple[int, int, float]:
+    """Bytes, packets and age of a flow."""
+    return record.get("bytes", 0), record.get("packets", 0), record.get("duration", 0.0)
+
+
+def _order(sort: Sort, rate: float, count: int, packets: int, age: float) -> tuple[float, float]:
+    """What sorts a flow or a group: the least comes first. count: of bytes."""
     match sort:
         case Sort.RATE:
-            return -rate
+            return -rate, -count
         case Sort.BYTES:
-            return -float(row.record.get("bytes", 0))
+            return -count, -count
         case Sort.PACKETS:
-            return -float(row.record.get("packets", 0))
+            return -packets, -count
         case Sort.NEWEST:
-            return float(row.record.get("duration", 0.0))
-
-
-_ORDER: Final[Mapping[Sort, Callable[[Line], float]]] = {
-    Sort.RATE: lambda line: -line.rate,
-    Sort.BYTES: lambda line: -line.bytes,
-    Sort.PACKETS: lambda line: -line.packets,
-    Sort.NEWEST: lambda line: line.age,
-}
+            return age, -count
 
 
 def _line(row: _Row, rate: float, dropped: bool, would_drop: bool) -> Line:
-    record = row.record
-    figures = record.get("bytes", 0), record.get("packets", 0), record.get("duration", 0.0)
-    return Line(record, "", 1, rate, *figures, int(dropped), int(would_drop))
+    return Line(row.record, "", 1, rate, *_figures(row.record), int(dropped), int(would_drop))
 
 
 def _grouped(flows: Iterable[tuple[_Row, float, bool, bool]], by: Callable[[dict[str, Any]], str]) -> list[Line]:
     """A line for each group."""
-    groups: dict[str, _Group] = {}
+    groups: dict[str, Line] = {}
     for row, rate, dropped, would_drop in flows:
-        record = row.record
-        name = by(record) or "-"
+        name = by(row.record) or "-"
         group = groups.get(name)
         if group is None:
-            group = groups[name] = _Group(record)
+            group = groups[name] = Line(row.record, name, 0, 0.0, 0, 0, math.inf, 0, 0)
+        count, packets, age = _figures(row.record)
         group.flows += 1
         group.rate += rate
-        group.bytes += record.get("bytes", 0)
-        group.packets += record.get("packets", 0)
-        group.age = min(group.age, record.get("duration", 0.0))
+        group.bytes += count
+        group.packets += packets
+        group.age = min(group.age, age)
         group.dropped += dropped
         group.would_drop += would_drop
-    return [
-        Line(each.record, name, each.flows, each.rate, each.bytes, each.packets, each.age, each.dropped, each.would_drop)
-        for name, each in groups.items()
-    ]
+    return list(groups.values())
