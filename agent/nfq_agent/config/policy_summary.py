@@ -27,10 +27,8 @@ _SELECTION: Final = ("interfaces", "exclude", "tcp_ports", "udp_ports")
 _OTHERS: Final = ("elements", "drops_unmatched", "cuts_ssh")
 _TAP: Final = "tap "
 _INLINE: Final = "inline "
-_CAPTURE_KEYS: Final = {
-    _TAP: (*_SELECTION, "snap"),
-    _INLINE: ("mode", "default", "on_error", "midstream", *_SELECTION, "role", "max_waiting", "patience"),
-}
+_TAP_KEYS: Final = (*_SELECTION, "snap")
+_INLINE_KEYS: Final = ("mode", "default", "on_error", "midstream", *_SELECTION, "role", "max_waiting", "patience")
 
 
 def summary(config: Config) -> dict[str, dict[str, Any]]:
@@ -38,10 +36,11 @@ def summary(config: Config) -> dict[str, dict[str, Any]]:
 
     The same for each tap and inline link, as `tap NAME` and `inline NAME`.
     """
-    found = {name: _of_queue(config, name, queue) for name, queue in config.queue.items()}
-    found.update({f"{_TAP}{name}": _of_capture(config, _TAP, tap) for name, tap in config.tap.items()})
-    found.update({f"{_INLINE}{name}": _of_capture(config, _INLINE, inline) for name, inline in config.inline.items()})
-    return found
+    return {
+        **{name: _of(config, queue, _KEYS, cuts_ssh(config, name)) for name, queue in config.queue.items()},
+        **{f"{_TAP}{name}": _of(config, tap, _TAP_KEYS) for name, tap in config.tap.items()},
+        **{f"{_INLINE}{name}": _of(config, inline, _INLINE_KEYS) for name, inline in config.inline.items()},
+    }
 
 
 def drops_by_default(config: Config, queue: QueueConfig | InlineConfig) -> str:
@@ -99,19 +98,13 @@ def _title(name: str) -> str:
     return name if name.startswith((_TAP, _INLINE)) else f"queue {name}"
 
 
-def _of_capture(config: Config, kind: str, table: TapConfig | InlineConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {key: _plain(getattr(table, key)) for key in _CAPTURE_KEYS[kind]}
+def _of(config: Config, table: QueueConfig | TapConfig | InlineConfig, keys: Iterable[str], ssh: bool = False) -> dict[str, Any]:
+    """ssh: whether it cuts SSH."""
+    found: dict[str, Any] = {key: _plain(getattr(table, key)) for key in keys}
     found["elements"] = [_of_element(spec) for spec in config.packet_elements(table)]
-    found["drops_unmatched"] = isinstance(table, InlineConfig) and bool(drops_by_default(config, table))
-    found["cuts_ssh"] = False
-    return found
-
-
-def _of_queue(config: Config, name: str, queue: QueueConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {key: getattr(queue, key) for key in _KEYS}
-    found["elements"] = [_of_element(spec) for spec in config.packet_elements(queue)]
-    found["drops_unmatched"] = bool(drops_by_default(config, queue))
-    found["cuts_ssh"] = cuts_ssh(config, name)
+    # A tap drops nothing.
+    found["drops_unmatched"] = not isinstance(table, TapConfig) and bool(drops_by_default(config, table))
+    found["cuts_ssh"] = ssh
     return found
 
 
