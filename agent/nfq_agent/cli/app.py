@@ -107,10 +107,10 @@ def two_dashes(arguments: Sequence[str]) -> list[str]:
     """The arguments, with the flags that may be written with one dash (`-queue-num 100`, `-log-5tuple=true`) written with two."""
     result = []
     for argument in arguments:
-        name, equals, value = argument.lstrip("-").partition("=")
-        dashes = len(argument) - len(argument.lstrip("-"))
-        if dashes in (1, 2) and name in _ONE_DASH:
-            argument = f"--{argument.lstrip('-')}"
+        bare = argument.lstrip("-")
+        name, equals, value = bare.partition("=")
+        if len(argument) - len(bare) in (1, 2) and name in _ONE_DASH:
+            argument = f"--{bare}"
             if name == "log-5tuple" and equals:
                 if value in _FALSE:
                     continue
