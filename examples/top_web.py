@@ -62,6 +62,7 @@ class Top(App[None]):  # type: ignore[misc]  # mypy does not know its base
         """Ask the agent, which answers at once."""
         try:
             self.flows.live.add(self.questions.ask(), time.monotonic())
+            self.flows.missed = self.questions.missed
             self.wrong = ""
         except ControlError as error:
             self.wrong = str(error)
