@@ -92,6 +92,11 @@ class Bed:
         done = self.here.run("iperf3", "-J", "-c", "10.203.0.2", "-p", str(port), "-t", str(seconds))
         return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"])
 
+    def link_address(self) -> bytes:
+        """The link-layer address of the end here."""
+        shown = self.here.shell("ip -o link show eth0").split("link/ether ")[1].split()[0]
+        return bytes.fromhex(shown.replace(":", ""))
+
     def queues(self) -> list[QueueStatistics]:
         """The kernel's figures of each queue here."""
         return list(statistics(self.here.pid).values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 import time
 from collections.abc import Mapping
 from multiprocessing.pool import ThreadPool
@@ -12,14 +11,12 @@ from typing import Final
 
 from bed import QUEUE, Bed
 from measure import Benchmark, Goal
+from million import frames
 from named import NAMED
 
-from nfq_agent.checksum import mend
 from nfq_agent.testing import tcp
 
 _PORT: Final = 7000
-_SOURCES: Final = 16
-_OF_EACH: Final = 62_500
 _USER_SECONDS: Final = 15.0
 _CONFIG: Final = f"""
 [queue.main]
@@ -37,16 +34,8 @@ def _flood(server: bytes) -> None:
     """Send the first packet of each connection, from here. server: its link-layer address."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
         raw.bind(("eth0", socket.htons(0x0800)))
-        for number in range(_SOURCES):
-            packet = bytearray(tcp(f"10.{64 + number}.0.0:65535", f"10.203.0.1:{_PORT}", flags="S").payload)
-            packet[4:6] = b"\xff\xff"
-            packet = bytearray(server + bytes(6) + b"\x08\x00" + mend(bytes(packet)))
-            for each in range(_OF_EACH):
-                # What the address gets the number and the port lose: the checksums stay right.
-                struct.pack_into("!H", packet, 14 + 4, 0xFFFF - each)
-                struct.pack_into("!H", packet, 14 + 14, each)
-                struct.pack_into("!H", packet, 14 + 20, 0xFFFF - each)
-                raw.send(packet)
+        for frame in frames(server, lambda client: tcp(client, f"10.203.0.1:{_PORT}", flags="S")):
+            raw.send(frame)
 
 
 def _connections() -> tuple[int, int]:
@@ -68,9 +57,8 @@ def _measured() -> Mapping[str, float]:
         bed.here.shell("ip route add blackhole 10.64.0.0/10")
         agent = bed.agent(_CONFIG)
         bed.serve("close", _PORT, side=bed.here)
-        address = bed.here.shell("ip -o link show eth0").split("link/ether ")[1].split()[0]
         with ThreadPool(2) as pool:
-            flood = pool.apply_async(bed.there.call, (_flood, bytes.fromhex(address.replace(":", ""))))
+            flood = pool.apply_async(bed.there.call, (_flood, bed.link_address()))
             user = pool.apply_async(bed.there.call, (_connections,))
             most = 0
             while not flood.ready():

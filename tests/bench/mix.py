@@ -61,8 +61,7 @@ def _replayed(serve: Callable[[Bed], list[int]], ours: bool = False) -> float:
     serve: starts it; its processes. ours: it has rules of its own.
     """
     with Bed() as bed:
-        address = bed.here.shell("ip -o link show eth0").split("link/ether ")[1].split()[0]
-        head = bytes.fromhex(address.replace(":", "")) + bytes(6) + b"\x08\x00"
+        head = bed.link_address() + bytes(6) + b"\x08\x00"
         path = bed.folder / "frames"
         with path.open("wb") as file:
             for packet in packets():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -12,9 +11,9 @@ from typing import Final
 
 from bed import AGENT, Agent, Bed, BenchError
 from measure import Benchmark, Goal
+from million import OF_EACH, SOURCES, frames
 from queues import FLOOD_PORT, FLOOD_RULE, SERVED
 
-from nfq_agent.checksum import mend
 from nfq_agent.testing import udp
 
 _PORT: Final = 8080
@@ -36,8 +35,6 @@ hooks = ["input"]
 udp_ports = [{_PORT}]
 role = "server"
 """
-_SOURCES: Final = 16
-_OF_EACH: Final = 62_500
 # Datagrams in a burst, and seconds from one to the next: 25,000 a second, which the worker takes beside other work.
 _BURST, _PAUSE = 250, 0.01
 # Asks and draws as `top` does, and tells how long each turn took: the answer, and the drawing, in milliseconds.
@@ -107,19 +104,11 @@ def _send(server: bytes) -> None:
     due = time.monotonic()
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
         raw.bind(("eth0", socket.htons(0x0800)))
-        for number in range(_SOURCES):
-            packet = bytearray(udp(f"10.{64 + number}.0.0:65535", f"10.203.0.1:{_PORT}", b"hello").payload)
-            packet[4:6] = b"\xff\xff"
-            frame = bytearray(server + bytes(6) + b"\x08\x00" + mend(bytes(packet)))
-            for each in range(_OF_EACH):
-                # What the address gets the number and the port lose: the checksums stay right.
-                struct.pack_into("!H", frame, 14 + 4, 0xFFFF - each)
-                struct.pack_into("!H", frame, 14 + 14, each)
-                struct.pack_into("!H", frame, 14 + 20, 0xFFFF - each)
-                raw.send(frame)
-                if each % _BURST == 0:
-                    due += _PAUSE
-                    time.sleep(max(0.0, due - time.monotonic()))
+        for number, frame in enumerate(frames(server, lambda client: udp(client, f"10.203.0.1:{_PORT}", b"hello"))):
+            raw.send(frame)
+            if number % _BURST == 0:
+                due += _PAUSE
+                time.sleep(max(0.0, due - time.monotonic()))
 
 
 def _million(with_top: bool) -> dict[str, float]:
@@ -132,11 +121,10 @@ def _million(with_top: bool) -> dict[str, float]:
         bed.serve("datagrams", _PORT, core=0, side=bed.here)
         top = None
         if with_top:
-            seconds = 1.5 * _SOURCES * _OF_EACH / _BURST * _PAUSE
+            seconds = 1.5 * SOURCES * OF_EACH / _BURST * _PAUSE
             top = bed.here.start(sys.executable, "-c", _TOP, str(seconds), stdout=subprocess.PIPE, text=True)
             time.sleep(1)
-        address = bed.here.shell("ip -o link show eth0").split("link/ether ")[1].split()[0]
-        bed.there.call(_send, bytes.fromhex(address.replace(":", "")))
+        bed.there.call(_send, bed.link_address())
         # The last ones are on their way.
         time.sleep(0.5)
         lost = sum(queue.dropped + queue.user_dropped for queue in bed.queues())
