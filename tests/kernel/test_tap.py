@@ -213,6 +213,30 @@ for _ in sys.stdin:
 """
 
 
+class Flood:
+    """Datagrams from a container to an address that no host has, 1,000 for each call."""
+
+    def __init__(self, container: Container) -> None:
+        container.run("ip", "neigh", "add", "10.5.0.99", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
+        flood = container.start(sys.executable, "-c", FLOOD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert flood.stdin is not None
+        assert flood.stdout is not None
+        self._lines, self._said = flood.stdin, flood.stdout
+
+    def begin(self) -> None:
+        self._lines.write(b"more\n")
+        self._lines.flush()
+
+    def wait(self) -> None:
+        """Until what was begun is sent."""
+        assert self._said.readline() == b"sent\n"
+
+
+def judged_or_lost(agent: Agent) -> int:
+    tap = tap_of(agent)
+    return int(tap["judged"] + tap["lost"])
+
+
 def test_what_a_full_ring_loses_is_counted(netns: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent / "support"))
     first, second = bridged(netns)
@@ -220,28 +244,19 @@ def test_what_a_full_ring_loses_is_counted(netns: Namespace, tmp_path: Path, mon
         netns, tmp_path, '[tap.pods]\ninterfaces = ["veth1"]\nudp_ports = [9]\nring = 262144\nelements = ["slow"]\n'
         '[element.slow]\ntype = "sleeping:Sleeper"\nseconds = 0.002\n',
     ).ready()  # fmt: skip
-    first.run("ip", "neigh", "add", "10.5.0.99", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
-    flood = first.start(sys.executable, "-c", FLOOD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert flood.stdin is not None
-    assert flood.stdout is not None
+    flood = Flood(first)
     sent = 0
     while interface(agent, "veth1")["lost"] < 1000:
-        flood.stdin.write(b"more\n")
-        flood.stdin.flush()
+        flood.begin()
         # Frames that are not chosen, while the ring is full.
         second.run(sys.executable, "-c", RAW, "eth0", REPORT.hex())
-        assert flood.stdout.readline() == b"sent\n"
+        flood.wait()
         sent += 1000
-
-    def counted() -> int:
-        tap = tap_of(agent)
-        return int(tap["judged"] + tap["lost"])
-
-    until(lambda: counted() >= sent, "each frame was judged or lost")
-    assert counted() == sent
+    until(lambda: judged_or_lost(agent) >= sent, "each frame was judged or lost")
+    assert judged_or_lost(agent) == sent
     agent.configure('[tap.pods]\ninterfaces = ["veth1"]\nudp_ports = [9]\n')
     agent.verb("reload")
-    assert counted() == sent, agent.log
+    assert judged_or_lost(agent) == sent, agent.log
     assert agent.stop() == 0
 
 
@@ -252,29 +267,16 @@ def test_a_worker_without_a_processor_loses_no_burst(netns: Namespace, tmp_path:
         netns, tmp_path, '[tap.pods]\ninterfaces = ["veth1"]\nudp_ports = [9]\nelements = ["dpi", "verdicts"]\n'
         '[element.verdicts]\ntype = "policy"\nrule = [ { action = "drop", tls_sni = ["*.blocked.test"] } ]\n',
     ).ready()  # fmt: skip
-    first.run("ip", "neigh", "add", "10.5.0.99", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
-    flood = first.start(sys.executable, "-c", FLOOD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    lines, said = flood.stdin, flood.stdout
-    assert lines is not None
-    assert said is not None
-
-    def send_thousand() -> None:
-        lines.write(b"more\n")
-        lines.flush()
-        assert said.readline() == b"sent\n"
-
-    send_thousand()
+    flood = Flood(first)
+    flood.begin()
+    flood.wait()
     worker = tap_of(agent)["pid"]
     os.kill(worker, signal.SIGSTOP)
     for _ in range(4):
-        send_thousand()
+        flood.begin()
+        flood.wait()
     os.kill(worker, signal.SIGCONT)
-
-    def counted() -> int:
-        tap = tap_of(agent)
-        return int(tap["judged"] + tap["lost"])
-
-    until(lambda: counted() == 5000, "each frame was judged or lost")
+    until(lambda: judged_or_lost(agent) == 5000, "each frame was judged or lost")
     assert tap_of(agent)["judged"] == 5000
     assert tap_of(agent)["pid"] == worker
     assert agent.stop() == 0
