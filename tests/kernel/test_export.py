@@ -273,6 +273,14 @@ def broker(netns: Namespace, folder: Path) -> tuple[Path, str]:
     return kept, address
 
 
+def wait_for_both(kept: Path) -> None:
+    """Until the topic has both flows, each line whole."""
+    until(
+        lambda: kept.read_bytes().endswith(b"\n") and accepted_and_dropped(kept.read_text()) == FETCHED,
+        "the topic has both flows",
+    )
+
+
 def test_kafka_has_the_flows_by_the_drop_in(web: Agent, netns: Namespace, tmp_path: Path) -> None:
     kept, address = broker(netns, tmp_path)
     (words,) = re.findall(r"^ExecStart=(.+)$", (PIPELINES / "kafka.conf").read_text(), re.MULTILINE)
@@ -287,10 +295,7 @@ def test_kafka_has_the_flows_by_the_drop_in(web: Agent, netns: Namespace, tmp_pa
         pipe = netns.start(*shell, script, stdout=said, stderr=said)
     until(lambda: "the flows of instance default go to" in (tmp_path / "said").read_text(), "the exporter reads flows")
     fetch(netns)
-    until(
-        lambda: kept.read_bytes().endswith(b"\n") and accepted_and_dropped(kept.read_text()) == FETCHED,
-        "the topic has both flows",
-    )
+    wait_for_both(kept)
     assert pipe.poll() is None, (tmp_path / "said").read_text()
 
 
@@ -308,10 +313,7 @@ def test_kafka_has_the_flows_by_a_pipeline(web: Agent, netns: Namespace, tmp_pat
     exporter = Exporter(web, tmp_path, "json", "--to", "tcp://127.0.0.1:5170")
     fetch(netns)
     exporter.stop()
-    until(
-        lambda: kept.read_bytes().endswith(b"\n") and accepted_and_dropped(kept.read_text()) == FETCHED,
-        "the topic has both flows",
-    )
+    wait_for_both(kept)
     assert {json.loads(line)["host"] for line in kept.read_text().splitlines()} == {os.uname().nodename}
 
 

@@ -291,11 +291,16 @@ def totals(state: dict[str, Any]) -> dict[tuple[str, str], int]:
     return counted(state["host"])
 
 
+def at_output(found: dict[tuple[str, str], int]) -> dict[str, int]:
+    """By rule, what was counted of outgoing packets."""
+    return {tag.rpartition(":")[2]: count for (chain, tag), count in found.items() if "OUTPUT" in chain and count}
+
+
 def test_where_drops_are_logged_the_worker_gets_as_many_a_second_as_it_writes_lines(resident: Resident) -> None:
     config = config_of([{"action": "drop", "dport": [80]}], "accept", {"all": True}, log_drops=True)
     packet = tcp("10.1.0.1:40000", "10.3.0.1:80", b"x").payload
     found = resident.call(flooded, config, packet, 1000)
-    taken = {tag.rpartition(":")[2]: count for (chain, tag), count in found.items() if "OUTPUT" in chain and count}
+    taken = at_output(found)
     assert taken["app"] + taken["app.allow.1"] == 1000
     assert 100 <= taken["app"] < 900
 
@@ -346,7 +351,7 @@ def test_first_packets_go_to_the_queue_at_a_rate_and_those_beyond_it_are_counted
     )
     packet = udp("10.1.0.1:40000", "10.3.0.1:80", b"x").payload
     found = resident.call(flooded, config, packet, 1000)
-    taken = {tag.rpartition(":")[2]: count for (chain, tag), count in found.items() if "OUTPUT" in chain and count}
+    taken = at_output(found)
     # Nothing serves the queue, so that what goes there passes.
     assert 100 <= taken["app"] < 900
     assert taken["app.allow.unrecorded"] == taken["app.allow.1"] == 1000 - taken["app"]
@@ -360,7 +365,7 @@ def test_only_the_first_packet_of_a_connection_goes_to_the_queue() -> None:
         resident = Resident(namespace)
         found = resident.call(talked, config)
         resident.kill()
-    taken = {tag.rpartition(":")[2]: count for (chain, tag), count in found.items() if "OUTPUT" in chain and count}
+    taken = at_output(found)
     assert taken["app"] == 1
     assert taken["app.allow.1"] >= 6
     assert "app.allow.unrecorded" not in taken

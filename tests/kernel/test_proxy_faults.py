@@ -17,7 +17,7 @@ pytestmark = pytest.mark.kernel
 
 # What curl says of a connection that was reset: while it sends, or while it receives.
 _RESET = (55, 56)
-_SIZE = 2_000_000
+_PAGE = bytes(range(250)) * 8000
 _FAULTS = """
 [element.timeout]
 after = "300ms"
@@ -44,7 +44,7 @@ def page(netns: Namespace, tmp_path: Path) -> Path:
     """A page of two megabytes on port 8080, from Python's web server, which writes its log beside it."""
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / "page").write_bytes(bytes(range(250)) * (_SIZE // 250))
+    (folder / "page").write_bytes(_PAGE)
     with (tmp_path / "served").open("w") as log:
         netns.start(sys.executable, "-m", "http.server", "-d", str(folder), "8080", stdout=-3, stderr=log)
     netns.shell("until ss -ltnH sport = :8080 | grep -q .; do sleep 0.05; done")
@@ -86,8 +86,8 @@ def test_reset_after_a_time(netns: Namespace, run: Run, page: Path, tmp_path: Pa
     assert seconds >= 0.3
     head, _, body = got.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200 ")
-    assert 0 < len(body) < _SIZE
-    assert body == (bytes(range(250)) * (_SIZE // 250))[: len(body)]
+    assert 0 < len(body) < len(_PAGE)
+    assert body == _PAGE[: len(body)]
     proxy.wait_count("reset", 1)
 
 
@@ -130,7 +130,7 @@ def test_slicer(netns: Namespace, run: Run, page: Path, tmp_path: Path) -> None:
     run(configuration(proxy='elements = ["slicer"]', rest=_FAULTS))
     code, got, seconds = fetch(netns, tmp_path / "got")
     assert code == 0
-    assert got.partition(b"\r\n\r\n")[2] == bytes(range(250)) * (_SIZE // 250)
+    assert got.partition(b"\r\n\r\n")[2] == _PAGE
     # Forty pieces, a millisecond between two.
     assert seconds >= 0.039
 
