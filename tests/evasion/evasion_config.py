@@ -21,6 +21,8 @@ REFUSED, FLOOD, FLOOD_OPEN = 9, 9003, 9004
 GIVEN = {4: "10.203.0.1", 6: "fd00:203::1"}
 TAKEN = {4: "10.203.0.3", 6: "fd00:203::3"}
 UNNAMED = {4: "10.203.0.4", 6: "fd00:203::4"}
+# The servers' addresses on a link of its own.
+ON_LINK = {4: "10.204.0.1", 6: "fd00:204::1"}
 
 _CONFIG = """
 [agent]

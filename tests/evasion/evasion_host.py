@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 from evasion_attempt import Attempt
-from evasion_config import LINK, MARKED, OWNED
+from evasion_config import LINK, MARKED, ON_LINK, OWNED
 from evasion_http import alone
 from evasion_line import ROOT, Line
 from evasion_servers import TLS
@@ -41,7 +41,7 @@ def _closed(attempt: Attempt, name: str) -> None:
 
 def _neighbours(attempt: Attempt, name: str) -> None:
     """On a link without a known neighbour, under `all = true`."""
-    address = "10.204.0.1" if attempt.family == 4 else "fd00:204::1"
+    address = ON_LINK[attempt.family]
     # Not the whole link: other tries make its neighbours known all the time, and ip gives up after ten rounds.
     subprocess.run(["ip", "neigh", "flush", "to", address, "dev", "eth1"], check=True)
     with attempt.tcp(LINK, address) as client:

@@ -12,6 +12,7 @@ from functools import partial
 
 from evasion_attempt import Attempt
 from evasion_bed import Bed
+from evasion_config import ON_LINK
 from evasion_line import Line
 from evasion_servers import COUNTING, TALK, TALKING
 
@@ -19,7 +20,6 @@ _MANY = 400_000
 # `within_bytes`: what passes at most.
 _WITHIN = 16384
 _CONNECTIONS = 10
-_LINK = {4: "10.204.0.1", 6: "fd00:204::1"}
 
 
 def _hello() -> bytes:
@@ -86,7 +86,7 @@ def _each_gets_little(bed: Bed, attempt: Attempt) -> None:
 def _listens(attempt: Attempt, _name: str) -> None:
     """Say nothing, and read what the server says."""
     count, end = 0, "silence"
-    with attempt.tcp(TALKING, _LINK[attempt.family]) as client:
+    with attempt.tcp(TALKING, ON_LINK[attempt.family]) as client:
         # A busy server makes a pause, too.
         client.settimeout(8.0)
         try:
