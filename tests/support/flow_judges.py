@@ -76,9 +76,11 @@ def judge(
     return PacketJudge(ElementChain(elements, ACCEPT, monitor, context), settings, Counters(), emit, lambda *_: None)
 
 
-def quick(names: Sequence[str] = ("allow-list",), memory: FlowMemory | None = None) -> tuple[PacketJudge, FlowTable]:
+def quick(
+    names: Sequence[str] = ("allow-list",), memory: FlowMemory | None = None, behind: Sequence[tuple[str, dict[str, Any]]] = ()
+) -> tuple[PacketJudge, FlowTable]:
     """A judge, and its table."""
-    judged = judge(list(names), context=Context(flows=memory))
+    judged = judge(list(names), context=Context(flows=memory), behind=behind)
     table = judged.settle_flows()
     assert isinstance(table, FlowTable)
     return judged, table

@@ -52,6 +52,6 @@ def segments(message: bytes, cuts: Sequence[int], client: str = CLIENT) -> list[
     return [tcp(client, SERVER, message[begin:end], seq=6 + begin, ack=10) for begin, end in pairs]
 
 
-def found(table: FlowTable, packet: Packet, now: float = 1.0) -> Verdict | None:
-    """What the table says of a packet."""
-    return table.look_up(packet.payload, packet.length, now, packet.checksum_ready)
+def found(table: FlowTable, packet: Packet, now: float = 1.0, mark: int = 0) -> Verdict | None:
+    """What the table says of a packet. mark: that of its connection."""
+    return table.look_up(packet.payload, packet.length, now, packet.checksum_ready, mark)

@@ -6,6 +6,7 @@ import os
 
 import pytest
 from flow_judges import judge
+from tcp_openings import found
 
 from nfq_agent.context import Context
 from nfq_agent.flow_memory import SIZE, FlowMemory
@@ -43,10 +44,9 @@ class Host:
     def verdict(self, packet: Packet) -> Verdict:
         self._judge.now = self.now
         if isinstance(self._table, FlowTable):
-            found = self._table.look_up(packet.payload, packet.length, self.now, packet.checksum_ready)
-            if found is not None:
-                assert isinstance(found, Verdict)
-                return found
+            said = found(self._table, packet, self.now)
+            if said is not None:
+                return said
         return self._judge.verdict(packet)
 
     def open(self, client: str = CLIENT, answered: bool = True) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from flow_judges import conversations, judge
-from tcp_openings import BAD, CLIENT, HEAD, HELLO, SERVER, opening
+from flow_judges import conversations, judge, quick
+from tcp_openings import BAD, CLIENT, HEAD, HELLO, SERVER, found, opening
 
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.openings import Openings
-from nfq_agent.packet import Packet
-from nfq_agent.service.packet_judge import PacketJudge
 from nfq_agent.testing import tcp
 from nfq_agent.verdict import ACCEPT, Action, Verdict
 
@@ -20,22 +18,10 @@ DENIED = Verdict(Action.REPEAT, mark=0x4F000000, means=Action.DROP)
 _FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
 
 
-def quick() -> tuple[PacketJudge, FlowTable]:
-    """A judge, and its table."""
-    judged = judge(["allow-list"], behind=OFFLOAD)
-    table = judged.settle_flows()
-    assert isinstance(table, FlowTable)
-    return judged, table
-
-
-def found(table: FlowTable, packet: Packet, mark: int = 0) -> Verdict | None:
-    return table.look_up(packet.payload, packet.length, 1.0, packet.checksum_ready, mark)
-
-
 @pytest.mark.parametrize("message", [HELLO, HEAD], ids=["hello", "request"])
 def test_the_first_message_has_the_mark_and_nothing_before_it_is_shown(message: bytes) -> None:
     whole = judge(["allow-list"], behind=OFFLOAD)
-    judged, table = quick()
+    judged, table = quick(behind=OFFLOAD)
     got = []
     for packet in opening(message, ends=False):
         seen = found(table, packet)
@@ -47,17 +33,17 @@ def test_the_first_message_has_the_mark_and_nothing_before_it_is_shown(message: 
 
 def test_a_packet_with_a_mark_is_shown() -> None:
     for mark in (0x4E000000, 0x1):
-        judged, table = quick()
+        judged, table = quick(behind=OFFLOAD)
         *before, message = list(opening(HELLO, ends=False))[:4]
-        assert [found(table, packet, mark) for packet in before] == [ACCEPT] * 3
-        assert found(table, message, mark) is None
+        assert [found(table, packet, mark=mark) for packet in before] == [ACCEPT] * 3
+        assert found(table, message, mark=mark) is None
         marked = tcp(CLIENT, SERVER, HELLO, seq=6, ack=10, mark=mark)
         assert judged.verdict(marked) == (ACCEPT if mark & MASK else Verdict(Action.REPEAT, mark=0x4E000001, means=Action.ACCEPT))
 
 
 def test_a_message_that_comes_back_without_its_mark_is_shown() -> None:
     """A rule of others may take the mark away: the bound on REPEAT is kept where the packet is shown."""
-    judged, table = quick()
+    judged, table = quick(behind=OFFLOAD)
     packets = list(opening(HELLO, ends=False))[:4]
     assert [found(table, packet) for packet in packets][-1] == KEPT
     for _ in range(20):
@@ -68,7 +54,7 @@ def test_a_message_that_comes_back_without_its_mark_is_shown() -> None:
 
 def test_the_next_connection_on_the_same_ends_is_judged_by_what_it_says() -> None:
     """The kernel keeps its end away, so that none was seen."""
-    judged, table = quick()
+    judged, table = quick(behind=OFFLOAD)
     for start in (5, 2000, 4000):
         assert [found(table, packet) for packet in list(opening(HEAD, start=start))[:4]] == [ACCEPT, ACCEPT, ACCEPT, KEPT]
     *before, message = list(opening(BAD, start=6000))[:4]
@@ -117,7 +103,7 @@ def test_no_verdict_differs(tuples: int, tracked: bool) -> None:
                 continue
             whole.now = judged.now = now
             wanted = whole.verdict(packet)
-            got = table.look_up(packet.payload, packet.length, now, packet.checksum_ready)
+            got = found(table, packet, now)
             unshown += got is not None
             marked += got is not None and got.mark is not None
             got = got or judged.verdict(packet)
@@ -163,7 +149,7 @@ def test_what_the_kernel_keeps_is_forgotten_first() -> None:
 
 def test_their_messages_take_bounded_memory() -> None:
     """Nothing acknowledges them here: the oldest connections are forgotten in place of being shown."""
-    _, table = quick()
+    _, table = quick(behind=OFFLOAD)
     message = b"GET / HTTP/1.1\r\nHost: www.good.test\r\nX: %s\r\n\r\n" % (b"x" * 4000)
     number = 4400
     for port in range(number):
