@@ -23,6 +23,8 @@ from nfq_agent.verdict import ACCEPT
 CLIENT, SERVER = "10.0.0.1:40001", "192.0.2.7:443"
 ALLOW = {"default": "drop", "rule": [{"action": "accept", "tls_sni": "*.good.test"}]}
 HELLO = client_hello("a.good.test")
+TOP = Path(__file__).resolve().parents[2]
+SCHEMA = json.loads((TOP / "docs/record.schema.json").read_text())
 
 
 def bench(**options: Any) -> Bench:
@@ -188,7 +190,7 @@ def test_every_field_is_documented() -> None:
     run = bench()
     pass_through(run, *opened(client_hello("bad.test")), tcp(SERVER, CLIENT, flags="RA", seq=101, ack=5))
     run.wait(2.0)
-    page = (Path(__file__).parents[2] / "docs" / "elements.md").read_text()
+    page = (TOP / "docs/elements.md").read_text()
     section = page.partition("### record\n")[2].partition("\n### ")[0]
     facts = set(OWNERS) | {"protocol"}
     assert not [name for record in records(run) for name in record if name not in facts and f"`{name}`" not in section]
@@ -221,13 +223,11 @@ def test_many_old_flows_are_forgotten_a_few_at_a_time() -> None:
 
 
 def test_the_schema_has_the_fields_of_the_page() -> None:
-    top = Path(__file__).resolve().parents[2]
-    schema = json.loads((top / "docs/record.schema.json").read_text())
-    page = (top / "docs/elements.md").read_text().partition("### record")[2].partition("\n### ")[0]
+    page = (TOP / "docs/elements.md").read_text().partition("### record")[2].partition("\n### ")[0]
     fields = {name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
-    assert fields - schema["properties"].keys() == {"tls_sni", "http_host"}
+    assert fields - SCHEMA["properties"].keys() == {"tls_sni", "http_host"}
     # Of each line of the log; and what stands in another one's row.
-    assert schema["properties"].keys() - fields == {"time", "level", "message", "cut", "container_to"}
+    assert SCHEMA["properties"].keys() - fields == {"time", "level", "message", "cut", "container_to"}
 
 
 @pytest.mark.parametrize(
@@ -239,13 +239,12 @@ def test_the_schema_has_the_fields_of_the_page() -> None:
     ],
 )
 def test_a_record_that_does_not_fit_is_found(change: dict[str, object], wrong: str) -> None:
-    schema = json.loads((Path(__file__).resolve().parents[2] / "docs/record.schema.json").read_text())
     record = {
         "time": "2026-01-01T00:00:00Z", "level": "info", "message": "", "event": "begin", "proto": "tcp", "src": "192.0.2.1",
         "sport": 1, "dst": "192.0.2.2", "dport": 2, "verdict": "accept", "start": "2026-01-01T00:00:00Z", "duration": 0.1,
         "pkts_toserver": 1, "bytes_toserver": 60, "pkts_toclient": 0, "bytes_toclient": 0, "hook": "OUTPUT", "queue": 7,
     }  # fmt: skip
-    validator = Draft202012Validator(schema)
-    validator.check_schema(schema)
+    validator = Draft202012Validator(SCHEMA)
+    validator.check_schema(SCHEMA)
     validator.validate(record)
     assert wrong in str(next(validator.iter_errors(record | change)))
