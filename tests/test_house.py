@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from made_files import made_by_cython
 
 TESTS = Path(__file__).parent
 HOUSE = TESTS.parent / "agent" / "nfq_agent"
@@ -362,12 +363,9 @@ LONGEST = 400
 
 
 def too_long(folder: Path) -> dict[str, int]:
-    """The source files that are too long, with their lines. The C that Cython makes does not count: from a .pyx, and of memory
-    views for all of them."""
+    """The source files that are too long, with their lines. The C that Cython makes does not count."""
     sources = [path for kind in ("*.py", "*.pyi", "*.pyx", "*.pxd", "*.c", "*.h", "*.sh") for path in folder.rglob(kind)]
-    made = {path for path in sources if path.suffix == ".c" if path.with_suffix(".pyx").exists() or path.stem == "memory_views"}
-    written = set(sources) - made
-    lines = {path: path.read_text().count("\n") for path in written}
+    lines = {path: path.read_text().count("\n") for path in sources if not made_by_cython(path)}
     return {str(path.relative_to(folder)): count for path, count in lines.items() if count > LONGEST}
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from made_files import made_by_cython
 
 ROOT = Path(__file__).parents[2]
 # Everything that people read: sources, scripts, units, packages, pages. Not: what is compiled, recorded or generated.
@@ -56,10 +57,8 @@ def prose(path: Path) -> str:
 
 
 def read(path: Path) -> bool:
-    """Whether people read a file. Cython makes the .c beside a .pyx, and that of memory views; coverage data and the folders of
-    results are made too."""
-    by_cython = path.suffix == ".c" and (path.with_suffix(".pyx").exists() or path.name == "memory_views.c")
-    made = by_cython or path.name.startswith(".coverage")
+    """Whether people read a file. What Cython makes, coverage data and the folders of results are not read."""
+    made = made_by_cython(path) or path.name.startswith(".coverage")
     return path.is_file() and path.suffix not in UNREAD and not made and not {"__pycache__", "results"} & {*path.parts}
 
 
