@@ -165,15 +165,20 @@ def _failed(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    """Print it on standard error, if that can be written; the exit code says it as well."""
-    # Imported only here: a start has nothing to print.
-    from nfq_agent.cli import show
-
+    """Print it on standard error, if that can be written; the exit code says it as well. On a terminal the lines are wrapped."""
     try:
-        show.error(line)
+        print(_wrapped(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
     except OSError:
         # Text that comes later, as a warning at the end, would fail as well, and Python would exit with 120.
         _discard_output(2)
+
+
+def _wrapped(line: str) -> str:
+    import shutil
+    import textwrap
+
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def _discard_output(descriptor: int = 1) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import subprocess
 import sys
-import termios
 
 import pytest
 from fake_rules import FakeHost, FakeKernel
@@ -100,25 +96,6 @@ def test_what_programs_read_too_is_wrapped_on_a_terminal_alone(monkeypatch: pyte
         f"# besides: {path} is read\nNearest: {path} is read\n"
         f"# besides:\n# {path}\n# is read\nNearest:\n{9 * ' '}{path}\n{9 * ' '}is read\n"
     )
-
-
-def test_errors_have_the_width_of_their_own_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    terminal, end = pty.openpty()
-    termios.tcsetwinsize(end, (24, 50))
-    code = "import sys; from nfq_agent.__main__ import main; sys.argv = ['nfq-agent', 'reload', '--confirm', '0']; main()"
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=end, timeout=60)
-    said = ""
-    while not said.endswith("--help`\r\n"):
-        # What was written may come in parts, as long as this end is open.
-        said += os.read(terminal, 4096).decode()
-    os.close(end)
-    os.close(terminal)
-    assert done.returncode == 2
-    assert said.splitlines() == [
-        "nfq-agent: Invalid value for '--confirm': allowed:",
-        "  at least 1; see `nfq-agent reload --help`",
-    ]
 
 
 def ruleset() -> dict[Family, dict[str, object]]:

@@ -70,23 +70,13 @@ def comment(text: str) -> None:
 
 def _print_wrapped(text: str, later: str, wanted: bool, stream: TextIO | None = None) -> None:
     """stream: standard output if None."""
-    width = _columns(stream or sys.stdout) if wanted else 0
+    width = shutil.get_terminal_size((0, 0)).columns if wanted else 0
     # A path or an address is left whole, so that it can be copied.
     for line in text.splitlines() or [""]:
         whole = (
             textwrap.fill(line, width, subsequent_indent=later, break_on_hyphens=False, break_long_words=False) if width else line
         )
         print(whole, file=stream, flush=True)
-
-
-def _columns(stream: TextIO) -> int:
-    """The width of a terminal; 0 if it is not known."""
-    try:
-        width = os.get_terminal_size(stream.fileno()).columns
-    except OSError:
-        width = 0
-    # `shutil` knows COLUMNS and standard output, which may be a file while errors go to a terminal.
-    return shutil.get_terminal_size((width, 0)).columns
 
 
 def json_object(value: Mapping[str, Any]) -> None:
