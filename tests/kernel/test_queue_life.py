@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import netfilterqueue
 import pytest
+from descriptors import open_descriptors
 from namespace import Namespace
 from queue_program import RANGES, serving
 from queued import NUMBER, PORT, Wire, passed, queue_rule, until
@@ -208,11 +208,11 @@ def test_nothing_leaks(netns: Namespace) -> None:
         for _ in range(60):
             with Queue(NUMBER):
                 pass
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(open_descriptors())
         for _ in range(60):
             with Queue(NUMBER):
                 pass
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(open_descriptors()) == before
 
         def pages() -> int:
             with open("/proc/self/statm") as statm:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from descriptors import open_descriptors
 
 from nfq_agent.capture import link_maps
 from nfq_agent.config.models import Config
@@ -204,10 +205,6 @@ def world(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 def sides(world: World, index: int = VETH.index) -> int:
     """On how many sides of an interface a program of ours judges."""
     return sum(bool(world.kernel.attached(index, side)) for side in (bpf.TCX_INGRESS, bpf.TCX_EGRESS))
-
-
-def open_descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
 
 
 def test_what_is_missing_is_named_and_nothing_is_made(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from descriptors import open_descriptors
 
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.host.sockets import Address
@@ -40,13 +41,13 @@ class TestListen:
 
     def test_the_error_names_the_address_and_the_others_are_closed(self) -> None:
         first, taken = free_port(), free_port()
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         with (
             socket.create_server(("127.0.0.1", taken)),
             pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{taken}: Address already in use"),
         ):
             listen(proxy(f"127.0.0.1:{first}", f"127.0.0.1:{taken}"))
-        assert len(os.listdir("/proc/self/fd")) == len(before)
+        assert len(open_descriptors()) == len(before)
         socket.create_server(("127.0.0.1", first)).close()
 
     @pytest.mark.parametrize("both", [True, False])
