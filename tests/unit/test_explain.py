@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ from forked import pytest_in, verb
 
 from nfq_agent.cli import catalogue
 from nfq_agent.cli.bugreport import anonymous, bugreport
-from nfq_agent.cli.explain import Question, explain
+from nfq_agent.cli.explain import explain
 from nfq_agent.cli.flags import Flags
+from nfq_agent.cli.question import Question
 from nfq_agent.elements import PACKET_ELEMENTS, STREAM_ELEMENTS
 
 CONFIG = """
@@ -62,6 +65,7 @@ def test_a_name_that_no_rule_allows(config: Path, capsys: pytest.CaptureFixture[
         "Nearest:  allow: rule 1 (stripe): tls_sni is evil.example.com, wants *.stripe.com",
         "Nearest:  allow: rule 2: dst is not 10.0.0.0/8, fd00::/8",
     ]
+    assert "No name:  would drop; monitor mode accepts it (allow: default)" in told(config, capsys, "tcp", "192.0.2.9:443")
 
 
 def test_a_name_that_a_rule_allows_and_a_network(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +77,12 @@ def test_a_name_that_a_rule_allows_and_a_network(config: Path, capsys: pytest.Ca
 def test_on_another_port_a_name_is_what_the_rules_ask_for(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config.write_text(CONFIG.replace("tls_sni", "http_host").replace("tcp_ports = [443]", "tcp_ports = [8080]"))
     lines = told(config, capsys, "tcp", "192.0.2.9:8080", "api.stripe.com")
+    assert "By name:  accept (allow: rule 1 (stripe))" in lines
+    # Over TCP an SNI is that of TLS, also on a port of its own.
+    config.write_text(
+        CONFIG.replace("tls_sni =", 'protocol = "tls", tls_sni =').replace("tcp_ports = [443]", "tcp_ports = [8443]")
+    )
+    lines = told(config, capsys, "tcp", "192.0.2.9:8443", "api.stripe.com")
     assert "By name:  accept (allow: rule 1 (stripe))" in lines
 
 
@@ -101,6 +111,120 @@ def test_a_packet_that_no_rule_takes(config: Path, capsys: pytest.CaptureFixture
     assert "number 110" in told(config, capsys, "udp", "192.0.2.9:5005", uid=7, interface="eth0")[1]
 
 
+SEVERAL = """
+[queue.web]
+num = 7
+elements = ["dpi", "allow"]
+[queue.rest]
+num = 8
+default = "drop"
+[rules.web]
+queue = "web"
+tcp_ports = [443]
+hooks = ["input", "output", "forward"]
+[rules.rest]
+queue = "rest"
+all = true
+hooks = ["output", "input"]
+[rules.syn]
+queue = "web"
+table = "raw"
+tcp_syn = true
+hooks = ["prerouting"]
+[inline.pods]
+interfaces = ["veth*"]
+tcp_ports = [22]
+role = "server"
+elements = ["dpi", "names"]
+[tap.wan]
+interfaces = ["wan0"]
+elements = ["dpi", "names"]
+[element.names]
+type = "policy"
+default = "drop"
+rule = [{ action = "accept", tls_sni = "*.good.test" }]
+[element.allow]
+type = "policy"
+default = "drop"
+rule = [
+  { action = "accept", tls_sni = "*.good.test" },
+  { action = "accept", interface = "eth0", dport = 443, unit = "shop.service" },
+  { action = "accept", uid = 5, dport = 443 },
+  { action = "accept", gid = 6, cgroup = "/system.slice/*" },
+]
+"""
+
+
+@pytest.mark.parametrize(
+    ("protocol", "destination", "more", "expected"),
+    [
+        # The first rule of a table takes the packet, and no other one of that table is asked.
+        ("tcp", "192.0.2.9:443", {}, [
+            "Rule:     [rules.web], table mangle -> queue web, number 7",
+            "          [rules.rest] matches too, and is not asked: [rules.web] comes before it in table mangle",
+        ]),
+        ("tcp", "192.0.2.9:443", {"interface": "eth0", "unit": "shop.service"}, ["At first: accept (allow: rule 2)"]),
+        ("tcp", "192.0.2.9:443", {"uid": 5}, ["At first: accept (allow: rule 3)"]),
+        ("tcp", "192.0.2.9:443", {"gid": 6, "cgroup": "system.slice/x.service"}, ["At first: accept (allow: rule 4)"]),
+        # Who sent it is known of packets that this host sends alone.
+        ("tcp", "192.0.2.9:443", {"uid": 5, "hook": "input"}, [
+            "          uid is not known of a packet in hook input", "At first: accept (allow: undecided)",
+        ]),
+        ("tcp", "192.0.2.9:443", {"interface": "eth0", "unit": "shop.service", "hook": "forward"}, [
+            "          unit is not known of a packet in hook forward", "At first: accept (allow: undecided)",
+            "Nearest:  allow: rule 2: unit is not given, wants shop.service",
+        ]),
+        ("tcp", "192.0.2.9:443", {"name": "a.good.test", "hook": "prerouting"}, [
+            "Rule:     [rules.syn], table raw -> queue web, number 7",
+            "          the rule takes the first packet of a connection alone (tcp_syn): its name is never seen",
+        ]),
+        ("tcp", "192.0.2.9:22", {"hook": "forward", "interface": "veth1", "to_interface": "wan0"}, [
+            "Tap:      [tap.wan], interface wan0", "No name:  would drop; a tap only watches (names: default)",
+        ]),
+        ("tcp", "192.0.2.9:22", {"hook": "forward", "interface": "wan1", "to_interface": "veth1"}, [
+            "Inline:   [inline.pods], interface veth1", "No name:  drop (names: default)",
+        ]),
+        ("tcp", "192.0.2.9:22", {"hook": "forward", "interface": "veth1"}, [
+            "Rule:     none takes it: it passes without the agent",
+            "Nearest:  [tap.wan]: interface is veth1, wants wan0",
+            "Nearest:  [inline.pods]: port is tcp 40000, wants tcp 22",
+        ]),
+    ],
+)  # fmt: skip
+def test_what_takes_a_packet_and_by_which_of_its_properties(  # a line of the table
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    protocol: str,
+    destination: str,
+    more: dict[str, object],
+    expected: list[str],
+) -> None:
+    (file := tmp_path / "x.toml").write_text(SEVERAL)
+    lines = told(file, capsys, protocol, destination, **more)
+    assert [line for line in lines if line in expected] == expected
+
+
+def test_packets_of_the_agent_s_own_user_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    me = pwd.getpwuid(os.geteuid())
+    (file := tmp_path / "x.toml").write_text(f'[agent]\nuser = "{me.pw_name}"\n{SEVERAL}')
+    lines = told(file, capsys, "tcp", "192.0.2.9:443", uid=me.pw_uid)
+    assert lines[1:] == [f"Rule:     none takes it: packets of the agent's own user, {me.pw_name}, always pass"]
+
+
+def test_protocols_without_ports(tmp_path: Path) -> None:
+    (file := tmp_path / "x.toml").write_text(
+        '[queue.q]\ndefault = "drop"\n[rules.r]\nqueue = "q"\nhooks = ["output"]\nprotocol = ["gre", "icmpv6", 250]\n'
+    )
+    for words, first in [
+        (["gre", "192.0.2.9"], "gre 192.0.2.1 -> 192.0.2.9, hook output"),
+        (["icmp", "2001:db8::9"], "icmpv6 2001:db8::1 -> 2001:db8::9, hook output"),
+        (["250", "192.0.2.9"], "proto-250 192.0.2.1 -> 192.0.2.9, hook output"),
+    ]:
+        done = verb("explain", *words, "-c", str(file))
+        assert (done.returncode, done.stdout.splitlines()[0]) == (0, first), done.stderr
+        assert "At first: drop (default of the queue)" in done.stdout
+
+
 def test_the_command_explains_without_root(config: Path) -> None:
     done = verb("explain", "tcp", "10.0.0.5:443", "--name", "evil.example.com", "-c", str(config))
     assert (done.returncode, done.stderr) == (0, "")
@@ -115,7 +239,11 @@ def test_the_command_explains_without_root(config: Path) -> None:
         ("udp ::1:53", "'::1:53' is not an address with a port"),
         ("icmp 10.0.0.5:0", "'10.0.0.5:0' is not an address; allowed: one as 192.0.2.1 or 2001:db8::1"),
         ("tcp 10.0.0.5:443 --from [::1]:5", "[::1]:5 and 10.0.0.5:443 are of different families"),
-        ("sctp 10.0.0.5:1", "'sctp' is not a known protocol; allowed: tcp, udp, icmp"),
+        ("tls 10.0.0.5:1", "'tls' is not a known protocol; allowed: icmp, igmp, "),
+        ("sctp 10.0.0.5", "'10.0.0.5' is not an address with a port; allowed: one as 192.0.2.1:443 or [2001:db8::1]:443"),
+        ("gre 10.0.0.5:1", "'10.0.0.5:1' is not an address; allowed: one as 192.0.2.1 or 2001:db8::1"),
+        ("icmpv6 10.0.0.5", "icmpv6 is between addresses of IPv6; allowed: icmp"),
+        ("tcp 10.0.0.5:443 --mark -1", "'-1' is not a mark; allowed: 32 bits, as in \"0x10\""),
         ("tcp 10.0.0.5:443 --uid root", "Invalid value for '--uid': not a whole number; see `nfq-agent explain --help`"),
     ],
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from openings import client_hello, dns_query
@@ -90,6 +92,25 @@ def test_a_name_with_signs_of_patterns_matches_itself_alone(
     said = capsys.readouterr()
     # What is not a host name is not a name: the address is proposed, and no pattern that would match others.
     assert 'dst = "192.0.2.1"' in said.out or 'tls_sni = "[*].example.org"' in said.out
+
+
+def test_a_capture_that_is_cut_and_one_from_a_pipe(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = capture(tmp_path / "seen.pcap", SEEN).read_bytes()
+    (tmp_path / "cut.pcap").write_bytes(whole[:-3])
+    assert learn.learn(Flags(config), tmp_path / "cut.pcap", tmp_path / "out.toml") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith(f"ends within a record, at byte {len(whole) - 3}; what came before it is learned")
+    assert said[1] == "5 rules; they accept 5 of 5 flows of the capture"
+    feed, end = os.pipe()
+    with open(feed, "rb") as stdin, open(end, "wb") as writing:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stdin))
+        # It fits into the pipe.
+        writing.write(whole)
+        writing.close()
+        assert learn.learn(Flags(config), Path("-"), tmp_path / "out.toml") == 0
+    assert capsys.readouterr().err == "5 rules; they accept 6 of 6 flows of the capture\n"
 
 
 def test_a_capture_that_no_rule_takes_proposes_nothing(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import struct
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Ether, Loopback
+from scapy.layers.ppp import HDLC, PPP, PPPoE
 from scapy.packet import Raw
 from scapy.utils import PcapNgWriter, PcapWriter
 
@@ -31,6 +33,13 @@ FRAMES = {
     "raw": (101, V4),
     "cooked": (113, CookedLinux(proto=0x0800) / V4),
     "cooked-2": (276, CookedLinuxV2(proto=0x86DD) / V6),
+    "cooked-vlan": (113, CookedLinux(proto=0x8100) / Dot1Q(vlan=7, type=0x0800) / V4),
+    "cooked-2-vlan": (276, CookedLinuxV2(proto=0x8100) / Dot1Q(vlan=7, type=0x86DD) / V6),
+    "pppoe": (1, ETHER / PPPoE(sessionid=5) / PPP(proto=0x0021) / V4),
+    "vlan-pppoe-6": (1, ETHER / Dot1Q(vlan=7) / PPPoE(sessionid=5) / PPP(proto=0x0057) / V6),
+    "ppp": (9, PPP(proto=0x0021) / V4),
+    "ppp-framed": (50, HDLC() / PPP(proto=0x0057) / V6),
+    "ppp-compressed": (9, Raw(b"\x21") / V4),
     "loopback": (0, Loopback(type=2) / V4),
 }
 
@@ -55,6 +64,28 @@ def test_pcap_of_every_link_type(tmp_path: Path, kind: str, form: dict[str, Any]
     (packet,) = recorded(written(tmp_path, link, frame, **form))
     inner = frame[IPv6] if IPv6 in frame else frame[IP]
     assert packet == Recorded(1700000000.25, bytes(inner), len(bytes(inner)), "")
+
+
+def test_a_compressed_capture(tmp_path: Path) -> None:
+    plain = written(tmp_path, 101, *[V4] * 500)
+    packed = gzip.compress(plain)
+    assert recorded(packed) == recorded(plain)
+    # As files that were joined are.
+    assert recorded(gzip.compress(plain[:100]) + gzip.compress(plain[100:])) == recorded(plain)
+    for broken in (packed[:-20], packed[:40], packed[:30] + b"xxxxxx" + packed[36:]):
+        with pytest.raises(RecordingError, match="the compressed capture is broken at byte"):
+            recorded(broken)
+
+
+@pytest.mark.parametrize("size", range(5))
+def test_a_compressed_file_of_a_few_bytes(size: int) -> None:
+    with pytest.raises(RecordingError):
+        recorded(b"\x1f\x8b\x08\x00\x00"[:size])
+
+
+def test_a_link_type_that_is_not_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match="packets of link type 105 are not read; allowed: Ethernet, Linux cooked, PPP"):
+        recorded(written(tmp_path, 105, V4))
 
 
 def test_a_frame_without_ip_has_no_payload(tmp_path: Path) -> None:

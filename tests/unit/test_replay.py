@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from recorded import BEGIN, connection, write
 from nfq_agent.capture.recording import Recorded
 from nfq_agent.cli import replay
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.judging import Fate, Judging, key_of
+from nfq_agent.cli.judging import Fate, Judging, key_of, sighting
 from nfq_agent.config.file import load
 from nfq_agent.elements.dpi import Dpi
 from nfq_agent.flow import Flow
@@ -205,6 +207,104 @@ def test_a_name_that_was_read_without_the_elements_is_told(tmp_path: Path, capsy
     write(tmp_path / "seen.pcap", apart([packet for client in clients for packet in connection(client, SERVER, HELLO)]))
     replay.replay(Flags(config), tmp_path / "seen.pcap", None, False, True)
     assert {flow["name"] for flow in json.loads(capsys.readouterr().out)["flows"]} == {"a.good.test"}
+
+
+PLACED = """
+[queue.main]
+num = 7
+elements = ["allow"]
+[rules.web]
+queue = "main"
+hooks = ["output", "forward"]
+all = true
+{rule}
+[element.allow]
+type = "policy"
+default = "drop"
+rule = [ {{ action = "accept", interface = "wan*" }} ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "comment", "fate"),
+    [
+        ("", "OUTPUT accept out wan0", "accept"),
+        ("", "OUTPUT accept out lan0", "drop"),
+        ("", "FORWARD accept in wan0 out lan0", "accept"),
+        ("", "FORWARD accept in lan0 out wan1", "accept"),
+        ("", "FORWARD accept in lan0 out lan1", "drop"),
+        # Not taken by the rule.
+        ('interface = "lan0"', "FORWARD accept in eth0 out eth1", "accept"),
+        ('interface = "lan0"', "FORWARD accept in lan0 out eth1", "drop"),
+        ('interface = "lan0"\nrole = "server"', "FORWARD accept in lan0 out eth1", "drop"),
+        ('not_interface = "lan0"', "FORWARD accept in eth1 out lan0", "accept"),
+    ],
+)
+def test_the_interfaces_of_a_comment_count_for_rules_and_policies(  # a line of the table
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, comment: str, fate: str
+) -> None:
+    (config := tmp_path / "agent.toml").write_text(PLACED.format(rule=rule))
+    seen = Recorded(BEGIN, tcp(CLIENT, SERVER, flags="S").payload, 40, comment)
+    judged = Judging(load(config), False).judge(seen, sighting(comment))
+    assert judged.outcome.word == fate
+
+
+@pytest.mark.parametrize(("every", "ports"), [(False, ""), (True, ""), (False, "tcp_ports = [443]")])
+def test_a_rule_for_the_first_packets_takes_no_other(tmp_path: Path, every: bool, ports: str) -> None:
+    (config := tmp_path / "agent.toml").write_text(
+        '[queue.main]\ndefault = "drop"\n[rules.syn]\nqueue = "main"\nhooks = ["output", "input"]\ntcp_syn = true\n' + ports
+    )
+    judging = Judging(load(config), False, every)
+    fates = []
+    for packet in [*connection(CLIENT, SERVER, b"a", b"b"), tcp(CLIENT, SERVER, flags="S", seq=1)]:
+        recorded = Recorded(BEGIN, packet.payload, packet.length, "")
+        key = key_of(recorded.payload, "")
+        fate = judging.again(recorded, key)
+        fates.append(judging.judge(recorded, None, key).outcome if fate is None else fate)
+    assert fates == [Fate.DROPPED, Fate.PASSED, Fate.PASSED, Fate.PASSED, Fate.DROPPED]
+
+
+def test_a_capture_from_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (config := tmp_path / "agent.toml").write_text(CONFIG.format(midstream="accept", verify=""))
+    write(tmp_path / "seen.pcap", apart(connection(CLIENT, SERVER, HELLO)))
+    told = []
+    for name in ("seen.pcap", "-", "fifo"):
+        feed, end = os.pipe()
+        with open(feed, "rb") as stdin, open(end, "wb") as writing:
+            monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stdin))
+            # It fits into the pipe.
+            writing.write((tmp_path / "seen.pcap").read_bytes())
+            writing.close()
+            capture = {"fifo": Path(f"/dev/fd/{feed}"), "-": Path("-")}.get(name, tmp_path / name)
+            assert replay.replay(Flags(config), capture, None, False, True) == 0
+            told.append(json.loads(capsys.readouterr().out))
+    assert told[0]["packets"] == 3
+    assert told[1:] == told[:1] * 2
+
+
+def test_progress_of_a_pipe_is_told_without_a_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (config := tmp_path / "agent.toml").write_text(CONFIG.format(midstream="accept", verify=""))
+    write(tmp_path / "seen.pcap", apart([tcp(CLIENT, SERVER, flags="S")] * 300))
+    feed, end = os.pipe()
+    with open(feed, "rb") as stdin, open(end, "wb") as writing:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stdin))
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        monkeypatch.setattr(replay, "_PROGRESS", 0.0)
+        writing.write((tmp_path / "seen.pcap").read_bytes())
+        writing.close()
+        assert replay.replay(Flags(config), Path("-"), None, False, True) == 0
+    assert capsys.readouterr().err == "\r256 packets\r\x1b[K"
+
+
+def test_a_capture_of_which_nothing_can_be_judged_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config := tmp_path / "agent.toml").write_text(CONFIG.format(midstream="accept", verify=""))
+    write(tmp_path / "seen.pcap", [(BEGIN, Packet(b"\x10not IP")), (BEGIN, Packet(b"\x45"))])
+    assert replay.replay(Flags(config), tmp_path / "seen.pcap", None, False, False) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "none of its 2 packets could be read as IP; nothing was judged" in said.err
 
 
 @pytest.mark.parametrize("shown_after", range(4))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from answering import Answering
 from fake_rules import FakeHost, FakeKernel
+from recorded import capture
 
 from nfq_agent.cli import rule_verbs
 from nfq_agent.cli.flags import Flags
@@ -17,6 +18,7 @@ from nfq_agent.host import pairs, routes
 from nfq_agent.host.users import User
 from nfq_agent.rules.model import RuleError
 from nfq_agent.service import control
+from nfq_agent.testing import tcp
 
 FOREIGN = "-A OUTPUT -p tcp -m tcp --dport 7 -j DROP"
 CONFIG = """
@@ -93,11 +95,17 @@ def test_a_plan_of_what_is_there_is_empty(world: World, capsys: Said) -> None:
     rule_verbs.apply(world.flags, None)
     capsys.readouterr()
     assert rule_verbs.plan(world.flags, as_json=False, capture=None) == 0
-    assert "Nothing to do: the kernel has the rules of instance default as configured" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "Nothing to do: the kernel has the rules of instance default as configured" in text
+    assert "besides" not in text
 
 
 def test_a_plan_without_the_user_says_that_it_would_be_made(world: World, capsys: Said) -> None:
     world.user = None
+    assert rule_verbs.plan(world.flags, as_json=False, capture=None) == 3
+    assert "# besides: the system user proxyuser would be created" in capsys.readouterr().out
+    # Also where no rule is to be changed.
+    world.configure('[tap.wire]\ninterfaces = ["none0"]\n')
     assert rule_verbs.plan(world.flags, as_json=False, capture=None) == 3
     assert "# besides: the system user proxyuser would be created" in capsys.readouterr().out
 
@@ -121,6 +129,17 @@ def test_a_plan_for_programs(world: World, capsys: Said) -> None:
     # A rule that stays is moved to the place of one that goes.
     assert not [rule for rule in inserted if "11001" in rule]
     assert len(deleted) > len(inserted)
+
+
+def test_a_plan_with_a_capture_is_one_object_for_programs(world: World, capsys: Said, tmp_path: Path) -> None:
+    seen = capture(tmp_path / "seen.pcap", [tcp("10.0.0.1:40001", "192.0.2.7:11000", flags="S")])
+    assert rule_verbs.plan(world.flags, as_json=True, capture=seen) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert [(flow["queues"], flow["after"]) for flow in found["replay"]["flows"]] == [(["open"], "accept")]
+    assert rule_verbs.plan(world.flags, as_json=True, capture=tmp_path / "none") == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["replay"] is None
+    assert "No such file" in said.err
 
 
 def test_beside_an_agent_a_plan_says_what_changes_for_packets(world: World, agent: Answering, capsys: Said) -> None:

@@ -48,11 +48,12 @@ def test_a_plan_for_people_begins_with_its_sum(capsys: Said) -> None:
     assert lines[-2:] == ["# queue web: default accept -> drop", "# besides: a table would become present"]
 
 
-def test_a_plan_without_a_change_says_no_side_effect(capsys: Said) -> None:
-    show.plan("a", "legacy", {}, ["a table would become present"], PolicyPlan(["queue web: mode enforce"], False))
+def test_a_plan_without_a_change(capsys: Said) -> None:
+    show.plan("a", "legacy", {}, ["the system user x would be created"], PolicyPlan(["queue web: mode enforce"], False))
     assert capsys.readouterr().out.splitlines() == [
         "Nothing to do: the kernel has the rules of instance a as configured (legacy backend).",
         "# queue web: mode enforce",
+        "# besides: the system user x would be created",
     ]
 
 

@@ -1,16 +1,19 @@
-"""Reads capture files: pcap and pcapng, as IP packets. It opens no file.
+"""Reads capture files: pcap and pcapng, also compressed by gzip, as IP packets. It opens no file.
 
 Formats: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng; link types: https://www.tcpdump.org/linktypes.html. Both byte orders,
-micro- and nanoseconds, several sections and interfaces, Ethernet with VLAN tags, Linux cooked captures, raw IP, BSD loopback.
+micro- and nanoseconds, several sections and interfaces, Ethernet and Linux cooked captures with VLAN tags and PPPoE, PPP, raw IP,
+BSD loopback.
 """
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from struct import Struct
 from struct import error as StructError
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple, Protocol, cast
 
 _PCAP: Final = {0xA1B2C3D4: 1_000_000, 0xA1B23C4D: 1_000_000_000}
 _SECTION: Final = 0x0A0D0D0A
@@ -19,8 +22,12 @@ _INTERFACE, _OLD_PACKET, _SIMPLE, _PACKET = 1, 2, 3, 6
 _COMMENT, _TSRESOL, _TSOFFSET = 1, 9, 14
 # The longest packet and block that are accepted as valid, in bytes.
 _LONGEST: Final = 1 << 24
+_GZIP: Final = b"\x1f\x8b"
 _ETHERTYPES: Final = (b"\x08\x00", b"\x86\xdd")
 _VLAN_TAGS: Final = (b"\x81\x00", b"\x88\xa8", b"\x91\x00")
+_PPPOE_SESSION: Final = b"\x88\x64"
+# IPv4 and IPv6 as PPP names them (RFC 1332, RFC 5072).
+_PPP: Final = (b"\x00\x21", b"\x00\x57")
 
 
 class RecordingError(Exception):
@@ -40,16 +47,41 @@ class Recorded(NamedTuple):
     comment: str
 
 
+class _Source(Protocol):
+    """What is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to so many bytes, fewer at the end alone."""
+
+
+class _Begun:
+    """A stream of which the first bytes were read already."""
+
+    def __init__(self, start: bytes, stream: BinaryIO) -> None:
+        self._start = start
+        self._stream = stream
+
+    def read(self, size: int = -1, /) -> bytes:
+        """As a file's."""
+        if not self._start:
+            return self._stream.read(size)
+        start, self._start = (self._start, b"") if size < 0 else (self._start[:size], self._start[size:])
+        return start if len(start) == size else start + self._stream.read(size - len(start) if size >= 0 else -1)
+
+
 class _Reader:
     """Whole records of a stream. Raises RecordingError where the stream ends within one."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: _Source) -> None:
         self._stream = stream
         self.at = 0
 
     def read(self, size: int, may_end: bool = False) -> bytes:
         """Exactly `size` bytes; none at the end of the stream where it may end."""
-        data = self._stream.read(size)
+        try:
+            data = self._stream.read(size)
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise RecordingError(f"the compressed capture is broken at byte {self.at} of its content: {error}") from error
         self.at += len(data)
         if len(data) < size and not (may_end and not data):
             raise RecordingError(f"the capture ends within a record, at byte {self.at}")
@@ -58,7 +90,9 @@ class _Reader:
 
 def packets(stream: BinaryIO) -> Iterator[Recorded]:
     """The packets in the order of the file. Raises RecordingError."""
-    reader = _Reader(stream)
+    start = stream.read(2)
+    begun = _Begun(start, stream)
+    reader = _Reader(cast("_Source", gzip.GzipFile(fileobj=cast("BinaryIO", begun))) if start == _GZIP else begun)
     start = reader.read(4, may_end=True)
     little, big = int.from_bytes(start, "little"), int.from_bytes(start, "big")
     if little == _SECTION:
@@ -72,6 +106,8 @@ def packets(stream: BinaryIO) -> Iterator[Recorded]:
 def _pcap(reader: _Reader, order: str, per_second: int) -> Iterator[Recorded]:
     head = Struct(order + "HHiIII").unpack(reader.read(20))
     link = head[5] & 0xFFFF
+    if link not in _FIXED and link not in _SAID:
+        raise RecordingError(f"packets of link type {link} are not read; allowed: {_LINKS}")
     record = Struct(order + "IIII")
     while data := reader.read(16, may_end=True):
         seconds, part, kept, length = record.unpack(data)
@@ -169,23 +205,47 @@ def _recorded(time: float, link: int, frame: bytes, length: int, comment: str) -
 
 
 def _ethernet(frame: bytes) -> int:
-    at = 12
-    while frame[at : at + 2] in _VLAN_TAGS:
+    return _behind(frame, 12)
+
+
+def _behind(frame: bytes, at: int) -> int:
+    """Where the IP packet begins behind an Ethernet type, VLAN tags, and the header of PPPoE (RFC 2516); -1 if there is none."""
+    kind = frame[at : at + 2]
+    while kind in _VLAN_TAGS:
         at += 4
-    return at + 2 if frame[at : at + 2] in _ETHERTYPES else -1
+        kind = frame[at : at + 2]
+    if kind in _ETHERTYPES:
+        return at + 2
+    return _ppp(frame, at + 8) if kind == _PPPOE_SESSION else -1
+
+
+def _ppp(frame: bytes, at: int = 0) -> int:
+    """The same behind the protocol of PPP, which may be behind an address and a control field (RFC 1662)."""
+    if frame[at : at + 2] == b"\xff\x03":
+        at += 2
+    if frame[at : at + 2] in _PPP:
+        return at + 2
+    # The upper byte may be left out (RFC 1661 6.5).
+    return at + 1 if b"\0" + frame[at : at + 1] in _PPP else -1
 
 
 def _cooked(frame: bytes) -> int:
-    return 16 if frame[14:16] in _ETHERTYPES else -1
+    return _behind(frame, 14)
 
 
 def _cooked2(frame: bytes) -> int:
-    return 20 if frame[0:2] in _ETHERTYPES else -1
+    # The protocol is the first field, and what follows it the end of the header.
+    kind = frame[0:2]
+    if kind in _ETHERTYPES:
+        return 20
+    at = _behind(kind + frame[20:], 0)
+    return at if at < 0 else at + 18
 
 
+_LINKS: Final = "Ethernet, Linux cooked, PPP, raw IP, BSD loopback"
 # Where the IP packet begins in a frame, by link type: at a fixed place, or as the frame says.
 _FIXED: Final = {0: 4, 12: 0, 14: 0, 101: 0, 108: 4, 228: 0, 229: 0}
-_SAID: Final[Mapping[int, Callable[[bytes], int]]] = {1: _ethernet, 113: _cooked, 276: _cooked2}
+_SAID: Final[Mapping[int, Callable[[bytes], int]]] = {1: _ethernet, 9: _ppp, 50: _ppp, 113: _cooked, 276: _cooked2}
 
 
 def _believe(size: int, reader: _Reader) -> None:

@@ -88,7 +88,7 @@ QueueNumOption = Annotated[
 ]
 CopyModeOption = Annotated[CopyMode | None, typer.Option("--copymode", help="What the kernel copies of each packet.")]
 FiveTupleOption = Annotated[bool, typer.Option("--log-5tuple", help="Log protocol, addresses and ports of each packet.")]
-CaptureArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The capture: pcap or pcapng.")]
+CaptureArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The capture, pcap or pcapng, or - for standard input.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 FilterArgument = Annotated[
     str, typer.Argument(metavar="FILTER", help="A filter, as in docs/filter.md; all without it.", autocompletion=_fields)

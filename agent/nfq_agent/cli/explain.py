@@ -5,18 +5,22 @@ Needs no root and no running agent: it asks the policy itself, and reads nothing
 
 from __future__ import annotations
 
-import fnmatch
-import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
+from nfq_agent.capture.selection import CaptureSelection
+from nfq_agent.capture.serving import selection_of
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.loading import configuration
+from nfq_agent.cli.question import Question
 from nfq_agent.cli.show import wrapped
+from nfq_agent.cli.taking import matching, misses, own_uid
+from nfq_agent.config.capture import InlineConfig, TapConfig
+from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 from nfq_agent.config.rule import RuleConfig
-from nfq_agent.config.selection import Identities
 from nfq_agent.context import Context
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements.policy import Policy
@@ -24,112 +28,17 @@ from nfq_agent.flow import Flow
 from nfq_agent.geography import Geography
 from nfq_agent.match import PLACES, Conditions, Match
 from nfq_agent.owner import Owners
-from nfq_agent.packet import PROTOCOL_NAMES, Hook, Packet, protocol_name
+from nfq_agent.packet import Packet
 from nfq_agent.patterns import Patterns
 from nfq_agent.policy_options import OWNED_BY
 from nfq_agent.rules.kernel_policy import names_of, numbers_of, reasons
 from nfq_agent.rules.model import chain_name, tag_prefix
 from nfq_agent.rules.plan import plan
-from nfq_agent.testing import icmp, tcp, udp
-from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
-_INWARD: Final = ("prerouting", "input")
 _SHOWN: Final = 3
-_PROTOCOLS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
-# The facts that hold a name, by protocol and port.
-_NAMES: Final[Mapping[tuple[str, int], tuple[str, str]]] = {
-    ("tcp", 80): ("http", "http_host"), ("udp", 53): ("dns", "dns_name"), ("tcp", 53): ("dns", "dns_name"),
-    ("udp", 443): ("quic", "tls_sni"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """The packet of the question. source, destination: ADDRESS:PORT; without ports for icmp. name: in its first bytes."""
-
-    protocol: str
-    source: str
-    destination: str
-    name: str = ""
-    hook: str = "output"
-    interface: str = ""
-    uid: int | None = None
-    unit: str = ""
-    container: str = ""
-    exe: str = ""
-
-    @property
-    def owner(self) -> dict[str, str]:
-        """The owner of the socket, as far as it is given."""
-        known = {"unit": self.unit, "container": self.container, "exe": self.exe}
-        return {key: value for key, value in known.items() if value}
-
-    @property
-    def version(self) -> int:
-        """4 or 6."""
-        return ipaddress.ip_address(self._ends[1][0]).version
-
-    def check(self) -> None:
-        """Raises ValueError if an end is not an address and a port, or if the two are not of one family."""
-        if self.source_address.version != self.version:
-            raise ValueError(
-                f"{self.source} and {self.destination} are of different families; allowed: two of IPv4, or two of IPv6"
-            )
-
-    @property
-    def _ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
-        return self._end(self.source), self._end(self.destination)
-
-    def _end(self, text: str) -> tuple[str, int]:
-        host, port = text, 0
-        try:
-            if self.protocol != "icmp":
-                end = Endpoint.parse(text, lowest=0)
-                host, port = end.host, end.port
-            ipaddress.ip_address(host)
-        except ValueError:
-            what = "an address" if self.protocol == "icmp" else "an address with a port"
-            examples = ("192.0.2.1", "2001:db8::1") if self.protocol == "icmp" else ("192.0.2.1:443", "[2001:db8::1]:443")
-            raise ValueError(f"{text!r} is not {what}; allowed: one as {examples[0]} or {examples[1]}") from None
-        return host, port
-
-    @property
-    def source_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-        """The source."""
-        return ipaddress.ip_address(self._ends[0][0])
-
-    @property
-    def destination_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-        """The destination."""
-        return ipaddress.ip_address(self._ends[1][0])
-
-    @property
-    def sport(self) -> int:
-        """Source port."""
-        return self._ends[0][1]
-
-    @property
-    def dport(self) -> int:
-        """Destination port."""
-        return self._ends[1][1]
-
-    def packet(self, data: bytes = b"") -> Packet:
-        """The first packet of the flow, or one with data."""
-        shown: dict[str, Any] = {"hook": Hook[self.hook.upper()], "uid": self.uid, "time": 1.0}
-        if self.protocol == "icmp":
-            return icmp(self.source, self.destination, **shown)
-        if self.protocol == "udp":
-            return udp(self.source, self.destination, data, **shown)
-        return tcp(self.source, self.destination, data, flags="PA" if data else "S", **shown)
-
-    def facts(self, asked: Iterable[str]) -> dict[str, Any]:
-        """What `dpi` would find. asked: the facts that the rules ask for; they decide on a port without a known protocol."""
-        protocol, fact = _NAMES.get((self.protocol, self.dport)) or next(
-            (each for each in _NAMES.values() if each[1] in asked and self.dport != 443), ("tls", "tls_sni")
-        )
-        value: Any = (self.name,) if fact == "dns_name" else self.name
-        return {"dpi": "decided", "protocol": protocol, fact: value}
+_BESIDES: Final = "          "
+Served = QueueConfig | TapConfig | InlineConfig
 
 
 def _line(text: str) -> None:
@@ -141,103 +50,82 @@ def explain(flags: Flags, question: Question) -> int:
     config = configuration(flags)
     packet = question.packet()
     _line(f"{packet.headers.five_tuple}, hook {question.hook}" + (f", name {question.name}" if question.name else ""))
-    missed = {name: list(misses(rule, question)) for name, rule in config.rules.items()}
-    taken = [name for name, missing in missed.items() if not missing]
-    for name in taken:
-        _taken(config, name, config.rules[name], question)
+    for key in question.not_known:
+        _line(f"{_BESIDES}{key} is not known of a packet in hook {question.hook}")
+    captured = list(_captures(config, question))
+    taken = False
+    for title, table, seen, missing in captured:
+        if not missing:
+            taken = True
+            _line(f"{title.partition('.')[0].capitalize() + ':':<10}[{title}], interface {seen.interface}")
+            _judge(config, table, seen, frozenset())
+    taken = _by_rules(config, question) or taken
     if not taken:
         _line("Rule:     none takes it: it passes without the agent")
-    nearest = sorted((name for name in missed if missed[name]), key=lambda name: len(missed[name]))
-    for name in nearest[: 0 if taken else _SHOWN]:
-        _line(f"Nearest:  [rules.{name}]: {'; '.join(missed[name])}")
+        missed = [(title, missing) for title, _, _, missing in captured]
+        missed += [(f"rules.{name}", list(misses(config, name, question))) for name in config.rules]
+        for name, missing in sorted((each for each in missed if each[1]), key=lambda each: len(each[1]))[:_SHOWN]:
+            _line(f"Nearest:  [{name}]: {'; '.join(missing)}")
     return 0
 
 
-def misses(rule: RuleConfig, question: Question) -> Iterator[str]:
-    """The reasons why a rule does not take the packet; none if it does."""
-    family = "inet" if question.version == 4 else "inet6"
-    if family not in rule.families:
-        yield f"family is {family}, wants {rule.family}"
-    if question.hook not in rule.hooks:
-        yield f"hook is {question.hook}, wants {', '.join(rule.hooks)}"
-    if not rule.all:
-        yield from _port_misses(rule, question)
-    excepted = {"tcp": rule.not_tcp_ports, "udp": rule.not_udp_ports}.get(question.protocol, ())
-    if any(port in each for port in _ports(rule, question) for each in excepted):
-        yield f"port is in not_{question.protocol}_ports"
-    if rule.owner is not None and question.uid != rule.owner_id:
-        yield f"uid is {'not given' if question.uid is None else question.uid}, wants {rule.owner}"
-    if rule.uid is not None and not _one_of(question.uid, rule.uid):
-        yield f"uid is {'not given' if question.uid is None else question.uid}, wants {', '.join(map(str, rule.uid))}"
-    if rule.not_uid is not None and _one_of(question.uid, rule.not_uid):
-        yield f"uid is {question.uid}, which is in not_uid"
-    if rule.interface is not None and not _named(question.interface, rule.interface):
-        yield f"interface is {question.interface or 'not given'}, wants {', '.join(rule.interface)}"
-    if rule.not_interface is not None and _named(question.interface, rule.not_interface):
-        yield f"interface is {question.interface}, which is in not_interface"
-    yield from _address_misses(rule, question)
-    for key in ("gid", "cgroup", "set"):
-        if (wanted := getattr(rule, key)) is not None:
-            yield f"{key} is not known here, wants {', '.join(map(str, wanted))}"
-    if rule.mark is not None:
-        yield f"mark is 0x0, wants {rule.mark}"
+def _by_rules(config: Config, question: Question) -> bool:
+    """Print what the rules do with the packet. False if none takes it."""
+    own = None
+    with contextlib.suppress(KeyError):
+        own = HostLookups().uid(config.agent.user)
+    if own_uid(question, own):
+        _line(f"Rule:     none takes it: packets of the agent's own user, {config.agent.user}, always pass")
+        return True
+    found = matching(config, question)
+    for name, table, before in found:
+        if before is None:
+            _taken(config, name, table, config.rules[name], question)
+        else:
+            _line(f"{_BESIDES}[rules.{name}] matches too, and is not asked: [rules.{before}] comes before it in table {table}")
+    return bool(found)
 
 
-def _port_misses(rule: RuleConfig, question: Question) -> Iterator[str]:
-    ports = {"tcp": rule.tcp_ports, "udp": rule.udp_ports}.get(question.protocol, ())
-    if rule.protocol is not None:
-        if _PROTOCOLS.get(question.protocol) not in rule.protocol:
-            yield f"protocol is {question.protocol}, wants {', '.join(map(protocol_name, rule.protocol))}"
-    elif rule.tcp_syn and question.protocol == "tcp" and not ports:
-        return
-    elif not ports:
-        yield f"protocol is {question.protocol}, wants {' or '.join(_protocols(rule))}"
-    elif not any(port in each for port in _ports(rule, question) for each in ports):
-        yield f"port is {' or '.join(map(str, _ports(rule, question)))}, wants {', '.join(map(str, ports))}"
+def _captures(config: Config, question: Question) -> Iterator[tuple[str, TapConfig | InlineConfig, Question, list[str]]]:
+    """Each tap and inline link: its table, the packet as it sees it, and why it does not take it (nothing if it does)."""
+    tables: list[tuple[str, TapConfig | InlineConfig]] = [(f"tap.{name}", tap) for name, tap in config.tap.items()]
+    tables += [(f"inline.{name}", inline) for name, inline in config.inline.items()]
+    for title, table in tables:
+        selection = selection_of(table)
+        sides = [(name, hook) for name, hook in ((question.enters, "prerouting"), (question.leaves, "postrouting")) if name]
+        chosen = [side for side in sides if selection.chooses(side[0])]
+        for interface, hook in chosen:
+            seen = replace(question, hook=hook, interface=interface, to_interface="", unit="", exe="", cgroup="")
+            yield title, table, seen, list(_port_misses(table, selection, seen))
+        if not chosen:
+            names = " or ".join(name for name, _ in sides) or "not given"
+            yield title, table, question, [f"interface is {names}, wants {', '.join(table.interfaces)}"]
 
 
-def _address_misses(rule: RuleConfig, question: Question) -> Iterator[str]:
-    for key, end in (("src", question.source_address), ("dst", question.destination_address)):
-        wanted, excepted = getattr(rule, key), getattr(rule, f"not_{key}")
-        if wanted is not None and not any(end in each for each in wanted):
-            yield f"{key} is {end}, wants {', '.join(map(str, wanted))}"
-        if any(end in each for each in excepted or ()):
-            yield f"{key} is {end}, which is in not_{key}"
+def _port_misses(table: TapConfig | InlineConfig, selection: CaptureSelection, seen: Question) -> Iterator[str]:
+    origin = seen.packet().headers.five_tuple
+    role = table.role if isinstance(table, InlineConfig) else "both"
+    if role != "both":
+        # The port of a server behind the interface is the source's on the way in; of one that is asked from there, the other's.
+        asked = origin.sport if (role == "server") == (seen.hook == "prerouting") else origin.dport
+        origin = origin._replace(sport=asked, dport=asked)
+    if not selection.takes(origin):
+        wanted = [f"{kind} {each}" for kind in ("tcp", "udp") for each in getattr(table, f"{kind}_ports")]
+        found = f"{seen.sport} or {seen.dport}" if role == "both" else str(origin.dport)
+        yield f"port is {seen.protocol} {found}, wants {', '.join(wanted)}"
 
 
-def _one_of(number: int | None, wanted: tuple[Identities, ...]) -> bool:
-    return number is not None and any(each.first <= number <= each.last for each in wanted)
-
-
-def _named(interface: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(interface, pattern) for pattern in patterns)
-
-
-def _protocols(rule: RuleConfig) -> list[str]:
-    return ["tcp"] * bool(rule.tcp_ports or rule.tcp_syn) + ["udp"] * bool(rule.udp_ports)
-
-
-def _ports(rule: RuleConfig, question: Question) -> tuple[int, ...]:
-    """The ports that a rule looks at, as the plan of the rules chooses them."""
-    if rule.proxy is not None or rule.tcp_syn:
-        return (question.dport,)
-    if rule.role in (None, "both") or question.hook == "forward":
-        return (question.dport, question.sport)
-    return (question.dport if (rule.role == "server") == (question.hook in _INWARD) else question.sport,)
-
-
-def _taken(config: Config, name: str, rule: RuleConfig, question: Question) -> None:
+def _taken(config: Config, name: str, table: str, rule: RuleConfig, question: Question) -> None:
     if rule.proxy is not None:
         proxy = config.proxy[rule.proxy]
-        _line(f"Rule:     [rules.{name}], table {rule.table_name} -> proxy {rule.proxy} on {', '.join(map(str, proxy.listen))}")
+        _line(f"Rule:     [rules.{name}], table {table} -> proxy {rule.proxy} on {', '.join(map(str, proxy.listen))}")
         _line(f"Chain:    {', '.join(proxy.elements) or 'no elements'}; the bytes of the connection decide")
         return
     assert rule.queue is not None
     queue = config.queue[rule.queue]
     numbers = f"{queue.numbers[0]}" if len(queue.numbers) == 1 else f"{queue.numbers[0]} to {queue.numbers[-1]}"
-    _line(f"Rule:     [rules.{name}], table {rule.table_name} -> queue {rule.queue}, number {numbers}")
-    _line(f"Chain:    {', '.join(queue.elements) or 'no elements'}")
-    _judge(config, queue, question, _in_kernel(config, rule, question))
+    _line(f"Rule:     [rules.{name}], table {table} -> queue {rule.queue}, number {numbers}")
+    _judge(config, queue, question, _in_kernel(config, rule, question), only_first=rule.tcp_syn and question.protocol == "tcp")
 
 
 def _in_kernel(config: Config, rule: RuleConfig, question: Question) -> frozenset[str]:
@@ -253,29 +141,37 @@ def _in_kernel(config: Config, rule: RuleConfig, question: Question) -> frozense
     return frozenset(f"{element}: {label}" for queue, element, label in found if queue == rule.queue)
 
 
-def _judge(config: Config, queue: QueueConfig, question: Question, in_kernel: frozenset[str]) -> None:
+def _judge(config: Config, table: Served, question: Question, in_kernel: frozenset[str], only_first: bool = False) -> None:
+    """only_first: the queue gets the first packet of a connection alone."""
+    _line(f"Chain:    {', '.join(table.elements) or 'no elements'}")
     packet = question.packet()
     flow = Flow(packet.headers.five_tuple, 1.0, 1.0)
-    specs = config.packet_elements(queue)
+    specs = config.packet_elements(table)
     finds = any(spec.name == "dpi" or is_dpi(spec) for spec in specs)
-    policies = [_Asked(spec, question.owner) for spec in specs if issubclass(spec.cls, Policy)]
+    policies = [_Asked(spec, question) for spec in specs if issubclass(spec.cls, Policy)]
     for spec in specs:
         if not issubclass(spec.cls, Policy) and spec.cls.decide is not PacketElement.decide and not is_dpi(spec):
-            _line(f"          {spec.name}: not asked; its answer depends on more than this packet")
+            _line(f"{_BESIDES}{spec.name}: not asked; its answer depends on more than this packet")
+
+    def tell(title: str, verdict: Verdict | None, by: str) -> None:
+        _line(f"{title:<10}{_outcome(table, verdict)}" + (f" ({by})" if by else f" ({_default_of(table)})"))
+
     verdict, by = _decide(policies, packet, flow)
-    _line(f"At first: {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
+    tell("At first:", verdict, by)
     if by in in_kernel:
         where = "" if config.agent.backend == "owned" else ", where the backend is owned"
-        behind = "; of each flow the first packet goes to the queue" if queue.compile_mode == "first" else ""
-        _line(f"          a rule of the kernel decides it, in front of the queue{where}{behind}")
-    if question.name and any(each.element.needs is Needs.FLOW for each in policies):
-        if not finds:
-            _line("          no dpi in the chain: the name is never found")
+        first = isinstance(table, QueueConfig) and table.compile_mode == "first"
+        behind = "; of each flow the first packet goes to the queue" if first else ""
+        _line(f"{_BESIDES}a rule of the kernel decides it, in front of the queue{where}{behind}")
+    if any(each.element.needs is Needs.FLOW for each in policies) and (question.name or flow.undecided):
+        if only_first:
+            _line(f"{_BESIDES}the rule takes the first packet of a connection alone (tcp_syn): its name is never seen")
+        elif not finds:
+            _line(f"{_BESIDES}no dpi in the chain: the name is never found")
         else:
             wanted = {fact for each in policies for fact in Policy.facts_of(each.options)}
-            flow.facts.update(question.facts(wanted))
-            verdict, by = _decide(policies, question.packet(b"data"), flow)
-            _line(f"By name:  {_outcome(queue, verdict)}" + (f" ({by})" if by else " (default of the queue)"))
+            flow.facts.update(question.facts(wanted) if question.name else {"dpi": "decided"})
+            tell("By name:" if question.name else "No name:", *_decide(policies, question.packet(b"data"), flow))
     for asked in policies:
         for line in asked.nearest(packet, flow):
             _line(f"Nearest:  {line}")
@@ -286,9 +182,15 @@ def is_dpi(spec: ElementSpec) -> bool:
     return "dpi" in spec.cls.keeps_facts
 
 
-def _outcome(queue: QueueConfig, verdict: Verdict | None) -> str:
-    chosen = verdict or {"accept": ACCEPT, "drop": DROP}[queue.default]
-    if chosen.action is Action.DROP and queue.mode == "monitor":
+def _default_of(table: Served) -> str:
+    return "default of the queue" if isinstance(table, QueueConfig) else "default"
+
+
+def _outcome(table: Served, verdict: Verdict | None) -> str:
+    chosen = verdict or {"accept": ACCEPT, "drop": DROP}[getattr(table, "default", "accept")]
+    if chosen.action is Action.DROP and isinstance(table, TapConfig):
+        return "would drop; a tap only watches"
+    if chosen.action is Action.DROP and getattr(table, "mode", "enforce") == "monitor":
         return "would drop; monitor mode accepts it"
     return chosen.action.name.lower()
 
@@ -308,12 +210,13 @@ class _Given(Owners):
 class _Asked:
     """A policy of the chain, and the rule of its last decision."""
 
-    def __init__(self, spec: ElementSpec, owner: Mapping[str, str]) -> None:
+    def __init__(self, spec: ElementSpec, question: Question) -> None:
         self.rule = ""
-        self._owner = owner
-        options = spec.options.model_copy(update={"explain": True})
-        self.element = Policy(spec.name, options, self._emit)
-        self.element.context = Context(owners=_Given(owner))
+        self._owner = question.owner
+        self._name_of = question.interface_name
+        self.element = Policy(spec.name, spec.options.model_copy(update={"explain": True}), self._emit)
+        self.element.name_interfaces(self._name_of)
+        self.element.context = Context(owners=_Given(self._owner))
         self.options: Any = spec.options
 
     def _emit(self, message: str, level: str = "info", **fields: Any) -> None:
@@ -324,7 +227,7 @@ class _Asked:
         """The rules that did not match, with the conditions that failed; the closest first."""
         misses: dict[int, tuple[int, int, str | None, list[str]]] = {}
         for number, rule in self.options.numbered:
-            missing = [*_unmet(rule, packet, flow, self.options.geo), *_unowned(rule, self._owner)]
+            missing = [*_unmet(rule, packet, flow, self.options.geo, self._name_of), *_unowned(rule, self._owner)]
             # The rule that matched, or the closest one, of those that one filter makes.
             misses[number] = min(
                 misses.get(number, (99, number, None, [])), (len(missing), number, rule.name, missing), key=lambda each: each[0]
@@ -333,13 +236,13 @@ class _Asked:
             yield f"{self.element.name}: rule {number}{f' ({name})' if name else ''}: {'; '.join(missing)}"
 
 
-def _unmet(rule: Any, packet: Packet, flow: Flow, geography: Geography | None) -> Iterator[str]:
+def _unmet(rule: Any, packet: Packet, flow: Flow, geography: Geography | None, name_of: Callable[[int], str]) -> Iterator[str]:
     for key in Conditions.model_fields:
         value = getattr(rule, key)
         if value is None or (key == "protocol" and rule.applications):
             continue
         alone = Conditions.model_construct(**{key: value})
-        if not Match([alone], lambda index: f"if-{index}", geography).bits(packet, flow.origin):
+        if not Match([alone], name_of, geography).bits(packet, flow.origin):
             yield _place(key, flow, geography) if geography and key in PLACES else f"{key} is not {_few(value)}"
     for fact, globs in rule.wanted:
         found = flow.facts.get(fact)

@@ -13,18 +13,20 @@ import nfq_agent.names
 from nfq_agent import flow_memory
 from nfq_agent.capture.recording import Recorded
 from nfq_agent.checksum import is_partial
-from nfq_agent.cli.explain import Question, misses
+from nfq_agent.cli.question import Question, has_ports
+from nfq_agent.cli.taking import TABLES, misses, table_of
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
 from nfq_agent.counters import Counters
 from nfq_agent.element import PacketElement
 from nfq_agent.element_chain import ElementChain
+from nfq_agent.elements.policy import Policy
 from nfq_agent.facts import headline
 from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.names import NameTable
-from nfq_agent.packet import TCP, UDP, FiveTuple, Hook, Packet, address, protocol_name
+from nfq_agent.packet import PROTOCOL_NAMES, TCP, UDP, FiveTuple, Hook, Packet, address
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action, Verdict
@@ -35,6 +37,8 @@ _HOOKS: Final = (Hook.OUTPUT, Hook.INPUT, Hook.FORWARD, Hook.PREROUTING, Hook.PO
 # Elements whose answer is random by design.
 _BY_CHANCE: Final = frozenset({"Chaos", "Sample"})
 _TCP_OR_UDP: Final = (TCP, UDP)
+_SYN: Final = 0x02
+_FIN_SYN_RST_ACK: Final = 0x17
 # Connections that are shown to the elements at once.
 _SHOWN_AT_ONCE: Final = 4096
 
@@ -78,10 +82,18 @@ def sighting(comment: str) -> Sighting | None:
 class _Chain:
     """The elements of one queue, with what its worker would lend them. names: what DNS answers of the capture gave.
 
-    every: each packet is shown to the elements, also those that a worker would not show.
+    every: each packet is shown to the elements, also those that a worker would not show. name_of: the interface of an index.
     """
 
-    def __init__(self, config: Config, queue: QueueConfig, enforce: bool, names: NameTable | None, every: bool) -> None:
+    def __init__(  # all that a worker is lent
+        self,
+        config: Config,
+        queue: QueueConfig,
+        enforce: bool,
+        names: NameTable | None,
+        every: bool,
+        name_of: Callable[[int], str],
+    ) -> None:
         self.left_out: list[str] = []
         elements: list[PacketElement] = []
         specs = config.packet_elements(queue)
@@ -93,7 +105,9 @@ class _Chain:
             if spec.cls.decide is PacketElement.decide or spec.cls.__name__ in _BY_CHANCE:
                 self.left_out.append(spec.name)
             else:
-                elements.append(spec.cls(spec.name, spec.options, _nothing))
+                elements.append(element := spec.cls(spec.name, spec.options, _nothing))
+                if isinstance(element, Policy):
+                    element.name_interfaces(name_of)
         monitor = queue.mode == "monitor" and not enforce
         default, on_error = (ACCEPT if word == "accept" else DROP for word in (queue.default, queue.on_error))
         chain = ElementChain(elements, default, monitor=monitor, context=context)
@@ -165,6 +179,25 @@ class Judged:
         return headline(facts)
 
 
+class InterfaceIndices:
+    """Indices for the interfaces that a capture names: packets have indices, and this host has other interfaces."""
+
+    def __init__(self) -> None:
+        self._names = [""]
+        self._indices = {"": 0}
+
+    def index(self, name: str) -> int:
+        """The index of a name; 0 for none."""
+        if name not in self._indices:
+            self._indices[name] = len(self._names)
+            self._names.append(name)
+        return self._indices[name]
+
+    def name(self, index: int) -> str:
+        """The name of an index."""
+        return self._names[index]
+
+
 class Judging:
     """The chains of a configuration. enforce: take queues in monitor mode as if they enforced.
 
@@ -174,10 +207,19 @@ class Judging:
     def __init__(self, config: Config, enforce: bool, every: bool = True) -> None:
         self._config = config
         names = _names(config)
-        self._chains = {name: _Chain(config, queue, enforce, names, every) for name, queue in config.queue.items()}
+        self._interfaces = InterfaceIndices()
+        self._chains = {
+            name: _Chain(config, queue, enforce, names, every, self._interfaces.name) for name, queue in config.queue.items()
+        }
         # By what the rules look at: the queue, and the hook under which its rule takes the packet.
         self._taken: dict[object, tuple[str, Hook] | None] = {}
+        self._rules = sorted(
+            (name for name, rule in config.rules.items() if rule.queue is not None),
+            key=lambda name: TABLES.index(table_of(config, config.rules[name])),
+        )
         rules = config.rules.values()
+        # Such a rule takes the first packet of a connection alone.
+        self._by_syn = any(rule.tcp_syn for rule in rules)
         self._by_address = any(rule.src or rule.dst or rule.not_src or rule.not_dst for rule in rules)
         self._named_ports = [
             each
@@ -216,17 +258,23 @@ class Judging:
         packet = Packet(recorded.payload, id=self._number, length=recorded.length, time=recorded.time or 1.0)
         packet.checksum_ready = not is_partial(packet)
         five_tuple = packet.headers.five_tuple
-        place = self._looked_at(five_tuple), where
+        begins = self._by_syn and _begins(packet)
+        place = self._looked_at(five_tuple), where, begins
         if place not in self._taken:
             if len(self._taken) > 1 << 18:
                 self._taken.clear()
-            self._taken[place] = self._take(five_tuple, where)
+            self._taken[place] = self._take(five_tuple, where, begins)
         taken = self._taken[place]
+        if self._by_syn:
+            # Which rule takes a further packet does not follow from its five-tuple.
+            key = None
         if taken is None:
             if key is not None:
                 self._quick[key] = _passes
             return Judged(five_tuple, Fate.PASSED, None)
         queue, packet.hook = taken
+        if where is not None:
+            packet.indev, packet.outdev = self._interfaces.index(where.inward), self._interfaces.index(where.outward)
         chain = self._chains[queue]
         outcome = chain.judge(packet)
         if key is not None and key not in self._quick and (quick := chain.quick(outcome)) is not None:
@@ -244,14 +292,23 @@ class Judging:
             self._ports[port] = port if port is None or any(port in each for each in self._named_ports) else -1
         return self._ports[port]
 
-    def _take(self, five_tuple: FiveTuple, where: Sighting | None) -> tuple[str, Hook] | None:
+    def _take(self, five_tuple: FiveTuple, where: Sighting | None, begins: bool) -> tuple[str, Hook] | None:
+        """begins: whether it is the first packet of a TCP connection."""
         for hook in _HOOKS if where is None else (where.hook,):
-            interface = "" if where is None else (where.inward if hook in (Hook.PREROUTING, Hook.INPUT) else where.outward)
-            asked = question(five_tuple, hook, interface)
-            for rule in self._config.rules.values():
-                if rule.queue is not None and not any(True for _ in misses(rule, asked)):
-                    return rule.queue, hook
+            asked = question(five_tuple, hook, where)
+            for name in self._rules:
+                rule = self._config.rules[name]
+                if rule.tcp_syn and five_tuple.protocol == TCP and not begins:
+                    continue
+                if not any(True for _ in misses(self._config, name, asked)):
+                    return rule.queue or "", hook
         return None
+
+
+def _begins(packet: Packet) -> bool:
+    """Whether it is the first packet of a TCP connection, as the match `--syn` of iptables-extensions(8) says."""
+    flags = packet.headers.tcp_flags
+    return flags is not None and flags & _FIN_SYN_RST_ACK == _SYN
 
 
 def _names(config: Config) -> NameTable | None:
@@ -260,14 +317,16 @@ def _names(config: Config) -> NameTable | None:
     return None if needs is None else NameTable(memoryview(bytearray(nfq_agent.names.SIZE)), os.urandom(16), 1, *needs)
 
 
-def question(five_tuple: FiveTuple, hook: Hook, interface: str) -> Question:
+def question(five_tuple: FiveTuple, hook: Hook, where: Sighting | None) -> Question:
     """A recorded packet as `explain` asks about it."""
-    protocol = protocol_name(five_tuple.protocol)
+    protocol = PROTOCOL_NAMES.get(five_tuple.protocol) or str(five_tuple.protocol)
     ends = [
-        address(packed) if protocol == "icmp" else str(Endpoint(address(packed), port or 0))
+        str(Endpoint(address(packed), port or 0)) if has_ports(protocol) else address(packed)
         for packed, port in ((five_tuple.src, five_tuple.sport), (five_tuple.dst, five_tuple.dport))
     ]
-    return Question(protocol, ends[0], ends[1], "", hook.name.lower(), interface)
+    enters, leaves = ("", "") if where is None else (where.inward, where.outward)
+    interface = leaves if hook in (Hook.OUTPUT, Hook.POSTROUTING) else enters
+    return Question(protocol, ends[0], ends[1], hook=hook.name.lower(), interface=interface, to_interface=leaves)
 
 
 def key_of(payload: bytes | None, comment: str) -> object:

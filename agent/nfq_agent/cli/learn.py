@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
 
 from nfq_agent.capture.recording import Recorded, RecordingError, packets
 from nfq_agent.cli import proposal, show
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.judging import Fate, Judged, Judging, sighting
 from nfq_agent.cli.learned import Learned, Wish, by_queue, wishes
+from nfq_agent.cli.replay import opened
 from nfq_agent.config.file import load
 from nfq_agent.config.models import Config
 from nfq_agent.facts import ends
@@ -32,11 +37,45 @@ def learn(flags: Flags, capture: Path, output: Path | None, grouped: Callable[[s
     watching = Judging(proposal.adjusted(flags, dict.fromkeys(config.queue, watch)), False)
     seen: dict[tuple[FiveTuple, str], _Seen] = {}
     try:
-        for recorded, judged in _judged(watching, capture):
-            _note(seen, judged, recorded.time)
-    except (OSError, RecordingError) as error:
-        show.error(f"nfq-agent: {capture}: {error.strerror if isinstance(error, OSError) else error}")
+        with _kept(capture) as stream:
+            _look(watching, stream, capture, seen)
+            return _propose(flags, config, capture, stream, seen, grouped, output)
+    except OSError as error:
+        show.error(f"nfq-agent: {capture}: {error.strerror}")
         return 1
+
+
+@contextmanager
+def _kept(capture: Path) -> Iterator[BinaryIO]:
+    """The capture as a file that can be read twice: what comes through a pipe is kept in a temporary one. Raises OSError."""
+    with opened(capture) as stream:
+        if stream.seekable():
+            yield stream
+            return
+        with TemporaryFile() as kept:
+            shutil.copyfileobj(stream, kept)
+            kept.seek(0)
+            yield kept
+
+
+def _look(watching: Judging, stream: BinaryIO, capture: Path, seen: dict[tuple[FiveTuple, str], _Seen]) -> None:
+    """Note what the capture shows. Where it ends early, what came before counts."""
+    try:
+        for recorded, judged in _judged(watching, stream):
+            _note(seen, judged, recorded.time)
+    except RecordingError as error:
+        show.error(f"nfq-agent: {capture}: {error}" + ("; what came before it is learned" if seen else ""))
+
+
+def _propose(  # what the parts of one verb share
+    flags: Flags,
+    config: Config,
+    capture: Path,
+    stream: BinaryIO,
+    seen: dict[tuple[FiveTuple, str], _Seen],
+    grouped: Callable[[str], str] | None,
+    output: Path | None,
+) -> int:
     learned = by_queue(config.queue, grouped)
     for (origin, queue), flow in seen.items():
         learned[queue].add(flow.wishes, flow.last, address(origin.src))
@@ -45,7 +84,8 @@ def learn(flags: Flags, capture: Path, output: Path | None, grouped: Callable[[s
         return 1
     if not proposal.write(config, learned, output):
         return 1
-    _prove(flags, config, capture, learned)
+    stream.seek(0)
+    _prove(flags, config, stream, learned)
     return 0
 
 
@@ -60,23 +100,24 @@ def _note(seen: dict[tuple[FiveTuple, str], _Seen], judged: Judged, now: float) 
         flow.wishes.setdefault(wish, now)
 
 
-def _judged(judging: Judging, capture: Path) -> Iterator[tuple[Recorded, Judged]]:
-    with capture.open("rb") as stream:
-        for recorded in packets(stream):
-            if recorded.payload is None:
-                continue
-            try:
-                yield recorded, judging.judge(recorded, sighting(recorded.comment))
-            except PacketError:
-                continue
+def _judged(judging: Judging, stream: BinaryIO) -> Iterator[tuple[Recorded, Judged]]:
+    for recorded in packets(stream):
+        if recorded.payload is None:
+            continue
+        try:
+            yield recorded, judging.judge(recorded, sighting(recorded.comment))
+        except PacketError:
+            continue
 
 
-def _prove(flags: Flags, config: Config, capture: Path, learned: Mapping[str, Learned]) -> None:
+def _prove(flags: Flags, config: Config, stream: BinaryIO, learned: Mapping[str, Learned]) -> None:
     """Replay the capture by the proposal, and say which flows it does not cover."""
     fates: dict[FiveTuple, Fate] = {}
-    for _, judged in _judged(Judging(proposal.proposed(flags, config, learned), True), capture):
-        if judged.queue is not None:
-            origin = judged.five_tuple if judged.flow is None else judged.flow.origin
-            fates[origin] = max(fates.get(origin, Fate.PASSED), judged.outcome)
+    # Where it ends early was said.
+    with suppress(RecordingError):
+        for _, judged in _judged(Judging(proposal.proposed(flags, config, learned), True), stream):
+            if judged.queue is not None:
+                origin = judged.five_tuple if judged.flow is None else judged.flow.origin
+                fates[origin] = max(fates.get(origin, Fate.PASSED), judged.outcome)
     dropped = [origin for origin, fate in fates.items() if fate is not Fate.PASSED]
     proposal.say_coverage(learned, len(fates) - len(dropped), len(fates), "of the capture", map(str, dropped))

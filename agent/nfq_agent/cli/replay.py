@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -146,6 +147,28 @@ class Replay:
         return [flow for flow in self.flows.values() if flow.changed]
 
     @property
+    def left_out(self) -> list[str]:
+        """The elements that were not asked."""
+        return self._judging.left_out
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "packets": self.packets,
+            "unreadable": self.unreadable,
+            "verdicts": {fate.word: number for fate, number in self.verdicts.items()},
+            "left_out": self.left_out,
+            "flows": [flow.as_object() for flow in self.flows.values()],
+            "changed": [flow.as_object() for flow in self.changed],
+            "drops_more": self.drops_more,
+        }
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        return DROPS_MORE if self.drops_more else 0
+
+    @property
     def drops_more(self) -> bool:
         """Whether a flow that passed would be dropped, or would be if the queue enforced."""
         return any(flow.before is not None and flow.after > flow.before for flow in self.flows.values())
@@ -153,64 +176,78 @@ class Replay:
 
 def replay(flags: Flags, capture: Path, against: Path | None, enforce: bool, as_json: bool) -> int:
     """Judge a capture; print what changes. Exit code 4 where something that passed would be dropped."""
+    found = replayed(flags, capture, against, enforce)
+    if found is None:
+        return 1
+    if as_json:
+        show.json_object(found.as_object())
+    else:
+        _tell(found, against)
+    return found.code
+
+
+def replayed(flags: Flags, capture: Path, against: Path | None, enforce: bool) -> Replay | None:
+    """A capture that was judged; None where it cannot be read, which is printed."""
     every = bool(os.environ.get(EVERY_PACKET))
     judging = Judging(configuration(flags), enforce, every)
     before = None if against is None else Judging(configuration(Flags(against, flags.instance)), False, every)
     done = Replay(judging, before)
     try:
-        with capture.open("rb") as stream:
-            for recorded in _with_progress(packets(stream), stream, capture.stat().st_size):
+        with opened(capture) as stream:
+            for recorded in _with_progress(packets(stream), stream):
                 done.add(recorded)
     except OSError as error:
         show.error(f"nfq-agent: {capture}: {error.strerror}")
-        return 1
+        return None
     except RecordingError as error:
         judged = f"; the {done.packets} packets before it were judged" if done.packets else ""
         show.error(f"nfq-agent: {capture}: {error}{judged}")
         if not done.packets:
-            return 1
+            return None
+    if done.packets and done.unreadable == done.packets:
+        show.error(f"nfq-agent: {capture}: none of its {done.packets} packets could be read as IP; nothing was judged")
+        return None
     done.name_all()
-    if as_json:
-        show.json_object(_as_object(done, judging))
-    else:
-        _tell(done, judging, against)
-    return DROPS_MORE if done.drops_more else 0
+    return done
 
 
-def _with_progress(source: Iterator[Recorded], stream: BinaryIO, size: int) -> Iterator[Recorded]:
+@contextmanager
+def opened(capture: Path) -> Iterator[BinaryIO]:
+    """The file of a capture; for `-`, standard input. Raises OSError."""
+    if str(capture) == "-":
+        yield sys.stdin.buffer
+        return
+    with capture.open("rb") as stream:
+        yield stream
+
+
+def _with_progress(source: Iterator[Recorded], stream: BinaryIO) -> Iterator[Recorded]:
     """The same, with a line of progress for a person who waits."""
     if not sys.stderr.isatty():
         yield from source
         return
+    # What a pipe will bring is not known.
+    size = os.fstat(stream.fileno()).st_size if stream.seekable() else 0
     told = time.monotonic()
-    for number, each in enumerate(source, 1):
-        yield each
-        if number % 256 == 0 and time.monotonic() - told > _PROGRESS:
-            told = time.monotonic()
-            print(f"\r{number} packets, {100 * stream.tell() // max(size, 1)} %", end="", file=sys.stderr, flush=True)
-    print("\r\033[K", end="", file=sys.stderr, flush=True)
+    try:
+        for number, each in enumerate(source, 1):
+            yield each
+            if number % 256 == 0 and time.monotonic() - told > _PROGRESS:
+                told = time.monotonic()
+                part = f", {100 * stream.tell() // size} %" if size else ""
+                print(f"\r{number} packets{part}", end="", file=sys.stderr, flush=True)
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _as_object(done: Replay, judging: Judging) -> dict[str, Any]:
-    return {
-        "packets": done.packets,
-        "unreadable": done.unreadable,
-        "verdicts": {fate.word: number for fate, number in done.verdicts.items()},
-        "left_out": judging.left_out,
-        "flows": [flow.as_object() for flow in done.flows.values()],
-        "changed": [flow.as_object() for flow in done.changed],
-        "drops_more": done.drops_more,
-    }
-
-
-def _tell(done: Replay, judging: Judging, against: Path | None) -> None:
+def _tell(done: Replay, against: Path | None) -> None:
     flows = list(done.flows.values())
     taken = [flow for flow in flows if flow.queues]
     show.wrapped(f"{done.packets} packets, {len(flows)} flows; {len(flows) - len(taken)} flows are taken by no rule and pass")
     if done.unreadable:
         show.wrapped(f"{done.unreadable} packets could not be read and were left out")
-    if judging.left_out:
-        show.wrapped(f"not asked: {', '.join(judging.left_out)} (they judge nothing, or by chance)")
+    if done.left_out:
+        show.wrapped(f"not asked: {', '.join(done.left_out)} (they judge nothing, or by chance)")
     if late := sum(flow.midstream for flow in taken):
         whose, how = ("its", "it is") if late == 1 else ("their", "they are")
         show.wrapped(

@@ -9,7 +9,7 @@ from nfq_agent.capture.serving import taken
 from nfq_agent.cli import loading, show
 from nfq_agent.cli.confirm import Guard
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.replay import replay
+from nfq_agent.cli.replay import replay, replayed
 from nfq_agent.cli.show import PolicyPlan
 from nfq_agent.config.models import Config
 from nfq_agent.config.policy_summary import differences, summary, told
@@ -42,15 +42,17 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
     ]
     if accept_rules(loaded):
         besides.append("with accept_input a running agent also accepts at the head of nf_tables chains that drop in hook INPUT")
+    code = 3 if changes or policy.changed or user is None else 0
     if as_json:
         found = show.plan_object(loaded.agent.instance, live.host.name, changes, besides, policy)
-        show.json_object({**found, "interfaces": dict(taken(loaded))})
-    else:
-        show.plan(loaded.agent.instance, live.host.name, changes, besides, policy)
-        for name, interfaces in taken(loaded):
-            how = _how_taken(loaded, name)
-            show.comment(f"# {name} {how} these interfaces, and others that match later: {', '.join(interfaces) or 'none now'}")
-    code = 3 if changes or policy.changed or user is None else 0
+        done = None if capture is None else replayed(flags, capture, None, enforce=False)
+        judged = {} if capture is None else {"replay": None if done is None else done.as_object()}
+        show.json_object({**found, "interfaces": dict(taken(loaded)), **judged})
+        return code if capture is None else 1 if done is None else done.code or code
+    show.plan(loaded.agent.instance, live.host.name, changes, besides if changes or user is None else [], policy)
+    for name, interfaces in taken(loaded):
+        how = _how_taken(loaded, name)
+        show.comment(f"# {name} {how} these interfaces, and others that match later: {', '.join(interfaces) or 'none now'}")
     if capture is None:
         return code
     # Worse than a change is one that drops what passed.

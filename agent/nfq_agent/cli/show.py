@@ -124,7 +124,7 @@ def plan(instance: str, backend: str, changes: Mapping[Family, Changes], besides
         prose(f"Nothing to do: the kernel has the rules of instance {instance} as configured ({backend} backend).")
     for line in policy.lines:
         comment(f"# {line}")
-    for line in besides if changes else ():
+    for line in besides:
         comment(f"# besides: {line}")
 
 

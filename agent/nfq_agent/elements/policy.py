@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from nfq_agent.element import Emit, Needs, PacketElement
@@ -71,6 +71,10 @@ class Policy(PacketElement[PolicyOptions]):
         self.questions_fit = None not in [p.plain for rule in self._rules for fact, p in rule.facts if fact == NAME_FACTS["dns"]]
         # A refusal answers this one packet.
         self.pure = not (self._by_flow or options.explain or self._match.by_process or self.injects_of(options))
+
+    def name_interfaces(self, name_of: Callable[[int], str]) -> None:
+        """Ask this for the names of interfaces, and not the kernel: for packets that are not of this host."""
+        self._match = Match(self.options.rules, name_of, self.options.geo)
 
     @classmethod
     def logs_drops_of(cls, options: PolicyOptions) -> Literal["all", "own", "none"]:
@@ -374,11 +378,7 @@ class Policy(PacketElement[PolicyOptions]):
             return ACCEPT
         if action == "drop":
             return DROP
-        return None if action is None else self._reject(packet)
-
-    def _reject(self, packet: Packet) -> Verdict:
-        """Drop the packet, and notify its sender."""
-        return reject(packet, self._allowance)
+        return None if action is None else reject(packet, self._allowance)
 
     def _answer(self, packet: Packet, action: ActionName | None, label: str) -> Verdict | None:
         if self._explain:
