@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
-from nfq_agent.config.models import Config
+from nfq_agent.config.capture import InlineConfig, TapConfig
+from nfq_agent.config.models import Agent, Config, LogConfig, QueueConfig
 from nfq_agent.config.policy_summary import cuts_ssh, differences, summary, told
+from nfq_agent.config.proxy import ProxyConfig
+from nfq_agent.elements import ElementError
+from nfq_agent.elements.loading import reimported
 
 GOOD = {"action": "accept", "tls_sni": ["*.good.test"], "dport": 443}
 
@@ -108,6 +116,122 @@ def test_a_thousand_other_rules() -> None:
     assert {lines[0], lines[-1]} == {
         "queue main: allow: - accept tls_sni old0.good.test", "queue main: allow: + accept tls_sni new999.good.test"
     }  # fmt: skip
+
+
+def test_rules_that_move_are_not_told_as_gone_and_new() -> None:
+    first, second, third = ({"action": "accept", "dport": port} for port in (1, 2, 3))
+    assert change(config([first, second, third]), config([third, first, second])) == [
+        "queue main: allow: rule 3 -> 1: accept dport 3"
+    ]
+    assert change(config([first, second, first]), config([second, first])) == ["queue main: allow: - accept dport 1"]
+    assert change(config([first, second, third]), config([third, {"action": "drop", "dport": 2}, first])) == [
+        "queue main: allow: + drop dport 2",
+        "queue main: allow: - accept dport 2",
+        "queue main: allow: rule 3 -> 1: accept dport 3",
+    ]
+    many = [{"action": "accept", "dport": port} for port in range(1, 3000)]
+    assert len(change(config(many), config(many[::-1]))) == 2998
+
+
+def test_an_element_of_another_type_and_of_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def using(kind: str) -> Config:
+        return Config.model_validate({"queue": {"main": {"elements": ["e"]}}, "element": {"e": {"type": kind}}})
+
+    assert change(using("log"), using("record"))[0] == "queue main: e: type log -> record"
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    text = "from nfq_agent import PacketElement\nclass Mine(PacketElement):\n    pass\n"
+    (file := tmp_path / "summed.py").write_text(text)
+    before = summary(using("summed:Mine"))
+    file.write_text(text + "#\n")
+    assert list(differences(before, before)) == []
+    with reimported():
+        assert list(differences(before, summary(using("summed:Mine")))) == ["queue main: e: its code has changed"]
+
+
+TABLES: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+    "queue": (QueueConfig, {}),
+    "tap": (TapConfig, {"interfaces": ["eth0"]}),
+    "inline": (InlineConfig, {"interfaces": ["eth0"], "tcp_ports": [80]}),
+    "proxy": (ProxyConfig, {"listen": ["0.0.0.0:1"], "capture": "tproxy"}),
+    "agent": (Agent, {}),
+    "log": (LogConfig, {}),
+}
+# One of these is another valid value of each key.
+OTHERS: tuple[Any, ...] = (
+    True, False, 5, 300, 4096, 5000, 300_000, 200_000_000, "1ms", "100ms", "5s", "0x10/0xf0", "0x70", "drop", "judge", "meta",
+    "first", "owned", "off", "debug", "json", "client", "monitor", "clsact", "redirect", "port = 80", "other", "100:103",
+    "192.0.2.1:80", ["192.0.2.1"], ["192.0.2.1:80"], ["eth9"], [81], ["/x"], ["log"], ["stream-log"],
+)  # fmt: skip
+# It has one value.
+CONSTANT = ("inline", "fail_open")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        (kind, field.alias or name)
+        for kind, (model, _) in TABLES.items()
+        for name, field in model.model_fields.items()
+        if (kind, name) != CONSTANT
+    ],
+)
+def test_no_key_changes_without_a_word(kind: str, key: str) -> None:
+    def using(table: dict[str, Any]) -> Config:
+        return Config.model_validate({kind: table if kind in ("agent", "log") else {"x": table}})
+
+    begun = {**TABLES[kind][1], **({"balance": "10:11"} if key == "cpu_fanout" else {})}
+    before, tried = using(begun), 0
+    for value in OTHERS:
+        try:
+            after = using({**begun, key: value})
+            lines = change(before, after)
+        except (ValidationError, ElementError):
+            continue
+        if after != before:
+            tried += 1
+            assert any(f" {key} " in f" {line} " for line in lines), (value, lines)
+            assert not re.search(r"\b(None|True|False)\b|[(]'|\[", re.sub(r"^\[\w+\]", "", lines[0])), lines
+    assert tried
+
+
+def test_what_a_reload_refuses_is_told() -> None:
+    assert change(Config(), Config.model_validate({"agent": {"backend": "owned", "confinement": "off"}})) == [
+        "[agent]: backend auto -> owned; a reload refuses it, a restart takes it",
+        "[agent]: confinement available -> off",
+    ]
+
+
+def test_proxies_are_told_and_compared() -> None:
+    before = Config.model_validate(
+        {
+            "proxy": {"web": {"listen": ["0.0.0.0:1"], "elements": ["slow"]}},
+            "element": {"slow": {"type": "delay", "by": "100ms"}},
+        }
+    )
+    assert list(told(summary(before))) == [
+        "proxy web: listens on 0.0.0.0:1; elements slow; connects to where the client wanted to"
+    ]
+    after = Config.model_validate(
+        {
+            "proxy": {"web": {"listen": ["0.0.0.0:1"], "target": "192.0.2.1:80", "opening_timeout": "90s", "buffer": 5000,
+                              "elements": ["slow"]}},
+            "element": {"slow": {"type": "delay", "by": "70ms"}},
+        }
+    )  # fmt: skip
+    assert change(before, after) == [
+        "proxy web: target none -> 192.0.2.1:80",
+        "proxy web: opening_timeout 1m -> 1.5m",
+        "proxy web: buffer 262144 -> 5000",
+        "proxy web: slow: by 100ms -> 70ms",
+    ]
+    assert change(before, Config()) == ["proxy web: no longer served"]
+
+
+def test_beside_an_agent_of_an_earlier_version_only_what_it_tells_is_compared() -> None:
+    older = summary(config())
+    del older["[agent]"], older["[log]"], older["main"]["compile"]
+    now = config(compile="auto").model_copy(update={"proxy": {"web": ProxyConfig()}})
+    assert list(differences(older, summary(now))) == []
 
 
 def test_other_options_elements_and_queues() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Final
+from zlib import crc32
 
 from nfq_agent.geography import NOWHERE, Whereabouts, place
 from nfq_agent.packet import address as text_of
@@ -32,6 +33,9 @@ class GeoFiles:
 
     def __repr__(self) -> str:
         return f"GeoFiles({self._versions})"
+
+    def __str__(self) -> str:
+        return ", ".join(f"{path} ({crc32(repr(version).encode()):08x})" for path, version in self._versions)
 
     def whereabouts(self, address: bytes) -> Whereabouts:
         """The place of a packed address: country and system each from the first database that has it."""

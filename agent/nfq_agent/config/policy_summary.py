@@ -1,45 +1,56 @@
-"""What a configuration does with the packets of each queue, tap and inline link, as plain values: to be shown and compared."""
+"""What a configuration does with the packets of each queue, tap, inline link and proxy, as plain values: shown and compared."""
 
 from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
+from pydantic import BaseModel
+
 from nfq_agent.config.capture import InlineConfig, TapConfig
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
+from nfq_agent.config.proxy import ProxyConfig
+from nfq_agent.elements.loading import code_of
+from nfq_agent.mark import parse_mask
 from nfq_agent.packet import TCP
-from nfq_agent.values import Ports
+from nfq_agent.values import Ports, duration, duration_text, size, size_text
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from nfq_agent.policy_options import PolicyOptions, RuleOptions
 
 _SSH: Final = 22
 # Values of a list that are written out.
 _SHOWN: Final = 8
-# Keys of a queue that say what happens to its packets.
-_KEYS: Final = ("mode", "default", "on_error", "bypass", "fail_open", "midstream")
-# The same of a tap and an inline link, which are not led to by rules.
-_SELECTION: Final = ("interfaces", "exclude", "tcp_ports", "udp_ports")
+_FIRST: Final = ("mode", "default", "on_error")
 # What a summary has besides keys.
 _OTHERS: Final = ("elements", "drops_unmatched", "cuts_ssh")
 _TAP: Final = "tap "
 _INLINE: Final = "inline "
-_TAP_KEYS: Final = (*_SELECTION, "snap")
-_INLINE_KEYS: Final = ("mode", "default", "on_error", "midstream", *_SELECTION, "role", "max_waiting", "patience")
+_PROXY: Final = "proxy "
+# No table of a queue has such a name.
+_AGENT: Final = "[agent]"
+_LOG: Final = "[log]"
+# Keys with which a reload is refused.
+_AT_A_START: Final = ("instance", "user", "backend")
 
 
 def summary(config: Config) -> dict[str, dict[str, Any]]:
     """For each queue: its keys, its elements in order, of each its options, and of a policy its rules. Plain values for JSON.
 
-    The same for each tap and inline link, as `tap NAME` and `inline NAME`.
+    The same for each tap, inline link and proxy, as `tap NAME` and so on, and the keys of `[agent]` and `[log]`.
     """
     return {
-        **{name: _of(config, queue, _KEYS, cuts_ssh(config, name)) for name, queue in config.queue.items()},
-        **{f"{_TAP}{name}": _of(config, tap, _TAP_KEYS) for name, tap in config.tap.items()},
-        **{f"{_INLINE}{name}": _of(config, inline, _INLINE_KEYS) for name, inline in config.inline.items()},
+        **{name: _of(config, queue, cuts_ssh(config, name)) for name, queue in config.queue.items()},
+        **{f"{_TAP}{name}": _of(config, tap) for name, tap in config.tap.items()},
+        **{f"{_INLINE}{name}": _of(config, inline) for name, inline in config.inline.items()},
+        **{f"{_PROXY}{name}": _of_proxy(config, proxy) for name, proxy in config.proxy.items()},
+        _AGENT: _values(config.agent),
+        _LOG: _values(config.log),
     }
 
 
@@ -69,51 +80,83 @@ def cuts_ssh(config: Config, name: str) -> bool:
 
 
 def told(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """One sentence for each queue, tap and inline link: what happens to its packets."""
+    """One sentence for each queue, tap, inline link and proxy: what happens to its packets."""
     for name, each in summaries.items():
-        parts = [f"mode {each['mode']}" if "mode" in each else "only watches"]
-        asked = [element for element in each["elements"] if "rules" in element]
-        for element in asked:
-            count = f"{len(element['rules'])} rule{'s' * (len(element['rules']) != 1)}"
-            parts.append(f"{element['name']}: {count}, else {element['options'].get('default') or 'the next element'}")
-        if not any(element["options"].get("default") for element in asked):
-            parts.append(f"default {each.get('default', 'accept')}")
-        if consequence := _consequence(each):
-            parts.append(consequence)
-        yield f"{_title(name)}: {'; '.join(parts)}"
+        if name not in (_AGENT, _LOG):
+            yield f"{_title(name)}: {'; '.join(_of_connections(each) if name.startswith(_PROXY) else _of_packets(each))}"
+
+
+def _of_packets(each: Mapping[str, Any]) -> Iterator[str]:
+    yield f"mode {each['mode']}" if "mode" in each else "only watches"
+    asked = [element for element in each["elements"] if "rules" in element]
+    for element in asked:
+        count = f"{len(element['rules'])} rule{'s' * (len(element['rules']) != 1)}"
+        yield f"{element['name']}: {count}, else {element['options'].get('default') or 'the next element'}"
+    if not any(element["options"].get("default") for element in asked):
+        yield f"default {each.get('default', 'accept')}"
+    if consequence := _consequence(each):
+        yield consequence
+
+
+def _of_connections(each: Mapping[str, Any]) -> Iterator[str]:
+    yield f"listens on {each['listen']}"
+    yield f"elements {', '.join(element['name'] for element in each['elements']) or 'none'}"
+    yield f"connects to {each['target'] or 'where the client wanted to'}"
 
 
 def differences(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What changes for the packets of each queue, tap and inline link, one line for each change."""
+    """What changes for the packets of each queue, tap, inline link and proxy, and of the agent, one line for each change."""
+    # An agent of an earlier version tells of its queues, taps and inline links alone.
+    known = {name for name in after if _AGENT in before or not (name in (_AGENT, _LOG) or name.startswith(_PROXY))}
     for name in (*before, *(name for name in after if name not in before)):
         if name not in after:
             yield f"{_title(name)}: no longer served"
+        elif name not in known:
+            continue
         elif name not in before:
             yield from (f"new {line}" for line in told({name: after[name]}))
+        elif name in (_AGENT, _LOG):
+            yield from (f"{name}: {line}" for line in _changed_keys(before[name], after[name]))
         else:
             yield from (f"{_title(name)}: {line}" for line in _changes(before[name], after[name]))
 
 
 def _title(name: str) -> str:
-    return name if name.startswith((_TAP, _INLINE)) else f"queue {name}"
+    return name if name.startswith((_TAP, _INLINE, _PROXY)) else f"queue {name}"
 
 
-def _of(config: Config, table: QueueConfig | TapConfig | InlineConfig, keys: Iterable[str], ssh: bool = False) -> dict[str, Any]:
+def _of(config: Config, table: QueueConfig | TapConfig | InlineConfig, ssh: bool = False) -> dict[str, Any]:
     """ssh: whether it cuts SSH."""
-    found: dict[str, Any] = {key: _plain(getattr(table, key)) for key in keys}
-    found["elements"] = [_of_element(spec) for spec in config.packet_elements(table)]
+    found = _values(table, "elements")
+    found["elements"] = [_of_element(config, spec) for spec in config.packet_elements(table)]
     # A tap drops nothing.
     found["drops_unmatched"] = not isinstance(table, TapConfig) and bool(drops_by_default(config, table))
     found["cuts_ssh"] = ssh
     return found
 
 
-def _of_element(spec: ElementSpec) -> dict[str, Any]:
-    options = dict(spec.options)
-    found: dict[str, Any] = {"name": spec.name, "type": spec.cls.__name__}
+def _of_proxy(config: Config, proxy: ProxyConfig) -> dict[str, Any]:
+    found = _values(proxy, "elements")
+    found["elements"] = [_of_element(config, spec) for spec in config.stream_elements(proxy)]
+    found["drops_unmatched"] = found["cuts_ssh"] = False
+    return found
+
+
+def _values(table: BaseModel, *without: str) -> dict[str, Any]:
+    """The keys of a table as the file has them, with their values; what says most comes first."""
+    fields = type(table).model_fields
+    names = sorted(fields.keys() - set(without), key=lambda name: (name not in _FIRST, list(fields).index(name)))
+    return {fields[name].alias or name: _plain(getattr(table, name), fields[name]) for name in names}
+
+
+def _of_element(config: Config, spec: ElementSpec) -> dict[str, Any]:
+    kind = config.element.get(spec.name, {}).get("type", spec.name)
+    found: dict[str, Any] = {"name": spec.name, "type": spec.cls.__name__, "kind": kind}
+    if (code := code_of(spec.cls)) is not None:
+        found["code"] = code
     if policy_of(spec) is not None:
-        found["rules"] = [_of_rule(rule) for rule in options.pop("rule")]
-    found["options"] = {key: _plain(value) for key, value in options.items()}
+        found["rules"] = [_of_rule(rule) for rule in spec.options.rule]
+    found["options"] = _values(spec.options, *(("rule",) if "rules" in found else ()))
     return found
 
 
@@ -130,10 +173,25 @@ def _of_rule(rule: RuleOptions) -> str:
     return f"{rule.action}{label} {', '.join(conditions) or 'everything'}"
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object, field: FieldInfo) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        parsers = {getattr(each, "func", None) for each in (*field.metadata, *_metadata(field.annotation))}
+        if duration in parsers:
+            return duration_text(value)
+        if size in parsers:
+            return size_text(int(value))
+        if parse_mask in parsers:
+            return f"{value:#x}"
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return _text(value)
+
+
+def _metadata(annotation: Any) -> Iterator[Any]:
+    """What stands beside the types of which a type is made."""
+    yield from getattr(annotation, "__metadata__", ())
+    for each in getattr(annotation, "__args__", ()):
+        yield from _metadata(each)
 
 
 def _text(value: object) -> str:
@@ -148,11 +206,16 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+def _changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     for key in (key for key in after if key not in _OTHERS):
         # The previous agent may not have told it.
         if key in before and before[key] != after[key]:
-            yield f"{key} {_word(before[key])} -> {_word(after[key])}"
+            restart = "; a reload refuses it, a restart takes it" if key in _AT_A_START else ""
+            yield f"{key} {_word(before[key])} -> {_word(after[key])}{restart}"
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    yield from _changed_keys(before, after)
     names = [[each["name"] for each in side["elements"]] for side in (before, after)]
     if names[0] != names[1]:
         yield f"elements {', '.join(names[0]) or 'none'} -> {', '.join(names[1]) or 'none'}"
@@ -167,13 +230,38 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[st
 
 
 def _element_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    if "kind" in before and before["kind"] != after["kind"]:
+        yield f"type {before['kind']} -> {after['kind']}"
+    elif before.get("code") != after.get("code") and "code" in before:
+        yield "its code has changed"
     for key, value in after["options"].items():
         if (earlier := before["options"].get(key)) != value:
             yield f"{key} {_word(earlier)} -> {_word(value)}"
-    # Without the two header lines. Not ndiff: it compares each removed rule with each added one, letter by letter.
-    for line in [*difflib.unified_diff(before.get("rules", ()), after.get("rules", ()), n=0, lineterm="")][2:]:
-        if line[0] in "+-":
-            yield f"{line[0]} {line[1:]}"
+    yield from _rule_changes(before.get("rules", ()), after.get("rules", ()))
+
+
+def _rule_changes(before: Sequence[str], after: Sequence[str]) -> Iterator[str]:
+    """The rules that come, go, or stand at another place; places count from 1."""
+    # Not ndiff: it compares each removed rule with each added one, letter by letter.
+    blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    gone = [place for kind, first, last, _, _ in blocks if kind != "equal" for place in range(first, last)]
+    come = [place for kind, _, _, first, last in blocks if kind != "equal" for place in range(first, last)]
+    moved: dict[int, int] = {}
+    waiting: dict[str, list[int]] = {}
+    for place in come:
+        waiting.setdefault(after[place], []).append(place)
+    for place in gone:
+        if waiting.get(before[place]):
+            moved[place] = waiting[before[place]].pop(0)
+    new = set(moved.values())
+    for kind, first, last, begin, end in blocks:
+        if kind != "equal":
+            for place in range(first, last):
+                if place in moved:
+                    yield f"rule {place + 1} -> {moved[place] + 1}: {before[place]}"
+                else:
+                    yield f"- {before[place]}"
+            yield from (f"+ {after[place]}" for place in range(begin, end) if place not in new)
 
 
 def _word(value: object) -> str:

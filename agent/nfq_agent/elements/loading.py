@@ -225,6 +225,13 @@ def _remember(module: str) -> None:
         _imported[name] = _Source(group, file, _digest(file))
 
 
+def code_of(kind: type) -> str | None:
+    """A short form of the file that an element's class was imported from, which another text of the file changes; None for one
+    of the agent's own."""
+    source = _imported.get(kind.__module__)
+    return None if source is None or source.digest is None else source.digest.hex()[:8]
+
+
 def _digest(file: str) -> bytes | None:
     try:
         return hashlib.sha256(Path(file).read_bytes()).digest()
