@@ -63,6 +63,7 @@ class Top(App[None]):  # type: ignore[misc]  # mypy does not know its base
         try:
             self.flows.live.add(self.questions.ask(), time.monotonic())
             self.flows.missed = self.questions.missed
+            self.flows.unshown = self.questions.unshown_flows if self.questions.unshown else ""
             self.wrong = ""
         except ControlError as error:
             self.wrong = str(error)

@@ -15,8 +15,8 @@ from zlib import crc32
 
 SIZE: Final = 1 << 20
 # Offsets of numbers: until when anything is wanted, and records of flows (ns of the monotonic clock); bytes and records written;
-# records left out; readers of flows that have begun.
-_UNTIL, _FLOWS, _WRITTEN, _RECORDS, _LEFT_OUT, _BEGUN = 0, 8, 16, 24, 32, 40
+# records left out; readers of flows that have begun; flows that are not reported now; packets that no trace looked at.
+_UNTIL, _FLOWS, _WRITTEN, _RECORDS, _LEFT_OUT, _BEGUN, _UNSHOWN, _UNLOOKED = 0, 8, 16, 24, 32, 40, 48, 56
 # Filters that are traced at the same time.
 SLOTS: Final = 8
 _SLOT: Final = 4096
@@ -113,6 +113,24 @@ class FlowRing:
     def leave_out(self, count: int = 1) -> None:
         """Count records that are not written."""
         self._put(_LEFT_OUT, self._get(_LEFT_OUT) + count)
+
+    @property
+    def unshown(self) -> int:
+        """Flows that pass now and are not reported: there are too many."""
+        return self._get(_UNSHOWN)
+
+    @unshown.setter
+    def unshown(self, count: int) -> None:
+        self._put(_UNSHOWN, count)
+
+    @property
+    def unlooked(self) -> int:
+        """Packets that were not looked at for any trace so far: there were too many."""
+        return self._get(_UNLOOKED)
+
+    def leave_unlooked(self, count: int) -> None:
+        """Count packets that are not looked at for any trace."""
+        self._put(_UNLOOKED, self._get(_UNLOOKED) + count)
 
     def leave_out_packet(self, slot: int) -> None:
         """Count a traced packet that is not written, though the filter of this slot matches it."""

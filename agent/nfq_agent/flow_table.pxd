@@ -26,14 +26,14 @@ cdef class FlowTable(Answering):
     cdef uint64_t seed
     # The entry that was observed last.
     cdef uint32_t current
-    cdef readonly uint64_t evicted
+    cdef readonly uint64_t evicted, passed_by
     # The flows that were forgotten, where they are asked for, else None.
     cdef list forgotten
     # Those that were forgotten undecided and had more than one packet; None where they are not asked for.
     cdef public list lapsed
     # What is answered to connections that no element is shown, or None.
     cdef Openings openings
-    cdef public bint shows_openings
+    cdef public uint32_t shows_openings
     # Whether a packet has to be shown that may tell more of its flow than is known: of one that is accepted, and of others.
     cdef bint shows, shows_denied
     # The index of the verdict on a first message that is accepted: ACCEPT, or one that the kernel keeps.
@@ -57,5 +57,4 @@ cdef class FlowTable(Answering):
     cdef uint32_t _add(self, const uint8_t *key, uint32_t hashed) except 0
     cdef void _see(self, uint32_t place, bint down, size_t length) noexcept nogil
     cdef void _unlink(self, uint32_t place) noexcept nogil
-    cdef object _account(self, Entry *entry)
     cdef void _evict(self, uint32_t place)

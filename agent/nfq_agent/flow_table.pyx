@@ -13,8 +13,9 @@ from libc.string cimport memcmp, memcpy, memset
 from .answering cimport Answering
 from .datagram_flows cimport begin_datagrams, exchange_of, first_says, goes_on
 from .expected cimport LONGEST_REQUEST, drop_request, expect, heard_of, opening_of, passes_settled
+from .flow_account cimport account_of
 from .flow_entry cimport ASK, BOTH, K_NEW, K_REQUEST, O_ANSWERED, O_DNS, O_OFFLOADED, O_STATE, O_SYN
-from .flow_entry cimport W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry, bytes_of, count
+from .flow_entry cimport W_ACKNOWLEDGEMENT, W_ALL, W_REQUEST, Entry, count
 from .first_message cimport PART, WHOLE, is_first, take_first
 from .flow_key cimport ends_of, hash_of, key_of
 from .flow_order cimport HALF_OPEN, KINDS, OFFLOADED, SETTLED, append, detach, refresh, to_forget
@@ -39,8 +40,8 @@ cdef class FlowTable(Answering):
     """At most `limit` flows; one that saw no packet for `max_idle` seconds is forgotten, and the longest idle when it is full.
 
     Half-open flows are forgotten first. In a full table an eighth is theirs: a flood of them makes room among itself.
-    Ages are kept in sixteenths of a second. evicted: flows that were forgotten so far. shows_openings: new connections are shown,
-    also where `judge_openings` has answers to them.
+    Ages are kept in sixteenths of a second. evicted: flows that were forgotten so far. shows_openings: how many of the next new flows
+    are shown, also where `judge_openings` has answers to them. passed_by: flows that were forgotten and never shown.
     """
 
     def __cinit__(self, uint32_t limit=65536, double max_idle=300.0):
@@ -79,10 +80,9 @@ cdef class FlowTable(Answering):
         """The flow that a packet with this five-tuple belongs to, made if it is new, and counted. now: seconds. length: bytes."""
         cdef uint8_t key[KEY]
         cdef bint down = key_of(five_tuple, key)
-        cdef uint32_t hashed = hash_of(key, self.seed), place
+        cdef uint32_t hashed = hash_of(key, self.seed), place = self._find(key, hashed)
         cdef Entry *entry
         self.tick = <uint32_t>(now * 16)
-        place = self._find(key, hashed)
         if place == 0:
             place = self._add(key, hashed)
             entry = &self.entries[place]
@@ -169,7 +169,7 @@ cdef class FlowTable(Answering):
         cdef uint8_t key[KEY]
         key_of(flow.origin, key)
         cdef uint32_t place = self._find(key, hash_of(key, self.seed))
-        return self._account(&self.entries[place]) if place and self.entries[place].flow == <PyObject *>flow else None
+        return Account(*account_of(&self.entries[place])) if place and self.entries[place].flow == <PyObject *>flow else None
 
     def flows(self, bint undecided=False):
         """All flows, or those that are undecided, each with its account."""
@@ -179,9 +179,15 @@ cdef class FlowTable(Answering):
             place = self.order.oldest[kind]
             while place:
                 if self.entries[place].flow != NULL and not (undecided and not (<object>self.entries[place].flow).undecided):
-                    found.append((<object>self.entries[place].flow, self._account(&self.entries[place])))
+                    found.append((<object>self.entries[place].flow, Account(*account_of(&self.entries[place]))))
                 place = self.entries[place].newer
         return found
+
+    def flows_from(self, uint32_t place, unsigned int most):
+        """Those among `most` places from one on that have a Flow; and the next place, 0 behind the last one."""
+        cdef uint32_t each, end = min(<uint64_t>place + most, <uint64_t>self.used + 1)
+        flows = [<object>self.entries[each].flow for each in range(max(place, 1), end) if self.entries[each].flow != NULL]
+        return flows, end if end <= self.used else 0
 
     def show_openings(self, double now, unsigned int most, bint silent=False):
         """Flows of connections that no element was shown, `most` at once; from now on elements are shown their packets.
@@ -203,12 +209,6 @@ cdef class FlowTable(Answering):
                 place = self.entries[place].newer
         return found
 
-    cdef object _account(self, Entry *entry):
-        cdef uint8_t key[KEY]
-        flow = <object>entry.flow
-        cdef bint down = key_of(flow.origin, key) == <bint>flow.origin_is_client
-        return Account(entry.counted[down], bytes_of(entry, down), entry.counted[not down], bytes_of(entry, not down), entry.last / 16.0)
-
     cdef void start_turn(self, double now) noexcept:
         self.tick, self.moment = <uint32_t>(now * 16), <uint32_t><uint64_t>(now * 1024)
 
@@ -221,8 +221,7 @@ cdef class FlowTable(Answering):
         cdef Entry *entry
         if not read_plain(packet, copied, length, key, &segment):
             return ASK
-        place = self._find(key, hash_of(key, self.seed))
-        if place == 0:
+        if (place := self._find(key, hash_of(key, self.seed))) == 0:
             return ASK if self.shows else self._open(key, 0, packet, length, &segment, ready)
         entry = &self.entries[place]
         if self.shows if entry.verdict == ACCEPTS else self.shows_denied:
@@ -265,6 +264,7 @@ cdef class FlowTable(Answering):
     ) noexcept nogil:
         """The SYN of a connection, or a datagram; place: of the entry whose connection is over, 0 for none."""
         if self.openings is None or self.shows_openings:
+            self.shows_openings -= self.shows_openings > 0
             return ASK
         if segment.protocol == P_UDP:
             return self._open_datagrams(key, packet, length, segment, ready)
@@ -367,6 +367,7 @@ cdef class FlowTable(Answering):
 
     cdef void _evict(self, uint32_t place):
         cdef Entry *entry = &self.entries[place]
+        self.passed_by += entry.unshown != 0
         if self.lapsed is not None and entry.counted[0] + entry.counted[1] > 1 and len(self.lapsed) < LAPSED:
             if entry.unshown and entry.unshown & O_STATE <= O_ANSWERED:
                 self._show(place, entry.last / 16.0).undecided = True
@@ -375,7 +376,7 @@ cdef class FlowTable(Answering):
         self._unlink(place)
         if entry.flow != NULL:
             if self.forgotten is not None:
-                self.forgotten.append((<object>entry.flow, self._account(entry)))
+                self.forgotten.append((<object>entry.flow, Account(*account_of(entry))))
             Py_DECREF(<object>entry.flow)
             entry.flow = NULL
 
@@ -395,5 +396,4 @@ cdef class FlowTable(Answering):
             entry.request = NULL
         self.size -= 1
         self.evicted += 1
-        if self.current == place:
-            self.current = 0
+        self.current = 0 if self.current == place else self.current

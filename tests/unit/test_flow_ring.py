@@ -17,6 +17,7 @@ from nfq_agent.flow_ring import SLOTS, FlowRing, RingPlace
 from nfq_agent.policy_options import PolicyOptions
 from nfq_agent.service.flow_stream import answer
 from nfq_agent.service.flow_watch import PACKETS_PER_SECOND, FlowWatch
+from nfq_agent.service.watch_share import FLOWS, PACKETS, WatchShare
 from nfq_agent.testing import udp
 from nfq_agent.verdict import ACCEPT
 
@@ -68,11 +69,12 @@ def test_one_filter_more_than_there_is_room_for_is_refused() -> None:
 class Watched:
     """A chain with a policy, watched; and a client of the supervisor."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 1000) -> None:
+        """most: steps of its share."""
         options = PolicyOptions.from_table({"rule": [{"action": "drop", "dport": 23, "name": "telnet"}]})
         self.chain = ElementChain([Policy("ports", options, print)], ACCEPT)
         self.worker: Any = SimpleNamespace(title="worker", ring=FlowRing())
-        self.watch = FlowWatch(self.worker.ring, self.chain, {"queue": 7})
+        self.watch = FlowWatch(self.worker.ring, self.chain, {"queue": 7}, WatchShare(most))
         self.places: dict[str, Any] = {}
 
     def ask(self, clock: int, packets: str | None = None, client: str = "") -> dict[str, Any]:
@@ -186,6 +188,39 @@ def test_traced_packets_beyond_the_rate_are_missed_and_counted() -> None:
         watched.pass_through(80)
     said = watched.ask(SECOND, "")
     assert (len(said["records"]), said["missed"]) in ((PACKETS_PER_SECOND, 5), (0, PACKETS_PER_SECOND + 5))
+
+
+def test_flows_beyond_what_the_worker_has_time_for_are_not_shown_and_counted() -> None:
+    watched = Watched(most=1)
+    watched.ask(SECOND)
+    watched.watch.tend(SECOND, None)
+    for port in range(FLOWS + 3):
+        watched.pass_through(80, 1000 + port)
+    watched.watch.tend(SECOND, None)
+    watched.watch.follow([])
+    said = watched.ask(SECOND)
+    assert [record["sport"] for record in said["records"]] == [1000 + port for port in range(FLOWS)]
+    assert (said["unshown"], said["missed"]) == (3, 0)
+    # They are shown with a later packet, in time. When nothing is asked any more, nothing is counted.
+    watched.pass_through(80, 1000 + FLOWS)
+    watched.watch.tend(SECOND, None)
+    watched.watch.follow([])
+    assert watched.ask(SECOND)["unshown"] == 2
+    watched.watch.tend(9 * SECOND, None)
+    assert watched.worker.ring.unshown == 0
+
+
+def test_packets_beyond_what_the_worker_has_time_for_are_not_traced_and_counted() -> None:
+    watched = Watched(most=1)
+    before = watched.ask(SECOND, "dport = 80")["unlooked"]
+    watched.watch.tend(SECOND, None)
+    assert watched.watch.has_time
+    for _ in range(PACKETS):
+        watched.pass_through(80)
+    assert not watched.watch.has_time
+    watched.watch.leave_unlooked(5)
+    said = watched.ask(SECOND, "dport = 80")
+    assert (len(said["records"]), said["missed"], said["unlooked"] - before) == (PACKETS, 0, 5)
 
 
 def test_a_wrong_filter_is_refused() -> None:

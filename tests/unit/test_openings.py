@@ -197,13 +197,44 @@ def test_a_chain_that_fails_is_asked_again_and_the_packet_is_shown() -> None:
     assert len(table) == 0
 
 
-def test_openings_are_shown_while_that_is_wanted() -> None:
+def test_as_many_openings_are_shown_as_are_wanted() -> None:
     table = judge(["allow-list"]).settle_flows()
     assert isinstance(table, FlowTable)
-    for wanted in (False, True, False):
-        table.shows_openings = wanted
-        (syn, *_) = opening(HELLO, start=5 + wanted, client=f"192.0.2.1:{50000 + wanted}")
-        assert (table.look_up(syn.payload, syn.length, 1.0) is None) == wanted
+    table.shows_openings = 2
+    shown = []
+    for port in range(4):
+        (syn, *_) = opening(HELLO, client=f"192.0.2.1:{50000 + port}")
+        shown.append(table.look_up(syn.payload, syn.length, 1.0) is None)
+    assert shown == [True, True, False, False]
+    assert table.shows_openings == 0
+
+
+def test_what_is_forgotten_without_being_shown_is_counted() -> None:
+    table = FlowTable(limit=2)
+    table.judge_openings(Openings(lambda *_: (b"", ()), (), (53,), None))
+    for port in range(5):
+        (syn, *_) = opening(HELLO, f"10.0.0.1:{40000 + port}")
+        assert table.look_up(syn.payload, syn.length, 1.0) is ACCEPT
+    assert (len(table), table.passed_by) == (2, 3)
+    table.observe(tcp("10.0.0.1:1", "10.0.0.2:2").headers.five_tuple, 1.0)
+    table.observe(tcp("10.0.0.1:2", "10.0.0.2:2").headers.five_tuple, 1.0)
+    table.observe(tcp("10.0.0.1:3", "10.0.0.2:2").headers.five_tuple, 1.0)
+    assert table.passed_by == 5
+
+
+def test_flows_are_found_a_few_places_at_once() -> None:
+    table = FlowTable()
+    table.judge_openings(Openings(lambda *_: (b"", ()), (), (53,), None))
+    flows = [table.observe(tcp(f"10.0.0.1:{port}", "10.0.0.2:2").headers.five_tuple, 1.0) for port in range(5)]
+    # One that no element was shown is not among them.
+    (syn, *_) = opening(HELLO)
+    assert table.look_up(syn.payload, syn.length, 1.0) is ACCEPT
+    found, place = [], 1
+    while place:
+        some, place = table.flows_from(place, 2)
+        assert len(some) <= 2
+        found += some
+    assert found == flows
 
 
 def test_ports_that_stand_apart_are_shown() -> None:

@@ -17,6 +17,7 @@ from nfq_agent.values import duration
 
 # Seconds between two questions.
 EVERY: Final = 0.5
+_FIRST: Final = "the agent judges packets first, and reports what it has time for"
 
 
 def seconds_of(text: str) -> float:
@@ -37,13 +38,18 @@ def read_filter(text: str) -> FilterPart | None:
 
 
 class Questions:
-    """One client of the agent. packets: the filter of packets that are traced, None for flows. missed: records so far."""
+    """One client of the agent. packets: the filter of packets that are traced, None for flows.
+
+    missed: records so far. unshown: flows that pass and are not reported, at the last question. unlooked: packets that were not
+    looked at for any trace.
+    """
 
     def __init__(self, instance: str, packets: str | None) -> None:
         self._instance = instance
         self._packets = packets
         self._places: dict[str, Any] = {}
-        self.missed = 0
+        self._unlooked: int | None = None
+        self.missed = self.unshown = self.unlooked = 0
 
     def ask(self, timeout: float = 30.0) -> list[dict[str, Any]]:
         """The records since the last question. Raises ControlError, also if there is no answer within `timeout` seconds."""
@@ -52,6 +58,11 @@ class Questions:
             raise control.ControlError(str(said.get("message")))
         self._places = said["places"]
         self.missed += int(said["missed"])
+        # An older agent does not know these.
+        self.unshown = int(said.get("unshown", 0))
+        unlooked = int(said.get("unlooked", 0))
+        self.unlooked += 0 if self._unlooked is None else max(0, unlooked - self._unlooked)
+        self._unlooked = unlooked
         records: list[dict[str, Any]] = said["records"]
         return records
 
@@ -64,9 +75,18 @@ class Questions:
         yield self.ask()
 
     def say_missed(self) -> None:
-        """Print how many records were missed, if any."""
+        """Print on standard error what is not shown, if anything."""
         if self.missed:
-            show.wrapped(f"{self.missed} records were missed: more came than this terminal was told")
+            show.error(f"{self.missed} records were missed: more came than this terminal was told")
+        if self.unlooked:
+            show.error(f"{self.unlooked} packets were not looked at: {_FIRST}")
+        if self.unshown and self._packets is None:
+            show.error(f"{self.unshown_flows}: {_FIRST}")
+
+    @property
+    def unshown_flows(self) -> str:
+        """`12 flows not shown`."""
+        return f"{self.unshown} flow{'s' * (self.unshown != 1)} not shown"
 
 
 def printable(text: object) -> str:

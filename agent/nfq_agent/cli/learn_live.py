@@ -179,7 +179,7 @@ def learn(flags: Flags, seconds: float, output: Path | None, grouped: Callable[[
             show.error(f"nfq-agent: {error}")
             return 1
     watching.end(time.time() - time.monotonic())
-    _say_left_out(watching, questions.missed)
+    _say_left_out(watching, questions)
     if not proposal.rules_in(watching.learned):
         show.error("nfq-agent: the agent reported no flow; nothing is proposed")
         return 1
@@ -247,9 +247,10 @@ def _progress(watching: Watching, past: float, seconds: float) -> str:
     return f"{duration_text(past)}{of}: {watching.flows + watching.open} flows, {rules} rules so far; Ctrl-C writes them"
 
 
-def _say_left_out(watching: Watching, missed: int) -> None:
+def _say_left_out(watching: Watching, questions: Questions) -> None:
     left_out = (
-        (missed, "records were missed: more came than could be told"),
+        (questions.missed, "records were missed: more came than could be told"),
+        (questions.unshown, "flows that passed at the end were not reported: more began than the agent had time to report"),
         (watching.dropped, "flows were dropped by the agent and are not proposed"),
         (watching.elsewhere, "flows of taps, inline interfaces or queues that are not in the configuration are not proposed"),
         (sum(each.left_out for each in watching.learned.values()), "flows are not proposed: there would be too many rules"),

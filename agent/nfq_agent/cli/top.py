@@ -72,7 +72,10 @@ _COUNTS: Final = tuple(_Column(title, None, 7, True) for title in ("flows", "dro
 
 @dataclass(slots=True)
 class Screen:
-    """What the terminal shows, and what a key changes. typed: the filter that is being typed, None while none is."""
+    """What the terminal shows, and what a key changes. typed: the filter that is being typed, None while none is.
+
+    unshown: how many flows the agent does not report, in words.
+    """
 
     instance: str
     live: LiveFlows
@@ -84,6 +87,7 @@ class Screen:
     paused: bool = False
     ended: bool = False
     missed: int = 0
+    unshown: str = ""
     page: int = 1
     _frozen: tuple[LiveFlows, float] | None = field(default=None, repr=False)
     _drawn: float = field(default=0.0, repr=False)
@@ -167,6 +171,7 @@ class Screen:
         if self.typed is not None:
             return _cut(self.wrong or "Enter applies the filter, Escape leaves it as it was", "red" if self.wrong else "")
         parts = [f"{view.only.value}, by {view.grouping.value}, sorted by {view.sort.value}"]
+        parts += [self.unshown] * bool(self.unshown)
         parts += [f"from line {self.skipped + 1}"] * (self.skipped > 0) + ["paused"] * self.paused
         parts += [f"filter: {self.text}"] * bool(self.text)
         return _cut("  ".join(parts))
@@ -258,7 +263,7 @@ def top(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
     except KeyboardInterrupt:
         pass
     if as_json:
-        show.json_object({"flows": _objects(screen.live, part), "missed": questions.missed})
+        show.json_object({"flows": _objects(screen.live, part), "missed": questions.missed, "unshown": questions.unshown})
     elif not console.is_terminal:
         console.print(screen.report(console.width, time.monotonic()))
     questions.say_missed()
@@ -287,6 +292,7 @@ def _watch(questions: Questions, screen: Screen, console: Console, seconds: floa
 def _ask(questions: Questions, screen: Screen, now: float) -> None:
     screen.live.add(questions.ask(), now)
     screen.missed = questions.missed
+    screen.unshown = questions.unshown_flows if questions.unshown else ""
 
 
 def _objects(live: LiveFlows, part: FilterPart) -> list[dict[str, Any]]:

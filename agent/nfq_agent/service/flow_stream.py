@@ -24,7 +24,8 @@ def answer(workers: Iterable[Worker], question: Mapping[str, Any], clock: int) -
     """The records of flows, or of traced packets. clock: nanoseconds, monotonic.
 
     The question, which `question.parse` has checked, holds `places`, as the answer before gave them, and `packets`, a filter, if
-    packets are traced instead of flows.
+    packets are traced instead of flows. In the answer, `missed` counts records since the last question, `unshown` flows that are
+    not reported now, and `unlooked` packets that no trace looked at so far.
     """
     packets: str | None = question.get("packets")
     if packets is not None and (wrong := _wrong(packets)):
@@ -32,7 +33,7 @@ def answer(workers: Iterable[Worker], question: Mapping[str, Any], clock: int) -
     given = question.get("places") or {}
     records: list[Any] = []
     places: dict[str, list[int]] = {}
-    missed = 0
+    missed = unshown = unlooked = 0
     for worker in workers:
         slot = None
         if packets is None:
@@ -46,11 +47,13 @@ def answer(workers: Iterable[Worker], question: Mapping[str, Any], clock: int) -
         place = worker.ring.read(RingPlace(), slot)[1] if known is None else RingPlace(*known)
         found, place, more = worker.ring.read(place, slot)
         missed += more
+        unshown += worker.ring.unshown
+        unlooked += worker.ring.unlooked
         places[worker.title] = [place.written, place.records, place.left_out]
         read = [record for each in found if (record := _record(each)) is not None]
         records += _selected(read, packets)
         missed += len(found) - len(read)
-    return {"ok": True, "records": records, "places": places, "missed": missed}
+    return {"ok": True, "records": records, "places": places, "missed": missed, "unshown": unshown, "unlooked": unlooked}
 
 
 def _wrong(packets: str) -> str:

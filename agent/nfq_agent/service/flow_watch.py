@@ -1,6 +1,6 @@
 """What a worker reports about its flows while it is watched: snapshots of flows, and traced packets, as JSON records in a ring.
 
-Bounded in every turn: a million flows do not delay the worker. What does not fit is left out and counted. No I/O, no clock.
+A share of its time bounds it: a million flows do not delay the worker. What does not fit is counted. No I/O, no clock.
 A traced packet is written once, with the numbers (`filter_number`) of all filters that match it.
 """
 
@@ -22,13 +22,15 @@ from nfq_agent.flow_ring import FlowRing
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.packet import Packet, hook_name
 from nfq_agent.rate import Bucket
+from nfq_agent.service.watch_share import WatchShare
 from nfq_agent.verdict import ACCEPT, WOULD_DROP, Verdict
 
-# Flows that are reported in each pass (50 ms), and flows that are followed.
-PER_LOOK: Final = 200
+# Flows that are followed.
 _FOLLOWED: Final = 16384
-# A table with more flows is not walked through when the watch begins: that would take too long.
-_WALKED: Final = 4096
+# Flows whose figures are compared for each record that may be written.
+_COMPARED: Final = 4
+# Places of the table that are searched at each look for flows that were there before the watch.
+_WALKED: Final = 1024
 # Traced packets a second, of each filter.
 PACKETS_PER_SECOND: Final = 1000
 _HIDDEN: Final = frozenset(("reason", "dpi", "dns_verified"))
@@ -62,48 +64,91 @@ class _Trace:
 class FlowWatch:
     """Follows the flows of one worker while the ring is wanted."""
 
-    def __init__(self, ring: FlowRing, chain: ElementChain, place: dict[str, Any]) -> None:
+    def __init__(self, ring: FlowRing, chain: ElementChain, place: dict[str, Any], share: WatchShare | None = None) -> None:
+        self.share = WatchShare() if share is None else share
         self._ring = ring
         self._chain = chain
         self._place = place
         self._table: FlowTable | None = None
         self._own = False
+        # The next place of the search for flows that were there before, 0 when it is over; and what the table has passed by.
+        self._next = self._passed_by = 0
         self._seen: OrderedDict[int, _Seen] = OrderedDict()
         # By their slots in the ring.
         self._traces: dict[int, _Trace] = {}
         self.on = False
 
-    def tend(self, clock: int, table: FlowTable | None) -> bool:
-        """Begin or end as the ring asks, and report some flows. clock: nanoseconds, monotonic. Returns whether it is watched."""
+    def tend(self, clock: int, table: FlowTable | None, caught_up: bool = True, used: float = 0.0) -> bool:
+        """Begin or end as the ring asks, and report some flows. clock: nanoseconds, monotonic. Returns whether it is watched.
+
+        caught_up, used: see `WatchShare.renew`.
+        """
         if self._ring.until <= clock:
             if self.on:
-                if table is not None:
-                    table.shows_openings = False
-                self.on, self._table = False, None
-                self._seen.clear()
-                self._traces.clear()
+                self._end()
             return False
+        share = self.share
+        share.renew(caught_up, clock / 1e9, used)
         if not self.on:
-            self.on, self._own = True, table is None
-            self._table = FlowTable() if table is None else table
-            self._table.shows_openings = True
-            if table is not None and len(table) <= _WALKED:
-                for flow, _ in table.flows():
-                    self._seen[id(flow)] = _Seen(flow, {}, _reason_of(flow))
-            elif table is not None:
-                self._ring.leave_out(len(table))
+            self._begin(table)
+        assert self._table is not None
         self._read_filters(clock)
+        if self._next:
+            self._find_earlier(self._table)
         if self._ring.flows_until > clock:
             self._tell_some()
+            self._ring.leave_out(self._table.passed_by - self._passed_by)
+        self._passed_by = self._table.passed_by
+        self._table.shows_openings = share.flows
         return True
 
+    def _begin(self, table: FlowTable | None) -> None:
+        self.on, self._own = True, table is None
+        self._table = FlowTable() if table is None else table
+        self._next, self._passed_by = 1, self._table.passed_by
+
+    def _end(self) -> None:
+        assert self._table is not None
+        self._table.shows_openings = 0
+        self._ring.unshown = 0
+        self.on, self._table = False, None
+        self._seen.clear()
+        self._traces.clear()
+
+    def _find_earlier(self, table: FlowTable) -> None:
+        """Follow some of the flows that were there before the watch."""
+        flows, self._next = table.flows_from(self._next, _WALKED)
+        for flow in flows[: _FOLLOWED - len(self._seen)]:
+            if id(flow) not in self._seen:
+                self._seen[id(flow)] = _Seen(flow, {}, _reason_of(flow))
+
+    @property
+    def has_time(self) -> bool:
+        """Whether more packets may be looked at before the next look."""
+        return self.share.packets > 0
+
+    def leave_unlooked(self, count: int) -> None:
+        """Packets passed without a look, since there was no time."""
+        if self._traces:
+            self._ring.leave_unlooked(count)
+
+    @property
+    def room(self) -> int:
+        """Flows that may be taken over now by `follow`."""
+        table = self._table
+        return 0 if table is None else max(0, min(table.shows_openings, _FOLLOWED - len(self._seen)))
+
     def follow(self, flows: Iterable[Flow]) -> None:
-        """Connections that were accepted by their openings before they were watched."""
+        """Connections that were accepted by their openings before they were watched, at most as many as there is `room` for.
+
+        Called at each look, also with none.
+        """
         for flow in flows:
-            if len(self._seen) >= _FOLLOWED:
-                self._ring.leave_out()
-                continue
+            if self._table is not None:
+                self._table.shows_openings -= 1
             self._seen[id(flow)] = _Seen(flow, {}, {"verdict": ACCEPT.word, **_reason_of(flow)})
+        if self._table is not None:
+            self._ring.unshown = max(0, len(self._table) - len(self._seen))
 
     def _read_filters(self, clock: int) -> None:
         wanted = self._ring.filters(clock)
@@ -120,20 +165,24 @@ class FlowWatch:
 
     def saw(self, packet: Packet, flow: Flow | None, verdict: Verdict, now: float) -> None:
         """A packet got this verdict of the elements. now: monotonic seconds. Raises PacketError."""
-        table = self._table
+        table, share = self._table, self.share
         if table is None:
             return
         if flow is None:
             if not self._own:
                 return
+            share.packets -= 1
             flow = table.observe(packet.headers.five_tuple, now, packet.length)
         seen = self._seen.get(id(flow))
         if seen is None:
-            seen = self._seen[id(flow)] = _Seen(flow, {})
-            if len(self._seen) > _FOLLOWED:
-                _, oldest = self._seen.popitem(last=False)
-                if table.account(oldest.flow) != oldest.told:
-                    self._ring.leave_out()
+            if share.flows <= 0 and not (self._traces and share.packets > 0):
+                # It is followed from a later packet on, or not at all.
+                self.leave_unlooked(1)
+                return
+            seen = _Seen(flow, {})
+            if share.flows > 0:
+                share.flows -= 1
+                self._follow(seen, table)
         if not seen.place:
             seen.place = {"hook": hook_name(packet.hook), **self._chain.context.owners.names(packet)}
         element, rule = self._chain.reason(packet, flow)
@@ -146,7 +195,22 @@ class FlowWatch:
         if verdict is WOULD_DROP:
             seen.outcome["would"] = "drop"
         if self._traces:
-            self._trace(packet, seen, table, now)
+            self._trace_some(packet, seen, table, now)
+
+    def _follow(self, seen: _Seen, table: FlowTable) -> None:
+        self._seen[id(seen.flow)] = seen
+        if len(self._seen) > _FOLLOWED:
+            _, oldest = self._seen.popitem(last=False)
+            if table.account(oldest.flow) != oldest.told:
+                self._ring.leave_out()
+
+    def _trace_some(self, packet: Packet, seen: _Seen, table: FlowTable, now: float) -> None:
+        if not self._own:
+            if self.share.packets <= 0:
+                self.leave_unlooked(1)
+                return
+            self.share.packets -= 1
+        self._trace(packet, seen, table, now)
 
     def _trace(self, packet: Packet, seen: _Seen, table: FlowTable, now: float) -> None:
         record = self._record(seen, table.account(seen.flow))
@@ -172,7 +236,9 @@ class FlowWatch:
         """
         assert self._table is not None
         begun = self._ring.begun
-        for _ in range(min(PER_LOOK, len(self._seen))):
+        for _ in range(min(len(self._seen), _COMPARED * self.share.records)):
+            if self.share.records <= 0:
+                break
             key, seen = self._seen.popitem(last=False)
             account = self._table.account(seen.flow)
             if account is None:
@@ -208,6 +274,7 @@ class FlowWatch:
         return record
 
     def _write(self, record: dict[str, Any]) -> None:
+        self.share.records -= 1
         self._ring.write(json.dumps(record, default=str).encode())
 
 

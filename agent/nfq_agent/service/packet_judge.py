@@ -180,7 +180,7 @@ class PacketJudge:
 
     def show_openings(self, most: int) -> list[Flow]:
         """Flows of connections that were accepted by their openings alone, which the elements take over now; `most` at once."""
-        if self._flows is None or self._foresight is None:
+        if self._flows is None or self._foresight is None or not most:
             return []
         found = self.openings(most)
         try:

@@ -24,7 +24,7 @@ from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.latency import Latency
 from nfq_agent.packet import Packet
 from nfq_agent.service.delayed import DelayedVerdicts
-from nfq_agent.service.flow_watch import PER_LOOK, FlowWatch
+from nfq_agent.service.flow_watch import FlowWatch
 from nfq_agent.service.order import await_order
 from nfq_agent.service.packet_judge import EVERY_PACKET, PacketJudge, WorkerSettings
 from nfq_agent.service.packet_source import Control, FlowQueue, KernelQueue, PacketSource
@@ -89,6 +89,8 @@ class WorkerLoop:
         # How many packets of many datagrams are counted.
         self._cut = 0
         self._watch = watch
+        # Whether no packet waited at some moment since the watch was last tended.
+        self._caught_up = True
         self._latency = Latency() if latency is None else latency
         self._turn, waits = self._choose_turn(by_flow)
         # The turn while no flows are watched.
@@ -260,11 +262,12 @@ class WorkerLoop:
         self._judge.count_flows()
 
     def _tend_watch(self, watch: FlowWatch) -> None:
-        """Report flows while they are watched. Where the chain follows no flows, each packet is looked at meanwhile."""
+        """Report flows while they are watched. Where the chain follows none, packets are looked at meanwhile, as many as may."""
         judge = self._judge
-        judge.watch = watch if watch.tend(time.monotonic_ns(), judge.flows) else None
+        judge.watch = watch if watch.tend(time.monotonic_ns(), judge.flows, self._caught_up, time.process_time()) else None
+        self._caught_up = False
         if judge.watch is not None:
-            watch.follow(judge.show_openings(PER_LOOK))
+            watch.follow(judge.show_openings(watch.room))
         self._turn = self._judge_watched if judge.watch is not None and judge.flows is None else self._unwatched
 
     # The three ways of a turn.
@@ -328,6 +331,7 @@ class WorkerLoop:
     def _judge_each(self) -> int:
         """The elements look at each packet."""
         packets = self._source.read(FIRST)
+        self._caught_up |= len(packets) < FIRST
         if packets:
             self._judge_packets(packets)
             self._latency.observe(time.monotonic() - self._now)
@@ -337,10 +341,16 @@ class WorkerLoop:
         """Note how long a turn took; a turn that waits, how long its first packet took."""
         seconds = time.monotonic() - self._now
         self._policy.ended(turn, count, seconds)
+        self._caught_up |= not turn.waits and count < min(turn.budget, BUDGET)
         if count and (took := queue.first_took if turn.waits else seconds):
             self._latency.observe(took)
 
     def _judge_watched(self) -> int:
+        watch = self._judge.watch
+        if watch is not None and not watch.has_time:
+            count = self._unwatched()
+            watch.leave_unlooked(count)
+            return count
         count = self._judge_each()
         # As a turn that waited, so that the loop sleeps when there is nothing.
         self._policy.ended(Turn(BUDGET, True), count, 0.0)
