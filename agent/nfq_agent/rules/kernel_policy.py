@@ -8,8 +8,7 @@ and follow: the first packets of flows go to the queue, at a rate, and those bey
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfq_agent.config.drop_lines import drop_lines
@@ -21,42 +20,27 @@ from nfq_agent.elements import packet_element
 from nfq_agent.match import PLACES, Conditions
 from nfq_agent.packet import TCP, UDP
 from nfq_agent.policy_rule import DEFAULT, rule_label
-from nfq_agent.rules.entries import MapEntry, apart, entries_of, in_order, parsed, protocols_of, shape, words
-from nfq_agent.rules.model import ENTRIES, VERDICTS, Extension, Family, Option, Rule, comment_match
+from nfq_agent.rules.entries import parsed, protocols_of
+from nfq_agent.rules.model import VERDICTS, Extension, Family, Option, Rule, comment_match
+from nfq_agent.rules.policy_map import SAMPLE, Ask, Leading, PolicyMap, mapped, with_maps
 from nfq_agent.rules.selection import INWARD, SYN_ACK, Selected, port_lists, range_lists
 
 if TYPE_CHECKING:
     from nfq_agent.policy_options import PolicyOptions, RuleOptions
 
-# Where the worker logs drops, it gets some of the packets that a rule drops: as many a second as it writes lines.
-SAMPLE: Final = Extension("limit", (Option("--limit", "100/sec"), Option("--limit-burst", "100")))
 # The first packet of a flow, as connection tracking sees it: each packet of one that is not answered.
 _NEW: Final = Extension("conntrack", (Option("--ctstate", "NEW"),))
 # The name of the rules that count those that are not sent to the queue, and how they are told of.
 _UNRECORDED: Final = "unrecorded"
 NOT_RECORDED: Final = "first packets not recorded"
-# The rules that send packets to a queue.
-Ask = Callable[[Selected], Iterable[Rule]]
 # Rules of a policy that the kernel applies, at most, and how many of them, or maps of them, it asks one after the other.
 MOST: Final = 4096
 MOST_STEPS: Final = 256
-# As many rules of one shape, one behind the other, become a map.
-_LEAST_IN_MAP: Final = 8
-_MOST_ENTRIES: Final = 16384
 _TARGETS: Final = {"accept": "RETURN", "drop": "DROP"}
 _NAMES: Final = {TCP: "tcp", UDP: "udp"}
 _NUMBERS: Final = {name: number for number, name in _NAMES.items()}
 _OUT: Final = frozenset(("output", "postrouting"))
 _DIRECTIONS: Final = {"in": INWARD, "out": _OUT}
-
-
-class Leading(NamedTuple):
-    """A rule of a policy, or its default, that the kernel applies. number: in its policy, from 1; 0 for the default."""
-
-    number: int
-    label: str
-    action: str
-    conditions: RuleOptions | None
 
 
 class _Asked:
@@ -158,9 +142,9 @@ def before_queue(
     first = first_packets if queue.compile_mode == "first" else None
     users = False
     for each in _steps(asked, family)[:MOST_STEPS]:
-        if isinstance(each, _Map):
+        if isinstance(each, PolicyMap):
             tagged = f"{name}.{element}"
-            yield from _mapped(each, tagged, config.agent.instance, chain, family, what, ask if sampled else None, first)
+            yield from mapped(each, tagged, config.agent.instance, chain, family, what, ask if sampled else None, first)
             continue
         made = _written(each, hook, family, what)
         if made is None:
@@ -180,64 +164,9 @@ def before_queue(
             yield Rule(chain, target, (*matches, *what.tail, comment), choice.protocol, choice.inward, choice.outward)
 
 
-class _Map(NamedTuple):
-    """Rules of one shape, no two of which meet the same packet. first, last: their numbers."""
-
-    first: int
-    last: int
-    fields: tuple[str, ...]
-    entries: tuple[MapEntry, ...]
-
-
 @functools.lru_cache(maxsize=32)
-def _steps(asked: _Asked, family: Family) -> tuple[Leading | _Map, ...]:
-    return tuple(_with_maps(_leading(asked), family))
-
-
-def _with_maps(rules: Sequence[Leading], family: Family) -> Iterator[Leading | _Map]:
-    """The rules in their order, many of one shape as a map."""
-    for fields, group in itertools.groupby(rules, lambda each: () if each.conditions is None else shape(each.conditions)):
-        same = list(group)
-        made: list[Sequence[MapEntry]] = []
-        if fields and len(same) >= _LEAST_IN_MAP:
-            each_of = [
-                entries_of(each.conditions, each.action, each.number, family) for each in same if each.conditions is not None
-            ]
-            made = [each for each in each_of if each is not None]
-        if len(made) != len(same) or sum(map(len, made)) > _MOST_ENTRIES:
-            yield from same
-            continue
-        for begin, end in apart(made):
-            part = same[begin:end]
-            if len(part) >= _LEAST_IN_MAP:
-                entries = in_order(itertools.chain.from_iterable(made[begin:end]))
-                yield _Map(part[0].number, part[-1].number, fields, entries)
-            else:
-                yield from part
-
-
-def _mapped(  # one for each thing that differs
-    step: _Map, name: str, instance: str, chain: str, family: Family, what: Selected, ask: Ask | None, first: Ask | None
-) -> Iterator[Rule]:
-    """The rule that looks up a map. ask: where some of what is dropped goes to the queue. first: where first packets do."""
-    if not step.entries:
-        # They name only networks of the other family.
-        return
-    of = Option("--of", ",".join(step.fields))
-
-    def listed(entries: Iterable[MapEntry]) -> Selected:
-        bare = [each._replace(action="", number=0) for each in entries]
-        found = Extension(ENTRIES, (of, Option("--list", words(in_order(bare), step.fields, family))))
-        return what._replace(matches=(*what.matches, found))
-
-    dropped = [each for each in step.entries if each.action == "drop"]
-    if ask is not None and dropped:
-        yield from ask(listed(dropped)._replace(tail=(*what.tail, SAMPLE)))
-    if first is not None:
-        yield from first(listed(step.entries))
-    target = Extension(VERDICTS, (of, Option("--map", words(step.entries, step.fields, family))))
-    matches = (*what.matches, *what.tail, comment_match(instance, f"{name}.{step.first}-{step.last}"))
-    yield Rule(chain, target, matches, what.protocol, what.in_interface, what.out_interface)
+def _steps(asked: _Asked, family: Family) -> tuple[Leading | PolicyMap, ...]:
+    return tuple(with_maps(_leading(asked), family))
 
 
 def _asks_user(conditions: RuleOptions | None) -> bool:
