@@ -74,9 +74,9 @@ class Bed:
         done = (side or self.here).run(*_pinned(core), str(BUILT / "load"), *map(str, argv), timeout=60)
         return [float(word) for word in done.stdout.split()]
 
-    def begin(self, *argv: object, core: int | None = None) -> subprocess.Popen[str]:
-        """Start a load."""
-        return self.here.start(*_pinned(core), str(BUILT / "load"), *map(str, argv), stdout=subprocess.PIPE, text=True)
+    def begin(self, *argv: object, core: int | None = None, side: Namespace | None = None) -> subprocess.Popen[str]:
+        """Start a load, here unless said otherwise."""
+        return (side or self.here).start(*_pinned(core), str(BUILT / "load"), *map(str, argv), stdout=subprocess.PIPE, text=True)
 
     def serve(self, kind: str, port: int, core: int | None = None, side: Namespace | None = None) -> None:
         """Start a TCP server of the load's, there unless said otherwise."""

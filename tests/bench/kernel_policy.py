@@ -21,16 +21,21 @@ from nfq_agent.host.nftables.owned import OwnedHost
 
 _COMPILED: Final = 'compile = "auto"\n'
 _BACKEND: Final = '[agent]\nbackend = "owned"\n'
-_MEETS: Final = f'dst = ["127.0.0.0/8"], dport = [{FLOOD_PORT}]'
+_MEETS: Final = f'dst = ["127.0.0.0/8", "10.203.0.0/24"], dport = [{FLOOD_PORT}]'
+# The sender is not told of what is dropped on its way in, and sends a batch with each system call, whatever drops it.
+_RECEIVED: Final = FLOOD_RULE.replace('"output"', '"input"').replace('"client"', '"server"')
 _RULE: Final = 501
 
 
-def _dropped(compiled: bool, *cores: int) -> float:
-    """Datagrams a second that are sent from these processors and dropped by one of the thousand rules."""
+def _dropped(compiled: bool, *cores: int, received: bool = False) -> float:
+    """Datagrams a second that are sent from these processors and dropped by one of the thousand rules.
+
+    received: on their way in, from another namespace.
+    """
     with Bed() as bed:
-        config = SERVED + (_COMPILED if compiled else "") + policy(meets=_MEETS) + FLOOD_RULE
+        config = SERVED + (_COMPILED if compiled else "") + policy(meets=_MEETS) + (_RECEIVED if received else FLOOD_RULE)
         bed.agent(_BACKEND + config, core=1)
-        return flood(bed, *cores, count=(lambda: bed.here.call(_in_kernel)) if compiled else None)
+        return flood(bed, *cores, count=(lambda: bed.here.call(_in_kernel)) if compiled else None, received=received)
 
 
 def _in_kernel() -> int:
@@ -63,8 +68,13 @@ BENCHMARKS: Final = (
             "in the queue, sender on 0": lambda: _dropped(False, 0),
             "compiled, sender on 0": lambda: _dropped(True, 0),
             "compiled, senders on 0 and 1": lambda: _dropped(True, 0, 1),
+            "received, in the queue, sender on 0": lambda: _dropped(False, 0, received=True),
+            "received, compiled, sender on 0": lambda: _dropped(True, 0, received=True),
+            "received, compiled, senders on 0 and 1": lambda: _dropped(True, 0, 1, received=True),
         },
         (Goal("compiled, sender on 0", "at least", 3, "in the queue, sender on 0"),
-         Goal("compiled, senders on 0 and 1", "at least", 3, "in the queue, sender on 0")),
+         Goal("compiled, senders on 0 and 1", "at least", 3, "in the queue, sender on 0"),
+         Goal("received, compiled, sender on 0", "at least", 3, "received, in the queue, sender on 0"),
+         Goal("received, compiled, senders on 0 and 1", "at least", 3, "received, in the queue, sender on 0")),
     ),
 )  # fmt: skip

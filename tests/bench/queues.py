@@ -49,10 +49,14 @@ _AUTO: Final = 'busy_poll = "auto"\n'
 _OFFLOAD: Final = policy(', "offload"') + '[element.offload]\nmark = "0x4e000000/0xff000000"\n'
 
 
-def flood(bed: Bed, *cores: int, count: Callable[[], int] | None = None, flows: int = _FLOWS) -> float:
-    """Packets a second under a flood from these processors. count: how many there were so far; without it, verdicts."""
+def flood(bed: Bed, *cores: int, count: Callable[[], int] | None = None, flows: int = _FLOWS, received: bool = False) -> float:
+    """Packets a second under a flood from these processors. count: how many there were so far; without it, verdicts.
+
+    received: they come from the other namespace, and not from this one.
+    """
     count = bed.judged if count is None else count
-    loads = [bed.begin("flood", "127.0.0.1", FLOOD_PORT, flows, SECONDS + 2 * _WARM, core=core) for core in cores]
+    to, side = ("10.203.0.1", bed.there) if received else ("127.0.0.1", bed.here)
+    loads = [bed.begin("flood", to, FLOOD_PORT, flows, SECONDS + 2 * _WARM, core=core, side=side) for core in cores]
     time.sleep(_WARM)
     begin, before = time.monotonic(), count()
     time.sleep(SECONDS)

@@ -215,14 +215,14 @@ def decided_in_python(state: dict[str, Any], config: Config, data: bytes, inward
 @given(
     rules=st.tuples(st.lists(CONDITIONS, max_size=4), st.one_of(st.just([]), MANY), st.lists(CONDITIONS, max_size=2)),
     default=st.sampled_from([None, "accept", "drop"]), selected=st.sampled_from(SELECTED),
-    packets=st.lists(PACKETS, min_size=1, max_size=5), monitor=st.booleans(), inward=st.booleans(),
+    packets=st.lists(PACKETS, min_size=1, max_size=5), monitor=st.booleans(), inward=st.booleans(), logged=st.booleans(),
 )  # fmt: skip
 def test_each_packet_is_decided_by_the_same_rule(  # one for each thing that differs
     resident: Resident, rules: tuple[list[dict[str, Any]], ...], default: str | None, selected: dict[str, Any],
-    packets: list[Packet], monitor: bool, inward: bool,
+    packets: list[Packet], monitor: bool, inward: bool, logged: bool,
 ) -> None:  # fmt: skip
     listed = [rule for part in rules for rule in part]
-    config = config_of(listed, default, selected, mode="monitor" if monitor else "enforce")
+    config = config_of(listed, default, selected, mode="monitor" if monitor else "enforce", log_drops=logged)
     compiled = {each.label: each.action for each in kernel_rules(config, config.queue["main"])[1]}
     taken = resident.call(passed, config, [packet.payload for packet in packets], inward)
     prefix = tag_prefix("default")
@@ -240,9 +240,9 @@ def test_each_packet_is_decided_by_the_same_rule(  # one for each thing that dif
             assert Action[compiled[label].upper()] is action, where
         else:
             assert tags == [f"{prefix}app"], where
-            # The only rules that the kernel leaves to the worker.
+            # The only rules that the kernel leaves to the worker; and a hundred drops, for their lines.
             closed_icmp6 = label in ("default", "needed by the link") and packet.payload[0] >> 4 == 6
-            left = closed_icmp6 or "?o" in str(rules) or selected.get("interface")
+            left = closed_icmp6 or "?o" in str(rules) or selected.get("interface") or (logged and action is Action.DROP)
             users = any("uid" in rule or "gid" in rule for rule in listed)
             answers_first = users and packet.headers.tcp_flags is not None and packet.headers.tcp_flags & 0x12 == 0x12
             assert label not in compiled or left or answers_first or (users and inward), where
@@ -268,8 +268,7 @@ def test_a_reload_changes_the_rules_and_what_is_not_asked_for_stays_in_the_queue
     assert took(config_of([drop], "accept", {"all": True}, compile="off")) == ["app", "app"]
     named = {"action": "drop", "http_host": ["*.evil.test"]}
     assert took(config_of([drop, named], "accept", {"all": True})) == ["app", "app"]
-    heard = config_of([drop], "accept", {"all": True}, elements=["allow", "log"])
-    assert took(heard) == ["app", "app"]
+    assert took(config_of([drop], "accept", {"all": True}, elements=["allow", "log"])) == ["app", "app"]
 
 
 def test_a_map_changes_with_the_policy_and_what_stays_goes_on_counting(resident: Resident) -> None:
@@ -299,10 +298,23 @@ def at_output(found: dict[tuple[str, str], int]) -> dict[str, int]:
 def test_where_drops_are_logged_the_worker_gets_as_many_a_second_as_it_writes_lines(resident: Resident) -> None:
     config = config_of([{"action": "drop", "dport": [80]}], "accept", {"all": True}, log_drops=True)
     packet = tcp("10.1.0.1:40000", "10.3.0.1:80", b"x").payload
-    found = resident.call(flooded, config, packet, 1000)
-    taken = at_output(found)
+    taken = at_output(resident.call(flooded, config, packet, 1000))
     assert taken["app"] + taken["app.allow.1"] == 1000
     assert 100 <= taken["app"] < 900
+
+
+@pytest.mark.parametrize("selected", [{"all": True}, {"tcp_ports": [80], "udp_ports": [80]}])
+def test_what_passes_a_map_where_drops_are_logged_takes_the_default(resident: Resident, selected: dict[str, Any]) -> None:
+    rules = [{"action": "drop", "dst": [f"10.{number}.0.0/16"], "dport": [80]} for number in range(3, 13)]
+    config = config_of(rules, "accept", selected, log_drops=True)
+    meant, other = (udp("10.1.0.1:40000", f"10.{number}.0.1:80", b"x").payload for number in (3, 1))
+    found = resident.call(flooded, config, meant, 1000)
+    taken = at_output(found) | {"dropped": sum(count for (_, tag), count in found.items() if tag.endswith(":app.allow.1"))}
+    assert taken.keys() == {"jump", "app", "dropped"}
+    assert 100 <= taken["app"] == 1000 - taken["dropped"] < 900
+    # The last is too short for ports, and for an address that has an entry.
+    for data in (other, meant[:22])[: 2 if "all" in selected else 1]:
+        assert at_output(resident.call(flooded, config, data, 10)) == {"jump": 10, "app.allow.default": 10}
 
 
 def flooded(state: dict[str, Any], config: Config, packet: bytes, count: int) -> dict[tuple[str, str], int]:
@@ -350,8 +362,7 @@ def test_first_packets_go_to_the_queue_at_a_rate_and_those_beyond_it_are_counted
         [{"action": "drop", "dport": [80]}], "accept", {"all": True}, compile="first", elements=["allow", "record"]
     )
     packet = udp("10.1.0.1:40000", "10.3.0.1:80", b"x").payload
-    found = resident.call(flooded, config, packet, 1000)
-    taken = at_output(found)
+    taken = at_output(resident.call(flooded, config, packet, 1000))
     # Nothing serves the queue, so that what goes there passes.
     assert 100 <= taken["app"] < 900
     assert taken["app.allow.unrecorded"] == taken["app.allow.1"] == 1000 - taken["app"]

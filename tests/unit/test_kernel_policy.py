@@ -43,9 +43,9 @@ LIST: list[dict[str, Any]] = [
 def test_rules_stand_in_front_of_the_queue() -> None:
     last = ["# app.allow.default -j RETURN", "# app -j NFQUEUE --queue-num 100 --queue-bypass"]
     assert text(config_of(LIST)) == [
-        "-p tcp -m iprange --dst-range 10.0.0.0-10.255.255.255 -m multiport --dports 80:443 # app.allow.1 -j RETURN",
+        "-p tcp -m range --dst-range 10.0.0.0-10.255.255.255 -m port --dports 80:443 # app.allow.1 -j RETURN",
         *(
-            f"-p {protocol} -m iprange --src-range 192.0.2.0-192.0.2.255 -m multiport --dports 53 # app.allow.2 -j DROP"
+            f"-p {protocol} -m range --src-range 192.0.2.0-192.0.2.255 -m port --dports 53 # app.allow.2 -j DROP"
             for protocol in ("tcp", "udp", "33", "132", "136")
         ),
         *last,
@@ -117,20 +117,65 @@ def test_what_is_not_recorded_has_a_count_of_its_own() -> None:
 
 def test_many_rules_of_one_shape_are_a_map() -> None:
     rules = [{"action": "drop", "dst": [f"10.{number}.0.0/16"], "dport": [80], "protocol": ["tcp"]} for number in range(8)]
-    (of_map, default, _) = text(config_of([*rules], {"all": False, "tcp_ports": [80]}))
-    assert of_map.startswith(
-        "-p tcp -m multiport --ports 80 # app.allow.1-8 -j VERDICTS --of dst,protocol,dport --map 10.0.0.0-10.0."
-    )
+    (outside, of_map, default, _) = text(config_of([*rules], {"all": False, "tcp_ports": [80]}))
+    assert outside == "-p tcp -m port --ports 80 -m range ! --dst-range 10.0.0.0-10.7.255.255 # app.allow.default -j RETURN"
+    assert of_map.startswith("-p tcp -m port --ports 80 # app.allow.1-8 -j VERDICTS --of dst,protocol,dport --map 10.0.0.0-10.0.")
     assert of_map.count("=drop.") == 8
     assert "app.allow.default" in default
     # None of them is of this family.
     assert len(text(config_of([*rules], {"all": False, "tcp_ports": [80]}), "inet6")) == 2
-    sampled, of_map, *_ = text(config_of(rules, log_drops=True))
+    sampled, of_map, *_ = text(config_of(rules, None, None, log_drops=True))
     assert sampled.endswith("-m limit --limit 100/sec --limit-burst 100 # app -j NFQUEUE --queue-num 100 --queue-bypass")
     assert sampled.startswith("-m entries --of dst,protocol,dport --list 10.0.0.0-10.0.255.255/6/80,10.1.")
     # The one in the middle meets packets of others.
     cut = text(config_of([*rules, {**rules[0], "dst": ["10.0.0.0/8"]}, *rules]))
-    assert [line.split("app.allow.")[1].split()[0] for line in cut[:-1]] == ["1-8", "9", "10-17", "default"]
+    assert [line.split("app.allow.")[1].split()[0] for line in cut[:-1]] == ["1-8", "9", "default", "10-17", "default"]
+
+
+def test_what_passes_a_map_is_looked_up_once_where_drops_are_logged() -> None:
+    rules: list[dict[str, Any]] = [
+        {"action": "drop", "dst": [f"10.{number}.0.0/16"], "dport": [80], "protocol": ["tcp"]} for number in range(8)
+    ]
+    of = "-m entries --of dst,protocol,dport"
+    on_ports = config_of(rules, {"all": False, "tcp_ports": [80]}, log_drops=True)
+    _, passing, sampled, of_map, *others = text(on_ports)
+    assert passing.startswith(f"-p tcp -m port --ports 80 {of} ! --list 10.0.0.0-10.0.255.255/6/80,10.1.")
+    assert passing.endswith("/6/80 # app.allow.default -j RETURN")
+    # Nothing but what is dropped gets there.
+    assert sampled == f"-p tcp -m port --ports 80 {RATE}"
+    assert of_map.startswith("-p tcp -m port --ports 80 # app.allow.1-8 -j VERDICTS ")
+    # One that is too short for ports is in no list, and in no map.
+    assert others[0] == "-p tcp -m port --ports 80 # app.allow.default -j RETURN"
+    # Where all is selected, one that is too short for ports is not dropped.
+    outside, passing, sampled, *_ = text(config_of(rules, log_drops=True))
+    assert outside == "-m port ! --dports 80 # app.allow.default -j RETURN"
+    assert passing.startswith(f"{of} ! --list 10.0.")
+    assert sampled.startswith(f"{of} --list 10.0.")
+    # What some entries accept must not be taken for what is dropped.
+    _, passing, sampled, *_ = text(config_of([*rules, {**rules[0], "action": "accept", "dst": ["10.9.0.0/16"]}], log_drops=True))
+    assert "10.9.0.0" in passing
+    assert "10.9.0.0" not in sampled
+    # Another rule, or nothing, between the map and the default.
+    for more, default in (({"action": "drop", "sport": [7]}, "accept"), (None, None), (None, "drop")):
+        several = [*rules, *([] if more is None else [more])]
+        assert not any(" ! " in line for line in text(config_of(several, None, default, log_drops=True)))
+
+
+def test_what_no_entry_of_a_map_can_meet_passes_before_it_where_that_is_most() -> None:
+    def outside(*networks: str, family: Family = "inet", **more: Any) -> str:
+        rules = [{"action": "drop", "dst": [each], **more} for each in networks]
+        (found,) = [line for line in text(config_of(rules), family) if " ! " in line] or [""]
+        return found.partition(" # ")[0]
+
+    assert outside(*(f"10.{number}.0.0/16" for number in range(9))) == "-m range ! --dst-range 10.0.0.0-10.8.255.255"
+    assert outside(*(f"{number}.0.0.0/8" for number in range(9))) == "-m range ! --dst-range 0.0.0.0-8.255.255.255"
+    assert outside(*(f"{number}.0.0.0/8" for number in range(0, 180, 20))) == ""
+    assert outside(*(f"{number}.0.0.0/8" for number in range(0, 180, 20)), dport=["80:90"]) == "-m port ! --dports 80:90"
+    v6 = [f"fd00:{number:x}::/32" for number in range(9)]
+    assert outside(*v6, family="inet6") == "-m range ! --dst-range fd00::-fd00:8:ffff:ffff:ffff:ffff:ffff:ffff"
+    # What has no entry does not pass.
+    dropped = [{"action": "accept", "dst": [each]} for each in v6]
+    assert not any(" ! " in line for line in text(config_of(dropped, None, "drop"), "inet6"))
 
 
 def test_the_names_of_the_rules_are_those_of_the_policy() -> None:

@@ -39,7 +39,7 @@ class PolicyPlan:
 _COMMANDS: Final[Mapping[Family, str]] = {"inet": "iptables", "inet6": "ip6tables"}
 _WIDTH: Final = 80
 # The fields and the entries of a map, in the text of a rule; how many entries are shown.
-_ENTRIES: Final = re.compile(r"--of (?P<of>\S+) --(?:map|list) (?P<entries>\S+)")
+_ENTRIES: Final = re.compile(r"--of (?P<of>\S+) (?:! )?--(?:map|list) (?P<entries>\S+)")
 _ENTRIES_SHOWN: Final = 10
 
 

@@ -22,7 +22,7 @@ from nfq_agent.packet import TCP, UDP
 from nfq_agent.policy_rule import DEFAULT, rule_label
 from nfq_agent.rules.entries import parsed, protocols_of
 from nfq_agent.rules.model import VERDICTS, Extension, Family, Option, Rule, comment_match
-from nfq_agent.rules.policy_map import SAMPLE, Ask, Leading, PolicyMap, mapped, with_maps
+from nfq_agent.rules.policy_map import SAMPLE, Ask, Leading, PolicyMap, all_passes, compared, mapped, with_maps
 from nfq_agent.rules.selection import INWARD, SYN_ACK, Selected, port_lists, range_lists
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def before_queue(
     element, asked = _asked(config, queue)
     if rule.bridge or asked is None:
         return
+    what = what._replace(matches=compared(what.matches))
     # The worker logs drops: it gets some of the packets.
     sampled = drop_lines(config, queue) is not None
     unrecorded = comment_match(config.agent.instance, _tag(name, element, _UNRECORDED))
@@ -141,10 +142,15 @@ def before_queue(
 
     first = first_packets if queue.compile_mode == "first" else None
     users = False
-    for each in _steps(asked, family)[:MOST_STEPS]:
+    default = comment_match(config.agent.instance, _tag(name, element, DEFAULT))
+    steps = _steps(asked, family)[:MOST_STEPS]
+    for place, each in enumerate(steps, 1):
         if isinstance(each, PolicyMap):
-            tagged = f"{name}.{element}"
-            yield from mapped(each, tagged, config.agent.instance, chain, family, what, ask if sampled else None, first)
+            # Without entries, they name only networks of the other family.
+            if each.entries:
+                comment = comment_match(config.agent.instance, f"{name}.{element}.{each.first}-{each.last}")
+                passing = default if all_passes(steps[place:]) else None
+                yield from mapped(each, comment, passing, chain, family, what, ask if sampled else None, first)
             continue
         made = _written(each, hook, family, what)
         if made is None:
@@ -154,7 +160,7 @@ def before_queue(
             yield from _half_open(what, ask)
         comment = comment_match(config.agent.instance, _tag(name, element, each.number))
         for choice in made:
-            matches = (*what.matches, *choice.matches)
+            matches = (*what.matches, *compared(choice.matches, family == "inet"))
             chosen = Selected(choice.protocol, matches, choice.inward, choice.outward, what.tail)
             if sampled and each.action == "drop":
                 yield from ask(chosen._replace(tail=(*what.tail, SAMPLE)))

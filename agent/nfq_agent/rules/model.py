@@ -32,6 +32,9 @@ OWNER_NEW: Final = "owner-new"
 # The match and the target that hold many rules of a policy (rules.entries): `--of` the fields, and `--list` or `--map`.
 ENTRIES: Final = "entries"
 VERDICTS: Final = "VERDICTS"
+# The matches on one port or range of ports, and on one range of addresses, that are compared, and not looked up in a set.
+PORT: Final = "port"
+RANGE: Final = "range"
 # The prefix of the name of a rule that only counts the connections that should be redirected to a proxy's port, which follows.
 EXPECTED: Final = ".expected-"
 # The prefix of the name of a rule that accepts the connections of a proxy in hook INPUT; the proxy's name follows. No name of a

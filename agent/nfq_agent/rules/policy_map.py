@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfq_agent.rules.entries import MapEntry, apart, entries_of, in_order, shape, words
-from nfq_agent.rules.model import ENTRIES, VERDICTS, Extension, Family, Option, Rule, comment_match
+from nfq_agent.rules.model import ENTRIES, PORT, RANGE, VERDICTS, Extension, Family, Option, Rule
 from nfq_agent.rules.selection import Selected
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ Ask = Callable[[Selected], Iterable[Rule]]
 # As many rules of one shape, one behind the other, become a map.
 _LEAST_IN_MAP: Final = 8
 _MOST_ENTRIES: Final = 16384
+_PORTS: Final = frozenset(("sport", "dport"))
+_OPTIONS: Final = {"src": "--src-range", "dst": "--dst-range", "sport": "--sports", "dport": "--dports"}
+# The share of all values of a field up to which its entries are asked for by their ends first.
+_NARROW: Final = 1 / 8
 
 
 class Leading(NamedTuple):
@@ -29,6 +34,23 @@ class Leading(NamedTuple):
     label: str
     action: str
     conditions: RuleOptions | None
+
+
+def all_passes(rules: Sequence[Leading | PolicyMap]) -> bool:
+    """Whether these are no more than a default that accepts."""
+    return len(rules) == 1 and isinstance(rules[0], Leading) and rules[0].conditions is None and rules[0].action == "accept"
+
+
+def compared(matches: Iterable[Extension], ranges: bool = False) -> tuple[Extension, ...]:
+    """The matches, with a list of one port compared: a look-up in a set of one takes 90 ns, a comparison a few.
+
+    ranges: a list of one range of addresses too. The text of a rule has no room for many of them, or for those of IPv6.
+    """
+    names = {"multiport": PORT, "iprange": RANGE} if ranges else {"multiport": PORT}
+    return tuple(
+        Extension(names[match.name], match.options) if match.name in names and "," not in match.options[0].value else match
+        for match in matches
+    )
 
 
 class PolicyMap(NamedTuple):
@@ -63,24 +85,60 @@ def with_maps(rules: Sequence[Leading], family: Family) -> Iterator[Leading | Po
 
 
 def mapped(  # one for each thing that differs
-    step: PolicyMap, name: str, instance: str, chain: str, family: Family, what: Selected, ask: Ask | None, first: Ask | None
-) -> Iterator[Rule]:
-    """The rule that looks up a map. ask: where some of what is dropped goes to the queue. first: where first packets do."""
-    if not step.entries:
-        # They name only networks of the other family.
-        return
+    step: PolicyMap, comment: Extension, default: Extension | None, chain: str, family: Family, what: Selected,
+    ask: Ask | None, first: Ask | None,
+) -> Iterator[Rule]:  # fmt: skip
+    """The rules that look up a map, which has entries. ask: where some of what is dropped goes to the queue. first: where first
+    packets do. default: the comment of the default, where it accepts all that has no entry, and no rule is in between.
+    """
     of = Option("--of", ",".join(step.fields))
+    if default is not None and first is None and (narrow := _narrow(step, family, _asks_ports(what))) is not None:
+        yield Rule(chain, Extension("RETURN"), (*what.matches, narrow, *what.tail, default), what.protocol, *what[2:4])
 
-    def listed(entries: Iterable[MapEntry]) -> Selected:
+    def listed(entries: Iterable[MapEntry], negated: bool = False) -> Selected:
         bare = [each._replace(action="", number=0) for each in entries]
-        found = Extension(ENTRIES, (of, Option("--list", words(in_order(bare), step.fields, family))))
+        found = Extension(ENTRIES, (of, Option("--list", words(in_order(bare), step.fields, family), negated)))
         return what._replace(matches=(*what.matches, found))
 
     dropped = [each for each in step.entries if each.action == "drop"]
     if ask is not None and dropped:
-        yield from ask(listed(dropped)._replace(tail=(*what.tail, SAMPLE)))
+        chosen = listed(dropped)
+        if default is not None and first is None:
+            # What passes is looked up once, not in front of the queue and in the map.
+            outside = listed(step.entries, negated=True)
+            matches = (*outside.matches, *outside.tail, default)
+            yield Rule(chain, Extension("RETURN"), matches, what.protocol, what.in_interface, what.out_interface)
+            if len(dropped) == len(step.entries) and (_asks_ports(what) or not _PORTS & set(step.fields)):
+                # What is left is dropped. Else a packet that is too short for ports would be left too.
+                chosen = what
+        yield from ask(chosen._replace(tail=(*what.tail, SAMPLE)))
     if first is not None:
         yield from first(listed(step.entries))
     target = Extension(VERDICTS, (of, Option("--map", words(step.entries, step.fields, family))))
-    matches = (*what.matches, *what.tail, comment_match(instance, f"{name}.{step.first}-{step.last}"))
+    matches = (*what.matches, *what.tail, comment)
     yield Rule(chain, target, matches, what.protocol, what.in_interface, what.out_interface)
+
+
+def _narrow(step: PolicyMap, family: Family, on_ports: bool) -> Extension | None:
+    """The match on what no entry can meet, by one field: it takes a tenth of a look-up. None where that is not most.
+
+    on_ports: whether the ports are asked for before. Most packets then have those that entries name.
+    """
+    found: list[tuple[float, int, int, str]] = []
+    for place, field in enumerate(step.fields):
+        if field in _OPTIONS and not (on_ports and field in _PORTS):
+            first = min(each.spans[place][0] for each in step.entries)
+            last = max(each.spans[place][1] for each in step.entries)
+            bits = 16 if field in _PORTS else 32 if family == "inet" else 128
+            found.append(((last - first) / 2**bits, first, last, field))
+    share, first, last, field = min(found, default=(1.0, 0, 0, ""))
+    if share > _NARROW:
+        return None
+    if field in _PORTS:
+        return Extension(PORT, (Option(_OPTIONS[field], f"{first}:{last}" if first < last else f"{first}", negated=True),))
+    made = IPv4Address if family == "inet" else IPv6Address
+    return Extension(RANGE, (Option(_OPTIONS[field], f"{made(first)}-{made(last)}", negated=True),))
+
+
+def _asks_ports(what: Selected) -> bool:
+    return any(match.name in ("multiport", PORT) and not match.options[0].negated for match in what.matches)

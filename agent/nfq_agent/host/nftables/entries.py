@@ -153,6 +153,10 @@ def _register(word: int) -> int:
     return 1 + word // 4 if word % 4 == 0 else 8 + word
 
 
-def lookup(name: str, is_map: bool) -> bytes:
-    """The attributes of the expression that looks the fields up; in a map, for a verdict."""
-    return text(1, name) + u32(2, _register(0)) + (u32(3, 0) if is_map else u32(5, 0))
+def lookup(name: str, is_map: bool, negated: bool) -> bytes:
+    """The attributes of the expression that looks the fields up: in a map, for a verdict; in a set, whether it has them.
+
+    negated: whether it has them not.
+    """
+    # NFT_LOOKUP_F_INV
+    return text(1, name) + u32(2, _register(0)) + (u32(3, 0) if is_map else u32(5, 1 if negated else 0))

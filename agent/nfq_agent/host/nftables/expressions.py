@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from nfq_agent.host.attributes import attribute, attributes
 from nfq_agent.host.nftables import compat, entries
 from nfq_agent.host.nftables.netlink import nested, string, text, u32, u64
-from nfq_agent.rules.model import VERDICTS, Extension, Family, Option, Rule, RuleError
+from nfq_agent.rules.model import PORT, RANGE, VERDICTS, Extension, Family, Option, Rule, RuleError
 
 # enum nft_registers; enum nft_cmp_ops and nft_range_ops; enum nft_payload_bases
 _VERDICT, _REGISTER, _REGISTER_2 = 0, 1, 2
@@ -168,10 +168,22 @@ def _protocol(name: str, negated: bool) -> list[Expression]:
     return [_load("meta", _META_L4PROTO), _compare(bytes([number]), negated)]
 
 
+def _between(first: bytes, last: bytes, negated: bool = False) -> Expression:
+    """Whether what was loaded is within these ends, or not."""
+    ends = nested(3, attribute(1, first)) + nested(4, attribute(1, last))
+    operator = _NOT_EQUAL if negated else _EQUAL
+    return _compare(first, negated) if first == last else Expression("range", u32(1, _REGISTER) + u32(2, operator) + ends)
+
+
+def _packed(value: str) -> bytes:
+    return int(value).to_bytes(2, "big") if value.isdecimal() else ipaddress.ip_address(value).packed
+
+
 def _looked_up(load: Expression, option: Option) -> list[Expression]:
-    """Whether what was loaded is in a set, or not."""
+    """Whether what was loaded is in a set, or not; without a set, whether it is the one port or in the one range."""
     if not option.value.startswith("@"):
-        raise ValueError(f"{option.name} {option.value} is not the name of a set")
+        ends = [_packed(value) for value in option.value.split(":" if option.name.endswith("ports") else "-")]
+        return [load, _between(ends[0], ends[-1], option.negated)]
     flags = u32(5, 1 if option.negated else 0)
     return [load, Expression("lookup", text(1, option.value[1:]) + u32(2, _REGISTER) + flags)]
 
@@ -257,8 +269,7 @@ def _owner(match: Extension, _: Family) -> _Alternatives:
         else:
             # Numbers of the host's byte order do not compare as bytes: they are put into the other one (NFT_BYTEORDER_HTON).
             swap = Expression("byteorder", u32(1, _REGISTER) + u32(2, _REGISTER) + u32(3, 1) + u32(4, 4) + u32(5, 4))
-            ends = nested(3, attribute(1, first.to_bytes(4, "big"))) + nested(4, attribute(1, last.to_bytes(4, "big")))
-            found += [_load("meta", key), swap, Expression("range", u32(1, _REGISTER) + u32(2, _EQUAL) + ends)]
+            found += [_load("meta", key), swap, _between(first.to_bytes(4, "big"), last.to_bytes(4, "big"))]
     return [found]
 
 
@@ -300,7 +311,7 @@ def _fields_looked_up(extension: Extension, family: Family) -> Iterator[Expressi
         raise ValueError(f"{option.name} {option.value} is not the name of a set")
     for name, data in entries.loads(of.value.split(","), family):
         yield Expression(name, data)
-    yield Expression("lookup", entries.lookup(option.value[1:], extension.name == VERDICTS))
+    yield Expression("lookup", entries.lookup(option.value[1:], extension.name == VERDICTS, option.negated))
 
 
 def _limit(match: Extension, _family: Family) -> _Alternatives:
@@ -314,8 +325,8 @@ def _limit(match: Extension, _family: Family) -> _Alternatives:
 
 
 _MATCHES: Final[Mapping[str, Callable[[Extension, Family], _Alternatives]]] = {
-    "multiport": _multiport, "iprange": _iprange, "tcp": _tcp, "mark": _mark, "connmark": _connmark,
-    "conntrack": _conntrack, "owner": _owner,
+    "multiport": _multiport, PORT: _multiport, "iprange": _iprange, RANGE: _iprange, "tcp": _tcp, "mark": _mark,
+    "connmark": _connmark, "conntrack": _conntrack, "owner": _owner,
     "addrtype": _addrtype, "socket": _socket, "set": _set, "limit": _limit, "entries": _entries,
 }  # fmt: skip
 

@@ -124,7 +124,7 @@ def _with_entries(match: Extension, tag: str, family: Family, named: dict[str, A
     )
     # Sets of different fields never have the same name.
     name = _name(f"{'map' if is_map else 'set'}.{of.value.replace(',', '.')}-{tag}", made, named)
-    return Extension(match.name, (of, Option(option.name, f"@{name}")))
+    return Extension(match.name, (of, option._replace(value=f"@{name}")))
 
 
 def _name(stem: str, make: Callable[[str], AnySet], named: dict[str, AnySet]) -> str:
