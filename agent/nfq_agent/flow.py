@@ -173,6 +173,7 @@ class Flow:
     besides, before that one. ahead: the packet at hand cannot be judged before bytes that have not come yet.
     unsound: why the receiver of the packet at hand discards it, so that nothing of it was read; empty if it does not.
     answered: both sides were seen. midstream: its beginning was not seen, nor is it known what it has said.
+    kept: the kernel keeps its verdict, so that neither what it says now nor its end is seen.
     expects: packets of the server that need not be shown. heard: what they said, since the last packet that was shown.
     opening: what its packets have said, if no element was shown any of them yet.
     """
@@ -191,6 +192,7 @@ class Flow:
     unsound: str = ""
     answered: bool = False
     midstream: bool = False
+    kept: bool = False
     expects: Expected | None = None
     heard: Heard | None = None
     opening: Opening | Exchange | None = None

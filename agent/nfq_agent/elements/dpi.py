@@ -244,7 +244,7 @@ class Dpi(PacketElement[DpiOptions]):
         from_origin = headers.five_tuple == flow.origin
         answer = bool(headers.tcp_flags and headers.tcp_flags & _ACK)
         initial = acknowledged - 1 & 0xFFFFFFFF if answer else sequence
-        if connection is not None and not connection.closed:
+        if connection is not None and not (connection.closed or flow.kept):
             if initial == connection.renewed and answer:
                 connection = self._begin(flow, headers, initial, client=False, now=flow.last)
             elif initial != connection.initial:
@@ -285,7 +285,7 @@ class Dpi(PacketElement[DpiOptions]):
         connection = Conversation(initial, (headers.five_tuple == flow.origin) == client, _parsers(flow.origin), earlier)
         if self.context.flows is not None:
             self.context.flows.forget(flow.origin)
-        flow.midstream = False
+        flow.midstream = flow.kept = False
         flow.message = 0
         flow.origin_is_client = connection.from_origin
         flow.state[self] = connection

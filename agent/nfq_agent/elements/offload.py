@@ -76,5 +76,9 @@ class Offload(PacketElement[OffloadOptions]):
                     f"{self.name}: {packet!r} belongs to no tracked connection; such packets are judged one by one",
                     level="warning",
                 )
+            if flow is not None:
+                flow.kept = False
             return verdict
+        if flow is not None:
+            flow.kept = True
         return Verdict(Action.REPEAT, mark=mark.on(packet.mark), means=verdict.action)

@@ -1,0 +1,68 @@
+"""Connections on the ports of earlier ones whose verdicts the kernel keeps, in a real kernel: each is judged by what it says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from agent import Agent
+from namespace import Namespace
+from tcp_client import server
+
+from nfq_agent.service.packet_judge import EVERY_PACKET
+
+pytestmark = pytest.mark.kernel
+
+PORT, HERE = 4440, 40123
+CONFIG = f"""
+[queue.egress]
+num = 110
+elements = ["dpi", "allow", "offload"]
+[element.allow]
+type = "policy"
+default = "drop"
+rule = [{{ action = "accept", http_host = ["*.good.test"] }}]
+[element.offload]
+mark = "0x4e000000/0xff000000"
+[rules.egress]
+queue = "egress"
+hooks = ["input", "output"]
+tcp_ports = [{PORT}]
+role = "both"
+"""
+# One request, and then a reset, so that the kernel tracks another connection on the same ports from then on.
+CLIENT = """
+import socket, struct, sys
+host, port, here, name, seconds = sys.argv[1:]
+connection = socket.socket()
+connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+connection.settimeout(30)
+connection.bind((host, int(here)))
+connection.connect((host, int(port)))
+request = f"GET / HTTP/1.1\\r\\nHost: {name}\\r\\n\\r\\n".encode()
+connection.sendall(request)
+connection.settimeout(float(seconds))
+try:
+    print("echoed" if connection.recv(65536) == request else "something else")
+except TimeoutError:
+    print("silence")
+connection.close()
+"""
+
+
+def ask(netns: Namespace, name: str) -> str:
+    """What comes back of a request for a name, from always the same port."""
+    seconds = "60" if "good" in name else "1"
+    return netns.run(sys.executable, "-c", CLIENT, "127.0.0.1", str(PORT), str(HERE), name, seconds).stdout.strip()
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["compiled", "shown"])
+def test_each_connection_is_judged_by_what_it_says(netns: Namespace, tmp_path: Path, every: bool) -> None:
+    server(netns, "echo", "127.0.0.1", PORT)
+    environment = {EVERY_PACKET: "1"} if every else {}
+    agent = Agent(netns, tmp_path, CONFIG, **environment).ready()
+    asked = ["www.evil.test", "www.good.test", "www.good.test", "www.evil.test", "www.good.test"]
+    assert [ask(netns, name) for name in asked] == ["silence", "echoed", "echoed", "silence", "echoed"]
+    assert agent.stop() == 0
