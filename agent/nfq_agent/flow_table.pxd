@@ -11,8 +11,8 @@ from .plain_packet cimport Segment
 cdef enum:
     # Bytes of requests that are kept until they are acknowledged, in the whole table.
     ROOM = 16777216
-    # Flows that were forgotten undecided, until they are taken.
-    LAPSED = 4096
+    # Flows that were forgotten undecided, until they are taken: two for each packet of the longest turn, and more.
+    LAPSED = 10240
 
 
 cdef class FlowTable(Answering):

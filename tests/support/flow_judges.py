@@ -63,17 +63,21 @@ def judge(
     policies: list[str], monitor: bool = False, context: Context | None = None, behind: Sequence[tuple[str, dict[str, Any]]] = ()
 ) -> PacketJudge:
     """A worker's judge of `dpi`, these policies, and elements behind them. context: what the worker lends."""
+    chain = ElementChain(elements(policies, behind), ACCEPT, monitor, context)
+    return PacketJudge(chain, WorkerSettings(1, ACCEPT, DROP, monitor), Counters(), _emit, lambda *_: None)
 
-    def emit(*_: object, **__: object) -> None:
-        pass
 
-    names = [("dpi", {}), *(("policy", POLICIES[name]) for name in policies), *behind]
-    elements: list[PacketElement] = []
-    for kind, options in names:
+def elements(policies: Sequence[str], behind: Sequence[tuple[str, dict[str, Any]]] = ()) -> list[PacketElement]:
+    """The elements of such a judge."""
+    made: list[PacketElement] = []
+    for kind, options in [("dpi", {}), *(("policy", POLICIES[name]) for name in policies), *behind]:
         cls = packet_element(kind)
-        elements.append(cls(kind, cls.Options.from_table(options), emit))
-    settings = WorkerSettings(1, ACCEPT, DROP, monitor)
-    return PacketJudge(ElementChain(elements, ACCEPT, monitor, context), settings, Counters(), emit, lambda *_: None)
+        made.append(cls(kind, cls.Options.from_table(options), _emit))
+    return made
+
+
+def _emit(*_: object, **__: object) -> None:
+    pass
 
 
 def quick(

@@ -144,8 +144,16 @@ class PacketJudge:
             what = f"an element failed at the end of a flow: {type(error).__name__}: {error}{_innermost(error)}"
             self._pending.append(lambda now: self._errors(now, what, level="error"))
 
+    def keep_lapsed(self) -> None:
+        """Remember where silent connections began that the flow table has forgotten. Part of each turn: the table has little room
+        for them.
+        """
+        if self._flows is not None and self._flows.lapsed:
+            keep_lapsed(self._memory, self._flows.lapsed)
+
     def keep_silent(self) -> None:
         """Remember where the connections began that have said nothing yet, for the next worker. Part of the end of this one."""
+        self.keep_lapsed()
         if self._flows is not None and self._memory is not None:
             silent = [flow for flow, _ in self._flows.flows(undecided=True)]
             silent += self._flows.show_openings(self.now, LAPSED, silent=True)

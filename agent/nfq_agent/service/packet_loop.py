@@ -190,6 +190,7 @@ class WorkerLoop:
         if self._delayed:
             self._release(self._now)
         count = self._turn()
+        self._judge.keep_lapsed()
         self._judge.log_pending()
         return count
 
