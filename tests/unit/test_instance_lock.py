@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from nfq_agent.service.control import ControlError, folder, state_folder
-from nfq_agent.service.instance_lock import Lock
+from nfq_agent.service.instance_lock import Lock, living_agent
 
 # Of this run alone: the name is one of the network namespace.
 INSTANCE = f"unit-{os.getpid()}"
@@ -41,6 +42,30 @@ def test_another_run_folder_does_not_make_two_agents_in_a_network_namespace(
     second = Lock(INSTANCE)
     assert len(set(second.descriptors)) == 2
     second.release()
+
+
+def test_a_living_agent_is_told_from_one_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert living_agent(INSTANCE) == ""
+    lock = Lock(INSTANCE)
+    assert living_agent(INSTANCE) == f"pid {os.getpid()}"
+    assert living_agent(f"{INSTANCE}-other") == ""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "container" / "state"))
+    assert living_agent(INSTANCE) == f"pid {os.getpid()}"
+    lock.release()
+    assert living_agent(INSTANCE) == ""
+
+
+def test_a_name_that_does_not_tell_whose_it_is_does_not_hide_an_agent() -> None:
+    """Its backlog may be full, or it may be another user's."""
+    lock = Lock(INSTANCE)
+    lock._name.close()  # noqa: SLF001  # as if another process had taken it before
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as waiting:
+        other.bind(f"\0nfq-agent/{INSTANCE}")
+        other.listen(0)
+        waiting.connect(f"\0nfq-agent/{INSTANCE}")
+        assert living_agent(INSTANCE) == f"pid {os.getpid()}"
+        os.close(lock.descriptors[0])
+        assert living_agent(INSTANCE) == ""
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

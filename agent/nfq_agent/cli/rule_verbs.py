@@ -21,6 +21,7 @@ from nfq_agent.rules.leaving import fail_closed
 from nfq_agent.rules.model import FAMILIES, RuleError, Ruleset
 from nfq_agent.rules.proxies import accept_rules, redirects
 from nfq_agent.service import control
+from nfq_agent.service.instance_lock import living_agent
 from nfq_agent.service.live_rules import LiveRules, compare, listing
 from nfq_agent.service.planned import planned
 
@@ -125,8 +126,14 @@ def _refuse_beside_agent(instance: str) -> None:
     try:
         control.ask(instance, {"verb": "ping"}, timeout=5)
     except control.NotRunning:
-        return
-    raise control.ControlError(f"the agent of instance {instance} is running and keeps its own rules; use `nfq-agent reload`")
+        if not (agent := living_agent(instance)):
+            return
+        where = f" with another /run ({agent})"
+    else:
+        where = ""
+    raise control.ControlError(
+        f"the agent of instance {instance} is running{where} and keeps its own rules; use `nfq-agent reload`"
+    )
 
 
 def remove(flags: Flags, after_failure: bool) -> int:
@@ -179,13 +186,18 @@ def _removed_everywhere(instance: str, failed: bool) -> tuple[int, list[str]]:
 
 def _refuse_removal_beside_agent(instance: str) -> None:
     try:
-        answer = control.ask(instance, {"verb": "ping"}, timeout=5)
+        agent = f"pid {control.ask(instance, {'verb': 'ping'}, timeout=5).get('pid')}"
+    except control.NotRunning:
+        # One with another /run.
+        agent = living_agent(instance)
     except control.ControlError:
+        # One that hangs must not keep its rules.
         return
-    raise control.ControlError(
-        f"the agent of instance {instance} is running (pid {answer.get('pid')}) and would insert its rules again; "
-        "stop it, and it removes them"
-    )
+    if agent:
+        raise control.ControlError(
+            f"the agent of instance {instance} is running ({agent}) and would insert its rules again; "
+            "stop it, and it removes them"
+        )
 
 
 def rules(flags: Flags, as_json: bool) -> int:

@@ -13,6 +13,7 @@ from typing import Final
 
 from nfq_agent.cli import loading, rule_verbs, show
 from nfq_agent.cli.flags import Flags
+from nfq_agent.service.instance_lock import living_agent
 
 # Seconds within which a worker without a supervisor ends by itself when no packet comes any more.
 _ENDS_WITHIN: Final = 2.0
@@ -28,6 +29,12 @@ def sweep(flags: Flags) -> int:
     left = _processes(unit)
     if _serves(unit):
         show.wrapped(f"{unit} is active: nothing to sweep")
+        return 0
+    if agent := living_agent(name):
+        show.wrapped(
+            f"the agent of instance {name} is running ({agent}) and keeps its rules: nothing to sweep; "
+            "stop it, and it removes them"
+        )
         return 0
     failed = _show(unit, "Result") not in ("success", "")
     code = rule_verbs.clean(name, failed)

@@ -11,8 +11,14 @@ import os
 import socket
 import stat
 import struct
+from pathlib import Path
+from typing import Final
 
 from nfq_agent.service.control import ControlError, cannot_make, folder, state_folder
+
+# In place of the user that listens at a name.
+_NOBODY: Final = -1
+_UNKNOWN: Final = -2
 
 
 class Lock:
@@ -24,7 +30,7 @@ class Lock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._file, 32, 0).decode(errors="replace").strip() or _owner_of(_claimed_by(instance))[0]
+            holder = _written_in(self._file) or _owner_of(_claimed_by(instance))[0]
             os.close(self._file)
             raise ControlError(
                 f"an agent of instance {instance} is already running (pid {holder or 'unknown'}); stop it, or "
@@ -92,15 +98,50 @@ def _claim(instance: str) -> socket.socket:
         # It never accepts: a client that asks for its owner stays in the backlog.
         claim.listen(4096)
     except OSError as error:
-        pid, uid = _owner_of(name)
-        if uid in (0, os.geteuid(), _owner_of_state()):
+        if who := _claimant(name):
             claim.close()
-            who = f"pid {pid}" if pid else "in another PID namespace"
             raise ControlError(
                 f"an agent of instance {instance} runs in this network namespace with another /run ({who}), in a container with "
                 "--net=host for example; stop it, or choose another instance"
             ) from error
     return claim
+
+
+def living_agent(instance: str) -> str:
+    """Which agent of an instance lives in this network namespace, whether it answers or not: `pid 7`. Empty if there is none.
+
+    It asks nothing of the agent: a question to the control socket would have systemd start one that has ended.
+    """
+    name = _claimed_by(instance)
+    # Where another user has the name, or has filled its backlog, the file tells.
+    return _claimant(name) or ("" if _owner_of(name)[1] == _NOBODY else _holder_of(folder() / f"{instance}.lock"))
+
+
+def _holder_of(path: Path) -> str:
+    """The agent that has locked a file, in words; empty if none has."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return f"pid {_written_in(file) or 'unknown'}"
+    finally:
+        os.close(file)
+    return ""
+
+
+def _written_in(file: int) -> str:
+    return os.pread(file, 32, 0).decode(errors="replace").strip()
+
+
+def _claimant(name: str) -> str:
+    """The agent that listens at a name, in words; empty where no process does, or one of another user."""
+    pid, uid = _owner_of(name)
+    if uid not in (0, os.geteuid(), _owner_of_state()):
+        return ""
+    return f"pid {pid}" if pid else "in another PID namespace"
 
 
 def _claimed_by(instance: str) -> str:
@@ -109,20 +150,25 @@ def _claimed_by(instance: str) -> str:
 
 
 def _owner_of_state() -> int:
-    """The user whose agents write here; -1 before there was one."""
+    """The user whose agents write here; 0 before there was one."""
     try:
         return state_folder().stat().st_uid
     except OSError:
-        return -1
+        return 0
 
 
 def _owner_of(name: str) -> tuple[int, int]:
-    """(pid, uid) of the process that listens at a name; pid 0 if it is not visible here, uid -1 if no process listens."""
+    """(pid, uid) of the process that listens at a name; pid 0 if it is not visible here, uid _NOBODY if no process listens.
+
+    uid _UNKNOWN: one listens, but so many have asked that it has no room for another question.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.settimeout(1)
         try:
             asking.connect(name)
+        except ConnectionRefusedError:
+            return 0, _NOBODY
         except OSError:
-            return 0, -1
+            return 0, _UNKNOWN
         pid, uid, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return pid, uid
