@@ -116,6 +116,15 @@ LINES = (
         "unit/test_protocols_dns.py::test_tcp_to_the_port_of_dns_that_is_not_dns_is_a_conflict",
     ),
     Elsewhere(
+        "HTTP: a request sent by `sendfile`, whose page the sender changes after the packet was judged", ANY_USER,
+        "blocked with `gso = false`; without it a limit: the kernel sends a page as it is when it leaves",
+        "kernel/test_changed_bytes.py::test_a_page_that_changes_after_its_verdict",
+    ),
+    Elsewhere(
+        "A silent connection among so many that 10,300 are forgotten while no element is shown a packet", ANY_USER, "blocked",
+        "unit/test_lapsed_in_turns.py::test_more_are_forgotten_than_there_is_room_for",
+    ),
+    Elsewhere(
         "STARTTLS of POP3, IMAP, FTP and XMPP behind other commands and unknown lines, or a second hello behind it",
         ANY_USER, "blocked", "kernel/test_starttls.py::test_what_a_client_says_before_its_hello_hides_no_name",
     ),

@@ -1,0 +1,72 @@
+"""Bytes that their sender changes after they were judged: the kernel sends the pages of a file as they are when they leave."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from agent import Agent
+from namespace import Namespace
+
+pytestmark = pytest.mark.kernel
+
+PORT = 4440
+CONFIG = f"""
+[queue.egress]
+num = 110
+gso = {{gso}}
+elements = ["dpi", "allow"]
+[element.allow]
+type = "policy"
+default = "drop"
+rule = [{{{{ action = "accept", http_host = ["*.good.test"] }}}}]
+[rules.egress]
+queue = "egress"
+hooks = ["output"]
+tcp_ports = [{PORT}]
+"""
+# It reads when it is told to, and says what it got.
+SERVER = f"""
+import socket, sys
+server = socket.create_server(("10.203.0.1", {PORT}))
+print("ready", flush=True)
+connection, _ = server.accept()
+sys.stdin.readline()
+print(connection.recv(65536), flush=True)
+"""
+# The request is sent, judged, and answered by the server's kernel; then the page changes.
+CLIENT = f"""
+import mmap, os, socket, tempfile, time
+request = b"GET / HTTP/1.1\\r\\nHost: www.good.test\\r\\n\\r\\n"
+with tempfile.TemporaryFile() as file:
+    file.write(request.ljust(4096, b" "))
+    file.flush()
+    page = mmap.mmap(file.fileno(), 4096)
+    connection = socket.create_connection(("10.203.0.1", {PORT}), timeout=60)
+    os.sendfile(connection.fileno(), file.fileno(), 0, len(request))
+    unsent = 1
+    while unsent:
+        time.sleep(0.01)
+        unsent = int.from_bytes(__import__("fcntl").ioctl(connection.fileno(), 0x5411, bytes(4)), "little")
+    page[: len(request)] = request.replace(b"good", b"evil")
+"""
+
+
+@pytest.mark.parametrize(("gso", "arrives"), [("false", b"good"), ('"auto"', b"evil")], ids=["cut", "whole"])
+def test_a_page_that_changes_after_its_verdict(
+    pair: tuple[Namespace, Namespace], tmp_path: Path, gso: str, arrives: bytes
+) -> None:
+    """Where the kernel cuts packets before the queue it makes a copy of such bytes, and sends that."""
+    there, here = pair
+    server = there.start(sys.executable, "-c", SERVER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    agent = Agent(here, tmp_path, CONFIG.format(gso=gso)).ready()
+    here.run(sys.executable, "-c", CLIENT)
+    server.stdin.write(b"\n")
+    server.stdin.flush()
+    assert b"Host: www." + arrives + b".test" in server.stdout.readline()
+    assert agent.stop() == 0
