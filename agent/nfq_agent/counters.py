@@ -28,6 +28,11 @@ class Slots:
         self._slots = self._memory[: 8 * len(self.names)].cast("Q") if self.names else memoryview(b"")
         self._index = {name: index for index, name in enumerate(self.names)}
 
+    @property
+    def memory(self) -> memoryview:
+        """Where they are, 8 bytes each in the order of their names, for compiled code."""
+        return self._memory
+
     def set(self, name: str, value: int) -> None:
         """Write one. Raises KeyError for a name that was not given."""
         self._slots[self._index[name]] = value & 0xFFFF_FFFF_FFFF_FFFF

@@ -130,15 +130,22 @@ FAULTS = (
     Fault(
         "max_connections ignored by the loop",
         "proxy/loop.py",
-        "Listeners(listeners, self._epoll, settings.max_connections)",
-        "Listeners(listeners, self._epoll, 1 << 30)",
+        "Listeners(listeners, self._epoll, settings.max_connections,",
+        "Listeners(listeners, self._epoll, 1 << 30,",
         "unit/test_proxy_loop.py::test_clients_that_say_nothing_do_not_shut_others_out",
+    ),
+    Fault(
+        "max_connections ignored where many are accepted together",
+        "proxy/listeners.py",
+        "if (room := self.limit - active()) > 0:",
+        "if (room := 1000) > 0:",
+        "unit/test_proxy_loop.py::test_no_more_connections_than_max_connections",
     ),
     Fault(
         "max_connections ignored by the listeners",
         "proxy/listeners.py",
-        "if active() >= self.limit:",
-        "if False:",
+        "            if active() >= self.limit:",
+        "            if False:",
         "unit/test_listeners.py",
     ),
     Fault(

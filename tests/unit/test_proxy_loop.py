@@ -44,7 +44,9 @@ class Echo:
 
 
 class Running:
-    """A proxy in a thread."""
+    """A proxy in a thread. compiled: what carries its connections, plain_pairs.pyx or relay.py."""
+
+    compiled = True
 
     def __init__(self, target: int, **settings: Any) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
@@ -56,7 +58,7 @@ class Running:
         self._theirs = theirs
         proxy = Proxy(
             [self.listener], StreamChain([]), ProxySettings("tcp", target=("127.0.0.1", target), **settings), self.counters,
-            theirs, self._emit,
+            theirs, self._emit, compiled=self.compiled,
         )  # fmt: skip
 
         def live() -> None:
@@ -99,6 +101,12 @@ class Running:
         assert not self.thread.is_alive()
         for each in (self.listener, self.control, self._theirs):
             each.close()
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["compiled", "python"])
+def carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One contract for both."""
+    monkeypatch.setattr(Running, "compiled", request.param)
 
 
 @pytest.fixture

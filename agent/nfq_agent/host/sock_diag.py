@@ -136,8 +136,8 @@ class KernelQuestions:
 def _open(protocol: int) -> socket.socket | None:
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        # The kernel answers within the call; the timeout only protects the caller.
-        sock.settimeout(0.2)
+        # The kernel answers within the call that asks: nothing is waited for.
+        sock.setblocking(False)
     except OSError:
         return None
     return sock

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from nfq_agent.host.sock_diag import KernelQuestions
 from nfq_agent.host.sockets import Address, original_destination, unmapped
 from nfq_agent.proxy.dialer import Candidate, Dialer, Refused
+from nfq_agent.proxy.plain_pairs import PlainPair, PlainPairs
 from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.proxy.sources import Sources
 from nfq_agent.rate import Bucket
@@ -40,7 +41,7 @@ class Arrivals:
         self._settings = settings
         ports = [port for _, port in settings.own_listeners] + [each.getsockname()[1] for each in listeners]
         self._own_ports = frozenset(ports)
-        self.dialer: Dialer[Connection] = Dialer(self.is_own, settings.connect_timeout)
+        self.dialer: Dialer[Connection | PlainPair] = Dialer(self.is_own, settings.connect_timeout)
         self.sources = Sources(settings.max_per_source)
         self._kernel = KernelQuestions()
         self._checks = Bucket(CHECKS, CHECKS, 0.0)
@@ -87,8 +88,25 @@ class Arrivals:
         self._serial += 1
         return f"{self._prefix}-{self._serial:x}"
 
-    def look_at(self, client: socket.socket, address: Address, now: float) -> Arrival | Refused:
-        """A connection that was accepted from this address. Raises OSError."""
+    def go_straight(self, pairs: PlainPairs) -> bool:
+        """Let plain pairs connect by themselves, if nothing but the original destination and the number of checks matters."""
+        settings = self._settings
+        if len(self._chain) or settings.max_per_source or settings.keep_client:
+            return False
+        tproxy = settings.capture == "tproxy"
+        pairs.go_straight(tproxy, settings.mark, self._own_ports, self._checks.take, self.is_second_hop)
+        return True
+
+    def connection_of(self, pair: PlainPair) -> Connection:
+        """What is known of a pair; first made here for one that connected by itself."""
+        if pair.connection is not None:
+            return pair.connection
+        client, destination = (address[:2] for address in pair.addresses)
+        pair.connection = Connection(self.identity(), client, destination, destination, pair.opened, pair.opened, *pair.counted)
+        return pair.connection
+
+    def look_at(self, client: socket.socket, address: Address, now: float, due: bool = False) -> Arrival | Refused:
+        """A connection that was accepted from this address. due: it is to be checked for a loop. Raises OSError."""
         destination: Address | None
         if self._settings.capture == "tproxy":
             destination = unmapped(client.getsockname())
@@ -100,7 +118,7 @@ class Arrivals:
         route = self.dialer.route(None if destination is None else _candidate(destination))
         if isinstance(route, Refused):
             return route
-        if route[0][1] is destination and self._checks.take(now) and self.is_second_hop((host, port), destination[:2]):
+        if route[0][1] is destination and (due or self._checks.take(now)) and self.is_second_hop((host, port), destination[:2]):
             return Refused(LOOP)
         original = None if destination is None else destination[:2]
         connection = Connection(self.identity(), (host, port), original, route[0][1][:2], now, now)

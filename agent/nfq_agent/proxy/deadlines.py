@@ -67,24 +67,25 @@ class Deadlines(Generic[K]):
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
-        self._first = timeouts.shortest
-        # New ones with the time of their first look: in that order, since all have the same time.
-        self._new: dict[K, float] = {}
+        self.first = timeouts.shortest
+        # New ones with the time of their first look: in that order, since all have the same time. Plain pairs that connect by
+        # themselves write theirs here.
+        self.new: dict[K, float] = {}
         # (time of the next look, order, connection) of those that were looked at; `_old` has those that still run.
         self._looks: list[tuple[float, int, K]] = []
         self._old: set[K] = set()
         self._order = 0
 
     def __len__(self) -> int:
-        return len(self._new) + len(self._old)
+        return len(self.new) + len(self._old)
 
     def opened(self, key: K, now: float) -> None:
         """A new connection."""
-        self._new[key] = now + self._first
+        self.new[key] = now + self.first
 
     def gone(self, key: K) -> None:
         """A connection has ended."""
-        if self._new.pop(key, None) is None:
+        if self.new.pop(key, None) is None:
             self._old.discard(key)
             # An entry for a time far ahead must not keep an ended connection.
             if len(self._looks) > 64 + 2 * len(self._old):
@@ -94,9 +95,9 @@ class Deadlines(Generic[K]):
     @property
     def due(self) -> float | None:
         """When `woken` is to be called next; None if nothing is watched."""
-        if not self._first:
+        if not self.first:
             return None
-        first = next(iter(self._new.values()), None)
+        first = next(iter(self.new.values()), None)
         look = self._looks[0][0] if self._looks else None
         return min((each for each in (first, look) if each is not None), default=None)
 
@@ -104,14 +105,14 @@ class Deadlines(Generic[K]):
         """Time has passed: returns the connections that are due for their first check, and those that are to end."""
         lasting: list[K] = []
         expired: list[Expired[K]] = []
-        if not self._first:
+        if not self.first:
             return lasting, expired
-        for key, first in self._new.items():
+        for key, first in self.new.items():
             if first > now:
                 break
             lasting.append(key)
         for key in lasting:
-            del self._new[key]
+            del self.new[key]
             self._old.add(key)
             self._look(key, now, expired)
         while self._looks and self._looks[0][0] <= now:
@@ -127,7 +128,7 @@ class Deadlines(Generic[K]):
             return []
         return [
             Expired(key, f"no byte either way for {limit:g} s, while the proxy was full")
-            for keys in (self._new, self._old)
+            for keys in (self.new, self._old)
             for key in keys
             if not key.waiting and max(key.client_active, key.server_active) + limit <= now
         ]

@@ -51,14 +51,14 @@ class Dialer(Generic[K]):
     def __init__(self, is_own: Callable[[Address], bool], timeout: float) -> None:
         """is_own: whether an address is a listener of the agent. timeout: seconds that one address gets."""
         self._is_own = is_own
-        self._timeout = timeout
+        self.timeout = timeout
         # Where connections go whose destination is not known.
         self.target: tuple[Candidate, ...] = ()
-        # In the order of their deadlines, since all have the same time.
-        self._attempts: dict[K, tuple[float, tuple[Candidate, ...]]] = {}
+        # In the order of their deadlines, since all have the same time. Plain pairs that connect by themselves write theirs here.
+        self.attempts: dict[K, tuple[float, tuple[Candidate, ...]]] = {}
 
     def __len__(self) -> int:
-        return len(self._attempts)
+        return len(self.attempts)
 
     def aim_at(self, candidates: Iterable[Candidate]) -> bool:
         """Set the target's addresses. Those that are our own listeners are left out; False if no other is left."""
@@ -81,35 +81,35 @@ class Dialer(Generic[K]):
 
     def connected(self, key: K) -> None:
         """The attempt has succeeded. Raises KeyError if none was under way."""
-        del self._attempts[key]
+        del self.attempts[key]
 
     def failed(self, key: K, reason: str, now: float) -> Connect[K] | GiveUp[K]:
         """The attempt has failed: the next address, or the end. Raises KeyError if none was under way."""
-        _, candidates = self._attempts.pop(key)
+        _, candidates = self.attempts.pop(key)
         return self._next(key, candidates, reason, now)
 
     def gone(self, key: K) -> None:
         """The client has closed; stop connecting."""
-        self._attempts.pop(key, None)
+        self.attempts.pop(key, None)
 
     @property
     def due(self) -> float | None:
         """When `woken` is to be called next; None if no attempt is under way."""
-        for deadline, _ in self._attempts.values():
+        for deadline, _ in self.attempts.values():
             return deadline
         return None
 
     def woken(self, now: float) -> list[Abandon[K]]:
         """Time has passed: returns the attempts that have taken too long. Each has to be reported with `failed`."""
         late: list[Abandon[K]] = []
-        for key, (deadline, _) in self._attempts.items():
+        for key, (deadline, _) in self.attempts.items():
             if deadline > now:
                 break
-            late.append(Abandon(key, f"no answer within {self._timeout:g} s"))
+            late.append(Abandon(key, f"no answer within {self.timeout:g} s"))
         return late
 
     def _next(self, key: K, candidates: tuple[Candidate, ...], reason: str, now: float) -> Connect[K] | GiveUp[K]:
         if not candidates:
             return GiveUp(key, reason)
-        self._attempts[key] = (now + self._timeout, candidates[1:])
+        self.attempts[key] = (now + self.timeout, candidates[1:])
         return Connect(key, candidates[0])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import resource
 import select
 import socket
@@ -116,8 +117,18 @@ class Outcome(Enum):
 class Listeners:
     """The listeners of one process, in its epoll set while it accepts. Several processes may accept from the same sockets."""
 
-    def __init__(self, sockets: Iterable[socket.socket], epoll: select.epoll, limit: int) -> None:
-        """limit: the most connections at once. `resume` has to be called when there is room again."""
+    def __init__(
+        self,
+        sockets: Iterable[socket.socket],
+        epoll: select.epoll,
+        limit: int,
+        accept_many: Callable[[int, int, float], int] | None = None,
+    ) -> None:
+        """limit: the most connections at once. `resume` has to be called when there is room again.
+
+        accept_many: accepts and takes in place of `take`: descriptor, how many at most, time; 0 or an error's number comes back.
+        """
+        self._accept_many = accept_many
         self._sockets = {listener.fileno(): listener for listener in sockets}
         self._epoll = epoll
         self.limit = limit
@@ -141,6 +152,11 @@ class Listeners:
         return self._sockets.get(descriptor)
 
     @property
+    def descriptors(self) -> frozenset[int]:
+        """Of its sockets."""
+        return frozenset(self._sockets)
+
+    @property
     def waiting(self) -> int:
         """Connections that wait in the kernel's backlogs."""
         return sum(map(backlog_of, self._sockets.values()))
@@ -162,6 +178,8 @@ class Listeners:
 
         active: how many connections run, `take` included.
         """
+        if self._accept_many is not None:
+            return self._accept_together(listener, active, now, self._accept_many)
         for _ in range(ACCEPTS):
             if active() >= self.limit:
                 self._pause()
@@ -172,14 +190,26 @@ class Listeners:
                 return Outcome.EMPTY
             except OSError as error:
                 if error.errno in _SHORT_OF:
-                    self.shortage = error.strerror or ""
-                    self._pause()
-                    self.due = now + PAUSE
-                    return Outcome.SHORT
+                    return self._fall_short(error.strerror or "", now)
                 # The connection ended before it was accepted (accept(2)).
                 continue
             take(client, address)
         return Outcome.MORE
+
+    def _accept_together(
+        self, listener: socket.socket, active: Callable[[], int], now: float, accept_many: Callable[[int, int, float], int]
+    ) -> Outcome:
+        number = 0
+        if (room := self.limit - active()) > 0:
+            number = accept_many(listener.fileno(), min(room, ACCEPTS), now)
+        if number == errno.EAGAIN:
+            return Outcome.EMPTY
+        if number:
+            return self._fall_short(os.strerror(number), now)
+        if active() < self.limit:
+            return Outcome.MORE
+        self._pause()
+        return Outcome.FULL
 
     def drain(self, active: Callable[[], int], take: Callable[[socket.socket, Address], None], now: float) -> None:
         """Accept the connections that wait in the backlogs, then close the sockets."""
@@ -192,6 +222,12 @@ class Listeners:
         for listener in self._sockets.values():
             listener.close()
         self._sockets.clear()
+
+    def _fall_short(self, shortage: str, now: float) -> Outcome:
+        self.shortage = shortage
+        self._pause()
+        self.due = now + PAUSE
+        return Outcome.SHORT
 
     def _pause(self) -> None:
         if self.accepting:

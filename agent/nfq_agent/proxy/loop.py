@@ -18,23 +18,23 @@ from nfq_agent.host.child import DRAIN, READY, STOP
 from nfq_agent.host.own_process import OwnProcess
 from nfq_agent.host.sockets import Address, keep_alive, reset, unmapped
 from nfq_agent.proxy.arrivals import Arrivals
-from nfq_agent.proxy.deadlines import Deadlines, Expired
-from nfq_agent.proxy.dialer import Connect, GiveUp, Refused
+from nfq_agent.proxy.attempts import Attempts
+from nfq_agent.proxy.deadlines import Expired
+from nfq_agent.proxy.dialer import Refused
 from nfq_agent.proxy.ending import Ending
 from nfq_agent.proxy.lines import Lines
 from nfq_agent.proxy.listeners import Listeners, Outcome
 from nfq_agent.proxy.needs import needs_of
+from nfq_agent.proxy.pairs import AnyPair, Pairs, upstream_of
+from nfq_agent.proxy.plain_pairs import PlainPair, PlainPairs
 from nfq_agent.proxy.processes import Sibling
-from nfq_agent.proxy.relay import EVENTS, READ, Half, Pair, failure
+from nfq_agent.proxy.relay import READ, Half, Pair, failure
 from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.proxy.tally import Tally
 from nfq_agent.proxy.target import TargetResolver
 from nfq_agent.proxy.timers import Timers
-from nfq_agent.proxy.upstream import connect
-from nfq_agent.stream import Close, Connection, Failed, Output, Stream, StreamChain
-from nfq_agent.values import Endpoint
+from nfq_agent.stream import Close, Connection, Failed, Output, StreamChain
 
-_POLLED: Final = 512
 # How often, in seconds, this process shows that it makes progress.
 _BEAT: Final = 0.5
 # How often, in seconds, the counts of the other processes are added up.
@@ -47,7 +47,7 @@ _HUNG_UP: Final = select.EPOLLERR | select.EPOLLHUP
 class Proxy:
     """All connections of one process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what a process is given
         self,
         listeners: list[socket.socket],
         chain: StreamChain,
@@ -57,7 +57,10 @@ class Proxy:
         emit: Emit,
         siblings: Sequence[Sibling] = (),
         process: OwnProcess = OwnProcess(),  # noqa: B008  # frozen
+        *,
+        compiled: bool = True,
     ) -> None:
+        """compiled: whether pairs without a stream are carried by plain_pairs.pyx, else by relay.py."""
         self._process = process
         self._next_beat = 0.0
         self._siblings = {each.control.fileno(): each for each in siblings}
@@ -65,41 +68,37 @@ class Proxy:
         self._control = control
         self._emit = emit
         self._epoll = select.epoll()
-        self._listeners = Listeners(listeners, self._epoll, settings.max_connections)
+        self._plain = PlainPairs(self._epoll.fileno(), self)
+        self._listeners = Listeners(listeners, self._epoll, settings.max_connections, self._plain.accept if compiled else None)
         self._arrivals = Arrivals(chain, settings, listeners)
+        self._straight = compiled and self._arrivals.go_straight(self._plain)
         self._dialer = self._arrivals.dialer
-        self._sources = self._arrivals.sources
-        self._deadlines: Deadlines[Pair] = Deadlines(settings.timeouts)
+        self._pairs = Pairs(settings, self._arrivals.sources, self._epoll)
+        self._deadlines = self._pairs.deadlines
         self._make_room: float | None = None
         self._buffer = memoryview(bytearray(READ))
-        self._pairs: dict[Connection, Pair] = {}
-        self._halves: dict[int, Half] = {}
-        # Pairs with more bytes to move, and attempts to connect that failed in this turn.
-        self._again: dict[Half, None] = {}
-        self._failed_dials: list[tuple[Pair, str]] = []
         self._timers = Timers()
         self._ending = Ending(settings.drain)
         self._tally = Tally(counters, bool(siblings))
         self._lines = Lines(settings.name, emit)
+        self._attempts = Attempts(
+            settings, self._arrivals, self._pairs, self._plain if compiled else None, self._epoll, self._tally, self._lines,
+            self._failures,
+        )  # fmt: skip
+        self._plain.share(
+            self._pairs.by_key, self._deadlines.new, self._deadlines.first, self._dialer.attempts, self._dialer.timeout
+        )
+        self._write_counts()
+        self._plain.count_in(*self._tally.carried_in)
         self._now = time.monotonic()
 
     def run(self) -> None:
         """Serve until told to end."""
-        if (few := self._listeners.fit_descriptors()) is not None:
-            self._lines.few_descriptors(few, self._listeners.limit, self._settings.max_connections)
-        self._process.shut(needs_of(self._settings, self._arrivals.fixed, bool(self._siblings)))
-        if self._settings.target is not None:
-            TargetResolver(self._settings.name, self._settings.target, self._dialer.aim_at, self._emit).start()
-        self._control.setblocking(False)
-        self._epoll.register(self._control, select.EPOLLIN)
-        for descriptor in self._siblings:
-            self._epoll.register(descriptor, select.EPOLLIN)
-        self._accept_if_room()
-        self._control.send(READY, socket.MSG_NOSIGNAL)
+        self._begin()
         control = self._control.fileno()
-        poll, halves = self._epoll.poll, self._halves
+        wait, halves = self._plain.wait, self._pairs.halves
         while not self._ending.over:
-            events = poll(self._patience(), _POLLED)
+            events = wait(self._patience())
             self._now = now = time.monotonic()
             if now >= self._next_beat:
                 self._next_beat = now + _BEAT
@@ -115,27 +114,50 @@ class Proxy:
                     ready.append(listener)
                 elif (sibling := self._siblings.get(descriptor)) is not None:
                     self._on_sibling_end(sibling)
-            if self._again:
+            if self._pairs.again:
                 self._move_more(now)
             self._on_time(now)
             # Last, so that a descriptor that was closed in this turn does not come up again under another owner.
-            if self._failed_dials:
-                self._dial_again()
+            if self._attempts.again(self._now) or not self._listeners.accepting:
+                self._accept_if_room()
             for listener in ready:
                 self._accept(listener)
             if self._ending.begins:
                 self._drain()
-            self._tally.write(len(self._pairs), list(self._siblings.values()))
+            self._write_counts()
+
+    def _begin(self) -> None:
+        if (few := self._listeners.fit_descriptors()) is not None:
+            self._lines.few_descriptors(few, self._listeners.limit, self._settings.max_connections)
+        if self._straight:
+            self._plain.listen(self._listeners.descriptors, self._listeners.limit)
+        self._process.shut(needs_of(self._settings, self._arrivals.fixed, bool(self._siblings)))
+        if self._settings.target is not None:
+            TargetResolver(self._settings.name, self._settings.target, self._dialer.aim_at, self._emit).start()
+        self._control.setblocking(False)
+        self._epoll.register(self._control, select.EPOLLIN)
+        for descriptor in self._siblings:
+            self._epoll.register(descriptor, select.EPOLLIN)
+        self._accept_if_room()
+        self._control.send(READY, socket.MSG_NOSIGNAL)
 
     def close(self) -> None:
         """Reset what still runs, and close everything but the listeners."""
-        for pair in list(self._pairs.values()):
+        for pair in list(self._pairs.by_key.values()):
             if pair.over is None:
                 pair.over = "the proxy ended"
-            self._update(pair)
-        self._tally.write(len(self._pairs), list(self._siblings.values()))
+            self._end(pair)
+        self._write_counts()
         self._arrivals.close()
+        self._plain.close()
         self._epoll.close()
+
+    def _write_counts(self) -> None:
+        *carried, begun = self._plain.take_counts()
+        for way, count in enumerate(carried):
+            self._tally.bytes[way] += count
+        self._tally.counted["connections"] += begun
+        self._tally.write(len(self._pairs), list(self._siblings.values()))
 
     # Accepting
 
@@ -156,10 +178,10 @@ class Proxy:
         if not (self._listeners.accepting or self._ending.draining):
             self._listeners.resume(len(self._pairs), self._now)
 
-    def _take(self, client: socket.socket, address: Address) -> None:
+    def _take(self, client: socket.socket, address: Address, due: bool = False) -> None:
         """A new connection: refuse it, or connect to where it was going."""
         try:
-            why = self._open(client, address)
+            why = self._open(client, address, due)
         except OSError as error:
             why = f"{error.strerror}"
         if why is not None:
@@ -167,9 +189,9 @@ class Proxy:
             self._lines.refused(self._arrivals.identity(), unmapped(address)[:2], why, self._now)
             reset(client)
 
-    def _open(self, client: socket.socket, address: Address) -> str | None:
+    def _open(self, client: socket.socket, address: Address, due: bool) -> str | None:
         """Begin to connect a new connection; why it is refused, if it is. Raises OSError."""
-        arrival = self._arrivals.look_at(client, address, self._now)
+        arrival = self._arrivals.look_at(client, address, self._now, due)
         if isinstance(arrival, Refused):
             return arrival.why
         connection, route, stream = arrival
@@ -182,54 +204,29 @@ class Proxy:
                 self._failures(connection, stream.finished(self._now))
                 reset(client)
                 return None
-        self._dial(self._dialer.start(connection, route, self._now), client, connection, stream)
+        self._attempts.run(self._dialer.start(connection, route, self._now), client, connection, stream, self._now)
         return None
 
-    # Connecting
+    # What plain pairs leave to this loop (class Owner in plain_pairs.pyi)
 
-    def _dial(
-        self,
-        command: Connect[Connection] | GiveUp[Connection],
-        client: socket.socket,
-        connection: Connection,
-        stream: Stream | None,
-    ) -> None:
-        """Carry out the dialer's commands, until an attempt is running, or no address is left."""
-        while isinstance(command, Connect):
-            try:
-                connection.upstream = command.to[1][:2]
-                upstream = connect(command.to, self._arrivals.as_client(connection, command.to[1]), self._settings)
-            except OSError as error:
-                command = self._dialer.failed(connection, error.strerror or str(error), self._now)
-                continue
-            pair = Pair(connection, client, upstream, stream, self._tally.bytes, self._settings.buffer)
-            self._pairs[connection] = pair
-            self._deadlines.opened(pair, self._now)
-            self._sources.opened(connection.client[0])
-            for half in (pair.client, pair.upstream):
-                self._halves[half.sock.fileno()] = half
-                self._epoll.register(half.sock, EVENTS)
-            return
-        self._tally.add("failed_upstream")
-        self._lines.unreachable(connection, command.reason, self._now)
-        if stream is not None:
-            reason = f"cannot connect to {Endpoint(*connection.upstream)}: {command.reason}"
-            self._failures(connection, stream.finished(self._now, reason))
-        reset(client)
+    def take(self, client: int, family: int, address: Address, due: bool, now: float) -> None:
+        """A new connection whose destination needs a decision. due: it is to be checked for a loop."""
+        self._now = now
+        self._take(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, client), address, due)
 
-    def _unreachable(self, pair: Pair, reason: str) -> None:
-        """Connecting failed: at the end of this turn, the next address or the end."""
-        self._forget(pair)
-        self._epoll.unregister(pair.client.sock)
-        pair.upstream.sock.close()
-        self._failed_dials.append((pair, reason))
+    def failed(self, pair: PlainPair, number: int, now: float) -> None:
+        """A new connection cannot be connected, by this error."""
+        self._tally.add("connections")
+        self._attempts.fail(pair, number, now)
 
-    def _dial_again(self) -> None:
-        failed, self._failed_dials = self._failed_dials, []
-        for pair, reason in failed:
-            command = self._dialer.failed(pair.connection, reason, self._now)
-            self._dial(command, pair.client.sock, pair.connection, pair.stream)
-        self._accept_if_room()
+    def unreachable(self, pair: PlainPair, reason: str) -> None:
+        """An attempt to connect has failed."""
+        self._attempts.unreachable(pair, reason)
+
+    def ended(self, pair: PlainPair, now: float) -> None:
+        """A pair is over."""
+        self._now = now
+        self._end(pair)
 
     # Running
 
@@ -237,14 +234,14 @@ class Proxy:
         pair = half.pair
         if not pair.connected and half is pair.upstream:
             if mask & _HUNG_UP:
-                self._unreachable(pair, failure(half.sock) or "connection closed")
+                self._attempts.unreachable(pair, failure(half.sock) or "connection closed")
                 return
             if not mask & select.EPOLLOUT:
                 return
             pair.connected = True
             self._dialer.connected(pair.connection)
             if pair.client.readable and pair.pump(pair.client, self._buffer, self._now):
-                self._again[pair.client] = None
+                self._pairs.again[pair.client] = None
         if pair.turn(half, mask, self._buffer, self._now):
             self._queue_again(pair)
         if not pair.connected and mask & _HUNG_UP:
@@ -255,13 +252,13 @@ class Proxy:
     def _queue_again(self, pair: Pair) -> None:
         for half in (pair.client, pair.upstream):
             if half.readable:
-                self._again[half] = None
+                self._pairs.again[half] = None
 
     def _move_more(self, now: float) -> None:
-        again, self._again = self._again, {}
+        again, self._pairs.again = self._pairs.again, {}
         for half in again:
             if half.pair.over is None and half.pair.pump(half, self._buffer, now):
-                self._again[half] = None
+                self._pairs.again[half] = None
             self._update(half.pair)
 
     def _update(self, pair: Pair) -> None:
@@ -272,25 +269,20 @@ class Proxy:
         if pair.over is None:
             self._timers.set(pair)
             return
-        if pair.connection not in self._pairs:
+        self._end(pair)
+
+    def _end(self, pair: AnyPair) -> None:
+        if not self._pairs.forget(pair):
             return
-        self._forget(pair)
-        self._dialer.gone(pair.connection)
+        if not pair.connected:
+            self._dialer.gone(pair.key)
         if pair.over:
             self._tally.add("reset")
-        if pair.stream is not None:
-            self._failures(pair.connection, pair.stream.finished(self._now, pair.over))
+        if isinstance(pair, Pair) and pair.stream is not None:
+            self._failures(pair.connection, pair.stream.finished(self._now, pair.over or ""))
             self._timers.prune(len(self._pairs))
         pair.close()
         self._accept_if_room()
-
-    def _forget(self, pair: Pair) -> None:
-        del self._pairs[pair.connection]
-        self._deadlines.gone(pair)
-        self._sources.closed(pair.connection.client[0])
-        for half in (pair.client, pair.upstream):
-            self._halves.pop(half.sock.fileno(), None)
-            self._again.pop(half, None)
 
     def _failures(self, connection: Connection, outputs: Iterable[Output]) -> None:
         for each in outputs:
@@ -302,7 +294,7 @@ class Proxy:
 
     def _patience(self) -> float:
         """Seconds until something is due: the next beat at the latest."""
-        if self._again:
+        if self._pairs.again:
             return 0.0
         due = [self._next_beat]
         due += [
@@ -324,8 +316,8 @@ class Proxy:
 
     def _on_time(self, now: float) -> None:
         for late in self._dialer.woken(now):
-            if (pair := self._pairs.get(late.key)) is not None:
-                self._unreachable(pair, late.reason)
+            if (pair := self._pairs.by_key.get(late.key)) is not None:
+                self._attempts.unreachable(pair, late.reason)
         for pair in self._timers.woken(now):
             if pair.over is None and pair.connected and pair.woken(self._buffer, now):
                 self._queue_again(pair)
@@ -342,7 +334,8 @@ class Proxy:
         for pair in lasting:
             # Not for each connection: most are over by now, and this takes several system calls.
             if pair.connected and self._settings.keepalive:
-                keep_alive(pair.upstream.sock, self._settings.keepalive)
+                with upstream_of(pair) as sock:
+                    keep_alive(sock, self._settings.keepalive)
         if self._make_room is not None and self._make_room <= now:
             full = len(self._pairs) >= self._listeners.limit
             self._make_room = now + _MAKE_ROOM if full else None
@@ -351,13 +344,14 @@ class Proxy:
         for each in expired:
             self._expire(each)
 
-    def _expire(self, expired: Expired[Pair]) -> None:
+    def _expire(self, expired: Expired[AnyPair]) -> None:
         pair = expired.key
         if pair.over is None:
             self._tally.add("timed_out")
             pair.over = expired.reason
-            self._lines.timed_out(pair.connection, expired.reason, self._now)
-            self._update(pair)
+            connection = pair.connection if isinstance(pair, Pair) else self._arrivals.connection_of(pair)
+            self._lines.timed_out(connection, expired.reason, self._now)
+            self._end(pair)
 
     def _on_control(self) -> None:
         try:

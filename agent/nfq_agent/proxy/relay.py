@@ -95,6 +95,11 @@ class Pair:
         self.upstream.peer = self.client
 
     @property
+    def key(self) -> Connection:
+        """What its attempt to connect is known by."""
+        return self.connection
+
+    @property
     def opened(self) -> float:
         """When it was accepted."""
         return self.connection.opened

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from nfq_agent.counters import Slots
 from nfq_agent.proxy.processes import Sibling
+
+# What compiled pairs write, too: bytes from clients and from destinations, connections, and those that are open.
+_SHARED: Final = ("bytes_forward", "bytes_reverse", "connections", "active")
 
 
 class Tally:
@@ -18,6 +23,12 @@ class Tally:
         self._several = several
         self._written: dict[str, int] = {}
         self._ended: dict[str, int] = {}
+
+    @property
+    def carried_in(self) -> tuple[memoryview, tuple[int, int, int, int]]:
+        """The memory of the counters, and the places in it of those that compiled pairs write (PlainPairs.count_in)."""
+        forward, reverse, connections, active = map(self._slots.names.index, _SHARED)
+        return self._slots.memory, (forward, reverse, connections, active)
 
     def add(self, name: str) -> None:
         """One more."""
@@ -38,6 +49,6 @@ class Tally:
         for name, value in counted.items():
             if self._several:
                 value += self._ended.get(name, 0) + sum(other[name] for other in others)
-            if written.get(name) != value:
+            if written.get(name) != value or name in _SHARED:
                 written[name] = value
                 self._slots.set(name, value)
