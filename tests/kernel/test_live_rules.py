@@ -13,6 +13,7 @@ from agent import Agent, until
 from namespace import PATIENCE, Namespace
 from rule_texts import baseline, rules
 
+from nfq_agent.host.nftables import support
 from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.xtables.backend import RuleHost, elsewhere
 from nfq_agent.host.xtables.legacy import LegacyHost
@@ -124,6 +125,18 @@ def place_everywhere() -> None:
 
 def everything(netns: Namespace) -> str:
     return netns.shell("iptables-legacy-save; ip6tables-legacy-save; nft list ruleset 2>/dev/null")
+
+
+def test_legacy_rules_need_no_transaction_of_nf_tables(netns: Namespace) -> None:
+    """A probe is one, or two: each waits for all processors, which was a tenth of a start."""
+
+    def look() -> tuple[list[str], Swept, bool]:
+        support.kept.clear()
+        places = elsewhere(LegacyHost("a"), "a")
+        return [place.name for place in places], LiveRules(LegacyHost("a"), places).sweep(), bool(support.kept)
+
+    places, swept, asked = netns.call(look)
+    assert (places, swept, asked) == (["owned", "iptables-nft", "foreign nf_tables"], Swept(), False)
 
 
 def test_rules_that_were_left_elsewhere_are_swept(netns: Namespace) -> None:

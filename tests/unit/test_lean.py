@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaged import program
@@ -59,6 +60,14 @@ def test_comments_and_docstrings_go_and_the_rights_stay() -> None:
         head + "''\nx = \"# no comment\"  \n\n\ndef shown() -> None:\n    ''\n\n\nclass _Own:\n    ''\n\n\n    y = 1; ''\n"
         "# Changed for the package of nfq-agent: without comments and docstrings.\n"
     )
+
+
+def test_python_writes_no_docstring_of_a_dataclass_itself() -> None:
+    text = 'import dataclasses\n\n\n@dataclasses.dataclass(frozen=True)\nclass A:\n    """Words."""\n\n    x: int = 1\n'
+    made: dict[str, Any] = {}
+    exec(lean.lean(text), made)
+    assert made["A"].__doc__ == "."
+    assert made["A"]() == made["A"](1)
 
 
 def test_documentation_of_public_names_can_stay() -> None:

@@ -34,7 +34,7 @@ ANSWERS: dict[tuple[str, str], tuple[str, ...]] = {
         *(f"`{name}`" for name in (*FIELDS, *VERDICTS) if name not in OWNERS),
         "dpi.md",
     ),
-    ("agent/nfq_agent/cli/doctor.py", MAN8): ("IPAddressDeny=", "proxy.conf", "reject.conf"),
+    ("agent/nfq_agent/cli/listeners.py", MAN8): ("IPAddressDeny=", "proxy.conf", "reject.conf"),
     ("agent/nfq_agent/config/wording.py", MAN5): ("[agent]", "[queue.NAME]", "[rules.NAME]"),
     ("agent/nfq_agent/host/bpf.py", "docs/tc.md"): ("inline.conf", "system call bpf", "CAP_BPF"),
     ("agent/nfq_agent/host/containers.py", "packaging/drop-ins/containers.conf"): ("CAP_SYS_PTRACE",),

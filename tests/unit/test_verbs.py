@@ -174,9 +174,17 @@ def test_a_start_and_a_status_load_only_what_they_need() -> None:
         json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout)["loaded"]
     )
     assert not {"typer", "nfq_agent.host.xtables.backend", "nfq_agent.service.supervisor"} & loaded
-    code = "import sys; import nfq_agent.cli.serve; import nfq_agent.service.supervisor; print(*sys.modules)"
+    code = (
+        "import sys; from nfq_agent.cli import serve; from nfq_agent.config.models import Config; "
+        "import nfq_agent.service.supervisor, nfq_agent.host.xtables.backend; serve.loading.checked(Config()); "
+        "print(*sys.modules)"
+    )
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.split())
+    assert "nfq_agent.service.queue_worker" in loaded
     assert not {"typer", "http.client", "nfq_agent.policy_options", "nfq_agent.rules.kernel_policy"} & loaded
+    # `doctor`, the conditions of policies, and what serves proxies and interfaces: loaded when they are asked for.
+    later = {"cli.doctor", "match", "service.proxy_worker", "service.taps", "service.inlines"}
+    assert not {f"nfq_agent.{name}" for name in later} & loaded
 
 
 def test_the_version_is_printed() -> None:

@@ -29,14 +29,16 @@ def checked(config: Config, restarts: bool = False) -> Config:
 
     restarts: an agent that runs here hands its listeners over.
     """
-    from nfq_agent.capture.serving import host_faults
-
     for proxy in config.proxy.values():
         # The environment is part of it.
         target_in_force(proxy)
-    faults = host_faults(config)
+    faults = []
+    if config.tap or config.inline:
+        from nfq_agent.capture.serving import host_faults
+
+        faults += host_faults(config)
     if not restarts:
-        from nfq_agent.cli.doctor import listener_faults
+        from nfq_agent.cli.listeners import listener_faults
 
         faults = [*listener_faults(config), *faults]
     if faults:

@@ -9,12 +9,14 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv6Address, collapse_addresses
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from nfq_agent.match import Conditions
 from nfq_agent.packet import WITH_PORTS
 from nfq_agent.rules.model import Family
 from nfq_agent.rules.selection import port_lists
+
+if TYPE_CHECKING:
+    from nfq_agent.match import Conditions
 
 # In the order of a key.
 FIELDS: Final = ("src", "dst", "protocol", "sport", "dport")

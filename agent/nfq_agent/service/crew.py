@@ -7,7 +7,7 @@ import math
 import selectors
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nfq_agent.config.models import Config
 from nfq_agent.host.child import LEAVE, Child
@@ -15,13 +15,13 @@ from nfq_agent.host.users import User
 from nfq_agent.log import Log
 from nfq_agent.queue.errors import QueueError
 from nfq_agent.service.handover import hand_over, keep
-from nfq_agent.service.inlines import InlineWorker
-from nfq_agent.service.interface_worker import InterfaceWorker
-from nfq_agent.service.proxy_worker import ProxyWorker
 from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.store import Store
-from nfq_agent.service.taps import TapWorker
 from nfq_agent.service.worker import Roster, Worker, WorkerError
+
+if TYPE_CHECKING:
+    from nfq_agent.service.interface_worker import InterfaceWorker
+    from nfq_agent.service.proxy_worker import ProxyWorker
 
 DRAIN_WITHIN: Final = 2.0
 
@@ -292,13 +292,20 @@ def drain(workers: Sequence[Worker]) -> None:
 
 def workers_of(config: Config, user: User, log: Log, close: Callable[[], Iterable[int]]) -> list[Worker]:
     """The workers that a configuration needs, none of them opened or started. close: as in Worker. Raises ConfigError."""
-    return [
-        *(
-            QueueWorker(name, number, config, user, log, close)
-            for name, queue in config.queue.items()
-            for number in queue.numbers
-        ),
-        *(ProxyWorker(name, config, user, log, close) for name in config.proxy),
-        *(TapWorker(name, config, user, log, close) for name in config.tap),
-        *(InlineWorker(name, config, user, log, close) for name in config.inline),
+    found: list[Worker] = [
+        QueueWorker(name, number, config, user, log, close) for name, queue in config.queue.items() for number in queue.numbers
     ]
+    # Most agents have queues alone, and their start does not wait for the rest.
+    if config.proxy:
+        from nfq_agent.service.proxy_worker import ProxyWorker
+
+        found += [ProxyWorker(name, config, user, log, close) for name in config.proxy]
+    if config.tap:
+        from nfq_agent.service.taps import TapWorker
+
+        found += [TapWorker(name, config, user, log, close) for name in config.tap]
+    if config.inline:
+        from nfq_agent.service.inlines import InlineWorker
+
+        found += [InlineWorker(name, config, user, log, close) for name in config.inline]
+    return found

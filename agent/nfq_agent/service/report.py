@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nfq_agent.config.models import Config
 from nfq_agent.counters import WORKER_COUNTERS, Slots
@@ -16,8 +16,6 @@ from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW, tag_prefix
 from nfq_agent.service import confinement
 from nfq_agent.service.bypasses import bypasses
-from nfq_agent.service.inlines import InlineWorker
-from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.live_rules import ListedRule
 from nfq_agent.service.meter import Meter, QueueReading
 from nfq_agent.service.queue_worker import QueueWorker
@@ -37,9 +35,12 @@ from nfq_agent.service.status import (
     WorkerStatus,
 )
 from nfq_agent.service.system import Workers
-from nfq_agent.service.taps import TapWorker
 from nfq_agent.service.worker_counts import WorkerCounts
-from nfq_agent.version import version
+
+if TYPE_CHECKING:
+    from nfq_agent.service.inlines import InlineWorker
+    from nfq_agent.service.interface_worker import InterfaceWorker
+    from nfq_agent.service.taps import TapWorker
 
 _OFFLOADED: Final[Mapping[str, str]] = {OFFLOAD_NEW: "decided", OFFLOAD_ACCEPTED: "accepted", OFFLOAD_DENIED: "denied"}
 
@@ -55,6 +56,8 @@ def status(
     lost: int,
 ) -> Status:
     """All of it. backend: name of the rule backend. found: the installed rules. lost: log lines that were not written."""
+    from nfq_agent.version import version
+
     queue_status, proxy_status = with_kernel(config, queues(config, crew, meter), found), proxies(crew)
     return Status(
         instance=config.agent.instance,
@@ -81,7 +84,7 @@ def with_kernel(config: Config, queues: Iterable[QueueStatus], found: Iterable[L
     """The queues with what the kernel decided in front of them."""
     if all(queue.compile_mode == "off" for queue in config.queue.values()):
         return tuple(queues)
-    from nfq_agent.rules.kernel_policy import names_of, reasons  # noqa: PLC0415  # no start waits for it where it is off
+    from nfq_agent.rules.kernel_policy import names_of, reasons
 
     by_tag = reasons(config)
     total: dict[tuple[str, str, str], int] = dict.fromkeys(by_tag.values(), 0)
@@ -179,11 +182,19 @@ def proxies(crew: Workers) -> tuple[ProxyStatus, ...]:
 
 def taps(crew: Workers) -> tuple[TapStatus, ...]:
     """The taps."""
+    if not crew.captures:
+        return ()
+    from nfq_agent.service.taps import TapWorker
+
     return tuple(_tap(worker) for worker in crew.captures.values() if isinstance(worker, TapWorker))
 
 
 def inlines(crew: Workers) -> tuple[InlineStatus, ...]:
     """The inline links."""
+    if not crew.captures:
+        return ()
+    from nfq_agent.service.inlines import InlineWorker
+
     return tuple(_inline(worker) for worker in crew.captures.values() if isinstance(worker, InlineWorker))
 
 

@@ -29,9 +29,7 @@ from nfq_agent.rules.proxies import redirects
 from nfq_agent.service import control
 from nfq_agent.service.crew import Crew
 from nfq_agent.service.instance_lock import Lock
-from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.policy_generation import advance
-from nfq_agent.service.proxy_worker import ProxyWorker
 from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.store import Store
 from nfq_agent.service.worker import Worker, WorkerError
@@ -41,6 +39,8 @@ if TYPE_CHECKING:
     from nfq_agent.host.nftables.events import RulesetEvents
     from nfq_agent.host.xtables.backend import RuleHost, RulePlace
     from nfq_agent.service.host_notices import HostNotice
+    from nfq_agent.service.interface_worker import InterfaceWorker
+    from nfq_agent.service.proxy_worker import ProxyWorker
 
 # The exceptions with which a start, a reload or a stop may fail. Any other is a fault of the agent.
 FAILURES: Final = (WorkerError, RuleError, QueueError, UserError, control.ControlError, OSError)

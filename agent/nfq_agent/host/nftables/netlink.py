@@ -243,3 +243,13 @@ def _split(data: bytes) -> Iterator[_Answer]:
         size, kind, flags, number, _ = _HEADER.unpack_from(data, place)
         yield _Answer(kind, flags, number, data[place + _HEADER.size : place + size])
         place += size + 3 & ~3
+
+
+def readable() -> bool:
+    """Whether this kernel has nf_tables, and this process may read them."""
+    try:
+        with NftSocket() as connection:
+            connection.generation()
+    except OSError:
+        return False
+    return True

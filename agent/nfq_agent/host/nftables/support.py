@@ -14,7 +14,7 @@ from nfq_agent.rules.model import Rule
 
 _QUEUE = Rule.parse("-A NFQA-probe-OUTPUT -j NFQUEUE --queue-num 65535 --queue-bypass")
 # What the kernel answered: none, or one.
-_kept: list[Support] = []
+kept: list[Support] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class Support:
 
 def probe() -> Support:
     """Ask the kernel. Its answer is kept if the backend can be used."""
-    if not _kept:
+    if not kept:
         found = _ask()
         if found.problem is not None:
             return found
-        _kept.append(found)
-    return _kept[0]
+        kept.append(found)
+    return kept[0]
 
 
 def _ask() -> Support:

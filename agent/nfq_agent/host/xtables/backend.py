@@ -9,6 +9,7 @@ from nfq_agent.host.families import families
 from nfq_agent.host.nftables import neighbours
 from nfq_agent.host.nftables.accepting import AcceptRules
 from nfq_agent.host.nftables.leftovers import NftLeftovers
+from nfq_agent.host.nftables.netlink import readable
 from nfq_agent.host.nftables.owned import OwnedHost
 from nfq_agent.host.nftables.support import probe
 from nfq_agent.host.xtables import python_iptables
@@ -136,7 +137,8 @@ def elsewhere(host: RuleHost, instance: str) -> list[RulePlace]:
     others: list[RulePlace] = []
     if host.name != "legacy" and any(map(python_iptables.in_kernel, FAMILIES)):
         others.append(LegacyHost(instance))
-    if probe().problem is None:
+    # Not by `probe`: a kernel that can be read may hold rules, and the two transactions of a probe take a tenth of a start.
+    if readable():
         if host.name != "owned":
             others.append(OwnedHost(instance))
         others += [NftLeftovers(instance), AcceptRules(instance)]
