@@ -217,7 +217,7 @@ class FakeMachine:
             elsewhere=lambda *_: self.elsewhere,
             store=Store(),
             code_changed=lambda: self.code_changed,
-            rehearse=lambda: self.rehearsal,
+            rehearse=lambda _: self.rehearsal,
             start_again=self._start_again,
             ruleset_events=lambda: None,
             notices=lambda *_: (),

@@ -19,6 +19,8 @@ from nfq_agent.service import control
 if TYPE_CHECKING:
     from nfq_agent.service.store import Store
 
+# Seconds that an agent may take to reload, or to check whether it would start (reexec.rehearse).
+_ANSWERS_WITHIN: Final = 90.0
 # Seconds within which an agent that starts again has to answer.
 _BACK_WITHIN: Final = 30.0
 
@@ -92,7 +94,7 @@ def reload(flags: Flags, confirm_within: int | None, wait: bool = True) -> int:
     asked: dict[str, Any] = {"verb": "reload"}
     if confirm_within is not None:
         asked["confirm"] = confirm_within
-    answer = control.ask(name, asked, 60, lambda: show.wrapped(f"instance {name}: still reloading ..."))
+    answer = control.ask(name, asked, _ANSWERS_WITHIN, lambda: show.wrapped(f"instance {name}: still reloading ..."))
     if "began" in answer:
         return _await_successor(name, answer["began"])
     if (code := _tell(answer, faulty=78)) != 0 or confirm_within is None:
@@ -155,7 +157,7 @@ def restart(flags: Flags) -> int:
     """Ask the running agent to start again in place, and wait until the new one serves."""
     name = loading.instance_of(flags)
     answer = control.ask(
-        name, {"verb": "restart"}, 60, lambda: show.wrapped(f"instance {name}: checking whether it would start ...")
+        name, {"verb": "restart"}, _ANSWERS_WITHIN, lambda: show.wrapped(f"instance {name}: checking whether it would start ...")
     )
     if not answer.get("ok"):
         return _tell(answer)

@@ -10,12 +10,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
 _VARIABLE: Final = "NFQ_AGENT_HANDED"
-_REHEARSAL: Final = 20.0
+# Seconds that a rehearsal may take, and between two beats meanwhile. It needs half a second of CPU: a busy host takes long.
+_REHEARSAL: Final = 60.0
+_BEAT: Final = 1.0
 # `handed` removes the variable.
 _started_again: Final = _VARIABLE in os.environ
 # Blocked until the new program has its handlers: before that they would end it.
@@ -51,23 +54,37 @@ class Code:
         return found
 
 
-def rehearse() -> str:
+def rehearse(beat: Callable[[], None]) -> str:
     """Why the code that is on the disk now would not start with its configuration; empty if it would.
 
-    A separate process loads all of its code and checks its configuration.
+    A separate process loads all of its code and checks its configuration. beat: called each second until it has ended.
     """
     argv = command()
     place = argv.index("run")
     argv[place : place + 1] = ["check", "--code"]
+    shown = " ".join(argv)
+    pipe = subprocess.PIPE
+    until = time.monotonic() + _REHEARSAL
     try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=_REHEARSAL, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace") as process:
+            while True:
+                try:
+                    said, faults = process.communicate(timeout=_BEAT)
+                    break
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() < until:
+                        beat()
+                        continue
+                    process.kill()
+                    return (
+                        f"the check of its code and its configuration has not ended within {_REHEARSAL:g} s; try again when "
+                        f"this host is less busy, or run `{shown}` to see what it waits for"
+                    )
+    except OSError as error:
         return str(error)
-    if done.returncode == 0:
+    if process.returncode == 0:
         return ""
-    return (done.stderr or done.stdout).strip() or f"`{' '.join(argv)}` ended with {done.returncode}"
+    return (faults or said).strip() or f"`{shown}` ended with {process.returncode}"
 
 
 def start_again(handed: Mapping[str, int]) -> NoReturn:

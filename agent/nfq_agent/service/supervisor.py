@@ -352,7 +352,7 @@ class Supervisor:
         """Start again with the code that is on the disk, if it would start. The answer to `nfq-agent restart`."""
         if self._trial.runs:
             return {"ok": False, "message": ON_TRIAL}
-        if problem := self._system.rehearse():
+        if problem := self._system.rehearse(self._beat):
             self._log(f"restart refused, this agent keeps serving: {problem}", "error")
             return {"ok": False, "message": f"it would not start, so the running agent keeps serving:\n{problem}"}
         self._signals.restart = self._in_place = True

@@ -129,7 +129,7 @@ class System:
     elsewhere: Callable[[RuleHost, str], Sequence[RulePlace]]
     store: Store
     code_changed: Callable[[], bool]
-    rehearse: Callable[[], str]
+    rehearse: Callable[[Callable[[], None]], str]
     start_again: Callable[[Mapping[str, int]], None]
     ruleset_events: Callable[[], RulesetEvents | None]
     notices: Callable[[Config, str], Iterable[HostNotice]]
