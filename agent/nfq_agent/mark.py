@@ -29,6 +29,7 @@ class Mark:
 OWN_TRAFFIC: Final = Mark(0x1000, 0x1000)
 # The bits of connection marks that say by which rule's owner a connection was begun, unless the configuration says otherwise.
 OWNERS_MASK: Final = 0x700
+_MARK: Final = '"VALUE/MASK", as in "0x10/0xff"'
 
 
 def parse_mask(value: object) -> object:
@@ -71,11 +72,11 @@ def _mark(value: object) -> Mark:
             pass
         else:
             if not (0 <= mark.value <= 0xFFFFFFFF and 0 < mark.mask <= 0xFFFFFFFF):
-                raise ValueError("a mark and its mask have 32 bits, and a mask is not 0")
+                raise ValueError(f"{value!r} is not a mark: it and its mask have 32 bits, and a mask is not 0; allowed: {_MARK}")
             if mark.value & ~mark.mask:
                 raise ValueError(f"mark {mark.value:#x} is outside its mask {mark.mask:#x}; allowed: bits of the mask")
             return mark
-    raise ValueError('not a mark; allowed: "VALUE/MASK", as in "0x10/0xff"')
+    raise ValueError(f"{value!r} is not a mark; allowed: {_MARK}")
 
 
 MarkField = Annotated[Mark, BeforeValidator(_mark)]

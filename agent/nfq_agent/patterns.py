@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Final, cast
 
 _SPECIAL: Final = re.compile(r"[*?\[]")
+# RFC 1035 2.3.4.
+_LONGEST_LABEL: Final = 63
 # What stands behind the last special character of a pattern, from its first dot on.
 _TAIL: Final = re.compile(r"[^*?\[\].]*\.([^*?\[\]]+)\Z")
 
@@ -72,6 +75,32 @@ class Patterns:
                     return True
             dot = text.find(".", dot + 1)
         return False
+
+
+def with_ascii(globs: tuple[str, ...]) -> tuple[str, ...]:
+    """Patterns of host names, each that has other letters than ASCII's also in the form that goes over the wire (RFC 5891).
+
+    Raises ValueError for one that has no such form.
+    """
+    return globs if all(map(str.isascii, globs)) else (*globs, *(ascii_form(each) for each in globs if not each.isascii()))
+
+
+def ascii_form(glob: str) -> str:
+    """The form of a host name, or of a pattern of them, that goes over the wire. Raises ValueError."""
+    return glob if glob.isascii() else ".".join(map(_ascii_label, glob.split(".")))
+
+
+def _ascii_label(label: str) -> str:
+    if label.isascii():
+        return label
+    # As programs write them now (RFC 5891): ß and ς stay letters of their own, as in no codec of Python.
+    text = unicodedata.normalize("NFKC", label).lower()
+    if text.isascii():
+        return text
+    form = f"xn--{text.encode('punycode').decode()}"
+    if not _SPECIAL.search(label) and len(form) <= _LONGEST_LABEL:
+        return form
+    raise ValueError(f"{label!r} is no part of a host name; allowed: letters, digits and hyphens, or a pattern of ASCII letters")
 
 
 def _any_of(globs: Iterable[str]) -> re.Pattern[str]:

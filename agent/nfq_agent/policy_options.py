@@ -21,9 +21,10 @@ from nfq_agent.filter_rules import rule_tables
 from nfq_agent.flow_filter import FilterError
 from nfq_agent.geography import Geography
 from nfq_agent.match import PLACES, Conditions
+from nfq_agent.patterns import with_ascii
 from nfq_agent.policy_rule import CLAIMS, DST_NAME, ActionName
-from nfq_agent.protocols.known import OWNERS
-from nfq_agent.values import listed, lookups, one_or_more
+from nfq_agent.protocols.known import HOSTS, OWNERS
+from nfq_agent.values import TableFaults, listed, lookups, one_or_more
 
 # Rule keys that name a fact: every fact that a protocol sets, by its own name, and one short form.
 ATTRIBUTES: Final = {**{fact: fact for fact in OWNERS}, "alpn": "tls_alpn", "encrypted": "encrypted"}
@@ -37,6 +38,10 @@ def _spelled(value: object) -> object:
 # Rule keys about who a flow belongs to.
 OWNED_BY: Final = ("unit", "container", "cgroup", "exe")
 Globs = Annotated[tuple[str, ...], BeforeValidator(listed(str)), BeforeValidator(_spelled), Field(min_length=1, strict=False)]
+
+
+# Host names.
+HostGlobs = Annotated[Globs, AfterValidator(with_ascii)]
 
 
 def _readable(when: str) -> str:
@@ -63,7 +68,7 @@ class _Rules(Conditions):
     cgroup: Globs | None = None
     exe: Globs | None = None
     facts: dict[str, Globs] = Field(default_factory=dict)
-    dst_name: Globs | None = None
+    dst_name: HostGlobs | None = None
     verify: Literal["dns"] | None = None
     when: Annotated[str, AfterValidator(_readable)] | None = None
     _alternatives: tuple[Any, ...] = PrivateAttr(default=())
@@ -121,7 +126,10 @@ if TYPE_CHECKING:
 else:
     # The keys follow from the table of protocols.
     RuleOptions = create_model(
-        "RuleOptions", __base__=_Rules, __doc__=_Rules.__doc__, **dict.fromkeys(ATTRIBUTES, (Globs | None, None))
+        "RuleOptions",
+        __base__=_Rules,
+        __doc__=_Rules.__doc__,
+        **{key: ((HostGlobs if fact in HOSTS else Globs) | None, None) for key, fact in ATTRIBUTES.items()},
     )
 
 
@@ -166,8 +174,11 @@ class PolicyOptions(element.Options):
 
     @model_validator(mode="after")
     def _has_places(self) -> Self:
+        found: dict[tuple[int, str], str] = {}
         for number, rule in self.numbered:
             asked = [key for key in PLACES if getattr(rule, key) is not None]
             if asked and self.geo is None:
-                raise ValueError(f'rule {number} asks for {", ".join(asked)} without a database; allowed: with geo = "FILE.mmdb"')
+                found[number - 1, asked[0]] = f'{", ".join(asked)} without a database; allowed: with geo = "FILE.mmdb"'
+        if found:
+            raise TableFaults((("rule", *at), text) for at, text in found.items())
         return self

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any, Final, Protocol, TypeAlias
@@ -68,6 +68,20 @@ def size_text(count: int) -> str:
     return f"{count} B"
 
 
+class TableFaults(ValueError):
+    """What is wrong with a table as a whole: each fault with the keys and numbers that lead from the table to it."""
+
+    def __init__(self, faults: Iterable[tuple[tuple[str | int, ...], str]]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(text for _, text in self.faults))
+
+
+def raise_faults(faults: Iterable[str]) -> None:
+    """Raise TableFaults with all of these; nothing where there is none. For what checks a table as a whole."""
+    if found := [((), fault) for fault in dict.fromkeys(faults)]:
+        raise TableFaults(found)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Ports:
     """A port, or a range of them with both ends in it."""
@@ -81,6 +95,8 @@ class Ports:
         if isinstance(value, Ports):
             return value
         allowed = f'allowed: {lowest} to {LAST_PORT}, or a range as "8000:8010"'
+        if isinstance(value, str):
+            _refuse_file(value, "ports and ranges of them")
         first = last = -1
         if isinstance(value, int) and not isinstance(value, bool):
             first = last = value
@@ -124,6 +140,11 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def _refuse_file(value: str, allowed: str) -> None:
+    if value.startswith(FILE):
+        raise ValueError(f"{value!r}: entries of a file are for rules of a policy, and not taken here; allowed: {allowed}")
+
+
 def ports_of_text(text: str) -> Ports:
     """Ports as a list file has them, `80` or `8000:8010`; 0 is allowed, as packets may carry it."""
     return Ports.parse(int(text) if text.isdecimal() else text, lowest=0)
@@ -136,6 +157,7 @@ def network(value: object) -> Network:
     allowed = 'allowed: an address, or a network as "10.0.0.0/8" or "fd00::/8"'
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not a valid network; {allowed}")
+    _refuse_file(value, "networks, or the name of an ipset in set")
     try:
         return ip_network(value)
     except ValueError:
@@ -172,7 +194,10 @@ def listed(parse: Callable[[str], Any]) -> Callable[[object, ValidationInfo], ob
         given = one_or_more(value)
         for each in given if isinstance(given, list | tuple) else ():
             if isinstance(each, str) and each.startswith(FILE):
-                found += _entries(each, lookups(info.context).lines(each.removeprefix(FILE)), parse)
+                entries = _entries(each, lookups(info.context).lines(each.removeprefix(FILE)), parse)
+                if not entries:
+                    raise ValueError(f"{each} has no entry; allowed: one or more, one a line")
+                found += entries
             else:
                 found.append(each)
         return found

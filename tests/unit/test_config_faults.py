@@ -15,6 +15,8 @@ from nfq_agent.config.file import load
 from nfq_agent.config.lines import lines
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.config.warnings import warnings
+from nfq_agent.elements import stream_element
+from nfq_agent.patterns import Patterns, ascii_form
 from nfq_agent.testing import Bench, udp
 
 TEXT = '''# a comment
@@ -151,6 +153,55 @@ def test_networks_ports_and_names_from_files(tmp_path: Path) -> None:
     assert [str(each) for each in rule.dst] == ["10.0.0.0/8", "2001:db8::/32", "192.0.2.1/32"]
     assert [str(each) for each in rule.dport] == ["53", "8000:8010"]
     bench.assert_accepted(udp("192.0.2.1:1", "10.1.2.3:53"))
+
+
+def test_a_list_as_other_systems_write_it(tmp_path: Path) -> None:
+    (tmp_path / "nets.txt").write_bytes(b"\xef\xbb\xbf10.0.0.0/8\r\n\r\n  192.0.2.1  # one\r\n2001:db8::/32")
+    config = policy(tmp_path, 'dst = "file:nets.txt"')
+    (spec,) = config.packet_elements(config.queue["q"])
+    assert [str(each) for each in spec.options.rule[0].dst] == ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"]
+
+
+@pytest.mark.parametrize(
+    ("written", "seen"),
+    [
+        ("b\u00fccher.test", "xn--bcher-kva.test"),
+        ("*.B\u00dcCHER.test", "shop.xn--bcher-kva.test"),
+        # Not strasse.test, which is another name.
+        ("stra\u00dfe.test", "xn--strae-oqa.test"),
+        ("\uff41.test", "a.test"),
+        # A client may send it unchanged, too.
+        ("b\u00fccher.test", "b\u00fccher.test"),
+    ],
+)
+def test_a_name_of_other_letters_is_known_as_it_is_sent(tmp_path: Path, written: str, seen: str) -> None:
+    (tmp_path / "names.txt").write_text(f"{written}\n")
+    for value in (f'"{written}"', '"file:names.txt"'):
+        (tmp_path / "x.toml").write_text(
+            RULES.replace('"allow"', '"dpi", "allow"', 1) + f'rule = [{{ action = "drop", http_host = {value} }}]\n'
+        )
+        config = load(tmp_path / "x.toml")
+        _, spec = config.packet_elements(config.queue["q"])
+        (wanted,) = [globs for fact, globs in spec.options.rule[0].wanted if fact == "http_host"]
+        assert Patterns(wanted, caseless=True).match(seen)
+        assert not Patterns(wanted, caseless=True).match("strasse.test")
+    gate = stream_element("http-host").Options.model_validate({"deny": [written]}, context=None)
+    assert dict(gate)["deny"] == (ascii_form(written.lower()),)
+
+
+def test_an_element_that_nothing_uses_is_warned_about(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(
+        '[queue.q]\nelements = ["policy"]\n[rules.r]\nqueue = "q"\nall = true\n[element.polcy]\ndefault = "drop"\n'
+    )
+    assert list(warnings(load(tmp_path / "x.toml"))) == [
+        "element.polcy: it is in the elements of no queue, tap, inline link or proxy, and does nothing"
+    ]
+
+
+def test_a_list_without_an_entry_is_named(tmp_path: Path) -> None:
+    (tmp_path / "nets.txt").write_text("# nothing yet\n\n")
+    (fault,) = faults(tmp_path, RULES + 'rule = [{ action = "drop", dst = "file:nets.txt" }]\n')
+    assert fault == "element.allow.rule[1].dst: file:nets.txt has no entry (line 5); allowed: one or more, one a line"
 
 
 def test_a_bad_line_of_a_list_is_refused_with_number_and_text(tmp_path: Path) -> None:

@@ -78,6 +78,55 @@ def faults(tmp_path: Path, text: str) -> list[str]:
             '[rules.r]\nproxy = "p"\ntcp_ports = [80]\nowner = ""\n',
             ["rules.r.owner: '' is too short (line 4); allowed: at least 1 character, or a whole number"],
         ),
+        ('[rules.r]\nqueue = "q"\nall = true\nowner = -1\n',
+         ["rules.r.owner: -1 is too small (line 4); allowed: a string in quotes, or at least 0"]),
+        ('[rules.r]\nqueue = "q"\nall = true\nmark = 5\n',
+         ['rules.r.mark: 5 is not a mark (line 4); allowed: "VALUE/MASK", as in "0x10/0xff"']),
+        ('[rules.r]\nqueue = "q"\nall = true\nmark = "0x100000000"\n',
+         ["rules.r.mark: '0x100000000' is not a mark: it and its mask have 32 bits, and a mask is not 0 (line 4); "
+          'allowed: "VALUE/MASK", as in "0x10/0xff"']),
+        ('[rules.r]\nqueue = "q"\ntcp_ports = "file:ports"\nsrc = ["file:nets", "10.0.0.0/8"]\n', [
+            "rules.r.tcp_ports: 'file:ports': entries of a file are for rules of a policy, and not taken here (line 3); "
+            "allowed: ports and ranges of them",
+            "rules.r.src: 'file:nets': entries of a file are for rules of a policy, and not taken here (line 4); "
+            "allowed: networks, or the name of an ipset in set",
+        ]),
+        # All that does not go together.
+        ('[queue.q]\nnum = 1\nbalance = "1:2"\ncpu_fanout = true\nroom_for_known = 5\n', [
+            "queue.q: num and balance both name the queue (line 1); allowed: one of them",
+            "queue.q: room_for_known beside cpu_fanout: a worker sends what is another's on through that one's queue for new "
+            "flows (line 1); allowed: one of them",
+        ]),
+        ('[rules.r]\nqueue = "q"\nall = true\ntcp_ports = [80]\nport = 8\nhooks = ["input", "input"]\n', [
+            "rules.r: all = true takes everything (line 1); allowed: without tcp_ports, udp_ports, tcp_syn and protocol",
+            "rules.r: port is a listener of a proxy (line 1); allowed: with proxy = NAME",
+            "rules.r: a hook is listed twice (line 1); allowed: each once",
+        ]),
+        # The rule of a policy, and its line.
+        (POLICY % "{action='drop'},\n{action='drop', dst_country='DE'},\n{action='drop', src_asn=5}", [
+            'element.e.rule[2].dst_country: dst_country without a database (line 10); allowed: with geo = "FILE.mmdb"',
+            'element.e.rule[3].src_asn: src_asn without a database (line 11); allowed: with geo = "FILE.mmdb"',
+        ]),
+        (POLICY % "{action='drop'},\n{action='drop', tls_sni='x.test'}", [
+            "element.e.rule[2]: a rule asks for tls_sni, which no element before 'e' in the chain finds (line 10); "
+            'allowed: "dpi" before it in the queue\'s elements',
+        ]),
+        (POLICY.replace('["e"]', '["dpi", "e"]') % "{action='accept', tls_sni='a.test'},\n{action='accept', dst_name='x.test'}", [
+            "element.e.rule[2]: verify and dst_name need DNS answers, and no rule shows them to an element dpi (line 10); "
+            'allowed: with a [rules.NAME] of udp_ports = [53] and hooks = ["input", "output"], or ["forward"], for a queue with '
+            '"dpi"',
+        ]),
+        (POLICY % "{action='drop', dst_name='*\u00fc.test'}", [
+            "element.e.rule[1].dst_name: '*\u00fc' is no part of a host name (line 9); "
+            "allowed: letters, digits and hyphens, or a pattern of ASCII letters",
+        ]),
+        ('[queue.q]\nelements = ["alow"]\n[element.allow]\ntype = "policy"\n', [
+            "queue.q.elements: unknown element 'alow' (did you mean 'allow'?) (line 2); allowed: chaos, dns-answer, dpi, log, "
+            "offload, pcap, policy, rate-limit, record, refuse-mptcp, sample, syn-monitor, an [element.NAME] table, or "
+            "package.module:Class",
+        ]),
+        ('[queue.q]\nelements = ["s"]\n[element.s]\ntype = "sample"\nprobability = nan\n',
+         ["element.s.probability: nan is not a number (line 5); allowed: a number"]),
     ],
 )  # fmt: skip
 def test_a_fault_is_told_in_words(tmp_path: Path, text: str, expected: list[str]) -> None:

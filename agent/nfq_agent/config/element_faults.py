@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -47,4 +48,9 @@ def _faults(error: ElementError, at: Place, source: Source, tables: Mapping[str,
         return
     if error.name in tables or any(table.get("type") == error.name for table in tables.values()):
         at = ("element", next((name for name, table in tables.items() if table.get("type", name) == error.name), error.name))
-    yield source.fault(at, str(error.reason))
+    text = str(error.reason)
+    unknown, mark, allowed = text.partition("; allowed: ")
+    # A table of this configuration is closer than a kind of element.
+    if unknown.startswith(f"unknown element {error.name!r}") and (near := difflib.get_close_matches(error.name, tables, 1, 0.6)):
+        text = f"unknown element {error.name!r} (did you mean {near[0]!r}?){mark}{allowed}"
+    yield source.fault(at, text)

@@ -45,7 +45,7 @@ class HostLookups:
         path = self._folder / file
         self.files[path] = stamp(path)
         try:
-            with _owned(path, path.open(encoding="utf-8")) as lines:
+            with _owned(path, path.open(encoding="utf-8-sig")) as lines:
                 entries = ((number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1))
                 return [(number, entry) for number, entry in entries if entry]
         except UnicodeDecodeError:

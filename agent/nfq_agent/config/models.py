@@ -5,6 +5,7 @@ A value is never guessed, and an unknown key is never ignored.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -25,7 +26,7 @@ from nfq_agent.elements.loading import Interrupted, interruptible, where
 from nfq_agent.flow_filter import FilterError, parse
 from nfq_agent.mark import OWNERS_MASK, Kept, parse_mask
 from nfq_agent.stream import StreamElement
-from nfq_agent.values import AddressField, Duration, Size
+from nfq_agent.values import AddressField, Duration, Size, raise_faults
 
 # The header bytes that the kernel has to copy so that addresses and ports can be read. IPv4 and TCP, each with all options: 120.
 HEADER_BYTES: Final = 128
@@ -142,21 +143,24 @@ class QueueConfig(Model):
 
     @model_validator(mode="after")
     def _one_number(self) -> Self:
+        raise_faults(self._faults())
+        return self
+
+    def _faults(self) -> Iterator[str]:
         if self.num is not None and self.balance is not None:
-            raise ValueError("num and balance both name the queue; allowed: one of them")
+            yield "num and balance both name the queue; allowed: one of them"
         if self.cpu_fanout and self.balance is None:
-            raise ValueError('cpu_fanout spreads over several queues; allowed: with balance, as in balance = "100:103"')
+            yield 'cpu_fanout spreads over several queues; allowed: with balance, as in balance = "100:103"'
         if self.cpu_fanout and self.room_for_known:
-            raise ValueError(
+            yield (
                 "room_for_known beside cpu_fanout: a worker sends what is another's on through that one's queue for new flows; "
                 "allowed: one of them"
             )
         if self.known_numbers and self.known_numbers[-1] > LAST_QUEUE:
-            raise ValueError(
+            yield (
                 f"room_for_known takes the queue numbers behind those of num or balance, up to {self.known_numbers[-1]}; "
                 f"allowed: 0 to {LAST_QUEUE}"
             )
-        return self
 
     @property
     def numbers(self) -> range:

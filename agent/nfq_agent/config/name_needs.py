@@ -7,7 +7,9 @@ from ipaddress import ip_address
 from typing import Final, NamedTuple
 
 from nfq_agent.config.capture import CaptureConfig
+from nfq_agent.config.lines import Place
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
+from nfq_agent.config.policy_summary import rule_that
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.elements import ElementError
 from nfq_agent.values import Ports
@@ -44,7 +46,7 @@ def learns(spec: ElementSpec) -> bool:
     return "dns_answers" in spec.cls.keeps_facts
 
 
-def name_faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+def name_faults(config: Config) -> Iterator[tuple[Place, str]]:
     """Rules that ask for names where no rule shows an answer: key and text for each."""
     if any(_shown(config)):
         return
@@ -54,7 +56,7 @@ def name_faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             if spec.cls.names_of(spec.options) and spec.name not in said:
                 said.add(spec.name)
                 yield (
-                    ("element", spec.name, "rule"),
+                    ("element", spec.name, "rule", *rule_that(spec, lambda rule: bool(rule.dst_name or rule.verify))),
                     "verify and dst_name need DNS answers, and no rule shows them to an element dpi; allowed: with a "
                     '[rules.NAME] of udp_ports = [53] and hooks = ["input", "output"], or ["forward"], for a queue with "dpi"',
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
@@ -164,6 +164,12 @@ def policy_of(spec: ElementSpec) -> PolicyOptions | None:
     """The options of a policy; None of another element. Where no policy is configured, no start waits for its models."""
     models = sys.modules.get("nfq_agent.policy_options")
     return spec.options if models is not None and isinstance(spec.options, models.PolicyOptions) else None
+
+
+def rule_that(spec: ElementSpec, asks: Callable[[RuleOptions], bool]) -> tuple[int, ...]:
+    """The place of the first rule of a policy that asks for something, from 0 on; empty where no rule is known to."""
+    policy = policy_of(spec)
+    return () if policy is None else next(((number - 1,) for number, rule in policy.numbered if asks(rule)), ())
 
 
 def _of_rule(rule: RuleOptions) -> str:

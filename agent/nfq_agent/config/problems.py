@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from nfq_agent.config.capture import MOST_RANGES, CaptureConfig
+from nfq_agent.config.lines import Place
 from nfq_agent.config.models import Config, ElementSpec
 from nfq_agent.config.name_needs import name_faults
 from nfq_agent.config.overlaps import overlaps
+from nfq_agent.config.policy_summary import rule_that
 from nfq_agent.config.source import Source
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError
@@ -20,7 +22,7 @@ from nfq_agent.values import Endpoint
 def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901  # one branch for each rule between tables
     """Faults that show only when tables are compared."""
 
-    def fault(location: tuple[str, ...], text: str) -> str:
+    def fault(location: Place, text: str) -> str:
         return source.fault(location, text)
 
     owners: dict[int, str] = {}
@@ -114,10 +116,8 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
                 yield fault(("rules", name, "table"), f"table {rule.table} has no TPROXY; allowed: without table (it is mangle)")
     # An element that cannot be loaded was reported above.
     with contextlib.suppress(ElementError):
-        for location, text in _mark_faults(config):
-            yield fault(location, text)
-    for location, text in name_faults(config):
-        yield fault(location, text)
+        yield from (fault(*each) for each in _mark_faults(config))
+    yield from (fault(*each) for each in name_faults(config))
 
 
 def _capture_faults(kind: str, capture: CaptureConfig, specs: Sequence[ElementSpec]) -> Iterator[tuple[str, str]]:
@@ -137,7 +137,7 @@ def _capture_faults(kind: str, capture: CaptureConfig, specs: Sequence[ElementSp
         yield "tcp_ports", f"{ranges} ports and ranges in tcp_ports and udp_ports; allowed: {MOST_RANGES}, or none for all ports"
 
 
-def _missing_facts(specs: Sequence[ElementSpec]) -> Iterator[tuple[tuple[str, ...], str]]:
+def _missing_facts(specs: Sequence[ElementSpec]) -> Iterator[tuple[Place, str]]:
     """Facts that an element asks for and that no element before it keeps: key and text for each."""
     kept: set[str] = set()
     for spec in specs:
@@ -147,7 +147,8 @@ def _missing_facts(specs: Sequence[ElementSpec]) -> Iterator[tuple[tuple[str, ..
             text = f"a rule asks for {', '.join(missing)}, which no element before {spec.name!r} in the chain finds{behind}"
             by_dpi = missing[0] in OWNERS or missing[0] in ("protocol", "conflict", "dpi", "dpi_reason", "encrypted")
             provider = '"dpi"' if by_dpi else f"an element that has {missing[0]!r} in its keeps_facts,"
-            yield ("element", spec.name, "rule"), f"{text}; allowed: {provider} before it in the queue's elements"
+            rule = rule_that(spec, lambda each: bool(set(missing) & {fact for fact, _ in each.wanted}))
+            yield ("element", spec.name, "rule", *rule), f"{text}; allowed: {provider} before it in the queue's elements"
         kept.update(spec.cls.keeps_facts)
 
 

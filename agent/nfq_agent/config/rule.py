@@ -8,9 +8,10 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from nfq_agent.config.lookups import HostLookups
-from nfq_agent.config.selection import CGROUP_HOOKS, OWNER_HOOKS, Selection
+from nfq_agent.config.selection import CGROUP_HOOKS, OWNER_HOOKS, Selection, selection_faults
 from nfq_agent.mark import MarkField
 from nfq_agent.packet import UDP
+from nfq_agent.values import raise_faults
 
 TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     "mangle": ("prerouting", "input", "forward", "output", "postrouting"),
@@ -41,9 +42,8 @@ class RuleConfig(Selection):
     mark: MarkField | None = None
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        for fault in (*self._target_faults(), *self._hook_faults()):
-            raise ValueError(fault)
+    def _selects(self) -> Self:
+        raise_faults((*selection_faults(self), *self._target_faults(), *self._hook_faults()))
         return self
 
     def _target_faults(self) -> Iterator[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Final, Self
+from typing import Annotated, Final
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.model import Model
@@ -131,14 +131,9 @@ class Selection(Model):
     cgroup: Cgroups | None = None
     not_cgroup: Cgroups | None = None
 
-    @model_validator(mode="after")
-    def _selects(self) -> Self:
-        for fault in _faults(self):
-            raise ValueError(fault)
-        return self
 
-
-def _faults(selection: Selection) -> Iterator[str]:
+def selection_faults(selection: Selection) -> Iterator[str]:
+    """Keys that do not go together."""
     ports = selection.tcp_ports or selection.udp_ports
     if not (ports or selection.tcp_syn or selection.all or selection.protocol):
         yield "the rule takes no traffic; allowed: tcp_ports, udp_ports, tcp_syn = true, protocol or all = true"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nfq_agent.config.capture import overlap
+from nfq_agent.config.capture import CaptureConfig, overlap
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.name_needs import hidden_resolvers
 from nfq_agent.config.overlaps import shared_ports
@@ -51,6 +51,13 @@ def warnings(config: Config) -> Iterator[str]:
             )
         if not any(rule.queue == name for rule in config.rules.values()):
             yield f"queue.{name}: no rule sends anything to it"
+    tables: list[QueueConfig | CaptureConfig] = [*config.queue.values(), *config.tap.values(), *config.inline.values()]
+    chains = [each.elements for each in tables]
+    chains += [each.elements for each in config.proxy.values()]
+    used = {element for chain in chains for element in chain}
+    for name in config.element:
+        if name not in used:
+            yield f"element.{name}: it is in the elements of no queue, tap, inline link or proxy, and does nothing"
 
 
 def _room(queue: QueueConfig) -> str:

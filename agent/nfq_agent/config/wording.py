@@ -16,6 +16,7 @@ from nfq_agent.config.models import INSTANCE, NAME, USER, Agent, Config, LogConf
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.config.source import Source
+from nfq_agent.values import TableFaults
 
 MANUAL: Final = "see nfq-agent.toml(5)"
 # Branches of a union and names of validators are parts of pydantic's locations; they are not keys of the file.
@@ -48,6 +49,8 @@ _FORMS: Final[Mapping[str, str]] = {
     INTERFACES: 'the name of an interface, or a pattern as "veth*"',
     "^/": "an absolute path: it begins with /",
 }
+# What is said of a value of another type.
+_TYPES: Final = tuple(what for what, _ in _WORDS.values())
 _TABLE_KINDS: Final = frozenset(("dict_type", "model_type", "model_attributes_type", "mapping_type"))
 
 
@@ -57,6 +60,7 @@ def model_faults(
     """One line for each value: what is wrong with it, and all that is allowed (a union reports an error for each member)."""
     found: dict[Place, tuple[str, list[str]]] = {}
     tables: set[Place] = set()
+    together: list[tuple[Place, str, list[str]]] = []
     for details in error.errors():
         parts = (part for part in details["loc"] if isinstance(part, int) or not _NO_KEYS.match(part))
         location = (*prefix, *parts)
@@ -65,11 +69,21 @@ def model_faults(
             continue
         if isinstance(details["input"], Mapping) or details["type"] in _TABLE_KINDS:
             tables.add(location)
+        error_here = details.get("ctx", {}).get("error")
+        if isinstance(error_here, TableFaults):
+            # Several things, none of them about the same.
+            for at, text in error_here.faults:
+                what, _, allowed = text.partition("; allowed: ")
+                together.append(((*location, *at), what, [allowed]))
+            continue
         what, allowed = _fault(location, details, options)
-        known = found.setdefault(location, (what, []))[1]
+        kept, known = found.setdefault(location, (what, []))
+        if details["type"] not in (*_WORDS, "literal_error") and kept.endswith(_TYPES):
+            # Of a choice, the one of the value's own type says most.
+            found[location] = (what, known)
         if allowed and allowed not in known:
             known.append(allowed)
-    for location, (what, allowed_here) in found.items():
+    for location, what, allowed_here in (*((place, *each) for place, each in found.items()), *together):
         ends = f"; allowed: {', or '.join(allowed_here)}" if allowed_here else ""
         # A value in a list is named by itself, a table in a list by its number.
         key = location[:-1] if location and isinstance(location[-1], int) and location not in tables else location
@@ -93,6 +107,8 @@ def _fault(location: Place, details: Any, options: type[BaseModel] | None) -> tu
         return what, allowed
     if kind == "missing":
         return "is missing", f"{location[-1]} = VALUE; {MANUAL}"
+    if details["input"] != details["input"]:
+        kind = "float_type"
     what, allowed = _words(kind, context, str(details["msg"]))
     return f"{_shown(details['input'])} is {what}", allowed
 
