@@ -29,9 +29,12 @@ def config_of(
 
 
 def text(config: Config, family: Family = "inet") -> list[str]:
-    """The rules of the queue's chain, without its first and its last."""
-    chain = plan(config, 972, lists=True)[family]["mangle"].chains["NFQA-default-OUTPUT"]
-    return [re.sub('-m comment --comment "nfq-agent:default:(.*)"', r"# \1", rule.spec) for rule in chain[1:-1]]
+    """The rules in front of the jump to the queue's chain, and those of that chain, without its first and its last."""
+    table = plan(config, 972, lists=True)[family]["mangle"]
+    *passing, jump = (rule for rule in table.jumps if rule.chain == "OUTPUT")
+    assert jump.tag == "nfq-agent:default:jump"
+    chain = table.chains[jump.target.name]
+    return [re.sub('-m comment --comment "nfq-agent:default:(.*)"', r"# \1", rule.spec) for rule in (*passing, *chain[1:-1])]
 
 
 LIST: list[dict[str, Any]] = [
@@ -176,6 +179,29 @@ def test_what_no_entry_of_a_map_can_meet_passes_before_it_where_that_is_most() -
     # What has no entry does not pass.
     dropped = [{"action": "accept", "dst": [each]} for each in v6]
     assert not any(" ! " in line for line in text(config_of(dropped, None, "drop"), "inet6"))
+
+
+def test_what_passes_takes_no_jump_and_is_not_asked_for_its_user() -> None:
+    rules: list[dict[str, Any]] = [{"action": "drop", "dst": [f"10.{number}.0.0/16"]} for number in range(8)]
+    config = config_of(rules, {"hooks": ["output", "input"]}, log_drops=True)
+    table = plan(config, 972, lists=True)["inet"]["mangle"]
+    assert [(rule.chain, rule.target.name) for rule in table.jumps] == [
+        ("INPUT", "RETURN"), ("INPUT", "RETURN"), ("INPUT", "NFQA-default-INPUT"),
+        ("OUTPUT", "RETURN"), ("OUTPUT", "RETURN"), ("OUTPUT", "NFQA-default-OUTPUT"),
+    ]  # fmt: skip
+    # What is dropped is asked.
+    assert [rule.tag.rpartition(":")[2] for rule in table.chains["NFQA-default-OUTPUT"]] == [
+        "own-traffic", "app", "app.allow.1-8", "app.allow.default", "app", "end",
+    ]  # fmt: skip
+    # Behind a rule that drops, and where a proxy's own connections would be counted, they stay.
+    several = config_of([{"action": "drop", "uid": [7]}, *rules], log_drops=True)
+    assert len(plan(several, 972, lists=True)["inet"]["mangle"].jumps) == 1
+    proxied = Config.model_validate({
+        "proxy": {"web": {"listen": ["127.0.0.1:15080"]}},
+        "rules": {"web": {"proxy": "web", "hooks": ["output"], "tcp_ports": [80]}},
+    })  # fmt: skip
+    both = config.model_copy(update={"proxy": proxied.proxy, "rules": {**config.rules, **proxied.rules}})
+    assert len(plan(both, 972, lists=True)["inet"]["mangle"].jumps) == 2
 
 
 def test_the_names_of_the_rules_are_those_of_the_policy() -> None:

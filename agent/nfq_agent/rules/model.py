@@ -21,6 +21,8 @@ HOOK_CHAINS: Final[Mapping[str, str]] = {
     "prerouting": "PREROUTING", "input": "INPUT", "forward": "FORWARD", "output": "OUTPUT", "postrouting": "POSTROUTE",
 }  # fmt: skip
 JUMP: Final = "jump"
+# The name of the rule that leaves out the packets of the agent's own user.
+OWN_TRAFFIC: Final = "own-traffic"
 # The names of the rules that keep verdicts; their counters say what was offloaded.
 OFFLOAD_NEW: Final = "offload-new"
 OFFLOAD_ACCEPTED: Final = "offload-accepted"

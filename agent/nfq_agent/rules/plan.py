@@ -17,6 +17,7 @@ from nfq_agent.rules.model import (
     OFFLOAD_ACCEPTED,
     OFFLOAD_DENIED,
     OFFLOAD_NEW,
+    OWN_TRAFFIC,
     OWNER_NEW,
     Extension,
     Family,
@@ -56,6 +57,11 @@ def plan(config: Config, uid: int | str, lists: bool = False, families: Collecti
         _count_expected(config, family, lists, tables)
         if tables:
             ruleset[family] = {table: _table(config.agent.instance, tables[table], uid, lists) for table in tables}
+    # With a proxy, its own connections would be counted there.
+    if lists and not config.proxy and any(queue.compile_mode != "off" for queue in config.queue.values()):
+        from nfq_agent.rules.policy_map import passing_first  # noqa: PLC0415  # no start waits for it where it is off
+
+        ruleset = {family: {name: passing_first(table) for name, table in each.items()} for family, each in ruleset.items()}
     # Chains of an owned table cannot accept for those of others: there the rules are in the chains that drop.
     for family, accepting in ({} if lists else accept_rules(config, families)).items():
         current = ruleset[family].get("filter", TableRules())
@@ -178,7 +184,7 @@ def _several_rules(instance: str, chain: str, hook: str, rules: list[Rule], uid:
     head: tuple[Rule, ...] = ()
     if hook in _OWNED:
         owner = Extension("owner", (Option("--uid-owner", str(uid)),))
-        head = (Rule(chain, Extension("RETURN"), (owner, comment_match(instance, "own-traffic"))),)
+        head = (Rule(chain, Extension("RETURN"), (owner, comment_match(instance, OWN_TRAFFIC))),)
     return (*head, *rules, Rule(chain, Extension("RETURN"), (comment_match(instance, "end"),)))
 
 

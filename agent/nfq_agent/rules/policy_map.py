@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfq_agent.rules.entries import MapEntry, apart, entries_of, in_order, shape, words
-from nfq_agent.rules.model import ENTRIES, PORT, RANGE, VERDICTS, Extension, Family, Option, Rule
+from nfq_agent.rules.model import ENTRIES, OWN_TRAFFIC, PORT, RANGE, VERDICTS, Extension, Family, Option, Rule, TableRules
 from nfq_agent.rules.selection import Selected
 
 if TYPE_CHECKING:
@@ -117,6 +118,30 @@ def mapped(  # one for each thing that differs
     target = Extension(VERDICTS, (of, Option("--map", words(step.entries, step.fields, family))))
     matches = (*what.matches, *what.tail, comment)
     yield Rule(chain, target, matches, what.protocol, what.in_interface, what.out_interface)
+
+
+def passing_first(table: TableRules) -> TableRules:
+    """The same rules, with those that begin a chain for what has no entry (`mapped`) in front of the jump to it.
+
+    What passes them then takes neither the jump nor the rule for the agent's own traffic, whose user is read under a lock; what
+    the agent sends passes as well, and is counted there.
+    """
+    chains = dict(table.chains)
+    jumps: list[Rule] = []
+    for jump in table.jumps:
+        inside = chains.get(jump.target.name, ())
+        begin = 1 if inside and inside[0].tag.endswith(f":{OWN_TRAFFIC}") else 0
+        passing = list(itertools.takewhile(_is_passing, inside[begin:]))
+        if passing:
+            chains[jump.target.name] = (*inside[:begin], *inside[begin + len(passing) :])
+        jumps += [*(replace(rule, chain=jump.chain) for rule in passing), jump]
+    return TableRules(chains, tuple(jumps))
+
+
+def _is_passing(rule: Rule) -> bool:
+    """Whether it is one of those that `mapped` yields first."""
+    asked = [option for match in rule.matches if match.name in (PORT, RANGE, ENTRIES) for option in match.options]
+    return rule.target.name == "RETURN" and any(option.negated for option in asked)
 
 
 def _narrow(step: PolicyMap, family: Family, on_ports: bool) -> Extension | None:

@@ -90,7 +90,7 @@ def lay_out(desired: Mapping[str, TableRules], family: Family) -> Layout:
         for chain, inside in rules.chains.items():
             chains[table, chain] = tuple(_with_sets(rule, family, named) for rule in inside)
         for jump in rules.jumps:
-            chains[table, jump.chain] = (*chains.get((table, jump.chain), ()), jump)
+            chains[table, jump.chain] = (*chains.get((table, jump.chain), ()), _with_sets(jump, family, named))
     return Layout(chains, named)
 
 
