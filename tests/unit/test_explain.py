@@ -213,11 +213,14 @@ def test_packets_of_the_agent_s_own_user_pass(tmp_path: Path, capsys: pytest.Cap
 
 def test_protocols_without_ports(tmp_path: Path) -> None:
     (file := tmp_path / "x.toml").write_text(
-        '[queue.q]\ndefault = "drop"\n[rules.r]\nqueue = "q"\nhooks = ["output"]\nprotocol = ["gre", "icmpv6", 250]\n'
+        '[queue.q]\ndefault = "drop"\n[rules.r]\nqueue = "q"\nhooks = ["output"]\n'
+        'protocol = ["gre", "icmpv6", "ah", "udplite", 250]\n'
     )
     for words, first in [
         (["gre", "192.0.2.9"], "gre 192.0.2.1 -> 192.0.2.9, hook output"),
         (["icmp", "2001:db8::9"], "icmpv6 2001:db8::1 -> 2001:db8::9, hook output"),
+        (["ah", "192.0.2.9"], "ah 192.0.2.1 -> 192.0.2.9, hook output"),
+        (["udplite", "[2001:db8::9]:7"], "udplite [2001:db8::1]:40000 -> [2001:db8::9]:7, hook output"),
         (["250", "192.0.2.9"], "proto-250 192.0.2.1 -> 192.0.2.9, hook output"),
     ]:
         done = verb("explain", *words, "-c", str(file))
@@ -242,6 +245,7 @@ def test_the_command_explains_without_root(config: Path) -> None:
         ("tls 10.0.0.5:1", "'tls' is not a known protocol; allowed: icmp, igmp, "),
         ("sctp 10.0.0.5", "'10.0.0.5' is not an address with a port; allowed: one as 192.0.2.1:443 or [2001:db8::1]:443"),
         ("gre 10.0.0.5:1", "'10.0.0.5:1' is not an address; allowed: one as 192.0.2.1 or 2001:db8::1"),
+        ("ah 2001:db8::5", "ah is an extension header in IPv6, and no rule looks at it; allowed: the protocol behind it"),
         ("icmpv6 10.0.0.5", "icmpv6 is between addresses of IPv6; allowed: icmp"),
         ("tcp 10.0.0.5:443 --mark -1", "'-1' is not a mark; allowed: 32 bits, as in \"0x10\""),
         ("tcp 10.0.0.5:443 --uid root", "Invalid value for '--uid': not a whole number; see `nfq-agent explain --help`"),

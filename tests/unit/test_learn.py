@@ -13,7 +13,8 @@ from recorded import capture, connection
 
 from nfq_agent.cli import learn, replay
 from nfq_agent.cli.flags import Flags
-from nfq_agent.testing import udp
+from nfq_agent.config.file import load
+from nfq_agent.testing import tcp, udp
 
 CONFIG = """
 [queue.egress]
@@ -92,6 +93,56 @@ def test_a_name_with_signs_of_patterns_matches_itself_alone(
     said = capsys.readouterr()
     # What is not a host name is not a name: the address is proposed, and no pattern that would match others.
     assert 'dst = "192.0.2.1"' in said.out or 'tls_sni = "[*].example.org"' in said.out
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ('["log"]', ["dpi", "NEW", "log"]),
+        ('["dpi", "log"]', ["dpi", "NEW", "log"]),
+        ("[]", ["dpi", "NEW"]),
+        # What decides before a policy still does.
+        ('["slow", "dpi", "old", "log"]', ["slow", "dpi", "NEW", "log"]),
+        ('["slow", "log"]', ["slow", "dpi", "NEW", "log"]),
+        ('["names", "old", "slow"]', ["names", "NEW", "slow"]),
+        ('["old", "names", "old2", "log"]', ["names", "NEW", "log"]),
+    ],
+)
+def test_the_chain_keeps_its_order_around_the_learned_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], elements: str, expected: list[str]
+) -> None:
+    (path := tmp_path / "agent.toml").write_text(
+        CONFIG.replace('["log"]', elements)
+        + '[element.slow]\ntype = "rate-limit"\nrate = "1000/s"\nper = "all"\n[element.names]\ntype = "dpi"\n'
+        + '[element.old]\ntype = "policy"\n[element.old2]\ntype = "policy"\n'
+    )
+    assert learn.learn(Flags(path), capture(tmp_path / "seen.pcap", SEEN), None) == 0
+    proposed = tomllib.loads(capsys.readouterr().out)["queue"]["egress"]["elements"]
+    assert proposed == [each.replace("NEW", "learned-egress") for each in expected]
+
+
+def test_the_longest_name_of_a_queue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path := tmp_path / "agent.toml").write_text(CONFIG.replace("egress", "e" * 32))
+    (tmp_path / "conf.d").mkdir()
+    drop_in = tmp_path / "conf.d" / "learned.toml"
+    assert learn.learn(Flags(path), capture(tmp_path / "seen.pcap", SEEN), drop_in) == 0
+    assert "they accept 6 of 6 flows" in capsys.readouterr().err
+    load(path)
+
+
+def test_answers_are_accepted_where_no_flow_has_a_name(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    late = [tcp("192.0.2.1:443", "10.0.0.1:40001", b"\x17\x03\x03\0\1x", seq=9 + 6 * each, ack=7) for each in range(9)]
+    seen = [*connection("10.0.0.2:40002", "192.0.2.1:5000", b"\x00\x01something\xff"), *late]
+    (tmp_path / "conf.d").mkdir()
+    assert learn.learn(Flags(config), capture(tmp_path / "seen.pcap", seen), tmp_path / "conf.d" / "learned.toml") == 0
+    assert capsys.readouterr().err == "2 rules; they accept 2 of 2 flows of the capture\n"
+    rules = tomllib.loads((tmp_path / "conf.d" / "learned.toml").read_text())["element"]["learned-egress"]["rule"]
+    # The second is of the server, although the capture begins with what it sends.
+    assert [(rule["dst"], rule["dport"], rule.get("facts")) for rule in rules] == [
+        ("192.0.2.1", 5000, {"dpi": "*"}), ("192.0.2.1", 443, None),
+    ]  # fmt: skip
+    assert replay.replay(Flags(config), tmp_path / "seen.pcap", None, True, False) == 0
+    assert "accept: 2 flows" in capsys.readouterr().out
 
 
 def test_a_capture_that_is_cut_and_one_from_a_pipe(

@@ -24,7 +24,7 @@ from nfq_agent.config.file import load
 from nfq_agent.elements.dpi import Dpi
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet
-from nfq_agent.testing import tcp, udp
+from nfq_agent.testing import icmp, tcp, udp
 from nfq_agent.verdict import Verdict
 
 CONFIG = """
@@ -296,6 +296,22 @@ def test_progress_of_a_pipe_is_told_without_a_share(
         writing.close()
         assert replay.replay(Flags(config), Path("-"), None, False, True) == 0
     assert capsys.readouterr().err == "\r256 packets\r\x1b[K"
+
+
+@pytest.mark.parametrize(("source", "destination"), [("10.0.0.1", "192.0.2.7"), ("2001:db8::1", "2001:db8::2")])
+def test_every_protocol_is_judged_or_said_to_be_unreadable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, destination: str
+) -> None:
+    (config := tmp_path / "agent.toml").write_text(CONFIG.format(midstream="accept", verify=""))
+    whole = icmp(source, destination).payload
+    place = 9 if len(ip_address(source).packed) == 4 else 6
+    seen = [Packet(whole[:place] + bytes([number]) + whole[place + 1 :] + bytes(40)) for number in range(256)]
+    write(tmp_path / "seen.pcap", apart(seen))
+    assert replay.replay(Flags(config), tmp_path / "seen.pcap", None, False, True) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["packets"] == 256
+    assert sum(told["verdicts"].values()) + told["unreadable"] == 256
+    assert told["unreadable"] < 12
 
 
 def test_a_capture_of_which_nothing_can_be_judged_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

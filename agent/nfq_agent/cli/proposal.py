@@ -6,18 +6,23 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 import typer
 
 from nfq_agent.cli import show
+from nfq_agent.cli.explain import is_dpi
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.learned import Learned
+from nfq_agent.cli.learned import Learned, Wish
 from nfq_agent.config.file import load
 from nfq_agent.config.models import Config, QueueConfig
+from nfq_agent.element import PacketElement
 from nfq_agent.elements.policy import Policy
+from nfq_agent.match import APPLICATIONS
 from nfq_agent.public_suffixes import PublicSuffixes
 
 SUFFIXES: Final = Path("/usr/share/publicsuffix/public_suffix_list.dat")
+_LONGEST_NAME: Final = 32
 # Flows without a rule that are listed.
 _LISTED: Final = 20
 
@@ -34,8 +39,9 @@ def grouping() -> Callable[[str], str]:
 
 
 def element_of(queue: str) -> str:
-    """The name of the policy for a queue."""
-    return f"learned-{queue}"
+    """The name of the policy for a queue; a long one is shortened, since the name of an element has 32 characters at most."""
+    name = f"learned-{queue}"
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 9]}-{crc32(queue.encode()):08x}"
 
 
 def write(config: Config, learned: Mapping[str, Learned], output: Path | None) -> bool:
@@ -58,12 +64,25 @@ def proposed(flags: Flags, base: Config, learned: Mapping[str, Learned]) -> Conf
     elements = {
         element_of(name): {
             "type": "policy", "default": "drop", "undecided": "accept",
-            "rule": [{"action": "accept", **wish.table} for wish in wishes],
+            "rule": _rules(wishes),
         }
         for name, wishes in wished.items()
     }  # fmt: skip
     queues = {name: {"mode": "enforce", "elements": _chain(base, name, base.queue[name])} for name in wished}
     return adjusted(flags, queues, elements)
+
+
+def _rules(wishes: Iterable[Wish]) -> list[dict[str, Any]]:
+    """The tables of the rules.
+
+    A policy that asks for headers alone judges each packet by itself, and would drop the answers to what it accepts. Where no
+    rule asks for more, the first asks for what is known of every flow: then flows are judged.
+    """
+    wishes = list(wishes)
+    rules: list[dict[str, Any]] = [{"action": "accept", **wish.table} for wish in wishes]
+    if rules and not any(wish.fact or wish.owner or wish.protocol in APPLICATIONS for wish in wishes):
+        rules[0]["facts"] = {"dpi": "*"}
+    return rules
 
 
 def adjusted(flags: Flags, queues: Mapping[str, Mapping[str, Any]], elements: Mapping[str, Any] | None = None) -> Config:
@@ -94,10 +113,19 @@ def say_coverage(learned: Mapping[str, Learned], covered: int, flows: int, where
 
 
 def _chain(config: Config, name: str, queue: QueueConfig) -> list[str]:
-    """The elements of a queue with the learned policy in place of its policies, behind dpi."""
+    """The elements of a queue with the learned policy in place of its policies, behind dpi.
+
+    It decides on every packet: what may decide too, and was asked before, stays in front of it.
+    """
     specs = config.packet_elements(queue)
-    others = [spec.name for spec in specs if not issubclass(spec.cls, Policy) and spec.name != "dpi"]
-    return ["dpi", element_of(name), *others]
+    policies = [place for place, spec in enumerate(specs) if issubclass(spec.cls, Policy)]
+    deciding = [place for place, spec in enumerate(specs) if spec.cls.decide is not PacketElement.decide]
+    place = policies[0] if policies else deciding[-1] + 1 if deciding else 0
+    before, behind = ([spec for spec in part if not issubclass(spec.cls, Policy)] for part in (specs[:place], specs[place:]))
+    finder = next((spec.name for spec in specs if is_dpi(spec)), "dpi")
+    front = [spec.name for spec in before]
+    front += [finder] * (finder not in front)
+    return [*front, element_of(name), *(spec.name for spec in behind if spec.name != finder)]
 
 
 def _drop_in(config: Config, name: str, queue: QueueConfig, learned: Learned) -> str:
@@ -113,9 +141,9 @@ def _drop_in(config: Config, name: str, queue: QueueConfig, learned: Learned) ->
         'default = "drop"',
         'undecided = "accept"',
     ]
-    for wish, evidence in learned.evidence.items():
-        lines += ["", evidence.comment, f"[[element.{element_of(name)}.rule]]", 'action = "accept"']
-        lines += [f"{key} = {_toml(value)}" for key, value in wish.table.items()]
+    for evidence, rule in zip(learned.evidence.values(), _rules(learned.evidence), strict=True):
+        lines += ["", evidence.comment, f"[[element.{element_of(name)}.rule]]"]
+        lines += [f'facts.dpi = "{value["dpi"]}"' if key == "facts" else f"{key} = {_toml(value)}" for key, value in rule.items()]
     return "\n".join(lines) + "\n"
 
 

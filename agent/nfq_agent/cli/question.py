@@ -15,6 +15,9 @@ from nfq_agent.values import Endpoint
 _INWARD: Final = ("prerouting", "input")
 _OUTWARD: Final = ("output", "postrouting")
 _NUMBERS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
+# What a packet of IPv6 has in front of its protocol (packet.decode).
+_EXTENSIONS: Final = (0, 43, 44, 51, 60, 135, 139, 140)
+_UNASSIGNED: Final = 253
 # The indices of the packet's interfaces: of the one that it enters by, and of the one that it leaves by.
 _ENTERS: Final = 1
 _LEAVES: Final = 2
@@ -88,6 +91,10 @@ class Question:
             )
         if self.number == ICMPV6 and self.version == 4:
             raise ValueError("icmpv6 is between addresses of IPv6; allowed: icmp")
+        if self.version == 6 and self.number in _EXTENSIONS:
+            raise ValueError(
+                f"{self.protocol} is an extension header in IPv6, and no rule looks at it; allowed: the protocol behind it"
+            )
 
     @property
     def _ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
@@ -162,7 +169,10 @@ class Question:
             return icmp(self.source, self.destination, **shown)
         ports = b"" if not self.with_ports else self.sport.to_bytes(2) + self.dport.to_bytes(2)
         ends = (self.source_address.packed, self.destination_address.packed)
-        return Packet(ip_packet(*ends, self.number, ports + bytes(16)), **shown)
+        # With a number that has no checksum of its own, which is then replaced: nothing here looks at checksums.
+        whole = ip_packet(*ends, _UNASSIGNED, ports + bytes(16))
+        place = 9 if self.version == 4 else 6
+        return Packet(whole[:place] + bytes([self.number]) + whole[place + 1 :], **shown)
 
     def facts(self, asked: Iterable[str]) -> dict[str, Any]:
         """What `dpi` would find; nothing where the protocol says no names.
@@ -180,10 +190,10 @@ class Question:
 def protocol_number(text: str) -> int:
     """The number of a protocol of the IP header by its name or number. Raises ValueError."""
     number = _NUMBERS.get(text)
-    if number is None and text.isdecimal() and 1 <= int(text) <= 255:
+    if number is None and text.isdecimal() and int(text) <= 255:
         number = int(text)
     if number is None:
-        raise ValueError(f"{text!r} is not a known protocol; allowed: {', '.join(_NUMBERS)}, or a number from 1 to 255")
+        raise ValueError(f"{text!r} is not a known protocol; allowed: {', '.join(_NUMBERS)}, or a number up to 255")
     return number
 
 
