@@ -22,6 +22,7 @@ from namespace import ROOT, UNPRIVILEGED, Namespace
 
 PROGRAM: Final = str(Path(sys.executable).resolve())
 NETCAT: Final = str(Path(shutil.which("nc") or "nc").resolve())
+FiveTuple = tuple[str, str, int, str, int]
 # User and program by our record, the same by OpenSnitch, and the name of its rule.
 Answers = tuple[tuple[int | None, str | None], tuple[int, str], str]
 # Of the agent and of OpenSnitch: an NFQUEUE number has one reader.
@@ -58,6 +59,8 @@ exec "$2" -rules-path "$1/rules" -process-monitor-method proc -queue-num "$3" -d
 """
 _ASKED: Final = re.compile(r"new connection (tcp|udp)6? => (\d+):(\S+) -> (\S+?)(?: \(.*?\))?:(\d+) uid: (\d+)")
 _DECIDED: Final = re.compile(r"[✔✘] (\S+) -> .*\b8\d{3}\b.* \((\S+)\)")
+# What it prints of a packet that none of its threads took within a millisecond, and of which it is not asked.
+_GIVEN_UP: Final = "Timed out while sending packet to queue channel"
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 # KIND ADDRESS PORT SOURCE_PORT: the socket stays open until standard input ends, so that its owner can be asked for.
 PYTHON: Final = """
@@ -126,10 +129,14 @@ class OpenSnitch:
         """What it has logged so far, without colours."""
         return _COLOURS.sub("", self._log.read_text(errors="replace"))
 
-    def users(self, begin: int) -> dict[tuple[str, str, int, str, int], int]:
+    def users(self, begin: int) -> dict[FiveTuple, int]:
         """The user of each connection by its five-tuple. begin: of what it has logged."""
         found = _ASKED.findall(self.log[begin:])
         return {(kind, source, int(sport), target, int(dport)): int(uid) for kind, sport, source, target, dport, uid in found}
+
+    def gave_up(self, begin: int) -> bool:
+        """Whether it took no look at a packet, as on a loaded machine. begin: of what it has logged."""
+        return _GIVEN_UP in self.log[begin:]
 
     def decisions(self, begin: int) -> set[tuple[str, str]]:
         """Program and rule of each decision."""
@@ -145,24 +152,35 @@ class Both:
         # What OpenSnitch has decided about the connection before.
         self._before: set[tuple[str, str]] = set()
 
-    def answers(self, client: Callable[[int], list[str]], uid: int, server: tuple[str, str, int]) -> Answers:
-        """Whom both name for one connection of a program. client: its argv, from its source port."""
+    def answers(self, client: Callable[[int], list[str]], uid: int, server: tuple[str, str, int]) -> Answers | None:
+        """Whom both name for one connection; None if OpenSnitch did not look. client: its argv, from its source port."""
         kind, host, port = server
         source = next(self._sources)
         five_tuple = (kind, host, source, host, port)
         begin = len(self._opensnitch.log)
         process = self._netns.start("sh", "-ec", ENTER, "sh", str(self._group), str(uid), *client(source), stdin=subprocess.PIPE)
+        try:
+            return self._answers(process, client(source)[0] == NETCAT, five_tuple, begin)
+        finally:
+            process.kill()
+            process.wait()
+
+    def _answers(self, process: subprocess.Popen[bytes], writes: bool, five_tuple: FiveTuple, begin: int) -> Answers | None:
         assert process.stdin is not None
-        if client(source)[0] == NETCAT:
+        if writes:
             process.stdin.write(b"hello\n")
             process.stdin.flush()
         record = until(lambda: self._record(five_tuple), f"a record of {five_tuple}")
-        until(lambda: five_tuple in self._opensnitch.users(begin), f"OpenSnitch was asked about {five_tuple}")
+
+        def met() -> bool:
+            return five_tuple in self._opensnitch.users(begin) or self._opensnitch.gave_up(begin)
+
+        until(met, f"OpenSnitch was asked about {five_tuple}")
+        if five_tuple not in self._opensnitch.users(begin):
+            return None
         # A SYN that was sent again may have another line of the connection before.
         decisions = until(lambda: self._opensnitch.decisions(begin) - self._before, f"OpenSnitch has decided about {five_tuple}")
         process.stdin.close()
-        process.kill()
-        process.wait()
         ours = record.get("uid"), record.get("exe")
         ((program, rule),) = decisions
         return ours, (self._opensnitch.users(begin)[five_tuple], program), rule
@@ -172,8 +190,9 @@ class Both:
         _, (_, program), rule = answers
         self._before = {(program, rule)}
 
-    def _record(self, five_tuple: tuple[str, str, int, str, int]) -> dict[str, Any] | None:
-        for record in map(json.loads, self._agent.log.splitlines()):
+    def _record(self, five_tuple: FiveTuple) -> dict[str, Any] | None:
+        # The last line may be half written.
+        for record in map(json.loads, self._agent.log.split("\n")[:-1]):
             if record.get("event") == "begin" and five_tuple == tuple(
                 record[key] for key in ("proto", "src", "sport", "dst", "dport")
             ):
@@ -203,9 +222,9 @@ def test_both_name_the_same_user_and_program(netns: Namespace, tmp_path: Path, g
     assert agent.stop() == 0
 
 
-def known(answers: Answers) -> Answers | None:
-    """Answers where our record names a program."""
-    return answers if answers[0][1] is not None else None
+def known(answers: Answers | None) -> Answers | None:
+    """Answers of both where our record names a program."""
+    return None if answers is None or answers[0][1] is None else answers
 
 
 def python(server: tuple[str, str, int], source: int) -> list[str]:
