@@ -26,4 +26,5 @@ cdef class Answering:
 
     cdef int index_of(self, verdict) except -1
     cdef void start_turn(self, double now) noexcept
+    cdef bint note(self, const uint8_t *packet, size_t copied, size_t length) noexcept nogil
     cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil

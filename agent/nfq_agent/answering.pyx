@@ -40,6 +40,10 @@ cdef class Answering:
     cdef void start_turn(self, double now) noexcept:
         """A turn begins. now: monotonic seconds."""
 
+    cdef bint note(self, const uint8_t *packet, size_t copied, size_t length) noexcept nogil:
+        """Count a packet that was judged without its flow, where flows are counted. False if it is not."""
+        return False
+
     cdef uint8_t look(self, const uint8_t *packet, size_t copied, size_t length, bint ready) noexcept nogil:
         """The index of the verdict on a packet that need not be shown to Python; else ASK.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
+from nfq_agent.answering import Answering
 from nfq_agent.capture.following import Table
 from nfq_agent.packet import Hook, Packet
 from nfq_agent.verdict import RewriteError, Verdict, VerdictError
@@ -117,6 +118,9 @@ class InterfaceSource(ABC, Generic[I]):
 
     def poll_for(self, seconds: float) -> None:
         """Nothing to set: it does not poll."""
+
+    def note_flows(self, table: Answering | None, now: float) -> None:
+        """Nothing to count: a frame that is not looked at is not read either."""
 
     @abstractmethod
     def skim(self, verdict: Verdict, budget: int) -> int:

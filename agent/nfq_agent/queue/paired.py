@@ -71,6 +71,11 @@ class PairedQueue:
     def be_patient(self, seconds: float) -> None:
         """Nothing: no turn waits."""
 
+    def note_flows(self, table: Answering | None, now: float) -> None:
+        """Count packets in this flow table that are judged without it, of both queues; None to count none."""
+        self._known.note_flows(table, now)
+        self._new.note_flows(table, now)
+
     def poll_for(self, seconds: float) -> None:
         """Nothing: no turn polls."""
 

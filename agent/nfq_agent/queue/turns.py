@@ -136,6 +136,10 @@ class WorkerQueue(BoundQueue):
         """Set how long waiting turns wait for the next packet, in seconds."""
         self._bound().be_patient(seconds)
 
+    def note_flows(self, table: Answering | None, now: float) -> None:
+        """Count packets in this flow table that are judged without it; None to count none. now: monotonic seconds."""
+        self._bound().note_flows(table, now)
+
     def poll_for(self, seconds: float) -> None:
         """Set how long turns that wait poll before they sleep, in seconds. A confined worker may change it."""
         self._bound().poll_for(seconds)

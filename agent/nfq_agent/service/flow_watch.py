@@ -123,6 +123,11 @@ class FlowWatch:
                 self._seen[id(flow)] = _Seen(flow, {}, _reason_of(flow))
 
     @property
+    def own_flows(self) -> FlowTable | None:
+        """The flows of a chain that follows none, where packets count that are not looked at; None without a watch, and else."""
+        return self._table if self._own else None
+
+    @property
     def has_time(self) -> bool:
         """Whether more packets may be looked at before the next look."""
         return self.share.packets > 0

@@ -269,7 +269,10 @@ class WorkerLoop:
         self._caught_up = False
         if judge.watch is not None:
             watch.follow(judge.show_openings(watch.room))
-        self._turn = self._judge_watched if judge.watch is not None and judge.flows is None else self._unwatched
+        watched = judge.watch is not None and judge.flows is None
+        if self._kernel is not None and (watched or self._turn != self._unwatched):
+            self._kernel.note_flows(watch.own_flows, self._now)
+        self._turn = self._judge_watched if watched else self._unwatched
 
     # The three ways of a turn.
 

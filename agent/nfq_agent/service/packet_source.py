@@ -69,6 +69,9 @@ class KernelQueue(Protocol):
     def be_patient(self, seconds: float) -> None:
         """Set how long waiting turns wait for the next packet, in seconds."""
 
+    def note_flows(self, table: Answering | None, now: float) -> None:
+        """Count packets in this flow table that are judged without it; None to count none. now: monotonic seconds."""
+
     def poll_for(self, seconds: float) -> None:
         """Set how long turns that wait poll before they sleep, in seconds. A confined worker may change it."""
 

@@ -271,6 +271,10 @@ class Channel:
             return self._inbox.judge(budget, self._pending, table, time, ask)
         return self._inbox.judge_each(budget, self._pending, table, time, ask, self._verdicts.single, together, self._spin)
 
+    def note_flows(self, table: Answering | None, now: float) -> None:
+        """Count packets in this flow table that are judged without it; None to count none. now: monotonic seconds."""
+        self._inbox.note_flows(table, now)
+
     def poll_for(self, seconds: float) -> None:
         """Set how long `skim_each` and `sort` poll before they sleep. No system call: a confined worker may change it."""
         self._spin = seconds

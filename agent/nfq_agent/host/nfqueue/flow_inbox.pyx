@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 """The reader of a queue whose packets get their verdicts without the interpreter, where they need not be shown to Python."""
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -10,7 +11,7 @@ from ...answering cimport VERDICTS, Answering
 from ...flow_entry cimport ASK
 from .inbox cimport ALONE, ASKED, LONGEST_TURN, LONGEST_VERDICT, MSG_VERDICT, MSG_VERDICT_BATCH, VERDICT_ID, Inbox, now
 from .packet_message cimport (
-    A_CAP_LEN, A_MARK, A_PAYLOAD, A_SKB_INFO, A_TIMESTAMP, SKB_GSO, Attributes, find_attributes, is_joined, is_packet, made, number,
+    A_CAP_LEN, A_MARK, A_PAYLOAD, A_SKB_INFO, A_TIMESTAMP, SHORTEST, SKB_GSO, Attributes, find_attributes, is_joined, is_packet, made, number,
     seconds_of,
 )
 
@@ -42,6 +43,8 @@ cdef class FlowInbox(Inbox):
     cdef size_t lengths[VERDICTS]
     cdef unsigned int prepared
     cdef Answering table
+    # Where packets are counted by their flows that are judged without them, or None.
+    cdef Answering noted
     # Of the packet in the buffer, once it was looked at: the index of its verdict, and its number.
     cdef uint8_t index
     cdef uint32_t identity
@@ -59,6 +62,13 @@ cdef class FlowInbox(Inbox):
     def forget_messages(self):
         """The queue has another number: its verdict messages are made again."""
         self.prepared = 0
+
+    def note_flows(self, Answering table, double now):
+        """Count packets in this flow table that are judged without it, from now on; None to count none. now: monotonic seconds."""
+        self.noted = table
+        self.least = SHORTEST if table is None else self.room
+        if table is not None:
+            table.start_turn(now)
 
     def judge(self, unsigned int budget, pending, Answering table not None, double time, ask):
         """Take packets that wait, and find the verdict of each by its flow, or by `ask`.
@@ -191,7 +201,33 @@ cdef class FlowInbox(Inbox):
         self.table.joined = info & SKB_GSO
         # NFQA_SKB_CSUMNOTREADY and NFQA_SKB_GSO: the checksum is not that of the bytes.
         self.index = self.table.look(message + found.at[A_PAYLOAD], found.length[A_PAYLOAD], length, not info & 3)
+        if self.noted is not None and self.index != ASK:
+            self.noted.note(message + found.at[A_PAYLOAD], found.length[A_PAYLOAD], length)
         return 0
+
+    # Packets that the reader judges without flows.
+
+    cdef inline bint _noted(self, const uint8_t *message, size_t size) noexcept nogil:
+        """Count a packet by its flow, where that is wanted. Always true."""
+        cdef Attributes found
+        cdef size_t length
+        if self.noted is not None:
+            find_attributes(message, size, &found)
+            length = found.length[A_PAYLOAD]
+            if length:
+                if found.length[A_CAP_LEN] >= 4:
+                    length = number(message, &found, A_CAP_LEN)
+                self.noted.note(message + found.at[A_PAYLOAD], found.length[A_PAYLOAD], length)
+        return True
+
+    cdef bint _skimmed(self, const uint8_t *message, ssize_t size) noexcept nogil:
+        return Inbox._skimmed(self, message, size) and self._noted(message, size)
+
+    cdef bint _remembered(self, size_t size, PyObject *verdict) noexcept nogil:
+        return Inbox._remembered(self, size, verdict) and self._noted(self.buffer, size)
+
+    cdef bint _sorted(self, const uint8_t *message, size_t size, dict known, decide) except -1:
+        return Inbox._sorted(self, message, size, known, decide) and self._noted(message, size)
 
     cdef inline void _tell_time(self, const uint8_t *message, const Attributes *found) noexcept nogil:
         """Let the table know when the packet came: by the kernel's stamp, else by the clock (Packet.time)."""

@@ -35,7 +35,8 @@ cdef class Inbox:
     # What sends verdicts, where the socket takes messages of fixed shapes alone.
     cdef Outbox outbox
     cdef int descriptor
-    cdef size_t room
+    # Bytes for a message; and those that are received of one that is not looked at.
+    cdef size_t room, least
     cdef uint8_t *buffer
     cdef object make
     # What the turn has taken so far, and the current run.

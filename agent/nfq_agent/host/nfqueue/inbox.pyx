@@ -75,7 +75,7 @@ cdef class Inbox:
         if room < SHORTEST:
             raise ValueError(f"{room} bytes are too few for a message")
         self.descriptor = descriptor
-        self.room = room
+        self.room, self.least = room, SHORTEST
         self.make = make
         self.buffer = <uint8_t *>malloc(room)
         if self.buffer == NULL:
@@ -123,7 +123,7 @@ cdef class Inbox:
             self._skimmed(message, len(message))
         with nogil:
             while self.count < budget:
-                size = self._take(MSG_DONTWAIT, SHORTEST)
+                size = self._take(MSG_DONTWAIT, self.least)
                 if size <= 0:
                     break
                 self._skimmed(self.buffer, size)
@@ -275,7 +275,7 @@ cdef class Inbox:
         accepted: the verdict of which the message is kept; NULL if every packet gets it. As long as it stays the same, nothing of
         Python is needed.
         """
-        cdef size_t wanted = SHORTEST if accepted == NULL else self.room
+        cdef size_t wanted = self.least if accepted == NULL else self.room
         cdef unsigned int taken = 0
         cdef ssize_t size
         cdef bint same
@@ -334,7 +334,7 @@ cdef class Inbox:
             packets.append(made(self.make, message, size, identity))
         return 0
 
-    cdef inline bint _skimmed(self, const uint8_t *message, ssize_t size) noexcept nogil:
+    cdef bint _skimmed(self, const uint8_t *message, ssize_t size) noexcept nogil:
         """Count the packet of one message; False if the message is not a packet."""
         cdef uint32_t identity
         if not is_packet(message, size, &identity):
