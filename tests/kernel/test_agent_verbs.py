@@ -237,7 +237,8 @@ def test_an_unconfirmed_reload_is_undone_by_the_agent(netns: Namespace, tmp_path
     before = ours(netns)
     agent.configure(POLICY.format(mode="enforce", port=9001))
     process = netns.start(
-        *COMMAND, "reload", "--confirm", "2" if end == "cut" else "60", "--config", str(agent.config),
+        # Behind a no nothing can be typed any more, and the time runs to its end.
+        *COMMAND, "reload", "--confirm", {"cut": "2", "no": "20", "yes": "60"}[end], "--config", str(agent.config),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert process.stdin is not None
