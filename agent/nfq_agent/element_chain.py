@@ -222,7 +222,8 @@ class ElementChain:
         else:
             self._answered = None
             verdict = self._by_default(packet)
-        if not self._amended_lasting or (flow is not None and flow.undecided):
+        # What a receiver discards, or what waits for bytes before it, is answered by itself.
+        if not self._amended_lasting or (flow is not None and (flow.undecided or flow.ahead or flow.unsound)):
             lasting = False
         if self._monitor:
             if verdict.action is Action.DROP:

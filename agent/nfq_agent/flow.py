@@ -173,7 +173,8 @@ class Flow:
     besides, before that one. ahead: the packet at hand cannot be judged before bytes that have not come yet.
     unsound: why the receiver of the packet at hand discards it, so that nothing of it was read; empty if it does not.
     answered: both sides were seen. midstream: its beginning was not seen, nor is it known what it has said.
-    kept: the kernel keeps its verdict, so that neither what it says now nor its end is seen.
+    kept: since when the kernel keeps its verdict, in seconds, so that neither what it says then nor its end is seen; None where
+    it does not.
     expects: packets of the server that need not be shown. heard: what they said, since the last packet that was shown.
     opening: what its packets have said, if no element was shown any of them yet.
     """
@@ -192,7 +193,7 @@ class Flow:
     unsound: str = ""
     answered: bool = False
     midstream: bool = False
-    kept: bool = False
+    kept: float | None = None
     expects: Expected | None = None
     heard: Heard | None = None
     opening: Opening | Exchange | None = None

@@ -317,7 +317,7 @@ cdef class FlowTable(Answering):
         cdef Entry *entry = &self.entries[place]
         flow = Flow(FiveTuple(*ends_of(entry.key, entry.client)), now, now)
         if entry.unshown:
-            flow.kept = bool(entry.unshown & O_OFFLOADED)
+            flow.kept = entry.last / 16.0 if entry.unshown & O_OFFLOADED else None
             flow.opening = Exchange(*exchange_of(entry)) if entry.unshown & O_STATE >= O_DNS else Opening(*opening_of(entry, &self.kept))
             entry.unshown = entry.known = 0
             entry.verdict = ASK

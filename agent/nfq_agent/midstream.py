@@ -12,9 +12,13 @@ from nfq_agent.conversation import Conversation
 from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.message_events import Event, Said
+from nfq_agent.packet import Packet
 from nfq_agent.protocols import MORE, Found, Parser, dns, http1, tls
+from nfq_agent.read_bytes import distance
 
 BEGAN_BEFORE: Final = "it began before the first packet that was seen"
+# Seconds within which a packet with the verdict REPEAT has come back.
+_COMES_BACK: Final = 1.0
 # Those whose messages name a host.
 _NAMED: Final[tuple[Parser, ...]] = (tls.parse, http1.parse)
 
@@ -105,8 +109,29 @@ def resume(flow: Flow, memory: FlowMemory | None) -> Midstream:
         if (flow.origin.sport or 0) < (flow.origin.dport or 0):
             flow.origin = flow.origin.reversed()
         flow.midstream = True
-    more = () if dns.PORTS.isdisjoint((flow.origin.sport, flow.origin.dport)) else (dns.known,)
-    return Midstream(from_origin=True, known=known is not None, more=more)
+    return Midstream(from_origin=True, known=known is not None, more=_more(flow))
+
+
+def rejoined(packet: Packet, flow: Flow, connection: Conversation) -> Midstream | None:
+    """The conversation of a flow that the kernel kept away, where this segment has bytes behind some that were not seen.
+
+    None where nothing is missing. Tracking has forgotten the flow, as with `conntrack -F`; what it said before is known.
+    """
+    # A packet of a connection that is not tracked comes back at once, and tells that by its mark.
+    if flow.kept is None or flow.last - flow.kept < _COMES_BACK or not packet.data:
+        return None
+    headers = packet.headers
+    at = (headers.transport or 0) + 4
+    from_client = (headers.five_tuple == flow.origin) == connection.from_origin
+    missing = distance(int.from_bytes(packet.payload[at : at + 4], "big"), connection.awaited) > 0
+    if not from_client or not missing or (isinstance(connection, Midstream) and not connection.sure):
+        return None
+    flow.kept = None
+    return Midstream(connection.from_origin, known=True, more=_more(flow))
+
+
+def _more(flow: Flow) -> tuple[Parser, ...]:
+    return () if dns.PORTS.isdisjoint((flow.origin.sport, flow.origin.dport)) else (dns.known,)
 
 
 def _begins(parser: Parser, data: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,6 +57,41 @@ def ask(netns: Namespace, name: str) -> str:
     """What comes back of a request for a name, from always the same port."""
     seconds = "60" if "good" in name else "1"
     return netns.run(sys.executable, "-c", CLIENT, "127.0.0.1", str(PORT), str(HERE), name, seconds).stdout.strip()
+
+
+# Two requests, and two more when it is told to.
+LASTING = f"""
+import socket, sys
+connection = socket.create_connection(("127.0.0.1", {PORT}), timeout=60)
+def ask(name, seconds):
+    request = f"GET / HTTP/1.1\\r\\nHost: {{name}}\\r\\n\\r\\n".encode()
+    connection.settimeout(seconds)
+    connection.sendall(request)
+    try:
+        print("echoed" if connection.recv(65536) == request else "something else", flush=True)
+    except TimeoutError:
+        print("silence", flush=True)
+for _ in range(2):
+    ask("www.good.test", 60)
+    ask("www.good.test", 60)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["compiled", "shown"])
+def test_a_connection_that_tracking_has_forgotten_continues(netns: Namespace, tmp_path: Path, every: bool) -> None:
+    """As `conntrack -F` makes it: the kernel let something pass that the agent has not seen."""
+    server(netns, "echo", "127.0.0.1", PORT)
+    agent = Agent(netns, tmp_path, CONFIG, **({EVERY_PACKET: "1"} if every else {})).ready()
+    client = netns.start(sys.executable, "-c", LASTING, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert client.stdin is not None
+    assert client.stdout is not None
+    assert [client.stdout.readline() for _ in range(2)] == [b"echoed\n"] * 2
+    netns.run("conntrack", "-F")
+    client.stdin.write(b"\n")
+    client.stdin.flush()
+    assert [client.stdout.readline() for _ in range(2)] == [b"echoed\n"] * 2
+    assert agent.stop() == 0
 
 
 @pytest.mark.parametrize("every", [False, True], ids=["compiled", "shown"])

@@ -6,14 +6,14 @@ from collections import Counter
 
 import pytest
 from flow_judges import conversations, judge, quick
-from tcp_openings import BAD, CLIENT, HEAD, HELLO, SERVER, found, opening
+from tcp_openings import BAD, CLIENT, HEAD, HELLO, REST, SERVER, found, opening
 
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.openings import Openings
 from nfq_agent.packet import Packet
 from nfq_agent.repeats import MOST
 from nfq_agent.testing import tcp
-from nfq_agent.verdict import ACCEPT, Action, Verdict
+from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
 MASK = 0xFF000000
 OFFLOAD = [("offload", {"mark": "0x4e000000/0xff000000"})]
@@ -106,6 +106,42 @@ def test_a_connection_of_which_no_answer_was_seen_is_judged_by_what_it_says(
     packets = [*first, *second, tcp(CLIENT, SERVER, message, seq=150001, ack=10)]
     got = [(None if table is None else found(table, packet)) or judged.verdict(packet) for packet in packets]
     assert got == [ACCEPT] * 3 + [KEPT] + [ACCEPT] * 2 + [last]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["shown", "compiled"])
+def test_a_drop_of_one_segment_does_not_last(compiled: bool) -> None:
+    """Of one that its receiver discards: the kernel would deny the whole connection."""
+    judged, table = quick(behind=OFFLOAD) if compiled else (judge(["allow-list"], behind=OFFLOAD), None)
+    packets = list(opening(HEAD, ends=False))[:4]
+    at = 6 + len(HEAD)
+    discarded = tcp(CLIENT, SERVER, b"x" * 100, seq=at, ack=10, flags="")
+    got = [(None if table is None else found(table, packet)) or judged.verdict(packet) for packet in (*packets, discarded)]
+    assert got == [ACCEPT] * 3 + [KEPT, DROP]
+
+
+EVIL = HEAD.replace(b"good", b"evil")
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["shown", "compiled"])
+@pytest.mark.parametrize(("said", "last"), [(HEAD, KEPT), (REST, KEPT), (EVIL, DENIED)], ids=["good", "nothing", "bad"])
+def test_a_connection_that_tracking_has_forgotten_continues(said: bytes, last: Verdict, compiled: bool) -> None:
+    """As with `conntrack -F`: what passed meanwhile is not known, and what it says now is."""
+    judged, table = quick(behind=OFFLOAD) if compiled else (judge(["allow-list"], behind=OFFLOAD), None)
+    at = 6 + len(HEAD) + 500
+    packets = [*list(opening(HEAD, ends=False))[:4], tcp(CLIENT, SERVER, said, seq=at, ack=600)]
+    got = []
+    for packet, judged.now in zip(packets, (1.0, 1.0, 1.0, 1.0, 5.0), strict=True):
+        got.append((None if table is None else found(table, packet, judged.now)) or judged.verdict(packet))
+    assert got == [ACCEPT] * 3 + [KEPT, last]
+
+
+def test_a_connection_that_is_not_tracked_is_read_without_gaps() -> None:
+    judged = judge(["allow-list"], behind=OFFLOAD)
+    before = list(opening(HEAD, ends=False))[:4]
+    assert [judged.verdict(packet) for packet in before][-1] == KEPT
+    assert judged.verdict(tcp(CLIENT, SERVER, HEAD, seq=6, ack=10, mark=0x4E000000)) == ACCEPT
+    judged.now = 5.0
+    assert judged.verdict(tcp(CLIENT, SERVER, HEAD, seq=6 + len(HEAD) + 500, ack=600)) == DROP
 
 
 # Seeds of which a verdict differed once.

@@ -26,7 +26,7 @@ from nfq_agent.kept_flows import KeptFlows
 from nfq_agent.lapsed import lapsed_connection
 from nfq_agent.learning import NameLearner
 from nfq_agent.message_events import Event, Said
-from nfq_agent.midstream import BEGAN_BEFORE, resume
+from nfq_agent.midstream import BEGAN_BEFORE, rejoined, resume
 from nfq_agent.packet import TCP, UDP, FiveTuple, Headers, Packet, PacketError
 from nfq_agent.protocols import Parser, dns, quic
 from nfq_agent.protocols.known import OWNERS, PARSERS
@@ -197,13 +197,15 @@ class Dpi(PacketElement[DpiOptions]):
         """The connection that a segment belongs to; None where nothing of the segment is read."""
         connection: Conversation | None = flow.state.get(self)
         if flow.heard is not None and connection is not None:
-            # What the packets said that were not shown.
             connection.hear(flow.heard)
             flow.heard = None
             self.kept.compare_or_not(flow, connection)
         if flags & _SYN:
             flow.unsound = refused_syn(packet, headers)
             return None if flow.unsound else self._syn(packet, flow, headers, connection)
+        if connection is not None and (later := rejoined(packet, flow, connection)) is not None:
+            self.kept.drop(flow)
+            connection = flow.state[self] = later
         if connection is None:
             return None if "dpi" in flow.facts or flags & _RST else self._resume(packet, flow, headers)
         if connection.renewed is not None and self._renewed(packet, flow, headers, connection):
@@ -244,7 +246,7 @@ class Dpi(PacketElement[DpiOptions]):
         from_origin = headers.five_tuple == flow.origin
         answer = bool(headers.tcp_flags and headers.tcp_flags & _ACK)
         initial = acknowledged - 1 & 0xFFFFFFFF if answer else sequence
-        if connection is not None and not (connection.closed or flow.kept):
+        if connection is not None and not (connection.closed or flow.kept is not None):
             if initial == connection.renewed and answer:
                 connection = self._begin(flow, headers, initial, client=False, now=flow.last)
             elif initial != connection.initial:
@@ -285,7 +287,7 @@ class Dpi(PacketElement[DpiOptions]):
         connection = Conversation(initial, (headers.five_tuple == flow.origin) == client, _parsers(flow.origin), earlier)
         if self.context.flows is not None:
             self.context.flows.forget(flow.origin)
-        flow.midstream = flow.kept = False
+        flow.midstream, flow.kept = False, None
         flow.message = 0
         flow.origin_is_client = connection.from_origin
         flow.state[self] = connection

@@ -77,8 +77,8 @@ class Offload(PacketElement[OffloadOptions]):
                     level="warning",
                 )
             if flow is not None:
-                flow.kept = False
+                flow.kept = None
             return verdict
         if flow is not None:
-            flow.kept = True
+            flow.kept = flow.last if flow.kept is None else flow.kept
         return Verdict(Action.REPEAT, mark=mark.on(packet.mark), means=verdict.action)
