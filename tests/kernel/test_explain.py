@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent import Agent, until
+from agent import COMMAND, Agent, until
 from namespace import Namespace
 
 from nfq_agent.cli.explain import explain
@@ -52,20 +53,30 @@ POLICY: dict[str, list[str]] = {
 }
 
 
-def written(chance: random.Random) -> str:
-    """A configuration of up to three rules for two queues, each with a policy."""
-    text = ""
+# What a capture does not tell.
+UNSEEN = frozenset(("uid", "not_uid", "gid", "mark", "table"))
+CAPTURE = '[element.capture]\ntype = "pcap"\ndirectory = "/run/captured"\n'
+
+
+def written(chance: random.Random, unseen: frozenset[str] = frozenset(), capture: str = "") -> str:
+    """A configuration of up to three rules for two queues, each with a policy. unseen: conditions that are left out."""
+    text = capture
+    more = ', "capture"' if capture else ""
     for number, name in enumerate(("a", "b")):
-        text += f'[queue.{name}]\nnum = {number + 7}\ndefault = "{chance.choice(("accept", "drop"))}"\nelements = ["p{name}"]\n'
+        text += (
+            f'[queue.{name}]\nnum = {number + 7}\ndefault = "{chance.choice(("accept", "drop"))}"\nelements = ["p{name}"{more}]\n'
+        )
         text += f'[element.p{name}]\ntype = "policy"\n' + ('default = "drop"\n' if chance.random() < 0.3 else "")
         for _ in range(chance.randrange(3)):
-            keys = {key: chance.choice(POLICY[key]) for key in chance.sample(sorted(POLICY), chance.randint(1, 2))}
+            keys = {
+                key: chance.choice(POLICY[key]) for key in chance.sample(sorted(POLICY.keys() - unseen), chance.randint(1, 2))
+            }
             text += f'[[element.p{name}.rule]]\naction = "{chance.choice(("accept", "drop"))}"\n'
             text += "".join(f"{key} = {value}\n" for key, value in keys.items())
     for number in range(chance.randint(1, 3)):
         text += f'[rules.r{number}]\nqueue = "{chance.choice("ab")}"\nhooks = ["output"]\n'
         text += chance.choice(("udp_ports = [7001, 7002]\n", 'udp_ports = ["7002:7003"]\n', 'protocol = "udp"\n'))
-        for key in chance.sample(sorted(CONDITIONS), chance.randint(0, 2)):
+        for key in chance.sample(sorted(CONDITIONS.keys() - unseen), chance.randint(0, 2)):
             text += f"{key} = {chance.choice(CONDITIONS[key])}\n"
     return text
 
@@ -129,3 +140,18 @@ def test_it_says_what_happens(netns: Namespace, tmp_path: Path, capsys: pytest.C
     last = {f"last {source} {target} {port}" for source, target, port in ends()}
     until(lambda: last <= received(), "all that passes has come")
     assert received() - last - {"ready"} == expected
+
+
+# With seed 1 no rule takes a packet.
+@pytest.mark.parametrize("seed", [0, 2, 3, 4])
+def test_a_replay_of_what_the_agent_saw_says_what_it_did(netns: Namespace, tmp_path: Path, seed: int) -> None:
+    netns.shell("mkdir -m 777 /run/captured")
+    agent = Agent(netns, tmp_path, written(random.Random(seed), UNSEEN, CAPTURE)).ready()
+    netns.call(send)
+    assert agent.stop() == 0
+    for capture in netns.shell("ls /run/captured/*.pcapng").split():
+        done = netns.run(*COMMAND, "replay", capture, "--config", str(agent.config), "--json", check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = json.loads(done.stdout)
+        assert told["changed"] == []
+        assert all(flow["before"] == flow["after"] for flow in told["flows"])
