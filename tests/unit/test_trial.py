@@ -179,6 +179,14 @@ def test_the_end_of_faults_takes_back_no_reload(agent: Agent) -> None:
     assert agent.ask("confirm", keep=True) == {"ok": True, "message": "the reload is confirmed"}
 
 
+def test_what_is_on_trial_already_is_named_and_how_it_ends(agent: Agent) -> None:
+    assert break_traffic(agent, drop=0.1)["ok"]
+    assert break_traffic(agent, drop=0.5)["message"] == "a queue has faults already; `nfq-agent chaos off` ends them"
+    assert agent.ask("confirm", keep=False, faults=True)["ok"]
+    agent.ask("reload", confirm=60)
+    assert break_traffic(agent, drop=0.5)["message"].startswith("a reload waits to be confirmed; `nfq-agent confirm` keeps it")
+
+
 def test_a_reload_ends_faults_and_stays(agent: Agent) -> None:
     break_traffic(agent, drop=0.5)
     assert agent.ask("reload")["ok"]

@@ -86,12 +86,18 @@ class Trial:
         self._log("the reload is confirmed")
         return {"ok": True, "message": "the reload is confirmed"}
 
+    @property
+    def _busy(self) -> str:
+        if self._faults:
+            return "a queue has faults already; `nfq-agent chaos off` ends them"
+        return "a reload waits to be confirmed; `nfq-agent confirm` keeps it, `nfq-agent confirm --undo` takes it back"
+
     def drill(self, now: Config, question: Mapping[str, Any]) -> dict[str, Any]:
         """Break the traffic of a queue for a time. now: what is in force. The answer to `nfq-agent chaos`."""
         queue, seconds = str(question.get("queue")), float(question.get("seconds", 0.0))
         odds = dict(question.get("odds", {}))
         if self.runs:
-            return {"ok": False, "message": "faults or a reload are on trial already; end them first"}
+            return {"ok": False, "message": self._busy}
         try:
             self._put(with_chaos(now, queue, odds))
         except ConfigError as error:
