@@ -65,7 +65,7 @@ def test_what_is_shown_is_what_was_done(netns: Namespace, tmp_path: Path, elemen
     assert counters["errors"] == 0
     refused = agent.verb("trace", "nam = x", check=False)
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[1].endswith("^ character 1: 'nam' is not a field; like it: name")
+    assert refused.stderr.splitlines() == ["nfq-agent: nam = x", "           ^ character 1: 'nam' is not a field; like it: name"]
     until(lambda: agent.log.count("dropped udp 127.0.0.1:6000 ") == 1, "one line for the flow")
     assert agent.stop() == 0
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from nfq_agent.cli import live_flows
 from nfq_agent.cli import top as top_verb
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.flow_records import EVERY
+from nfq_agent.cli.flow_records import EVERY, read_filter
 from nfq_agent.cli.keys import Keys, split
 from nfq_agent.cli.live_flows import Grouping, LiveFlows, Only, Sort, View
 from nfq_agent.cli.top import Screen
@@ -254,6 +254,14 @@ def test_without_a_terminal_a_table_is_printed_at_the_end(answers: None, capsys:
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("Instance default: 2 flows, 0 dropped, 1 would drop, ")
     assert len([line for line in out if "192.0.2.7:443" in line]) == 2
+
+
+@pytest.mark.parametrize(("text", "column"), [("dport = 1 and nam = x", 14), ("name = ä and (dport = 1", 23)])
+def test_a_fault_of_a_filter_stands_below_its_character(text: str, column: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_filter(text) is None
+    line, mark = capsys.readouterr().err.splitlines()
+    assert line == f"nfq-agent: {text}"
+    assert mark.index("^") == len("nfq-agent: ") + column
 
 
 def test_a_wrong_filter_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 import typer
 
 from nfq_agent.cli.export_output import Encoding, FlowOutput, ReaderGone, output
-from nfq_agent.cli.flow_records import EVERY, Questions
+from nfq_agent.cli.flow_records import EVERY, Questions, say_wrong
 from nfq_agent.flow_filter import FilterError, parse
 from nfq_agent.flow_lines import FlowLines
 from nfq_agent.flow_periods import FlowPeriods
@@ -40,7 +40,7 @@ def export(instance: str | None, encoding: Encoding, target: str, what: str, tim
         part = parse(what)
         out = output(target, encoding)
     except FilterError as error:
-        print(f"nfq-agent: {error.pointed}", file=sys.stderr)
+        say_wrong(error)
         return 2
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

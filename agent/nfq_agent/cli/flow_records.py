@@ -17,6 +17,7 @@ from nfq_agent.values import duration
 
 # Seconds between two questions.
 EVERY: Final = 0.5
+_SELF: Final = "nfq-agent: "
 _FIRST: Final = "the agent judges packets first, and reports what it has time for"
 
 
@@ -33,8 +34,14 @@ def read_filter(text: str) -> FilterPart | None:
     try:
         return parse(text)
     except FilterError as error:
-        print(f"nfq-agent: {error.pointed}", file=sys.stderr)
+        say_wrong(error)
         return None
+
+
+def say_wrong(error: FilterError) -> None:
+    """Print a filter that is wrong, and the fault with a mark below its character: both begin in the same column."""
+    for line, before in zip(error.pointed.split("\n"), (_SELF, " " * len(_SELF)), strict=True):
+        print(f"{before}{line}", file=sys.stderr)
 
 
 class Questions:

@@ -162,7 +162,7 @@ class Screen:
 
     def _title(self, found: Page) -> Text:
         flows, dropped, would, rate = found.flows, found.dropped, found.would_drop, found.rate
-        shown = f"{flows} flows, {dropped} dropped, {would} would drop, {size_text(int(rate))}/s"
+        shown = f"{flows} flow{'s' * (flows != 1)}, {dropped} dropped, {would} would drop, {size_text(int(rate))}/s"
         missed = f", {self.missed} records missed" if self.missed else ""
         return _cut(f"Instance {self.instance}: {shown}{missed}", "bold")
 
