@@ -25,6 +25,7 @@ default = "drop"
 rule = [{", ".join(f'{{ action = "accept", {key} = [{_NAMES}] }}' for key in ("http_host", "tls_sni", "dns_name"))}]
 """
 _OFFLOAD: Final = NAMED.replace('"names"]', '"names", "offload"]') + '[element.offload]\nmark = "0x4e000000/0xff000000"\n'
+_AUTO: Final = 'busy_poll = "auto"\n'
 # What is not a message of any kind is given up, and then let pass.
 _OPEN: Final = NAMED.replace('default = "drop"', 'default = "accept"')
 _RULE: Final = f"""
@@ -143,9 +144,11 @@ def _fresh_benchmark(name: str, kind: str, what: str, elements: str) -> Benchmar
             "no rules": partial(_fresh, "no rules", kind),
             "bare accept": partial(_fresh, "bare accept", kind, ""),
             "names": partial(_fresh, "names", kind, elements),
+            "names, auto": partial(_fresh, "names, auto", kind, _AUTO + elements),
             **{peer: partial(_fresh, peer, kind, batch=batch) for peer, batch in zip(peers, (20, 255), strict=True)},
         },
-        (*(Goal("names", "at least", 1.0, peer) for peer in peers), Goal(lost, "at most", 0.0)),
+        (*(Goal(ours, "at least", 1.0, peer) for ours in ("names", "names, auto") for peer in peers),
+         Goal(lost, "at most", 0.0), Goal("names, auto, not answered", "at most", 0.0)),
     )  # fmt: skip
 
 
@@ -155,15 +158,16 @@ def _rows(close: bool = False, new: bool = False, family: int = 4) -> dict[str, 
         "no rules": requests,
         "bare accept": partial(requests, ""),
         "names": partial(requests, NAMED),
+        "names, auto": partial(requests, _AUTO + NAMED),
         "Suricata": partial(requests, batch=20),
         "Suricata, batches of 255": partial(requests, batch=255),
     }
 
 
-_GOALS: Final = (
-    Goal("names", "at least", 0.95, "bare accept"),
-    Goal("names", "at least", 1.5, "Suricata"),
-    Goal("names", "at least", 1.5, "Suricata, batches of 255"),
+_GOALS: Final = tuple(
+    Goal(ours, "at least", ratio, peer)
+    for ours in ("names", "names, auto")
+    for ratio, peer in ((0.95, "bare accept"), (1.5, "Suricata"), (1.5, "Suricata, batches of 255"))
 )
 BENCHMARKS: Final = (
     _flood_benchmark("named-flood", 64),

@@ -1,7 +1,7 @@
 """The types of flow_inbox.pyx, which says what they do."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import final
 
 from nfq_agent.answering import Answering
@@ -9,6 +9,8 @@ from nfq_agent.host.nfqueue.inbox import Inbox
 from nfq_agent.host.nfqueue.messages import FlowTurn
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
+
+def glances_of(found: Iterable[bool]) -> list[int]: ...
 
 @final
 class FlowInbox(Inbox):

@@ -9,6 +9,7 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from ...answering cimport VERDICTS, Answering
 from ...flow_entry cimport ASK
+from .glance cimport Glance, looks_before_sleep, weigh
 from .inbox cimport ALONE, ASKED, LONGEST_TURN, LONGEST_VERDICT, MSG_VERDICT, MSG_VERDICT_BATCH, VERDICT_ID, Inbox, now
 from .packet_message cimport (
     A_CAP_LEN, A_MARK, A_PAYLOAD, A_SKB_INFO, A_TIMESTAMP, SHORTEST, SKB_GSO, Attributes, find_attributes, is_joined, is_packet, made, number,
@@ -31,6 +32,20 @@ cdef struct Run:
     uint32_t last
     uint32_t count
     uint8_t index
+
+
+def glances_of(found):
+    """How often a reader looks before each of its sleeps, where the attempts of glance.pxd end one after the other as `found` says."""
+    cdef Glance glance = Glance(0, 0, 0, 0)
+    cdef uint32_t looks
+    cdef list all_looks = []
+    for each in found:
+        looks = 0
+        while looks == 0:
+            looks = looks_before_sleep(&glance)
+            all_looks.append(looks)
+        weigh(&glance, each)
+    return all_looks
 
 
 cdef class FlowInbox(Inbox):

@@ -5,6 +5,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from cpython.object cimport PyObject
 
+from .glance cimport Glance
 from .outbox cimport Cutter, Outbox
 from .recent cimport RECENT, Answered
 
@@ -48,6 +49,8 @@ cdef class Inbox:
     cdef readonly uint64_t polls
     cdef readonly uint64_t found
     cdef readonly int64_t polled
+    # Whether it looks again before it sleeps.
+    cdef readonly Glance glance
     cdef unsigned int asked
     cdef uint32_t first
     cdef readonly uint32_t latest

@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
+from .glance cimport looks_before_sleep, weigh
 from .outbox cimport Cutter, Outbox
 from .packet_message cimport (
     A_GID, A_HWADDR, A_INDEV, A_OUTDEV, A_PHYSINDEV, A_PHYSOUTDEV, A_TIMESTAMP, A_UID, FIVE_TUPLE, LONGEST_KEY, PLACE, SHORTEST, TCP,
@@ -245,23 +246,21 @@ cdef class Inbox:
                     PyErr_SetFromErrno(OSError)
 
     cdef ssize_t _await(self, int64_t patience, int64_t end, size_t wanted) except -1 nogil:
-        """The same, waiting for the message: polling for `patience` first. Returns 0 also if none came, or the turn is to end."""
+        """The same, waiting for the message: polling for `patience` first, or looking a few times. Returns 0 also at the turn's end."""
         cdef int64_t begin = now()
-        cdef unsigned int looks = 0
-        cdef ssize_t size
+        cdef unsigned int looks = 0, most = 0
+        cdef ssize_t size = 0
         if begin >= end:
             return 0
         if not patience:
-            return self._take(0, wanted)
-        while True:
+            most = looks_before_sleep(&self.glance)
+        while size <= 0 and (looks < most or (patience and (looks % LOOKS or looks == 0 or now() - begin < patience))):
             size = self._take(MSG_DONTWAIT, wanted)
-            if size > 0:
-                break
-            looks += 1
-            if looks % LOOKS == 0 and now() - begin >= patience:
-                break
-        # A message that was there at once was not polled for.
-        if looks:
+            looks += size <= 0
+        # A message that was there at once was not looked for.
+        if looks and most:
+            weigh(&self.glance, size > 0)
+        elif looks:
             self.polls += 1
             self.polled += now() - begin
             self.found += size > 0
