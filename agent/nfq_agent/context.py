@@ -22,6 +22,7 @@ class Context:
     owners: who a flow belongs to, for elements that ask (`PacketElement.reads_owner_of`).
     copies: the packets are copies. Two interfaces may show one twice, the second time late: its place in the connection says
     nothing, and no packet is dropped for it.
+    monitor: what is denied passes, and is counted.
     decisions: where elements with rules count what their rules decide.
     """
 
@@ -30,4 +31,5 @@ class Context:
     names: NameTable | None = None
     owners: Owners = field(default_factory=Owners)
     copies: bool = False
+    monitor: bool = False
     decisions: Decisions = field(default_factory=Decisions)

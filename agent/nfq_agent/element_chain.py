@@ -6,6 +6,7 @@ It catches no exception of an element; its caller does.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Final
 
 from nfq_agent.compiled import Compiled, compiled_beside, compiled_of, step_of
@@ -37,6 +38,7 @@ class ElementChain:
     ) -> None:
         self._elements = tuple(elements)
         if context is not None:
+            context = replace(context, monitor=monitor) if monitor else context
             for element in self._elements:
                 element.context = context
         self._monitor = monitor

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-from nfq_agent.flow import Exchange, Opening
+from nfq_agent.flow import Exchange, Flow, Opening
+from nfq_agent.packet import FiveTuple, Packet
 from nfq_agent.policy_rule import ActionName, PolicyRule
+
+_SYN: Final = 2
+# FIN, SYN, RST and ACK.
+_OPENING: Final = 0x17
 
 
 @dataclass(slots=True)
@@ -16,7 +21,7 @@ class PolicyCase:
     message: its number. packets, size: with payload, and their bytes, while it was open. known: the facts that the outcome
     follows from. open: those with which it was open the last time. kept: other workers know that the message has begun.
     denied: a message of a TCP connection was denied. What comes later cannot arrive without it, and what is sent again must not
-    arrive, so that is final.
+    arrive, so that is final. hooks: where packets of each direction come first, where an owner decides.
     """
 
     candidates: tuple[PolicyRule, ...]
@@ -30,6 +35,28 @@ class PolicyCase:
     label: str = ""
     decided: bool = False
     denied: bool = False
+    hooks: dict[FiveTuple, int] = field(default_factory=dict)
+
+
+def begins_again(packet: Packet, flow: Flow, case: PolicyCase, stays: bool) -> bool:
+    """Whether a packet may be of another owner than the flow, whose ends another socket may have now.
+
+    That is the first packet of a connection; and each packet of a flow that is denied: no packet of it has passed, so that
+    connection tracking has no such flow either. Not in a later hook, which the packet comes to from the first. stays: packets of
+    what is denied have passed, before a fact was known or in monitor mode, so that it stays so, and no server begins again.
+    """
+    headers = packet.headers
+    five_tuple = headers.five_tuple
+    if case.hooks.setdefault(five_tuple, packet.hook) != packet.hook or (stays and five_tuple != flow.origin):
+        return False
+    if headers.tcp_flags is not None and headers.tcp_flags & _OPENING == _SYN:
+        return True
+    return not stays and case.action in ("drop", "reject")
+
+
+def renewed(case: PolicyCase, candidates: tuple[PolicyRule, ...]) -> PolicyCase:
+    """A new case, where other rules are met now."""
+    return case if candidates == case.candidates else PolicyCase(candidates, hooks=case.hooks)
 
 
 def taken_over(opening: Opening | Exchange, candidates: tuple[PolicyRule, ...], keeps: bool) -> PolicyCase:

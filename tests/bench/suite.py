@@ -16,6 +16,7 @@ import kernel_policy
 import lists
 import mix
 import named
+import owner_policy
 import proxies
 import queues
 import results
@@ -51,6 +52,7 @@ FLOW = Benchmark(
 BENCHMARKS = (
     *queues.BENCHMARKS,
     *kernel_policy.BENCHMARKS,
+    *owner_policy.BENCHMARKS,
     *named.BENCHMARKS,
     *mix.BENCHMARKS,
     *half_open.BENCHMARKS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -58,8 +58,12 @@ class Given(Owners):
     """An owner by source port."""
 
     def __init__(self, known: Mapping[int, Owner]) -> None:
-        self._known = known
+        self._known = dict(known)
         self.asked = 0
+
+    def belongs(self, port: int, path: str) -> None:
+        """Another program has the port now."""
+        self._known[port] = Owner(0, 0, path)
 
     def names(self, packet: Packet) -> Mapping[str, str]:
         self.asked += 1
@@ -106,6 +110,50 @@ def test_the_owner_is_asked_once_for_a_flow() -> None:
     assert owners.asked == 1
     chain.assert_accepted(udp("192.0.2.1:1", "198.51.100.1:443"))
     assert owners.asked == 2
+
+
+def test_a_new_connection_from_the_same_port_has_its_own_owner() -> None:
+    chain, owners = bench(port1="/system.slice/payments.service")
+    chain.assert_accepted(tcp("192.0.2.1:1", "198.51.100.1:443", flags="S", hook=Hook.OUTPUT))
+    chain.assert_accepted(tcp("192.0.2.1:1", "198.51.100.1:443", flags="FA", hook=Hook.OUTPUT))
+    owners.belongs(1, "/system.slice/other.service")
+    # The same connection, as long as none begins.
+    chain.assert_accepted(tcp("192.0.2.1:1", "198.51.100.1:443", flags="A", hook=Hook.OUTPUT))
+    # Another hook sees the packet that was judged already.
+    chain.assert_accepted(tcp("192.0.2.1:1", "198.51.100.1:443", flags="S", hook=Hook.INPUT))
+    chain.assert_dropped(tcp("192.0.2.1:1", "198.51.100.1:443", flags="S", hook=Hook.OUTPUT))
+
+
+@pytest.mark.parametrize("kind", [tcp, udp])
+def test_what_is_denied_is_asked_about_again(kind: Callable[..., Packet]) -> None:
+    """No packet has passed: there is no flow, and the next may be of another program, or of the other side."""
+    chain, owners = bench(port1="/system.slice/other.service", port443="/system.slice/other.service")
+    chain.assert_dropped(kind("192.0.2.1:1", "198.51.100.1:443", hook=Hook.OUTPUT))
+    owners.belongs(1, "/system.slice/payments.service")
+    chain.assert_accepted(kind("192.0.2.1:1", "198.51.100.1:443", hook=Hook.OUTPUT))
+    chain.assert_accepted(kind("198.51.100.1:443", "192.0.2.1:1", hook=Hook.INPUT))
+    # The other side's packet came first here.
+    chain.assert_dropped(kind("198.51.100.2:443", "192.0.2.1:1", hook=Hook.INPUT))
+    chain.assert_accepted(kind("192.0.2.1:1", "198.51.100.2:443", hook=Hook.OUTPUT))
+
+
+def test_what_monitor_mode_lets_pass_stays_denied() -> None:
+    chain, owners = bench(port1="/system.slice/other.service")
+    chain.element.context = Context(owners=owners, monitor=True)
+    chain.assert_dropped(udp("192.0.2.1:1", "198.51.100.1:443", hook=Hook.OUTPUT))
+    owners.belongs(1, "/system.slice/payments.service")
+    chain.assert_dropped(udp("192.0.2.1:1", "198.51.100.1:443", hook=Hook.OUTPUT))
+    assert owners.asked == 1
+
+
+def test_a_socket_that_is_bound_to_an_interface_has_an_owner() -> None:
+    with closing(HostOwners()) as owners, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+        sender.bind(("127.0.0.1", 0))
+        packet = udp(f"127.0.0.1:{sender.getsockname()[1]}", "127.0.0.1:9", hook=Hook.OUTPUT, outdev=socket.if_nametoindex("lo"))
+        found = owners.of(packet)
+        assert found is not None
+        assert found.inode == os.fstat(sender.fileno()).st_ino
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])

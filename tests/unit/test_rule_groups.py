@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nfq_agent.host import cgroups
 from nfq_agent.log import Log, LogEvent
+from nfq_agent.rules.group_tree import GroupTree
 from nfq_agent.rules.groups import bound, paths
 from nfq_agent.rules.model import Rule, Ruleset, TableRules
 from nfq_agent.service.group_watch import GroupWatch
@@ -23,7 +24,7 @@ def texts(rules: Ruleset) -> list[str]:
 
 def test_a_rule_carries_the_numbers_of_its_groups() -> None:
     planned = ruleset(f"-m cgroup --path a -m cgroup ! --path b {TAG} {QUEUE}", f"-p tcp {TAG} {QUEUE}")
-    found = bound(planned, {"a": 11, "b": 12})
+    found = bound(planned, {"a": 11, "b": 12}, GroupTree())
     assert texts(found) == [
         f'-m cgroup --path a -m cgroup ! --path b -m comment --comment "cgroup-11-12" {TAG} {QUEUE}',
         f"-p tcp {TAG} {QUEUE}",
@@ -34,8 +35,8 @@ def test_a_rule_carries_the_numbers_of_its_groups() -> None:
 
 def test_a_group_that_does_not_exist_has_no_packets() -> None:
     planned = ruleset(f"-m cgroup --path a {TAG} {QUEUE}", f"-m cgroup ! --path a {TAG} {QUEUE}")
-    assert texts(bound(planned, {"a": None})) == [f"{TAG} {QUEUE}"]
-    assert texts(bound(planned, {"a": 3})) != texts(bound(planned, {"a": 4}))
+    assert texts(bound(planned, {"a": None}, GroupTree())) == [f"{TAG} {QUEUE}"]
+    assert texts(bound(planned, {"a": 3}, GroupTree())) != texts(bound(planned, {"a": 4}, GroupTree()))
 
 
 def test_names_of_rules_by_path() -> None:

@@ -16,7 +16,8 @@ from nfq_agent.config.policy_summary import differences, summary, told
 from nfq_agent.host import cgroups, filters, pairs, routes
 from nfq_agent.host.users import ensure_user, find_user
 from nfq_agent.host.xtables.backend import choose, everywhere
-from nfq_agent.rules.groups import Numbers, bound, paths
+from nfq_agent.rules.group_tree import GroupTree
+from nfq_agent.rules.groups import Numbers, bound, needs_tree, paths
 from nfq_agent.rules.leaving import fail_closed
 from nfq_agent.rules.model import FAMILIES, RuleError, Ruleset
 from nfq_agent.rules.proxies import accept_rules, redirects
@@ -33,7 +34,7 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
     user = find_user(loaded.agent.user)
     ruleset = planned(loaded, loaded.agent.user if user is None else user.uid, live.host)
     numbers = _group_numbers(ruleset)
-    changes = compare(bound(ruleset, numbers), live.read())
+    changes = compare(bound(ruleset, numbers, _group_tree(ruleset)), live.read())
     besides = show.side_effects(ruleset, live.host, loaded.agent.user if user is None else None)
     policy = _policy_plan(loaded)
     besides += [
@@ -74,6 +75,11 @@ def _group_numbers(ruleset: Ruleset) -> Numbers:
     return {path: cgroups.number(path) for path in paths(ruleset)}
 
 
+def _group_tree(ruleset: Ruleset) -> GroupTree:
+    """All control groups, where a rule asks for them."""
+    return GroupTree(cgroups.all_groups() if needs_tree(ruleset) else ())
+
+
 def _policy_plan(config: Config) -> PolicyPlan:
     """What changes beside the policies of the running agent; without one, what they are."""
     after = summary(config)
@@ -102,7 +108,7 @@ def apply(flags: Flags, confirm_within: int | None) -> int:
     for path in (path for path, each in numbers.items() if each is None):
         # Without an agent nothing would put its rules in when it appears.
         raise RuleError(f"{cgroups.absence(path)}; start it first: only a running agent waits for it")
-    ruleset = bound(ruleset, numbers)
+    ruleset = bound(ruleset, numbers, _group_tree(ruleset))
     guard = None if confirm_within is None else Guard(confirm_within, live, live.read(), ruleset)
     done = live.apply(ruleset)
     # Another process must hold them too: the guard may have to undo the change.

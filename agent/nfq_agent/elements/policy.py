@@ -14,7 +14,7 @@ from nfq_agent.link_local import needed_by_link
 from nfq_agent.match import Match
 from nfq_agent.packet import TCP, FiveTuple, Packet, PacketError, hook_name
 from nfq_agent.patterns import Patterns
-from nfq_agent.policy_case import PolicyCase, taken_over, turned
+from nfq_agent.policy_case import PolicyCase, begins_again, renewed, taken_over, turned
 from nfq_agent.policy_memory import begun, keep, keep_unfinished, name_destination
 from nfq_agent.policy_options import PolicyOptions
 from nfq_agent.policy_rule import (
@@ -60,12 +60,12 @@ class Policy(PacketElement[PolicyOptions]):
         )
         asked = {fact for rule in self._rules for fact, _ in rule.facts}
         self._asks_names, self._by_flow = DST_NAME in asked, self.needs is Needs.FLOW
+        self._by_owner = self.reads_owner_of(options)
         # Whether all facts are there and readable is a part of the outcome's key.
         self._facts = self.facts_read = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
         self._match = Match(options.rules, name_lookup(), options.geo)
         self._explain, self._default = options.explain, options.default
-        self._allowance = Allowance()
-        self._closed = options.default in ("drop", "reject")
+        self._allowance, self._closed = Allowance(), options.default in ("drop", "reject")
         self.reads_process = self._match.by_process
         self.patience = options.within, options.within_bytes
         self.questions_fit = None not in [p.plain for rule in self._rules for fact, p in rule.facts if fact == NAME_FACTS["dns"]]
@@ -186,7 +186,7 @@ class Policy(PacketElement[PolicyOptions]):
 
     def parts_read(self) -> tuple[str, ...] | None:
         """The fields that its conditions read, if they read nothing else: no other header, no owner, no proof, no time."""
-        by_more = self._asks_names or any(rule.owned_by or rule.verify for rule in self._rules)
+        by_more = self._asks_names or self._by_owner or any(rule.verify for rule in self._rules)
         if not self._facts or self._explain or by_more:
             return None
         return self._match.parts
@@ -236,8 +236,10 @@ class Policy(PacketElement[PolicyOptions]):
         if case is None:
             if self._asks_names:
                 name_destination(self.context, flow)
-            case = flow.state[self] = PolicyCase(self._candidates(packet, flow.origin, flow))
-        elif case.denied:
+            case = flow.state[self] = PolicyCase(self._candidates(packet, flow.origin, flow), hooks={flow.origin: packet.hook})
+        elif self._by_owner and begins_again(packet, flow, case, bool(self._facts) or self.context.monitor):
+            case = flow.state[self] = renewed(case, self._candidates(packet, packet.headers.five_tuple, flow))
+        if case.denied:
             return self._verdict(packet, case.action)
         if flow.ahead or flow.unsound:
             # It comes again, behind what has to be read first; or its receiver discards it. A reset would end a connection that

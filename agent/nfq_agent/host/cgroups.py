@@ -72,6 +72,12 @@ def _found_root() -> Path | None:
     return root if root is not None and (root / "cgroup.controllers").exists() else None
 
 
+def all_groups() -> Iterator[tuple[int, str]]:
+    """All groups of this host: number and path. None where the hierarchy cannot be looked at."""
+    root = _root()
+    return iter(()) if root is None else groups(str(root))
+
+
 class CgroupPaths:
     """Paths by id. All are read when one is asked for that is not known."""
 

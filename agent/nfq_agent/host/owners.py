@@ -53,9 +53,9 @@ class HostOwners(Owners):
             return None
         source, destination = (five_tuple.src, five_tuple.sport), (five_tuple.dst, five_tuple.dport)
         if packet.hook in _SENT:
-            found = self._questions.owner(five_tuple.protocol, source, destination)
+            found = self._questions.owner(five_tuple.protocol, source, destination, packet.outdev)
         elif packet.hook in _RECEIVED:
-            found = self._questions.owner(five_tuple.protocol, destination, source)
+            found = self._questions.owner(five_tuple.protocol, destination, source, packet.indev)
         else:
             return None
         if found is None:

@@ -97,15 +97,18 @@ class KernelQuestions:
             return None
         return self.owner(socket.IPPROTO_TCP, (ends[0], local[1]), (ends[1], remote[1]))
 
-    def owner(self, protocol: int, local: tuple[bytes, int], remote: tuple[bytes, int]) -> SocketOwner | None:
-        """The same for TCP and UDP, by packed addresses. A socket that listens or is not connected is found, too."""
+    def owner(self, protocol: int, local: tuple[bytes, int], remote: tuple[bytes, int], interface: int = 0) -> SocketOwner | None:
+        """The same for TCP and UDP, by packed addresses. A socket that listens or is not connected is found, too.
+
+        interface: the index of the one that the packet comes in or leaves by; without it no socket is found that is bound to one.
+        """
         if self._diag is None or protocol not in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
             return None
         family = socket.AF_INET6 if len(local[0]) == 16 else socket.AF_INET
         # For UDP the kernel takes the ends in the other order (udp_dump_one() in net/ipv4/udp_diag.c).
         (first, sport), (second, dport) = (local, remote) if protocol == socket.IPPROTO_TCP else (remote, local)
         ends = _ID.pack(sport, dport, first.ljust(16, b"\0"), second.ljust(16, b"\0"))
-        body = _ASK.pack(family, protocol, 0, 0, _ALL_STATES) + ends + _ID_END.pack(0, _NO_COOKIE, _NO_COOKIE)
+        body = _ASK.pack(family, protocol, 0, 0, _ALL_STATES) + ends + _ID_END.pack(interface, _NO_COOKIE, _NO_COOKIE)
         answer = self._ask(self._diag, 0, body)
         if answer is None or len(answer) < _ANSWER:
             return None

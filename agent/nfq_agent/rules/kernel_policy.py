@@ -17,11 +17,12 @@ from nfq_agent.config.policy_summary import policy_of
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements import packet_element
-from nfq_agent.match import PLACES, Conditions
+from nfq_agent.match import Conditions
 from nfq_agent.packet import TCP, UDP
 from nfq_agent.policy_rule import DEFAULT, rule_label
 from nfq_agent.rules.entries import parsed, protocols_of
 from nfq_agent.rules.model import VERDICTS, Extension, Family, Option, Rule, comment_match
+from nfq_agent.rules.owner_steps import OwnerStep, by_headers, owner_policy
 from nfq_agent.rules.policy_map import SAMPLE, Ask, Leading, PolicyMap, all_passes, compared, mapped, with_maps
 from nfq_agent.rules.selection import INWARD, SYN_ACK, Selected, port_lists, range_lists
 
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
 # The first packet of a flow, as connection tracking sees it: each packet of one that is not answered.
 _NEW: Final = Extension("conntrack", (Option("--ctstate", "NEW"),))
 # The name of the rules that count those that are not sent to the queue, and how they are told of.
-_UNRECORDED: Final = "unrecorded"
+UNRECORDED: Final = "unrecorded"
 NOT_RECORDED: Final = "first packets not recorded"
 # Rules of a policy that the kernel applies, at most, and how many of them, or maps of them, it asks one after the other.
 MOST: Final = 4096
 MOST_STEPS: Final = 256
-_TARGETS: Final = {"accept": "RETURN", "drop": "DROP"}
+TARGETS: Final = {"accept": "RETURN", "drop": "DROP"}
 _NAMES: Final = {TCP: "tcp", UDP: "udp"}
 _NUMBERS: Final = {name: number for number, name in _NAMES.items()}
 _OUT: Final = frozenset(("output", "postrouting"))
@@ -91,7 +92,7 @@ def _leading(asked: _Asked) -> tuple[Leading, ...]:
     options, drops = asked.options, asked.drops
     found: list[Leading] = []
     for number, rule in options.numbered[:MOST]:
-        if (rule.action != "accept" and not (drops and rule.action == "drop")) or not _by_headers(rule):
+        if (rule.action != "accept" and not (drops and rule.action == "drop")) or not by_headers(rule):
             return tuple(found)
         found.append(Leading(number, rule_label(number, rule.name), rule.action, rule))
     if len(options.numbered) <= MOST and (options.default == "accept" or (drops and options.default == "drop")):
@@ -111,13 +112,6 @@ def _is_apart(specs: list[ElementSpec], missed: Sequence[str]) -> bool:
     return not any(getattr(spec.cls, method) is not getattr(PacketElement, method) for spec in others for method in missed)
 
 
-def _by_headers(rule: RuleOptions) -> bool:
-    """Whether the kernel sees all that a rule asks for, and sees it as the worker does."""
-    if any(getattr(rule, key) is not None for key in PLACES):
-        return False
-    return all("*" not in name[:-1] and not set("?[]") & set(name) for name in rule.interface or ())
-
-
 def before_queue(
     config: Config, name: str, rule: RuleConfig, chain: str, hook: str, family: Family, what: Selected, ask: Ask
 ) -> Iterator[Rule]:
@@ -132,7 +126,7 @@ def before_queue(
     what = what._replace(matches=compared(what.matches))
     # The worker logs drops: it gets some of the packets.
     sampled = drop_lines(config, queue) is not None
-    unrecorded = comment_match(config.agent.instance, _tag(name, element, _UNRECORDED))
+    unrecorded = comment_match(config.agent.instance, policy_tag(name, element, UNRECORDED))
 
     def first_packets(chosen: Selected) -> Iterator[Rule]:
         new = chosen._replace(matches=(_NEW, *chosen.matches))
@@ -142,7 +136,7 @@ def before_queue(
 
     first = first_packets if queue.compile_mode == "first" else None
     users = False
-    default = comment_match(config.agent.instance, _tag(name, element, DEFAULT))
+    default = comment_match(config.agent.instance, policy_tag(name, element, DEFAULT))
     steps = _steps(asked, family)[:MOST_STEPS]
     for place, each in enumerate(steps, 1):
         if isinstance(each, PolicyMap):
@@ -152,13 +146,13 @@ def before_queue(
                 passing = default if all_passes(steps[place:]) else None
                 yield from mapped(each, comment, passing, chain, family, what, ask if sampled else None, first)
             continue
-        made = _written(each, hook, family, what)
+        made = written(each, hook, family, what)
         if made is None:
             return
         if made and _asks_user(each.conditions) and not users:
             users = True
             yield from _half_open(what, ask)
-        comment = comment_match(config.agent.instance, _tag(name, element, each.number))
+        comment = comment_match(config.agent.instance, policy_tag(name, element, each.number))
         for choice in made:
             matches = (*what.matches, *compared(choice.matches, family == "inet"))
             chosen = Selected(choice.protocol, matches, choice.inward, choice.outward, what.tail)
@@ -166,7 +160,7 @@ def before_queue(
                 yield from ask(chosen._replace(tail=(*what.tail, SAMPLE)))
             if first is not None:
                 yield from first(chosen)
-            target = Extension(_TARGETS[each.action])
+            target = Extension(TARGETS[each.action])
             yield Rule(chain, target, (*matches, *what.tail, comment), choice.protocol, choice.inward, choice.outward)
 
 
@@ -183,7 +177,7 @@ def _half_open(what: Selected, ask: Ask) -> Iterator[Rule]:
     """Send the answers to new connections to the queue: nf_tables takes the user of the listener for theirs, and the worker
     learns of none (nft_meta_get_eval_skugid, nfqnl_put_sk_uidgid).
     """
-    if "tcp" in _protocols_of(what.protocol, {TCP}):
+    if "tcp" in protocols_among(what.protocol, {TCP}):
         yield from ask(what._replace(protocol="tcp", matches=(SYN_ACK, *what.matches)))
 
 
@@ -192,11 +186,18 @@ def reasons(config: Config) -> dict[str, tuple[str, str, str]]:
     found: dict[str, tuple[str, str, str]] = {}
     for name, rule in config.rules.items():
         if rule.queue is not None:
-            element, rules = kernel_rules(config, config.queue[rule.queue])
-            found |= {_tag(name, element, each.number): (rule.queue, element, each.label) for each in rules}
-            if rules and config.queue[rule.queue].compile_mode == "first":
-                found[_tag(name, element, _UNRECORDED)] = rule.queue, element, NOT_RECORDED
+            queue = config.queue[rule.queue]
+            element, rules = _applied(config, queue)
+            found |= {policy_tag(name, element, each.number): (rule.queue, element, each.label) for each in rules}
+            if rules and queue.compile_mode == "first":
+                found[policy_tag(name, element, UNRECORDED)] = rule.queue, element, NOT_RECORDED
     return found
+
+
+def _applied(config: Config, queue: QueueConfig) -> tuple[str, Sequence[Leading | OwnerStep]]:
+    """What of a policy the kernel decides by, by headers or by owner."""
+    by_owner = owner_policy(config, queue)
+    return kernel_rules(config, queue) if by_owner is None else (by_owner.element, by_owner.decided)
 
 
 def names_of(tag: str, numbers: Iterable[int]) -> list[str]:
@@ -211,24 +212,27 @@ def numbers_of(rule: Rule) -> list[int]:
     return sorted({each.number for each in parsed(rule.target.options[1].value)})
 
 
-def _tag(name: str, element: str, number: int | str) -> str:
+def policy_tag(name: str, element: str, number: int | str) -> str:
+    """The name of a rule of a policy, or of what else stands in its place. name: of the rule that leads to the queue."""
     return f"{name}.{element}.{number or DEFAULT}"
 
 
-class _Choice(NamedTuple):
+class Choice(NamedTuple):
+    """Conditions that hold together. matches: all but those on the protocol and the interfaces."""
+
     protocol: str
     matches: tuple[Extension, ...]
     inward: str
     outward: str
 
 
-def _written(rule: Leading, hook: str, family: Family, what: Selected) -> list[_Choice] | None:
+def written(rule: Leading, hook: str, family: Family, what: Selected) -> list[Choice] | None:
     """Alternatives, of which any one is enough; None if the kernel cannot decide this rule, and so no later one."""
     if rule.conditions is None:
         # What the link needs passes a closed default: ICMPv6.
         if family == "inet6" and rule.action == "drop" and what.protocol not in _NUMBERS:
             return None
-        return [_Choice(what.protocol, (), what.in_interface, what.out_interface)]
+        return [Choice(what.protocol, (), what.in_interface, what.out_interface)]
     conditions = rule.conditions
     if hook not in _hooks(conditions, hook):
         return []
@@ -251,7 +255,7 @@ def _written(rule: Leading, hook: str, family: Family, what: Selected) -> list[_
     groups = [_user("--gid-owner", each) for each in conditions.gid or ()] or [()]
     protocols = _protocols(conditions, what.protocol)
     return [
-        _Choice(protocol, (*matches, *user, *group), *pair)
+        Choice(protocol, (*matches, *user, *group), *pair)
         for protocol in protocols
         for pair in interfaces
         for user in users
@@ -272,10 +276,10 @@ def _hooks(conditions: Conditions, hook: str) -> frozenset[str]:
 def _protocols(conditions: Conditions, selected: str) -> list[str]:
     """The protocols of the packets that are selected and asked for."""
     wanted = protocols_of(conditions)
-    return [selected] if wanted is None else _protocols_of(selected, wanted)
+    return [selected] if wanted is None else protocols_among(selected, wanted)
 
 
-def _protocols_of(selected: str, wanted: set[int]) -> list[str]:
+def protocols_among(selected: str, wanted: set[int]) -> list[str]:
     """Those of the protocols that are selected."""
     if selected.startswith("! "):
         wanted = wanted - {_NUMBERS[name] for name in selected.removeprefix("! ").split(",")}

@@ -27,6 +27,8 @@ OWN_TRAFFIC: Final = "own-traffic"
 OFFLOAD_NEW: Final = "offload-new"
 OFFLOAD_ACCEPTED: Final = "offload-accepted"
 OFFLOAD_DENIED: Final = "offload-denied"
+# The name of the rules that take the mark away from a connection that begins on the ends of one before.
+OFFLOAD_BEGUN: Final = "offload-begun"
 # The name of the rules that mark the connections of an owner.
 OWNER_NEW: Final = "owner-new"
 
@@ -44,6 +46,9 @@ EXPECTED: Final = ".expected-"
 ACCEPTED: Final = "accept."
 # The prefix of the numbers of control groups in a further comment of a rule.
 GROUPS: Final = "cgroup-"
+# The match on the socket's control group, or the one above it, at a `--level`: one of `--numbers`, or any. While groups are not
+# known (rules.groups), `--owner` says which are meant (rules.group_tree).
+AT_LEVEL: Final = "group"
 
 
 class RuleError(Exception):

@@ -15,6 +15,7 @@ from nfq_agent.rules.model import (
     HOOK_CHAINS,
     JUMP,
     OFFLOAD_ACCEPTED,
+    OFFLOAD_BEGUN,
     OFFLOAD_DENIED,
     OFFLOAD_NEW,
     OWN_TRAFFIC,
@@ -45,6 +46,7 @@ def plan(config: Config, uid: int | str, lists: bool = False, families: Collecti
     the kernel speaks (RuleHost.families).
     """
     ruleset: dict[Family, dict[str, TableRules]] = {}
+    begun = _by_owner(config) if lists else frozenset()
     for family in families:
         tables: dict[str, dict[str, list[tuple[Rule, Kept | None]]]] = {}
         for name, rule in config.rules.items():
@@ -56,7 +58,7 @@ def plan(config: Config, uid: int | str, lists: bool = False, families: Collecti
                 tables.setdefault(_table_name(config, rule), {}).setdefault(hook, []).extend((each, kept) for each in made)
         _count_expected(config, family, lists, tables)
         if tables:
-            ruleset[family] = {table: _table(config.agent.instance, tables[table], uid, lists) for table in tables}
+            ruleset[family] = {table: _table(config.agent.instance, tables[table], uid, lists, begun) for table in tables}
     # With a proxy, its own connections would be counted there.
     if lists and not config.proxy and any(queue.compile_mode != "off" for queue in config.queue.values()):
         from nfq_agent.rules.policy_map import passing_first  # noqa: PLC0415  # no start waits for it where it is off
@@ -104,14 +106,27 @@ def _counting(config: Config, name: str, rule: RuleConfig, family: Family, hook:
         yield Rule(chain, Extension(""), matches, each.protocol, each.in_interface, each.out_interface)
 
 
-def _table(instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], uid: int | str, lists: bool) -> TableRules:
+def _by_owner(config: Config) -> frozenset[Kept]:
+    """The marks by which the kernel keeps verdicts that it finds by owner."""
+    asked = [queue for queue in config.queue.values() if queue.compile_mode != "off"]
+    if not asked:
+        return frozenset()
+    from nfq_agent.rules.owner_steps import owner_policy  # noqa: PLC0415  # no start waits for it where it is off
+
+    policies = [policy for queue in asked if (policy := owner_policy(config, queue)) is not None]
+    return frozenset(policy.kept for policy in policies if policy.kept is not None)
+
+
+def _table(
+    instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], uid: int | str, lists: bool, begun: frozenset[Kept]
+) -> TableRules:
     chains: dict[str, tuple[Rule, ...]] = {}
     jumps: list[Rule] = []
     for hook in HOOK_CHAINS:
         if not (rules := hooks.get(hook)):
             continue
         chain = chain_name(instance, hook)
-        keeping = _keeping(instance, chain, rules, lists)
+        keeping = [*_beginning(instance, chain, hook, rules, begun), *_keeping(instance, chain, rules, lists)]
         # Only where every rule counts is one saved; and an owner that must not match is a plain expression only as a RETURN.
         single = len(rules) == 1 and not lists
         if single:
@@ -120,6 +135,24 @@ def _table(instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], u
             chains[chain] = _several_rules(instance, chain, hook, [*keeping, *(rule for rule, _ in rules)], uid)
         jumps.append(Rule(hook.upper(), Extension(chain), (comment_match(instance, JUMP),)))
     return TableRules(chains, tuple(jumps))
+
+
+def _beginning(
+    instance: str, chain: str, hook: str, rules: list[tuple[Rule, Kept | None]], begun: frozenset[Kept]
+) -> Iterator[Rule]:
+    """The rules by which a connection that begins is judged, though connection tracking still has the one before on its ends,
+    which may be another owner's.
+
+    Not where it comes in by the loopback: it has begun in OUTPUT.
+    """
+    if hook not in ("output", "input"):
+        return
+    comment = comment_match(instance, OFFLOAD_BEGUN)
+    for kept in dict.fromkeys(kept for _, kept in rules if kept in begun):
+        assert kept is not None
+        forget = Extension("CONNMARK", (Option("--set-xmark", str(Mark(0, kept.mask))),))
+        marks = Extension("connmark", (Option("--mark", str(Mark(0, kept.mask)), negated=True),))
+        yield Rule(chain, forget, (SYN, marks, comment), "tcp", "" if hook == "output" else "! lo")
 
 
 def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]], lists: bool) -> list[Rule]:
@@ -199,12 +232,13 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
         found += _by_mark(config, name, found)
     for each in found:
         if lists and rule.queue is not None and (queue := config.queue[rule.queue]).compile_mode != "off":
-            from nfq_agent.rules.kernel_policy import before_queue  # noqa: PLC0415  # no start waits for it where it is off
+            from nfq_agent.rules import kernel_policy, owner_policy  # noqa: PLC0415  # no start waits for them where it is off
 
             def ask(what: Selected, queue: QueueConfig = queue) -> Iterator[Rule]:
                 return _queueing(queue, chain, what._replace(tail=(*what.tail, comment)))
 
-            made += before_queue(config, name, rule, chain, hook, family, each, ask)
+            for before_queue in (kernel_policy.before_queue, owner_policy.before_queue):
+                made += before_queue(config, name, rule, chain, hook, family, each, ask)
         each = each._replace(tail=(*each.tail, comment))
         if rule.proxy is not None:
             made += _capture_rules(config, rule, chain, family, lists, each)

@@ -11,6 +11,7 @@ from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.groups import bound
 from nfq_agent.rules.model import FAMILIES, Family, RuleError, Ruleset
 from nfq_agent.service.drift import Drift
+from nfq_agent.service.group_walk import GroupWalk
 from nfq_agent.service.group_watch import GroupWatch
 from nfq_agent.service.live_rules import ListedRule, LiveRules, StateByFamily, compare, listing, referenced_chains, states
 from nfq_agent.service.meter import Meter
@@ -33,6 +34,7 @@ class DriftCheck:
         self._log = log
         self._drift = Drift(seconds)
         self._groups = GroupWatch(log)
+        self._walk = GroupWalk()
         self._sign: object = None
         self._wrong: list[str] = []
         self._unreadable = ""
@@ -61,25 +63,39 @@ class DriftCheck:
 
     def wanted(self, ruleset: Ruleset) -> Ruleset:
         """These rules as they have to be now, for the control groups that exist."""
-        return bound(ruleset, self._groups.numbers(ruleset))
+        self._walk.known = self._walk.now(ruleset)
+        return bound(ruleset, self._groups.numbers(ruleset), self._walk.known)
 
     def _in_force(self) -> Ruleset:
         """These rules as they were put in. A group that has changed since is not drift: `follow_groups` sees to it."""
-        return bound(self.ruleset, self._groups.last_numbers(self.ruleset))
+        return bound(self.ruleset, self._groups.last_numbers(self.ruleset), self._walk.known)
 
     def follow_groups(self, now: float) -> None:
         """Put in the rules of control groups that have appeared or were made again. Never raises RuleError: it is logged."""
-        if not self._groups.changed(self.ruleset):
-            self._groups.looked(now)
-            return
-        before = self._groups.known
+        if self._groups.changed(self.ruleset):
+            before = self._groups.known
+            if not self._apply_for_groups():
+                return
+            self._groups.followed(self.ruleset, before, now)
+        elif (found := self._walk.changed(self.ruleset)) is not None:
+            # Most groups are of no concern to a rule.
+            numbers = self._groups.last_numbers(self.ruleset)
+            if bound(self.ruleset, numbers, found) != self._in_force():
+                self._apply_for_groups()
+            else:
+                self._walk.known = found
+        self._groups.looked(now)
+
+    def _apply_for_groups(self) -> bool:
+        """Put in the rules for the groups that exist now; False where that is refused, which is logged."""
+        known = self._walk.known
         try:
             self.apply(self.ruleset)
         except RuleError as error:
+            self._walk.known = known
             self._log_once(f"the rules of a control group that has appeared could not be put in: {error}")
-            return
-        self._groups.followed(self.ruleset, before, now)
-        self._groups.looked(now)
+            return False
+        return True
 
     def begin(self, state: StateByFamily, now: float) -> None:
         """The rules are in, and all there. state: as they were read back."""

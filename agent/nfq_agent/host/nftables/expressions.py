@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from nfq_agent.host.attributes import attribute, attributes
 from nfq_agent.host.nftables import compat, entries
 from nfq_agent.host.nftables.netlink import nested, string, text, u32, u64
-from nfq_agent.rules.model import PORT, RANGE, VERDICTS, Extension, Family, Option, Rule, RuleError
+from nfq_agent.rules.model import AT_LEVEL, PORT, RANGE, VERDICTS, Extension, Family, Option, Rule, RuleError
 
 # enum nft_registers; enum nft_cmp_ops and nft_range_ops; enum nft_payload_bases
 _VERDICT, _REGISTER, _REGISTER_2 = 0, 1, 2
@@ -221,10 +221,10 @@ def _tcp(match: Extension, _: Family) -> _Alternatives:
     (option,) = match.options
     if option.name == "--dport":
         return [[_DESTINATION_PORT, _compare(int(option.value).to_bytes(2, "big"))]]
-    if option.name != "--tcp-flags" or option.negated or option.value not in _TCP_FLAGS:
+    if option.name != "--tcp-flags" or option.value not in _TCP_FLAGS:
         raise ValueError(f"{option.name} {option.value}")
     mask, flags = _TCP_FLAGS[option.value]
-    return [[_payload(_TRANSPORT_HEADER, 13, 1), _bitwise(mask, b"\0"), _compare(flags)]]
+    return [[_payload(_TRANSPORT_HEADER, 13, 1), _bitwise(mask, b"\0"), _compare(flags, option.negated)]]
 
 
 def _mark_of(value: str) -> tuple[int, int]:
@@ -248,11 +248,11 @@ def _connmark(match: Extension, _: Family) -> _Alternatives:
 
 def _conntrack(match: Extension, _: Family) -> _Alternatives:
     (option,) = match.options
-    if option.name != "--ctstate" or option.negated or option.value not in _CT_BITS:
+    if option.name != "--ctstate" or option.value not in _CT_BITS:
         raise ValueError(f"{option.name} {option.value}")
     key, bit = _CT_BITS[option.value]
     zero = _WORD.pack(0)
-    return [[_load("ct", key), _bitwise(_WORD.pack(bit), zero), _compare(zero, negated=True)]]
+    return [[_load("ct", key), _bitwise(_WORD.pack(bit), zero), _compare(zero, negated=not option.negated)]]
 
 
 def _owner(match: Extension, _: Family) -> _Alternatives:
@@ -297,8 +297,19 @@ def _cgroup(match: Extension, number: int) -> _Alternatives:
     if not number:
         raise ValueError(f"the number of the control group {option.value} is not known: is a cgroup2 file system mounted?")
     level = len(option.value.strip("/").split("/"))
-    asked = u32(1, _SOCKET_CGROUP2) + u32(2, _REGISTER) + u32(3, level)
-    return [[Expression("socket", asked), _compare(Struct("=Q").pack(number), option.negated)]]
+    return [[_group_at(level), _compare(Struct("=Q").pack(number), option.negated)]]
+
+
+def _group_at(level: int) -> Expression:
+    """Loads the number of the socket's control group, or of the one above it, at this level. Without one no rule matches."""
+    return Expression("socket", u32(1, _SOCKET_CGROUP2) + u32(2, _REGISTER) + u32(3, level))
+
+
+def _at_level(match: Extension, _: Family) -> _Alternatives:
+    level, *numbers = match.options
+    load = _group_at(int(level.value))
+    # No group has the number 0.
+    return [_looked_up(load, numbers[0]) if numbers else [load, _compare(bytes(8), negated=True)]]
 
 
 def _entries(match: Extension, family: Family) -> _Alternatives:
@@ -327,7 +338,7 @@ def _limit(match: Extension, _family: Family) -> _Alternatives:
 _MATCHES: Final[Mapping[str, Callable[[Extension, Family], _Alternatives]]] = {
     "multiport": _multiport, PORT: _multiport, "iprange": _iprange, RANGE: _iprange, "tcp": _tcp, "mark": _mark,
     "connmark": _connmark, "conntrack": _conntrack, "owner": _owner,
-    "addrtype": _addrtype, "socket": _socket, "set": _set, "limit": _limit, "entries": _entries,
+    "addrtype": _addrtype, "socket": _socket, "set": _set, "limit": _limit, "entries": _entries, AT_LEVEL: _at_level,
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from nfq_agent.host.nftables.entries import EntrySet
 from nfq_agent.host.nftables.netlink import nested, u32
 from nfq_agent.host.nftables.sets import NamedSet
 from nfq_agent.rules.entries import parsed, words
-from nfq_agent.rules.model import ENTRIES, VERDICTS, Extension, Family, Option, Rule, RuleError, TableRules
+from nfq_agent.rules.model import AT_LEVEL, ENTRIES, VERDICTS, Extension, Family, Option, Rule, RuleError, TableRules
 
 TABLE_PREFIX: Final = "nfq-agent-"
 # No instance has a dot in its name.
@@ -72,6 +72,8 @@ def split_chain(name: str) -> tuple[str, str]:
 
 
 AnySet = NamedSet | EntrySet
+# The matches whose lists are sets.
+_LISTS: Final = ("multiport", "iprange", AT_LEVEL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +100,16 @@ def _with_sets(rule: Rule, family: Family, named: dict[str, AnySet]) -> Rule:
     def put(match: Extension) -> Extension:
         if match.name in (ENTRIES, VERDICTS):
             return _with_entries(match, rule.tag.rpartition(":")[2], family, named)
-        if match.name not in ("multiport", "iprange"):
+        if match.name not in _LISTS:
             return match
         options = []
         for option in match.options:
-            if match.name == "multiport":
+            if match.name == AT_LEVEL and option.name == "--level":
+                options.append(option)
+                continue
+            if match.name == AT_LEVEL:
+                kind, stem, intervals = "cgroup", f"group.{match.options[0].value}", sets.groups(option.value)
+            elif match.name == "multiport":
                 kind, stem, intervals = "port", rule.protocol, sets.ports(option.value)
             else:
                 kind = "ipv4" if family == "inet" else "ipv6"
@@ -142,13 +149,10 @@ def without_sets(rule: Rule, named: Mapping[str, AnySet]) -> Rule:
     def put(match: Extension) -> Extension:
         options = []
         for option in match.options:
-            if match.name in ("multiport", "iprange") and option.value.startswith("@"):
+            if match.name in _LISTS and option.value.startswith("@"):
                 found = named[option.value[1:]]
                 assert isinstance(found, NamedSet)
-                contents = (
-                    sets.port_words(found.intervals) if found.kind == "port" else sets.address_words(found.intervals, found.kind)
-                )
-                option = option._replace(value=contents)
+                option = option._replace(value=_contents(found))
             elif match.name in (ENTRIES, VERDICTS) and option.value.startswith("@"):
                 several = named[option.value[1:]]
                 assert isinstance(several, EntrySet)
@@ -158,6 +162,12 @@ def without_sets(rule: Rule, named: Mapping[str, AnySet]) -> Rule:
         return Extension(match.name, tuple(options))
 
     return replace(rule, matches=tuple(map(put, rule.matches)), target=put(rule.target))
+
+
+def _contents(found: NamedSet) -> str:
+    if found.kind == "cgroup":
+        return sets.group_words(found.intervals)
+    return sets.port_words(found.intervals) if found.kind == "port" else sets.address_words(found.intervals, found.kind)
 
 
 def user_data(rule: Rule, part: int) -> bytes:

@@ -11,16 +11,19 @@ from typing import Final
 
 from nfq_agent.host.attributes import attribute, attributes
 from nfq_agent.host.nftables.netlink import nested, u32
+from nfq_agent.rules.group_tree import in_set
 
 # (first, last), both included.
 Interval = tuple[int, int]
 
 # NFTA_SET_FLAGS and NFTA_SET_ELEM_FLAGS
 _INTERVAL: Final = 4
+# The kind of sets that hold single values.
+_SINGLE: Final = "cgroup"
 _INTERVAL_END: Final = 1
 # nft's numbers for its own datatypes, by which it lists a set (include/datatype.h).
-_DATATYPES: Final = {"port": 13, "ipv4": 7, "ipv6": 8}
-_SIZES: Final = {"port": 2, "ipv4": 4, "ipv6": 16}
+DATATYPES: Final = {"port": 13, "ipv4": 7, "ipv6": 8, "cgroup": 46}
+_SIZES: Final = {"port": 2, "ipv4": 4, "ipv6": 16, "cgroup": 8}
 # Where the value is in an NFTA_LIST_ELEM: behind three headers of attributes.
 _VALUE: Final = 12
 # An attribute holds 65,535 bytes.
@@ -29,7 +32,7 @@ _ELEMENTS_PER_MESSAGE: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class NamedSet:
-    """A set of nf_tables. kind: "port", "ipv4" or "ipv6". intervals: in rising order, none in another."""
+    """A set of nf_tables. kind: "port", "ipv4", "ipv6" or "cgroup". intervals: in rising order, none in another."""
 
     name: str
     kind: str
@@ -37,9 +40,10 @@ class NamedSet:
 
     def declaration(self, number: int) -> bytes:
         """The attributes of NEW_SET besides the table's name. number: NFTA_SET_ID, of its own within a batch."""
+        flags = 0 if self.kind == _SINGLE else _INTERVAL
         return b"".join(
             (
-                attribute(2, self.name.encode() + b"\0"), u32(3, _INTERVAL), u32(4, _DATATYPES[self.kind]),
+                attribute(2, self.name.encode() + b"\0"), u32(3, flags), u32(4, DATATYPES[self.kind]),
                 u32(5, _SIZES[self.kind]), u32(10, number),
             )
         )  # fmt: skip
@@ -99,7 +103,7 @@ def _packed(intervals: tuple[Interval, ...], kind: str) -> list[bytes]:
     for first, last in intervals:
         packed.append(before_start + first.to_bytes(size, "big") + after_start)
         # An interval that runs to the highest value has no end.
-        if last + 1 < bound:
+        if last + 1 < bound and kind != _SINGLE:
             packed.append(before_end + (last + 1).to_bytes(size, "big") + after_end)
     return packed
 
@@ -109,6 +113,8 @@ def intervals_of(elements: tuple[bytes, ...], kind: str) -> tuple[Interval, ...]
     """The intervals of a dumped set. elements: each NFTA_SET_ELEM_LIST_ELEMENTS of it. Raises ValueError, KeyError."""
     data = b"".join(elements)
     marks = _usual_marks(data, kind) or [_mark(element) for _, element in attributes(data)]
+    if kind == _SINGLE:
+        return tuple((value, value) for value, _ in sorted(marks))
     intervals: list[Interval] = []
     begun: int | None = None
     for value, is_start in sorted(marks):
@@ -134,6 +140,18 @@ def port_words(intervals: tuple[Interval, ...]) -> str:
 
 def _pair(ends: Sequence[str]) -> Interval:
     return int(ends[0]), int(ends[-1])
+
+
+@functools.lru_cache(maxsize=32)
+def groups(words: str) -> tuple[Interval, ...]:
+    """The intervals of numbers of control groups, `4711,4712`, in their order."""
+    return tuple((number, number) for number in map(in_set, map(int, words.split(","))))
+
+
+def group_words(intervals: Iterable[Interval]) -> str:
+    """The reverse."""
+    # The bytes of a number are turned once more.
+    return ",".join(str(in_set(number)) for first, last in intervals for number in range(first, last + 1))
 
 
 def addresses(words: str) -> tuple[Interval, ...]:

@@ -12,12 +12,11 @@ from nfq_agent.host.nftables import entries, layout, netlink
 from nfq_agent.host.nftables.expressions import Expression, are_those, counted, decoded, encode
 from nfq_agent.host.nftables.layout import AnySet
 from nfq_agent.host.nftables.netlink import NftSocket, string, text
-from nfq_agent.host.nftables.sets import NamedSet, intervals_of
+from nfq_agent.host.nftables.sets import DATATYPES, NamedSet, intervals_of
 from nfq_agent.rules.model import VERDICTS, Extension, Family, Installed, Option, Rule, RuleError, TableState
 
 OWNER, PERSIST = 2, 4
-# nft's numbers for its own datatypes (include/datatype.h), back to our kinds of sets.
-_KINDS: Final = {13: "port", 7: "ipv4", 8: "ipv6"}
+_KINDS: Final = {number: kind for kind, number in DATATYPES.items()}
 
 
 @dataclass(slots=True)
