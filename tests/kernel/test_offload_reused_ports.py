@@ -102,3 +102,57 @@ def test_each_connection_is_judged_by_what_it_says(netns: Namespace, tmp_path: P
     asked = ["www.evil.test", "www.good.test", "www.good.test", "www.evil.test", "www.good.test"]
     assert [ask(netns, name) for name in asked] == ["silence", "echoed", "echoed", "silence", "echoed"]
     assert agent.stop() == 0
+
+
+# It ends each connection by a reset. Connection tracking then ignores the SYN of the next one on the same ports, and keeps the
+# mark.
+RESETTING = f"""
+import socket, struct
+listening = socket.create_server(("127.0.0.1", {PORT}))
+print("ready", flush=True)
+while True:
+    connection, _ = listening.accept()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    while data := connection.recv(65536):
+        connection.sendall(data)
+        # Until the client has it: a reset would throw away what waits.
+        if connection.recv(1) == b"!":
+            break
+    connection.close()
+"""
+RESET = f"""
+import socket, sys
+name, seconds = sys.argv[1:]
+connection = socket.socket()
+connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+connection.bind(("127.0.0.1", {HERE}))
+connection.settimeout(30)
+connection.connect(("127.0.0.1", {PORT}))
+request = f"GET / HTTP/1.1\\r\\nHost: {{name}}\\r\\n\\r\\n".encode()
+connection.sendall(request)
+connection.settimeout(float(seconds))
+try:
+    print("echoed" if connection.recv(65536) == request else "something else")
+    connection.sendall(b"!")
+    connection.settimeout(30)
+    connection.recv(1)
+except TimeoutError:
+    print("silence")
+except ConnectionResetError:
+    print("reset")
+"""
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["compiled", "shown"])
+@pytest.mark.parametrize("backend", ["legacy", "owned"])
+def test_a_connection_that_the_server_reset_leaves_no_mark_to_the_next(
+    netns: Namespace, tmp_path: Path, every: bool, backend: str
+) -> None:
+    server = netns.start(sys.executable, "-c", RESETTING, stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    environment = {EVERY_PACKET: "1"} if every else {}
+    agent = Agent(netns, tmp_path, f'[agent]\nbackend = "{backend}"\n{CONFIG}', **environment).ready()
+    assert netns.run(sys.executable, "-c", RESET, "www.good.test", "60").stdout.split() == ["echoed", "reset"]
+    assert netns.run(sys.executable, "-c", RESET, "www.evil.test", "1").stdout.split() == ["silence"]
+    assert agent.stop() == 0

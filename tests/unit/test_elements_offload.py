@@ -130,11 +130,25 @@ def test_the_rules(tmp_path: Path) -> None:
     chain = plan(config(tmp_path), 999)["inet"]["mangle"].chains["NFQA-default-OUTPUT"]
     tag = '-m comment --comment "nfq-agent:default:'
     assert [rule.spec for rule in chain] == [
+        f'-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m connmark ! --mark 0x0/0xff000000 {tag}offload-begun" '
+        "-j CONNMARK --set-xmark 0x0/0xff000000",
         f'-m mark ! --mark 0x0/0xff000000 {tag}offload-new" -j CONNMARK --save-mark --nfmask 0xff000000 --ctmask 0xff000000',
         f'-m connmark --mark 0x4e000000/0xff000000 {tag}offload-accepted" -j RETURN',
         f'-m connmark --mark 0x4f000000/0xff000000 {tag}offload-denied" -j DROP',
         f'-p tcp -m multiport --ports 8080,8081 -m owner ! --uid-owner 999 {tag}r" -j NFQUEUE --queue-num 110 --queue-bypass',
     ]
+
+
+def test_a_connection_that_begins_has_no_mark_of_one_before(tmp_path: Path) -> None:
+    def begun(hook: str, rule: str) -> list[str]:
+        chain = plan(config(tmp_path, rule=rule), 999)["inet"]["mangle"].chains[f"NFQA-default-{hook}"]
+        return [each.spec.partition(" -m ")[0] for each in chain if each.tag.endswith("offload-begun")]
+
+    everywhere = 'hooks = ["output", "input", "forward"]'
+    assert [begun(hook, everywhere) for hook in ("OUTPUT", "FORWARD")] == [["-p tcp"], ["-p tcp"]]
+    # What comes in by the loopback has begun in OUTPUT, where it is taken there.
+    assert begun("INPUT", everywhere) == ["! -i lo -p tcp"]
+    assert begun("INPUT", 'hooks = ["input"]') == ["-p tcp"]
 
 
 def test_another_queue_s_traffic_is_not_let_past_that_queue(tmp_path: Path) -> None:

@@ -79,18 +79,6 @@ def test_what_is_accepted_gets_the_mark_of_offload() -> None:
     assert marked.partition("-m comment")[0] == passed.partition("-m comment")[0]
 
 
-def test_a_connection_that_begins_has_no_mark_of_one_before() -> None:
-    def first(hook: str, config: Config) -> list[str]:
-        chains = plan(config, 972, lists=True)["inet"]["mangle"].chains
-        return [rule.spec for rule in chains[f"NFQA-default-{hook}"] if rule.tag.endswith("offload-begun")]
-
-    config = config_of([WEB], selected={"hooks": ["output", "input"]})
-    assert first("OUTPUT", config)[0].startswith("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m connmark ! --mark 0x0/0xf ")
-    # What comes in by the loopback was marked in OUTPUT.
-    assert first("INPUT", config)[0].startswith("! -i lo -p tcp -m tcp")
-    assert first("OUTPUT", config_of([WEB], compile="off")) == []
-
-
 def test_without_offload_the_queue_gets_what_is_accepted() -> None:
     found = text(config_of([WEB, SHOP], elements=["allow"]))
     assert f"-m group --level 2 --numbers 3 -m multiport --dports 443 {QUEUE}" in found

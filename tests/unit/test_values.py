@@ -119,7 +119,9 @@ def _ports(value: object, *entries: str) -> Any:
 
 def test_a_file_stands_for_its_entries() -> None:
     assert _ports(["7", "file:ports.txt"], "8:8", "9:10") == ["7", Ports.parse("8:8"), Ports.parse("9:10")]
-    assert _ports("file:ports.txt") == []
+    # An empty list of a condition would match nothing, or anything.
+    with pytest.raises(ValidationError, match=r"file:ports\.txt has no entry; allowed: one or more"):
+        _ports("file:ports.txt")
 
 
 @pytest.mark.parametrize(("count", "end"), [(1, ""), (5, ""), (6, ", and 1 more"), (12, ", and 7 more")])

@@ -46,7 +46,6 @@ def plan(config: Config, uid: int | str, lists: bool = False, families: Collecti
     the kernel speaks (RuleHost.families).
     """
     ruleset: dict[Family, dict[str, TableRules]] = {}
-    begun = _by_owner(config) if lists else frozenset()
     for family in families:
         tables: dict[str, dict[str, list[tuple[Rule, Kept | None]]]] = {}
         for name, rule in config.rules.items():
@@ -58,7 +57,7 @@ def plan(config: Config, uid: int | str, lists: bool = False, families: Collecti
                 tables.setdefault(_table_name(config, rule), {}).setdefault(hook, []).extend((each, kept) for each in made)
         _count_expected(config, family, lists, tables)
         if tables:
-            ruleset[family] = {table: _table(config.agent.instance, tables[table], uid, lists, begun) for table in tables}
+            ruleset[family] = {table: _table(config.agent.instance, tables[table], uid, lists) for table in tables}
     # With a proxy, its own connections would be counted there.
     if lists and not config.proxy and any(queue.compile_mode != "off" for queue in config.queue.values()):
         from nfq_agent.rules.policy_map import passing_first  # noqa: PLC0415  # no start waits for it where it is off
@@ -106,27 +105,14 @@ def _counting(config: Config, name: str, rule: RuleConfig, family: Family, hook:
         yield Rule(chain, Extension(""), matches, each.protocol, each.in_interface, each.out_interface)
 
 
-def _by_owner(config: Config) -> frozenset[Kept]:
-    """The marks by which the kernel keeps verdicts that it finds by owner."""
-    asked = [queue for queue in config.queue.values() if queue.compile_mode != "off"]
-    if not asked:
-        return frozenset()
-    from nfq_agent.rules.owner_steps import owner_policy  # noqa: PLC0415  # no start waits for it where it is off
-
-    policies = [policy for queue in asked if (policy := owner_policy(config, queue)) is not None]
-    return frozenset(policy.kept for policy in policies if policy.kept is not None)
-
-
-def _table(
-    instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], uid: int | str, lists: bool, begun: frozenset[Kept]
-) -> TableRules:
+def _table(instance: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]], uid: int | str, lists: bool) -> TableRules:
     chains: dict[str, tuple[Rule, ...]] = {}
     jumps: list[Rule] = []
     for hook in HOOK_CHAINS:
         if not (rules := hooks.get(hook)):
             continue
         chain = chain_name(instance, hook)
-        keeping = [*_beginning(instance, chain, hook, rules, begun), *_keeping(instance, chain, rules, lists)]
+        keeping = [*_beginning(instance, hook, hooks), *_keeping(instance, chain, rules, lists)]
         # Only where every rule counts is one saved; and an owner that must not match is a plain expression only as a RETURN.
         single = len(rules) == 1 and not lists
         if single:
@@ -137,22 +123,18 @@ def _table(
     return TableRules(chains, tuple(jumps))
 
 
-def _beginning(
-    instance: str, chain: str, hook: str, rules: list[tuple[Rule, Kept | None]], begun: frozenset[Kept]
-) -> Iterator[Rule]:
-    """The rules by which a connection that begins is judged, though connection tracking still has the one before on its ends,
-    which may be another owner's.
+def _beginning(instance: str, hook: str, hooks: Mapping[str, list[tuple[Rule, Kept | None]]]) -> Iterator[Rule]:
+    """The rules by which a connection that begins is judged, though connection tracking still has the one before on its ends.
 
-    Not where it comes in by the loopback: it has begun in OUTPUT.
+    It keeps that one, and its mark, where the server ended it by a reset: nf_conntrack_tcp_packet (nf_conntrack_proto_tcp.c)
+    ignores the SYN. Not where the SYN comes in by the loopback and has begun in OUTPUT.
     """
-    if hook not in ("output", "input"):
-        return
-    comment = comment_match(instance, OFFLOAD_BEGUN)
-    for kept in dict.fromkeys(kept for _, kept in rules if kept in begun):
-        assert kept is not None
+    chain, comment = chain_name(instance, hook), comment_match(instance, OFFLOAD_BEGUN)
+    sent = {kept for _, kept in hooks.get("output", ())} if hook in ("prerouting", "input") else set()
+    for kept in dict.fromkeys(kept for _, kept in hooks[hook] if kept is not None):
         forget = Extension("CONNMARK", (Option("--set-xmark", str(Mark(0, kept.mask))),))
         marks = Extension("connmark", (Option("--mark", str(Mark(0, kept.mask)), negated=True),))
-        yield Rule(chain, forget, (SYN, marks, comment), "tcp", "" if hook == "output" else "! lo")
+        yield Rule(chain, forget, (SYN, marks, comment), "tcp", "! lo" if kept in sent else "")
 
 
 def _keeping(instance: str, chain: str, rules: list[tuple[Rule, Kept | None]], lists: bool) -> list[Rule]:
