@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from agent import COMMAND, Agent, until
 from containers import Container, bridged, interfaces, routed, traces
-from inlined import attached, config, gone, inline_of
+from inlined import all_judged, attached, config, gone, inline_of
 from namespace import PATIENCE, Namespace
 
 from nfq_agent.host import pairs
@@ -32,10 +32,9 @@ def test_a_denied_name_is_dropped(netns: Namespace, tmp_path: Path, layout: str)
         assert first.get(address, "www.blocked.test", seconds=1.5) == "000"
         # It does not judge another port.
         assert first.get(address, "www.blocked.test", port=9090) == "200"
-    inline = inline_of(agent)
+    inline = all_judged(agent)
     assert inline["dropped"] >= 2
     assert (inline["lost"], inline["past_stale"], inline["past_full"], inline["errors"]) == (0, 0, 0, 0)
-    assert inline["up"] == inline["judged"]
     assert agent.stop() == 0
     assert traces(netns) == before
     assert gone(netns)
@@ -108,8 +107,8 @@ def test_what_needs_no_look_into_packets_is_counted_too(netns: Namespace, tmp_pa
     agent = Agent(netns, tmp_path, config(elements, more="\n" + ports)).ready()
     assert first.get("10.5.0.2", seconds=1.5 if elements else 30) == ("000" if elements else "200")
     assert first.get("fd05::2") == "200"
-    inline = inline_of(agent)
-    assert inline["up"] == inline["judged"] > 5
+    inline = all_judged(agent)
+    assert inline["judged"] > 5
     assert (inline["dropped"] > 0) is bool(elements)
     assert (inline["errors"], inline["lost"]) == (0, 0)
     assert agent.stop() == 0
@@ -221,8 +220,7 @@ def test_a_slow_element_is_passed_by_and_all_is_counted(
     # As fast as it can be sent, which is faster than the element.
     stream = Stream(first, second, 3000, 1e6)
     got, _ = stream.end()
-    until(lambda: inline_of(agent)["up"] == inline_of(agent)["judged"], "all is judged")
-    inline = inline_of(agent)
+    inline = all_judged(agent)
     # At the first interface and at the second.
     assert inline["judged"] + inline["past_full"] + inline["past_stale"] == 6000, inline
     assert inline["past_full"] > 1000

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from agent import COMMAND, Agent, until
 from containers import bridged, interfaces, traces
-from inlined import attached, config, inline_of
+from inlined import all_judged, attached, config, inline_of
 from namespace import Namespace
 
 CLSACT = config(more='attach = "clsact"\npatience = "300ms"')
@@ -33,8 +33,7 @@ def test_a_denied_name_is_dropped_and_foreign_filters_are_left_to_the_byte(netns
     for address in ("10.5.0.2", "fd05::2"):
         assert first.get(address, "www.free.test") == "200"
         assert first.get(address, "www.blocked.test", seconds=1.5) == "000"
-    inline = inline_of(agent)
-    assert inline["up"] == inline["judged"]
+    inline = all_judged(agent)
     assert (inline["dropped"] > 0, inline["lost"], inline["hidden"]) == (True, 0, 0)
     netns.shell("tc filter add dev veth2 ingress pref 1 protocol ip u32 match ip dport 99 0xffff || true")
     # Theirs has our preference and another handle, or is refused; ours is removed alone.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from agent import Agent
+from agent import Agent, until
 from containers import interfaces, packet_sockets
 from namespace import Namespace
 
@@ -37,6 +37,17 @@ def config(elements: str = '"dpi", "verdicts"', more: str = "", action: str = "d
 def inline_of(agent: Agent) -> dict[str, Any]:
     (found,) = agent.status()["inlines"]
     return {**found, **found["counters"]}
+
+
+def all_judged(agent: Agent) -> dict[str, Any]:
+    """The counts, once all that came up is judged: the last packet of a connection comes behind what its client waits for."""
+
+    def counts() -> dict[str, Any] | None:
+        found = inline_of(agent)
+        return found if found["up"] == found["judged"] else None
+
+    found: dict[str, Any] = until(counts, "all that came up is judged")
+    return found
 
 
 def attached(host: Namespace) -> int:
