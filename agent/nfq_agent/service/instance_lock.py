@@ -98,7 +98,7 @@ def _claim(instance: str) -> socket.socket:
         # It never accepts: a client that asks for its owner stays in the backlog.
         claim.listen(4096)
     except OSError as error:
-        if who := _claimant(name):
+        if who := _claimant(*_owner_of(name)):
             claim.close()
             raise ControlError(
                 f"an agent of instance {instance} runs in this network namespace with another /run ({who}), in a container with "
@@ -112,9 +112,11 @@ def living_agent(instance: str) -> str:
 
     It asks nothing of the agent: a question to the control socket would have systemd start one that has ended.
     """
-    name = _claimed_by(instance)
+    pid, uid = _owner_of(_claimed_by(instance))
+    if uid == _NOBODY:
+        return ""
     # Where another user has the name, or has filled its backlog, the file tells.
-    return _claimant(name) or ("" if _owner_of(name)[1] == _NOBODY else _holder_of(folder() / f"{instance}.lock"))
+    return _claimant(pid, uid) or _holder_of(folder() / f"{instance}.lock")
 
 
 def _holder_of(path: Path) -> str:
@@ -136,9 +138,8 @@ def _written_in(file: int) -> str:
     return os.pread(file, 32, 0).decode(errors="replace").strip()
 
 
-def _claimant(name: str) -> str:
-    """The agent that listens at a name, in words; empty where no process does, or one of another user."""
-    pid, uid = _owner_of(name)
+def _claimant(pid: int, uid: int) -> str:
+    """The agent that listens at a name, in words; empty where no process does, or one of another user. See `_owner_of`."""
     if uid not in (0, os.geteuid(), _owner_of_state()):
         return ""
     return f"pid {pid}" if pid else "in another PID namespace"
