@@ -93,13 +93,12 @@ class Attempts:
             pair.upstream.sock.close()
         self._failed.append((pair, connection, client, reason))
 
-    def again(self, now: float) -> bool:
-        """Continue with the attempts that failed in this turn; False if there are none."""
+    def again(self, now: float) -> None:
+        """Continue with the attempts that failed in this turn."""
         failed, self._failed = self._failed, []
         for pair, connection, client, reason in failed:
             command = self._dialer.failed(pair.key, reason, now)
             self.run(command, client, connection, pair.stream if isinstance(pair, Pair) else None, now)
-        return bool(failed)
 
     def _pair(
         self, key: Key, client: socket.socket, upstream: socket.socket, connection: Connection, stream: Stream | None, now: float

@@ -118,8 +118,8 @@ class Proxy:
                 self._move_more(now)
             self._on_time(now)
             # Last, so that a descriptor that was closed in this turn does not come up again under another owner.
-            if self._attempts.again(self._now) or not self._listeners.accepting:
-                self._accept_if_room()
+            self._attempts.again(self._now)
+            self._accept_if_room()
             for listener in ready:
                 self._accept(listener)
             if self._ending.begins:

@@ -60,7 +60,7 @@ class Pairs:
         if self.by_key.pop(pair.key, None) is None:
             return False
         self.deadlines.gone(pair)
-        if self._sources.most and pair.connection is not None:
+        if pair.connection is not None:
             self._sources.closed(pair.connection.client[0])
         if isinstance(pair, Pair):
             for half in (pair.client, pair.upstream):
