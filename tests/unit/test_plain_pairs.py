@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from nfq_agent.counters import PROXY_COUNTERS, Slots
 from nfq_agent.host.child import READY
 from nfq_agent.proxy.loop import Proxy
-from nfq_agent.proxy.plain_pairs import PlainPair
+from nfq_agent.proxy.plain_pairs import PlainPair, PlainPairs
 from nfq_agent.proxy.relay import Pair
 from nfq_agent.proxy.settings import ProxySettings
+from nfq_agent.proxy.tally import Tally
 from nfq_agent.stream import StreamChain
 
 RESET = struct.pack("ii", 1, 0)
@@ -259,6 +260,29 @@ STEPS = st.lists(
     max_size=8,
 )
 ENDS = st.sampled_from(["close client", "close server", "reset client", "reset server"])
+
+
+def test_what_the_owner_has_written_is_not_added_once_more() -> None:
+    """A connection that was accepted between two waits: the owner counts it first."""
+    counters = Slots(tuple(PROXY_COUNTERS))
+    tally, running, new, attempts = Tally(counters, several=False), {}, {}, {}  # type: ignore[var-annotated]  # as `share` takes them
+    with select.epoll() as epoll, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        pairs = PlainPairs(epoll.fileno(), None)  # type: ignore[arg-type]  # nothing is left to it here
+        pairs.share(running, new, 0.0, attempts, 60.0)
+        # The destination is the listener itself.
+        pairs.go_straight(True, 0, frozenset(), lambda _: False, lambda *_: False)
+        pairs.count_in(*tally.carried_in)
+        with socket.create_connection(listener.getsockname()):
+            assert pairs.accept(listener.fileno(), 1, 0.0) == 0
+            tally.counted["connections"] += pairs.take_counts()[2]
+            tally.write(len(running), [])
+            pairs.wait(0.0)
+            assert counters.snapshot()["connections"] == 1
+            assert counters.snapshot()["active"] == 1
+            for pair in list(running):
+                pair.close()
+        pairs.close()
 
 
 def story(bed: Bed, steps: list[tuple[str, bool, int]], end: str) -> list[object]:

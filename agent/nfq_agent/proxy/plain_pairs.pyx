@@ -185,11 +185,11 @@ cdef class PlainPairs:
             self.counts.places[which] = places[which]
 
     def take_counts(self):
-        """Since the last call: bytes from clients, bytes from destinations, connections that it accepted by itself."""
+        """Since the last call, for the owner to write: bytes from clients, from destinations, connections that it accepted by itself."""
         cdef unsigned long long grown[3]
         for which in range(3):
             grown[which] = self.counts.total[which] - self.counts.taken[which]
-            self.counts.taken[which] = self.counts.total[which]
+            self.counts.taken[which] = self.counts.noted[which] = self.counts.total[which]
         return grown[FORWARD], grown[REVERSE], grown[OPENED]
 
     def close(self):
