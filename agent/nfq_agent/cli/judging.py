@@ -14,7 +14,7 @@ from nfq_agent import flow_memory
 from nfq_agent.capture.recording import Recorded
 from nfq_agent.checksum import is_partial
 from nfq_agent.cli.question import Question, has_ports
-from nfq_agent.cli.taking import TABLES, misses, table_of
+from nfq_agent.cli.taking import TABLES, misses
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
@@ -27,6 +27,7 @@ from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.names import NameTable
 from nfq_agent.packet import PROTOCOL_NAMES, TCP, UDP, FiveTuple, Hook, Packet, address
+from nfq_agent.rules.proxies import table_of
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action, Verdict

@@ -11,7 +11,7 @@ from nfq_agent.config.rule import RuleConfig
 from nfq_agent.config.selection import Identities
 from nfq_agent.packet import TCP, UDP, WITH_PORTS, protocol_name
 from nfq_agent.rules.model import Family
-from nfq_agent.rules.proxies import listener_port
+from nfq_agent.rules.proxies import listener_port, table_of
 from nfq_agent.values import Network
 
 _INWARD: Final = ("prerouting", "input")
@@ -26,11 +26,6 @@ class Matching(NamedTuple):
     name: str
     table: str
     before: str | None
-
-
-def table_of(config: Config, rule: RuleConfig) -> str:
-    """The table of a rule: that of TPROXY is mangle, whatever rule it is of."""
-    return "mangle" if rule.proxy is not None and config.proxy[rule.proxy].capture == "tproxy" else rule.table_name
 
 
 def matching(config: Config, question: Question) -> list[Matching]:

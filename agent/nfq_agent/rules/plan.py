@@ -29,7 +29,7 @@ from nfq_agent.rules.model import (
     chain_name,
     comment_match,
 )
-from nfq_agent.rules.proxies import accept_rules, listener_port
+from nfq_agent.rules.proxies import accept_rules, listener_port, table_of
 from nfq_agent.rules.selection import SYN, Selected, marked, port_lists, range_lists, selected
 from nfq_agent.values import Ports
 
@@ -54,7 +54,7 @@ def plan(config: Config, uid: int | str, lists: bool = False, families: Collecti
             kept = None if rule.queue is None else config.kept(config.queue[rule.queue])
             for hook in rule.hooks:
                 made = _rules(config, name, rule, family, hook, lists)
-                tables.setdefault(_table_name(config, rule), {}).setdefault(hook, []).extend((each, kept) for each in made)
+                tables.setdefault(table_of(config, rule), {}).setdefault(hook, []).extend((each, kept) for each in made)
         _count_expected(config, family, lists, tables)
         if tables:
             ruleset[family] = {table: _table(config.agent.instance, tables[table], uid, lists) for table in tables}
@@ -274,11 +274,6 @@ def _queue_target(queue: QueueConfig, numbers: range) -> Extension:
     if queue.cpu_fanout:
         options.append(Option("--queue-cpu-fanout"))
     return Extension("NFQUEUE", tuple(options))
-
-
-def _table_name(config: Config, rule: RuleConfig) -> str:
-    """The table of a rule: TPROXY is valid in mangle only (xt_TPROXY.c)."""
-    return "mangle" if rule.proxy is not None and config.proxy[rule.proxy].capture == "tproxy" else rule.table_name
 
 
 def _capture_rules(config: Config, rule: RuleConfig, chain: str, family: Family, lists: bool, what: Selected) -> Iterator[Rule]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 
 from nfq_agent.config.models import Config
 from nfq_agent.config.proxy import ProxyConfig
+from nfq_agent.config.rule import RuleConfig
 from nfq_agent.rules.model import ACCEPTED, FAMILIES, Extension, Family, Option, Rule, comment_match
 from nfq_agent.rules.selection import marked
 
@@ -13,6 +14,11 @@ from nfq_agent.rules.selection import marked
 def redirects(config: Config) -> bool:
     """Whether a rule redirects connections to a proxy by NAT."""
     return any(rule.proxy is not None and config.proxy[rule.proxy].capture == "redirect" for rule in config.rules.values())
+
+
+def table_of(config: Config, rule: RuleConfig) -> str:
+    """The table of a rule: TPROXY is valid in mangle only (xt_TPROXY.c)."""
+    return "mangle" if rule.proxy is not None and config.proxy[rule.proxy].capture == "tproxy" else rule.table_name
 
 
 def listener_port(proxy: ProxyConfig, family: Family, wanted: int | None) -> int | None:
