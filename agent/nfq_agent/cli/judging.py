@@ -14,7 +14,7 @@ from nfq_agent import flow_memory
 from nfq_agent.capture.recording import Recorded
 from nfq_agent.checksum import is_partial
 from nfq_agent.cli.question import Question, has_ports
-from nfq_agent.cli.taking import TABLES, misses
+from nfq_agent.cli.taking import in_order, misses
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
@@ -27,7 +27,6 @@ from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.names import NameTable
 from nfq_agent.packet import PROTOCOL_NAMES, TCP, UDP, FiveTuple, Hook, Packet, address
-from nfq_agent.rules.proxies import table_of
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action, Verdict
@@ -214,10 +213,7 @@ class Judging:
         }
         # By what the rules look at: the queue, and the hook under which its rule takes the packet.
         self._taken: dict[object, tuple[str, Hook] | None] = {}
-        self._rules = sorted(
-            (name for name, rule in config.rules.items() if rule.queue is not None),
-            key=lambda name: TABLES.index(table_of(config, config.rules[name])),
-        )
+        self._rules = [name for name in in_order(config) if config.rules[name].queue is not None]
         rules = config.rules.values()
         # Such a rule takes the first packet of a connection alone.
         self._by_syn = any(rule.tcp_syn for rule in rules)

@@ -17,7 +17,7 @@ from nfq_agent.values import Network
 _INWARD: Final = ("prerouting", "input")
 _OUTWARD: Final = ("output", "postrouting")
 # In which order the kernel asks the tables of a hook (linux/netfilter_ipv4.h, enum nf_ip_hook_priorities).
-TABLES: Final = ("raw", "mangle", "nat", "filter")
+_TABLES: Final = ("raw", "mangle", "nat", "filter")
 
 
 class Matching(NamedTuple):
@@ -28,11 +28,16 @@ class Matching(NamedTuple):
     before: str | None
 
 
+def in_order(config: Config) -> list[str]:
+    """The names of the rules in the order in which the kernel asks them in a hook."""
+    return sorted(config.rules, key=lambda name: _TABLES.index(table_of(config, config.rules[name])))
+
+
 def matching(config: Config, question: Question) -> list[Matching]:
     """The rules that match, in the order in which the kernel asks them."""
     found: list[Matching] = []
     first: dict[str, str] = {}
-    for name in sorted(config.rules, key=lambda name: TABLES.index(table_of(config, config.rules[name]))):
+    for name in in_order(config):
         if not any(True for _ in misses(config, name, question)):
             table = table_of(config, config.rules[name])
             found.append(Matching(name, table, first.get(table)))
