@@ -68,7 +68,7 @@ class Question:
     def not_known(self) -> list[str]:
         """What is given, and the kernel does not tell of a packet in this hook."""
         owned = {"unit": self.unit, "cgroup": self.cgroup, "exe": self.exe} if self.hook == "forward" else {}
-        process = {} if self.hook in _OUTWARD else {"uid": self.uid, "gid": self.gid}
+        process = {} if self.sent else {"uid": self.uid, "gid": self.gid}
         return [key for key, value in {**owned, **process}.items() if value not in (None, "")]
 
     @property
@@ -139,16 +139,21 @@ class Question:
         return self._ends[1][1]
 
     @property
+    def sent(self) -> bool:
+        """Whether the hook is one of what this host sends."""
+        return self.hook in _OUTWARD
+
+    @property
     def enters(self) -> str:
         """The interface by which it enters; empty where none is given, and for what this host sends."""
-        return "" if self.hook in _OUTWARD else self.interface
+        return "" if self.sent else self.interface
 
     @property
     def leaves(self) -> str:
         """The interface by which it leaves; empty where none is given, and for what this host receives."""
         if self.hook in _INWARD:
             return ""
-        return self.to_interface or (self.interface if self.hook in _OUTWARD else "")
+        return self.to_interface or (self.interface if self.sent else "")
 
     def interface_name(self, index: int) -> str:
         """The name of one of the packet's interfaces."""
@@ -156,7 +161,7 @@ class Question:
 
     def packet(self, data: bytes = b"") -> Packet:
         """The first packet of the flow, or one with data."""
-        sent = self.hook in _OUTWARD
+        sent = self.sent
         shown: dict[str, Any] = {
             "hook": Hook[self.hook.upper()], "uid": self.uid if sent else None, "gid": self.gid if sent else None, "time": 1.0,
             "mark": self.mark, "indev": _ENTERS * bool(self.enters), "outdev": _LEAVES * bool(self.leaves),

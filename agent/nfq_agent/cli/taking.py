@@ -12,10 +12,9 @@ from nfq_agent.config.selection import Identities
 from nfq_agent.packet import TCP, UDP, WITH_PORTS, protocol_name
 from nfq_agent.rules.model import Family
 from nfq_agent.rules.proxies import listener_port, table_of
+from nfq_agent.rules.selection import direction_of
 from nfq_agent.values import Network
 
-_INWARD: Final = ("prerouting", "input")
-_OUTWARD: Final = ("output", "postrouting")
 # In which order the kernel asks the tables of a hook (linux/netfilter_ipv4.h, enum nf_ip_hook_priorities).
 _TABLES: Final = ("raw", "mangle", "nat", "filter")
 
@@ -68,17 +67,14 @@ def _sides(rule: RuleConfig, question: Question) -> Iterator[tuple[int, ...]]:
     of its interfaces."""
     if question.number not in WITH_PORTS:
         yield ()
-    elif rule.proxy is not None:
-        yield (question.dport,)
-    elif question.hook == "forward" and rule.interface and rule.role in ("server", "client"):
+    elif question.hook == "forward" and rule.proxy is None and rule.interface and rule.role in ("server", "client"):
         # What leaves through the interface asks a server behind it, and what enters is its answer.
         ways = [_named(question.enters, rule.interface), _named(question.leaves, rule.interface)]
         for inward in [True] * ways[0] + [False] * ways[1] or [False]:
             yield (question.sport if (rule.role == "server") == inward else question.dport,)
-    elif rule.role in (None, "both") or question.hook == "forward":
-        yield (question.dport, question.sport)
     else:
-        yield (question.dport if (rule.role == "server") == (question.hook in _INWARD) else question.sport,)
+        seen = {"--dports": (question.dport,), "--sports": (question.sport,), "--ports": (question.dport, question.sport)}
+        yield seen[direction_of(rule, question.hook)]
 
 
 def _traffic_misses(rule: RuleConfig, question: Question, seen: tuple[int, ...]) -> Iterator[str]:
@@ -178,4 +174,4 @@ def _proxy_misses(config: Config, rule: RuleConfig, question: Question) -> Itera
 
 def own_uid(question: Question, uid: int | None) -> bool:
     """Whether it is sent by the agent's own user, whose packets no rule takes. uid: of that user; None if it is not there."""
-    return question.hook in _OUTWARD and uid is not None and question.uid == uid
+    return question.sent and uid is not None and question.uid == uid

@@ -41,7 +41,7 @@ def selected(name: str, rule: RuleConfig, hook: str, family: Family, lists: bool
     if hook == "forward" and rule.interface and rule.role in ("server", "client"):
         yield from _forwarded(name, rule, family, lists)
         return
-    for protocol, matches in _traffic(name, rule, _direction(rule, hook), family, lists):
+    for protocol, matches in _traffic(name, rule, direction_of(rule, hook), family, lists):
         for inward, outward in _interfaces(name, rule, hook, lists):
             for tail in _conditions(rule, family, lists):
                 yield Selected(protocol, matches, inward, outward, tail)
@@ -94,8 +94,9 @@ def _traffic(
         yield "udp", (Extension("multiport", (Option(direction, ports),)),)
 
 
-def _direction(rule: RuleConfig, hook: str) -> str:
-    """Which port a role looks at: a server's is the destination on the way in, a client's on the way out."""
+def direction_of(rule: RuleConfig, hook: str) -> str:
+    """Which port a role looks at, as an option of multiport: a server's is the destination on the way in, a client's on the way
+    out."""
     if rule.proxy is not None:
         return "--dports"
     if rule.role in (None, "both") or hook == "forward":
