@@ -5,7 +5,6 @@ Needs no root and no running agent: it asks the policy itself, and reads nothing
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -18,7 +17,6 @@ from nfq_agent.cli.question import Question
 from nfq_agent.cli.show import wrapped
 from nfq_agent.cli.taking import matching, misses, own_uid
 from nfq_agent.config.capture import InlineConfig, TapConfig
-from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.context import Context
@@ -26,6 +24,7 @@ from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements.policy import Policy
 from nfq_agent.flow import Flow
 from nfq_agent.geography import Geography
+from nfq_agent.host.users import find_user
 from nfq_agent.match import PLACES, Conditions, Match
 from nfq_agent.owner import Owners
 from nfq_agent.packet import Packet
@@ -71,10 +70,8 @@ def explain(flags: Flags, question: Question) -> int:
 
 def _by_rules(config: Config, question: Question) -> bool:
     """Print what the rules do with the packet. False if none takes it."""
-    own = None
-    with contextlib.suppress(KeyError):
-        own = HostLookups().uid(config.agent.user)
-    if own_uid(question, own):
+    own = find_user(config.agent.user)
+    if own_uid(question, None if own is None else own.uid):
         _line(f"Rule:     none takes it: packets of the agent's own user, {config.agent.user}, always pass")
         return True
     found = matching(config, question)
