@@ -145,7 +145,7 @@ def _of_proxy(config: Config, proxy: ProxyConfig) -> dict[str, Any]:
 def _values(table: BaseModel, *without: str) -> dict[str, Any]:
     """The keys of a table as the file has them, with their values; what says most comes first."""
     fields = type(table).model_fields
-    names = sorted(fields.keys() - set(without), key=lambda name: (name not in _FIRST, list(fields).index(name)))
+    names = sorted((name for name in fields if name not in without), key=lambda name: name not in _FIRST)
     return {fields[name].alias or name: _plain(getattr(table, name), fields[name]) for name in names}
 
 
