@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from nfq_agent.owner import Owner
@@ -28,9 +29,11 @@ _NAMES: Final[Mapping[str, Mapping[int, tuple[str, str]]]] = {
     "tcp": {80: _HTTP, 53: _DNS, 443: ("tls", "tls_sni")},
     "udp": {53: _DNS, 443: ("quic", "tls_sni")},
 }
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_End = tuple[_Address, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Question:
     """The packet of the question. source, destination: ADDRESS:PORT; without ports for a protocol that has none.
 
@@ -80,7 +83,7 @@ class Question:
     @property
     def version(self) -> int:
         """4 or 6."""
-        return ipaddress.ip_address(self._ends[1][0]).version
+        return self.destination_address.version
 
     def check(self) -> None:
         """Raises ValueError if the protocol is unknown, an end is not an address and a port, or the ends are of two families."""
@@ -96,8 +99,9 @@ class Question:
                 f"{self.protocol} is an extension header in IPv6, and no rule looks at it; allowed: the protocol behind it"
             )
 
-    @property
-    def _ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
+    @cached_property
+    def _ends(self) -> tuple[_End, _End]:
+        # Each rule looks at them, and `replay` asks about each packet of other ends.
         return self._end(self.source), self._end(self.destination)
 
     @property
@@ -105,28 +109,27 @@ class Question:
         """Whether packets of the protocol have ports."""
         return has_ports(self.protocol)
 
-    def _end(self, text: str) -> tuple[str, int]:
+    def _end(self, text: str) -> _End:
         host, port = text, 0
         try:
             if self.with_ports:
                 end = Endpoint.parse(text, lowest=0)
                 host, port = end.host, end.port
-            ipaddress.ip_address(host)
+            return ipaddress.ip_address(host), port
         except ValueError:
             what = "an address with a port" if self.with_ports else "an address"
             examples = ("192.0.2.1:443", "[2001:db8::1]:443") if self.with_ports else ("192.0.2.1", "2001:db8::1")
             raise ValueError(f"{text!r} is not {what}; allowed: one as {examples[0]} or {examples[1]}") from None
-        return host, port
 
     @property
-    def source_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    def source_address(self) -> _Address:
         """The source."""
-        return ipaddress.ip_address(self._ends[0][0])
+        return self._ends[0][0]
 
     @property
-    def destination_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    def destination_address(self) -> _Address:
         """The destination."""
-        return ipaddress.ip_address(self._ends[1][0])
+        return self._ends[1][0]
 
     @property
     def sport(self) -> int:
