@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from nfq_agent.capture.selection import CaptureSelection
-from nfq_agent.config.capture import CaptureConfig
+from nfq_agent.config.capture import CaptureConfig, InlineConfig, TapConfig
 from nfq_agent.config.models import Config
 from nfq_agent.host import bpf, filters, packet_socket, pairs
 from nfq_agent.host.links import Link, links
@@ -21,6 +21,12 @@ def selection_of(config: CaptureConfig) -> CaptureSelection:
         tuple((each.first, each.last) for each in config.tcp_ports),
         tuple((each.first, each.last) for each in config.udp_ports),
     )
+
+
+def captures(config: Config) -> Iterator[tuple[str, TapConfig | InlineConfig]]:
+    """Each tap and inline link by its table's name."""
+    yield from ((f"tap.{name}", tap) for name, tap in config.tap.items())
+    yield from ((f"inline.{name}", inline) for name, inline in config.inline.items())
 
 
 def host_faults(config: Config) -> list[str]:
@@ -47,9 +53,7 @@ def _inline_missing(attach: filters.Attach) -> str | None:
 def taken(config: Config) -> Iterator[tuple[str, list[str]]]:
     """Each tap and inline link by its table's name, with the interfaces that it takes now."""
     present = [link for link in links() if not pairs.is_end(link)]
-    tables: list[tuple[str, CaptureConfig]] = [(f"tap.{name}", tap) for name, tap in config.tap.items()]
-    tables += [(f"inline.{name}", inline) for name, inline in config.inline.items()]
-    for table, capture in tables:
+    for table, capture in captures(config):
         selection = selection_of(capture)
         kind = table.partition(".")[0]
         yield table, sorted(link.name for link in present if selection.chooses(link.name) and unfit(kind, link) is None)

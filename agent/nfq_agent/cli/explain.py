@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from nfq_agent.capture.selection import CaptureSelection
-from nfq_agent.capture.serving import selection_of
+from nfq_agent.capture.serving import captures, selection_of
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.loading import configuration
 from nfq_agent.cli.question import Question
@@ -85,9 +85,7 @@ def _by_rules(config: Config, question: Question) -> bool:
 
 def _captures(config: Config, question: Question) -> Iterator[tuple[str, TapConfig | InlineConfig, Question, list[str]]]:
     """Each tap and inline link: its table, the packet as it sees it, and why it does not take it (nothing if it does)."""
-    tables: list[tuple[str, TapConfig | InlineConfig]] = [(f"tap.{name}", tap) for name, tap in config.tap.items()]
-    tables += [(f"inline.{name}", inline) for name, inline in config.inline.items()]
-    for title, table in tables:
+    for title, table in captures(config):
         selection = selection_of(table)
         sides = [(name, hook) for name, hook in ((question.enters, "prerouting"), (question.leaves, "postrouting")) if name]
         chosen = [side for side in sides if selection.chooses(side[0])]
