@@ -148,7 +148,6 @@ def test_watchers_leave_the_worker_to_its_packets(netns: Namespace, tmp_path: Pa
     assert agent.stop() == 0
 
 
-@pytest.mark.skip(reason="known fault: beside other watchers a `top` of one second may show none of a quiet queue's flows")
 @pytest.mark.parametrize("elements", ['"ports"', '"limit"', ""], ids=["pure", "compiled", "none"])
 def test_packets_that_are_not_looked_at_count_for_their_flow(netns: Namespace, tmp_path: Path, elements: str) -> None:
     netns.start(sys.executable, "-c", SINK)

@@ -202,7 +202,8 @@ class WorkerLoop:
                 self._report(count)
             if count:
                 return
-        self._look_around(_BEAT)
+        # Who watches is told of flows that no packet has come of since it began.
+        self._look_around(_BEAT if self._judge.watch is None else _LOOK)
 
     def _poll(self, seconds: float) -> int:
         """Take turns for `seconds`, until one meets packets. Returns how many."""
