@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
+
+import pytest
 
 from nfq_agent.packet import Packet
 from nfq_agent.testing import tcp
@@ -39,3 +44,14 @@ def write(path: Path, packets: Iterable[tuple[float, Packet]]) -> None:
         for time, packet in packets:
             seconds, rest = divmod(round(time * 1e6), 1_000_000)
             out.write(struct.pack("<IIII", seconds, rest, len(packet.payload), len(packet.payload)) + packet.payload)
+
+
+@contextmanager
+def piped(content: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Standard input is a pipe with this content, which has to fit into it. Its descriptor is handed out."""
+    feed, end = os.pipe()
+    with open(feed, "rb") as stdin:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stdin))
+        with open(end, "wb") as writing:
+            writing.write(content)
+        yield feed

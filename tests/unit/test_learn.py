@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from openings import client_hello, dns_query
-from recorded import capture, connection
+from recorded import capture, connection, piped
 
 from nfq_agent.cli import learn, replay
 from nfq_agent.cli.flags import Flags
@@ -154,12 +152,7 @@ def test_a_capture_that_is_cut_and_one_from_a_pipe(
     said = capsys.readouterr().err.splitlines()
     assert said[0].endswith(f"ends within a record, at byte {len(whole) - 3}; what came before it is learned")
     assert said[1] == "5 rules; they accept 5 of 5 flows of the capture"
-    feed, end = os.pipe()
-    with open(feed, "rb") as stdin, open(end, "wb") as writing:
-        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stdin))
-        # It fits into the pipe.
-        writing.write(whole)
-        writing.close()
+    with piped(whole, monkeypatch):
         assert learn.learn(Flags(config), Path("-"), tmp_path / "out.toml") == 0
     assert capsys.readouterr().err == "5 rules; they accept 6 of 6 flows of the capture\n"
 

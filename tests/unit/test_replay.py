@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mmdb import write_database
 from openings import client_hello, dns_query
-from recorded import BEGIN, connection, write
+from recorded import BEGIN, connection, piped, write
 
 from nfq_agent.capture.recording import Recorded
 from nfq_agent.cli import replay
@@ -269,12 +267,7 @@ def test_a_capture_from_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str
     write(tmp_path / "seen.pcap", apart(connection(CLIENT, SERVER, HELLO)))
     told = []
     for name in ("seen.pcap", "-", "fifo"):
-        feed, end = os.pipe()
-        with open(feed, "rb") as stdin, open(end, "wb") as writing:
-            monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stdin))
-            # It fits into the pipe.
-            writing.write((tmp_path / "seen.pcap").read_bytes())
-            writing.close()
+        with piped((tmp_path / "seen.pcap").read_bytes(), monkeypatch) as feed:
             capture = {"fifo": Path(f"/dev/fd/{feed}"), "-": Path("-")}.get(name, tmp_path / name)
             assert replay.replay(Flags(config), capture, None, False, True) == 0
             told.append(json.loads(capsys.readouterr().out))
@@ -287,13 +280,9 @@ def test_progress_of_a_pipe_is_told_without_a_share(
 ) -> None:
     (config := tmp_path / "agent.toml").write_text(CONFIG.format(midstream="accept", verify=""))
     write(tmp_path / "seen.pcap", apart([tcp(CLIENT, SERVER, flags="S")] * 300))
-    feed, end = os.pipe()
-    with open(feed, "rb") as stdin, open(end, "wb") as writing:
-        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stdin))
-        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-        monkeypatch.setattr(replay, "_PROGRESS", 0.0)
-        writing.write((tmp_path / "seen.pcap").read_bytes())
-        writing.close()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(replay, "_PROGRESS", 0.0)
+    with piped((tmp_path / "seen.pcap").read_bytes(), monkeypatch):
         assert replay.replay(Flags(config), Path("-"), None, False, True) == 0
     assert capsys.readouterr().err == "\r256 packets\r\x1b[K"
 
