@@ -38,7 +38,7 @@ print(connection.recv(65536), flush=True)
 """
 # The request is sent, judged, and answered by the server's kernel; then the page changes.
 CLIENT = f"""
-import mmap, os, socket, tempfile, time
+import fcntl, mmap, os, socket, tempfile, time
 request = b"GET / HTTP/1.1\\r\\nHost: www.good.test\\r\\n\\r\\n"
 with tempfile.TemporaryFile() as file:
     file.write(request.ljust(4096, b" "))
@@ -49,7 +49,7 @@ with tempfile.TemporaryFile() as file:
     unsent = 1
     while unsent:
         time.sleep(0.01)
-        unsent = int.from_bytes(__import__("fcntl").ioctl(connection.fileno(), 0x5411, bytes(4)), "little")
+        unsent = int.from_bytes(fcntl.ioctl(connection.fileno(), 0x5411, bytes(4)), "little")
     page[: len(request)] = request.replace(b"good", b"evil")
 """
 
