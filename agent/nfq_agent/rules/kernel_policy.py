@@ -12,22 +12,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfq_agent.config.drop_lines import drop_lines
-from nfq_agent.config.models import Config, ElementSpec, QueueConfig
-from nfq_agent.config.policy_summary import policy_of
+from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.rule import RuleConfig
-from nfq_agent.element import Needs, PacketElement
+from nfq_agent.element import Needs
 from nfq_agent.elements import packet_element
 from nfq_agent.match import Conditions
 from nfq_agent.packet import TCP, UDP
 from nfq_agent.policy_rule import DEFAULT, rule_label
 from nfq_agent.rules.entries import parsed, protocols_of
 from nfq_agent.rules.model import VERDICTS, Extension, Family, Option, Rule, comment_match
-from nfq_agent.rules.owner_steps import OwnerStep, by_headers, owner_policy
+from nfq_agent.rules.owner_steps import HeadPolicy, OwnerStep, by_headers, overrides, owner_policy, policy_at_head
 from nfq_agent.rules.policy_map import SAMPLE, Ask, Leading, PolicyMap, all_passes, compared, mapped, with_maps
 from nfq_agent.rules.selection import INWARD, SYN_ACK, Selected, port_lists, range_lists
 
 if TYPE_CHECKING:
-    from nfq_agent.policy_options import PolicyOptions, RuleOptions
+    from nfq_agent.policy_options import RuleOptions
 
 # The first packet of a flow, as connection tracking sees it: each packet of one that is not answered.
 _NEW: Final = Extension("conntrack", (Option("--ctstate", "NEW"),))
@@ -44,23 +43,6 @@ _OUT: Final = frozenset(("output", "postrouting"))
 _DIRECTIONS: Final = {"in": INWARD, "out": _OUT}
 
 
-class _Asked:
-    """The options of a policy and whether drops are applied, compared by identity: a policy may have thousands of rules, and a
-    plan asks for them again and again."""
-
-    __slots__ = ("drops", "options")
-
-    def __init__(self, options: PolicyOptions, drops: bool) -> None:
-        self.options = options
-        self.drops = drops
-
-    def __hash__(self) -> int:
-        return hash((id(self.options), self.drops))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Asked) and other.options is self.options and other.drops == self.drops
-
-
 def kernel_rules(config: Config, queue: QueueConfig) -> tuple[str, Sequence[Leading]]:
     """The name of the queue's first element, and what of it the kernel can decide; empty where that is nothing.
 
@@ -70,25 +52,27 @@ def kernel_rules(config: Config, queue: QueueConfig) -> tuple[str, Sequence[Lead
     return name, () if asked is None else _leading(asked)
 
 
-def _asked(config: Config, queue: QueueConfig) -> tuple[str, _Asked | None]:
-    if queue.compile_mode == "off":
+def _asked(config: Config, queue: QueueConfig) -> tuple[str, HeadPolicy | None]:
+    """The name of the queue's first element, and the options of the policy on headers that it is."""
+    head = policy_at_head(config, queue)
+    if head is None:
         return "", None
-    specs = config.packet_elements(queue)
-    if not specs or not _is_apart(specs, ("amend",) if queue.compile_mode == "first" else ("judged", "amend", "follow")):
+    name, asked, others = head
+    # The methods by which another element would have to know of what the kernel decides.
+    missed = ("amend",) if queue.compile_mode == "first" else ("judged", "amend", "follow")
+    if any(overrides(spec, method) for spec in others for method in missed):
         return "", None
-    # In monitor mode, what would be dropped is counted, and passes.
-    asked = _Asked(specs[0].options, queue.mode == "enforce")
     # A flow is judged by its first packet, and packets of both directions then get its verdict.
-    return ("", None) if _judges_flows(asked) else (specs[0].name, asked)
+    return ("", None) if _judges_flows(asked) else (name, asked)
 
 
 @functools.lru_cache(maxsize=16)
-def _judges_flows(asked: _Asked) -> bool:
+def _judges_flows(asked: HeadPolicy) -> bool:
     return packet_element("policy").needs_of(asked.options) is Needs.FLOW
 
 
 @functools.lru_cache(maxsize=16)
-def _leading(asked: _Asked) -> tuple[Leading, ...]:
+def _leading(asked: HeadPolicy) -> tuple[Leading, ...]:
     options, drops = asked.options, asked.drops
     found: list[Leading] = []
     for number, rule in options.numbered[:MOST]:
@@ -98,18 +82,6 @@ def _leading(asked: _Asked) -> tuple[Leading, ...]:
     if len(options.numbered) <= MOST and (options.default == "accept" or (drops and options.default == "drop")):
         found.append(Leading(0, DEFAULT, options.default, None))
     return tuple(found)
-
-
-def _is_apart(specs: list[ElementSpec], missed: Sequence[str]) -> bool:
-    """Whether the first element is a policy on headers, and no other has to know of what it decides.
-
-    missed: the methods by which another one would.
-    """
-    first, *others = specs
-    options = policy_of(first)
-    if options is None or first.cls is not packet_element("policy") or options.explain:
-        return False
-    return not any(getattr(spec.cls, method) is not getattr(PacketElement, method) for spec in others for method in missed)
 
 
 def before_queue(
@@ -165,7 +137,7 @@ def before_queue(
 
 
 @functools.lru_cache(maxsize=32)
-def _steps(asked: _Asked, family: Family) -> tuple[Leading | PolicyMap, ...]:
+def _steps(asked: HeadPolicy, family: Family) -> tuple[Leading | PolicyMap, ...]:
     return tuple(with_maps(_leading(asked), family))
 
 

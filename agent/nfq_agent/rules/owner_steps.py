@@ -8,9 +8,10 @@ with the next packet, and what it accepts needs the mark of `offload`, so that t
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from nfq_agent.config.models import Config, QueueConfig
+from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 from nfq_agent.config.policy_summary import policy_of
 from nfq_agent.element import PacketElement
 from nfq_agent.elements import packet_element
@@ -55,8 +56,26 @@ class OwnerPolicy(NamedTuple):
         return tuple(each for each in self.steps if each.action != "ask")
 
 
-def owner_policy(config: Config, queue: QueueConfig) -> OwnerPolicy | None:
-    """The policy by owner at the head of a queue, as far as the kernel can apply it; None where it cannot."""
+class HeadPolicy:
+    """The options of a policy and whether drops are applied, compared by identity: a policy may have thousands of rules, and a
+    plan asks for them again and again."""
+
+    __slots__ = ("drops", "options")
+
+    def __init__(self, options: PolicyOptions, drops: bool) -> None:
+        self.options = options
+        self.drops = drops
+
+    def __hash__(self) -> int:
+        return hash((id(self.options), self.drops))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HeadPolicy) and other.options is self.options and other.drops == self.drops
+
+
+def policy_at_head(config: Config, queue: QueueConfig) -> tuple[str, HeadPolicy, Sequence[ElementSpec]] | None:
+    """The policy that is a queue's first element: its name, its options, and the other elements. None where there is none, or
+    where the kernel is to apply none."""
     if queue.compile_mode == "off":
         return None
     specs = config.packet_elements(queue)
@@ -66,20 +85,36 @@ def owner_policy(config: Config, queue: QueueConfig) -> OwnerPolicy | None:
     options = policy_of(first)
     if options is None or first.cls is not packet_element("policy") or options.explain:
         return None
+    # In monitor mode, what would be dropped is counted, and passes.
+    return first.name, HeadPolicy(options, queue.mode == "enforce"), others
+
+
+def overrides(spec: ElementSpec, method: str) -> bool:
+    """Whether an element has a method of its own."""
+    return getattr(spec.cls, method) is not getattr(PacketElement, method)
+
+
+def owner_policy(config: Config, queue: QueueConfig) -> OwnerPolicy | None:
+    """The policy by owner at the head of a queue, as far as the kernel can apply it; None where it cannot."""
+    head = policy_at_head(config, queue)
+    if head is None:
+        return None
+    name, asked, others = head
+    options = asked.options
     # A fact needs packets that come later.
     if not any(rule.owned_by for rule in options.rules) or any(rule.wanted for rule in options.rules):
         return None
     missed = () if queue.compile_mode == "first" else ("judged", "follow")
-    if any(_overrides(spec.cls, method) for spec in others for method in missed):
+    if any(overrides(spec, method) for spec in others for method in missed):
         return None
-    if any(_overrides(spec.cls, "amend") and spec.cls is not packet_element("offload") for spec in others):
+    if any(overrides(spec, "amend") and spec.cls is not packet_element("offload") for spec in others):
         return None
-    if options.default is None and (queue.default == "drop" or any(_overrides(spec.cls, "decide") for spec in others)):
+    if options.default is None and (queue.default == "drop" or any(overrides(spec, "decide") for spec in others)):
         # What no rule matches may be denied, and is not asked again.
         return None
     kept = config.kept(queue)
-    steps = _steps(_Asked(options), queue.mode == "enforce", kept is not None)
-    return OwnerPolicy(first.name, kept, steps) if steps else None
+    steps = _steps(asked, kept is not None)
+    return OwnerPolicy(name, kept, steps) if steps else None
 
 
 def by_headers(rule: RuleOptions) -> bool:
@@ -89,30 +124,11 @@ def by_headers(rule: RuleOptions) -> bool:
     return all("*" not in name[:-1] and not set("?[]") & set(name) for name in rule.interface or ())
 
 
-def _overrides(cls: type[PacketElement], method: str) -> bool:
-    return getattr(cls, method) is not getattr(PacketElement, method)
-
-
-class _Asked:
-    """The options of a policy, compared by identity: a plan asks for them again and again."""
-
-    __slots__ = ("options",)
-
-    def __init__(self, options: PolicyOptions) -> None:
-        self.options = options
-
-    def __hash__(self) -> int:
-        return id(self.options)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Asked) and other.options is self.options
-
-
 @functools.lru_cache(maxsize=16)
-def _steps(asked: _Asked, drops: bool, keeps: bool) -> tuple[OwnerStep, ...]:
-    """drops: whether drops are applied. keeps: whether the kernel keeps what it accepts. Nothing behind the last that decides."""
+def _steps(asked: HeadPolicy, keeps: bool) -> tuple[OwnerStep, ...]:
+    """keeps: whether the kernel keeps what it accepts. Nothing behind the last that decides."""
     options = asked.options
-    kernel = {name for name, applied in (("drop", drops), ("accept", keeps)) if applied}
+    kernel = {name for name, applied in (("drop", asked.drops), ("accept", keeps)) if applied}
     found: list[OwnerStep] = []
     for number, rule in options.numbered:
         if not by_headers(rule):
