@@ -103,8 +103,7 @@ def before_queue(
     def first_packets(chosen: Selected) -> Iterator[Rule]:
         new = chosen._replace(matches=(_NEW, *chosen.matches))
         yield from ask(new._replace(tail=(*new.tail, SAMPLE)))
-        matches = (*new.matches, *new.tail, unrecorded)
-        yield Rule(chain, Extension(""), matches, new.protocol, new.in_interface, new.out_interface)
+        yield new.rule(chain, Extension(""), unrecorded)
 
     first = first_packets if queue.compile_mode == "first" else None
     users = False
@@ -132,8 +131,7 @@ def before_queue(
                 yield from ask(chosen._replace(tail=(*what.tail, SAMPLE)))
             if first is not None:
                 yield from first(chosen)
-            target = Extension(TARGETS[each.action])
-            yield Rule(chain, target, (*matches, *what.tail, comment), choice.protocol, choice.inward, choice.outward)
+            yield chosen.rule(chain, Extension(TARGETS[each.action]), comment)
 
 
 @functools.lru_cache(maxsize=32)

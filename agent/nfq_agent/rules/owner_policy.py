@@ -112,14 +112,9 @@ def _applied(step: OwnerStep, choices: list[Choice], place: _Place, group: Exten
         if place.first or (place.sampled and step.action == "drop"):
             yield from place.ask(chosen._replace(tail=(*what.tail, SAMPLE)))
         if place.first:
-            yield _rule(place.chain, Extension(""), chosen, place.tag(UNRECORDED))
+            yield chosen.rule(place.chain, Extension(""), place.tag(UNRECORDED))
         if step.action == "accept" and place.kept is not None:
             # As `offload` has it done: the rest of the flow passes by this mark.
             keep = Extension("CONNMARK", (Option("--set-xmark", str(place.kept.accept)),))
-            yield _rule(place.chain, keep, chosen, comment_match(instance, OFFLOAD_NEW))
-        yield _rule(place.chain, Extension(TARGETS[step.action]), chosen, place.tag(step.number))
-
-
-def _rule(chain: str, target: Extension, what: Selected, comment: Extension) -> Rule:
-    matches = (*what.matches, *what.tail, comment)
-    return Rule(chain, target, matches, what.protocol, what.in_interface, what.out_interface)
+            yield chosen.rule(place.chain, keep, comment_match(instance, OFFLOAD_NEW))
+        yield chosen.rule(place.chain, Extension(TARGETS[step.action]), place.tag(step.number))

@@ -245,7 +245,7 @@ def _marking(config: Config, name: str, chain: str, found: list[Selected]) -> It
     target = Extension("CONNMARK", (Option("--set-xmark", str(_owner_mark(config, name))),))
     comment = comment_match(config.agent.instance, OWNER_NEW)
     for each in found:
-        yield Rule(chain, target, (*each.matches, *each.tail, comment), each.protocol, each.in_interface, each.out_interface)
+        yield each.rule(chain, target, comment)
 
 
 def _by_mark(config: Config, name: str, found: list[Selected]) -> list[Selected]:

@@ -94,7 +94,7 @@ def mapped(  # one for each thing that differs
     """
     of = Option("--of", ",".join(step.fields))
     if default is not None and first is None and (narrow := _narrow(step, family, _asks_ports(what))) is not None:
-        yield Rule(chain, Extension("RETURN"), (*what.matches, narrow, *what.tail, default), what.protocol, *what[2:4])
+        yield what._replace(matches=(*what.matches, narrow)).rule(chain, Extension("RETURN"), default)
 
     def listed(entries: Iterable[MapEntry], negated: bool = False) -> Selected:
         bare = [each._replace(action="", number=0) for each in entries]
@@ -106,9 +106,7 @@ def mapped(  # one for each thing that differs
         chosen = listed(dropped)
         if default is not None and first is None:
             # What passes is looked up once, not in front of the queue and in the map.
-            outside = listed(step.entries, negated=True)
-            matches = (*outside.matches, *outside.tail, default)
-            yield Rule(chain, Extension("RETURN"), matches, what.protocol, what.in_interface, what.out_interface)
+            yield listed(step.entries, negated=True).rule(chain, Extension("RETURN"), default)
             if len(dropped) == len(step.entries) and (_asks_ports(what) or not _PORTS & set(step.fields)):
                 # What is left is dropped. Else a packet that is too short for ports would be left too.
                 chosen = what
@@ -116,8 +114,7 @@ def mapped(  # one for each thing that differs
     if first is not None:
         yield from first(listed(step.entries))
     target = Extension(VERDICTS, (of, Option("--map", words(step.entries, step.fields, family))))
-    matches = (*what.matches, *what.tail, comment)
-    yield Rule(chain, target, matches, what.protocol, what.in_interface, what.out_interface)
+    yield what.rule(chain, target, comment)
 
 
 def passing_first(table: TableRules) -> TableRules:

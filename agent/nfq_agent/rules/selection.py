@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.config.selection import Identities
 from nfq_agent.mark import Mark
-from nfq_agent.rules.model import Extension, Family, Option, RuleError
+from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError
 from nfq_agent.values import Network, Ports
 
 INWARD: Final = frozenset(("prerouting", "input"))
@@ -31,6 +31,10 @@ class Selected(NamedTuple):
     in_interface: str
     out_interface: str
     tail: tuple[Extension, ...]
+
+    def rule(self, chain: str, target: Extension, comment: Extension) -> Rule:
+        """The rule for these packets."""
+        return Rule(chain, target, (*self.matches, *self.tail, comment), self.protocol, self.in_interface, self.out_interface)
 
 
 def selected(name: str, rule: RuleConfig, hook: str, family: Family, lists: bool) -> Iterator[Selected]:
