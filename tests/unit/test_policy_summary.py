@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from nfq_agent.config.capture import InlineConfig, TapConfig
 from nfq_agent.config.models import Agent, Config, LogConfig, QueueConfig
-from nfq_agent.config.policy_summary import cuts_ssh, differences, summary, told
+from nfq_agent.config.policy_summary import counted, differences, summary, told
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.elements import ElementError
 from nfq_agent.elements.loading import reimported
@@ -248,24 +248,24 @@ def test_long_lists_that_differ_read_differently() -> None:
     assert all(len(line) < 250 and "and 192 more" in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("rule", "cut"),
-    [
-        (GOOD, True),
-        ({"action": "accept", "dport": 22}, False),
-        ({"action": "accept", "dport": "20:30", "protocol": "tcp"}, False),
-        ({"action": "accept", "protocol": "ssh"}, False),
-        ({"action": "accept", "src": "10.0.0.0/8"}, False),
-        ({"action": "drop", "dport": 22}, True),
-        ({"action": "accept", "protocol": "udp"}, True),
-        ({"action": "accept", "dport": 443}, True),
-    ],
-)
-def test_when_ssh_is_cut(rule: dict[str, Any], cut: bool) -> None:
-    assert cuts_ssh(config([rule]), "main") is cut
+def test_changes_are_counted_by_what_they_are_of() -> None:
+    lines = [
+        "queue main: mode monitor -> enforce",
+        "new tap pods: only watches",
+        "[log]: level info -> debug",
+        "new proxy web: x",
+    ]
+    assert list(counted(lines)) == ["2 changes of policy", "1 of proxies", "1 of the log"]
+    assert list(counted(["[agent]: drift_check 5s -> 10s"])) == ["1 change of the agent's keys"]
+    assert list(counted(["proxy web: a", "proxy web: no longer served"])) == ["2 changes of proxies"]
 
 
-def test_ssh_is_not_cut_where_no_rule_takes_it() -> None:
-    web = config().model_copy(deep=True)
-    web = Config.model_validate({**web.model_dump(exclude_unset=True), "rules": {"web": {"queue": "main", "tcp_ports": [80]}}})
-    assert not cuts_ssh(web, "main")
+def test_ssh_that_is_dropped_by_a_change_is_named() -> None:
+    both = "queue main: drops what no rule matches, SSH included"
+    may = {"action": "accept", "dport": 22}, {"action": "accept", "sport": 22}
+    assert both in change(config([*may]), config([may[0]]))
+    assert "queue main: drops SSH" in change(config([], None), config([{"action": "drop", "dport": 22}], None))
+    # An agent of an earlier version tells whether, and not which.
+    before = json.loads(json.dumps(summary(config([*may]))))
+    before["main"]["cuts_ssh"] = True
+    assert both not in list(differences(before, summary(config([may[0]]))))

@@ -23,6 +23,7 @@ from nfq_agent.service.question import parse
         ('{"verb": "reload", "confirm": true}', "confirm = true"),
         ('{"verb": "reload", "confirm": 0}', "confirm = 0"),
         ('{"verb": "confirm", "keep": []}', "keep = []"),
+        ('{"verb": "confirm", "keep": true, "trial": "1"}', 'trial = "1"; allowed: the number of a trial, or null'),
         ('{"verb": "chaos", "queue": ["main"]}', 'queue = ["main"]'),
         ('{"verb": "chaos", "odds": [1]}', "odds = [1]"),
         ('{"verb": "chaos", "seconds": "1"}', 'seconds = "1"'),
@@ -59,6 +60,7 @@ def test_nesting_of_any_depth_is_refused(depth: int) -> None:
         {"verb": "reload", "confirm": None},
         {"verb": "reload", "confirm": 30},
         {"verb": "confirm", "keep": True},
+        {"verb": "confirm", "keep": True, "trial": 1},
         {"verb": "chaos", "queue": "main", "odds": {"drop": 0.1}, "seconds": 2.5},
         {"verb": "flows", "places": {}, "packets": None},
         {"verb": "flows", "places": {"worker of queue 1": [1, 2, (1 << 64) - 1]}, "packets": "dport = 1"},
@@ -73,7 +75,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-NAMES = st.sampled_from(["verb", "confirm", "keep", "queue", "odds", "seconds", "places", "packets"])
+NAMES = st.sampled_from(["verb", "confirm", "keep", "trial", "queue", "odds", "seconds", "places", "packets"])
 
 
 @given(st.dictionaries(NAMES, VALUES))

@@ -102,6 +102,50 @@ def test_another_reload_meanwhile_is_part_of_the_trial(agent: Agent, seconds: in
     assert agent.port == 1000
 
 
+def test_a_reload_that_will_be_taken_back_with_an_earlier_one_says_so(agent: Agent) -> None:
+    agent.ask("reload", confirm=60)
+    agent.pass_time(20)
+    answer = agent.ask("reload")
+    assert answer["ok"]
+    # A reload takes a second of this machine's time, at most.
+    assert re.fullmatch(
+        "an earlier reload waits for its confirmation, and takes this one back with it in (39|40) s; "
+        "`nfq-agent confirm` keeps both",
+        answer["waits"],
+    )
+    agent.ask("confirm", keep=True)
+    assert "waits" not in agent.ask("reload")
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("confirm", [None, 600])
+def test_an_answer_to_an_earlier_reload_is_none_to_a_later_one(agent: Agent, keep: bool, confirm: int | None) -> None:
+    first = agent.ask("reload", confirm=60)["trial"]
+    agent.file = config(3000)
+    second = agent.ask("reload", **({} if confirm is None else {"confirm": confirm})).get("trial")
+    answer = agent.ask("confirm", keep=keep, trial=first)
+    assert not answer["ok"]
+    assert "another change came since" in answer["message"]
+    assert agent.port == 3000
+    assert agent.ask("confirm", keep=keep, trial=second)["ok"]
+    assert agent.port == (3000 if keep else 1000)
+
+
+def test_what_is_said_where_nothing_waits_is_about_the_last_reload(agent: Agent) -> None:
+    nothing = {"ok": False, "message": "no reload waits for a confirmation"}
+    agent.ask("reload", confirm=60)
+    agent.pass_time(61)
+    assert agent.ask("confirm", keep=True)["message"].startswith("not confirmed in time")
+    # The next reload is in force, confirmed or without a trial.
+    agent.ask("reload")
+    assert agent.ask("confirm", keep=True) == nothing
+    agent.ask("reload", confirm=60)
+    agent.pass_time(61)
+    agent.ask("reload", confirm=60)
+    agent.ask("confirm", keep=True)
+    assert agent.ask("confirm", keep=True) == nothing
+
+
 def test_a_refused_reload_begins_no_trial(agent: Agent) -> None:
     agent.file = ConfigError(["queue: a fault"])
     assert not agent.ask("reload", confirm=60)["ok"]

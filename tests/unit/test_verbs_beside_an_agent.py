@@ -39,6 +39,14 @@ def test_reload_says_what_the_agent_answered(
     assert agent.asked == [{"verb": "reload"}]
 
 
+def test_a_reload_that_will_be_taken_back_with_an_earlier_one_is_a_warning(
+    agent: Answering, capfd: pytest.CaptureFixture[str]
+) -> None:
+    agent.reply = {"ok": True, "message": "in force", "waits": "an earlier reload waits"}
+    assert serve.reload(HERE, None) == 0
+    assert capfd.readouterr() == ("in force\n", "warning: an earlier reload waits\n")
+
+
 @pytest.mark.parametrize(("typed", "keep", "code", "said"), [("yes", True, 0, "Kept."), ("no\n", False, 1, "put back")])
 def test_a_reload_is_confirmed_by_a_word(
     agent: Answering,
@@ -49,7 +57,7 @@ def test_a_reload_is_confirmed_by_a_word(
     code: int,
     said: str,
 ) -> None:
-    agent.reply = {"ok": True, "message": "put back"}
+    agent.reply = {"ok": True, "message": "put back", "trial": 3}
     reader, writer = os.pipe()
     before = os.dup(0)
     os.dup2(reader, 0)
@@ -62,7 +70,8 @@ def test_a_reload_is_confirmed_by_a_word(
         for each in (reader, writer, before):
             os.close(each)
     assert said in "".join(capfd.readouterr())
-    assert agent.asked == [{"verb": "reload", "confirm": 60}, {"verb": "confirm", "keep": keep}]
+    # It names the reload that it answers: another one may be in force by then.
+    assert agent.asked == [{"verb": "reload", "confirm": 60}, {"verb": "confirm", "keep": keep, "trial": 3}]
 
 
 @pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])

@@ -100,7 +100,7 @@ def reload(flags: Flags, confirm_within: int | None, wait: bool = True) -> int:
     if (code := _tell(answer, faulty=78)) != 0 or confirm_within is None:
         return code
     if wait:
-        return _confirmed(name, confirm_within)
+        return _confirmed(name, confirm_within, answer.get("trial"))
     show.wrapped(f"It is in force. Without `nfq-agent confirm` within {confirm_within} s the previous configuration is restored.")
     return 0
 
@@ -109,17 +109,19 @@ def _tell(answer: Mapping[str, Any], faulty: int = 1) -> int:
     """Print the agent's answer, and return the exit code. faulty: where a fault in what was asked for is the reason."""
     if answer.get("ok"):
         show.wrapped(str(answer["message"]))
+        if waits := answer.get("waits"):
+            show.error(f"warning: {waits}")
         return 0
     show.error(answer.get("message", "the agent gave no reason"))
     return faulty if answer.get("config") else 1
 
 
-def _confirmed(name: str, seconds: int) -> int:
-    """Ask a person whether the new configuration is to be kept, and tell the agent."""
+def _confirmed(name: str, seconds: int, trial: object) -> int:
+    """Ask a person whether the new configuration is to be kept, and tell the agent. trial: which one is answered."""
     show.wrapped(f"It is in force. Type yes within {seconds} s to keep it; otherwise the previous configuration is restored.")
     keep = typed_yes(seconds)
     # Where the time is over, the agent has put it back, and says so.
-    answer = control.ask(name, {"verb": "confirm", "keep": keep}, 60)
+    answer = control.ask(name, {"verb": "confirm", "keep": keep, "trial": trial}, 60)
     if keep and answer.get("ok"):
         show.wrapped("Kept.")
         return 0

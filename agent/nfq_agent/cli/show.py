@@ -116,8 +116,11 @@ def side_effects(ruleset: Ruleset, host: RuleHost, user: str | None) -> list[str
 
 def plan(instance: str, backend: str, changes: Mapping[Family, Changes], besides: Sequence[str], policy: PolicyPlan) -> None:
     """The plan as text: a summary line, then rules, then what they do not show."""
+    # Imported only here: other verbs print without the models of the configuration.
+    from nfq_agent.config.policy_summary import counted
+
     if changes or policy.changed:
-        parts = [_counted(changes)] + [_number(len(policy.lines), "change of policy", "changes of policy")] * policy.changed
+        parts = [_counted(changes), *(counted(policy.lines) if policy.changed else ())]
         comment(f"# Plan for instance {instance}, {backend} backend: {', '.join(parts)}. Nothing is written.")
         _print_changes(changes)
     else:

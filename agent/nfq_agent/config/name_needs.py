@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from nfq_agent.config.capture import CaptureConfig
 from nfq_agent.config.lines import Place
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
-from nfq_agent.config.policy_summary import rule_that
+from nfq_agent.config.policies import rule_that
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.elements import ElementError
 from nfq_agent.values import Ports

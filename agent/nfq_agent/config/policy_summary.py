@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
@@ -12,18 +11,18 @@ from pydantic import BaseModel
 
 from nfq_agent.config.capture import InlineConfig, TapConfig
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
+from nfq_agent.config.policies import drops_by_default, policy_of
 from nfq_agent.config.proxy import ProxyConfig
+from nfq_agent.config.ssh_access import cuts_ssh
 from nfq_agent.elements.loading import code_of
 from nfq_agent.mark import parse_mask
-from nfq_agent.packet import TCP
-from nfq_agent.values import Ports, duration, duration_text, size, size_text
+from nfq_agent.values import duration, duration_text, size, size_text
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from nfq_agent.policy_options import PolicyOptions, RuleOptions
+    from nfq_agent.policy_options import RuleOptions
 
-_SSH: Final = 22
 # Values of a list that are written out.
 _SHOWN: Final = 8
 _FIRST: Final = ("mode", "default", "on_error")
@@ -35,6 +34,8 @@ _PROXY: Final = "proxy "
 # No table of a queue has such a name.
 _AGENT: Final = "[agent]"
 _LOG: Final = "[log]"
+# What a change is of, by how its line begins; any other is one of policy.
+_KINDS: Final = {_PROXY: "proxies", _AGENT: "the agent's keys", _LOG: "the log"}
 # Keys with which a reload is refused.
 _AT_A_START: Final = ("instance", "user", "backend")
 
@@ -45,38 +46,13 @@ def summary(config: Config) -> dict[str, dict[str, Any]]:
     The same for each tap, inline link and proxy, as `tap NAME` and so on, and the keys of `[agent]` and `[log]`.
     """
     return {
-        **{name: _of(config, queue, cuts_ssh(config, name)) for name, queue in config.queue.items()},
+        **{name: _of(config, queue, cuts_ssh(config, queue)) for name, queue in config.queue.items()},
         **{f"{_TAP}{name}": _of(config, tap) for name, tap in config.tap.items()},
-        **{f"{_INLINE}{name}": _of(config, inline) for name, inline in config.inline.items()},
+        **{f"{_INLINE}{name}": _of(config, inline, cuts_ssh(config, inline)) for name, inline in config.inline.items()},
         **{f"{_PROXY}{name}": _of_proxy(config, proxy) for name, proxy in config.proxy.items()},
         _AGENT: _values(config.agent),
         _LOG: _values(config.log),
     }
-
-
-def drops_by_default(config: Config, queue: QueueConfig | InlineConfig) -> str:
-    """The setting that drops packets of a queue or an inline link that no rule matches; empty if there is none."""
-    if queue.mode == "monitor":
-        return ""
-    for spec in config.packet_elements(queue):
-        default = getattr(spec.options, "default", None)
-        if default in ("drop", "reject"):
-            return f'default = "{default}" of [element.{spec.name}]'
-        if default is not None:
-            return ""
-    return 'default = "drop" of its queue' if queue.default == "drop" else ""
-
-
-def cuts_ssh(config: Config, name: str) -> bool:
-    """Whether a queue drops what no rule matches, gets TCP port 22, and has no policy rule that could accept it."""
-    queue = config.queue[name]
-    if not drops_by_default(config, queue):
-        return False
-    rules = [rule for rule in config.rules.values() if rule.queue == name]
-    if not any((rule.all or _has_ssh(rule.tcp_ports)) and not _has_ssh(rule.not_tcp_ports) for rule in rules):
-        return False
-    policies = map(policy_of, config.packet_elements(queue))
-    return not any(_may_accept_ssh(rule) for policy in policies if policy is not None for rule in policy.rules)
 
 
 def told(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -121,12 +97,27 @@ def differences(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Map
             yield from (f"{_title(name)}: {line}" for line in _changes(before[name], after[name]))
 
 
+def counted(lines: Iterable[str]) -> Iterator[str]:
+    """How many of the changes that `differences` tells are about what, for a summary."""
+    kinds = [
+        next((kind for begin, kind in _KINDS.items() if line.removeprefix("new ").startswith(begin)), "policy") for line in lines
+    ]
+    found = [(kinds.count(kind), kind) for kind in dict.fromkeys(("policy", *_KINDS.values())) if kind in kinds]
+    for place, (number, kind) in enumerate(found):
+        yield f"{number} of {kind}" if place else f"{number} change{'s' * (number != 1)} of {kind}"
+
+
+def _kind(line: str) -> str:
+    subject = line.removeprefix("new ")
+    return next((kind for begin, kind in _KINDS.items() if subject.startswith(begin)), "policy")
+
+
 def _title(name: str) -> str:
     return name if name.startswith((_TAP, _INLINE, _PROXY)) else f"queue {name}"
 
 
-def _of(config: Config, table: QueueConfig | TapConfig | InlineConfig, ssh: bool = False) -> dict[str, Any]:
-    """ssh: whether it cuts SSH."""
+def _of(config: Config, table: QueueConfig | TapConfig | InlineConfig, ssh: str = "") -> dict[str, Any]:
+    """ssh: which SSH it cuts."""
     found = _values(table, "elements")
     found["elements"] = [_of_element(config, spec) for spec in config.packet_elements(table)]
     # A tap drops nothing.
@@ -138,7 +129,7 @@ def _of(config: Config, table: QueueConfig | TapConfig | InlineConfig, ssh: bool
 def _of_proxy(config: Config, proxy: ProxyConfig) -> dict[str, Any]:
     found = _values(proxy, "elements")
     found["elements"] = [_of_element(config, spec) for spec in config.stream_elements(proxy)]
-    found["drops_unmatched"] = found["cuts_ssh"] = False
+    found["drops_unmatched"], found["cuts_ssh"] = False, ""
     return found
 
 
@@ -158,18 +149,6 @@ def _of_element(config: Config, spec: ElementSpec) -> dict[str, Any]:
         found["rules"] = [_of_rule(rule) for rule in spec.options.rule]
     found["options"] = _values(spec.options, *(("rule",) if "rules" in found else ()))
     return found
-
-
-def policy_of(spec: ElementSpec) -> PolicyOptions | None:
-    """The options of a policy; None of another element. Where no policy is configured, no start waits for its models."""
-    models = sys.modules.get("nfq_agent.policy_options")
-    return spec.options if models is not None and isinstance(spec.options, models.PolicyOptions) else None
-
-
-def rule_that(spec: ElementSpec, asks: Callable[[RuleOptions], bool]) -> tuple[int, ...]:
-    """The place of the first rule of a policy that asks for something, from 0 on; empty where no rule is known to."""
-    policy = policy_of(spec)
-    return () if policy is None else next(((number - 1,) for number, rule in policy.numbered if asks(rule)), ())
 
 
 def _of_rule(rule: RuleOptions) -> str:
@@ -277,20 +256,8 @@ def _word(value: object) -> str:
 
 
 def _consequence(each: Mapping[str, Any]) -> str:
+    # An agent of an earlier version tells whether, and not which.
+    ssh = "SSH" if each["cuts_ssh"] is True else each["cuts_ssh"]
     if not each["drops_unmatched"]:
-        return ""
-    return f"drops what no rule matches{', SSH included' * each['cuts_ssh']}"
-
-
-def _has_ssh(ports: Iterable[Ports]) -> bool:
-    return any(_SSH in each for each in ports)
-
-
-def _may_accept_ssh(rule: RuleOptions) -> bool:
-    """Whether a rule that accepts could match a connection to TCP port 22."""
-    if rule.action != "accept" or (rule.dport is not None and not _has_ssh(rule.dport)):
-        return False
-    if rule.protocol is not None and not {TCP, "ssh"} & set(rule.protocol):
-        return False
-    # What other facts a rule asks for no SSH connection has.
-    return all(fact == "protocol" or fact.startswith(("ssh", "dst_name")) for fact, _ in rule.wanted)
+        return f"drops {ssh}" if ssh else ""
+    return f"drops what no rule matches{f', {ssh} included' if ssh else ''}"

@@ -10,7 +10,7 @@ from nfq_agent.config.lines import Place
 from nfq_agent.config.models import Config, ElementSpec
 from nfq_agent.config.name_needs import name_faults
 from nfq_agent.config.overlaps import overlaps
-from nfq_agent.config.policy_summary import rule_that
+from nfq_agent.config.policies import rule_that
 from nfq_agent.config.source import Source
 from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError

@@ -8,7 +8,8 @@ from nfq_agent.config.capture import CaptureConfig, overlap
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.name_needs import hidden_resolvers
 from nfq_agent.config.overlaps import shared_ports
-from nfq_agent.config.policy_summary import cuts_ssh, drops_by_default
+from nfq_agent.config.policies import drops_by_default
+from nfq_agent.config.ssh_access import cuts_ssh
 from nfq_agent.values import LAST_PORT, Ports
 
 
@@ -21,7 +22,7 @@ def warnings(config: Config) -> Iterator[str]:
                 "in mangle it does not"
             )
         if rule.all and rule.queue is not None and (culprit := drops_by_default(config, config.queue[rule.queue])):
-            ssh = ", SSH included" if cuts_ssh(config, rule.queue) else ""
+            ssh = f", {cut} included" if (cut := cuts_ssh(config, config.queue[rule.queue])) else ""
             yield (
                 f"rules.{name}: all = true with {culprit} drops every packet that no rule accepts{ssh}; "
                 'accept what you need first, or begin with mode = "monitor"'

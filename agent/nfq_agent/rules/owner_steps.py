@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
-from nfq_agent.config.policy_summary import policy_of
+from nfq_agent.config.policies import policy_of
 from nfq_agent.element import PacketElement
 from nfq_agent.elements import packet_element
 from nfq_agent.mark import Kept

@@ -76,6 +76,7 @@ _VALUES: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "confirm": (_or_none(_is_seconds), f"{_SECONDS}, or null"),
     "keep": (lambda value: isinstance(value, bool), "true or false"),
     "faults": (lambda value: isinstance(value, bool), "true or false"),
+    "trial": (_or_none(_is_number), "the number of a trial, or null"),
     "queue": (_is_text, "the name of a queue"),
     "odds": (lambda value: isinstance(value, dict), "an object with the faults"),
     "seconds": (_is_seconds, _SECONDS),

@@ -282,10 +282,9 @@ class Supervisor:
             # Changed code of elements is loaded, or, if the reload fails, stays as it was.
             with self._system.reimported() as changed_files:
                 message = self._change_to(self._read())
-            self._trial.begin(before, confirm)
             if changed_files:
                 message += f"; new code: {', '.join(changed_files)}"
-            answer = {"ok": True, "message": message}
+            answer = {"ok": True, "message": message, **self._trial.begin(before, confirm)}
             self._log(message)
         except ConfigError as error:
             answer = {"ok": False, "config": True, "message": "\n".join(error.faults)}
@@ -335,7 +334,7 @@ class Supervisor:
                     return self._restart() if confirm is None else {"ok": False, "message": NEW_CODE}
                 return self.reload(confirm if confirm is None else float(confirm))
             case "confirm":
-                return self._trial.answer(question.get("keep") is True, question.get("faults") is True)
+                return self._trial.answer(question.get("keep") is True, question.get("faults") is True, question.get("trial"))
             case "chaos":
                 return self._trial.drill(self._config, question)
             case "flows":

@@ -18,6 +18,7 @@ ON_TRIAL: Final = "a reload or faults are on trial, and a new start would read t
 NEW_CODE: Final = (
     "the agent's code has changed on disk, and cannot be taken back: run `nfq-agent restart` first, then reload --confirm"
 )
+_NONE_WAITS: Final = "no reload waits for a confirmation"
 
 
 class Trial:
@@ -42,9 +43,11 @@ class Trial:
         self._before: Config | None = None
         # Whether what is on trial are faults.
         self._faults = False
-        # Whether the file holds a configuration that was taken back, and what was said then.
+        # Whether the file holds a configuration that was taken back, and what is said to an answer that comes too late.
         self._refused = False
-        self._said = "no reload waits for a confirmation"
+        self._said = _NONE_WAITS
+        # How many trials have begun, or were extended: an answer is for one of them.
+        self._number = 0
 
     @property
     def runs(self) -> bool:
@@ -56,23 +59,36 @@ class Trial:
         """Whether the file must not be read by the agent's own decision: its content waits for an answer, or was taken back."""
         return self.runs or self._refused
 
-    def begin(self, before: Config, seconds: float | None) -> None:
-        """A person's reload is in force. before: what was. seconds: until it has to be confirmed; None asks for nothing."""
-        self._refused = False
+    def begin(self, before: Config, seconds: float | None) -> dict[str, Any]:
+        """A person's reload is in force. before: what was. seconds: until it has to be confirmed; None asks for nothing.
+
+        Returns what the answer to the reload has beside its message: `trial`, the number that an answer names; `waits`, a
+        sentence where an earlier reload still waits.
+        """
+        self._refused, self._said = False, _NONE_WAITS
         if self._faults:
             self._end()
             self._log("the faults have ended with the reload")
         if seconds is None:
-            if self.runs:
-                self._log("a reload still waits for its confirmation", "warning")
-            return
+            if not self.runs:
+                return {}
+            self._number += 1
+            left = max(0.0, self._due[self._over] - self._clock())
+            waits = f"an earlier reload waits for its confirmation, and takes this one back with it in {left:.0f} s"
+            self._log(waits, "warning")
+            return {"waits": f"{waits}; `nfq-agent confirm` keeps both"}
         self._begin(self._before or before, seconds)
+        return {"trial": self._number}
 
-    def answer(self, keep: bool, faults: bool = False) -> dict[str, Any]:
-        """Keep the configuration, or take it back now. faults: only faults are meant, and no reload.
+    def answer(self, keep: bool, faults: bool = False, number: object = None) -> dict[str, Any]:
+        """Keep the configuration, or take it back now. faults: only faults are meant, and no reload. number: of the trial that is
+        meant; None means the one that runs.
 
         The answer to `nfq-agent reload --confirm`, and to `nfq-agent chaos off`.
         """
+        if self.runs and number not in (None, self._number):
+            how = "`nfq-agent confirm` keeps what is in force now, `nfq-agent confirm --undo` takes it back"
+            return {"ok": False, "message": f"another change came since, and this is no answer to it; {how}"}
         if faults and not self._faults:
             waits = "; a reload waits for its confirmation: `nfq-agent confirm --undo` takes it back" if self.runs else ""
             return {"ok": False, "message": f"no queue has faults{waits}"}
@@ -83,6 +99,7 @@ class Trial:
         if self._faults:
             return {"ok": False, "message": "faults are not kept; `nfq-agent chaos off` ends them"}
         self._end()
+        self._said = _NONE_WAITS
         self._log("the reload is confirmed")
         return {"ok": True, "message": "the reload is confirmed"}
 
@@ -112,6 +129,7 @@ class Trial:
 
     def _begin(self, before: Config, seconds: float) -> None:
         self._before = before
+        self._number += 1
         self._due[self._over] = self._clock() + min(seconds, _LONGEST)
 
     def _over(self) -> None:
