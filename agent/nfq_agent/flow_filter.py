@@ -71,7 +71,8 @@ class FilterError(ValueError):
     @property
     def quoted(self) -> str:
         """The message and the text from that character on: for a line."""
-        return f"{self}: {self.text[self.position :][:20]!r}"
+        what, mark, allowed = str(self).partition("; allowed: ")
+        return f"{what}: {self.text[self.position :][:20]!r}{mark}{allowed}"
 
 
 @dataclass(frozen=True, slots=True)

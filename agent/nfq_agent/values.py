@@ -191,21 +191,39 @@ def listed(parse: Callable[[str], Any]) -> Callable[[object, ValidationInfo], ob
 
     def values(value: object, info: ValidationInfo) -> object:
         found: list[object] = []
+        faults: dict[int, str] = {}
         given = one_or_more(value)
-        for each in given if isinstance(given, list | tuple) else ():
-            if isinstance(each, str) and each.startswith(FILE):
-                entries = _entries(each, lookups(info.context).lines(each.removeprefix(FILE)), parse)
-                if not entries:
-                    raise ValueError(f"{each} has no entry; allowed: one or more, one a line")
-                found += entries
-            else:
+        members = list(enumerate(given)) if isinstance(given, list | tuple) else []
+        for place, each in members:
+            if not (isinstance(each, str) and each.startswith(FILE)):
                 found.append(each)
-        return found
+                continue
+            try:
+                found += _entries(each, lookups(info.context), parse)
+            except ValueError as error:
+                faults[place] = str(error)
+        if not faults:
+            return found
+        # The others are not looked at any more: their faults are told here.
+        for place, each in members:
+            if isinstance(each, str) and not each.startswith(FILE):
+                try:
+                    parse(each)
+                except ValueError as error:
+                    faults[place] = str(error)
+        raise TableFaults(((place,), faults[place]) for place in sorted(faults))
 
     return values
 
 
-def _entries(name: str, lines: list[tuple[int, str]], parse: Callable[[str], Any]) -> list[Any]:
+def _entries(name: str, host: Lookups, parse: Callable[[str], Any]) -> list[Any]:
+    """The entries of one list file. name: with its prefix. Raises ValueError."""
+    file = name.removeprefix(FILE)
+    if not file or not file.isprintable():
+        raise ValueError(f"{name!r} is not the name of a file; allowed: file:NAME or file:/PATH/NAME")
+    lines = host.lines(file)
+    if not lines:
+        raise ValueError(f"{name} has no entry; allowed: one or more, one a line")
     entries: list[Any] = []
     bad: list[str] = []
     allowed = ""

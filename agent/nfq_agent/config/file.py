@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from nfq_agent.config.lookups import HostLookups, stamp
 from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError
 from nfq_agent.config.problems import cross_faults
 from nfq_agent.config.source import Source
+from nfq_agent.config.toml_text import read_toml
 from nfq_agent.config.wording import model_faults
 from nfq_agent.elements.access import open_folder, writable_by_others
 from nfq_agent.elements.loading import CodeError, look_in
@@ -159,15 +159,13 @@ def _read(path: Path, source: Source) -> dict[str, Any]:
             raise ConfigError([_open_to_others(path, "file")])
         if (folder := open_folder(path, path.parent)) is not None:
             raise ConfigError([f"{path}: {_open_to_others(folder, 'folder')}"])
+        # A pipe of the shell, `--config <(...)`, has no file behind it; a named one may have no writer.
+        if path.resolve().is_fifo():
+            raise ConfigError([f"{path}: is a named pipe; allowed: a readable TOML file"])
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}; allowed: a readable TOML file"]) from error
-    try:
-        text = data.decode()
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not TOML: {error}; allowed: TOML 1.0"]) from error
-    source.texts[path] = text
+    source.texts[path], table = read_toml(path, data)
     return table
 
 

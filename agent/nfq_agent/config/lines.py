@@ -5,7 +5,9 @@ The text must be valid TOML: for any other text the result is undefined.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import tomllib
 from typing import Final
 
 Place = tuple[str | int, ...]
@@ -22,6 +24,14 @@ _SCALAR: Final = re.compile(r"[^,\]}#\n]+")
 def lines(text: str) -> dict[Place, int]:
     """The line, from 1 on, of each table, key and array member by its path; places in an array count from 0."""
     return _Reader(text).read()
+
+
+def _unquoted(key: str) -> str:
+    """A key in quotes as tomllib gives it."""
+    if "\\" in key and key[0] == '"':
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            return str(tomllib.loads(f"key = {key}")["key"])
+    return key[1:-1]
 
 
 class _Reader:
@@ -86,7 +96,7 @@ class _Reader:
         while True:
             self._next()
             if match := _STRING.match(self._text, self._at):
-                parts.append(match[0][1:-1])
+                parts.append(_unquoted(match[0]))
             elif match := _BARE.match(self._text, self._at):
                 parts.append(match[0])
             else:

@@ -45,7 +45,7 @@ class HostLookups:
         path = self._folder / file
         self.files[path] = stamp(path)
         try:
-            with _owned(path, path.open(encoding="utf-8-sig")) as lines:
+            with _owned(path, open(path, encoding="utf-8-sig", opener=_at_once)) as lines:
                 entries = ((number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1))
                 return [(number, entry) for number, entry in entries if entry]
         except UnicodeDecodeError:
@@ -62,7 +62,7 @@ class HostLookups:
     def _database(self, path: Path) -> tuple[Path, Stamp, Any]:
         version = self.files[path] = stamp(path)
         try:
-            with _owned(path, path.open("rb")) as file:
+            with _owned(path, open(path, "rb", opener=_at_once)) as file:
                 return path, version or (0, 0, 0), database(path, file)
         except OSError as error:
             raise ValueError(
@@ -108,11 +108,18 @@ def _toml_files(folder: Path) -> list[Path]:
         return []
 
 
+def _at_once(name: str, flags: int) -> int:
+    """Open a file; a pipe that nothing writes to is not waited for."""
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
 @contextlib.contextmanager
 def _owned(path: Path, file: F) -> Iterator[F]:
     """An open file that only root and the agent's user may change; closed at the end. Raises ValueError."""
     with file:
         state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError(f"{path}: is not a regular file; allowed: one, or a link to one")
         if state.st_mode & (stat.S_IWOTH | stat.S_IWGRP) or state.st_uid not in (0, os.geteuid()):
             raise ValueError(f"{path}: others may write to this file; allowed: chown root {path}; chmod go-w {path}")
         if (folder := open_folder(path, path.parent)) is not None:

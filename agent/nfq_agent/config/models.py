@@ -256,6 +256,8 @@ class Config(Model):
         if (known := self._specs.get(key)) is not None:
             return known
         kind = table.pop("type", name)
+        if not isinstance(kind, str):
+            raise ElementError(name, f"type = {kind!r} is not the name of an element; allowed: a name in quotes")
         cls = find(kind)
         try:
             options = cls.Options.from_table(table, self._lookups)

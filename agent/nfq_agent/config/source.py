@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from nfq_agent.config.geo import Stamp
 from nfq_agent.config.lines import Place, lines
+
+_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
+_ESCAPED: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,16 @@ class Source:
         return f"{self.file(location)}: {key_text(location if key is None else key)}: {what}{where}{mark}{allowed}"
 
 
+def key_as_written(key: str) -> str:
+    """A key as a file has it: in quotes where it is not of letters, digits, hyphens and underscores."""
+    if _BARE.fullmatch(key):
+        return key
+    return '"' + "".join(_ESCAPED.get(each) or (each if each.isprintable() else f"\\u{ord(each):04x}") for each in key) + '"'
+
+
 def key_text(location: Place) -> str:
     """A path as text: `element.allow.rule[2].dst`. Tables of an array count from 1, as the log counts rules."""
     text = ""
     for part in location:
-        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}"
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{key_as_written(part)}"
     return text.removeprefix(".") or "the file"

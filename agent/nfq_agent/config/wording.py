@@ -15,7 +15,7 @@ from nfq_agent.config.lines import Place
 from nfq_agent.config.models import INSTANCE, NAME, USER, Agent, Config, LogConfig, QueueConfig
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.config.rule import RuleConfig
-from nfq_agent.config.source import Source
+from nfq_agent.config.source import Source, key_as_written
 from nfq_agent.values import TableFaults
 
 MANUAL: Final = "see nfq-agent.toml(5)"
@@ -147,7 +147,7 @@ def _toml(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, Mapping):
-        return f"{{ {', '.join(f'{key} = {_toml(each)}' for key, each in value.items())} }}" if value else "{}"
+        return f"{{ {', '.join(f'{key_as_written(key)} = {_toml(each)}' for key, each in value.items())} }}" if value else "{}"
     if isinstance(value, date | time):
         return value.isoformat()
     return repr(value)

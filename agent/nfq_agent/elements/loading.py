@@ -73,7 +73,10 @@ def import_object(path: str) -> object:
     """The object `package.module:Name`. Raises CodeError."""
     module, _, name = path.partition(":")
     if module.partition(".")[0] == _OURS:
-        return getattr(importlib.import_module(module), name)
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise CodeError(f"{path} cannot be imported: {error}; allowed: package.module:Class") from error
     before = sys.dont_write_bytecode
     # A file that changes twice within a second would else be found in its old form (PEP 552: seconds and size).
     sys.dont_write_bytecode = True
