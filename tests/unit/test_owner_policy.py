@@ -12,7 +12,7 @@ from nfq_agent.config.models import Config
 from nfq_agent.rules.group_tree import DEEPEST, GroupTree, condition
 from nfq_agent.rules.groups import bound
 from nfq_agent.rules.kernel_policy import NOT_RECORDED, reasons
-from nfq_agent.rules.model import Family
+from nfq_agent.rules.model import AT_LEVEL, Family
 from nfq_agent.rules.owner_steps import MOST, owner_policy
 from nfq_agent.rules.plan import plan
 from nfq_agent.service.group_walk import GroupWalk
@@ -68,6 +68,17 @@ def test_each_level_is_asked_from_the_deepest_up() -> None:
         "-m group --level 0 --numbers 1 # app.allow.default -j DROP",
         QUEUE,
     ]
+
+
+def test_without_groups_in_the_kernel_the_rules_before_the_first_by_owner_are_its_own() -> None:
+    names = {"action": "accept", "dport": [53], "protocol": ["tcp"]}
+    config = config_of([names, WEB, names, SHOP])
+    made = plan(config, 972, lists=True, groups=False)["inet"]["mangle"].chains["NFQA-default-OUTPUT"]
+    assert not any(match.name == AT_LEVEL for rule in made for match in rule.matches)
+    assert [rule.tag.rpartition(":")[2] for rule in made if rule.target.name == "RETURN"][-2:] == ["app.allow.1", "end"]
+    # Where the first names an owner, nothing is asked in front of the queue.
+    made = plan(config_of([WEB, names]), 972, lists=True, groups=False)["inet"]["mangle"].chains["NFQA-default-OUTPUT"]
+    assert [rule.tag for rule in made if rule.queues] == ["nfq-agent:default:app"]
 
 
 def test_what_is_accepted_gets_the_mark_of_offload() -> None:

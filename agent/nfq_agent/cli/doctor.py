@@ -20,7 +20,7 @@ from nfq_agent.elements import ElementError
 from nfq_agent.host.jail import door
 from nfq_agent.host.netlink_holders import described
 from nfq_agent.host.nfqueue.statistics import statistics
-from nfq_agent.host.nftables.support import probe
+from nfq_agent.host.nftables.support import groups_problem, probe
 from nfq_agent.host.users import CAP_NET_ADMIN, find_user, has_capability
 from nfq_agent.host.xtables import python_iptables
 from nfq_agent.service.confinement import exemptions, lacking
@@ -100,7 +100,11 @@ def _rule_engines() -> Iterator[Finding]:
     else:
         how = "its own expression" if owned.native_queue else "nft_compat"
         stay = "" if owned.persist else "; with bypass = false others can change the rules (Linux 6.9 has tables that stay owned)"
-        yield Finding("good", "rule engine", f'nf_tables with owned tables, queueing through {how}, for backend = "owned"{stay}')
+        problem = groups_problem()
+        lacking = "" if problem is None else f"; policies by unit, container and cgroup are not compiled: {problem}"
+        yield Finding(
+            "good", "rule engine", f'nf_tables with owned tables, queueing through {how}, for backend = "owned"{stay}{lacking}'
+        )
 
 
 def _confinement(config: Config) -> Iterator[Finding]:

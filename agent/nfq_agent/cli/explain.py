@@ -32,7 +32,7 @@ from nfq_agent.patterns import Patterns
 from nfq_agent.policy_options import OWNED_BY
 from nfq_agent.rules.kernel_policy import names_of, numbers_of, reasons
 from nfq_agent.rules.model import chain_name, tag_prefix
-from nfq_agent.rules.plan import plan
+from nfq_agent.service.planned import for_kernel
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
 _SHOWN: Final = 3
@@ -127,7 +127,7 @@ def _in_kernel(config: Config, rule: RuleConfig, question: Question) -> frozense
     """What decides in front of the queue where the backend takes lists (`compile`), as ELEMENT: RULE."""
     if config.agent.backend == "legacy":
         return frozenset()
-    table = plan(config, config.agent.user, lists=True)["inet" if question.version == 4 else "inet6"][rule.table_name]
+    table = for_kernel(config, config.agent.user, lists=True)["inet" if question.version == 4 else "inet6"][rule.table_name]
     by_tag = reasons(config)
     prefix = tag_prefix(config.agent.instance)
     rules = table.chains[chain_name(config.agent.instance, question.hook)]

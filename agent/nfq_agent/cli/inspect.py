@@ -19,6 +19,7 @@ def check(flags: Flags, code: bool) -> int:
     from nfq_agent.config.policy_summary import summary, told
     from nfq_agent.config.warnings import warnings
     from nfq_agent.service.confinement import exemptions
+    from nfq_agent.service.planned import not_compiled
 
     if code:
         from nfq_agent.service.supervisor import Supervisor
@@ -33,6 +34,9 @@ def check(flags: Flags, code: bool) -> int:
         show.prose(f"exemption: {line}", 11)
     for line in warnings(loaded):
         show.prose(f"warning: {line}", 9)
+    for name, queue in loaded.queue.items():
+        if why := not_compiled(loaded, queue, loaded.agent.backend):
+            show.prose(f"note: on this host, queue {name} is not compiled: {why}", 6)
     return 0
 
 

@@ -162,6 +162,8 @@ def _queue(out: Console, queue: QueueStatus) -> None:
         f"uninspected {_known(queue.uninspected)}, would-drops of monitor mode {queue.would_drop}",
         markup=False,
     )
+    if queue.not_compiled:
+        out.print(f"not compiled: {queue.not_compiled}", markup=False)
 
 
 def _decisions(out: Console, decisions: Sequence[DecisionStatus]) -> None:

@@ -40,10 +40,13 @@ class _Place(NamedTuple):
     first: bool
 
 
-def before_queue(
-    config: Config, name: str, rule: RuleConfig, chain: str, hook: str, family: Family, what: Selected, ask: Ask
+def before_queue(  # noqa: PLR0913  # as that of rules.kernel_policy, and groups
+    config: Config, name: str, rule: RuleConfig, chain: str, hook: str, family: Family, what: Selected, ask: Ask, groups: bool
 ) -> Iterator[Rule]:
-    """The rules in front of the one that sends these packets to the queue, as in rules.kernel_policy."""
+    """The rules in front of the one that sends these packets to the queue, as in rules.kernel_policy.
+
+    groups: whether the kernel can ask for control groups; else the rules from the first that needs one on are left to the queue.
+    """
     queue = config.queue[rule.queue or ""]
     protocols = protocols_among(what.protocol, {TCP, UDP})
     if hook != "output" or rule.bridge or rule.table_name == "raw" or rule.by_owner(hook) or not protocols:
@@ -52,6 +55,9 @@ def before_queue(
     if policy is None:
         return
     found = _written(policy.steps, hook, family, what)
+    begin = next((place for place, (step, _) in enumerate(found) if step.owner), len(found))
+    if not groups:
+        found = found[:begin]
     if not found:
         return
     instance = config.agent.instance
@@ -66,7 +72,6 @@ def before_queue(
         yield from ask(what._replace(protocol="tcp", matches=(_NOT_SYN, *what.matches)))
     if what.protocol not in protocols:
         yield from ask(what._replace(protocol="! tcp,udp"))
-    begin = next((place for place, (step, _) in enumerate(found) if step.owner), len(found))
     for step, choices in found[:begin]:
         yield from _applied(step, choices, place, None, instance)
     if begin == len(found):

@@ -38,12 +38,15 @@ _OWNED: Final = frozenset(("output", "postrouting"))
 _ESTABLISHED: Final = Extension("conntrack", (Option("--ctstate", "ESTABLISHED"),))
 
 
-def plan(config: Config, uid: int | str, lists: bool = False, families: Collection[Family] = FAMILIES) -> Ruleset:
+def plan(
+    config: Config, uid: int | str, lists: bool = False, families: Collection[Family] = FAMILIES, groups: bool = True
+) -> Ruleset:
     """The rules that a configuration asks for.
 
     uid: of the agent's own user, whose traffic is never taken; its name stands in for it where a plan is only shown and the user
     is yet to be made. lists: whether one rule of the backend takes a list of any length (RuleHost.lists). families: those that
-    the kernel speaks (RuleHost.families).
+    the kernel speaks (RuleHost.families). groups: whether a rule can ask for the control group of a socket by its number; else
+    the rules of a policy that need it are left to the queue.
     """
     ruleset: dict[Family, dict[str, TableRules]] = {}
     for family in families:
@@ -53,7 +56,7 @@ def plan(config: Config, uid: int | str, lists: bool = False, families: Collecti
                 continue
             kept = None if rule.queue is None else config.kept(config.queue[rule.queue])
             for hook in rule.hooks:
-                made = _rules(config, name, rule, family, hook, lists)
+                made = _rules(config, name, rule, family, hook, lists, groups)
                 tables.setdefault(table_of(config, rule), {}).setdefault(hook, []).extend((each, kept) for each in made)
         _count_expected(config, family, lists, tables)
         if tables:
@@ -203,7 +206,9 @@ def _several_rules(instance: str, chain: str, hook: str, rules: list[Rule], uid:
     return (*head, *rules, Rule(chain, Extension("RETURN"), (comment_match(instance, "end"),)))
 
 
-def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: str, lists: bool) -> list[Rule]:
+def _rules(
+    config: Config, name: str, rule: RuleConfig, family: Family, hook: str, lists: bool, groups: bool = True
+) -> list[Rule]:
     """The rules of one [rules.NAME] for one family and hook."""
     chain = chain_name(config.agent.instance, hook)
     comment = comment_match(config.agent.instance, name)
@@ -219,8 +224,8 @@ def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: st
             def ask(what: Selected, queue: QueueConfig = queue) -> Iterator[Rule]:
                 return _queueing(queue, chain, what._replace(tail=(*what.tail, comment)))
 
-            for before_queue in (kernel_policy.before_queue, owner_policy.before_queue):
-                made += before_queue(config, name, rule, chain, hook, family, each, ask)
+            made += kernel_policy.before_queue(config, name, rule, chain, hook, family, each, ask)
+            made += owner_policy.before_queue(config, name, rule, chain, hook, family, each, ask, groups)
         each = each._replace(tail=(*each.tail, comment))
         if rule.proxy is not None:
             made += _capture_rules(config, rule, chain, family, lists, each)

@@ -18,6 +18,7 @@ from nfq_agent.host.xtables.lock import lock_path
 from nfq_agent.host.xtables.lock_files import other_locks
 from nfq_agent.rules.model import FAMILIES
 from nfq_agent.rules.proxies import redirects
+from nfq_agent.service.planned import not_compiled
 
 
 class HostNotice(NamedTuple):
@@ -44,6 +45,9 @@ def host_notices(config: Config, backend: str) -> Iterator[HostNotice]:
             f"({lock_path()} of another mount namespace): where both change a table at the same time, a change may be lost",
             f'mount one {lock_path()} for both, or set backend = "owned", which needs no lock',
         )
+    for name, queue in config.queue.items():
+        if why := not_compiled(config, queue, backend):
+            yield HostNotice("compile", f"queue {name}: {why}", "the worker judges what they are about, at the speed of a queue")
     if not config.proxy:
         return
     if redirects(config):

@@ -18,6 +18,7 @@ from nfq_agent.service import confinement
 from nfq_agent.service.bypasses import bypasses
 from nfq_agent.service.live_rules import ListedRule
 from nfq_agent.service.meter import Meter, QueueReading
+from nfq_agent.service.planned import not_compiled
 from nfq_agent.service.queue_worker import QueueWorker
 from nfq_agent.service.status import (
     DecisionStatus,
@@ -58,7 +59,11 @@ def status(
     """All of it. backend: name of the rule backend. found: the installed rules. lost: log lines that were not written."""
     from nfq_agent.version import version
 
-    queue_status, proxy_status = with_kernel(config, queues(config, crew, meter), found), proxies(crew)
+    proxy_status = proxies(crew)
+    queue_status = tuple(
+        replace(each, not_compiled=not_compiled(config, config.queue[each.name], backend))
+        for each in with_kernel(config, queues(config, crew, meter), found)
+    )
     return Status(
         instance=config.agent.instance,
         running=True,

@@ -87,7 +87,8 @@ class LatencyStatus(_FromObject):
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """One `[queue.NAME]`. What the kernel does not let the agent read is None."""
+    """One `[queue.NAME]`. What the kernel does not let the agent read is None. not_compiled: why the kernel applies no rule by
+    owner (service.planned)."""
 
     name: str
     mode: str
@@ -101,6 +102,7 @@ class QueueStatus:
     workers: tuple[WorkerStatus, ...]
     decisions: tuple[DecisionStatus, ...] = ()
     latency: LatencyStatus | None = None
+    not_compiled: str = ""
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
