@@ -28,10 +28,16 @@ pytestmark = pytest.mark.kernel
 
 HERE = bytes.fromhex("020000000001")
 PEER, OWN = "10.9.0.2", "10.9.0.1"
+PEER6, OWN6 = "fd00:9::2", "fd00:9::1"
 # Listens on both; answers what comes to the first.
 ANSWERS, SILENT = 7001, 7002
 GROUPS = ["a", "below", "b", "c"]
 PLACES = [("127.0.0.1", ANSWERS), ("127.0.0.1", SILENT), (PEER, 53)]
+PLACES6 = [("::1", ANSWERS), ("::1", SILENT), (PEER6, 53)]
+# By sockets of IPv6, which send packets of IPv4.
+MAPPED = [(f"::ffff:{host}", port) for host, port in PLACES]
+# The first port of the groups' own, by the network of the senders: no two of their sockets have one port.
+SENDERS = {"127.0.0.1": 6100, "::1": 6110, "::ffff:": 6120}
 # What a rule may ask for, and how often it does, of ten.
 OWNERS: list[dict[str, Any]] = [
     {"unit": ["nfqtest-a*"]}, {"unit": ["machine-*", "nfqtest-a.service"]}, {"unit": ["*"]}, {"container": ["b"]},
@@ -40,9 +46,10 @@ OWNERS: list[dict[str, Any]] = [
 ]  # fmt: skip
 HEADERS: list[tuple[int, list[dict[str, Any]]]] = [
     (3, [{"dport": [ANSWERS]}, {"dport": [SILENT, 6001]}, {"sport": ["6000:6002"]}]),
-    (1, [{"dst": ["127.0.0.0/8"]}, {"dst": ["10.9.0.0/16"]}]),
+    (1, [{"dst": ["127.0.0.0/8", "fd00:9::/64"]}, {"dst": ["10.9.0.0/16", "::1"]}, {"src": ["::/1"]}, {"src": ["127.0.0.0/8"]}]),
     (2, [{"protocol": ["tcp"]}, {"protocol": ["udp"]}, {"protocol": ["udp", "icmp"]}]),
     (1, [{"uid": [0]}, {"uid": [7]}, {"hook": ["output"]}, {"hook": ["input"]}]),
+    (1, [{"interface": ["lo"]}, {"interface": ["her*"]}]),
 ]
 
 
@@ -64,15 +71,15 @@ def settings_of(draw: random.Random) -> tuple[Any, ...]:
     return rules, draw.choice([None, "accept", "drop", "drop"]), draw.random() < 0.7, queue
 
 
-def step_of(draw: random.Random) -> tuple[Any, ...]:
+def step_of(draw: random.Random, places: list[tuple[str, int]]) -> tuple[Any, ...]:
     group = draw.choice(GROUPS)
     kind = draw.choice(["udp"] * 6 + ["tcp"] * 8 + ["in"] * 2 + ["remake"] * 4 + ["learn"])
     if kind == "udp":
-        return kind, group, draw.choice(PLACES)
+        return kind, group, draw.choice(places)
     if kind == "tcp":
-        return kind, group, draw.choice([6001, 6002]), draw.choice(PLACES), draw.choice(["fin", "rst", "server"])
+        return kind, group, draw.choice([6001, 6002]), draw.choice(places), draw.choice(["fin", "rst", "server"])
     if kind == "in":
-        return kind, draw.choice(["udp", "tcp"]), draw.randrange(4)
+        return kind, draw.choice(["udp", "tcp"]), draw.randrange(4), draw.choice(places)[0]
     return (kind, draw.choice(["below", "b", "c"])) if kind == "remake" else (kind,)
 
 
@@ -83,8 +90,9 @@ def resident() -> Iterator[Resident]:
     with Namespace() as namespace:
         namespace.shell(
             "ip link add here address 02:00:00:00:00:01 type veth peer name there; ip link set here up; ip link set there up;"
-            f"ip address add {OWN}/24 dev here; ip neigh add {PEER} lladdr 02:00:00:00:00:02 dev here nud permanent;"
-            "sysctl -qw net.ipv4.tcp_tw_reuse=1 net.ipv4.tcp_syn_retries=1 net.ipv6.conf.all.disable_ipv6=1"
+            f"ip address add {OWN}/24 dev here; ip -6 address add {OWN6}/64 dev here nodad;"
+            f"for peer in {PEER} {PEER6}; do ip neigh add $peer lladdr 02:00:00:00:00:02 dev here nud permanent; done;"
+            "sysctl -qw net.ipv4.tcp_tw_reuse=1 net.ipv4.tcp_syn_retries=1 net.ipv6.conf.there.disable_ipv6=1"
         )
         made = Resident(namespace)
         try:
@@ -111,14 +119,32 @@ def begin(state: dict[str, Any]) -> None:
         folder.mkdir(parents=True)
     state["judges"] = TwoJudges()
     state["servers"] = []
-    for port in (ANSWERS, SILENT):
-        state["servers"].append(socket.create_server(("127.0.0.1", port)))
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind(("127.0.0.1", port))
+    for place in (*PLACES[:2], *PLACES6[:2]):
+        state["servers"].append(socket.create_server(place, family=family_of(place[0])))
+        sock = socket.socket(family_of(place[0]), socket.SOCK_DGRAM)
+        sock.bind(place)
         state["servers"].append(sock)
     for each in state["servers"]:
         each.setblocking(False)
     state["senders"] = {}
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def opened(group: Path, host: str, kind: socket.SocketKind, port: int) -> socket.socket:
+    """A socket of a group to send to a host from a port, which may be in use by others that are closed."""
+    family = family_of(host)
+    with member_of(group):
+        made = socket.socket(family, kind)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not host.startswith("::ffff:"))
+    made.setblocking(False)
+    with contextlib.suppress(OSError):
+        made.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+    return made
 
 
 def end(state: dict[str, Any]) -> None:
@@ -157,17 +183,17 @@ def carried_out(state: dict[str, Any], chosen: tuple[Any, ...], steps: list[tupl
 
 def flush() -> None:
     """Forget what connection tracking has."""
-    subprocess.run(["conntrack", "-F"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    for family in ("ipv4", "ipv6"):
+        subprocess.run(["conntrack", "-F", "-f", family], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 
 
 def sends(state: dict[str, Any], group: str, to: tuple[str, int]) -> None:
     """A datagram, from a port of the group's own, and its answer."""
-    sender = state["senders"].get(group)
+    first = sending_port(to[0])
+    sender = state["senders"].get((group, first))
     if sender is None:
-        with member_of(state["groups"][group]):
-            sender = state["senders"][group] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sender.bind(("0.0.0.0", 6100 + GROUPS.index(group)))
-        sender.setblocking(False)
+        sender = opened(state["groups"][group], to[0], socket.SOCK_DGRAM, first + GROUPS.index(group))
+        state["senders"][group, first] = sender
     with contextlib.suppress(OSError):
         sender.sendto(b"x", to)
     state["judges"].pump()
@@ -177,16 +203,16 @@ def sends(state: dict[str, Any], group: str, to: tuple[str, int]) -> None:
                 server.sendto(b"y", received[1])
 
 
+def sending_port(host: str) -> int:
+    """The port of the first group's sender to a host."""
+    return SENDERS["::ffff:" if host.startswith("::ffff:") else "::1" if ":" in host else "127.0.0.1"]
+
+
 def connects(state: dict[str, Any], group: str, sport: int, to: tuple[str, int], how: str) -> None:
     """A connection from a port that others use as well, some bytes each way, and its end."""
     judges: TwoJudges = state["judges"]
-    with member_of(state["groups"][group]):
-        client = socket.socket()
-    with client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        client.setblocking(False)
+    with opened(state["groups"][group], to[0], socket.SOCK_STREAM, sport) as client:
         with contextlib.suppress(OSError):
-            client.bind(("0.0.0.0", sport))
             client.connect_ex(to)
             judges.pump()
             client.send(b"x")
@@ -207,18 +233,19 @@ def connects(state: dict[str, Any], group: str, sport: int, to: tuple[str, int],
     judges.pump()
 
 
-def comes_in(state: dict[str, Any], kind: str, place: int) -> None:
-    """A packet from outside to the port of one of the groups: a flow that begins there, or an answer."""
-    port = 6100 + place if kind == "udp" else 6001 + place % 2
-    made = udp(f"{PEER}:53", f"{OWN}:{port}", b"z") if kind == "udp" else tcp(f"{PEER}:443", f"{OWN}:{port}", flags="S")
+def comes_in(state: dict[str, Any], kind: str, place: int, host: str) -> None:
+    """A packet from outside to the port of one of the groups: a flow that begins there, or an answer. host: what they send to."""
+    peer, own, ether = (f"[{PEER6}]", f"[{OWN6}]", b"\x86\xdd") if host in dict(PLACES6) else (PEER, OWN, b"\x08\x00")
+    port = sending_port(host) + place if kind == "udp" else 6001 + place % 2
+    made = udp(f"{peer}:53", f"{own}:{port}", b"z") if kind == "udp" else tcp(f"{peer}:443", f"{own}:{port}", flags="S")
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
-        raw.bind(("there", 0x0800))
-        raw.send(HERE + bytes(6) + b"\x08\x00" + mend(made.payload))
+        raw.bind(("there", 0))
+        raw.send(HERE + bytes(6) + ether + mend(made.payload))
 
 
 def close_senders(state: dict[str, Any], group: str) -> None:
-    if (sender := state["senders"].pop(group, None)) is not None:
-        sender.close()
+    for key in [key for key in state["senders"] if key[0] == group]:
+        state["senders"].pop(key).close()
 
 
 def remakes(state: dict[str, Any], group: str) -> None:
@@ -235,11 +262,14 @@ def learns(state: dict[str, Any]) -> None:
 DONE: dict[str, Callable[..., None]] = {"udp": sends, "tcp": connects, "in": comes_in, "remake": remakes, "learn": learns}
 
 
+@pytest.mark.parametrize("places", [PLACES, [*PLACES6, *PLACES6, *PLACES, *MAPPED]], ids=["ipv4", "ipv6"])
 @settings(max_examples=12, deadline=None, phases=(Phase.generate,), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32))
-def test_each_packet_gets_the_verdict_of_the_policy_in_python(resident: Resident, seed: int) -> None:
+def test_each_packet_gets_the_verdict_of_the_policy_in_python(
+    resident: Resident, places: list[tuple[str, int]], seed: int
+) -> None:
     draw = random.Random(seed)
-    chosen, steps = settings_of(draw), [step_of(draw) for _ in range(25)]
+    chosen, steps = settings_of(draw), [step_of(draw, places) for _ in range(25)]
     found = resident.call(carried_out, chosen, steps)
     wrong = [each for each in found if each.expected != each.passed]
     assert not wrong, f"{wrong[0]} with {chosen}\n" + "\n".join(map(str, [*steps, *found]))

@@ -36,7 +36,8 @@ UID = 972
 QUIET = 0.02
 # In front of our table mangle, and of connection tracking; and behind it.
 _AROUND = [
-    f"iptables-legacy -w -t {table} -A {chain} -j NFQUEUE --queue-num {number}"
+    f"{program} -w -t {table} -A {chain} -j NFQUEUE --queue-num {number}"
+    for program in ("iptables-legacy", "ip6tables-legacy")
     for table, chain, number in (
         ("raw", "PREROUTING", IN_FRONT), ("raw", "OUTPUT", IN_FRONT), ("filter", "INPUT", BEHIND), ("filter", "OUTPUT", BEHIND)
     )
