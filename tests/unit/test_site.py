@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TOP = Path(__file__).resolve().parents[2]
 
 
@@ -23,6 +25,15 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     for page in TOP.joinpath("docs").glob("*.md"):
         folder = site if page.stem == "index" else site / page.stem
         assert (folder / "index.html").is_file(), page
+
+
+@pytest.mark.parametrize("page", sorted((TOP / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_has_one_title_so_that_it_has_a_table_of_contents(page: Path) -> None:
+    text = page.read_text()
+    if whole := re.fullmatch(r'--8<-- "(.*)"\n', text):
+        text = (TOP / whole[1]).read_text()
+    outside_of_code = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert len(re.findall(r"^# ", outside_of_code, re.MULTILINE)) == 1
 
 
 def test_the_plot_shows_the_table() -> None:

@@ -81,6 +81,23 @@ def test_help_fits_80_columns_and_brackets_what_is_optional_once(verb: str, monk
     (usage,) = [line.strip() for line in text.splitlines() if "Usage: " in line]
     assert re.fullmatch(rf"Usage: \S+ {verb} \[OPTIONS\]( \{{[^\[\]{{}}]+\}}| \[[^\[\]]+\](\.\.\.)?)*", usage)
     assert not [line for line in text.splitlines() if len(line) > 80 or "[[" in line]
+    # The types and ranges of the code.
+    assert re.findall(r"<(?:str|int|float|path|file|list.*?)>|list\[|x[<>]=?\d|\d<=?x", text) == []
+
+
+@pytest.mark.parametrize("page", ["packaging/man/nfq-agent.8", "README.md", "docs/verbs.md"])
+@pytest.mark.parametrize(
+    ("option", "named"), [("--config", "--config"), ("--json", "--json"), ("--copymode", "flags|--queue-num")]
+)
+def test_pages_name_the_verbs_that_take_an_option(page: str, option: str, named: str) -> None:
+    taking = {verb for verb, command in VERBS.items() if any(option in parameter.opts for parameter in command.params)}
+    text = re.sub(r"\s+", " ", re.sub(r"^\.BR? |^\|.*$|`", "", words(page), flags=re.MULTILINE))
+    said = [found[1] for clause in re.split(r"[.;] ", text) if (found := re.search(rf"(.*)\btakes? (?:{named})\b", clause))]
+    if not said:
+        # In place of a sentence the page has a table.
+        said = [" ".join(re.findall(r"^\| `([a-z-]+)`.*the flags below", words(page), re.MULTILINE))]
+    verbs = {verb for verb in VERBS if re.search(rf"(?<![\w-]){verb}(?![\w-])", said[0])}
+    assert (set(VERBS) - verbs if re.search(r"\b(?:All|Every verb) but\b", said[0]) else verbs) == taking
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from nfq_agent.cli.flags import AddressFamily, CopyMode
 
 
 class _Verbs(TyperGroup):
-    """Shows a flag without the type of a value: it takes none."""
+    """Shows parameters without the types of the code: an argument by its name, and a flag, which takes no value, by its own."""
 
     def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]  # the library's own types are not exported
         found: list[Any] = super().get_params(ctx)
@@ -34,7 +34,15 @@ def _without_types(parameters: list[Any]) -> list[Any]:
     for each in parameters:
         if getattr(each, "is_flag", False):
             each.metavar = ""
+        elif each.param_type_name == "argument":
+            each.display_type_rich = _no_text
+        # Ranges as "1<=x<=9": a value outside of one is refused with what is allowed.
+        each._get_number_range_help_str = _no_text  # noqa: SLF001  # the library has no public way
     return parameters
+
+
+def _no_text(**_: Any) -> None:
+    """No column for it in the help."""
 
 
 app = typer.Typer(
@@ -81,7 +89,7 @@ ConfigOption = Annotated[
     ),
 ]
 InstanceOption = Annotated[str | None, typer.Option("--instance", metavar="NAME", help="The instance; wins over the file.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 QueueNumOption = Annotated[
     int | None,
     typer.Option("--queue-num", metavar="N", envvar="QUEUE_NUM", help="Number of the queue, 0 to 65535; wins over the file."),
