@@ -12,12 +12,15 @@ from .dns_head cimport name_of_message
 from .flow_entry cimport O_DNS, O_HTTP, O_QUIET, O_SYN, O_TLS
 from .flow_key cimport ends_of, mix
 from .flow_record cimport M_HEAD, M_RECORD, M_SIZE, forget_record, keep_record
+from .hello_details cimport TOLD, Details, Line, read_details
 from .host_name cimport LONGEST_NAME
 from .http_head cimport host_of_request, is_request
 from .name_class cimport GROUPS, Names, class_of, drop_names, fill
 from .plain_packet cimport K_ENDS, K_FORM, K_PORTS, KEY, Segment, is_wrong, ntohs, read_plain
 from .silent_datagram cimport may_say
 from .tls_head cimport name_of_hello, size_of_hello, told_by_hello
+
+from hashlib import md5, sha256
 
 from nfq_agent.flow import NAME_FACTS, Asked
 from nfq_agent.packet import FiveTuple
@@ -34,8 +37,7 @@ cdef enum:
     FIXED = 38
     # In the kind: the name is told by the patterns that it fits.
     BY_CLASS = 128
-    # What a hello says besides its name, in bytes; and places of answers to such, since programs that change it fill them.
-    TOLD = 1024
+    # Places of answers that follow from more than a hello's name, since programs that change it fill them.
     TOLD_PLACES = 1024
 
 # What the chain is asked about.
@@ -43,6 +45,9 @@ cdef dict ASKED = {
     O_SYN: Asked.SYN, O_HTTP: Asked.HTTP, O_TLS: Asked.TLS, BEGUN: Asked.TLS, O_DNS: Asked.DNS, O_DNS | AGAIN: Asked.DNS_AGAIN,
     O_QUIET: Asked.QUIET, O_QUIET | AGAIN: Asked.GAVE_UP,
 }
+# As nfq_agent.protocols.tls has them.
+cdef dict VERSIONS = {0x0300: "ssl3", 0x0301: "1.0", 0x0302: "1.1", 0x0303: "1.2", 0x0304: "1.3"}
+cdef dict JA4_VERSIONS = {0x0300: "s3", 0x0301: "10", 0x0302: "11", 0x0303: "12", 0x0304: "13"}
 READS = {"src": R_SRC, "sport": R_SPORT, "dst": R_DST, "dport": R_DPORT}
 
 
@@ -77,6 +82,33 @@ def told_in_hello(const uint8_t[::1] data not None):
         return None
     size = told_by_hello(&data[0], told, TOLD)
     return (<const char *>told)[:size] if size else None
+
+
+cdef inline str short_hash(const Line *line):
+    """Twelve digits; zeros of nothing."""
+    return sha256((<const char *>line.text)[:line.size]).hexdigest()[:12] if line.size else "0" * 12
+
+
+cdef bytes details_told(const uint8_t *told, size_t size):
+    """What a hello says besides its name (`nfq_agent.unshown.details_of`), by what tells it apart; None where that is left to Python."""
+    cdef Details found
+    if not read_details(told, size, &found):
+        return None
+    version = VERSIONS.get(found.version) or f"{found.version:#06x}"
+    ech = "true" if found.ech else "false"
+    alpn = f',"tls_alpn":[{(<const char *>found.alpn.text)[:found.alpn.size].decode("ascii")}]' if found.has_alpn else ""
+    ja3 = md5((<const char *>found.ja3.text)[:found.ja3.size], usedforsecurity=False).hexdigest()
+    letters = (<const char *>found.letters)[:2].decode("ascii")
+    # A hello in the plain form has a name.
+    first = f"t{JA4_VERSIONS.get(found.version, '00')}d{min(found.ciphers, 99):02}{min(found.extensions, 99):02}{letters}"
+    ja4 = f"{first}_{short_hash(&found.second)}_{short_hash(&found.third)}"
+    return f'{{"tls_version":"{version}","ech":{ech}{alpn},"ja3":"{ja3}","ja4":"{ja4}"}}'.encode()
+
+
+def details_in_hello(const uint8_t[::1] data not None):
+    """What a ClientHello in the plain form says besides its name (see hello_details.pxd); None where that is left to Python."""
+    told = told_in_hello(data)
+    return None if told is None else details_told(told, len(told))
 
 
 cdef inline uint8_t *copied(bytes text, uint32_t *size) except? NULL:
@@ -139,8 +171,8 @@ cdef class Openings:
     decided in `decisions`, or None if the chain does not accept. reads: the parts of the five-tuple that it reads. apart: up to
     four ports of DNS, where TCP is not asked about. memory: where accepted connections are kept (nfq_agent.flow_memory), or
     None. decisions: where decisions are counted (nfq_agent.decisions), or None. names: the patterns from which the answers follow, in
-    groups (nfq_agent.name_class), None where they follow from the whole name. tell: what else they follow from, of a ClientHello; it
-    is given to `foresee` as well. None where they do not. questions: whether messages of DNS are answered. patience: how many
+    groups (nfq_agent.name_class), None where they follow from the whole name. tell: what else they follow from, of a ClientHello,
+    where compiled code does not find it; it is given to `foresee` as well. None where they do not. questions: whether messages of DNS are answered. patience: how many
     datagrams, of how many bytes, may say nothing while the answer is open; 0 where they are not answered.
     """
 
@@ -260,11 +292,15 @@ cdef class Openings:
     ) noexcept with gil:
         """Ask the chain; False if it fails, which its elements do again when they are shown the packet."""
         cdef tuple told = ()
+        cdef uint8_t apart[TOLD]
+        cdef size_t size
         try:
             asked = ASKED[kind]
             text_of_name = (<const char *>name)[:length].decode("ascii") if length else ""
             if hello != NULL and self.tells:
-                told = (self.tell((<const char *>hello)[:size_of_hello(hello, 10)]),)
+                size = told_by_hello(hello, apart, TOLD)
+                details = details_told(apart, size) if size else None
+                told = (self.tell((<const char *>hello)[:size_of_hello(hello, 10)]) if details is None else details,)
                 answer.details = copied(told[0], &answer.details_size)
             found = self.foresee(asked, FiveTuple(*ends_of(key, down)), text_of_name, *told)
             if found is not None:

@@ -43,11 +43,14 @@ FLOW = Benchmark(
         "three segments": lambda: shown.identified(3),
         "one segment, JA3 and JA4": lambda: shown.identified(1, _FINGERPRINTS),
         "three segments, JA3 and JA4": lambda: shown.identified(3, _FINGERPRINTS),
+        "one segment, JA3 and JA4 new each time": lambda: shown.identified(1, _FINGERPRINTS, differ=True),
+        "three segments, JA3 and JA4 new each time": lambda: shown.identified(3, _FINGERPRINTS, differ=True),
         "dpkt, the name alone": lambda: dpi.cost(dpi.with_dpkt, dpi.flows(dpi.FLOWS, 1), 1),
     },
     (Goal("one segment", "at most", 2), Goal("one segment", "at most", 0.1, "dpkt, the name alone"),
      Goal("three segments", "at most", 10), Goal("one segment, JA3 and JA4", "at most", 25),
-     Goal("three segments, JA3 and JA4", "at most", 35)),
+     Goal("three segments, JA3 and JA4", "at most", 35), Goal("one segment, JA3 and JA4 new each time", "at most", 25),
+     Goal("three segments, JA3 and JA4 new each time", "at most", 35)),
 )  # fmt: skip
 BENCHMARKS = (
     *queues.BENCHMARKS,

@@ -6,14 +6,14 @@ from typing import Final
 
 import pytest
 from flow_judges import POLICIES, judge, quick
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from openings import client_hello, made_hello, numbers, server_name
 from tcp_openings import CLIENT, HELLO, REST, SERVER, found, segments, start
 
 from nfq_agent.context import Context
 from nfq_agent.flow_memory import SIZE, FlowMemory
-from nfq_agent.openings import name_in_opening, told_in_hello
+from nfq_agent.openings import details_in_hello, name_in_opening, told_in_hello
 from nfq_agent.testing import tcp
 from nfq_agent.unshown import details_of, facts_of
 from nfq_agent.verdict import ACCEPT
@@ -40,16 +40,23 @@ def test_hellos_are_told_apart_by_what_the_policy_reads(monkeypatch: pytest.Monk
     assert shown == [1, 4]
 
 
-def test_a_connection_that_is_handed_over_keeps_what_its_hello_said(monkeypatch: pytest.MonkeyPatch) -> None:
+# Its ALPN has to be escaped, which is left to the parser.
+ODD: Final = made_hello([0x1301], [server_name(b"www.good.test"), (16, b"\0\2\1\xe9")])
+
+
+@pytest.mark.parametrize("hello", [HELLO, ODD], ids=["usual", "odd"])
+def test_a_connection_that_is_handed_over_keeps_what_its_hello_said(hello: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the server has acknowledged it, so that its bytes are gone; and in the memory."""
-    monkeypatch.setitem(POLICIES, "one", FINGERPRINT)
+    assert (details_in_hello(hello) is None) == (hello == ODD)
+    accepted = str(facts_of("tls", "x", details_of(hello))["ja4"])
+    monkeypatch.setitem(POLICIES, "one", {"default": "drop", "rule": [{"action": "accept", "ja4": [accepted]}]})
     memories = [FlowMemory(memoryview(bytearray(SIZE)), bytes(16)) for _ in range(2)]
     whole = judge(["one"], context=Context(flows=memories[0]))
     judged, table = quick(["one"], memories[1])
-    end = 6 + len(HELLO)
+    end = 6 + len(hello)
     packets = [
         *start(),
-        *segments(HELLO, []),
+        *segments(hello, []),
         tcp(SERVER, CLIENT, b"x" * 50, seq=10, ack=end),
         tcp(CLIENT, SERVER, REST, seq=end, ack=60),
     ]
@@ -87,6 +94,69 @@ def test_what_is_told_apart_says_what_the_parser_says(one: bytes, other: bytes) 
         assert details_of(one) == details_of(other)
     if told[0] is None:
         assert name_in_opening(one) is None
+
+
+# Numbers that mean something, RFC 8701's, those just beside, and the ends.
+KNOWN: Final = st.sampled_from([0, 1, 9, 10, 0xFF, 0x0A0A, 0x1A1A, 0xFAFA, 0x0A1A, 0x0B0B, 0x1301, 0xC02F, 0xFFFF])
+ANY: Final = KNOWN | st.integers(0, 0xFFFF)
+SOME: Final = st.lists(ANY, max_size=8)
+PROTOCOLS: Final = st.lists(
+    st.sampled_from([
+        b"", b"h", b"h2", b"http/1.1", b"\xe9", b"a\xff", b"-x", b"x-", b'"', b"a\\b", b"\x7f", b"\x1f", b"~ ", b"z" * 255,
+    ])
+    | st.binary(max_size=3),
+    max_size=3,
+)  # fmt: skip
+
+
+def alpn(names: list[bytes]) -> tuple[int, bytes]:
+    """The extension with these names (RFC 7301)."""
+    listed = b"".join(bytes((len(name),)) + name for name in names)
+    return 16, len(listed).to_bytes(2, "big") + listed
+
+
+def offered(versions: list[int]) -> tuple[int, bytes]:
+    """The extension with these versions (RFC 8446 4.2.1)."""
+    return 43, bytes((2 * len(versions),)) + b"".join(each.to_bytes(2, "big") for each in versions)
+
+
+# Each as it should be, empty, and cut.
+EXTENSION: Final = st.one_of(
+    st.sampled_from([10, 13]).flatmap(lambda kind: SOME.map(lambda some: numbers(kind, *some))),
+    PROTOCOLS.map(alpn),
+    (SOME | st.lists(st.sampled_from([0x0301, 0x0303, 0x0304, 0x0305, 0x7F1C, 0x2A2A]))).map(offered),
+    st.tuples(st.just(11), st.binary(max_size=5)),
+    st.tuples(st.just(0xFE0D), st.sampled_from([b"", b"\0", b"\0x", b"\1"])),
+    st.tuples(st.sampled_from([10, 11, 13, 16, 43]), st.binary(max_size=5)),
+    st.tuples(ANY, st.binary(max_size=3)),
+)
+NAMED: Final = server_name(b"b.test")
+
+
+@given(
+    SOME,
+    st.lists(EXTENSION, max_size=8),
+    st.integers(0, 9) | st.none(),
+    st.sampled_from([0x0300, 0x0301, 0x0303, 0x0304, 0x03FF, 0x0302]),
+    st.integers(0, 3) | st.just(0),
+)
+@example([], [], 0, 0x0303, 0)
+@example([0x0A0A], [(0x1A1A, b""), alpn([b"\0\5"]), (10, b"x"), (13, b"\0\0")], 9, 0x0303, 0)
+@example([3, 1, 2], [numbers(13, 0x0A0A), (51, b""), (51, b""), offered([0x0A0A])], 1, 0x0302, 0)
+def test_compiled_details_are_the_parsers(
+    ciphers: list[int], extensions: list[tuple[int, bytes]], place: int | None, version: int, cut: int
+) -> None:
+    """place: of the server name among the extensions, if there is one. cut: bytes that are missing at the end."""
+    if place is not None:
+        extensions = [*extensions[:place], NAMED, *extensions[place:]]
+    message = made_hello(ciphers, extensions, version=version)
+    message = message[: len(message) - cut]
+    found = details_in_hello(message)
+    if found is not None:
+        assert found == details_of(message)
+    elif name_in_opening(message) is not None:
+        # A name of ALPN that is not plain text is left to the parser.
+        assert any("\\" in name or '"' in name for name in facts_of("tls", "b.test", details_of(message))["tls_alpn"])
 
 
 NEW: Final = st.sampled_from([(51, b"x"), (51, b"yz"), (21, b""), (21, bytes(5)), (35, b"t")])
