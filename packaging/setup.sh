@@ -78,6 +78,8 @@ setup_venv() {
     if [ "$(cat .venv/.built 2>/dev/null)" != "$built" ]; then
         say "setup: building the compiled modules"
         packaging/bpf
+        # Cython looks at times alone: C that it wrote by other directives of pyproject.toml would stay.
+        find agent -name '*.pyx' | sed 's/pyx$/c/' | xargs rm -f agent/nfq_agent/memory_views.c
         venv_install --no-deps --no-build-isolation -e .
         printf '%s' "$built" >.venv/.built
     fi

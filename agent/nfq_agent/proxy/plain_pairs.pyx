@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, auto_pickle=False, binding=False
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The connections of a proxy that no element looks at, by their descriptors: accepted, connected, relayed and closed. Compiled, for speed.
 
 Unit tests hold it and relay.py to one contract. What is rare it leaves to its owner in Python: destinations that need a decision, attempts
