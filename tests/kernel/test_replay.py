@@ -153,3 +153,5 @@ def test_a_tap_and_a_replay_of_its_capture_would_drop_the_same_packets(netns: Na
     assert seen["would_drop"] > 0
     assert sum(flow["after"] == "would drop" for flow in replay["flows"]) == 7
     assert seen["would_drop"] == replay["verdicts"]["would drop"]
+    # The capture says what would have been dropped, and nothing has changed since.
+    assert (replay["changed"], told.returncode) == ([], 0)

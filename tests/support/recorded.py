@@ -46,6 +46,30 @@ def write(path: Path, packets: Iterable[tuple[float, Packet]]) -> None:
             out.write(struct.pack("<IIII", seconds, rest, len(packet.payload), len(packet.payload)) + packet.payload)
 
 
+def write_ng(path: Path, interfaces: Iterable[str], packets: Iterable[tuple[float, Packet, int, str]]) -> Path:
+    """A pcapng file: its interfaces, by name, and packets, each with its time, the number of its interface, and a comment."""
+    with path.open("wb") as out:
+        out.write(_block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)))
+        for name in interfaces:
+            out.write(_block(1, struct.pack("<HHI", _RAW, 0, 65535) + _option(2, name) + _option(0, "")))
+        for time, packet, interface, comment in packets:
+            high, low = divmod(round(time * 1e6), 1 << 32)
+            data = packet.payload
+            body = struct.pack("<IIIII", interface, high, low, len(data), len(data)) + data + bytes(-len(data) % 4)
+            out.write(_block(6, body + (_option(1, comment) + _option(0, "") if comment else b"")))
+    return path
+
+
+def _block(kind: int, body: bytes) -> bytes:
+    size = struct.pack("<I", len(body) + 12)
+    return struct.pack("<I", kind) + size + body + size
+
+
+def _option(code: int, text: str) -> bytes:
+    value = text.encode()
+    return struct.pack("<HH", code, len(value)) + value + bytes(-len(value) % 4)
+
+
 @contextmanager
 def piped(content: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Standard input is a pipe with this content, which has to fit into it. Its descriptor is handed out."""

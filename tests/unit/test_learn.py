@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from openings import client_hello, dns_query
-from recorded import capture, connection, piped
+from recorded import BEGIN, capture, connection, piped, write_ng
 
 from nfq_agent.cli import learn, replay
 from nfq_agent.cli.flags import Flags
 from nfq_agent.config.file import load
+from nfq_agent.packet import Packet
 from nfq_agent.testing import tcp, udp
 
 CONFIG = """
@@ -162,3 +163,36 @@ def test_a_capture_that_no_rule_takes_proposes_nothing(tmp_path: Path, config: P
     assert "nothing is proposed" in capsys.readouterr().err
     assert learn.learn(Flags(config), tmp_path / "none", None) == 1
     assert "No such file" in capsys.readouterr().err
+
+
+def test_what_the_agent_dropped_is_not_proposed(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def seen(client: str, name: str, last: str) -> list[tuple[float, Packet, int, str]]:
+        packets = list(connection(client, "192.0.2.1:443", client_hello(name)))
+        words = ["OUTPUT accept"] * (len(packets) - 1) + [f"OUTPUT {last}"]
+        return [(BEGIN + at, packet, 0, word) for at, (packet, word) in enumerate(zip(packets, words, strict=True))]
+
+    passed = seen("10.0.0.1:40001", "a.test", "accept") + seen("10.0.0.1:40002", "b.test", "would-drop")
+    dropped = seen("10.0.0.1:40003", "evil.test", "drop") + seen("10.0.0.1:40004", "evil.test", "reject")
+    capture = write_ng(tmp_path / "seen.pcapng", ["nfqueue"], passed + dropped)
+    assert learn.learn(Flags(config), capture, tmp_path / "out.toml") == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "2 flows were dropped by the agent and are not proposed",
+        "2 rules; they accept 2 of 2 flows of the capture",
+    ]
+    rules = tomllib.loads((tmp_path / "out.toml").read_text())["element"]["learned-egress"]["rule"]
+    assert [rule["tls_sni"] for rule in rules] == ["a.test", "b.test"]
+    write_ng(capture, ["nfqueue"], dropped[:3])
+    assert learn.learn(Flags(config), capture, None) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "1 flow was dropped by the agent and is not proposed",
+        f"nfq-agent: {capture}: every flow of it was dropped; nothing is proposed",
+    ]
+
+
+def test_rules_for_an_interface_take_what_was_captured_there(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(CONFIG.replace("all = true", 'all = true\ninterface = "wan*"'))
+    seen = [(BEGIN + at, packet, at // 3, "") for at, packet in enumerate(SEEN[:6])]
+    assert learn.learn(Flags(config), write_ng(tmp_path / "seen.pcapng", ["wan0", "lan0"], seen), None) == 0
+    assert capsys.readouterr().err == "1 rule; it accepts 1 of 1 flows of the capture\n"

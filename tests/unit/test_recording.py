@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recorded import write_ng
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Ether, Loopback
@@ -20,6 +21,7 @@ from scapy.packet import Raw
 from scapy.utils import PcapNgWriter, PcapWriter
 
 from nfq_agent.capture.recording import Recorded, RecordingError, packets
+from nfq_agent.testing import udp
 
 V4 = IP(src="192.0.2.1", dst="192.0.2.2") / UDP(sport=1, dport=2) / Raw(b"abc")
 V6 = IPv6(src="2001:db8::1", dst="2001:db8::2") / UDP(sport=1, dport=2) / Raw(b"abc")
@@ -131,6 +133,20 @@ def test_pcapng_of_both_byte_orders_with_nanoseconds_sections_and_simple_packets
     assert recorded(whole) == [timed, Recorded(0.0, data, len(data), ""), timed]
     with pytest.raises(RecordingError, match="not described"):
         recorded(section + packet)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("eth0", "eth0"), ("eth0.100", "eth0.100"), ("br-3a5b7c9d1e2f", "br-3a5b7c9d1e2f"), ("any", ""), ("anycast0", "anycast0"),
+        ("nfqueue", ""), ("nflog:5", ""), ("-", ""), ("\\Device\\NPF_1", ""), ("two words", ""),
+        ("sixteen-letters-", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_the_interface_that_a_capture_names(tmp_path: Path, written: str, read: str) -> None:
+    capture = write_ng(tmp_path / "capture", ["other0", written], [(1700000000.0, udp("192.0.2.1:1", "192.0.2.2:2"), 1, "")])
+    (packet,) = recorded(capture.read_bytes())
+    assert packet.interface == read
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from mmdb import write_database
 from openings import client_hello, dns_query
-from recorded import BEGIN, connection, piped, write
+from recorded import BEGIN, connection, piped, write, write_ng
 
 from nfq_agent.capture.recording import Recorded
 from nfq_agent.cli import replay
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.judging import Fate, Judging, key_of, sighting
+from nfq_agent.cli.judging import Fate, Judging, key_of
 from nfq_agent.config.file import load
 from nfq_agent.elements.dpi import Dpi
 from nfq_agent.flow import Flow
@@ -207,44 +207,47 @@ def test_a_name_that_was_read_without_the_elements_is_told(tmp_path: Path, capsy
     assert {flow["name"] for flow in json.loads(capsys.readouterr().out)["flows"]} == {"a.good.test"}
 
 
-PLACED = """
-[queue.main]
-num = 7
-elements = ["allow"]
-[rules.web]
-queue = "main"
-hooks = ["output", "forward"]
-all = true
-{rule}
-[element.allow]
-type = "policy"
-default = "drop"
-rule = [ {{ action = "accept", interface = "wan*" }} ]
-"""
-
-
 @pytest.mark.parametrize(
-    ("rule", "comment", "fate"),
+    ("word", "mode", "code", "changed"),
     [
-        ("", "OUTPUT accept out wan0", "accept"),
-        ("", "OUTPUT accept out lan0", "drop"),
-        ("", "FORWARD accept in wan0 out lan0", "accept"),
-        ("", "FORWARD accept in lan0 out wan1", "accept"),
-        ("", "FORWARD accept in lan0 out lan1", "drop"),
-        # Not taken by the rule.
-        ('interface = "lan0"', "FORWARD accept in eth0 out eth1", "accept"),
-        ('interface = "lan0"', "FORWARD accept in lan0 out eth1", "drop"),
-        ('interface = "lan0"\nrole = "server"', "FORWARD accept in lan0 out eth1", "drop"),
-        ('not_interface = "lan0"', "FORWARD accept in eth1 out lan0", "accept"),
+        ("would-drop", "monitor", 0, []),
+        ("would-drop", "enforce", 4, [("would drop", "drop")]),
+        ("accept", "monitor", 4, [("accept", "would drop")]),
+        ("drop", "enforce", 0, []),
+        ("drop", "monitor", 0, [("drop", "would drop")]),
     ],
 )
-def test_the_interfaces_of_a_comment_count_for_rules_and_policies(  # a line of the table
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, comment: str, fate: str
+def test_what_an_agent_in_monitor_mode_would_have_dropped_is_no_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, mode: str, code: int, changed: list[tuple[str, str]]
 ) -> None:
-    (config := tmp_path / "agent.toml").write_text(PLACED.format(rule=rule))
-    seen = Recorded(BEGIN, tcp(CLIENT, SERVER, flags="S").payload, 40, comment)
-    judged = Judging(load(config), False).judge(seen, sighting(comment))
-    assert judged.outcome.word == fate
+    text = CONFIG.format(midstream="accept", verify="").replace("[queue.main]", f'[queue.main]\nmode = "{mode}"')
+    (config := tmp_path / "agent.toml").write_text(text)
+    seen = [
+        (BEGIN + at, packet, 0, f"OUTPUT {word}") for at, packet in enumerate(connection(CLIENT, SERVER, client_hello("a.test")))
+    ]
+    write_ng(tmp_path / "seen.pcapng", ["nfqueue"], seen)
+    assert replay.replay(Flags(config), tmp_path / "seen.pcapng", None, False, True) == code
+    found = json.loads(capsys.readouterr().out)["changed"]
+    assert [(flow["before"], flow["after"]) for flow in found] == changed
+
+
+def test_a_capture_without_packets_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config := tmp_path / "agent.toml").write_text(CONFIG.format(midstream="accept", verify=""))
+    for capture in (tmp_path / "none.pcap", tmp_path / "none.pcapng"):
+        write_ng(capture, ["eth0"], []) if capture.suffix == ".pcapng" else write(capture, [])
+        assert replay.replay(Flags(config), capture, None, False, False) == 1
+        assert capsys.readouterr().err == f"nfq-agent: {capture}: it has no packets; nothing was judged\n"
+
+
+def test_counts_of_one_are_in_the_singular(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config := tmp_path / "agent.toml").write_text(CONFIG.format(midstream="accept", verify=""))
+    write(tmp_path / "seen.pcap", apart([tcp(CLIENT, SERVER, flags="S")]))
+    assert replay.replay(Flags(config), tmp_path / "seen.pcap", config, False, False) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "1 packet, 1 flow; 0 flows are taken by no rule and pass",
+        "accept: 1 flow",
+        f"compared with the verdicts by {config}: 1 flow, 0 changed",
+    ]
 
 
 @pytest.mark.parametrize(("every", "ports"), [(False, ""), (True, ""), (False, "tcp_ports = [443]")])
@@ -256,7 +259,7 @@ def test_a_rule_for_the_first_packets_takes_no_other(tmp_path: Path, every: bool
     fates = []
     for packet in [*connection(CLIENT, SERVER, b"a", b"b"), tcp(CLIENT, SERVER, flags="S", seq=1)]:
         recorded = Recorded(BEGIN, packet.payload, packet.length, "")
-        key = key_of(recorded.payload, "")
+        key = key_of(recorded)
         fate = judging.again(recorded, key)
         fates.append(judging.judge(recorded, None, key).outcome if fate is None else fate)
     assert fates == [Fate.DROPPED, Fate.PASSED, Fate.PASSED, Fate.PASSED, Fate.DROPPED]
@@ -322,7 +325,7 @@ def test_a_connection_that_elements_take_over_at_any_moment_is_judged_by_its_nam
     fates = []
     for number, packet in enumerate([*connection(CLIENT, SERVER, hello), tcp(CLIENT, SERVER, b"x", seq=2 + len(hello), ack=2)]):
         recorded = Recorded(BEGIN + number / 1000, packet.payload, packet.length, "")
-        key = key_of(recorded.payload, "")
+        key = key_of(recorded)
         fate = judging.again(recorded, key)
         fates.append(judging.judge(recorded, None, key).outcome if fate is None else fate)
         if number == shown_after:

@@ -8,6 +8,7 @@ BSD loopback.
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ _PCAP: Final = {0xA1B2C3D4: 1_000_000, 0xA1B23C4D: 1_000_000_000}
 _SECTION: Final = 0x0A0D0D0A
 _BYTE_ORDER: Final = 0x1A2B3C4D
 _INTERFACE, _OLD_PACKET, _SIMPLE, _PACKET = 1, 2, 3, 6
-_COMMENT, _TSRESOL, _TSOFFSET = 1, 9, 14
+_COMMENT, _IF_NAME, _TSRESOL, _TSOFFSET = 1, 2, 9, 14
+# As Linux allows one (dev_valid_name() of net/core/dev.c); captures of queues and of standard input name these instead.
+_INTERFACE_NAME: Final = re.compile(r"[^\s/:\\]{1,15}")
+_NO_INTERFACE: Final = ("nfqueue", "nflog", "-")
 # The longest packet and block that are accepted as valid, in bytes.
 _LONGEST: Final = 1 << 24
 _GZIP: Final = b"\x1f\x8b"
@@ -38,13 +42,15 @@ class Recorded(NamedTuple):
     """One packet of a capture.
 
     time: seconds since the epoch. payload: from the IP header on, as much as was kept; None where no IP packet was found. length:
-    bytes from the IP header on, before the packet was cut. comment: what a program wrote beside it.
+    bytes from the IP header on, before the packet was cut. comment: what a program wrote beside it. interface: where it was
+    captured, by the name that the capture has; empty where it names none.
     """
 
     time: float
     payload: bytes | None
     length: int
     comment: str
+    interface: str = ""
 
 
 class _Source(Protocol):
@@ -121,6 +127,7 @@ class _Interface:
     snap: int
     per_second: int = 1_000_000
     offset: int = 0
+    name: str = ""
 
 
 def _pcapng(reader: _Reader) -> Iterator[Recorded]:
@@ -167,13 +174,13 @@ def _block(order: str, kind: int, body: bytes, interfaces: list[_Interface]) -> 
         comment = "; ".join(
             value.decode(errors="replace") for code, value in _options(order, body[20 + (kept + 3 & ~3) :]) if code == _COMMENT
         )
-        return _recorded(time, interface.link, body[20 : 20 + kept], length, comment)
+        return _recorded(time, interface.link, body[20 : 20 + kept], length, comment, interface.name)
     elif kind == _SIMPLE:
         interface = interfaces[0]
         length = Struct(order + "I").unpack_from(body)[0]
         kept = min(length, interface.snap or length)
         # It has no time.
-        return _recorded(0.0, interface.link, body[4 : 4 + kept], length, "")
+        return _recorded(0.0, interface.link, body[4 : 4 + kept], length, "", interface.name)
     return None
 
 
@@ -183,7 +190,15 @@ def _described(order: str, interface: _Interface, options: bytes) -> _Interface:
             interface.per_second = 1 << (value[0] & 0x7F) if value[0] & 0x80 else 10 ** value[0]
         elif code == _TSOFFSET and len(value) == 8:
             interface.offset = Struct(order + "q").unpack(value)[0]
+        elif code == _IF_NAME:
+            interface.name = _interface_name(value.decode(errors="replace"))
     return interface
+
+
+def _interface_name(text: str) -> str:
+    """The name of a network interface; empty for what stands for several, and for what is none."""
+    text = text.rstrip("\0")
+    return text if _INTERFACE_NAME.fullmatch(text) and not text.startswith(_NO_INTERFACE) and text != "any" else ""
 
 
 def _options(order: str, data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -197,11 +212,11 @@ def _options(order: str, data: bytes) -> Iterator[tuple[int, bytes]]:
         at += 4 + (size + 3 & ~3)
 
 
-def _recorded(time: float, link: int, frame: bytes, length: int, comment: str) -> Recorded:
+def _recorded(time: float, link: int, frame: bytes, length: int, comment: str, interface: str = "") -> Recorded:
     at = _SAID[link](frame) if link in _SAID else _FIXED.get(link, -1)
     if at < 0 or len(frame) <= at or frame[at] >> 4 not in (4, 6):
-        return Recorded(time, None, length, comment)
-    return Recorded(time, frame[at:], max(length - at, 0), comment)
+        return Recorded(time, None, length, comment, interface)
+    return Recorded(time, frame[at:], max(length - at, 0), comment, interface)
 
 
 def _ethernet(frame: bytes) -> int:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import nfq_agent.names
 from nfq_agent import flow_memory
@@ -31,9 +31,11 @@ from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action, Verdict
 
-_COMMENT: Final = re.compile(r"(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) ([a-z]+)(?: in (\S+))?(?: out (\S+))?(?: to \d+)?")
+_COMMENT: Final = re.compile(r"(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) ([a-z-]+)(?: in (\S+))?(?: out (\S+))?(?: to \d+)?")
 # In which order the hooks of a rule are tried where the capture does not say where a packet was seen.
 _HOOKS: Final = (Hook.OUTPUT, Hook.INPUT, Hook.FORWARD, Hook.PREROUTING, Hook.POSTROUTING)
+_INWARD: Final = (Hook.PREROUTING, Hook.INPUT)
+_OUTWARD: Final = (Hook.OUTPUT, Hook.POSTROUTING)
 # Elements whose answer is random by design.
 _BY_CHANCE: Final = frozenset({"Chaos", "Sample"})
 _TCP_OR_UDP: Final = (TCP, UDP)
@@ -56,27 +58,45 @@ class Fate(IntEnum):
         return {0: "accept", 1: "would drop", 2: "drop"}[self]
 
 
+# By the word in a comment; any other is of a packet that passed.
+_RECORDED: Final = {"drop": Fate.DROPPED, "reject": Fate.DROPPED, "would-drop": Fate.WOULD_DROP}
+# Where a packet may have been seen of which nothing is said.
+_ANYWHERE: Final = tuple((hook, "", "") for hook in _HOOKS)
 # Judges a packet by its bytes, its length and its time.
 Quick = Callable[[bytes, int, float], Fate | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """Where the agent saw a packet, and what it did with it, as the comment of element `pcap` says."""
+    """Where a packet was seen, and what the agent did with it, as the comment of element `pcap` says.
 
-    hook: Hook
-    outcome: Fate
+    hook, outcome: None where the capture names the interface alone: then it is `inward` and `outward`.
+    """
+
+    hook: Hook | None
+    outcome: Fate | None
     inward: str = ""
     outward: str = ""
 
+    @property
+    def places(self) -> Iterator[tuple[Hook, str, str]]:
+        """The hooks in which it may have been seen, with the interfaces by which it came in and goes out there."""
+        if self.hook is not None:
+            yield self.hook, self.inward, self.outward
+            return
+        for hook in _HOOKS:
+            if hook not in _OUTWARD:
+                yield hook, self.inward, ""
+            if hook not in _INWARD:
+                yield hook, "", self.outward
 
-def sighting(comment: str) -> Sighting | None:
-    """Read a comment; None where it is not one of the agent's."""
-    match = _COMMENT.fullmatch(comment)
-    if match is None:
-        return None
-    dropped = match[2] in ("drop", "reject")
-    return Sighting(Hook[match[1]], Fate.DROPPED if dropped else Fate.PASSED, match[3] or "", match[4] or "")
+
+def sighting(recorded: Recorded) -> Sighting | None:
+    """What the capture says of where a packet was seen; None where that is nothing."""
+    match = _COMMENT.fullmatch(recorded.comment)
+    if match is not None:
+        return Sighting(Hook[match[1]], _RECORDED.get(match[2], Fate.PASSED), match[3] or "", match[4] or "")
+    return Sighting(None, None, recorded.interface, recorded.interface) if recorded.interface else None
 
 
 class _Chain:
@@ -179,6 +199,15 @@ class Judged:
         return headline(facts)
 
 
+class _Taken(NamedTuple):
+    """The queue that gets a packet, and under which hook and at which interfaces its rule takes it."""
+
+    queue: str
+    hook: Hook
+    inward: str
+    outward: str
+
+
 class InterfaceIndices:
     """Indices for the interfaces that a capture names: packets have indices, and this host has other interfaces."""
 
@@ -211,8 +240,8 @@ class Judging:
         self._chains = {
             name: _Chain(config, queue, enforce, names, every, self._interfaces.name) for name, queue in config.queue.items()
         }
-        # By what the rules look at: the queue, and the hook under which its rule takes the packet.
-        self._taken: dict[object, tuple[str, Hook] | None] = {}
+        # By what the rules look at.
+        self._taken: dict[object, _Taken | None] = {}
         self._rules = [name for name in in_order(config) if config.rules[name].queue is not None]
         rules = config.rules.values()
         # Such a rule takes the first packet of a connection alone.
@@ -269,9 +298,8 @@ class Judging:
             if key is not None:
                 self._quick[key] = _passes
             return Judged(five_tuple, Fate.PASSED, None)
-        queue, packet.hook = taken
-        if where is not None:
-            packet.indev, packet.outdev = self._interfaces.index(where.inward), self._interfaces.index(where.outward)
+        queue, packet.hook, inward, outward = taken
+        packet.indev, packet.outdev = self._interfaces.index(inward), self._interfaces.index(outward)
         chain = self._chains[queue]
         outcome = chain.judge(packet)
         if key is not None and key not in self._quick and (quick := chain.quick(outcome)) is not None:
@@ -289,16 +317,16 @@ class Judging:
             self._ports[port] = port if port is None or any(port in each for each in self._named_ports) else -1
         return self._ports[port]
 
-    def _take(self, five_tuple: FiveTuple, where: Sighting | None, begins: bool) -> tuple[str, Hook] | None:
+    def _take(self, five_tuple: FiveTuple, where: Sighting | None, begins: bool) -> _Taken | None:
         """begins: whether it is the first packet of a TCP connection."""
-        for hook in _HOOKS if where is None else (where.hook,):
-            asked = question(five_tuple, hook, where)
+        for hook, inward, outward in _ANYWHERE if where is None else where.places:
+            asked = question(five_tuple, hook, inward, outward)
             for name in self._rules:
                 rule = self._config.rules[name]
                 if rule.tcp_syn and five_tuple.protocol == TCP and not begins:
                     continue
                 if not any(True for _ in misses(self._config, name, asked)):
-                    return rule.queue or "", hook
+                    return _Taken(rule.queue or "", hook, inward, outward)
         return None
 
 
@@ -314,20 +342,20 @@ def _names(config: Config) -> NameTable | None:
     return None if needs is None else NameTable(memoryview(bytearray(nfq_agent.names.SIZE)), os.urandom(16), 1, *needs)
 
 
-def question(five_tuple: FiveTuple, hook: Hook, where: Sighting | None) -> Question:
-    """A recorded packet as `explain` asks about it."""
+def question(five_tuple: FiveTuple, hook: Hook, inward: str, outward: str) -> Question:
+    """A recorded packet as `explain` asks about it. inward, outward: by which interfaces it comes in and goes out."""
     protocol = PROTOCOL_NAMES.get(five_tuple.protocol) or str(five_tuple.protocol)
     ends = [
         str(Endpoint(address(packed), port or 0)) if has_ports(protocol) else address(packed)
         for packed, port in ((five_tuple.src, five_tuple.sport), (five_tuple.dst, five_tuple.dport))
     ]
-    enters, leaves = ("", "") if where is None else (where.inward, where.outward)
-    interface = leaves if hook in (Hook.OUTPUT, Hook.POSTROUTING) else enters
-    return Question(protocol, ends[0], ends[1], hook=hook.name.lower(), interface=interface, to_interface=leaves)
+    interface = outward if hook in _OUTWARD else inward
+    return Question(protocol, ends[0], ends[1], hook=hook.name.lower(), interface=interface, to_interface=outward)
 
 
-def key_of(payload: bytes | None, comment: str) -> object:
+def key_of(recorded: Recorded) -> object:
     """A key that TCP or UDP packets with one five-tuple and place have in common; None for packets that are judged one by one."""
+    _, payload, _, comment, interface = recorded
     if payload is None or len(payload) < 24:
         return None
     if payload[0] == 0x45:
@@ -338,7 +366,7 @@ def key_of(payload: bytes | None, comment: str) -> object:
         ends = payload[6:7] + payload[8:44]
     else:
         return None
-    return (ends, comment) if comment else ends
+    return (ends, comment, interface) if comment or interface else ends
 
 
 def _passes(_payload: bytes, _length: int, _time: float) -> Fate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +24,11 @@ from nfq_agent.packet import FiveTuple, PacketError, address
 
 @dataclass(slots=True)
 class _Seen:
-    """A flow of the capture."""
+    """A flow of the capture. dropped: the agent dropped a packet of it, as the capture says."""
 
     wishes: dict[Wish, float] = field(default_factory=dict)
     last: float = 0.0
+    dropped: bool = False
 
 
 def learn(flags: Flags, capture: Path, output: Path | None, grouped: Callable[[str], str] | None = None) -> int:
@@ -62,7 +63,7 @@ def _look(watching: Judging, stream: BinaryIO, capture: Path, seen: dict[tuple[F
     """Note what the capture shows. Where it ends early, what came before counts."""
     try:
         for recorded, judged in _judged(watching, stream):
-            _note(seen, judged, recorded.time)
+            _note(seen, judged, recorded)
     except RecordingError as error:
         show.error(f"nfq-agent: {capture}: {error}" + ("; what came before it is learned" if seen else ""))
 
@@ -77,27 +78,44 @@ def _propose(  # what the parts of one verb share
     output: Path | None,
 ) -> int:
     learned = by_queue(config.queue, grouped)
+    dropped = {which for which, flow in seen.items() if flow.dropped}
     for (origin, queue), flow in seen.items():
-        learned[queue].add(flow.wishes, flow.last, address(origin.src))
+        if not flow.dropped:
+            learned[queue].add(flow.wishes, flow.last, address(origin.src))
+    if dropped:
+        show.error(f"{show.amount(len(dropped), 'flow was', 'flows were')} dropped by the agent and {_are(dropped)} not proposed")
     if not proposal.rules_in(learned):
-        show.error(f"nfq-agent: {capture}: no rule of the configuration takes a packet of it; nothing is proposed")
+        why = "no rule of the configuration takes a packet of it" if not dropped else "every flow of it was dropped"
+        show.error(f"nfq-agent: {capture}: {why}; nothing is proposed")
         return 1
     if not proposal.write(config, learned, output):
         return 1
     stream.seek(0)
-    _prove(flags, config, stream, learned)
+    _prove(flags, config, stream, learned, dropped)
     return 0
 
 
-def _note(seen: dict[tuple[FiveTuple, str], _Seen], judged: Judged, now: float) -> None:
-    """Note one packet."""
+def _are(things: Collection[object]) -> str:
+    return "is" if len(things) == 1 else "are"
+
+
+def _which(judged: Judged) -> tuple[FiveTuple, str] | None:
+    """The flow of a packet, and the queue that gets it; None where no queue does."""
     if judged.queue is None:
+        return None
+    return (judged.five_tuple if judged.flow is None else judged.flow.origin), judged.queue
+
+
+def _note(seen: dict[tuple[FiveTuple, str], _Seen], judged: Judged, recorded: Recorded) -> None:
+    """Note one packet."""
+    if (which := _which(judged)) is None:
         return
-    origin = judged.five_tuple if judged.flow is None else judged.flow.origin
-    flow = seen.setdefault((origin, judged.queue), _Seen())
-    flow.last = now
-    for wish in wishes(ends(origin), {} if judged.flow is None else judged.flow.facts):
-        flow.wishes.setdefault(wish, now)
+    flow = seen.setdefault(which, _Seen())
+    flow.last = recorded.time
+    where = sighting(recorded)
+    flow.dropped = flow.dropped or (where is not None and where.outcome is Fate.DROPPED)
+    for wish in wishes(ends(which[0]), {} if judged.flow is None else judged.flow.facts):
+        flow.wishes.setdefault(wish, recorded.time)
 
 
 def _judged(judging: Judging, stream: BinaryIO) -> Iterator[tuple[Recorded, Judged]]:
@@ -105,19 +123,20 @@ def _judged(judging: Judging, stream: BinaryIO) -> Iterator[tuple[Recorded, Judg
         if recorded.payload is None:
             continue
         try:
-            yield recorded, judging.judge(recorded, sighting(recorded.comment))
+            yield recorded, judging.judge(recorded, sighting(recorded))
         except PacketError:
             continue
 
 
-def _prove(flags: Flags, config: Config, stream: BinaryIO, learned: Mapping[str, Learned]) -> None:
-    """Replay the capture by the proposal, and say which flows it does not cover."""
-    fates: dict[FiveTuple, Fate] = {}
+def _prove(
+    flags: Flags, config: Config, stream: BinaryIO, learned: Mapping[str, Learned], without: Container[tuple[FiveTuple, str]]
+) -> None:
+    """Replay the capture by the proposal, and say which flows it does not cover. without: flows that do not count."""
+    fates: dict[tuple[FiveTuple, str], Fate] = {}
     # Where it ends early was said.
     with suppress(RecordingError):
         for _, judged in _judged(Judging(proposal.proposed(flags, config, learned), True), stream):
-            if judged.queue is not None:
-                origin = judged.five_tuple if judged.flow is None else judged.flow.origin
-                fates[origin] = max(fates.get(origin, Fate.PASSED), judged.outcome)
-    dropped = [origin for origin, fate in fates.items() if fate is not Fate.PASSED]
+            if (which := _which(judged)) is not None and which not in without:
+                fates[which] = max(fates.get(which, Fate.PASSED), judged.outcome)
+    dropped = [origin for (origin, _), fate in fates.items() if fate is not Fate.PASSED]
     proposal.say_coverage(learned, len(fates) - len(dropped), len(fates), "of the capture", map(str, dropped))

@@ -80,8 +80,8 @@ class Replay:
     def add(self, recorded: Recorded) -> None:
         """Judge one packet."""
         self.packets += 1
-        key = key_of(recorded.payload, recorded.comment)
-        flow, where = self._seen.get(key) or (None, sighting(recorded.comment))
+        key = key_of(recorded)
+        flow, where = self._seen.get(key) or (None, sighting(recorded))
         outcome = None if flow is None else self._judging.again(recorded, key)
         try:
             if flow is None or outcome is None:
@@ -200,11 +200,15 @@ def replayed(flags: Flags, capture: Path, against: Path | None, enforce: bool) -
         show.error(f"nfq-agent: {capture}: {error.strerror}")
         return None
     except RecordingError as error:
-        judged = f"; the {done.packets} packets before it were judged" if done.packets else ""
+        earlier = show.amount(done.packets, "packet before it was judged", "packets before it were judged")
+        judged = f"; the {earlier}" if done.packets else ""
         show.error(f"nfq-agent: {capture}: {error}{judged}")
         if not done.packets:
             return None
-    if done.packets and done.unreadable == done.packets:
+    if not done.packets:
+        show.error(f"nfq-agent: {capture}: it has no packets; nothing was judged")
+        return None
+    if done.unreadable == done.packets:
         show.error(f"nfq-agent: {capture}: none of its {done.packets} packets could be read as IP; nothing was judged")
         return None
     done.name_all()
@@ -243,9 +247,14 @@ def _with_progress(source: Iterator[Recorded], stream: BinaryIO) -> Iterator[Rec
 def _tell(done: Replay, against: Path | None) -> None:
     flows = list(done.flows.values())
     taken = [flow for flow in flows if flow.queues]
-    show.wrapped(f"{done.packets} packets, {len(flows)} flows; {len(flows) - len(taken)} flows are taken by no rule and pass")
+    passing = show.amount(len(flows) - len(taken), "flow is taken by no rule and passes", "flows are taken by no rule and pass")
+    show.wrapped(f"{show.amount(done.packets, 'packet', 'packets')}, {_flows(len(flows))}; {passing}")
     if done.unreadable:
-        show.wrapped(f"{done.unreadable} packets could not be read and were left out")
+        show.wrapped(
+            show.amount(
+                done.unreadable, "packet was not read as IP and is left out", "packets were not read as IP and are left out"
+            )
+        )
     if done.left_out:
         show.wrapped(f"not asked: {', '.join(done.left_out)} (they judge nothing, or by chance)")
     if late := sum(flow.midstream for flow in taken):
@@ -255,15 +264,19 @@ def _tell(done: Replay, against: Path | None) -> None:
         )
     for outcome in Fate:
         if number := sum(flow.after is outcome for flow in taken):
-            show.wrapped(f"{outcome.word}: {number} flows")
+            show.wrapped(f"{outcome.word}: {_flows(number)}")
     known = [flow for flow in flows if flow.before is not None]
     if not known:
         show.wrapped("Nothing to compare with: the capture has no verdicts of an agent; --against FILE names a configuration")
         _list("Dropped", [flow for flow in flows if flow.after is not Fate.PASSED])
         return
     than = "in the capture" if against is None else f"by {against}"
-    show.wrapped(f"compared with the verdicts {than}: {len(known)} flows, {len(done.changed)} changed")
+    show.wrapped(f"compared with the verdicts {than}: {_flows(len(known))}, {len(done.changed)} changed")
     _list("Changed", done.changed)
+
+
+def _flows(count: int) -> str:
+    return show.amount(count, "flow", "flows")
 
 
 def _list(title: str, flows: list[Replayed]) -> None:

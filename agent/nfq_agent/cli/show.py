@@ -175,10 +175,11 @@ def _counted(changes: Mapping[Family, Changes]) -> str:
     """How many rules a change adds and removes."""
     steps = [step for tables in changes.values() for each in tables.values() for step in each]
     added, removed = (sum(isinstance(step, kind) for step in steps) for kind in (Insert, Delete))
-    return f"{_number(added, 'rule', 'rules')} added, {removed} removed"
+    return f"{amount(added, 'rule', 'rules')} added, {removed} removed"
 
 
-def _number(count: int, one: str, many: str) -> str:
+def amount(count: int, one: str, many: str) -> str:
+    """A count with its noun."""
     return f"{count} {one if count == 1 else many}"
 
 
@@ -233,7 +234,7 @@ def _with_entries(line: str) -> Iterator[str]:
         yield line
         return
     entries = match["entries"].split(",")
-    yield f"{line[: match.start('entries')]}({_number(len(entries), 'entry', 'entries')}){line[match.end('entries') :]}"
+    yield f"{line[: match.start('entries')]}({amount(len(entries), 'entry', 'entries')}){line[match.end('entries') :]}"
     for entry in entries[:_ENTRIES_SHOWN]:
         key, _, verdict = entry.partition("=")
         ends = [f"{field} {value}" for field, value in zip(match["of"].split(","), key.split("/"), strict=True)]

@@ -23,7 +23,7 @@ from nfq_agent.flow import Flow
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.packet import Hook, Packet, hook_name
 from nfq_agent.values import Size
-from nfq_agent.verdict import Verdict
+from nfq_agent.verdict import WOULD_DROP, Verdict
 
 # Seconds until a file that cannot be written is tried again, and the greatest age of data that is not flushed; in packet time.
 _AGAIN: Final = 10.0
@@ -185,7 +185,9 @@ class Pcap(PacketElement[PcapOptions]):
 
     def _block(self, packet: Packet, verdict: Verdict) -> bytes:
         payload = packet.payload[: self.options.snap]
-        comment = f"{hook_name(packet.hook)} {verdict.outcome.name.lower()}"
+        # In monitor mode it passes, and what would have happened is known by the verdict's identity.
+        outcome = "would-drop" if verdict is WOULD_DROP else verdict.outcome.name.lower()
+        comment = f"{hook_name(packet.hook)} {outcome}"
         for word, index in (("in", packet.indev), ("out", packet.outdev)):
             if index:
                 comment += f" {word} {self._interfaces.name(index, packet.time)}"
