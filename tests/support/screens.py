@@ -32,6 +32,10 @@ class Terminal:
         """Send characters."""
         self._netns.run(*self._tmux, "send-keys", "-t", "test", "-l", text)
 
+    def resize(self, width: int, height: int) -> None:
+        """Change its size; what runs in it is told."""
+        self._netns.run(*self._tmux, "resize-window", "-t", "test", "-x", str(width), "-y", str(height))
+
     @property
     def text(self) -> str:
         """What is shown now, without spaces at the ends of lines."""

@@ -17,6 +17,8 @@ from nfq_agent.values import duration
 
 # Seconds between two questions.
 EVERY: Final = 0.5
+# For how many seconds an agent that has answered before may be away, as in a restart or an upgrade.
+AWAY: Final = 10.0
 _SELF: Final = "nfq-agent: "
 _FIRST: Final = "the agent judges packets first, and reports what it has time for"
 
@@ -48,7 +50,7 @@ class Questions:
     """One client of the agent. packets: the filter of packets that are traced, None for flows.
 
     missed: records so far. unshown: flows that pass and are not reported, at the last question. unlooked: packets that were not
-    looked at for any trace.
+    looked at for any trace. away: why there is no answer at the moment; empty while there is one.
     """
 
     def __init__(self, instance: str, packets: str | None) -> None:
@@ -57,6 +59,9 @@ class Questions:
         self._places: dict[str, Any] = {}
         self._unlooked: int | None = None
         self.missed = self.unshown = self.unlooked = 0
+        self.away = ""
+        self._answered = False
+        self._away_since: float | None = None
 
     def ask(self, timeout: float = 30.0) -> list[dict[str, Any]]:
         """The records since the last question. Raises ControlError, also if there is no answer within `timeout` seconds."""
@@ -70,16 +75,40 @@ class Questions:
         unlooked = int(said.get("unlooked", 0))
         self.unlooked += 0 if self._unlooked is None else max(0, unlooked - self._unlooked)
         self._unlooked = unlooked
+        self._answered, self._away_since, self.away = True, None, ""
         records: list[dict[str, Any]] = said["records"]
         return records
+
+    def ask_again(self) -> list[dict[str, Any]]:
+        """The same; none from an agent that has answered before and is away for up to AWAY seconds. Raises ControlError."""
+        try:
+            return self.ask()
+        except control.ControlError as error:
+            now = time.monotonic()
+            self._away_since = now if self._away_since is None else self._away_since
+            if not self._answered or now - self._away_since > AWAY:
+                raise
+            self.away = f"{error}; it is asked again for {AWAY:g} s"
+            return []
+
+    def ask_at_the_end(self) -> list[dict[str, Any]]:
+        """The same; an agent that is away is waited for. Raises ControlError."""
+        while True:
+            found = self.ask_again()
+            if not self.away:
+                return found
+            time.sleep(EVERY)
 
     def each(self, seconds: float) -> Iterator[list[dict[str, Any]]]:
         """The records of each half second, for `seconds`, and of the rest of that time. Raises ControlError."""
         ends = time.monotonic() + seconds
         while (now := time.monotonic()) < ends:
-            yield self.ask()
+            before = self.away
+            yield self.ask_again()
+            if self.away and not before:
+                show.error(f"{_SELF}{self.away}")
             time.sleep(max(0.0, min(EVERY, ends - now)))
-        yield self.ask()
+        yield self.ask_at_the_end()
 
     def say_missed(self) -> None:
         """Print on standard error what is not shown, if anything."""

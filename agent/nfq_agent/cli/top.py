@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, TypeVar
@@ -74,7 +76,7 @@ _COUNTS: Final = tuple(_Column(title, None, 7, True) for title in ("flows", "dro
 class Screen:
     """What the terminal shows, and what a key changes. typed: the filter that is being typed, None while none is.
 
-    unshown: how many flows the agent does not report, in words.
+    unshown: how many flows the agent does not report, in words. away: why the agent does not answer at the moment.
     """
 
     instance: str
@@ -88,6 +90,7 @@ class Screen:
     ended: bool = False
     missed: int = 0
     unshown: str = ""
+    away: str = ""
     page: int = 1
     _frozen: tuple[LiveFlows, float] | None = field(default=None, repr=False)
     _drawn: float = field(default=0.0, repr=False)
@@ -170,6 +173,8 @@ class Screen:
         view = self.view
         if self.typed is not None:
             return _cut(self.wrong or "Enter applies the filter, Escape leaves it as it was", "red" if self.wrong else "")
+        if self.away:
+            return _cut(self.away, "red")
         parts = [f"{view.only.value}, by {view.grouping.value}, sorted by {view.sort.value}"]
         parts += [self.unshown] * bool(self.unshown)
         parts += [f"from line {self.skipped + 1}"] * (self.skipped > 0) + ["paused"] * self.paused
@@ -255,8 +260,11 @@ def top(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
     questions = Questions(instance, None)
     screen = Screen(instance, LiveFlows(), View(part), what)
     console = Console(stderr=as_json)
+    # A terminal without commands for its cursor (TERM=dumb) has no screen to draw on.
+    on_screen = console.is_terminal and not console.is_dumb_terminal and not as_json
     try:
-        _watch(questions, screen, console, seconds, console.is_terminal and not as_json)
+        with _interrupted_by(signal.SIGTERM, signal.SIGQUIT):
+            _watch(questions, screen, console, seconds, on_screen)
     except control.ControlError as error:
         show.error(f"nfq-agent: {error}")
         return 1
@@ -264,34 +272,45 @@ def top(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
         pass
     if as_json:
         show.json_object({"flows": _objects(screen.live, part), "missed": questions.missed, "unshown": questions.unshown})
-    elif not console.is_terminal:
+    elif not on_screen:
         console.print(screen.report(console.width, time.monotonic()))
     questions.say_missed()
     return 0
 
 
-def _watch(questions: Questions, screen: Screen, console: Console, seconds: float, on_terminal: bool) -> None:
+@contextmanager
+def _interrupted_by(*signals: signal.Signals) -> Iterator[None]:
+    """These signals do what Ctrl-C does: the terminal gets its screen and its settings back."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(questions: Questions, screen: Screen, console: Console, seconds: float, on_screen: bool) -> None:
     """Ask twice a second and at the end, and draw then and after each key. Raises ControlError."""
     ends = time.monotonic() + seconds
     asks = time.monotonic()
     with ExitStack() as stack:
-        shown = stack.enter_context(Live(console=console, auto_refresh=False, screen=True)) if on_terminal else None
-        keys = stack.enter_context(Keys(on_terminal))
+        shown = stack.enter_context(Live(console=console, auto_refresh=False, screen=True)) if on_screen else None
+        keys = stack.enter_context(Keys(on_screen))
         while (now := time.monotonic()) < ends and not screen.ended:
             if now >= asks:
-                _ask(questions, screen, now)
+                _take(questions, questions.ask_again(), screen, now)
                 asks = now + EVERY
             if shown is not None:
                 shown.update(screen.draw(console.width, console.height, now), refresh=True)
             for key in keys.wait(max(0.0, min(asks, ends) - time.monotonic())):
                 screen.press(key)
     if not screen.ended:
-        _ask(questions, screen, time.monotonic())
+        _take(questions, questions.ask_at_the_end(), screen, time.monotonic())
 
 
-def _ask(questions: Questions, screen: Screen, now: float) -> None:
-    screen.live.add(questions.ask(), now)
-    screen.missed = questions.missed
+def _take(questions: Questions, records: list[dict[str, Any]], screen: Screen, now: float) -> None:
+    screen.live.add(records, now)
+    screen.missed, screen.away = questions.missed, questions.away
     screen.unshown = questions.unshown_flows if questions.unshown else ""
 
 
