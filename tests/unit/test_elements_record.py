@@ -133,6 +133,14 @@ def test_a_new_connection_on_the_same_ports_is_a_record_of_its_own() -> None:
     assert records(run)[-1]["pkts_toserver"] == 3
 
 
+def test_a_connection_without_an_end_is_replaced_by_the_next_on_its_ports() -> None:
+    run = bench()
+    pass_through(run, *opened(), *opened(client_hello("bad.test"), seq=500000))
+    assert [(each["event"], each.get("end"), each["tls_sni"]) for each in records(run)] == [
+        ("begin", None, "a.good.test"), ("end", "replaced", "a.good.test"), ("begin", None, "bad.test"),
+    ]  # fmt: skip
+
+
 def test_a_syn_within_a_connection_ends_no_record() -> None:
     run = bench()
     pass_through(
@@ -227,7 +235,7 @@ def test_the_schema_has_the_fields_of_the_page() -> None:
     fields = {name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     assert fields - SCHEMA["properties"].keys() == {"tls_sni", "http_host"}
     # Of each line of the log; and what stands in another one's row.
-    assert SCHEMA["properties"].keys() - fields == {"time", "level", "message", "cut", "container_to"}
+    assert SCHEMA["properties"].keys() - fields == {"time", "level", "message", "cut", "container_to", "proxy"}
 
 
 @pytest.mark.parametrize(
@@ -236,6 +244,9 @@ def test_the_schema_has_the_fields_of_the_page() -> None:
         ({"verdict": "would drop"}, "is not one of"),
         ({"event": "end"}, "'end' is a required property"),
         ({"sport": "x"}, "not of type"),
+        ({"tap": "web"}, "is valid under each of"),
+        ({"event": "drop"}, "'reason' is a required property"),
+        ({"would": "drop", "verdict": "drop"}, "'accept' was expected"),
     ],
 )
 def test_a_record_that_does_not_fit_is_found(change: dict[str, object], wrong: str) -> None:
@@ -243,6 +254,7 @@ def test_a_record_that_does_not_fit_is_found(change: dict[str, object], wrong: s
         "time": "2026-01-01T00:00:00Z", "level": "info", "message": "", "event": "begin", "proto": "tcp", "src": "192.0.2.1",
         "sport": 1, "dst": "192.0.2.2", "dport": 2, "verdict": "accept", "start": "2026-01-01T00:00:00Z", "duration": 0.1,
         "pkts_toserver": 1, "bytes_toserver": 60, "pkts_toclient": 0, "bytes_toclient": 0, "hook": "OUTPUT", "queue": 7,
+        "instance": "default",
     }  # fmt: skip
     validator = Draft202012Validator(SCHEMA)
     validator.check_schema(SCHEMA)
