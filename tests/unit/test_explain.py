@@ -329,8 +329,8 @@ def test_a_bug_report_is_one_file_for_its_owner(config: Path, tmp_path: Path, ca
 
 def test_addresses_and_names_are_replaced_by_the_same_words() -> None:
     text = "10.1.2.3 fd00::1 10.1.2.3 127.0.0.1 api.example.org nfq-agent.toml 00:11:22:33:44:55 alice@box at 12:30:05 v1.2.3"
-    assert anonymous(text, ["box", "alice"]) == (
-        "ipv4-1 ipv6-1 ipv4-1 127.0.0.1 name-1 nfq-agent.toml mac-1 host-1@host-2 at 12:30:05 v1.2.3"
+    assert anonymous(text, {"box": "host", "alice": "user"}) == (
+        "ipv4-1 ipv6-1 ipv4-1 127.0.0.1 name-1 nfq-agent.toml mac-1 user-1@host-1 at 12:30:05 v1.2.3"
     )
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import platform
-import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from nfq_agent.cli import loading, running, show
+from nfq_agent.cli.anonymous import Replacements, names_in, without_comments
 from nfq_agent.cli.doctor import examine
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.show import wrapped
@@ -24,25 +24,19 @@ from nfq_agent.config.models import ConfigError
 from nfq_agent.service.control import ControlError
 from nfq_agent.version import version
 
-_ADDRESS: Final = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)(?![\w:])")
-_DOMAIN: Final = re.compile(r"(?<![\w./-])(?:\*\.)?(?:[A-Za-z0-9_-]+\.)+[A-Za-z]{2,}(?![\w/-])")
-# Words that look like a domain, but are a file, a unit or a key of the configuration.
-_KNOWN: Final = re.compile(
-    r"\.(?:toml|py|pyx|txt|service|slice|socket|conf|so|d|md|sock|lock|log|pcapng)$"
-    r"|^(?:queue|rules|element|proxy|agent|tap|inline|net|kernel)\."
-)
 _COMMANDS: Final = (
-    "iptables-legacy-save", "ip6tables-legacy-save", "nft list ruleset", "journalctl -u nfq-agent* -n 300 -o short",
+    "iptables-legacy-save", "ip6tables-legacy-save", "nft list ruleset",
+    "journalctl -u nfq-agent* -n 300 -o short --no-hostname",
 )  # fmt: skip
-_MAC: Final = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}(?![\w:])")
+_FIELDS: Final = "journalctl -u nfq-agent* -n 300 -o json"
 
 
 def bugreport(flags: Flags, output: Path | None, anonymize: bool) -> int:
     """Write the file, readable by its owner alone."""
     path = output or Path(f"nfq-agent-bugreport-{time.strftime('%Y%m%d-%H%M%S')}.txt")
-    text = "\n".join(f"===== {title} =====\n{_collected(collect)}\n" for title, collect in _sections(flags))
+    text = "\n".join(f"===== {title} =====\n{_collected(collect)}\n" for title, collect in _sections(flags, anonymize))
     if anonymize:
-        text = anonymous(text, [socket.gethostname(), *_users()])
+        text = anonymous(text, dict(_known(flags)), "\n".join(map(_read_if_any, _files(flags))))
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
@@ -54,15 +48,22 @@ def bugreport(flags: Flags, output: Path | None, anonymize: bool) -> int:
     return 0
 
 
-def _sections(flags: Flags) -> Iterator[tuple[str, Callable[[], str]]]:
-    config = flags.config or DEFAULT_PATH
+def _files(flags: Flags) -> list[Path]:
+    """The files of the configuration."""
+    main = flags.config or DEFAULT_PATH
+    found = [main]
+    for folder in (main.parent / "conf.d", main.with_suffix(".d")):
+        with suppress(OSError):
+            found += sorted(folder.glob("*.toml"))
+    return found
+
+
+def _sections(flags: Flags, anonymize: bool) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "nfq-agent", lambda: f"{version()}, Python {platform.python_version()}, {platform.machine()}"
     yield "system", lambda: f"{platform.platform()}\n{_read(Path('/etc/os-release'))}"
-    yield f"configuration {config}", lambda: _read(config)
-    for folder in (config.parent / "conf.d", config.with_suffix(".d")):
-        with suppress(OSError):
-            for path in sorted(folder.glob("*.toml")):
-                yield f"configuration {path}", lambda path=path: _read(path)  # type: ignore[misc]  # of this turn of the loop
+    shown = without_comments if anonymize else str
+    for path in _files(flags):
+        yield f"configuration {path}", lambda path=path: shown(_read(path))  # type: ignore[misc]  # of this turn of the loop
     yield "check", lambda: f"valid; instance {loading.configuration(flags).agent.instance}"
     yield "status", lambda: json.dumps(running.status_object(loading.instance_of(flags), 5.0), indent=1, default=str)
     yield (
@@ -95,6 +96,30 @@ def _output(command: str) -> str:
     return done.stdout + done.stderr
 
 
+def _read_if_any(path: Path) -> str:
+    with suppress(OSError):
+        return _read(path)
+    return ""
+
+
+def _known(flags: Flags) -> Iterator[tuple[str, str]]:
+    """Names without a form, with their kinds: of users and of this host, and those that the configuration and the log have."""
+    for path in _files(flags):
+        # A file with faults has its names, but no tables.
+        with suppress(OSError, ValueError, RecursionError):
+            yield from names_in(tomllib.loads(_read(path)))
+    with suppress(OSError, subprocess.SubprocessError):
+        for line in _output(_FIELDS).splitlines():
+            with suppress(ValueError):
+                fields = json.loads(line)
+                yield from names_in({key.removeprefix("NFQ_").lower(): value for key, value in fields.items()})
+    with suppress(ControlError, ConfigError, OSError):
+        yield from names_in(running.status_object(loading.instance_of(flags), 5.0), {"container": "container"})
+    yield from ((name, "user") for name in _users())
+    name = socket.gethostname()
+    yield from ((each, "host") for each in (name, name.partition(".")[0]))
+
+
 def _users() -> list[str]:
     """The names of this host's users who log in."""
     with suppress(OSError):
@@ -103,26 +128,9 @@ def _users() -> list[str]:
     return []
 
 
-def anonymous(text: str, names: list[str]) -> str:
-    """The text with each address, host name and one of `names` replaced, by the same word wherever it occurs."""
-    words: dict[str, str] = {}
+def anonymous(text: str, known: Mapping[str, str], config: str = "") -> str:
+    """The text with each address and name replaced, by the same word wherever it occurs.
 
-    def replace(kind: str, found: str) -> str:
-        return words.setdefault(found.lower(), f"{kind}-{1 + sum(word.startswith(kind) for word in words.values())}")
-
-    def address(match: re.Match[str]) -> str:
-        try:
-            value = ipaddress.ip_address(match[0])
-        except ValueError:
-            return match[0]
-        return match[0] if value.is_loopback or value.is_unspecified else replace(f"ipv{value.version}", match[0])
-
-    def domain(match: re.Match[str]) -> str:
-        return match[0] if _KNOWN.search(match[0]) else replace("name", match[0])
-
-    text = _MAC.sub(lambda match: replace("mac", match[0]), text)
-    text = _ADDRESS.sub(address, text)
-    text = _DOMAIN.sub(domain, text)
-    for name in sorted((name for name in names if len(name) > 2), key=len, reverse=True):
-        text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", lambda match: replace("host", match[0]), text)
-    return text
+    known: names without a form, by kind. config: the text of the configuration, for the names of its tables.
+    """
+    return Replacements(known, config).apply(text)
