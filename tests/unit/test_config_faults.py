@@ -373,3 +373,10 @@ def test_an_element_of_two_chains_is_told_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(path)
     assert len(caught.value.faults) == 1
+    # Nor is what it lacks in both.
+    elements = 'elements = ["allow"]\n'
+    rule = '[element.allow]\ntype = "policy"\nrule = [{ action = "drop", tls_sni = "*.test" }]\n'
+    path.write_text(f"[queue.a]\nnum = 1\n{elements}[queue.b]\nnum = 2\n{elements}{rule}")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert len(caught.value.faults) == 1

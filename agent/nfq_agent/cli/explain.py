@@ -37,7 +37,11 @@ from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
 _SHOWN: Final = 3
 _BESIDES: Final = "          "
+# The hooks of what comes in.
+_INWARD: Final = ("prerouting", "input", "forward")
 Served = QueueConfig | TapConfig | InlineConfig
+# A tap or an inline link: its table, the packet as it sees it, and why it does not take it.
+_Capture = tuple[str, TapConfig | InlineConfig, Question, list[str]]
 
 
 def _line(text: str) -> None:
@@ -52,14 +56,13 @@ def explain(flags: Flags, question: Question) -> int:
     for key in question.not_known:
         _line(f"{_BESIDES}{key} is not known of a packet in hook {question.hook}")
     captured = list(_captures(config, question))
-    taken = False
-    for title, table, seen, missing in captured:
-        if not missing:
-            taken = True
-            _line(f"{title.partition('.')[0].capitalize() + ':':<10}[{title}], interface {seen.interface}")
-            _judge(config, table, seen, frozenset())
-    taken = _by_rules(config, question) or taken
-    if not taken:
+    # In the order in which the packet passes them: on its way in the links come before the rules, on its way out behind them.
+    inward = [each for each in captured if each[2].hook in _INWARD]
+    outward = [each for each in captured if each[2].hook not in _INWARD]
+    at_first, dropped = _by_captures(config, inward, "")
+    by_rules, dropped = _by_rules(config, question, dropped)
+    at_last, _ = _by_captures(config, outward, dropped)
+    if not (at_first or by_rules or at_last):
         _line("Rule:     none takes it: it passes without the agent")
         missed = [(title, missing) for title, _, _, missing in captured]
         missed += [(f"rules.{name}", list(misses(config, name, question))) for name in config.rules]
@@ -68,22 +71,45 @@ def explain(flags: Flags, question: Question) -> int:
     return 0
 
 
-def _by_rules(config: Config, question: Question) -> bool:
-    """Print what the rules do with the packet. False if none takes it."""
+def _by_captures(config: Config, captured: list[_Capture], dropped: str) -> tuple[bool, str]:
+    """Print what taps and inline links do with the packet. dropped, and what is returned: see `_by_rules`."""
+    taken = False
+    for title, table, seen, missing in captured:
+        if missing:
+            continue
+        taken = True
+        kind = title.partition(".")[0].capitalize() + ":"
+        if dropped:
+            _line(f"{_BESIDES}[{title}] never sees it: it is dropped {dropped}")
+        else:
+            _line(f"{kind:<10}[{title}], interface {seen.interface}")
+            if _judge(config, table, seen, frozenset()) and isinstance(table, InlineConfig):
+                dropped = f"by [{title}]"
+    return taken, dropped
+
+
+def _by_rules(config: Config, question: Question, dropped: str) -> tuple[bool, str]:
+    """Print what the rules do with the packet. dropped: where it is dropped before; empty where it is not, as far as is known.
+
+    Returns whether a rule takes it, and where it is dropped now.
+    """
     own = find_user(config.agent.user)
     if own_uid(question, None if own is None else own.uid):
         _line(f"Rule:     none takes it: packets of the agent's own user, {config.agent.user}, always pass")
-        return True
+        return True, dropped
     found = matching(config, question)
     for name, table, before in found:
-        if before is None:
-            _taken(config, name, table, config.rules[name], question)
+        if dropped:
+            _line(f"{_BESIDES}[rules.{name}] matches too, and is not asked: the packet is dropped {dropped}")
+        elif before is None:
+            if _taken(config, name, table, config.rules[name], question):
+                dropped = f"in table {table}"
         else:
             _line(f"{_BESIDES}[rules.{name}] matches too, and is not asked: [rules.{before}] comes before it in table {table}")
-    return bool(found)
+    return bool(found), dropped
 
 
-def _captures(config: Config, question: Question) -> Iterator[tuple[str, TapConfig | InlineConfig, Question, list[str]]]:
+def _captures(config: Config, question: Question) -> Iterator[_Capture]:
     """Each tap and inline link: its table, the packet as it sees it, and why it does not take it (nothing if it does)."""
     for title, table in captures(config):
         selection = selection_of(table)
@@ -110,17 +136,20 @@ def _port_misses(table: TapConfig | InlineConfig, selection: CaptureSelection, s
         yield f"port is {seen.protocol} {found}, wants {', '.join(wanted)}"
 
 
-def _taken(config: Config, name: str, table: str, rule: RuleConfig, question: Question) -> None:
+def _taken(config: Config, name: str, table: str, rule: RuleConfig, question: Question) -> bool:
+    """Print what happens to the packet; returns whether it is dropped for certain."""
     if rule.proxy is not None:
         proxy = config.proxy[rule.proxy]
         _line(f"Rule:     [rules.{name}], table {table} -> proxy {rule.proxy} on {', '.join(map(str, proxy.listen))}")
         _line(f"Chain:    {', '.join(proxy.elements) or 'no elements'}; the bytes of the connection decide")
-        return
+        return False
     assert rule.queue is not None
     queue = config.queue[rule.queue]
     numbers = f"{queue.numbers[0]}" if len(queue.numbers) == 1 else f"{queue.numbers[0]} to {queue.numbers[-1]}"
     _line(f"Rule:     [rules.{name}], table {table} -> queue {rule.queue}, number {numbers}")
-    _judge(config, queue, question, _in_kernel(config, rule, question), only_first=rule.tcp_syn and question.protocol == "tcp")
+    return _judge(
+        config, queue, question, _in_kernel(config, rule, question), only_first=rule.tcp_syn and question.protocol == "tcp"
+    )
 
 
 def _in_kernel(config: Config, rule: RuleConfig, question: Question) -> frozenset[str]:
@@ -136,23 +165,32 @@ def _in_kernel(config: Config, rule: RuleConfig, question: Question) -> frozense
     return frozenset(f"{element}: {label}" for queue, element, label in found if queue == rule.queue)
 
 
-def _judge(config: Config, table: Served, question: Question, in_kernel: frozenset[str], only_first: bool = False) -> None:
-    """only_first: the queue gets the first packet of a connection alone."""
+def _judge(config: Config, table: Served, question: Question, in_kernel: frozenset[str], only_first: bool = False) -> bool:
+    """Print what the elements do with the packet. only_first: the queue gets the first packet of a connection alone.
+
+    Returns whether it is dropped for certain: by a policy, or by default, that no other element comes before.
+    """
     _line(f"Chain:    {', '.join(table.elements) or 'no elements'}")
     packet = question.packet()
     flow = Flow(packet.headers.five_tuple, 1.0, 1.0)
     specs = config.packet_elements(table)
     finds = any(spec.name == "dpi" or is_dpi(spec) for spec in specs)
     policies = [_Asked(spec, question) for spec in specs if issubclass(spec.cls, Policy)]
-    for spec in specs:
-        if not issubclass(spec.cls, Policy) and spec.cls.decide is not PacketElement.decide and not is_dpi(spec):
-            _line(f"{_BESIDES}{spec.name}: not asked; its answer depends on more than this packet")
+    not_asked = [
+        spec
+        for spec in specs
+        if not issubclass(spec.cls, Policy) and spec.cls.decide is not PacketElement.decide and not is_dpi(spec)
+    ]
+    for spec in not_asked:
+        _line(f"{_BESIDES}{spec.name}: not asked; its answer depends on more than this packet")
 
     def tell(title: str, verdict: Verdict | None, by: str) -> None:
         _line(f"{title:<10}{_outcome(table, verdict)}" + (f" ({by})" if by else f" ({_default_of(table)})"))
 
     verdict, by = _decide(policies, packet, flow)
     tell("At first:", verdict, by)
+    decider = next((place for place, spec in enumerate(specs) if by.startswith(f"{spec.name}: ")), len(specs))
+    surely = _outcome(table, verdict) in ("drop", "reject") and not any(spec in not_asked for spec in specs[:decider])
     if by in in_kernel:
         where = "" if config.agent.backend == "owned" else ", where the backend is owned"
         first = isinstance(table, QueueConfig) and table.compile_mode == "first"
@@ -170,6 +208,7 @@ def _judge(config: Config, table: Served, question: Question, in_kernel: frozens
     for asked in policies:
         for line in asked.nearest(packet, flow):
             _line(f"Nearest:  {line}")
+    return surely
 
 
 def is_dpi(spec: ElementSpec) -> bool:

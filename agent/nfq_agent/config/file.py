@@ -200,7 +200,8 @@ def _check(merged: dict[str, Any], source: Source, lookups: HostLookups, outdate
     faults += element_faults(merged, source, lookups)
     faults += cross_faults(config, source)
     if faults:
-        raise ConfigError(faults)
+        # What is wrong with an element is found for each chain that has it.
+        raise ConfigError(list(dict.fromkeys(faults)))
     return config
 
 
