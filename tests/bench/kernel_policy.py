@@ -27,13 +27,14 @@ _RECEIVED: Final = FLOOD_RULE.replace('"output"', '"input"').replace('"client"',
 _RULE: Final = 501
 
 
-def _dropped(compiled: bool, *cores: int, received: bool = False) -> float:
+def _dropped(compiled: bool, *cores: int, received: bool = False, logged: bool = True) -> float:
     """Datagrams a second that are sent from these processors and dropped by one of the thousand rules.
 
-    received: on their way in, from another namespace.
+    received: on their way in, from another namespace. logged: some of them have lines in the log, as by default.
     """
     with Bed() as bed:
-        config = SERVED + (_COMPILED if compiled else "") + policy(meets=_MEETS) + (_RECEIVED if received else FLOOD_RULE)
+        queue = SERVED + (_COMPILED if compiled else "") + ("" if logged else "log_drops = false\n")
+        config = queue + policy(meets=_MEETS) + (_RECEIVED if received else FLOOD_RULE)
         bed.agent(_BACKEND + config, core=1)
         return flood(bed, *cores, count=(lambda: bed.here.call(_in_kernel)) if compiled else None, received=received)
 
@@ -68,9 +69,13 @@ BENCHMARKS: Final = (
             "in the queue, sender on 0": lambda: _dropped(False, 0),
             "compiled, sender on 0": lambda: _dropped(True, 0),
             "compiled, senders on 0 and 1": lambda: _dropped(True, 0, 1),
+            "compiled, no log_drops, sender on 0": lambda: _dropped(True, 0, logged=False),
+            "compiled, no log_drops, senders on 0 and 1": lambda: _dropped(True, 0, 1, logged=False),
             "received, in the queue, sender on 0": lambda: _dropped(False, 0, received=True),
             "received, compiled, sender on 0": lambda: _dropped(True, 0, received=True),
             "received, compiled, senders on 0 and 1": lambda: _dropped(True, 0, 1, received=True),
+            "received, compiled, no log_drops, sender on 0": lambda: _dropped(True, 0, received=True, logged=False),
+            "received, compiled, no log_drops, senders on 0 and 1": lambda: _dropped(True, 0, 1, received=True, logged=False),
         },
         (Goal("compiled, sender on 0", "at least", 3, "in the queue, sender on 0"),
          Goal("compiled, senders on 0 and 1", "at least", 3, "in the queue, sender on 0"),
