@@ -10,7 +10,7 @@ from nfq_agent.config.element_faults import element_faults
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.config.problems import cross_faults
-from nfq_agent.config.source import Source
+from nfq_agent.config.source import Source, key_text
 
 # The name of the element; no table of a configuration has it.
 ELEMENT: Final = "chaos drill"
@@ -33,7 +33,7 @@ def with_chaos(config: Config, queue: str, odds: Mapping[str, Any]) -> Config:
     source = Source(Path("chaos"))
     drill = {"element": changed.element, "queue": {queue: {"elements": [ELEMENT]}}}
     found = (*element_faults(drill, source, HostLookups()), *cross_faults(changed, source))
-    faults = [fault.removeprefix(f"chaos: element.{ELEMENT}.") for fault in found]
+    faults = [fault.removeprefix(f"chaos: {key_text(('element', ELEMENT))}.") for fault in found]
     if faults:
         raise ConfigError(faults)
     return changed
