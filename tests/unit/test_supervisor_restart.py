@@ -55,6 +55,29 @@ def test_a_restart_with_a_store_leaves_everything_to_the_next_process() -> None:
     assert "STOPPING=1" not in agent.machine.service.said
 
 
+def hang_up() -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_signal_to_reload_starts_again_where_the_code_has_changed() -> None:
+    agent = Agent()
+    agent.machine.code_changed = True
+    agent.machine.turns = [hang_up]
+    with pytest.raises(SystemExit):
+        agent.supervisor.run()
+    assert agent.machine.trouble.done[-2:] == ["crew.leave", "start_again"]
+
+
+def test_a_signal_to_reload_changes_nothing_where_the_new_code_would_not_start() -> None:
+    agent = Agent()
+    agent.machine.code_changed, agent.machine.rehearsal = True, "a.toml: a fault"
+    agent.machine.turns = [hang_up, lambda: None, lambda: os.kill(os.getpid(), signal.SIGTERM)]
+    assert agent.supervisor.run() == 0
+    said = "\n".join(agent.machine.lines)
+    assert "restart refused, this agent keeps serving: a.toml: a fault" in said
+    assert "reloaded" not in said
+
+
 def test_what_a_reload_puts_into_force_is_noted_at_once_and_a_refused_one_is_not() -> None:
     agent = Agent()
     store = Store({}, FakeKeeper())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_system import FakeMachine
 
+from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.queue.errors import QueueError
 from nfq_agent.service.supervisor import Supervisor
@@ -173,6 +175,31 @@ def test_changed_files_do_not_bring_in_a_file_that_was_taken_back(agent: Agent, 
     # Until a person reloads again.
     agent.ask("reload")
     assert agent.port == 2000
+
+
+@pytest.mark.parametrize("faults", [True, False], ids=["faults", "reload"])
+def test_a_list_that_changes_during_a_trial_is_read_after_it(agent: Agent, tmp_path: Path, faults: bool) -> None:
+    path = tmp_path / "blocklist.txt"
+    path.write_text("192.0.2.1\n")
+    lookups = HostLookups(tmp_path)
+    lookups.lines(path.name)
+    agent.file = config(2000).with_lookups(lookups)
+    agent.ask("reload", confirm=None if faults else 60)
+    if faults:
+        break_traffic(agent, drop=0.5)
+    agent.file = config(3000)
+    path.write_text("192.0.2.1\n192.0.2.2\n")
+    agent.pass_time(2)
+    agent.pass_time(2)
+    assert agent.port == 2000, "the file is not read during a trial"
+    if faults:
+        agent.pass_time(31)
+    else:
+        agent.ask("confirm", keep=True)
+    agent.pass_time(2)
+    agent.pass_time(2)
+    assert agent.port == 3000
+    assert any(f"reloading: {path} changed" in line for line in agent.machine.lines)
 
 
 def test_no_restart_while_a_reload_waits(agent: Agent) -> None:

@@ -66,6 +66,8 @@ class Supervisor:
         self._server: Listening | None = None
         self._lock: InstanceLock | None = None
         self._due: dict[Callable[[], None], float] = {}
+        # Whether list files, or the watched files of the configuration, are different from what is in force.
+        self._files_changed = False
         self._trial = Trial(self._return_to, self._due, system.clock, log)
         self._lock_seconds: float | None = None
 
@@ -177,6 +179,9 @@ class Supervisor:
             key.data()
         if self._signals.reload and not self._signals.over:
             self._signals.reload = False
+            self._reload_with_code(None)
+        if self._files_changed and not self._signals.over:
+            self._files_changed = False
             self.reload()
         if self._signals.restart and not (self._in_place or self._store.outlives):
             # No service manager would start it again: check first whether it would start.
@@ -242,9 +247,10 @@ class Supervisor:
     def _tick(self) -> None:
         now = self._system.clock()
         self._due[self._tick] = now + _TICK
-        if (changed := self._config.changed_files()) and not self._trial.keeps_file_out:
+        # In this order: a change during a trial is found after it.
+        if not self._trial.keeps_file_out and (changed := self._config.changed_files()):
             self._log(f"reloading: {', '.join(map(str, changed))} changed")
-            self._signals.reload = True
+            self._files_changed = True
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
         self._inheritance.keep(self._meter)
         self._service.status(f"Serving {report.serving(self._crew)}; {self._meter.summary}{self._config.remark}")
@@ -296,6 +302,12 @@ class Supervisor:
         self._service.ready()
         return answer
 
+    def _reload_with_code(self, confirm: float | None) -> dict[str, Any]:
+        """A person's reload, by the verb or SIGHUP: after an upgrade, new code comes with the configuration."""
+        if not self._system.code_changed():
+            return self.reload(confirm)
+        return self._restart() if confirm is None else {"ok": False, "message": NEW_CODE}
+
     def _return_to(self, before: Config) -> str:
         self._service.reloading()
         try:
@@ -329,10 +341,7 @@ class Supervisor:
                 return self._restart()
             case "reload":
                 confirm = question.get("confirm")
-                if self._system.code_changed():
-                    # After an upgrade of the package, new code comes with the new configuration.
-                    return self._restart() if confirm is None else {"ok": False, "message": NEW_CODE}
-                return self.reload(confirm if confirm is None else float(confirm))
+                return self._reload_with_code(confirm if confirm is None else float(confirm))
             case "confirm":
                 return self._trial.answer(question.get("keep") is True, question.get("faults") is True, question.get("trial"))
             case "chaos":
@@ -350,6 +359,7 @@ class Supervisor:
     def _restart(self) -> dict[str, Any]:
         """Start again with the code that is on the disk, if it would start. The answer to `nfq-agent restart`."""
         if self._trial.runs:
+            self._log(f"restart refused: {ON_TRIAL}", "error")
             return {"ok": False, "message": ON_TRIAL}
         if problem := self._system.rehearse(self._beat):
             self._log(f"restart refused, this agent keeps serving: {problem}", "error")
