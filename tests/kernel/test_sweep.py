@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from agent import Agent
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 
 pytestmark = pytest.mark.kernel
 
@@ -40,6 +42,38 @@ def test_a_living_agent_keeps_its_rules_and_a_dead_one_does_not(
     assert " ".join(said.split()) == f"{who} and keeps its rules: nothing to sweep; stop it, and it removes them"
     assert netns.shell(RULES) == before
     agent.process.send_signal(signal.SIGCONT)
+    agent.kill()
+    assert agent.verb("sweep").returncode == 0
+    assert "NFQA" not in netns.shell(RULES)
+
+
+LOOK = """
+import sys
+from select import select
+from nfq_agent.service.instance_lock import living_agent
+looked, missed = 0, 0
+# Each question stays in the backlog of the agent, which has room for 4,096.
+while not select([0], [], [], 0.002)[0]:
+    looked += 1
+    missed += not living_agent("default")
+    if looked == 1:
+        print("looks", flush=True)
+print(looked, missed)
+"""
+
+
+def test_an_agent_that_is_started_again_in_place_is_there_at_each_moment(netns: Namespace, tmp_path: Path) -> None:
+    agent = Agent(netns, tmp_path, CONFIG.format(backend="legacy")).ready()
+    looking = netns.start(sys.executable, "-c", LOOK, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert looking.stdout is not None
+    assert looking.stdout.readline() == "looks\n"
+    for _ in range(2):
+        assert agent.verb("restart").returncode == 0
+        assert "restarted" in agent.verb("restart").stdout
+    looked, missed = map(int, looking.communicate("x", timeout=PATIENCE)[0].split())
+    assert looked > 100
+    assert missed == 0
+    # What told of it meanwhile is gone.
     agent.kill()
     assert agent.verb("sweep").returncode == 0
     assert "NFQA" not in netns.shell(RULES)

@@ -132,6 +132,9 @@ class FakeLock:
     def __init__(self) -> None:
         self.held = True
 
+    def handed(self) -> dict[str, int]:
+        return {}
+
     def release(self) -> None:
         self.held = False
 

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from forked import in_child
 
 from nfq_agent.service.control import ControlError, folder, state_folder
 from nfq_agent.service.instance_lock import Lock, living_agent
@@ -80,3 +81,30 @@ def test_a_runtime_directory_of_one_s_own_is_the_folder(tmp_path: Path, monkeypa
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "nfq-agent" / inner))
     assert folder() == tmp_path / "nfq-agent"
     assert state_folder() == tmp_path / "nfq-agent" / "state"
+
+
+def test_an_agent_that_is_started_again_lives_and_keeps_others_out() -> None:
+    lock = Lock(INSTANCE)
+    (descriptor,) = lock.handed().values()
+    # As the program that follows has it.
+    kept = os.dup(descriptor)
+    lock.release()
+    assert living_agent(INSTANCE) == f"pid {os.getpid()}"
+
+    def other() -> int:
+        try:
+            Lock(INSTANCE)
+        except ControlError as error:
+            print(error)
+            return 1
+        return 0
+
+    done = in_child(other)
+    assert (done.returncode, f"is being started again (pid {os.getpid()})" in done.stdout) == (1, True)
+    # The program that follows, in the same process.
+    second = Lock(INSTANCE)
+    os.close(kept)
+    assert living_agent(INSTANCE) == f"pid {os.getpid()}"
+    second.release()
+    assert living_agent(INSTANCE) == ""
+    assert in_child(other).returncode == 0

@@ -5,6 +5,7 @@ The kernel releases both when the process ends, however it ends.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -19,6 +20,8 @@ from nfq_agent.service.control import ControlError, cannot_make, folder, state_f
 # In place of the user that listens at a name.
 _NOBODY: Final = -1
 _UNKNOWN: Final = -2
+# By this name the descriptor is handed over that tells of an agent which is started again.
+_AGAIN: Final = "again"
 
 
 class Lock:
@@ -36,6 +39,8 @@ class Lock:
                 f"an agent of instance {instance} is already running (pid {holder or 'unknown'}); stop it, or "
                 f"choose another instance"
             ) from None
+        self._again: socket.socket | None = None
+        self._instance = instance
         try:
             self._name = _claim(instance)
         except ControlError:
@@ -79,8 +84,21 @@ class Lock:
         """The descriptor of the lock, which a child must not keep open."""
         return self._file, self._name.fileno()
 
+    def handed(self) -> dict[str, int]:
+        """For the program that is started again in this process: while it holds neither lock nor name, this tells that the agent
+        lives. A lock that is handed over would be in the way of an earlier version, which takes one; this it closes."""
+        with contextlib.suppress(OSError):
+            again = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            self._again = again
+            again.bind(_meanwhile(self._instance))
+            again.listen(4096)
+            return {_AGAIN: again.fileno()}
+        return {}
+
     def release(self) -> None:
         """Release it. The file stays: removing it would let two agents hold two locks of one name."""
+        if self._again is not None:
+            self._again.close()
         self._name.close()
         os.close(self._file)
 
@@ -89,8 +107,11 @@ def _claim(instance: str) -> socket.socket:
     """The right to the rules of an instance in this network namespace, whatever /run is mounted here: a name of a socket that
     belongs to the namespace (unix(7), abstract). A process of another user that takes the name does not count.
 
-    Raises ControlError where an agent has it.
+    Raises ControlError where an agent has it, or has given it up while it is started again.
     """
+    pid, uid = _owner_of(_meanwhile(instance))
+    if uid != _NOBODY and pid != os.getpid() and (who := _claimant(pid, uid)):
+        raise ControlError(f"an agent of instance {instance} is being started again ({who}); stop it, or choose another instance")
     name = _claimed_by(instance)
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
@@ -112,8 +133,12 @@ def living_agent(instance: str) -> str:
 
     It asks nothing of the agent: a question to the control socket would have systemd start one that has ended.
     """
-    pid, uid = _owner_of(_claimed_by(instance))
-    if uid == _NOBODY:
+    # An agent that is started again has the one, then both, then the other, then both, and the first again.
+    for name in (_claimed_by(instance), _meanwhile(instance), _claimed_by(instance)):
+        pid, uid = _owner_of(name)
+        if uid != _NOBODY:
+            break
+    else:
         return ""
     # Where another user has the name, or has filled its backlog, the file tells.
     return _claimant(pid, uid) or _holder_of(folder() / f"{instance}.lock")
@@ -148,6 +173,11 @@ def _claimant(pid: int, uid: int) -> str:
 def _claimed_by(instance: str) -> str:
     """The name of the socket that stands for an instance."""
     return f"\0nfq-agent/{instance}"
+
+
+def _meanwhile(instance: str) -> str:
+    """The name of the socket that stands for an instance while its agent is started again in place."""
+    return f"\0nfq-agent/{instance}/again"
 
 
 def _owner_of_state() -> int:

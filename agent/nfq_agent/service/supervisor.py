@@ -101,7 +101,9 @@ class Supervisor:
         if failed or (self._store.outlives and not self._in_place):
             return True
         try:
-            self._system.start_again(self._store.kept | (self._server.handed if self._server is not None else {}))
+            server = self._server.handed if self._server is not None else {}
+            lock = self._lock.handed() if self._lock is not None else {}
+            self._system.start_again(self._store.kept | server | lock)
         except OSError as error:
             self._log(f"this program cannot be started again: {error}", "error")
         self.stop(True)
