@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -291,8 +293,14 @@ def test_an_element_that_cannot_be_shown(capsys: pytest.CaptureFixture[str], nam
         ("a" * 32, "up to 31 small letters"),
         ("log", "'log' is taken: a built-in element has it; allowed: another name, as in my-log"),
         ("import", "'import' is taken: it is a word of Python's language"),
-        ("queue", "'queue' is taken: a module that the agent needs has it"),
-        ("nfq-agent", "'nfq-agent' is taken: a module that the agent needs has it"),
+        ("queue", "'queue' is taken: a module that the agent or its tests need has it"),
+        ("nfq-agent", "'nfq-agent' is taken: a module that the agent or its tests need has it"),
+        ("pydantic", "'pydantic' is taken: a module that the agent or its tests need has it"),
+        ("conftest", "'conftest' is taken: a module that the agent or its tests need has it"),
+        # What the written files import, or cannot define.
+        ("packet", "'packet' is taken: the class Packet would be another one; allowed: another name, as in my-packet"),
+        ("bench", "'bench' is taken: the class Bench would be another one"),
+        ("none", "'none' is taken: the class None would be another one"),
     ],
 )
 def test_a_new_element_takes_no_name_that_cannot_work(
@@ -301,6 +309,28 @@ def test_a_new_element_takes_no_name_that_cannot_work(
     assert catalogue.new_element(name, tmp_path) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["scan-guard", "a1"])
+def test_a_new_element_passes_the_checks_of_its_writer(tmp_path: Path, name: str) -> None:
+    """Those of ruff without a configuration, from either folder, and mypy --strict."""
+    assert catalogue.new_element(name, tmp_path) == 0
+    tools = Path(sys.executable).parent
+    for folder in (tmp_path, tmp_path / "elements"):
+        for words in (
+            ("check", "--isolated", "--no-cache", "--extend-select=I"),
+            ("format", "--isolated", "--no-cache", "--check"),
+        ):
+            checked = subprocess.run([tools / "ruff", *words, "."], cwd=folder, capture_output=True, text=True, check=False)
+            assert checked.returncode == 0, checked.stdout
+    typed = subprocess.run(
+        [tools / "mypy", "--strict", f"--cache-dir={tmp_path}", "."],
+        cwd=tmp_path / "elements",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert typed.returncode == 0, typed.stdout
 
 
 def test_a_new_element_passes_its_test_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
@@ -153,6 +154,8 @@ class {cls}(PacketElement[{cls}Options]):
 _TEST: Final = '''"""Run with: python -m pytest test_{module}.py"""
 
 from nfq_agent.testing import Bench, tcp
+
+# isort: split
 from {module} import {cls}
 
 
@@ -178,6 +181,14 @@ role = "server"
 """
 
 
+# Names that the written files import.
+_TAKEN: Final = frozenset(("Bench", "Flow", "Needs", "Options", "Packet", "PacketElement", "Verdict"))
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("-"))
+
+
 def _wrong_name(name: str) -> str:
     """Why an element cannot have this name; empty if it can. Its module would take the place of another one."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > 31:
@@ -187,8 +198,10 @@ def _wrong_name(name: str) -> str:
         taken = "a built-in element has it"
     elif keyword.iskeyword(module):
         taken = "it is a word of Python's language"
-    elif module in sys.stdlib_module_names or module == "nfq_agent":
-        taken = "a module that the agent needs has it"
+    elif _class_name(name) in _TAKEN or keyword.iskeyword(_class_name(name)):
+        taken = f"the class {_class_name(name)} would be another one"
+    elif module in sys.stdlib_module_names or module in ("nfq_agent", "conftest") or find_spec(module) is not None:
+        taken = "a module that the agent or its tests need has it"
     else:
         return ""
     return f"{name!r} is taken: {taken}; allowed: another name, as in my-{name}"
@@ -199,7 +212,7 @@ def new_element(name: str, folder: Path) -> int:
     if wrong := _wrong_name(name):
         show.error(f"nfq-agent: {wrong}")
         return 2
-    module, cls = name.replace("-", "_"), "".join(part.capitalize() for part in name.split("-"))
+    module, cls = name.replace("-", "_"), _class_name(name)
     words = {"name": name, "module": module, "cls": cls, "title": name.replace("-", " ").capitalize()}
     files = {
         # The agent looks for modules in the folder elements/ beside its configuration.
