@@ -8,6 +8,7 @@ from typing import Final
 from nfq_agent.log import Log
 from nfq_agent.rules.diff import Applied, Changes, Insert, render
 from nfq_agent.rules.foreign import InFront
+from nfq_agent.rules.group_tree import GroupTree
 from nfq_agent.rules.groups import bound
 from nfq_agent.rules.model import FAMILIES, Family, RuleError, Ruleset
 from nfq_agent.service.drift import Drift
@@ -25,8 +26,8 @@ GLANCE: Final = 0.25
 class DriftCheck:
     """ruleset: the rules that have to be there. Times are seconds since the epoch."""
 
-    def __init__(self, rules: LiveRules, meter: Meter, log: Log, seconds: float) -> None:
-        """seconds: from one check to the next, 0 for never."""
+    def __init__(self, rules: LiveRules, meter: Meter, log: Log, seconds: float, walk: GroupWalk | None = None) -> None:
+        """seconds: from one check to the next, 0 for never. walk: of the control groups; this host's unless given."""
         self.ruleset: Ruleset = {}
         self.in_front: list[InFront] = []
         self._rules = rules
@@ -34,7 +35,7 @@ class DriftCheck:
         self._log = log
         self._drift = Drift(seconds)
         self._groups = GroupWatch(log)
-        self._walk = GroupWalk()
+        self._walk = GroupWalk() if walk is None else walk
         self._sign: object = None
         self._wrong: list[str] = []
         self._unreadable = ""
@@ -61,9 +62,9 @@ class DriftCheck:
         """Set another interval; the repairs so far stay counted."""
         self._drift.every(seconds)
 
-    def wanted(self, ruleset: Ruleset) -> Ruleset:
-        """These rules as they have to be now, for the control groups that exist."""
-        self._walk.known = self._walk.now(ruleset)
+    def wanted(self, ruleset: Ruleset, tree: GroupTree | None = None) -> Ruleset:
+        """These rules as they have to be now, for the control groups that exist. tree: all of them, if they were just read."""
+        self._walk.known = self._walk.now(ruleset) if tree is None else tree
         return bound(ruleset, self._groups.numbers(ruleset), self._walk.known)
 
     def _in_force(self) -> Ruleset:
@@ -81,16 +82,16 @@ class DriftCheck:
             # Most groups are of no concern to a rule.
             numbers = self._groups.last_numbers(self.ruleset)
             if bound(self.ruleset, numbers, found) != self._in_force():
-                self._apply_for_groups()
+                self._apply_for_groups(found)
             else:
                 self._walk.known = found
         self._groups.looked(now)
 
-    def _apply_for_groups(self) -> bool:
+    def _apply_for_groups(self, tree: GroupTree | None = None) -> bool:
         """Put in the rules for the groups that exist now; False where that is refused, which is logged."""
         known = self._walk.known
         try:
-            self.apply(self.ruleset)
+            self._put_in(self.wanted(self.ruleset, tree))
         except RuleError as error:
             self._walk.known = known
             self._log_once(f"the rules of a control group that has appeared could not be put in: {error}")
