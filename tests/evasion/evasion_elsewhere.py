@@ -20,6 +20,7 @@ class Elsewhere:
 _NAMES = "kernel/test_names.py::"
 _FORGED = "kernel/test_names_forged.py::"
 _MIDSTREAM = "kernel/test_midstream.py::"
+_MARKS = "kernel/test_offload_marks.py::"
 
 LINES = (
     Elsewhere(
@@ -119,6 +120,21 @@ LINES = (
         "HTTP: a request sent by `sendfile`, whose page the sender changes after the packet was judged", ANY_USER,
         "blocked with `gso = false`; without it a limit: the kernel sends a page as it is when it leaves",
         "kernel/test_changed_bytes.py::test_a_page_that_changes_after_its_verdict",
+    ),
+    Elsewhere(
+        "The mark of `offload` on a packet of one's own (`SO_MARK`), which the kernel takes for a verdict of ours",
+        "CAP_NET_ADMIN; CAP_NET_RAW since Linux 5.17",
+        "limit: the flow passes unjudged. It opens nothing more: with that right a packet socket passes by netfilter as a whole. "
+        "Take the right from what is to be judged (`CapabilityBoundingSet=` of its unit)",
+        _MARKS + "test_a_process_with_the_right_to_set_marks_passes_by_the_mark_of_offload",
+    ),
+    Elsewhere(
+        "A frame from a packet socket (AF_PACKET), which no hook of netfilter sees", "CAP_NET_RAW",
+        "limit: no queue gets it", _MARKS + "test_a_packet_socket_passes_by_netfilter_as_a_whole",
+    ),
+    Elsewhere(
+        "The mark of `offload` on packets of a container, or of another network namespace that is forwarded", "root in it",
+        "blocked: the kernel clears marks between namespaces", _MARKS + "test_a_mark_does_not_leave_its_network_namespace",
     ),
     Elsewhere(
         "A silent connection among so many that 10,300 are forgotten while no element is shown a packet", ANY_USER, "blocked",
