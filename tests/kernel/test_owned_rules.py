@@ -275,8 +275,17 @@ def test_ten_thousand_ports(netns: Namespace, resident: Resident) -> None:
     """No two of them side by side, in both directions of both families."""
     config = config_of(rules={"app": {"queue": "main", "tcp_ports": list(range(1, 20001, 2))}})
     ruleset = desired(config)
-    # Of the processor, which a loaded machine gives it later.
-    assert resident.call(timed, ruleset) < 3
+    hundred = desired(config_of(rules={"app": {"queue": "main", "tcp_ports": list(range(1, 201, 2))}}))
+    # Seconds of the processor, to which a loaded machine only adds. A hundred times as many ports cost that much more at most.
+    used: tuple[list[float], list[float]] = [], []
+    for _ in range(5):
+        for each, seconds in zip((hundred, ruleset), used, strict=True):
+            resident.call(applied, desired(config_of(rules={})))
+            seconds.append(resident.call(timed, each))
+        if min(used[1]) < 100 * min(used[0]):
+            break
+    else:
+        raise AssertionError(used)
     assert holds(netns, ruleset)
     assert resident.call(applied, ruleset) == {}
 
