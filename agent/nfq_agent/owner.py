@@ -27,12 +27,12 @@ _SHORT: Final = 12
 
 @dataclass(frozen=True)
 class Owner:
-    """Who has a socket. uid: of its creator. inode: its number. cgroup: the path of its control group, if it is known.
+    """Who has a socket. uid: of its creator. inode: its number. cgroup: the path of its control group. None: not known.
 
     exe: the path of the program that has it, if it was asked for and is known.
     """
 
-    uid: int
+    uid: int | None
     inode: int
     cgroup: str | None = None
     exe: str | None = None
@@ -65,7 +65,8 @@ class Owner:
         In a name that is not UTF-8 the other bytes stand as `\xff`: a user may choose it, and it has no form in JSON.
         """
         names = {"unit": self.unit, "container": self.container, "cgroup": self.cgroup, "exe": self.exe}
-        return {**{key: _readable(name) for key, name in names.items() if name is not None}, "uid": self.uid}
+        known: dict[str, Any] = {key: _readable(name) for key, name in names.items() if name is not None}
+        return known if self.uid is None else {**known, "uid": self.uid}
 
 
 class Owners:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import gc
 import mmap
 import os
 import select
@@ -25,6 +26,7 @@ from nfq_agent.flow import Flow
 from nfq_agent.host.jail.calls import ProcessNeeds, rules
 from nfq_agent.host.jail.fixed import BOTTOM
 from nfq_agent.host.jail.syscalls import this_architecture
+from nfq_agent.host.sock_diag import KernelQuestions
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 X86_64 = os.uname().machine == "x86_64"
@@ -119,6 +121,16 @@ def on_socket(descriptor: int, data: bytes) -> dict[str, Callable[[], object]]:
     }  # fmt: skip
 
 
+def misdirected() -> dict[str, Callable[[], object]]:
+    """Questions on a socket of another protocol: to rtnetlink(7) that about a socket is an order to add an address."""
+    found: dict[str, Callable[[], object]] = {}
+    for questions in (each for each in gc.get_objects() if isinstance(each, KernelQuestions)):
+        for own, (start, _, _) in questions.sends:
+            for descriptor in set(sockets_of(socket.AF_NETLINK)) - own:
+                found[f"question of {min(own)} on {descriptor}"] = partial(call, "sendmsg", descriptor, start, 0)
+    return found
+
+
 def attempts(files: list[str]) -> dict[str, Callable[[], object]]:
     """All by their names."""
     parent = os.getppid()
@@ -142,6 +154,7 @@ def attempts(files: list[str]) -> dict[str, Callable[[], object]]:
                 found[f"{kind} on {descriptor}/{protocol} by {way}"] = attempt
         found[f"connect {descriptor}"] = partial(opened(descriptor).connect, (0, 0))
         found[f"replace on {descriptor}"] = partial(opened(descriptor).setsockopt, 0, 64, bytes(84))
+    found |= misdirected()
     if sockets_of(socket.AF_PACKET):
         # The next packet socket would get its number.
         found["close what is open"] = partial(os.close, 0)

@@ -19,7 +19,7 @@ HEADERS = {
 }
 REFUSED = ERRNO | 1
 HIGH = 0x7F12_3456_7000
-NEEDS = ProcessNeeds(headers=((BOTTOM, BOTTOM + 640, 64),), fixed=frozenset((9, 8)))
+NEEDS = ProcessNeeds(sends=((frozenset((9, 8)), (BOTTOM, BOTTOM + 640, 64)), (frozenset((7,)), (BOTTOM + 640, BOTTOM + 704, 64))))
 
 
 def run(program: bytes, architecture: int, number: int, *arguments: int) -> int:
@@ -63,6 +63,9 @@ def test_the_numbers_are_those_of_the_headers(name: str) -> None:
         ("sendmsg", (9, BOTTOM + 576), True),
         ("sendmsg", (9, BOTTOM + 8), False),
         ("sendmsg", (9, BOTTOM + 640), False),
+        ("sendmsg", (7, BOTTOM + 640), True),
+        ("sendmsg", (7, BOTTOM), False),
+        ("sendmsg", (3, BOTTOM), False),
         ("sendmsg", (9, BOTTOM + (1 << 32)), False),
         ("sendmsg", (3, HIGH), False),
         ("sendto", (3, HIGH, 10), True),

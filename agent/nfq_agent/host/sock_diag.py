@@ -1,6 +1,8 @@
-"""Two exact questions to the kernel over netlink: which socket a connection belongs to, and whether an address is this host's.
+"""Sends to the kernel over netlink: which socket a connection belongs to, which others share its port, and whether an address
+is this host's.
 
-Each costs one message to the kernel and one back (10 to 20 us). Source: sock_diag(7), rtnetlink(7).
+Each costs one message to the kernel and one back (10 to 20 us; sockets that share a port 20 us for each family). Source:
+sock_diag(7), rtnetlink(7).
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ from nfq_agent.host.jail.fixed import FixedMessages
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, linux/rtnetlink.h
 _NETLINK_SOCK_DIAG: Final = 4
 _NLM_F_REQUEST: Final = 1
+_NLM_F_DUMP: Final = 0x300
 _NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
 _SOCK_DIAG_BY_FAMILY: Final = 20
+_INET_DIAG_SKV6ONLY: Final = 11
 _INET_DIAG_MARK: Final = 15
 _INET_DIAG_CGROUP_ID: Final = 21
 _RTM_GETROUTE: Final = 26
@@ -35,42 +40,61 @@ _END: Final = struct.Struct("=IIIII")
 _ANSWER: Final = _STATE.size + _ID.size + _ID_END.size + _END.size
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
-# Kind and length of each question: a TCP socket, the route to an IPv4 and to an IPv6 address.
+_SOCKET: Final = _ASK.size + _ID.size + _ID_END.size
+# Kind, flags and length of each question: a socket, the route to an IPv4 and to an IPv6 address, all sockets with a port.
 _QUESTIONS: Final = (
-    (_SOCK_DIAG_BY_FAMILY, _ASK.size + _ID.size + _ID_END.size),
-    (_RTM_GETROUTE, _ROUTE.size + _ATTRIBUTE.size + 4),
-    (_RTM_GETROUTE, _ROUTE.size + _ATTRIBUTE.size + 16),
+    (_SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, _SOCKET),
+    (_RTM_GETROUTE, _NLM_F_REQUEST, _ROUTE.size + _ATTRIBUTE.size + 4),
+    (_RTM_GETROUTE, _NLM_F_REQUEST, _ROUTE.size + _ATTRIBUTE.size + 16),
+    (_SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, _SOCKET),
 )
+# net/tcp_states.h: a UDP socket that is not connected.
+_CLOSE: Final = 7
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+# Messages that are read for one question about a port: some thousand sockets.
+_MOST: Final = 32
+# Sockets, and where the headers of the messages are that may be sent on them (ProcessNeeds.sends).
+Sends = tuple[tuple[frozenset[int], tuple[int, int, int]], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SocketOwner:
     """A socket of this host. uid: of its creator. mark: of its packets. cgroup: the id of its control group (version 2).
 
-    mark and cgroup are None if the kernel does not report them.
+    mark and cgroup are None if the kernel does not report them. connected: it has one other end; not known of a listener of TCP.
     """
 
     uid: int
     inode: int
     mark: int | None
     cgroup: int | None = None
+    connected: bool = True
 
 
 class KernelQuestions:
-    """The two netlink sockets of one process. If one cannot be opened, its question is answered with "not known"."""
+    """The netlink sockets of one process. If one cannot be opened, its question is answered with "not known"."""
 
-    def __init__(self) -> None:
+    def __init__(self, routes: bool = True, ports: bool = False) -> None:
+        """routes: `is_local` is asked. ports: `sharing` is asked."""
         self._diag = _open(_NETLINK_SOCK_DIAG)
-        self._route = _open(socket.NETLINK_ROUTE)
+        self._route = _open(socket.NETLINK_ROUTE) if routes else None
+        # Of its own: an answer that is not read to its end delays no exact question.
+        self._ports = _open(_NETLINK_SOCK_DIAG) if ports else None
         # A process that may only send these questions cannot change anything through the same sockets.
         self._questions = FixedMessages(
-            [_HEADER.pack(_HEADER.size + length, kind, _NLM_F_REQUEST, 0, 0), length] for kind, length in _QUESTIONS
+            [_HEADER.pack(_HEADER.size + length, kind, flags, 0, 0), length] for kind, flags, length in _QUESTIONS
         )
 
     @property
-    def fixed(self) -> tuple[tuple[int, int, int], frozenset[int]]:
-        """Where the headers of the questions are (FixedMessages.headers), and the descriptors of the sockets."""
-        return self._questions.headers, frozenset(each.fileno() for each in (self._diag, self._route) if each is not None)
+    def sends(self) -> Sends:
+        """Each socket with the questions that are sent on it."""
+        start, _, step = self._questions.headers
+        places = ((self._diag, 0, 1), (self._route, 1, 3), (self._ports, 3, 4))
+        return tuple(
+            (frozenset((each.fileno(),)), (start + first * step, start + end * step, step))
+            for each, first, end in places
+            if each is not None
+        )
 
     def _ask(self, sock: socket.socket, question: int, body: bytes) -> bytes | None:
         """The body of the kernel's one answer; None if it is an error."""
@@ -85,8 +109,8 @@ class KernelQuestions:
         return None if got == _NLMSG_ERROR else answer[_HEADER.size : length]
 
     def close(self) -> None:
-        """Close both."""
-        for each in (self._diag, self._route):
+        """Close them."""
+        for each in (self._diag, self._route, self._ports):
             if each is not None:
                 each.close()
 
@@ -110,11 +134,56 @@ class KernelQuestions:
         ends = _ID.pack(sport, dport, first.ljust(16, b"\0"), second.ljust(16, b"\0"))
         body = _ASK.pack(family, protocol, 0, 0, _ALL_STATES) + ends + _ID_END.pack(interface, _NO_COOKIE, _NO_COOKIE)
         answer = self._ask(self._diag, 0, body)
-        if answer is None or len(answer) < _ANSWER:
+        return None if answer is None or len(answer) < _ANSWER else _owner(answer)
+
+    def sharing(self, local: tuple[bytes, int]) -> list[SocketOwner] | None:
+        """The UDP sockets of a port that send from an address without being bound to another one, and are not connected.
+
+        None if they are not known. IPv4: those of IPv6 that take IPv4 as well belong to them.
+        """
+        address, port = local
+        families = (socket.AF_INET6,) if len(address) == 16 else (socket.AF_INET, socket.AF_INET6)
+        found = []
+        for family in families:
+            answers = self._dump(family, port)
+            if answers is None:
+                return None
+            found += [_owner(answer) for answer in answers if _may_send(answer, family, address)]
+        return found
+
+    def _dump(self, family: int, port: int) -> list[bytes] | None:
+        """The UDP sockets of one family and port; None if they are not known, or too many."""
+        if self._ports is None:
             return None
-        *_, uid, inode = _END.unpack_from(answer, _ANSWER - _END.size)
-        rest = answer[_ANSWER:]
-        return SocketOwner(uid, inode, _number(rest, _INET_DIAG_MARK, "=I"), _number(rest, _INET_DIAG_CGROUP_ID, "=Q"))
+        ends = _ID.pack(port, 0, bytes(16), bytes(16))
+        body = _ASK.pack(family, socket.IPPROTO_UDP, 0, 0, 1 << _CLOSE) + ends + _ID_END.pack(0, _NO_COOKIE, _NO_COOKIE)
+        try:
+            # The rest of an earlier answer; while there is one, the kernel takes no question (EBUSY).
+            self._read(self._ports)
+            self._questions.send(self._ports.fileno(), 3, body)
+            return self._read(self._ports)
+        except OSError:
+            return None
+
+    @staticmethod
+    def _read(sock: socket.socket) -> list[bytes] | None:
+        """The bodies of an answer in many parts; None if it is longer than _MOST messages, or an error. Raises OSError."""
+        found: list[bytes] = []
+        for _ in range(_MOST):
+            try:
+                data = sock.recv(1 << 16)
+            except BlockingIOError:
+                return None
+            at = 0
+            while at + _HEADER.size <= len(data):
+                length, kind, *_ = _HEADER.unpack_from(data, at)
+                if kind == _NLMSG_DONE:
+                    return found
+                if kind == _NLMSG_ERROR or length < _HEADER.size:
+                    return None
+                found.append(data[at + _HEADER.size : at + length])
+                at += (length + 3) & ~3
+        return None
 
     def is_local(self, host: str) -> bool | None:
         """Whether the routing table has an address as one of this host's; None where it is not known.
@@ -144,6 +213,27 @@ def _open(protocol: int) -> socket.socket | None:
     except OSError:
         return None
     return sock
+
+
+def _owner(answer: bytes) -> SocketOwner:
+    """What the kernel says about a socket: struct inet_diag_msg and attributes."""
+    *_, uid, inode = _END.unpack_from(answer, _ANSWER - _END.size)
+    rest = answer[_ANSWER:]
+    mark, cgroup = _number(rest, _INET_DIAG_MARK, "=I"), _number(rest, _INET_DIAG_CGROUP_ID, "=Q")
+    return SocketOwner(uid, inode, mark, cgroup, answer[1] != _CLOSE)
+
+
+def _may_send(answer: bytes, family: int, address: bytes) -> bool:
+    """Whether a UDP socket of a family sends from an address, by what it is bound to."""
+    if len(answer) < _ANSWER:
+        return False
+    bound: bytes = _ID.unpack_from(answer, _STATE.size)[2]
+    if family == socket.AF_INET:
+        return bound[:4] in (bytes(4), address)
+    if len(address) == 16:
+        return bound in (bytes(16), address)
+    takes_both = not _number(answer[_ANSWER:], _INET_DIAG_SKV6ONLY, "=B")
+    return takes_both and bound in (bytes(16), _MAPPED + address)
 
 
 def _number(attributes: bytes, wanted: int, layout: str) -> int | None:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from nfq_agent.host.sock_diag import KernelQuestions
+from nfq_agent.host.sock_diag import KernelQuestions, Sends
 from nfq_agent.host.sockets import Address, original_destination, unmapped
 from nfq_agent.proxy.dialer import Candidate, Dialer, Refused
 from nfq_agent.proxy.plain_pairs import PlainPair, PlainPairs
@@ -75,9 +75,9 @@ class Arrivals:
         return connection.client
 
     @property
-    def fixed(self) -> tuple[tuple[int, int, int], frozenset[int]]:
-        """Its fixed questions to the kernel (KernelQuestions.fixed)."""
-        return self._kernel.fixed
+    def questions(self) -> Sends:
+        """Its fixed questions to the kernel."""
+        return self._kernel.sends
 
     def close(self) -> None:
         """Close the sockets to the kernel."""

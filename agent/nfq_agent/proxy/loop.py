@@ -131,7 +131,7 @@ class Proxy:
             self._lines.few_descriptors(few, self._listeners.limit, self._settings.max_connections)
         if self._straight:
             self._plain.listen(self._listeners.descriptors, self._listeners.limit)
-        self._process.shut(needs_of(self._settings, self._arrivals.fixed, bool(self._siblings)))
+        self._process.shut(needs_of(self._settings, self._arrivals.questions, bool(self._siblings)))
         if self._settings.target is not None:
             TargetResolver(self._settings.name, self._settings.target, self._dialer.aim_at, self._emit).start()
         self._control.setblocking(False)

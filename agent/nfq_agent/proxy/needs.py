@@ -6,6 +6,7 @@ import socket
 from typing import Final
 
 from nfq_agent.host.jail.calls import ProcessNeeds
+from nfq_agent.host.sock_diag import Sends
 from nfq_agent.host.sockets import IP_TRANSPARENT, IPV6_TRANSPARENT, SO_MARK, SO_ORIGINAL_DST
 from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.proxy.target import is_literal
@@ -28,8 +29,8 @@ _RESOLVER_FILES: Final = (
 )  # fmt: skip
 
 
-def needs_of(settings: ProxySettings, fixed: tuple[tuple[int, int, int], frozenset[int]], has_siblings: bool) -> ProcessNeeds:
-    """Accept and connect, and what the settings ask for besides. fixed: its fixed questions to the kernel."""
+def needs_of(settings: ProxySettings, questions: Sends, has_siblings: bool) -> ProcessNeeds:
+    """Accept and connect, and what the settings ask for besides. questions: KernelQuestions.sends."""
     named = settings.target is not None and not is_literal(settings.target[0])
     sets = _SETS
     if settings.mark:
@@ -37,8 +38,7 @@ def needs_of(settings: ProxySettings, fixed: tuple[tuple[int, int, int], frozens
     if settings.keep_client:
         sets += _AS_CLIENT
     return ProcessNeeds(
-        headers=(fixed[0],),
-        fixed=fixed[1],
+        sends=questions,
         accepts=True,
         connects=True,
         binds=settings.keep_client,

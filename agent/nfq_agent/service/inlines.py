@@ -223,7 +223,7 @@ class InlineWorker(InterfaceWorker):
         # Opened before anything is given up that comes after the fork.
         removal = pairs.Removal(self._pair[0])
         needs = ProcessNeeds(
-            headers=(removal.headers,), fixed=frozenset((removal.fileno(),)), many=frozenset((self._socket.fileno(),)),
+            sends=((frozenset((removal.fileno(),)), removal.headers),), many=frozenset((self._socket.fileno(),)),
             maps=True, gets=((263, 6),),
         )  # fmt: skip
         maps = self._loaded.maps

@@ -151,7 +151,8 @@ class QueueWorker(Worker):
     @property
     def _wanted(self) -> QueueSettings:
         settings = self.settings
-        process = any(spec.cls.reads_process_of(spec.options) for spec in self.specs)
+        # The user that a packet tells is compared with that of the socket that is found for it.
+        process = self._tells_owners or any(spec.cls.reads_process_of(spec.options) for spec in self.specs)
         return QueueSettings(settings.copy_mode, self.copy_range, settings.max_len, settings.fail_open, self.takes_whole, process)
 
     def refit(self) -> None:
@@ -253,14 +254,22 @@ class QueueWorker(Worker):
         super().start()
         self.queues.leave_to_child()
 
+    @property
+    def _asks_owners(self) -> bool:
+        return any(spec.cls.reads_owner_of(spec.options) for spec in self.specs)
+
+    @property
+    def _tells_owners(self) -> bool:
+        """Whether an element asks who a flow belongs to, or the line of a dropped flow says it."""
+        return self._asks_owners or (self.drop_lines is not None and bool(self.specs or self.settings.default == "drop"))
+
     def _completed(self, context: Context) -> Context:
         """With what only the process itself can open."""
-        asked = any(spec.cls.reads_owner_of(spec.options) for spec in self.specs)
-        if asked or (self.drop_lines is not None and (self.specs or self.settings.default == "drop")):
+        if self._tells_owners:
             try:
                 self._owners = HostOwners(program_finder(self.specs, self._user, self._warn, self.counters.skip_program))
             except OSError as error:
-                if asked:
+                if self._asks_owners:
                     raise
                 self._warn(f"dropped flows are logged without their owner: {error}")
         return replace(context, owners=self.forwarded.owners(context.owners if self._owners is None else self._owners))
@@ -318,7 +327,7 @@ class QueueWorker(Worker):
         needs = self.queues.fix()
         if self.raw is not None:
             route, socket_of_routes = self.raw.fixed
-            needs |= ProcessNeeds(headers=(route,), fixed=frozenset((socket_of_routes,)))
+            needs |= ProcessNeeds(sends=((frozenset((socket_of_routes,)), route),))
         if self._owners is not None:
             needs |= self._owners.needs
         self.confinement.close(needs)

@@ -149,7 +149,7 @@ class ServedQueues:
         for each in self._all:
             if each.queue is not None:
                 headers, fixed = each.queue.fix()
-                needs |= ProcessNeeds(headers=(headers,), fixed=fixed)
+                needs |= ProcessNeeds(sends=((fixed, headers),))
         return needs
 
     @property

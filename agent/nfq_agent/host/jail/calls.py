@@ -30,15 +30,14 @@ from nfq_agent.host.jail.syscalls import Architecture
 class ProcessNeeds:
     """What a process needs beyond reading, waiting and answering on what it has open.
 
-    headers: where the headers of its fixed messages are (FixedMessages.headers). fixed: sockets on which those alone may be sent.
+    sends: sockets, and where the headers are of the fixed messages that alone may be sent on them (FixedMessages.headers).
     many: sockets on which sendmmsg(2) is needed. maps: it changes entries of BPF maps. socket_options, getsockopt: (level, name)
     pairs. reads, writes: files or folders. children: it ends and reaps children that it has a pidfd of. receives: it is handed
     packet sockets, which it may only read. open_now: everything else that is open at its confinement; such a process writes to
     nothing else.
     """
 
-    headers: tuple[tuple[int, int, int], ...] = ()
-    fixed: frozenset[int] = frozenset()
+    sends: tuple[tuple[frozenset[int], tuple[int, int, int]], ...] = ()
     many: frozenset[int] = frozenset()
     maps: bool = False
     connects: bool = False
@@ -53,6 +52,11 @@ class ProcessNeeds:
     gets: tuple[tuple[int, int], ...] = ()
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+
+    @property
+    def fixed(self) -> frozenset[int]:
+        """The sockets on which fixed messages alone may be sent."""
+        return frozenset[int]().union(*(sockets for sockets, _ in self.sends))
 
     def __or__(self, other: ProcessNeeds) -> ProcessNeeds:
         """The union of both."""
@@ -110,7 +114,10 @@ def rules(needs: ProcessNeeds, held: Iterable[int] = ()) -> dict[str, list[CallR
         found[name] = [not_fixed]
     if needs.receives:
         _only_what_is_open(found, needs)
-    found["sendmsg"] = [within(1, start, end, stride) for start, end, stride in needs.headers]
+    # Each message on its own sockets: what is a question to one protocol of netlink may be an order to another.
+    found["sendmsg"] = [
+        (low_is(0, descriptor), *within(1, *headers)) for sockets, headers in needs.sends for descriptor in sorted(sockets)
+    ]
     found["sendmmsg"] = [(low_is(0, descriptor),) for descriptor in sorted(needs.many)]
     _memory(found)
     found["openat"] = [(none_of(2, _WRITING),)]
