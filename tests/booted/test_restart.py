@@ -158,6 +158,24 @@ def test_a_restart_with_a_bad_file_serves_what_was_served(host: Container) -> No
     all_inspected(host, traffic)
 
 
+def test_neither_a_crash_nor_a_restart_confirms_a_reload(host: Container) -> None:
+    configured(host, UDP.format(backend="legacy"))
+    before = saved(host)
+    host.write("/etc/nfq-agent/conf.d/traffic.toml", UDP.format(backend="legacy").replace("11000", "11001"))
+    host.run("nfq-agent", "reload", "--confirm", "600", "--no-wait")
+    tried = saved(host)
+    assert tried != before
+    pid = main_pid(host)
+    host.shell(f"kill -KILL {pid}")
+    restarted(host, pid)
+    host.run("systemctl", "restart", "nfq-agent")
+    assert "still waits for its confirmation" in host.journal("--unit=nfq-agent")
+    assert saved(host) == tried
+    # That the time ends it as well is in tests/unit/test_trial.py.
+    host.run("nfq-agent", "confirm", "--undo")
+    assert saved(host) == before
+
+
 def test_a_crash_for_good_is_swept(host: Container) -> None:
     host.write("/etc/systemd/system/nfq-agent.service.d/test.conf", "[Service]\nRestart=no\n")
     configured(host, UDP.format(backend="legacy") + PROXY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,25 +10,41 @@ from typing import Any
 
 import pytest
 from fake_system import FakeMachine
+from store_contract import FakeKeeper
 
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.queue.errors import QueueError
+from nfq_agent.service.store import Store
 from nfq_agent.service.supervisor import Supervisor
 
 
 def config(port: int) -> Config:
-    return Config.model_validate({"queue": {"main": {"num": port}}, "rules": {"main": {"queue": "main", "tcp_ports": [port]}}})
+    return restored({"queue": {"main": {"num": port}}, "rules": {"main": {"queue": "main", "tcp_ports": [port]}}})
+
+
+def restored(table: dict[str, Any]) -> Config:
+    return Config.model_validate(table).made_of(table, outdated=False)
 
 
 class Agent:
     """A supervisor that serves port 1000, and that reads port 2000 from its file."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeper: FakeKeeper | None = None) -> None:
         self.machine = FakeMachine(None)
+        self._keeper = keeper
+        self._start(config(1000), Store({}, keeper))
         self.file: Config | ConfigError = config(2000)
-        self.supervisor = Supervisor(self._read, config(1000), self.machine.log, self.machine.system)
+
+    def _start(self, begins_with: Config, store: Store) -> None:
+        self.machine.keep(store)
+        self.supervisor = Supervisor(self._read, begins_with, self.machine.log, self.machine.system, restored)
         self.supervisor.start()
+
+    def crash(self) -> None:
+        """End without a word, and be started again by the service manager: the file is read, and the notes are there."""
+        assert self._keeper is not None
+        self._start(self._read(), Store({"state": os.dup(self._keeper.kept["state"][-1])}, self._keeper))
 
     def _read(self) -> Config:
         if isinstance(self.file, ConfigError):
@@ -209,6 +226,74 @@ def test_no_restart_while_a_reload_waits(agent: Agent) -> None:
     assert "on trial" in answer["message"]
     agent.ask("confirm", keep=True)
     assert agent.ask("restart")["ok"]
+
+
+@pytest.fixture
+def kept() -> Iterator[Agent]:
+    made = Agent(FakeKeeper())
+    yield made
+    made.supervisor.stop(failed=False)
+
+
+def test_a_crash_does_not_confirm_a_reload(kept: Agent) -> None:
+    agent = kept
+    number = agent.ask("reload", confirm=60)["trial"]
+    agent.pass_time(30)
+    agent.crash()
+    # The file holds it, and it still waits.
+    assert agent.port == 2000
+    assert any("a reload from before this start still waits for its confirmation" in line for line in agent.machine.lines)
+    assert not agent.ask("restart")["ok"]
+    agent.pass_time(20)
+    assert agent.port == 2000
+    agent.pass_time(20)
+    assert agent.port == 1000
+    # Nor does a second one begin it again.
+    agent.file = config(1000)
+    agent.crash()
+    assert agent.ask("confirm", keep=True, trial=number)["message"] == "no reload waits for a confirmation"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_reload_is_answered_after_a_crash(kept: Agent, keep: bool) -> None:
+    agent = kept
+    number = agent.ask("reload", confirm=60)["trial"]
+    agent.crash()
+    agent.crash()
+    assert agent.ask("confirm", keep=keep, trial=number)["ok"]
+    assert agent.port == (2000 if keep else 1000)
+    agent.pass_time(120)
+    assert agent.port == (2000 if keep else 1000)
+
+
+def test_a_time_that_is_over_when_the_agent_starts_again_takes_the_reload_back(kept: Agent) -> None:
+    agent = kept
+    agent.ask("reload", confirm=60)
+    agent.machine.now += 90
+    agent.crash()
+    agent.pass_time(1)
+    assert agent.port == 1000
+
+
+def test_a_trial_of_long_ago_is_forgotten(kept: Agent) -> None:
+    agent = kept
+    agent.ask("reload", confirm=60)
+    # As by an earlier version that does not know of it, and did not take it back.
+    agent.machine.now += 3600
+    agent.crash()
+    agent.pass_time(1)
+    assert agent.port == 2000
+
+
+def test_faults_end_with_a_crash(kept: Agent) -> None:
+    agent = kept
+    agent.file = config(1000)
+    assert break_traffic(agent, drop=0.5)["ok"]
+    agent.crash()
+    assert not faulty(agent)
+    agent.pass_time(60)
+    assert agent.port == 1000
+    assert agent.ask("confirm", keep=True) == {"ok": False, "message": "no reload waits for a confirmation"}
 
 
 def faulty(agent: Agent) -> bool:

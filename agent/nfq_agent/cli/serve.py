@@ -7,12 +7,14 @@ import json
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from nfq_agent.cli import loading, show
 from nfq_agent.cli.confirm import typed_yes
 from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings
+from nfq_agent.config.file import load_table
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.service import control
 
@@ -57,7 +59,8 @@ def run(flags: Flags) -> int:
     gc.freeze()
     gc.unfreeze()
     gc.enable()
-    return Supervisor(lambda: loading.configuration(flags), loaded, log, host).run()
+    restore = partial(load_table, path=flags.config)
+    return Supervisor(lambda: loading.configuration(flags), loaded, log, host, restore).run()
 
 
 def served_before(flags: Flags, store: Store, faults: ConfigError) -> Config:

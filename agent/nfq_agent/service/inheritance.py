@@ -19,6 +19,8 @@ _DRAINS_WITHIN: Final = 2.0
 _METER: Final = "meter"
 # The note with the configuration in force.
 CONFIGURATION: Final = "configuration"
+# The note with the reload that waits for its confirmation.
+TRIAL: Final = "trial"
 
 
 class Inheritance:
@@ -57,6 +59,18 @@ class Inheritance:
             self._store.note(CONFIGURATION, table)
         except (OSError, TypeError) as error:
             self._log(f"the next agent will not know this configuration: {error}", "warning")
+
+    @property
+    def trial(self) -> dict[str, Any]:
+        """The reload on trial that the previous agent left (Trial.resume); empty if there is none."""
+        return self._store.noted(TRIAL)
+
+    def keep_trial(self, trial: dict[str, Any] | None) -> None:
+        """Note the reload on trial: the next agent takes it back in time."""
+        try:
+            self._store.note(TRIAL, trial)
+        except (OSError, TypeError) as error:
+            self._log(f"a restart would end the time for the confirmation: {error}", "warning")
 
     def taken(self, table: dict[str, Any]) -> None:
         """All that is wanted is taken over, and the rules are ours: end the rest. table: the configuration (Config.table)."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from nfq_agent.config.file import load_table
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.config.policy_summary import summary
 from nfq_agent.host.users import User
@@ -43,9 +44,18 @@ _TICK: Final = 1.0
 class Supervisor:
     """One running agent. `run` is its life; `start`, `turn`, `reload` and `stop` are its parts."""
 
-    def __init__(self, read: Callable[[], Config], config: Config, log: Log, system: System) -> None:
-        """read: loads the configuration again, for a reload; raises ConfigError. config: what it loaded first."""
+    def __init__(
+        self,
+        read: Callable[[], Config],
+        config: Config,
+        log: Log,
+        system: System,
+        restore: Callable[[dict[str, Any]], Config] = load_table,
+    ) -> None:
+        """read: loads the configuration again, for a reload; raises ConfigError. config: what it loaded first. restore: makes a
+        configuration of what a previous process had read (Config.table); raises ConfigError."""
         self._read = read
+        self._restore = restore
         self._config = config
         self._log = log
         self._system = system
@@ -68,7 +78,7 @@ class Supervisor:
         self._due: dict[Callable[[], None], float] = {}
         # Whether list files, or the watched files of the configuration, are different from what is in force.
         self._files_changed = False
-        self._trial = Trial(self._return_to, self._due, system.clock, log)
+        self._trial = Trial(self._return_to, self._due, system.clock, log, self._inheritance.keep_trial)
         self._lock_seconds: float | None = None
 
     # Life.
@@ -151,6 +161,7 @@ class Supervisor:
         self._server = system.listen(agent.instance)
         self._server.serve(self._selector, self._answer)
         self._start_clocks(rules)
+        self._trial.resume(self._inheritance.trial, self._restore)
         self._service.ready()
         found = f"{len(listing(state))} {rules.host.name} rules are in"
         self._log(f"instance {agent.instance} is serving {report.serving(self._crew)}: {found}")

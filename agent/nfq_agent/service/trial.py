@@ -12,6 +12,8 @@ from nfq_agent.service.system import FAILURES
 
 # The longest trial, in seconds.
 _LONGEST: Final = 86400.0
+# Seconds after its end for which a trial of an earlier process counts: no restart takes longer.
+_FORGOTTEN: Final = 600.0
 # Why a restart is not made.
 ON_TRIAL: Final = "a reload or faults are on trial, and a new start would read the file; end that first"
 # Why a reload is not tried.
@@ -34,9 +36,14 @@ class Trial:
         due: MutableMapping[Callable[[], None], float],
         clock: Callable[[], float],
         log: Log,
+        note: Callable[[dict[str, Any] | None], None] = lambda _: None,
     ) -> None:
-        """put_back: puts a configuration into force, and says what changed; raises one of FAILURES. due: what is done when."""
+        """put_back: puts a configuration into force, and says what changed; raises one of FAILURES. due: what is done when.
+
+        note: keeps what the next process needs to go on with a reload on trial; None where there is none.
+        """
         self._put = put_back
+        self._note = note
         self._due = due
         self._clock = clock
         self._log = log
@@ -59,6 +66,35 @@ class Trial:
         """Whether the file must not be read by the agent's own decision: its content waits for an answer, or was taken back."""
         return self.runs or self._refused
 
+    def resume(self, noted: Mapping[str, Any], restore: Callable[[dict[str, Any]], Config]) -> None:
+        """Go on with the reload on trial that the previous process left, if it left one: it read the file, as a reload does.
+
+        noted: what that process noted last. restore: makes a configuration of its table; raises ConfigError.
+        """
+        table, due, number = noted.get("before"), noted.get("due"), noted.get("number")
+        if not (isinstance(table, dict) and isinstance(due, float) and isinstance(number, int)):
+            return
+        self._note(None)
+        if due < self._clock() - _FORGOTTEN:
+            return
+        try:
+            before = restore(table)
+        except ConfigError as error:
+            faults = "; ".join(error.faults)
+            self._log(f"the reload that waits for its confirmation cannot be taken back any more, and stays: {faults}", "error")
+            return
+        self._before, self._number, self._due[self._over] = before, number, due
+        self._keep()
+        left = max(0.0, due - self._clock())
+        self._log(
+            f"a reload from before this start still waits for its confirmation; it is taken back in {left:.0f} s", "warning"
+        )
+
+    def _keep(self) -> None:
+        """Note the reload on trial. Faults end with a start: they are in no file."""
+        if self._before is not None and not self._faults:
+            self._note({"before": self._before.table, "due": float(self._due[self._over]), "number": self._number})
+
     def begin(self, before: Config, seconds: float | None) -> dict[str, Any]:
         """A person's reload is in force. before: what was. seconds: until it has to be confirmed; None asks for nothing.
 
@@ -73,6 +109,7 @@ class Trial:
             if not self.runs:
                 return {}
             self._number += 1
+            self._keep()
             left = max(0.0, self._due[self._over] - self._clock())
             waits = f"an earlier reload waits for its confirmation, and takes this one back with it in {left:.0f} s"
             self._log(waits, "warning")
@@ -121,8 +158,8 @@ class Trial:
             return {"ok": False, "config": True, "message": "\n".join(error.faults)}
         except FAILURES as error:
             return {"ok": False, "message": str(error)}
-        self._begin(now, seconds)
         self._faults = True
+        self._begin(now, seconds)
         said = " ".join(f"{key}={value}" for key, value in odds.items())
         self._log(f"faults in queue {queue} for {seconds:g} s: {said}", "warning")
         return {"ok": True, "message": f"queue {queue} has faults for {seconds:g} s; `nfq-agent chaos off` ends them"}
@@ -131,6 +168,7 @@ class Trial:
         self._before = before
         self._number += 1
         self._due[self._over] = self._clock() + min(seconds, _LONGEST)
+        self._keep()
 
     def _over(self) -> None:
         self._take_back("over" if self._faults else "not confirmed in time")
@@ -157,4 +195,5 @@ class Trial:
         before, self._before, self._faults = self._before, None, False
         assert before is not None
         del self._due[self._over]
+        self._note(None)
         return before
