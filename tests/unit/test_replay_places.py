@@ -90,3 +90,26 @@ def test_one_flow_at_two_interfaces_is_judged_at_each(tmp_path: Path, capsys: py
     write_ng(tmp_path / "seen.pcapng", ["wan0", "lan0"], seen)
     replay.replay(Flags(config), tmp_path / "seen.pcapng", None, False, True)
     assert json.loads(capsys.readouterr().out)["verdicts"] == {"accept": 3, "would drop": 0, "drop": 3}
+
+
+@pytest.mark.parametrize(
+    ("rule", "interface", "said"),
+    [
+        ("", "", ""),
+        ('interface = "lan0"', "", "rules.web (interface)"),
+        ('interface = "lan0"', "wan0", ""),
+        ('uid = 5\ncgroup = "system.slice"\nnot_interface = "lo"', "wan0", "rules.web (uid, cgroup)"),
+        ("not_uid = 5", "", ""),
+    ],
+)
+def test_rules_that_ask_for_what_a_capture_does_not_say_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, interface: str, said: str
+) -> None:
+    text = PLACED.format(rule=rule).replace('hooks = ["output", "forward"]', 'hooks = ["output"]')
+    (config := tmp_path / "agent.toml").write_text(text)
+    write_ng(tmp_path / "seen.pcapng", [interface], [(BEGIN, tcp(CLIENT, SERVER, flags="S"), 0, "")])
+    replay.replay(Flags(config), tmp_path / "seen.pcapng", None, False, False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("took no packet")]
+    assert lines == [f"took no packet, since a capture does not say what they ask for: {said}"] * bool(said)
+    replay.replay(Flags(config), tmp_path / "seen.pcapng", None, False, True)
+    assert json.loads(capsys.readouterr().out)["out_of_reach"] == [said] * bool(said)

@@ -60,6 +60,8 @@ class Fate(IntEnum):
 
 # By the word in a comment; any other is of a packet that passed.
 _RECORDED: Final = {"drop": Fate.DROPPED, "reject": Fate.DROPPED, "would-drop": Fate.WOULD_DROP}
+# What rules ask of a packet, and captures do not say; of interfaces some do.
+_NOT_RECORDED: Final = ("owner", "uid", "gid", "cgroup", "set", "interface")
 # Where a packet may have been seen of which nothing is said.
 _ANYWHERE: Final = tuple((hook, "", "") for hook in _HOOKS)
 # Judges a packet by its bytes, its length and its time.
@@ -262,6 +264,12 @@ class Judging:
     def left_out(self) -> list[str]:
         """Elements that are not asked, since they judge nothing or by chance."""
         return sorted({name for chain in self._chains.values() for name in chain.left_out})
+
+    def out_of_reach(self, placed: bool) -> list[str]:
+        """Rules that take no packet of a capture, since it does not say what they ask for. placed: it names interfaces."""
+        unknown = [key for key in _NOT_RECORDED if not (placed and key == "interface")]
+        asked = ((name, [key for key in unknown if getattr(self._config.rules[name], key) is not None]) for name in self._rules)
+        return [f"rules.{name} ({', '.join(keys)})" for name, keys in asked if keys]
 
     def again(self, recorded: Recorded, key: object) -> Fate | None:
         """What happens to a further packet of a five-tuple (`key_of`), where no element needs to be asked; else None."""

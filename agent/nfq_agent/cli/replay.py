@@ -72,6 +72,8 @@ class Replay:
         self.packets = 0
         self.unreadable = 0
         self.verdicts = dict.fromkeys(Fate, 0)
+        # Whether the capture names an interface of a packet.
+        self._placed = False
         # By `key_of`: the flow, and where its packets were seen.
         self._seen: dict[object, tuple[Replayed, Sighting | None]] = {}
         # Packets that were looked at since all flows had their names.
@@ -101,6 +103,7 @@ class Replay:
         """Judge one packet by its elements."""
         if recorded.payload is None:
             raise PacketError("no IP packet")
+        self._placed = self._placed or (where is not None and bool(where.inward or where.outward))
         judged = self._judging.judge(recorded, where, key)
         flow = self._flow(judged.five_tuple, recorded.time)
         flow.name = judged.name or flow.name
@@ -151,6 +154,11 @@ class Replay:
         """The elements that were not asked."""
         return self._judging.left_out
 
+    @property
+    def out_of_reach(self) -> list[str]:
+        """The rules that took no packet, since the capture does not say what they ask for."""
+        return self._judging.out_of_reach(self._placed)
+
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -158,6 +166,7 @@ class Replay:
             "unreadable": self.unreadable,
             "verdicts": {fate.word: number for fate, number in self.verdicts.items()},
             "left_out": self.left_out,
+            "out_of_reach": self.out_of_reach,
             "flows": [flow.as_object() for flow in self.flows.values()],
             "changed": [flow.as_object() for flow in self.changed],
             "drops_more": self.drops_more,
@@ -257,6 +266,8 @@ def _tell(done: Replay, against: Path | None) -> None:
         )
     if done.left_out:
         show.wrapped(f"not asked: {', '.join(done.left_out)} (they judge nothing, or by chance)")
+    if done.out_of_reach:
+        show.wrapped(f"took no packet, since a capture does not say what they ask for: {', '.join(done.out_of_reach)}")
     if late := sum(flow.midstream for flow in taken):
         whose, how = ("its", "it is") if late == 1 else ("their", "they are")
         show.wrapped(
