@@ -40,7 +40,7 @@ class Trial:
     ) -> None:
         """put_back: puts a configuration into force, and says what changed; raises one of FAILURES. due: what is done when.
 
-        note: keeps what the next process needs to go on with a reload on trial; None where there is none.
+        note: keeps what the next process needs to continue a reload on trial; None where there is none.
         """
         self._put = put_back
         self._note = note
@@ -67,7 +67,7 @@ class Trial:
         return self.runs or self._refused
 
     def resume(self, noted: Mapping[str, Any], restore: Callable[[dict[str, Any]], Config]) -> None:
-        """Go on with the reload on trial that the previous process left, if it left one: it read the file, as a reload does.
+        """Continue the reload on trial that the previous process left, if it left one: it read the file, as a reload does.
 
         noted: what that process noted last. restore: makes a configuration of its table; raises ConfigError.
         """
