@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import pytest
+from examples import EXAMPLES
 from flow_judges import POLICIES, judge, quick
-from hypothesis import example, given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openings import client_hello, made_hello, numbers, server_name
 from tcp_openings import CLIENT, HELLO, REST, SERVER, found, segments, start
@@ -120,43 +121,100 @@ def offered(versions: list[int]) -> tuple[int, bytes]:
     return 43, bytes((2 * len(versions),)) + b"".join(each.to_bytes(2, "big") for each in versions)
 
 
-# Each as it should be, empty, and cut.
-EXTENSION: Final = st.one_of(
-    st.sampled_from([10, 13]).flatmap(lambda kind: SOME.map(lambda some: numbers(kind, *some))),
-    PROTOCOLS.map(alpn),
-    (SOME | st.lists(st.sampled_from([0x0301, 0x0303, 0x0304, 0x0305, 0x7F1C, 0x2A2A]))).map(offered),
-    st.tuples(st.just(11), st.binary(max_size=5)),
-    st.tuples(st.just(0xFE0D), st.sampled_from([b"", b"\0", b"\0x", b"\1"])),
-    st.tuples(st.sampled_from([10, 11, 13, 16, 43]), st.binary(max_size=5)),
-    st.tuples(ANY, st.binary(max_size=3)),
-)
-NAMED: Final = server_name(b"b.test")
+Extensions = st.SearchStrategy[tuple[int, bytes]]
 
 
-@given(
-    SOME,
-    st.lists(EXTENSION, max_size=8),
-    st.integers(0, 9) | st.none(),
-    st.sampled_from([0x0300, 0x0301, 0x0303, 0x0304, 0x03FF, 0x0302]),
-    st.integers(0, 3) | st.just(0),
+def listed(kind: int) -> Extensions:
+    """A list of numbers: as it should be, empty, and too short."""
+    return SOME.map(lambda some: numbers(kind, *some)) | st.sampled_from([(kind, b""), (kind, b"x")])
+
+
+NAMED: Extensions = st.just(server_name(b"b.test"))
+OFFERED: Extensions = (SOME | st.lists(st.sampled_from([0x0301, 0x0303, 0x0304, 0x0305, 0x7F1C, 0x2A2A]))).map(offered)
+# What the details follow from, each once.
+READ: Final = st.fixed_dictionaries(
+    {0: NAMED},
+    optional={
+        10: listed(10),
+        13: listed(13),
+        11: st.tuples(st.just(11), st.binary(max_size=5)),
+        16: PROTOCOLS.map(alpn),
+        43: OFFERED,
+        0xFE0D: st.tuples(st.just(0xFE0D), st.sampled_from([b"", b"\0", b"\0x", b"\1"])),
+    },
+).map(lambda found: list(found.values()))
+OTHERS: Final = st.lists(
+    st.tuples(ANY.filter(lambda kind: kind not in (0, 10, 11, 13, 16, 42, 43, 0xFE0D)), st.binary(max_size=3)), max_size=4
 )
-@example([], [], 0, 0x0303, 0)
-@example([0x0A0A], [(0x1A1A, b""), alpn([b"\0\5"]), (10, b"x"), (13, b"\0\0")], 9, 0x0303, 0)
-@example([3, 1, 2], [numbers(13, 0x0A0A), (51, b""), (51, b""), offered([0x0A0A])], 1, 0x0302, 0)
-def test_compiled_details_are_the_parsers(
-    ciphers: list[int], extensions: list[tuple[int, bytes]], place: int | None, version: int, cut: int
-) -> None:
-    """place: of the server name among the extensions, if there is one. cut: bytes that are missing at the end."""
-    if place is not None:
-        extensions = [*extensions[:place], NAMED, *extensions[place:]]
-    message = made_hello(ciphers, extensions, version=version)
-    message = message[: len(message) - cut]
+LEGACY: Final = st.sampled_from([0x0300, 0x0301, 0x0303, 0x0304, 0x03FF, 0x0302])
+
+
+def check_details(message: bytes) -> bool:
+    """Whether the details of a hello are compiled; they are those of the parser."""
     found = details_in_hello(message)
     if found is not None:
         assert found == details_of(message)
     elif name_in_opening(message) is not None:
         # A name of ALPN that is not plain text is left to the parser.
         assert any("\\" in name or '"' in name for name in facts_of("tls", "b.test", details_of(message))["tls_alpn"])
+    return found is not None
+
+
+@given(SOME, st.tuples(READ, OTHERS).flatmap(lambda some: st.permutations(some[0] + some[1])), LEGACY)
+@settings(max_examples=EXAMPLES * 10, suppress_health_check=[HealthCheck.too_slow])
+def test_compiled_details_are_the_parsers(ciphers: list[int], extensions: list[tuple[int, bytes]], version: int) -> None:
+    message = made_hello(ciphers, extensions, version=version)
+    assert name_in_opening(message) is not None
+    check_details(message)
+
+
+@pytest.mark.parametrize(
+    ("ciphers", "extensions"),
+    [
+        ([], []),
+        ([0x0A0A, 0x1A0A, 0x0A1A, 0x0B0B, 0xFAFA, 0x1301], []),
+        (list(range(0x2000, 0x2000 + 120, 1)), [(0x3000 + number, b"") for number in range(100)]),
+        ([1], [offered([0])]),
+        ([1], [offered([])]),
+        ([1], [offered([0x0A0A])]),
+        ([1], [offered([0x0304, 0x0305, 0x7A7A, 0x0303])]),
+        ([1], [(10, b""), (13, b"")]),
+        ([1], [(10, b"x"), (13, b"x"), (11, b"")]),
+        ([1], [(11, bytes(range(200, 256)))]),
+        ([1], [numbers(13, 0x0A0A), (51, b""), (51, b"")]),
+        ([1], [(0xFE0D, b"\0x")]),
+        ([1], [(0xFE0D, b"\1x")]),
+        ([1], [alpn([])]),
+        *(([1], [alpn([name, b"h2"])]) for name in (b"", b"h", b"h2", b"-x", b"x-", b"/\x3a", b"~ ", b"z" * 255)),
+    ],
+)
+def test_details_that_are_compiled(ciphers: list[int], extensions: list[tuple[int, bytes]]) -> None:
+    assert check_details(made_hello(ciphers, [server_name(b"b.test"), *extensions]))
+    assert check_details(made_hello(ciphers, [*extensions, server_name(b"b.test")]))
+
+
+@pytest.mark.parametrize("name", [b"\xe9", b"a\xff", b'"', b"a\\b", b"\x7f", b"\x1f", b"\0"])
+def test_details_that_are_left_to_the_parser(name: bytes) -> None:
+    assert not check_details(made_hello([1], [server_name(b"b.test"), alpn([b"h2", name])]))
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [server_name(b"b.test"), numbers(10, 23), numbers(13, 0x403), (11, b"\1\0"), alpn([b"h2"]), offered([0x0304])]
+        )
+        | st.tuples(st.sampled_from([0, 10, 11, 13, 16, 42, 43]), st.binary(max_size=5)),
+        max_size=6,
+    ),
+    st.integers(0, 3),
+)
+def test_what_is_not_plain_has_no_compiled_details(extensions: list[tuple[int, bytes]], cut: int) -> None:
+    """Without a name, with extensions twice, with lists that are cut; cut: bytes that are missing at the end."""
+    message = made_hello([1], extensions)
+    message = message[: len(message) - cut]
+    if check_details(message):
+        assert name_in_opening(message) == ("tls", "b.test")
+        assert not cut
 
 
 NEW: Final = st.sampled_from([(51, b"x"), (51, b"yz"), (21, b""), (21, bytes(5)), (35, b"t")])
