@@ -21,6 +21,8 @@ _NAMED: Final = (
     re.compile(r"machine-(.+)\.scope"),
     re.compile(r"lxc\.payload\.(.+)"),
 )
+# What is below it was named by that user.
+_OF_A_USER: Final = re.compile(r"user@[0-9]+\.service")
 # How much of an id people see.
 _SHORT: Final = 12
 
@@ -49,12 +51,17 @@ class Owner:
 
     @cached_property
     def container(self) -> str | None:
-        """The container: its name where the path has one, else the first 12 digits of its id; None outside of one."""
-        for part in reversed((self.cgroup or "").strip("/").split("/")):
-            if match := _ID.fullmatch(part):
+        """The container: its name where the path has one, else the first 12 digits of its id; None outside of one.
+
+        A name below the group of a user's services counts for nothing: any user may make a group of any name there.
+        """
+        parts = (self.cgroup or "").strip("/").split("/")
+        users = next((place for place, part in enumerate(parts) if _OF_A_USER.fullmatch(part)), len(parts))
+        for place in range(len(parts) - 1, -1, -1):
+            if match := _ID.fullmatch(parts[place]):
                 return match[1][:_SHORT]
-            for named in _NAMED:
-                if match := named.fullmatch(part):
+            for named in _NAMED if place < users else ():
+                if match := named.fullmatch(parts[place]):
                     return _unescaped(match[1])
         return None
 

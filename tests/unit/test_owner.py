@@ -37,6 +37,15 @@ PATHS = [
     ("/machine.slice/machine-web\\x2d1.scope", "machine-web-1.scope", "web-1"),
     ("/lxc.payload.web-1/system.slice/nginx.service", None, "web-1"),
     ("/_special.service", "special.service", None),
+    (f"/user.slice/user-1000.slice/user@1000.service/libpod-{ID}.scope/container", "user@1000.service", "0123456789ab"),
+    (f"/kubepods/burstable/pod2b7/crio-{ID}", None, "0123456789ab"),
+    (f"/system.slice/docker-{ID}.scope/system.slice/nginx.service", f"docker-{ID}.scope", "0123456789ab"),
+    (f"/machine.slice/libpod-conmon-{ID}.scope", f"libpod-conmon-{ID}.scope", None),
+    ("/init.scope", "init.scope", None),
+    # As any user names a group of its own: systemd-run --user --scope --unit=machine-web.
+    ("/user.slice/user-1000.slice/user@1000.service/app.slice/machine-web.scope", "user@1000.service", None),
+    ("/user.slice/user-1000.slice/user@1000.service/app.slice/systemd-nspawn@web.service", "user@1000.service", None),
+    ("/user.slice/user-1000.slice/user@1000.service/lxc.payload.web", "user@1000.service", None),
 ]  # fmt: skip
 
 

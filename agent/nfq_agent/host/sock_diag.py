@@ -1,4 +1,4 @@
-"""Sends to the kernel over netlink: which socket a connection belongs to, which others share its port, and whether an address
+"""Questions to the kernel over netlink: which socket a connection belongs to, which others share its port, and whether an address
 is this host's.
 
 Each costs one message to the kernel and one back (10 to 20 us; sockets that share a port 20 us for each family). Source:
