@@ -13,8 +13,9 @@ from nfq_agent.cli.finding import Finding
 from nfq_agent.cli.show import PolicyPlan
 from nfq_agent.config.models import Config
 from nfq_agent.rules.diff import Changes, Delete, DropChain, Insert, NewChain
-from nfq_agent.rules.model import Family, Rule
+from nfq_agent.rules.model import Family, Installed, Rule
 from nfq_agent.rules.plan import plan
+from nfq_agent.service.live_rules import ListedRule
 
 Said = pytest.CaptureFixture[str]
 RULE = Rule.parse('-A NFQA-a-INPUT -p tcp -m tcp --dport 80 -m comment --comment "nfq-agent:a:web" -j NFQUEUE --queue-num 1')
@@ -36,6 +37,15 @@ def test_a_policy_changes_only_beside_an_agent_that_said_what_it_does(lines: lis
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines are not broken: the workers of pytest-xdist have COLUMNS=80."""
     monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_counters_of_ten_digits_stand_below_each_other(capsys: Said) -> None:
+    counted = [(1, 9), (9_876_543_210, 9_876_543_210_123)]
+    show.rules("a", [("legacy", ListedRule("inet", "mangle", Installed(RULE, 1, *each))) for each in counted])
+    _, head, *lines = capsys.readouterr().out.splitlines()
+    place = head.index("rule")
+    assert [line[:place].split() for line in lines] == [[str(packets), str(size)] for packets, size in counted]
+    assert {line[place:] for line in lines} == {str(RULE)}
 
 
 def test_a_plan_for_people_begins_with_its_sum(capsys: Said) -> None:

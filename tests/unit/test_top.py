@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import sys
 import termios
 from typing import Any
@@ -19,7 +20,7 @@ from nfq_agent.cli.flow_records import EVERY, read_filter
 from nfq_agent.cli.keys import Keys, split
 from nfq_agent.cli.live_flows import Grouping, LiveFlows, Only, Sort, View
 from nfq_agent.cli.top import Screen
-from nfq_agent.flow_filter import parse
+from nfq_agent.flow_filter import EVERYTHING, parse
 from nfq_agent.service import control
 
 SLOW = {"kind": "flow", "src": "10.0.0.1", "sport": 1, "dst": "192.0.2.7", "dport": 443, "proto": "tcp", "bytes": 100}
@@ -176,6 +177,23 @@ def test_it_fills_the_terminal_and_no_more(width: int, height: int, grouping: Gr
     lines = drawn(shown, width, height)
     assert len(lines) == height
     assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("sort", list(Sort))
+@pytest.mark.parametrize("grouping", [Grouping.NONE, Grouping.UNIT])
+def test_counters_of_ten_digits_are_whole(width: int, sort: Sort, grouping: Grouping) -> None:
+    live = LiveFlows()
+    figures = {"bytes": 9_876_543_210_123, "packets": 9_876_543_210, "duration": 3e7}
+    live.add([{**FAST, **figures}, {**DROPPED, **figures, "sport": 65535}], 1.0)
+    shown = Screen("default", live, View(EVERYTHING, sort, grouping), missed=9_876_543_210)
+    lines = drawn(shown, width, 24, 1.0)
+    assert all(len(line) <= width for line in lines)
+    # Its title stands above what they are sorted by.
+    assert {Sort.RATE: "B/s", Sort.NEWEST: "age"}.get(sort, sort.value) in lines[2].split()
+    if sort is Sort.PACKETS:
+        assert sum("9876543210" in line for line in lines[3:]) == 2
+    assert "…" not in "".join(re.findall(r"^ *\S+", "\n".join(lines[3:]), re.MULTILINE))
 
 
 def test_a_row_says_what_is_known() -> None:

@@ -216,13 +216,15 @@ def rules(instance: str, found: Sequence[tuple[str, ListedRule]]) -> None:
         wrapped(f"No rule of instance {instance} is in the kernel.")
         return
     place = ""
+    packets = max(9, *(len(str(each.installed.packets)) for _, each in found))
+    size = max(9, *(len(str(each.installed.bytes)) for _, each in found))
     for backend, each in found:
         here = f"# {_COMMANDS[each.family]} -t {each.table} ({backend})"
         if here != place:
             place = here
-            note(f"{here}\n# packets     bytes  rule")
+            note(f"{here}\n# {'packets':>{packets - 2}} {'bytes':>{size}}  rule")
         first, *entries = _with_entries(str(each.installed.rule))
-        note(f"{each.installed.packets:>9} {each.installed.bytes:>9}  {first}")
+        note(f"{each.installed.packets:>{packets}} {each.installed.bytes:>{size}}  {first}")
         for line in entries:
             note(line)
 

@@ -242,8 +242,10 @@ def _flows(view: View, lines: list[Line], width: int) -> Table:
 
 
 def _groups(view: View, lines: list[Line], width: int) -> Table:
-    """One group of flows on each line. A narrow terminal has room for one figure beside the name."""
-    sorts = (Sort.RATE, Sort.BYTES, Sort.PACKETS) if width >= _MIDDLE else (Sort.RATE,)
+    """One group of flows on each line. What they are sorted by is shown; a narrow terminal has room for this figure alone."""
+    sorts: tuple[Sort, ...]
+    sorts = (Sort.NEWEST, Sort.RATE, Sort.BYTES) if view.sort is Sort.NEWEST else (Sort.RATE, Sort.BYTES, Sort.PACKETS)
+    sorts = sorts if width >= _MIDDLE else (view.sort,)
     made = _table([*(_FIGURES[sort] for sort in sorts), *_COUNTS, _Column(view.grouping.value, 1, 15)])
     for line in lines:
         cells = (*(_figure(sort, line) for sort in sorts), str(line.flows), str(line.dropped), str(line.would_drop), line.name)
