@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 from openings import client_hello, dns_query
 from recorded import BEGIN, capture, connection, piped, write_ng
+from typer.testing import CliRunner
 
 from nfq_agent.cli import learn, replay
 from nfq_agent.cli.flags import Flags
+from nfq_agent.cli.verbs import app
 from nfq_agent.config.file import load
 from nfq_agent.packet import Packet
 from nfq_agent.testing import tcp, udp
@@ -196,3 +199,15 @@ def test_rules_for_an_interface_take_what_was_captured_there(
     seen = [(BEGIN + at, packet, at // 3, "") for at, packet in enumerate(SEEN[:6])]
     assert learn.learn(Flags(config), write_ng(tmp_path / "seen.pcapng", ["wan0", "lan0"], seen), None) == 0
     assert capsys.readouterr().err == "1 rule; it accepts 1 of 1 flows of the capture\n"
+
+
+def test_the_shipped_example_tells_the_whole_way() -> None:
+    example = (Path(__file__).parents[1] / "configs" / "egress-by-service.toml").read_text()
+    told = [line.removeprefix("#   ") for line in example.splitlines() if line.startswith("#   ")]
+    assert [line.split()[0] for line in told] == ["watch", "learn", "replay", "enforce", "watch"]
+    # In small letters: the name of the unit is the same.
+    verbs = re.findall(r"nfq-agent ([a-z]+)([^;\n]*)", "\n".join(told))
+    assert [verb for verb, _ in verbs] == ["learn", "replay", "plan", "reload", "top"]
+    for verb, options in verbs:
+        help_text = CliRunner().invoke(app, [verb, "--help"], terminal_width=200).output
+        assert all(option in help_text for option in re.findall(r"--[a-z-]+", options)), verb
