@@ -239,6 +239,19 @@ def test_a_capture_without_packets_is_no_success(tmp_path: Path, capsys: pytest.
         assert capsys.readouterr().err == f"nfq-agent: {capture}: it has no packets; nothing was judged\n"
 
 
+def test_conditions_that_no_capture_tells_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    owned = 'unit = "shop.service"\n[[element.allow.rule]]\naction = "accept"\nunit = "x"\nuid = 0'
+    config = tmp_path / "owned.toml"
+    config.write_text(CONFIG.format(midstream="judge", verify=owned))
+    write(capture := tmp_path / "x.pcap", apart(connection(CLIENT, SERVER, HELLO)))
+    replay.replay(Flags(config), capture, None, False, as_json=False)
+    named = "unit of allow (2 rules), uid of allow (rule 3)"
+    assert f"hold for no packet, since a capture does not say it: {named}\n" in capsys.readouterr().out
+    config.write_text(CONFIG.format(midstream="judge", verify=""))
+    replay.replay(Flags(config), capture, None, False, as_json=False)
+    assert "hold for no packet" not in capsys.readouterr().out
+
+
 def test_counts_of_one_are_in_the_singular(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (config := tmp_path / "agent.toml").write_text(CONFIG.format(midstream="accept", verify=""))
     write(tmp_path / "seen.pcap", apart([tcp(CLIENT, SERVER, flags="S")]))

@@ -15,6 +15,7 @@ from nfq_agent.capture.recording import Recorded
 from nfq_agent.checksum import is_partial
 from nfq_agent.cli.question import Question, has_ports
 from nfq_agent.cli.taking import in_order, misses
+from nfq_agent.cli.untold import untold
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.name_needs import name_needs
 from nfq_agent.context import Context
@@ -237,6 +238,8 @@ class Judging:
 
     def __init__(self, config: Config, enforce: bool, every: bool = True) -> None:
         self._config = config
+        # Where a condition asks for what no capture tells.
+        self.untold = list(untold(config))
         names = _names(config)
         self._interfaces = InterfaceIndices()
         self._chains = {

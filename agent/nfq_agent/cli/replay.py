@@ -159,6 +159,11 @@ class Replay:
         """The rules that took no packet, since the capture does not say what they ask for."""
         return self._judging.out_of_reach(self._placed)
 
+    @property
+    def untold(self) -> list[str]:
+        """The conditions of policies that ask for what no capture tells."""
+        return self._judging.untold
+
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -167,6 +172,7 @@ class Replay:
             "verdicts": {fate.word: number for fate, number in self.verdicts.items()},
             "left_out": self.left_out,
             "out_of_reach": self.out_of_reach,
+            "untold": self.untold,
             "flows": [flow.as_object() for flow in self.flows.values()],
             "changed": [flow.as_object() for flow in self.changed],
             "drops_more": self.drops_more,
@@ -268,6 +274,8 @@ def _tell(done: Replay, against: Path | None) -> None:
         show.wrapped(f"not asked: {', '.join(done.left_out)} (they judge nothing, or by chance)")
     if done.out_of_reach:
         show.wrapped(f"took no packet, since a capture does not say what they ask for: {', '.join(done.out_of_reach)}")
+    if done.untold:
+        show.wrapped(f"hold for no packet, since a capture does not say it: {', '.join(done.untold)}")
     if late := sum(flow.midstream for flow in taken):
         whose, how = ("its", "it is") if late == 1 else ("their", "they are")
         show.wrapped(

@@ -1,0 +1,25 @@
+"""Which conditions of policies no capture tells: who has a socket. In a replay they never hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from nfq_agent.config.models import Config
+from nfq_agent.policy_options import OWNED_BY, PolicyOptions
+from nfq_agent.policy_rule import rule_label
+
+_KEYS: Final = (*OWNED_BY, "uid", "gid")
+
+
+def untold(config: Config) -> Iterator[str]:
+    """Each such key and where it is: `unit of allow (rule 1)`, `unit of allow (12 rules)`."""
+    # A policy may be an element of several queues.
+    specs = {spec.name: spec.options for queue in config.queue.values() for spec in config.packet_elements(queue)}
+    for name, options in specs.items():
+        if not isinstance(options, PolicyOptions):
+            continue
+        for key in _KEYS:
+            places = [rule_label(number, rule.name) for number, rule in options.numbered if getattr(rule, key) is not None]
+            if places:
+                yield f"{key} of {name} ({places[0] if len(places) == 1 else f'{len(places)} rules'})"
