@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from agent import Agent, until
 from namespace import Namespace
 
@@ -50,6 +51,56 @@ else:
     with socket.create_connection(("127.0.0.1", int(port)), 1.5) as connection:
         connection.sendall(b"GET / HTTP/1.1\\r\\nHost: www.off.test\\r\\n\\r\\n")
 """
+
+# The same, with datagrams from one socket, for a minute.
+TALKER = """
+import os, socket, sys, time
+with open(sys.argv[1] + "/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    for _ in range(600):
+        sender.sendto(b"x", ("127.0.0.1", 8999))
+        time.sleep(0.1)
+"""
+ANY = """
+[queue.main]
+num = 7
+{queue}
+[element.capture]
+type = "pcap"
+directory = "{folder}"
+[rules.out]
+queue = "main"
+hooks = ["output"]
+udp_ports = [8999]
+"""
+
+
+@pytest.mark.parametrize(
+    "queue",
+    ['elements = ["log"]', 'elements = ["dpi", "capture"]', 'elements = ["dpi"]\nlog_drops = false'],
+    ids=["log", "capture", "no lines for drops"],
+)
+def test_top_says_whose_a_flow_is_beside_any_elements(
+    netns: Namespace, tmp_path: Path, groups: tuple[Path, str], queue: str
+) -> None:
+    root, tag = groups
+    folder = tmp_path / "captures"
+    folder.mkdir()
+    folder.chmod(0o777)
+    agent = Agent(netns, tmp_path, ANY.format(queue=queue, folder=folder)).ready()
+    netns.start("nc", "-luk", "127.0.0.1", "8999", stdout=subprocess.DEVNULL)
+    until(lambda: "127.0.0.1:8999" in netns.run("ss", "-Hlnu").stdout, "the port is open")
+    talker = netns.start(sys.executable, "-c", TALKER, str(root / f"payments-{tag}.service"))
+
+    def units() -> set[str]:
+        flows = json.loads(agent.verb("top", "dport = 8999", "--for", "1", "--json").stdout)["flows"]
+        return {flow["unit"] for flow in flows if "unit" in flow}
+
+    assert until(units, "the flow has its unit") == {f"payments-{tag}.service"}
+    talker.kill()
+    talker.wait(20)
+    assert agent.stop() == 0
 
 
 def test_what_a_unit_and_a_container_may_reach(netns: Namespace, tmp_path: Path, groups: tuple[Path, str]) -> None:

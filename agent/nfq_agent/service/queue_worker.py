@@ -260,8 +260,8 @@ class QueueWorker(Worker):
 
     @property
     def _tells_owners(self) -> bool:
-        """Whether an element asks who a flow belongs to, or the line of a dropped flow says it."""
-        return self._asks_owners or (self.drop_lines is not None and bool(self.specs or self.settings.default == "drop"))
+        """Where elements judge, or all is dropped: they ask, or lines of dropped flows say who, or `top`, `trace` and `learn` do."""
+        return bool(self.specs) or self.settings.default == "drop"
 
     def _completed(self, context: Context) -> Context:
         """With what only the process itself can open."""
@@ -271,7 +271,7 @@ class QueueWorker(Worker):
             except OSError as error:
                 if self._asks_owners:
                     raise
-                self._warn(f"dropped flows are logged without their owner: {error}")
+                self._warn(f"flows are shown and logged without their owner: {error}")
         return replace(context, owners=self.forwarded.owners(context.owners if self._owners is None else self._owners))
 
     def _warn(self, what: str) -> None:
