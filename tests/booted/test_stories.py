@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from story import walk
 
 from booted.beside import FAR, serving
 from booted.container import Container, Layer
+from booted.packages import Packages
+from booted.roots import base_root
 
 # The other machine serves web pages, under two names.
 _OTHER = """
@@ -33,3 +36,12 @@ def test_a_reader_s_walk(neighboured: tuple[Path, ...], story: str, before: str)
         serving(host)
         host.shell(FAR + _OTHER + before, timeout=180)
         walk(story, host.write, host.command(["bash"]), host.command(["ip", "netns", "exec", "far", "bash"]))
+
+
+def test_a_first_hour(built: Packages) -> None:
+    """docs/getting-started.md, from the package to a host without it."""
+    with Layer(base_root(built.release)) as layer:
+        shutil.copy(built.deb, layer.root / "root")
+        with Container(layer) as host:
+            walk("getting-started", host.write, host.command(["env", "--chdir=/root", "bash"]), host.command(["bash"]))
+            assert "nfq-agent" not in host.shell("iptables-legacy-save; ip6tables-legacy-save")

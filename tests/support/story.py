@@ -1,4 +1,5 @@
-"""The stories of docs/story-*.md as steps: the files and the commands that stand on a page, with the output that it shows.
+"""The stories of docs/story-*.md, and docs/getting-started.md, as steps: the files and the commands that stand on a page, with
+the output that it shows.
 
 A file is a block with `title="PATH"`. In a `console` block a line after `host# ` is a command of root on this host, after
 `other# ` on another host; the lines below it are its whole output. `...` stands for any text within a line, and
@@ -18,6 +19,8 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 STORIES = sorted(page.stem for page in DOCS.glob("story-*.md"))
+# All pages that a test walks through.
+WALKED = ["getting-started", *STORIES]
 _BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 _PROMPT = re.compile(r"(host# |other# )(.*)")
 # Commands that only show, and are asked again until they show what is expected.

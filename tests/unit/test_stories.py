@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from story import DOCS, STORIES, Command, File, Shell, steps
+from story import DOCS, STORIES, WALKED, Command, File, Shell, steps
 
 from nfq_agent.cli.app import two_dashes
 from nfq_agent.cli.verbs import app
@@ -22,10 +22,10 @@ def test_they_are_in_the_navigation_and_on_the_first_page() -> None:
     navigation = (DOCS.parent / "mkdocs.yml").read_text()
     start = (DOCS / "index.md").read_text()
     assert STORIES
-    assert not [story for story in STORIES if f": {story}.md" not in navigation or f"({story}.md)" not in start]
+    assert not [story for story in WALKED if f": {story}.md" not in navigation or f"({story}.md)" not in start]
 
 
-@pytest.mark.parametrize("story", STORIES)
+@pytest.mark.parametrize("story", WALKED)
 def test_configurations_are_valid(story: str, tmp_path: Path) -> None:
     files = [step for step in steps(story) if isinstance(step, File)]
     for file in files:
@@ -37,7 +37,7 @@ def test_configurations_are_valid(story: str, tmp_path: Path) -> None:
     assert files
 
 
-@pytest.mark.parametrize("story", STORIES)
+@pytest.mark.parametrize("story", WALKED)
 def test_commands_parse(story: str) -> None:
     commands = [step for step in steps(story) if isinstance(step, Command)]
     called = [shlex.split(call) for command in commands for call in _AGENT.findall(command.text)]
