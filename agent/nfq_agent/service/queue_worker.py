@@ -260,7 +260,7 @@ class QueueWorker(Worker):
 
     @property
     def _tells_owners(self) -> bool:
-        """Where elements judge, or all is dropped: they ask, or lines of dropped flows say who, or `top`, `trace` and `learn` do."""
+        """Where elements judge, or all is dropped: for them, the lines of dropped flows, `top`, `trace` and `learn`."""
         return bool(self.specs) or self.settings.default == "drop"
 
     def _completed(self, context: Context) -> Context:
