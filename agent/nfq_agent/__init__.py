@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nfq_agent.checksum import mend
-    from nfq_agent.element import Needs, Options, PacketElement
+    from nfq_agent.element import Needs, PacketElement
     from nfq_agent.flow import Flow, Watch
     from nfq_agent.host.nfqueue.channel import open_socket
+    from nfq_agent.options import Options
     from nfq_agent.packet import FiveTuple, Hook, Packet, PacketError, address, endpoint
     from nfq_agent.queue.errors import QueueBusyError, QueueError, QueuePermissionError, QueueSettingError, QueueStateError
     from nfq_agent.queue.queue import Queue
@@ -20,9 +21,10 @@ else:
     # Loaded on first use: a program with a queue needs no pydantic, and shell completion needs nothing of this.
     _MODULES = {
         "checksum": ("mend",),
-        "element": ("Needs", "Options", "PacketElement"),
+        "element": ("Needs", "PacketElement"),
         "flow": ("Flow", "Watch"),
         "host.nfqueue.channel": ("open_socket",),
+        "options": ("Options",),
         "packet": ("FiveTuple", "Hook", "Packet", "PacketError", "address", "endpoint"),
         "queue.errors": ("QueueBusyError", "QueueError", "QueuePermissionError", "QueueSettingError", "QueueStateError"),
         "queue.queue": ("Queue",),

@@ -5,22 +5,39 @@ An element knows no other element, reads no clock and does no I/O of its own: ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, ClassVar, Generic, Literal, Self, get_args
-
-from pydantic import BaseModel, ConfigDict
-from typing_extensions import TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, get_args
 
 from nfq_agent.access import HasAccess
 from nfq_agent.compiled import Compilable
 from nfq_agent.context import Context
-from nfq_agent.fitting import fit
 from nfq_agent.flow import Account, Flow, Watch
 from nfq_agent.foresight import Foreseeable
 from nfq_agent.mark import Kept
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    from nfq_agent.options import Options as Options
+
+    O = TypeVar("O", bound=Options, default=Any)  # noqa: E741  # a type variable
+else:
+    from typing import TypeVar
+
+    # The default of a type variable is one of typing_extensions, which pydantic needs, and nothing else.
+    O = TypeVar("O")  # noqa: E741  # a type variable
+
+    def __getattr__(name: str) -> Any:
+        # Not loaded before an element is: it needs pydantic.
+        if name != "Options":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from nfq_agent.options import Options
+
+        return Options
+
 
 Emit = Callable[..., None]
 
@@ -34,37 +51,32 @@ class Needs(IntEnum):
     FLOW = 3
 
 
-class Options(BaseModel):
-    """The keys of an element's table in the configuration. An element adds its own in a subclass.
-
-    Values are checked strictly (a string is not a number), and every type has a form in TOML: an array for a tuple or set, a
-    string for a Path, an address, a network or a member of an Enum, and `"5s"` for a timedelta.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @classmethod
-    def from_table(cls, table: Mapping[str, Any], context: Any = None) -> Self:
-        """The options of a table as TOML gives it. context: `Lookups`, for names. Raises pydantic's ValidationError."""
-        return cls.model_validate(fit(cls, dict(table)), context=context)
-
-
-O = TypeVar("O", bound=Options, default=Any)  # noqa: E741  # a type variable
-
-
 def options_of(cls: type[Any]) -> type[Options] | None:
     """The model that an element names as its parameter, as in `PacketElement[MyOptions]`; None if it names none."""
-    for base in cls.__dict__.get("__orig_bases__", ()):
-        for argument in get_args(base):
-            if isinstance(argument, type) and issubclass(argument, Options):
-                return argument
+    arguments = [each for base in cls.__dict__.get("__orig_bases__", ()) for each in get_args(base) if isinstance(each, type)]
+    if arguments:
+        from nfq_agent.options import Options
+
+        return next((each for each in arguments if issubclass(each, Options)), None)
     return None
+
+
+class _NoOptions:
+    """`Options` of an element that names none: the base of them all."""
+
+    def __get__(self, element: object, cls: type[Any]) -> type[Options]:
+        from nfq_agent.options import Options
+
+        return Options
 
 
 class HasOptions:
     """The part of an element that says which options its table takes: `Options`, or the parameter of its base."""
 
-    Options: ClassVar[type[Options]] = Options
+    if TYPE_CHECKING:
+        Options: ClassVar[type[Options]] = Options
+    else:
+        Options = _NoOptions()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Final, NamedTuple
 from zlib import crc32
 
-from pydantic import BeforeValidator
+from nfq_agent.field import BeforeValidator
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Annotated, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, TypeAlias
 
-from pydantic import BeforeValidator, ValidationInfo
-
+from nfq_agent.field import BeforeValidator
 from nfq_agent.geography import Geography
+
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
 
 Network: TypeAlias = IPv4Network | IPv6Network
 

@@ -39,7 +39,7 @@ def test_without_a_file_the_baseline_holds(tmp_path: Path, monkeypatch: pytest.M
     assert load() == Config.model_validate(BASELINE)
     assert load().takes_whole(load().queue["main"])
     for written_out in map(load, (CONFIGS / "baseline.toml", SHIPPED)):
-        assert written_out.model_dump(exclude={"rules"}) == load().model_dump(exclude={"rules"})
+        assert written_out == load().model_copy({"rules": written_out.rules})
         # Table and role of a rule are those of its target where the file leaves them out.
         assert plan(written_out, UID) == plan(load(), UID)
 

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from nfq_agent.config.capture import InlineConfig, TapConfig
+from nfq_agent.config.model import Model
 from nfq_agent.config.models import Agent, LogConfig, QueueConfig
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.config.rule import RuleConfig
@@ -37,7 +37,7 @@ def section(heading: str) -> set[str]:
         ("[proxy.NAME]", ProxyConfig), ("[tap.NAME]", TapConfig), ("[inline.NAME]", InlineConfig),
     ],
 )  # fmt: skip
-def test_every_key_of_a_table(heading: str, model: type[BaseModel]) -> None:
+def test_every_key_of_a_table(heading: str, model: type[Model]) -> None:
     keys = {field.alias or name for name, field in model.model_fields.items()}
     # The keys that a tap and an inline link share are described at the tap.
     common = section("[tap.NAME]") if heading == "[inline.NAME]" else set()

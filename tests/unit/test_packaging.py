@@ -13,10 +13,10 @@ import kubernetes_validate
 import pytest
 import yaml
 from packaged import manifest
-from pydantic import BaseModel
 
 import nfq_agent
 from nfq_agent.config.file import load
+from nfq_agent.config.model import Model
 from nfq_agent.config.models import Agent, LogConfig, QueueConfig
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.config.rule import RuleConfig
@@ -38,7 +38,7 @@ def test_the_shipped_file_is_what_holds_without_one(tmp_path: Path, monkeypatch:
     ("table", "model"),
     [("agent", Agent), ("log", LogConfig), ("queue.NAME", QueueConfig), ("rules.NAME", RuleConfig), ("proxy.NAME", ProxyConfig)],
 )
-def test_the_manual_has_every_key(table: str, model: type[BaseModel]) -> None:
+def test_the_manual_has_every_key(table: str, model: type[Model]) -> None:
     (section,) = re.findall(rf"^\.SH \[{re.escape(table)}\]\n(.*?)(?=^\.SH )", MANUAL, re.MULTILINE | re.DOTALL)
     heads = " ".join(re.findall(r"^\.TP\n\.BR? (.*)$", section, re.MULTILINE))
     keys = {field.alias or name for name, field in model.model_fields.items()}

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from nfq_agent.config.capture import InlineConfig, TapConfig
+from nfq_agent.config.model import Model
 from nfq_agent.config.models import Agent, Config, LogConfig, QueueConfig
 from nfq_agent.config.policy_summary import counted, differences, summary, told
 from nfq_agent.config.proxy import ProxyConfig
@@ -148,7 +149,7 @@ def test_an_element_of_another_type_and_of_other_code(tmp_path: Path, monkeypatc
         assert list(differences(before, summary(using("summed:Mine")))) == ["queue main: e: its code has changed"]
 
 
-TABLES: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+TABLES: dict[str, tuple[type[Model], dict[str, Any]]] = {
     "queue": (QueueConfig, {}),
     "tap": (TapConfig, {"interfaces": ["eth0"]}),
     "inline": (InlineConfig, {"interfaces": ["eth0"], "tcp_ports": [80]}),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from nfq_agent.config.file import load
+from nfq_agent.config.model import Model
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.config.source import key_as_written
 from nfq_agent.elements import PACKET_ELEMENTS, packet_element
@@ -177,7 +178,7 @@ WORDS = st.sampled_from(
 )
 NUMBERS = st.integers(-(1 << 64), 1 << 64) | st.integers(-2, 70000) | st.floats()
 SCALARS = st.booleans() | NUMBERS | WORDS | st.text(st.characters(max_codepoint=0x3000), max_size=6) | st.dates() | st.times()
-TABLE_MODELS: list[type[BaseModel]] = [Config, *models()]
+TABLE_MODELS: list[type[BaseModel | Model]] = [Config, *models()]
 KEYS = st.sampled_from(
     sorted({field.alias or key for model in TABLE_MODELS for key, field in model.model_fields.items()} | {"type"})
 ) | st.text(max_size=4)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 import nfq_agent
 from nfq_agent.config.file import load
+from nfq_agent.config.model import Model
 from nfq_agent.config.models import ConfigError
 from nfq_agent.config.wording import _FORMS
 from nfq_agent.elements import PACKET_ELEMENTS, STREAM_ELEMENTS, packet_element, stream_element
@@ -133,7 +134,7 @@ def test_a_fault_is_told_in_words(tmp_path: Path, text: str, expected: list[str]
     assert faults(tmp_path, text) == expected
 
 
-def models() -> Iterator[type[BaseModel]]:
+def models() -> Iterator[type[BaseModel | Model]]:
     from nfq_agent.config.models import Config  # noqa: PLC0415  # its fields lead to all tables
 
     waiting: list[object] = [Config, *(packet_element(kind).Options for kind in PACKET_ELEMENTS)]
@@ -144,7 +145,7 @@ def models() -> Iterator[type[BaseModel]]:
         if each in seen:
             continue
         seen.add(each)
-        if isinstance(each, type) and issubclass(each, BaseModel):
+        if isinstance(each, type) and issubclass(each, BaseModel | Model):
             # That one has tables alone.
             if each is not Config:
                 yield each
@@ -154,7 +155,7 @@ def models() -> Iterator[type[BaseModel]]:
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("model", list(models()), ids=lambda model: model.__name__)
-def test_no_value_is_answered_in_words_of_pydantic(tmp_path: Path, model: type[BaseModel], value: str) -> None:
+def test_no_value_is_answered_in_words_of_pydantic(tmp_path: Path, model: type[BaseModel | Model], value: str) -> None:
     """Each key of each table gets each value; what is refused is told in words of the configuration."""
     kinds = {packet_element(kind).Options: kind for kind in PACKET_ELEMENTS}
     streams = {stream_element(kind).Options: kind for kind in STREAM_ELEMENTS}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
-
-from pydantic import ValidationError
 
 from nfq_agent.cli import show
 from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings, target_in_force
-from nfq_agent.config.file import instance_in, load, load_table, without_elements
+from nfq_agent.config.file import Check, check, instance_in, load, load_table, without_elements
 from nfq_agent.config.models import Agent, Config, ConfigError, LogConfig
 from nfq_agent.service import control
 
 
-def configuration(flags: Flags) -> Config:
+def configuration(flags: Flags, check: Check = check) -> Config:
     """The configuration in force. Raises ConfigError."""
-    return load(flags.config, lambda merged: _overrides(merged, flags))
+    return load(flags.config, lambda merged: _overrides(merged, flags), check)
 
 
 def served_before(flags: Flags, table: dict[str, Any]) -> Config:
@@ -81,7 +80,7 @@ def whatever_can_be_read(flags: Flags) -> tuple[Config, list[str]]:
 def _overrides(merged: dict[str, Any], flags: Flags) -> dict[str, Any]:
     """The flags as keys of the configuration."""
     over: dict[str, Any] = {"agent": {"instance": flags.instance}} if flags.instance is not None else {}
-    queues = {name: table for name, table in merged.get("queue", {}).items() if isinstance(table, dict)}
+    queues = _tables(merged, "queue")
     if flags.queue_num is not None:
         over["queue"] = {_the_one_queue(queues): {"num": flags.queue_num}}
     log = flags.log_5tuple or _debug(merged)
@@ -93,9 +92,15 @@ def _overrides(merged: dict[str, Any], flags: Flags) -> dict[str, Any]:
         if log and isinstance(elements, list) and "log" not in elements:
             # Last in the chain: it logs what the others decided.
             mine["elements"] = [*elements, "log"]
-    if flags.af_family is not None:
-        over["rules"] = {name: {"family": flags.af_family.value} for name in merged.get("rules", {})}
+    if flags.af_family is not None and (rules := _tables(merged, "rules")):
+        over["rules"] = {name: {"family": flags.af_family.value} for name in rules}
     return over
+
+
+def _tables(merged: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    """Those of a kind; what is no table is a fault that the check of the whole configuration names."""
+    found = merged.get(kind)
+    return {name: table for name, table in found.items() if isinstance(table, dict)} if isinstance(found, dict) else {}
 
 
 def _the_one_queue(queues: dict[str, Any]) -> str:
@@ -109,8 +114,7 @@ def _the_one_queue(queues: dict[str, Any]) -> str:
 
 def _debug(merged: dict[str, Any]) -> bool:
     """Whether the level of the log is debug: then each packet has its line."""
-    try:
-        return log_settings(LogConfig.model_validate(merged.get("log", {}))).level == "debug"
-    except ValidationError:
-        # The check of the whole configuration names it.
-        return False
+    table = merged.get("log")
+    # Not checked yet, as the whole configuration is later.
+    level = table.get("level") if isinstance(table, Mapping) else None
+    return log_settings(LogConfig().model_copy({"level": level})).level == "debug"

@@ -8,9 +8,11 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from nfq_agent.cli import loading, show
+from nfq_agent.cli.apart import check_apart
 from nfq_agent.cli.confirm import typed_yes
 from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings
@@ -31,10 +33,10 @@ def run(flags: Flags) -> int:
     """Serve until a signal stops it."""
     faults: ConfigError | None = None
     try:
-        loaded = loading.configuration(flags)
+        loaded = loading.configuration(flags, partial(check_apart, meanwhile=_load_service))
     except ConfigError as error:
         faults = error
-    # Imported after the configuration has been checked, so that a fault is reported quickly.
+    # Imported while the configuration is checked, or after that, so that a fault is reported quickly.
     from nfq_agent.host.journal import open_log
     from nfq_agent.log_filter import shows
     from nfq_agent.service.supervisor import Supervisor
@@ -59,8 +61,13 @@ def run(flags: Flags) -> int:
     gc.freeze()
     gc.unfreeze()
     gc.enable()
-    restore = partial(load_table, path=flags.config)
-    return Supervisor(lambda: loading.configuration(flags), loaded, log, host, restore).run()
+    restore = partial(load_table, path=flags.config, check=check_apart)
+    return Supervisor(lambda: loading.configuration(flags, check_apart), loaded, log, host, restore).run()
+
+
+def _load_service() -> None:
+    for name in ("host.journal", "log_filter", "service.supervisor", "service.system"):
+        import_module(f"nfq_agent.{name}")
 
 
 def served_before(flags: Flags, store: Store, faults: ConfigError) -> Config:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, Final, Literal, Self
-
-from pydantic import Field, field_validator, model_validator
+from typing import Annotated, Final, Literal
 
 from nfq_agent.config.model import Model
 from nfq_agent.context import MidstreamMode
+from nfq_agent.field import AfterValidator, Field
 from nfq_agent.values import Duration, Ports, PortsField, Size
 
 # A classic filter has 4096 instructions at most (BPF_MAXINSNS), and a range of ports costs 12 of them.
@@ -46,6 +45,12 @@ class TapConfig(CaptureConfig):
     ring: Annotated[Size, Field(ge=262_144, le=1_000_000_000)] | Literal["auto"] = "auto"
 
 
+def _open(value: bool) -> bool:
+    if not value:
+        raise ValueError("the kernel lets this traffic pass when the agent has ended; allowed: true")
+    return value
+
+
 class InlineConfig(CaptureConfig):
     """`[inline.NAME]`"""
 
@@ -55,7 +60,7 @@ class InlineConfig(CaptureConfig):
     max_waiting: Annotated[int, Field(ge=16, le=100_000)] = 4096
     # If the worker shows no sign of life for this long, everything passes.
     patience: Annotated[Duration, Field(ge=0.05, le=60)] = 0.5
-    fail_open: bool = True
+    fail_open: Annotated[bool, AfterValidator(_open)] = True
     mode: Literal["enforce", "monitor"] = "enforce"
     default: Literal["accept", "drop"] = "accept"
     on_error: Literal["accept", "drop"] = "accept"
@@ -64,18 +69,10 @@ class InlineConfig(CaptureConfig):
     # As in [queue.NAME].
     midstream: MidstreamMode = "accept"
 
-    @model_validator(mode="after")
-    def _role_has_ports(self) -> Self:
+    def faults(self) -> Iterator[str]:
+        """Keys that do not go together."""
         if self.role != "both" and not (self.tcp_ports or self.udp_ports):
-            raise ValueError(f"role {self.role}: no port is named; allowed: with tcp_ports or udp_ports")
-        return self
-
-    @field_validator("fail_open")
-    @classmethod
-    def _open(cls, value: bool) -> bool:
-        if not value:
-            raise ValueError("the kernel lets this traffic pass when the agent has ended; allowed: true")
-        return value
+            yield f"role {self.role}: no port is named; allowed: with tcp_ports or udp_ports"
 
 
 def same_interface(ours: Iterable[str], others: Iterable[str], excluded: Sequence[str] = ()) -> str | None:

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from nfq_agent.config.element_faults import element_faults
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config, ConfigError
-from nfq_agent.config.problems import cross_faults
 from nfq_agent.config.source import Source, key_text
 
 # The name of the element; no table of a configuration has it.
@@ -23,10 +21,13 @@ def with_chaos(config: Config, queue: str, odds: Mapping[str, Any]) -> Config:
         raise ConfigError([f"no queue {queue!r}; allowed: {known}"])
     if not odds:
         raise ConfigError(["no fault is named; allowed: drop=0.1, delay=0.5, corrupt=0.01 or duplicate=0.1, one or more"])
+    from nfq_agent.config.element_faults import element_faults
+    from nfq_agent.config.problems import cross_faults
+
     asked = config.queue[queue]
     changed = config.model_copy(
-        update={
-            "queue": {**config.queue, queue: asked.model_copy(update={"elements": (*asked.elements, ELEMENT)})},
+        {
+            "queue": {**config.queue, queue: asked.model_copy({"elements": (*asked.elements, ELEMENT)})},
             "element": {**config.element, ELEMENT: {"type": "chaos", **odds}},
         }
     )

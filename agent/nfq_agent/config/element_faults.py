@@ -20,7 +20,7 @@ from nfq_agent.elements import ElementError
 def element_faults(merged: Mapping[str, Any], source: Source, lookups: HostLookups) -> Iterator[str]:
     """One line for each fault of an element that a queue, a tap, an inline link or a proxy names. merged: as it was read."""
     tables = {name: table for name, table in _tables(merged, "element") if isinstance(table, dict)}
-    config = Config.model_construct(element=tables).with_lookups(lookups)
+    config = Config().model_copy({"element": tables}).with_lookups(lookups)
     told: set[tuple[str, bool]] = set()
     for kind in ("queue", "tap", "inline", "proxy"):
         for name, table in _tables(merged, kind):

@@ -20,7 +20,7 @@ def log_settings(config: LogConfig) -> LogConfig:
             if value.lower() not in allowed:
                 raise ConfigError([f"environment: {variable}: {value!r} is unknown; allowed: {', '.join(allowed)}"])
             values[key] = value.lower()
-    return config.model_copy(update=values)
+    return config.model_copy(values)
 
 
 def target_in_force(proxy: ProxyConfig) -> Endpoint | None:

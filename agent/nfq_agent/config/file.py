@@ -9,16 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import ValidationError
-
-from nfq_agent.config.element_faults import element_faults
 from nfq_agent.config.lines import Place
 from nfq_agent.config.lookups import HostLookups, stamp
 from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError
-from nfq_agent.config.problems import cross_faults
 from nfq_agent.config.source import Source
 from nfq_agent.config.toml_text import read_toml
-from nfq_agent.config.wording import model_faults
 from nfq_agent.elements.access import open_folder, writable_by_others
 from nfq_agent.elements.loading import CodeError, look_in
 
@@ -33,13 +28,28 @@ BASELINE: Final[dict[str, Any]] = {
 PROXY_BASELINE: Final[dict[str, Any]] = {"proxy": {"tcp": {}}}
 
 
-def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None) -> Config:
+# Checks what was read: the tables, where each key is from, and what looks names up. Raises ConfigError.
+Check = Callable[[dict[str, Any], Source, HostLookups], Config]
+
+
+def check(merged: dict[str, Any], source: Source, lookups: HostLookups) -> Config:
+    """The `Check` of this process, which loads pydantic for it."""
+    from nfq_agent.config.whole import checked
+
+    return checked(merged, source, lookups)
+
+
+def load(
+    path: Path | None = None,
+    adjust: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+    check: Check = check,
+) -> Config:
     """Read the file and its drop-ins, check all of it, and return it. Raises ConfigError with every fault found.
 
     Drop-ins are merged over the file in the order of their names: `conf.d/*.toml` beside it, which every file in that folder
     shares, then `NAME.d/*.toml` for the file `NAME.toml` alone. Without a path, the default file is read if it exists, else
     the baseline applies: that of the proxy if TARGET_ADDR is in the environment. `adjust` gets what was read and
-    returns the keys that the command line sets; they are merged last.
+    returns the keys that the command line sets; they are merged last. `check` makes the configuration of it.
     """
     path, files, merged, source, faults = _gather(path)
     if faults:
@@ -50,20 +60,21 @@ def load(path: Path | None = None, adjust: Callable[[dict[str, Any]], Mapping[st
         merged = copy.deepcopy(PROXY_BASELINE if os.environ.get("TARGET_ADDR") else BASELINE)
     if adjust is not None:
         _merge(merged, adjust(merged), Path("command line"), source.origins)
-    config = _check(merged, source, lookups)
+    config = check(merged, source, lookups)
     if config.agent.reload_on_change:
-        lookups.watch(source.stamps, _folders(path))
+        config.watch(source.stamps, _folders(path))
     return config
 
 
-def load_table(table: dict[str, Any], path: Path | None = None) -> Config:
+def load_table(table: dict[str, Any], path: Path | None = None, check: Check = check) -> Config:
     """The configuration that the previous agent served, from its `Config.table`. Raises ConfigError.
 
     path: of the main file, which is not read: names and elements are looked for beside it.
     """
     main = DEFAULT_PATH if path is None else path
     _look_for_elements(main)
-    return _check(copy.deepcopy(table), Source(main), HostLookups(main.parent), outdated=True)
+    config = check(copy.deepcopy(table), Source(main), HostLookups(main.parent))
+    return config.made_of(config.table, outdated=True)
 
 
 def _look_for_elements(main: Path) -> None:
@@ -186,37 +197,3 @@ def _merge(
         else:
             into[key] = value
             origins[here] = file
-
-
-def _check(merged: dict[str, Any], source: Source, lookups: HostLookups, outdated: bool = False) -> Config:
-    faults: list[str] = []
-    try:
-        config = Config.model_validate(merged)
-    except ValidationError as error:
-        faults += model_faults(source, error)
-        rest = _sound_part(merged, error)
-        config = Config() if rest is None else Config.model_validate(rest)
-    config = config.with_lookups(lookups).made_of(merged, outdated)
-    faults += element_faults(merged, source, lookups)
-    faults += cross_faults(config, source)
-    if faults:
-        # What is wrong with an element is found for each chain that has it.
-        raise ConfigError(list(dict.fromkeys(faults)))
-    return config
-
-
-def _sound_part(merged: Mapping[str, Any], error: ValidationError) -> dict[str, Any] | None:
-    """The configuration without the tables that have faults, so that the others can be compared with each other.
-
-    None where one of these is missed by others: a rule names a queue, but nothing names a rule.
-    """
-    rest = copy.deepcopy(dict(merged))
-    for details in error.errors():
-        kind, *names = details["loc"]
-        if kind in ("agent", "log"):
-            rest.pop(str(kind), None)
-        elif kind == "rules" and names and isinstance(rest.get("rules"), dict):
-            rest["rules"].pop(names[0], None)
-        else:
-            return None
-    return rest

@@ -1,20 +1,19 @@
-"""The configuration: frozen pydantic models. Checks that compare tables are in problems.py; file.py reads the file.
+"""The configuration: frozen models. Checks that compare tables are in problems.py; file.py reads the file.
 
 A value is never guessed, and an unknown key is never ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
-
 from nfq_agent.access import Access
 from nfq_agent.config.capture import CaptureConfig, InlineConfig, TapConfig
+from nfq_agent.config.geo import Stamp
 from nfq_agent.config.lookups import HostLookups, resolvers_of_host
 from nfq_agent.config.model import Model
 from nfq_agent.config.proxy import ProxyConfig
@@ -23,10 +22,11 @@ from nfq_agent.context import MidstreamMode
 from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements import ElementError, packet_element, stream_element
 from nfq_agent.elements.loading import Interrupted, interruptible, where
+from nfq_agent.field import AfterValidator, BeforeValidator, Field
 from nfq_agent.flow_filter import FilterError, parse
 from nfq_agent.mark import OWNERS_MASK, Kept, parse_mask
 from nfq_agent.stream import StreamElement
-from nfq_agent.values import AddressField, Duration, Size, raise_faults
+from nfq_agent.values import AddressField, Duration, Size
 
 # The header bytes that the kernel has to copy so that addresses and ports can be read. IPv4 and TCP, each with all options: 120.
 HEADER_BYTES: Final = 128
@@ -103,13 +103,22 @@ class LogConfig(Model):
     when: Annotated[str, AfterValidator(_filter)] = ""
 
 
+COPY_NONE_REASON: Final = "copy mode none makes the kernel lose every packet of the queue, bypass or not; allowed: packet, meta"
+
+
+def _no_black_hole(value: object) -> object:
+    if value == "none":
+        raise ValueError(COPY_NONE_REASON)
+    return value
+
+
 class QueueConfig(Model):
     """`[queue.NAME]`"""
 
     num: Annotated[int, Field(ge=0, le=LAST_QUEUE)] | None = None
     balance: Annotated[tuple[int, int], BeforeValidator(_numbers)] | None = None
     cpu_fanout: bool = False
-    copy_mode: Annotated[Literal["packet", "meta"], Field(alias="copy")] = "packet"
+    copy_mode: Annotated[Literal["packet", "meta"], BeforeValidator(_no_black_hole), Field(alias="copy")] = "packet"
     copy_range: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] = "auto"
     max_len: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     # Packets of flows that were answered before which may wait in a second queue, beside the `max_len` of new ones; 0 for none.
@@ -132,21 +141,10 @@ class QueueConfig(Model):
     compile_mode: Annotated[Literal["off", "auto", "first"], Field(alias="compile")] = "off"
     # A connection whose beginning was not seen, where a name would decide.
     midstream: MidstreamMode = "accept"
-    elements: tuple[str, ...] = Field(default=(), strict=False)
+    elements: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
-    @field_validator("copy_mode", mode="before")
-    @classmethod
-    def _no_black_hole(cls, value: object) -> object:
-        if value == "none":
-            raise ValueError(COPY_NONE_REASON)
-        return value
-
-    @model_validator(mode="after")
-    def _one_number(self) -> Self:
-        raise_faults(self._faults())
-        return self
-
-    def _faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[str]:
+        """Keys that do not go together."""
         if self.num is not None and self.balance is not None:
             yield "num and balance both name the queue; allowed: one of them"
         if self.cpu_fanout and self.balance is None:
@@ -178,9 +176,6 @@ class QueueConfig(Model):
         return range(numbers.stop, numbers.stop + len(numbers)) if self.room_for_known else range(0)
 
 
-COPY_NONE_REASON: Final = "copy mode none makes the kernel lose every packet of the queue, bypass or not; allowed: packet, meta"
-
-
 # Questions that the configuration asks an element's class about its options.
 _HOOKS: Final = sorted({name for base in (PacketElement, StreamElement) for name in dir(base) if name.endswith("_of")})
 
@@ -194,6 +189,17 @@ class ElementSpec:
     options: Any
 
 
+@dataclass(slots=True)
+class _State:
+    """What a configuration knows besides its keys. lookups: of names and list files. specs: the elements that were found so far.
+    table: what it was made of. outdated: the files have faults, and this is an earlier one."""
+
+    lookups: HostLookups = field(default_factory=HostLookups)
+    specs: dict[tuple[str, str, str], ElementSpec] = field(default_factory=dict)
+    table: dict[str, Any] = field(default_factory=dict)
+    outdated: bool = False
+
+
 class Config(Model):
     """Everything, checked. `load` makes it; `DEFAULT` applies without a file."""
 
@@ -205,24 +211,27 @@ class Config(Model):
     proxy: dict[Name, ProxyConfig] = Field(default_factory=dict)
     tap: dict[Name, TapConfig] = Field(default_factory=dict)
     inline: dict[Name, InlineConfig] = Field(default_factory=dict)
-    _lookups: HostLookups = PrivateAttr(default_factory=HostLookups)
-    _specs: dict[tuple[str, str, str], ElementSpec] = PrivateAttr(default_factory=dict)
-    _table: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _outdated: bool = PrivateAttr(default=False)
+    _state: _State = Field(init=False)
+
+    def __new__(cls, **values: Any) -> Self:  # noqa: ARG004  # those of the initializer
+        """With a state of its own."""
+        made = super().__new__(cls)
+        vars(made)["_state"] = _State()
+        return made
 
     @property
     def table(self) -> dict[str, Any]:
         """What was read, before it was checked: `load_table` makes the same configuration of it."""
-        return self._table
+        return self._state.table
 
     @property
     def remark(self) -> str:
         """The note about it in the status line: set if the files have faults and an earlier configuration is in force."""
-        return "; with the previous configuration, since the files have faults" if self._outdated else ""
+        return "; with the previous configuration, since the files have faults" if self._state.outdated else ""
 
     def made_of(self, table: dict[str, Any], outdated: bool) -> Self:
         """The same configuration, which knows what it was made of."""
-        self._table, self._outdated = table, outdated
+        self._state.table, self._state.outdated = table, outdated
         return self
 
     def packet_elements(self, queue: QueueConfig | CaptureConfig) -> list[ElementSpec]:
@@ -233,34 +242,34 @@ class Config(Model):
         """The elements of a proxy in order. Raises ElementError likewise."""
         return [self._resolve(name, stream_element) for name in proxy.elements]
 
-    def __eq__(self, other: object) -> bool:
-        """Compares the configuration, not what was looked up so far."""
-        return isinstance(other, Config) and self.__dict__ == other.__dict__
-
-    __hash__ = None  # type: ignore[assignment]  # its tables are dictionaries
-
     def with_lookups(self, lookups: HostLookups) -> Self:
         """The same configuration; names and list files are looked up through `lookups`."""
-        self._lookups = lookups
+        self._state.lookups = lookups
         return self
+
+    def watch(self, files: Mapping[Path, Stamp | None], folders: Iterable[Path]) -> None:
+        """Have `changed_files` look at these as well, as HostLookups.watch."""
+        self._state.lookups.watch(files, folders)
 
     def changed_files(self) -> list[Path]:
         """The files that have changed since they were read, or since the last call: list files (`file:`) of elements, and
         with `reload_on_change` those of the configuration."""
-        return self._lookups.changed()
+        return self._state.lookups.changed()
 
     def _resolve(self, name: str, find: Any) -> ElementSpec:
         table = dict(self.element.get(name, {}))
         # List files may be long, and this is called often.
         key = (name, find.__name__, repr(table))
-        if (known := self._specs.get(key)) is not None:
+        if (known := self._state.specs.get(key)) is not None:
             return known
         kind = table.pop("type", name)
         if not isinstance(kind, str):
             raise ElementError(name, f"type = {kind!r} is not the name of an element; allowed: a name in quotes")
         cls = find(kind)
+        from pydantic import ValidationError
+
         try:
-            options = cls.Options.from_table(table, self._lookups)
+            options = cls.Options.from_table(table, self._state.lookups)
             # The element's own code; a fault in it is one of the configuration, with its line.
             with interruptible():
                 for hook in _HOOKS:
@@ -273,12 +282,12 @@ class Config(Model):
             raise
         except BaseException as error:
             raise ElementError(name, f"{kind} cannot be used: {where(error)}") from error
-        self._specs[key] = spec = ElementSpec(name, cls, options)
+        self._state.specs[key] = spec = ElementSpec(name, cls, options)
         return spec
 
     def host_resolvers(self) -> list[IPv4Address | IPv6Address]:
         """The name servers that this host asks."""
-        return resolvers_of_host(self._lookups)
+        return resolvers_of_host(self._state.lookups)
 
     def kept(self, queue: QueueConfig) -> Kept | None:
         """The marks by which the kernel keeps this queue's verdicts on flows; None where no element offloads."""

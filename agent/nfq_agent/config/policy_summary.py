@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
-from pydantic import BaseModel
-
 from nfq_agent.config.capture import InlineConfig, TapConfig
+from nfq_agent.config.model import Model, ModelField
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 from nfq_agent.config.policies import drops_by_default, policy_of
 from nfq_agent.config.proxy import ProxyConfig
@@ -19,6 +18,7 @@ from nfq_agent.mark import parse_mask
 from nfq_agent.values import duration, duration_text, size, size_text
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
     from nfq_agent.policy_options import RuleOptions
@@ -133,9 +133,9 @@ def _of_proxy(config: Config, proxy: ProxyConfig) -> dict[str, Any]:
     return found
 
 
-def _values(table: BaseModel, *without: str) -> dict[str, Any]:
+def _values(table: BaseModel | Model, *without: str) -> dict[str, Any]:
     """The keys of a table as the file has them, with their values; what says most comes first."""
-    fields = type(table).model_fields
+    fields: Mapping[str, FieldInfo | ModelField] = type(table).model_fields
     names = sorted((name for name in fields if name not in without), key=lambda name: name not in _FIRST)
     return {fields[name].alias or name: _plain(getattr(table, name), fields[name]) for name in names}
 
@@ -158,7 +158,7 @@ def _of_rule(rule: RuleOptions) -> str:
     return f"{rule.action}{label} {', '.join(conditions) or 'everything'}"
 
 
-def _plain(value: object, field: FieldInfo) -> Any:
+def _plain(value: object, field: FieldInfo | ModelField) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         parsers = {getattr(each, "func", None) for each in (*field.metadata, *_metadata(field.annotation))}
         if duration in parsers:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Self
-
-from pydantic import BeforeValidator, Field, model_validator
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal
 
 from nfq_agent.config.model import Model
+from nfq_agent.field import BeforeValidator, Field
 from nfq_agent.mark import OWN_TRAFFIC, Mark, MarkField
 from nfq_agent.values import Duration, Endpoint, EndpointField, NetworkField
 
@@ -63,13 +63,12 @@ class ProxyConfig(Model):
     # TPROXY only: the mark that sends its packets to this host.
     tproxy_mark: MarkField = Mark(0x800, 0x800)
 
-    @model_validator(mode="after")
-    def _listens(self) -> Self:
+    def faults(self) -> Iterator[str]:
+        """Keys that do not go together."""
         if not self.listen:
-            raise ValueError('a proxy without a listener; allowed: listen = ["HOST:PORT", ...]')
-        if self.keep_client and self.capture != "tproxy":
-            raise ValueError('keep_client = true needs the rules of TPROXY; allowed: with capture = "tproxy"')
-        return self
+            yield 'a proxy without a listener; allowed: listen = ["HOST:PORT", ...]'
+        elif self.keep_client and self.capture != "tproxy":
+            yield 'keep_client = true needs the rules of TPROXY; allowed: with capture = "tproxy"'
 
     @property
     def own_traffic(self) -> Mark:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Final, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import Annotated, Final, Literal
 
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.selection import CGROUP_HOOKS, OWNER_HOOKS, Selection, selection_faults
+from nfq_agent.field import Field
 from nfq_agent.mark import MarkField
 from nfq_agent.packet import UDP
-from nfq_agent.values import raise_faults
 
 TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     "mangle": ("prerouting", "input", "forward", "output", "postrouting"),
@@ -41,10 +39,11 @@ class RuleConfig(Selection):
     owner: Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=0, le=0xFFFFFFFE)] | None = None
     mark: MarkField | None = None
 
-    @model_validator(mode="after")
-    def _selects(self) -> Self:
-        raise_faults((*selection_faults(self), *self._target_faults(), *self._hook_faults()))
-        return self
+    def faults(self) -> Iterator[str]:
+        """Keys that do not go together."""
+        yield from selection_faults(self)
+        yield from self._target_faults()
+        yield from self._hook_faults()
 
     def _target_faults(self) -> Iterator[str]:
         if (self.queue is None) == (self.proxy is None):

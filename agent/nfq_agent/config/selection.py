@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator, Field
-
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.model import Model
+from nfq_agent.field import BeforeValidator, Field
 from nfq_agent.packet import PROTOCOL_NAMES
 from nfq_agent.values import NetworkField, PortsField, one_or_more
 

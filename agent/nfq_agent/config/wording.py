@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from nfq_agent.config.capture import INTERFACES, InlineConfig, TapConfig
 from nfq_agent.config.lines import Place
+from nfq_agent.config.model import Model
 from nfq_agent.config.models import INSTANCE, NAME, USER, Agent, Config, LogConfig, QueueConfig
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.config.rule import RuleConfig
@@ -153,7 +154,7 @@ def _toml(value: object) -> str:
     return repr(value)
 
 
-_TABLES: Final[Mapping[str, type[BaseModel]]] = {
+_TABLES: Final[Mapping[str, type[Model]]] = {
     "agent": Agent, "log": LogConfig, "queue": QueueConfig, "rules": RuleConfig, "proxy": ProxyConfig, "tap": TapConfig,
     "inline": InlineConfig,
 }  # fmt: skip

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from importlib.metadata import entry_points
-from typing import Final
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Final
 
 from nfq_agent.element import PacketElement
 from nfq_agent.elements.loading import CodeError, import_object
 from nfq_agent.stream import StreamElement
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 # One line for each: the name in the configuration, and where its class is.
 PACKET_ELEMENTS: Final = {
@@ -79,6 +79,8 @@ def _find(kind: str, builtins: dict[str, str]) -> object:
     if path is None and ":" in kind:
         path = kind
     if path is None:
+        from importlib.metadata import entry_points
+
         path = next((point.value for point in entry_points(group=GROUP, name=kind)), None)
     if path is None:
         near = difflib.get_close_matches(kind, builtins, 1, 0.5)

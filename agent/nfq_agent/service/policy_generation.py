@@ -72,7 +72,7 @@ def raised(config: Config, before: Generations) -> tuple[Config, dict[str, tuple
         now[name] = digest, number
         table = elements.setdefault(name, {})
         table["generation"] = table.get("generation", 0) + number
-    return (config.model_copy(update={"element": elements}) if now else config), now
+    return (config.model_copy({"element": elements}) if now else config), now
 
 
 def _digests(config: Config) -> dict[str, str]:
