@@ -16,6 +16,9 @@ import pytest
 from agent import COMMAND, Agent, ours, until
 from agent_flood import another_than, count_passed, flood, udp
 from namespace import PATIENCE, Namespace
+from recorded import capture
+
+from nfq_agent import testing
 
 pytestmark = pytest.mark.kernel
 
@@ -224,7 +227,19 @@ def test_plan_says_what_a_reload_changes_for_packets(netns: Namespace, tmp_path:
     told = json.loads(agent.verb("plan", "--json", check=False).stdout)
     assert told["policy"] == ["queue main: mode monitor -> enforce", "queue main: drops what no rule matches"]
     assert told["policy_changed"] is True
+    # A capture is judged as the agent does now, and as it would.
+    seen = capture(tmp_path / "seen.pcap", [testing.udp("192.0.2.1:5", "192.0.2.2:9000")])
+    done = agent.verb("plan", "--pcap", str(seen), check=False)
+    assert done.returncode == 4, done.stderr
+    assert "compared with the verdicts by the running agent: 1 flow, 1 changed" in done.stdout.splitlines()
+    assert "would drop -> drop: udp 192.0.2.1:5 -> 192.0.2.2:9000" in done.stdout
+    agent.verb("reload")
+    done = agent.verb("plan", "--pcap", str(seen))
+    assert "compared with the verdicts by the running agent: 1 flow, 0 changed" in done.stdout.splitlines()
     agent.stop()
+    assert (
+        "beside a running agent its configuration is compared with" in agent.verb("plan", "--pcap", str(seen), check=False).stdout
+    )
     # Without an agent, what the policies are.
     told = json.loads(agent.verb("plan", "--json", check=False).stdout)
     assert told["policy"] == ["queue main: mode enforce; allow: 0 rules, else drop; drops what no rule matches"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,32 @@ def test_beside_an_agent_a_plan_says_what_changes_for_packets(world: World, agen
     agent.reply = {"ok": False}
     assert rule_verbs.plan(world.flags, as_json=False, capture=None) == 3
     assert agent.asked == [{"verb": "policies"}, {"verb": "policies"}]
+
+
+@pytest.mark.parametrize(
+    ("table", "code", "before"),
+    [
+        (tomllib.loads(CONFIG), 4, "accept"),
+        ({**tomllib.loads(CONFIG), "queue": {"open": {"num": 1, "default": "drop"}, "closed": {"num": 2}}}, 3, "drop"),
+        # An agent of an earlier version, and one whose configuration cannot be read here.
+        (None, 3, None),
+        ({"queue": {"open": {"nonsense": 1}}}, 3, None),
+    ],
+)
+def test_beside_an_agent_a_capture_is_compared_with_what_it_does(
+    world: World, agent: Answering, capsys: Said, tmp_path: Path, table: dict[str, Any] | None, code: int, before: str | None
+) -> None:
+    world.configure(CONFIG.replace("[queue.open]", '[queue.open]\ndefault = "drop"'))
+    seen = capture(tmp_path / "seen.pcap", [tcp("10.0.0.1:40001", "192.0.2.7:11000", flags="S")])
+    agent.reply = {"queues": {}, "table": table}
+    assert rule_verbs.plan(world.flags, as_json=True, capture=seen) == code
+    (flow,) = json.loads(capsys.readouterr().out)["replay"]["flows"]
+    assert (flow["before"], flow["after"]) == (before, "drop")
+    assert rule_verbs.plan(world.flags, as_json=False, capture=seen) == code
+    text = " ".join(capsys.readouterr().out.split())
+    compared = f"compared with the verdicts by the running agent: 1 flow, {int(before == 'accept')} changed"
+    alone = "the capture has no verdicts of an agent; beside a running agent its configuration is compared with"
+    assert (compared if before else alone) in text
 
 
 def test_apply_inserts_in_front_of_foreign_rules_that_stay(world: World, capsys: Said) -> None:

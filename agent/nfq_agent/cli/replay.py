@@ -16,6 +16,7 @@ from nfq_agent.cli import show
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.judging import Fate, Judging, Sighting, key_of, sighting
 from nfq_agent.cli.loading import configuration
+from nfq_agent.config.models import Config
 from nfq_agent.facts import headline
 from nfq_agent.packet import FiveTuple, PacketError
 from nfq_agent.service.packet_judge import EVERY_PACKET
@@ -191,21 +192,22 @@ class Replay:
 
 def replay(flags: Flags, capture: Path, against: Path | None, enforce: bool, as_json: bool) -> int:
     """Judge a capture; print what changes. Exit code 4 where something that passed would be dropped."""
-    found = replayed(flags, capture, against, enforce)
+    before = None if against is None else configuration(Flags(against, flags.instance))
+    found = replayed(flags, capture, before, enforce)
     if found is None:
         return 1
     if as_json:
         show.json_object(found.as_object())
     else:
-        _tell(found, against)
+        tell(found, "" if against is None else f"by {against}", "--against FILE names a configuration")
     return found.code
 
 
-def replayed(flags: Flags, capture: Path, against: Path | None, enforce: bool) -> Replay | None:
+def replayed(flags: Flags, capture: Path, against: Config | None, enforce: bool) -> Replay | None:
     """A capture that was judged; None where it cannot be read, which is printed."""
     every = bool(os.environ.get(EVERY_PACKET))
     judging = Judging(configuration(flags), enforce, every)
-    before = None if against is None else Judging(configuration(Flags(against, flags.instance)), False, every)
+    before = None if against is None else Judging(against, False, every)
     done = Replay(judging, before)
     try:
         with opened(capture) as stream:
@@ -259,7 +261,9 @@ def _with_progress(source: Iterator[Recorded], stream: BinaryIO) -> Iterator[Rec
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _tell(done: Replay, against: Path | None) -> None:
+def tell(done: Replay, against: str, remedy: str) -> None:
+    """Print what a replay found. against: what it was compared with, `by FILE`; empty for the verdicts in the capture. remedy:
+    what there is to do where there is nothing to compare with."""
     flows = list(done.flows.values())
     taken = [flow for flow in flows if flow.queues]
     passing = show.amount(len(flows) - len(taken), "flow is taken by no rule and passes", "flows are taken by no rule and pass")
@@ -286,11 +290,10 @@ def _tell(done: Replay, against: Path | None) -> None:
             show.wrapped(f"{outcome.word}: {_flows(number)}")
     known = [flow for flow in flows if flow.before is not None]
     if not known:
-        show.wrapped("Nothing to compare with: the capture has no verdicts of an agent; --against FILE names a configuration")
+        show.wrapped(f"Nothing to compare with: the capture has no verdicts of an agent; {remedy}")
         _list("Dropped", [flow for flow in flows if flow.after is not Fate.PASSED])
         return
-    than = "in the capture" if against is None else f"by {against}"
-    show.wrapped(f"compared with the verdicts {than}: {_flows(len(known))}, {len(done.changed)} changed")
+    show.wrapped(f"compared with the verdicts {against or 'in the capture'}: {_flows(len(known))}, {len(done.changed)} changed")
     _list("Changed", done.changed)
 
 

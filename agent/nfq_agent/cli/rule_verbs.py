@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from nfq_agent.capture.serving import taken
 from nfq_agent.cli import loading, show
 from nfq_agent.cli.confirm import Guard
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.replay import replay, replayed
+from nfq_agent.cli.replay import replayed, tell
 from nfq_agent.cli.show import PolicyPlan
-from nfq_agent.config.models import Config
+from nfq_agent.config.file import load_table
+from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.config.policy_summary import differences, summary, told
 from nfq_agent.host import cgroups, filters, pairs, routes
 from nfq_agent.host.users import ensure_user, find_user
@@ -36,7 +38,7 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
     numbers = _group_numbers(ruleset)
     changes = compare(bound(ruleset, numbers, _group_tree(ruleset)), live.read())
     besides = show.side_effects(ruleset, live.host, loaded.agent.user if user is None else None)
-    policy = _policy_plan(loaded)
+    policy, running = _policy_plan(loaded, flags.config)
     besides += [
         f"{cgroups.absence(path)}; a running agent puts its rules in when it appears"
         for path, each in numbers.items()
@@ -47,7 +49,7 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
     code = 3 if changes or policy.changed or user is None else 0
     if as_json:
         found = show.plan_object(loaded.agent.instance, live.host.name, changes, besides, policy)
-        done = None if capture is None else replayed(flags, capture, None, enforce=False)
+        done = None if capture is None else replayed(flags, capture, running, enforce=False)
         judged = {} if capture is None else {"replay": None if done is None else done.as_object()}
         show.json_object({**found, "interfaces": dict(taken(loaded)), **judged})
         return code if capture is None else 1 if done is None else done.code or code
@@ -57,8 +59,11 @@ def plan(flags: Flags, as_json: bool, capture: Path | None) -> int:
         show.comment(f"# {name} {how} these interfaces, and others that match later: {', '.join(interfaces) or 'none now'}")
     if capture is None:
         return code
+    if (done := replayed(flags, capture, running, enforce=False)) is None:
+        return 1
+    tell(done, "" if running is None else "by the running agent", "beside a running agent its configuration is compared with")
     # Worse than a change is one that drops what passed.
-    return replay(flags, capture, None, enforce=False, as_json=False) or code
+    return done.code or code
 
 
 def _how_taken(config: Config, table: str) -> str:
@@ -80,18 +85,24 @@ def _group_tree(ruleset: Ruleset) -> GroupTree:
     return GroupTree(cgroups.all_groups() if needs_tree(ruleset) else ())
 
 
-def _policy_plan(config: Config) -> PolicyPlan:
-    """What changes beside the policies of the running agent; without one, what they are."""
+def _policy_plan(config: Config, path: Path | None) -> tuple[PolicyPlan, Config | None]:
+    """What changes beside the policies of the running agent, and its configuration, as far as it can be had; without an agent,
+    what the policies are. path: of the main file, beside which elements are looked for."""
     after = summary(config)
     try:
-        before = control.ask(config.agent.instance, {"verb": "policies"}, timeout=5).get("queues")
+        answer = control.ask(config.agent.instance, {"verb": "policies"}, timeout=5)
     except control.NotRunning:
-        before = None
+        answer = {}
     except control.ControlError as error:
-        return PolicyPlan([f"what the running agent does now is not known: {error}"], False)
+        return PolicyPlan([f"what the running agent does now is not known: {error}"], False), None
+    before, table = answer.get("queues"), answer.get("table")
     if before is None:
-        return PolicyPlan(list(told(after)), False)
-    return PolicyPlan(list(differences(before, after)), True)
+        return PolicyPlan(list(told(after)), False), None
+    running = None
+    # It may be of another version, or of files that are gone.
+    with contextlib.suppress(ConfigError):
+        running = None if table is None else load_table(table, path)
+    return PolicyPlan(list(differences(before, after)), True), running
 
 
 def apply(flags: Flags, confirm_within: int | None) -> int:

@@ -6,6 +6,7 @@ never reads a packet. The operating system is given to it (service/system.py).
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import time
@@ -362,7 +363,9 @@ class Supervisor:
             case "flows":
                 return flow_stream.answer(self._crew.workers, question, time.monotonic_ns())
             case "policies":
-                return {"queues": summary(self._config)}
+                # As JSON has it: a value that JSON does not have, as a date, is its text.
+                table = json.loads(json.dumps(self._config.table, default=str))
+                return {"queues": summary(self._config), "table": table}
             case "status":
                 assert self._drift is not None
                 return self._status(self._drift.look(self._system.wall())).as_object()
