@@ -36,6 +36,7 @@ class StreamChain:
             for way, order in ((Way.REQUEST, self.elements), (Way.RESPONSE, self.elements[::-1]))
         )
         self.most = min((e.most for e in self.elements if e.most is not None), default=None)
+        self.apart = any(e.apart for e in self.elements)
         # Only those that override it are called.
         self.openers = tuple(e for e in self.elements if type(e).opened is not StreamElement.opened)
         self.closers = tuple(e for e in self.elements if type(e).closed is not StreamElement.closed)
@@ -124,6 +125,11 @@ class Stream:
         # Bytes that wait for their time, each way.
         self.held_bytes = [0, 0]
         self.closed = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether each chunk is to be sent by itself."""
+        return self._chain.apart
 
     def raw(self, way: Way) -> bool:
         """True once no element looks at this direction any more, and nothing of it waits: bytes may bypass the stream."""

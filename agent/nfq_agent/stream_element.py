@@ -68,6 +68,8 @@ class StreamElement(HasOptions, HasAccess, Generic[O]):
 
     # The most bytes that it sees at once; None for the proxy's `chunk`. An instance may set it.
     most: int | None = None
+    # Whether each of its chunks is sent by itself. Else those that are due together are sent as one.
+    apart: bool = False
 
     def __init__(self, name: str, options: O, emit: Emit) -> None:
         self.name = name

@@ -332,3 +332,52 @@ def test_chaos_breaks_a_queue_for_a_time(netns: Namespace, tmp_path: Path) -> No
     assert done.stderr.startswith("drop: ")
     assert ours(netns) == before
     assert agent.stop() == 0
+
+
+def test_chaos_ends_with_a_reload_and_a_kill_and_outlives_its_worker(netns: Namespace, tmp_path: Path) -> None:
+    passed = count_passed(netns)
+    agent = Agent(netns, tmp_path, udp()).ready()
+
+    def all_pass(what: str) -> None:
+        before = passed()
+        assert flood(netns, 5).wait(timeout=PATIENCE) == 0
+        until(lambda: passed() == before + 5, what)
+
+    def all_drop() -> None:
+        before, dropped = passed(), agent.totals()["dropped"]
+        assert flood(netns, 5).wait(timeout=PATIENCE) == 0
+        until(lambda: agent.totals()["dropped"] == dropped + 5, "faults drop")
+        assert passed() == before
+
+    def drops_one() -> bool:
+        before = agent.totals()["dropped"]
+        assert flood(netns, 1).wait(timeout=PATIENCE) == 0
+        return agent.totals()["dropped"] > before
+
+    def begin() -> None:
+        assert agent.verb("chaos", "on", "main", "drop=1.0", "--for", "600s").returncode == 0
+        all_drop()
+
+    begin()
+    agent.process.send_signal(signal.SIGHUP)
+    until(lambda: "the faults have ended with the reload" in agent.log, "a reload ends them")
+    all_pass("after a reload")
+    # A restart would read the file: it is refused while there are faults.
+    begin()
+    refused = agent.verb("restart", check=False)
+    assert (refused.returncode, "on trial" in refused.stderr) == (1, True)
+    agent.process.send_signal(signal.SIGUSR2)
+    until(lambda: agent.log.count("restart refused") == 2, "by the signal, too")
+    # A worker that is killed meanwhile comes back with the faults, and loses them with the others.
+    (worker,) = agent.workers()
+    os.kill(worker, signal.SIGKILL)
+    until(partial(another_than, agent, worker), "another worker serves")
+    until(drops_one, "it has the faults")
+    assert "no faults any more" in agent.verb("chaos", "off").stdout
+    all_pass("after their end")
+    begin()
+    agent.kill()
+    agent.start()
+    agent.ready()
+    all_pass("after a kill")
+    assert agent.stop() == 0

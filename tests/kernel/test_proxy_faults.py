@@ -135,6 +135,48 @@ def test_slicer(netns: Namespace, run: Run, page: Path, tmp_path: Path) -> None:
     assert seconds >= 0.039
 
 
+def test_slicer_sends_each_piece_by_itself(netns: Namespace, run: Run) -> None:
+    """What goes to the server, segment by segment: each is one piece, and ten of them take nine delays."""
+    small = '[element.small]\ntype = "slicer"\nsize = 10\ndelay = "20ms"\nway = "request"\n'
+    run(configuration(proxy='elements = ["small"]', rest=small))
+    sent = bytes(range(100))
+
+    def play() -> tuple[bytes, list[int], float]:
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+        wire.bind(("lo", 0))
+        with socket.create_server(("127.0.0.1", 8080)) as listener, wire:
+            began = time.monotonic()
+            client = socket.create_connection(("127.0.0.1", 8080), timeout=60)
+            client.sendall(sent)
+            there, _ = listener.accept()
+            there.settimeout(60)
+            got, lengths = b"", []
+            port = there.getpeername()[1]
+            while len(got) < len(sent):
+                got += there.recv(1000)
+            seconds = time.monotonic() - began
+            wire.setblocking(False)
+            while True:
+                try:
+                    packet, where = wire.recvfrom(65536)
+                except BlockingIOError:
+                    break
+                head = (packet[0] & 15) * 4
+                data = packet[head + (packet[head + 12] >> 4) * 4 :]
+                # Each packet of the loopback is seen going out and coming in.
+                if data and where[2] == 0 and packet[9] == 6 and int.from_bytes(packet[head : head + 2]) == port:
+                    lengths.append(len(data))
+            client.close()
+            there.close()
+            return got, lengths, seconds
+
+    got, lengths, seconds = netns.call(play)
+    assert got == sent
+    # One may be sent again.
+    assert set(lengths) == {10}
+    assert seconds >= 0.18
+
+
 def test_slow_close(netns: Namespace, run: Run) -> None:
     """netcat waits for the end, which comes later than the last byte."""
     server(netns, "echo")

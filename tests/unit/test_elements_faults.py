@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from pydantic import ValidationError
 
 from nfq_agent import Way
+from nfq_agent.connection import Connection
+from nfq_agent.elements.slicer import Slicer, SlicerOptions
+from nfq_agent.proxy.relay import Pair
+from nfq_agent.stream import Stream, StreamChain
 from nfq_agent.testing import StreamBench
 
 
@@ -102,3 +108,17 @@ class TestSlicer:
     def test_without_a_delay_the_pieces_would_be_joined(self) -> None:
         with pytest.raises(ValidationError):
             StreamBench("slicer", delay="0")
+
+    def test_a_late_proxy_sends_each_piece_by_itself(self) -> None:
+        """To a socket that keeps the boundaries of what is sent (unix(7), SOCK_SEQPACKET)."""
+        element = Slicer("slicer", SlicerOptions.model_validate({"size": 3, "delay": "10ms"}), lambda *_, **__: None)
+        connection = Connection("1", ("192.0.2.1", 1), None, ("192.0.2.2", 2), 0.0, 0.0)
+        client, _client = socket.socketpair()
+        upstream, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server.setblocking(False)
+        with client, _client, upstream, server:
+            stream = Stream(connection, StreamChain([element]))
+            pair = Pair(connection, client, upstream, stream, [0, 0], 1 << 16)
+            pair.apply(stream.received(Way.REQUEST, b"abcdefgh", 0.0))
+            pair.woken(memoryview(bytearray(1 << 16)), 5.0)
+            assert [server.recv(100) for _ in range(3)] == [b"abc", b"def", b"gh"]

@@ -23,6 +23,9 @@ class SlicerOptions(element.Options):
 class Slicer(StreamElement[SlicerOptions]):
     """Cuts, and changes no byte. Readers that mistake one piece for a whole message fail."""
 
+    # Also where the proxy is late, and several are due.
+    apart = True
+
     def __init__(self, name: str, options: SlicerOptions, emit: Emit) -> None:
         super().__init__(name, options, emit)
         self.asks = ways_of(options.way)

@@ -190,12 +190,15 @@ class Pair:
         return again
 
     def apply(self, outputs: Iterable[Output]) -> None:
-        """Carry out the stream's commands. Consecutive chunks in one direction are sent as one."""
+        """Carry out the stream's commands. Consecutive chunks in one direction are sent as one, unless they are to be apart."""
         for kind, group in groupby(outputs, _kind):
             if isinstance(kind, Way):
                 chunks = [output.data for output in group if isinstance(output, Send)]
                 sink = self.upstream if kind is Way.REQUEST else self.client
-                self._send(sink, chunks[0] if len(chunks) == 1 else b"".join(chunks))
+                if len(chunks) > 1 and not (self.stream is not None and self.stream.apart):
+                    chunks = [b"".join(chunks)]
+                for chunk in chunks:
+                    self._send(sink, chunk)
                 continue
             for output in group:
                 if isinstance(output, End):
