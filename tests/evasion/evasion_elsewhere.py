@@ -122,6 +122,16 @@ LINES = (
         "kernel/test_changed_bytes.py::test_a_page_that_changes_after_its_verdict",
     ),
     Elsewhere(
+        "TCP and UDP: bytes sent by `sendfile`, `splice`, `vmsplice` or `MSG_ZEROCOPY`, changed while the packet waits", ANY_USER,
+        "blocked with `gso = false`; without it a limit, as above",
+        "kernel/test_changed_bytes.py::test_a_page_that_changes_while_its_packet_waits",
+    ),
+    Elsewhere(
+        "UDP: the same in a datagram whose checksum its sender adds up (`UDP_CORK`) or leaves out (`SO_NO_CHECK`)", ANY_USER,
+        "limit: the kernel makes no copy of it, also with `gso = false`",
+        "kernel/test_changed_bytes.py::test_a_datagram_whose_checksum_is_its_senders",
+    ),
+    Elsewhere(
         "The mark of `offload` on a packet of one's own (`SO_MARK`), which the kernel takes for a verdict of ours",
         "CAP_NET_ADMIN; CAP_NET_RAW since Linux 5.17",
         "limit: the flow passes unjudged. It opens nothing more: with that right a packet socket passes by netfilter as a whole. "
