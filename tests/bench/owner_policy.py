@@ -6,7 +6,7 @@ from typing import Final
 
 from bed import Bed
 from measure import Benchmark, Goal
-from queues import FLOOD_RULE, SERVED, bulk_agent, bulk_free, connected, flood
+from queues import FLOOD_RULE, SERVED, bulk_agent, bulk_free, bulk_marked, connected, connected_marked, flood
 
 from nfq_agent.host.nftables.owned import OwnedHost
 
@@ -44,6 +44,7 @@ BENCHMARKS: Final = (
         "owner-connections", "allow-list of eleven rules by unit and group: new TCP connections", "1/s",
         {
             "no rules": lambda: connected(None),
+            "one connmark rule": connected_marked,
             "in the queue": lambda: connected(_QUEUED, backend=_BACKEND),
             "offload": lambda: connected(_OFFLOAD, backend=_BACKEND),
             "offload, compiled": lambda: connected(_COMPILED + _OFFLOAD, backend=_BACKEND),
@@ -54,6 +55,7 @@ BENCHMARKS: Final = (
         "owner-bulk", "the same: one TCP stream over veth", "Gbit/s",
         {
             "no rules": bulk_free,
+            "one connmark rule": bulk_marked,
             "offload": lambda: bulk_agent(_OFFLOAD, backend=_BACKEND),
             "offload, compiled": lambda: bulk_agent(_COMPILED + _OFFLOAD, queued=False, backend=_BACKEND),
         },

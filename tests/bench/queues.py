@@ -120,12 +120,16 @@ def bulk_free() -> float:
         return _bulk(bed, False)
 
 
-def _bulk_marked() -> float:
+def bulk_marked() -> float:
     """No queue, no agent: what connection tracking and a rule that looks at the connection's mark cost by themselves."""
     with Bed() as bed:
-        for hook in ("INPUT", "OUTPUT"):
-            bed.here.shell(f"iptables-legacy -t mangle -A {hook} -m connmark --mark 0x0/0xff000000 -j RETURN")
+        _mark(bed)
         return _bulk(bed, False)
+
+
+def _mark(bed: Bed) -> None:
+    for hook in ("INPUT", "OUTPUT"):
+        bed.here.shell(f"iptables-legacy -t mangle -A {hook} -m connmark --mark 0x0/0xff000000 -j RETURN")
 
 
 def bulk_agent(more: str, queued: bool = True, backend: str = "") -> float:
@@ -148,10 +152,22 @@ def connected(more: str | None, backend: str = "") -> float:
         bed.serve("close", _PORT)
         if more is not None:
             bed.agent(backend + SERVED + more + TCP_RULE)
-        rate, failed = bed.load("connect", "10.203.0.2", _PORT, 64, SECONDS)
-        if failed:
-            raise BenchError(f"{failed:.0f} connections failed")
-        return rate
+        return _connected(bed)
+
+
+def connected_marked() -> float:
+    """The same without an agent, as `bulk_marked`."""
+    with Bed() as bed:
+        bed.serve("close", _PORT)
+        _mark(bed)
+        return _connected(bed)
+
+
+def _connected(bed: Bed) -> float:
+    rate, failed = bed.load("connect", "10.203.0.2", _PORT, 64, SECONDS)
+    if failed:
+        raise BenchError(f"{failed:.0f} connections failed")
+    return rate
 
 
 def _ask(agent: str | None, mine: int, yours: int, mode: str = "single") -> float:
@@ -251,7 +267,7 @@ BENCHMARKS: Final = (
             "agent, policy, busy_poll": lambda: bulk_agent('busy_poll = "20us"\n' + policy()),
             "agent, policy, auto": lambda: bulk_agent(_AUTO + policy()),
             "agent, offload": lambda: bulk_agent(_OFFLOAD),
-            "one connmark rule": _bulk_marked,
+            "one connmark rule": bulk_marked,
             "C, batched": lambda: _bulk_c("gso"),
         },
         (Goal("agent, policy", "at least", 0.75, "no rules"), Goal("agent, policy, auto", "at least", 0.95, "no rules"),

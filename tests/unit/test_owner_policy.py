@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from nfq_agent.config.models import Config
+from nfq_agent.host.nftables.expressions import encode
 from nfq_agent.rules.group_tree import DEEPEST, GroupTree, condition
 from nfq_agent.rules.groups import bound
 from nfq_agent.rules.kernel_policy import NOT_RECORDED, reasons
-from nfq_agent.rules.model import AT_LEVEL, Family
+from nfq_agent.rules.model import AT_LEVEL, Family, Rule
 from nfq_agent.rules.owner_steps import MOST, owner_policy
 from nfq_agent.rules.plan import plan
 from nfq_agent.service.group_walk import GroupWalk
@@ -79,6 +80,13 @@ def test_without_groups_in_the_kernel_the_rules_before_the_first_by_owner_are_it
     # Where the first names an owner, nothing is asked in front of the queue.
     made = plan(config_of([WEB, names]), 972, lists=True, groups=False)["inet"]["mangle"].chains["NFQA-default-OUTPUT"]
     assert [rule.tag for rule in made if rule.queues] == ["nfq-agent:default:app"]
+
+
+def test_a_group_is_asked_for_first() -> None:
+    """Of rules for deeper groups, the rest is not asked then: 40 of these come before a rule for the root alone."""
+    rule = Rule.parse("-A NFQA-default-OUTPUT -p tcp -m multiport --ports @p -m group --level 3 --numbers @g -j RETURN")
+    for made in encode(rule, "inet", str, native_queue=False):
+        assert [each.name for each in made][:4] == ["socket", "lookup", "meta", "cmp"]
 
 
 def test_what_is_accepted_gets_the_mark_of_offload() -> None:

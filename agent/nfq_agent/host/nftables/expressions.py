@@ -35,16 +35,8 @@ _SOCKET_TRANSPARENT, _SOCKET_CGROUP2 = 0, 3
 _FIB_ADDRESS_TYPE, _FIB_DESTINATION, _LOCAL = 3, 2, 2
 _FAMILY_NUMBERS: Final[Mapping[Family, int]] = {"inet": 2, "inet6": 10}
 _PROTOCOLS: Final = {
-    "icmp": 1,
-    "tcp": 6,
-    "udp": 17,
-    "esp": 50,
-    "ah": 51,
-    "icmpv6": 58,
-    "ipv6-icmp": 58,
-    "sctp": 132,
-    "udplite": 136,
-}
+    "icmp": 1, "tcp": 6, "udp": 17, "esp": 50, "ah": 51, "icmpv6": 58, "ipv6-icmp": 58, "sctp": 132, "udplite": 136,
+}  # fmt: skip
 _VERDICTS: Final = {"DROP": 0, "ACCEPT": 1, "RETURN": -5}
 _JUMP: Final = -3
 _FULL: Final = 0xFFFFFFFF
@@ -109,6 +101,9 @@ def encode(rule: Rule, family: Family, chain_of: Callable[[str], str], native_qu
         for match in rule.matches:
             if match.name == "cgroup":
                 conditions.append(_cgroup(match, next(groups, 0)))
+            elif match.name == AT_LEVEL:
+                # First: of the rules for deeper groups than a socket's, which come before its own, this ends each one at once.
+                conditions.insert(0, _at_level(match, family))
             elif match.name != "comment":
                 conditions.append(_MATCHES[match.name](match, family))
         target = list(_target(rule.target, family, chain_of, native_queue))
@@ -338,7 +333,7 @@ def _limit(match: Extension, _family: Family) -> _Alternatives:
 _MATCHES: Final[Mapping[str, Callable[[Extension, Family], _Alternatives]]] = {
     "multiport": _multiport, PORT: _multiport, "iprange": _iprange, RANGE: _iprange, "tcp": _tcp, "mark": _mark,
     "connmark": _connmark, "conntrack": _conntrack, "owner": _owner,
-    "addrtype": _addrtype, "socket": _socket, "set": _set, "limit": _limit, "entries": _entries, AT_LEVEL: _at_level,
+    "addrtype": _addrtype, "socket": _socket, "set": _set, "limit": _limit, "entries": _entries,
 }  # fmt: skip
 
 
