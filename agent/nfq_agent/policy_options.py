@@ -53,6 +53,13 @@ def _readable(when: str) -> str:
     return when
 
 
+def _printable(name: str) -> str:
+    """The name of a rule: it is in lines of the log."""
+    if not name.isprintable():
+        raise ValueError(f"{name!r} has a character that cannot be printed; allowed: a name on one line")
+    return name
+
+
 class _Rules(Conditions):
     """One rule: an action and its conditions. facts: patterns for facts of any other name, of elements of others.
 
@@ -62,7 +69,7 @@ class _Rules(Conditions):
     """
 
     action: ActionName
-    name: str | None = None
+    name: Annotated[str, AfterValidator(_printable)] | None = None
     unit: Globs | None = None
     container: Globs | None = None
     cgroup: Globs | None = None

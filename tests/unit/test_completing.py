@@ -60,6 +60,7 @@ QUESTIONS = (
     "", "s", "top", "no", "--v", "top ", "top un", 'top "unit = a and na', "top --", "top --for ", "top --for 5s --", "chaos o",
     "chaos on ", "run --copymode ", "run --copymode me", "run --af-family inet --", "explain tcp 10.0.0.1:1 --hook f",
     "learn x --", "replay --json ", "unknown -", "run --queue-num=7 --", "learn --for 1h -o", "export ", "plan --config ", "-",
+    "elements ", "elements s",
 )  # fmt: skip
 
 
@@ -113,7 +114,12 @@ def test_the_table_answers_as_the_library_does(table: Path, shell: str, monkeypa
 
 def test_the_shell_is_answered_within_the_time(table: Path) -> None:
     """In CPU time: how long it takes by the clock depends on what else runs."""
-    for line, offered in (("stat", "status"), ("top verd", "verdict"), ("run --copymode m", "meta")):
+    for line, offered in (
+        ("stat", "status"),
+        ("elements syn", "syn-monitor"),
+        ("top verd", "verdict"),
+        ("run --copymode m", "meta"),
+    ):
         done = ask(table, "bash", line)
         used, library = done.stderr.split()
         assert (done.stdout.split(), library) == ([offered], "False")

@@ -117,6 +117,9 @@ def faults(tmp_path: Path, text: str) -> list[str]:
             'allowed: with a [rules.NAME] of udp_ports = [53] and hooks = ["input", "output"], or ["forward"], for a queue with '
             '"dpi"',
         ]),
+        (POLICY % "{action='drop', name=\"a\\nb\"}", [
+            r"element.e.rule[1].name: 'a\nb' has a character that cannot be printed (line 9); allowed: a name on one line",
+        ]),
         (POLICY % "{action='drop', dst_name='*\u00fc.test'}", [
             "element.e.rule[1].dst_name: '*\u00fc' is no part of a host name (line 9); "
             "allowed: letters, digits and hyphens, or a pattern of ASCII letters",

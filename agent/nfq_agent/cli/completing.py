@@ -1,4 +1,4 @@
-"""Shell completion of a filter: the names of fields where one is expected."""
+"""Shell completion: the names of fields where a filter expects one, and of elements."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ def fields(incomplete: str) -> list[str]:
     from nfq_agent.flow_filter import FIELDS
 
     return offered(incomplete, FIELDS)
+
+
+def element_names(incomplete: str) -> list[str]:
+    """The built-in elements whose names begin so."""
+    from nfq_agent.elements import PACKET_ELEMENTS, STREAM_ELEMENTS
+
+    return [name for name in (*PACKET_ELEMENTS, *STREAM_ELEMENTS) if name.startswith(incomplete)]
 
 
 def offered(incomplete: str, names: Iterable[str]) -> list[str]:

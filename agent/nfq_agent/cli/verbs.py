@@ -228,8 +228,16 @@ def demo() -> int:
 app.command(epilog=explain_verb.EXAMPLE)(explain_verb.explain)
 
 
+def _elements(incomplete: str) -> list[str]:
+    from nfq_agent.cli import completing
+
+    return completing.element_names(incomplete)
+
+
 @app.command(epilog="Example: nfq-agent elements rate-limit")
-def elements(name: Annotated[str | None, typer.Argument(metavar="NAME", help="One element.")] = None) -> int:
+def elements(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One element.", autocompletion=_elements)] = None,
+) -> int:
     """List the elements, or show the options of one."""
     from nfq_agent.cli import catalogue
 
