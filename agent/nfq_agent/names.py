@@ -7,7 +7,6 @@ lets the answer pass, so that no connection can come before its name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
 from struct import Struct
 from typing import Final
 
@@ -98,7 +97,9 @@ class NameTable:
         return tuple(dict.fromkeys(self._read(_ALIAS, self._digest(target), now)))
 
     def _digest(self, name: str) -> bytes:
-        return blake2b(name.encode(), digest_size=16, key=self._seed).digest()
+        import hashlib
+
+        return hashlib.blake2b(name.encode(), digest_size=16, key=self._seed).digest()
 
     def _take_region(self, writer: int) -> int | None:
         owners = [_ONE.unpack_from(self._memory, _OWNERS + 4 * region)[0] for region in range(REGIONS)]
@@ -109,7 +110,9 @@ class NameTable:
 
     def _hash(self, kind: int, key: bytes) -> tuple[int, int]:
         """The first place of the row, and the tag."""
-        number = int.from_bytes(blake2b(bytes((kind,)) + key, digest_size=8, key=self._seed).digest(), "little")
+        import hashlib
+
+        number = int.from_bytes(hashlib.blake2b(bytes((kind,)) + key, digest_size=8, key=self._seed).digest(), "little")
         return number % _ROWS * WAYS, number >> 32 or 1
 
     def _read(self, kind: int, key: bytes, now: float) -> Iterator[str]:

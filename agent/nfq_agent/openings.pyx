@@ -20,8 +20,6 @@ from .plain_packet cimport K_ENDS, K_FORM, K_PORTS, KEY, Segment, is_wrong, ntoh
 from .silent_datagram cimport may_say
 from .tls_head cimport name_of_hello, size_of_hello, told_by_hello
 
-from hashlib import md5, sha256
-
 from nfq_agent.flow import NAME_FACTS, Asked
 from nfq_agent.packet import FiveTuple
 
@@ -86,12 +84,17 @@ def told_in_hello(const uint8_t[::1] data not None):
 
 cdef inline str short_hash(const Line *line):
     """Twelve digits; zeros of nothing."""
+    from hashlib import sha256
+
     return sha256((<const char *>line.text)[:line.size]).hexdigest()[:12] if line.size else "0" * 12
 
 
 cdef bytes details_told(const uint8_t *told, size_t size):
     """What a hello says besides its name (`nfq_agent.unshown.details_of`), by what tells it apart; None where that is left to Python."""
     cdef Details found
+    # Not at the top: it brings a library of 3 MB, which an agent without elements does not need.
+    from hashlib import md5
+
     if not read_details(told, size, &found):
         return None
     version = VERSIONS.get(found.version) or f"{found.version:#06x}"

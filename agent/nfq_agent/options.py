@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Loaded with each element: some use it only once a worker is confined, which can open no file then. An agent without elements
+# does not need it, and it brings OpenSSL's library, of 3 MB.
+import hashlib as _hashlib  # noqa: F401  # for others
 from collections.abc import Mapping
 from typing import Any, Self
 

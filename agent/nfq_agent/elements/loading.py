@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import importlib.util
 import signal
@@ -12,7 +11,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -178,7 +176,7 @@ def _open_to_others(path: Path, what: str) -> str:
     return f"others may write to {path}, {what}; allowed: chown root {path}; chmod go-w {path}"
 
 
-class _Guard(MetaPathFinder):
+class _Guard:
     """Finds nothing itself, and refuses what others may write: each module in a folder of elements, its compiled form, and the
     folders of both."""
 
@@ -236,6 +234,8 @@ def code_of(kind: type) -> str | None:
 
 
 def _digest(file: str) -> bytes | None:
+    import hashlib
+
     try:
         return hashlib.sha256(Path(file).read_bytes()).digest()
     except OSError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from hashlib import md5, sha256
 from struct import Struct, pack, unpack_from
 from typing import Any, Final
 
@@ -281,7 +280,9 @@ def _fingerprints(
 
 def _ja3(version: int, ciphers: list[int], extensions: tuple[int, ...], groups: list[int], formats: bytes) -> str:
     line = f"{version},{_dashed(ciphers)},{_dashed(extensions)},{_dashed(groups)},{_dashed(formats)}"
-    return md5(line.encode(), usedforsecurity=False).hexdigest()
+    import hashlib
+
+    return hashlib.md5(line.encode(), usedforsecurity=False).hexdigest()
 
 
 def _dashed(numbers: Iterable[int]) -> str:
@@ -315,7 +316,9 @@ def _hexadecimal(numbers: list[int]) -> str:
 
 
 def _short(data: str) -> str:
-    return sha256(data.encode()).hexdigest()[:12] if data else _NONE
+    import hashlib
+
+    return hashlib.sha256(data.encode()).hexdigest()[:12] if data else _NONE
 
 
 def _ja4_alpn(alpn: bytes) -> str:

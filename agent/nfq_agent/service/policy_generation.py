@@ -6,7 +6,6 @@ The state is a small file in the agent's folder in /run; like the connections, i
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -83,6 +82,10 @@ def _digests(config: Config) -> dict[str, str]:
         for spec in specs:
             if spec.cls.kept_of(spec.options) is not None:
                 texts.setdefault(spec.name, []).append(_text(name, queue, specs))
+    if not texts:
+        return {}
+    import hashlib
+
     return {name: hashlib.sha256("\n".join(lines).encode()).hexdigest() for name, lines in texts.items()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -154,6 +153,8 @@ def _verified(family: Family, chain: str, group: Sequence[_Raw]) -> Rule | None:
 
 
 def _undecoded(chain: str, raw: _Raw) -> Rule:
+    import hashlib
+
     digest = hashlib.sha1(b"".join(each.packed for each in raw.expressions if each.name != "counter") + raw.data)
     return Rule(layout.split_chain(chain)[1], Extension("?", (Option("--undecoded", digest.hexdigest()[:16]),)))
 

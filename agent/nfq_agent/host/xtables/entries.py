@@ -6,7 +6,6 @@ No foreign rule is decoded: it is recognised, by the comment that it lacks, and 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import re
 import shlex
@@ -89,6 +88,8 @@ class EntryCodec:
         try:
             rule = self._decode(name, data, jump is not None)
         except (ValueError, LookupError, self._iptc.errors.XTablesError):
+            import hashlib
+
             # No configuration makes such a rule, so it is removed; the digest distinguishes two of them.
             body = data[:counters] + data[counters + _COUNTERS.size :]
             rule = Rule(name, Extension("?", (Option("--undecoded", hashlib.sha1(body).hexdigest()[:16]),)))
