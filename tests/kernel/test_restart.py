@@ -156,3 +156,13 @@ def test_the_signal_of_a_restart_is_refused_where_the_program_would_not_start(ne
     assert agent.workers() != workers
     assert agent.stop() == 0
     assert ours(netns) == []
+
+
+def test_a_restart_after_a_reload_that_took_a_queue_out(netns: Namespace, tmp_path: Path) -> None:
+    text = '[queue.main]\nnum = {num}\n[rules.app]\nqueue = "main"\ntcp_ports = [80]\n'
+    agent = Agent(netns, tmp_path, text.format(num=100)).ready()
+    agent.configure(text.format(num=101))
+    agent.verb("reload")
+    agent.verb("restart")
+    assert [worker["number"] for worker in agent.queue()["workers"]] == [101]
+    assert agent.stop() == 0

@@ -165,12 +165,14 @@ class Crew:
         """Wait until their queues are empty, then end and close these. Their rules must be gone. Proxies may drain."""
         drain(workers)
         for worker in workers:
+            # A process that has ended has none of them any more.
+            kept = [*worker.stored]
             self._dismiss(worker)
             for former in worker.formers:
                 if former in self._leaving:
                     former.tell(worker.last_word)
                     self._leaving[former] = min(self._leaving[former], time.monotonic() + worker.ends_within)
-            self._forget(worker)
+            self._forget(worker, kept)
             worker.close()
             worker.unregister(self._roster)
 
@@ -238,10 +240,10 @@ class Crew:
         worker.register(self._roster)
         self._watch(worker)
 
-    def _forget(self, worker: Worker) -> None:
-        """Keep nothing of it for the next agent."""
+    def _forget(self, worker: Worker, kept: Sequence[str]) -> None:
+        """Keep nothing of it for the next agent. kept: the names of what was kept while its process ran."""
         try:
-            for name in worker.stored:
+            for name in {*kept, *worker.stored}:
                 self._store.drop(name)
             for name in worker.noted:
                 self._store.note(name, None)
