@@ -18,10 +18,11 @@ BUDGET: Final = 256
 # all are judged.
 FIRST: Final = 64
 # If at most this many packets wait, the next turn waits for more: how many it answers at most, and how long it waits for each, in
-# seconds. A shorter wait costs more: a timer is set and cleared for each packet.
+# seconds. A turn is counted at its end: who asks for the counters right behind the last packet gets those of this long before. So
+# the wait is shorter than any program takes to start.
 FEW: Final = 32
 AWAITED: Final = 512
-PATIENCE: Final = 0.1
+PATIENCE: Final = 0.02
 # A worker that falls behind takes longer turns, up to this many packets, while a turn ends within this many seconds. A queue that
 # is emptied and filled again stays in the processor's caches; one that is always full does not. The turns grow slowly, since
 # after a short turn there is soon room again for the rest of a burst.
