@@ -145,13 +145,14 @@ def first_flight(name: str, address: tuple[str, int], number: bytes | None = Non
 
 
 def send_flight(client: socket.socket, flight: list[bytes]) -> None:
-    """Send it twice, and then until something comes back, as clients do: a busy server may lose some, and answer late."""
+    """Send it twice, and then until it is answered, as clients do: a busy server may lose some, and answer late."""
     for turn in range(6):
         for datagram in flight:
             client.send(datagram)
         with contextlib.suppress(TimeoutError):
-            client.recv(2000)
-            if turn:
+            # A negotiation (version 0, RFC 8999 6) answers a packet of another version, not this one.
+            answer = client.recv(2000)
+            if turn and answer[1:5] != bytes(4):
                 return
 
 
