@@ -241,9 +241,9 @@ def test_what_is_compiled_imports_values_alone() -> None:
     text = "\n".join(path.read_text() for path in compiled)
     lines = [line.split() for line in text.splitlines() if "import " in line and not line.startswith(" ")]
     assert {words[0] for words in lines} == {"from"}
-    # From each other, from C, digests, and the values of flows, packets and verdicts.
+    # From each other, from C, and the values of flows, packets and verdicts.
     own = {path.stem for path in compiled if path.suffix == ".pxd"}
-    allowed = {*own, "cpython", "libc", "posix", "hashlib", "nfq_agent.flow", "nfq_agent.packet", "nfq_agent.verdict"}
+    allowed = {*own, "cpython", "libc", "posix", "nfq_agent.flow", "nfq_agent.packet", "nfq_agent.verdict"}
     for _, source, *_ in lines:
         assert source in allowed or source.rpartition(".")[2] in own or source.partition(".")[0] in allowed, source
 
