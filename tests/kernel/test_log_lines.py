@@ -5,7 +5,6 @@ Which values each field of a record can have is in the schema; the test sees all
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -14,11 +13,9 @@ from typing import Any
 
 from agent import Agent, until
 from captures import listening
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it ships no types
-from namespace import ROOT, Namespace
+from log_lines import lines
+from namespace import Namespace
 
-SCHEMA = json.loads((ROOT / "docs/record.schema.json").read_text())
-VALIDATOR = Draft202012Validator(SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER)
 # On the router: what is forwarded, what it sends and gets itself, and what its interfaces see.
 CONFIG = """
 [element.allow]
@@ -188,11 +185,7 @@ class Seen:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        # The last line may be half written.
-        found = [json.loads(line) for line in self._agent.log.splitlines(keepends=True) if line.endswith("\n")]
-        for line in found:
-            VALIDATOR.validate(line)
-        return found
+        return lines(self._agent.log)
 
     @property
     def values(self) -> dict[str, set[Any]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it ships no types
+from log_lines import SCHEMA, VALIDATOR
 from openings import client_hello, dns_query
 
 from nfq_agent.flow import Account, Flow
@@ -24,7 +23,6 @@ CLIENT, SERVER = "10.0.0.1:40001", "192.0.2.7:443"
 ALLOW = {"default": "drop", "rule": [{"action": "accept", "tls_sni": "*.good.test"}]}
 HELLO = client_hello("a.good.test")
 TOP = Path(__file__).resolve().parents[2]
-SCHEMA = json.loads((TOP / "docs/record.schema.json").read_text())
 
 
 def bench(**options: Any) -> Bench:
@@ -256,7 +254,6 @@ def test_a_record_that_does_not_fit_is_found(change: dict[str, object], wrong: s
         "pkts_toserver": 1, "bytes_toserver": 60, "pkts_toclient": 0, "bytes_toclient": 0, "hook": "OUTPUT", "queue": 7,
         "instance": "default",
     }  # fmt: skip
-    validator = Draft202012Validator(SCHEMA)
-    validator.check_schema(SCHEMA)
-    validator.validate(record)
-    assert wrong in str(next(validator.iter_errors(record | change)))
+    VALIDATOR.check_schema(SCHEMA)
+    VALIDATOR.validate(record)
+    assert wrong in str(next(VALIDATOR.iter_errors(record | change)))
