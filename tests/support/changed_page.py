@@ -18,6 +18,7 @@ from agent import Agent, until
 from namespace import PATIENCE, Namespace
 from openings import dns_query
 
+from nfq_agent.checksum import internet_checksum
 from nfq_agent.host.nfqueue.statistics import statistics
 
 NUMBER: Final = 110
@@ -168,13 +169,8 @@ def queries() -> tuple[bytes, bytes]:
     """Two queries of one length and one checksum: the denied one has another number."""
     allowed = dns_query("www.good.test")
     denied = allowed.replace(b"good", b"evil")
-    number = (int.from_bytes(denied[:2], "big") + _sum(allowed) - _sum(denied)) % 0xFFFF
+    # A checksum is the complement of a sum (RFC 1071).
+    number = (int.from_bytes(denied[:2], "big") + internet_checksum(denied) - internet_checksum(allowed)) % 0xFFFF
     denied = number.to_bytes(2, "big") + denied[2:]
-    assert _sum(allowed) == _sum(denied)
+    assert internet_checksum(allowed) == internet_checksum(denied)
     return allowed, denied
-
-
-def _sum(data: bytes) -> int:
-    """The sum of 16-bit words (RFC 1071), as far as it tells checksums apart."""
-    whole = data + bytes(len(data) % 2)
-    return sum(int.from_bytes(whole[at : at + 2], "big") for at in range(0, len(whole), 2)) % 0xFFFF
