@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
-from nfq_agent.capture.recording import Recorded, RecordingError, packets
+from nfq_agent.capture.recording import RecordingError, packets
 from nfq_agent.cli import proposal, show
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.judging import Fate, Judged, Judging, sighting
+from nfq_agent.cli.judging import Fate, Judged, Judging, Sighting, sighting
 from nfq_agent.cli.learned import Learned, Wish, by_queue, wishes
 from nfq_agent.cli.replay import opened
 from nfq_agent.config.file import load
@@ -62,8 +62,8 @@ def _kept(capture: Path) -> Iterator[BinaryIO]:
 def _look(watching: Judging, stream: BinaryIO, capture: Path, seen: dict[tuple[FiveTuple, str], _Seen]) -> None:
     """Note what the capture shows. Where it ends early, what came before counts."""
     try:
-        for recorded, judged in _judged(watching, stream):
-            _note(seen, judged, recorded)
+        for now, where, judged in _judged(watching, stream):
+            _note(seen, judged, where, now)
     except RecordingError as error:
         show.error(f"nfq-agent: {capture}: {error}" + ("; what came before it is learned" if seen else ""))
 
@@ -83,7 +83,8 @@ def _propose(  # what the parts of one verb share
         if not flow.dropped:
             learned[queue].add(flow.wishes, flow.last, address(origin.src))
     if dropped:
-        show.error(f"{show.amount(len(dropped), 'flow was', 'flows were')} dropped by the agent and {_are(dropped)} not proposed")
+        one, many = "flow was dropped by the agent and is not proposed", "flows were dropped by the agent and are not proposed"
+        show.error(show.amount(len(dropped), one, many))
     if not proposal.rules_in(learned):
         why = "no rule of the configuration takes a packet of it" if not dropped else "every flow of it was dropped"
         show.error(f"nfq-agent: {capture}: {why}; nothing is proposed")
@@ -95,10 +96,6 @@ def _propose(  # what the parts of one verb share
     return 0
 
 
-def _are(things: Collection[object]) -> str:
-    return "is" if len(things) == 1 else "are"
-
-
 def _which(judged: Judged) -> tuple[FiveTuple, str] | None:
     """The flow of a packet, and the queue that gets it; None where no queue does."""
     if judged.queue is None:
@@ -106,24 +103,25 @@ def _which(judged: Judged) -> tuple[FiveTuple, str] | None:
     return (judged.five_tuple if judged.flow is None else judged.flow.origin), judged.queue
 
 
-def _note(seen: dict[tuple[FiveTuple, str], _Seen], judged: Judged, recorded: Recorded) -> None:
+def _note(seen: dict[tuple[FiveTuple, str], _Seen], judged: Judged, where: Sighting | None, now: float) -> None:
     """Note one packet."""
     if (which := _which(judged)) is None:
         return
     flow = seen.setdefault(which, _Seen())
-    flow.last = recorded.time
-    where = sighting(recorded)
+    flow.last = now
     flow.dropped = flow.dropped or (where is not None and where.outcome is Fate.DROPPED)
     for wish in wishes(ends(which[0]), {} if judged.flow is None else judged.flow.facts):
-        flow.wishes.setdefault(wish, recorded.time)
+        flow.wishes.setdefault(wish, now)
 
 
-def _judged(judging: Judging, stream: BinaryIO) -> Iterator[tuple[Recorded, Judged]]:
+def _judged(judging: Judging, stream: BinaryIO) -> Iterator[tuple[float, Sighting | None, Judged]]:
+    """Each packet that can be read: its time, where it was seen, and what happens to it."""
     for recorded in packets(stream):
         if recorded.payload is None:
             continue
+        where = sighting(recorded)
         try:
-            yield recorded, judging.judge(recorded, sighting(recorded))
+            yield recorded.time, where, judging.judge(recorded, where)
         except PacketError:
             continue
 
@@ -135,7 +133,7 @@ def _prove(
     fates: dict[tuple[FiveTuple, str], Fate] = {}
     # Where it ends early was said.
     with suppress(RecordingError):
-        for _, judged in _judged(Judging(proposal.proposed(flags, config, learned), True), stream):
+        for *_, judged in _judged(Judging(proposal.proposed(flags, config, learned), True), stream):
             if (which := _which(judged)) is not None and which not in without:
                 fates[which] = max(fates.get(which, Fate.PASSED), judged.outcome)
     dropped = [origin for (origin, _), fate in fates.items() if fate is not Fate.PASSED]
