@@ -282,9 +282,7 @@ def tell(done: Replay, against: str, remedy: str) -> None:
         show.wrapped(f"hold for no packet, since a capture does not say it: {', '.join(done.untold)}")
     if late := sum(flow.midstream for flow in taken):
         whose, how = ("its", "it is") if late == 1 else ("their", "they are")
-        show.wrapped(
-            f"{late} flow{'s' * (late > 1)} began before the capture; `midstream` of {whose} queue says how {how} judged"
-        )
+        show.wrapped(f"{_flows(late)} began before the capture; `midstream` of {whose} queue says how {how} judged")
     for outcome in Fate:
         if number := sum(flow.after is outcome for flow in taken):
             show.wrapped(f"{outcome.word}: {_flows(number)}")
