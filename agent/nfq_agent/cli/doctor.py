@@ -101,9 +101,9 @@ def _rule_engines() -> Iterator[Finding]:
         how = "its own expression" if owned.native_queue else "nft_compat"
         stay = "" if owned.persist else "; with bypass = false others can change the rules (Linux 6.9 has tables that stay owned)"
         problem = groups_problem()
-        lacking = "" if problem is None else f"; policies by unit, container and cgroup are not compiled: {problem}"
+        groups = "" if problem is None else f"; policies by unit, container and cgroup are not compiled: {problem}"
         yield Finding(
-            "good", "rule engine", f'nf_tables with owned tables, queueing through {how}, for backend = "owned"{stay}{lacking}'
+            "good", "rule engine", f'nf_tables with owned tables, queueing through {how}, for backend = "owned"{stay}{groups}'
         )
 
 
