@@ -37,7 +37,7 @@ _FILES: Final = (
 # Units that every system has.
 _COMMON: Final = re.compile(
     r"(?:system|user|machine|init|-|user-\d+|session-\d+|user@\d+|nfq-agent(?:-metrics|-flows|-rules)?(?:@[\w-]+)?|docker|containerd|podman|ssh"
-    r"|sshd|dbus|cron|systemd-[\w-]+)\.(?:service|slice|scope|socket|timer)"
+    rf"|sshd|dbus|cron|systemd-[\w-]+)\.(?:{'|'.join(_UNITS)})"
 )
 _OUR_FILE: Final = re.compile(r"nfq[-_]agent[\w-]*\.[\w.]+|xtables\.lock|resolv\.conf")
 _PACKAGE: Final = "nfq_agent."
