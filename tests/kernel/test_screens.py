@@ -15,7 +15,7 @@ from subprocess import DEVNULL
 import pytest
 from agent import COMMAND, Agent, until
 from namespace import Namespace
-from screens import terminal
+from screens import terminal, top
 
 CONFIG = """
 [queue.egress]
@@ -155,7 +155,7 @@ def test_a_trace_and_groups_of_flows_fit_the_terminal(netns: Namespace, folder: 
         fits(screen.everything, width)
         first = " OUTPUT, # bytes, http" + "\n eu.telemetry.vendor.test"
         assert f"{first}\n dpi: no answer\n names: would drop by rule # (telemetry)" in masked(screen.everything)
-    with terminal(netns, folder / "top", [*COMMAND, "top", "--config", str(agent.config)], width, 24) as screen:
+    with terminal(netns, folder / "top", top(agent), width, 24) as screen:
 
         def grouped() -> bool:
             ask(netns, "eu.telemetry.vendor.test")

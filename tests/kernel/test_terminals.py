@@ -9,21 +9,9 @@ from pathlib import Path
 import pytest
 from agent import COMMAND, Agent, until
 from namespace import Namespace
-from screens import Terminal, terminal
+from screens import Terminal, terminal, top, watched
 
-CONFIG = """
-[queue.main]
-num = 7
-mode = "monitor"
-elements = ["dpi", "egress"]
-[rules.udp]
-queue = "main"
-udp_ports = [53, 7000, 7001]
-hooks = ["output"]
-[element.egress]
-type = "policy"
-rule = [ { action = "drop", name = "no-7001", when = "dport = 7001" } ]
-"""
+CONFIG = watched(53, 7000, 7001)
 # A name that does not fit, one with control characters, and flows without a name.
 SEND = r"""
 import socket, time
@@ -51,10 +39,6 @@ def agent(netns: Namespace, tmp_path: Path) -> Agent:
     made = Agent(netns, tmp_path, CONFIG).ready()
     netns.start(sys.executable, "-c", SEND)
     return made
-
-
-def top(agent: Agent, *words: str) -> list[str]:
-    return [*COMMAND, "top", *words, "--config", str(agent.config)]
 
 
 def shows_flows(screen: Terminal) -> bool:

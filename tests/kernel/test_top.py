@@ -8,23 +8,11 @@ import sys
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
-from agent import COMMAND, Agent, until
+from agent import Agent, until
 from namespace import Namespace
-from screens import Terminal, terminal
+from screens import Terminal, terminal, top, watched
 
-CONFIG = """
-[queue.main]
-num = 7
-mode = "monitor"
-elements = ["dpi", "egress"]
-[rules.udp]
-queue = "main"
-udp_ports = [7000, 7001, 7002]
-hooks = ["output"]
-[element.egress]
-type = "policy"
-rule = [ { action = "drop", name = "no-7001", when = "dport = 7001" } ]
-"""
+CONFIG = watched(7000, 7001, 7002)
 SEND = """
 import socket, time
 one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -90,8 +78,7 @@ def rows(screen: Terminal) -> list[str]:
 def test_the_screen_and_its_keys(netns: Namespace, tmp_path: Path) -> None:
     agent = Agent(netns, tmp_path, CONFIG).ready()
     netns.start(sys.executable, "-c", SEND)
-    argv = [*COMMAND, "top", "--config", str(agent.config)]
-    with terminal(netns, tmp_path / "narrow", argv, 80, 24) as screen:
+    with terminal(netns, tmp_path / "narrow", top(agent), 80, 24) as screen:
         until(lambda: rows(screen) == ["7000", "7001", "7002"] and " 0 B" not in screen.text, "all flows, by rate")
         text = shown(screen)
         assert text == GOLDEN + "\n" * 17 + HELP
@@ -115,8 +102,7 @@ def test_the_screen_and_its_keys(netns: Namespace, tmp_path: Path) -> None:
 def test_a_wide_terminal_has_more_columns(netns: Namespace, tmp_path: Path) -> None:
     agent = Agent(netns, tmp_path, CONFIG).ready()
     netns.start(sys.executable, "-c", SEND)
-    argv = [*COMMAND, "top", "--config", str(agent.config)]
-    with terminal(netns, tmp_path / "wide", argv, 200, 60) as screen:
+    with terminal(netns, tmp_path / "wide", top(agent), 200, 60) as screen:
         until(lambda: "127.0.0.1:6000" in screen.text and "rule 1 (no-7001)" in screen.text, "both ends, and the whole rule")
         assert screen.text.splitlines()[59] == HELP
         screen.press("C-c")
@@ -137,7 +123,7 @@ def test_a_connection_that_was_accepted_by_its_name_before_is_shown(netns: Names
 
 def test_a_client_that_begins_beside_another_sees_silent_flows_too(netns: Namespace, tmp_path: Path) -> None:
     agent = Agent(netns, tmp_path, NAMES).ready()
-    argv = (*COMMAND, "top", "--config", str(agent.config), "--json", "--for")
+    argv = (*top(agent), "--json", "--for")
     netns.start(*argv, "600", stdout=DEVNULL)
     keeps = netns.start(sys.executable, "-c", KEEP, stdout=PIPE)
     assert keeps.stdout is not None

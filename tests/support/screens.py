@@ -1,4 +1,4 @@
-"""A terminal of a chosen size (tmux) in which a test runs a command, presses keys, and reads what is shown."""
+"""A terminal of a chosen size (tmux) in which a test runs a command, presses keys, and reads what is shown; `top` on one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from agent import COMMAND, Agent
 from namespace import Namespace
 
 
@@ -62,6 +63,28 @@ def terminal(netns: Namespace, socket: Path, argv: list[str], width: int, height
         yield made
     finally:
         made.end()
+
+
+def watched(*ports: int) -> str:
+    """The configuration of an agent that watches UDP to these ports, and would drop what goes to 7001."""
+    return f"""
+[queue.main]
+num = 7
+mode = "monitor"
+elements = ["dpi", "egress"]
+[rules.udp]
+queue = "main"
+udp_ports = {list(ports)}
+hooks = ["output"]
+[element.egress]
+type = "policy"
+rule = [ {{ action = "drop", name = "no-7001", when = "dport = 7001" }} ]
+"""
+
+
+def top(agent: Agent, *words: str) -> list[str]:
+    """The command line of `top` beside this agent."""
+    return [*COMMAND, "top", *words, "--config", str(agent.config)]
 
 
 def _environment() -> Mapping[str, str]:
