@@ -19,7 +19,7 @@ from nfq_agent.cli.anonymous import Replacements, names_in, without_comments
 from nfq_agent.cli.doctor import examine
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.show import wrapped
-from nfq_agent.config.file import DEFAULT_PATH
+from nfq_agent.config.file import DEFAULT_PATH, folders
 from nfq_agent.config.models import ConfigError
 from nfq_agent.service.control import ControlError
 from nfq_agent.version import version
@@ -52,7 +52,7 @@ def _files(flags: Flags) -> list[Path]:
     """The files of the configuration."""
     main = flags.config or DEFAULT_PATH
     found = [main]
-    for folder in (main.parent / "conf.d", main.with_suffix(".d")):
+    for folder in folders(main):
         with suppress(OSError):
             found += sorted(folder.glob("*.toml"))
     return found

@@ -62,7 +62,7 @@ def load(
         _merge(merged, adjust(merged), Path("command line"), source.origins)
     config = check(merged, source, lookups)
     if config.agent.reload_on_change:
-        config.watch(source.stamps, _folders(path))
+        config.watch(source.stamps, folders(path))
     return config
 
 
@@ -92,7 +92,7 @@ def _gather(path: Path | None) -> tuple[Path, list[Path], dict[str, Any], Source
     source = Source(main)
     faults: list[str] = []
     try:
-        for folder in _folders(main):
+        for folder in folders(main):
             files += _drop_ins(folder)
     except ConfigError as error:
         faults += error.faults
@@ -138,7 +138,7 @@ def without_elements(merged: Mapping[str, Any]) -> dict[str, Any]:
     return over
 
 
-def _folders(main: Path) -> tuple[Path, Path]:
+def folders(main: Path) -> tuple[Path, Path]:
     """Where drop-ins are: for every file beside `main`, and for that one."""
     return main.parent / "conf.d", main.with_suffix(".d")
 
