@@ -7,6 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from nfq_agent.cli.anonymous import names_in, without_comments
 from nfq_agent.cli.bugreport import anonymous, bugreport
 from nfq_agent.cli.flags import Flags
+from nfq_agent.service.control import ControlError
 
 TABLES = "[queue.main]\n[element.allow]\n[proxy.tcp]\n"
 
@@ -154,3 +156,19 @@ def test_a_report_has_no_name_of_its_host_or_its_peers(tmp_path: Path, monkeypat
     assert left == []
     assert "[element.allow]" in text
     assert 'elements = ["dpi", "allow", "files"]' in text
+
+
+def test_names_in_the_status_are_those_of_the_answer_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [{"owners": [{"container": "web-acme"}]}]
+
+    def asked(*_: object) -> dict[str, Any]:
+        if not answers:
+            raise ControlError("the container and the agent are gone")
+        return answers.pop()
+
+    monkeypatch.setattr("nfq_agent.cli.running.status_object", asked)
+    (main := tmp_path / "main.toml").write_text(CONFIG)
+    assert bugreport(Flags(main), tmp_path / "report.txt", True) == 0
+    text = (tmp_path / "report.txt").read_text()
+    assert re.search(r'"container": "container-\d+"', text)
+    assert "acme" not in text

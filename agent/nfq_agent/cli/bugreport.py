@@ -9,8 +9,9 @@ import socket
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -34,9 +35,11 @@ _FIELDS: Final = "journalctl -u nfq-agent* -n 300 -o json"
 def bugreport(flags: Flags, output: Path | None, anonymize: bool) -> int:
     """Write the file, readable by its owner alone."""
     path = output or Path(f"nfq-agent-bugreport-{time.strftime('%Y%m%d-%H%M%S')}.txt")
-    text = "\n".join(f"===== {title} =====\n{_collected(collect)}\n" for title, collect in _sections(flags, anonymize))
+    files = {path: _collected(partial(_read, path)) for path in _files(flags)}
+    found = {title: _collected(collect) for title, collect in _sections(flags, files, anonymize)}
+    text = "\n".join(f"===== {title} =====\n{each}\n" for title, each in found.items())
     if anonymize:
-        text = anonymous(text, dict(_known(flags)), "\n".join(map(_read_if_any, _files(flags))))
+        text = anonymous(text, dict(_known(files.values(), found["status"])), "\n".join(files.values()))
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
@@ -58,12 +61,12 @@ def _files(flags: Flags) -> list[Path]:
     return found
 
 
-def _sections(flags: Flags, anonymize: bool) -> Iterator[tuple[str, Callable[[], str]]]:
+def _sections(flags: Flags, files: Mapping[Path, str], anonymize: bool) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "nfq-agent", lambda: f"{version()}, Python {platform.python_version()}, {platform.machine()}"
     yield "system", lambda: f"{platform.platform()}\n{_read(Path('/etc/os-release'))}"
     shown = without_comments if anonymize else str
-    for path in _files(flags):
-        yield f"configuration {path}", lambda path=path: shown(_read(path))  # type: ignore[misc]  # of this turn of the loop
+    for path, text in files.items():
+        yield f"configuration {path}", lambda text=text: shown(text)  # type: ignore[misc]  # of this turn of the loop
     yield "check", lambda: f"valid; instance {loading.configuration(flags).agent.instance}"
     yield "status", lambda: json.dumps(running.status_object(loading.instance_of(flags), 5.0), indent=1, default=str)
     yield (
@@ -96,25 +99,23 @@ def _output(command: str) -> str:
     return done.stdout + done.stderr
 
 
-def _read_if_any(path: Path) -> str:
-    with suppress(OSError):
-        return _read(path)
-    return ""
+def _known(files: Iterable[str], status: str) -> Iterator[tuple[str, str]]:
+    """Names without a form, with their kinds: of users and of this host, and those that the configuration and the log have.
 
-
-def _known(flags: Flags) -> Iterator[tuple[str, str]]:
-    """Names without a form, with their kinds: of users and of this host, and those that the configuration and the log have."""
-    for path in _files(flags):
+    files: the texts of the configuration. status: of the running agent, as JSON.
+    """
+    for text in files:
         # A file with faults has its names, but no tables.
-        with suppress(OSError, ValueError, RecursionError):
-            yield from names_in(tomllib.loads(_read(path)))
+        with suppress(ValueError, RecursionError):
+            yield from names_in(tomllib.loads(text))
     with suppress(OSError, subprocess.SubprocessError):
         for line in _output(_FIELDS).splitlines():
             with suppress(ValueError):
                 fields = json.loads(line)
                 yield from names_in({key.removeprefix("NFQ_").lower(): value for key, value in fields.items()})
-    with suppress(ControlError, ConfigError, OSError):
-        yield from names_in(running.status_object(loading.instance_of(flags), 5.0), {"container": "container"})
+    # It is no JSON where no agent answers.
+    with suppress(ValueError):
+        yield from names_in(json.loads(status), {"container": "container"})
     yield from ((name, "user") for name in _users())
     name = socket.gethostname()
     yield from ((each, "host") for each in (name, name.partition(".")[0]))
