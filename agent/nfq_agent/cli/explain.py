@@ -29,7 +29,6 @@ from nfq_agent.match import PLACES, Conditions, Match
 from nfq_agent.owner import Owners
 from nfq_agent.packet import Packet
 from nfq_agent.patterns import Patterns
-from nfq_agent.policy_options import OWNED_BY
 from nfq_agent.rules.kernel_policy import names_of, numbers_of, reasons
 from nfq_agent.rules.model import chain_name, tag_prefix
 from nfq_agent.service.planned import for_kernel
@@ -287,9 +286,8 @@ def _unmet(rule: Any, packet: Packet, flow: Flow, geography: Geography | None, n
 
 
 def _unowned(rule: Any, owner: Mapping[str, str]) -> Iterator[str]:
-    for key in OWNED_BY:
-        globs = getattr(rule, key)
-        if globs is not None and not (key in owner and Patterns(globs).match(owner[key])):
+    for key, globs in rule.owned_by:
+        if not (key in owner and Patterns(globs).match(owner[key])):
             yield f"{key} is {owner.get(key, 'not given')}, wants {_few(globs)}"
 
 
