@@ -36,8 +36,6 @@ from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
 _SHOWN: Final = 3
 _BESIDES: Final = "          "
-# The hooks of what comes in.
-_INWARD: Final = ("prerouting", "input", "forward")
 Served = QueueConfig | TapConfig | InlineConfig
 # A tap or an inline link: its table, the packet as it sees it, and why it does not take it.
 _Capture = tuple[str, TapConfig | InlineConfig, Question, list[str]]
@@ -55,13 +53,12 @@ def explain(flags: Flags, question: Question) -> int:
     for key in question.not_known:
         _line(f"{_BESIDES}{key} is not known of a packet in hook {question.hook}")
     captured = list(_captures(config, question))
+    takers = [each for each in captured if not each[3]]
     # In the order in which the packet passes them: on its way in the links come before the rules, on its way out behind them.
-    inward = [each for each in captured if each[2].hook in _INWARD]
-    outward = [each for each in captured if each[2].hook not in _INWARD]
-    at_first, dropped = _by_captures(config, inward, "")
+    dropped = _by_captures(config, [each for each in takers if each[2].hook == "prerouting"], "")
     by_rules, dropped = _by_rules(config, question, dropped)
-    at_last, _ = _by_captures(config, outward, dropped)
-    if not (at_first or by_rules or at_last):
+    _by_captures(config, [each for each in takers if each[2].hook == "postrouting"], dropped)
+    if not (takers or by_rules):
         _line("Rule:     none takes it: it passes without the agent")
         missed = [(title, missing) for title, _, _, missing in captured]
         missed += [(f"rules.{name}", list(misses(config, name, question))) for name in config.rules]
@@ -70,13 +67,12 @@ def explain(flags: Flags, question: Question) -> int:
     return 0
 
 
-def _by_captures(config: Config, captured: list[_Capture], dropped: str) -> tuple[bool, str]:
-    """Print what taps and inline links do with the packet. dropped, and what is returned: see `_by_rules`."""
-    taken = False
-    for title, table, seen, missing in captured:
-        if missing:
-            continue
-        taken = True
+def _by_captures(config: Config, takers: list[_Capture], dropped: str) -> str:
+    """Print what the taps and inline links that take the packet do with it. dropped: see `_by_rules`.
+
+    Returns where it is dropped now.
+    """
+    for title, table, seen, _ in takers:
         kind = title.partition(".")[0].capitalize() + ":"
         if dropped:
             _line(f"{_BESIDES}[{title}] never sees it: it is dropped {dropped}")
@@ -84,7 +80,7 @@ def _by_captures(config: Config, captured: list[_Capture], dropped: str) -> tupl
             _line(f"{kind:<10}[{title}], interface {seen.interface}")
             if _judge(config, table, seen, frozenset()) and isinstance(table, InlineConfig):
                 dropped = f"by [{title}]"
-    return taken, dropped
+    return dropped
 
 
 def _by_rules(config: Config, question: Question, dropped: str) -> tuple[bool, str]:
