@@ -238,8 +238,6 @@ class Judging:
 
     def __init__(self, config: Config, enforce: bool, every: bool = True) -> None:
         self._config = config
-        # Where a condition asks for what no capture tells.
-        self.untold = list(untold(config))
         names = _names(config)
         self._interfaces = InterfaceIndices()
         self._chains = {
@@ -267,6 +265,11 @@ class Judging:
     def left_out(self) -> list[str]:
         """Elements that are not asked, since they judge nothing or by chance."""
         return sorted({name for chain in self._chains.values() for name in chain.left_out})
+
+    @property
+    def untold(self) -> list[str]:
+        """The conditions of policies that ask for what no capture tells."""
+        return list(untold(self._config))
 
     def out_of_reach(self, placed: bool) -> list[str]:
         """Rules that take no packet of a capture, since it does not say what they ask for. placed: it names interfaces."""
