@@ -19,7 +19,7 @@ from nfq_agent.element import Options
 from nfq_agent.geography import NOWHERE, Geography, asn, country
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.networks import NetworkMap
-from nfq_agent.packet import PROTOCOL_NAMES, FiveTuple, Hook, Packet
+from nfq_agent.packet import INWARD, OUTWARD, PROTOCOL_NAMES, FiveTuple, Hook, Packet
 from nfq_agent.protocols import dot
 from nfq_agent.protocols.known import PROTOCOLS
 from nfq_agent.values import NetworkField, Ports, listed, lookups, network, one_or_more, ports_of_text
@@ -29,7 +29,7 @@ APPLICATIONS: Final = tuple(protocol.name for protocol in PROTOCOLS if protocol 
 # Conditions on the place of an address.
 PLACES: Final = ("src_country", "dst_country", "src_asn", "dst_asn")
 _NUMBERS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
-_DIRECTIONS: Final = {"in": (Hook.PREROUTING, Hook.INPUT), "out": (Hook.OUTPUT, Hook.POSTROUTING)}
+_DIRECTIONS: Final = {"in": INWARD, "out": OUTWARD}
 
 
 def _port(value: object) -> Ports:
@@ -204,7 +204,7 @@ def _hooks(rule: Conditions) -> tuple[int, ...] | None:
     if rule.hook is None and rule.direction is None:
         return None
     named = set(Hook) if rule.hook is None else {Hook[name.upper()] for name in rule.hook}
-    return tuple(named if rule.direction is None else named & set(_DIRECTIONS[rule.direction]))
+    return tuple(named if rule.direction is None else named & _DIRECTIONS[rule.direction])
 
 
 def _networks(rules: Sequence[Conditions], key: str) -> NetworkMap | None:

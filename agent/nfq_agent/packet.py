@@ -64,6 +64,11 @@ class Hook(IntEnum):
     POSTROUTING = 4
 
 
+# What comes in to the host, and what goes out from it; what it forwards does both.
+INWARD: Final = frozenset((Hook.PREROUTING, Hook.INPUT))
+OUTWARD: Final = frozenset((Hook.OUTPUT, Hook.POSTROUTING))
+
+
 class FiveTuple(NamedTuple):
     """Protocol, addresses (packed, 4 or 16 bytes) and ports; a port is None where the packet has none or does not show it."""
 

@@ -27,7 +27,7 @@ from nfq_agent.facts import headline
 from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.names import NameTable
-from nfq_agent.packet import PROTOCOL_NAMES, TCP, UDP, FiveTuple, Hook, Packet, address
+from nfq_agent.packet import INWARD, OUTWARD, PROTOCOL_NAMES, TCP, UDP, FiveTuple, Hook, Packet, address
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action, Verdict
@@ -35,8 +35,6 @@ from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action, Verdict
 _COMMENT: Final = re.compile(r"(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) ([a-z-]+)(?: in (\S+))?(?: out (\S+))?(?: to \d+)?")
 # In which order the hooks of a rule are tried where the capture does not say where a packet was seen.
 _HOOKS: Final = (Hook.OUTPUT, Hook.INPUT, Hook.FORWARD, Hook.PREROUTING, Hook.POSTROUTING)
-_INWARD: Final = (Hook.PREROUTING, Hook.INPUT)
-_OUTWARD: Final = (Hook.OUTPUT, Hook.POSTROUTING)
 # Elements whose answer is random by design.
 _BY_CHANCE: Final = frozenset({"Chaos", "Sample"})
 _TCP_OR_UDP: Final = (TCP, UDP)
@@ -88,9 +86,9 @@ class Sighting:
             yield self.hook, self.inward, self.outward
             return
         for hook in _HOOKS:
-            if hook not in _OUTWARD:
+            if hook not in OUTWARD:
                 yield hook, self.inward, ""
-            if hook not in _INWARD:
+            if hook not in INWARD:
                 yield hook, "", self.outward
 
 
@@ -363,7 +361,7 @@ def question(five_tuple: FiveTuple, hook: Hook, inward: str, outward: str) -> Qu
         str(Endpoint(address(packed), port or 0)) if has_ports(protocol) else address(packed)
         for packed, port in ((five_tuple.src, five_tuple.sport), (five_tuple.dst, five_tuple.dport))
     ]
-    interface = outward if hook in _OUTWARD else inward
+    interface = outward if hook in OUTWARD else inward
     return Question(protocol, ends[0], ends[1], hook=hook.name.lower(), interface=interface, to_interface=outward)
 
 

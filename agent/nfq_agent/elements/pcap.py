@@ -21,7 +21,7 @@ from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.elements.interface_names import name_lookup
 from nfq_agent.flow import Flow
 from nfq_agent.interfaces import Interfaces
-from nfq_agent.packet import Hook, Packet, hook_name
+from nfq_agent.packet import INWARD, OUTWARD, Packet, hook_name
 from nfq_agent.values import Size
 from nfq_agent.verdict import WOULD_DROP, Verdict
 
@@ -31,8 +31,6 @@ _FLUSH: Final = 1.0
 # What the kernel copies for elements that read headers; see `config`.
 _HEADERS: Final = 128
 _LINKTYPE_RAW: Final = 101
-_INWARD: Final = frozenset((Hook.PREROUTING, Hook.INPUT))
-_OUTWARD: Final = frozenset((Hook.OUTPUT, Hook.POSTROUTING))
 
 
 class PcapOptions(element.Options):
@@ -193,7 +191,7 @@ class Pcap(PacketElement[PcapOptions]):
                 comment += f" {word} {self._interfaces.name(index, packet.time)}"
         if verdict.queue is not None:
             comment += f" to {verdict.queue}"
-        direction = 1 if packet.hook in _INWARD else 2 if packet.hook in _OUTWARD else 0
+        direction = 1 if packet.hook in INWARD else 2 if packet.hook in OUTWARD else 0
         stamp = int(packet.time * 1_000_000)
         head = struct.pack("=IIIII", 0, stamp >> 32, stamp & 0xFFFFFFFF, len(payload), max(packet.length, len(payload)))
         options = _option(1, comment.encode()) + _option(2, struct.pack("=I", direction)) + _option(0, b"")
