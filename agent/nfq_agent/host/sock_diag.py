@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from nfq_agent.host.jail.fixed import FixedMessages
+from nfq_agent.host.rtnetlink import messages
 
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, linux/rtnetlink.h
 _NETLINK_SOCK_DIAG: Final = 4
@@ -174,15 +175,12 @@ class KernelQuestions:
                 data = sock.recv(1 << 16)
             except BlockingIOError:
                 return None
-            at = 0
-            while at + _HEADER.size <= len(data):
-                length, kind, *_ = _HEADER.unpack_from(data, at)
+            for kind, body in messages(data):
                 if kind == _NLMSG_DONE:
                     return found
-                if kind == _NLMSG_ERROR or length < _HEADER.size:
+                if kind == _NLMSG_ERROR:
                     return None
-                found.append(data[at + _HEADER.size : at + length])
-                at += (length + 3) & ~3
+                found.append(body)
         return None
 
     def is_local(self, host: str) -> bool | None:
