@@ -194,18 +194,24 @@ def test_changed_files_do_not_bring_in_a_file_that_was_taken_back(agent: Agent, 
     assert agent.port == 2000
 
 
-@pytest.mark.parametrize("faults", [True, False], ids=["faults", "reload"])
-def test_a_list_that_changes_during_a_trial_is_read_after_it(agent: Agent, tmp_path: Path, faults: bool) -> None:
+@pytest.fixture
+def blocklist(agent: Agent, tmp_path: Path) -> Path:
+    """A list that the file names from now on."""
     path = tmp_path / "blocklist.txt"
     path.write_text("192.0.2.1\n")
     lookups = HostLookups(tmp_path)
     lookups.lines(path.name)
     agent.file = config(2000).with_lookups(lookups)
+    return path
+
+
+@pytest.mark.parametrize("faults", [True, False], ids=["faults", "reload"])
+def test_a_list_that_changes_during_a_trial_is_read_after_it(agent: Agent, blocklist: Path, faults: bool) -> None:
     agent.ask("reload", confirm=None if faults else 60)
     if faults:
         break_traffic(agent, drop=0.5)
     agent.file = config(3000)
-    path.write_text("192.0.2.1\n192.0.2.2\n")
+    blocklist.write_text("192.0.2.1\n192.0.2.2\n")
     agent.pass_time(2)
     agent.pass_time(2)
     assert agent.port == 2000, "the file is not read during a trial"
@@ -216,7 +222,17 @@ def test_a_list_that_changes_during_a_trial_is_read_after_it(agent: Agent, tmp_p
     agent.pass_time(2)
     agent.pass_time(2)
     assert agent.port == 3000
-    assert any(f"reloading: {path} changed" in line for line in agent.machine.lines)
+    assert any(f"reloading: {blocklist} changed" in line for line in agent.machine.lines)
+
+
+def test_a_list_that_changes_before_a_trial_is_no_part_of_it(agent: Agent, blocklist: Path) -> None:
+    agent.ask("reload")
+    blocklist.write_text("192.0.2.1\n192.0.2.2\n")
+    agent.pass_time(2)
+    assert any(f"reloading: {blocklist} changed" in line for line in agent.machine.lines)
+    number = agent.ask("reload", confirm=60)["trial"]
+    agent.pass_time(2)
+    assert agent.ask("confirm", keep=True, trial=number)["ok"]
 
 
 def test_no_restart_while_a_reload_waits(agent: Agent) -> None:

@@ -77,8 +77,6 @@ class Supervisor:
         self._server: Listening | None = None
         self._lock: InstanceLock | None = None
         self._due: dict[Callable[[], None], float] = {}
-        # Whether list files, or the watched files of the configuration, are different from what is in force.
-        self._files_changed = False
         self._trial = Trial(self._return_to, self._due, system.clock, log, self._inheritance.keep_trial)
         self._lock_seconds: float | None = None
 
@@ -194,9 +192,6 @@ class Supervisor:
         if self._signals.reload and not self._signals.over:
             self._signals.reload = False
             self._reload_with_code(None)
-        if self._files_changed and not self._signals.over:
-            self._files_changed = False
-            self.reload()
         if self._signals.restart and not (self._in_place or self._store.outlives):
             # No service manager would start it again: check first whether it would start.
             self._signals.restart = False
@@ -261,16 +256,16 @@ class Supervisor:
     def _tick(self) -> None:
         now = self._system.clock()
         self._due[self._tick] = now + _TICK
-        # In this order: a change during a trial is found after it.
-        if not self._trial.keeps_file_out and (changed := self._config.changed_files()):
-            self._log(f"reloading: {', '.join(map(str, changed))} changed")
-            self._files_changed = True
         self._meter.sample(now, {number: worker.counters.received for number, worker in self._crew.queues.items()})
         self._inheritance.keep(self._meter)
         self._service.status(f"Serving {report.serving(self._crew)}; {self._meter.summary}{self._config.remark}")
         for worker in self._crew.workers:
             worker.look()
         self._repeat_log.say(report.unmarked(self._crew), lambda: self._system.rewriting(self._config), now)
+        # In this order: a change during a trial is found after it.
+        if not self._trial.keeps_file_out and (changed := self._config.changed_files()):
+            self._log(f"reloading: {', '.join(map(str, changed))} changed")
+            self.reload()
 
     def _watch(self) -> None:
         """Kill a worker that is stuck, and feed the service manager's watchdog."""
