@@ -206,9 +206,7 @@ def _several_rules(instance: str, chain: str, hook: str, rules: list[Rule], uid:
     return (*head, *rules, Rule(chain, Extension("RETURN"), (comment_match(instance, "end"),)))
 
 
-def _rules(
-    config: Config, name: str, rule: RuleConfig, family: Family, hook: str, lists: bool, groups: bool = True
-) -> list[Rule]:
+def _rules(config: Config, name: str, rule: RuleConfig, family: Family, hook: str, lists: bool, groups: bool) -> list[Rule]:
     """The rules of one [rules.NAME] for one family and hook."""
     chain = chain_name(config.agent.instance, hook)
     comment = comment_match(config.agent.instance, name)
