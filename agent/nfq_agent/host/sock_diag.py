@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
+from nfq_agent.host.jail.calls import Sends
 from nfq_agent.host.jail.fixed import FixedMessages
 from nfq_agent.host.rtnetlink import messages
 
@@ -54,8 +55,6 @@ _CLOSE: Final = 7
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 # Messages that are read for one question about a port: some thousand sockets.
 _MOST: Final = 32
-# Sockets, and where the headers of the messages are that may be sent on them (ProcessNeeds.sends).
-Sends = tuple[tuple[frozenset[int], tuple[int, int, int]], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ import socket
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from nfq_agent.host.sock_diag import KernelQuestions, Sends
+from nfq_agent.host.jail.calls import Sends
+from nfq_agent.host.sock_diag import KernelQuestions
 from nfq_agent.host.sockets import Address, original_destination, unmapped
 from nfq_agent.proxy.dialer import Candidate, Dialer, Refused
 from nfq_agent.proxy.plain_pairs import PlainPair, PlainPairs

@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from nfq_agent.host.jail.calls import ProcessNeeds
-from nfq_agent.host.sock_diag import Sends
+from nfq_agent.host.jail.calls import ProcessNeeds, Sends
 from nfq_agent.host.sockets import IP_TRANSPARENT, IPV6_TRANSPARENT, SO_MARK, SO_ORIGINAL_DST
 from nfq_agent.proxy.settings import ProxySettings
 from nfq_agent.proxy.target import is_literal

@@ -25,19 +25,21 @@ from nfq_agent.host.jail.assembler import (
 from nfq_agent.host.jail.fixed import BOTTOM
 from nfq_agent.host.jail.syscalls import Architecture
 
+# Sockets, and where the headers are of the fixed messages that alone may be sent on them (FixedMessages.headers).
+Sends = tuple[tuple[frozenset[int], tuple[int, int, int]], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessNeeds:
     """What a process needs beyond reading, waiting and answering on what it has open.
 
-    sends: sockets, and where the headers are of the fixed messages that alone may be sent on them (FixedMessages.headers).
-    many: sockets on which sendmmsg(2) is needed. maps: it changes entries of BPF maps. socket_options, getsockopt: (level, name)
-    pairs. reads, writes: files or folders. children: it ends and reaps children that it has a pidfd of. receives: it is handed
-    packet sockets, which it may only read. open_now: everything else that is open at its confinement; such a process writes to
-    nothing else.
+    sends: its fixed messages. many: sockets on which sendmmsg(2) is needed. maps: it changes entries of BPF maps. socket_options,
+    getsockopt: (level, name) pairs. reads, writes: files or folders. children: it ends and reaps children that it has a pidfd
+    of. receives: it is handed packet sockets, which it may only read. open_now: everything else that is open at its confinement;
+    such a process writes to nothing else.
     """
 
-    sends: tuple[tuple[frozenset[int], tuple[int, int, int]], ...] = ()
+    sends: Sends = ()
     many: frozenset[int] = frozenset()
     maps: bool = False
     connects: bool = False
