@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent import until
+from control_groups import leave
 from namespace import Namespace
 from proxied import Proxied, configuration
 
@@ -39,8 +39,7 @@ def groups() -> Iterator[tuple[Path, str]]:
         group.mkdir()
     yield root, tag
     for group in made:
-        until(lambda group=group: not (group / "cgroup.procs").read_text(), "the group is empty")  # type: ignore[misc]  # its default is the type
-        group.rmdir()
+        leave(group)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from agent import Agent, until
+from control_groups import leave
 from namespace import Namespace
 from owned_table import send
 
@@ -42,12 +43,6 @@ def group() -> Iterator[Path]:
     yield path
     if path.exists():
         leave(path)
-
-
-def leave(group: Path) -> None:
-    """Remove the group, once its processes have ended."""
-    until(lambda: not (group / "cgroup.procs").read_text(), "the group is empty")
-    group.rmdir()
 
 
 def send_from(netns: Namespace, group: Path) -> None:

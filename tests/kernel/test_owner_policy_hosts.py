@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from agent import COMMAND, Agent, Started, until
+from control_groups import leave
 from judged_twice import member_of
 from namespace import Namespace
 from resident import Resident
@@ -93,9 +94,8 @@ def deepest() -> Iterator[Path]:
     for each in made:
         each.mkdir()
     yield made[-1]
-    until(lambda: not (made[-1] / "cgroup.procs").read_text(), "the group is empty")
     for each in reversed(made):
-        each.rmdir()
+        leave(each)
 
 
 def test_a_kernel_that_cannot_ask_for_groups(
@@ -151,8 +151,7 @@ def box(groups: tuple[Path, str]) -> Iterator[tuple[Path, Path, str]]:
     service.mkdir(parents=True)
     yield made, service, tag
     for each in (service, made):
-        until(lambda each=each: not (each / "cgroup.procs").read_text(), "the group is empty")  # type: ignore[misc]  # its default is the type
-        each.rmdir()
+        leave(each)
 
 
 def remounted(kind: str) -> tuple[str, ...]:
