@@ -282,23 +282,17 @@ def test_a_reload_is_answered_after_a_crash(kept: Agent, keep: bool) -> None:
     assert agent.port == (2000 if keep else 1000)
 
 
-def test_a_time_that_is_over_when_the_agent_starts_again_takes_the_reload_back(kept: Agent) -> None:
-    agent = kept
-    agent.ask("reload", confirm=60)
-    agent.machine.now += 90
-    agent.crash()
-    agent.pass_time(1)
-    assert agent.port == 1000
-
-
-def test_a_trial_of_long_ago_is_forgotten(kept: Agent) -> None:
-    agent = kept
-    agent.ask("reload", confirm=60)
-    # As by an earlier version that does not know of it, and did not take it back.
-    agent.machine.now += 3600
-    agent.crash()
-    agent.pass_time(1)
-    assert agent.port == 2000
+@pytest.mark.parametrize(
+    ("seconds", "port"),
+    # Long ago, as by an earlier version that does not know of it, and did not take it back: it is forgotten.
+    [(90, 1000), (3600, 2000)],
+)
+def test_a_time_that_is_over_when_the_agent_starts_again_takes_the_reload_back(kept: Agent, seconds: int, port: int) -> None:
+    kept.ask("reload", confirm=60)
+    kept.machine.now += seconds
+    kept.crash()
+    kept.pass_time(1)
+    assert kept.port == port
 
 
 def test_faults_end_with_a_crash(kept: Agent) -> None:
