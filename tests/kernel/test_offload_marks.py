@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 from agent import Agent, until
-from namespace import PATIENCE, Namespace
+from namespace import KERNEL, PATIENCE, Namespace
 from resident import Resident
 
 pytestmark = pytest.mark.kernel
@@ -98,9 +97,7 @@ def receiver(namespace: Namespace, host: str) -> Iterator[Callable[[], bytes]]:
     resident.kill()
 
 
-@pytest.mark.skipif(
-    tuple(map(int, os.uname().release.split(".")[:2])) < (5, 17), reason="SO_MARK needs CAP_NET_ADMIN before Linux 5.17"
-)
+@pytest.mark.skipif(KERNEL < (5, 17), reason="SO_MARK needs CAP_NET_ADMIN before Linux 5.17")
 @pytest.mark.parametrize("backend", ["legacy", "owned"])
 def test_a_process_with_the_right_to_set_marks_passes_by_the_mark_of_offload(
     netns: Namespace, tmp_path: Path, backend: str

@@ -13,7 +13,7 @@ import pytest
 from agent import COMMAND, Agent, Started, until
 from control_groups import leave
 from judged_twice import member_of
-from namespace import Namespace
+from namespace import KERNEL, Namespace
 from resident import Resident
 
 from nfq_agent.host.cgroups import mounted
@@ -84,7 +84,7 @@ def judged(agent: Agent, resident: Resident, group: Path, port: int, rule: str) 
 @pytest.fixture
 def deepest() -> Iterator[Path]:
     """A control group so deep that the kernel refuses to count levels from it."""
-    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 11):
+    if KERNEL < (6, 11):
         pytest.skip("this kernel counts levels from the root of all groups")
     root = mounted()
     assert root is not None
@@ -169,7 +169,7 @@ def test_an_agent_in_a_namespace_knows_the_groups_below_its_own(
     assert agent.queue()["not_compiled"] == ""
     # Since Linux 6.11 the kernel counts levels from the namespace on; before, the worker judges.
     where = judged(agent, resident, service, 8443, PAYMENTS)
-    assert where == "kernel" or tuple(map(int, os.uname().release.split(".")[:2])) < (6, 11)
+    assert where == "kernel" or KERNEL < (6, 11)
     assert judged(agent, resident, service, 8444, DEFAULT) == where
     # Of a group outside neither knows anything, though it has the same name.
     assert judged(agent, resident, group.parent / service.name, 8443, DEFAULT) == "worker"

@@ -22,6 +22,8 @@ T = TypeVar("T")
 PATIENCE = 90.0
 # The uid and gid of a user without rights.
 UNPRIVILEGED = 65534
+# The release of this machine's kernel: major and minor number.
+KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
 # The top of the checkout.
 ROOT = Path(__file__).resolve().parent.parent.parent
 
