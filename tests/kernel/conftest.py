@@ -12,6 +12,7 @@ import pytest
 from control_groups import leave
 from namespace import Namespace
 from proxied import Proxied, configuration
+from resident import Resident
 
 from nfq_agent.host.cgroups import mounted
 
@@ -25,6 +26,14 @@ def run(netns: Namespace, tmp_path: Path) -> Iterator[Callable[..., Proxied]]:
             return stack.enter_context(Proxied(namespace, tmp_path, text or configuration(), **options))
 
         yield start
+
+
+@pytest.fixture
+def resident(netns: Namespace) -> Iterator[Resident]:
+    """A process in the namespace of the test."""
+    made = Resident(netns)
+    yield made
+    made.kill()
 
 
 @pytest.fixture

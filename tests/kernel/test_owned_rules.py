@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,13 +31,6 @@ pytestmark = pytest.mark.kernel
 
 
 UID = 972
-
-
-@pytest.fixture
-def resident(netns: Namespace) -> Iterator[Resident]:
-    made = Resident(netns)
-    yield made
-    made.kill()
 
 
 def config_of(**tables: Any) -> Config:

@@ -51,13 +51,6 @@ INSIDE = ("unshare", "-m", "sh", "-ec", 'echo $$ > "$0/cgroup.procs"; exec unsha
 AGAIN = 'umount "$0"; test "$1" = none || mount -t cgroup2 none "$0"; shift; exec "$@"'
 
 
-@pytest.fixture
-def resident(netns: Namespace) -> Iterator[Resident]:
-    made = Resident(netns)
-    yield made
-    made.kill()
-
-
 def sends(state: dict[str, Any], group: Path, port: int) -> None:
     """A datagram from a socket of the group, which stays open: a worker asks for its owner."""
     with member_of(group):
