@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from agent import until
+from cost import assert_cost_below
 from namespace import Namespace
 from owned_table import OTHERS, listed, send
 from resident import Resident
@@ -268,16 +269,13 @@ def test_ten_thousand_ports(netns: Namespace, resident: Resident) -> None:
     config = config_of(rules={"app": {"queue": "main", "tcp_ports": list(range(1, 20001, 2))}})
     ruleset = desired(config)
     hundred = desired(config_of(rules={"app": {"queue": "main", "tcp_ports": list(range(1, 201, 2))}}))
-    # Seconds of the processor, to which a loaded machine only adds. A hundred times as many ports cost that much more at most.
-    used: tuple[list[float], list[float]] = [], []
-    for _ in range(5):
-        for each, seconds in zip((hundred, ruleset), used, strict=True):
-            resident.call(applied, desired(config_of(rules={})))
-            seconds.append(resident.call(timed, each))
-        if min(used[1]) < 100 * min(used[0]):
-            break
-    else:
-        raise AssertionError(used)
+
+    def used(wanted: Ruleset) -> float:
+        resident.call(applied, desired(config_of(rules={})))
+        return resident.call(timed, wanted)
+
+    # A hundred times as many ports cost that much more at most.
+    assert_cost_below(100, lambda: used(hundred), lambda: used(ruleset))
     assert holds(netns, ruleset)
     assert resident.call(applied, ruleset) == {}
 
