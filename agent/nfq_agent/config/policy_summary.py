@@ -99,9 +99,7 @@ def differences(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Map
 
 def counted(lines: Iterable[str]) -> Iterator[str]:
     """How many of the changes that `differences` tells are about what, for a summary."""
-    kinds = [
-        next((kind for begin, kind in _KINDS.items() if line.removeprefix("new ").startswith(begin)), "policy") for line in lines
-    ]
+    kinds = [*map(_kind, lines)]
     found = [(kinds.count(kind), kind) for kind in dict.fromkeys(("policy", *_KINDS.values())) if kind in kinds]
     for place, (number, kind) in enumerate(found):
         yield f"{number} of {kind}" if place else f"{number} change{'s' * (number != 1)} of {kind}"
