@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -67,6 +67,9 @@ class _Rules(Conditions):
     dst_name: the destination is an address that a DNS answer gave for such a name. verify: a name of `tls_sni` or `http_host`
     counts only for such an address. when: the conditions as a filter, beside the other keys.
     """
+
+    # The keys that ask for facts of protocols.
+    fact_keys: ClassVar = frozenset(ATTRIBUTES)
 
     action: ActionName
     name: Annotated[str, AfterValidator(_printable)] | None = None

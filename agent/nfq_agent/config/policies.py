@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nfq_agent.config.capture import InlineConfig
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 
 if TYPE_CHECKING:
     from nfq_agent.policy_options import PolicyOptions, RuleOptions
+
+# The actions that let nothing pass.
+CLOSED: Final = ("drop", "reject")
 
 
 def policy_of(spec: ElementSpec) -> PolicyOptions | None:
@@ -31,7 +34,7 @@ def drops_by_default(config: Config, queue: QueueConfig | InlineConfig) -> str:
         return ""
     for spec in config.packet_elements(queue):
         default = getattr(spec.options, "default", None)
-        if default in ("drop", "reject"):
+        if default in CLOSED:
             return f'default = "{default}" of [element.{spec.name}]'
         if default is not None:
             return ""

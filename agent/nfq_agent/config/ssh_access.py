@@ -7,11 +7,11 @@ them, may be what a rule asks for: SSH counts as dropped only where no rule coul
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfq_agent.config.capture import InlineConfig
 from nfq_agent.config.models import Config, QueueConfig
-from nfq_agent.config.policies import policy_of
+from nfq_agent.config.policies import CLOSED, policy_of
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.packet import TCP
 from nfq_agent.values import LAST_PORT, Ports
@@ -35,8 +35,6 @@ _WAYS: Final = {
 }
 # The one fact that is known before a flow says anything (policy_rule.DST_NAME).
 _DST_NAME: Final = "dst_name"
-# The actions that let nothing pass.
-_CLOSED: Final = ("drop", "reject")
 
 
 class _Seen(NamedTuple):
@@ -89,32 +87,29 @@ def _drops(config: Config, table: QueueConfig | InlineConfig, seen: _Seen) -> bo
     """Whether the elements drop the packet for certain. Other elements than policies are not asked."""
     for spec in config.packet_elements(table):
         policy = policy_of(spec)
-        if policy is None:
-            default = getattr(spec.options, "default", None)
-        else:
-            answer = _answer(policy, seen)
-            if answer is not None:
-                return answer
-            default = policy.default
+        if policy is not None and (answer := _answer(policy, seen)) is not None:
+            return answer
+        default = getattr(spec.options, "default", None)
         if default is not None:
-            return default in _CLOSED
+            return default in CLOSED
     return table.default == "drop"
 
 
 def _answer(policy: PolicyOptions, seen: _Seen) -> bool | None:
     """Whether the rules drop the packet: False also where one could accept it; None where none of them decides."""
-    by_flow = any(rule.wanted or rule.owned_by for rule in policy.rules)
-    for rule in policy.rules:
+    rules = policy.rules
+    by_flow = any(rule.wanted or rule.owned_by for rule in rules)
+    for rule in rules:
         if not _can_match(rule, seen, by_flow):
             continue
         facts = [fact for fact, _ in rule.wanted if fact != _DST_NAME]
-        if facts and policy.undecided in _CLOSED:
+        if facts and policy.undecided in CLOSED:
             # Its first packets say nothing: the rule waits, and drops them.
             if _matches_all(rule, seen, by_flow, waits=True):
                 return True
-        elif rule.action not in _CLOSED and _may_have(rule):
+        elif rule.action not in CLOSED and _may_have(rule):
             return False
-        elif rule.action in _CLOSED and _matches_all(rule, seen, by_flow):
+        elif rule.action in CLOSED and _matches_all(rule, seen, by_flow):
             return True
     return None
 
@@ -139,14 +134,8 @@ def _may_have(rule: RuleOptions) -> bool:
     """Whether an SSH connection can have the facts that a rule asks for."""
     if rule.applications and "ssh" not in rule.applications:
         return False
-    others = {fact for fact in _fact_keys(rule) if not fact.startswith("ssh")} - {"encrypted"}
+    others = {fact for fact in rule.fact_keys if not fact.startswith("ssh")} - {"encrypted"}
     return not any(fact in others for fact, _ in rule.wanted)
-
-
-def _fact_keys(rule: RuleOptions) -> set[str]:
-    """The keys of rules that ask for facts of protocols: those that follow from the table of protocols."""
-    written: Any = type(rule).__mro__[1]
-    return set(type(rule).model_fields) - set(written.model_fields)
 
 
 def _matches_all(rule: RuleOptions, seen: _Seen, by_flow: bool, waits: bool = False) -> bool:
@@ -158,7 +147,7 @@ def _matches_all(rule: RuleOptions, seen: _Seen, by_flow: bool, waits: bool = Fa
         return False
     given = rule.model_dump(exclude_none=True, exclude_defaults=True).keys()
     known = _KNOWN if by_flow else _KNOWN_OF_PACKETS
-    return given <= (known | {"facts", *_fact_keys(rule)} if waits else known)
+    return given <= (known | {"facts", *rule.fact_keys} if waits else known)
 
 
 def _ends(rule: RuleOptions, seen: _Seen, by_flow: bool) -> tuple[tuple[Ports, ...] | None, tuple[Ports, ...] | None]:
