@@ -12,7 +12,6 @@ from nfq_agent.config.selection import Identities
 from nfq_agent.packet import TCP, UDP, WITH_PORTS, protocol_name
 from nfq_agent.rules.model import Family
 from nfq_agent.rules.proxies import listener_port, table_of
-from nfq_agent.rules.selection import direction_of
 from nfq_agent.values import Network
 
 # In which order the kernel asks the tables of a hook (linux/netfilter_ipv4.h, enum nf_ip_hook_priorities).
@@ -74,7 +73,7 @@ def _sides(rule: RuleConfig, question: Question) -> Iterator[tuple[int, ...]]:
             yield (question.sport if (rule.role == "server") == inward else question.dport,)
     else:
         seen = {"--dports": (question.dport,), "--sports": (question.sport,), "--ports": (question.dport, question.sport)}
-        yield seen[direction_of(rule, question.hook)]
+        yield seen[rule.looks_at(question.hook)]
 
 
 def _traffic_misses(rule: RuleConfig, question: Question, seen: tuple[int, ...]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from nfq_agent.config.capture import CaptureConfig
 from nfq_agent.config.lines import Place
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 from nfq_agent.config.policies import rule_that
-from nfq_agent.config.rule import RuleConfig
+from nfq_agent.config.rule import INWARD, RuleConfig
 from nfq_agent.elements import ElementError
 from nfq_agent.values import Ports
 
@@ -18,7 +18,6 @@ from nfq_agent.values import Ports
 STUBS: Final = (ip_address("127.0.0.53"), ip_address("127.0.0.54"))
 _DNS: Final = 53
 _UDP: Final = 17
-_INWARD: Final = ("prerouting", "input")
 
 
 class NameNeeds(NamedTuple):
@@ -79,7 +78,7 @@ def _shown(config: Config) -> Iterator[str]:
         rules = [rule for rule in config.rules.values() if rule.queue == name]
         asked = {hook for rule in rules for hook in rule.hooks if _selects(rule, hook, "--dports")}
         answered = {hook for rule in rules for hook in rule.hooks if _selects(rule, hook, "--sports")}
-        if asked & {"output", "forward", "prerouting", "postrouting"} and answered & set(_INWARD):
+        if asked & {"output", "forward", "prerouting", "postrouting"} and answered & INWARD:
             yield "any"
         if "forward" in asked & answered:
             yield "forward"
@@ -114,8 +113,4 @@ def _selects(rule: RuleConfig, hook: str, direction: str) -> bool:
         return False
     if rule.all or _UDP in (rule.protocol or ()):
         return True
-    if not _has(rule.udp_ports):
-        return False
-    if rule.role in (None, "both") or hook == "forward":
-        return True
-    return direction == ("--dports" if (rule.role == "server") == (hook in _INWARD) else "--sports")
+    return _has(rule.udp_ports) and rule.looks_at(hook) in ("--ports", direction)

@@ -18,6 +18,7 @@ TABLE_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     # REDIRECT is valid in these two only (ip_tables extension xt_REDIRECT).
     "nat": ("prerouting", "output"),
 }
+INWARD: Final = frozenset(("prerouting", "input"))
 
 
 class RuleConfig(Selection):
@@ -91,6 +92,15 @@ class RuleConfig(Selection):
     def takes_udp(self) -> bool:
         """Whether it selects UDP."""
         return bool(self.all or self.udp_ports or UDP in (self.protocol or ()))
+
+    def looks_at(self, hook: str) -> str:
+        """Which port its role looks at, as an option of multiport: a server's is the destination on the way in, a client's on the
+        way out."""
+        if self.proxy is not None:
+            return "--dports"
+        if self.role in (None, "both") or hook == "forward":
+            return "--ports"
+        return "--dports" if (self.role == "server") == (hook in INWARD) else "--sports"
 
     def by_owner(self, hook: str) -> bool:
         """Whether it takes the packets of certain users, groups or control groups, which the kernel knows only while the socket

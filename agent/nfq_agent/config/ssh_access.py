@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from nfq_agent.config.capture import InlineConfig
 from nfq_agent.config.models import Config, QueueConfig
 from nfq_agent.config.policies import CLOSED, policy_of
-from nfq_agent.config.rule import RuleConfig
+from nfq_agent.config.rule import INWARD, RuleConfig
 from nfq_agent.packet import TCP
 from nfq_agent.values import LAST_PORT, Ports
 
@@ -25,13 +25,12 @@ _CLIENTS: Final = Ports(1024, LAST_PORT)
 # Conditions of which it is known whether a packet meets them; of the first packet of a flow not all are.
 _KNOWN: Final = frozenset({"action", "name", "when", "verify", "protocol", "dport", "sport"})
 _KNOWN_OF_PACKETS: Final = _KNOWN | {"hook", "direction"}
-_INWARD: Final = ("prerouting", "input")
-_OUTWARD: Final = ("output", "postrouting")
+_OUTWARD: Final = frozenset(("output", "postrouting"))
 # Which connections: by the hooks of their first packets and of the answers.
 _WAYS: Final = {
-    "SSH": (_INWARD, _OUTWARD),
-    "outgoing SSH": (_OUTWARD, _INWARD),
-    "forwarded SSH": (("forward",), ("forward",)),
+    "SSH": (INWARD, _OUTWARD),
+    "outgoing SSH": (_OUTWARD, INWARD),
+    "forwarded SSH": (frozenset(("forward",)), frozenset(("forward",))),
 }
 # The one fact that is known before a flow says anything (policy_rule.DST_NAME).
 _DST_NAME: Final = "dst_name"
@@ -68,19 +67,12 @@ def _takes(config: Config, table: QueueConfig | InlineConfig, seen: _Seen) -> bo
 def _selects(rule: RuleConfig, seen: _Seen) -> bool:
     if seen.hook not in rule.hooks or (rule.tcp_syn and seen.answers):
         return False
-    ports = _ports_of(rule, seen)
+    # Of the packet's two ports this one is known.
+    known = rule.looks_at(seen.hook) in ("--ports", "--sports" if seen.answers else "--dports")
     by_protocol = rule.all or TCP in (rule.protocol or ()) or (rule.tcp_syn and not rule.tcp_ports)
-    if _SSH in ports and _has(rule.not_tcp_ports, _SSH):
+    if known and _has(rule.not_tcp_ports, _SSH):
         return False
-    return by_protocol or (_SSH in ports and _has(rule.tcp_ports, _SSH))
-
-
-def _ports_of(rule: RuleConfig, seen: _Seen) -> tuple[int, ...]:
-    """The known ports of the packet at which a rule looks, as the plan of the rules chooses them: 22 or none."""
-    if rule.role in (None, "both") or seen.hook == "forward":
-        return (_SSH,)
-    by_destination = (rule.role == "server") == (seen.hook in _INWARD)
-    return (_SSH,) if by_destination != seen.answers else ()
+    return by_protocol or (known and _has(rule.tcp_ports, _SSH))
 
 
 def _drops(config: Config, table: QueueConfig | InlineConfig, seen: _Seen) -> bool:
@@ -126,7 +118,7 @@ def _can_match(rule: RuleOptions, seen: _Seen, by_flow: bool) -> bool:
         return False
     if by_flow:
         return True
-    way = "in" if seen.hook in _INWARD else "out" if seen.hook in _OUTWARD else None
+    way = "in" if seen.hook in INWARD else "out" if seen.hook in _OUTWARD else None
     return (rule.hook is None or seen.hook in rule.hook) and rule.direction in (None, way)
 
 

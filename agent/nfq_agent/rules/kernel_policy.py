@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfq_agent.config.drop_lines import drop_lines
 from nfq_agent.config.models import Config, QueueConfig
-from nfq_agent.config.rule import RuleConfig
+from nfq_agent.config.rule import INWARD, RuleConfig
 from nfq_agent.element import Needs
 from nfq_agent.elements import packet_element
 from nfq_agent.match import Conditions
@@ -23,7 +23,7 @@ from nfq_agent.rules.entries import parsed, protocols_of
 from nfq_agent.rules.model import VERDICTS, Extension, Family, Option, Rule, comment_match
 from nfq_agent.rules.owner_steps import HeadPolicy, OwnerStep, by_headers, overrides, owner_policy, policy_at_head
 from nfq_agent.rules.policy_map import SAMPLE, Ask, Leading, PolicyMap, all_passes, compared, mapped, with_maps
-from nfq_agent.rules.selection import INWARD, SYN_ACK, Selected, port_lists, range_lists
+from nfq_agent.rules.selection import SYN_ACK, Selected, port_lists, range_lists
 
 if TYPE_CHECKING:
     from nfq_agent.policy_options import RuleOptions

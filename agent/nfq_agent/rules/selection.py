@@ -8,13 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Final, NamedTuple
 
-from nfq_agent.config.rule import RuleConfig
+from nfq_agent.config.rule import INWARD, RuleConfig
 from nfq_agent.config.selection import Identities
 from nfq_agent.mark import Mark
 from nfq_agent.rules.model import Extension, Family, Option, Rule, RuleError
 from nfq_agent.values import Network, Ports
 
-INWARD: Final = frozenset(("prerouting", "input"))
 # xt_multiport holds 15 ports, and a range takes two places (XT_MULTI_PORTS).
 _MULTIPORT_PLACES: Final = 15
 SYN: Final = Extension("tcp", (Option("--tcp-flags", "FIN,SYN,RST,ACK SYN"),))
@@ -45,7 +44,7 @@ def selected(name: str, rule: RuleConfig, hook: str, family: Family, lists: bool
     if hook == "forward" and rule.interface and rule.role in ("server", "client"):
         yield from _forwarded(name, rule, family, lists)
         return
-    for protocol, matches in _traffic(name, rule, direction_of(rule, hook), family, lists):
+    for protocol, matches in _traffic(name, rule, rule.looks_at(hook), family, lists):
         for inward, outward in _interfaces(name, rule, hook, lists):
             for tail in _conditions(rule, family, lists):
                 yield Selected(protocol, matches, inward, outward, tail)
@@ -96,16 +95,6 @@ def _traffic(
         yield "tcp", (*head, Extension("multiport", (Option(direction, ports),)))
     for ports in port_lists(_without(rule.udp_ports, rule.not_udp_ports), lists):
         yield "udp", (Extension("multiport", (Option(direction, ports),)),)
-
-
-def direction_of(rule: RuleConfig, hook: str) -> str:
-    """Which port a role looks at, as an option of multiport: a server's is the destination on the way in, a client's on the way
-    out."""
-    if rule.proxy is not None:
-        return "--dports"
-    if rule.role in (None, "both") or hook == "forward":
-        return "--ports"
-    return "--dports" if (rule.role == "server") == (hook in INWARD) else "--sports"
 
 
 def _excluding(ports: Iterable[Ports], direction: str, lists: bool) -> tuple[Extension, ...]:
