@@ -9,7 +9,7 @@ from typing import Any
 from nfq_agent.config.file import check
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config, ConfigError
-from nfq_agent.config.source import Source
+from nfq_agent.config.source import WITH_ELEMENTS, Source, tables_of
 from nfq_agent.host.one_shot import OneShot, OneShotError
 
 
@@ -46,5 +46,4 @@ def _answer(merged: dict[str, Any], source: Source, lookups: HostLookups) -> tup
 
 
 def _names_elements(merged: Mapping[str, Any]) -> bool:
-    tables = [table for kind in ("queue", "proxy", "tap", "inline") if isinstance(table := merged.get(kind), Mapping)]
-    return any(isinstance(each, Mapping) and each.get("elements") for table in tables for each in table.values())
+    return any(table.get("elements") for kind in WITH_ELEMENTS for table in tables_of(merged, kind).values())

@@ -10,6 +10,7 @@ from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings, target_in_force
 from nfq_agent.config.file import Check, check, instance_in, load, load_table, without_elements
 from nfq_agent.config.models import Agent, Config, ConfigError, LogConfig
+from nfq_agent.config.source import tables_of
 from nfq_agent.service import control
 
 
@@ -80,7 +81,7 @@ def whatever_can_be_read(flags: Flags) -> tuple[Config, list[str]]:
 def _overrides(merged: dict[str, Any], flags: Flags) -> dict[str, Any]:
     """The flags as keys of the configuration."""
     over: dict[str, Any] = {"agent": {"instance": flags.instance}} if flags.instance is not None else {}
-    queues = _tables(merged, "queue")
+    queues = tables_of(merged, "queue")
     if flags.queue_num is not None:
         over["queue"] = {_the_one_queue(queues): {"num": flags.queue_num}}
     log = flags.log_5tuple or _debug(merged)
@@ -92,18 +93,12 @@ def _overrides(merged: dict[str, Any], flags: Flags) -> dict[str, Any]:
         if log and isinstance(elements, list) and "log" not in elements:
             # Last in the chain: it logs what the others decided.
             mine["elements"] = [*elements, "log"]
-    if flags.af_family is not None and (rules := _tables(merged, "rules")):
+    if flags.af_family is not None and (rules := tables_of(merged, "rules")):
         over["rules"] = {name: {"family": flags.af_family.value} for name in rules}
     return over
 
 
-def _tables(merged: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
-    """Those of a kind; what is no table is a fault that the check of the whole configuration names."""
-    found = merged.get(kind)
-    return {name: table for name, table in found.items() if isinstance(table, dict)} if isinstance(found, dict) else {}
-
-
-def _the_one_queue(queues: dict[str, Any]) -> str:
+def _the_one_queue(queues: Mapping[str, Any]) -> str:
     if len(queues) != 1:
         raise ConfigError([f"command line: --queue-num: {len(queues)} queues are configured; allowed: with one queue"])
     (name,) = queues

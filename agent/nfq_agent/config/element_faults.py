@@ -12,19 +12,19 @@ from pydantic import ValidationError
 from nfq_agent.config.lines import Place
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config
-from nfq_agent.config.source import Source
+from nfq_agent.config.source import WITH_ELEMENTS, Source, tables_of
 from nfq_agent.config.wording import model_faults
 from nfq_agent.elements import ElementError
 
 
 def element_faults(merged: Mapping[str, Any], source: Source, lookups: HostLookups) -> Iterator[str]:
     """One line for each fault of an element that a queue, a tap, an inline link or a proxy names. merged: as it was read."""
-    tables = {name: table for name, table in _tables(merged, "element") if isinstance(table, dict)}
+    tables = tables_of(merged, "element")
     config = Config().model_copy({"element": tables}).with_lookups(lookups)
     told: set[tuple[str, bool]] = set()
-    for kind in ("queue", "tap", "inline", "proxy"):
-        for name, table in _tables(merged, kind):
-            elements = table.get("elements") if isinstance(table, Mapping) else None
+    for kind in WITH_ELEMENTS:
+        for name, table in tables_of(merged, kind).items():
+            elements = table.get("elements")
             for element in elements if isinstance(elements, list) else ():
                 of_streams = kind == "proxy"
                 if not isinstance(element, str) or (element, of_streams) in told:
@@ -35,11 +35,6 @@ def element_faults(merged: Mapping[str, Any], source: Source, lookups: HostLooku
                     (config.stream_elements if of_streams else config.packet_elements)(chain)
                 except ElementError as error:
                     yield from _faults(error, (kind, name, "elements"), source, tables)
-
-
-def _tables(merged: Mapping[str, Any], kind: str) -> list[tuple[str, Any]]:
-    found = merged.get(kind)
-    return list(found.items()) if isinstance(found, Mapping) else []
 
 
 def _faults(error: ElementError, at: Place, source: Source, tables: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

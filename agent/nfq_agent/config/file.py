@@ -12,7 +12,7 @@ from typing import Any, Final
 from nfq_agent.config.lines import Place
 from nfq_agent.config.lookups import HostLookups, stamp
 from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError
-from nfq_agent.config.source import Source
+from nfq_agent.config.source import WITH_ELEMENTS, Source, tables_of
 from nfq_agent.config.toml_text import read_toml
 from nfq_agent.elements.access import open_folder, writable_by_others
 from nfq_agent.elements.loading import CodeError, look_in
@@ -130,12 +130,8 @@ def _instance_line(file: Path) -> str | None:
 
 def without_elements(merged: Mapping[str, Any]) -> dict[str, Any]:
     """For `adjust`: the same configuration with no element in it, for verbs that must work although one cannot be loaded."""
-    over: dict[str, Any] = {}
-    for kind in ("queue", "proxy", "tap", "inline"):
-        tables = merged.get(kind)
-        if isinstance(tables, Mapping):
-            over[kind] = {name: {"elements": []} for name, table in tables.items() if isinstance(table, Mapping)}
-    return over
+    named = {kind: tables_of(merged, kind) for kind in WITH_ELEMENTS}
+    return {kind: {name: {"elements": []} for name in tables} for kind, tables in named.items() if tables}
 
 
 def folders(main: Path) -> tuple[Path, Path]:

@@ -13,7 +13,8 @@ from typing import Final
 Place = tuple[str | int, ...]
 
 _SPACE: Final = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
-_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
+# A key without quotes.
+BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 # The closing quotes of a multi-line string may follow one or two quotes that belong to it.
 _STRING: Final = re.compile(
     r'"""(?:[^\\]|\\.)*?"{3,5}(?!")' r"|'''.*?'{3,5}(?!')" r'|"(?:[^"\\\n]|\\.)*"' r"|'[^'\n]*'", re.DOTALL
@@ -97,7 +98,7 @@ class _Reader:
             self._next()
             if match := _STRING.match(self._text, self._at):
                 parts.append(_unquoted(match[0]))
-            elif match := _BARE.match(self._text, self._at):
+            elif match := BARE.match(self._text, self._at):
                 parts.append(match[0])
             else:
                 self._at += 1

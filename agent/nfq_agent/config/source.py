@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from nfq_agent.config.geo import Stamp
-from nfq_agent.config.lines import Place, lines
+from nfq_agent.config.lines import BARE, Place, lines
 
-_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
+# The kinds of tables that name elements.
+WITH_ELEMENTS: Final = ("queue", "tap", "inline", "proxy")
 _ESCAPED: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -53,9 +53,15 @@ class Source:
         return f"{self.file(location)}: {key_text(location if key is None else key)}: {what}{where}{mark}{allowed}"
 
 
+def tables_of(merged: Mapping[str, Any], kind: str) -> dict[str, Mapping[str, Any]]:
+    """The tables of a kind in what was read, by their names; what is no table is a fault that the check of the whole names."""
+    found = merged.get(kind)
+    return {name: table for name, table in found.items() if isinstance(table, Mapping)} if isinstance(found, Mapping) else {}
+
+
 def key_as_written(key: str) -> str:
     """A key as a file has it: in quotes where it is not of letters, digits, hyphens and underscores."""
-    if _BARE.fullmatch(key):
+    if BARE.fullmatch(key):
         return key
     return '"' + "".join(_ESCAPED.get(each) or (each if each.isprintable() else f"\\u{ord(each):04x}") for each in key) + '"'
 
