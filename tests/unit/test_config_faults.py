@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import faults
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,14 +81,6 @@ def test_every_path_of_every_configuration_is_found() -> None:
     assert len(files) > 5
     for file in files:
         assert set(lines(file.read_text())) >= paths(tomllib.loads(file.read_text())), file
-
-
-def faults(folder: Path, text: str) -> list[str]:
-    file = folder / "x.toml"
-    file.write_text(text)
-    with pytest.raises(ConfigError) as refused:
-        load(file)
-    return [fault.removeprefix(f"{file}: ") for fault in refused.value.faults]
 
 
 RULES = '[queue.q]\nelements = ["allow"]\n[element.allow]\ntype = "policy"\n'

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import faults
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -21,14 +22,6 @@ from unit.test_wording import FOREIGN, TABLES, models
 
 NOT_TOML = "not TOML: "
 DEEP = "not TOML: tables or lists are nested too deeply; allowed: at most 50 levels"
-
-
-def faults(folder: Path, data: bytes) -> list[str]:
-    file = folder / "x.toml"
-    file.write_bytes(data)
-    with pytest.raises(ConfigError) as refused:
-        load(file)
-    return [fault.removeprefix(f"{file}: ") for fault in refused.value.faults]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +96,7 @@ RULE = '[queue.q]\nelements = ["e"]\n[element.e]\ntype = "policy"\nrule = [{ act
 def test_all_bad_members_of_a_list_with_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("10.0.0.0/8\nten\n")
     (tmp_path / "empty").write_text("")
-    told = faults(tmp_path, (RULE % 'src = [\n"file:none", "a",\n"file:bad", "10.0.0.0/8", "file:", "file:empty"]').encode())
+    told = faults(tmp_path, RULE % 'src = [\n"file:none", "a",\n"file:bad", "10.0.0.0/8", "file:", "file:empty"]')
     assert [fault.partition("; allowed")[0].replace(f"{tmp_path}/", "") for fault in told] == [
         "element.e.rule[1].src: none: cannot be read: No such file or directory (line 6)",
         "element.e.rule[1].src: 'a' is not a valid network (line 6)",
@@ -111,7 +104,7 @@ def test_all_bad_members_of_a_list_with_files_are_told(tmp_path: Path) -> None:
         "element.e.rule[1].src: 'file:' is not the name of a file (line 7)",
         "element.e.rule[1].src: file:empty has no entry (line 7)",
     ]
-    (fault,) = faults(tmp_path, (RULE % 'src = "file:a\\u0000b"').encode())
+    (fault,) = faults(tmp_path, RULE % 'src = "file:a\\u0000b"')
     assert fault.startswith(r"element.e.rule[1].src: 'file:a\x00b' is not the name of a file (line 5); allowed: file:NAME")
 
 
@@ -139,7 +132,7 @@ def test_all_bad_members_of_a_list_with_files_are_told(tmp_path: Path) -> None:
     ],
 )
 def test_the_kind_of_an_element_that_is_none(tmp_path: Path, text: str, expected: str) -> None:
-    assert faults(tmp_path, text.encode()) == [expected]
+    assert faults(tmp_path, text) == [expected]
 
 
 def written(value: Any) -> str:

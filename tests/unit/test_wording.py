@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faulty import faults
 from pydantic import BaseModel
 
 import nfq_agent
@@ -29,14 +30,6 @@ TABLES = {
 }  # fmt: skip
 ELEMENT = '[queue.q]\nelements = ["e"]\n[rules.r]\nqueue = "q"\ntcp_ports = [80]\n[element.e]\ntype = "%s"\n'
 STREAM = '[proxy.p]\nlisten = ["[::]:1"]\nelements = ["e"]\n[element.e]\ntype = "%s"\n'
-
-
-def faults(tmp_path: Path, text: str) -> list[str]:
-    path = tmp_path / "x.toml"
-    path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        load(path)
-    return [fault.removeprefix(f"{path}: ") for fault in caught.value.faults]
 
 
 @pytest.mark.parametrize(
