@@ -34,6 +34,18 @@ else:
     said["same"] = (repr(here), here.table) == (said["values"], said["table"]) and here == config
 print(json.dumps({**said, "loaded": loaded, "waited": bool(where)}))
 """
+# What an agent does that starts again and finds faults in its files.
+_SERVED_BEFORE = """
+import json, sys
+from pathlib import Path
+from types import SimpleNamespace
+from nfq_agent.cli import serve
+from nfq_agent.cli.flags import Flags
+from nfq_agent.config.models import ConfigError
+store = SimpleNamespace(inherited=True, noted=lambda name: {"queue": {"main": {"num": 7}}})
+config = serve.served_before(Flags(Path(sys.argv[1])), store, ConfigError([]))
+print(json.dumps({"num": config.queue["main"].num, "remark": config.remark != "", "loaded": "pydantic" in sys.modules}))
+"""
 _RULES = '[rules.app]\nqueue = "main"\ntcp_ports = [80, "8000:8010"]\nsrc = ["10.0.0.0/8"]\nmark = "0x1/0xf"\n'
 _SERVED = f"[agent]\nreload_on_change = true\n[queue.main]\nnum = 7\n{_RULES}[proxy.web]\nlisten = ['[::1]:15002']\n"
 
@@ -74,6 +86,13 @@ def test_its_faults_are_the_same(tmp_path: Path, text: str) -> None:
 def test_elements_are_checked_here(tmp_path: Path) -> None:
     found = read(tmp_path, f'[queue.main]\nelements = ["log"]\n{_RULES}')
     assert (found["loaded"], found["waited"], found["same"]) == (True, False, True)
+
+
+def test_what_served_before_is_checked_apart(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _SERVED_BEFORE, str(tmp_path / "x.toml")], check=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout) == {"num": 7, "remark": True, "loaded": False}
 
 
 def test_where_the_process_is_killed_it_is_checked_here(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ def configuration(flags: Flags, check: Check = check) -> Config:
     return load(flags.config, lambda merged: _overrides(merged, flags), check)
 
 
-def served_before(flags: Flags, table: dict[str, Any]) -> Config:
+def served_before(flags: Flags, table: dict[str, Any], check: Check = check) -> Config:
     """The configuration of the previous agent, which left `table`. Raises ConfigError."""
-    return checked(load_table(table, flags.config), restarts=True)
+    return checked(load_table(table, flags.config, check), restarts=True)
 
 
 def checked(config: Config, restarts: bool = False) -> Config:

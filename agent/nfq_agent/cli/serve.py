@@ -79,7 +79,7 @@ def served_before(flags: Flags, store: Store, faults: ConfigError) -> Config:
 
     if store.inherited and (table := store.noted(CONFIGURATION)):
         try:
-            return loading.served_before(flags, table)
+            return loading.served_before(flags, table, check_apart)
         except ConfigError as error:
             faults = ConfigError([*faults.faults, *error.faults])
     _clean_up(flags)
