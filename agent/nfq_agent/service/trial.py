@@ -36,7 +36,7 @@ class Trial:
         due: MutableMapping[Callable[[], None], float],
         clock: Callable[[], float],
         log: Log,
-        note: Callable[[dict[str, Any] | None], None] = lambda _: None,
+        note: Callable[[dict[str, Any] | None], None],
     ) -> None:
         """put_back: puts a configuration into force, and says what changed; raises one of FAILURES. due: what is done when.
 
