@@ -182,10 +182,16 @@ def test_what_cannot_be_put_back_is_said_and_stays(agent: Agent) -> None:
     assert agent.port == 2000
 
 
-def test_changed_files_do_not_bring_in_a_file_that_was_taken_back(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("faults", [False, True], ids=["alone", "faults behind it"])
+def test_changed_files_do_not_bring_in_a_file_that_was_taken_back(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, faults: bool
+) -> None:
     monkeypatch.setattr(Config, "changed_files", lambda _: ["blocklist.txt"])
     agent.ask("reload", confirm=60)
     agent.ask("confirm", keep=False)
+    if faults:
+        break_traffic(agent, drop=0.5)
+        agent.ask("confirm", keep=False, faults=True)
     agent.pass_time(5)
     agent.pass_time(5)
     assert agent.port == 1000

@@ -176,7 +176,8 @@ class Trial:
     def _take_back(self, why: str) -> dict[str, Any]:
         faults = self._faults
         before = self._end()
-        self._refused = not faults
+        # The end of faults says nothing about the file: what a person refused before stays out.
+        self._refused |= not faults
         try:
             changed = self._put(before)
             if faults:
