@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nfq_agent.elements.interface_names import name_lookup
+
 T = TypeVar("T")
 # How long a test waits for what has to come, in seconds. It only bounds a test that fails: on a loaded machine all takes long.
 PATIENCE = 90.0
@@ -148,6 +150,8 @@ class Namespace:
                     raise OSError(ctypes.get_errno(), f"setns {name}")
             finally:
                 os.close(descriptor)
+        # What asks for the names of interfaces keeps a socket, which belongs to the namespace that it was opened in.
+        name_lookup.cache_clear()
 
     def call(self, function: Callable[..., T], *args: Any, timeout: float = 120) -> T:
         """What `function(*args)` returns or raises when it runs inside, in a process of its own."""
