@@ -22,6 +22,18 @@ num = 7
 queue = "main"
 udp_ports = [9]
 """
+# A packet whose answer, that nobody listens, is back: nothing is under way that would still count.
+ASK = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    asking.settimeout(30)
+    asking.connect(("127.0.0.1", 9))
+    asking.send(b"x")
+    try:
+        asking.recv(1)
+    except ConnectionRefusedError:
+        print("refused")
+"""
 # With the counters, which begin again where rules are put in again.
 RULES = "iptables-legacy-save -c -t mangle | grep NFQA || true; nft list ruleset"
 
@@ -32,7 +44,7 @@ def test_a_living_agent_keeps_its_rules_and_a_dead_one_does_not(
     netns: Namespace, tmp_path: Path, backend: str, stopped: bool
 ) -> None:
     agent = Agent(netns, tmp_path, CONFIG.format(backend=backend)).ready()
-    netns.run("bash", "-c", "echo x > /dev/udp/127.0.0.1/9")
+    assert netns.run(sys.executable, "-c", ASK).stdout == "refused\n"
     before = netns.shell(RULES)
     assert "NFQA-default-OUTPUT" in before
     if stopped:
