@@ -22,7 +22,7 @@ num = 7
 queue = "main"
 udp_ports = [9]
 """
-# A packet whose answer, that nobody listens, is back: nothing is under way that would still count.
+# A packet whose answer, that no process listens, is back: nothing is under way that would still count.
 ASK = """
 import socket
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
