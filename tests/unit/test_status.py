@@ -28,6 +28,7 @@ from nfq_agent.service.status import (
     Status,
     StatusError,
     TapStatus,
+    TrialStatus,
     WorkerStatus,
 )
 
@@ -76,6 +77,7 @@ REPORT = Status(
     drift=DriftStatus(2, 1_000_100.0, 5.0, 10.0, ("inet mangle + -A OUTPUT -j NFQA-default-OUTPUT",), "", 2.5, 1_000_099.0),
     log_lines_lost=7,
     bypasses=(BypassStatus("queue", "main", TEN_DIGITS, "packets", "the queue was full", "more numbers"),),
+    trial=TrialStatus("faults", "main", {"drop": 0.25, "delay": 0.5, "delay_for": "80ms"}, 29.5),
 )  # fmt: skip
 
 
@@ -119,6 +121,7 @@ def test_every_key_is_documented_and_no_other() -> None:
         "drift": names(DriftStatus),
         "bypasses": names(BypassStatus),
         "confinement": names(ConfinementStatus),
+        "trial": names(TrialStatus),
     }
     assert tables["workers"].items() >= WORKER_COUNTERS.items()
     assert tables["counters"] == PROXY_COUNTERS
@@ -166,6 +169,11 @@ def test_the_text_fits(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "Rules: 1 are not as configured" in text
     assert f"Uninspected: {TEN_DIGITS} packets" in text
     assert "Also running: instance blue, version 1.2.3" in text
+    faults = "Faults: queue main, drop=0.25 delay=0.5 delay_for=80ms; they end in 30 s, or by `nfq-agent chaos off`"
+    assert faults in " ".join(text.split())
+    waiting = dataclasses.replace(REPORT, trial=TrialStatus("reload", "", {}, 42.0))
+    show_status.status(waiting, [], REPORT.since)
+    assert "A reload waits for `nfq-agent confirm`; it is taken back in 42 s" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_interface_shows_what_it_counted_and_what_matters_at_zero(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from store_contract import FakeKeeper
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.queue.errors import QueueError
+from nfq_agent.service.inheritance import TRIAL
 from nfq_agent.service.store import Store
 from nfq_agent.service.supervisor import Supervisor
+from nfq_agent.service.trial import Trial, was_taken_back
 
 
 def config(port: int) -> Config:
@@ -44,6 +47,8 @@ class Agent:
     def crash(self) -> None:
         """End without a word, and be started again by the service manager: the file is read, and the notes are there."""
         assert self._keeper is not None
+        # The next agent takes over the workers that it wants, and ends the others.
+        self.machine.crew.queues.clear()
         self._start(self._read(), Store({"state": os.dup(self._keeper.kept["state"][-1])}, self._keeper))
 
     def _read(self) -> Config:
@@ -172,14 +177,16 @@ def test_a_refused_reload_begins_no_trial(agent: Agent) -> None:
     assert agent.port == 1000
 
 
-def test_what_cannot_be_put_back_is_said_and_stays(agent: Agent) -> None:
+def test_what_cannot_be_put_back_is_said_and_tried_again(agent: Agent) -> None:
     agent.ask("reload", confirm=60)
     agent.machine.trouble.fail["crew.add worker of queue 1000"] = QueueError(1000, "another process has already bound this queue")
     answer = agent.ask("confirm", keep=False)
     assert not answer["ok"]
     assert "could not be restored" in answer["message"]
-    assert "the new one is in force" in answer["message"]
+    assert "the new one is in force, and it is tried again in 10 s" in answer["message"]
     assert agent.port == 2000
+    agent.pass_time(11)
+    assert agent.port == 1000
 
 
 @pytest.mark.parametrize("faults", [False, True], ids=["alone", "faults behind it"])
@@ -276,6 +283,97 @@ def test_a_crash_does_not_confirm_a_reload(kept: Agent) -> None:
     assert agent.ask("confirm", keep=True, trial=number)["message"] == "no reload waits for a confirmation"
 
 
+class Killed(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("at", ["crew.add worker of queue 2000", "rules.apply inet", "crew.retire worker of queue 1000", "begin"])
+def test_a_crash_within_a_reload_on_trial_does_not_confirm_it(kept: Agent, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    agent = kept
+    with monkeypatch.context() as broken:
+        if at == "begin":
+            broken.setattr(Trial, "begin", kill)
+        else:
+            agent.machine.trouble.fail[at] = Killed()
+        with pytest.raises(Killed):
+            agent.ask("reload", confirm=60)
+    agent.crash()
+    # The file holds it.
+    assert agent.port == 2000
+    agent.pass_time(61)
+    assert agent.port == 1000
+
+
+def kill(*_: object) -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("refused", [ConfigError(["queue: a fault"]), OSError("no")])
+def test_a_reload_that_is_not_made_leaves_no_trial_to_the_next_process(kept: Agent, refused: Exception) -> None:
+    agent = kept
+    if isinstance(refused, ConfigError):
+        good, agent.file = agent.file, refused
+    else:
+        good = agent.file
+        agent.machine.trouble.fail["crew.add worker of queue 2000"] = refused
+    assert not agent.ask("reload", confirm=60)["ok"]
+    agent.file = good
+    agent.crash()
+    assert agent.ask("confirm", keep=False) == {"ok": False, "message": "no reload waits for a confirmation"}
+    agent.pass_time(61)
+    assert agent.port == 2000
+
+
+def test_a_crash_while_the_configuration_before_is_put_back_is_made_good(kept: Agent) -> None:
+    agent = kept
+    agent.ask("reload", confirm=60)
+    agent.machine.trouble.fail["crew.add worker of queue 1000"] = Killed()
+    with pytest.raises(Killed):
+        agent.pass_time(61)
+    agent.crash()
+    agent.pass_time(1)
+    assert agent.port == 1000
+
+
+def test_a_crash_does_not_forget_that_the_file_was_taken_back(kept: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = kept
+    agent.ask("reload", confirm=60)
+    agent.ask("confirm", keep=False)
+    # As `run` begins then (test_serve.py).
+    assert was_taken_back(agent.machine.system.store.noted(TRIAL))
+    bad, agent.file = agent.file, config(1000)
+    agent.crash()
+    agent.file = bad
+    with monkeypatch.context() as changed:
+        changed.setattr(Config, "changed_files", lambda _: ["blocklist.txt"])
+        agent.pass_time(5)
+        agent.pass_time(5)
+    assert agent.port == 1000
+    # A person's reload brings it in, and a person's restart reads the file.
+    agent.ask("reload", confirm=60)
+    agent.ask("confirm", keep=False)
+    assert was_taken_back(agent.machine.system.store.noted(TRIAL))
+    agent.ask("reload")
+    assert agent.port == 2000
+    assert not was_taken_back(agent.machine.system.store.noted(TRIAL))
+
+
+def test_a_restart_that_a_person_asks_for_reads_the_file() -> None:
+    machine, store = FakeMachine(None), Store({}, FakeKeeper())
+    machine.keep(store)
+    noted = []
+
+    def ask(verb: str, **more: Any) -> None:
+        assert machine.servers[-1].ask({"verb": verb, **more})["ok"]
+        noted.append(was_taken_back(store.noted(TRIAL)))
+
+    machine.turns += [partial(ask, "reload", confirm=60), partial(ask, "confirm", keep=False), partial(ask, "restart")]
+    with pytest.raises(SystemExit):
+        Supervisor(lambda: config(2000), config(1000), machine.log, machine.system, restored).run()
+    assert noted == [False, True, True]
+    assert not was_taken_back(store.noted(TRIAL))
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_reload_is_answered_after_a_crash(kept: Agent, keep: bool) -> None:
     agent = kept
@@ -366,6 +464,40 @@ def test_a_reload_ends_faults_and_stays(agent: Agent) -> None:
     assert not faulty(agent)
     agent.pass_time(60)
     assert agent.port == 2000
+
+
+def test_a_reload_on_trial_that_ended_faults_does_not_bring_them_back(agent: Agent) -> None:
+    break_traffic(agent, drop=0.5)
+    agent.ask("reload", confirm=60)
+    assert agent.port == 2000
+    agent.pass_time(61)
+    assert agent.port == 1000
+    assert not faulty(agent)
+
+
+def test_faults_that_cannot_be_ended_are_ended_later(agent: Agent) -> None:
+    break_traffic(agent, drop=0.5)
+    agent.machine.trouble.fail["crew.replace worker of queue 1000"] = OSError("no")
+    answer = agent.ask("confirm", keep=False, faults=True)
+    assert not answer["ok"]
+    assert "the faults stay, and it is tried again in 10 s" in answer["message"]
+    assert faulty(agent)
+    agent.pass_time(11)
+    assert not faulty(agent)
+
+
+def test_the_status_says_what_is_on_trial(agent: Agent) -> None:
+    assert agent.ask("status")["trial"] is None
+    break_traffic(agent, drop=0.5)
+    told = agent.ask("status")["trial"]
+    assert 29 <= told.pop("left") <= 30
+    assert told == {"kind": "faults", "queue": "main", "faults": {"drop": 0.5}}
+    agent.ask("reload", confirm=60)
+    told = agent.ask("status")["trial"]
+    assert 59 <= told.pop("left") <= 60
+    assert told == {"kind": "reload", "queue": "", "faults": {}}
+    agent.ask("confirm", keep=True)
+    assert agent.ask("status")["trial"] is None
 
 
 @pytest.mark.parametrize(

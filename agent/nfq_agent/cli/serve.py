@@ -52,6 +52,8 @@ def run(flags: Flags) -> int:
     except ConfigError as error:
         faults = error
         loaded = served_before(flags, host.store, error)
+    else:
+        loaded, faults = without_taken_back(flags, host.store, loaded)
     settings = log_settings(loaded.log)
     log = open_log(settings.format, settings.level, shows(settings.when))
     for fault in faults.faults if faults is not None else ():
@@ -68,6 +70,22 @@ def run(flags: Flags) -> int:
 def _load_service() -> None:
     for name in ("host.journal", "log_filter", "service.supervisor", "service.system"):
         import_module(f"nfq_agent.{name}")
+
+
+def without_taken_back(flags: Flags, store: Store, loaded: Config) -> tuple[Config, ConfigError | None]:
+    """What to serve, and why not what was loaded: a crash does not bring in a file that was taken back by a reload on trial."""
+    from nfq_agent.service.inheritance import CONFIGURATION, TRIAL
+    from nfq_agent.service.trial import was_taken_back
+
+    table = store.noted(CONFIGURATION)
+    if not (table and was_taken_back(store.noted(TRIAL))):
+        return loaded, None
+    try:
+        before = loading.served_before(flags, table, check_apart)
+    except ConfigError as error:
+        show.error(f"nfq-agent: the file was taken back, and is read all the same: {'; '.join(error.faults)}")
+        return loaded, None
+    return before, ConfigError(["the reload of the file was taken back; `nfq-agent reload` reads it again"])
 
 
 def served_before(flags: Flags, store: Store, faults: ConfigError) -> Config:

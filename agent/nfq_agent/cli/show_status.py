@@ -22,6 +22,7 @@ from nfq_agent.service.status import (
     RuleStatus,
     Status,
     TapStatus,
+    TrialStatus,
     WorkerStatus,
 )
 from nfq_agent.values import duration_text, size_text
@@ -43,6 +44,8 @@ def status(report: Status, running: Iterable[Status], now: float) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(report.since))
     out.print(f"Instance {report.instance}: {report.state}, version {report.version}, {report.backend} backend", markup=False)
     out.print(f"pid {report.pid}, up {_up(report, now)}, since {since}", markup=False)
+    if report.trial is not None:
+        out.print(_trial(report.trial), markup=False, style="yellow")
     for queue in report.queues:
         _queue(out, queue)
     for proxy in report.proxies:
@@ -76,6 +79,14 @@ def status(report: Status, running: Iterable[Status], now: float) -> None:
     if report.log_lines_lost:
         out.print(f"Log: {report.log_lines_lost} lines lost", markup=False)
     others(running, now)
+
+
+def _trial(trial: TrialStatus) -> str:
+    left = f"{trial.left:.0f} s"
+    if trial.kind == "faults":
+        faults = " ".join(f"{key}={value}" for key, value in trial.faults.items())
+        return f"Faults: queue {trial.queue}, {faults}; they end in {left}, or by `nfq-agent chaos off`"
+    return f"A reload waits for `nfq-agent confirm`; it is taken back in {left}"
 
 
 def _rule_state(out: Console, drift: DriftStatus) -> None:

@@ -227,7 +227,7 @@ class Config(Model):
     @property
     def remark(self) -> str:
         """The note about it in the status line: set if the files have faults and an earlier configuration is in force."""
-        return "; with the previous configuration, since the files have faults" if self._state.outdated else ""
+        return "; with the previous configuration, not that of the files" if self._state.outdated else ""
 
     def made_of(self, table: dict[str, Any], outdated: bool) -> Self:
         """The same configuration, which knows what it was made of."""

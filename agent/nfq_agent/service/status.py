@@ -280,6 +280,19 @@ class ConfinementStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialStatus(_FromObject):
+    """What the agent takes back by itself. kind: "reload" (it waits for its confirmation) or "faults" (`nfq-agent chaos`).
+
+    queue, faults: of faults, their queue and keys. left: seconds.
+    """
+
+    kind: str
+    queue: str
+    faults: Mapping[str, Any]
+    left: float
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A running agent. since: when it began to serve, seconds since the epoch."""
 
@@ -300,6 +313,7 @@ class Status:
     log_lines_lost: int
     bypasses: tuple[BypassStatus, ...] = ()
     confinement: ConfinementStatus = ConfinementStatus()
+    trial: TrialStatus | None = None
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
@@ -322,6 +336,7 @@ class Status:
                     "drift": DriftStatus.from_object(read["drift"]),
                     "bypasses": tuple(BypassStatus.from_object(each) for each in read.get("bypasses", ())),
                     "confinement": ConfinementStatus.from_object(read.get("confinement", {"mode": "unknown"})),
+                    "trial": None if read.get("trial") is None else TrialStatus.from_object(read["trial"]),
                 }
             )
         except (KeyError, TypeError) as error:

@@ -11,6 +11,7 @@ import os
 import selectors
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 from nfq_agent.config.file import load_table
@@ -106,6 +107,8 @@ class Supervisor:
     def _leave(self, failed: bool) -> bool:
         """Leave processes, rules and queues as they are: the next agent takes them over, in this process or another."""
         self._inheritance.keep(self._meter)
+        if not failed:
+            self._trial.leave()
         self._crew.leave()
         if failed or (self._store.outlives and not self._in_place):
             return True
@@ -293,6 +296,7 @@ class Supervisor:
         """Put the file into force, all of it or nothing; for `confirm` seconds unless confirmed. Answers `nfq-agent reload`."""
         self._service.reloading()
         before = self._config
+        self._trial.foresee(before, confirm)
         try:
             # Changed code of elements is loaded, or, if the reload fails, stays as it was.
             with self._system.reimported() as changed_files:
@@ -302,10 +306,12 @@ class Supervisor:
             answer = {"ok": True, "message": message, **self._trial.begin(before, confirm)}
             self._log(message)
         except ConfigError as error:
+            self._trial.unchanged()
             answer = {"ok": False, "config": True, "message": "\n".join(error.faults)}
             for fault in error.faults:
                 self._log(f"reload refused, the configuration in force stays: {fault}", "error")
         except FAILURES as error:
+            self._trial.unchanged()
             answer = {"ok": False, "message": str(error)}
             self._log(f"reload failed, the configuration in force stays: {error}", "error")
         self._service.ready()
@@ -382,6 +388,7 @@ class Supervisor:
         assert self._rules is not None
         assert self._drift is not None
         drift = self._drift.status(self._system.wall())
-        return report.status(
+        told = report.status(
             self._config, self._crew, self._meter, self._rules.host.name, found, drift, self._drift.in_front, self._log.lost
         )
+        return replace(told, trial=self._trial.status(self._system.clock()))

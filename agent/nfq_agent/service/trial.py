@@ -8,18 +8,23 @@ from typing import Any, Final
 from nfq_agent.config.drill import with_chaos
 from nfq_agent.config.models import Config, ConfigError
 from nfq_agent.log import Log
+from nfq_agent.service.status import TrialStatus
 from nfq_agent.service.system import FAILURES
 
 # The longest trial, in seconds.
 _LONGEST: Final = 86400.0
 # Seconds after its end for which a trial of an earlier process counts: no restart takes longer.
 _FORGOTTEN: Final = 600.0
+# Seconds until it is tried again to put the configuration from before a trial into force.
+_AGAIN: Final = 10.0
 # Why a restart is not made.
 ON_TRIAL: Final = "a reload or faults are on trial, and a new start would read the file; end that first"
 # Why a reload is not tried.
 NEW_CODE: Final = (
     "the agent's code has changed on disk, and cannot be taken back: run `nfq-agent restart` first, then reload --confirm"
 )
+# The note that the file holds a configuration that was taken back.
+_TAKEN_BACK: Final = "taken back"
 _NONE_WAITS: Final = "no reload waits for a confirmation"
 
 
@@ -48,8 +53,9 @@ class Trial:
         self._clock = clock
         self._log = log
         self._before: Config | None = None
-        # Whether what is on trial are faults.
+        # Whether what is on trial are faults; their queue and keys.
         self._faults = False
+        self._drill: tuple[str, Mapping[str, Any]] = "", {}
         # Whether the file holds a configuration that was taken back, and what is said to an answer that comes too late.
         self._refused = False
         self._said = _NONE_WAITS
@@ -66,11 +72,25 @@ class Trial:
         """Whether the file must not be read by the agent's own decision: its content waits for an answer, or was taken back."""
         return self.runs or self._refused
 
+    def status(self, now: float) -> TrialStatus | None:
+        """What is on trial, for a person; None where nothing is. now: monotonic seconds."""
+        if not self.runs:
+            return None
+        queue, odds = self._drill if self._faults else ("", {})
+        return TrialStatus("faults" if self._faults else "reload", queue, odds, round(max(0.0, self._due[self._over] - now), 1))
+
+    def leave(self) -> None:
+        """A person asked for a new start. It reads the file, also one that was taken back; a reload on trial goes on."""
+        if self._refused:
+            self._refused = False
+            self._keep()
+
     def resume(self, noted: Mapping[str, Any], restore: Callable[[dict[str, Any]], Config]) -> None:
-        """Continue the reload on trial that the previous process left, if it left one: it read the file, as a reload does.
+        """Continue the reload on trial that the previous process left, if it left one: this one read the file, as a reload does.
 
         noted: what that process noted last. restore: makes a configuration of its table; raises ConfigError.
         """
+        self._refused = was_taken_back(noted)
         table, due, number = noted.get("before"), noted.get("due"), noted.get("number")
         if not (isinstance(table, dict) and isinstance(due, float) and isinstance(number, int)):
             return
@@ -91,9 +111,25 @@ class Trial:
         )
 
     def _keep(self) -> None:
-        """Note the reload on trial. Faults end with a start: they are in no file."""
+        """Note the reload on trial, or that the file was taken back. Faults end with a start: they are in no file."""
         if self._before is not None and not self._faults:
             self._note({"before": self._before.table, "due": float(self._due[self._over]), "number": self._number})
+        else:
+            self._note({_TAKEN_BACK: True} if self._refused else None)
+
+    def foresee(self, before: Config, seconds: float | None) -> None:
+        """A person's reload is about to be made: from now on the next process may find it in the file, or in force.
+
+        before, seconds: as of `begin`. A trial that runs already is noted, and takes this reload back as well.
+        """
+        if seconds is not None and (self._faults or not self.runs):
+            # What is noted of a configuration with faults has none.
+            due = self._clock() + min(seconds, _LONGEST)
+            self._note({"before": before.table, "due": due, "number": self._number + 1})
+
+    def unchanged(self) -> None:
+        """The reload that was foreseen is not made."""
+        self._keep()
 
     def begin(self, before: Config, seconds: float | None) -> dict[str, Any]:
         """A person's reload is in force. before: what was. seconds: until it has to be confirmed; None asks for nothing.
@@ -103,10 +139,12 @@ class Trial:
         """
         self._refused, self._said = False, _NONE_WAITS
         if self._faults:
-            self._end()
+            # What was in force had the faults.
+            before = self._end()
             self._log("the faults have ended with the reload")
         if seconds is None:
             if not self.runs:
+                self._keep()
                 return {}
             self._number += 1
             self._keep()
@@ -136,6 +174,7 @@ class Trial:
         if self._faults:
             return {"ok": False, "message": "faults are not kept; `nfq-agent chaos off` ends them"}
         self._end()
+        self._keep()
         self._said = _NONE_WAITS
         self._log("the reload is confirmed")
         return {"ok": True, "message": "the reload is confirmed"}
@@ -158,7 +197,7 @@ class Trial:
             return {"ok": False, "config": True, "message": "\n".join(error.faults)}
         except FAILURES as error:
             return {"ok": False, "message": str(error)}
-        self._faults = True
+        self._faults, self._drill = True, (queue, odds)
         self._begin(now, seconds)
         said = " ".join(f"{key}={value}" for key, value in odds.items())
         self._log(f"faults in queue {queue} for {seconds:g} s: {said}", "warning")
@@ -174,27 +213,40 @@ class Trial:
         self._take_back("over" if self._faults else "not confirmed in time")
 
     def _take_back(self, why: str) -> dict[str, Any]:
+        assert self._before is not None
         faults = self._faults
-        before = self._end()
-        # The end of faults says nothing about the file: what a person refused before stays out.
-        self._refused |= not faults
         try:
-            changed = self._put(before)
-            if faults:
-                self._said = f"{why}: no faults any more ({changed})"
-                self._log(self._said, "warning")
-            else:
-                self._said = f"{why}: the configuration before the reload is in force again ({changed})"
-                self._log(f"{self._said}; the file still holds the other one", "warning")
-            return {"ok": True, "message": self._said}
+            changed = self._put(self._before)
         except FAILURES as error:
-            self._said = f"{why}, and the configuration before the reload could not be restored: {error}; the new one is in force"
+            # The note stays until it is done, also for the next process.
+            self._due[self._over] = self._clock() + _AGAIN
+            self._keep()
+            stays = "the faults stay" if faults else "the new one is in force"
+            self._said = (
+                f"{why}, and the configuration before {'them' if faults else 'the reload'} could not be restored: {error}; "
+                f"{stays}, and it is tried again in {_AGAIN:g} s"
+            )
             self._log(self._said, "error")
             return {"ok": False, "message": self._said}
+        self._end()
+        # The end of faults says nothing about the file: what a person refused before stays out.
+        self._refused |= not faults
+        self._keep()
+        if faults:
+            self._said = f"{why}: no faults any more ({changed})"
+            self._log(self._said, "warning")
+        else:
+            self._said = f"{why}: the configuration before the reload is in force again ({changed})"
+            self._log(f"{self._said}; the file still holds the other one", "warning")
+        return {"ok": True, "message": self._said}
 
     def _end(self) -> Config:
         before, self._before, self._faults = self._before, None, False
         assert before is not None
         del self._due[self._over]
-        self._note(None)
         return before
+
+
+def was_taken_back(noted: Mapping[str, Any]) -> bool:
+    """Whether the configuration in the file was taken back, by what the previous process noted about its trials."""
+    return noted.get(_TAKEN_BACK) is True
