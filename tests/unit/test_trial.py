@@ -518,3 +518,13 @@ def test_faults_that_are_refused(agent: Agent, queue: str, odds: dict[str, Any],
 
 def test_what_the_agent_does_with_packets_can_be_asked_for(agent: Agent) -> None:
     assert agent.ask("policies")["queues"]["main"]["default"] == "accept"
+
+
+def test_a_drop_that_monitor_mode_would_let_pass_is_refused(agent: Agent) -> None:
+    table = {"queue": {"main": {"num": 2000, "mode": "monitor"}}, "rules": {"main": {"queue": "main", "tcp_ports": [2000]}}}
+    agent.file = restored(table)
+    agent.ask("reload")
+    answer = break_traffic(agent, drop=0.5, delay=0.5)
+    assert answer["message"] == "drop: queue main is in monitor mode and drops nothing; allowed: delay, corrupt and duplicate"
+    assert not faulty(agent)
+    assert break_traffic(agent, delay=0.5)["ok"]

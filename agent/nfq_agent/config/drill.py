@@ -25,6 +25,8 @@ def with_chaos(config: Config, queue: str, odds: Mapping[str, Any]) -> Config:
     from nfq_agent.config.problems import cross_faults
 
     asked = config.queue[queue]
+    if asked.mode == "monitor" and odds.get("drop"):
+        raise ConfigError([f"drop: queue {queue} is in monitor mode and drops nothing; allowed: delay, corrupt and duplicate"])
     changed = config.model_copy(
         {
             "queue": {**config.queue, queue: asked.model_copy({"elements": (*asked.elements, ELEMENT)})},
