@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent import Agent, until
+from agent import COMMAND, Agent, until
 from namespace import Namespace
 
+from nfq_agent.host.owners import HostOwners
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_SYS_PTRACE
+from nfq_agent.packet import Hook
+from nfq_agent.testing import udp
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIG = """
@@ -205,3 +211,86 @@ def effective(process: int) -> int:
     """The capabilities of a process."""
     (line,) = [each for each in Path(f"/proc/{process}/status").read_text().splitlines() if each.startswith("CapEff:")]
     return int(line.split()[1], 16)
+
+
+# Joins a control group, binds a socket to an address and a port, and connects it elsewhere if it is told to.
+HOLDER = """
+import os, socket, sys
+group, host, port, connects = sys.argv[1:]
+with open(group + "/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as one:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.bind((host, int(port)))
+    if connects == "yes":
+        one.connect((host, 8))
+    print(one.getsockname()[1], flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def holding(group: Path, host: str, port: int = 0, connects: str = "no") -> Iterator[int]:
+    """The port of a UDP socket that a process in this group has."""
+    argv = [sys.executable, "-c", HOLDER, str(group), host, str(port), connects]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("host", "connects"),
+    [("127.0.0.2", "no"), ("::ffff:127.0.0.3", "no"), ("127.0.0.1", "yes")],
+    ids=["at another address", "of IPv6", "connected elsewhere"],
+)
+def test_who_may_have_sent_a_datagram_is_not_guessed(groups: tuple[Path, str], host: str, connects: str) -> None:
+    """By IP_PKTINFO a socket of the same port sends from any address of this host, and by sendto(2) a connected one to others."""
+    root, tag = groups
+    service, other = root / f"payments-{tag}.service", root / f"other-{tag}.service"
+
+    def unit(port: int) -> object:
+        packet = udp(f"127.0.0.1:{port}", "127.0.0.1:9", hook=Hook.OUTPUT, uid=os.geteuid())
+        return owners.names(packet).get("unit", "unknown")
+
+    with contextlib.closing(HostOwners()) as owners, holding(service, "127.0.0.1") as port:
+        assert unit(port) == service.name
+        with holding(service, host, port, connects):
+            assert unit(port) == service.name
+        with holding(other, host, port, connects):
+            assert unit(port) == "unknown"
+        assert unit(port) == service.name
+
+
+RECORDED = """
+[queue.main]
+num = 7
+elements = ["dpi", "allow", "capture"]
+[element.allow]
+type = "policy"
+default = "drop"
+rule = [ {{ action = "accept", unit = "payments-{tag}.service" }}, {{ action = "accept", uid = 1 }} ]
+[element.capture]
+type = "pcap"
+directory = "/run/captured"
+[rules.out]
+queue = "main"
+hooks = ["output"]
+udp_ports = [8999]
+"""
+
+
+def test_a_replay_of_what_was_seen_knows_whose_it_was(netns: Namespace, tmp_path: Path, groups: tuple[Path, str]) -> None:
+    root, tag = groups
+    netns.shell("mkdir -m 777 /run/captured")
+    agent = Agent(netns, tmp_path, RECORDED.format(tag=tag)).ready()
+    for group in (f"payments-{tag}.service", f"other-{tag}.service"):
+        netns.run(sys.executable, "-c", PROGRAM, str(root / group), "udp", "8999", check=False)
+    assert agent.stop() == 0
+    (capture,) = netns.shell("ls /run/captured/*.pcapng").split()
+    done = netns.run(*COMMAND, "replay", capture, "--config", str(agent.config), "--json")
+    told = json.loads(done.stdout)
+    assert sorted((flow["before"], flow["after"]) for flow in told["flows"]) == [("accept", "accept"), ("drop", "drop")]
+    assert told["untold"] == []

@@ -124,7 +124,7 @@ def test_sockets_that_share_a_port_are_of_their_group(owners: HostOwners, option
     with bound(DATAGRAM, "127.0.0.1", 0, option) as one, bound(DATAGRAM, "0.0.0.0", port_of(one), option) as other:
         found = owners.of(sent(one))
         assert is_of(found, one) or is_of(found, other)
-        # Nor does one of another address send from this one.
+        # One that is bound to another address may send from this one, too: it is of the same group.
         with bound(DATAGRAM, "127.0.0.2", port_of(one), option):
             assert owners.of(sent(one)) == found
         assert owners.of(received(port_of(one), at="224.0.0.251")) is not None
@@ -141,3 +141,30 @@ def test_many_sockets_that_share_a_port_delay_no_answer(owners: HostOwners) -> N
     finally:
         for each in made:
             each.close()
+
+
+def test_the_kernel_is_asked_once_for_each_packet(owners: HostOwners, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Packet] = []
+    ask = owners.of
+
+    def counted(packet: Packet) -> Owner | None:
+        asked.append(packet)
+        return ask(packet)
+
+    monkeypatch.setattr(owners, "of", counted)
+    with bound(DATAGRAM) as one:
+        first, second = sent(one), sent(one)
+        known = owners.names(first)
+        assert known["uid"] == os.geteuid()
+        assert owners.names(first) == known
+        assert owners.names(second) == known
+    gone = sent_from(second)
+    # Also where nobody has the socket any more.
+    assert owners.names(gone) == owners.names(gone) == {}
+    assert asked == [first, second, gone]
+
+
+def sent_from(packet: Packet) -> Packet:
+    """Another packet with the same ends."""
+    five_tuple = packet.headers.five_tuple
+    return udp(f"127.0.0.1:{five_tuple.sport}", f"127.0.0.1:{five_tuple.dport}", hook=packet.hook)

@@ -32,6 +32,8 @@ class HostOwners(Owners):
         self._compares_users = _in_first_user_namespace()
         self._root = mounted()
         self._cgroups = CgroupPaths(self._root)
+        # The packet that was asked about last, and the answer: an element, the record and the watch ask about the same one.
+        self._last: tuple[Packet | None, Mapping[str, Any]] = None, {}
 
     @property
     def needs(self) -> ProcessNeeds:
@@ -45,9 +47,13 @@ class HostOwners(Owners):
             self._programs.close()
 
     def names(self, packet: Packet) -> Mapping[str, Any]:
-        """What is known of the owner."""
-        owner = self.of(packet)
-        return {} if owner is None else owner.facts
+        """What is known of the owner. The kernel is asked once for each packet."""
+        asked, known = self._last
+        if packet is not asked:
+            owner = self.of(packet)
+            known = {} if owner is None else owner.facts
+            self._last = packet, known
+        return known
 
     def of(self, packet: Packet) -> Owner | None:
         """The owner; None for what is forwarded, has no ports, or has no socket any more, and where more than one may have it."""
@@ -61,7 +67,7 @@ class HostOwners(Owners):
             found = self._questions.owner(five_tuple.protocol, destination, source, packet.indev)
             if found is not None and not found.connected and _is_for_many(five_tuple.dst):
                 # Each socket of the port gets it.
-                found = self._only(found, destination)
+                found = self._only(found, destination, sends=False)
         else:
             return None
         if found is None:
@@ -83,11 +89,14 @@ class HostOwners(Owners):
         uid = uid if self._compares_users else None
         if found is None or (found.connected and uid in (None, found.uid)):
             return found
-        return None if found.connected or protocol != IPPROTO_UDP else self._only(found, local, uid)
+        return None if found.connected or protocol != IPPROTO_UDP else self._only(found, local, sends=True, uid=uid)
 
-    def _only(self, found: SocketOwner, local: tuple[bytes, int], uid: int | None = None) -> SocketOwner | None:
-        """The socket, if all that share its port belong to one user and control group. uid: others than its are left out."""
-        sharing = self._questions.sharing(local)
+    def _only(self, found: SocketOwner, local: tuple[bytes, int], sends: bool, uid: int | None = None) -> SocketOwner | None:
+        """The socket, if all that share its port belong to one user and control group. uid: others than its are left out.
+
+        sends: those count that may have sent the packet, else those that receive it.
+        """
+        sharing = self._questions.sharing(local, sends)
         if sharing is None:
             return None
         mine = [each for each in sharing if uid in (None, each.uid)]

@@ -136,27 +136,30 @@ class KernelQuestions:
         answer = self._ask(self._diag, 0, body)
         return None if answer is None or len(answer) < _ANSWER else _owner(answer)
 
-    def sharing(self, local: tuple[bytes, int]) -> list[SocketOwner] | None:
-        """The UDP sockets of a port that send from an address without being bound to another one, and are not connected.
+    def sharing(self, local: tuple[bytes, int], sends: bool) -> list[SocketOwner] | None:
+        """The UDP sockets of a port that may have sent a datagram from an address; else those that get what is for many there.
 
-        None if they are not known. IPv4: those of IPv6 that take IPv4 as well belong to them.
+        None if they are not known. Any socket of the port may send: also one that is bound to another address (IP_PKTINFO in
+        ip(7)), and one that is connected. IPv4: those of IPv6 that take IPv4 as well belong to them.
         """
         address, port = local
         families = (socket.AF_INET6,) if len(address) == 16 else (socket.AF_INET, socket.AF_INET6)
         found = []
         for family in families:
-            answers = self._dump(family, port)
+            answers = self._dump(family, port, _ALL_STATES if sends else 1 << _CLOSE)
             if answers is None:
                 return None
-            found += [_owner(answer) for answer in answers if _may_send(answer, family, address)]
+            found += [
+                _owner(answer) for answer in answers if _takes_part(answer, family, None if sends else address, len(address))
+            ]
         return found
 
-    def _dump(self, family: int, port: int) -> list[bytes] | None:
-        """The UDP sockets of one family and port; None if they are not known, or too many."""
+    def _dump(self, family: int, port: int, states: int) -> list[bytes] | None:
+        """The UDP sockets of one family and port in these states; None if they are not known, or too many."""
         if self._ports is None:
             return None
         ends = _ID.pack(port, 0, bytes(16), bytes(16))
-        body = _ASK.pack(family, socket.IPPROTO_UDP, 0, 0, 1 << _CLOSE) + ends + _ID_END.pack(0, _NO_COOKIE, _NO_COOKIE)
+        body = _ASK.pack(family, socket.IPPROTO_UDP, 0, 0, states) + ends + _ID_END.pack(0, _NO_COOKIE, _NO_COOKIE)
         try:
             # The rest of an earlier answer; while there is one, the kernel takes no question (EBUSY).
             self._read(self._ports)
@@ -220,17 +223,18 @@ def _owner(answer: bytes) -> SocketOwner:
     return SocketOwner(uid, inode, mark, cgroup, answer[1] != _CLOSE)
 
 
-def _may_send(answer: bytes, family: int, address: bytes) -> bool:
-    """Whether a UDP socket of a family sends from an address, by what it is bound to."""
+def _takes_part(answer: bytes, family: int, address: bytes | None, size: int) -> bool:
+    """Whether a UDP socket of a family sends and receives packets of addresses of this size, and, where one is given, at that
+    address, by what it is bound to."""
     if len(answer) < _ANSWER:
         return False
     bound: bytes = _ID.unpack_from(answer, _STATE.size)[2]
     if family == socket.AF_INET:
-        return bound[:4] in (bytes(4), address)
-    if len(address) == 16:
-        return bound in (bytes(16), address)
+        return address is None or bound[:4] in (bytes(4), address)
+    if size == 16:
+        return address is None or bound in (bytes(16), address)
     takes_both = not _number(answer[_ANSWER:], _INET_DIAG_SKV6ONLY, "=B")
-    return takes_both and bound in (bytes(16), _MAPPED + address)
+    return takes_both and (address is None or bound in (bytes(16), _MAPPED + address))
 
 
 def _number(attributes: bytes, wanted: int, layout: str) -> int | None:
