@@ -142,6 +142,13 @@ def test_names_are_grouped_by_registered_domain_when_asked(flags: Flags) -> None
     assert watching.judge(proposal.proposed(flags, load(flags.config), watching.learned)) == (3, 3, [])
 
 
+@pytest.mark.parametrize("name", ["github.io", "localhost", "192.0.2.1"])
+def test_a_name_that_is_nobodys_domain_is_grouped_with_no_other(flags: Flags, name: str) -> None:
+    watching = watch(record(1, protocol="http", http_host=name), grouped=PublicSuffixes(LIST.splitlines()).registrable)
+    (wish,) = watching.learned["egress"].evidence
+    assert wish.table == {"http_host": name, "dport": 443}
+
+
 @pytest.mark.parametrize(
     ("name", "domain"),
     [
@@ -152,7 +159,12 @@ def test_names_are_grouped_by_registered_domain_when_asked(flags: Flags) -> None
         ("x.me.github.io", "me.github.io"),
         ("a.b.c.ck", "b.c.ck"),
         ("x.www.ck", "www.ck"),
-        ("co.uk", "co.uk"),
+        # Nobody has all names below these.
+        ("co.uk", ""),
+        ("github.io", ""),
+        ("localhost", ""),
+        ("192.0.2.1", ""),
+        ("[2001:db8::1]", ""),
         ("host.internal", "host.internal"),
         ("A.Example.COM.", "example.com"),
     ],

@@ -80,7 +80,7 @@ class Evidence:
 
 
 class Learned:
-    """The rules of one queue. grouped: the domain that a name is grouped under; None keeps each name."""
+    """The rules of one queue. grouped: the domain that a name is grouped under, empty for none; None keeps each name."""
 
     def __init__(self, grouped: Callable[[str], str] | None = None) -> None:
         self._grouped = grouped
@@ -104,7 +104,8 @@ class Learned:
     def _under_domain(self, wish: Wish) -> Wish:
         if self._grouped is None or not wish.fact:
             return wish
-        return replace(wish, value=self._grouped(wish.value), under=True)
+        domain = self._grouped(wish.value)
+        return replace(wish, value=domain, under=True) if domain else wish
 
     def __len__(self) -> int:
         return len(self._found)
