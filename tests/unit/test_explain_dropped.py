@@ -1,4 +1,4 @@
-"""`explain` of a packet that is dropped: what comes behind is not asked."""
+"""`explain` of a packet that is dropped, or led to a proxy: what comes behind is not asked, or sees another packet."""
 
 from __future__ import annotations
 
@@ -88,3 +88,51 @@ def test_a_packet_that_would_be_dropped_comes_further(tmp_path: Path, capsys: py
     text = DROPPING.format(elements="'dpi', 'deny'", mode='mode = "monitor"').replace("num = 7", 'num = 7\nmode = "monitor"')
     (file := tmp_path / "x.toml").write_text(text)
     assert LATER in told(file, capsys, "192.0.2.9:23", interface="wan0", hook="prerouting")
+
+
+LEADING: Final = """
+[queue.late]
+num = 7
+elements = ["deny"]
+[proxy.web]
+listen = ["0.0.0.0:15002", "[::]:15006"]
+[rules.web]
+proxy = "web"
+hooks = ["output", "prerouting"]
+tcp_ports = [80]
+[rules.servers]
+queue = "late"
+table = "filter"
+hooks = ["output"]
+tcp_ports = [80]
+[rules.led]
+queue = "late"
+table = "filter"
+hooks = ["output"]
+tcp_ports = [15002, 15006]
+dst = ["127.0.0.0/8", "::1"]
+[element.deny]
+type = "policy"
+default = "drop"
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "seen"),
+    [
+        ("192.0.2.1:40000", "192.0.2.9:80", "tcp 192.0.2.1:40000 -> 127.0.0.1:15002"),
+        ("[2001:db8::1]:40000", "[2001:db8::9]:80", "tcp [2001:db8::1]:40000 -> [::1]:15006"),
+    ],
+)
+def test_behind_a_rule_that_leads_to_a_proxy_the_packet_is_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, destination: str, seen: str
+) -> None:
+    (file := tmp_path / "x.toml").write_text(LEADING)
+    assert explain(Flags(file), Question("tcp", source, destination)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"          table filter sees it as {seen}" in lines
+    assert "Rule:     [rules.led], table filter -> queue late, number 7" in lines
+    assert not any("[rules.servers]" in line for line in lines)
+    # No table of a rule follows where packets come in.
+    assert explain(Flags(file), Question("tcp", source, destination, hook="prerouting")) == 0
+    assert "filter" not in capsys.readouterr().out

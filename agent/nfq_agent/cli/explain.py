@@ -15,7 +15,7 @@ from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.loading import configuration
 from nfq_agent.cli.question import Question
 from nfq_agent.cli.show import wrapped
-from nfq_agent.cli.taking import matching, misses, own_uid
+from nfq_agent.cli.taking import behind_redirect, matching, misses, own_uid
 from nfq_agent.config.capture import InlineConfig, TapConfig
 from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 from nfq_agent.config.rule import RuleConfig
@@ -31,6 +31,7 @@ from nfq_agent.packet import Packet
 from nfq_agent.patterns import Patterns
 from nfq_agent.rules.kernel_policy import names_of, numbers_of, reasons
 from nfq_agent.rules.model import chain_name, tag_prefix
+from nfq_agent.rules.proxies import table_of
 from nfq_agent.service.planned import for_kernel
 from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
@@ -93,11 +94,11 @@ def _by_rules(config: Config, question: Question, dropped: str) -> tuple[bool, s
         _line(f"Rule:     none takes it: packets of the agent's own user, {config.agent.user}, always pass")
         return True, dropped
     found = matching(config, question)
-    for name, table, before in found:
+    for name, table, before, seen in found:
         if dropped:
             _line(f"{_BESIDES}[rules.{name}] matches too, and is not asked: the packet is dropped {dropped}")
         elif before is None:
-            if _taken(config, name, table, config.rules[name], question):
+            if _taken(config, name, table, config.rules[name], seen):
                 dropped = f"in table {table}"
         else:
             _line(f"{_BESIDES}[rules.{name}] matches too, and is not asked: [rules.{before}] comes before it in table {table}")
@@ -137,6 +138,9 @@ def _taken(config: Config, name: str, table: str, rule: RuleConfig, question: Qu
         proxy = config.proxy[rule.proxy]
         _line(f"Rule:     [rules.{name}], table {table} -> proxy {rule.proxy} on {', '.join(map(str, proxy.listen))}")
         _line(f"Chain:    {', '.join(proxy.elements) or 'no elements'}; the bytes of the connection decide")
+        led = behind_redirect(config, name, question)
+        if led is not question and any(table_of(config, each) == "filter" for each in config.rules.values()):
+            _line(f"{_BESIDES}table filter sees it as {led.packet().headers.five_tuple}")
         return False
     assert rule.queue is not None
     queue = config.queue[rule.queue]

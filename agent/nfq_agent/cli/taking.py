@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from nfq_agent.cli.question import Question
@@ -12,18 +13,22 @@ from nfq_agent.config.selection import Identities
 from nfq_agent.packet import TCP, UDP, WITH_PORTS, protocol_name
 from nfq_agent.rules.model import Family
 from nfq_agent.rules.proxies import listener_port, table_of
-from nfq_agent.values import Network
+from nfq_agent.values import Endpoint, Network
 
 # In which order the kernel asks the tables of a hook (linux/netfilter_ipv4.h, enum nf_ip_hook_priorities).
 _TABLES: Final = ("raw", "mangle", "nat", "filter")
 
 
 class Matching(NamedTuple):
-    """A rule that matches. before: the rule of the same table that is asked first, whose verdict ends the walk; None: none is."""
+    """A rule that matches. before: the rule of the same table that is asked first, whose verdict ends the walk; None: none is.
+
+    seen: the packet as the rule sees it.
+    """
 
     name: str
     table: str
     before: str | None
+    seen: Question
 
 
 def in_order(config: Config) -> list[str]:
@@ -35,12 +40,27 @@ def matching(config: Config, question: Question) -> list[Matching]:
     """The rules that match, in the order in which the kernel asks them."""
     found: list[Matching] = []
     first: dict[str, str] = {}
+    led = question
     for name in in_order(config):
-        if not any(True for _ in misses(config, name, question)):
-            table = table_of(config, config.rules[name])
-            found.append(Matching(name, table, first.get(table)))
+        table = table_of(config, config.rules[name])
+        seen = led if table == "filter" else question
+        if not any(True for _ in misses(config, name, seen)):
+            found.append(Matching(name, table, first.get(table), seen))
+            if table not in first and config.rules[name].proxy is not None:
+                led = behind_redirect(config, name, question)
             first.setdefault(table, name)
     return found
+
+
+def behind_redirect(config: Config, name: str, question: Question) -> Question:
+    """The packet behind a rule that leads it to a proxy, in the same hook: what this host sends goes to its loopback address
+    (nf_nat_redirect_ipv4() in net/netfilter/nf_nat_redirect.c). In other hooks no table of a rule follows."""
+    rule = config.rules[name]
+    if rule.proxy is None or question.hook != "output":
+        return question
+    family: Family = "inet" if question.version == 4 else "inet6"
+    port = listener_port(config.proxy[rule.proxy], family, rule.port) or 0
+    return replace(question, destination=str(Endpoint("127.0.0.1" if family == "inet" else "::1", port)))
 
 
 def misses(config: Config, name: str, question: Question) -> Iterator[str]:
