@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
+import lzma
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +71,13 @@ def test_pcap_of_every_link_type(tmp_path: Path, kind: str, form: dict[str, Any]
     assert packet == Recorded(1700000000.25, bytes(inner), len(bytes(inner)), "")
 
 
-def test_a_compressed_capture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, bz2.compress], ids=["gzip", "xz", "bzip2"])
+def test_a_compressed_capture(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     plain = written(tmp_path, 101, *[V4] * 500)
-    packed = gzip.compress(plain)
+    packed = compress(plain)
     assert recorded(packed) == recorded(plain)
     # As files that were joined are.
-    assert recorded(gzip.compress(plain[:100]) + gzip.compress(plain[100:])) == recorded(plain)
+    assert recorded(compress(plain[:100]) + compress(plain[100:])) == recorded(plain)
     for broken in (packed[:-20], packed[:40], packed[:30] + b"xxxxxx" + packed[36:]):
         with pytest.raises(RecordingError, match="the compressed capture is broken at byte"):
             recorded(broken)
@@ -154,6 +158,11 @@ def test_the_interface_that_a_capture_names(tmp_path: Path, written: str, read: 
     [
         (b"", "not a capture"),
         (b"GIF89a", "not a capture"),
+        (b"BZ, but no bzip2", "the compressed capture is broken at byte 0"),
+        (
+            b"\x28\xb5\x2f\xfd and more",
+            r"it is compressed by zstd; decompress it first, as in `zstd -dc FILE \| nfq-agent replay -`",
+        ),
         (
             struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101) + struct.pack("<IIII", 0, 0, 1 << 30, 1),
             "1073741824 bytes",

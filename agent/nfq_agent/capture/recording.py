@@ -1,4 +1,4 @@
-"""Reads capture files: pcap and pcapng, also compressed by gzip, as IP packets. It opens no file.
+"""Reads capture files: pcap and pcapng, also compressed by gzip, xz or bzip2, as IP packets. It opens no file.
 
 Formats: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng; link types: https://www.tcpdump.org/linktypes.html. Both byte orders,
 micro- and nanoseconds, several sections and interfaces, Ethernet and Linux cooked captures with VLAN tags and PPPoE, PPP, raw IP,
@@ -7,7 +7,9 @@ BSD loopback.
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +28,13 @@ _INTERFACE_NAME: Final = re.compile(r"[^\s/:\\]{1,15}")
 _NO_INTERFACE: Final = ("nfqueue", "nflog", "-")
 # The longest packet and block that are accepted as valid, in bytes.
 _LONGEST: Final = 1 << 24
-_GZIP: Final = b"\x1f\x8b"
+# By the first bytes: the formats of compression that the standard library reads, and the programs that decompress others.
+_COMPRESSED: Final[Mapping[bytes, Callable[[BinaryIO], BinaryIO]]] = {
+    b"\x1f\x8b": lambda stream: cast("BinaryIO", gzip.GzipFile(fileobj=stream)),
+    b"\xfd7": lambda stream: cast("BinaryIO", lzma.LZMAFile(stream)),  # noqa: SIM115  # it ends with its stream
+    b"BZ": lambda stream: cast("BinaryIO", bz2.BZ2File(stream)),
+}
+_TO_DECOMPRESS: Final = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 _ETHERTYPES: Final = (b"\x08\x00", b"\x86\xdd")
 _VLAN_TAGS: Final = (b"\x81\x00", b"\x88\xa8", b"\x91\x00")
 _PPPOE_SESSION: Final = b"\x88\x64"
@@ -86,7 +94,10 @@ class _Reader:
         """Exactly `size` bytes; none at the end of the stream where it may end."""
         try:
             data = self._stream.read(size)
-        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        except (OSError, lzma.LZMAError, zlib.error, EOFError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                # Of the file itself.
+                raise
             raise RecordingError(f"the compressed capture is broken at byte {self.at} of its content: {error}") from error
         self.at += len(data)
         if len(data) < size and not (may_end and not data):
@@ -98,13 +109,18 @@ def packets(stream: BinaryIO) -> Iterator[Recorded]:
     """The packets in the order of the file. Raises RecordingError."""
     start = stream.read(2)
     begun = _Begun(start, stream)
-    reader = _Reader(cast("_Source", gzip.GzipFile(fileobj=cast("BinaryIO", begun))) if start == _GZIP else begun)
+    opened = _COMPRESSED.get(start)
+    reader = _Reader(begun if opened is None else opened(cast("BinaryIO", begun)))
     start = reader.read(4, may_end=True)
     little, big = int.from_bytes(start, "little"), int.from_bytes(start, "big")
     if little == _SECTION:
         yield from _pcapng(reader)
     elif little in _PCAP or big in _PCAP:
         yield from _pcap(reader, "<" if little in _PCAP else ">", _PCAP.get(little) or _PCAP[big])
+    elif program := _TO_DECOMPRESS.get(start):
+        raise RecordingError(
+            f"it is compressed by {program}; decompress it first, as in `{program} -dc FILE | nfq-agent replay -`"
+        )
     else:
         raise RecordingError("not a capture; allowed: pcap and pcapng files")
 
