@@ -17,7 +17,8 @@ from recorded import BEGIN, connection, piped, write, write_ng
 from nfq_agent.capture.recording import Recorded
 from nfq_agent.cli import replay
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.judging import Fate, Judging, key_of
+from nfq_agent.cli.judging import Judging, key_of
+from nfq_agent.cli.sighting import Fate
 from nfq_agent.config.file import load
 from nfq_agent.elements.dpi import Dpi
 from nfq_agent.flow import Flow

@@ -1,4 +1,4 @@
-"""`replay` by the interfaces of packets: those that comments of an agent name, and those that a capture names itself."""
+"""`replay` by what comments of an agent say beside the verdict: interfaces, which a capture may name itself, marks and owners."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from recorded import BEGIN, write_ng
 from nfq_agent.capture.recording import Recorded
 from nfq_agent.cli import replay
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.judging import Judging, sighting
+from nfq_agent.cli.judging import Judging
+from nfq_agent.cli.sighting import sighting
 from nfq_agent.config.file import load
 from nfq_agent.testing import tcp
 
@@ -113,3 +114,54 @@ def test_rules_that_ask_for_what_a_capture_does_not_say_are_named(
     assert lines == [f"took no packet, since a capture does not say what they ask for: {said}"] * bool(said)
     replay.replay(Flags(config), tmp_path / "seen.pcapng", None, False, True)
     assert json.loads(capsys.readouterr().out)["out_of_reach"] == [said] * bool(said)
+
+
+OWNED = """
+[queue.main]
+num = 7
+elements = ["dpi", "allow"]
+[rules.out]
+queue = "main"
+hooks = ["output"]
+all = true
+{rule}
+[element.allow]
+type = "policy"
+default = "drop"
+rule = [ {{ action = "accept", {condition} }} ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "condition", "said", "fate"),
+    [
+        ("", "unit = 'shop.service'", "uid 33 gid 33 unit shop.service cgroup /system.slice/shop.service", "accept"),
+        ("", "unit = 'shop.service'", "uid 33 gid 33 unit mail.service", "drop"),
+        ("", "unit = 'shop.service'", "uid 33 gid 33", "drop"),
+        ("", "container = 'two words'", "container two%20words", "accept"),
+        ("", "uid = 33", "uid 33", "accept"),
+        ("", "uid = 33", "uid x", "drop"),
+        ("", "uid = 33", "uid 4294967296", "drop"),
+        # Not taken by the rule.
+        ("mark = '0x10/0x30'", "dport = 1", "mark 0x31", "accept"),
+        ("mark = '0x10/0x30'", "dport = 1", "mark 0x11", "drop"),
+        ("uid = [33]", "dport = 1", "uid 34", "accept"),
+        ("uid = [33]", "dport = 1", "uid 33", "drop"),
+        ('cgroup = "system.slice"', "dport = 1", "cgroup /system.slice/shop.service", "drop"),
+    ],
+)
+def test_the_owner_and_the_mark_of_a_comment_count(  # a line of the table
+    tmp_path: Path, rule: str, condition: str, said: str, fate: str
+) -> None:
+    (config := tmp_path / "agent.toml").write_text(OWNED.format(rule=rule, condition=condition))
+    seen = Recorded(BEGIN, tcp(CLIENT, SERVER, flags="S").payload, 40, f"OUTPUT accept out eth0 {said}")
+    assert Judging(load(config), False).judge(seen, sighting(seen)).outcome.word == fate
+
+
+def test_conditions_that_a_comment_answers_are_not_named_as_untold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config := tmp_path / "agent.toml").write_text(OWNED.format(rule="uid = [33]", condition="unit = 'x', exe = '/x'"))
+    packet = tcp(CLIENT, SERVER, flags="S")
+    capture = write_ng(tmp_path / "seen.pcapng", ["nfqueue"], [(BEGIN, packet, 0, "OUTPUT accept uid 33 unit shop.service")])
+    replay.replay(Flags(config), capture, None, False, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["untold"], told["out_of_reach"]) == (["exe of allow (rule 1)"], [])

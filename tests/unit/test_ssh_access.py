@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from nfq_agent.capture.recording import Recorded
-from nfq_agent.cli.judging import Fate, Judging, Sighting
+from nfq_agent.cli.judging import Judging
+from nfq_agent.cli.sighting import Fate, Sighting
 from nfq_agent.config.models import Config
 from nfq_agent.config.ssh_access import cuts_ssh
 from nfq_agent.packet import Hook

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import nfq_agent.names
@@ -14,6 +12,7 @@ from nfq_agent import flow_memory
 from nfq_agent.capture.recording import Recorded
 from nfq_agent.checksum import is_partial
 from nfq_agent.cli.question import Question, has_ports
+from nfq_agent.cli.sighting import HOOKS, Fate, Sighting
 from nfq_agent.cli.taking import in_order, misses
 from nfq_agent.cli.untold import untold
 from nfq_agent.config.models import Config, QueueConfig
@@ -27,14 +26,12 @@ from nfq_agent.facts import headline
 from nfq_agent.flow import Flow
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.names import NameTable
-from nfq_agent.packet import INWARD, OUTWARD, PROTOCOL_NAMES, TCP, UDP, FiveTuple, Hook, Packet, address
+from nfq_agent.owner import Owners
+from nfq_agent.packet import OUTWARD, PROTOCOL_NAMES, TCP, UDP, FiveTuple, Hook, Packet, address
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT, DROP, WOULD_DROP, Action, Verdict
 
-_COMMENT: Final = re.compile(r"(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) ([a-z-]+)(?: in (\S+))?(?: out (\S+))?(?: to \d+)?")
-# In which order the hooks of a rule are tried where the capture does not say where a packet was seen.
-_HOOKS: Final = (Hook.OUTPUT, Hook.INPUT, Hook.FORWARD, Hook.PREROUTING, Hook.POSTROUTING)
 # Elements whose answer is random by design.
 _BY_CHANCE: Final = frozenset({"Chaos", "Sample"})
 _TCP_OR_UDP: Final = (TCP, UDP)
@@ -44,60 +41,24 @@ _FIN_SYN_RST_ACK: Final = 0x17
 _SHOWN_AT_ONCE: Final = 4096
 
 
-class Fate(IntEnum):
-    """What happened to a packet or a flow; of a flow the greatest among those of its packets."""
-
-    PASSED = 0
-    WOULD_DROP = 1
-    DROPPED = 2
-
-    @property
-    def word(self) -> str:
-        """As people read it."""
-        return {0: "accept", 1: "would drop", 2: "drop"}[self]
-
-
-# By the word in a comment; any other is of a packet that passed.
-_RECORDED: Final = {"drop": Fate.DROPPED, "reject": Fate.DROPPED, "would-drop": Fate.WOULD_DROP}
 # What rules ask of a packet, and captures do not say; of interfaces some do.
 _NOT_RECORDED: Final = ("owner", "uid", "gid", "cgroup", "set", "interface")
 # Where a packet may have been seen of which nothing is said.
-_ANYWHERE: Final = tuple((hook, "", "") for hook in _HOOKS)
+_ANYWHERE: Final = tuple((hook, "", "") for hook in HOOKS)
 # Judges a packet by its bytes, its length and its time.
 Quick = Callable[[bytes, int, float], Fate | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """Where a packet was seen, and what the agent did with it, as the comment of element `pcap` says.
+class _RecordedOwners(Owners):
+    """The owner of each packet, as the capture says it. now: of the packet that is judged."""
 
-    hook, outcome: None where the capture names the interface alone: then it is `inward` and `outward`.
-    """
+    def __init__(self) -> None:
+        self.now: Mapping[str, Any] = {}
 
-    hook: Hook | None
-    outcome: Fate | None
-    inward: str = ""
-    outward: str = ""
-
-    @property
-    def places(self) -> Iterator[tuple[Hook, str, str]]:
-        """The hooks in which it may have been seen, with the interfaces by which it came in and goes out there."""
-        if self.hook is not None:
-            yield self.hook, self.inward, self.outward
-            return
-        for hook in _HOOKS:
-            if hook not in OUTWARD:
-                yield hook, self.inward, ""
-            if hook not in INWARD:
-                yield hook, "", self.outward
-
-
-def sighting(recorded: Recorded) -> Sighting | None:
-    """What the capture says of where a packet was seen; None where that is nothing."""
-    match = _COMMENT.fullmatch(recorded.comment)
-    if match is not None:
-        return Sighting(Hook[match[1]], _RECORDED.get(match[2], Fate.PASSED), match[3] or "", match[4] or "")
-    return Sighting(None, None, recorded.interface, recorded.interface) if recorded.interface else None
+    def names(self, packet: Packet) -> Mapping[str, Any]:
+        """What is said of it."""
+        del packet
+        return self.now
 
 
 class _Chain:
@@ -114,6 +75,7 @@ class _Chain:
         names: NameTable | None,
         every: bool,
         name_of: Callable[[int], str],
+        owners: Owners,
     ) -> None:
         self.left_out: list[str] = []
         elements: list[PacketElement] = []
@@ -121,7 +83,7 @@ class _Chain:
         flows = None
         if any(spec.cls.keeps_flows_of(spec.options) for spec in specs):
             flows = FlowMemory(memoryview(bytearray(flow_memory.SIZE)), os.urandom(16))
-        context = Context(midstream=queue.midstream, flows=flows, names=names)
+        context = Context(midstream=queue.midstream, flows=flows, names=names, owners=owners)
         for spec in specs:
             if spec.cls.decide is PacketElement.decide or spec.cls.__name__ in _BY_CHANCE:
                 self.left_out.append(spec.name)
@@ -238,8 +200,10 @@ class Judging:
         self._config = config
         names = _names(config)
         self._interfaces = InterfaceIndices()
+        self._owners = _RecordedOwners()
         self._chains = {
-            name: _Chain(config, queue, enforce, names, every, self._interfaces.name) for name, queue in config.queue.items()
+            name: _Chain(config, queue, enforce, names, every, self._interfaces.name, self._owners)
+            for name, queue in config.queue.items()
         }
         # By what the rules look at.
         self._taken: dict[object, _Taken | None] = {}
@@ -264,14 +228,13 @@ class Judging:
         """Elements that are not asked, since they judge nothing or by chance."""
         return sorted({name for chain in self._chains.values() for name in chain.left_out})
 
-    @property
-    def untold(self) -> list[str]:
-        """The conditions of policies that ask for what no capture tells."""
-        return list(untold(self._config))
+    def untold(self, told: Container[str]) -> list[str]:
+        """The conditions of policies that ask for what the capture does not tell. told: conditions that it tells about."""
+        return list(untold(self._config, told))
 
-    def out_of_reach(self, placed: bool) -> list[str]:
-        """Rules that take no packet of a capture, since it does not say what they ask for. placed: it names interfaces."""
-        unknown = [key for key in _NOT_RECORDED if not (placed and key == "interface")]
+    def out_of_reach(self, told: Container[str]) -> list[str]:
+        """Rules that take no packet of a capture, since it does not say what they ask for. told: as of `untold`."""
+        unknown = [key for key in _NOT_RECORDED if key not in told]
         asked = ((name, [key for key in unknown if getattr(self._config.rules[name], key) is not None]) for name in self._rules)
         return [f"rules.{name} ({', '.join(keys)})" for name, keys in asked if keys]
 
@@ -294,6 +257,9 @@ class Judging:
         assert recorded.payload is not None
         self._number += 1
         packet = Packet(recorded.payload, id=self._number, length=recorded.length, time=recorded.time or 1.0)
+        if where is not None:
+            packet.uid, packet.gid, packet.mark = where.uid, where.gid, where.mark
+        self._owners.now = {} if where is None else dict(where.owner)
         packet.checksum_ready = not is_partial(packet)
         five_tuple = packet.headers.five_tuple
         begins = self._by_syn and _begins(packet)
@@ -332,7 +298,7 @@ class Judging:
     def _take(self, five_tuple: FiveTuple, where: Sighting | None, begins: bool) -> _Taken | None:
         """begins: whether it is the first packet of a TCP connection."""
         for hook, inward, outward in _ANYWHERE if where is None else where.places:
-            asked = question(five_tuple, hook, inward, outward)
+            asked = question(five_tuple, hook, inward, outward, where)
             for name in self._rules:
                 rule = self._config.rules[name]
                 if rule.tcp_syn and five_tuple.protocol == TCP and not begins:
@@ -354,15 +320,19 @@ def _names(config: Config) -> NameTable | None:
     return None if needs is None else NameTable(memoryview(bytearray(nfq_agent.names.SIZE)), os.urandom(16), 1, *needs)
 
 
-def question(five_tuple: FiveTuple, hook: Hook, inward: str, outward: str) -> Question:
-    """A recorded packet as `explain` asks about it. inward, outward: by which interfaces it comes in and goes out."""
+def question(five_tuple: FiveTuple, hook: Hook, inward: str, outward: str, where: Sighting | None = None) -> Question:
+    """A recorded packet as `explain` asks about it. inward, outward: by which interfaces it comes in and goes out. where: what is
+    said of its owner, and its mark."""
     protocol = PROTOCOL_NAMES.get(five_tuple.protocol) or str(five_tuple.protocol)
     ends = [
         str(Endpoint(address(packed), port or 0)) if has_ports(protocol) else address(packed)
         for packed, port in ((five_tuple.src, five_tuple.sport), (five_tuple.dst, five_tuple.dport))
     ]
     interface = outward if hook in OUTWARD else inward
-    return Question(protocol, ends[0], ends[1], hook=hook.name.lower(), interface=interface, to_interface=outward)
+    found = Question(protocol, ends[0], ends[1], hook=hook.name.lower(), interface=interface, to_interface=outward)
+    if where is None:
+        return found
+    return replace(found, uid=where.uid, gid=where.gid, mark=where.mark, cgroup=dict(where.owner).get("cgroup", ""))
 
 
 def key_of(recorded: Recorded) -> object:

@@ -13,9 +13,10 @@ from typing import BinaryIO
 from nfq_agent.capture.recording import RecordingError, packets
 from nfq_agent.cli import proposal, show
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.judging import Fate, Judged, Judging, Sighting, sighting
+from nfq_agent.cli.judging import Judged, Judging
 from nfq_agent.cli.learned import Learned, Wish, by_queue, wishes
 from nfq_agent.cli.replay import opened
+from nfq_agent.cli.sighting import Fate, Sighting, sighting
 from nfq_agent.config.file import load
 from nfq_agent.config.models import Config
 from nfq_agent.facts import ends
@@ -39,7 +40,8 @@ def learn(flags: Flags, capture: Path, output: Path | None, grouped: Callable[[s
     seen: dict[tuple[FiveTuple, str], _Seen] = {}
     try:
         with _kept(capture) as stream:
-            _look(watching, stream, capture, seen)
+            if not _look(watching, stream, capture, seen):
+                return 1
             return _propose(flags, config, capture, stream, seen, grouped, output)
     except OSError as error:
         show.error(f"nfq-agent: {capture}: {error.strerror}")
@@ -59,13 +61,15 @@ def _kept(capture: Path) -> Iterator[BinaryIO]:
             yield kept
 
 
-def _look(watching: Judging, stream: BinaryIO, capture: Path, seen: dict[tuple[FiveTuple, str], _Seen]) -> None:
-    """Note what the capture shows. Where it ends early, what came before counts."""
+def _look(watching: Judging, stream: BinaryIO, capture: Path, seen: dict[tuple[FiveTuple, str], _Seen]) -> bool:
+    """Note what the capture shows. Where it ends early, what came before counts; False where that is nothing."""
     try:
         for now, where, judged in _judged(watching, stream):
             _note(seen, judged, where, now)
     except RecordingError as error:
         show.error(f"nfq-agent: {capture}: {error}" + ("; what came before it is learned" if seen else ""))
+        return bool(seen)
+    return True
 
 
 def _propose(  # what the parts of one verb share

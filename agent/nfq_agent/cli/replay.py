@@ -14,8 +14,9 @@ from typing import Any, BinaryIO, Final
 from nfq_agent.capture.recording import Recorded, RecordingError, packets
 from nfq_agent.cli import show
 from nfq_agent.cli.flags import Flags
-from nfq_agent.cli.judging import Fate, Judging, Sighting, key_of, sighting
+from nfq_agent.cli.judging import Judging, key_of
 from nfq_agent.cli.loading import configuration
+from nfq_agent.cli.sighting import Fate, Sighting, sighting
 from nfq_agent.config.models import Config
 from nfq_agent.facts import headline
 from nfq_agent.packet import FiveTuple, PacketError
@@ -73,8 +74,8 @@ class Replay:
         self.packets = 0
         self.unreadable = 0
         self.verdicts = dict.fromkeys(Fate, 0)
-        # Whether the capture names an interface of a packet.
-        self._placed = False
+        # The conditions about which the capture tells something.
+        self._told: set[str] = set()
         # By `key_of`: the flow, and where its packets were seen.
         self._seen: dict[object, tuple[Replayed, Sighting | None]] = {}
         # Packets that were looked at since all flows had their names.
@@ -104,7 +105,8 @@ class Replay:
         """Judge one packet by its elements."""
         if recorded.payload is None:
             raise PacketError("no IP packet")
-        self._placed = self._placed or (where is not None and bool(where.inward or where.outward))
+        if where is not None:
+            self._told |= where.told
         judged = self._judging.judge(recorded, where, key)
         flow = self._flow(judged.five_tuple, recorded.time)
         flow.name = judged.name or flow.name
@@ -158,12 +160,12 @@ class Replay:
     @property
     def out_of_reach(self) -> list[str]:
         """The rules that took no packet, since the capture does not say what they ask for."""
-        return self._judging.out_of_reach(self._placed)
+        return self._judging.out_of_reach(self._told)
 
     @property
     def untold(self) -> list[str]:
-        """The conditions of policies that ask for what no capture tells."""
-        return self._judging.untold
+        """The conditions of policies that ask for what the capture does not tell."""
+        return self._judging.untold(self._told)
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""

@@ -10,8 +10,10 @@ import fcntl
 import os
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final, Literal
+from typing import Annotated, Any, BinaryIO, Final, Literal
+from urllib.parse import quote
 
 from pydantic import Field, field_validator
 
@@ -31,6 +33,9 @@ _FLUSH: Final = 1.0
 # What the kernel copies for elements that read headers; see `config`.
 _HEADERS: Final = 128
 _LINKTYPE_RAW: Final = 101
+# What a comment says of the owner, where an element asked for it. Other characters than these and letters stand as %20.
+_OWNER: Final = ("unit", "container", "container_to", "cgroup", "exe")
+_PLAIN: Final = "/@._-:+,="
 
 
 class PcapOptions(element.Options):
@@ -108,7 +113,7 @@ class Pcap(PacketElement[PcapOptions]):
             if self._file is None or self._written >= self.options.size:
                 self._next_file()
             assert self._file is not None
-            block = self._block(packet, verdict)
+            block = self._block(packet, verdict, {} if flow is None else flow.facts)
             self._file.write(block)
             self._written += len(block)
             if not 0.0 <= now - self._flushed < _FLUSH:
@@ -181,7 +186,7 @@ class Pcap(PacketElement[PcapOptions]):
         matches = ((pattern.fullmatch(path.name), path) for path in self._folder.iterdir())
         return sorted((int(match[1]), path) for match, path in matches if match)
 
-    def _block(self, packet: Packet, verdict: Verdict) -> bytes:
+    def _block(self, packet: Packet, verdict: Verdict, facts: Mapping[str, Any]) -> bytes:
         payload = packet.payload[: self.options.snap]
         # In monitor mode it passes, and what would have happened is known by the verdict's identity.
         outcome = "would-drop" if verdict is WOULD_DROP else verdict.outcome.name.lower()
@@ -191,6 +196,12 @@ class Pcap(PacketElement[PcapOptions]):
                 comment += f" {word} {self._interfaces.name(index, packet.time)}"
         if verdict.queue is not None:
             comment += f" to {verdict.queue}"
+        for word, value in (("uid", packet.uid), ("gid", packet.gid), ("mark", f"{packet.mark:#x}" if packet.mark else None)):
+            if value is not None:
+                comment += f" {word} {value}"
+        for word in _OWNER:
+            if word in facts:
+                comment += f" {word} {quote(facts[word], _PLAIN)}"
         direction = 1 if packet.hook in INWARD else 2 if packet.hook in OUTWARD else 0
         stamp = int(packet.time * 1_000_000)
         head = struct.pack("=IIIII", 0, stamp >> 32, stamp & 0xFFFFFFFF, len(payload), max(packet.length, len(payload)))
