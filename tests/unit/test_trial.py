@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_system import FakeMachine
+from on_trial import Agent, break_traffic, config, restored
 from store_contract import FakeKeeper
 
 from nfq_agent.config.lookups import HostLookups
@@ -20,56 +20,6 @@ from nfq_agent.service.inheritance import TRIAL
 from nfq_agent.service.store import Store
 from nfq_agent.service.supervisor import Supervisor
 from nfq_agent.service.trial import Trial, was_taken_back
-
-
-def config(port: int) -> Config:
-    return restored({"queue": {"main": {"num": port}}, "rules": {"main": {"queue": "main", "tcp_ports": [port]}}})
-
-
-def restored(table: dict[str, Any]) -> Config:
-    return Config.model_validate(table).made_of(table, outdated=False)
-
-
-class Agent:
-    """A supervisor that serves port 1000, and that reads port 2000 from its file."""
-
-    def __init__(self, keeper: FakeKeeper | None = None) -> None:
-        self.machine = FakeMachine(None)
-        self._keeper = keeper
-        self._start(config(1000), Store({}, keeper))
-        self.file: Config | ConfigError = config(2000)
-
-    def _start(self, begins_with: Config, store: Store) -> None:
-        self.machine.keep(store)
-        self.supervisor = Supervisor(self._read, begins_with, self.machine.log, self.machine.system, restored)
-        self.supervisor.start()
-
-    def crash(self) -> None:
-        """End without a word, and be started again by the service manager: the file is read, and the notes are there."""
-        assert self._keeper is not None
-        # The next agent takes over the workers that it wants, and ends the others.
-        self.machine.crew.queues.clear()
-        self._start(self._read(), Store({"state": os.dup(self._keeper.kept["state"][-1])}, self._keeper))
-
-    def _read(self) -> Config:
-        if isinstance(self.file, ConfigError):
-            raise self.file
-        return self.file
-
-    def ask(self, verb: str, **more: Any) -> dict[str, Any]:
-        return self.machine.servers[-1].ask({"verb": verb, **more})
-
-    def pass_time(self, seconds: float) -> None:
-        self.machine.now += seconds
-        self.supervisor.turn()
-
-    @property
-    def port(self) -> int:
-        """The one port that rules and workers agree on."""
-        (queue,) = self.machine.crew.queues
-        ports = {int(port) for line in self.machine.rules() for port in re.findall(r"--ports (\d+)", line)}
-        assert ports == {queue}
-        return queue
 
 
 @pytest.fixture
@@ -399,132 +349,5 @@ def test_a_time_that_is_over_when_the_agent_starts_again_takes_the_reload_back(k
     assert kept.port == port
 
 
-def test_faults_end_with_a_crash(kept: Agent) -> None:
-    agent = kept
-    agent.file = config(1000)
-    assert break_traffic(agent, drop=0.5)["ok"]
-    agent.crash()
-    assert not faulty(agent)
-    agent.pass_time(60)
-    assert agent.port == 1000
-    assert agent.ask("confirm", keep=True) == {"ok": False, "message": "no reload waits for a confirmation"}
-
-
-def faulty(agent: Agent) -> bool:
-    (worker,) = agent.machine.crew.queues.values()
-    return [spec.cls.__name__ for spec in worker.specs][-1:] == ["Chaos"]
-
-
-def break_traffic(agent: Agent, **odds: Any) -> dict[str, Any]:
-    return agent.ask("chaos", queue="main", odds=odds, seconds=30)
-
-
-def test_faults_end_by_themselves(agent: Agent) -> None:
-    assert break_traffic(agent, drop=0.5)["ok"]
-    assert faulty(agent)
-    agent.pass_time(29)
-    assert faulty(agent)
-    agent.pass_time(2)
-    assert not faulty(agent)
-    assert agent.port == 1000
-    assert any("over: no faults any more" in line for line in agent.machine.lines)
-
-
-def test_faults_are_ended_and_never_kept(agent: Agent) -> None:
-    break_traffic(agent, delay=0.5)
-    assert not agent.ask("confirm", keep=True)["ok"]
-    assert faulty(agent)
-    assert not break_traffic(agent, drop=0.1)["ok"]
-    assert agent.ask("confirm", keep=False)["ok"]
-    assert not faulty(agent)
-
-
-def test_the_end_of_faults_takes_back_no_reload(agent: Agent) -> None:
-    assert agent.ask("confirm", keep=False, faults=True) == {"ok": False, "message": "no queue has faults"}
-    agent.file = config(2000)
-    assert agent.ask("reload", confirm=60.0)["ok"]
-    answer = agent.ask("confirm", keep=False, faults=True)
-    assert not answer["ok"]
-    assert "no queue has faults; a reload waits for its confirmation" in answer["message"]
-    assert agent.ask("confirm", keep=True) == {"ok": True, "message": "the reload is confirmed"}
-
-
-def test_what_is_on_trial_already_is_named_and_how_it_ends(agent: Agent) -> None:
-    assert break_traffic(agent, drop=0.1)["ok"]
-    assert break_traffic(agent, drop=0.5)["message"] == "a queue has faults already; `nfq-agent chaos off` ends them"
-    assert agent.ask("confirm", keep=False, faults=True)["ok"]
-    agent.ask("reload", confirm=60)
-    assert break_traffic(agent, drop=0.5)["message"].startswith("a reload waits to be confirmed; `nfq-agent confirm` keeps it")
-
-
-def test_a_reload_ends_faults_and_stays(agent: Agent) -> None:
-    break_traffic(agent, drop=0.5)
-    assert agent.ask("reload")["ok"]
-    assert agent.port == 2000
-    assert not faulty(agent)
-    agent.pass_time(60)
-    assert agent.port == 2000
-
-
-def test_a_reload_on_trial_that_ended_faults_does_not_bring_them_back(agent: Agent) -> None:
-    break_traffic(agent, drop=0.5)
-    agent.ask("reload", confirm=60)
-    assert agent.port == 2000
-    agent.pass_time(61)
-    assert agent.port == 1000
-    assert not faulty(agent)
-
-
-def test_faults_that_cannot_be_ended_are_ended_later(agent: Agent) -> None:
-    break_traffic(agent, drop=0.5)
-    agent.machine.trouble.fail["crew.replace worker of queue 1000"] = OSError("no")
-    answer = agent.ask("confirm", keep=False, faults=True)
-    assert not answer["ok"]
-    assert "the faults stay, and it is tried again in 10 s" in answer["message"]
-    assert faulty(agent)
-    agent.pass_time(11)
-    assert not faulty(agent)
-
-
-def test_the_status_says_what_is_on_trial(agent: Agent) -> None:
-    assert agent.ask("status")["trial"] is None
-    break_traffic(agent, drop=0.5)
-    told = agent.ask("status")["trial"]
-    assert 29 <= told.pop("left") <= 30
-    assert told == {"kind": "faults", "queue": "main", "faults": {"drop": 0.5}}
-    agent.ask("reload", confirm=60)
-    told = agent.ask("status")["trial"]
-    assert 59 <= told.pop("left") <= 60
-    assert told == {"kind": "reload", "queue": "", "faults": {}}
-    agent.ask("confirm", keep=True)
-    assert agent.ask("status")["trial"] is None
-
-
-@pytest.mark.parametrize(
-    ("queue", "odds", "said"),
-    [
-        ("other", {"drop": 0.5}, "no queue 'other'; allowed: main"),
-        ("main", {}, "no fault is named"),
-        ("main", {"drop": 2.0}, "drop: "),
-        ("main", {"dorp": 0.5}, "dorp: "),
-    ],
-)
-def test_faults_that_are_refused(agent: Agent, queue: str, odds: dict[str, Any], said: str) -> None:
-    answer = agent.ask("chaos", queue=queue, odds=odds, seconds=30)
-    assert not answer["ok"]
-    assert answer["message"].startswith(said), answer
-    assert not faulty(agent)
-
-
 def test_what_the_agent_does_with_packets_can_be_asked_for(agent: Agent) -> None:
     assert agent.ask("policies")["queues"]["main"]["default"] == "accept"
-
-
-def test_a_drop_that_monitor_mode_would_let_pass_is_refused(agent: Agent) -> None:
-    table = {"queue": {"main": {"num": 2000, "mode": "monitor"}}, "rules": {"main": {"queue": "main", "tcp_ports": [2000]}}}
-    agent.file = restored(table)
-    agent.ask("reload")
-    answer = break_traffic(agent, drop=0.5, delay=0.5)
-    assert answer["message"] == "drop: queue main is in monitor mode and drops nothing; allowed: delay, corrupt and duplicate"
-    assert not faulty(agent)
-    assert break_traffic(agent, delay=0.5)["ok"]

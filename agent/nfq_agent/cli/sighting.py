@@ -90,7 +90,7 @@ def sighting(recorded: Recorded) -> Sighting | None:
 
 
 def _owner(keys: list[str], values: list[str]) -> dict[str, Any]:
-    """The end of a comment as values of a sighting. Numbers that are none are left out: anybody can write a capture."""
+    """The end of a comment as values of a sighting. Numbers that are none are left out: a capture may come from anywhere."""
     said = dict(zip(keys, values, strict=True))
     found: dict[str, Any] = {}
     for key, base in _NUMBERS.items():
