@@ -159,7 +159,7 @@ def test_a_name_that_is_nobodys_domain_is_grouped_with_no_other(flags: Flags, na
         ("x.me.github.io", "me.github.io"),
         ("a.b.c.ck", "b.c.ck"),
         ("x.www.ck", "www.ck"),
-        # Nobody has all names below these.
+        # No registrant has all names below these.
         ("co.uk", ""),
         ("github.io", ""),
         ("localhost", ""),

@@ -159,7 +159,7 @@ def test_the_kernel_is_asked_once_for_each_packet(owners: HostOwners, monkeypatc
         assert owners.names(first) == known
         assert owners.names(second) == known
     gone = sent_from(second)
-    # Also where nobody has the socket any more.
+    # Also where no process has the socket any more.
     assert owners.names(gone) == owners.names(gone) == {}
     assert asked == [first, second, gone]
 
