@@ -58,4 +58,4 @@ def test_a_crash_does_not_bring_in_a_file_that_was_taken_back(tmp_path: Path, ca
     # What cannot be served any more leaves the file.
     store.note(CONFIGURATION, {"queue": {"main": {"num": 70000}}})
     assert serve.without_taken_back(flags, store, refused) == (refused, None)
-    assert "the file was taken back, and is read all the same" in capsys.readouterr().err
+    assert "the file was taken back, and is read nevertheless" in capsys.readouterr().err

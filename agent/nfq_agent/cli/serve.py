@@ -83,7 +83,7 @@ def without_taken_back(flags: Flags, store: Store, loaded: Config) -> tuple[Conf
     try:
         before = loading.served_before(flags, table, check_apart)
     except ConfigError as error:
-        show.error(f"nfq-agent: the file was taken back, and is read all the same: {'; '.join(error.faults)}")
+        show.error(f"nfq-agent: the file was taken back, and is read nevertheless: {'; '.join(error.faults)}")
         return loaded, None
     return before, ConfigError(["the reload of the file was taken back; `nfq-agent reload` reads it again"])
 

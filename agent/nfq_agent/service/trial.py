@@ -80,7 +80,7 @@ class Trial:
         return TrialStatus("faults" if self._faults else "reload", queue, odds, round(max(0.0, self._due[self._over] - now), 1))
 
     def leave(self) -> None:
-        """A person asked for a new start. It reads the file, also one that was taken back; a reload on trial goes on."""
+        """A person asked for a new start. It reads the file, also one that was taken back; a reload on trial continues."""
         if self._refused:
             self._refused = False
             self._keep()
