@@ -55,7 +55,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
     class ByRelease(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no annotations
         def _split_scope(self, nodeid: str) -> str:
-            booted = re.fullmatch(r"tests/booted/.*\[(\w+)\]", nodeid)
+            booted = re.fullmatch(r"tests/booted/.*\[(?:.*-)?(bookworm|trixie)(?:-.*)?\]", nodeid)
             if nodeid.startswith("tests/test_house.py::"):
                 return "house"
             return booted[1] if booted else nodeid

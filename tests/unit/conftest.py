@@ -16,7 +16,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     """What stands for the queue's socket, and what stands for the kernel."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
-        theirs.settimeout(5)
+        theirs.settimeout(60)
         yield ours, theirs
 
 

@@ -31,7 +31,7 @@ class TestListen:
     def test_they_listen_and_hand_on_their_options(self) -> None:
         port = free_port()
         (it,) = listen(proxy(f"127.0.0.1:{port}"))
-        with it, socket.create_connection(("127.0.0.1", port), timeout=5):
+        with it, socket.create_connection(("127.0.0.1", port), timeout=60):
             assert it.getblocking() is False
             select.select([it], [], [], 5)
             accepted, _ = it.accept()
@@ -107,7 +107,7 @@ Bed = tuple[socket.socket, select.epoll, Taken, list[socket.socket]]
 def connect(bed: Bed, count: int) -> None:
     listener, _, _, clients = bed
     for _ in range(count):
-        clients.append(socket.create_connection(listener.getsockname(), timeout=5))
+        clients.append(socket.create_connection(listener.getsockname(), timeout=60))
 
 
 class TestAccept:
@@ -180,6 +180,6 @@ class TestAccept:
         it.drain(taken.active, taken.take, 0.0)
         assert len(taken.held) == 2 * ACCEPTS + 1
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(address, timeout=5)
+            socket.create_connection(address, timeout=60)
         it.resume(0, 1.0)
         assert not it.accepting

@@ -201,7 +201,7 @@ def test_busy_polling_is_passed_on_to_the_turns_that_wait() -> None:
 
 
 def test_busy_polling_looks_again_and_again_before_it_sleeps() -> None:
-    polled = serve(Source, [[udp(1)]], busy_poll=0.02)
+    polled = serve(Source, [[udp(1)]], busy_poll=0.3)
     slept = serve(Source, [[udp(1)]])
     assert slept.reads == 2
     assert polled.reads > slept.reads

@@ -26,7 +26,7 @@ def test_a_scrape_asks_every_agent_and_the_server_ends_when_none_comes(monkeypat
     port = listening.getsockname()[1]
     descriptor = listening.detach()
     monkeypatch.setattr(scrape, "passed", lambda: {"nfq-agent-metrics.socket": descriptor})
-    monkeypatch.setattr(scrape, "_IDLE", 1.0)
+    monkeypatch.setattr(scrape, "_IDLE", 3.0)
     ended: list[int] = []
     thread = threading.Thread(target=lambda: ended.append(scrape.serve(Flags(), Endpoint("127.0.0.1", 1))))
     thread.start()

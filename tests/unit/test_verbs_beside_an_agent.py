@@ -63,7 +63,7 @@ def test_a_reload_is_confirmed_by_a_word(
     os.dup2(reader, 0)
     try:
         os.write(writer, typed.encode() + b"\n")
-        monkeypatch.setattr(serve, "typed_yes", lambda _: typed_yes(1))
+        monkeypatch.setattr(serve, "typed_yes", lambda _: typed_yes(60 if keep else 1))
         assert serve.reload(HERE, 60) == code
     finally:
         os.dup2(before, 0)
@@ -160,7 +160,7 @@ def test_a_dismissed_guard_takes_nothing_back(run_folder: Path) -> None:
 
 @pytest.mark.parametrize(("typed", "code"), [(b"yes\n", 0), (b"no\nyes\n", 0), (b"no\n", 1), (b"", 1)])
 def test_only_a_yes_keeps_the_rules(run_folder: Path, monkeypatch: pytest.MonkeyPatch, typed: bytes, code: int) -> None:
-    made, note = guard(run_folder, 1)
+    made, note = guard(run_folder, 1 if code else 60)
     reader, writer = os.pipe()
     os.write(writer, typed)
     os.close(writer)
