@@ -15,6 +15,20 @@ BENCH_PACKAGES="gnuplot-nox golang-github-chifflier-nfqueue-go-dev golang-go hap
 
 say() { printf '%s\n' "$*" >&2; }
 
+# apt-get, which waits for another run of it, and tries again what the network refuses for a moment.
+apt_get() {
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -o Acquire::Retries=5 -qq "$@"
+}
+
+# Read the lists of packages.
+update_lists() {
+    for seconds in 3 10 30; do
+        if apt_get update >&2; then return 0; fi
+        sleep "$seconds"
+    done
+    apt_get update >&2
+}
+
 # Install the packages that are missing; ask the package manager only when some are.
 need_packages() {
     missing=""
@@ -27,11 +41,9 @@ need_packages() {
         exit 1
     fi
     say "setup: installing$missing"
-    export DEBIAN_FRONTEND=noninteractive
-    # The lock makes a second run wait instead of failing.
-    apt-get -o DPkg::Lock::Timeout=600 -qq update >&2
+    update_lists
     # shellcheck disable=SC2086 # one word each
-    apt-get -o DPkg::Lock::Timeout=600 -qq install -y --no-install-recommends $missing >/dev/null
+    apt_get install -y --no-install-recommends $missing >/dev/null
 }
 
 # Unpack packages into build/unpacked, where they are not yet.
@@ -40,8 +52,14 @@ unpack_packages() {
         folder=build/unpacked/$package
         [ ! -d "$folder" ] || continue
         say "setup: unpacking $package"
+        rm -rf "$folder.new"
         mkdir -p "$folder.new"
-        (cd "$folder.new" && apt-get -qq download "$package" 2>/dev/null && dpkg-deb -x ./*.deb . && rm ./*.deb)
+        # The lists may be missing or out of date.
+        (cd "$folder.new" && apt-get -qq download "$package" 2>/dev/null) || {
+            update_lists
+            (cd "$folder.new" && apt_get download "$package" >&2)
+        }
+        (cd "$folder.new" && dpkg-deb -x ./*.deb . && rm ./*.deb)
         mv "$folder.new" "$folder"
     done
 }
@@ -52,7 +70,7 @@ setup_system() {
 }
 
 venv_install() {
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 10 --timeout 60 "$@"
 }
 
 # Make .venv/, or bring it up to date: requirements are installed when their files change, compiled modules are built when
