@@ -25,7 +25,10 @@ _BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | r
 _PROMPT = re.compile(r"(host# |other# )(.*)")
 # Commands that only show, and are asked again until they show what is expected.
 _SHOWS = re.compile(r"journalctl|grep|nfq-agent (status|rules)")
-_PATIENCE = 20.0
+_PATIENCE = 90.0
+# A reader's pause. What the reader waits for takes longer on a loaded machine.
+_PAUSE = re.compile(r"sleep (\d+)")
+_LONGER = 3
 # After the output of a command.
 _END = "--- the command has ended ---"
 
@@ -54,7 +57,9 @@ class Command:
     def check(self, run: Callable[[str], str]) -> None:
         """Run it; fail unless it prints what the page shows. A command that only shows is asked until it does."""
         deadline = time.monotonic() + (_PATIENCE if _SHOWS.match(self.text) else 0)
-        while not self.shows(printed := run(self.text)):
+        pause = _PAUSE.fullmatch(self.text)
+        text = f"sleep {_LONGER * int(pause[1])}" if pause else self.text
+        while not self.shows(printed := run(text)):
             assert time.monotonic() < deadline, f"{self.text}\nthe page shows:\n{self.output}\nprinted:\n{printed}"
             time.sleep(0.1)
 
