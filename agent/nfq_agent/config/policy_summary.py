@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
@@ -13,6 +12,7 @@ from nfq_agent.config.models import Config, ElementSpec, QueueConfig
 from nfq_agent.config.policies import drops_by_default, policy_of
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.config.ssh_access import cuts_ssh
+from nfq_agent.edits import edits
 from nfq_agent.elements.loading import code_of
 from nfq_agent.mark import parse_mask
 from nfq_agent.values import duration, duration_text, size, size_text
@@ -226,7 +226,7 @@ def _element_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Ite
 def _rule_changes(before: Sequence[str], after: Sequence[str]) -> Iterator[str]:
     """The rules that come, go, or stand at another place; places count from 1."""
     # Not ndiff: it compares each removed rule with each added one, letter by letter.
-    blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    blocks = edits(before, after)
     gone = [place for kind, first, last, _, _ in blocks if kind != "equal" for place in range(first, last)]
     come = [place for kind, _, _, first, last in blocks if kind != "equal" for place in range(first, last)]
     moved: dict[int, int] = {}

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from typing import Protocol
 
+from nfq_agent.edits import edits
 from nfq_agent.rules.model import Installed, Rule, RuleError, TableRules, TableState
 
 
@@ -101,9 +101,8 @@ def _table_changes(desired: TableRules, actual: TableState) -> Iterator[Change]:
 def _chain_changes(desired: Sequence[Rule], actual: Sequence[Installed]) -> Iterator[Change]:
     """Edits of an own chain: rules that stay are not touched, and keep their counters."""
     present = [found.rule for found in actual]
-    matcher = SequenceMatcher(None, present, desired, autojunk=False)
     # From the end, so that the numbers of earlier rules stay valid.
-    for kind, start, end, first, last in reversed(matcher.get_opcodes()):
+    for kind, start, end, first, last in reversed(edits(present, desired)):
         if kind in ("delete", "replace"):
             for index in reversed(range(start, end)):
                 yield Delete(present[index], index + 1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from difflib import SequenceMatcher
 from typing import Any, Final
 
+from nfq_agent.edits import edits
 from nfq_agent.host.attributes import attribute
 from nfq_agent.host.nftables import layout, netlink
 from nfq_agent.host.nftables.expressions import Expression, encode
@@ -95,10 +95,9 @@ class Edit:
 
     def _chain(self, name: str, wanted: Sequence[Rule]) -> Iterator[Message]:
         present = self._before.chains.get(name, [])
-        matcher = SequenceMatcher(None, [found.rule for found in present], wanted, autojunk=False)
         # The rule before the next one: none at the head of the chain.
         behind = b""
-        for kind, start, end, first, last in matcher.get_opcodes():
+        for kind, start, end, first, last in edits([found.rule for found in present], wanted):
             if kind == "equal":
                 behind = u64(6, present[end - 1].handles[-1])
                 continue
