@@ -14,7 +14,7 @@ from nfq_agent.owner import Owners
 from nfq_agent.packet import Hook, Packet
 from nfq_agent.service.bridge_addresses import BridgeAddresses
 from nfq_agent.service.container_names import Behind, ContainerNames
-from nfq_agent.service.forwarded import ForwardedOwners
+from nfq_agent.service.forwarded_owners import ForwardedOwners
 from nfq_agent.testing import tcp
 
 WEB, DB = b"\xac\x11\0\2", b"\xac\x11\0\3"

@@ -26,7 +26,7 @@ from nfq_agent.packet import Hook, Packet
 from nfq_agent.policy_rule import policy_rule
 from nfq_agent.service.container_names import Behind, ContainerNames
 from nfq_agent.service.container_search import ContainerSearch
-from nfq_agent.service.forwarded import ForwardedOwners
+from nfq_agent.service.forwarded_owners import ForwardedOwners
 
 WEB, POD, OTHER, HOLDER = "1" * 64, "2" * 64, "3" * 64, "0" * 64
 # As `podman system service` answers (4.3), and dockerd; shortened.

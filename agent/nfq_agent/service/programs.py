@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from nfq_agent.config.models import ElementSpec
-from nfq_agent.host.programs import ProgramFinder
 from nfq_agent.host.users import CAP_NET_ADMIN, CAP_SYS_PTRACE, User, become, has_capability
+
+if TYPE_CHECKING:
+    from nfq_agent.host.programs import ProgramFinder
 
 
 def asks_programs(specs: Iterable[ElementSpec]) -> bool:
@@ -29,6 +32,9 @@ def program_finder(
     """
     if not asks_programs(specs):
         return None
+    # In memory already: host/owners.py, which takes the finder, imports it.
+    from nfq_agent.host.programs import ProgramFinder
+
     finder = ProgramFinder(user, on_skip=on_skip)
     if not finder.complete:
         what = "only programs of the agent's own user are known (`exe`): CAP_SYS_PTRACE is missing"

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from nfq_agent.config.drop_lines import drop_lines
 from nfq_agent.config.models import Config
@@ -21,7 +21,6 @@ from nfq_agent.host.child import bound_memory
 from nfq_agent.host.jail.calls import ProcessNeeds
 from nfq_agent.host.nfqueue.statistics import QueueStatistics
 from nfq_agent.host.own_process import OwnProcess
-from nfq_agent.host.owners import HostOwners
 from nfq_agent.host.raw import RawSockets
 from nfq_agent.host.users import User
 from nfq_agent.log import Log
@@ -31,7 +30,7 @@ from nfq_agent.service.confinement import Confinement, access_of
 from nfq_agent.service.control import state_folder
 from nfq_agent.service.element_log import ElementLog
 from nfq_agent.service.flow_watch import FlowWatch
-from nfq_agent.service.forwarded import Forwarded
+from nfq_agent.service.forwarded import Forwarded, leads_forwarded
 from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.order import Order
 from nfq_agent.service.packet_judge import WorkerSettings
@@ -44,6 +43,9 @@ from nfq_agent.service.stored_control import StoredControl
 from nfq_agent.service.worker import Roster, Worker
 from nfq_agent.service.worker_counts import LastingCounts
 from nfq_agent.verdict import ACCEPT, DROP
+
+if TYPE_CHECKING:
+    from nfq_agent.host.owners import HostOwners
 
 _VERDICTS: Final = {"accept": ACCEPT, "drop": DROP}
 
@@ -69,9 +71,11 @@ class QueueWorker(Worker):
         self.context = Context()
         self._names = name_needs(config) if any(map(name_part, self.specs)) else None
         self.capabilities = capabilities(self.specs)
+        # Loaded here: the worker's process may not be able to read the program any more.
+        self._finds_owners = _host_owners() if self._tells_owners else None
         # In the worker's process.
         self._owners: HostOwners | None = None
-        self.forwarded = Forwarded(config, name, log)
+        self.forwarded = _forwarded(config, name, log)
         self._instance = config.agent.instance
         self._lost = Order(None, False)
         self.control = StoredControl(number)
@@ -266,9 +270,9 @@ class QueueWorker(Worker):
 
     def _completed(self, context: Context) -> Context:
         """With what only the process itself can open."""
-        if self._tells_owners:
+        if self._finds_owners is not None:
             try:
-                self._owners = HostOwners(program_finder(self.specs, self._user, self._warn, self.counters.skip_program))
+                self._owners = self._finds_owners(program_finder(self.specs, self._user, self._warn, self.counters.skip_program))
             except OSError as error:
                 if self._asks_owners:
                     raise
@@ -341,3 +345,17 @@ class QueueWorker(Worker):
     def waiting(self) -> bool:
         """Whether a packet waits for its verdict. False where the kernel does not show it."""
         return self.queues.waiting
+
+
+def _forwarded(config: Config, queue: str, log: Log) -> Forwarded:
+    if not leads_forwarded(config, queue):
+        return Forwarded(config)
+    from nfq_agent.service.forwarded_owners import FollowedInterfaces
+
+    return FollowedInterfaces(config, queue, log)
+
+
+def _host_owners() -> type[HostOwners]:
+    from nfq_agent.host.owners import HostOwners
+
+    return HostOwners
