@@ -8,8 +8,8 @@ from agent import Agent, until
 from namespace import Namespace
 
 _CONFIG = '[queue.main]\nnum = 100\n[rules.app]\nqueue = "main"\ntcp_ports = [{port}]\n'
-# What checks it, and what the library of digests brings.
-_LIBRARIES = ("_pydantic_core", "libcrypto")
+# What checks it, what the library of digests brings, and what `shutil` does.
+_LIBRARIES = ("_pydantic_core", "libcrypto", "liblzma", "libbz2")
 
 
 def holds(pid: int) -> bool:
@@ -22,6 +22,8 @@ def test_no_process_that_serves_without_elements_holds_what_checks_the_configura
     agent = Agent(netns, tmp_path, _CONFIG.format(port=80)).ready()
     (worker,) = agent.workers()
     assert not any(map(holds, (agent.process.pid, worker)))
+    # What writes rules is loaded once the worker's process has begun.
+    assert "libxtables" not in Path(f"/proc/{worker}/maps").read_text()
     # A reload has the new file checked, and refused, elsewhere too.
     agent.configure(_CONFIG.format(port=81))
     agent.verb("reload")

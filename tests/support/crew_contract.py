@@ -8,6 +8,7 @@ from typing import Final, Literal, Protocol
 import pytest
 
 from nfq_agent.config.models import Config
+from nfq_agent.rules.model import RuleError
 from nfq_agent.service.system import FAILURES, Workers
 from nfq_agent.service.worker import Worker
 
@@ -65,6 +66,27 @@ def none_is_left_when_one_does_not_get_ready(world: World) -> None:
     assert not world.serves(fine)
 
 
+def none_is_left_when_what_is_done_meanwhile_fails(world: World) -> None:
+    before, fine = world.worker(3), world.worker(1)
+    world.crew.add([before])
+
+    def fail() -> None:
+        assert world.crew.workers == [before]
+        raise RuleError("on purpose")
+
+    with pytest.raises(RuleError, match="on purpose"):
+        world.crew.add([fine], fail)
+    assert world.crew.workers == [before]
+    assert world.serves(before)
+    assert not world.serves(fine)
+    again = world.worker(1)
+    done: list[bool] = []
+    world.crew.add([again], lambda: done.append(world.serves(again)))
+    # Once, before it is ready.
+    assert done == [False]
+    assert world.serves(again)
+
+
 def a_successor_serves_in_its_place(world: World) -> None:
     old, successor = world.worker(1), world.worker(1, max_len=200)
     world.crew.add([old])
@@ -103,6 +125,7 @@ CONTRACT: Final[tuple[Callable[[World], None], ...]] = (
     they_serve_when_they_are_added,
     none_is_left_when_one_cannot_be_opened,
     none_is_left_when_one_does_not_get_ready,
+    none_is_left_when_what_is_done_meanwhile_fails,
     a_successor_serves_in_its_place,
     the_old_one_serves_when_its_successor_does_not,
     who_is_retired_is_gone,

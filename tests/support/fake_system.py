@@ -89,10 +89,12 @@ class FakeCrew:
     def descriptors(self) -> Iterator[int]:
         return iter(())
 
-    def add(self, workers: Sequence[Worker]) -> None:
+    def add(self, workers: Sequence[Worker], meanwhile: Callable[[], object] = lambda: None) -> None:
         for worker in workers:
             self._trouble(f"crew.add {worker.title}")
+        meanwhile()
         for worker in workers:
+            self._trouble.done.append(f"crew.serves {worker.title}")
             self._enter(worker)
 
     def replace(self, old: Worker, successor: Worker) -> None:

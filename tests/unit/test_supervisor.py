@@ -59,7 +59,7 @@ def test_the_order_of_a_start_and_a_stop() -> None:
     agent = Agent()
     agent.run()
     done = agent.machine.trouble.done
-    order = ["lock", "ensure_user", "choose", "advance", "crew.add proxy web", "route", "rules.apply inet", "listen"]
+    order = ["lock", "ensure_user", "advance", "crew.add proxy web", "choose", "route", "rules.apply inet", "listen"]
     assert [done.index(name) for name in order] == sorted(done.index(name) for name in order)
     # Connections of the proxy end before its rules go, rules are gone before a queue is closed.
     order = ["crew.retire proxy web", "rules.remove inet", "unroute", "crew.retire worker of queue 1", "rules.close"]
@@ -128,8 +128,8 @@ def test_a_stop_during_the_start_puts_no_rule_in() -> None:
     agent = Agent()
     add = agent.machine.crew.add
 
-    def add_and_stop(workers: Any) -> None:
-        add(workers)
+    def add_and_stop(workers: Any, meanwhile: Any = lambda: None) -> None:
+        add(workers, meanwhile)
         os.kill(os.getpid(), signal.SIGTERM)
 
     agent.machine.crew.add = add_and_stop  # type: ignore[method-assign]  # the moment between two steps

@@ -136,7 +136,9 @@ def test_what_waits_is_answered_before_the_rules_are_looked_for(takes_over: bool
         handed(agent)
     assert agent.run() == 0
     done = agent.machine.trouble.done
-    assert (done.index("crew.add worker of queue 1") < done.index("choose")) == takes_over
+    # Else while the workers prepare.
+    assert done.index("crew.add worker of queue 1") < done.index("choose")
+    assert (done.index("crew.serves worker of queue 1") < done.index("choose")) == takes_over
 
 
 def test_once_it_serves_a_failure_ends_everything() -> None:

@@ -77,10 +77,11 @@ class Crew:
             yield child.control.fileno()
             yield child.pidfd
 
-    def add(self, workers: Sequence[Worker]) -> None:
+    def add(self, workers: Sequence[Worker], meanwhile: Callable[[], object] = lambda: None) -> None:
         """Open and start these together; return when all serve. Raises what opening raises, or WorkerError; then none is left.
 
-        What the previous agent serves is taken over; if that fails, the previous agent keeps serving.
+        What the previous agent serves is taken over; if that fails, the previous agent keeps serving. meanwhile: what this
+        process does while theirs prepare; what it raises is raised.
         """
         heirs: list[Worker] = []
         inherited: Roster[QueueWorker, ProxyWorker, InterfaceWorker] = Roster()
@@ -95,7 +96,7 @@ class Crew:
             self._coming = list(workers)
             queues = list(inherited.queues.values())
             beside = [worker for worker in workers if worker not in queues]
-            hand_over(queues, self._store, self._log, self._beat, beside)
+            hand_over(queues, self._store, self._log, self._beat, beside, meanwhile)
         except BaseException:
             for worker in workers:
                 worker.stop()

@@ -23,15 +23,21 @@ _ENDS_WITHIN: Final = 5.0
 
 
 def hand_over(
-    queues: Sequence[QueueWorker], store: Store, log: Log, beat: Callable[[], None], beside: Sequence[Worker] = ()
+    queues: Sequence[QueueWorker],
+    store: Store,
+    log: Log,
+    beat: Callable[[], None],
+    beside: Sequence[Worker] = (),
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> None:
     """Start a process for each of these and let it serve in place of the predecessor's. Raises WorkerError, QueueError, OSError.
 
     beside: others that are started together with them. If one cannot be prepared, no predecessor has been told to stop.
+    meanwhile: what this process does while theirs prepare.
     """
     # A queue whose settings change has to be without a reader meanwhile; it comes last, when nothing else can fail.
     ready = [worker for worker in queues if worker.fits]
-    _Handover(ready, store, log, beat).run(beside)
+    _Handover(ready, store, log, beat).run(beside, meanwhile)
     for worker in queues:
         if worker not in ready:
             _change(worker, store, log, beat)
@@ -68,7 +74,7 @@ class _Handover:
         self._beat = beat
         self._succession = Succession({number: worker.predecessor is not None for number, worker in self._workers.items()})
 
-    def run(self, beside: Sequence[Worker]) -> None:
+    def run(self, beside: Sequence[Worker], meanwhile: Callable[[], object]) -> None:
         """All of it. Raises WorkerError, OSError."""
         # Packets wait where a predecessor was killed: all prepare at the same time, those of queues begin.
         for worker in self._workers.values():
@@ -76,6 +82,7 @@ class _Handover:
             worker.start()
         for other in beside:
             other.start()
+        meanwhile()
         for other in beside:
             other.wait_ready(self._beat)
         for number, worker in self._workers.items():

@@ -72,6 +72,7 @@ class Supervisor:
         self._signals, self._began = Signals(), system.clock()
         self._in_place = False  # a restart that was asked for by the verb keeps this process
         self._rules: LiveRules | None = None
+        self._rules_unknown = False  # workers were begun, and the rules not looked for yet
         self._routes = LiveRoutes(config.agent.instance, system.route)
         self._drift: DriftCheck | None = None
         self._user = User(-1, -1)
@@ -135,17 +136,15 @@ class Supervisor:
         self._user, made = system.ensure_user(agent.user)
         if made:
             self._log(f"created the system user {agent.user} (uid {self._user.uid})")
-        # Before the rules, since packets wait for a worker after a crash, and choosing a backend takes longer.
-        if takes_over := self._inheritance.pending:
-            self._start_workers()
-        rules = self._rules = self._find_rules()
+        # What writes rules is loaded while workers prepare, or, where packets wait for them since a crash, after that.
+        self._rules_unknown = not self._inheritance.pending
+        self._start_workers(self._find_rules if self._rules_unknown else lambda: None)
+        rules = self._rules or self._find_rules()
         self._drift = DriftCheck(rules, self._meter, self._log, agent.drift_check)
         if rules.host.notice:
             self._log(rules.host.notice, "warning")
         for notice in system.notices(self._config, rules.host.name):
             self._log(f"{notice.text}; {notice.advice}", "warning")
-        if not takes_over:
-            self._start_workers()
         if self._signals.stop:
             return
         ruleset = self._drift.ruleset = planned(self._config, self._user.uid, rules.host)
@@ -168,14 +167,16 @@ class Supervisor:
         found = f"{len(listing(state))} {rules.host.name} rules are in"
         self._log(f"instance {agent.instance} is serving {report.serving(self._crew)}: {found}")
 
-    def _start_workers(self) -> None:
+    def _start_workers(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         self._config = self._system.advance(self._config)
-        self._crew.add(self._workers_of(self._config))
+        self._crew.add(self._workers_of(self._config), meanwhile)
         self._log(f"start: workers answer: {report.serving(self._crew)}", "debug")
 
     def _find_rules(self) -> LiveRules:
+        self._rules_unknown = False
         host = self._system.choose(self._config, self._store.take("table"))
-        return LiveRules(host, self._system.elsewhere(host, self._config.agent.instance))
+        self._rules = LiveRules(host, self._system.elsewhere(host, self._config.agent.instance))
+        return self._rules
 
     def _start_clocks(self, rules: LiveRules) -> None:
         now = self._system.clock()
@@ -215,7 +216,7 @@ class Supervisor:
         self._service.stopping()
         # Also after a start that failed: the previous agent, killed or started again in place, may have left rules that now lead
         # to no process. Without the lock they may be another agent's.
-        may_remove = self._lock is not None and (self._rules is not None or self._inheritance.pending)
+        may_remove = self._lock is not None and (self._rules_unknown or self._rules is not None or self._inheritance.pending)
         stop = Stop(self._config.agent.instance, self._crew, self._routes, self._drift, self._log)
         clean = stop.run(self._rules_to_remove if may_remove else None, failed)
         self._inheritance.clear()
@@ -224,11 +225,10 @@ class Supervisor:
         return clean
 
     def _rules_to_remove(self) -> LiveRules:
-        if self._rules is None:
-            self._rules = self._find_rules()
+        rules = self._rules or self._find_rules()
         if self._lock_seconds is not None:
-            self._rules.host.lock_seconds = self._lock_seconds
-        return self._rules
+            rules.host.lock_seconds = self._lock_seconds
+        return rules
 
     def _release(self) -> None:
         for each in (self._server, self._rule_watch):
