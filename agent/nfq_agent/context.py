@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from nfq_agent.decisions import Decisions
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.names import NameTable
 from nfq_agent.owner import Owners
-
-# What happens to a connection whose beginning was not seen. judge: what its next message says decides, else the policy's default.
-MidstreamMode = Literal["accept", "drop", "judge"]
+from nfq_agent.values import MidstreamMode
 
 
 @dataclass(frozen=True, slots=True)

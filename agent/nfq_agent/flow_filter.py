@@ -12,7 +12,6 @@ known of a flow fits nothing, so that `not` and `!=` hold for it.
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -229,6 +228,8 @@ class _Reader:
     def _comparison(self) -> Comparison:
         field, position = self._take("word", "a field"), self._position_before()
         if field not in FIELDS:
+            import difflib
+
             near = difflib.get_close_matches(field.lower(), FIELDS, 3)
             hint = f"like it: {', '.join(near)}" if near else f"for example {', '.join(_TEXTS[:6])}"
             raise FilterError(f"{field!r} is not a field; {hint}", self._text, position)

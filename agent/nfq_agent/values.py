@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, TypeAlias
 
 from nfq_agent.field import BeforeValidator
 from nfq_agent.geography import Geography
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pydantic import ValidationInfo
 
 Network: TypeAlias = IPv4Network | IPv6Network
+# What happens to a connection whose beginning was not seen. judge: what its next message says decides, else the policy's default.
+MidstreamMode = Literal["accept", "drop", "judge"]
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)")
 _SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}

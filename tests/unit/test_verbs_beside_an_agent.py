@@ -11,7 +11,7 @@ import pytest
 from answering import Answering
 from fake_rules import FakeHost, FakeKernel
 
-from nfq_agent.cli import demo, rule_verbs, serve
+from nfq_agent.cli import demo, requests, rule_verbs
 from nfq_agent.cli.confirm import Guard, typed_yes
 from nfq_agent.cli.flags import Flags
 from nfq_agent.rules.model import FAMILIES
@@ -34,7 +34,7 @@ def test_reload_says_what_the_agent_answered(
     agent: Answering, capfd: pytest.CaptureFixture[str], reply: dict[str, Any], code: int, said: str
 ) -> None:
     agent.reply = reply
-    assert serve.reload(HERE, None) == code
+    assert requests.reload(HERE, None) == code
     assert said in "".join(capfd.readouterr())
     assert agent.asked == [{"verb": "reload"}]
 
@@ -43,7 +43,7 @@ def test_a_reload_that_will_be_taken_back_with_an_earlier_one_is_a_warning(
     agent: Answering, capfd: pytest.CaptureFixture[str]
 ) -> None:
     agent.reply = {"ok": True, "message": "in force", "waits": "an earlier reload waits"}
-    assert serve.reload(HERE, None) == 0
+    assert requests.reload(HERE, None) == 0
     assert capfd.readouterr() == ("in force\n", "warning: an earlier reload waits\n")
 
 
@@ -63,8 +63,8 @@ def test_a_reload_is_confirmed_by_a_word(
     os.dup2(reader, 0)
     try:
         os.write(writer, typed.encode() + b"\n")
-        monkeypatch.setattr(serve, "typed_yes", lambda _: typed_yes(60 if keep else 1))
-        assert serve.reload(HERE, 60) == code
+        monkeypatch.setattr(requests, "typed_yes", lambda _: typed_yes(60 if keep else 1))
+        assert requests.reload(HERE, 60) == code
     finally:
         os.dup2(before, 0)
         for each in (reader, writer, before):
@@ -80,36 +80,36 @@ def test_a_reload_is_confirmed_by_another_command(
     agent: Answering, capfd: pytest.CaptureFixture[str], keep: bool, ok: bool, code: int
 ) -> None:
     agent.reply = {"ok": True, "message": "in force"}
-    assert serve.reload(HERE, 60, wait=False) == 0
+    assert requests.reload(HERE, 60, wait=False) == 0
     assert "`nfq-agent confirm` within 60 s" in "".join(capfd.readouterr())
     agent.reply = {"ok": ok, "message": "what the agent says"}
-    assert serve.confirm(HERE, keep) == code
+    assert requests.confirm(HERE, keep) == code
     assert "what the agent says" in "".join(capfd.readouterr())
     assert agent.asked == [{"verb": "reload", "confirm": 60}, {"verb": "confirm", "keep": keep}]
 
 
 @pytest.mark.parametrize("value", ["2020-01-01", "07:30:00", "nan", "-inf", "[" * 3000, "[2020-01-01]", "a\0b"])
 def test_chaos_sends_a_value_that_json_does_not_have_as_text(agent: Answering, value: str) -> None:
-    assert serve.chaos(HERE, "main", [f"drop={value}"], 30.0) == 1
+    assert requests.chaos(HERE, "main", [f"drop={value}"], 30.0) == 1
     assert [question["odds"] for question in agent.asked] == [{"drop": value}]
 
 
 def test_chaos_gives_the_agent_its_keys_and_time(agent: Answering) -> None:
     agent.reply = {"ok": True, "message": "queue main has faults"}
-    assert serve.chaos(HERE, "main", ["drop=0.2", "delay_for=50ms", "seed=7"], 30.0) == 0
+    assert requests.chaos(HERE, "main", ["drop=0.2", "delay_for=50ms", "seed=7"], 30.0) == 0
     assert agent.asked == [
         {"verb": "chaos", "queue": "main", "odds": {"drop": 0.2, "delay_for": "50ms", "seed": 7}, "seconds": 30.0}
     ]
-    assert serve.chaos(HERE, None, [], 30.0) == 0
+    assert requests.chaos(HERE, None, [], 30.0) == 0
     assert agent.asked[-1] == {"verb": "confirm", "keep": False, "faults": True}
     agent.reply = {"ok": False, "config": True, "message": "no fault is named"}
-    assert serve.chaos(HERE, "main", [], 30.0) == 2
+    assert requests.chaos(HERE, "main", [], 30.0) == 2
 
 
 def test_reload_without_an_agent(run_folder: Path) -> None:
     assert run_folder.is_dir()
     with pytest.raises(control.NotRunning):
-        serve.reload(HERE, None)
+        requests.reload(HERE, None)
 
 
 def test_a_restart_whose_agent_ends_is_said_at_once(agent: Answering, capfd: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +117,7 @@ def test_a_restart_whose_agent_ends_is_said_at_once(agent: Answering, capfd: pyt
     agent.reply = {"ok": True, "began": 7.0}
     agent.answers = 1
     began = time.monotonic()
-    assert serve.restart(HERE) == 1
+    assert requests.restart(HERE) == 1
     assert time.monotonic() - began < 10
     assert "ended while it was started again" in capfd.readouterr().err
 

@@ -139,6 +139,8 @@ def _pcap(reader: _Reader, order: str, per_second: int) -> Iterator[Recorded]:
 
 @dataclass(slots=True)
 class _Interface:
+    """An interface of a recording. link: its link type. per_second: units of its times. offset: seconds to add to them."""
+
     link: int
     snap: int
     per_second: int = 1_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,6 +40,8 @@ def check_apart(
 
 
 def _answer(merged: dict[str, Any], source: Source, lookups: HostLookups) -> tuple[Config | None, list[str]]:
+    # It would look through everything that is installed for plugins, and load `email` and `zipfile` for that.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         return check(merged, source, lookups), []
     except ConfigError as error:

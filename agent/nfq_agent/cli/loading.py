@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nfq_agent.cli import show
 from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings, target_in_force
 from nfq_agent.config.file import Check, check, instance_in, load, load_table, without_elements
 from nfq_agent.config.models import Agent, Config, ConfigError, LogConfig
 from nfq_agent.config.source import tables_of
-from nfq_agent.service import control
 
 
 def configuration(flags: Flags, check: Check = check) -> Config:
@@ -48,6 +46,7 @@ def checked(config: Config, restarts: bool = False) -> Config:
 
 def with_marks(config: Config) -> Config:
     """The configuration with the marks that a start or a reload would give to offloaded flows."""
+    from nfq_agent.service import control
     from nfq_agent.service.policy_generation import foreseen
 
     return foreseen(config, control.state_folder() / f"{config.agent.instance}.generations")
@@ -57,6 +56,8 @@ def instance_of(flags: Flags) -> str:
     """The instance of a verb. Nothing else of the configuration is read: it may have any other fault."""
     if flags.instance is not None:
         return flags.instance
+    from nfq_agent.cli import show
+
     name, faults = instance_in(flags.config)
     for fault in faults:
         show.error(fault)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -70,13 +68,23 @@ def comment(text: str) -> None:
 
 def _print_wrapped(text: str, later: str, wanted: bool, stream: TextIO | None = None) -> None:
     """stream: standard output if None."""
-    width = shutil.get_terminal_size((0, 0)).columns if wanted else 0
-    # A path or an address is left whole, so that it can be copied.
+    width = _columns() if wanted else 0
     for line in text.splitlines() or [""]:
-        whole = (
-            textwrap.fill(line, width, subsequent_indent=later, break_on_hyphens=False, break_long_words=False) if width else line
-        )
-        print(whole, file=stream, flush=True)
+        print(_filled(line, width, later) if width else line, file=stream, flush=True)
+
+
+def _columns() -> int:
+    """Of the terminal; 0 where that is not known."""
+    import shutil
+
+    return shutil.get_terminal_size((0, 0)).columns
+
+
+def _filled(line: str, width: int, later: str) -> str:
+    import textwrap
+
+    # A path or an address is left whole, so that it can be copied.
+    return textwrap.fill(line, width, subsequent_indent=later, break_on_hyphens=False, break_long_words=False)
 
 
 def json_object(value: Mapping[str, Any]) -> None:

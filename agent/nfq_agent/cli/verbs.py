@@ -160,9 +160,9 @@ def reload(
     ] = False,
 ) -> int:
     """Make the running agent read its configuration again, and wait. Exit 0 only when it is in force."""
-    from nfq_agent.cli import serve
+    from nfq_agent.cli import requests
 
-    return serve.reload(Flags(config, instance), confirm_within, not no_wait)
+    return requests.reload(Flags(config, instance), confirm_within, not no_wait)
 
 
 @app.command(epilog="Example: nfq-agent confirm")
@@ -172,17 +172,17 @@ def confirm(
     undo: Annotated[bool, typer.Option("--undo", help="Restore the previous configuration now.")] = False,
 ) -> int:
     """Keep the configuration that `reload --confirm` has put into force. Exit 1 if none waits for it."""
-    from nfq_agent.cli import serve
+    from nfq_agent.cli import requests
 
-    return serve.confirm(Flags(config, instance), keep=not undo)
+    return requests.confirm(Flags(config, instance), keep=not undo)
 
 
 @app.command(epilog="Example: nfq-agent restart")
 def restart(config: ConfigOption = None, instance: InstanceOption = None) -> int:
     """Start the running agent again in place, with the code that is installed now, and wait. No packet is lost meanwhile."""
-    from nfq_agent.cli import serve
+    from nfq_agent.cli import requests
 
-    return serve.restart(Flags(config, instance))
+    return requests.restart(Flags(config, instance))
 
 
 @app.command(epilog="Example: nfq-agent status --json")
@@ -256,7 +256,7 @@ def chaos(
     instance: InstanceOption = None,
 ) -> int:
     """Break the traffic of a queue for a time. The faults end by themselves, also when this terminal is lost."""
-    from nfq_agent.cli import serve
+    from nfq_agent.cli import requests
     from nfq_agent.values import duration
 
     if (state is OnOff.on) != (queue is not None):
@@ -265,7 +265,7 @@ def chaos(
         seconds = duration(last)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    return serve.chaos(Flags(config, instance), queue, faults or [], seconds)
+    return requests.chaos(Flags(config, instance), queue, faults or [], seconds)
 
 
 @app.command(epilog="Example: nfq-agent new-element scan-guard --into /etc/nfq-agent")

@@ -8,9 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Final, Literal
 
 from nfq_agent.config.model import Model
-from nfq_agent.context import MidstreamMode
 from nfq_agent.field import AfterValidator, Field
-from nfq_agent.values import Duration, Ports, PortsField, Size
+from nfq_agent.values import Duration, MidstreamMode, Ports, PortsField, Size
 
 # A classic filter has 4096 instructions at most (BPF_MAXINSNS), and a range of ports costs 12 of them.
 MOST_RANGES: Final = 150

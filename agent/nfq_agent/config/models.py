@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -18,15 +19,11 @@ from nfq_agent.config.lookups import HostLookups, resolvers_of_host
 from nfq_agent.config.model import Model
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.config.rule import RuleConfig
-from nfq_agent.context import MidstreamMode
-from nfq_agent.element import Needs, PacketElement
 from nfq_agent.elements import ElementError, packet_element, stream_element
 from nfq_agent.elements.loading import Interrupted, interruptible, where
 from nfq_agent.field import AfterValidator, BeforeValidator, Field
-from nfq_agent.flow_filter import FilterError, parse
 from nfq_agent.mark import OWNERS_MASK, Kept, parse_mask
-from nfq_agent.stream import StreamElement
-from nfq_agent.values import AddressField, Duration, Size
+from nfq_agent.values import AddressField, Duration, MidstreamMode, Size
 
 # The header bytes that the kernel has to copy so that addresses and ports can be read. IPv4 and TCP, each with all options: 120.
 HEADER_BYTES: Final = 128
@@ -87,6 +84,9 @@ class Agent(Model):
 
 def _filter(text: str) -> str:
     """A filter that can be read."""
+    # Loaded only where there is one, as what elements need is: a start forks the process that checks before it loads these.
+    from nfq_agent.flow_filter import FilterError, parse
+
     try:
         parse(text)
     except FilterError as error:
@@ -176,8 +176,13 @@ class QueueConfig(Model):
         return range(numbers.stop, numbers.stop + len(numbers)) if self.room_for_known else range(0)
 
 
-# Questions that the configuration asks an element's class about its options.
-_HOOKS: Final = sorted({name for base in (PacketElement, StreamElement) for name in dir(base) if name.endswith("_of")})
+@cache
+def _hooks() -> list[str]:
+    """Questions that the configuration asks an element's class about its options."""
+    from nfq_agent.element import PacketElement
+    from nfq_agent.stream import StreamElement
+
+    return sorted({name for base in (PacketElement, StreamElement) for name in dir(base) if name.endswith("_of")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +277,7 @@ class Config(Model):
             options = cls.Options.from_table(table, self._state.lookups)
             # The element's own code; a fault in it is one of the configuration, with its line.
             with interruptible():
-                for hook in _HOOKS:
+                for hook in _hooks():
                     getattr(cls, hook, bool)(options)
             if not isinstance(access := cls.access_of(options), Access):
                 raise TypeError(f"access is {access!r}; allowed: an nfq_agent.access.Access")
@@ -317,7 +322,12 @@ class Config(Model):
 
     def least_copied(self, queue: QueueConfig | CaptureConfig) -> int:
         """Bytes of each packet that its elements need, from the IP header on."""
-        needs = max((spec.cls.needs_of(spec.options) for spec in self.packet_elements(queue)), default=Needs.METADATA)
+        specs = self.packet_elements(queue)
+        if not specs:
+            return HEADER_BYTES
+        from nfq_agent.element import Needs
+
+        needs = max(spec.cls.needs_of(spec.options) for spec in specs)
         if needs is Needs.METADATA:
             return HEADER_BYTES
         if needs is not Needs.HEADERS:

@@ -12,10 +12,8 @@ from nfq_agent.config.name_needs import name_faults
 from nfq_agent.config.overlaps import overlaps
 from nfq_agent.config.policies import rule_that
 from nfq_agent.config.source import Source
-from nfq_agent.element import Needs
 from nfq_agent.elements import ElementError
 from nfq_agent.mark import Mark, owner_marks
-from nfq_agent.protocols.known import OWNERS
 from nfq_agent.values import Endpoint
 
 
@@ -45,7 +43,9 @@ def cross_faults(config: Config, source: Source) -> Iterator[str]:  # noqa: C901
             pass
         else:
             yield from (fault(*each) for each in _missing_facts(specs))
-            if queue.copy_mode == "meta":
+            if queue.copy_mode == "meta" and specs:
+                from nfq_agent.element import Needs
+
                 for spec in specs:
                     if spec.cls.needs_of(spec.options) > Needs.METADATA and not spec.cls.degrades:
                         yield fault(
@@ -145,6 +145,8 @@ def _missing_facts(specs: Sequence[ElementSpec]) -> Iterator[tuple[Place, str]]:
         if missing := [fact for fact in wanted if fact not in kept]:
             behind = " (it comes later)" if any(set(missing) & set(other.cls.keeps_facts) for other in specs) else ""
             text = f"a rule asks for {', '.join(missing)}, which no element before {spec.name!r} in the chain finds{behind}"
+            from nfq_agent.protocols.known import OWNERS
+
             by_dpi = missing[0] in OWNERS or missing[0] in ("protocol", "conflict", "dpi", "dpi_reason", "encrypted")
             provider = '"dpi"' if by_dpi else f"an element that has {missing[0]!r} in its keeps_facts,"
             rule = rule_that(spec, lambda each: bool(set(missing) & {fact for fact, _ in each.wanted}))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Final
 
-from nfq_agent.element import PacketElement
 from nfq_agent.elements.loading import CodeError, import_object
-from nfq_agent.stream import StreamElement
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from nfq_agent.element import PacketElement
+    from nfq_agent.stream import StreamElement
 
 # One line for each: the name in the configuration, and where its class is.
 PACKET_ELEMENTS: Final = {
@@ -60,6 +60,8 @@ class ElementError(Exception):
 
 def packet_element(kind: str) -> type[PacketElement]:
     """The class of a packet element: a built-in, an entry point of the group, or `package.module:Class`."""
+    from nfq_agent.element import PacketElement
+
     cls = _find(kind, PACKET_ELEMENTS)
     if not (isinstance(cls, type) and issubclass(cls, PacketElement)):
         raise ElementError(kind, f"{kind!r} is not a packet element; allowed: a subclass of nfq_agent.PacketElement")
@@ -68,6 +70,8 @@ def packet_element(kind: str) -> type[PacketElement]:
 
 def stream_element(kind: str) -> type[StreamElement]:
     """The class of a stream element, found in the same way."""
+    from nfq_agent.stream import StreamElement
+
     cls = _find(kind, STREAM_ELEMENTS)
     if not (isinstance(cls, type) and issubclass(cls, StreamElement)):
         raise ElementError(kind, f"{kind!r} is not a stream element; allowed: a subclass of nfq_agent.StreamElement")
@@ -83,6 +87,8 @@ def _find(kind: str, builtins: dict[str, str]) -> object:
 
         path = next((point.value for point in entry_points(group=GROUP, name=kind)), None)
     if path is None:
+        import difflib
+
         near = difflib.get_close_matches(kind, builtins, 1, 0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         names = ", ".join(sorted(builtins)) or "none is built in"

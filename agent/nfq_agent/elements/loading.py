@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -154,10 +153,14 @@ def where(error: BaseException) -> str:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     if isinstance(error, ImportError) and error.name is not None:
         text = str(error)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen ")]
-    # The first frames are those of this file, and of importlib.
-    inside = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
-    return f"{inside[-1].filename}:{inside[-1].lineno}: {text}" if inside else text
+    # The first frames are those of this file, and of importlib. The last one of others is where it happened.
+    place, step = "", error.__traceback__
+    while step is not None:
+        file = step.tb_frame.f_code.co_filename
+        if not file.startswith("<frozen ") and file not in (__file__, importlib.__file__):
+            place = f"{file}:{step.tb_lineno}: "
+        step = step.tb_next
+    return place + text
 
 
 def _refuse_what_others_write(module: str) -> None:

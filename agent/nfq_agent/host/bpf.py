@@ -124,6 +124,8 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class _Section:
+    """A section of an ELF object. kind: sh_type. info: sh_info."""
+
     name: str
     kind: int
     data: bytes

@@ -8,7 +8,6 @@ import gc
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -32,16 +31,11 @@ def fork(life: Callable[[], int | None], close: Iterable[int] = (), *, ends_with
     # Blocked until the child has its own handlers: it must not run a handler of the parent, nor write to its wake-up descriptor.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     parent = os.getpid()
-    # The garbage collector of the child must not touch the parent's objects: each page it writes to is copied.
-    frozen = gc.get_freeze_count() > 0
-    gc.freeze()
     try:
         pid = os.fork()
         if pid == 0:
             _live(life, close, before, parent if ends_with_parent else None)
     finally:
-        if not frozen:
-            gc.unfreeze()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
@@ -49,6 +43,8 @@ def fork(life: Callable[[], int | None], close: Iterable[int] = (), *, ends_with
 def _live(life: Callable[[], int | None], close: list[int], mask: set[int | signal.Signals], parent: int | None) -> None:
     """Run the child. Never returns."""
     code = 1
+    # Its garbage collector must not touch the parent's objects: each page that it writes to is copied.
+    gc.freeze()
     try:
         if parent is not None:
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -63,8 +59,9 @@ def _live(life: Callable[[], int | None], close: list[int], mask: set[int | sign
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         code = life() or 0
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        # The interpreter's own way to print it: the module `traceback`, and what it needs, is not loaded for this.
+        sys.__excepthook__(type(error), error, error.__traceback__)
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()

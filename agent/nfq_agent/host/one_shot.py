@@ -6,7 +6,6 @@ import contextlib
 import os
 import pickle
 import signal
-import traceback
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -65,12 +64,21 @@ def _run(function: Callable[..., Any], args: tuple[Any, ...], writer: int, secon
         answer: tuple[bool, Any] = (True, function(*args))
     # Every error is returned to the caller, which raises it.
     except BaseException as error:
-        error.add_note(traceback.format_exc())
+        error.add_note(_text_of(error))
         answer = (False, error)
     try:
         data = pickle.dumps(answer)
         pickle.loads(data)
-    except Exception:
-        data = pickle.dumps((False, OneShotError(f"{answer[1]!r}\n{traceback.format_exc()}")))
+    except Exception as error:
+        data = pickle.dumps((False, OneShotError(f"{answer[1]!r}\n{_text_of(error)}")))
     with contextlib.suppress(OSError), os.fdopen(writer, "wb") as pipe:
         pipe.write(data)
+
+
+def _text_of(error: BaseException) -> str:
+    """An error with its traceback; alone where the module for that, which only this needs, cannot be loaded now."""
+    try:
+        import traceback
+    except (ImportError, OSError, MemoryError):
+        return repr(error)
+    return "".join(traceback.format_exception(error))

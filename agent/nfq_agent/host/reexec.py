@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -63,9 +62,12 @@ def rehearse(beat: Callable[[], None]) -> str:
     place = argv.index("run")
     argv[place : place + 1] = ["check", "--code"]
     shown = " ".join(argv)
-    pipe = subprocess.PIPE
     until = time.monotonic() + _REHEARSAL
     try:
+        # Loaded only here. It takes descriptors, of which none may be left.
+        import subprocess
+
+        pipe = subprocess.PIPE
         with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace") as process:
             while True:
                 try:
@@ -80,7 +82,7 @@ def rehearse(beat: Callable[[], None]) -> str:
                         f"the check of its code and its configuration has not ended within {_REHEARSAL:g} s; try again when "
                         f"this host is less busy, or run `{shown}` to see what it waits for"
                     )
-    except OSError as error:
+    except (OSError, ImportError) as error:
         return str(error)
     if process.returncode == 0:
         return ""

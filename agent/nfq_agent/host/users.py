@@ -6,7 +6,6 @@ import ctypes
 import os
 import pwd
 import struct
-import subprocess
 from typing import Final, NamedTuple
 
 CAP_NET_ADMIN: Final = 12
@@ -52,6 +51,9 @@ def ensure_user(name: str) -> tuple[User, bool]:
         return user, False
     command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir=/nonexistent",
                "--shell=/usr/sbin/nologin", "--comment=nfq-agent", name]  # fmt: skip
+    # Loaded only here: most hosts have the user.
+    import subprocess
+
     try:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except OSError as error:

@@ -21,7 +21,7 @@ from nfq_agent.config.capture import CaptureConfig
 from nfq_agent.config.drop_lines import drop_lines
 from nfq_agent.config.models import Config
 from nfq_agent.config.name_needs import name_needs
-from nfq_agent.context import Context, MidstreamMode
+from nfq_agent.context import Context
 from nfq_agent.counters import Counters
 from nfq_agent.host import pairs
 from nfq_agent.host.child import bound_memory
@@ -34,6 +34,7 @@ from nfq_agent.service.control import state_folder
 from nfq_agent.service.lending import lend, name_part
 from nfq_agent.service.worker import Roster, Worker
 from nfq_agent.service.worker_counts import WorkerCounts
+from nfq_agent.values import MidstreamMode
 
 
 class InterfaceWorker(Worker):

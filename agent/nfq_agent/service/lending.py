@@ -12,10 +12,11 @@ import nfq_agent.names
 from nfq_agent import flow_memory
 from nfq_agent.config.models import ElementSpec
 from nfq_agent.config.name_needs import NameNeeds, learns
-from nfq_agent.context import Context, MidstreamMode
+from nfq_agent.context import Context
 from nfq_agent.flow_memory import FlowMemory
 from nfq_agent.host.shared_file import shared_memory
 from nfq_agent.names import NameTable
+from nfq_agent.values import MidstreamMode
 
 Warn = Callable[[str], object]
 

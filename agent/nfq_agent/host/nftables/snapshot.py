@@ -97,6 +97,8 @@ def _elements(connection: NftSocket, number: int, table: str, name: str) -> Iter
 
 @dataclass(slots=True)
 class _Raw:
+    """A rule as the kernel has it. data: its user data."""
+
     handle: int
     data: bytes
     expressions: list[Expression]

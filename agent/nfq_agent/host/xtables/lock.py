@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import random
 import stat
 import time
 from collections.abc import Iterator
@@ -90,7 +89,7 @@ def _take(lock: int, seconds: float) -> None:
             return
         if time.monotonic() >= deadline:
             raise LockError(f"the xtables lock {lock_path()} was not free within {seconds:g} s: {held_by(lock)}")
-        time.sleep(pause * random.uniform(0.5, 1.5))
+        time.sleep(pause * (0.5 + os.urandom(1)[0] / 255))
         # Short: programs that wait in the kernel's queue for the lock get it first every time.
         pause = min(pause * 1.5, 0.003)
 

@@ -8,8 +8,6 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
-import shutil
-import subprocess
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -42,10 +40,19 @@ _raw_sockets = False
 def in_kernel(family: Family) -> bool:
     """Whether the kernel has legacy xtables for a family; its module is loaded if it is missing and that is possible."""
     if not os.path.exists(NAMES_FILES[family]) and os.path.exists("/proc/modules"):
-        with suppress(OSError, subprocess.TimeoutExpired):
-            command = [shutil.which("modprobe") or "/sbin/modprobe", "-q", MODULES[family]]
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
+        with suppress(OSError, ImportError):
+            _modprobe(MODULES[family])
     return os.path.exists(NAMES_FILES[family])
+
+
+def _modprobe(module: str) -> None:
+    # Loaded only here: most hosts have the module in use.
+    import shutil
+    import subprocess
+
+    command = [shutil.which("modprobe") or "/sbin/modprobe", "-q", module]
+    with suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,6 +12,11 @@ TOOLS: Final[Mapping[Family, str]] = {"inet": "iptables-legacy", "inet6": "ip6ta
 
 def saved(family: Family, seconds: float = 30.0) -> str:
     """All tables that are present; empty if there is no such command, or it does not end within `seconds`."""
+    try:
+        import subprocess
+    except ImportError:
+        # Loaded only here; it takes descriptors, of which none may be left.
+        return ""
     try:
         done = subprocess.run(
             [f"{TOOLS[family]}-save"], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds, check=False
