@@ -40,7 +40,7 @@ def check_apart(
 
 
 def _answer(merged: dict[str, Any], source: Source, lookups: HostLookups) -> tuple[Config | None, list[str]]:
-    # It would look through everything that is installed for plugins, and load `email` and `zipfile` for that.
+    # Else pydantic looks through everything that is installed for plugins of its own.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         return check(merged, source, lookups), []

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from nfq_agent.config.models import Config
 from nfq_agent.counters import WORKER_COUNTERS, Slots
 from nfq_agent.decisions import split
 from nfq_agent.host.nfqueue.statistics import QueueStatistics
+from nfq_agent.host.one_shot import OneShotError, one_shot
 from nfq_agent.latency import NANOSECONDS
 from nfq_agent.rules.foreign import InFront
 from nfq_agent.rules.model import OFFLOAD_ACCEPTED, OFFLOAD_DENIED, OFFLOAD_NEW, tag_prefix
@@ -57,8 +60,6 @@ def status(
     lost: int,
 ) -> Status:
     """All of it. backend: name of the rule backend. found: the installed rules. lost: log lines that were not written."""
-    from nfq_agent.version import version
-
     proxy_status = proxies(crew)
     queue_status = tuple(
         replace(each, not_compiled=not_compiled(config, config.queue[each.name], backend))
@@ -67,7 +68,7 @@ def status(
     return Status(
         instance=config.agent.instance,
         running=True,
-        version=version(),
+        version=_version(),
         state="serving",
         pid=os.getpid(),
         since=meter.since,
@@ -83,6 +84,24 @@ def status(
         bypasses=bypasses(queue_status, proxy_status, drift, in_front, meter),
         confinement=confinement.status(config),
     )
+
+
+@cache
+def _version() -> str:
+    """That of this program. A process that ends reads it: `importlib.metadata` and all that it needs would stay, 2.3 MB."""
+    if "importlib.metadata" not in sys.modules:
+        try:
+            return one_shot(_read_version)
+        except (OneShotError, OSError):
+            # No process can be made now, or it was killed.
+            pass
+    return _read_version()
+
+
+def _read_version() -> str:
+    from nfq_agent.version import version
+
+    return version()
 
 
 def with_kernel(config: Config, queues: Iterable[QueueStatus], found: Iterable[ListedRule]) -> tuple[QueueStatus, ...]:
