@@ -6,12 +6,14 @@
     operator   = "=" | "!=" | "~" | "!~" | "<" | "<=" | ">" | ">="
 
 Of several values one has to fit (with `!=` and `!~`: none may fit). `=` on an address takes a network, on a number a range
-(`8000:8010`); `~` takes a shell pattern. A value with spaces, commas or parentheses is in double quotes. A field that is not
-known of a flow fits nothing, so that `not` and `!=` hold for it.
+(`8000:8010`); sizes and durations have the units of the configuration (`bytes > 1MB`). `~` takes a shell pattern. A value with
+spaces, commas or parentheses is in double quotes. A field that is not known of a flow fits nothing, so that `not` and `!=` hold
+for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -21,26 +23,32 @@ from typing import Any, Final
 
 from nfq_agent.patterns import Patterns
 from nfq_agent.protocols.known import OWNERS
+from nfq_agent.values import duration, size
 
 Record = Mapping[str, Any]
 # Names that a client shows, which `name` stands for.
 NAMES: Final = ("tls_sni", "http_host", "dns_name")
 _EITHER: Final = {"name": NAMES, "host": ("src", "dst"), "port": ("sport", "dport"), "protocol": ("protocol", "proto")}
-_ADDRESSES: Final = frozenset(("src", "dst", "host"))
+ADDRESSES: Final = frozenset(("src", "dst", "host"))
 NUMBERS: Final = frozenset(("sport", "dport", "port", "uid", "gid", "queue", "packets", "bytes", "duration"))
 _TEXTS: Final = (
     "unit", "container", "cgroup", "exe", "name", "protocol", "verdict", "rule", "element", "reason", "hook", "interface",
     "direction", "event",
 )  # fmt: skip
-FIELDS: Final = tuple(sorted({*_ADDRESSES, *NUMBERS, *_TEXTS, *OWNERS}))
+FIELDS: Final = tuple(sorted({*ADDRESSES, *NUMBERS, *_TEXTS, *OWNERS}))
 VERDICTS: Final = ("accept", "drop", "reject", "would-drop")
 # Fields with few values, and what one of them is called.
-_ALLOWED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+ALLOWED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "verdict": ("a verdict", VERDICTS),
     "hook": ("a hook", ("prerouting", "input", "forward", "output", "postrouting")),
     "direction": ("a direction", ("in", "out")),
 }
 _PORTS: Final = frozenset(("sport", "dport", "port"))
+# Numbers that may have a unit, as in the configuration: what reads one, and what is allowed.
+_UNITS: Final[Mapping[str, tuple[Callable[[object], float], str]]] = {
+    "bytes": (size, "a size; allowed: a number of bytes, or a number with kB, MB or GB, as in 64MB"),
+    "duration": (duration, "a duration; allowed: a number of seconds, or a number with us, ms, s, m or h, as in 5m"),
+}
 _LAST_PORT: Final = 65535
 _NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 _TOKEN: Final = re.compile(
@@ -262,39 +270,43 @@ class _Reader:
         if operator in _COMPARE:
             if field not in NUMBERS:
                 raise FilterError(f"{operator} compares numbers, and {field} is not a number", self._text, operator_at)
-            bound, compare = self._number(values[0]), _COMPARE[operator]
+            bound, compare = self._number(values[0], field), _COMPARE[operator]
             if len(values) > 1:
                 raise FilterError(f"{operator} takes one value", self._text, values[1].position)
             return lambda value: compare(float(value), bound)
         if plain == "~":
-            if field in NUMBERS or field in _ADDRESSES:
+            if field in NUMBERS or field in ADDRESSES:
                 raise FilterError(f"~ compares texts, and {field} is not a text; allowed: =", self._text, operator_at)
             return Patterns([value.text for value in values], caseless=True).match
-        if field in _ADDRESSES:
+        if field in ADDRESSES:
             networks = [self._network(value) for value in values]
             return lambda value: any(ip_address(value) in network for network in networks)
         if field in NUMBERS:
-            ranges = [self._range(value, field in _PORTS) for value in values]
+            ranges = [self._range(value, field) for value in values]
             return lambda value: any(low <= float(value) <= high for low, high in ranges)
-        what, allowed = _ALLOWED.get(field, ("", ()))
+        what, allowed = ALLOWED.get(field, ("", ()))
         for value in values:
             if allowed and value.text.lower() not in allowed:
                 raise FilterError(f"{value.text!r} is not {what}; allowed: {', '.join(allowed)}", self._text, value.position)
         wanted = {value.text.lower() for value in values}
         return lambda value: str(value).lower() in wanted
 
-    def _number(self, value: Value) -> float:
-        if _NUMBER.fullmatch(value.text) is None:
-            raise FilterError(f"{value.text!r} is not a number", self._text, value.position)
-        return float(value.text)
+    def _number(self, value: Value, field: str) -> float:
+        if _NUMBER.fullmatch(value.text) is not None:
+            return float(value.text)
+        read, wanted = _UNITS.get(field, (None, "a number"))
+        if read is not None:
+            with contextlib.suppress(ValueError):
+                return float(read(value.text))
+        raise FilterError(f"{value.text!r} is not {wanted}", self._text, value.position)
 
-    def _range(self, value: Value, of_ports: bool) -> tuple[float, float]:
+    def _range(self, value: Value, field: str) -> tuple[float, float]:
         low, colon, high = value.text.partition(":")
-        first = self._number(Value(low, value.position))
-        last = self._number(Value(high, value.position + len(low) + 1)) if colon else first
+        first = self._number(Value(low, value.position), field)
+        last = self._number(Value(high, value.position + len(low) + 1), field) if colon else first
         if last < first:
             raise FilterError(f"range {value.text} ends before it begins", self._text, value.position)
-        if of_ports and (last > _LAST_PORT or "." in value.text):
+        if field in _PORTS and (last > _LAST_PORT or "." in value.text):
             raise FilterError(f"{value.text!r} is not a port; allowed: 0 to {_LAST_PORT}", self._text, value.position)
         return first, last
 

@@ -21,7 +21,7 @@ from nfq_agent.verdict import DROP
 
 FLOW = {
     "unit": "payments.service", "tls_sni": "api.Stripe.com", "protocol": "tls", "proto": "tcp", "verdict": "drop",
-    "src": "10.0.0.5", "sport": 40001, "dst": "192.0.2.7", "dport": 443, "rule": "rule 3 (deny)", "bytes": 1200,
+    "src": "10.0.0.5", "sport": 40001, "dst": "192.0.2.7", "dport": 443, "rule": "rule 3 (deny)", "bytes": 1200, "duration": 93.5,
 }  # fmt: skip
 
 
@@ -48,6 +48,11 @@ FLOW = {
         ("protocol = tcp and protocol = tls", True),
         ("bytes > 1000 and bytes <= 1200", True),
         ("bytes < 1200", False),
+        ("bytes > 1kB and bytes < 1MB", True),
+        ("bytes = 1kB:2kB", True),
+        ('bytes = 1:1100, "1 GB"', False),
+        ("duration >= 90s and duration < 1.6m and duration = 1m:1h", True),
+        ("duration > 1h or duration < 500ms", False),
         ('rule = "rule 3 (deny)"', True),
         ("NOT (dport = 443)", False),
         ('unit = "and"', False),
@@ -88,8 +93,17 @@ def test_several_values_and_would_drops() -> None:
         ("dport = 5:3", 8, "range 5:3 ends before it begins"),
         ("dport = 80:x", 11, "'x' is not a number"),
         ("port = 1.5", 7, "'1.5' is not a port"),
-        ("bytes > nan", 8, "'nan' is not a number"),
-        ("bytes > 1_000", 8, "'1_000' is not a number"),
+        ("bytes > nan", 8, "'nan' is not a size"),
+        ("bytes > 1_000", 8, "'1_000' is not a size; allowed: a number of bytes, or a number with kB, MB or GB, as in 64MB"),
+        ("bytes > 1TB", 8, "'1TB' is not a size"),
+        ("bytes = 1kB:2KB", 12, "'2KB' is not a size"),
+        ("bytes = 2MB:1MB", 8, "range 2MB:1MB ends before it begins"),
+        (
+            "duration > 1d",
+            11,
+            "'1d' is not a duration; allowed: a number of seconds, or a number with us, ms, s, m or h, as in 5m",
+        ),
+        ("packets > 1kB", 10, "'1kB' is not a number"),
         ("hook = inptu", 7, "'inptu' is not a hook; allowed: prerouting, input, forward, output, postrouting"),
         ("direction = up", 12, "'up' is not a direction; allowed: in, out"),
     ],
