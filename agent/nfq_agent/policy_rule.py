@@ -12,6 +12,8 @@ from nfq_agent.protocols.known import BY_NAME, HOSTS, OWNERS
 
 ActionName = Literal["accept", "drop", "reject"]
 DEFAULT: Final = "default"
+# Where no rule matches and the policy has no default: the next element is asked.
+NO_RULE: Final = "no rule"
 # What decides besides the rules and the default: a message in conflict, the mode for a connection whose beginning was not seen,
 # and what the link cannot do without.
 CONFLICT: Final = "conflict"
@@ -51,6 +53,11 @@ def rule_label(number: int, name: str | None) -> str:
     return f"rule {number}" + (f" ({name})" if name else "")
 
 
+def default_label(default: ActionName | None) -> str:
+    """How the log and counters call it that no rule matches."""
+    return NO_RULE if default is None else DEFAULT
+
+
 def name_of(label: str) -> str:
     """The name in a rule's label; the label itself for a rule without a name, and for what is not a rule."""
     named = re.fullmatch(r"rule \d+ \((.*)\)", label, re.DOTALL)
@@ -85,7 +92,7 @@ def outcome(
     a claimed name is; one that is not counts as one that was not said.
     """
     possible: list[ActionName] = []
-    action, label = default, DEFAULT
+    action, label = default, default_label(default)
     for rule in candidates:
         missing = matches = False
         for fact, patterns in rule.facts:

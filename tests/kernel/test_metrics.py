@@ -91,7 +91,7 @@ def test_decisions_and_latency_are_counted_and_a_reload_keeps_them(netns: Namesp
 
     for name in ("a.test", "a.test", "a.test", "no.test", "other.test"):
         ask(name)
-    assert decided() == {"rule 1 (a)": 3, "rule 2 (no)": 1, "default": 1}
+    assert decided() == {"rule 1 (a)": 3, "rule 2 (no)": 1, "no rule": 1}
     assert "3 names: rule 1 (a)" in agent.verb("status").stdout
     queue = json.loads(agent.verb("status", "--json").stdout)["queues"][0]
     samples = sum(queue["latency"]["buckets"].values())
@@ -102,7 +102,7 @@ def test_decisions_and_latency_are_counted_and_a_reload_keeps_them(netns: Namesp
     assert agent.verb("reload").returncode == 0
     for name in ("a.test", "b.test"):
         ask(name)
-    assert decided() == {"rule 1 (a)": 4, "rule 2 (no)": 1, "rule 3": 1, "default": 1}
+    assert decided() == {"rule 1 (a)": 4, "rule 2 (no)": 1, "rule 3": 1, "no rule": 1}
     assert agent.stop() == 0
 
 

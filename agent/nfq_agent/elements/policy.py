@@ -21,12 +21,12 @@ from nfq_agent.policy_rule import (
     BY_LINK,
     CLAIMS,
     CONFLICT,
-    DEFAULT,
     DST_NAME,
     MIDSTREAM,
     VERIFIED,
     ActionName,
     PolicyRule,
+    default_label,
     outcome,
     policy_rule,
     rule_label,
@@ -65,6 +65,7 @@ class Policy(PacketElement[PolicyOptions]):
         self._facts = self.facts_read = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
         self._match = Match(options.rules, name_lookup(), options.geo)
         self._explain, self._default = options.explain, options.default
+        self._otherwise = default_label(options.default)
         self._allowance, self._closed = Allowance(), options.default in ("drop", "reject")
         self.reads_process = self._match.by_process
         self.patience = options.within, options.within_bytes
@@ -131,7 +132,7 @@ class Policy(PacketElement[PolicyOptions]):
     def rules_of(cls, options: PolicyOptions) -> tuple[str, ...]:
         """Its rules, its default, and what decides in place of a rule."""
         rules = (rule_label(number, rule.name) for number, rule in options.numbered)
-        return (*dict.fromkeys(rules), DEFAULT, CONFLICT, MIDSTREAM, BY_LINK)
+        return (*dict.fromkeys(rules), default_label(options.default), CONFLICT, MIDSTREAM, BY_LINK)
 
     @classmethod
     def reads_process_of(cls, options: PolicyOptions) -> bool:
@@ -146,7 +147,7 @@ class Policy(PacketElement[PolicyOptions]):
         if flow is not None and self._by_flow:
             return self._decide_flow(packet, flow)
         found = self._by_headers(packet)
-        action, label = (self._default, DEFAULT) if found is None else (found.action, found.label)
+        action, label = (self._default, self._otherwise) if found is None else (found.action, found.label)
         self._count(label)
         return self._answer(packet, action, label)
 
@@ -171,7 +172,7 @@ class Policy(PacketElement[PolicyOptions]):
             return "undecided" if flow.undecided else case.label
         if self._closed and self._leaves_to_link(packet):
             return BY_LINK
-        return DEFAULT if (found := self._by_headers(packet)) is None else found.label
+        return self._otherwise if (found := self._by_headers(packet)) is None else found.label
 
     def watches(self, flow: Flow) -> int:
         """While the outcome is open, the packets that count towards `within`; none where it follows from the facts."""
