@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import re
@@ -272,6 +273,24 @@ def test_without_a_terminal_a_table_is_printed_at_the_end(answers: None, capsys:
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("Instance default: 2 flows, 0 dropped, 1 would drop, ")
     assert len([line for line in out if "192.0.2.7:443" in line]) == 2
+
+
+@pytest.mark.parametrize(
+    ("as_json", "said"),
+    [
+        (False, "nfq-agent: no terminal for a screen: a table every 0 s until Ctrl-C; --for TIME prints one at the end\n"),
+        (True, "nfq-agent: one object is printed at the end: after --for TIME, else by Ctrl-C\n"),
+    ],
+)
+def test_without_an_end_and_a_terminal_it_says_what_it_prints(
+    answers: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, as_json: bool, said: str
+) -> None:
+    monkeypatch.setattr(top_verb, "_PRINTED", 0.0)
+    assert top_verb.top(Flags(instance="default"), "", math.inf, as_json) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith(said)
+    # Each of the two answers, and what is known when it is interrupted.
+    assert out.count("Instance default: 2 flows") == (0 if as_json else 3)
 
 
 @pytest.mark.parametrize(("text", "column"), [("dport = 1 and nam = x", 14), ("name = ä and (dport = 1", 23)])

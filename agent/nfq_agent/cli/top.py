@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ _WIDE: Final = 120
 _MIDDLE: Final = 72
 # Flows that are printed at the end, without a screen.
 _MOST: Final = 1000
+# Seconds between two tables without a screen and without an end.
+_PRINTED: Final = 5.0
 _STYLES: Final = {"drop": "red", "reject": "red", "would drop": "yellow"}
 _E = TypeVar("_E", bound=Enum)
 
@@ -264,9 +267,16 @@ def top(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
     console = Console(stderr=as_json)
     # A terminal without commands for its cursor (TERM=dumb) has no screen to draw on.
     on_screen = console.is_terminal and not console.is_dumb_terminal and not as_json
+    endless = math.isinf(seconds) and not on_screen
+    if endless and as_json:
+        show.error("nfq-agent: one object is printed at the end: after --for TIME, else by Ctrl-C")
+    elif endless:
+        show.error(
+            f"nfq-agent: no terminal for a screen: a table every {_PRINTED:g} s until Ctrl-C; --for TIME prints one at the end"
+        )
     try:
         with _interrupted_by(signal.SIGTERM, signal.SIGQUIT):
-            _watch(questions, screen, console, seconds, on_screen)
+            _watch(questions, screen, console, seconds, on_screen, _PRINTED if endless and not as_json else math.inf)
     except control.ControlError as error:
         show.error(f"nfq-agent: {error}")
         return 1
@@ -291,10 +301,13 @@ def _interrupted_by(*signals: signal.Signals) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _watch(questions: Questions, screen: Screen, console: Console, seconds: float, on_screen: bool) -> None:
-    """Ask twice a second and at the end, and draw then and after each key. Raises ControlError."""
-    ends = time.monotonic() + seconds
+def _watch(questions: Questions, screen: Screen, console: Console, seconds: float, on_screen: bool, printed: float) -> None:
+    """Ask twice a second and at the end, and draw then and after each key. Raises ControlError.
+
+    printed: seconds between two tables where there is no screen.
+    """
     asks = time.monotonic()
+    ends, prints = asks + seconds, asks + printed
     with ExitStack() as stack:
         shown = stack.enter_context(Live(console=console, auto_refresh=False, screen=True)) if on_screen else None
         keys = stack.enter_context(Keys(on_screen))
@@ -302,6 +315,9 @@ def _watch(questions: Questions, screen: Screen, console: Console, seconds: floa
             if now >= asks:
                 _take(questions, questions.ask_again(), screen, now)
                 asks = now + EVERY
+            if now >= prints:
+                console.print(Text(time.strftime("%Y-%m-%d %H:%M:%S")), screen.report(console.width, now))
+                prints = now + printed
             if shown is not None:
                 shown.update(screen.draw(console.width, console.height, now), refresh=True)
             for key in keys.wait(max(0.0, min(asks, ends) - time.monotonic())):
