@@ -3,9 +3,9 @@
 # Packages to build and to run the agent; the tests' own tools are in TEST_PACKAGES.
 RUN_PACKAGES="ca-certificates clang gcc iproute2 iptables kmod libc6-dev libnetfilter-queue-dev pkg-config procps python3-dev
 python3-venv util-linux"
-TEST_PACKAGES="bind9-dnsutils chrony coturn conntrack curl dnsmasq-base ethtool ipset kcat libcap2-bin netcat-openbsd nghttp2-server openssh-client openssh-server
+TEST_PACKAGES="bind9-dnsutils chrony coturn conntrack curl dnsmasq-base ethtool fish ipset kcat libcap2-bin netcat-openbsd nghttp2-server openssh-client openssh-server
 nftables knot-dnsutils libsystemd-shared nfdump nginx-light openssl openvpn postgresql prometheus rdesktop redis-tools tmux tshark
-unbound vsftpd wireguard-go wireguard-tools xrdp xvfb"
+unbound vsftpd wireguard-go wireguard-tools xrdp xvfb zsh"
 # Unpacked into build/ and not installed: they would take over the resolver and the firewall of this host; of the last one only one program is needed.
 UNPACKED_PACKAGES="opensnitch systemd-resolved kubernetes-client"
 # Tools that boot the test hosts; the tools that build and check packages are installed inside them.

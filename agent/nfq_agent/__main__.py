@@ -24,11 +24,8 @@ def main() -> None:
     """Run the verb that the command line names, or answer the shell's question for completions."""
     _open_standard_streams()
     try:
-        if _COMPLETE in os.environ and _completed():
-            code = 0
-        else:
-            unparsed = _unparsed()
-            code = _parsed() if unparsed is None else unparsed
+        quick = _completed() if _COMPLETE in os.environ else _unparsed()
+        code = _parsed() if quick is None else quick
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
@@ -136,19 +133,21 @@ def _verb_of(error: object) -> str:
     return f"{context.info_name} " if context is not None and context.parent is not None else ""
 
 
-def _completed() -> bool:
-    """Answer a question for completions by the table of the package. False where the command line's library is to answer."""
+def _completed() -> int | None:
+    """Answer a question for completions by the table of the package. None where the command line's library is to answer."""
     try:
         # Made when the package is built.
         table = importlib.import_module("nfq_agent.cli.completion_table").TABLE
     except ImportError:
-        return False
+        return None
     from nfq_agent.cli.quick_completion import answer
 
     if (said := answer(os.environ, table)) is None:
-        return False
-    print(said)
-    return True
+        return None
+    text, code = said
+    if text:
+        print(text)
+    return code
 
 
 def _open_standard_streams() -> None:

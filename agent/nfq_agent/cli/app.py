@@ -5,7 +5,7 @@ Shell completion loads this module and verbs.py alone, and so must stay quick; v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -72,10 +72,16 @@ class HookName(StrEnum):
     postrouting = "postrouting"
 
 
-def _fields(incomplete: str) -> list[str]:
-    from nfq_agent.cli.completing import fields
+def offering(kind: str) -> Callable[[typer.Context, str], list[str]]:
+    """What completes a value: the names of a kind (`offered_names.matching`)."""
 
-    return fields(incomplete)
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        from nfq_agent.cli import offered_names
+
+        config, instance = ctx.params.get("config"), ctx.params.get("instance")
+        return offered_names.matching(kind, incomplete, config and str(config), instance)
+
+    return complete
 
 
 ConfigOption = Annotated[
@@ -88,7 +94,10 @@ ConfigOption = Annotated[
         help="The configuration file. Without it: /etc/nfq-agent/nfq-agent.toml if it exists, else the baseline.",
     ),
 ]
-InstanceOption = Annotated[str | None, typer.Option("--instance", metavar="NAME", help="The instance; wins over the file.")]
+InstanceOption = Annotated[
+    str | None,
+    typer.Option("--instance", metavar="NAME", help="The instance; wins over the file.", autocompletion=offering("instance")),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 QueueNumOption = Annotated[
     int | None,
@@ -99,9 +108,10 @@ FiveTupleOption = Annotated[bool, typer.Option("--log-5tuple", help="Log protoco
 CaptureArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The capture, pcap or pcapng, or - for standard input.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 FilterArgument = Annotated[
-    str, typer.Argument(metavar="FILTER", help="A filter, as in docs/filter.md; all without it.", autocompletion=_fields)
+    str,
+    typer.Argument(metavar="FILTER", help="A filter, as in docs/filter.md; all without it.", autocompletion=offering("filter")),
 ]
-ForOption = Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s".')]
+ForOption = Annotated[str, typer.Option("--for", metavar="TIME", help='How long, as in "60s".', autocompletion=offering("time"))]
 FamilyOption = Annotated[AddressFamily | None, typer.Option("--af-family", help="Address family of all rules.")]
 
 

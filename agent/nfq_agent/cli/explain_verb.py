@@ -6,36 +6,69 @@ from typing import Annotated, Final
 
 import typer
 
-from nfq_agent.cli.app import ConfigOption, HookName, InstanceOption
+from nfq_agent.cli.app import ConfigOption, HookName, InstanceOption, offering
 from nfq_agent.cli.flags import Flags
 
 EXAMPLE: Final = "Example: nfq-agent explain tcp 10.0.0.5:443 --name evil.example.com"
 
 
 def explain(  # noqa: PLR0913  # its options
-    protocol: Annotated[str, typer.Argument(metavar="PROTOCOL", help="tcp, udp, icmp, or another by name or number.")],
+    protocol: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROTOCOL", help="tcp, udp, icmp, or another by name or number.", autocompletion=offering("ip-protocol")
+        ),
+    ],
     destination: Annotated[
         str,
         typer.Argument(metavar="ADDRESS:PORT", help="The destination; IPv6 in brackets."),
     ],
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The name in its first bytes: SNI, Host or DNS name.")] = "",
+    name: Annotated[
+        str,
+        typer.Option(
+            "--name", metavar="NAME", help="The name in its first bytes: SNI, Host or DNS name.", autocompletion=offering("name")
+        ),
+    ] = "",
     source: Annotated[str, typer.Option("--from", metavar="ADDRESS:PORT", help="The source of the packet.")] = "",
     hook: Annotated[HookName, typer.Option("--hook", metavar="HOOK", help="The netfilter hook that sees it.")] = HookName.output,
     interface: Annotated[
         str,
-        typer.Option("--interface", metavar="NAME", help="The interface by which it arrives, or leaves."),
+        typer.Option(
+            "--interface",
+            metavar="NAME",
+            help="The interface by which it arrives, or leaves.",
+            autocompletion=offering("interface"),
+        ),
     ] = "",
     to_interface: Annotated[
-        str, typer.Option("--to-interface", metavar="NAME", help="The interface by which it leaves if it is forwarded.")
+        str,
+        typer.Option(
+            "--to-interface",
+            metavar="NAME",
+            help="The interface by which it leaves if it is forwarded.",
+            autocompletion=offering("interface"),
+        ),
     ] = "",
     uid: Annotated[int | None, typer.Option("--uid", metavar="N", help="The sender's user id.")] = None,
     gid: Annotated[int | None, typer.Option("--gid", metavar="N", help="The sender's group id.")] = None,
-    unit: Annotated[str, typer.Option("--unit", metavar="NAME", help="The systemd unit that has the socket.")] = "",
-    container: Annotated[str, typer.Option("--container", metavar="NAME", help="The container that has the socket.")] = "",
+    unit: Annotated[
+        str, typer.Option("--unit", metavar="NAME", help="The systemd unit that has the socket.", autocompletion=offering("unit"))
+    ] = "",
+    container: Annotated[
+        str,
+        typer.Option(
+            "--container", metavar="NAME", help="The container that has the socket.", autocompletion=offering("container")
+        ),
+    ] = "",
     exe: Annotated[str, typer.Option("--exe", metavar="PATH", help="The program that has the socket.")] = "",
-    cgroup: Annotated[str, typer.Option("--cgroup", metavar="PATH", help="The control group of the socket.")] = "",
+    cgroup: Annotated[
+        str, typer.Option("--cgroup", metavar="PATH", help="The control group of the socket.", autocompletion=offering("cgroup"))
+    ] = "",
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME", help="An ipset that has it; may be given more than once.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME", help="An ipset that has it; may be given more than once.", autocompletion=offering("set")
+        ),
     ] = None,
     mark: Annotated[str, typer.Option("--mark", metavar="VALUE", help="The packet's mark.")] = "0",
     config: ConfigOption = None,

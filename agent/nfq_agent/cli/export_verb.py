@@ -6,20 +6,33 @@ from typing import Annotated, Final
 
 import typer
 
-from nfq_agent.cli.app import FilterArgument, InstanceOption
+from nfq_agent.cli.app import FilterArgument, InstanceOption, offering
 
 EXAMPLE: Final = "Example: nfq-agent export ipfix --to udp://192.0.2.9:4739"
 
 
 def export(
-    form: Annotated[str, typer.Argument(metavar="ipfix|json", help="IPFIX messages (RFC 7011), or JSON lines.")],
+    form: Annotated[
+        str,
+        typer.Argument(metavar="ipfix|json", help="IPFIX messages (RFC 7011), or JSON lines.", autocompletion=offering("form")),
+    ],
     what: FilterArgument = "",
     to: Annotated[
         str,
         typer.Option("--to", metavar="TARGET", help="udp://HOST:PORT, tcp://HOST:PORT, a file, or - for the standard output."),
     ] = "-",
-    active: Annotated[str, typer.Option("--active", metavar="TIME", help="A flow that lasts is reported each time.")] = "60s",
-    idle: Annotated[str, typer.Option("--idle", metavar="TIME", help="A flow is reported after so long a silence.")] = "15s",
+    active: Annotated[
+        str,
+        typer.Option(
+            "--active", metavar="TIME", help="A flow that lasts is reported each time.", autocompletion=offering("time")
+        ),
+    ] = "60s",
+    idle: Annotated[
+        str,
+        typer.Option(
+            "--idle", metavar="TIME", help="A flow is reported after so long a silence.", autocompletion=offering("time")
+        ),
+    ] = "15s",
     enterprise: Annotated[
         int, typer.Option("--enterprise", metavar="N", min=1, max=0xFFFFFFFF, help="The enterprise number of our IPFIX fields.")
     ] = 32473,

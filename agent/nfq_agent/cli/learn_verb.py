@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from nfq_agent.cli.app import ConfigOption, InstanceOption, OutputOption
+from nfq_agent.cli.app import ConfigOption, InstanceOption, OutputOption, offering
 from nfq_agent.cli.flags import Flags
 
 EXAMPLE: Final = "Example: nfq-agent learn --for 24h -o proposal.toml"
@@ -20,7 +20,12 @@ def learn(
     config: ConfigOption = None,
     instance: InstanceOption = None,
     output: OutputOption = None,
-    last: Annotated[str, typer.Option("--for", metavar="TIME", help='How long to watch the running agent, as in "24h".')] = "",
+    last: Annotated[
+        str,
+        typer.Option(
+            "--for", metavar="TIME", help='How long to watch the running agent, as in "24h".', autocompletion=offering("time")
+        ),
+    ] = "",
     by_domain: Annotated[bool, typer.Option("--by-domain", help="One rule for all names under a registered domain.")] = False,
 ) -> int:
     """Propose a policy that accepts what a capture, or the running agent, shows: a rule for each name. FILE needs no root."""

@@ -22,6 +22,7 @@ from nfq_agent.cli.app import (
     OutputOption,
     QueueNumOption,
     app,
+    offering,
 )
 from nfq_agent.cli.flags import Flags
 
@@ -228,15 +229,9 @@ def demo() -> int:
 app.command(epilog=explain_verb.EXAMPLE)(explain_verb.explain)
 
 
-def _elements(incomplete: str) -> list[str]:
-    from nfq_agent.cli import completing
-
-    return completing.element_names(incomplete)
-
-
 @app.command(epilog="Example: nfq-agent elements rate-limit")
 def elements(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One element.", autocompletion=_elements)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One element.", autocompletion=offering("type"))] = None,
 ) -> int:
     """List the elements, or show the options of one."""
     from nfq_agent.cli import catalogue
@@ -247,9 +242,17 @@ def elements(
 @app.command(epilog="Example: nfq-agent chaos on main drop=0.2 delay=0.5 --for 30s")
 def chaos(
     state: Annotated[OnOff, typer.Argument(metavar="on|off")],
-    queue: Annotated[str | None, typer.Argument(metavar="QUEUE", help="The queue, by its name in the configuration.")] = None,
+    queue: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="QUEUE", help="The queue, by its name in the configuration.", autocompletion=offering("queue-name")
+        ),
+    ] = None,
     faults: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of element chaos: drop, delay, corrupt, duplicate.")
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Keys of element chaos: drop, delay, corrupt, duplicate.", autocompletion=offering("fault")
+        ),
     ] = None,
     last: ForOption = "30s",
     config: ConfigOption = None,
