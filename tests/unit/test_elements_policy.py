@@ -359,11 +359,12 @@ def test_a_hundred_thousand_names_below_which_all_match_are_no_slower_than_one()
 
 @pytest.mark.parametrize(("default", "label"), [("accept", "default"), (None, "no rule")])
 def test_without_a_default_what_no_rule_matches_is_not_called_the_default(default: str | None, label: str) -> None:
-    options = {"rule": [{"action": "drop", "dport": 1}]} | ({} if default is None else {"default": default})
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    options = {"rule": [{"action": "drop", "dport": 1}], **given}
     assert label in Policy.rules_of(PolicyOptions.from_table(options))
     policy = Policy("p", PolicyOptions.from_table(options), print)
     assert policy.rule(udp("10.0.0.9:5", "10.0.0.1:6"), None) == label
-    run = Bench("policy", before=[("dpi", {})], explain=True, **{**options, "rule": [{"action": "drop", "tls_sni": "a.test"}]})
+    run = Bench("policy", before=[("dpi", {})], explain=True, rule=[{"action": "drop", "tls_sni": "a.test"}], **given)
     run.decide(tcp("10.0.0.9:5", "10.0.0.1:443", flags="S", seq=1))
     run.decide(tcp("10.0.0.9:5", "10.0.0.1:443", b"GET / HTTP/1.1\r\nHost: b.test\r\n\r\n", seq=2))
     assert run.lines[-1].endswith(f"by {label}")

@@ -54,7 +54,7 @@ def _split(text: str) -> list[str]:
     """The words of a line; the last one may have a quotation mark that is not closed yet."""
     reader = shlex.shlex(text, posix=True, punctuation_chars=False)
     reader.whitespace_split, reader.commenters = True, ""
-    words = []
+    words: list[str] = []
     try:
         words += reader
     except ValueError:
