@@ -35,7 +35,7 @@ _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "dport": ("dport", "tcp_ports", "udp_ports"), "sport": ("sport",), "port": ("dport", "sport", "tcp_ports", "udp_ports"),
     "type": ("type",),
 }  # fmt: skip
-Tables = Mapping[str, Any]
+Merged = Mapping[str, Any]
 
 
 def matching(kind: str, typed: str, config: str | None = None, instance: str | None = None) -> list[str]:
@@ -84,7 +84,7 @@ def offered(kind: str, config: str | None = None, instance: str | None = None) -
     return sorted({name for name in found if _SAFE.fullmatch(name) and not name.startswith("file:")})
 
 
-def _tables(config: str | None, instance: str | None) -> Tables:
+def _tables(config: str | None, instance: str | None) -> Merged:
     """What the files of the configuration come to, as config.file merges them; the baseline where there is none."""
     main = os.path.expanduser(config) if config else _main_of(instance)
     beside, own = os.path.join(os.path.dirname(main), "conf.d"), f"{os.path.splitext(main)[0]}.d"
@@ -147,7 +147,7 @@ def _texts(value: object, keys: tuple[str, ...], wanted: bool = False) -> Iterat
         yield str(value)
 
 
-def _labels(tables: Tables) -> Iterator[tuple[str, str]]:
+def _labels(tables: Merged) -> Iterator[tuple[str, str]]:
     """The rules of all policies, by their element and as the log names them."""
     elements = tables.get("element", {})
     for element, table in elements.items() if isinstance(elements, Mapping) else ():
@@ -157,7 +157,7 @@ def _labels(tables: Tables) -> Iterator[tuple[str, str]]:
             yield element, f"rule {number} ({name})" if isinstance(name, str) and name else f"rule {number}"
 
 
-def _names(tables: Tables, kind: str) -> list[str]:
+def _names(tables: Merged, kind: str) -> list[str]:
     """The names of the tables of a kind."""
     found = tables.get(kind)
     return [*found] if isinstance(found, Mapping) else []
