@@ -64,8 +64,7 @@ class Policy(PacketElement[PolicyOptions]):
         # Whether all facts are there and readable is a part of the outcome's key.
         self._facts = self.facts_read = tuple(sorted(asked | {"dpi", "conflict"})) if asked else ()
         self._match = Match(options.rules, name_lookup(), options.geo)
-        self._explain, self._default = options.explain, options.default
-        self._otherwise = default_label(options.default)
+        self._explain, self._default, self._otherwise = options.explain, options.default, default_label(options.default)
         self._allowance, self._closed = Allowance(), options.default in ("drop", "reject")
         self.reads_process = self._match.by_process
         self.patience = options.within, options.within_bytes
