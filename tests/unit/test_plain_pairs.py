@@ -115,27 +115,30 @@ def pattern(size: int, seed: int) -> bytes:
     return (bytes(range(seed % 7, 251)) * (size // 200 + 1))[:size]
 
 
-def test_a_large_transfer_waits_for_a_slow_reader_and_arrives_whole(bed: Bed) -> None:
+@pytest.mark.parametrize("by_client", [True, False])
+def test_a_large_transfer_waits_for_a_slow_reader_and_arrives_whole(bed: Bed, by_client: bool) -> None:
     """Much more than the sockets' buffers take: the proxy keeps a part, stops reading, and continues when there is room."""
     client, server = bed.pair()
+    there, back = ("bytes_forward", "bytes_reverse") if by_client else ("bytes_reverse", "bytes_forward")
+    sends, reads = (client, server) if by_client else (server, client)
     with client, server:
         data = pattern(LARGE, 1)
-        sender = threading.Thread(target=send_all, args=(client, data))
+        sender = threading.Thread(target=send_all, args=(sends, data))
         sender.start()
         # Until nothing more can be sent: what comes after that has to wait in the proxy.
         before = 0
-        while (now := bed.count("bytes_forward")) == 0 or now != before:
+        while (now := bed.count(there)) == 0 or now != before:
             before = now
             select.select([], [], [], 0.2)
-        assert read(server, LARGE) == data
+        assert read(reads, LARGE) == data
         sender.join(60)
-        assert end_of(server) == "0 bytes"
-        server.sendall(b"answer after the end of the request")
-        assert read(client, 35) == b"answer after the end of the request"
-        server.close()
-        assert end_of(client) == "0 bytes"
+        assert end_of(reads) == "0 bytes"
+        reads.sendall(b"answer after the end of the request")
+        assert read(sends, 35) == b"answer after the end of the request"
+        reads.close()
+        assert end_of(sends) == "0 bytes"
         bed.until("active", 0)
-        assert (bed.count("bytes_forward"), bed.count("bytes_reverse"), bed.count("reset")) == (LARGE, 35, 0)
+        assert (bed.count(there), bed.count(back), bed.count("reset")) == (LARGE, 35, 0)
 
 
 def test_a_reset_is_passed_on_either_way(bed: Bed) -> None:
@@ -269,7 +272,7 @@ def test_what_the_owner_has_written_is_not_added_once_more() -> None:
         pairs = PlainPairs(epoll.fileno(), None)  # type: ignore[arg-type]  # nothing is left to it here
         pairs.share(running, new, 0.0, attempts, 60.0)
         # The destination is the listener itself.
-        pairs.go_straight(True, 0, frozenset(), lambda _: False, lambda *_: False)
+        pairs.go_straight(True, 0, frozenset(), 0.0, lambda *_: False)
         pairs.count_in(*tally.carried_in)
         with socket.create_connection(listener.getsockname()):
             assert pairs.accept(listener.fileno(), 1, 0.0) == 0

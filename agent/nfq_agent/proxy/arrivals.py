@@ -17,8 +17,8 @@ from nfq_agent.proxy.sources import Sources
 from nfq_agent.rate import Bucket
 from nfq_agent.stream import Connection, Stream, StreamChain
 
-# Connections a second that are checked for a loop: at 20 us each, one percent of the time at most.
-CHECKS: Final = 500.0
+# Connections a second that are checked for a loop: at 20 us each, 0.2 percent of the time at most.
+CHECKS: Final = 100.0
 LOOP: Final = (
     "it comes from a proxy of nfq-agent: a rule redirects the proxy's own connections to it; exclude the agent's user there "
     "(-m owner ! --uid-owner USER)"
@@ -95,7 +95,7 @@ class Arrivals:
         if len(self._chain) or settings.max_per_source or settings.keep_client:
             return False
         tproxy = settings.capture == "tproxy"
-        pairs.go_straight(tproxy, settings.mark, self._own_ports, self._checks.take, self.is_second_hop)
+        pairs.go_straight(tproxy, settings.mark, self._own_ports, CHECKS, self.is_second_hop)
         return True
 
     def connection_of(self, pair: PlainPair) -> Connection:

@@ -18,6 +18,15 @@ cdef struct Counts:
     Py_ssize_t active
 
 
+cdef inline tuple taken_from(Counts *counts):
+    """What has grown since the last call, of the first three."""
+    cdef unsigned long long grown[3]
+    for which in range(3):
+        grown[which] = counts.total[which] - counts.taken[which]
+        counts.taken[which] = counts.noted[which] = counts.total[which]
+    return grown[FORWARD], grown[REVERSE], grown[OPENED]
+
+
 cdef inline bint note_counts(Counts *counts, Py_ssize_t active) noexcept nogil:
     """Write what has changed; False if nothing has. Only differences are added: others may write the same numbers."""
     cdef bint changed = active != counts.active

@@ -53,7 +53,7 @@ class PlainPairs:
         tproxy: bool,
         mark: int,
         own_ports: frozenset[int],
-        check_due: Callable[[float], bool],
+        checks: float,
         second_hop: Callable[[tuple[str, int], tuple[str, int]], bool],
     ) -> None: ...
     def share(

@@ -11,13 +11,15 @@ from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.math cimport ceil
 from libc.stdlib cimport free, malloc
 
-from .plain_counts cimport Counts, FORWARD, OPENED, REVERSE, note_counts
+from .plain_checks cimport Checks, take_check
+from .plain_counts cimport Counts, OPENED, note_counts, taken_from
 from .plain_relay cimport (
-    CLIENT, Carried, HUNG_UP, ORDERLY, READ, RUNNING, TOLD, Turn, UPSTREAM, on_event, pump, reason_of, why_over,
+    AT_ONCE, CLIENT, Carried, HUNG_UP, NEVER, ORDERLY, READ, RUNNING, TOLD, Turn, UPSTREAM, discard, on_event, pump,
+    reason_of, watch, why_over,
 )
 from .socket_calls cimport (
-    AF_INET6, Address, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, accept_quietly, close, connecting, epoll_ctl,
-    epoll_event, epoll_wait, error_of, family_of, is_mapped, monotonic, original_address, own_address, port_of, reset_on_close, text_of,
+    AF_INET6, Address, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, accept_quietly, close, connecting, epoll_ctl, epoll_event,
+    epoll_wait, error_of, family_of, is_mapped, monotonic, original_address, own_address, port_of, reset_on_close, text_of,
 )
 
 cdef enum:
@@ -31,8 +33,8 @@ cdef enum How:
     RESET
     KEEP
 
-# After this many seconds of work the owner gets its turn, so that what became due is seen.
-cdef double LAG = 0.01
+# After this many seconds of work the owner gets its turn, so that what became due is seen; sooner if new pairs may be due sooner.
+cdef double LAG = 0.05
 
 
 cdef class PlainPair:
@@ -54,10 +56,7 @@ cdef class PlainPair:
         self.carried_.halves[CLIENT].fd = self.carried_.halves[UPSTREAM].fd = -1
 
     def __dealloc__(self):
-        for side in range(2):
-            free(self.carried_.halves[side].pending)
-            if self.carried_.halves[side].fd >= 0:
-                close(self.carried_.halves[side].fd)
+        discard(&self.carried_)
 
     @property
     def over(self):
@@ -129,11 +128,12 @@ cdef class PlainPairs:
     cdef list at, closed, again
     # What it shares with its owner.
     cdef dict running, new, attempts
-    cdef double first, timeout
+    cdef double first, timeout, lag
     cdef Py_buffer memory
     cdef Counts counts
     # How it connects by itself, and from which listeners it accepts then.
-    cdef object second_hop, check_due, own_ports, listeners
+    cdef object second_hop, own_ports, listeners
+    cdef Checks checks
     cdef unsigned int mark
     cdef bint straight, tproxy
     cdef Py_ssize_t limit
@@ -153,7 +153,7 @@ cdef class PlainPairs:
 
     def __init__(self, int epoll, object owner):
         """owner: what is rare is left to it (class Owner in plain_pairs.pyi)."""
-        self.epoll = epoll
+        self.epoll = self.turn.epoll = epoll
         self.owner = owner
         self.at = []
         self.closed = []
@@ -163,15 +163,17 @@ cdef class PlainPairs:
     def share(self, dict running, dict new, double first, dict attempts, double timeout):
         """Where it notes pairs: all that run, by key; new ones, with the time of their first look; attempts, with their deadline."""
         self.running, self.new, self.first, self.attempts, self.timeout = running, new, first, attempts, timeout
+        self.lag = min(LAG, timeout, first or LAG)
 
-    def go_straight(self, bint tproxy, unsigned int mark, object own_ports, object check_due, object second_hop):
+    def go_straight(self, bint tproxy, unsigned int mark, object own_ports, double checks, object second_hop):
         """From now on connect to original destinations, as far as nothing but these arguments matters.
 
-        tproxy: the destination is the socket's own address. own_ports: connections to these are left to the owner. check_due: whether a
-        connection at this time is to be checked by second_hop(peer, destination), which says that the owner is to refuse it.
+        tproxy: the destination is the socket's own address. own_ports: connections to these are left to the owner. checks: how many a
+        second are to be checked by second_hop(peer, destination), which says that the owner is to refuse this one.
         """
         self.straight, self.tproxy, self.mark = True, tproxy, mark
-        self.own_ports, self.check_due, self.second_hop = own_ports, check_due, second_hop
+        self.own_ports, self.second_hop = own_ports, second_hop
+        self.checks.per_second = self.checks.tokens = checks
 
     def listen(self, listeners, Py_ssize_t limit):
         """Accept by itself from these descriptors while it waits, as long as fewer pairs run than `limit`."""
@@ -186,11 +188,7 @@ cdef class PlainPairs:
 
     def take_counts(self):
         """Since the last call, for the owner to write: bytes from clients, from destinations, connections that it accepted by itself."""
-        cdef unsigned long long grown[3]
-        for which in range(3):
-            grown[which] = self.counts.total[which] - self.counts.taken[which]
-            self.counts.taken[which] = self.counts.noted[which] = self.counts.total[which]
-        return grown[FORWARD], grown[REVERSE], grown[OPENED]
+        return taken_from(&self.counts)
 
     def close(self):
         """Give the counters' memory back."""
@@ -202,8 +200,7 @@ cdef class PlainPairs:
         """A pair of two descriptors, which are its own from now on, the second one connecting. Raises OSError: then they are not."""
         cdef PlainPair pair = self.pair_of(client, upstream, now)
         cdef int number
-        pair.key = key
-        pair.connection = connection
+        pair.key, pair.connection = key, connection
         if not self.watch(pair):
             number = errno
             self.release(pair, CLIENT, KEEP)
@@ -224,7 +221,7 @@ cdef class PlainPairs:
                     return number
                 # The connection ended before it was accepted (accept(2)).
                 continue
-            due = self.straight and self.check_due(now)
+            due = self.straight and take_check(&self.checks, now)
             if not (self.straight and self.begin(fd, &peer, due, now)):
                 self.leaving = True
                 self.owner.take(fd, AF_INET6 if is_mapped(&peer) else family_of(&peer), text_of(&peer), due, now)
@@ -238,9 +235,7 @@ cdef class PlainPairs:
         self.counts.active = len(self.running)
         self.turn.now = until - seconds
         while True:
-            milliseconds = 0
-            if not self.again and until > self.turn.now:
-                milliseconds = <int>ceil(min(until - self.turn.now, 1e6) * 1000)
+            milliseconds = 0 if self.again or until <= self.turn.now else <int>ceil(min(until - self.turn.now, 1e6) * 1000)
             with nogil:
                 count = epoll_wait(self.epoll, self.events, POLLED, milliseconds)
             if count < 0:
@@ -271,7 +266,7 @@ cdef class PlainPairs:
                     found.append((fd, <int>EPOLLIN))
             ready.clear()
             if note_counts(&self.counts, len(self.running)):
-                until = min(until, self.turn.now + LAG)
+                until = min(until, self.turn.now + self.lag)
             if found or self.leaving or self.turn.now >= until:
                 self.leaving = False
                 return found
@@ -293,17 +288,19 @@ cdef class PlainPairs:
         for side in range(2):
             pair.carried_.halves[side].fd = upstream if side else client
             pair.carried_.halves[side].active = now
+            # A client's socket has TCP_NODELAY from its listener, one of the owner's was given it (upstream.py).
+            pair.carried_.halves[side].sends = AT_ONCE
         return pair
 
     cdef bint watch(self, PlainPair pair) except -1:
-        cdef epoll_event event
-        event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+        cdef int fd
         for side in range(2):
-            event.data.fd = pair.carried_.halves[side].fd
-            while len(self.at) <= event.data.fd:
+            fd = pair.carried_.halves[side].fd
+            while len(self.at) <= fd:
                 self.at.append(None)
-            self.at[event.data.fd] = pair
-            if epoll_ctl(self.epoll, EPOLL_CTL_ADD, event.data.fd, &event) != 0:
+            self.at[fd] = pair
+            # Whether the client has room matters once it had none; by the room of the destination it is known to be connected.
+            if not watch(&pair.carried_.halves[side], self.epoll, EPOLL_CTL_ADD, side == UPSTREAM):
                 return False
         return True
 
@@ -336,6 +333,7 @@ cdef class PlainPairs:
             return False
         upstream = connecting(&destination, self.mark, &number)
         pair = self.pair_of(client, upstream, now)
+        pair.carried_.halves[UPSTREAM].sends = NEVER
         pair.peer = peer[0]
         pair.destination = destination
         if number != 0:
@@ -390,6 +388,8 @@ cdef class PlainPairs:
                 self.again.append(pair)
         elif pair.carried_.over == ORDERLY and pair.key is pair and pair in self.new and len(self.running) < self.limit:
             del self.running[pair], self.new[pair]
+            # It refers to itself no longer: so its memory is free at once, without the garbage collector.
+            pair.key = None
             self.release(pair, CLIENT, FIN)
             self.release(pair, UPSTREAM, FIN)
         else:

@@ -10,7 +10,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strerror
 
 from .socket_calls cimport (
-    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, error_of, recv, send, shutdown,
+    EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, epoll_ctl, epoll_event,
+    close, error_of, no_delay, recv, send, shutdown,
 )
 
 cdef enum:
@@ -22,6 +23,13 @@ cdef enum:
     READS = 8
     HUNG = EPOLLRDHUP | EPOLLHUP | EPOLLERR
     HUNG_UP = EPOLLERR | EPOLLHUP
+
+# How often was sent to a socket: the first time needs no TCP_NODELAY, later ones do.
+cdef enum Sends:
+    NEVER = 0
+    ONCE
+    # It has the option.
+    AT_ONCE
 
 cdef enum Over:
     RUNNING = 0
@@ -40,6 +48,9 @@ cdef struct Half:
     bint readable, hung
     # Nothing more comes from it; nothing more goes to it once `pending` is sent; its sending side is closed.
     bint ended, wound_up, shut
+    Sends sends
+    # Whether epoll says when it takes bytes again: most never need that.
+    bint room_watched
     # What the other side sent and this socket has not taken yet.
     char *pending
     size_t start, end
@@ -54,11 +65,20 @@ cdef struct Carried:
     int error
     unsigned long long counts[2]
 
-# What all of them use: a buffer of READ bytes, the time of this turn, the bytes that came from either side.
+# What all of them use: their epoll, a buffer of READ bytes, the time of this turn, the bytes that came from either side.
 cdef struct Turn:
+    int epoll
     char *buffer
     double now
     unsigned long long *counts
+
+
+cdef inline void discard(Carried *pair) noexcept nogil:
+    """Free what it keeps, and close what is still open of it."""
+    for side in range(2):
+        free(pair.halves[side].pending)
+        if pair.halves[side].fd >= 0:
+            close(pair.halves[side].fd)
 
 
 cdef inline bint on_event(Carried *pair, int side, uint32_t mask, Turn *turn) noexcept nogil:
@@ -113,10 +133,29 @@ cdef inline void add(Carried *pair, int side, ssize_t count, Turn *turn) noexcep
     turn.counts[side] += count
 
 
+cdef inline void prepare(Half *sink) noexcept nogil:
+    """Before each send. Nagle's algorithm holds nothing back unless a small segment is under way (tcp_nagle_check() in tcp_output.c)."""
+    if sink.sends == ONCE:
+        no_delay(sink.fd)
+        sink.sends = AT_ONCE
+    elif sink.sends == NEVER:
+        sink.sends = ONCE
+
+
+cdef inline bint watch(Half *half, int epoll, int how, bint room) noexcept nogil:
+    """Get events of it from now on, of what is the case already at once. False on an error, see errno. how: EPOLL_CTL_ADD or _MOD."""
+    cdef epoll_event event
+    event.events = EPOLLIN | EPOLLRDHUP | EPOLLET | (EPOLLOUT if room else 0)
+    event.data.fd = half.fd
+    half.room_watched = room
+    return epoll_ctl(epoll, how, half.fd, &event) == 0
+
+
 cdef inline ssize_t put(Carried *pair, int side, const char *data, size_t size, Turn *turn) noexcept nogil:
     """Send; how much was sent, -1 if the pair is over by that."""
     cdef Half *sink = &pair.halves[side]
     cdef ssize_t sent
+    prepare(sink)
     sent = send(sink.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
     if sent < 0:
         if errno == EAGAIN:
@@ -141,6 +180,8 @@ cdef inline void pass_on(Carried *pair, int side, size_t size, Turn *turn) noexc
             break_off(pair, ENOMEM)
         else:
             memcpy(sink.pending, turn.buffer + sent, sink.end)
+            if not sink.room_watched and not watch(sink, turn.epoll, EPOLL_CTL_MOD, True):
+                break_off(pair, errno)
 
 
 cdef inline void flush(Carried *pair, int side, Turn *turn) noexcept nogil:
@@ -183,6 +224,7 @@ cdef inline void refuse(Carried *pair, int side, int error, Turn *turn) noexcept
             if count <= 0:
                 break
             add(pair, side, count, turn)
+            prepare(peer)
             if send(peer.fd, turn.buffer, count, MSG_DONTWAIT | MSG_NOSIGNAL) < count:
                 break
     break_off(pair, error)

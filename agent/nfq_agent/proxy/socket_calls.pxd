@@ -70,11 +70,11 @@ cdef extern from *:
         return 0;
     }
 
-    /* A socket that connects, with TCP_NODELAY, or -1; error: 0, or why it does not connect. */
+    /* A socket that connects, or -1; error: 0, or why it does not connect. */
     static int connecting(const Address *to, uint32_t mark, int *error) {
-        int fd = socket(to->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
+        int fd = socket(to->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
         *error = 0;
-        if (fd < 0 || setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0 || (mark && setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof mark) != 0) ||
+        if (fd < 0 || (mark && setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof mark) != 0) ||
             (connect(fd, &to->any, to->size) != 0 && errno != EINPROGRESS))
             *error = errno;
         return fd;
@@ -90,6 +90,11 @@ cdef extern from *:
         const void *host = address->any.sa_family == AF_INET ? (const void *)&address->v4.sin_addr : &address->v6.sin6_addr;
         text[0] = 0;
         inet_ntop(address->any.sa_family, host, text, INET6_ADDRSTRLEN);
+    }
+
+    static void no_delay(int fd) {
+        int on = 1;
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     }
 
     static void reset_on_close(int fd) {
@@ -122,6 +127,7 @@ cdef extern from *:
     int own_address(int, Address *) nogil
     int original_address(int, const Address *peer, Address *) nogil
     int connecting(const Address *, uint32_t mark, int *error) nogil
+    void no_delay(int) nogil
     void reset_on_close(int) nogil
     int error_of(int) nogil
     double monotonic() nogil
@@ -136,7 +142,7 @@ cdef extern from "<unistd.h>" nogil:
     int close(int)
 
 cdef extern from "<sys/epoll.h>" nogil:
-    enum: EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    enum: EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
     enum: EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLERR, EPOLLHUP
     unsigned int EPOLLET
     ctypedef union epoll_data_t:
