@@ -49,7 +49,7 @@ class Attempt:
 
     def tcp(self, port: int, address: str = "") -> socket.socket:
         """A connection that sends each write as a segment of its own. address: the servers' usual one if left out."""
-        connection = socket.create_connection((address or self.address, port), timeout=10)
+        connection = socket.create_connection((address or self.address, port), timeout=30)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 

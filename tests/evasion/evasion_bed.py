@@ -145,8 +145,9 @@ class Bed:
         return [text for name, _, text in lines if name == attempt.name]
 
     def log(self) -> list[str]:
-        """All that the agent has logged, over its restarts."""
-        return (self.folder / "default.log").read_text(errors="replace").splitlines() if self.agent else []
+        """All that the agent has logged, over its restarts. The last line may be half written, and is left out then."""
+        text = (self.folder / "default.log").read_text(errors="replace") if self.agent else ""
+        return text[: text.rfind("\n") + 1].splitlines()
 
     def configure(self, more_names: str) -> None:
         """Put another name onto the list."""

@@ -176,7 +176,7 @@ def _mptcp(attempt: Attempt, name: str) -> None:
     """Over MPTCP, which may spread the bytes over several connections."""
     kind = socket.AF_INET if attempt.family == 4 else socket.AF_INET6
     with socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as connection:
-        connection.settimeout(2)
+        connection.settimeout(30)
         connection.connect((attempt.address, PLAIN))
         connection.sendall(_get(name))
         attempt.drain(connection)

@@ -14,6 +14,7 @@ from openings import client_hello, dns_query
 def _asks(attempt: Attempt, name: str) -> None:
     """Ask the resolver; its answer is known to the agent when it is here."""
     with attempt.udp(DNS) as client:
+        client.settimeout(8)
         client.send(dns_query(name, 1 if attempt.family == 4 else 28))
         client.recv(1000)
 

@@ -44,7 +44,7 @@ class Tried:
                 made.append((each, plain, each.allowed))
         self.bed.run(made, False)
         for other, name in honest:
-            wait_until(lambda: self.understood(other, name), f"{other.name} understands the honest request", 10)  # noqa: B023  # called before the next turn of the loop
+            wait_until(lambda: self.understood(other, name), f"{other.name} understands the honest request")  # noqa: B023  # called before the next turn of the loop
 
     def _serve(self, bed: Bed) -> None:
         for other in HERE:

@@ -74,7 +74,7 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
 
 def hosts(port: int, data: bytes, ended: bool) -> list[str]:
     """The names for which the server answered. ended: it sees the end of the stream too."""
-    with socket.create_connection(("127.0.0.1", port), timeout=2 if ended else 0.1) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60 if ended else 0.1) as connection:
         got = b""
         try:
             connection.sendall(data)

@@ -143,7 +143,7 @@ def answers(datagrams: list[bytes]) -> bytes:
     got = b""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.connect(("127.0.0.1", 53))
-        client.settimeout(5)
+        client.settimeout(60)
         for datagram in (*datagrams, last):
             client.send(datagram)
         while True:
