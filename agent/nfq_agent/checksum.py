@@ -41,11 +41,21 @@ def is_wrong(packet: Packet) -> bool:
     if start is None or place is None or headers.fragment or not whole:
         return False
     covered = payload[start : headers.length or None]
-    if len(covered) < place + 2 or (protocol == UDP and covered[place : place + 2] == b"\0\0"):
+    if len(covered) < place + 2:
+        return False
+    if protocol == UDP and _has_wrong_length(covered, headers.version):
+        return True
+    if protocol == UDP and covered[place : place + 2] == b"\0\0":
         return False
     if headers.version == 6 and _still_routed(payload):
         return False
     return internet_checksum(_pseudo_header(headers.five_tuple, len(covered)) + covered) != 0
+
+
+def _has_wrong_length(datagram: bytes, version: int) -> bool:
+    """Whether a whole UDP packet is too short for its datagram; in IPv6 a length of 0 is that of a jumbogram."""
+    size = int.from_bytes(datagram[4:6], "big")
+    return size != len(datagram) and not (version == 6 and size == 0)
 
 
 def is_partial(packet: Packet) -> bool:

@@ -4,7 +4,7 @@ These functions say what `Datagrams` would make of a datagram of a flow that is 
 the elements are shown it. Pure.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.stdlib cimport realloc
 from libc.string cimport memcmp, memcpy
 
@@ -12,7 +12,7 @@ from .dns_head cimport name_of_message
 from .flow_entry cimport O_DNS, O_GAVE_UP, O_QUIET, O_STATE, Entry, Request
 from .host_name cimport LONGEST_NAME
 from .openings cimport AGAIN, Openings
-from .plain_packet cimport Segment, is_wrong, summed
+from .plain_packet cimport Segment, has_wrong_header, is_wrong
 from .silent_datagram cimport may_be_message, may_say
 
 cdef enum:
@@ -25,9 +25,7 @@ cdef inline bint is_taken(const uint8_t *packet, size_t length, const Segment *s
     """Whether there is a payload, copied whole, that its receiver takes (see nfq_agent.checksum.is_wrong)."""
     if segment.size == 0 or segment.copied != segment.size:
         return False
-    if ready:
-        return not is_wrong(packet, length, segment)
-    return packet[0] >> 4 != 4 or summed(packet, 20, 0) == 0xFFFF
+    return not (is_wrong(packet, length, segment) if ready else has_wrong_header(packet))
 
 
 cdef inline bint keep_name(Entry *entry, const uint8_t *name, size_t size) noexcept nogil:
@@ -94,7 +92,7 @@ cdef inline bint stays_quiet(Openings openings, Entry *entry, const uint8_t *dat
     """Whether a later datagram says nothing either, so that its flow is accepted still, or accepted for having said nothing."""
     if may_say(data, size):
         return False
-    if entry.known + 1 >= MOST_QUIET or moment - entry.first > LONGEST_QUIET:
+    if entry.known + 1 >= MOST_QUIET or <int32_t>(moment - entry.first) > LONGEST_QUIET:
         if not openings.accepts(entry.key, entry.client, O_QUIET | AGAIN, NULL, 0, NULL):
             return False
         entry.unshown |= O_GAVE_UP

@@ -17,7 +17,7 @@ from .flow_entry cimport (
     W_SERVER, W_SERVER_BARE, Entry, Request,
 )
 from .http_head cimport is_request
-from .plain_packet cimport F_ACK, F_FIN, F_RST, F_SYN, F_URG, Segment, is_wrong, ntohl
+from .plain_packet cimport F_ACK, F_FIN, F_RST, F_SYN, F_URG, Segment, has_wrong_header, is_wrong, ntohl
 
 cdef enum:
     # Bytes of a request that is read here.
@@ -46,7 +46,9 @@ cdef inline bint is_sound(
             return False
     elif header != 5 or has_stamp:
         return False
-    return not ready or (segment.copied == segment.size and not is_wrong(packet, length, segment))
+    if not ready:
+        return not has_wrong_header(packet)
+    return segment.copied == segment.size and not is_wrong(packet, length, segment)
 
 
 cdef inline bint hears_server(

@@ -89,7 +89,8 @@ class FiveTuple(NamedTuple):
 class Headers(NamedTuple):
     """What the IP and transport headers say.
 
-    version: 4 or 6. five_tuple: see there. length: bytes of the whole packet by its own IP header. transport: offset of the
+    version: 4 or 6. five_tuple: see there. length: bytes of the whole packet by its own IP header, or up to the end of its UDP
+    datagram; 0 for a GSO packet that is larger than the field. transport: offset of the
     transport header, or None in a later fragment. data: offset of the first byte after a TCP or UDP header, None where
     there is none to find. tcp_flags: the low 8 bits, None if not TCP. fragment: True for any but a whole packet.
     """
@@ -345,8 +346,11 @@ def _transport(  # noqa: PLR0913  # one for each field of the header
         if end < offset + 4:
             raise PacketError(f"{protocol_name(protocol)} header cut at {end} bytes")
         sport, dport = _PORTS.unpack_from(data, offset)
-        if protocol == UDP:
-            start = offset + 8 if end >= offset + 8 else None
+        if protocol == UDP and end >= offset + 8:
+            start = offset + 8
+            # Its receiver cuts off what is behind the datagram (__udp4_lib_rcv() in net/ipv4/udp.c).
+            size = int.from_bytes(data[offset + 4 : offset + 6], "big")
+            length = min(length, offset + size) if size >= 8 else length
         elif protocol == TCP and end >= offset + 14:
             flags = data[offset + 13]
             header = (data[offset + 12] >> 4) * 4

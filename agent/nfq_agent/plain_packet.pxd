@@ -99,6 +99,9 @@ cdef inline bint read_plain(
         found.sequence = ntohl((<const uint32_t *>(packet + transport + 4))[0])
         found.acknowledged = ntohl((<const uint32_t *>(packet + transport + 8))[0])
     elif protocol == P_UDP:
+        # What is behind the datagram its receiver cuts off.
+        if length - transport != ntohs((<const uint16_t *>(packet + transport + 4))[0]):
+            return False
         header = 8
         found.flags = 0
     else:
@@ -139,12 +142,17 @@ cdef inline uint32_t summed(const uint8_t *data, size_t size, uint32_t total) no
     return <uint32_t>long_total
 
 
+cdef inline bint has_wrong_header(const uint8_t *packet) noexcept nogil:
+    """Whether the checksum of the header of a plain packet over IPv4 is wrong, which no offload fills in."""
+    return packet[0] >> 4 == 4 and summed(packet, 20, 0) != 0xFFFF
+
+
 cdef inline bint is_wrong(const uint8_t *packet, size_t length, const Segment *segment) noexcept nogil:
     """Whether a checksum of a plain packet that was copied whole is wrong (see nfq_agent.checksum.is_wrong)."""
     cdef size_t transport = 20 if packet[0] >> 4 == 4 else 40
     cdef uint8_t tail[4]
     cdef uint32_t total
-    if transport == 20 and summed(packet, 20, 0) != 0xFFFF:
+    if has_wrong_header(packet):
         return True
     if segment.protocol == P_UDP and packet[transport + 6] == 0 and packet[transport + 7] == 0:
         return False

@@ -12,7 +12,7 @@ from .flow_entry cimport (
     W_ACKNOWLEDGEMENT, Entry, Request,
 )
 from .first_message cimport passes_between
-from .plain_packet cimport F_ACK, F_FIN, F_RST, F_SYN, F_URG, Segment, is_wrong
+from .plain_packet cimport F_ACK, F_FIN, F_RST, F_SYN, F_URG, Segment, has_wrong_header, is_wrong
 
 cdef enum:
     CHANGE_CIPHER_SPEC = 20
@@ -44,7 +44,7 @@ cdef inline bint is_plain_syn(const uint8_t *packet, size_t length, const Segmen
         return False
     if not has_plain_options(packet + transport + 20, packet + segment.data):
         return False
-    return not (ready and is_wrong(packet, length, segment))
+    return not (is_wrong(packet, length, segment) if ready else has_wrong_header(packet))
 
 
 cdef inline bint from_syn(const Entry *entry, const Segment *segment) noexcept nogil:

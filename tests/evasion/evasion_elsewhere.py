@@ -104,6 +104,10 @@ LINES = (
         "kernel/test_extension_headers.py::test_ports_behind_extension_headers",
     ),
     Elsewhere(
+        "UDP: bytes behind the datagram in its packet, which its receiver cuts off", RAW, "they hide nothing",
+        "kernel/test_cut_datagrams.py::test_bytes_behind_a_datagram_hide_no_message",
+    ),
+    Elsewhere(
         "MPTCP with `refuse-mptcp`: the name would be split over two subflows", ANY_USER, "the connection becomes plain TCP",
         "kernel/test_mptcp.py::test_mptcp_is_refused_and_names_are_judged",
     ),

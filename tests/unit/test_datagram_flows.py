@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from openings import DATAGRAMS as OPENINGS
 from openings import dns_query
 
+from nfq_agent.checksum import internet_checksum, is_wrong
 from nfq_agent.context import Context
 from nfq_agent.decisions import Decisions
 from nfq_agent.elements import packet_element
@@ -23,7 +24,7 @@ from nfq_agent.protocols import NO, Found, dns, quic
 from nfq_agent.protocols.known import DATAGRAMS
 from nfq_agent.service.packet_judge import PacketJudge
 from nfq_agent.testing import udp
-from nfq_agent.verdict import ACCEPT
+from nfq_agent.verdict import ACCEPT, DROP
 
 KNOWN = {name: data for name, (data, _) in OPENINGS.items()}
 CLIENT, RESOLVER, SERVER = "192.0.2.1:40000", "198.51.100.1:53", "198.51.100.1:4000"
@@ -224,3 +225,45 @@ def test_a_flow_is_taken_over_with_what_it_has_said() -> None:
     assert flow.facts["dpi"] == "gave-up"
     assert flow.facts["dpi_reason"] == f"{PACKETS} packets with payload, and it is not known"
     assert flow.facts["reason"] == "policy: default"
+
+
+def with_more(packet: Packet, behind: bytes, size: int | None = None) -> Packet:
+    """The packet with bytes behind its datagram, or with another length of that; its checksums are right for its receiver."""
+    data = bytearray(packet.payload)
+    at = 20 if data[0] >> 4 == 4 else 40
+    if size is not None:
+        data[at + 4 : at + 6] = size.to_bytes(2, "big")
+        data[at + 6 : at + 8] = b"\0\0"
+    data[2:4] = (len(data) + len(behind)).to_bytes(2, "big") if at == 20 else data[2:4]
+    data[4:6] = data[4:6] if at == 20 else (len(data) + len(behind) - 40).to_bytes(2, "big")
+    if at == 20:
+        data[10:12] = b"\0\0"
+        data[10:12] = internet_checksum(bytes(data[:20])).to_bytes(2, "big")
+    return Packet(bytes(data) + behind)
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+@pytest.mark.parametrize("ends", [("192.0.2.1:4000", "198.51.100.1:4001"), ("[2001:db8::1]:4000", "[2001:db8::2]:4001")])
+def test_bytes_behind_a_datagram_hide_nothing(monkeypatch: pytest.MonkeyPatch, name: str, ends: tuple[str, str]) -> None:
+    """Its receiver cuts them off: with them it is no message of the protocol, and without them it is."""
+    rule = {"action": "drop", "protocol": ["wireguard", "stun", "ntp", "openvpn", "bittorrent", "dns"]}
+    monkeypatch.setitem(POLICIES, "none", {"default": "accept", "rule": [rule]})
+    whole, quick, table, _ = both(["none"])
+    for behind in (b"", b"x", b"\xff" * 70):
+        packet = with_more(udp(*ends, KNOWN[name]), behind)
+        assert packet.data == KNOWN[name]
+        assert not is_wrong(packet)
+        assert table.look_up(packet.payload, packet.length, 1.0) in (None, DROP)
+        assert whole.verdict(packet) is quick.verdict(packet) is DROP
+
+
+def test_a_datagram_that_its_packet_has_no_room_for_is_discarded() -> None:
+    for size in (0, 7, 9 + len(QUERY)):
+        packet = with_more(udp(CLIENT, RESOLVER, QUERY), b"", size)
+        assert is_wrong(packet)
+        _, quick, table, _ = both(["allow-list"])
+        assert table.look_up(packet.payload, packet.length, 1.0) is None
+        assert quick.verdict(packet) is DROP
+    # In IPv6 a length of 0 is that of a jumbogram, whose length no field of UDP has.
+    packet = with_more(udp("[2001:db8::1]:4000", "[2001:db8::2]:53", QUERY), b"", 0)
+    assert packet.data == QUERY

@@ -20,7 +20,7 @@ from nfq_agent.packet import Packet
 from nfq_agent.protocols import Found, http1
 from nfq_agent.service.packet_judge import PacketJudge, WorkerSettings
 from nfq_agent.testing import tcp, udp
-from nfq_agent.verdict import ACCEPT, DROP, Verdict
+from nfq_agent.verdict import ACCEPT, DROP, Action, Verdict
 
 
 def differences(policies: list[str], seed: int, talks: int, tuples: int, monitor: bool = False) -> tuple[list[str], int, int]:
@@ -194,3 +194,29 @@ def test_what_browsers_send_is_a_plain_request() -> None:
     assert is_plain_request(head, b"www.good.test")
     assert not is_plain_request(head, b"good.test")
     assert not any(is_plain_request(head[:at], b"www.good.test") for at in range(len(head)))
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_packet_whose_header_has_a_wrong_checksum_says_nothing(ready: bool) -> None:
+    """No offload fills that one in: the receiver discards the packet, and the client says something else in its place."""
+    good, bad = (b"GET / HTTP/1.1\r\nHost: www.%s.test\r\n\r\n" % name for name in (b"good", b"bad"))
+    client, server = "192.0.2.1:40000", "198.51.100.1:80"
+    whole, quick = judge(["allow-list"]), judge(["allow-list"])
+    table = quick.settle_flows()
+    assert isinstance(table, FlowTable)
+    verdicts = []
+    for spoilt, packet in (
+        (True, tcp(client, server, flags="S", seq=77)),
+        (False, tcp(client, server, flags="S", seq=5)),
+        (False, tcp(server, client, flags="SA", seq=9, ack=6)),
+        (True, tcp(client, server, good, seq=6, ack=10)),
+        (False, tcp(client, server, bad, seq=6, ack=10)),
+    ):
+        data = bytearray(packet.payload)
+        data[8] -= spoilt
+        each = Packet(bytes(data), checksum_ready=ready)
+        got = table.look_up(each.payload, each.length, 1.0, ready)
+        assert not (spoilt and got)
+        verdicts.append((got or quick.verdict(each)).action)
+        assert verdicts[-1] is whole.verdict(each).action
+    assert verdicts[1:] == [Action.ACCEPT, Action.ACCEPT, Action.DROP, Action.DROP]
