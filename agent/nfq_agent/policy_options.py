@@ -20,6 +20,7 @@ from nfq_agent import element
 from nfq_agent.filter_rules import rule_tables
 from nfq_agent.flow_filter import FilterError
 from nfq_agent.geography import Geography
+from nfq_agent.globs import claim_glob, container_glob, host_glob, path_glob, unit_glob
 from nfq_agent.match import PLACES, Conditions
 from nfq_agent.patterns import with_ascii
 from nfq_agent.policy_rule import CLAIMS, DST_NAME, ActionName
@@ -37,11 +38,22 @@ def _spelled(value: object) -> object:
 
 # Rule keys about who a flow belongs to.
 OWNED_BY: Final = ("unit", "container", "cgroup", "exe")
-Globs = Annotated[tuple[str, ...], BeforeValidator(listed(str)), BeforeValidator(_spelled), Field(min_length=1, strict=False)]
-
-
-# Host names.
-HostGlobs = Annotated[Globs, AfterValidator(with_ascii)]
+_SPELLED: Final = BeforeValidator(_spelled)
+_SOME: Final = Field(min_length=1, strict=False)
+Globs = Annotated[tuple[str, ...], BeforeValidator(listed(str)), _SPELLED, _SOME]
+UnitGlobs = Annotated[tuple[Annotated[str, AfterValidator(unit_glob)], ...], BeforeValidator(listed(unit_glob)), _SPELLED, _SOME]
+ContainerGlobs = Annotated[
+    tuple[Annotated[str, AfterValidator(container_glob)], ...], BeforeValidator(listed(container_glob)), _SPELLED, _SOME
+]
+PathGlobs = Annotated[tuple[Annotated[str, AfterValidator(path_glob)], ...], BeforeValidator(listed(path_glob)), _SPELLED, _SOME]
+_ASCII: Final = AfterValidator(with_ascii)
+# Host names, and those that a client claims.
+HostGlobs = Annotated[
+    tuple[Annotated[str, AfterValidator(host_glob)], ...], BeforeValidator(listed(host_glob)), _SPELLED, _SOME, _ASCII
+]
+ClaimGlobs = Annotated[
+    tuple[Annotated[str, AfterValidator(claim_glob)], ...], BeforeValidator(listed(claim_glob)), _SPELLED, _SOME, _ASCII
+]
 
 
 def _readable(when: str) -> str:
@@ -73,10 +85,10 @@ class _Rules(Conditions):
 
     action: ActionName
     name: Annotated[str, AfterValidator(_printable)] | None = None
-    unit: Globs | None = None
-    container: Globs | None = None
-    cgroup: Globs | None = None
-    exe: Globs | None = None
+    unit: UnitGlobs | None = None
+    container: ContainerGlobs | None = None
+    cgroup: PathGlobs | None = None
+    exe: PathGlobs | None = None
     facts: dict[str, Globs] = Field(default_factory=dict)
     dst_name: HostGlobs | None = None
     verify: Literal["dns"] | None = None
@@ -139,7 +151,10 @@ else:
         "RuleOptions",
         __base__=_Rules,
         __doc__=_Rules.__doc__,
-        **{key: ((HostGlobs if fact in HOSTS else Globs) | None, None) for key, fact in ATTRIBUTES.items()},
+        **{
+            key: ((ClaimGlobs if fact in CLAIMS else HostGlobs if fact in HOSTS else Globs) | None, None)
+            for key, fact in ATTRIBUTES.items()
+        },
     )
 
 

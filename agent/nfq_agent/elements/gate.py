@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from nfq_agent import element
+from nfq_agent.globs import claim_glob
 from nfq_agent.patterns import ascii_form
 from nfq_agent.protocols import MORE, Found, Result
 from nfq_agent.stream import CLOSE, Answer, Connection, Done, StreamElement, Way
@@ -21,7 +22,7 @@ def _pattern(text: str) -> str:
     name = text.lower().rstrip(".")
     if not name or "*" in name.removeprefix("*.").replace("*", "", name == "*"):
         raise ValueError(f'{text!r} is not a valid pattern; allowed: NAME, "*.NAME" for what is below it, "*" for any name')
-    return ascii_form(name)
+    return ascii_form(claim_glob(name))
 
 
 NamePatterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(strict=False)]
