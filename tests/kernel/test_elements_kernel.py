@@ -372,24 +372,3 @@ socket.socket(family, socket.SOCK_DGRAM).sendto(b"hello", receiver.getsockname()
 print(receiver.recv(100))
 """
     assert netns.run(sys.executable, "-c", script, host).stdout == "b'HELLO, all'\n"
-
-
-def test_a_list_file_is_read_again_when_it_changes(netns: Namespace, tmp_path: Path) -> None:
-    blocked = tmp_path / "blocked.txt"
-    blocked.write_text("192.0.2.0/24\n")
-    echo_server(netns, "127.0.0.1")
-    table = (
-        '[element.gate]\ntype = "policy"\ndefault = "accept"\n'
-        'rule = [{ action = "drop", dst = "file:blocked.txt", dport = 11000 }]\n'
-    )
-    agent = Agent(netns, tmp_path, config('"gate"', table)).ready()
-    assert echoed(netns, "127.0.0.1")
-
-    blocked.write_text("192.0.2.0/24\nlocalhost\n")
-    until(lambda: "line 2: 'localhost' is not a valid network" in agent.log, "the bad list is refused")
-    assert echoed(netns, "127.0.0.1")
-    assert agent.log.count("line 2: 'localhost'") == 1, "it is not tried again before it changes"
-
-    blocked.write_text("192.0.2.0/24\n127.0.0.0/8\n")
-    until(lambda: not echoed(netns, "127.0.0.1", wait=1), "the new list is in force")
-    assert agent.stop() == 0

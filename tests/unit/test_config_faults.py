@@ -232,30 +232,6 @@ def test_a_list_in_a_folder_that_others_may_write(tmp_path: Path) -> None:
     assert load(tmp_path / "x.toml").element.keys() == {"allow"}
 
 
-def test_a_change_of_a_list_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "nets.txt"
-    path.write_text("10.0.0.0/8\n")
-    config = policy(tmp_path, 'dst = "file:nets.txt"')
-    assert config.changed_files() == []
-    os.utime(path, ns=(1, 1))
-    assert config.changed_files() == [path]
-    assert config.changed_files() == [], "a list that cannot be used is not tried again until it changes"
-    again = policy(tmp_path, 'dst = "file:nets.txt"')
-    assert again.changed_files() == []
-    path.unlink()
-    assert again.changed_files() == [path]
-
-
-def test_a_long_list_is_read_once(tmp_path: Path) -> None:
-    entries = [f"10.{place >> 16}.{place >> 8 & 255}.{place & 255}" for place in range(20_000)]
-    (tmp_path / "nets.txt").write_text("\n".join(entries))
-    config = policy(tmp_path, 'dst = "file:nets.txt"')
-    (first,) = config.packet_elements(config.queue["q"])
-    (second,) = config.packet_elements(config.queue["q"])
-    assert second is first
-    assert len(first.options.rule[0].dst) == 20_000
-
-
 def test_drop_ins_of_one_file_alone(tmp_path: Path) -> None:
     for folder, number in (("conf.d", 7), ("blue.d", 8)):
         (tmp_path / folder).mkdir()

@@ -130,7 +130,7 @@ def test_a_change_is_noticed_and_taken(tmp_path: Path) -> None:
     assert before.changed_files() == []
     path.unlink()
     write_database(path, {"192.0.2.0/24": {"country": {"iso_code": "FR"}}})
-    assert before.changed_files() == [path]
+    assert [before.changed_files() for _ in range(2)] == [[], [path]]
     after = load(config(tmp_path, 'geo = "a.mmdb"'))
     (new,) = after.packet_elements(after.queue["q"])
     # By both, a reload and `offload` see another policy.

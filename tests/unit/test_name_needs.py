@@ -122,4 +122,4 @@ def test_the_resolvers_of_the_host_and_its_stub(tmp_path: Path, monkeypatch: pyt
     assert shown == ["192.0.2.2", "fe80::1", "127.0.0.53", "127.0.0.54"]
     assert loaded.changed_files() == []
     resolv.write_text("nameserver 192.0.2.3\n")
-    assert loaded.changed_files() == [resolv]
+    assert [loaded.changed_files() for _ in range(2)] == [[], [resolv]]

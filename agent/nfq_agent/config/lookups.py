@@ -17,6 +17,8 @@ from nfq_agent.elements.access import open_folder
 
 F = TypeVar("F", bound=IO[Any])
 _RESOLV = Path("/etc/resolv.conf")
+# The version of a file that was not looked at yet; no file has it.
+_NOT_SEEN: Stamp = (0, 0, 0)
 
 
 class HostLookups:
@@ -85,18 +87,18 @@ class HostLookups:
         self._written, self._folders = dict(files), tuple(folders)
 
     def changed(self) -> list[Path]:
-        """The files that have changed since they were read, or since the last call."""
-        now = {path: stamp(path) for path in self.files}
-        found = [path for path, before in self.files.items() if now[path] != before]
-        self.files = now
-        return found + self._rewritten()
+        """The files that have changed since they were read, or since the last call that named them.
 
-    def _rewritten(self) -> list[Path]:
-        """The watched files that have changed and were the same at the last call: an editor may still be writing."""
+        A change counts once the file was the same at two calls: who writes it may not be at the end yet.
+        """
+        read = {**self._written, **self.files}
         listed = [child for folder in self._folders for child in _toml_files(folder)]
-        now = {path: stamp(path) for path in (*self._written, *listed)}
-        found = [path for path, version in now.items() if version != self._written.get(path) and version == self._seen.get(path)]
-        self._written |= {path: now[path] for path in found}
+        now = {path: stamp(path) for path in (*read, *listed)}
+        found = [
+            path for path, version in now.items() if version != read.get(path) and version == self._seen.get(path, _NOT_SEEN)
+        ]
+        self._written |= {path: now[path] for path in found if path not in self.files}
+        self.files |= {path: now[path] for path in found if path in self.files}
         self._seen = now
         return found
 
