@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import select
 import signal
+import struct
+import termios
 import time
+from fcntl import ioctl
 from pathlib import Path
 
 import pytest
 
-from nfq_agent.host.one_shot import OneShotError, one_shot
+from nfq_agent.host.one_shot import OneShot, OneShotError, one_shot
 from nfq_agent.rules.model import RuleError
 
 
@@ -22,6 +25,19 @@ def test_a_one_shot_answers_raises_and_is_bounded() -> None:
         one_shot(_kill_myself)
     with pytest.raises(OneShotError, match="SIGALRM"):
         one_shot(time.sleep, 30, seconds=1)
+
+
+def test_half_an_answer_is_none() -> None:
+    """Of a child that is killed, as for want of memory, while it writes its answer."""
+    child = OneShot(lambda: "a" * 1_000_000)
+    waiting = 0
+    deadline = time.monotonic() + 10
+    while waiting < select.PIPE_BUF and time.monotonic() < deadline:
+        (waiting,) = struct.unpack("i", ioctl(child._reader, termios.FIONREAD, bytes(4)))  # noqa: SLF001  # how much is written
+        time.sleep(0.01)
+    os.kill(child._child, signal.SIGKILL)  # noqa: SLF001  # nothing else knows its pid
+    with pytest.raises(OneShotError, match="ended without an answer: SIGKILL"):
+        child.result()
 
 
 def _fail() -> None:

@@ -42,7 +42,8 @@ class OneShot(Generic[T]):
         with os.fdopen(self._reader, "rb") as pipe:
             data = pipe.read()
         code = reap(self._child)
-        if not data:
+        if not data or code:
+            # One that was killed may have written the beginning of its answer.
             raise OneShotError(f"{self._name} ended without an answer: {how_it_ended(code or 0)}")
         good, value = pickle.loads(data)
         if good:
