@@ -3,7 +3,7 @@
 These functions say what `Dpi` would make of its packets; where that is not plain, they say no, and the elements are shown them.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.stdlib cimport realloc
 from libc.string cimport memcpy
 
@@ -49,7 +49,7 @@ cdef inline bint is_first(const Entry *entry, const Segment *segment) noexcept n
 
 cdef inline bint is_late(const Entry *entry, uint32_t tick) noexcept nogil:
     """Whether the rest of a message may come too late. tick: sixteenths of a second."""
-    return tick - entry.request.began >= PATIENCE
+    return <int32_t>(tick - entry.request.began) >= PATIENCE
 
 
 cdef inline bint find_message(
@@ -101,6 +101,8 @@ cdef inline bint keep_first(
     if request == NULL:
         return False
     entry.request = request
+    # What there is room for behind it.
+    request.length = found.length
     if not entry.unshown & O_FIRST:
         request.data = NULL
         request.size = 0
@@ -111,7 +113,6 @@ cdef inline bint keep_first(
         entry.unshown &= ~O_EARLIER
     if not keep_bytes(request, data, segment.size, kept):
         return False
-    request.length = found.length
     memcpy(<uint8_t *>request + sizeof(Request), found.name, found.length)
     request.details = size
     if size:

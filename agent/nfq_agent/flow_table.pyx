@@ -6,7 +6,7 @@ It owns every flow and its age. Pure: no I/O, no clock, no decision; what it ans
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
@@ -158,7 +158,7 @@ cdef class FlowTable(Answering):
         cdef uint32_t idle = <uint32_t>(self.max_idle * 16), place, kind
         self.tick = <uint32_t>(now * 16)
         for kind in range(KINDS):
-            while most and (place := self.order.oldest[kind]) and self.tick - self.entries[place].last > idle:
+            while most and (place := self.order.oldest[kind]) and <int32_t>(self.tick - idle - self.entries[place].last) > 0:
                 self._evict(place)
                 most -= 1
         found, self.forgotten = self.forgotten, []
@@ -252,12 +252,11 @@ cdef class FlowTable(Answering):
         cdef uint32_t place
         if not read_plain(packet, copied, length, key, &segment):
             return False
-        place = self._find(key, hash_of(key, self.seed))
-        if place == 0:
-            place = self._add_entry(key)
+        if (place := self._find(key, hash_of(key, self.seed))) == 0 and (place := self._add_entry(key)):
             self.entries[place].client = segment.down
-        self._see(place, segment.down, length)
-        return True
+        if place:
+            self._see(place, segment.down, length)
+        return place != 0
 
     cdef uint8_t _open(
         self, const uint8_t *key, uint32_t place, const uint8_t *packet, size_t length, const Segment *segment, bint ready
@@ -272,10 +271,10 @@ cdef class FlowTable(Answering):
             return ASK
         if not is_plain_syn(packet, length, segment, ready) or not self.openings.accepts(key, segment.down, O_SYN, NULL, 0, NULL):
             return ASK
-        if place == 0:
-            place = self._add_entry(key)
-        else:
+        if place:
             drop_request(self.entries[place].request, &self.kept)
+        elif (place := self._add_entry(key)) == 0:
+            return ASK
         begin(&self.entries[place], segment)
         self.openings.forget(key)
         self._see(place, segment.down, length)
@@ -292,7 +291,7 @@ cdef class FlowTable(Answering):
         if self.joined or not (kind := first_says(self.openings, key, packet, length, segment, ready, name, &size)):
             return ASK
         place = self._add_entry(key)
-        if not begin_datagrams(&self.entries[place], kind, segment, self.moment, name, size):
+        if place == 0 or not begin_datagrams(&self.entries[place], kind, segment, self.moment, name, size):
             return ASK
         self._see(place, segment.down, length)
         return self.entries[place].verdict
@@ -310,6 +309,7 @@ cdef class FlowTable(Answering):
         return self.lasting if taken == WHOLE else entry.verdict if taken == PART else ASK
 
     cdef uint32_t _add_entry(self, const uint8_t *key) noexcept with gil:
+        """A new entry, 0 without memory."""
         return self._add(key, hash_of(key, self.seed))
 
     cdef object _show(self, uint32_t place, double now):

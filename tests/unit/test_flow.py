@@ -53,6 +53,15 @@ def test_the_idle_are_forgotten() -> None:
     assert len(table) <= 101
 
 
+def test_a_clock_that_is_set_back_makes_nothing_old() -> None:
+    table = FlowTable(max_idle=60.0)
+    table.keep_forgotten()
+    flow = table.observe(five_tuple(1), 100.0)
+    assert table.take_forgotten(99.0) == []
+    assert table.observe(five_tuple(1), 99.0) is flow
+    assert [each for each, _ in table.take_forgotten(200.0)] == [flow]
+
+
 def test_a_flood_of_half_open_flows_makes_no_other_go() -> None:
     table = FlowTable(limit=64)
     answered = table.observe(five_tuple(1), 0.0)

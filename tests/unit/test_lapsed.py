@@ -11,8 +11,9 @@ from tcp_openings import found
 from nfq_agent.context import Context
 from nfq_agent.flow_memory import SIZE, FlowMemory
 from nfq_agent.flow_table import FlowTable
+from nfq_agent.openings import Openings
 from nfq_agent.packet import Packet
-from nfq_agent.testing import tcp
+from nfq_agent.testing import tcp, udp
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 CLIENT, SERVER = "192.0.2.1:40000", "198.51.100.1:8080"
@@ -123,3 +124,26 @@ def test_what_was_said_while_no_agent_ran_is_not_known() -> None:
 def test_what_began_before_the_agent_is_still_told_apart() -> None:
     host = Host("allow-list", compiled=False)
     assert host.say(JUNK) == ACCEPT
+
+
+@pytest.mark.parametrize("packet", [tcp("192.0.2.2:40000", SERVER, flags="S"), udp("192.0.2.2:40000", SERVER, JUNK)], ids=repr)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_without_memory_to_forget_a_flow_the_packet_is_shown(monkeypatch: pytest.MonkeyPatch, packet: Packet) -> None:
+    table = FlowTable(limit=1)
+    table.judge_openings(Openings(lambda *_: (b"", ()), (), (53,), None, patience=(9, 9000)))
+    table.lapsed = []
+    begins = [tcp(CLIENT, SERVER, flags="S", seq=7), tcp(SERVER, CLIENT, flags="SA", seq=70, ack=8)]
+    assert [found(table, each) for each in begins] == [ACCEPT, ACCEPT]
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("nfq_agent.flow_table.Flow", refuse)
+    for _ in range(3):
+        assert found(table, packet) is None
+    # Nothing is lost of the flow that was to make room.
+    assert found(table, begins[0]) is ACCEPT
+    monkeypatch.undo()
+    assert found(table, packet) is ACCEPT
+    assert [each.origin.src for each in table.lapsed] == [bytes((192, 0, 2, 1))]
+    assert len(table) == 1
