@@ -33,6 +33,8 @@ LAST_PORT: Final = 65535
 FILE: Final = "file:"
 # Bad entries of a list file that are named one by one.
 _SHOWN: Final = 5
+# Characters of a value in a message.
+_LONGEST_SHOWN: Final = 60
 
 
 def duration(value: object) -> float:
@@ -70,6 +72,12 @@ def size_text(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count} B"
+
+
+def shortened(text: str, value: object) -> str:
+    """What is said of a value, which is cut where it is long."""
+    whole = repr(value)
+    return text if len(whole) <= _LONGEST_SHOWN else text.replace(whole, f"{whole[: _LONGEST_SHOWN - 3]}...", 1)
 
 
 class TableFaults(ValueError):
@@ -214,7 +222,7 @@ def listed(parse: Callable[[str], Any]) -> Callable[[object, ValidationInfo], ob
                 try:
                     parse(each)
                 except ValueError as error:
-                    faults[place] = str(error)
+                    faults[place] = shortened(str(error), each)
         raise TableFaults(((place,), faults[place]) for place in sorted(faults))
 
     return values
@@ -235,7 +243,7 @@ def _entries(name: str, host: Lookups, parse: Callable[[str], Any]) -> list[Any]
         try:
             entries.append(parse(text))
         except ValueError as error:
-            what, mark, rest = str(error).partition("; allowed: ")
+            what, mark, rest = shortened(str(error), text).partition("; allowed: ")
             bad.append(f"{name}, line {number}: {what}")
             allowed = allowed or mark + rest
     if bad:

@@ -232,3 +232,21 @@ def test_whatever_the_bytes_they_are_read_or_refused(tmp_path: Path, data: bytes
     path = tmp_path / "x.toml"
     path.write_bytes(data)
     assert all(not FOREIGN.search(fault) or "not TOML" in fault for fault in refused(path))
+
+
+def test_a_file_without_end_is_not_read_to_the_end(tmp_path: Path) -> None:
+    (fault,) = faults(tmp_path, b"# long\n" + b"#" * 8_000_000)
+    assert fault == "has more than 8.0 MB; allowed: less, and long lists in files of their own (file:NAME)"
+    with (tmp_path / "list").open("wb") as file:
+        file.truncate(20_000_001)
+    (fault,) = faults(tmp_path, RULE % 'src = "file:list"')
+    assert fault.endswith("/list: has more than 20.0 MB (line 5); allowed: less, or the name of an ipset in set of [rules.NAME]")
+
+
+def test_a_long_value_is_cut_in_what_is_said_of_it(tmp_path: Path) -> None:
+    long = "x" * 5000
+    (tmp_path / "list").write_text(f"{long}\n")
+    text = RULE % f'src = ["{long}"], dst = "file:list", sport = ["file:none", "{long}"], exe = "{long}"'
+    told = faults(tmp_path, text + f'[queue.p]\nbalance = "{long}"\n')
+    assert len(told) == 6
+    assert [fault for fault in told if len(fault) > 500] == []

@@ -16,8 +16,11 @@ from nfq_agent.config.source import WITH_ELEMENTS, Source, tables_of
 from nfq_agent.config.toml_text import read_toml
 from nfq_agent.elements.access import open_folder, writable_by_others
 from nfq_agent.elements.loading import CodeError, look_in
+from nfq_agent.values import size_text
 
 DEFAULT_PATH: Final = Path("/etc/nfq-agent/nfq-agent.toml")
+# Bytes of a file: with 65,536 ports, one by one, it has 0.5 MB.
+_LARGEST: Final = 8_000_000
 
 # What the agent does with no configuration file at all: shared with the packaged default file.
 BASELINE: Final[dict[str, Any]] = {
@@ -169,9 +172,14 @@ def _read(path: Path, source: Source) -> dict[str, Any]:
         # A pipe of the shell, `--config <(...)`, has no file behind it; a named one may have no writer.
         if path.resolve().is_fifo():
             raise ConfigError([f"{path}: is a named pipe; allowed: a readable TOML file"])
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}; allowed: a readable TOML file"]) from error
+    if len(data) > _LARGEST:
+        raise ConfigError(
+            [f"{path}: has more than {size_text(_LARGEST)}; allowed: less, and long lists in files of their own (file:NAME)"]
+        )
     source.texts[path], table = read_toml(path, data)
     return table
 

@@ -10,13 +10,16 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 from nfq_agent.config.geo import GeoFiles, Stamp, database
 from nfq_agent.elements.access import open_folder
+from nfq_agent.values import size_text
 
 F = TypeVar("F", bound=IO[Any])
 _RESOLV = Path("/etc/resolv.conf")
+# Bytes of a list: more than a million networks, which take 600 MB of memory.
+_LARGEST: Final = 20_000_000
 # The version of a file that was not looked at yet; no file has it.
 _NOT_SEEN: Stamp = (0, 0, 0)
 
@@ -48,6 +51,9 @@ class HostLookups:
         self.files[path] = stamp(path)
         try:
             with _owned(path, open(path, encoding="utf-8-sig", opener=_at_once)) as lines:
+                if os.fstat(lines.fileno()).st_size > _LARGEST:
+                    what = f"has more than {size_text(_LARGEST)}"
+                    raise ValueError(f"{path}: {what}; allowed: less, or the name of an ipset in set of [rules.NAME]")
                 entries = ((number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1))
                 return [(number, entry) for number, entry in entries if entry]
         except UnicodeDecodeError:

@@ -103,9 +103,7 @@ def _fault(location: Place, details: Any, options: type[BaseModel] | None) -> tu
     if kind == "value_error":
         what, _, allowed = str(context["error"]).partition("; allowed: ")
         # What checks a value knows it as Python has it.
-        if not isinstance(details["input"], str):
-            what = what.replace(repr(details["input"]), _shown(details["input"]), 1)
-        return what, allowed
+        return what.replace(repr(details["input"]), _shown(details["input"]), 1), allowed
     if kind == "missing":
         return "is missing", f"{location[-1]} = VALUE; {MANUAL}"
     if details["input"] != details["input"]:
