@@ -182,7 +182,7 @@ def test_without_groups_everything_goes_to_the_queue() -> None:
         ([WEB, SHOP], {"elements": ["allow", "chaos"]}, None),
         ([WEB, {"action": "drop", "tls_sni": ["a.test"]}], {}, None),
         ([{"action": "drop", "dport": [25]}], {}, None),
-        ([{"action": "reject", "unit": "a"}, {**SHOP, "name": "shop"}], {}, ["rule 2 (shop)", "default"]),
+        ([{"action": "reject", "unit": "a.service"}, {**SHOP, "name": "shop"}], {}, ["rule 2 (shop)", "default"]),
         ([SHOP, {"action": "drop", "interface": ["?o"]}, SHOP], {}, ["rule 1"]),
         ([SHOP], {"default": None, "elements": ["allow", "rate-limit"]}, None),
         ([SHOP], {"default": None, "elements": ["allow"]}, ["rule 1"]),

@@ -241,7 +241,7 @@ def test_a_capture_without_packets_is_no_success(tmp_path: Path, capsys: pytest.
 
 
 def test_conditions_that_no_capture_tells_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    owned = 'unit = "shop.service"\n[[element.allow.rule]]\naction = "accept"\nunit = "x"\nuid = 0'
+    owned = 'unit = "shop.service"\n[[element.allow.rule]]\naction = "accept"\nunit = "x.service"\nuid = 0'
     config = tmp_path / "owned.toml"
     config.write_text(CONFIG.format(midstream="judge", verify=owned))
     write(capture := tmp_path / "x.pcap", apart(connection(CLIENT, SERVER, HELLO)))

@@ -192,6 +192,7 @@ def test_a_list_that_changes_before_a_trial_is_no_part_of_it(agent: Agent, block
     agent.ask("reload")
     blocklist.write_text("192.0.2.1\n192.0.2.2\n")
     agent.pass_time(2)
+    agent.pass_time(2)
     assert any(f"reloading: {blocklist} changed" in line for line in agent.machine.lines)
     number = agent.ask("reload", confirm=60)["trial"]
     agent.pass_time(2)
