@@ -143,8 +143,6 @@ class Supervisor:
         self._drift = DriftCheck(rules, self._meter, self._log, agent.drift_check)
         if rules.host.notice:
             self._log(rules.host.notice, "warning")
-        for notice in system.notices(self._config, rules.host.name):
-            self._log(f"{notice.text}; {notice.advice}", "warning")
         if self._signals.stop:
             return
         ruleset = self._drift.ruleset = planned(self._config, self._user.uid, rules.host)
@@ -164,6 +162,9 @@ class Supervisor:
         self._start_clocks(rules)
         self._trial.resume(self._inheritance.trial, self._restore)
         self._service.ready()
+        # Not before: each process of the host is looked at.
+        for notice in system.notices(self._config, rules.host.name):
+            self._log(f"{notice.text}; {notice.advice}", "warning")
         found = f"{len(listing(state))} {rules.host.name} rules are in"
         self._log(f"instance {agent.instance} is serving {report.serving(self._crew)}: {found}")
 
