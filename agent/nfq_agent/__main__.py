@@ -11,7 +11,6 @@ import importlib
 import io
 import os
 import sys
-import types
 from typing import Final
 
 # A full file system, a quota, or a limit of file size.
@@ -44,7 +43,11 @@ def _unparsed() -> int | None:
     verb, *rest = sys.argv[1:] or [""]
     if (verb, "QUEUE_NUM" in os.environ) != ("run", False) and verb != "status":
         return None
-    _load_when_used("inspect")
+    from nfq_agent.cli.stand_in import load_when_used
+
+    # `dataclasses` imports it, and uses it only for a class without a docstring. With what it needs that takes 0.7 MB and a
+    # twentieth of the imports of a start.
+    load_when_used("inspect")
     from nfq_agent.cli.flags import plain
 
     as_json = verb == "status" and "--json" in rest
@@ -63,29 +66,6 @@ def _unparsed() -> int | None:
 
     use_permitted()
     return serve.run(flags)
-
-
-def _load_when_used(name: str) -> None:
-    """Put a module into place that becomes the one of that name once something asks it for what it has (PEP 562).
-
-    `dataclasses` imports `inspect`, and uses it only for a class without a docstring. With what it needs that takes 0.7 MB and
-    a twentieth of the imports of a start. LazyLoader of importlib does not help: `import` asks for an attribute (Python 3.11).
-    """
-    if name in sys.modules:
-        return
-    stand_in = types.ModuleType(name)
-
-    def load(attribute: str) -> object:
-        if attribute.startswith("__"):
-            raise AttributeError(f"module {name!r} has no attribute {attribute!r} yet")
-        if sys.modules.get(name) is stand_in:
-            del sys.modules[name]
-        found = importlib.import_module(name)
-        vars(stand_in).update(vars(found))
-        return getattr(found, attribute)
-
-    stand_in.__getattr__ = load  # type: ignore[method-assign]  # PEP 562
-    sys.modules[name] = stand_in
 
 
 def _parsed() -> int:

@@ -10,8 +10,8 @@ import pytest
 # As `nfq-agent run` loads it: until the configuration is checked, while it is, and what writes rules.
 _START = """
 import sys
-import nfq_agent.__main__ as main
-main._load_when_used("inspect")
+from nfq_agent.cli.stand_in import load_when_used
+load_when_used("inspect")
 from nfq_agent.cli import serve
 first = len(sys.modules)
 serve._host()
@@ -53,11 +53,45 @@ def test_what_is_loaded_before_the_check_begins_is_little(loaded: tuple[int, set
     assert len(names) < 420
 
 
-def test_what_is_put_in_place_of_a_module_becomes_it() -> None:
-    program = (
-        "import sys, nfq_agent.__main__ as main; main._load_when_used('inspect'); import dataclasses, inspect;"
-        "before = 'ast' in sys.modules; inspect.signature(len); from inspect import getsource;"
-        "print(before, inspect.isclass(int), sys.modules['inspect'].__file__ == inspect.__file__, hasattr(inspect, 'nothing'))"
-    )
+def said(program: str) -> list[str]:
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "True", "True", "False"]
+    return done.stdout.split()
+
+
+def test_what_is_put_in_place_of_a_module_becomes_it() -> None:
+    program = """
+import sys
+from nfq_agent.cli.stand_in import load_when_used
+load_when_used("inspect")
+import dataclasses, inspect
+print("ast" in sys.modules, inspect.signature(print) is not None, "ast" in sys.modules)
+from inspect import getsource
+print(inspect.isclass(int), sys.modules["inspect"].__file__ == inspect.__file__, hasattr(inspect, "nothing"))
+"""
+    assert said(program) == ["False", "True", "True", "True", "True", "False"]
+
+
+def test_a_function_of_it_loads_it_when_it_is_called() -> None:
+    program = """
+import sys
+from nfq_agent.cli.stand_in import load_when_used
+load_when_used("importlib.metadata", "entry_points")
+from importlib.metadata import entry_points
+import importlib.metadata
+print("email" in sys.modules, importlib.metadata is sys.modules["importlib.metadata"])
+print(len(entry_points(group="console_scripts")) > 0, "email" in sys.modules)
+from importlib.metadata import entry_points as real
+print(real is entry_points, real is importlib.metadata.entry_points)
+"""
+    assert said(program) == ["False", "True", "True", "True", "False", "True"]
+
+
+def test_what_is_loaded_already_stays() -> None:
+    program = """
+import json
+from nfq_agent.cli.stand_in import load_when_used
+load_when_used("json")
+import sys
+print(sys.modules["json"] is json)
+"""
+    assert said(program) == ["True"]
