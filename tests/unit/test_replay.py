@@ -345,3 +345,24 @@ def test_a_connection_that_elements_take_over_at_any_moment_is_judged_by_its_nam
         if number == shown_after:
             list(judging.shown_late())
     assert fates == [Fate.PASSED, Fate.PASSED, Fate.DROPPED, Fate.DROPPED]
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("name", ["a.good.test", "b.evil.test"])
+def test_a_hello_in_parts_between_which_the_server_speaks_is_judged_by_its_name(tmp_path: Path, every: bool, name: str) -> None:
+    # The first part passes without an element; they take the connection over with the server's packet.
+    (config := tmp_path / "agent.toml").write_text(CONFIG.format(midstream="accept", verify=""))
+    judging = Judging(load(config), False, every)
+    hello = client_hello(name)
+    packets = [
+        *connection(CLIENT, SERVER, hello[:50]),
+        tcp(SERVER, CLIENT, b"unasked", seq=2, ack=52),
+        tcp(CLIENT, SERVER, hello[50:], seq=52, ack=9),
+    ]
+    fates = []
+    for number, packet in enumerate(packets):
+        recorded = Recorded(BEGIN + number / 1000, packet.payload, packet.length, "")
+        key = key_of(recorded)
+        fate = judging.again(recorded, key)
+        fates.append(judging.judge(recorded, None, key).outcome if fate is None else fate)
+    assert fates == [Fate.PASSED] * 4 + [Fate.PASSED if name == "a.good.test" else Fate.DROPPED]

@@ -39,6 +39,7 @@ _SYN: Final = 0x02
 _FIN_SYN_RST_ACK: Final = 0x17
 # Connections that are shown to the elements at once.
 _SHOWN_AT_ONCE: Final = 4096
+_DAY: Final = 86400.0
 
 
 # What rules ask of a packet, and captures do not say; of interfaces some do.
@@ -103,13 +104,13 @@ class _Chain:
         answering = None if every else judge.settle_flows()
         self._table = self._flows if answering is self._flows else None
 
-    def judge(self, packet: Packet) -> Fate:
-        """What happens to a packet."""
+    def judge(self, packet: Packet, now: float) -> Fate:
+        """What happens to a packet. now: seconds of the worker's clock."""
         if self._table is not None:
-            known = self._table.look_up(packet.payload, packet.length, packet.time, packet.checksum_ready, joined=packet.gso)
+            known = self._table.look_up(packet.payload, packet.length, now, packet.checksum_ready, joined=packet.gso)
             if known is not None:
                 return _fate(known)
-        self._judge.now = packet.time
+        self._judge.now = now
         verdict = self._judge.verdict(packet)
         self._judge.judged(packet, verdict)
         self._judge.log_pending()
@@ -220,6 +221,8 @@ class Judging:
         ]
         self._ports: dict[int | None, int | None] = {}
         self._number = 0
+        # What is taken from the time of a packet for the time of the worker's clock.
+        self._begin: float | None = None
         # By the bytes of the five-tuple and the comment.
         self._quick: dict[object, Quick] = {}
 
@@ -241,7 +244,16 @@ class Judging:
     def again(self, recorded: Recorded, key: object) -> Fate | None:
         """What happens to a further packet of a five-tuple (`key_of`), where no element needs to be asked; else None."""
         quick = self._quick.get(key)
-        return None if quick is None else quick(recorded.payload, recorded.length, recorded.time or 1.0)  # type: ignore[arg-type]  # one with a key has a payload
+        return None if quick is None else quick(recorded.payload, recorded.length, self._now(recorded.time))  # type: ignore[arg-type]  # one with a key has a payload
+
+    def _now(self, time: float) -> float:
+        """The time of a packet by a clock as the worker's, which has run for a day when the capture begins.
+
+        The table of flows keeps times in 32 bits: seconds since the epoch do not fit.
+        """
+        if self._begin is None:
+            self._begin = time - _DAY
+        return max(0.0, time - self._begin)
 
     def shown_late(self) -> Iterator[Flow]:
         """Flows of connections that no element was asked about until now; `Flow.opening` has what they said."""
@@ -279,7 +291,7 @@ class Judging:
         queue, packet.hook, inward, outward = taken
         packet.indev, packet.outdev = self._interfaces.index(inward), self._interfaces.index(outward)
         chain = self._chains[queue]
-        outcome = chain.judge(packet)
+        outcome = chain.judge(packet, self._now(recorded.time))
         if key is not None and key not in self._quick and (quick := chain.quick(outcome)) is not None:
             self._quick[key] = quick
         return Judged(five_tuple, outcome, queue, chain.flow(five_tuple))
