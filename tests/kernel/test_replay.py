@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from agent import COMMAND, Agent, until
 from containers import bridged
 from namespace import Namespace
+from openings import client_hello, dns_query
+from resident import Resident
+
+from nfq_agent.capture.recording import packets
+from nfq_agent.cli.judging import Judging, key_of
+from nfq_agent.cli.sighting import sighting
+from nfq_agent.config.file import load
+from nfq_agent.packet import PacketError
 
 CONFIG = """
 [queue.main]
@@ -155,3 +169,118 @@ def test_a_tap_and_a_replay_of_its_capture_would_drop_the_same_packets(netns: Na
     assert seen["would_drop"] == replay["verdicts"]["would drop"]
     # The capture says what would have been dropped, and nothing has changed since.
     assert (replay["changed"], told.returncode) == ([], 0)
+
+
+ALL = """
+[queue.main]
+num = 7
+mode = "{mode}"
+elements = ["dpi", "allow", "capture"]
+[rules.all]
+queue = "main"
+hooks = [{hooks}]
+all = true
+[element.allow]
+type = "policy"
+default = "drop"
+rule = [
+  {{ action = "accept", tls_sni = "*.good.test" }},
+  {{ action = "accept", http_host = "*.good.test" }},
+  {{ action = "accept", dns_name = "*.good.test" }},
+  {{ action = "reject", dport = 25 }},
+  {{ action = "accept", protocol = ["icmp", "icmpv6"] }},
+  {{ action = "accept", dport = 5000 }},
+]
+[element.capture]
+type = "pcap"
+directory = "/run/captured"
+"""
+
+
+def answering(state: dict[str, Any]) -> None:
+    """Serve on some ports: each piece that comes is answered."""
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while connection.recv(65536):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        for port in (25, 80, 443, 8080):
+            listener = state[host, port] = socket.create_server((host, port), family=family)
+            threading.Thread(target=accept, args=(listener,), daemon=True).start()
+
+
+def talk(_: dict[str, Any], host: str) -> None:
+    """Traffic of many kinds: names that are allowed and not, in one piece and in several, and what has no name."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    good, bad = client_hello("a.good.test"), client_hello("bad.test")
+    get = [f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode() for name in ("a.good.test", "evil.test")]
+    said: list[tuple[int, list[bytes]]] = [
+        (443, [good]), (443, [bad]), (443, pieces(good, 50)), (443, pieces(bad, 50)), (443, get[:1]), (80, get[:1] * 2),
+        (80, get), (80, pieces(get[1], 3)), (25, [b"EHLO x\r\n"]), (8080, [os.urandom(100)] * 3), (9999, [b"x"]),
+    ]  # fmt: skip
+    for port, parts in said:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 5.0) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for part in parts:
+                connection.sendall(part)
+                # An answer comes, or the flow is denied.
+                connection.settimeout(0.05)
+                with contextlib.suppress(TimeoutError):
+                    connection.recv(1000)
+    for port, data in ((53, dns_query("x.good.test")), (53, dns_query("bad.test")), (443, bytes(1200)), (5000, bytes(9000))):
+        with socket.socket(family, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
+            sender.sendto(data, (host, port))
+            sender.sendto(data, (host, port))
+    for number in (47, 132):
+        with socket.socket(family, socket.SOCK_RAW, number) as raw, contextlib.suppress(OSError):
+            raw.sendto(bytes(60), (host, 0))
+
+
+def pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def differing(capture: Path, config: Path) -> Iterator[str]:
+    """The packets of a capture with another verdict than the agent gave them."""
+    judging = Judging(load(config), enforce=False, every=False)
+    with capture.open("rb") as stream:
+        for recorded in packets(stream):
+            where, key = sighting(recorded), key_of(recorded)
+            assert where is not None
+            found = judging.again(recorded, key)
+            with contextlib.suppress(PacketError):
+                found = judging.judge(recorded, where, key).outcome if found is None else found
+                if found is not where.outcome:
+                    yield f"{recorded.time} {recorded.comment}: {found.word}"
+
+
+@pytest.mark.parametrize(
+    ("hooks", "mode"),
+    [('"output"', "enforce"), ('"input", "output"', "enforce"), ('"prerouting", "postrouting"', "monitor")],
+    ids=["out", "both ways", "watching"],
+)
+def test_each_packet_gets_the_verdict_that_the_agent_gave(
+    netns: Namespace, tmp_path: Path, resident: Resident, hooks: str, mode: str
+) -> None:
+    netns.shell("mkdir -m 777 /run/captured")
+    agent = Agent(netns, tmp_path, ALL.format(hooks=hooks, mode=mode)).ready()
+    resident.call(answering)
+    for host in ("127.0.0.1", "::1"):
+        resident.call(talk, host)
+    assert agent.stop() == 0
+    (capture,) = netns.shell("ls /run/captured/*.pcapng").split()
+    # The folder is in the namespace alone.
+    kept = tmp_path / "seen.pcapng"
+    netns.run("cp", capture, str(kept))
+    assert list(differing(kept, agent.config)) == []
+    told = replayed(netns, capture, "--config", str(agent.config))
+    assert told["changed"] == []
+    judged = {(flow["before"], flow["name"]) for flow in told["flows"]}
+    denied = "drop" if mode == "enforce" else "would drop"
+    assert {("accept", "a.good.test"), (denied, "evil.test"), (denied, "bad.test"), ("accept", None), (denied, None)} <= judged
