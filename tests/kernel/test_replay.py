@@ -211,7 +211,7 @@ def answering(state: dict[str, Any]) -> None:
 
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         for port in (25, 80, 443, 8080):
-            listener = state[host, port] = socket.create_server((host, port), family=family)
+            listener = state[f"{host} {port}"] = socket.create_server((host, port), family=family)
             threading.Thread(target=accept, args=(listener,), daemon=True).start()
 
 
