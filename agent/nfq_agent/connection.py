@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from nfq_agent.values import Endpoint
-
 
 class Way(IntEnum):
     """The direction of bytes."""
@@ -39,6 +37,7 @@ class Connection:
     reason: str = ""
 
     @property
-    def fields(self) -> dict[str, str]:
-        """The fields of every log line about it."""
-        return {"connection": self.id, "src": str(Endpoint(*self.client)), "dst": str(Endpoint(*self.upstream))}
+    def fields(self) -> dict[str, Any]:
+        """The fields of every log line about it, with the names that those of packets have."""
+        (src, sport), (dst, dport) = self.client, self.upstream
+        return {"connection": self.id, "proto": "tcp", "src": src, "sport": sport, "dst": dst, "dport": dport}

@@ -74,8 +74,13 @@ def _json(value: object) -> str:
 def journal(event: LogEvent) -> bytes:
     """A datagram of the journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL); fields become `NFQ_...`."""
     entries = [("MESSAGE", event.message), ("PRIORITY", str(LEVELS[event.level])), ("SYSLOG_IDENTIFIER", IDENTIFIER)]
-    entries += [(f"NFQ_{name.upper()}", str(value)) for name, value in event.fields.items() if value is not None]
+    entries += [(f"NFQ_{name.upper()}", _text(value)) for name, value in event.fields.items() if value is not None]
     return b"".join(_entry(name.encode(), value.encode(errors="replace")) for name, value in entries)
+
+
+def _text(value: Any) -> str:
+    """As in JSON, but for the quotation marks of a text."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _entry(name: bytes, value: bytes) -> bytes:

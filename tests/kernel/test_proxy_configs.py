@@ -67,7 +67,7 @@ def test_the_environment_wins_over_the_contract_file(netns: Namespace, tmp_path:
     events = [json.loads(line) for line in agent.log.splitlines()]
     assert {event["level"] for event in events} == {"warning"}
     (event,) = [event for event in events if "connection" in event]
-    assert event["dst"] == "127.0.0.1:8080"
+    assert (event["dst"], event["dport"]) == ("127.0.0.1", 8080)
     assert f"connection {event['connection']}: " in event["message"]
     assert agent.stop() == 0
 

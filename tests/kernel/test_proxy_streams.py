@@ -165,7 +165,7 @@ class TestEnds:
         assert netns.call(how_it_ends, "127.0.0.1", 8080) == "ECONNRESET"
         line = proxy.wait_for("cannot connect")
         assert "Connection refused" in line["message"]
-        assert line["dst"] == "127.0.0.1:8080"
+        assert (line["dst"], line["dport"]) == ("127.0.0.1", 8080)
         proxy.wait_count("failed_upstream", 1)
 
     def test_no_answer(self, netns: Namespace, run: Run) -> None:

@@ -63,6 +63,12 @@ def test_the_journal_gets_a_text_with_a_newline_by_its_length() -> None:
     assert b"MESSAGE\n\x03\0\0\0\0\0\0\0a\nb\n" in journal(LogEvent("info", "a\nb", 1.0))
 
 
+def test_the_journal_gets_a_truth_value_as_json_has_it() -> None:
+    event = LogEvent("info", "m", 1.0, {"ech": True, "dot": False, "duration": 0.25, "left": None})
+    assert journal(event).splitlines()[3:] == [b"NFQ_ECH=true", b"NFQ_DOT=false", b"NFQ_DURATION=0.25"]
+    assert json.loads(as_json(event)).items() >= event.fields.items()
+
+
 class Sink:
     """Takes events while it is open, and keeps them."""
 

@@ -93,8 +93,8 @@ class Gate(StreamElement[GateOptions]):
         self.emit(
             f"{self.name}: connection {connection.id}: {name or conflict or 'no name'}: {verdict}",
             level="warning" if verdict == "deny" else "info",
-            verdict=verdict,
-            **{self.fact: name},
+            verdict="drop" if verdict == "deny" else "accept",
+            **({self.fact: name} if name else {}),
             **connection.fields,
         )
         return bool(verdict == "allow")

@@ -35,8 +35,9 @@ class Lines:
 
     def refused(self, identity: str, client: tuple[str, int], why: str, now: float) -> None:
         """A connection was refused before it was carried anywhere."""
-        peer = str(Endpoint(*client))
-        self.warn(f"proxy {self.name}: connection {identity}: refused, from {peer}: {why}", now, connection=identity, src=peer)
+        src, sport = client
+        what = f"proxy {self.name}: connection {identity}: refused, from {Endpoint(src, sport)}: {why}"
+        self.warn(what, now, connection=identity, proto="tcp", src=src, sport=sport)
 
     def unreachable(self, connection: Connection, reason: str, now: float) -> None:
         """No address of a connection's destination could be reached."""

@@ -218,7 +218,7 @@ class Crew:
             if deadline == math.inf:
                 continue
             if not child.wait_end(deadline - time.monotonic(), self._beat):
-                self._log(f"{child.title} did not end within its drain time and was killed", "warning", worker=child.pid)
+                self._log(f"{child.title} did not end within its drain time and was killed", "warning", worker=child.title)
                 child.kill()
             self._selector.unregister(child.pidfd)
             child.reap(block=True)

@@ -221,7 +221,7 @@ class Worker(ABC):
             return
         child.tell(STOP)
         if not child.wait_end(STOP_WITHIN):
-            self._log(f"{self.title} did not stop within {STOP_WITHIN:g} s and was killed", "warning", worker=child.pid)
+            self._log(f"{self.title} did not stop within {STOP_WITHIN:g} s and was killed", "warning", worker=self.title)
             child.kill()
             self.killed = True
         child.reap(block=True)
