@@ -108,9 +108,9 @@ class Counters(Slots):
         """One more program was not looked for."""
         self.programs_skipped += 1
 
-    def suppress(self) -> None:
-        """One more line of the log was not written."""
-        self.log_suppressed += 1
+    def suppress(self, count: int = 1) -> None:
+        """So many more lines of the log were not written."""
+        self.log_suppressed += count
 
 
 _COUNTS: Final[Mapping[str, Count]] = {name: each for name, each in vars(Counters).items() if isinstance(each, Count)}

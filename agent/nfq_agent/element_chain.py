@@ -5,8 +5,9 @@ It catches no exception of an element; its caller does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from nfq_agent.compiled import Compiled, compiled_beside, compiled_of, step_of
@@ -21,6 +22,8 @@ from nfq_agent.protocols import http1
 from nfq_agent.steps import Step
 from nfq_agent.verdict import ACCEPT, Action, Verdict
 
+# The reason where an element failed.
+ON_ERROR: Final = "on_error"
 _REASONED: Final = object()
 # What an HTTP request says besides its host.
 _DETAILS: Final = frozenset(http1.PROTOCOL.facts) - {"http_host"}
@@ -48,6 +51,7 @@ class ElementChain:
         self._deciders = tuple(e.decide for e in asked)
         self._listeners = tuple(e.judged for e in self._elements if _overrides(e, "judged"))
         self._followers = tuple(e for e in self._elements if _overrides(e, "follow"))
+        self._ticked = tuple(e for e in self._elements if _overrides(e, "tick"))
         self._amenders = tuple(e.amend for e in self._amending)
         self._default = default
         # For the listeners: the flows of the packets of this turn, by the packet's number.
@@ -174,22 +178,31 @@ class ElementChain:
         """True if an element follows flows to their end."""
         return bool(self._followers)
 
-    def follow(self, packet: Packet, flow: Flow, verdict: Verdict, account: Callable[[Flow], Account | None]) -> None:
-        """Tell the elements that follow flows the verdict of a packet that was shown."""
-        if flow.state.get(_REASONED) is not verdict:
+    def follow(
+        self, packet: Packet, flow: Flow, verdict: Verdict, account: Callable[[Flow], Account | None], failed: bool = False
+    ) -> None:
+        """Tell the elements that follow flows the verdict of a packet that was shown. failed: an element failed on it."""
+        if failed:
+            flow.state[_REASONED] = None
+            flow.facts["reason"] = ON_ERROR
+        elif flow.undecided or flow.state.get(_REASONED) is not verdict:
             flow.state[_REASONED] = verdict
             flow.facts["reason"] = ": ".join(filter(None, self.reason(packet, flow)))
         for element in self._followers:
             element.follow(packet, flow, verdict, account)
 
-    def tick(
-        self, now: float, ended: Sequence[tuple[Flow, Account]], account: Callable[[Flow], Account | None], stopped: bool = False
-    ) -> None:
-        """Tell them which flows have ended, and the time."""
-        for element in self._followers:
-            for flow, total in ended:
-                element.forgotten(flow, total, stopped)
-            element.tick(now, account)
+    def ends(self, ended: Iterable[tuple[Flow, Account]], stopped: bool = False) -> Iterator[tuple[str, Callable[[], None]]]:
+        """What tells the elements that follow flows that these have ended: calls, each with the name of its element."""
+        for flow, total in ended:
+            yield from ((e.name, partial(e.forgotten, flow, total, stopped)) for e in self._followers)
+
+    def ticks(self, now: float, account: Callable[[Flow], Account | None]) -> Iterator[tuple[str, Callable[[], None]]]:
+        """What tells elements the time, likewise."""
+        return ((e.name, partial(e.tick, now, account)) for e in self._ticked)
+
+    def stops(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """What stops the elements, in reverse order, likewise."""
+        return ((e.name, e.stop) for e in reversed(self._elements))
 
     @property
     def listens(self) -> bool:
@@ -276,8 +289,8 @@ class ElementChain:
 
     def stop(self) -> None:
         """Stop them in reverse order."""
-        for element in reversed(self._elements):
-            element.stop()
+        for _, stop in self.stops():
+            stop()
 
 
 def _unwatched(_: Flow) -> int:

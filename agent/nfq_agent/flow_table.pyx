@@ -97,7 +97,7 @@ cdef class FlowTable(Answering):
         # Until it is settled, every packet is asked about.
         entry.verdict = ASK
         self.current = place
-        flow.last = now
+        flow.last = max(flow.last, now)
         flow.packets = entry.counted[0] + entry.counted[1]
         flow.answered = entry.seen == BOTH
         if entry.known & K_NEW:

@@ -143,11 +143,11 @@ class Suppressed:
         self._since: float | None = None
         self.count = 0
 
-    def add(self, now: float) -> None:
-        """One more was not emitted."""
+    def add(self, now: float, count: int = 1) -> None:
+        """So many more were not emitted."""
         if self.count == 0:
             self._since = now
-        self.count += 1
+        self.count += count
 
     def due(self, now: float) -> int:
         """The count, if it is time to emit it, and 0 otherwise. Counting then starts at 0."""
@@ -188,6 +188,10 @@ class LimitedEmit:
             fields["suppressed"] = count
         self._emit(message, **fields)
         return True
+
+    def leave_out(self, now: float, count: int) -> None:
+        """Suppress so many more, which are not offered."""
+        self._suppressed.add(now, count)
 
     def finish(self, message: str) -> None:
         """Emit a last line with the number of those suppressed since the one before, if there are any."""

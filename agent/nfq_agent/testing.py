@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -151,10 +151,11 @@ class Bench:
         return verdict
 
     def wait(self, seconds: float) -> None:
-        """Time passes; the elements that follow flows learn which have ended."""
+        """Time passes: elements are told, and those that follow flows learn which have ended."""
         self.now += seconds
         if self.chain.follows:
-            self.chain.tick(self.now, self.flows.take_forgotten(self.now), self.flows.account)
+            _call(self.chain.ends(self.flows.take_forgotten(self.now)))
+        _call(self.chain.ticks(self.now, self.flows.account))
 
     def assert_accepted(self, packet: Packet) -> Verdict:
         """Fails unless the packet is accepted, even if delayed or changed."""
@@ -173,8 +174,13 @@ class Bench:
     def stop(self) -> None:
         """Stop the elements, as the worker does at its end."""
         if self.chain.follows:
-            self.chain.tick(self.now, self.flows.flows(), self.flows.account, stopped=True)
+            _call(self.chain.ends(self.flows.flows(), stopped=True))
         self.chain.stop()
+
+
+def _call(calls: Iterable[tuple[str, Callable[[], None]]]) -> None:
+    for _, call in calls:
+        call()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent import Agent
+from agent import Agent, until
 from namespace import Namespace
 
+from nfq_agent.capture.recording import Recorded, RecordingError, packets
 from nfq_agent.packet import Hook, Packet
 from nfq_agent.testing import Bench, icmp, tcp, udp
 
@@ -102,6 +104,15 @@ def test_a_folder_that_is_not_there_costs_packets_and_is_said(tmp_path: Path) ->
     assert read(path, "tcp.dstport") == [("80",)]
 
 
+def ends(path: Path) -> list[Recorded]:
+    """The packets of a file so far that end one side of a connection."""
+    found: list[Recorded] = []
+    # It may end within a packet.
+    with path.open("rb") as file, contextlib.suppress(RecordingError):
+        found.extend(each for each in packets(file) if each.payload and (Packet(each.payload).headers.tcp_flags or 0) & 1)
+    return found
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_real_connection(netns: Namespace, tmp_path: Path, host: str) -> None:
@@ -120,8 +131,10 @@ def test_a_real_connection(netns: Namespace, tmp_path: Path, host: str) -> None:
     assert server.stdout is not None
     server.stdout.readline()
     netns.run("nc", "-N", host, "11000", input="x" * 5000)
+    # No packet comes any more, and the agent runs: the whole connection is in the file soon, each packet on its way out and in.
+    (path,) = until(lambda: list(folder.glob("*.pcapng")), "the file")
+    until(lambda: len(ends(path)) == 4, "both ends of the connection are in the file")
     assert agent.stop() == 0
-    (path,) = folder.glob("*.pcapng")
     rows = read(path, "frame.comment", "tcp.len", "tcp.dstport")
     assert {row[0] for row in rows} == {"OUTPUT accept out lo", "INPUT accept in lo"}
     # Each packet is seen on its way out and in.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from agent import Agent, until
-from captures import listening, recording, tshark
+from captures import frames, listening, recording, tshark
 from log_lines import lines
 from namespace import Namespace
 
@@ -41,6 +41,17 @@ for host in hosts:
     client.request("GET", "/a", headers={"Host": host})
     client.getresponse().read()
 client.close()
+"""
+# Answers ten milliseconds after it was asked.
+SLOW = """
+import socket, time
+listener = socket.create_server(("127.0.0.1", 8080))
+one, _ = listener.accept()
+one.recv(1)
+time.sleep(0.01)
+one.sendall(b"y")
+one.recv(1)
+one.close()
 """
 
 
@@ -76,6 +87,22 @@ def test_the_figures_are_those_of_a_capture(netns: Namespace, tmp_path: Path) ->
         "b.free.test",
         "c.free.test",
     ]
+    assert agent.stop() == 0
+
+
+def test_a_tap_knows_how_long_a_short_connection_took(netns: Namespace, tmp_path: Path) -> None:
+    """The kernel hands over its packets together."""
+    netns.start(sys.executable, "-c", SLOW)
+    until(lambda: listening(netns, 8080), "the server listens")
+    text = '[tap.web]\ninterfaces = ["lo"]\ntcp_ports = [8080]\nelements = ["record"]\n'
+    agent = Agent(netns, tmp_path, text, LOG_FORMAT="json").ready()
+    with recording(netns, tmp_path / "seen.pcap"):
+        netns.run("nc", "-N", "127.0.0.1", "8080", input="x")
+        until(lambda: any(each.get("end") == "closed" for each in records(agent)), "the connection has ended")
+    times = [seconds for seconds, packet in frames(tmp_path / "seen.pcap") if packet[9] == 6]
+    (end,) = [each for each in records(agent) if each["event"] == "end"]
+    assert end["duration"] >= 0.01
+    assert end["duration"] == pytest.approx(max(times) - min(times), abs=0.1)
     assert agent.stop() == 0
 
 

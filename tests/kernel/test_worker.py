@@ -97,7 +97,7 @@ def test_elements_decide_and_their_errors_strand_no_packet(netns: Namespace, on_
 
             def failures() -> list[str]:
                 lines.extend(made.lines)
-                return [line for line in lines if "an element failed" in line]
+                return [line for line in lines if "failed on packet" in line]
 
             # Lines are written after the verdicts are sent and counted. One a second: the others are suppressed and counted.
             until(lambda: len(failures()) + made.counters.log_suppressed == 3)

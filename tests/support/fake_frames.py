@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from nfq_agent.answering import Answering
 from nfq_agent.flow_table import FlowTable
-from nfq_agent.host.ring import ODD, OUTGOING, SEGMENTED, TAGGED, UNFINISHED
+from nfq_agent.host.ring import ODD, OUTGOING, SEGMENTED, TAGGED, UNFINISHED, moment
 from nfq_agent.packet import Packet
 from nfq_agent.verdict import Verdict
 
@@ -119,6 +119,7 @@ class FakeRing:
         budget: int,
         table: Answering,
         now: float,
+        ahead: float,
         mtu: int,
         make: Callable[[Seen], Packet | None],
         ask: Callable[[Packet], Verdict],
@@ -133,12 +134,14 @@ class FakeRing:
                 more = False
                 break
             seen, key = found
-            payload, length, _, flags, _ = seen
+            payload, length, seconds, flags, _ = seen
             ready = not flags & (UNFINISHED | SEGMENTED) and length <= mtu
             verdict = (
                 None
                 if key is None
-                else table.look_up(payload, length, now, ready, joined=bool(flags & SEGMENTED) or length > mtu)
+                else table.look_up(
+                    payload, length, moment(seconds, ahead, now), ready, joined=bool(flags & SEGMENTED) or length > mtu
+                )
             )
             if verdict is None:
                 packet = make(seen)

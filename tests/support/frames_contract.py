@@ -8,7 +8,7 @@ from typing import Protocol
 from fake_frames import ETHERNET, ETHERNET6, TO_CONTAINER, Frame, Seen, key_of
 
 from nfq_agent.answering import Answering
-from nfq_agent.flow import Watch
+from nfq_agent.flow import Account, Watch
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.host.ring import ODD, OUTGOING, SEGMENTED, TAGGED, UNFINISHED
 from nfq_agent.packet import Packet
@@ -39,6 +39,7 @@ class AnyRing(Protocol):
         budget: int,
         table: Answering,
         now: float,
+        ahead: float,
         mtu: int,
         make: Callable[[Seen], Packet | None],
         ask: Callable[[Packet], Verdict],
@@ -86,7 +87,8 @@ def a_ring_looks_verdicts_up(ring_of: Callable[[Sequence[Frame], int], AnyRing])
 
 def a_ring_judges_by_flows(ring_of: Callable[[Sequence[Frame], int], AnyRing]) -> None:
     other = tcp("192.0.2.1:40001", "192.0.2.2:80", b"z").payload
-    frames = [Frame(ETHERNET + UDP)] * 3 + [Frame(TAG + UDP), Frame(ETHERNET + PING), Frame(ARP), Frame(ETHERNET + other)]
+    frames = [Frame(ETHERNET + UDP)] * 2 + [Frame(ETHERNET + UDP, 0, 1.75)]
+    frames += [Frame(TAG + UDP), Frame(ETHERNET + PING), Frame(ARP), Frame(ETHERNET + other)]
     ring = ring_of(frames, 3)
     table = FlowTable()
     delayed = Verdict(Action.ACCEPT, delay=1.0)
@@ -105,14 +107,18 @@ def a_ring_judges_by_flows(ring_of: Callable[[Sequence[Frame], int], AnyRing]) -
         return DROP
 
     runs: list[tuple[Verdict, int]] = []
-    assert ring.judge(2, table, 1.0, 1500, make, ask, runs) == (2, True, None)
+    assert ring.judge(2, table, 1.0, 0.5, 1500, make, ask, runs) == (2, True, None)
     assert (runs, asked) == ([(ACCEPT, 2)], [UDP])
-    count, more, left = ring.judge(9, table, 1.0, 1500, make, ask, runs)
+    count, more, left = ring.judge(9, table, 1.0, 0.5, 1500, make, ask, runs)
+    # A flow is as old as its latest frame, by the clock of the frames, which is half a second ahead.
+    flow = table.find(Packet(UDP).headers.five_tuple)
+    assert flow is not None
+    assert table.account(flow) == Account(3, 3 * len(UDP), 0, 0, 1.25)
     # The tagged one is left out; the last one needs more than an answer.
     assert (count, more, runs, asked) == (2, True, [(ACCEPT, 2), (ACCEPT, 1), (DROP, 1)], [UDP, PING, other])
     assert left is not None
     assert (left[0].payload, left[1]) == (other, delayed)
-    assert ring.judge(9, table, 1.0, 1500, make, ask, runs) == (0, False, None)
+    assert ring.judge(9, table, 1.0, 0.5, 1500, make, ask, runs) == (0, False, None)
 
 
 class AnyFrames(Protocol):

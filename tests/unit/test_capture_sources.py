@@ -92,6 +92,16 @@ class TestTap:
         bed.lost = 3
         assert bed.source.drops() == 3
 
+    def test_each_packet_of_a_block_has_its_own_moment(self, tap_bed: Callable[..., TapBed]) -> None:
+        bed = tap_bed()
+        begun, clock = time.monotonic(), time.time()
+        bed.arrive(*(Frame(ETHERNET + UDP, 0, seconds) for seconds in (clock - 0.5, clock - 0.48, clock - 3600.0, 1.5)))
+        first, second, *others = [bed.source.moment(packet) for packet in bed.source.read(9)]
+        assert second - first == pytest.approx(0.02, abs=0.001)
+        assert first == pytest.approx(begun - 0.5, abs=0.1)
+        # The clock was set meanwhile.
+        assert all(begun <= moment <= time.monotonic() for moment in others)
+
     def test_a_packet_longer_than_the_mtu_is_offloaded(self, tap_bed: Callable[..., TapBed]) -> None:
         bed = tap_bed()
         bed.arrive(Frame(ETHERNET + UDP[:2] + b"\x08\x00" + UDP[4:] + bytes(2000)))
@@ -155,7 +165,7 @@ class TestTap:
         assert len(bed.source.read(9)) == 1
         assert not bed.ring.closed
         later = time.monotonic() + 10
-        monkeypatch.setattr(tap, "time", SimpleNamespace(monotonic=lambda: later))
+        monkeypatch.setattr(tap, "time", SimpleNamespace(monotonic=lambda: later, time=lambda: later))
         bed.source.wait(0)
         assert bed.ring.closed
         assert bed.source.read(9) == []

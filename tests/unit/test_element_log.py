@@ -35,8 +35,8 @@ class World:
         self.now = 100.0
         self.log = ElementLog(lambda message, **fields: self.lines.append((message, fields)), self.lose, lambda: self.now)
 
-    def lose(self) -> None:
-        self.lost += 1
+    def lose(self, count: int) -> None:
+        self.lost += count
 
 
 def test_lines_beyond_the_rate_are_counted_and_said() -> None:
@@ -79,6 +79,9 @@ def test_an_element_with_a_rate_of_its_own_is_not_limited() -> None:
     for _ in range(5000):
         emit("seen")
     assert len(world.lines) == 5000
+    # What it left out itself is counted when it says so.
+    emit("7 were left out", suppressed=7)
+    assert (world.lost, world.lines[-1]) == (7, ("7 were left out", {"level": "info", "suppressed": 7}))
 
 
 class Odd:

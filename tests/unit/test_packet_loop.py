@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from failing import Fails, Said
 
 from nfq_agent.answering import Answering
 from nfq_agent.counters import Counters
 from nfq_agent.element import PacketElement
 from nfq_agent.element_chain import ElementChain
+from nfq_agent.elements.record import FlowRecord, RecordOptions
 from nfq_agent.flow import Flow
 from nfq_agent.latency import NANOSECONDS, Latency
 from nfq_agent.packet import Packet
@@ -205,3 +207,23 @@ def test_busy_polling_looks_again_and_again_before_it_sleeps() -> None:
     slept = serve(Source, [[udp(1)]])
     assert slept.reads == 2
     assert polled.reads > slept.reads
+
+
+def test_what_fails_while_the_worker_stops_is_logged_and_keeps_no_record_from_being_made() -> None:
+    said, counters = Said(), Counters()
+    ours, theirs = socket.socketpair()
+    elements = [Fails("broken", None, said), FlowRecord("record", RecordOptions(per_second=0), said)]
+    with ours, theirs:
+        theirs.settimeout(5)
+        source = Source([[udp(port, port) for port in range(1, 4)]], ours)
+        WorkerLoop(source, ElementChain(elements, ACCEPT), WorkerSettings(1, ACCEPT, DROP, False), counters, theirs, said).run()
+        assert ours.recv(100) == b"ready\ndone\n"
+    assert [line.end for line in said.where(event="end")] == ["stopped"] * 3
+    (first, *others) = said.where(level="error", element="broken")
+    assert "element broken failed" in first.text
+    assert "failing.py:" in first.text
+    # Each is counted, and so is what was left out: once at each flow's end, once at its own, and when it was told the time.
+    assert counters.errors >= 5
+    (left_out,) = said.where(level="warning")
+    assert 1 + len(others) + sum(vars(line).get("suppressed", 0) for line in (first, *others, left_out)) == counters.errors
+    assert counters.log_suppressed == counters.errors - 1 - len(others)

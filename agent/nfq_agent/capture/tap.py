@@ -17,7 +17,7 @@ from nfq_agent.capture.following import Table
 from nfq_agent.capture.selection import CaptureSelection
 from nfq_agent.capture.source import InterfaceSource, Taken, packet_of
 from nfq_agent.host import packet_socket
-from nfq_agent.host.ring import ODD, OUTGOING, SEGMENTED, UNFINISHED, Ring
+from nfq_agent.host.ring import ODD, OUTGOING, SEGMENTED, UNFINISHED, Ring, moment
 from nfq_agent.packet import Packet, PacketError
 from nfq_agent.verdict import WOULD_DROP, Verdict
 
@@ -52,6 +52,8 @@ class TapSource(InterfaceSource[_Tapped]):
         self._by_descriptor: dict[int, _Tapped] = {}
         self._ready: list[_Tapped] = []
         self._leaving: list[tuple[float, _Tapped]] = []
+        # The monotonic clock when frames were last taken, and how far the clock of the frames is ahead of it.
+        self._taken_at = self._ahead = 0.0
 
     # The interfaces.
 
@@ -112,8 +114,17 @@ class TapSource(InterfaceSource[_Tapped]):
             self.wait(0)
         return self._ready[0] if self._ready else None
 
+    def _note_time(self) -> None:
+        self._taken_at = time.monotonic()
+        self._ahead = time.time() - self._taken_at
+
+    def moment(self, packet: Packet) -> float:
+        """When a packet of this turn passed, in seconds of the monotonic clock: the kernel hands over many frames together."""
+        return moment(packet.time or 0.0, self._ahead, self._taken_at)
+
     def read(self, budget: int) -> list[Packet]:
         """Up to `budget` packets."""
+        self._note_time()
         packets: list[Packet] = []
         while len(packets) < budget and (tapped := self._next()) is not None:
             room = budget - len(packets)
@@ -221,18 +232,24 @@ class TapSource(InterfaceSource[_Tapped]):
     must_answer_each = False
 
     def judge(
-        self, table: Answering, ask: Callable[[Packet], Verdict], now: float, budget: int, each: bool = False
+        self,
+        table: Answering,
+        ask: Callable[[Packet], Verdict],
+        now: float,  # noqa: ARG002  # each frame has its own time
+        budget: int,
+        each: bool = False,
     ) -> tuple[int, list[tuple[int, int, Verdict]], tuple[Packet, Verdict] | None]:
         """Count up to `budget` packets with the verdicts of their flows. Returns as `FlowQueue.judge` does."""
         if each:
             self._wait_for_packets()
+        self._note_time()
         runs: list[tuple[Verdict, int]] = []
         taken = 0
         left = None
         while taken < budget and left is None and (tapped := self._next()) is not None:
             begun = len(runs)
             make = partial(self._packet, tapped)
-            count, more, left = tapped.ring.judge(budget - taken, table, now, tapped.mtu, make, ask, runs)
+            count, more, left = tapped.ring.judge(budget - taken, table, self._taken_at, self._ahead, tapped.mtu, make, ask, runs)
             if not more:
                 self._ready.pop(0)
             self._table.add(tapped.row, "judged", count + (left is not None))

@@ -10,7 +10,7 @@ import fcntl
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final, Literal
 from urllib.parse import quote
@@ -21,7 +21,7 @@ from nfq_agent import element
 from nfq_agent.access import Access
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.elements.interface_names import name_lookup
-from nfq_agent.flow import Flow
+from nfq_agent.flow import Account, Flow
 from nfq_agent.interfaces import Interfaces
 from nfq_agent.packet import INWARD, OUTWARD, Packet, hook_name
 from nfq_agent.values import Size
@@ -83,8 +83,8 @@ class Pcap(PacketElement[PcapOptions]):
         self._slot = 0
         self._number = 0
         self._written = 0
-        self._flushed = 0.0
-        self._not_before = 0.0
+        self._flushed = self._latest = self._ticked = self._not_before = 0.0
+        self._unflushed = False
         self._missed = 0
         self._interfaces = Interfaces(name_lookup())
 
@@ -116,11 +116,25 @@ class Pcap(PacketElement[PcapOptions]):
             block = self._block(packet, verdict, {} if flow is None else flow.facts)
             self._file.write(block)
             self._written += len(block)
+            self._latest, self._unflushed = now, True
             if not 0.0 <= now - self._flushed < _FLUSH:
-                self._file.flush()
-                self._flushed = now
+                self._flush()
         except OSError as error:
             self._give_up(error, now)
+
+    def tick(self, now: float, account: Callable[[Flow], Account | None]) -> None:  # packets have another clock
+        """Write what is not in the file yet where no packet has come since the last tick."""
+        if self._unflushed and self._latest == self._ticked:
+            try:
+                self._flush()
+            except OSError as error:
+                self._give_up(error, self._latest)
+        self._ticked = self._latest
+
+    def _flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+        self._flushed, self._unflushed = self._latest, False
 
     def stop(self) -> None:
         """Close the file; log the packets that were missed."""

@@ -109,9 +109,12 @@ class FlowRecord(PacketElement[RecordOptions]):
         outcome = _outcome(verdict)
         # A handshake that passes says nothing yet; it may still be judged by the previous connection of its five-tuple.
         passes = outcome == "accept" and (flow.undecided or flags & _SYN)
+        if not passes or flow.undecided:
+            # Also of the same outcome: another message may be judged by another rule.
+            case.reason = str(flow.facts.get("reason", ""))
         if not passes and outcome != case.outcome:
             changed = bool(case.outcome)
-            case.outcome, case.reason = outcome, str(flow.facts.get("reason", ""))
+            case.outcome = outcome
             self._tell(flow, case, "change" if changed and case.told else "begin", account(flow), flow.last)
         elif not case.told and case.packets >= _WAITS:
             self._tell(flow, case, "begin", account(flow), flow.last)

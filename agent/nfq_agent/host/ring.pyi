@@ -15,6 +15,8 @@ SEGMENTED: int
 
 Seen = tuple[bytes, int, float, int, int]
 
+def moment(seconds: float, ahead: float, now: float) -> float: ...
+
 @final
 class Ring:
     unknown: int
@@ -33,6 +35,7 @@ class Ring:
         budget: int,
         table: Answering,
         now: float,
+        ahead: float,
         mtu: int,
         make: Callable[[Seen], Packet | None],
         ask: Callable[[Packet], Verdict],

@@ -43,6 +43,8 @@ cdef enum:
     PACKET_OUTGOING = 4
     # Packets that a turn asks about: what is asked may be slow.
     ASKED = 256
+    # Seconds that a frame waits in a ring at most, as long as the worker is not stuck.
+    LONGEST_WAIT = 10
     TP_STATUS_CSUMNOTREADY = 1 << 3
     TP_STATUS_VLAN_VALID = 1 << 4
     TP_STATUS_GSO_TCP = 1 << 8
@@ -201,10 +203,10 @@ cdef class Ring:
             runs.append((current, of_run))
         return count
 
-    def judge(self, int budget, Answering table not None, double now, uint32_t mtu, make, ask, list runs):
+    def judge(self, int budget, Answering table not None, double now, double ahead, uint32_t mtu, make, ask, list runs):
         """Take up to `budget` packets with the verdicts that `table` knows, and those of `ask`, 256 times at most.
 
-        now: seconds, for the ages of flows. mtu: a longer packet is one of an offload. make(packet as `read` gives it): the
+        now, ahead: as in `moment`, for the ages of flows. mtu: a longer packet is one of an offload. make(packet as `read` gives it): the
         argument of `ask`; None leaves the packet out of the count. Appends to `runs` as `sort` does. Returns how many packets
         are in runs, whether there may be more, and a packet with a verdict that is more than an answer, or None: that is the
         last packet, and in no run.
@@ -217,7 +219,6 @@ cdef class Ring:
         cdef long of_run = 0
         cdef bint more = True
         cdef object special = None
-        table.start_turn(now)
         while count < budget and asked < ASKED:
             frame = self._next()
             if frame == NULL:
@@ -230,6 +231,7 @@ cdef class Ring:
             index = ASK
             # A frame that the filter could not judge may be one that is not chosen.
             if not found.flags & IS_ODD:
+                table.start_turn(moment(_seconds(frame), ahead, now))
                 if table.timed:
                     table.now = _seconds(frame)
                 table.joined = found.flags & IS_SEGMENTED or found.length > mtu
@@ -262,6 +264,14 @@ cdef class Ring:
         if of_run:
             runs.append((table.verdicts[current], of_run))
         return count, more, special
+
+
+cpdef double moment(double seconds, double ahead, double now) noexcept nogil:
+    """When a frame with this time passed, in seconds of the monotonic clock. ahead: how far the frame's clock, which may be set, is
+    ahead of it. now: the time where that cannot be.
+    """
+    cdef double passed = seconds - ahead
+    return passed if now - LONGEST_WAIT < passed < now + 1 else now
 
 
 cdef inline double _seconds(uint8_t *frame) noexcept nogil:

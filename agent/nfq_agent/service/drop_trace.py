@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from nfq_agent.element import Emit
-from nfq_agent.element_chain import ElementChain
+from nfq_agent.element_chain import ON_ERROR, ElementChain
 from nfq_agent.facts import ends, who, words
 from nfq_agent.facts import fields as fields_of
 from nfq_agent.flow import Flow
@@ -23,7 +23,6 @@ PER_SECOND: Final = 100
 # Dropped flows that are remembered where the chain follows no flows, and for how many seconds.
 _REMEMBERED: Final = 4096
 _FORGOTTEN_AFTER: Final = 60.0
-ON_ERROR: Final = "on_error"
 
 
 class DropTrace:

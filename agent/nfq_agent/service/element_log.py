@@ -20,8 +20,8 @@ _WARNING: Final = LEVELS["warning"]
 class ElementLog:
     """Makes the `emit` of each element."""
 
-    def __init__(self, emit: Emit, suppressed: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
-        """emit: writes one event. suppressed: called for each line that is not written. clock: seconds."""
+    def __init__(self, emit: Emit, suppressed: Callable[[int], None], clock: Callable[[], float] = time.monotonic) -> None:
+        """emit: writes one event. suppressed: called with the number of lines that are not written. clock: seconds."""
         self._emit = emit
         self._suppressed = suppressed
         self._clock = clock
@@ -29,12 +29,18 @@ class ElementLog:
     def of(self, spec: ElementSpec) -> Emit:
         """For one element: LINES a second; WARNINGS a second of warnings and errors. Some limit themselves, by their options."""
         if spec.cls.limits_itself:
-            return self._emit
+            return self._count_left_out
         lines, warnings = LimitedEmit(self._emit, LINES, LINES), LimitedEmit(self._emit, WARNINGS, WARNINGS)
 
         def emit(message: str, level: str = "info", **fields: Any) -> None:
             limited = warnings if LEVELS.get(level, _WARNING) <= _WARNING else lines
             if not limited(self._clock(), message, level=level, **fields):
-                self._suppressed()
+                self._suppressed(1)
 
         return emit
+
+    def _count_left_out(self, message: str, level: str = "info", **fields: Any) -> None:
+        """Of an element that limits itself: what it has left out is counted when it says so."""
+        if count := fields.get("suppressed"):
+            self._suppressed(count)
+        self._emit(message, level=level, **fields)

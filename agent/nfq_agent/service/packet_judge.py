@@ -17,7 +17,7 @@ from nfq_agent.compiled import Compiled
 from nfq_agent.counters import VERDICT_COUNTERS, Counters
 from nfq_agent.element import Emit, Needs
 from nfq_agent.element_chain import ElementChain
-from nfq_agent.flow import Flow
+from nfq_agent.flow import Account, Flow
 from nfq_agent.flow_table import FlowTable
 from nfq_agent.foresight import APART, Foresight
 from nfq_agent.lapsed import LAPSED, keep_lapsed
@@ -27,6 +27,7 @@ from nfq_agent.protocols import http1
 from nfq_agent.rate import LimitedEmit
 from nfq_agent.repeats import MOST, RepeatBound
 from nfq_agent.service.drop_trace import DropTrace
+from nfq_agent.service.element_errors import ElementErrors
 from nfq_agent.service.flow_watch import FlowWatch
 from nfq_agent.service.order import NOTHING_LOST, Order
 from nfq_agent.step_chain import Steps
@@ -65,7 +66,8 @@ class WorkerSettings:
 class PacketJudge:
     """The elements of one worker, and what they need: flows, and the bound on REPEAT.
 
-    check: raises VerdictError or RewriteError if the packet's source cannot give it this verdict.
+    check: raises VerdictError or RewriteError if the packet's source cannot give it this verdict. moment: when a packet passed,
+    in seconds of the monotonic clock; None where that is the time of its turn.
     """
 
     def __init__(
@@ -75,11 +77,13 @@ class PacketJudge:
         counters: Counters,
         emit: Emit,
         check: Callable[[Packet, Verdict], None],
+        moment: Callable[[Packet], float] | None = None,
     ) -> None:
         self._chain = chain
         self._settings = settings
         self._counters = counters
         self._check = check
+        self._moment = moment
         self._flows = FlowTable() if chain.needs is Needs.FLOW else None
         self._memory = chain.context.flows
         if self._flows is not None and self._memory is not None:
@@ -98,7 +102,7 @@ class PacketJudge:
         # Of the packet that is being judged.
         self._flow: Flow | None = None
         self._repeats = RepeatBound()
-        self._errors = LimitedEmit(emit)
+        self._errors = ElementErrors(counters, emit)
         self._malformed = LimitedEmit(emit)
         self._unsent = LimitedEmit(emit)
         self._loops = LimitedEmit(emit)
@@ -113,6 +117,8 @@ class PacketJudge:
 
     def verdict(self, packet: Packet) -> Verdict:
         """The verdict on a packet."""
+        if self._moment is not None:
+            self.now = self._moment(packet)
         verdict: Verdict | None = self._ask(packet, self._decide)
         if verdict is None:
             return self._on_error(packet)
@@ -129,20 +135,26 @@ class PacketJudge:
             self._ask(packet, self._chain.follow, flow, verdict, self._followed.account)
         return verdict
 
-    def tend_flows(self, stopping: bool = False) -> None:
-        """Tell the elements that follow flows which have ended."""
+    def tend(self) -> None:
+        """Tell the elements which flows have ended, and the time."""
         flows = self._followed
-        if flows is None:
-            return
-        ended = flows.take_forgotten(self.now)
-        try:
-            self._chain.tick(self.now, ended, flows.account)
-            if stopping:
-                self._chain.tick(self.now, flows.flows(), flows.account, stopped=True)
-        except Exception as error:
-            self._counters.errors += 1
-            what = f"an element failed at the end of a flow: {type(error).__name__}: {error}{_innermost(error)}"
-            self._pending.append(lambda now: self._errors(now, what, level="error"))
+        if flows is not None:
+            self._errors.call(self._chain.ends(flows.take_forgotten(self.now)), "at the end of a flow")
+        self._errors.call(self._chain.ticks(self.now, _unknown if flows is None else flows.account), "when it was told the time")
+
+    def end_flows(self) -> None:
+        """Tell the elements that all flows have ended: the worker stops."""
+        self.tend()
+        if self._followed is not None:
+            self._errors.call(self._chain.ends(self._followed.flows(), stopped=True), "at the end of a flow")
+        self.log_pending()
+
+    def stop(self) -> None:
+        """Stop the elements. What they log then is the last of this worker."""
+        self._errors.call(self._chain.stops(), "when it was stopped")
+        self.log_pending()
+        self._errors.finish()
+        self._malformed.finish("packets were malformed")
 
     def keep_lapsed(self) -> None:
         """Remember where silent connections began that the flow table has forgotten. Part of each turn: the table has little room
@@ -195,9 +207,7 @@ class PacketJudge:
             for flow in found:
                 self._foresight.adopt(flow)
         except Exception as error:
-            self._counters.errors += 1
-            what = f"an element failed to take over a connection: {type(error).__name__}: {error}{_innermost(error)}"
-            self._pending.append(lambda now: self._errors(now, what, level="error"))
+            self._errors.add(error, "when it took over a connection")
         return found
 
     def openings(self, most: int) -> list[Flow]:
@@ -272,6 +282,7 @@ class PacketJudge:
         if self._pending:
             self._counters.log_suppressed += sum(not log(self.now) for log in self._pending)
             self._pending.clear()
+        self._errors.log(self.now)
 
     def _decide_pure(self, packet: Packet) -> Verdict:
         verdict = self._chain.decide(packet, None)
@@ -339,10 +350,7 @@ class PacketJudge:
         return None
 
     def _failed(self, packet: Packet, error: Exception) -> None:
-        self._counters.errors += 1
-        place = _innermost(error)
-        what = f"an element failed on packet {packet.id}: {type(error).__name__}: {error}{place}; it gets the verdict on_error"
-        self._pending.append(lambda now: self._errors(now, what, level="error", packet=packet.id))
+        self._errors.add(error, f"on packet {packet.id}", "; it gets the verdict on_error", packet=packet.id)
 
     def _enforced(self, verdict: Verdict) -> Verdict:
         """The verdict; in monitor mode an accept instead of a drop."""
@@ -352,6 +360,8 @@ class PacketJudge:
         verdict = self._settings.on_error
         if self._drops is not None:
             self._trace(self._drops, packet, self._flow, verdict, failed=True)
+        if self._followed is not None and self._flow is not None:
+            self._ask(packet, self._chain.follow, self._flow, verdict, self._followed.account, True)
         return verdict
 
     def _trace(self, drops: DropTrace, packet: Packet, flow: Flow | None, verdict: Verdict, failed: bool = False) -> None:
@@ -377,11 +387,5 @@ def _mended(packet: Packet, verdict: Verdict, payload: bytes) -> Verdict:
         raise RewriteError(f"packet {packet.id}: the new bytes are not a valid packet: {error}") from error
 
 
-def _innermost(error: Exception) -> str:
-    """Where it was raised, as ` (FILE:LINE)`."""
-    frame = error.__traceback__
-    if frame is None:
-        return ""
-    while frame.tb_next is not None:
-        frame = frame.tb_next
-    return f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})"
+def _unknown(flow: Flow) -> Account | None:  # noqa: ARG001  # as FlowTable.account
+    return None

@@ -48,8 +48,8 @@ Inject = Callable[[bytes, int], None]
 class WorkerLoop:
     """The loop of one worker over one source of packets.
 
-    inject: sends the packets that go with a verdict (`Verdict.inject`). Without it they are not sent, which is logged.
-    by_flow: the source, if it can read by flows. watch: reports flows while they are watched. latency: of the verdicts.
+    inject: sends the packets that go with a verdict (`Verdict.inject`). Without it they are not sent, which is logged. by_flow:
+    the source, if it reads by flows. watch: reports flows while they are watched. latency: of verdicts. moment: see PacketJudge.
     """
 
     def __init__(  # noqa: PLR0913  # one for each thing that it uses
@@ -65,6 +65,7 @@ class WorkerLoop:
         by_flow: FlowQueue | None = None,
         watch: FlowWatch | None = None,
         latency: Latency | None = None,
+        moment: Callable[[Packet], float] | None = None,
     ) -> None:
         self._shut = process.shut
         self._source = source
@@ -76,15 +77,14 @@ class WorkerLoop:
         self._emit = emit
         self._inject = inject
         self._beat = process.beat
-        self._judge = PacketJudge(chain, settings, counters, emit, source.check)
+        self._judge = PacketJudge(chain, settings, counters, emit, source.check, moment)
         self._known: dict[Any, Verdict] = {}
         self._asked = 0
         self._delayed = DelayedVerdicts()
-        self._now = self._looked = self._counted = 0.0
+        self._now = self._looked = self._counted = self._served = 0.0
         self._stopping = False
         # Without a supervisor: when to end at the latest, and when the latest packet came.
         self._leaves: float | None = None
-        self._served = 0.0
         self._takeover = Takeover(settings.lost, settings.on_error, counters, emit)
         # How many packets of many datagrams are counted.
         self._cut = 0
@@ -157,12 +157,12 @@ class WorkerLoop:
             self._release(math.inf)
             source.finish()
             self._count_rare()
-            self._judge.tend_flows(stopping=True)
+            self._judge.end_flows()
             if in_order:
                 self._judge.keep_silent()
                 with contextlib.suppress(OSError):
                     self._control.send(DONE)
-            self._chain.stop()
+            self._judge.stop()
 
     def _may_begin(self) -> bool:
         """Wait until the predecessor owes nothing any more. False if this worker is not to serve at all."""
@@ -241,7 +241,7 @@ class WorkerLoop:
         if self._now - self._counted > _LOOK:
             self._counted = self._now
             self._count_rare()
-            self._judge.tend_flows()
+            self._judge.tend()
 
     def _on_orphaned(self) -> None:
         """The supervisor has ended, and nothing keeps its end of the control socket for another one."""

@@ -197,7 +197,7 @@ class ProxyWorker(Worker):
         def emit(message: str, level: str = "info", **fields: Any) -> None:
             self._log(message, level, **{"proxy": self.name, "instance": self._instance, **fields})
 
-        log = ElementLog(emit, lambda: None)
+        log = ElementLog(emit, lambda _: None)
 
         def chain() -> StreamChain:
             return StreamChain([spec.cls(spec.name, spec.options, log.of(spec)) for spec in self.specs])

@@ -102,5 +102,7 @@ class TapWorker(InterfaceWorker):
         settings = WorkerSettings(number=-1, default=ACCEPT, on_error=ACCEPT, monitor=True, drop_lines=self.drop_lines)
         shut = self.confinement.with_needs(_NEEDS).close
         process, watch = OwnProcess(self.pulse.beat, shut), FlowWatch(self.ring, chain, {"tap": self.name})
-        loop = WorkerLoop(tap, chain, settings, self.counters, handed, emit, process=process, by_flow=tap, watch=watch)
+        loop = WorkerLoop(
+            tap, chain, settings, self.counters, handed, emit, process=process, by_flow=tap, watch=watch, moment=tap.moment
+        )
         loop.run()
