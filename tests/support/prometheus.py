@@ -21,14 +21,22 @@ scrape_configs:
 
 
 class Prometheus:
-    """The alert rules are those shipped, without the time that a fault has to last."""
+    """The alert rules are those shipped."""
 
     def __init__(
-        self, namespace: Namespace, folder: Path, targets: Sequence[str] = ("127.0.0.1:9749",), seconds: int = 1
+        self,
+        namespace: Namespace,
+        folder: Path,
+        targets: Sequence[str] = ("127.0.0.1:9749",),
+        seconds: int = 1,
+        patient: bool = False,
     ) -> None:
-        """seconds: between scrapes, and for one at most. A loaded machine takes some for three hosts."""
+        """seconds: between scrapes, and for one at most. A loaded machine takes some for three hosts. patient: also with the time
+        that a fault has to last; without it an alert is raised at once.
+        """
         self._namespace = namespace
-        (folder / "alerts.yml").write_text(ALERTS.read_text().replace("for: 1m", "for: 0s"))
+        shipped = ALERTS.read_text()
+        (folder / "alerts.yml").write_text(shipped if patient else shipped.replace("for: 1m", "for: 0s"))
         (folder / "prometheus.yml").write_text(
             _CONFIG.replace("TARGETS", json.dumps(list(targets))).replace("SECONDS", str(seconds))
         )

@@ -32,6 +32,8 @@ _PREFIX: Final = "nfq_agent_"
 # Gauges; every other number in the tables of counters only rises while the agent runs.
 _GAUGES: Final = frozenset({"flows", "active"})
 _VERDICTS: Final = frozenset(VERDICT_COUNTERS.values())
+# What the workers of taps and inline links count as those of queues do.
+_OF_CAPTURES: Final = {name: WORKER_COUNTERS[name] for name in ("errors", "malformed", "flows", "flows_evicted")}
 _PAST: Final = "past_"
 
 
@@ -179,7 +181,7 @@ def _proxy(families: _Families, instance: str, proxy: ProxyStatus) -> None:
 
 
 def _tap(families: _Families, instance: str, tap: TapStatus) -> None:
-    families.table("tap", TAP_COUNTERS, tap.counters, agent=instance, tap=tap.name)
+    families.table("tap", {**TAP_COUNTERS, **_OF_CAPTURES}, tap.counters, agent=instance, tap=tap.name)
     _decisions(families, instance, "tap", tap.name, tap.decisions)
     families.process(tap, agent=instance, kind="tap", name=tap.name, number="0")
 
@@ -188,7 +190,7 @@ def _inline(families: _Families, instance: str, inline: InlineStatus) -> None:
     at = {"agent": instance, "inline": inline.name}
     _decisions(families, instance, "inline", inline.name, inline.decisions)
     judged = {name: meaning for name, meaning in INLINE_COUNTERS.items() if not name.startswith(_PAST)}
-    families.table("inline", judged, inline.counters, **at)
+    families.table("inline", {**judged, **_OF_CAPTURES}, inline.counters, **at)
     for name in INLINE_COUNTERS:
         if name.startswith(_PAST):
             passed = "packets that passed without a verdict of ours"
