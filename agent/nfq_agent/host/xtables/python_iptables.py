@@ -47,12 +47,14 @@ def in_kernel(family: Family) -> bool:
 
 def _modprobe(module: str) -> None:
     # Loaded only here: most hosts have the module in use.
-    import shutil
     import subprocess
 
-    command = [shutil.which("modprobe") or "/sbin/modprobe", "-q", module]
+    # It may not be in the path of a service.
     with suppress(subprocess.TimeoutExpired):
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
+        for program in ("modprobe", "/sbin/modprobe"):
+            with suppress(FileNotFoundError):
+                subprocess.run([program, "-q", module], stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
+                return
 
 
 @functools.cache
