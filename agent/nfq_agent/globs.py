@@ -61,8 +61,17 @@ def container_glob(text: str) -> str:
     return text
 
 
-def path_glob(text: str) -> str:
-    """A pattern of absolute paths."""
+def cgroup_glob(text: str) -> str:
+    """A pattern of control groups, by their absolute paths."""
+    return _absolute(text, 'a path as "/system.slice/nginx.service", or a pattern as "*/nginx.service"')
+
+
+def exe_glob(text: str) -> str:
+    """A pattern of programs, by their absolute paths."""
+    return _absolute(text, 'a path as "/usr/bin/curl", or a pattern as "*/curl"')
+
+
+def _absolute(text: str, allowed: str) -> str:
     if text[:1] not in ("/", "*", "?", "["):
-        raise ValueError(f'{text!r} is not an absolute path; allowed: one that begins with /, or a pattern as "*/curl"')
+        raise ValueError(f"{text!r} is not an absolute path; allowed: {allowed}")
     return text

@@ -20,7 +20,7 @@ from nfq_agent import element
 from nfq_agent.filter_rules import rule_tables
 from nfq_agent.flow_filter import FilterError
 from nfq_agent.geography import Geography
-from nfq_agent.globs import claim_glob, container_glob, host_glob, path_glob, unit_glob
+from nfq_agent.globs import cgroup_glob, claim_glob, container_glob, exe_glob, host_glob, unit_glob
 from nfq_agent.match import PLACES, Conditions
 from nfq_agent.patterns import with_ascii
 from nfq_agent.policy_rule import CLAIMS, DST_NAME, ActionName
@@ -45,7 +45,10 @@ UnitGlobs = Annotated[tuple[Annotated[str, AfterValidator(unit_glob)], ...], Bef
 ContainerGlobs = Annotated[
     tuple[Annotated[str, AfterValidator(container_glob)], ...], BeforeValidator(listed(container_glob)), _SPELLED, _SOME
 ]
-PathGlobs = Annotated[tuple[Annotated[str, AfterValidator(path_glob)], ...], BeforeValidator(listed(path_glob)), _SPELLED, _SOME]
+CgroupGlobs = Annotated[
+    tuple[Annotated[str, AfterValidator(cgroup_glob)], ...], BeforeValidator(listed(cgroup_glob)), _SPELLED, _SOME
+]
+ExeGlobs = Annotated[tuple[Annotated[str, AfterValidator(exe_glob)], ...], BeforeValidator(listed(exe_glob)), _SPELLED, _SOME]
 _ASCII: Final = AfterValidator(with_ascii)
 # Host names, and those that a client claims.
 HostGlobs = Annotated[
@@ -87,8 +90,8 @@ class _Rules(Conditions):
     name: Annotated[str, AfterValidator(_printable)] | None = None
     unit: UnitGlobs | None = None
     container: ContainerGlobs | None = None
-    cgroup: PathGlobs | None = None
-    exe: PathGlobs | None = None
+    cgroup: CgroupGlobs | None = None
+    exe: ExeGlobs | None = None
     facts: dict[str, Globs] = Field(default_factory=dict)
     dst_name: HostGlobs | None = None
     verify: Literal["dns"] | None = None
@@ -163,7 +166,7 @@ def _geography(value: object, info: ValidationInfo) -> object:
     if value is None or isinstance(value, Geography):
         return value
     files = one_or_more(value)
-    if isinstance(files, list | tuple) and files and all(isinstance(each, str) for each in files):
+    if isinstance(files, list | tuple) and files and all(isinstance(each, str) and each.isprintable() for each in files):
         return lookups(info.context).geography(tuple(files))
     raise ValueError(f"{value!r} is not a database; allowed: a file in MaxMind's format (.mmdb), or a list of them")
 

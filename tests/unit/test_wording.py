@@ -87,14 +87,24 @@ STREAM = '[proxy.p]\nlisten = ["[::]:1"]\nelements = ["e"]\n[element.e]\ntype = 
         ]),
         # All that does not go together.
         ('[queue.q]\nnum = 1\nbalance = "1:2"\ncpu_fanout = true\nroom_for_known = 5\n', [
-            "queue.q: num and balance both name the queue (line 1); allowed: one of them",
+            "queue.q: num and balance both name the queue (line 2); allowed: one of them",
             "queue.q: room_for_known beside cpu_fanout: a worker sends what is another's on through that one's queue for new "
-            "flows (line 1); allowed: one of them",
+            "flows (line 5); allowed: one of them",
         ]),
         ('[rules.r]\nqueue = "q"\nall = true\ntcp_ports = [80]\nport = 8\nhooks = ["input", "input"]\n', [
-            "rules.r: all = true takes everything (line 1); allowed: without tcp_ports, udp_ports, tcp_syn and protocol",
-            "rules.r: port is a listener of a proxy (line 1); allowed: with proxy = NAME",
-            "rules.r: a hook is listed twice (line 1); allowed: each once",
+            "rules.r: all = true takes everything (line 3); allowed: without tcp_ports, udp_ports, tcp_syn and protocol",
+            "rules.r: port is a listener of a proxy (line 5); allowed: with proxy = NAME",
+            "rules.r: hooks has one twice (line 6); allowed: each once",
+        ]),
+        ('[rules.r]\nqueue = "q"\nhooks = ["output"]\nall = true\nowner = "no\\u0000ne"\nuid = "\\u0000"\n', [
+            "rules.r.uid: no user '\\x00' on this host (line 6); "
+            'allowed: an existing user\'s name, an id, or a range as "1000:1999"',
+        ]),
+        ('[rules.r]\nqueue = "q"\nhooks = ["output"]\nall = true\nowner = "no\\u0000ne"\n', [
+            r"rules.r: owner: no user 'no\x00ne' on this host (line 5); allowed: an existing user's name, or a uid",
+        ]),
+        (POLICY.replace("rule = [", 'geo = "a\\nb"\nrule = [') % "", [
+            r"element.e.geo: 'a\nb' is not a database (line 8); allowed: a file in MaxMind's format (.mmdb), or a list of them",
         ]),
         # The rule of a policy, and its line.
         (POLICY % "{action='drop'},\n{action='drop', dst_country='DE'},\n{action='drop', src_asn=5}", [

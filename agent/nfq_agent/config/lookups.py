@@ -39,11 +39,11 @@ class HostLookups:
 
     def uid(self, name: str) -> int:
         """The id of a user. Raises KeyError."""
-        return pwd.getpwnam(name).pw_uid
+        return pwd.getpwnam(_as_written(name)).pw_uid
 
     def gid(self, name: str) -> int:
         """The id of a group. Raises KeyError."""
-        return grp.getgrnam(name).gr_gid
+        return grp.getgrnam(_as_written(name)).gr_gid
 
     def lines(self, file: str) -> list[tuple[int, str]]:
         """The entries of a list file with their line numbers: one a line, without comments (#). Raises ValueError."""
@@ -114,6 +114,13 @@ def _toml_files(folder: Path) -> list[Path]:
         return sorted(child for child in folder.iterdir() if child.suffix == ".toml")
     except OSError:
         return []
+
+
+def _as_written(name: str) -> str:
+    """A name that a file of users may have. Raises KeyError."""
+    if not name.isprintable():
+        raise KeyError(name)
+    return name
 
 
 def _at_once(name: str, flags: int) -> int:

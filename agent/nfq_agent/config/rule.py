@@ -74,9 +74,9 @@ class RuleConfig(Selection):
                 if getattr(self, key) is not None and hook not in CGROUP_HOOKS:
                     yield f"{key} cannot be matched by the kernel in hook {hook}; allowed: {', '.join(CGROUP_HOOKS)}"
         if len(set(self.hooks)) != len(self.hooks):
-            yield "a hook is listed twice; allowed: each once"
+            yield "hooks has one twice; allowed: each once"
         if self.owner is not None and self.owner_id is None:
-            yield f"no user {self.owner!r} on this host; allowed: an existing user's name, or a uid"
+            yield f"owner: no user {self.owner!r} on this host; allowed: an existing user's name, or a uid"
 
     @property
     def table_name(self) -> str:

@@ -62,6 +62,8 @@ def model_faults(
     found: dict[Place, tuple[str, list[str]]] = {}
     tables: set[Place] = set()
     together: list[tuple[Place, str, list[str]]] = []
+    # Of a fault of a whole table, the key that it begins with has its line.
+    lines: dict[tuple[Place, str], Place] = {}
     for details in error.errors():
         parts = (part for part in details["loc"] if isinstance(part, int) or not _NO_KEYS.match(part))
         location = (*prefix, *parts)
@@ -76,6 +78,7 @@ def model_faults(
             for at, text in error_here.faults:
                 what, _, allowed = text.partition("; allowed: ")
                 together.append(((*location, *at), what, [allowed]))
+                lines[(*location, *at), what] = (*location, *at, *_key_in(what, details["input"]))
             continue
         what, allowed = _fault(location, details, options)
         kept, known = found.setdefault(location, (what, []))
@@ -88,7 +91,13 @@ def model_faults(
         ends = f"; allowed: {', or '.join(allowed_here)}" if allowed_here else ""
         # A value in a list is named by itself, a table in a list by its number.
         key = location[:-1] if location and isinstance(location[-1], int) and location not in tables else location
-        yield source.fault(location, f"{what}{ends}", key)
+        yield source.fault(lines.get((location, what), location), f"{what}{ends}", key)
+
+
+def _key_in(what: str, table: object) -> Place:
+    """The first key of a table that is named in what is said of it, if one is."""
+    keys = table if isinstance(table, Mapping) else {}
+    return next(((word,) for word in re.findall(r"[a-z0-9_]+", what) if word in keys), ())
 
 
 def _fault(location: Place, details: Any, options: type[BaseModel] | None) -> tuple[str, str]:
