@@ -155,3 +155,54 @@ def test_a_replay_of_what_the_agent_saw_says_what_it_did(netns: Namespace, tmp_p
         told = json.loads(done.stdout)
         assert told["changed"] == []
         assert all(flow["before"] == flow["after"] for flow in told["flows"])
+
+
+REDIRECTED = """
+[queue.servers]
+num = 7
+[queue.led]
+num = 8
+[proxy.web]
+listen = ["127.0.0.1:15002", "[::1]:15006"]
+[rules.web]
+proxy = "web"
+hooks = ["output"]
+tcp_ports = [80]
+[rules.servers]
+queue = "servers"
+table = "filter"
+hooks = ["output"]
+tcp_ports = [80]
+role = "client"
+[rules.led]
+queue = "led"
+table = "filter"
+hooks = ["output"]
+tcp_ports = [15002, 15006]
+dst = ["127.0.0.1", "::1"]
+role = "client"
+"""
+
+
+def test_table_filter_sees_where_a_connection_is_redirected_to(
+    netns: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = Agent(netns, tmp_path, REDIRECTED).ready()
+    # One that is taken by the rule for servers only if it is not redirected.
+    for host in ("127.0.0.2", "::1"):
+        netns.run(sys.executable, "-c", CONNECT, host, check=False)
+    until(lambda: agent.totals("led")["received"] >= 2, "the redirected connections are seen")
+    assert agent.totals("servers")["received"] == 0
+    assert agent.stop() == 0
+    for source, host in (("127.0.0.1:40000", "127.0.0.2:80"), ("[::1]:40000", "[::1]:80")):
+        assert explain(Flags(agent.config), Question("tcp", source, host)) == 0
+        said = capsys.readouterr().out
+        assert "[rules.led], table filter -> queue led, number 8" in said
+        assert "[rules.servers]" not in said
+
+
+CONNECT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 80), 5.0) as connection:
+    connection.recv(1)
+"""
