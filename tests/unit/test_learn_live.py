@@ -103,6 +103,19 @@ def test_the_whole_watch_is_covered_by_its_own_proposal(flags: Flags) -> None:
     assert watching.judge(proposal.proposed(flags, load(flags.config), watching.learned)) == (2, 2, [])
 
 
+@pytest.mark.parametrize("proto", ["sctp", "dccp", "udplite", "gre", "esp", "icmp", "proto-99", "tcp", "udp"])
+@pytest.mark.parametrize("dst", ["192.0.2.1", "2001:db8::9"])
+def test_a_flow_of_any_protocol_is_covered_by_its_own_proposal(flags: Flags, proto: str, dst: str) -> None:
+    seen = record(1, dst, proto="icmpv6" if (proto, ":" in dst) == ("icmp", True) else proto)
+    if ":" in dst:
+        seen["src"] = "fd00::1"
+    if proto not in ("sctp", "dccp", "udplite"):
+        # Nor do later fragments have ports.
+        del seen["sport"], seen["dport"]
+    watching = watch(seen)
+    assert watching.judge(proposal.proposed(flags, load(flags.config), watching.learned)) == (1, 1, [])
+
+
 def test_what_the_agent_drops_is_not_proposed_and_counted() -> None:
     watching = watch(
         record(1, verdict="drop"), record(2, verdict="accept", would="drop"), {"kind": "flow", "src": 3}, record(3, queue=9)

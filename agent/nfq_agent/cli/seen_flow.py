@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from nfq_agent.cli.question import Question, has_ports
 from nfq_agent.context import Context
 from nfq_agent.element import Needs
 from nfq_agent.elements.policy import Policy
 from nfq_agent.flow import Flow
 from nfq_agent.owner import Owners
-from nfq_agent.packet import PROTOCOL_NAMES, Hook, Packet
-from nfq_agent.testing import icmp, ip_packet, tcp, udp
+from nfq_agent.packet import Hook, Packet
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT
 
-_NUMBERS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
 # Any address: proposed rules do not ask for the client.
 _CLIENT: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
+_CLIENT_PORT: Final = 40000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,12 @@ class SeenFlow:
     @property
     def packet(self) -> Packet:
         """A packet of it, with data."""
-        client = _CLIENT[ipaddress.ip_address(self.destination).version]
-        hook = Hook[self.hook] if self.hook in Hook.__members__ else Hook.OUTPUT
-        if self.port is not None and self.protocol in ("tcp", "udp"):
-            make = tcp if self.protocol == "tcp" else udp
-            return make(str(Endpoint(client, 40000)), str(Endpoint(self.destination, self.port)), b"data", hook=hook, time=1.0)
-        if self.protocol == "icmp":
-            return icmp(client, self.destination, hook=hook, time=1.0)
-        number = _NUMBERS.get(self.protocol, 0) or int(self.protocol.rpartition("-")[2])
-        source, destination = (ipaddress.ip_address(each).packed for each in (client, self.destination))
-        return Packet(ip_packet(source, destination, number, bytes(8)), hook=hook, time=1.0)
+        protocol = self.protocol.removeprefix("proto-")
+        ends = [_CLIENT[ipaddress.ip_address(self.destination).version], self.destination]
+        if has_ports(protocol):
+            ends = [str(Endpoint(host, port)) for host, port in zip(ends, (_CLIENT_PORT, self.port or 0), strict=True)]
+        hook = self.hook if self.hook in Hook.__members__ else Hook.OUTPUT.name
+        return Question(protocol, ends[0], ends[1], hook=hook.lower()).packet(b"data")
 
 
 class GivenOwner(Owners):
