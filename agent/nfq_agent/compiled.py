@@ -55,10 +55,11 @@ def step_of(element: Compilable) -> Step | None:
 
 
 def _drops_unseen(elements: Sequence[Compilable], steps: Sequence[Step], own_lines: Collection[str] | None) -> bool:
-    """Whether a step may drop a packet that has to be shown, so that its drop is logged."""
+    """Whether a step may drop a packet that has to be shown, so that its drop is logged. Those that can show them do so then."""
     if own_lines is None:
         return False
-    return any(step.drops and element.name not in own_lines for element, step in zip(elements, steps, strict=True))
+    without = [step for element, step in zip(elements, steps, strict=True) if step.drops and element.name not in own_lines]
+    return not all(step.show_drops() for step in without)
 
 
 def compiled_of(

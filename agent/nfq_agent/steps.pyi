@@ -1,7 +1,9 @@
 """The types of steps.pyx, which says what they do."""
 
 from collections.abc import Callable
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
+
+AHEAD: Final = 256
 
 class Step:
     @property
@@ -14,6 +16,7 @@ class Step:
     def goes_by_flow(self) -> bool: ...
     @property
     def shows_openings(self) -> bool: ...
+    def show_drops(self) -> bool: ...
 
 class Limited(Step):
     def take_held(self) -> int: ...
@@ -45,5 +48,5 @@ class FlowLines(Step):
 
 @final
 class Odds(Step):
-    def __init__(self, throw: Callable[[], int]) -> None: ...
+    def __init__(self, throw: Callable[[], tuple[int, int]]) -> None: ...
     def take(self) -> int: ...

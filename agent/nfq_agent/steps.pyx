@@ -11,6 +11,7 @@ from libc.string cimport memcmp, memcpy, memset
 from .address_tokens cimport AddressTokens
 from .flow_key cimport mix
 from .plain_packet cimport P_TCP, P_UDP, ntohs
+from .thrown cimport Thrown, go_on, what_next
 from .tokens cimport Held, Tokens, due, has_token, hold, take_token
 
 cdef enum:
@@ -22,6 +23,10 @@ cdef enum:
     # FIN, SYN, RST, ACK; and SYN alone.
     OPENING = 0x17
     SYN = 0x02
+
+# `throw` says at once what happens to so many packets at most: a call into Python for each one takes longer than its verdict.
+AHEAD = 256
+
 
 cdef class Step:
     """Neither judges nor hears."""
@@ -49,6 +54,10 @@ cdef class Step:
     @property
     def shows_openings(self):
         """Whether its element has to be shown every flow that begins."""
+        return False
+
+    def show_drops(self):
+        """Have every packet shown that it would drop, from now on; False if it cannot say that before the packet is judged."""
         return False
 
     cdef void begin(self) noexcept nogil:
@@ -207,9 +216,10 @@ cdef struct Choice:
 
 
 cdef class Die(Step):
-    """Chooses packets, or flows, as `sample`. one_in: every so many-th; 0 to ask `throw`, without an argument for each packet, or
+    """Chooses packets, or flows, as `sample`. one_in: every so many-th; 0 to ask `throw`.
 
-    with by_flow once for each flow, with the five values of a five-tuple. rest: "accept" or "drop" what is not chosen; None to leave
+    throw: without an argument how many packets are not chosen, and whether the one behind them is; with by_flow once for each flow,
+    whether it is, with the five values of a five-tuple. rest: "accept" or "drop" what is not chosen; None to leave
     it to the next elements.
     """
 
@@ -217,8 +227,9 @@ cdef class Die(Step):
     cdef object throw
     cdef bint by_flow
     cdef uint8_t rest
-    # Of the packet that is judged: whether it is chosen, -1 if that is not known. And what was thrown for the next one, if it was.
-    cdef int8_t chosen, thrown
+    # Of the packet that is judged: whether it is chosen, -1 if that is not known.
+    cdef int8_t chosen
+    cdef Thrown thrown
     cdef Choice *kept
 
     def __cinit__(self, uint64_t one_in, throw, bint by_flow, rest):
@@ -229,7 +240,7 @@ cdef class Die(Step):
         self.may_drop = rest == "drop"
         self.hears = True
         self.rest = I_DROP if rest == "drop" else I_ACCEPT
-        self.chosen = self.thrown = -1
+        self.chosen = self.thrown.happens = -1
         if by_flow:
             self.kept = <Choice *>calloc(KEPT, sizeof(Choice))
             if self.kept == NULL:
@@ -248,19 +259,19 @@ cdef class Die(Step):
         """Whether the next packet is chosen; it stays the next one."""
         if self.one_in:
             return self.counted + 1 >= self.one_in
-        if self.thrown < 0:
-            self.thrown = self._throw()
-        return self.thrown
+        if self.thrown.happens < 0:
+            self._throw()
+        return what_next(&self.thrown) > 0
 
     cdef void _advance(self) noexcept nogil:
-        self.thrown = -1
+        go_on(&self.thrown)
         self.counted = 0 if self.counted + 1 >= self.one_in else self.counted + 1
 
     cdef bint _is_chosen(self, const View *view) noexcept nogil:
         return self._choose_flow(view) if self.by_flow else self._next()
 
-    cdef bint _throw(self) noexcept with gil:
-        return self.throw()
+    cdef void _throw(self) noexcept with gil:
+        self.thrown.quiet, self.thrown.happens = self.throw()
 
     cdef bint _choose_flow(self, const View *view) noexcept nogil:
         cdef uint8_t flow[FLOW + 3]
@@ -346,38 +357,43 @@ cdef class FlowLines(Step):
 
 
 cdef class Odds(Step):
-    """What `chaos` does to packets that are accepted. throw: what happens to the next one, a bit each: 1 for a drop, 0 for nothing."""
+    """What `chaos` does to accepted packets. throw: to how many nothing happens, and what to the one behind, a bit each: 1 for a drop."""
 
     cdef object throw
-    # -1 if it was not thrown for yet.
-    cdef int thrown
+    cdef Thrown thrown
+    # Whether packets are shown that are only dropped.
+    cdef bint shows_all
 
     def __cinit__(self, throw):
         self.throw = throw
-        self.thrown = -1
+        self.thrown.happens = -1
         self.amends = self.may_drop = True
+
+    def show_drops(self):
+        self.shows_all, self.may_drop = True, False
+        return True
 
     def take(self):
         """What happens to the next packet."""
-        cdef int thrown = self._next()
-        self.thrown = -1
-        return thrown
+        cdef int happens = self._next()
+        go_on(&self.thrown)
+        return happens
 
     cdef int _next(self) noexcept nogil:
-        if self.thrown < 0:
-            self.thrown = self._throw()
-        return self.thrown
+        if self.thrown.happens < 0:
+            self._throw()
+        return what_next(&self.thrown)
 
-    cdef int _throw(self) noexcept with gil:
-        return self.throw()
+    cdef void _throw(self) noexcept with gil:
+        self.thrown.quiet, self.thrown.happens = self.throw()
 
     cdef bint asks(self) noexcept nogil:
-        return self._next() > BROKEN_DROP
+        return self._next() > (0 if self.shows_all else BROKEN_DROP)
 
     cdef uint8_t amend(self, uint8_t index) noexcept nogil:
-        cdef int thrown
+        cdef int happens
         if index != I_ACCEPT:
             return index
-        thrown = self._next()
-        self.thrown = -1
-        return I_DROP if thrown == BROKEN_DROP else index
+        happens = self._next()
+        go_on(&self.thrown)
+        return I_DROP if happens == BROKEN_DROP else index

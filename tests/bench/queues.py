@@ -203,11 +203,14 @@ _ELEMENTS: Final = {
     "log": "per_second = 1000",
     "rate-limit": 'rate = "100000000/s"',
     "sample": "one_in = 1000",
+    "sample, probability": "probability = 0.001",
     "syn-monitor": "",
+    "chaos": "drop = 0.001",
 }
 
 
 def _one(kind: str, options: str) -> str:
+    kind = kind.partition(",")[0]
     return f'elements = ["one"]\n[element.one]\ntype = "{kind}"\n{options}\n'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -99,3 +100,18 @@ def test_it_needs_what_it_does() -> None:
 def test_what_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ChaosOptions(**options)
+
+
+@pytest.mark.parametrize("odds", [0.1, 0.001])
+def test_a_seed_makes_the_choices_of_one_throw_for_each_packet(odds: float) -> None:
+    chance = random.Random(1).random
+    assert verdicts(drop=odds) == [DROP if chance() < odds else ACCEPT for _ in range(2000)]
+
+
+def test_what_a_delay_takes_of_the_dice_comes_before_the_next_throw() -> None:
+    dice, expected = random.Random(1), []
+    for _ in range(2000):
+        dropped = dice.random() < 0.01
+        late = not dropped and dice.random() < 0.01
+        expected.append(DROP if dropped else Verdict(Action.ACCEPT, delay=0.1 + dice.uniform(-1, 1) * 0.02) if late else ACCEPT)
+    assert verdicts(drop=0.01, delay=0.01, delay_for="100ms", jitter="20ms") == expected

@@ -12,8 +12,8 @@ from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.packet import Packet
+from nfq_agent.steps import AHEAD, Step
 from nfq_agent.steps import Odds as Dice
-from nfq_agent.steps import Step
 from nfq_agent.values import Duration
 from nfq_agent.verdict import DROP, Action, Verdict
 
@@ -64,6 +64,8 @@ class Chaos(PacketElement[ChaosOptions]):
         super().__init__(name, options, emit)
         self.needs = self.needs_of(options)
         self._random = random.Random(options.seed)
+        odds = (_DROP, options.drop), (_CORRUPT, options.corrupt), (_DUPLICATE, options.duplicate), (_DELAY, options.delay)
+        self._odds = [each for each in odds if each[1]]
         self._dice = Dice(self._throw)
         self._waiting: list[float] = []
         self._copies: dict[bytes, bool] = {}
@@ -104,13 +106,19 @@ class Chaos(PacketElement[ChaosOptions]):
         """The dice. A packet that is only dropped, or left as it is, need not be shown."""
         return self._dice
 
-    def _throw(self) -> int:
-        """What happens to the next packet."""
-        options, chance = self.options, self._random.random
-        if options.drop and chance() < options.drop:
-            return _DROP
-        odds = (_CORRUPT, options.corrupt), (_DUPLICATE, options.duplicate), (_DELAY, options.delay)
-        return sum(what for what, share in odds if share and chance() < share)
+    def _throw(self) -> tuple[int, int]:
+        """To how many of the next packets nothing happens, and what to the one behind them. Its damage is thrown later."""
+        chance = self._random.random
+        for quiet in range(AHEAD):
+            happens = 0
+            for what, share in self._odds:
+                if chance() < share:
+                    happens |= what
+                    if what == _DROP:
+                        break
+            if happens:
+                return quiet, happens
+        return AHEAD - 1, 0
 
     def _is_copy(self, packet: Packet) -> bool:
         """Whether the packet is a copy that was sent here; otherwise it gets one."""

@@ -12,7 +12,7 @@ from nfq_agent import element
 from nfq_agent.element import Emit, Needs, PacketElement
 from nfq_agent.flow import Flow
 from nfq_agent.packet import FiveTuple, Packet, PacketError
-from nfq_agent.steps import Die, Step
+from nfq_agent.steps import AHEAD, Die, Step
 from nfq_agent.verdict import ACCEPT, DROP, Verdict
 
 
@@ -81,8 +81,13 @@ class Sample(PacketElement[SampleOptions]):
                 return False
         return self._die.choose()
 
-    def _throw(self) -> bool:
-        return self._random.random() < self._share
+    def _throw(self) -> tuple[int, bool]:
+        """How many of the next packets are not chosen, and whether the one behind them is."""
+        chance, share = self._random.random, self._share
+        for missed in range(AHEAD):
+            if chance() < share:
+                return missed, True
+        return AHEAD - 1, False
 
     def _is_chosen(self, protocol: int, src: bytes, sport: int | None, dst: bytes, dport: int | None) -> bool:
         return self._fraction(FiveTuple(protocol, src, sport, dst, dport)) < self._share
