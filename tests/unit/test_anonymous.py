@@ -38,6 +38,12 @@ TABLES = "[queue.main]\n[element.allow]\n[proxy.tcp]\n"
         ("b\u00fccher.example _acme.com acme.com-x", "name-1 name-2 name-3"),
         ("acme.so shop.py acme.md", "file-1.so file-2.py file-3.md"),
         ("alice@acme.com", "mail-1"),
+        ("j\u00f6rg@b\u00fccher.example", "mail-1"),
+        # Letters with marks of their own, in two forms, and the full stops of other scripts.
+        ("connect bu\u0308cher.example: refused", "connect name-1: refused"),
+        ("\u0909\u0926\u093e\u0939\u0930\u0923.\u092a\u0930\u0940\u0915\u094d\u0937\u093e, x", "name-1, x"),
+        ("\u4f8b\u3048\u3002\u30c6\u30b9\u30c8 xn--bcher-kva.example", "name-1 name-2"),
+        ("2001:db8::1 . 443, src:2001:db8::2 ip6-2001-db8", "ipv6-1 . 443, src:ipv6-2 ip6-2001-db8"),
         # Paths.
         ("/var/log/acme.com.pcap /etc/lists/acme.com.txt", "/var/log/file-1.pcap /etc/lists/file-2.txt"),
         ("/home/alice/x /home/bob/x", "/home/user-1/x /home/user-2/x"),
@@ -48,6 +54,11 @@ TABLES = "[queue.main]\n[element.allow]\n[proxy.tcp]\n"
         # Remarks of others in rules.
         ('-m comment --comment "default/payments:http" -j X', '-m comment --comment "comment-1" -j X'),
         ("-m comment --comment nfq-agent:default:web -j X", None),
+        ('-j LOG --log-prefix "acme drop: " --log-level 4', '-j LOG --log-prefix "comment-1" --log-level 4'),
+        ("-m string --string acme --algo bm", '-m string --string "comment-1" --algo bm'),
+        ("-m recent --name ACME --rsource", '-m recent --name "comment-1" --rsource'),
+        ("-m set --match-set acme-vpn dst -j X", '-m set --match-set "comment-1" dst -j X'),
+        ('udp dport 53 log prefix "acme " accept', 'udp dport 53 log prefix "comment-1" accept'),
         ('ip saddr 10.0.0.1 comment "for alice"', 'ip saddr ipv4-1 comment "comment-1"'),
         # What a reader of the report needs.
         ("queue.main.elements element.allow.rule[2].dst agent.drift_check", None),
@@ -61,7 +72,7 @@ def test_addresses_and_names_are_replaced(text: str, expected: str | None) -> No
 
 @given(
     address=st.ip_addresses().filter(lambda each: not each.is_loopback and not each.is_unspecified),
-    before=st.sampled_from(["", " ", "(", "[", "=", '"', "/", ",", "<", "a "]),
+    before=st.sampled_from(["", " ", "(", "[", "=", '"', "/", ",", "<", "a ", "a:", "::ffff:0:0/96 "]),
     after=st.sampled_from(["", " ", ")", "]", ":", ".", ",", ":443", ": ", "/24", "%eth0", '"', "-", ";"]),
 )
 def test_no_address_is_left_whatever_stands_beside_it(
@@ -70,7 +81,7 @@ def test_no_address_is_left_whatever_stands_beside_it(
     assert str(address) not in anonymous(f"{before}{address}{after}", {})
 
 
-LABEL = st.text("abcxyz0189-", min_size=1, max_size=6).filter(lambda each: each.strip("-") == each)
+LABEL = st.text("abcxyz0189-\u00fc\u0308\u093e\u4f8b", min_size=1, max_size=6).filter(lambda each: each.strip("-") == each)
 
 
 @given(
@@ -91,6 +102,7 @@ num = 7   # see acme-wiki
 elements = ["dpi", "allow", "files"]
 [element.allow]
 type = "policy"
+geo = "/srv/acme/places.mmdb"
 [[element.allow.rule]]
 name = "acme-shop"
 action = "accept"
@@ -110,6 +122,8 @@ target = "db1:5432"
 queue = "main"
 tcp_ports = [443]
 owner = "root"
+uid = ["acmeldap", "1000:1999"]
+set = "acmeset dst"
 """
 
 
@@ -132,11 +146,12 @@ def test_comments_are_emptied_and_strings_are_not() -> None:
 
 
 def test_a_report_has_no_name_of_its_host_or_its_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "conf.d").mkdir()
-    main = tmp_path / "main.toml"
+    (folder := tmp_path / "acmeconf").mkdir()
+    (folder / "conf.d").mkdir()
+    main = folder / "main.toml"
     main.write_text(CONFIG)
-    (tmp_path / "conf.d" / "acme.toml").write_text('[element.allow]\ndefault = "drop"\n# acme\n')
-    (tmp_path / "acme-list").write_text("203.0.113.8\n")
+    (folder / "conf.d" / "acme.toml").write_text('[element.allow]\ndefault = "drop"\n# acme\n')
+    (folder / "acme-list").write_text("203.0.113.8\n")
     # A log as journald prints it, with the names in its fields.
     said = "drop tcp 203.0.113.7:443 by allow: rule 1 (acme-shop), payments-eu.service, web-acme-1, db1-old: acme-host"
     fields = {
@@ -144,7 +159,15 @@ def test_a_report_has_no_name_of_its_host_or_its_peers(tmp_path: Path, monkeypat
         "NFQ_CONTAINER": "web-acme-1",
         "_HOSTNAME": "acme-host",
         "NFQ_EXE": "/opt/acme/payd",
+        "NFQ_CONTAINER_TO": "acmepod",
+        "NFQ_RULE": "rule 7 (acmeold)",
+        "NFQ_PG_USER": "acmeclerk",
+        "NFQ_PG_DATABASE": "acmebooks",
+        "NFQ_RDP_USER": "ACME\\\\clerk",
+        "NFQ_HTTP_PATH": "/acme/secret",
+        "NFQ_TLS_VERSION": "1.3",
     }
+    said += ", to acmepod by rule 7 (acmeold), acmeclerk acmebooks /acme/secret, tls 1.3"
     (tmp_path / "bin").mkdir()
     tool = tmp_path / "bin" / "journalctl"
     tool.write_text(f"#!/bin/sh\ncase \"$*\" in *json*) echo '{json.dumps(fields)}';; *) echo '{said}, /opt/acme/payd';; esac\n")

@@ -21,15 +21,25 @@ from nfq_agent.config.rule import RuleConfig
 from nfq_agent.elements import PACKET_ELEMENTS, STREAM_ELEMENTS, packet_element, stream_element
 from nfq_agent.flow_filter import Comparison, FilterError, FilterPart, Not, parse
 from nfq_agent.policy_options import RuleOptions
-from nfq_agent.protocols.known import HOSTS
+from nfq_agent.protocols.known import HOSTS, OWNERS
 from nfq_agent.values import FILE
 
+# Facts of which the values are those of a standard, or fingerprints.
+_KEPT_FACTS: Final = frozenset((
+    "dns_rcode", "dns_response", "dns_type", "dot", "ech", "http_method", "http_version", "ja3", "ja4", "mqtt_version",
+    "ntp_version", "quic_version", "redis_command", "socks_command", "socks_version", "tls_alpn", "tls_early_data", "tls_version",
+))  # fmt: skip
 # Kinds of names by the key that has them, in the configuration and in the fields of the log.
 _KINDS: Final[Mapping[str, str]] = {
-    "unit": "unit", "container": "container", "cgroup": "group", "exe": "program", "owner": "user", "group": "user",
-    "target": "host", "name": "label", "directory": "folder", "_hostname": "host",
+    "unit": "unit", "container": "container", "container_to": "container", "cgroup": "group", "exe": "program", "group": "user",
+    **dict.fromkeys(("owner", "user", "uid", "gid", "not_uid", "not_gid"), "user"), "not_cgroup": "group",
+    "set": "set", "not_set": "set", "target": "host", "name": "label", "directory": "folder", "geo": "list",
+    "container_sockets": "socket", "_hostname": "host",
+    **{fact: "user" if fact.endswith("_user") else "fact" for fact in OWNERS if fact not in _KEPT_FACTS},
     **dict.fromkeys((*HOSTS, "dst_name", "names", "allow", "deny"), "name"),
 }  # fmt: skip
+# Values of these keys that every system has.
+_USUAL: Final = re.compile(r"proxyuser|root|\d+[:-]\d+|(?:/var)?/run/(?:user/\d+/)?(?:docker|podman|podman/podman)\.sock")
 _UNITS: Final = ("service", "slice", "scope", "socket", "timer")
 _FILES: Final = (
     "toml", "py", "txt", "conf", "so", "md", "sock", "lock", "log", "json", "yaml", "yml", "pcap", "pcapng", "mmdb", "pem", "ko",
@@ -43,15 +53,24 @@ _OUR_FILE: Final = re.compile(r"nfq[-_]agent[\w-]*\.[\w.]+|xtables\.lock|resolv\
 _PACKAGE: Final = "nfq_agent."
 _MAC: Final = re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]{2}(?:([:-])[0-9A-Fa-f]{2})(?:\1[0-9A-Fa-f]{2}){4,}(?![0-9A-Za-z])")
 _IPV4: Final = re.compile(r"(?<!\d)(?:\d{1,3}\.){3}\d{1,3}(?!\d)")
-_IPV6: Final = re.compile(r"(?<![0-9A-Za-z_:.])(?=[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:)[0-9A-Fa-f:.]+")
+_IPV6: Final = re.compile(r"(?<![0-9A-Za-z_.])(?=[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:)[0-9A-Fa-f:.]+")
 _HOME: Final = re.compile(r"(?<=/home/)[^/\s\"':]+")
-_MAIL: Final = re.compile(r"(?<![\w.])[\w.+-]+@(?:[\w-]+\.)+[^\W\d_][\w-]+")
-_DOTTED: Final = re.compile(r"(?<![\w@-])[\w@:\\-]*(?:[\w-]+\.)+[^\W\d_][\w-]+")
+# What a label of a name may have: letters of any script, with the marks that are no letters by themselves (RFC 5892). Full stops
+# of other scripts separate labels, too (RFC 3490 3.1).
+_OTHER: Final = r"[^\x00-\x7f\s\u3002\uff0e\uff61]"
+_LABEL: Final = rf"(?:[\w-]|{_OTHER})"
+_LABELS: Final = rf"(?:{_LABEL}+[.\u3002\uff0e\uff61])+[^\W\d_]{_LABEL}+"
+_MAIL: Final = re.compile(rf"(?<![\w.])(?:[\w.+-]|{_OTHER})+@{_LABELS}")
+_DOTTED: Final = re.compile(rf"(?<![\w@-])(?:[\w@:\\-]|{_OTHER})*{_LABELS}")
 # What people write freely: comments of a configuration, and of rules of others.
 _COMMENT: Final = re.compile(r'("""(?:[^\\]|\\.)*?"""|\'\'\'.*?\'\'\'|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\')|#[^\n]*', re.DOTALL)
 _REMARK: Final = re.compile(
-    r'(?<=--comment )(?!"?nfq-agent:)(?:"(?:[^"\\]|\\.)*"|[^\s"]+)|(?<= comment )(?!"nfq-agent:)"(?:[^"\\]|\\.)*"'
+    r'(--(?:comment|(?:log|nflog)-prefix|string|hex-string|name|hashlimit-name|match-set) |(?<= )(?:comment|prefix) (?="))'
+    r'(?!"?nfq-agent:)("(?:[^"\\]|\\.)*"|[^\s"]+)'
 )
+# Sets and maps of nf_tables.
+_SET: Final = re.compile(r"^\s+(?:set|map|counter|quota|limit) ([\w.-]+) \{", re.MULTILINE)
+_LABEL_OF_RULE: Final = re.compile(r"rule \d+ \((.+)\)$")
 _HEADER: Final = re.compile(r"^\s*\[+\s*([a-z]+)\s*\.\s*([\w-]+)", re.MULTILINE)
 
 KindsOfNames = Mapping[str, str]
@@ -72,11 +91,19 @@ def names_in(value: object, kinds: KindsOfNames = _KINDS, key: str = "") -> Iter
             yield from names_in(each, kinds, key)
     elif isinstance(value, str) and key == "when":
         yield from _of_filter(value)
+    elif isinstance(value, str) and key in ("rule", "reason"):
+        # A rule that the configuration may not have any more.
+        if (label := _LABEL_OF_RULE.search(value)) is not None:
+            yield label[1], "label"
     elif isinstance(value, str) and value.startswith(FILE):
         yield value.removeprefix(FILE), "list"
     elif isinstance(value, str) and key in kinds:
         # Of HOST:PORT the host.
-        yield value.rpartition(":")[0] if key == "target" and ":" in value else value, kinds[key]
+        name = value.rpartition(":")[0] if key == "target" and ":" in value else value
+        # A set may have its directions behind it.
+        name = name.partition(" ")[0] if kinds[key] == "set" else name
+        if _USUAL.fullmatch(name) is None:
+            yield name, kinds[key]
 
 
 def _of_filter(text: str) -> Iterator[tuple[str, str]]:
@@ -106,7 +133,7 @@ class Replacements:
     def apply(self, text: str) -> str:
         """The text with everything replaced."""
         text = _MAC.sub(lambda found: self._word("mac", found[0]), text)
-        text = _REMARK.sub(lambda found: f'"{self._word("comment", found[0])}"', text)
+        text = _REMARK.sub(lambda found: f'{found[1]}"{self._word("comment", found[2])}"', text)
         text = _HOME.sub(lambda found: self._word("user", found[0]), text)
         for name in sorted(self._known, key=len, reverse=True):
             edges = rf"(?<![^\W_]){re.escape(name)}(?![^\W_])"

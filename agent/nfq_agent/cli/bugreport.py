@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ _COMMANDS: Final = (
     "iptables-legacy-save", "ip6tables-legacy-save", "nft list ruleset",
     "journalctl -u nfq-agent* -n 300 -o short --no-hostname",
 )  # fmt: skip
+_NOBODY: Final = 65534
 _FIELDS: Final = "journalctl -u nfq-agent* -n 300 -o json"
 
 
@@ -39,7 +40,7 @@ def bugreport(flags: Flags, output: Path | None, anonymize: bool) -> int:
     found = {title: _collected(collect) for title, collect in _sections(flags, files, anonymize)}
     text = "\n".join(f"===== {title} =====\n{each}\n" for title, each in found.items())
     if anonymize:
-        text = anonymous(text, dict(_known(files.values(), found["status"])), "\n".join(files.values()))
+        text = anonymous(text, dict(_known(files, found["status"])), "\n".join(files.values()))
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
@@ -99,12 +100,12 @@ def _output(command: str) -> str:
     return done.stdout + done.stderr
 
 
-def _known(files: Iterable[str], status: str) -> Iterator[tuple[str, str]]:
+def _known(files: Mapping[Path, str], status: str) -> Iterator[tuple[str, str]]:
     """Names without a form, with their kinds: of users and of this host, and those that the configuration and the log have.
 
-    files: the texts of the configuration. status: of the running agent, as JSON.
+    files: the texts of the configuration by their paths. status: of the running agent, as JSON.
     """
-    for text in files:
+    for text in files.values():
         # A file with faults has its names, but no tables.
         with suppress(ValueError, RecursionError):
             yield from names_in(tomllib.loads(text))
@@ -117,16 +118,35 @@ def _known(files: Iterable[str], status: str) -> Iterator[tuple[str, str]]:
     with suppress(ValueError):
         yield from names_in(json.loads(status), {"container": "container"})
     yield from ((name, "user") for name in _users())
+    # A folder of its own for the configuration.
+    yield from ((str(folder), "folder") for folder in {path.parent for path in files} if _says_something(folder))
     name = socket.gethostname()
     yield from ((each, "host") for each in (name, name.partition(".")[0]))
 
 
-def _users() -> list[str]:
-    """The names of this host's users who log in."""
+def _says_something(folder: Path) -> bool:
+    """Whether a folder of the configuration is one of this host's own."""
+    return folder.is_absolute() and folder not in (
+        DEFAULT_PATH.parent,
+        *folders(DEFAULT_PATH),
+        Path("/"),
+        Path("/etc"),
+        Path("/tmp"),
+    )
+
+
+def _users() -> set[str]:
+    """The names of people on this host: its accounts, accounts of a directory that have a home here, and who runs this."""
+    found = {os.environ.get(name, "") for name in ("SUDO_USER", "LOGNAME", "USER")}
+    with suppress(OSError):
+        found.update(os.listdir("/home"))
     with suppress(OSError):
         entries = (line.split(":") for line in _read(Path("/etc/passwd")).splitlines())
-        return [entry[0] for entry in entries if len(entry) > 2 and entry[2].isdecimal() and 1000 <= int(entry[2]) < 60000]
-    return []
+        found |= {entry[0] for entry in entries if len(entry) > 2 and entry[2].isdecimal() and 1000 <= int(entry[2]) != _NOBODY}
+    # An account by the name of its distribution says nothing, and the report names the distribution.
+    with suppress(OSError):
+        found -= set(platform.freedesktop_os_release()["ID"].split())
+    return found - {"", "root", "lost+found"}
 
 
 def anonymous(text: str, known: Mapping[str, str], config: str = "") -> str:
