@@ -101,6 +101,29 @@ def test_the_terminal_is_left_as_it_was(agent: Agent, netns: Namespace, tmp_path
     assert agent.stop() == 0
 
 
+def test_a_shell_stops_and_continues_it(agent: Agent, netns: Namespace, tmp_path: Path) -> None:
+    screen = Terminal(netns, tmp_path / "tmux")
+    try:
+        screen.start("env PS1='> ' bash --noprofile --norc -i", 80, 24)
+        until(lambda: screen.text.strip() == ">", "the prompt")
+        screen.type("stty -g | cksum; " + " ".join(top(agent)))
+        screen.press("Enter")
+        until(lambda: shows_flows(screen), "all flows")
+        screen.press("C-z")
+        until(lambda: "Stopped" in screen.text and screen.text.strip().endswith("\n>"), "the shell")
+        screen.type("stty -g | cksum; fg")
+        # The settings of the terminal are those of before.
+        before = re.findall(r"^\d+ \d+$", screen.text, re.MULTILINE)
+        screen.press("Enter")
+        until(lambda: shows_flows(screen), "all flows again")
+        screen.press("q")
+        until(lambda: screen.text.strip().endswith("\n>"), "the shell again")
+        assert re.findall(r"^\d+ \d+$", screen.text, re.MULTILINE) == before * 2
+    finally:
+        screen.end()
+    assert agent.stop() == 0
+
+
 def test_an_agent_that_is_started_again_is_asked_again(agent: Agent, netns: Namespace, tmp_path: Path) -> None:
     with (
         terminal(netns, tmp_path / "tmux", top(agent), 80, 24) as screen,

@@ -112,6 +112,26 @@ def test_a_wrong_filter_is_shown_and_the_old_one_stays() -> None:
     assert drawn(shown, 80, 24)[1] == "all, by flow, sorted by rate  filter: dport = 443"
 
 
+def test_a_long_fault_of_a_filter_takes_two_lines() -> None:
+    shown = screen()
+    typed(shown, "f", *"bytes > 1TB", "enter")
+    whole = "character 9: '1TB' is not a size; allowed: a number of bytes, or a number with kB, MB or GB, as in 64MB"
+    for width in (60, 80, 200):
+        lines = drawn(shown, width, 24)
+        assert len(lines) == 24
+        assert " ".join(lines[:2] if width < 200 else lines[1:2]) == whole
+
+
+def test_what_is_typed_is_erased_by_the_keys_of_a_terminal() -> None:
+    shown = screen()
+    typed(shown, "f", *"dport = 443 and  bytes > 1 ", *split("\x17"))
+    assert shown.typed == "dport = 443 and  bytes > "
+    typed(shown, "", *split("\x17\x17"))
+    assert shown.typed == "dport = 443 and  "
+    typed(shown, "", *split("\x15\x17"), "suspend")
+    assert shown.typed == ""
+
+
 def test_a_paused_screen_stands_still() -> None:
     shown = screen()
     before = drawn(shown, 80, 24)

@@ -15,7 +15,7 @@ from typing import Any, Final
 _NAMED: Final = {
     "\r": "enter", "\n": "enter", "\x7f": "backspace", "\b": "backspace", "\x1b": "escape",
     "\x1b[A": "up", "\x1b[B": "down", "\x1bOA": "up", "\x1bOB": "down", "\x1b[5~": "page-up", "\x1b[6~": "page-down",
-    "\x1b[H": "home", "\x1bOH": "home", "\x1b[1~": "home",
+    "\x1b[H": "home", "\x1bOH": "home", "\x1b[1~": "home", "\x15": "erase", "\x17": "erase-word", "\x1a": "suspend",
 }  # fmt: skip
 # A sequence of a key (ECMA-48, 5.4; SS3 of a terminal in application mode), or one character.
 _KEY: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO.|.", re.DOTALL)
@@ -41,12 +41,16 @@ class Keys:
             self._before = termios.tcgetattr(self._terminal)
             changed = termios.tcgetattr(self._terminal)
             changed[3] &= ~(termios.ECHO | termios.ICANON)
-            # Ctrl-Z would leave the shell with this screen.
+            # Ctrl-Z is a key: at once it would leave the shell with this screen.
             changed[6][termios.VSUSP] = b"\0"
             termios.tcsetattr(self._terminal, termios.TCSADRAIN, changed)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the terminal its settings back."""
         if self._terminal is not None:
             termios.tcsetattr(self._terminal, termios.TCSADRAIN, self._before)
 

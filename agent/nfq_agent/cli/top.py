@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -139,6 +141,10 @@ class Screen:
             self.typed, self.wrong = None, ""
         elif key == "backspace":
             self.typed = typed[:-1]
+        elif key == "erase":
+            self.typed = ""
+        elif key == "erase-word":
+            self.typed = typed[: len(typed.rstrip()) - len(typed.split()[-1])] if typed.split() else ""
         elif len(key) == 1:
             self.typed = typed + key
 
@@ -154,7 +160,8 @@ class Screen:
         shown = found.lines
         table = _groups(self.view, shown, width) if self.view.grouping is not Grouping.NONE else _flows(self.view, shown, width)
         gap = Text("\n" * (self.page - len(shown) - 1)) if len(shown) < self.page else None
-        return Group(self._title(found), self._settings(), table, *([gap] if gap is not None else []), self._foot(width))
+        head = self._fault(width) or (self._title(found), self._settings())
+        return Group(*head, table, *([gap] if gap is not None else []), self._foot(width))
 
     def report(self, width: int, now: float) -> Group:
         """The same without a screen: all lines, and no keys."""
@@ -171,6 +178,11 @@ class Screen:
         shown = f"{flows} flow{'s' * (flows != 1)}, {dropped} dropped, {would} would drop, {size_text(int(rate))}/s"
         missed = f", {self.missed} records missed" if self.missed else ""
         return _cut(f"Instance {self.instance}: {shown}{missed}", "bold")
+
+    def _fault(self, width: int) -> tuple[Text, Text] | None:
+        """A fault of the typed filter that takes two lines."""
+        first, *others = textwrap.wrap(printable(self.wrong), width) or [""]
+        return (_cut(first, "red"), _cut(" ".join(others), "red")) if others else None
 
     def _settings(self) -> Text:
         view = self.view
@@ -321,9 +333,23 @@ def _watch(questions: Questions, screen: Screen, console: Console, seconds: floa
             if shown is not None:
                 shown.update(screen.draw(console.width, console.height, now), refresh=True)
             for key in keys.wait(max(0.0, min(asks, ends) - time.monotonic())):
+                if key == "suspend":
+                    _suspend(keys, shown)
                 screen.press(key)
     if not screen.ended:
         _take(questions, questions.ask_at_the_end(), screen, time.monotonic())
+
+
+def _suspend(keys: Keys, shown: Live | None) -> None:
+    """Stop as Ctrl-Z stops a program, with the terminal as it was; continue when the shell says so."""
+    if shown is not None:
+        shown.stop()
+    keys.restore()
+    # The whole job, as the terminal would; an orphan is not stopped (setpgid(2)).
+    os.kill(0, signal.SIGTSTP)
+    keys.__enter__()
+    if shown is not None:
+        shown.start()
 
 
 def _take(questions: Questions, records: list[dict[str, Any]], screen: Screen, now: float) -> None:
