@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import keyword
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -220,17 +222,30 @@ def new_element(name: str, folder: Path) -> int:
         folder / "elements" / f"test_{module}.py": _TEST,
         folder / f"{module}.toml": _CONFIG,
     }
-    if existing := [str(path) for path in files if path.exists()]:
+    if existing := [str(path) for path in files if path.exists() or path.is_symlink()]:
         show.error(f"nfq-agent: {', '.join(existing)} exists; nothing was written")
         return 1
     try:
         (folder / "elements").mkdir(parents=True, exist_ok=True)
         for path, text in files.items():
             path.write_text(text.format(**words))
-            note(f"wrote {path}")
     except OSError as error:
-        show.error(f"nfq-agent: {error.filename}: {error.strerror}")
+        # None of them was there before.
+        for path in files:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        show.error(
+            f"nfq-agent: {error.filename}: {error.strerror}; nothing was written; --into takes a folder that can be written"
+        )
         return 1
-    note(f"next: cd {folder / 'elements'} && python -m pytest test_{module}.py")
-    note(f"then: nfq-agent check --config {folder / module}.toml")
+    for path in files:
+        note(f"wrote {path}")
+    note(f"next: cd {_for_a_shell(folder / 'elements')} && python -m pytest test_{module}.py")
+    note(f"then: nfq-agent check --config {_for_a_shell(folder / f'{module}.toml')}")
     return 0
+
+
+def _for_a_shell(path: Path) -> str:
+    """A path that a shell takes as one word, and a program not as an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
