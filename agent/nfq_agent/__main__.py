@@ -88,6 +88,11 @@ def _parsed() -> int:
         return error.exit_code
     except typer.Abort:
         return 130
+    except SystemExit as error:
+        # The library would exit with 1 where the reader of our output has closed it.
+        if isinstance(error.__context__, BrokenPipeError):
+            raise error.__context__ from None
+        raise
 
 
 # What the command line's library says about a value, and what is printed instead.

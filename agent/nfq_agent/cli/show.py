@@ -92,12 +92,25 @@ def json_object(value: Mapping[str, Any]) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
-def console() -> Console:
-    """Standard output for tables: as wide as the terminal, or 80 columns without one."""
+def console(on_standard_error: bool = False, width_of_library: bool = False) -> Console:
+    """Standard output for tables: as wide as the terminal, or 80 columns without one.
+
+    width_of_library: without a terminal, COLUMNS counts.
+    """
     # Importing rich takes a tenth of a second; only code that draws a table does it.
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, soft_wrap=False)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            # The library would exit with 1; what it means is said in one place (__main__).
+            raise BrokenPipeError
+
+    return Output(
+        stderr=on_standard_error,
+        width=None if width_of_library or sys.stdout.isatty() else _WIDTH,
+        highlight=False,
+        soft_wrap=False,
+    )
 
 
 def side_effects(ruleset: Ruleset, host: RuleHost, user: str | None) -> list[str]:

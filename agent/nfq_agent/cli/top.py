@@ -276,7 +276,7 @@ def top(flags: Flags, what: str, seconds: float, as_json: bool) -> int:
     instance = loading.instance_of(flags)
     questions = Questions(instance, None)
     screen = Screen(instance, LiveFlows(), View(part), what)
-    console = Console(stderr=as_json)
+    console = show.console(on_standard_error=as_json, width_of_library=True)
     # A terminal without commands for its cursor (TERM=dumb) has no screen to draw on.
     on_screen = console.is_terminal and not console.is_dumb_terminal and not as_json
     endless = math.isinf(seconds) and not on_screen
