@@ -165,6 +165,8 @@ def _read(path: Path, source: Source) -> dict[str, Any]:
     # Before it is read: a change during the reading counts.
     source.stamps[path] = stamp(path)
     try:
+        if path.is_dir():
+            raise ConfigError([f"{path}: is a folder; allowed: a readable TOML file"])
         if writable_by_others(path, path.parent):
             raise ConfigError([_open_to_others(path, "file")])
         if (folder := open_folder(path, path.parent)) is not None:
