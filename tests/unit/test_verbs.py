@@ -127,13 +127,45 @@ def test_flags_with_one_dash(given: list[str], meant: list[str]) -> None:
         ("apply --confirm 0", "Invalid value for '--confirm': allowed: at least 1; see `nfq-agent apply --help`"),
         ("replay", "Missing argument 'FILE'; see `nfq-agent replay --help`"),
         ("chaos maybe", "Invalid value for 'on|off': 'maybe' is not one of 'on', 'off'; see `nfq-agent chaos --help`"),
-        ("top --for x", "Invalid value: 'x' is not a valid duration; "
+        ("export json --idle x", "Invalid value for '--idle': 'x' is not a valid duration; "
+         'allowed: "0", or a number with us, ms, s, m or h, as in "5s"; see `nfq-agent export --help`'),
+        ("export xml", "Invalid value for 'ipfix|json': 'xml' is not a known format; allowed: ipfix, json; "
+         "see `nfq-agent export --help`"),
+        ("top --for x", "Invalid value for '--for': 'x' is not a valid duration; "
          'allowed: "0", or a number with us, ms, s, m or h, as in "5s"; see `nfq-agent top --help`'),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_one_line_that_names_the_verb(given: str, said: str) -> None:
     done = subprocess.run([sys.executable, "-m", "nfq_agent", *given.split()], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"nfq-agent: {said}\n")
+
+
+@pytest.mark.parametrize("name", ["", "Bad Name", "../x", "thirteen-long"])
+@pytest.mark.parametrize("verb", ["status", "top", "metrics", "export json", "rules", "confirm", "check"])
+def test_a_name_that_no_instance_can_have_is_refused(verb: str, name: str) -> None:
+    argv = [sys.executable, "-m", "nfq_agent", *verb.split(), "--instance", name]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    said = f"command line: agent.instance: {name!r} is not valid; allowed: 1 to 12 small letters, digits and hyphens\n"
+    assert (done.returncode, done.stdout, done.stderr) == (78, "", said)
+
+
+def test_a_folder_is_no_configuration_and_its_rights_are_left_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    argv = [sys.executable, "-m", "nfq_agent", "check", "--config", str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (78, f"{tmp_path}: is a folder; allowed: a readable TOML file\n")
+
+
+@pytest.mark.parametrize("verb", ["elements", "elements dpi", "doctor", "--help", "explain tcp 10.0.0.1:443"])
+def test_a_reader_that_closes_its_pipe_is_no_failure(verb: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-m", "nfq_agent", *verb.split()]
+    try:
+        done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("typed", "completed"), [("st", "status"), ("plan --j", "--json")])

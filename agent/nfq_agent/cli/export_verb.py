@@ -43,9 +43,15 @@ def export(
 ) -> int:
     """Write the flows of the running agents until it is stopped. Needs no root for members of group nfq-agent-flows."""
     from nfq_agent.cli import export as exporting
+    from nfq_agent.cli import loading
+    from nfq_agent.cli.flags import Flags
     from nfq_agent.cli.flow_records import seconds_of
 
     if form not in exporting.FORMS:
-        raise typer.BadParameter(f"{form!r} is not a known format; allowed: {', '.join(exporting.FORMS)}")
+        raise typer.BadParameter(
+            f"{form!r} is not a known format; allowed: {', '.join(exporting.FORMS)}", param_hint="'ipfix|json'"
+        )
+    if instance is not None:
+        instance = loading.instance_of(Flags(None, instance))
     encoding = exporting.FORMS[form](domain, enterprise)
-    return exporting.export(instance, encoding, to, what, (seconds_of(active), seconds_of(idle)))
+    return exporting.export(instance, encoding, to, what, (seconds_of(active, "--active"), seconds_of(idle, "--idle")))

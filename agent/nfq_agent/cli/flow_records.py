@@ -23,12 +23,12 @@ _SELF: Final = "nfq-agent: "
 _FIRST: Final = "the agent judges packets first, and reports what it has time for"
 
 
-def seconds_of(text: str) -> float:
-    """`60`, `60s` or `5m` in seconds; an empty text has no end. Raises typer.BadParameter."""
+def seconds_of(text: str, option: str = "--for") -> float:
+    """`60`, `60s` or `5m` in seconds; an empty text has no end. Raises typer.BadParameter for the option."""
     try:
         return math.inf if not text else float(text) if text.isdecimal() else duration(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error), param_hint=f"'{option}'") from error
 
 
 def read_filter(text: str) -> FilterPart | None:

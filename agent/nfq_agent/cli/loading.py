@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings, target_in_force
 from nfq_agent.config.file import Check, check, instance_in, load, load_table, without_elements
-from nfq_agent.config.models import Agent, Config, ConfigError, LogConfig
+from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError, LogConfig
 from nfq_agent.config.source import tables_of
 
 
@@ -53,8 +54,14 @@ def with_marks(config: Config) -> Config:
 
 
 def instance_of(flags: Flags) -> str:
-    """The instance of a verb. Nothing else of the configuration is read: it may have any other fault."""
+    """The instance of a verb. Nothing else of the configuration is read: it may have any other fault.
+
+    Raises ConfigError for a name on the command line that no instance can have: sockets and rules are found by it.
+    """
     if flags.instance is not None:
+        if re.fullmatch(INSTANCE, flags.instance) is None:
+            what = f"command line: agent.instance: {flags.instance!r} is not valid"
+            raise ConfigError([f"{what}; allowed: 1 to 12 small letters, digits and hyphens"])
         return flags.instance
     from nfq_agent.cli import show
 

@@ -267,7 +267,7 @@ def chaos(
     try:
         seconds = duration(last)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error), param_hint="'--for'") from error
     return requests.chaos(Flags(config, instance), queue, faults or [], seconds)
 
 
@@ -358,7 +358,7 @@ def metrics(
     try:
         return scrape.serve(flags, Endpoint.parse(listen))
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error), param_hint="'--listen'") from error
 
 
 @app.command(epilog="Example: nfq-agent bugreport --anonymize")
