@@ -58,6 +58,9 @@ TABLES = "[queue.main]\n[element.allow]\n[proxy.tcp]\n"
         ("-m string --string acme --algo bm", '-m string --string "comment-1" --algo bm'),
         ("-m recent --name ACME --rsource", '-m recent --name "comment-1" --rsource'),
         ("-m set --match-set acme-vpn dst -j X", '-m set --match-set "comment-1" dst -j X'),
+        ('"rule": "-m comment --comment \\"nfq-agent:default:web\\" -j X"', None),
+        ('"rule": "-m comment --comment \\"of acme\\" -j X"', '"rule": "-m comment --comment "comment-1" -j X"'),
+        ("al\\u0069ce \\U00000061lice \\u0007 \\Uffffffff", "user-1 user-1 \\u0007 \\Uffffffff"),
         ('udp dport 53 log prefix "acme " accept', 'udp dport 53 log prefix "comment-1" accept'),
         ('ip saddr 10.0.0.1 comment "for alice"', 'ip saddr ipv4-1 comment "comment-1"'),
         # What a reader of the report needs.
@@ -104,7 +107,7 @@ elements = ["dpi", "allow", "files"]
 type = "policy"
 geo = "/srv/acme/places.mmdb"
 [[element.allow.rule]]
-name = "acme-shop"
+name = 'acme-shop "\u0440\u0443\u0441"'
 action = "accept"
 tls_sni = ["*.acme.com", "intranet"]
 unit = "payments*"
@@ -153,7 +156,8 @@ def test_a_report_has_no_name_of_its_host_or_its_peers(tmp_path: Path, monkeypat
     (folder / "conf.d" / "acme.toml").write_text('[element.allow]\ndefault = "drop"\n# acme\n')
     (folder / "acme-list").write_text("203.0.113.8\n")
     # A log as journald prints it, with the names in its fields.
-    said = "drop tcp 203.0.113.7:443 by allow: rule 1 (acme-shop), payments-eu.service, web-acme-1, db1-old: acme-host"
+    said = 'drop tcp 203.0.113.7:443 by allow: rule 1 (acme-shop "\u0440\u0443\u0441"), payments-eu.service'
+    said += ", web-acme-1, db1-old: acme-host"
     fields = {
         "NFQ_UNIT": "payments-eu.service",
         "NFQ_CONTAINER": "web-acme-1",
@@ -177,12 +181,13 @@ def test_a_report_has_no_name_of_its_host_or_its_peers(tmp_path: Path, monkeypat
     text = (tmp_path / "report.txt").read_text()
     left = re.findall(r"(?i).*(?:acme|alice|payments|intranet|db1|203\.0\.113|2001:db8|/opt/).*", text)
     assert left == []
+    assert "\u0440\u0443\u0441" not in text
     assert "[element.allow]" in text
     assert 'elements = ["dpi", "allow", "files"]' in text
 
 
 def test_names_in_the_status_are_those_of_the_answer_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [{"owners": [{"container": "web-acme"}]}]
+    answers = [{"owners": [{"container": "web-acme"}], "rule": 'rule 1 (acme-shop "\u0440\u0443\u0441")'}]
 
     def asked(*_: object) -> dict[str, Any]:
         if not answers:
@@ -194,4 +199,4 @@ def test_names_in_the_status_are_those_of_the_answer_that_is_shown(tmp_path: Pat
     assert bugreport(Flags(main), tmp_path / "report.txt", True) == 0
     text = (tmp_path / "report.txt").read_text()
     assert re.search(r'"container": "container-\d+"', text)
-    assert "acme" not in text
+    assert re.findall(r".*(?:acme|\u0440\u0443\u0441|u0440).*", text) == []

@@ -7,6 +7,7 @@ say, are found by the values that the configuration and the log give them. In do
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -66,10 +67,11 @@ _DOTTED: Final = re.compile(rf"(?<![\w@-])(?:[\w@:\\-]|{_OTHER})*{_LABELS}")
 _COMMENT: Final = re.compile(r'("""(?:[^\\]|\\.)*?"""|\'\'\'.*?\'\'\'|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\')|#[^\n]*', re.DOTALL)
 _REMARK: Final = re.compile(
     r'(--(?:comment|(?:log|nflog)-prefix|string|hex-string|name|hashlimit-name|match-set) |(?<= )(?:comment|prefix) (?="))'
-    r'(?!"?nfq-agent:)("(?:[^"\\]|\\.)*"|[^\s"]+)'
+    r'(?!\\?"?nfq-agent:)("(?:[^"\\]|\\.)*"|\\"[^"\\]*\\"|[^\s"]+)'
 )
-# Sets and maps of nf_tables.
-_SET: Final = re.compile(r"^\s+(?:set|map|counter|quota|limit) ([\w.-]+) \{", re.MULTILINE)
+_SET: Final = re.compile(r"^\s+(?:set|map) ([\w.-]+) \{$", re.MULTILINE)
+# Characters as JSON and TOML may write them.
+_ESCAPED: Final = re.compile(r"\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa-f]{8})")
 _LABEL_OF_RULE: Final = re.compile(r"rule \d+ \((.+)\)$")
 _HEADER: Final = re.compile(r"^\s*\[+\s*([a-z]+)\s*\.\s*([\w-]+)", re.MULTILINE)
 
@@ -120,6 +122,16 @@ def _of_filter(text: str) -> Iterator[tuple[str, str]]:
             waiting += [part.part] if isinstance(part, Not) else part.parts
 
 
+def sets_of(ruleset: str) -> list[str]:
+    """The names of sets and maps, as `nft list ruleset` prints them."""
+    return _SET.findall(ruleset)
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    number = int(found[1] or found[2], 16)
+    return chr(number) if number <= sys.maxunicode and chr(number).isprintable() else found[0]
+
+
 class Replacements:
     """The words that stand for what was found so far."""
 
@@ -127,11 +139,14 @@ class Replacements:
         """known: names without a form, by kind. config: the text of the configuration, for the names of its tables."""
         self._words: dict[str, str] = {}
         self._counts: dict[str, int] = {}
-        self._known = {name: kind for name, kind in known.items() if _of_its_own(name)}
+        # In JSON a quotation mark in a name has a backslash in front.
+        both = {form: kind for name, kind in known.items() for form in (name, json.dumps(name, ensure_ascii=False)[1:-1])}
+        self._known = {name: kind for name, kind in both.items() if _of_its_own(name)}
         self._tables = {".".join(found.groups()) for found in _HEADER.finditer(config)} | {"agent", "log"}
 
     def apply(self, text: str) -> str:
         """The text with everything replaced."""
+        text = _ESCAPED.sub(_unescaped, text)
         text = _MAC.sub(lambda found: self._word("mac", found[0]), text)
         text = _REMARK.sub(lambda found: f'{found[1]}"{self._word("comment", found[2])}"', text)
         text = _HOME.sub(lambda found: self._word("user", found[0]), text)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from nfq_agent.cli import loading, running, show
-from nfq_agent.cli.anonymous import Replacements, names_in, without_comments
+from nfq_agent.cli.anonymous import Replacements, names_in, sets_of, without_comments
 from nfq_agent.cli.doctor import examine
 from nfq_agent.cli.flags import Flags
 from nfq_agent.cli.show import wrapped
@@ -40,7 +40,7 @@ def bugreport(flags: Flags, output: Path | None, anonymize: bool) -> int:
     found = {title: _collected(collect) for title, collect in _sections(flags, files, anonymize)}
     text = "\n".join(f"===== {title} =====\n{each}\n" for title, each in found.items())
     if anonymize:
-        text = anonymous(text, dict(_known(files, found["status"])), "\n".join(files.values()))
+        text = anonymous(text, dict(_known(files, found["status"], found["nft list ruleset"])), "\n".join(files.values()))
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
@@ -69,7 +69,10 @@ def _sections(flags: Flags, files: Mapping[Path, str], anonymize: bool) -> Itera
     for path, text in files.items():
         yield f"configuration {path}", lambda text=text: shown(text)  # type: ignore[misc]  # of this turn of the loop
     yield "check", lambda: f"valid; instance {loading.configuration(flags).agent.instance}"
-    yield "status", lambda: json.dumps(running.status_object(loading.instance_of(flags), 5.0), indent=1, default=str)
+    yield (
+        "status",
+        lambda: json.dumps(running.status_object(loading.instance_of(flags), 5.0), indent=1, default=str, ensure_ascii=False),
+    )
     yield (
         "doctor",
         lambda: "\n".join(
@@ -100,10 +103,10 @@ def _output(command: str) -> str:
     return done.stdout + done.stderr
 
 
-def _known(files: Mapping[Path, str], status: str) -> Iterator[tuple[str, str]]:
+def _known(files: Mapping[Path, str], status: str, ruleset: str) -> Iterator[tuple[str, str]]:
     """Names without a form, with their kinds: of users and of this host, and those that the configuration and the log have.
 
-    files: the texts of the configuration by their paths. status: of the running agent, as JSON.
+    files: the texts of the configuration by their paths. status: of the running agent, as JSON. ruleset: as nft prints it.
     """
     for text in files.values():
         # A file with faults has its names, but no tables.
@@ -117,6 +120,7 @@ def _known(files: Mapping[Path, str], status: str) -> Iterator[tuple[str, str]]:
     # It is no JSON where no agent answers.
     with suppress(ValueError):
         yield from names_in(json.loads(status), {"container": "container"})
+    yield from ((name, "set") for name in sets_of(ruleset))
     yield from ((name, "user") for name in _users())
     # A folder of its own for the configuration.
     yield from ((str(folder), "folder") for folder in {path.parent for path in files} if _says_something(folder))
