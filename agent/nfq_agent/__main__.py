@@ -149,7 +149,10 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # for as long as the process lives
     # A locale without UTF-8 has no form for some characters, and a name of a file may be no text at all.
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        # In the locale C Python escapes what came from bytes, and fails at all else.
+        if stream.errors == "strict" or (stream.errors == "surrogateescape" and stream.encoding.lower() != "utf-8"):
             stream.reconfigure(errors="replace")
 
 

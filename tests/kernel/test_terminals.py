@@ -74,10 +74,11 @@ def test_without_a_screen_the_flows_are_printed_at_the_end(agent: Agent, netns: 
     assert agent.stop() == 0
 
 
+@pytest.mark.parametrize("locale", ["PYTHONIOENCODING=ascii", "PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 LC_ALL=C"])
 @pytest.mark.parametrize("name", ["top", "trace", "status"])
-def test_characters_that_the_locale_does_not_have_are_replaced(agent: Agent, netns: Namespace, name: str) -> None:
+def test_characters_that_the_locale_does_not_have_are_replaced(agent: Agent, netns: Namespace, name: str, locale: str) -> None:
     words = () if name == "status" else ("--for", "2")
-    done = netns.run("env", "PYTHONIOENCODING=ascii", *COMMAND, name, "--config", str(agent.config), *words)
+    done = netns.run("env", *locale.split(), *COMMAND, name, "--config", str(agent.config), *words)
     assert "Traceback" not in done.stderr
     assert "egress" in done.stdout
     assert agent.stop() == 0
