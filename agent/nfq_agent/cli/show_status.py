@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from nfq_agent.cli.show import console
+from nfq_agent.cli.show import console, prose
 from nfq_agent.counters import INLINE_COUNTERS, TAP_COUNTERS
 from nfq_agent.rules.model import Rule, instance_of
 from nfq_agent.service.status import (
@@ -99,10 +99,8 @@ def _rule_state(out: Console, drift: DriftStatus) -> None:
 
 def others(running: Iterable[Status], now: float) -> None:
     """A line for each running agent of another instance."""
-    out = console()
     for other in running:
-        line = f"Also running: instance {other.instance}, version {other.version}, pid {other.pid}, up {_up(other, now)}"
-        out.print(line, markup=False)
+        prose(f"Also running: instance {other.instance}, version {other.version}, pid {other.pid}, up {_up(other, now)}", 2)
 
 
 def _confinement(out: Console, confinement: ConfinementStatus) -> None:
