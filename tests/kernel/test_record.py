@@ -42,6 +42,8 @@ for host in hosts:
     client.getresponse().read()
 client.close()
 """
+TAP = '[tap.web]\ninterfaces = ["lo"]\ntcp_ports = [8080]\n'
+QUEUE = '[rules.web]\nqueue = "main"\nhooks = ["output"]\ntcp_ports = [8080]\n[queue.main]\n'
 # Answers ten milliseconds after it was asked.
 SLOW = """
 import socket, time
@@ -90,12 +92,12 @@ def test_the_figures_are_those_of_a_capture(netns: Namespace, tmp_path: Path) ->
     assert agent.stop() == 0
 
 
-def test_a_tap_knows_how_long_a_short_connection_took(netns: Namespace, tmp_path: Path) -> None:
-    """The kernel hands over its packets together."""
+@pytest.mark.parametrize("where", [TAP, QUEUE], ids=["tap", "queue"])
+def test_the_record_of_a_short_connection_has_its_duration(netns: Namespace, tmp_path: Path, where: str) -> None:
+    """A tap is handed its packets together, and the turn of a worker may begin before the packet comes that it waits for."""
     netns.start(sys.executable, "-c", SLOW)
     until(lambda: listening(netns, 8080), "the server listens")
-    text = '[tap.web]\ninterfaces = ["lo"]\ntcp_ports = [8080]\nelements = ["record"]\n'
-    agent = Agent(netns, tmp_path, text, LOG_FORMAT="json").ready()
+    agent = Agent(netns, tmp_path, f'{where}elements = ["record"]\n', LOG_FORMAT="json").ready()
     with recording(netns, tmp_path / "seen.pcap"):
         netns.run("nc", "-N", "127.0.0.1", "8080", input="x")
         until(lambda: any(each.get("end") == "closed" for each in records(agent)), "the connection has ended")

@@ -185,6 +185,17 @@ def test_the_end_has_the_rule_of_the_name_that_it_has() -> None:
     ]  # fmt: skip
 
 
+def test_the_reset_of_a_rejected_connection_does_not_make_it_accepted() -> None:
+    run = Bench("record", before=[("dpi", {}), ("policy", {**ALLOW, "default": "reject"})])
+    pass_through(run, *opened(client_hello("bad.test")))
+    reset = tcp(SERVER, CLIENT, flags="R", seq=101)
+    assert run.decide(reset) is ACCEPT
+    run.wait(2.0)
+    assert [(each["event"], each["verdict"], each["reason"]) for each in records(run)] == [
+        ("begin", "reject", "policy: default"), ("end", "reject", "policy: default"),
+    ]  # fmt: skip
+
+
 def test_records_beyond_the_rate_are_counted() -> None:
     run = Bench("record", per_second=5)
     for port in range(50):

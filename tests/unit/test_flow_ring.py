@@ -18,8 +18,8 @@ from nfq_agent.policy_options import PolicyOptions
 from nfq_agent.service.flow_stream import answer
 from nfq_agent.service.flow_watch import PACKETS_PER_SECOND, FlowWatch
 from nfq_agent.service.watch_share import FLOWS, PACKETS, WatchShare
-from nfq_agent.testing import udp
-from nfq_agent.verdict import ACCEPT
+from nfq_agent.testing import tcp, udp
+from nfq_agent.verdict import ACCEPT, REJECT
 
 SECOND = 1_000_000_000
 
@@ -125,6 +125,23 @@ def test_flows_are_told_while_they_are_watched() -> None:
     watched.watch.tend(SECOND, None)
     assert watched.ask(SECOND)["records"] == []
     assert not watched.watch.tend(9 * SECOND, None)
+
+
+def test_a_reset_that_passes_does_not_turn_what_was_rejected() -> None:
+    watched = Watched()
+    watched.ask(SECOND)
+    watched.ask(SECOND, "verdict = accept", client="trace")
+    watched.watch.tend(SECOND, None)
+    client, server = "10.0.0.1:5", "10.0.0.2:23"
+    for packet, verdict in ((tcp(client, server, flags="S"), REJECT), (tcp(server, client, flags="RA"), ACCEPT)):
+        watched.chain.decide(packet, None)
+        watched.watch.saw(packet, None, verdict, 1.0)
+    watched.watch.tend(SECOND, None)
+    (flow,) = watched.ask(SECOND)["records"]
+    assert (flow["verdict"], flow["packets"]) == ("reject", 2)
+    # The packet itself passed.
+    (traced,) = watched.ask(SECOND, "verdict = accept", client="trace")["records"]
+    assert (traced["verdict"], traced["src"]) == ("accept", "10.0.0.1")
 
 
 def test_a_traced_packet_shows_its_way() -> None:

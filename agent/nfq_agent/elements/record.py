@@ -107,8 +107,10 @@ class FlowRecord(PacketElement[RecordOptions]):
         case.packets += 1
         case.facts = dict(flow.facts)
         outcome = _outcome(verdict)
-        # A handshake that passes says nothing yet; it may still be judged by the previous connection of its five-tuple.
-        passes = outcome == "accept" and (flow.undecided or flags & _SYN)
+        # A handshake that passes says nothing yet; it may still be judged by the previous connection of its five-tuple. A reset
+        # that passes ends what was rejected.
+        ends = flags & _RST and case.outcome not in ("", "accept")
+        passes = outcome == "accept" and (flow.undecided or flags & _SYN or ends)
         if not passes or flow.undecided:
             # Also of the same outcome: another message may be judged by another rule.
             case.reason = str(flow.facts.get("reason", ""))

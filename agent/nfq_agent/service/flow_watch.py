@@ -33,6 +33,7 @@ _COMPARED: Final = 4
 _WALKED: Final = 1024
 # Traced packets a second, of each filter.
 PACKETS_PER_SECOND: Final = 1000
+_RST: Final = 4
 _HIDDEN: Final = frozenset(("reason", "dpi", "dns_verified"))
 
 
@@ -45,6 +46,11 @@ class _Seen:
     outcome: dict[str, Any] = field(default_factory=dict)
     told: Account | None = None
     begun: int = 0
+
+    @property
+    def denied(self) -> bool:
+        """Whether it was dropped, or would have been."""
+        return "would" in self.outcome or self.outcome.get("verdict") in ("drop", "reject")
 
 
 def filter_number(text: str) -> int:
@@ -191,16 +197,19 @@ class FlowWatch:
         if not seen.place:
             seen.place = {"hook": hook_name(packet.hook), **self._chain.context.owners.names(packet)}
         element, rule = self._chain.reason(packet, flow)
-        seen.outcome = {
+        outcome = {
             "verdict": verdict.word,
             "element": element,
             "rule": rule,
             "reason": f"{element}: {rule}" if rule else element,
         }
         if verdict is WOULD_DROP:
-            seen.outcome["would"] = "drop"
+            outcome["would"] = "drop"
+        # A reset that passes ends what was rejected; it does not turn that.
+        if not (verdict is ACCEPT and seen.denied and (packet.headers.tcp_flags or 0) & _RST):
+            seen.outcome = outcome
         if self._traces:
-            self._trace_some(packet, seen, table, now)
+            self._trace_some(packet, seen, outcome, table, now)
 
     def _follow(self, seen: _Seen, table: FlowTable) -> None:
         self._seen[id(seen.flow)] = seen
@@ -209,16 +218,17 @@ class FlowWatch:
             if table.account(oldest.flow) != oldest.told:
                 self._ring.leave_out()
 
-    def _trace_some(self, packet: Packet, seen: _Seen, table: FlowTable, now: float) -> None:
+    def _trace_some(self, packet: Packet, seen: _Seen, outcome: dict[str, Any], table: FlowTable, now: float) -> None:
         if not self._own:
             if self.share.packets <= 0:
                 self.leave_unlooked(1)
                 return
             self.share.packets -= 1
-        self._trace(packet, seen, table, now)
-
-    def _trace(self, packet: Packet, seen: _Seen, table: FlowTable, now: float) -> None:
         record = self._record(seen, table.account(seen.flow))
+        record.pop("would", None)
+        self._trace(packet, seen, record | outcome, now)
+
+    def _trace(self, packet: Packet, seen: _Seen, record: dict[str, Any], now: float) -> None:
         told = []
         for slot, trace in self._traces.items():
             if not trace.part.match(record):

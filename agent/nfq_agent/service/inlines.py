@@ -30,7 +30,7 @@ from nfq_agent.service.flow_watch import FlowWatch
 from nfq_agent.service.interface_worker import InterfaceWorker
 from nfq_agent.service.packet_judge import WorkerSettings
 from nfq_agent.service.packet_loop import WorkerLoop
-from nfq_agent.service.worker import WorkerError
+from nfq_agent.service.worker import WorkerError, judged_now
 from nfq_agent.verdict import ACCEPT, DROP
 
 _VERDICTS: Final = {"accept": ACCEPT, "drop": DROP}
@@ -246,6 +246,7 @@ class InlineWorker(InterfaceWorker):
             OwnProcess(self.pulse.beat, self.confinement.with_needs(needs).close),
             by_flow=source,
             watch=FlowWatch(self.ring, chain, {"inline": self.name}),
+            moment=judged_now if chain.follows else None,
         )
         try:
             loop.run()

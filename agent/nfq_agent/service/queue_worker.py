@@ -40,7 +40,7 @@ from nfq_agent.service.served_queue import ServedQueue
 from nfq_agent.service.served_queues import ServedQueues
 from nfq_agent.service.store import Store
 from nfq_agent.service.stored_control import StoredControl
-from nfq_agent.service.worker import Roster, Worker
+from nfq_agent.service.worker import Roster, Worker, judged_now
 from nfq_agent.service.worker_counts import LastingCounts
 from nfq_agent.verdict import ACCEPT, DROP
 
@@ -324,6 +324,7 @@ class QueueWorker(Worker):
             source,
             FlowWatch(self.ring, chain, {"queue": self.number}),
             self.figures.latency,
+            judged_now if chain.follows else None,
         ).run()
 
     def _shut(self, _: ProcessNeeds | None) -> None:

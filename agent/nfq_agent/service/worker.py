@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from nfq_agent.flow_ring import FlowRing
 from nfq_agent.host.child import STOP, Child, NotReady
@@ -18,11 +18,19 @@ from nfq_agent.service.order import Order
 from nfq_agent.service.restarts import WITHIN, Deaths
 from nfq_agent.service.store import Store
 
+if TYPE_CHECKING:
+    from nfq_agent.packet import Packet
+
 READY_WITHIN: Final = 10.0
 STOP_WITHIN: Final = 2.0
 Q = TypeVar("Q", bound="Worker")
 P = TypeVar("P", bound="Worker")
 T = TypeVar("T", bound="Worker")
+
+
+def judged_now(_: Packet) -> float:
+    """When a packet is judged, in seconds of the monotonic clock: its turn may have begun before it came."""
+    return time.monotonic()
 
 
 class WorkerError(Exception):
