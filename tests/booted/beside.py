@@ -31,7 +31,7 @@ ip -n far link set lo up
 
 
 def serving(host: Container) -> None:
-    until(lambda: host.show("nfq-agent", "ActiveState") == "active", "nfq-agent is active", 60)
+    until(lambda: host.show("nfq-agent", "ActiveState") == "active", "nfq-agent is active")
 
 
 def configure(host: Container, text: str) -> None:
@@ -59,9 +59,9 @@ def _tables(lines: Iterable[str]) -> Iterator[list[str]]:
     yield table
 
 
-def whole(host: Container, seconds: float = 15) -> None:
+def whole(host: Container) -> None:
     """Wait until all rules of the baseline are in the kernel."""
-    until(lambda: len([line for line in ours(host) if _RULE.search(line)]) == 4, "our rules are back", seconds)
+    until(lambda: len([line for line in ours(host) if _RULE.search(line)]) == 4, "our rules are back")
 
 
 def log(host: Container) -> str:
@@ -85,13 +85,13 @@ def connections(host: Container) -> int:
     return int(status(host)["proxies"][0]["counters"]["connections"])
 
 
-# argv: how many requests, and the port. Prints how many are answered with an ELF file.
+# argv: how many requests, the port, and seconds to wait for each. Prints how many are answered with an ELF file.
 _FETCH = """
 import sys, urllib.request
 good = 0
 for _ in range(int(sys.argv[1])):
     try:
-        with urllib.request.urlopen(f"http://10.9.0.1:{sys.argv[2]}/bin/busybox", timeout=1) as answer:
+        with urllib.request.urlopen(f"http://10.9.0.1:{sys.argv[2]}/bin/busybox", timeout=float(sys.argv[3])) as answer:
             good += answer.read(4) == b"\\x7fELF"
     except OSError:
         pass
@@ -99,10 +99,10 @@ print(good)
 """
 
 
-def fetch(host: Container, count: int = 1, port: int = 8080) -> int:
-    """How many requests of the peer elsewhere are answered."""
-    words = ("nsenter", "--net=/run/netns/far", "python3", "-c", _FETCH, str(count), str(port))
-    return int(host.run(*words, timeout=120).stdout)
+def fetch(host: Container, count: int = 1, port: int = 8080, seconds: float = 20) -> int:
+    """How many requests of the peer elsewhere are answered, each within `seconds`."""
+    words = ("nsenter", "--net=/run/netns/far", "python3", "-c", _FETCH, str(count), str(port), str(seconds))
+    return int(host.run(*words).stdout)
 
 
 def taken(host: Container) -> None:

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker("booted")
             # Fixtures do not count: the first ones of a machine build roots and packages, each command with its timeout.
-            item.add_marker(pytest.mark.timeout(600, func_only=True))
+            item.add_marker(pytest.mark.timeout(1200, func_only=True))
 
 
 @pytest.fixture(scope="session", params=RELEASES, ids=lambda release: release.name)
@@ -55,7 +55,7 @@ def installed(release: Release, built: Packages) -> Iterator[Installed]:
     with Layer(base) as layer:
         shutil.copy(built.deb, layer.root / "root")
         with Container(layer) as host:
-            done = host.run("sh", "-c", f"apt-get install -y /root/{built.deb.name} 2>&1", timeout=300)
+            done = host.run("sh", "-c", f"apt-get install -y /root/{built.deb.name} 2>&1", timeout=900)
             state = host.show("nfq-agent", "ActiveState")
             enabled = host.run("systemctl", "is-enabled", "nfq-agent", check=False).stdout.strip()
             rules = host.shell("iptables-legacy-save -t mangle; ip6tables-legacy-save -t mangle")
@@ -71,7 +71,7 @@ def _made(built: Packages, *neighbours: str) -> Iterator[tuple[Path, ...]]:
     with Layer(base) as layer:
         shutil.copy(deb, layer.root / "root")
         with Container(layer) as host:
-            host.run("apt-get", "install", "-y", f"/root/{deb.name}", timeout=300)
+            host.run("apt-get", "install", "-y", f"/root/{deb.name}", timeout=900)
             host.power_off()
         layer.detach()
         yield layer.changes, base

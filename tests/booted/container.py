@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from booted.nspawn import ENVIRONMENT, PREFIX, checked, control_group, nspawn, remove_group, setenv, trees, until
+from booted.nspawn import ENVIRONMENT, PATIENCE, PREFIX, checked, control_group, nspawn, remove_group, setenv, trees, until
 from booted.roots import cache
 
 # Seconds that packages are kept after their last use.
@@ -66,9 +66,9 @@ class Layer:
 
     @staticmethod
     def _unmount(folder: Path) -> None:
-        until(lambda: subprocess.run(["umount", str(folder)], capture_output=True).returncode == 0, f"{folder} unmounted", 10)
+        until(lambda: subprocess.run(["umount", str(folder)], capture_output=True).returncode == 0, f"{folder} unmounted")
 
-    def run(self, *argv: str, binds: Sequence[str] = (), environment: dict[str, str] | None = None, timeout: float = 600) -> str:
+    def run(self, *argv: str, binds: Sequence[str] = (), environment: dict[str, str] | None = None, timeout: float = 900) -> str:
         """Run a command in the root without booting it; its output. There is no network."""
         extra = [f"--setenv={name}={value}" for name, value in (environment or {}).items()]
         with control_group() as enter:
@@ -125,7 +125,7 @@ class Container:
                 )
             self._stack.callback(self._end)
             self.pid = until(self._leader, "a first process in the container")
-            until(self._booted, "systemd has booted", 60)
+            until(self._booted, "systemd has booted")
         except BaseException:
             print(self._console.read_text(errors="replace"))
             self._stack.close()
@@ -138,7 +138,7 @@ class Container:
         try:
             children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
             return int(children[0]) if children and Path(f"/proc/{children[0]}/comm").read_text() == "systemd\n" else 0
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             return 0
 
     def _booted(self) -> bool:
@@ -162,12 +162,12 @@ class Container:
                 os.kill(pid, signal.SIGKILL)
             else:
                 self._nspawn.kill()
-        self._nspawn.wait(20)
+        self._nspawn.wait(PATIENCE)
 
     def power_off(self) -> None:
         """Shut down in order, as a person would."""
         self.run("systemctl", "poweroff", check=False)
-        self._nspawn.wait(60)
+        self._nspawn.wait(PATIENCE)
         self._stack.close()
 
     def command(self, argv: Sequence[str]) -> list[str]:
@@ -175,7 +175,7 @@ class Container:
         words = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
         return ["nsenter", f"--target={self.pid}", "--all", "--", "env", "-i", *words, *argv]
 
-    def run(self, *argv: str, check: bool = True, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, check: bool = True, timeout: float = PATIENCE, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command inside to its end, with its output captured; a failure shows it."""
         options.setdefault("stdin", None if "input" in options else subprocess.DEVNULL)
         if "input" in options:

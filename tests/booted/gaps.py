@@ -106,7 +106,7 @@ def kill(host: Container, also: Callable[[Container], str] = lambda _: "") -> fl
     host.shell(f"kill -KILL {pid} {others} || true")
     # To ask again and again takes processor time from what is measured.
     time.sleep(1)
-    restarted(host, pid, 60)
+    restarted(host, pid)
     return began
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "nfq-agent-test-"
+# How long a test waits for what has to come, in seconds. It only bounds a test that fails: on a loaded machine all takes long.
+PATIENCE = 120.0
 
 
 ENVIRONMENT = {
@@ -22,7 +24,7 @@ ENVIRONMENT = {
 }
 
 
-def checked(command: Sequence[str], timeout: float = 300, **options: Any) -> str:
+def checked(command: Sequence[str], timeout: float = 900, **options: Any) -> str:
     done: subprocess.CompletedProcess[str] = subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, **options
     )
@@ -66,7 +68,7 @@ def control_group() -> Iterator[list[str]]:
         for group in groups:
             for folder, _, _ in os.walk(group, topdown=False):
                 # A process that is just ending keeps its group busy for a moment.
-                until(partial(remove_group, folder), f"{folder} empty", 5)
+                until(partial(remove_group, folder), f"{folder} empty")
 
 
 def remove_group(folder: str) -> bool:
@@ -79,7 +81,7 @@ def remove_group(folder: str) -> bool:
     return True
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 15) -> Any:
+def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
     """What `condition` returns as soon as it is true; an AssertionError that says `what` did not come in time."""
     deadline = time.monotonic() + seconds
     while True:

@@ -101,9 +101,9 @@ def wheels(release: Release, *parts: str, top: Path = TOP) -> Path:
     def make(folder: Path) -> None:
         for lock in locks:
             subprocess.run(
-                [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps",
-                 "--require-hashes", "--requirement", str(lock), "--dest", str(folder), "--implementation=cp",
-                 f"--python-version={release.python}", *(f"--platform={name}" for name in platforms)],
+                [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--retries=10", "--timeout=60",
+                 "download", "--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(folder),
+                 "--implementation=cp", f"--python-version={release.python}", *(f"--platform={name}" for name in platforms)],
                 check=True,
             )  # fmt: skip
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from booted.container import Container
-from booted.nspawn import checked
+from booted.nspawn import checked, until
 from booted.packages import TOP, Packages
 
 
 def release_of(source: Path, key: str, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [str(source / "packaging/release"), "--key", key, "--out", str(out), "--url", "http://127.0.0.1:8000", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL)
 
 
 def repository(built: Packages, key: str, folder: Path) -> Path:
@@ -37,6 +37,7 @@ def served(host: Container, out: Path) -> Iterator[None]:
         ["nsenter", f"--target={host.pid}", "--net", *serve], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as server:
         try:
+            until(lambda: ":8000" in host.run("ss", "--listening", "--tcp", "--numeric").stdout, "the repository is served")
             yield
         finally:
             server.terminate()

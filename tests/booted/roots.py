@@ -28,6 +28,11 @@ _BUILD = (
 )  # fmt: skip
 
 
+# Seconds that a root may take on a loaded machine.
+_LONG = 1800
+_APT = ("apt-get", "-qq", "-y", "-o", "Acquire::Retries=5")
+
+
 @dataclass(frozen=True, slots=True)
 class Release:
     """A Debian release. id: as in its os-release."""
@@ -66,13 +71,24 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def again(make: Callable[[], object], folder: Path) -> None:
+    """Fill a folder; once more from the beginning if that fails: what is downloaded may not come for a moment."""
+    try:
+        make()
+    except AssertionError as error:
+        print(f"once more: {error}")
+        shutil.rmtree(folder)
+        folder.mkdir()
+        make()
+
+
 def base_root(release: Release) -> Path:
     """A minimal host of the release, with the packages that nfq-agent depends on waiting in apt's cache."""
     wanted = _hash("base 1", *_HOST, *_DEPENDENCIES)
 
     def make(root: Path) -> None:
         command = ["debootstrap", "--variant=minbase", f"--include={','.join(_HOST)}", release.name, str(root), _mirror()]
-        checked(command, timeout=600)
+        again(lambda: checked(command, timeout=_LONG), root)
         with _apt(root):
             _apt_get(root, "update")
             _apt_get(root, "install", "--download-only", *_DEPENDENCIES)
@@ -162,4 +178,4 @@ def _apt(root: Path) -> Iterator[None]:
 
 def _apt_get(root: Path, *words: str) -> None:
     with control_group() as enter:
-        checked([*enter, *nspawn(root), "--pipe", *setenv(), "apt-get", "-qq", "-y", *words], timeout=900)
+        checked([*enter, *nspawn(root), "--pipe", *setenv(), *_APT, *words], timeout=_LONG)

@@ -34,12 +34,12 @@ def prepare_podman(host: Container) -> None:
     host.write("/etc/containers/containers.conf", _ENGINE)
     host.write("/p/pause", _PAUSE)
     host.shell("chmod +x /p/pause; mkdir /p/bin; cp /bin/busybox /p/bin; tar -C /p -c . | podman import --quiet "
-               "--change 'ENTRYPOINT [\"/pause\"]' - pause", timeout=60)  # fmt: skip
+               "--change 'ENTRYPOINT [\"/pause\"]' - pause")  # fmt: skip
 
 
 def make_image(host: Container, runtime: str) -> None:
     """Make the image `bb`."""
-    host.shell(f"{_IMAGE}tar -C /t -c . | {runtime} import - bb", timeout=120)
+    host.shell(f"{_IMAGE}tar -C /t -c . | {runtime} import - bb")
 
 
 def run_servers(host: Container, runtime: str, *names: str) -> None:
@@ -47,7 +47,7 @@ def run_servers(host: Container, runtime: str, *names: str) -> None:
     make_image(host, runtime)
     for name in names:
         serve = ("/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/")
-        host.run(runtime, "run", "--detach", f"--name={name}", "bb", *serve, timeout=120)
+        host.run(runtime, "run", "--detach", f"--name={name}", "bb", *serve)
 
 
 def address(host: Container, runtime: str, name: str) -> str:
@@ -78,7 +78,7 @@ spec:
       command: [/bin/busybox, httpd, -f, -p, "80", -h, /]
 """,
     )
-    host.run("podman", "kube", "play", "--network=podman", f"/srv/{name}.yaml", timeout=120)
+    host.run("podman", "kube", "play", "--network=podman", f"/srv/{name}.yaml")
     return host.run("podman", "inspect", "--format={{.Id}}", f"{name}-{container}").stdout.strip()
 
 

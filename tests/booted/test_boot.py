@@ -39,11 +39,11 @@ WantedBy=multi-user.target
 def booted_beside_docker(host: Container, first: str, second: str) -> None:
     """Wait until both are up and a published port answers. first: the unit that was up before `second`."""
     serving(host)
-    until(lambda: host.show("docker", "ActiveState") == "active", "docker is active", 120)
+    until(lambda: host.show("docker", "ActiveState") == "active", "docker is active")
     since = [int(host.show(unit, "ActiveEnterTimestampMonotonic")) for unit in (first, second)]
     assert since[0] < since[1]
     host.shell(FAR)
-    until(lambda: fetch(host, 1) == 1, "the published port answers", 120)
+    until(lambda: fetch(host, 1) == 1, "the published port answers")
 
 
 def test_boot_with_docker_in_both_orders(neighboured: tuple[Path, ...]) -> None:
@@ -53,10 +53,10 @@ def test_boot_with_docker_in_both_orders(neighboured: tuple[Path, ...]) -> None:
             configure(host, PROXY)
             # As where a network service wants network.target, which no unit of this host does: Docker then comes after the agent.
             host.write("/etc/systemd/system/docker.service.d/order.conf", "[Unit]\nAfter=nfq-agent.service\n")
-            host.run("systemctl", "enable", "--now", "docker", timeout=120)
-            host.shell("mkdir -p /t/bin && cp /bin/busybox /t/bin/ && tar -C /t -c . | docker import - bb", timeout=120)
+            host.run("systemctl", "enable", "--now", "docker")
+            host.shell("mkdir -p /t/bin && cp /bin/busybox /t/bin/ && tar -C /t -c . | docker import - bb")
             host.run("docker", "run", "-d", "--restart=always", "--name=web", "-p", "8080:80", "bb", "/bin/busybox", "httpd",
-                     "-f", "-p", "80", "-h", "/", timeout=120)  # fmt: skip
+                     "-f", "-p", "80", "-h", "/")  # fmt: skip
             host.power_off()
         with Container(layer) as host:
             # The agent comes first, as its unit says. Its legacy NAT is asked second: what it misses is counted and told.
@@ -67,7 +67,7 @@ def test_boot_with_docker_in_both_orders(neighboured: tuple[Path, ...]) -> None:
             assert connections(host) == 0
             assert bypass(host, "proxy")["count"] >= 30
             assert "NAT order" in host.run("nfq-agent", "doctor", check=False).stdout
-            until(lambda: "traffic passed uninspected" in log(host), "it is in the log", 90)
+            until(lambda: "traffic passed uninspected" in log(host), "it is in the log")
             assert foreign(host) == rules
             host.write("/etc/nfq-agent/conf.d/beside.toml", f'[agent]\nbackend = "owned"\n{PROXY}')
             host.power_off()
@@ -138,7 +138,7 @@ def test_the_first_seconds_of_a_boot(neighboured: tuple[Path, ...]) -> None:
             # As where a network service wants network.target. Without the order `auto` chooses by what Docker has done so far.
             host.write("/etc/systemd/system/docker.service.d/order.conf", "[Unit]\nAfter=nfq-agent.service\n")
             host.write("/etc/systemd/system/web.service", WEB)
-            host.shell("systemctl enable nftables docker fail2ban holder web", timeout=120)
+            host.shell("systemctl enable nftables docker fail2ban holder web")
             host.power_off()
         with Container(layer, own_clock=True) as host:
             serving(host)
@@ -147,10 +147,10 @@ def test_the_first_seconds_of_a_boot(neighboured: tuple[Path, ...]) -> None:
             assert ready <= active_since(host, "network-pre.target")
             whole(host)
             judged(host)
-            until(lambda: host.show("docker", "ActiveState") == "active", "docker is active", 120)
+            until(lambda: host.show("docker", "ActiveState") == "active", "docker is active")
             assert ready < active_since(host, "docker")
             host.shell(FAR)
-            until(lambda: fetch(host, 1) == 1, "the server answers through the firewall", 30)
+            until(lambda: fetch(host, 1) == 1, "the server answers through the firewall")
             taken(host)
             rules = foreign(host)
             assert "table inet firewall" in host.run("nft", "list", "tables").stdout
@@ -182,7 +182,7 @@ def test_netfilter_persistent(persistent: tuple[Path, ...]) -> None:
             host.power_off()
         with Container(layer) as host:
             serving(host)
-            until(lambda: host.show("netfilter-persistent", "ActiveState") == "active", "the saved rules are restored", 30)
+            until(lambda: host.show("netfilter-persistent", "ActiveState") == "active", "the saved rules are restored")
             whole(host)
             judged(host)
             assert len([line for line in ours(host) if line.startswith("-A")]) == 8

@@ -60,7 +60,7 @@ def counted(host: Container) -> dict[str, int]:
 def counts(host: Container, name: str) -> None:
     """Wait until the rule counts, from now on."""
     before = counted(host).get(name, 0)
-    until(lambda: counted(host).get(name, 0) > before + 2, f"rule {name} counts", 20)
+    until(lambda: counted(host).get(name, 0) > before + 2, f"rule {name} counts")
 
 
 def followed(host: Container) -> int:
@@ -89,6 +89,8 @@ def test_rules_follow_the_units_of_systemd(host: Container, backend: str) -> Non
     assert status(host)["drift"]["waiting"] == []
     # The same datagrams from the other unit do not match the rule.
     host.run("systemctl", "kill", "--signal=STOP", "sender")
+    # What it was sending has left by then.
+    until(lambda: "State:\tT" in host.shell(f"cat /proc/{main_pid(host, 'sender')}/status"), "it has stopped")
     stopped = counted(host)["unit"]
     counts(host, "others")
     assert counted(host)["unit"] == stopped

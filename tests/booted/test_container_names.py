@@ -55,15 +55,15 @@ def named(host: Container, tool: str, socket: str) -> None:
         lambda: "allowed: CAP_SYS_PTRACE (the drop-in containers.conf" in host.journal("--unit=nfq-agent"),
         "it says what is missing",
     )
-    assert containers(host) == {None}
+    until(lambda: containers(host) == {None}, "the interfaces are taken, and have no names")
     drop_in(host, "containers")
     host.run("systemctl", "restart", "nfq-agent")
-    until(lambda: containers(host) == ids, "they are known by their ids", 30)
+    until(lambda: containers(host) == ids, "they are known by their ids")
     unnamed = f"{socket} does not name containers"
     until(lambda: unnamed in host.journal("--unit=nfq-agent"), "it says that ids are used")
     drop_in(host, tool)
     host.run("systemctl", "restart", "nfq-agent")
-    until(lambda: containers(host) == {"web", "asking"}, "they are known by their names", 30)
+    until(lambda: containers(host) == {"web", "asking"}, "they are known by their names")
     # CAP_SYS_PTRACE is 19: the supervisor has it, no worker.
     report = status(host)
     pids = [
@@ -77,7 +77,7 @@ def named(host: Container, tool: str, socket: str) -> None:
 
 def logged(host: Container, text: str, *fields: str) -> None:
     """Wait for a line of the agent's log that has these fields of the journal."""
-    until(lambda: text in host.journal("--unit=nfq-agent", *fields), f"the log has {text!r} with {fields}", 30)
+    until(lambda: text in host.journal("--unit=nfq-agent", *fields), f"the log has {text!r} with {fields}")
 
 
 def judged(host: Container, tool: str, web: str) -> None:
@@ -108,10 +108,10 @@ def judged_without_ports(host: Container, tool: str, web: str) -> None:
     host.shell(f"sed -i 's/dport = 80/dport = 81/' {config}")
     host.run("systemctl", "start", "nfq-agent")
     # A container asks elsewhere, and is asked from there.
-    until(lambda: asks(host, tool, "asking", "10.9.0.2"), "there is a way out", 60)
+    until(lambda: asks(host, tool, "asking", "10.9.0.2"), "there is a way out")
     logged(host, "-> 10.9.0.2:80 FORWARD accept", "NFQ_CONTAINER=asking", "NFQ_QUEUE=130")
     far = ("ip", "netns", "exec", "far", "timeout")
-    host.run(*far, "20", "bash", "-c", ASK, "ask", web)
+    host.run(*far, "60", "bash", "-c", ASK, "ask", web)
     logged(host, "10.9.0.2:", "NFQ_CONTAINER=web", "NFQ_QUEUE=130")
     host.shell(f"sed -i 's/dport = 81/dport = 80/' {config}")
     host.run("systemctl", "reload", "nfq-agent")
@@ -122,7 +122,7 @@ def judged_without_ports(host: Container, tool: str, web: str) -> None:
 
 def test_docker(neighboured: tuple[Path, ...]) -> None:
     with Layer(*neighboured) as layer, Container(layer) as host:
-        host.run("systemctl", "start", "docker", timeout=120)
+        host.run("systemctl", "start", "docker")
         run_servers(host, "docker", "web", "asking")
         host.shell("echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables")
         named(host, "docker", "/run/docker.sock")
@@ -150,7 +150,7 @@ def test_podman(with_podman: tuple[Path, ...]) -> None:
         # A pod has the name of its container, not of the one that holds its namespaces. It comes while the agent runs.
         host.run("systemctl", "start", "nfq-agent")
         play_pod(host, "shop", "cart-0", "app")
-        until(lambda: containers(host) == {"web", "asking", "cart-0-app"}, "the pod is known by its container's name", 60)
+        until(lambda: containers(host) == {"web", "asking", "cart-0-app"}, "the pod is known by its container's name")
         pod = pod_address(host, "cart-0")
         assert asks(host, "podman", "asking", pod)
         logged(host, f"-> {pod}:80 FORWARD accept", "NFQ_CONTAINER=asking", "NFQ_CONTAINER_TO=cart-0-app")

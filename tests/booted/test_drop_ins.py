@@ -55,12 +55,12 @@ import socket
 for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
     server = socket.create_server((address, 9), family=family)
     client = socket.socket(family, socket.SOCK_STREAM)
-    client.settimeout(10)
+    client.settimeout(60)
     assert client.connect_ex((address, 9)) == 111, "a TCP client is refused"
     server, client = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
     server.bind((address, 9))
     server.setblocking(False)
-    client.settimeout(10)
+    client.settimeout(60)
     client.connect((address, 9))
     client.send(b"hello")
     try:
@@ -90,8 +90,8 @@ def test_reject_under_the_packaged_unit(host: Container) -> None:
     drop_in(host, "reject")
     host.run("systemctl", "reset-failed", "nfq-agent", check=False)
     host.run("systemctl", "start", "nfq-agent")
-    host.run("python3", "-c", _REFUSED, timeout=90)
-    until(lambda: "NFQ_VERDICT=reject" in host.journal("--unit=nfq-agent", "--output=verbose"), "the log says reject", 30)
+    host.run("python3", "-c", _REFUSED)
+    until(lambda: "NFQ_VERDICT=reject" in host.journal("--unit=nfq-agent", "--output=verbose"), "the log says reject")
     assert "NFQ_RULE=rule 1" in host.journal("--unit=nfq-agent", "--output=verbose")
 
 
@@ -110,13 +110,13 @@ def test_the_drop_in_for_programs(host: Container) -> None:
     host.run("systemctl", "restart", "nfq-agent")
     until(lambda: "the drop-in exe.conf of the unit" in host.journal("--unit=nfq-agent"), "it says what is missing")
     exchange_in_a_unit(host)
-    until(lambda: "NFQ_EVENT=begin" in host.journal("--unit=nfq-agent", "--output=verbose"), "there is a record", 30)
+    until(lambda: "NFQ_EVENT=begin" in host.journal("--unit=nfq-agent", "--output=verbose"), "there is a record")
     program = "NFQ_EXE=" + host.run("readlink", "-f", "/usr/bin/python3").stdout.strip()
     assert program not in host.journal("--unit=nfq-agent", "--output=verbose")
     drop_in(host, "exe")
     host.run("systemctl", "restart", "nfq-agent")
     exchange_in_a_unit(host)
-    until(lambda: program in host.journal("--unit=nfq-agent", "--output=verbose"), "the program is known", 30)
+    until(lambda: program in host.journal("--unit=nfq-agent", "--output=verbose"), "the program is known")
 
 
 def test_a_proxy_needs_the_unit_to_allow_ip(host: Container) -> None:
@@ -141,8 +141,8 @@ def test_a_proxy_needs_the_unit_to_allow_ip(host: Container) -> None:
 _THROUGH_PROXY = """
 import socket
 server = socket.create_server(("127.0.0.1", 8080))
-client = socket.create_connection(("127.0.0.1", 8080), timeout=10)
-server.settimeout(10)
+client = socket.create_connection(("127.0.0.1", 8080), timeout=60)
+server.settimeout(60)
 connection, peer = server.accept()
 assert peer != client.getsockname(), "the connection did not go through the proxy"
 client.sendall(b"there")

@@ -50,10 +50,10 @@ def image(built: Packages) -> Path:
             become = ["setpriv", "--reuid=builder", "--regid=builder", "--init-groups", "env", "HOME=/home/builder"]
             become += ["XDG_RUNTIME_DIR=/run/user/1000", "NFQ_AGENT_BUILD_OPTIONS=--isolation=chroot"]
             with subprocess.Popen(["tar", "-C", str(base), "-c", "."], stdout=subprocess.PIPE) as tar:
-                host.run(*become, "podman", "import", "-", "localhost/debian", stdin=tar.stdout, timeout=120)
+                host.run(*become, "podman", "import", "-", "localhost/debian", stdin=tar.stdout)
             script = "/srv/nfq-agent/packaging/image/build"
-            host.run(*become, script, "--base", "localhost/debian", "--deb", f"/srv/{built.deb.name}", timeout=300)
-            host.run(*become, "podman", "save", "--quiet", "--output=/home/builder/image.tar", "nfq-agent:latest", timeout=120)
+            host.run(*become, script, "--base", "localhost/debian", "--deb", f"/srv/{built.deb.name}", timeout=900)
+            host.run(*become, "podman", "save", "--quiet", "--output=/home/builder/image.tar", "nfq-agent:latest")
             (folder / "image.tar").write_bytes(Path(f"/proc/{host.pid}/root/home/builder/image.tar").read_bytes())
 
     return made_once(f"{built.release.name}-packages-image-{wanted}", make) / "image.tar"
@@ -65,7 +65,7 @@ def podman(built: Packages, image: Path) -> Iterator[Container]:
     with Layer(neighbours_root(built.release, *PODMAN)) as layer, Container(layer) as host:
         prepare_podman(host)
         shutil.copy(image, layer.root / "srv/image.tar")
-        host.run("podman", "load", "--quiet", "--input", "/srv/image.tar", timeout=120)
+        host.run("podman", "load", "--quiet", "--input", "/srv/image.tar")
         yield host
 
 
@@ -96,8 +96,8 @@ def test_a_read_only_container_judges_and_a_kill_leaves_nothing(podman: Containe
     (shown,) = json.loads(host.run("podman", "image", "inspect", "nfq-agent").stdout)
     assert shown["Size"] < _MOST
     assert shown["Config"]["Entrypoint"] == ["/usr/bin/nfq-agent"]
-    host.run("podman", "run", "--detach", "--name=agent", *_RUN, "nfq-agent", timeout=60)
-    until(lambda: status(host, "agent"), "it serves", 60)
+    host.run("podman", "run", "--detach", "--name=agent", *_RUN, "nfq-agent")
+    until(lambda: status(host, "agent"), "it serves")
     assert_few_rights(host, "agent")
     assert host.run("podman", "exec", "agent", "/bin/sh", check=False).returncode != 0
     host.run("systemd-run", "--unit=web", "busybox", "httpd", "-f", "-p", "11000", "-h", "/usr")
@@ -116,7 +116,7 @@ def test_a_read_only_container_judges_and_a_kill_leaves_nothing(podman: Containe
 def play(host: Container, text: str) -> str:
     """Play this manifest, without limits, for which the tests' host has no controller. Returns the name of the container."""
     host.write("/srv/nfq-agent.yaml", re.sub(r" +resources:\n +requests:.*\n +limits:.*\n", "", text))
-    host.run("podman", "kube", "play", "/srv/nfq-agent.yaml", timeout=60)
+    host.run("podman", "kube", "play", "/srv/nfq-agent.yaml")
     return "nfq-agent-pod-nfq-agent"
 
 
@@ -132,7 +132,7 @@ def test_the_daemonset_reloads_and_leaves_nothing(podman: Container) -> None:
         return [each["container"] for each in found["taps"][0]["interfaces"]] if found else []
 
     # Without the right to look at other processes an interface has no name; its packets are seen as well.
-    until(lambda: containers() == [None], "the interface is taken", 60)
+    until(lambda: containers() == [None], "the interface is taken")
     assert_few_rights(host, pod)
 
     def judged() -> int:
@@ -140,16 +140,25 @@ def test_the_daemonset_reloads_and_leaves_nothing(podman: Container) -> None:
         return int(found["taps"][0]["counters"]["judged"]) if found else 0
 
     seen = judged()
-    host.run("curl", "-sf", "-o", "/dev/null", f"http://{address(host, 'podman', 'web')}/bin/busybox")
-    until(lambda: judged() > seen, "its packets are seen", 30)
+    host.run(
+        "curl",
+        "-sf",
+        "--retry",
+        "20",
+        "--retry-connrefused",
+        "-o",
+        "/dev/null",
+        f"http://{address(host, 'podman', 'web')}/bin/busybox",
+    )
+    until(lambda: judged() > seen, "its packets are seen")
     # As the kubelet changes a ConfigMap: all of it at once, by a link.
     volume = host.run("podman", "volume", "inspect", "--format={{.Mountpoint}}", "nfq-agent").stdout.strip()
     host.shell(f"cd {volume}; mkdir ..2; sed 's/\"veth\\*\"/\"none*\"/' nfq-agent.toml >..2/nfq-agent.toml; ln -s ..2 ..data; "
                "ln -s ..data/nfq-agent.toml new; mv new nfq-agent.toml")  # fmt: skip
-    until(lambda: status(host, pod) and not containers(), "the changed configuration is in force", 30)
+    until(lambda: status(host, pod) and not containers(), "the changed configuration is in force")
     host.run("podman", "pod", "kill", "nfq-agent-pod")
     until(lambda: not traces(host), "nothing is left of the pod")
-    host.run("podman", "kube", "down", "/srv/nfq-agent.yaml", timeout=60)
+    host.run("podman", "kube", "down", "/srv/nfq-agent.yaml")
 
 
 def test_the_daemonset_judges_by_the_names_of_pods(podman: Container) -> None:
@@ -175,21 +184,21 @@ def test_the_daemonset_judges_by_the_names_of_pods(podman: Container) -> None:
         found = status(host, agent)
         return found["taps"][0] if found else {"interfaces": [], "counters": {"would_drop": 0}}
 
-    until(lambda: [each["container"] for each in tap()["interfaces"]] == ["shop/cart-0"], "the pod is known by its name", 60)
+    until(lambda: [each["container"] for each in tap()["interfaces"]] == ["shop/cart-0"], "the pod is known by its name")
     assert tap()["counters"]["would_drop"] == 0
     pod = pod_address(host, "cart-0")
     # A tap drops nothing.
-    host.run("curl", "-sf", "-o", "/dev/null", f"http://{pod}/bin/busybox")
-    until(lambda: tap()["counters"]["would_drop"] > 0, "the policy names the pod", 30)
+    host.run("curl", "-sf", "--retry", "20", "--retry-connrefused", "-o", "/dev/null", f"http://{pod}/bin/busybox")
+    until(lambda: tap()["counters"]["would_drop"] > 0, "the policy names the pod")
     line = re.compile(rf"-> {pod}:80 .*shop/cart-0")
-    until(lambda: line.search(host.run("podman", "logs", agent).stderr), "its line in the log names the pod", 30)
+    until(lambda: line.search(host.run("podman", "logs", agent).stderr), "its line in the log names the pod")
 
 
 def test_a_runtime_that_gives_no_ambient_capabilities(podman: Container) -> None:
     """As runtimes of Kubernetes start a container: its user is not root and has by itself no capability after exec(2)."""
     host = podman
-    host.run("podman", "create", "--name=made", *_RUN, "nfq-agent", timeout=60)
-    host.run("podman", "init", "made", timeout=60)
+    host.run("podman", "create", "--name=made", *_RUN, "nfq-agent")
+    host.run("podman", "init", "made")
     shown = host.run("podman", "inspect", "--format={{.OCIConfigPath}}", "made").stdout.strip()
     config = json.loads(host.shell(f"cat {shown}"))
     capabilities = config["process"]["capabilities"]
@@ -202,12 +211,12 @@ def test_a_runtime_that_gives_no_ambient_capabilities(podman: Container) -> None
     # crun gives what it has as standard streams to the container's user: /dev/null is that of the machine.
     host.write("/srv/plain/input", "")
     given = "</srv/plain/input >>/srv/plain/log 2>&1"
-    host.shell(f"crun run --detach --bundle=/srv/plain --pid-file=/srv/pid plain {given}", timeout=60)
+    host.shell(f"crun run --detach --bundle=/srv/plain --pid-file=/srv/pid plain {given}")
 
     def serves() -> bool:
         return host.run("sh", "-c", f"crun exec plain /usr/bin/nfq-agent status {given}", check=False).returncode == 0
 
-    until(serves, "it serves", 60)
+    until(serves, "it serves")
     assert traces(host)
     sets = dict(re.findall(r"^(\w+):\s+(\S+)", host.shell("cat /proc/$(cat /srv/pid)/status"), re.MULTILINE))
     two = 1 << 12 | 1 << 13
@@ -224,11 +233,11 @@ def test_podman_reads_the_quadlet(podman: Container) -> None:
                (TOP / "packaging/quadlet/nfq-agent-container.container").read_text())  # fmt: skip
     host.run("systemctl", "daemon-reload")
     host.write("/etc/nfq-agent/nfq-agent.toml", '[agent]\nbackend = "owned"\n[queue.main]\nnum = 100\n')
-    host.run("systemctl", "start", "nfq-agent-container", timeout=60)
-    until(lambda: status(host, "nfq-agent"), "it serves", 60)
+    host.run("systemctl", "start", "nfq-agent-container")
+    until(lambda: status(host, "nfq-agent"), "it serves")
     assert_few_rights(host, "nfq-agent")
     host.run("systemctl", "reload", "nfq-agent-container")
-    host.run("systemctl", "stop", "nfq-agent-container", timeout=60)
+    host.run("systemctl", "stop", "nfq-agent-container")
     assert traces(host) == ""
 
 
@@ -237,9 +246,9 @@ def test_the_demo_says_why_it_does_not_run_in_the_image(podman: Container) -> No
     before = traces(host)
     options = ("--rm", "--network=none", "--security-opt=no-new-privileges")
     for user, missing in (((), "takes root"), (("--user=0",), "CAP_SYS_ADMIN")):
-        done = host.run("podman", "run", *options, *user, "nfq-agent", "demo", check=False, timeout=120)
+        done = host.run("podman", "run", *options, *user, "nfq-agent", "demo", check=False)
         assert (done.returncode, missing in done.stderr) == (1, True), done.stdout + done.stderr
     # The image has what the agent needs, and no more.
-    done = host.run("podman", "run", *options, "--user=0", "--privileged", "nfq-agent", "demo", check=False, timeout=120)
+    done = host.run("podman", "run", *options, "--user=0", "--privileged", "nfq-agent", "demo", check=False)
     assert (done.returncode, "the program mount is not installed" in done.stdout + done.stderr) == (1, True), done.stdout
     assert traces(host) == before

@@ -103,7 +103,7 @@ def test_drops_of_a_host_are_found_on_the_collector(hosts: tuple[Container, Cont
         mine = drops(host)
         return bool(mine) and drops(collector, there) == mine
 
-    until(all_there, "the collector has what the host dropped", 30)
+    until(all_there, "the collector has what the host dropped")
     first = drops(collector, there)
     assert {entry[2:5] for entry in first} == {("8081", "gate: rule 1 (closed)", "nfq-agent.service")}
     # While the collector is away the host's journal keeps what is written; it is sent once, from where it stopped.
@@ -111,4 +111,4 @@ def test_drops_of_a_host_are_found_on_the_collector(hosts: tuple[Container, Cont
     host.run("python3", "-c", _KNOCK)
     collector.shell("systemctl start systemd-journal-remote.socket")
     host.shell("systemctl reset-failed systemd-journal-upload; systemctl restart systemd-journal-upload")
-    until(lambda: len(drops(host)) > len(first) and all_there(), "the collector has the rest", 30)
+    until(lambda: len(drops(host)) > len(first) and all_there(), "the collector has the rest")

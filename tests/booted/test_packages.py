@@ -121,7 +121,7 @@ def higher(host: Container, version: str, work: Path) -> None:
         dpkg-deb --raw-extract nfq-agent_*.deb new
         sed -i 's/^Version: .*/Version: {version}/' new/DEBIAN/control
         sed -i 's/max_len = 4096 /max_len = 8192 /' new/etc/nfq-agent/nfq-agent.toml
-        dpkg-deb --build --root-owner-group new higher.deb
+        dpkg-deb -Zgzip -z1 --build --root-owner-group new higher.deb
         """,
         timeout=120,
     )
@@ -137,7 +137,7 @@ def test_upgrade_while_traffic_flows(host: Container, tmp_path: Path) -> None:
     pids = main_pid(host), main_pid(host, "nfq-agent@second")
     higher(host, "9.0.0~test", tmp_path)
     with steady(host) as connection:
-        done = host.run("dpkg", "--force-confdef", "--force-confold", "--install", "/root/higher.deb", timeout=120)
+        done = host.run("dpkg", "--force-confdef", "--force-confold", "--install", "/root/higher.deb")
     assert connection.rounds > 50
     assert "9.0.0~test" in host.run("dpkg-query", "--show", "nfq-agent").stdout, done.stdout
     assert host.shell("cat /etc/nfq-agent/nfq-agent.toml") == mine
@@ -152,7 +152,7 @@ def test_upgrade_while_traffic_flows(host: Container, tmp_path: Path) -> None:
 def test_an_upgrade_keeps_a_service_that_was_switched_off(host: Container, tmp_path: Path) -> None:
     host.run("systemctl", "disable", "--now", "nfq-agent")
     higher(host, "9.0.0~test", tmp_path)
-    host.run("dpkg", "--install", "/root/higher.deb", timeout=120)
+    host.run("dpkg", "--install", "/root/higher.deb")
     assert host.run("systemctl", "is-enabled", "nfq-agent", check=False).stdout == "disabled\n"
     assert host.show("nfq-agent", "ActiveState") == "inactive"
     assert ours(host) == []
@@ -173,13 +173,13 @@ def test_remove_and_purge(host: Container) -> None:
     host.run("nfq-agent", "apply", "--config", "/etc/nfq-agent/third.toml", "--instance", "third")
     assert len([line for line in ours(host) if "--queue-num 8 " in line]) == 4
 
-    host.run("apt-get", "remove", "-y", "nfq-agent", timeout=120)
+    host.run("apt-get", "remove", "-y", "nfq-agent")
     assert saved(host) == before
     assert "nfq-agent" not in host.shell("cat /proc/[0-9]*/cmdline | tr '\\0' ' '").replace("cat /proc", "")
     assert host.run("test", "-e", "/usr/lib/nfq-agent", check=False).returncode != 0
     assert host.run("test", "-e", "/etc/nfq-agent/nfq-agent.toml").returncode == 0
 
-    host.run("apt-get", "purge", "-y", "nfq-agent", timeout=120)
+    host.run("apt-get", "purge", "-y", "nfq-agent")
     left = host.run(*_LEFT.split()).stdout.split()
     assert left == []
     assert host.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "nfq-agent*").stdout == ""
@@ -202,7 +202,7 @@ def test_the_rpm(rpm_host: Container, built: Packages) -> None:
     host = rpm_host
     before = saved(host)
     host.run("rpm", "--initdb")
-    host.shell(f"rpm --install --nodeps /root/{built.rpm.name}", timeout=120)
+    host.shell(f"rpm --install --nodeps /root/{built.rpm.name}")
     # Nothing is started by an .rpm, and enabled as the presets say; Debian's say yes to all.
     assert host.show("nfq-agent", "ActiveState") == "inactive"
     assert host.run("systemctl", "is-enabled", "nfq-agent").stdout == "enabled\n"
@@ -217,11 +217,11 @@ def test_the_rpm(rpm_host: Container, built: Packages) -> None:
     # A reinstallation is an upgrade to rpm's scripts: what runs is restarted, an edited configuration is kept.
     host.shell("echo '# mine' >>/etc/nfq-agent/nfq-agent.toml")
     pid = main_pid(host)
-    host.shell(f"rpm --upgrade --force --nodeps /root/{built.rpm.name}", timeout=120)
+    host.shell(f"rpm --upgrade --force --nodeps /root/{built.rpm.name}")
     until(lambda: main_pid(host) not in (0, pid), "the service was restarted")
     assert host.shell("tail -n 1 /etc/nfq-agent/nfq-agent.toml") == "# mine\n"
 
-    host.run("rpm", "--erase", "nfq-agent", timeout=120)
+    host.run("rpm", "--erase", "nfq-agent")
     assert ours(host) == []
     assert set(before.splitlines()) <= set(saved(host).splitlines())
     assert host.run("getent", "passwd", "proxyuser").returncode == 0

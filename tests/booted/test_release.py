@@ -111,13 +111,13 @@ def follow(host: Container, release: Release, version: str, built: Packages, key
     def install(*words: str) -> None:
         """Install with a connection in use."""
         with steady(host) as connection:
-            host.run("apt-get", "install", "-y", *words, timeout=300)
+            host.run("apt-get", "install", "-y", *words, timeout=900)
         assert connection.rounds > 20
         until(lambda: host.show("nfq-agent", "ActiveState") == "active", "nfq-agent is active")
 
     from_suite("-0.1.0")
     # Without a connection in use: the host gets its Python with the package.
-    host.run("apt-get", "install", "-y", "nfq-agent", timeout=300)
+    host.run("apt-get", "install", "-y", "nfq-agent", timeout=900)
     until(lambda: host.show("nfq-agent", "ActiveState") == "active", "nfq-agent is active")
     assert at("0.1.0")
     # An edited configuration stays.
@@ -155,5 +155,5 @@ def follow(host: Container, release: Release, version: str, built: Packages, key
     os.utime(listed, (4e9, 4e9))
     refused = host.run("apt-get", *only.split(), "update", "--error-on=any", check=False)
     assert refused.returncode != 0
-    host.run("apt-get", "purge", "-y", "nfq-agent", timeout=120)
+    host.run("apt-get", "purge", "-y", "nfq-agent")
     assert ours(host) == []

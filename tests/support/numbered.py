@@ -255,7 +255,7 @@ class Connections:
 
     def end(self) -> Talk:
         """Open no more, and close those that last."""
-        output, _ = self._process.communicate(timeout=60)
-        self._server.communicate(timeout=60)
+        output, _ = self._process.communicate(timeout=PATIENCE)
+        self._server.communicate(timeout=PATIENCE)
         unbroken, others, failed, longest = output.split()
         return Talk(int(unbroken), int(others), int(failed), float(longest))

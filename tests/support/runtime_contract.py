@@ -17,7 +17,7 @@ _QUESTION = b"GET /containers/json HTTP/1.0\r\nHost: localhost\r\n\r\n"
 def answer(path: str) -> list[dict[str, Any]]:
     """The containers that the runtime at a socket lists."""
     with socket.socket(socket.AF_UNIX) as asked:
-        asked.settimeout(30)
+        asked.settimeout(90)
         asked.connect(path)
         asked.sendall(_QUESTION)
         come = b"".join(iter(lambda: asked.recv(1 << 16), b""))
@@ -40,7 +40,7 @@ def keeps_the_contract(path: str, expected: Mapping[str, str]) -> None:
     said: list[str] = []
     runtime = RuntimeSocket(path, said.append)
     # An answer that takes its time is read by later calls.
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     while not (names := runtime.names()) and time.monotonic() < until:
         time.sleep(0.05)
     assert names == {number[:12]: name for number, name in expected.items()}
