@@ -73,6 +73,15 @@ def test_rules_that_have_one_name_are_one_series() -> None:
     assert [(labels["rule"], value) for labels, value in found["nfq_agent_policy_decisions_total"]] == [("web", 3)]
 
 
+def test_what_the_kernel_decided_has_the_same_labels() -> None:
+    rules = (DecisionStatus("allow", "web", 3, 7), DecisionStatus("allow", "ssh", 2, 0))
+    queue = dataclasses.replace(REPORT.queues[0], decisions=rules)
+    found = samples({"default": dataclasses.replace(REPORT, queues=(queue,), taps=(), inlines=())})
+    decided, in_kernel = (found[f"nfq_agent_policy_{name}_total"] for name in ("decisions", "kernel_packets"))
+    assert [(labels["rule"], value) for labels, value in decided] == [("web", 3), ("ssh", 2)]
+    assert in_kernel == [(decided[0][0], 7)]
+
+
 def test_latency_is_a_histogram(of_one: Samples) -> None:
     name = "nfq_agent_verdict_latency_seconds"
     assert [(labels["le"], value) for labels, value in of_one[f"{name}_bucket"]] == [("1e-05", 3), ("0.001", 7), ("+Inf", 8)]
