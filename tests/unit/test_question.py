@@ -17,7 +17,10 @@ from nfq_agent.service.question import parse
         ('{"verb": []}', "verb = []; allowed: a text"),
         ('{"verb": null}', "verb = null"),
         ("{}", "no verb"),
-        ('{"verb": "reload", "confirm": "abc"}', 'confirm = "abc"; allowed: a number of seconds above 0, or null'),
+        ('{"verb": "reload", "confirm": "abc"}', 'confirm = "abc"; allowed: a number of seconds above 0, up to 86400, or null'),
+        # What is said to last longer would end earlier.
+        ('{"verb": "reload", "confirm": 86401}', "confirm = 86401; allowed: a number of seconds above 0, up to 86400, or null"),
+        ('{"verb": "chaos", "seconds": 1e9}', "seconds = 1000000000.0; allowed: a number of seconds above 0, up to 86400"),
         ('{"verb": "reload", "confirm": NaN}', "confirm = NaN"),
         ('{"verb": "reload", "confirm": 1e999}', "confirm = Infinity"),
         ('{"verb": "reload", "confirm": true}', "confirm = true"),

@@ -161,7 +161,7 @@ def test_the_interface_that_a_capture_names(tmp_path: Path, written: str, read: 
         (b"BZ, but no bzip2", "the compressed capture is broken at byte 0"),
         (
             b"\x28\xb5\x2f\xfd and more",
-            r"it is compressed by zstd; decompress it first, as in `zstd -dc FILE \| nfq-agent replay -`",
+            r"it is compressed by zstd; decompress it first, as by `zstd -d FILE`",
         ),
         (
             struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101) + struct.pack("<IIII", 0, 0, 1 << 30, 1),

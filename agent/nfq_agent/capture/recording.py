@@ -118,9 +118,7 @@ def packets(stream: BinaryIO) -> Iterator[Recorded]:
     elif little in _PCAP or big in _PCAP:
         yield from _pcap(reader, "<" if little in _PCAP else ">", _PCAP.get(little) or _PCAP[big])
     elif program := _TO_DECOMPRESS.get(start):
-        raise RecordingError(
-            f"it is compressed by {program}; decompress it first, as in `{program} -dc FILE | nfq-agent replay -`"
-        )
+        raise RecordingError(f"it is compressed by {program}; decompress it first, as by `{program} -d FILE`")
     else:
         raise RecordingError("not a capture; allowed: pcap and pcapng files")
 

@@ -50,7 +50,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _MOST and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _DAY and math.isfinite(value)
 
 
 def _are_places(value: object) -> bool:
@@ -69,7 +69,9 @@ def _or_none(fits: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or fits(value)
 
 
-_SECONDS: Final = "a number of seconds above 0"
+# How long an agent takes something back by itself: a day at most.
+_DAY: Final = 86400
+_SECONDS: Final = f"a number of seconds above 0, up to {_DAY}"
 # Every key that any verb reads, with its check and what it allows.
 _VALUES: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "verb": (_is_text, "a text"),

@@ -11,8 +11,6 @@ from nfq_agent.log import Log
 from nfq_agent.service.status import TrialStatus
 from nfq_agent.service.system import FAILURES
 
-# The longest trial, in seconds.
-_LONGEST: Final = 86400.0
 # Seconds after its end for which a trial of an earlier process counts: no restart takes longer.
 _FORGOTTEN: Final = 600.0
 # Seconds until it is tried again to put the configuration from before a trial into force.
@@ -124,8 +122,7 @@ class Trial:
         """
         if seconds is not None and (self._faults or not self.runs):
             # What is noted of a configuration with faults has none.
-            due = self._clock() + min(seconds, _LONGEST)
-            self._note({"before": before.table, "due": due, "number": self._number + 1})
+            self._note({"before": before.table, "due": self._clock() + seconds, "number": self._number + 1})
 
     def unchanged(self) -> None:
         """The reload that was foreseen is not made."""
@@ -206,7 +203,7 @@ class Trial:
     def _begin(self, before: Config, seconds: float) -> None:
         self._before = before
         self._number += 1
-        self._due[self._over] = self._clock() + min(seconds, _LONGEST)
+        self._due[self._over] = self._clock() + seconds
         self._keep()
 
     def _over(self) -> None:
