@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from namespace import Namespace
+from raw_packets import receive, send
 from resident import Resident
 
 from nfq_agent.checksum import mend
@@ -30,7 +29,6 @@ pytestmark = pytest.mark.kernel
 
 UID = 972
 LO = 1
-HERE = bytes.fromhex("020000000001")
 SOURCES = ["10.1.0.1", "10.1.0.200", "10.2.0.1"]
 DESTINATIONS = ["10.1.0.2", "10.3.0.1", "10.3.255.255", "10.4.0.0"]
 SOURCES6 = ["fd01::1", "fd02::1"]
@@ -144,27 +142,6 @@ def prepare(state: dict[str, Any], config: Config) -> OwnedHost:
     ruleset = plan(config, UID, lists=True)
     host.apply_all({family: ruleset.get(family, {}) for family in FAMILIES})
     return host
-
-
-def send(data: bytes) -> None:
-    """Send a packet that leaves by the loopback."""
-    family, level, included = (
-        (socket.AF_INET, socket.IPPROTO_IP, socket.IP_HDRINCL) if data[0] >> 4 == 4 else (socket.AF_INET6, 41, 36)
-    )
-    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-        raw.setsockopt(level, included, 1)
-        to = socket.inet_ntop(family, data[16:20] if family == socket.AF_INET else data[24:40])
-        with contextlib.suppress(PermissionError):
-            # What a rule drops.
-            raw.sendto(data, (to, 0))
-
-
-def receive(data: bytes) -> None:
-    """Let a packet come in by the interface `here`."""
-    kind = 0x0800 if data[0] >> 4 == 4 else 0x86DD
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
-        raw.bind(("there", kind))
-        raw.send(HERE + bytes(6) + kind.to_bytes(2, "big") + data)
 
 
 def passed(state: dict[str, Any], config: Config, packets: list[bytes], inward: bool = False) -> list[list[str]]:
@@ -349,12 +326,7 @@ def connected(state: dict[str, Any], config: Config) -> tuple[list[str], list[st
         client.setblocking(False)
         opening = taken(lambda: client.connect_ex(("10.1.0.9", 8181)))
         data = mend(tcp("10.1.0.8:40001", "10.1.0.9:8181", flags="S").payload)
-
-        def answer() -> None:
-            receive(data)
-            time.sleep(0.02)
-
-        return opening, taken(answer)
+        return opening, taken(lambda: receive(data))
 
 
 def test_first_packets_go_to_the_queue_at_a_rate_and_those_beyond_it_are_counted(resident: Resident) -> None:

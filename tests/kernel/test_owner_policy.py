@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from judged_twice import Judged, TwoJudges, member_of
 from namespace import Namespace
+from raw_packets import receive
 from resident import Resident
 
 from nfq_agent.checksum import mend
@@ -26,7 +27,6 @@ from nfq_agent.testing import tcp, udp
 
 pytestmark = pytest.mark.kernel
 
-HERE = bytes.fromhex("020000000001")
 PEER, OWN = "10.9.0.2", "10.9.0.1"
 PEER6, OWN6 = "fd00:9::2", "fd00:9::1"
 # Listens on both; answers what comes to the first.
@@ -235,12 +235,10 @@ def connects(state: dict[str, Any], group: str, sport: int, to: tuple[str, int],
 
 def comes_in(state: dict[str, Any], kind: str, place: int, host: str) -> None:
     """A packet from outside to the port of one of the groups: a flow that begins there, or an answer. host: what they send to."""
-    peer, own, ether = (f"[{PEER6}]", f"[{OWN6}]", b"\x86\xdd") if host in dict(PLACES6) else (PEER, OWN, b"\x08\x00")
+    peer, own = (f"[{PEER6}]", f"[{OWN6}]") if host in dict(PLACES6) else (PEER, OWN)
     port = sending_port(host) + place if kind == "udp" else 6001 + place % 2
     made = udp(f"{peer}:53", f"{own}:{port}", b"z") if kind == "udp" else tcp(f"{peer}:443", f"{own}:{port}", flags="S")
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
-        raw.bind(("there", 0))
-        raw.send(HERE + bytes(6) + ether + mend(made.payload))
+    receive(mend(made.payload))
 
 
 def close_senders(state: dict[str, Any], group: str) -> None:

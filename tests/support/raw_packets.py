@@ -1,0 +1,46 @@
+"""Packets that a test sends as they are: by the loopback, or in by the interface `here`, the other end of `there`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+from namespace import PATIENCE
+
+# The address of `here`.
+HERE = bytes.fromhex("020000000001")
+# A type of frames that no protocol has (IEEE 802, local experiments).
+_LAST = 0x88B5
+
+
+def send(data: bytes) -> None:
+    """Send a packet that leaves by the loopback."""
+    family, level, included = (
+        (socket.AF_INET, socket.IPPROTO_IP, socket.IP_HDRINCL) if data[0] >> 4 == 4 else (socket.AF_INET6, 41, 36)
+    )
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.setsockopt(level, included, 1)
+        to = socket.inet_ntop(family, data[16:20] if family == socket.AF_INET else data[24:40])
+        with contextlib.suppress(PermissionError):
+            # What a rule drops.
+            raw.sendto(data, (to, 0))
+
+
+def receive(data: bytes) -> None:
+    """Let a packet come in by the interface `here`, and wait until it has passed the rules: then a frame behind it is there.
+
+    Both are sent by one processor, whose backlog keeps their order.
+    """
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    kind = 0x0800 if data[0] >> 4 == 4 else 0x86DD
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as behind,
+    ):
+        raw.bind(("there", kind))
+        behind.bind(("here", _LAST))
+        behind.settimeout(PATIENCE)
+        raw.send(HERE + bytes(6) + kind.to_bytes(2, "big") + data)
+        raw.send(HERE + bytes(6) + _LAST.to_bytes(2, "big"))
+        behind.recv(100)
