@@ -83,7 +83,7 @@ def test_decisions_and_latency_are_counted_and_a_reload_keeps_them(netns: Namesp
     until(lambda: ":8080" in netns.run("ss", "-Hltn").stdout, "the server listens")
 
     def ask(name: str) -> None:
-        netns.run("curl", "-s", "-m", "5", "-o", "/dev/null", "-H", f"Host: {name}", "http://127.0.0.1:8080/", check=False)
+        netns.run("curl", "-s", "-m", "60", "-o", "/dev/null", "-H", f"Host: {name}", "http://127.0.0.1:8080/", check=False)
 
     def decided() -> dict[str, int]:
         found = json.loads(agent.verb("status", "--json").stdout)["queues"][0]["decisions"]
@@ -91,6 +91,7 @@ def test_decisions_and_latency_are_counted_and_a_reload_keeps_them(netns: Namesp
 
     for name in ("a.test", "a.test", "a.test", "no.test", "other.test"):
         ask(name)
+    agent.rest()
     assert decided() == {"rule 1 (a)": 3, "rule 2 (no)": 1, "no rule": 1}
     assert "3 names: rule 1 (a)" in agent.verb("status").stdout
     queue = json.loads(agent.verb("status", "--json").stdout)["queues"][0]
@@ -102,6 +103,7 @@ def test_decisions_and_latency_are_counted_and_a_reload_keeps_them(netns: Namesp
     assert agent.verb("reload").returncode == 0
     for name in ("a.test", "b.test"):
         ask(name)
+    agent.rest()
     assert decided() == {"rule 1 (a)": 4, "rule 2 (no)": 1, "rule 3": 1, "no rule": 1}
     assert agent.stop() == 0
 
@@ -143,27 +145,27 @@ def test_prometheus_scrapes_an_agent_and_raises_alerts(netns: Namespace, tmp_pat
         return {name for _, name in prometheus.firing()}
 
     ask, value = prometheus.ask, prometheus.value
-    until(lambda: value("nfq_agent_up") == 1, "the first scrape", 60)
+    until(lambda: value("nfq_agent_up") == 1, "the first scrape")
     netns.call(send, 9000, 5)
-    until(lambda: value('nfq_agent_verdicts_total{verdict="accept"}') == 5, "five verdicts are counted", 60)
+    until(lambda: value('nfq_agent_verdicts_total{verdict="accept"}') == 5, "five verdicts are counted")
     assert value("sum(nfq_agent_policy_decisions_total{rule='web'})") >= 1
     assert value("sum(nfq_agent_verdict_latency_seconds_count)") >= 1
     assert value("sum(nfq_agent_rule_packets_total{rule='web',family='inet'})") == 5
-    until(lambda: firing() == set(), "no alert", 60)
+    until(lambda: firing() == set(), "no alert")
     for title, query in dashboard():
         # A rate takes two scrapes. No proxy is configured here: of its queries only the syntax is tried.
-        until(lambda query=query: "proxy" in query or ask(query), title, 60)  # type: ignore[misc]  # its default is the type
+        until(lambda query=query: "proxy" in query or ask(query), title)  # type: ignore[misc]  # its default is the type
     flush_until_repaired(netns, lambda: value("nfq_agent_rule_repairs_total"))
-    until(lambda: "NfqAgentRulesRepaired" in firing(), "the alert of repairs", 60)
+    until(lambda: "NfqAgentRulesRepaired" in firing(), "the alert of repairs")
     agent.kill()
-    until(lambda: "NfqAgentDown" in firing(), "the alert of an agent that is gone", 60)
+    until(lambda: "NfqAgentDown" in firing(), "the alert of an agent that is gone")
 
 
 def flush_until_repaired(host: Namespace, repairs: Callable[[], float]) -> None:
     """Another program flushes the agent's rules four times; each repair is counted."""
     for wanted in range(1, 5):
         host.shell("iptables-legacy -w -t mangle -F NFQA-default-OUTPUT")
-        until(partial(lambda wanted: repairs() == wanted, wanted), "the repair is counted", 60)
+        until(partial(lambda wanted: repairs() == wanted, wanted), "the repair is counted")
 
 
 def test_a_fleet_raises_the_alerts_of_the_hosts_that_have_faults(

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from agent import Agent, ours
+from agent import Agent, ours, suspend
 from agent_flood import flood, udp
 from namespace import Namespace
 
@@ -43,8 +43,7 @@ def test_starts_and_stops_under_a_flood_lose_no_packet(netns: Namespace, tmp_pat
         assert agent.stop() == 0
         assert ours(netns) == []
         # What is on its way arrives while nothing more is sent.
-        sender.send_signal(signal.SIGSTOP)
-        time.sleep(0.05)
+        suspend(sender.pid)
         arrived, sent = counted(netns)
         assert arrived == sent > 0
         sender.send_signal(signal.SIGCONT)

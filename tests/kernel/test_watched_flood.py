@@ -19,8 +19,8 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
 import pytest
-from agent import COMMAND, Agent, until
-from namespace import Namespace
+from agent import COMMAND, Agent, suspend, until
+from namespace import PATIENCE, Namespace
 
 from nfq_agent.testing import udp
 
@@ -81,7 +81,7 @@ def flood(worker: int, senders: list[str]) -> tuple[int, float]:
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         # A packet that waits for its verdict is in the sender's buffer still (SO_SNDBUFFORCE).
         raw.setsockopt(socket.SOL_SOCKET, 32, 1 << 27)
-        os.kill(worker, signal.SIGSTOP)
+        suspend(worker)
         try:
             for packet in packets:
                 raw.sendto(packet, ("127.0.0.1", 0))
@@ -111,7 +111,7 @@ def watchers(netns: Namespace, agent: Agent, folder: Path) -> Iterator[list[str]
     finally:
         for process in started:
             process.send_signal(signal.SIGINT)
-        said += [process.communicate(timeout=90)[0] for process in started]
+        said += [process.communicate(timeout=PATIENCE)[0] for process in started]
 
 
 @pytest.mark.parametrize("elements", ['"dpi", "names"', '"ports"', '"limit"', ""], ids=["flows", "pure", "compiled", "none"])

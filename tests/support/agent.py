@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,8 +15,14 @@ from typing import Any
 
 from namespace import PATIENCE, Namespace
 
+from nfq_agent.service.turn_policy import PATIENCE as TURN
+
 COMMAND = (sys.executable, "-m", "nfq_agent")
 SAVES = ("iptables-legacy-save", "ip6tables-legacy-save")
+# Seconds after which a process that has slept all the while is not within a turn that waits, nor has a tap a block of its ring
+# that is not handed over yet (40 ms). And seconds until a process that never sleeps so long is not waited for any more.
+_RESTS = 2 * TURN + 0.02
+_BUSY = 1.0
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
@@ -45,9 +53,11 @@ class Agent:
         self.start()
 
     def configure(self, text: str) -> None:
-        """Write the configuration again. The running agent does not see it before `reload`."""
+        """Write the configuration again. The running agent does not see it before `reload`, and never a part of it."""
         head = f'[agent]\ninstance = "{self.instance}"\n' if self.instance != "default" and "[agent]" not in text else ""
-        self.config.write_text(head + text)
+        whole = self.config.with_suffix(".new")
+        whole.write_text(head + text)
+        whole.replace(self.config)
 
     def start(self) -> None:
         """Start it; `ready` waits until it serves."""
@@ -60,10 +70,12 @@ class Agent:
 
     @property
     def log(self) -> str:
-        """What it has logged since it was last started."""
+        """What it has logged since it was last started; while it runs, the lines that are whole."""
+        runs = self.process.poll() is None
         with self._output.open("rb") as output:
             output.seek(self._begin)
-            return output.read().decode(errors="replace")
+            text = output.read()
+        return (text[: text.rfind(b"\n") + 1] if runs else text).decode(errors="replace")
 
     def ready(self) -> Agent:
         """Wait until it serves; fails with its log if it ends instead."""
@@ -91,8 +103,28 @@ class Agent:
         extra = ["--config", str(self.config)] if self.config.exists() else []
         return self.namespace.run(*COMMAND, argv[0], *extra, *argv[1:], check=check, **options)
 
+    def rest(self) -> None:
+        """Wait until all that has come is counted: a worker counts at the end of a turn, and sleeps then for longer.
+
+        A worker that is never without packets is not waited for.
+        """
+        deadline = time.monotonic() + _BUSY
+        before, now = None, self._sleepers()
+        while (None in now or now != before) and time.monotonic() < deadline:
+            time.sleep(_RESTS)
+            before, now = now, self._sleepers()
+
+    def _sleepers(self) -> list[str | None]:
+        """How often each of its processes has fallen asleep; None for one that is awake."""
+        try:
+            pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        except OSError:
+            return []
+        return [asleep(int(pid)) for pid in pids]
+
     def status(self) -> dict[str, Any]:
-        """`status --json`."""
+        """`status --json`, once it rests."""
+        self.rest()
         value: dict[str, Any] = json.loads(self.verb("status", "--json").stdout)
         return value
 
@@ -109,6 +141,28 @@ class Agent:
     def workers(self) -> list[int]:
         """The pids of its workers."""
         return [worker["pid"] for queue in self.status()["queues"] for worker in queue["workers"]]
+
+
+def asleep(process: int) -> str | None:
+    """How often a process has fallen asleep, or None if it is awake (proc_pid_status(5)). A stopped one does not wake either."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return "ended"
+    (state,) = re.findall(r"^State:\s+(\w)", text, re.MULTILINE)
+    (slept,) = re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", text, re.MULTILINE)
+    return str(slept) if state != "R" else None
+
+
+def suspend(process: int) -> None:
+    """Stop a process by a signal, and wait until it has stopped: what it was doing is done."""
+    os.kill(process, signal.SIGSTOP)
+    until(lambda: is_stopped(process), "the process has stopped")
+
+
+def is_stopped(process: int) -> bool:
+    """Whether a process is stopped by a signal (proc_pid_stat(5))."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 class Started(Agent):

@@ -11,10 +11,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Final
 
-from agent import Agent, until
+from agent import Agent, suspend, until
 from namespace import PATIENCE, Namespace
 from openings import dns_query
 
@@ -108,20 +107,14 @@ def send_and_change(holder: int, worker: int, address: str, kind: str, way: str)
         sender.connect((address, HTTP if kind == "tcp" else DNS))
         # The packets of the connection itself.
         until(lambda: not statistics(holder)[NUMBER].waiting, "the queue is empty")
-        os.kill(worker, signal.SIGSTOP)
+        suspend(worker)
         try:
-            until(lambda: is_stopped(worker), "the worker has stopped")
             send(way, sender, file.fileno(), page, len(before))
             until(lambda: statistics(holder)[NUMBER].waiting, "the packet waits")
             page[: len(after)] = after
         finally:
             os.kill(worker, signal.SIGCONT)
         until(lambda: not statistics(holder)[NUMBER].waiting, "the packet has its verdict")
-
-
-def is_stopped(process: int) -> bool:
-    """Whether a process is stopped by a signal (proc_pid_stat(5))."""
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def send(way: str, sender: socket.socket, file: int, page: mmap.mmap, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from agent import until
@@ -9,5 +10,15 @@ from agent import until
 
 def leave(group: Path) -> None:
     """Remove the group, once its processes have ended."""
-    until(lambda: not (group / "cgroup.procs").read_text(), "the group is empty")
-    group.rmdir()
+
+    def removed() -> bool:
+        try:
+            group.rmdir()
+        except OSError as error:
+            # One that ends is not listed any more, and is still there.
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
+
+    until(removed, "the group is empty")

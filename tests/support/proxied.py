@@ -192,8 +192,8 @@ class Proxied:
         self.namespace.call(routes.ensure, self.config.agent.instance, {})
 
     def events(self) -> list[dict[str, Any]]:
-        """What it has said so far."""
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
+        """What it has said so far. The last line may be half written, and is left out then."""
+        return [json.loads(line) for line in self._log.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def said(self) -> str:
         """The messages, one a line."""
