@@ -81,7 +81,7 @@ def test_socks_by_ssh_and_curl(seen: Seen) -> None:
         )  # fmt: skip
         # Some versions of curl look up ::1 first for --socks5, where nothing listens.
         for way in ("--socks4", "--socks4a", "--socks5", "--socks5-hostname"):
-            done = seen.netns.run("curl", "-4sf", "-m", "5", way, "127.0.0.1:1080", "http://localhost:8000/", check=False)
+            done = seen.netns.run("curl", "-4sf", "-m", "60", way, "127.0.0.1:1080", "http://localhost:8000/", check=False)
             assert done.returncode == 0, way
     found = [(facts["socks_version"], facts["socks_host"]) for facts in seen.of("socks")]
     assert found == [("4", "127.0.0.1"), ("4", "localhost"), ("5", "127.0.0.1"), ("5", "localhost")]
@@ -125,10 +125,15 @@ def test_openvpn(seen: Seen, proto: str, secured: str) -> None:
     seen.netns.start("openvpn", "--tls-server", "--dh", "none", "--proto", server, "--port", "1194", *common, **QUIET)
     kind = "-u" if proto == "udp" else "-t"
     wait_until(lambda: listening(seen.netns, 1194, kind), "openvpn listens")
-    with seen.recorded():
-        seen.run(
-            "timeout", "1", "openvpn", "--tls-client", "--proto", proto, "--nobind", "--remote", "127.0.0.1", "1194", *common,
+    log = seen.folder / "client.log"
+    with seen.recorded(), log.open("wb") as output:
+        client = seen.netns.start(
+            "openvpn", "--tls-client", "--proto", proto, "--nobind", "--remote", "127.0.0.1", "1194", *common, "--verb", "3",
+            stdout=output, stderr=output,
         )  # fmt: skip
+        wait_until(lambda: "Control Channel: TLS" in log.read_text(), "the handshake is over")
+        client.kill()
+        client.wait()
     found = seen.of("openvpn")
     assert found
     assert not seen.of("tls")
@@ -157,7 +162,7 @@ peer = two.add_torrent({"ti": info, "save_path": folder + "/b"})
 print(info.info_hash(), flush=True)
 time.sleep(0.5)
 peer.connect_peer(("127.0.0.1", 6881))
-for _ in range(50):
+for _ in range(600):
     if peer.status().progress == 1: break
     time.sleep(0.1)
 """
@@ -185,9 +190,9 @@ def test_ftp_by_vsftpd_and_curl(seen: Seen) -> None:
     seen.netns.shell("mkdir -p /run/ftp /run/empty && echo hello >/run/ftp/file && chown root /run/ftp && chmod 755 /run/ftp")
     seen.serve(21, "vsftpd", str(conf))
     with seen.recorded():
-        seen.netns.run("curl", "-sf", "-m", "5", "ftp://anonymous:me@127.0.0.1/file")
+        seen.netns.run("curl", "-sf", "-m", "60", "ftp://anonymous:me@127.0.0.1/file")
         resolve = ("--resolve", "ftp.server.test:21:127.0.0.1")
-        seen.run("curl", "-sk", "-m", "5", "--ssl-reqd", *resolve, "ftp://anonymous:me@ftp.server.test/file")
+        seen.run("curl", "-sk", "-m", "60", "--ssl-reqd", *resolve, "ftp://anonymous:me@ftp.server.test/file")
     plain, secured = seen.of("ftp")
     assert (plain["ftp_banner"], plain["ftp_user"]) == ("ftp of the test", "anonymous")
     assert secured["tls_sni"] == "ftp.server.test"
@@ -208,9 +213,9 @@ def test_pop3_and_imap_by_dovecot(seen: Seen) -> None:
     seen.serve(110, "dovecot", "-F", "-c", str(conf))
     with seen.recorded():
         for scheme, port in (("pop3", 110), ("imap", 143)):
-            seen.run("curl", "-s", "-m", "5", f"{scheme}://ann:secret@127.0.0.1:{port}/")
+            seen.run("curl", "-s", "-m", "60", f"{scheme}://ann:secret@127.0.0.1:{port}/")
             resolve = ("--resolve", f"{scheme}.server.test:{port}:127.0.0.1")
-            seen.run("curl", "-sk", "-m", "5", "--ssl-reqd", *resolve, f"{scheme}://ann:secret@{scheme}.server.test:{port}/")
+            seen.run("curl", "-sk", "-m", "60", "--ssl-reqd", *resolve, f"{scheme}://ann:secret@{scheme}.server.test:{port}/")
             arguments = ("-starttls", scheme, "-servername", f"openssl.{scheme}.test")
             seen.run("openssl", "s_client", "-connect", f"127.0.0.1:{port}", *arguments, input="")
     for scheme in ("pop3", "imap"):
@@ -232,7 +237,7 @@ def test_xmpp_by_prosody(seen: Seen) -> None:
     seen.serve(5222, "prosody", "-F", "--config", str(conf))
     with seen.recorded():
         seen.run(
-            "timeout", "4", "openssl", "s_client", "-connect", "127.0.0.1:5222", "-starttls", "xmpp", "-xmpphost", "chat.test",
+            "timeout", "60", "openssl", "s_client", "-connect", "127.0.0.1:5222", "-starttls", "xmpp", "-xmpphost", "chat.test",
             "-servername", "xmpp.server.test", input="",
         )  # fmt: skip
     (found,) = seen.of("xmpp")
@@ -281,7 +286,7 @@ def test_stun_by_coturn(seen: Seen) -> None:
         str(seen.folder / "turn.db"),
     )
     with seen.recorded():
-        seen.run("timeout", "5", "turnutils_stunclient", "127.0.0.1")
+        seen.run("timeout", "60", "turnutils_stunclient", "127.0.0.1")
     assert seen.of("stun")
 
 

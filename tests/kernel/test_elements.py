@@ -164,7 +164,7 @@ def test_one_that_eats_memory_costs_its_packet_or_its_worker(netns: Namespace, t
     until(lambda: "MemoryError" in agent.log, "it says so")
     assert agent.workers() == [pid]
     # Little by little, until no memory is left: the worker may need some itself, and end.
-    assert wire.send("leak", 15) == "leak"
+    assert wire.send("leak", 60) == "leak"
     assert until(lambda: wire.send("fine", 1) == "fine", "it serves")
     (worker,) = agent.queue()["workers"]
     assert worker["memory"] < 200_000_000

@@ -97,7 +97,7 @@ def test_what_waits_when_the_agent_stops_arrives(netns: Namespace, tmp_path: Pat
         "family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET\n"
         "receiver = socket.socket(family, socket.SOCK_DGRAM)\n"
         "receiver.bind((sys.argv[1], 11000))\n"
-        "receiver.settimeout(20)\n"
+        "receiver.settimeout(60)\n"
         "for number in range(20): receiver.sendto(b'%d' % number, (sys.argv[1], 11000))\n"
         "print('sent', flush=True)\n"
         "print(len([receiver.recv(9) for number in range(20)]), flush=True)\n"

@@ -56,7 +56,7 @@ class Client:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == b"connected\n"
 
-    def echo(self, size: int, seconds: float = 20) -> bool:
+    def echo(self, size: int, seconds: float = 60) -> bool:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(b"%d %f\n" % (size, seconds))

@@ -51,18 +51,18 @@ def test_a_database_is_read_before_the_worker_confines_itself_and_when_it_change
         write(tmp_path, "DE", 64500)
         agent = Agent(host, tmp_path, CONFIG).ready()
         for address in SERVERS:
-            until(lambda: reached(host, address), "the server is reached", 20)  # noqa: B023  # called before the next turn of the loop
+            until(lambda: reached(host, address), "the server is reached")  # noqa: B023  # called before the next turn of the loop
         write(tmp_path, "FR", 64501)
-        until(lambda: not reached(host, "10.203.0.1"), "the changed database is in force", 20)
+        until(lambda: not reached(host, "10.203.0.1"), "the changed database is in force")
         assert not reached(host, "fd00:203::1")
         (tmp_path / "places.mmdb").write_text("broken")
-        until(lambda: "places.mmdb: not a usable database" in agent.log, "the broken one is refused", 20)
+        until(lambda: "places.mmdb: not a usable database" in agent.log, "the broken one is refused")
         assert not reached(host, "10.203.0.1")
         refused = agent.verb("check", check=False)
         assert refused.returncode == 78
         assert f"{tmp_path}/places.mmdb: not a usable database" in refused.stdout + refused.stderr
         write(tmp_path, "DE", 64500)
-        until(lambda: reached(host, "fd00:203::1"), "the good one is in force", 20)
+        until(lambda: reached(host, "fd00:203::1"), "the good one is in force")
         said = agent.verb("explain", "tcp", "192.0.2.1:8080").stdout
         assert "dst_country is not known" in " ".join(said.split())
         assert agent.stop() == 0

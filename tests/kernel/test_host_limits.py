@@ -35,7 +35,7 @@ def refused(netns: Namespace, tmp_path: Path, before: Sequence[str] = (), text: 
     """What `run` says when it does not start: one line."""
     config = tmp_path / "a.toml"
     config.write_text(text)
-    done = netns.run(*before, "env", "LOG_FORMAT=console", *COMMAND, "run", "--config", str(config), check=False, timeout=30)
+    done = netns.run(*before, "env", "LOG_FORMAT=console", *COMMAND, "run", "--config", str(config), check=False)
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if "created the system user" not in line]
@@ -65,7 +65,7 @@ def test_on_a_host_that_was_booted_a_second_ago(netns: Namespace, tmp_path: Path
     assert holder.stdout.readline() == "held\n"
     young = ("unshare", "--time", f"--monotonic=-{since}", f"--boottime=-{since}")
     agent = Started(netns, tmp_path, f'[agent]\nbackend = "{backend}"\n{SMALL}', young).ready()
-    assert holder.wait(10) == 0
+    assert holder.wait(PATIENCE) == 0
     agent.verb("reload")
     if backend == "legacy":
         netns.run("iptables-legacy", "-w", "-t", "mangle", "-F")
@@ -254,7 +254,7 @@ def test_a_listener_of_both_families_takes_ipv4_where_there_is_no_ipv6(netns: Na
 def test_a_listener_of_ipv6_alone_is_named_where_there_is_no_ipv6(netns: Namespace, tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(PROXY.format('"[::1]:15002"'))
     done = netns.run(
-        *WITHOUT_IPV6, "env", "LOG_FORMAT=console", *COMMAND, "run", "--config", str(tmp_path / "a.toml"), check=False, timeout=60
+        *WITHOUT_IPV6, "env", "LOG_FORMAT=console", *COMMAND, "run", "--config", str(tmp_path / "a.toml"), check=False
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -272,7 +272,7 @@ def test_closed_standard_descriptors_change_nothing(netns: Namespace, tmp_path: 
     until(lambda: len(ours(netns)) == 12 or process.poll() is not None, "its rules are in")
     until(lambda: netns.call(answers), "it serves")
     process.terminate()
-    said, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert said == b""
     assert b"Traceback" not in errors

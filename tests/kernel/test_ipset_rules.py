@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from agent import Agent
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 
 pytestmark = pytest.mark.kernel
 
@@ -69,7 +69,7 @@ def test_packets_by_an_ipset(
 def test_a_set_that_no_rule_can_use(netns: Namespace, tmp_path: Path, backend: str, keys: str, why: str, remedy: str) -> None:
     netns.shell("ipset create blocked hash:net; ipset create pairs hash:ip,port")
     agent = Agent(netns, tmp_path, f"{TEXT.replace('BACKEND', backend)}{keys}\n")
-    assert agent.process.wait(20) == 1
+    assert agent.process.wait(PATIENCE) == 1
     plan = agent.verb("plan", check=False)
     assert plan.returncode == 1
     for said in (agent.log.splitlines()[-1], plan.stderr):

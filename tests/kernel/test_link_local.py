@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from agent import Agent
+from captures import listening, wait_until
 from namespace import Namespace
 
 pytestmark = pytest.mark.kernel
@@ -26,10 +28,11 @@ all = true
 def test_an_allow_list_over_everything_leaves_the_link_alive(pair: tuple[Namespace, Namespace], tmp_path: Path) -> None:
     server, client = pair
     agent = Agent(client, tmp_path, CONFIG).ready()
-    server.start("nc", "-6", "-lk", "8080")
-    server.start("nc", "-6", "-lk", "8081")
+    for port in (8080, 8081):
+        server.start("nc", "-6", "-lk", str(port))
+        wait_until(partial(listening, server, port), f"port {port} is served")
     for namespace in pair:
         namespace.run("ip", "-6", "neigh", "flush", "all")
-    client.run("nc", "-6", "-z", "-w", "5", "fd00:203::1", "8080")
+    client.run("nc", "-6", "-z", "-w", "60", "fd00:203::1", "8080")
     assert client.run("nc", "-6", "-z", "-w", "1", "fd00:203::1", "8081", check=False).returncode != 0
     assert agent.stop() == 0

@@ -257,6 +257,7 @@ def test_a_lock_of_another_mount_namespace_is_named(netns: Namespace, tmp_path: 
     other = netns.start("unshare", "--mount", "sh", "-ec", words, stdout=subprocess.PIPE)
     assert other.stdout is not None
     other.stdout.readline()
+    until(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n", "the shell has become sleep")
     doctor = " ".join(agent.verb("doctor", check=False).stdout.split())
     assert f"sleep (pid {other.pid}) {said}" in doctor
     assert 'mount one /run/xtables.lock for both, or set backend = "owned"' in doctor

@@ -15,6 +15,7 @@ from agent import Agent, until
 from captures import listening, wait_until
 from clock import moved_clock
 from name_servers import (
+    COMES,
     CONFIG,
     ECHO_TCP,
     ECHO_UDP,
@@ -54,12 +55,12 @@ def test_a_name_counts_for_the_addresses_that_dns_gave(
     assert not echoes(host, given, ECHO_TCP)
     assert given in ask(host, "a.good.test", family), agent.log
     for port in (TLS, HTTP):
-        assert curl(host, "a.good.test", given, port, 3), agent.log
+        assert curl(host, "a.good.test", given, port, COMES), agent.log
         # The forged name: an allowed one, at an address that no answer gave for it.
         assert not curl(host, "a.good.test", other, port), agent.log
         assert not curl(host, "c.good.test", given, port), agent.log
     for port in (ECHO_TCP, ECHO_UDP):
-        assert echoes(host, given, port), agent.log
+        assert echoes(host, given, port, COMES), agent.log
         assert not echoes(host, other, port), agent.log
     assert ask(host, "bad.test", family)
     assert not curl(host, "a.good.test", other, TLS)
@@ -72,7 +73,7 @@ def test_aliases_and_tcp(hosts: tuple[Namespace, Namespace], tmp_path: Path, fam
     _, host = hosts
     agent = start(host, tmp_path)
     assert GIVEN[family] in ask(host, "b.good.test", family, over)
-    assert curl(host, "b.good.test", GIVEN[family], TLS, 3), agent.log
+    assert curl(host, "b.good.test", GIVEN[family], TLS, COMES), agent.log
     assert not curl(host, "b.good.test", OTHER[family], TLS), agent.log
     assert agent.stop() == 0
 
@@ -95,7 +96,7 @@ def test_no_connection_comes_before_its_name(hosts: tuple[Namespace, Namespace],
             ):
                 resolver.connect(("10.203.0.1", 53))
                 client.connect((f"10.203.0.{number}", ECHO_UDP))
-                client.settimeout(1)
+                client.settimeout(COMES)
                 resolver.send(dns_query(f"n{number}.good.test"))
                 resolver.recv(1000)
                 client.send(b"hello")
@@ -130,14 +131,14 @@ def test_names_outlive_a_restart_and_end_with_their_time(hosts: tuple[Namespace,
     assert agent.stop() == 0
     agent.start()
     agent.ready()
-    assert curl(host, "a.good.test", "10.203.0.1", TLS, 3), agent.log
+    assert curl(host, "a.good.test", "10.203.0.1", TLS, COMES), agent.log
     # 5 seconds by the answer, which count as 60.
     with offset.open("r+b") as file:
         file.write(struct.pack("d", 61.0))
     # A worker that waits for packets looks at the clock at its next turn.
     until(lambda: not curl(host, "a.good.test", "10.203.0.1", TLS), "the name is forgotten")
     assert ask(host, "a.good.test", 4)
-    assert curl(host, "a.good.test", "10.203.0.1", TLS, 3), agent.log
+    assert curl(host, "a.good.test", "10.203.0.1", TLS, COMES), agent.log
     assert agent.stop() == 0
 
 
@@ -173,8 +174,8 @@ def test_a_local_stub_by_the_hosts_own_settings(hosts: tuple[Namespace, Namespac
     host.shell("rm -f /etc/resolv.conf; echo nameserver 127.0.0.53 >/etc/resolv.conf")
     agent = Agent(host, tmp_path, STUB).ready()
     assert not curl(host, "a.good.test", "10.203.0.1", TLS)
-    assert "10.203.0.1" in host.run("dig", "+short", "+tries=1", "+time=2", "a.good.test").stdout, agent.log
-    assert curl(host, "a.good.test", "10.203.0.1", TLS, 3), agent.log
+    assert "10.203.0.1" in host.run("dig", "+short", "+tries=1", "+time=60", "a.good.test").stdout, agent.log
+    assert curl(host, "a.good.test", "10.203.0.1", TLS, COMES), agent.log
     assert not curl(host, "a.good.test", "10.203.0.3", TLS)
     assert agent.stop() == 0
 
@@ -204,11 +205,11 @@ def test_systemd_resolved(hosts: tuple[Namespace, Namespace], tmp_path: Path) ->
     wait_until(partial(listening, host, 53, "-u"), "systemd-resolved listens")
     assert not curl(host, "a.good.test", "10.203.0.1", TLS)
     for question in (("+notcp",), ("+tcp",), ("+edns=0",)):
-        said = host.run("dig", "+short", "+tries=1", "+time=3", "@127.0.0.53", *question, "a.good.test").stdout
+        said = host.run("dig", "+short", "+tries=1", "+time=60", "@127.0.0.53", *question, "a.good.test").stdout
         assert "10.203.0.1" in said, agent.log
     # As any program of the host asks.
     assert "10.203.0.1" in host.run("getent", "ahostsv4", "a.good.test").stdout
-    assert curl(host, "a.good.test", "10.203.0.1", TLS, 3), agent.log
+    assert curl(host, "a.good.test", "10.203.0.1", TLS, COMES), agent.log
     assert not curl(host, "a.good.test", "10.203.0.3", TLS)
     assert agent.stop() == 0
 
@@ -235,7 +236,7 @@ def test_a_connection_keeps_its_name_when_the_worker_is_replaced(hosts: tuple[Na
 
 KEPT = """
 import socket, sys
-connection = socket.create_connection(("10.203.0.1", 2222), timeout=3)
+connection = socket.create_connection(("10.203.0.1", 2222), timeout=60)
 for _ in range(2):
     connection.sendall(b"hello")
     print(connection.recv(100).decode(), flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from agent import COMMAND, ours, until
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 from reachable import python, reachable
 
 pytestmark = pytest.mark.kernel
@@ -57,7 +57,7 @@ def test_it_serves(host: Namespace, tmp_path: Path, config: str, serves: str) ->
         until(lambda: serves in Path(log.name).read_text() or process.poll() is not None, "it serves")
         assert process.poll() is None, Path(log.name).read_text()
         process.terminate()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=PATIENCE) == 0
     assert ours(host) == []
 
 

@@ -84,7 +84,7 @@ def test_a_whole_life(netns: Namespace, tmp_path: Path) -> None:
     os.kill(agent.workers()[0], 9)
     until(lambda: "serves again" in agent.log, "the worker comes back")
     agent.kill()
-    until(lambda: "nfq-agent" not in listed(netns), "the table goes with the agent", 5)
+    until(lambda: "nfq-agent" not in listed(netns), "the table goes with the agent")
     agent.start()
     agent.ready()
     assert agent.stop() == 0

@@ -49,7 +49,7 @@ if kind == "udp":
         except PermissionError:
             sys.exit(1)
 else:
-    with socket.create_connection(("127.0.0.1", int(port)), 1.5) as connection:
+    with socket.create_connection(("127.0.0.1", int(port)), 60) as connection:
         connection.sendall(b"x")
 """
 

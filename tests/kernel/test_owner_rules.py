@@ -78,7 +78,7 @@ def test_a_dropped_request_does_not_arrive_after_its_process_has_ended(
     # What the kernel sends again comes 0.2 s later, and then after twice as long each time.
     time.sleep(1.6)
     assert b"evil" not in seen.read_bytes()
-    assert agent.totals()["dropped"] >= 4
+    until(lambda: agent.totals()["dropped"] >= 4, "both requests are dropped, and are sent again")
     # Another user's traffic does not match the rule.
     netns.call(send_and_exit, "127.0.0.1", "other.evil.test", 4321)
     until(lambda: b"other.evil" in seen.read_bytes(), "the request of another user arrives")

@@ -45,7 +45,7 @@ role = "client"
 # Joins a control group, then sends one datagram or opens a connection.
 PROGRAM = """
 import os, socket, sys, time
-group, kind, port = sys.argv[1:]
+group, kind, port, seconds = sys.argv[1:]
 with open(group + "/cgroup.procs", "w") as procs:
     procs.write(str(os.getpid()))
 if kind == "udp":
@@ -54,7 +54,7 @@ if kind == "udp":
         # Who has a socket that is closed already is not known.
         time.sleep(2)
 else:
-    with socket.create_connection(("127.0.0.1", int(port)), 1.5) as connection:
+    with socket.create_connection(("127.0.0.1", int(port)), float(seconds)) as connection:
         connection.sendall(b"GET / HTTP/1.1\\r\\nHost: www.off.test\\r\\n\\r\\n")
 """
 
@@ -116,13 +116,14 @@ def test_what_a_unit_and_a_container_may_reach(netns: Namespace, tmp_path: Path,
         netns.start("nc", "-lk", "127.0.0.1", str(port), stdout=subprocess.DEVNULL)
         until(lambda port=port: f":{port:04X} " in netns.shell("cat /proc/net/tcp"), f"port {port} is open")  # type: ignore[misc]  # its default is the type
 
-    def connects(group: str, port: int, kind: str = "tcp") -> bool:
-        return netns.run(sys.executable, "-c", PROGRAM, str(root / group), kind, str(port), check=False).returncode == 0
+    def connects(group: str, port: int, kind: str = "tcp", seconds: float = 60) -> bool:
+        words = (str(root / group), kind, str(port), str(seconds))
+        return netns.run(sys.executable, "-c", PROGRAM, *words, check=False).returncode == 0
 
     assert connects(f"payments-{tag}.service", 8443)
-    assert not connects(f"payments-{tag}.service", 8080)
+    assert not connects(f"payments-{tag}.service", 8080, seconds=1.5)
     assert connects(f"machine-web\\x2d{tag}.scope", 8080)
-    assert not connects(f"other-{tag}.service", 8443)
+    assert not connects(f"other-{tag}.service", 8443, seconds=1.5)
     connects(f"other-{tag}.service", 8999, "udp")
     # One line for each flow that was dropped, with who and why; none for what may go.
     until(lambda: agent.log.count(f"unit other-{tag}.service") == 2, "both flows of the other unit are in the log")
@@ -142,7 +143,7 @@ def test_the_egress_list_by_service_runs_as_it_stands(netns: Namespace, tmp_path
     agent = Agent(netns, tmp_path, (CONFIGS / "egress-by-service.toml").read_text()).ready()
     for group in (f"other-{tag}.service", f"machine-web\\x2d{tag}.scope"):
         for host in ("127.0.0.1", "10.20.0.1"):
-            netns.run(sys.executable, "-c", PROGRAM.replace("127.0.0.1", host), str(root / group), "tcp", "9999")
+            netns.run(sys.executable, "-c", PROGRAM.replace("127.0.0.1", host), str(root / group), "tcp", "9999", "60")
     until(lambda: agent.log.count("by allow: default") == 2, "both flows off the list are in the log")
     lines = [line for line in agent.log.splitlines() if "by allow: default" in line]
     assert all("127.0.0.1:9999 OUTPUT would drop" in line for line in lines)
@@ -184,7 +185,7 @@ def test_what_a_program_may_reach(netns: Namespace, tmp_path: Path, groups: tupl
     def connects(*argv: str) -> bool:
         return netns.run("sh", "-c", ENTER, "sh", group, *argv, check=False).returncode == 0
 
-    dial = 'import socket; socket.create_connection(("127.0.0.1", 9999), 1.5).sendall(b"hello")'
+    dial = 'import socket; socket.create_connection(("127.0.0.1", 9999), 60).sendall(b"hello")'
     assert connects(python, "-c", dial)
     assert not connects("curl", "-s", "-m", "1.5", "http://127.0.0.1:9999/")
     until(lambda: "/curl" in agent.log, "the record of the other program")

@@ -33,7 +33,7 @@ class Server(threading.Thread):
     def run(self) -> None:
         connection, _ = self._listener.accept()
         with self._listener, connection:
-            connection.settimeout(5)
+            connection.settimeout(60)
             answer = self._answers.get(b"", b"")
             while True:
                 try:
@@ -110,8 +110,8 @@ def test_what_curl_sends(answers: dict[bytes, bytes], argv: Sequence[str], wante
     server = Server(answers)
     server.start()
     arguments = [each.format(port=server.port) for each in argv]
-    subprocess.run(["curl", "-s", "-m", "4", *arguments], capture_output=True, check=False)
-    server.join(6)
+    subprocess.run(["curl", "-s", "-m", "60", *arguments], capture_output=True, check=False)
+    server.join(60)
     found = [result for parser in PARSERS if isinstance(result := parser(server.client, server.server), Found)]
     assert len(found) == 1, server.client
     assert found[0].decided

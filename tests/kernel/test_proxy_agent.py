@@ -10,6 +10,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agent import Agent, until
@@ -59,7 +60,7 @@ def test_start_reload_and_stop_under_load(netns: Namespace, tmp_path: Path, back
     assert [client.end() for client in clients] == [[], []], agent.log
     assert saved(netns).count("NFQA") == before == 0
     # Only the tests' own server is left.
-    assert netns.processes() == netns.running()
+    until(lambda: netns.processes() == netns.running(), "no other process")
 
 
 def test_a_stop_waits_for_its_deadline_and_no_longer(netns: Namespace, tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_reload_from_redirect_to_tproxy(routed: tuple[Namespace, Namespace, Na
     agent.configure(configuration(proxy=f"{TPROXY}keep_client = true", hooks='"prerouting"'))
     agent.verb("reload")
     assert client.call(ask, "10.2.0.2", 8080, b"").decode().split()[0] == "10.1.0.2"
-    assert agent.status()["proxies"][0]["counters"]["connections"] == 2
+    until(lambda: agent.status()["proxies"][0]["counters"]["connections"] == 2, "both are counted")
     assert agent.stop() == 0
     assert "NFQA" not in saved(gateway)
 
@@ -210,9 +211,13 @@ def test_its_counters_are_in_the_status(netns: Namespace, tmp_path: Path) -> Non
     server(netns, "echo")
     agent = Agent(netns, tmp_path, configuration()).ready()
     assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
-    (proxy,) = agent.status()["proxies"]
-    assert proxy["counters"]["connections"] == 1
-    assert proxy["counters"]["bytes_forward"] == proxy["counters"]["bytes_reverse"] == 5
+    expected = {"connections": 1, "bytes_forward": 5, "bytes_reverse": 5}
+
+    def counted() -> bool:
+        (proxy,) = agent.status()["proxies"]
+        return bool(expected.items() <= proxy["counters"].items())
+
+    until(counted, "it is counted")
     assert agent.stop() == 0
 
 
@@ -293,8 +298,12 @@ def test_a_reload_to_a_listener_that_is_in_use(netns: Namespace, tmp_path: Path)
 
     netns.call(over_the_refusal)
     assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
-    (proxy,) = agent.status()["proxies"]
-    assert proxy["listen"] == ["0.0.0.0:15002", "[::]:15002"]
-    assert (proxy["counters"]["connections"], proxy["counters"]["bytes_reverse"]) == (2, 16)
+
+    def proxy() -> dict[str, Any]:
+        (found,) = agent.status()["proxies"]
+        return dict(found)
+
+    assert proxy()["listen"] == ["0.0.0.0:15002", "[::]:15002"]
+    until(lambda: {"connections": 2, "bytes_reverse": 16}.items() <= proxy()["counters"].items(), "all is counted")
     assert agent.stop() == 0
     assert "NFQA" not in saved(netns)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tcp_server
+from agent import until
 from namespace import Namespace
 from proxied import TPROXY, UID, Proxied, configuration
 from tcp_client import Meanwhile, ask, how_it_ends, receive, server
@@ -22,10 +23,7 @@ CURL = ("curl", "-sS", "--max-time", "90", "--noproxy", "*")
 
 def wait_for_port(netns: Namespace, port: int) -> None:
     """Until a process listens there. Connecting would not show it: the proxy accepts every connection."""
-    deadline = time.monotonic() + 20
-    while not netns.shell(f"ss -ltnH sport = :{port}"):
-        assert time.monotonic() < deadline, f"no process listens on port {port}"
-        time.sleep(0.02)
+    until(lambda: netns.shell(f"ss -ltnH sport = :{port}"), f"a process listens on port {port}")
 
 
 @pytest.fixture
@@ -259,7 +257,7 @@ class TestTproxy:
         proxy = run(configuration(proxy=f"{TPROXY}keep_client = {str(keep).lower()}", hooks='"prerouting"'), gateway)
         for _ in range(2):
             assert client.call(ask, host, 8080) == b"hello"
-        assert proxy.counters.snapshot()["connections"] == 2
+        proxy.wait_count("connections", 2)
 
     def test_its_listener_is_not_called_by_name(self, routed: tuple[Namespace, Namespace, Namespace], run: Run) -> None:
         client, gateway, _ = routed

@@ -43,7 +43,7 @@ def test_the_contract_file_by_the_agent(netns: Namespace, tmp_path: Path) -> Non
         # The server speaks with the proxy, whose own connection has another port than the client's.
         assert netns.call(ask, host, 8080, b"").decode().split()[0] == host
         until(partial(logged, host), "the connection is logged")
-    assert agent.status()["proxies"][0]["counters"]["connections"] == 2
+    until(lambda: agent.status()["proxies"][0]["counters"]["connections"] == 2, "both are counted")
     for port, hosts in ((15002, ("127.0.0.1", "::1")), (15006, ("127.0.0.1",))):
         for host in hosts:
             assert netns.call(how_it_ends, host, port) == "ECONNRESET"
@@ -99,11 +99,11 @@ def test_several_queues_rules_and_a_proxy_in_one_agent(netns: Namespace, tmp_pat
     def talk() -> None:
         for port in (80, 8000, 8010):
             with contextlib.suppress(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", port), timeout=5)
+                socket.create_connection(("127.0.0.1", port), timeout=60)
         query = bytes.fromhex("123401000001000000000000") + b"\4name\7example\3org\0\0\1\0\1"
         socket.socket(type=socket.SOCK_DGRAM).sendto(query, ("127.0.0.1", 53))
         with contextlib.suppress(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", 53), timeout=5)
+            socket.create_connection(("127.0.0.1", 53), timeout=60)
 
     netns.call(talk)
     assert netns.call(ask, "127.0.0.1", 8080) == b"hello"
@@ -115,7 +115,7 @@ def test_several_queues_rules_and_a_proxy_in_one_agent(netns: Namespace, tmp_pat
         assert re.search(f"info    {seen} accept", agent.log), seen
     assert agent.stop() == 0
     assert "NFQA" not in saved(netns)
-    assert netns.processes() == netns.running()
+    until(lambda: netns.processes() == netns.running(), "no other process")
 
 
 def test_the_configuration_and_the_element_of_the_page(netns: Namespace, tmp_path: Path) -> None:

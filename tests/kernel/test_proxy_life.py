@@ -48,11 +48,11 @@ class TestMany:
             good += sum(receive(it, 5) == b"again" for it in held)
             return good, used
 
-        good, used = netns.call(many, timeout=90)
+        good, used = netns.call(many, timeout=240)
         assert good == 10_000
         print(f"5,000 connections: {(used - before) / MB:.1f} MB")
         assert used - before < 24 * MB
-        wait_until_released(proxy, base, 20)
+        wait_until_released(proxy, base)
 
     def test_too_few_descriptors(self, netns: Namespace, run: Run) -> None:
         """No more connections are accepted than there are descriptors for. The others wait, and are served when there is room."""
@@ -131,7 +131,7 @@ class TestLife:
         control.send(b"draining")
         assert client.result() == b"after"
         # Before its deadline.
-        assert proxy.reap(40) == [0]
+        assert proxy.reap(55) == [0]
         for each in (control, theirs):
             each.close()
 
@@ -250,9 +250,14 @@ class TestLife:
         wait_until_released(proxy, base)
         status = Path(f"/proc/{proxy.pids[0]}/status")
         switches = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)", re.MULTILINE)
-        (before,) = switches.findall(status.read_text())
-        began = time.monotonic()
-        time.sleep(2)
-        (after,) = switches.findall(status.read_text())
-        # It wakes twice a second, so that it can be told from one that hangs.
-        assert int(after) - int(before) <= 2 * (time.monotonic() - began) + 1
+
+        def sleeps() -> bool:
+            (before,) = switches.findall(status.read_text())
+            began = time.monotonic()
+            time.sleep(2)
+            (after,) = switches.findall(status.read_text())
+            # It wakes twice a second, so that it can be told from one that hangs.
+            return int(after) - int(before) <= 2 * (time.monotonic() - began) + 1
+
+        # What is left of the connection may be done a moment later.
+        until(sleeps, "it sleeps")

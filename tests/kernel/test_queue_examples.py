@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from namespace import ROOT, Namespace
+from namespace import PATIENCE, ROOT, Namespace
 from queued import until
 
 pytestmark = pytest.mark.kernel
@@ -33,7 +33,7 @@ def test_the_syn_monitor(netns: Namespace) -> None:
     assert monitor.stdout.readline() == "A new tcp connection will be established: 127.0.0.1:40000 -> 127.0.0.1:8080\n"
     # nsenter becomes the program: the signal is the program's own.
     monitor.send_signal(signal.SIGTERM)
-    assert monitor.wait(2) == 0
+    assert monitor.wait(PATIENCE) == 0
 
 
 def test_the_rewriter(netns: Namespace) -> None:
@@ -42,10 +42,10 @@ def test_the_rewriter(netns: Namespace) -> None:
     until(lambda: bound(netns, 2))
     done = netns.run(
         sys.executable, "-c",
-        "import socket; r = socket.socket(2, 2); r.bind(('127.0.0.1', 9999)); r.settimeout(5); s = socket.socket(2, 2)\n"
+        "import socket; r = socket.socket(2, 2); r.bind(('127.0.0.1', 9999)); r.settimeout(60); s = socket.socket(2, 2)\n"
         "for text in (b'a cat, another cat', b'no such animal'):\n"
         "    s.sendto(text, ('127.0.0.1', 9999)); print(r.recv(100).decode())",
     )  # fmt: skip
     assert done.stdout == "a kitten, another kitten\nno such animal\n"
     rewriter.send_signal(signal.SIGINT)
-    assert rewriter.wait(2) == 0
+    assert rewriter.wait(PATIENCE) == 0

@@ -29,14 +29,14 @@ default = "drop"
 action = "accept"
 http_host = "*.free.test"
 """
-# Several requests on one connection, from a control group: [GROUP] HOST...
+# Several requests on one connection, from a control group: [GROUP] SECONDS HOST...
 CLIENT = """
 import http.client, os, sys
-group, *hosts = sys.argv[1:]
+group, seconds, *hosts = sys.argv[1:]
 if group:
     with open(group + "/cgroup.procs", "w") as procs:
         procs.write(str(os.getpid()))
-client = http.client.HTTPConnection("127.0.0.1", 8080, timeout=2)
+client = http.client.HTTPConnection("127.0.0.1", 8080, timeout=float(seconds))
 for host in hosts:
     client.request("GET", "/a", headers={"Host": host})
     client.getresponse().read()
@@ -73,7 +73,7 @@ def test_the_figures_are_those_of_a_capture(netns: Namespace, tmp_path: Path) ->
     agent = Agent(netns, tmp_path, CONFIG.format(mode="enforce"), LOG_FORMAT="json").ready()
     with recording(netns, tmp_path / "seen.pcap"):
         for hosts in (["a.free.test"], ["b.free.test"] * 20, ["c.free.test", "d.free.test"]):
-            netns.run(sys.executable, "-c", CLIENT, "", *hosts)
+            netns.run(sys.executable, "-c", CLIENT, "", "60", *hosts)
         until(lambda: sum(each["event"] == "end" for each in records(agent)) == 3, "the connections have ended")
     seen: dict[tuple[str, str], Counter[str]] = {}
     for packet in tshark(tmp_path / "seen.pcap", ["tcp.srcport", "tcp.dstport", "ip.len"], "tcp.port == 8080"):
@@ -113,7 +113,8 @@ def test_a_denied_flow_has_its_owner_and_reason(netns: Namespace, tmp_path: Path
     root, tag = groups
     serve(netns, tmp_path)
     agent = Agent(netns, tmp_path, CONFIG.format(mode=mode), LOG_FORMAT="json").ready()
-    done = netns.run(sys.executable, "-c", CLIENT, str(root / f"payments-{tag}.service"), "bad.test", check=False)
+    words = (str(root / f"payments-{tag}.service"), "60" if mode == "monitor" else "2", "bad.test")
+    done = netns.run(sys.executable, "-c", CLIENT, *words, check=False)
     assert (done.returncode == 0) == (mode == "monitor")
     until(lambda: records(agent), "the flow has its record")
     record = records(agent)[0]

@@ -81,7 +81,7 @@ def apply_and_remove_until_done(host: RuleHost) -> int:
 def test_no_change_of_a_concurrent_writer_is_lost(netns: Namespace, host: RuleHost, tool: str) -> None:
     script, theirs, output = writer(tool, 7, 500 if tool == "iptables-legacy" else 200)
     process = netns.start("sh", "-ec", script, stderr=subprocess.PIPE)
-    rounds = netns.call(apply_and_remove_until_done, host, timeout=120)
+    rounds = netns.call(apply_and_remove_until_done, host, timeout=240)
     assert process.wait(90) == 0, process.stderr.read() if process.stderr else ""
     assert rounds >= 5
     lines = saved(netns, tool)
@@ -253,7 +253,7 @@ def test_packets_that_wait_outlive_every_change_of_rules(netns: Namespace, host:
     def change() -> int:
         receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         receiver.bind(("127.0.0.1", 53))
-        receiver.settimeout(5)
+        receiver.settimeout(60)
         waiting = rules(
             'mangle -A OUTPUT -m comment --comment "nfq-agent:a:jump" -j NFQA-a-OUTPUT',
             'mangle -A NFQA-a-OUTPUT -p udp -m comment --comment "nfq-agent:a:u" -j NFQUEUE --queue-num 100',

@@ -38,6 +38,8 @@ def agent(netns: Namespace, tmp_path: Path) -> Agent:
     """Beside four flows."""
     made = Agent(netns, tmp_path, CONFIG).ready()
     netns.start(sys.executable, "-c", SEND)
+    # Its process may take long to start.
+    until(lambda: made.totals()["received"] > 3, "all flows have begun")
     return made
 
 

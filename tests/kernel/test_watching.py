@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from agent import COMMAND, Agent, until
-from namespace import Namespace
+from namespace import PATIENCE, Namespace
 
 CONFIG = """
 [queue.main]
@@ -73,10 +73,11 @@ def test_what_is_shown_is_what_was_done(netns: Namespace, tmp_path: Path, elemen
 def test_two_traces_and_top_do_not_disturb_each_other(netns: Namespace, tmp_path: Path) -> None:
     agent = Agent(netns, tmp_path, CONFIG.format(elements='"ports"')).ready()
     netns.start(sys.executable, "-c", SEND)
+    until(lambda: agent.totals()["received"] > 0, "the sender sends")
     verbs = (("trace", "dport = 7000"), ("trace", "verdict = drop"), ("top", "", "--json"))
     argv = [(*COMMAND, verb, "--config", str(agent.config), *more, "--for", "3") for verb, *more in verbs]
     started = [netns.start(*each, stdout=subprocess.PIPE, text=True) for each in argv]
-    accepted, dropped, flows = (process.communicate(timeout=60)[0] for process in started)
+    accepted, dropped, flows = (process.communicate(timeout=PATIENCE)[0] for process in started)
     assert accepted.count("-> 127.0.0.1:7000 ") > 2
     assert dropped.count("  ports: drop by rule 1 (no-7001)") > 2
     assert ":7001" not in accepted
@@ -102,7 +103,7 @@ FETCH = """
 import http.client, http.server, threading, time
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 8080), http.server.BaseHTTPRequestHandler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
-for _ in range(100):
+for _ in range(1200):
     connection = http.client.HTTPConnection("127.0.0.1", 8080)
     connection.request("GET", "/", headers={"Host": "www.good.test"})
     connection.getresponse().read()

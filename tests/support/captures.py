@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from namespace import PATIENCE, Namespace
@@ -129,7 +130,7 @@ def recording(netns: Namespace, path: Path) -> Iterator[None]:
         netns.shell("nc -u -w0 127.0.0.1 9 </proc/version")
         wait_until(lambda: path.stat().st_size > size, "the recorder has the last packet")
         recorder.send_signal(signal.SIGTERM)
-        recorder.wait(10)
+        recorder.wait(PATIENCE)
 
 
 def traffic(netns: Namespace, folder: Path) -> None:
@@ -159,8 +160,8 @@ def traffic(netns: Namespace, folder: Path) -> None:
     for port in (8000, 25, 143, 1883, 53, 22, 5432, 6379, 4430, 4431):
         wait_until(partial(listening, netns, port), f"port {port} is served")
 
-    def client(*argv: str, **options: object) -> None:
-        netns.run(*argv, check=False, timeout=20, **{"input": "", **options})
+    def client(*argv: str, **options: Any) -> None:
+        netns.run(*argv, check=False, **{"input": "", **options})
 
     # TLS: small, both versions, without a name, and hellos of several segments.
     long_alpn = ",".join(f"protocol-{number:03}-{'x' * 100}" for number in range(60))
@@ -177,11 +178,11 @@ def traffic(netns: Namespace, folder: Path) -> None:
         ("-servername", "retry.server.test", "-groups", "X25519:P-256", "-connect", "127.0.0.1:4431"),
     ):
         client("openssl", "s_client", "-connect", "127.0.0.1:4430", *more)
-    resolve = ("--resolve", "curl.server.test:4430:127.0.0.1", "-k", "-s", "-m", "5")
+    resolve = ("--resolve", "curl.server.test:4430:127.0.0.1", "-k", "-s", "-m", "60")
     client("curl", *resolve, "--http1.1", "https://curl.server.test:4430/")
     client("curl", *resolve, "--http2", "https://curl.server.test:4430/")
     # HTTP in clear text: small, with a head of several segments, with a body, two requests on one connection.
-    at = ("-s", "-m", "5", "--resolve", "plain.server.test:8000:127.0.0.1")
+    at = ("-s", "-m", "60", "--resolve", "plain.server.test:8000:127.0.0.1")
     client("curl", *at, "-A", "agent/1.0", "http://plain.server.test:8000/index.html?secret=1")
     client("curl", *at, "-H", "X-Long: " + "y" * 5000, "-H", "X-More: " + "z" * 5000, "http://plain.server.test:8000/long")
     client("curl", *at, "-d", "a=b", "http://plain.server.test:8000/form")
@@ -189,27 +190,27 @@ def traffic(netns: Namespace, folder: Path) -> None:
     for how in ("+notcp", "+tcp"):
         for name, kind in (("a.name.test", "A"), ("A.name.TEST", "AAAA"), ("mail.name.test", "MX"), ("txt.name.test", "TXT"),
                            ("alias.name.test", "A"), ("no.name.test", "HTTPS")):  # fmt: skip
-            client("dig", "@127.0.0.1", how, "+tries=1", "+time=2", name, kind)
+            client("dig", "@127.0.0.1", how, "+tries=1", "+time=60", name, kind)
     client(
         "ssh", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes",
-        "-o", "ConnectTimeout=5", "nobody@127.0.0.1", "true",
+        "-o", "ConnectTimeout=60", "nobody@127.0.0.1", "true",
     )  # fmt: skip
     for mode in ("require", "disable", "prefer"):
         target = f"host=db.server.test hostaddr=127.0.0.1 user=postgres dbname=template1 sslmode={mode}"
         client("psql", target, "-c", "select 1")
     client("redis-cli", "-h", "127.0.0.1", "PING")
     client("redis-cli", "-h", "127.0.0.1", input="SET a b\nGET a\n")
-    mail = ("--mail-from", "a@client.test", "--mail-rcpt", "b@server.test", "-T", "-", "-s", "-m", "5", "-k")
+    mail = ("--mail-from", "a@client.test", "--mail-rcpt", "b@server.test", "-T", "-", "-s", "-m", "60", "-k")
     for extra in ((), ("--ssl",)):
         client(
             "curl", *mail, *extra, "--resolve", "mail.server.test:25:127.0.0.1", "smtp://mail.server.test/me.test", input="x\n"
         )
-        client("curl", "-s", "-m", "5", "-k", *extra, "--resolve", "imap.server.test:143:127.0.0.1", "imap://imap.server.test/")
-    client("curl", "-s", "-m", "2", "-d", "hello", "mqtt://127.0.0.1/topic")
-    netns.run(sys.executable, str(folder / "quic.py"), str(folder), timeout=30)
+        client("curl", "-s", "-m", "60", "-k", *extra, "--resolve", "imap.server.test:143:127.0.0.1", "imap://imap.server.test/")
+    client("curl", "-s", "-m", "60", "-d", "hello", "mqtt://127.0.0.1/topic")
+    netns.run(sys.executable, str(folder / "quic.py"), str(folder))
     # Killed, it would leave its shared memory behind.
     database.send_signal(signal.SIGQUIT)
-    database.wait(10)
+    database.wait(PATIENCE)
 
 
 def tls_server(netns: Namespace, folder: Path) -> None:

@@ -116,10 +116,10 @@ class Broken(PacketElement):
 CLIENT = """
 import socket, struct, sys, time
 address, port, end, *hosts = sys.argv[1:]
-one = socket.create_connection((address, int(port)), 2)
-one.settimeout(1)
+one = socket.create_connection((address, int(port)), 60)
 try:
     for host in hosts:
+        one.settimeout(60 if "free" in host else 1)
         one.sendall(b"GET / HTTP/1.1\\r\\nHost: " + host.encode() + b"\\r\\n\\r\\n")
         while not one.recv(65536).endswith(b"!"):
             pass

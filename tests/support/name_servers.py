@@ -83,6 +83,10 @@ TLS, HTTP, ECHO_TCP, ECHO_UDP = 4430, 8000, 2222, 2223
 KINDS = {4: 1, 6: 28}
 
 
+# Seconds that an answer may take which is to come; and those in which one that is not to come would be there.
+COMES = 60.0
+
+
 ECHO = """
 import socket, ssl, sys, threading
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -154,7 +158,7 @@ def start(host: Namespace, folder: Path, resolvers: str = '"10.203.0.1", "fd00:2
 
 def ask(host: Namespace, name: str, family: int, over: str = "udp") -> str:
     """dig's answer."""
-    argv = ["dig", "+short", "+tries=1", "+time=2", f"@{GIVEN[family]}", name, "A" if family == 4 else "AAAA"]
+    argv = ["dig", "+short", "+tries=1", "+time=60", f"@{GIVEN[family]}", name, "A" if family == 4 else "AAAA"]
     return host.run(*argv, *(["+tcp"] if over == "tcp" else []), check=False).stdout
 
 
@@ -168,11 +172,13 @@ def curl(host: Namespace, name: str, address: str, port: int, limit: float = 0.6
     return done.returncode == 0
 
 
-def echoes(host: Namespace, address: str, port: int) -> bool:
+def echoes(host: Namespace, address: str, port: int, limit: float = 0.5) -> bool:
+    """Whether a server sends back what it gets within so many seconds."""
+
     def say() -> bool:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM if port == ECHO_UDP else socket.SOCK_STREAM) as client:
-            client.settimeout(0.5)
+            client.settimeout(limit)
             try:
                 client.connect((address, port))
                 client.send(b"hello")

@@ -88,7 +88,7 @@ class Shell:
         """The end of its input ends it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(_PATIENCE)
         assert self._process.stdout is not None
         self._process.stdout.close()
 
