@@ -43,11 +43,6 @@ def _unparsed() -> int | None:
     verb, *rest = sys.argv[1:] or [""]
     if (verb, "QUEUE_NUM" in os.environ) != ("run", False) and verb != "status":
         return None
-    from nfq_agent.cli.stand_in import load_when_used
-
-    # `dataclasses` imports it, and uses it only for a class without a docstring. With what it needs that takes 0.7 MB and a
-    # twentieth of the imports of a start.
-    load_when_used("inspect")
     from nfq_agent.cli.flags import plain
 
     as_json = verb == "status" and "--json" in rest

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nfq_agent.cli.stand_in import load_when_used
 from nfq_agent.config.file import check
 from nfq_agent.config.lookups import HostLookups
 from nfq_agent.config.models import Config, ConfigError
@@ -43,9 +42,6 @@ def check_apart(
 def _answer(merged: dict[str, Any], source: Source, lookups: HostLookups) -> tuple[Config | None, list[str]]:
     # Else pydantic looks through everything that is installed for plugins of its own, and loads `email` and `zipfile` for that.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    load_when_used("importlib.metadata", "entry_points")
-    # It brings OpenSSL's library, for values that no configuration has.
-    load_when_used("secrets")
     try:
         return check(merged, source, lookups), []
     except ConfigError as error:
