@@ -159,7 +159,7 @@ def test_the_owner_and_the_mark_of_a_comment_count(  # a line of the table
 
 
 def test_conditions_that_a_comment_answers_are_not_named_as_untold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (config := tmp_path / "agent.toml").write_text(OWNED.format(rule="uid = [33]", condition="unit = 'x', exe = '/x'"))
+    (config := tmp_path / "agent.toml").write_text(OWNED.format(rule="uid = [33]", condition="unit = 'x.service', exe = '/x'"))
     packet = tcp(CLIENT, SERVER, flags="S")
     capture = write_ng(tmp_path / "seen.pcapng", ["nfqueue"], [(BEGIN, packet, 0, "OUTPUT accept uid 33 unit shop.service")])
     replay.replay(Flags(config), capture, None, False, as_json=True)
