@@ -147,7 +147,7 @@ def test_a_restart_with_a_bad_file_serves_what_was_served(host: Container) -> No
     assert main_pid(host) not in (0, pid)
     assert saved(host) == with_agent
     assert "from before the restart stays in force: /etc/nfq-agent/conf.d/zz.toml" in host.journal("--unit=nfq-agent")
-    until(lambda: "files have faults" in host.show("nfq-agent", "StatusText"), "the status says so")
+    until(lambda: "not that of the files" in host.show("nfq-agent", "StatusText"), "the status says so")
     # So it does after a crash, and until a reload succeeds.
     pid = main_pid(host)
     host.shell(f"kill -KILL {pid}")
@@ -155,7 +155,7 @@ def test_a_restart_with_a_bad_file_serves_what_was_served(host: Container) -> No
     assert host.run("systemctl", "reload", "nfq-agent", check=False).returncode != 0
     host.run("rm", "/etc/nfq-agent/conf.d/zz.toml")
     host.run("systemctl", "reload", "nfq-agent")
-    until(lambda: "files have faults" not in host.show("nfq-agent", "StatusText"), "the status says that it is over")
+    until(lambda: "not that of the files" not in host.show("nfq-agent", "StatusText"), "the status says that it is over")
     all_inspected(host, traffic)
 
 

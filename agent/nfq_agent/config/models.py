@@ -197,7 +197,7 @@ class ElementSpec:
 @dataclass(slots=True)
 class _State:
     """What a configuration knows besides its keys. lookups: of names and list files. specs: the elements that were found so far.
-    table: what it was made of. outdated: the files have faults, and this is an earlier one."""
+    table: what it was made of. outdated: the files have faults, or were taken back, and this is earlier."""
 
     lookups: HostLookups = field(default_factory=HostLookups)
     specs: dict[tuple[str, str, str], ElementSpec] = field(default_factory=dict)
@@ -231,7 +231,7 @@ class Config(Model):
 
     @property
     def remark(self) -> str:
-        """The note about it in the status line: set if the files have faults and an earlier configuration is in force."""
+        """The note about it in the status line: set if an earlier configuration than theirs is in force."""
         return "; with the previous configuration, not that of the files" if self._state.outdated else ""
 
     def made_of(self, table: dict[str, Any], outdated: bool) -> Self:
