@@ -288,7 +288,7 @@ def test_a_replay_of_what_was_seen_knows_whose_it_was(netns: Namespace, tmp_path
     netns.shell("mkdir -m 777 /run/captured")
     agent = Agent(netns, tmp_path, RECORDED.format(tag=tag)).ready()
     for group in (f"payments-{tag}.service", f"other-{tag}.service"):
-        netns.run(sys.executable, "-c", PROGRAM, str(root / group), "udp", "8999", check=False)
+        netns.run(sys.executable, "-c", PROGRAM, str(root / group), "udp", "8999", "60")
     assert agent.stop() == 0
     (capture,) = netns.shell("ls /run/captured/*.pcapng").split()
     done = netns.run(*COMMAND, "replay", capture, "--config", str(agent.config), "--json")
