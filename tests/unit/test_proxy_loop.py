@@ -119,13 +119,14 @@ def echo() -> Iterator[Echo]:
 @contextlib.contextmanager
 def running(echo: Echo | None, **settings: Any) -> Iterator[Running]:
     """A proxy to the server; to a port that nothing listens on without one."""
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    it = Running(port if echo is None else echo.port, **settings)
-    try:
-        yield it
-    finally:
-        it.stop()
+    with socket.socket() as unused:
+        # Kept, so that neither the proxy's listener nor its own end of the connection gets that port.
+        unused.bind(("127.0.0.1", 0))
+        it = Running(unused.getsockname()[1] if echo is None else echo.port, **settings)
+        try:
+            yield it
+        finally:
+            it.stop()
 
 
 def test_there_and_back(echo: Echo) -> None:
