@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-# For each field its operators, the values that do not change, and whether it is a text.
+# For each field its operators, and the values that do not change.
 FilterFields = Mapping[str, Mapping[str, Any]]
 _TOKEN: Final = re.compile(
     r'\s*(?:(?P<quoted>"[^"]*")|(?P<operator>!=|!~|<=|>=|=|~|<|>)|(?P<mark>[(),])|(?P<word>[^\s"=~<>!(),]+))'
@@ -40,7 +40,8 @@ def filled(typed: str, fields: FilterFields, values: Callable[[str], Iterable[st
             return [before + each for each in fields[field]["operators"] if each.startswith(word)]
         case "value" if field in fields:
             known = dict.fromkeys((*fields[field]["values"], *values(field)))
-            if fields[field]["text"] and operator in ("=", "!="):
+            # `=` on a text takes no pattern.
+            if "~" in fields[field]["operators"] and operator in ("=", "!="):
                 known = dict.fromkeys(each for each in known if not re.search(r"[*?\[]", each))
             return [before + each for each in _values(known, word)]
         case "conjunction":
@@ -117,7 +118,6 @@ def filter_fields() -> dict[str, dict[str, Any]]:
         field: {
             "operators": list(number if field in NUMBERS else ("=", "!=") if field in ADDRESSES else ("=", "!=", "~", "!~")),
             "values": list(values.get(field, ())),
-            "text": field not in NUMBERS and field not in ADDRESSES,
         }
         for field in FIELDS
     }
