@@ -141,5 +141,7 @@ def fixed(kind: str) -> list[str]:
 
             return [f"{key}=" for key in ChaosOptions.model_fields if key != "generation"]
         case "form":
-            return ["ipfix", "json"]
+            from nfq_agent.cli.export import FORMS
+
+            return [*FORMS]
     return []
