@@ -28,12 +28,11 @@ _MOST: Final = 150_000
 _HEAD: Final = re.compile(r'^[ \t]*\[\[?[ \t]*(\w+)[ \t]*\.[ \t]*"?([\w-]+)"?[ \t]*[\].]', re.MULTILINE)
 # What is offered has no character that a shell or a terminal would act on.
 _SAFE: Final = re.compile(r"[^\"'`$!\\\x00-\x1f\x7f]{1,100}")
-# The keys of the configuration that have values of a kind, where these are several.
+# The keys of the configuration that have values of a kind, where it is not one key of the same name.
 _NAMES: Final = ("tls_sni", "http_host", "dns_name", "dst_name")
 _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "name": _NAMES, "tls_sni": _NAMES, "http_host": _NAMES, "dns_name": _NAMES, "host": ("src", "dst"), "queue": ("num",),
-    "dport": ("dport", "tcp_ports", "udp_ports"), "sport": ("sport",), "port": ("dport", "sport", "tcp_ports", "udp_ports"),
-    "type": ("type",),
+    "dport": ("dport", "tcp_ports", "udp_ports"), "port": ("dport", "sport", "tcp_ports", "udp_ports"),
 }  # fmt: skip
 Merged = Mapping[str, Any]
 
@@ -72,7 +71,7 @@ def offered(kind: str, config: str | None = None, instance: str | None = None) -
         case "reason":
             found += [f"{element}: {label}" for element, label in _labels(tables)]
         case "type":
-            found += [name for name in _texts(tables, _KEYS["type"]) if ":" in name]
+            found += [name for name in _texts(tables, ("type",)) if ":" in name]
         case "set":
             found += [name.partition(" ")[0] for name in _texts(tables, ("set", "not_set"))]
         case _:
