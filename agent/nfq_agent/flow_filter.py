@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from nfq_agent.patterns import Patterns
 from nfq_agent.protocols.known import OWNERS
-from nfq_agent.values import duration, size
+from nfq_agent.values import LAST_PORT, duration, size
 
 Record = Mapping[str, Any]
 # Names that a client shows, which `name` stands for.
@@ -49,7 +49,6 @@ _UNITS: Final[Mapping[str, tuple[Callable[[object], float], str]]] = {
     "bytes": (size, "a size; allowed: a number of bytes, or a number with kB, MB or GB, as in 64MB"),
     "duration": (duration, "a duration; allowed: a number of seconds, or a number with us, ms, s, m or h, as in 5m"),
 }
-_LAST_PORT: Final = 65535
 _NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 _TOKEN: Final = re.compile(
     r'\s*(?:(?P<quoted>"[^"]*")|(?P<operator>!=|!~|<=|>=|=|~|<|>)|(?P<mark>[(),])|(?P<word>[^\s"=~<>!(),]+))'
@@ -306,8 +305,8 @@ class _Reader:
         last = self._number(Value(high, value.position + len(low) + 1), field) if colon else first
         if last < first:
             raise FilterError(f"range {value.text} ends before it begins", self._text, value.position)
-        if field in _PORTS and (last > _LAST_PORT or "." in value.text):
-            raise FilterError(f"{value.text!r} is not a port; allowed: 0 to {_LAST_PORT}", self._text, value.position)
+        if field in _PORTS and (last > LAST_PORT or "." in value.text):
+            raise FilterError(f"{value.text!r} is not a port; allowed: 0 to {LAST_PORT}", self._text, value.position)
         return first, last
 
     def _network(self, value: Value) -> IPv4Network | IPv6Network:
