@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from nfq_agent.patterns import ascii_form
+from nfq_agent.patterns import SPECIAL, ascii_form
 
 # What a line of a hosts file begins with (hosts(5)); one of a list for browsers, or the address of a page.
 _HOSTS_LINE: Final = re.compile(r"[0-9A-Fa-f]*[.:][0-9A-Fa-f.:]*\s+\S")
@@ -15,7 +15,6 @@ _CLAIMED: Final = re.compile(r"[A-Za-z0-9_.*?\[\]!-]+|[0-9A-Fa-f:.*?\[\]!-]+")
 _WITH_PORT: Final = re.compile(r"[^:]+:[0-9]+")
 _IN_BRACKETS: Final = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]")
 _WHOLE_ID: Final = re.compile(r"[0-9a-f]{64}")
-_SPECIAL: Final = re.compile(r"[*?\[]")
 _HOST: Final = 'allowed: a name as "www.example.org", or a pattern as "*.example.org"'
 
 
@@ -46,7 +45,7 @@ def claim_glob(text: str) -> str:
 
 def unit_glob(text: str) -> str:
     """A pattern of systemd units: their names have a suffix."""
-    if not ("." in text or _SPECIAL.search(text)):
+    if not ("." in text or SPECIAL.search(text)):
         raise ValueError(
             f'{text!r} is not the name of a unit; allowed: a name as "payments.service", or a pattern as "payments@*"'
         )

@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Final, cast
 
-_SPECIAL: Final = re.compile(r"[*?\[]")
+# What begins a part of a pattern that is no plain text.
+SPECIAL: Final = re.compile(r"[*?\[]")
 # RFC 1035 2.3.4.
 _LONGEST_LABEL: Final = 63
 # What stands behind the last special character of a pattern, from its first dot on.
@@ -26,10 +27,10 @@ class Patterns:
         self._caseless = caseless
         self._every = every
         globs = [self._plainly(glob) for glob in globs]
-        special = [glob for glob in globs if _SPECIAL.search(glob)]
+        special = [glob for glob in globs if SPECIAL.search(glob)]
         self._names = frozenset(globs) - frozenset(special)
         # "*.NAME" is looked up too, so that a list of a hundred thousand of them costs no more than one.
-        self._suffixes = frozenset(glob[2:] for glob in special if glob.startswith("*.") and not _SPECIAL.search(glob[2:]))
+        self._suffixes = frozenset(glob[2:] for glob in special if glob.startswith("*.") and not SPECIAL.search(glob[2:]))
         special = [glob for glob in special if not (glob.startswith("*.") and glob[2:] in self._suffixes)]
         self._by_tail: dict[str, list[str] | re.Pattern[str]] = {}
         others = []
@@ -98,7 +99,7 @@ def _ascii_label(label: str) -> str:
     if text.isascii():
         return text
     form = f"xn--{text.encode('punycode').decode()}"
-    if not _SPECIAL.search(label) and len(form) <= _LONGEST_LABEL:
+    if not SPECIAL.search(label) and len(form) <= _LONGEST_LABEL:
         return form
     raise ValueError(f"{label!r} is no part of a host name; allowed: letters, digits and hyphens, or a pattern of ASCII letters")
 
