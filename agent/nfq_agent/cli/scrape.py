@@ -68,7 +68,8 @@ class _Server(ThreadingWSGIServer):
 
 def reports(flags: Flags) -> dict[str, Status | None]:
     """The answer of each instance: the requested one, else all that run, else the configured one."""
-    names = [loading.instance_of(flags)] if flags.instance is not None else control.instances() or [loading.instance_of(flags)]
+    running_now = control.instances() if flags.instance is None else []
+    names = running_now or [loading.instance_of(flags)]
     return {name: running.status_if_any(name) for name in names}
 
 
