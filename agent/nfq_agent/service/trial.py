@@ -51,9 +51,8 @@ class Trial:
         self._clock = clock
         self._log = log
         self._before: Config | None = None
-        # Whether what is on trial are faults; their queue and keys.
-        self._faults = False
-        self._drill: tuple[str, Mapping[str, Any]] = "", {}
+        # Of faults on trial, their queue and keys; None while it is a reload, or nothing.
+        self._drill: tuple[str, Mapping[str, Any]] | None = None
         # Whether the file holds a configuration that was taken back, and what is said to an answer that comes too late.
         self._refused = False
         self._said = _NONE_WAITS
@@ -66,6 +65,10 @@ class Trial:
         return self._before is not None
 
     @property
+    def _faults(self) -> bool:
+        return self._drill is not None
+
+    @property
     def keeps_file_out(self) -> bool:
         """Whether the file must not be read by the agent's own decision: its content waits for an answer, or was taken back."""
         return self.runs or self._refused
@@ -74,7 +77,7 @@ class Trial:
         """What is on trial, for a person; None where nothing is. now: monotonic seconds."""
         if not self.runs:
             return None
-        queue, odds = self._drill if self._faults else ("", {})
+        queue, odds = self._drill or ("", {})
         return TrialStatus("faults" if self._faults else "reload", queue, odds, round(max(0.0, self._due[self._over] - now), 1))
 
     def leave(self) -> None:
@@ -194,7 +197,7 @@ class Trial:
             return {"ok": False, "config": True, "message": "\n".join(error.faults)}
         except FAILURES as error:
             return {"ok": False, "message": str(error)}
-        self._faults, self._drill = True, (queue, odds)
+        self._drill = queue, odds
         self._begin(now, seconds)
         said = " ".join(f"{key}={value}" for key, value in odds.items())
         self._log(f"faults in queue {queue} for {seconds:g} s: {said}", "warning")
@@ -238,7 +241,7 @@ class Trial:
         return {"ok": True, "message": self._said}
 
     def _end(self) -> Config:
-        before, self._before, self._faults = self._before, None, False
+        before, self._before, self._drill = self._before, None, None
         assert before is not None
         del self._due[self._over]
         return before
