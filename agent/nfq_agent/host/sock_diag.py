@@ -149,9 +149,7 @@ class KernelQuestions:
             answers = self._dump(family, port, _ALL_STATES if sends else 1 << _CLOSE)
             if answers is None:
                 return None
-            found += [
-                _owner(answer) for answer in answers if _takes_part(answer, family, None if sends else address, len(address))
-            ]
+            found += [_owner(answer) for answer in answers if _takes_part(answer, family, address, sends)]
         return found
 
     def _dump(self, family: int, port: int, states: int) -> list[bytes] | None:
@@ -223,18 +221,20 @@ def _owner(answer: bytes) -> SocketOwner:
     return SocketOwner(uid, inode, mark, cgroup, answer[1] != _CLOSE)
 
 
-def _takes_part(answer: bytes, family: int, address: bytes | None, size: int) -> bool:
-    """Whether a UDP socket of a family sends and receives packets of addresses of this size, and, where one is given, at that
-    address, by what it is bound to."""
+def _takes_part(answer: bytes, family: int, address: bytes, anywhere: bool) -> bool:
+    """Whether a UDP socket of a family has to do with packets of this address, by what it is bound to.
+
+    anywhere: what it is bound to does not count, only whether it takes addresses of this size.
+    """
     if len(answer) < _ANSWER:
         return False
     bound: bytes = _ID.unpack_from(answer, _STATE.size)[2]
     if family == socket.AF_INET:
-        return address is None or bound[:4] in (bytes(4), address)
-    if size == 16:
-        return address is None or bound in (bytes(16), address)
+        return anywhere or bound[:4] in (bytes(4), address)
+    if len(address) == 16:
+        return anywhere or bound in (bytes(16), address)
     takes_both = not _number(answer[_ANSWER:], _INET_DIAG_SKV6ONLY, "=B")
-    return takes_both and (address is None or bound in (bytes(16), _MAPPED + address))
+    return takes_both and (anywhere or bound in (bytes(16), _MAPPED + address))
 
 
 def _number(attributes: bytes, wanted: int, layout: str) -> int | None:
