@@ -9,7 +9,7 @@ from typing import Any
 from nfq_agent.cli.flags import Flags
 from nfq_agent.config.environment import log_settings, target_in_force
 from nfq_agent.config.file import Check, check, instance_in, load, load_table, without_elements
-from nfq_agent.config.models import INSTANCE, Agent, Config, ConfigError, LogConfig
+from nfq_agent.config.models import INSTANCE, INSTANCE_FORM, Agent, Config, ConfigError, LogConfig
 from nfq_agent.config.source import tables_of
 
 
@@ -61,7 +61,7 @@ def instance_of(flags: Flags) -> str:
     if flags.instance is not None:
         if re.fullmatch(INSTANCE, flags.instance) is None:
             what = f"command line: agent.instance: {flags.instance!r} is not valid"
-            raise ConfigError([f"{what}; allowed: 1 to 12 small letters, digits and hyphens"])
+            raise ConfigError([f"{what}; allowed: {INSTANCE_FORM}"])
         return flags.instance
     from nfq_agent.cli import show
 

@@ -58,6 +58,7 @@ def _numbers(value: object) -> tuple[int, int]:
 
 
 INSTANCE: Final = r"^[a-z0-9-]{1,12}$"
+INSTANCE_FORM: Final = "1 to 12 small letters, digits and hyphens"
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 USER: Final = r"^[a-z_][a-z0-9_-]{0,31}$"
 Name = Annotated[str, Field(pattern=NAME)]

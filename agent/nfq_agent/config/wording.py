@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from nfq_agent.config.capture import INTERFACES, InlineConfig, TapConfig
 from nfq_agent.config.lines import Place
 from nfq_agent.config.model import Model
-from nfq_agent.config.models import INSTANCE, NAME, USER, Agent, Config, LogConfig, QueueConfig
+from nfq_agent.config.models import INSTANCE, INSTANCE_FORM, NAME, USER, Agent, Config, LogConfig, QueueConfig
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.config.rule import RuleConfig
 from nfq_agent.config.source import Source, key_as_written
@@ -44,7 +44,7 @@ _WORDS: Final[Mapping[str, tuple[str, str]]] = {
 }
 # The values of keys that have a form, by its regular expression.
 _FORMS: Final[Mapping[str, str]] = {
-    INSTANCE: "1 to 12 small letters, digits and hyphens",
+    INSTANCE: INSTANCE_FORM,
     NAME: "1 to 32 letters, digits, hyphens and underscores, the first one a letter or a digit",
     USER: "1 to 32 small letters, digits, hyphens and underscores, the first one no digit",
     INTERFACES: 'the name of an interface, or a pattern as "veth*"',
