@@ -224,9 +224,7 @@ class FlowWatch:
                 self.leave_unlooked(1)
                 return
             self.share.packets -= 1
-        record = self._record(seen, table.account(seen.flow))
-        record.pop("would", None)
-        self._trace(packet, seen, record | outcome, now)
+        self._trace(packet, seen, self._record(seen, table.account(seen.flow), outcome), now)
 
     def _trace(self, packet: Packet, seen: _Seen, record: dict[str, Any], now: float) -> None:
         told = []
@@ -264,14 +262,15 @@ class FlowWatch:
                 seen.told, seen.begun = account, begun
                 self._write({**self._record(seen, account), "kind": "flow"})
 
-    def _record(self, seen: _Seen, account: Account | None) -> dict[str, Any]:
+    def _record(self, seen: _Seen, account: Account | None, outcome: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A flow as it is reported. outcome: that of one packet, where it is not that of the flow."""
         flow = seen.flow
         client = flow.origin if flow.origin_is_client else flow.origin.reversed()
         record: dict[str, Any] = {
             **{name: value for name, value in flow.facts.items() if name not in _HIDDEN},
             **self._place,
             **seen.place,
-            **seen.outcome,
+            **(seen.outcome if outcome is None else outcome),
             **ends(client),
         }
         if account is not None:
