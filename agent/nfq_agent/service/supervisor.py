@@ -392,4 +392,4 @@ class Supervisor:
         told = report.status(
             self._config, self._crew, self._meter, self._rules.host.name, found, drift, self._drift.in_front, self._log.lost
         )
-        return replace(told, trial=self._trial.status(self._system.clock()))
+        return replace(told, trial=self._trial.status())

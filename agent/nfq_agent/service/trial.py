@@ -73,12 +73,17 @@ class Trial:
         """Whether the file must not be read by the agent's own decision: its content waits for an answer, or was taken back."""
         return self.runs or self._refused
 
-    def status(self, now: float) -> TrialStatus | None:
-        """What is on trial, for a person; None where nothing is. now: monotonic seconds."""
+    @property
+    def _left(self) -> float:
+        """Seconds until what is on trial is taken back."""
+        return max(0.0, self._due[self._over] - self._clock())
+
+    def status(self) -> TrialStatus | None:
+        """What is on trial, for a person; None where nothing is."""
         if not self.runs:
             return None
         queue, odds = self._drill or ("", {})
-        return TrialStatus("faults" if self._faults else "reload", queue, odds, round(max(0.0, self._due[self._over] - now), 1))
+        return TrialStatus("faults" if self._faults else "reload", queue, odds, round(self._left, 1))
 
     def leave(self) -> None:
         """A person asked for a new start. It reads the file, also one that was taken back; a reload on trial continues."""
@@ -106,9 +111,8 @@ class Trial:
             return
         self._before, self._number, self._due[self._over] = before, number, due
         self._keep()
-        left = max(0.0, due - self._clock())
         self._log(
-            f"a reload from before this start still waits for its confirmation; it is taken back in {left:.0f} s", "warning"
+            f"a reload from before this start still waits for its confirmation; it is taken back in {self._left:.0f} s", "warning"
         )
 
     def _keep(self) -> None:
@@ -148,8 +152,7 @@ class Trial:
                 return {}
             self._number += 1
             self._keep()
-            left = max(0.0, self._due[self._over] - self._clock())
-            waits = f"an earlier reload waits for its confirmation, and takes this one back with it in {left:.0f} s"
+            waits = f"an earlier reload waits for its confirmation, and takes this one back with it in {self._left:.0f} s"
             self._log(waits, "warning")
             return {"waits": f"{waits}; `nfq-agent confirm` keeps both"}
         self._begin(self._before or before, seconds)
