@@ -11,7 +11,7 @@ from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.math cimport ceil
 from libc.stdlib cimport free, malloc
 
-from .plain_checks cimport Checks, take_check
+from ..tokens cimport Tokens, take_token
 from .plain_counts cimport Counts, OPENED, note_counts, taken_from
 from .plain_relay cimport (
     AT_ONCE, CLIENT, Carried, HUNG_UP, NEVER, ORDERLY, READ, RUNNING, TOLD, Turn, UPSTREAM, discard, on_event, pump,
@@ -133,7 +133,9 @@ cdef class PlainPairs:
     cdef Counts counts
     # How it connects by itself, and from which listeners it accepts then.
     cdef object second_hop, own_ports, listeners
-    cdef Checks checks
+    # The checks that are left, and how many a second there are, and at most.
+    cdef Tokens checks
+    cdef double check_rate
     cdef unsigned int mark
     cdef bint straight, tproxy
     cdef Py_ssize_t limit
@@ -173,7 +175,7 @@ cdef class PlainPairs:
         """
         self.straight, self.tproxy, self.mark = True, tproxy, mark
         self.own_ports, self.second_hop = own_ports, second_hop
-        self.checks.per_second = self.checks.tokens = checks
+        self.check_rate = self.checks.left = checks
 
     def listen(self, listeners, Py_ssize_t limit):
         """Accept by itself from these descriptors while it waits, as long as fewer pairs run than `limit`."""
@@ -221,7 +223,7 @@ cdef class PlainPairs:
                     return number
                 # The connection ended before it was accepted (accept(2)).
                 continue
-            due = self.straight and take_check(&self.checks, now)
+            due = self.straight and take_token(&self.checks, self.check_rate, self.check_rate, now)
             if not (self.straight and self.begin(fd, &peer, due, now)):
                 self.leaving = True
                 self.owner.take(fd, AF_INET6 if is_mapped(&peer) else family_of(&peer), text_of(&peer), due, now)
