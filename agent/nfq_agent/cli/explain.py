@@ -12,6 +12,7 @@ from typing import Any, Final
 from nfq_agent.capture.selection import CaptureSelection
 from nfq_agent.capture.serving import captures, selection_of
 from nfq_agent.cli.flags import Flags
+from nfq_agent.cli.given_owner import GivenOwner
 from nfq_agent.cli.loading import configuration
 from nfq_agent.cli.question import Question
 from nfq_agent.cli.show import wrapped
@@ -26,7 +27,6 @@ from nfq_agent.flow import Flow
 from nfq_agent.geography import Geography
 from nfq_agent.host.users import find_user
 from nfq_agent.match import PLACES, Conditions, Match
-from nfq_agent.owner import Owners
 from nfq_agent.packet import Packet
 from nfq_agent.patterns import Patterns
 from nfq_agent.rules.kernel_policy import names_of, numbers_of, reasons
@@ -228,18 +228,6 @@ def _outcome(table: Served, verdict: Verdict | None) -> str:
     return chosen.action.name.lower()
 
 
-class _Given(Owners):
-    """The owner of every packet, as the command line names it."""
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
-
-    def names(self, packet: Packet) -> Mapping[str, str]:
-        """The same for every packet."""
-        del packet
-        return self._names
-
-
 class _Asked:
     """A policy of the chain, and the rule of its last decision."""
 
@@ -249,7 +237,7 @@ class _Asked:
         self._name_of = question.interface_name
         self.element = Policy(spec.name, spec.options.model_copy(update={"explain": True}), self._emit)
         self.element.name_interfaces(self._name_of)
-        self.element.context = Context(owners=_Given(self._owner))
+        self.element.context = Context(owners=GivenOwner(self._owner))
         self.options: Any = spec.options
 
     def _emit(self, message: str, level: str = "info", **fields: Any) -> None:

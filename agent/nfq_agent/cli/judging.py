@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -11,6 +11,7 @@ import nfq_agent.names
 from nfq_agent import flow_memory
 from nfq_agent.capture.recording import Recorded
 from nfq_agent.checksum import is_partial
+from nfq_agent.cli.given_owner import GivenOwner
 from nfq_agent.cli.question import Question, has_ports
 from nfq_agent.cli.sighting import HOOKS, Fate, Sighting
 from nfq_agent.cli.taking import in_order, misses
@@ -48,18 +49,6 @@ _NOT_RECORDED: Final = ("owner", "uid", "gid", "cgroup", "set", "interface")
 _ANYWHERE: Final = tuple((hook, "", "") for hook in HOOKS)
 # Judges a packet by its bytes, its length and its time.
 Quick = Callable[[bytes, int, float], Fate | None]
-
-
-class _RecordedOwners(Owners):
-    """The owner of each packet, as the capture says it. now: of the packet that is judged."""
-
-    def __init__(self) -> None:
-        self.now: Mapping[str, Any] = {}
-
-    def names(self, packet: Packet) -> Mapping[str, Any]:
-        """What is said of it."""
-        del packet
-        return self.now
 
 
 class _Chain:
@@ -201,9 +190,10 @@ class Judging:
         self._config = config
         names = _names(config)
         self._interfaces = InterfaceIndices()
-        self._owners = _RecordedOwners()
+        # Of the packet that is judged, as the capture says it.
+        self._owner = GivenOwner({})
         self._chains = {
-            name: _Chain(config, queue, enforce, names, every, self._interfaces.name, self._owners)
+            name: _Chain(config, queue, enforce, names, every, self._interfaces.name, self._owner)
             for name, queue in config.queue.items()
         }
         # By what the rules look at.
@@ -271,7 +261,7 @@ class Judging:
         packet = Packet(recorded.payload, id=self._number, length=recorded.length, time=recorded.time or 1.0)
         if where is not None:
             packet.uid, packet.gid, packet.mark = where.uid, where.gid, where.mark
-        self._owners.now = {} if where is None else dict(where.owner)
+        self._owner.given = {} if where is None else dict(where.owner)
         packet.checksum_ready = not is_partial(packet)
         five_tuple = packet.headers.five_tuple
         begins = self._by_syn and _begins(packet)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from nfq_agent.cli.given_owner import GivenOwner
 from nfq_agent.cli.question import Question, has_ports
 from nfq_agent.context import Context
 from nfq_agent.element import Needs
 from nfq_agent.elements.policy import Policy
 from nfq_agent.flow import Flow
-from nfq_agent.owner import Owners
 from nfq_agent.packet import Hook, Packet
 from nfq_agent.values import Endpoint
 from nfq_agent.verdict import ACCEPT
@@ -43,18 +42,6 @@ class SeenFlow:
             ends = [str(Endpoint(host, port)) for host, port in zip(ends, (_CLIENT_PORT, self.port or 0), strict=True)]
         hook = self.hook if self.hook in Hook.__members__ else Hook.OUTPUT.name
         return Question(protocol, ends[0], ends[1], hook=hook.lower()).packet(b"data")
-
-
-class GivenOwner(Owners):
-    """The owner of every packet."""
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
-
-    def names(self, packet: Packet) -> Mapping[str, Any]:
-        """The same for every packet."""
-        del packet
-        return self._names
 
 
 def accepts(policy: Policy, sample: SeenFlow) -> bool:
