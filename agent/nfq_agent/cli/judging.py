@@ -41,9 +41,7 @@ _FIN_SYN_RST_ACK: Final = 0x17
 # Connections that are shown to the elements at once.
 _SHOWN_AT_ONCE: Final = 4096
 _DAY: Final = 86400.0
-
-
-# What rules ask of a packet, and captures do not say; of interfaces some do.
+# What rules ask of a packet, and a capture may not say.
 _NOT_RECORDED: Final = ("owner", "uid", "gid", "cgroup", "set", "interface")
 # Where a packet may have been seen of which nothing is said.
 _ANYWHERE: Final = tuple((hook, "", "") for hook in HOOKS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -19,8 +19,6 @@ _COMMENT: Final = re.compile(
 # What a comment says besides: numbers of the packet, by how they are written, and the owner of its flow.
 _NUMBERS: Final = {"uid": 10, "gid": 10, "mark": 16}
 _LARGEST: Final = 0xFFFFFFFF
-# The key of a rule that each of these answers; `uid` answers `owner` as well.
-_ANSWERS: Final[Mapping[str, tuple[str, ...]]] = {"uid": ("uid", "owner")}
 # In which order the hooks of a rule are tried where the capture does not say where a packet was seen.
 HOOKS: Final = (Hook.OUTPUT, Hook.INPUT, Hook.FORWARD, Hook.PREROUTING, Hook.POSTROUTING)
 
@@ -62,8 +60,14 @@ class Sighting:
     @property
     def told(self) -> set[str]:
         """The conditions that can hold, since it says what they ask for."""
-        found = {key for key, _ in self.owner} | ({"interface"} if self.inward or self.outward else set())
-        return found | {key for word in ("uid", "gid") if getattr(self, word) is not None for key in _ANSWERS.get(word, (word,))}
+        found = {key for key, _ in self.owner}
+        if self.inward or self.outward:
+            found.add("interface")
+        if self.uid is not None:
+            found |= {"uid", "owner"}
+        if self.gid is not None:
+            found.add("gid")
+        return found
 
     @property
     def places(self) -> Iterator[tuple[Hook, str, str]]:
