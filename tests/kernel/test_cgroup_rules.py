@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from agent import Agent, until
-from control_groups import leave
+from control_groups import joined, leave
 from namespace import Namespace
 from owned_table import send
 
@@ -47,7 +47,7 @@ def group() -> Iterator[Path]:
 
 def send_from(netns: Namespace, group: Path) -> None:
     """Three datagrams to port 9 from a process in the group."""
-    netns.run("sh", "-ec", f'echo $$ >{group}/cgroup.procs; exec {PYTHON} -c "$0"', SEND)
+    netns.run(*joined(group, PYTHON, "-c", SEND))
 
 
 def followed(agent: Agent) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import Agent, until
+from control_groups import joined
 from journald import Journald
 from log_fields import documented, fields_of
 from log_traffic import BROKEN, CLIENT, CONFIG, DATAGRAMS, PEERS, send_all, serve
@@ -53,8 +54,6 @@ udp_ports = [7020]
 [agent]
 drift_check = "200ms"
 """
-# In a control group: GROUP COMMAND...
-IN_GROUP = 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"'
 MARKED = """
 import socket
 one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -99,7 +98,7 @@ def test_each_field_of_a_real_journal_is_documented(
     send_all(client, router)
     for group in (f"payments-{tag}.service", f"machine-web\\x2d{tag}.scope"):
         argv = [sys.executable, "-c", CLIENT, "127.0.0.1", "8080", "closed", "a.free.test"]
-        router.run("sh", "-c", IN_GROUP, "sh", str(root / group), *argv)
+        router.run(*joined(root / group, *argv))
     router.run(sys.executable, "-c", DATAGRAMS, "10.2.0.2", "10", *["7020"] * 6)
     router.run(sys.executable, "-c", MARKED)
     ends: list[dict[str, Any]] = [

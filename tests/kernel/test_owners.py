@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from agent import COMMAND, Agent, until
+from control_groups import joined
 from namespace import Namespace
 
 from nfq_agent.host.owners import HostOwners
@@ -170,20 +171,18 @@ hooks = ["output"]
 tcp_ports = [9999]
 role = "client"
 """
-# Joins a control group, and becomes a program that connects.
-ENTER = 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"'
 
 
 def test_what_a_program_may_reach(netns: Namespace, tmp_path: Path, groups: tuple[Path, str]) -> None:
     root, tag = groups
-    group = str(root / f"other-{tag}.service")
+    group = root / f"other-{tag}.service"
     netns.start("nc", "-lk", "127.0.0.1", "9999", stdout=subprocess.DEVNULL)
     until(lambda: ":270F " in netns.shell("cat /proc/net/tcp"), "the port is open")
     python = str(Path(sys.executable).resolve())
     agent = Agent(netns, tmp_path, PROGRAMS.format(exe=python), LOG_FORMAT="json").ready()
 
     def connects(*argv: str) -> bool:
-        return netns.run("sh", "-c", ENTER, "sh", group, *argv, check=False).returncode == 0
+        return netns.run(*joined(group, *argv), check=False).returncode == 0
 
     dial = 'import socket; socket.create_connection(("127.0.0.1", 9999), 60).sendall(b"hello")'
     assert connects(python, "-c", dial)
@@ -214,12 +213,10 @@ def effective(process: int) -> int:
     return int(line.split()[1], 16)
 
 
-# Joins a control group, binds a socket to an address and a port, and connects it elsewhere if it is told to.
+# Binds a socket to an address and a port, and connects it elsewhere if it is told to.
 HOLDER = """
-import os, socket, sys
-group, host, port, connects = sys.argv[1:]
-with open(group + "/cgroup.procs", "w") as procs:
-    procs.write(str(os.getpid()))
+import socket, sys
+host, port, connects = sys.argv[1:]
 with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as one:
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     one.bind((host, int(port)))
@@ -233,7 +230,7 @@ with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SO
 @contextlib.contextmanager
 def holding(group: Path, host: str, port: int = 0, connects: str = "no") -> Iterator[int]:
     """The port of a UDP socket that a process in this group has."""
-    argv = [sys.executable, "-c", HOLDER, str(group), host, str(port), connects]
+    argv = joined(group, sys.executable, "-c", HOLDER, host, str(port), connects)
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -8,6 +8,11 @@ from pathlib import Path
 from agent import until
 
 
+def joined(group: Path, *argv: str) -> list[str]:
+    """The argv of a shell that joins the group, and becomes the program `argv`."""
+    return ["sh", "-ec", 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"', "sh", str(group), *argv]
+
+
 def leave(group: Path) -> None:
     """Remove the group, once its processes have ended."""
 
