@@ -13,6 +13,7 @@ import pytest
 import typer.main
 from typer._click.shell_completion import get_completion_class
 from typer._completion_classes import completion_init
+from unmeasured import unmeasured
 
 from nfq_agent.cli.quick_completion import answer
 from nfq_agent.cli.verbs import app
@@ -58,9 +59,7 @@ def ask(table: Path | None, shell: str, line: str) -> subprocess.CompletedProces
         "_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }  # fmt: skip
     argv = [sys.executable, "-c", PROGRAM, str(table or "")]
-    # What measuring its coverage would take is not the command's.
-    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    return subprocess.run(argv, env={**unmeasured, **asked}, capture_output=True, text=True, check=False)
+    return subprocess.run(argv, env={**unmeasured(), **asked}, capture_output=True, text=True, check=False)
 
 
 def loaded(table: Path) -> dict[str, Any]:

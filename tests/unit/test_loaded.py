@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
+from unmeasured import unmeasured
 
 # As `nfq-agent run` loads it: until the configuration is checked, while it is, and what writes rules.
 _START = """
@@ -37,9 +37,7 @@ _NOT = (
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple[int, set[str]]:
-    # What measures coverage loads some of them.
-    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    done = subprocess.run([sys.executable, "-c", _START], env=unmeasured, check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", _START], env=unmeasured(), check=True, capture_output=True, text=True)
     first, *names = done.stdout.split()
     return int(first), set(names)
 
