@@ -14,6 +14,7 @@ import pytest
 from crew_contract import CONTRACT, World, config_for
 from crew_world import RealWorld
 from fake_queue import FakeKernel, FakeWire
+from ports import free_port
 from queued import NUMBER
 
 from nfq_agent.capture.following import Followed
@@ -106,11 +107,6 @@ def proxy(world: RealWorld, port: int, **options: Any) -> ProxyWorker:
     world.with_rights(made)
     assert isinstance(made, ProxyWorker)
     return made
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

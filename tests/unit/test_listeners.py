@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from descriptors import open_descriptors
+from ports import free_port
 
 from nfq_agent.config.proxy import ProxyConfig
 from nfq_agent.host.sockets import Address
@@ -19,12 +20,6 @@ from nfq_agent.proxy.listeners import ACCEPTS, PAUSE, Listeners, Outcome, listen
 
 def proxy(*listen: str) -> ProxyConfig:
     return ProxyConfig.model_validate({"listen": list(listen)})
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as it:
-        port: int = it.getsockname()[1]
-        return port
 
 
 class TestListen:
