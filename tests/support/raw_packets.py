@@ -1,4 +1,4 @@
-"""Packets that a test sends as they are: by the loopback, or in by the interface `here`, the other end of `there`."""
+"""Packets that a test sends as they are: from its host, or in by the interface `here`, the other end of `there`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,28 @@ import socket
 
 from namespace import PATIENCE
 
+from nfq_agent.checksum import internet_checksum
+
 # The address of `here`.
 HERE = bytes.fromhex("020000000001")
 # A type of frames that no protocol has (IEEE 802, local experiments).
 _LAST = 0x88B5
 
 
+def with_more(payload: bytes, behind: bytes) -> bytes:
+    """A UDP packet with bytes behind its datagram, which is as it was; the IP header is right for all of them."""
+    data = bytearray(payload + behind)
+    if data[0] >> 4 == 4:
+        data[2:4] = len(data).to_bytes(2, "big")
+        data[10:12] = b"\0\0"
+        data[10:12] = internet_checksum(bytes(data[:20])).to_bytes(2, "big")
+    else:
+        data[4:6] = (len(data) - 40).to_bytes(2, "big")
+    return bytes(data)
+
+
 def send(data: bytes) -> None:
-    """Send a packet that leaves by the loopback."""
+    """Send a packet from this host."""
     family, level, included = (
         (socket.AF_INET, socket.IPPROTO_IP, socket.IP_HDRINCL) if data[0] >> 4 == 4 else (socket.AF_INET6, 41, 36)
     )

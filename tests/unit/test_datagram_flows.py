@@ -10,8 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from openings import DATAGRAMS as OPENINGS
 from openings import dns_query
+from raw_packets import with_more
 
-from nfq_agent.checksum import internet_checksum, is_wrong
+from nfq_agent.checksum import is_wrong
 from nfq_agent.context import Context
 from nfq_agent.decisions import Decisions
 from nfq_agent.elements import packet_element
@@ -227,19 +228,12 @@ def test_a_flow_is_taken_over_with_what_it_has_said() -> None:
     assert flow.facts["reason"] == "policy: default"
 
 
-def with_more(packet: Packet, behind: bytes, size: int | None = None) -> Packet:
-    """The packet with bytes behind its datagram, or with another length of that; its checksums are right for its receiver."""
+def of_size(packet: Packet, size: int) -> Packet:
+    """The packet with another length of its datagram, and without a checksum of that."""
     data = bytearray(packet.payload)
     at = 20 if data[0] >> 4 == 4 else 40
-    if size is not None:
-        data[at + 4 : at + 6] = size.to_bytes(2, "big")
-        data[at + 6 : at + 8] = b"\0\0"
-    data[2:4] = (len(data) + len(behind)).to_bytes(2, "big") if at == 20 else data[2:4]
-    data[4:6] = data[4:6] if at == 20 else (len(data) + len(behind) - 40).to_bytes(2, "big")
-    if at == 20:
-        data[10:12] = b"\0\0"
-        data[10:12] = internet_checksum(bytes(data[:20])).to_bytes(2, "big")
-    return Packet(bytes(data) + behind)
+    data[at + 4 : at + 8] = size.to_bytes(2, "big") + b"\0\0"
+    return Packet(bytes(data))
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
@@ -250,7 +244,7 @@ def test_bytes_behind_a_datagram_hide_nothing(monkeypatch: pytest.MonkeyPatch, n
     monkeypatch.setitem(POLICIES, "none", {"default": "accept", "rule": [rule]})
     whole, quick, table, _ = both(["none"])
     for behind in (b"", b"x", b"\xff" * 70):
-        packet = with_more(udp(*ends, KNOWN[name]), behind)
+        packet = Packet(with_more(udp(*ends, KNOWN[name]).payload, behind))
         assert packet.data == KNOWN[name]
         assert not is_wrong(packet)
         assert table.look_up(packet.payload, packet.length, 1.0) in (None, DROP)
@@ -259,11 +253,11 @@ def test_bytes_behind_a_datagram_hide_nothing(monkeypatch: pytest.MonkeyPatch, n
 
 def test_a_datagram_that_its_packet_has_no_room_for_is_discarded() -> None:
     for size in (0, 7, 9 + len(QUERY)):
-        packet = with_more(udp(CLIENT, RESOLVER, QUERY), b"", size)
+        packet = of_size(udp(CLIENT, RESOLVER, QUERY), size)
         assert is_wrong(packet)
         _, quick, table, _ = both(["allow-list"])
         assert table.look_up(packet.payload, packet.length, 1.0) is None
         assert quick.verdict(packet) is DROP
     # In IPv6 a length of 0 is that of a jumbogram, whose length no field of UDP has.
-    packet = with_more(udp("[2001:db8::1]:4000", "[2001:db8::2]:53", QUERY), b"", 0)
+    packet = of_size(udp("[2001:db8::1]:4000", "[2001:db8::2]:53", QUERY), 0)
     assert packet.data == QUERY
