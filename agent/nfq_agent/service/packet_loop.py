@@ -83,7 +83,7 @@ class WorkerLoop:
         self._delayed = DelayedVerdicts()
         self._now = self._looked = self._counted = self._served = 0.0
         self._stopping = False
-        # Without a supervisor: when to end at the latest, and when the latest packet came.
+        # Without a supervisor: when to end at the latest. `_served` is when the latest packet came, then.
         self._leaves: float | None = None
         self._takeover = Takeover(settings.lost, settings.on_error, counters, emit)
         # How many packets of many datagrams are counted.
