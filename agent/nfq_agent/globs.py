@@ -11,7 +11,8 @@ from nfq_agent.patterns import SPECIAL, ascii_form
 _HOSTS_LINE: Final = re.compile(r"[0-9A-Fa-f]*[.:][0-9A-Fa-f.:]*\s+\S")
 _OF_BROWSERS: Final = re.compile(r"\|\||@@|.*://")
 # What is in the names that clients send in a ClientHello or a request, and in patterns of them; addresses come without brackets.
-_CLAIMED: Final = re.compile(r"[A-Za-z0-9_.*?\[\]!-]+|[0-9A-Fa-f:.*?\[\]!-]+")
+_CLAIMED: Final = re.compile(r"[A-Za-z0-9_.*?\[\]!-]+")
+_ADDRESS: Final = re.compile(r"[0-9A-Fa-f:.*?\[\]!-]+")
 _WITH_PORT: Final = re.compile(r"[^:]+:[0-9]+")
 _IN_BRACKETS: Final = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]")
 _WHOLE_ID: Final = re.compile(r"[0-9a-f]{64}")
@@ -33,12 +34,15 @@ def host_glob(text: str) -> str:
 
 def claim_glob(text: str) -> str:
     """A pattern of the names that clients send in a ClientHello or a request: letters, digits, hyphens, underscores and dots."""
+    if _CLAIMED.fullmatch(text):
+        # Most of a long list: nothing below is about one of these characters.
+        return text
     form = ascii_form(host_glob(text))
     if _WITH_PORT.fullmatch(form):
         raise ValueError(f"{text!r} has a port, which is no part of a name; {_HOST}")
     if _IN_BRACKETS.fullmatch(form):
         raise ValueError(f"{text!r} is an address in brackets; {_HOST}, or an address without them")
-    if not _CLAIMED.fullmatch(form):
+    if not (_CLAIMED.fullmatch(form) or _ADDRESS.fullmatch(form)):
         raise ValueError(f"{text!r} is not a host name; {_HOST}")
     return text
 
