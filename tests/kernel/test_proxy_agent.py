@@ -60,7 +60,7 @@ def test_start_reload_and_stop_under_load(netns: Namespace, tmp_path: Path, back
     assert [client.end() for client in clients] == [[], []], agent.log
     assert saved(netns).count("NFQA") == before == 0
     # Only the tests' own server is left.
-    until(lambda: netns.processes() == netns.running(), "no other process")
+    assert netns.processes() == netns.running()
 
 
 def test_a_stop_waits_for_its_deadline_and_no_longer(netns: Namespace, tmp_path: Path) -> None:

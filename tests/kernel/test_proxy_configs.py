@@ -115,7 +115,7 @@ def test_several_queues_rules_and_a_proxy_in_one_agent(netns: Namespace, tmp_pat
         assert re.search(f"info    {seen} accept", agent.log), seen
     assert agent.stop() == 0
     assert "NFQA" not in saved(netns)
-    until(lambda: netns.processes() == netns.running(), "no other process")
+    assert netns.processes() == netns.running()
 
 
 def test_the_configuration_and_the_element_of_the_page(netns: Namespace, tmp_path: Path) -> None:
