@@ -34,9 +34,7 @@ tcp_ports = [{port}]
 
 
 def counters(agent: Agent) -> dict[str, Any]:
-    agent.rest()
-    answer = agent.namespace.call(control.ask, agent.instance, {"verb": "status"}, 30.0)
-    return dict(answer["proxies"][0]["counters"])
+    return dict(agent.answer()["proxies"][0]["counters"])
 
 
 def forwarded(client: Namespace) -> bool:

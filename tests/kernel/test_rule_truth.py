@@ -17,7 +17,6 @@ from reachable import python, reachable
 from traffic import FLOOD
 
 from nfq_agent.host.xtables import obstacles
-from nfq_agent.service import control
 
 pytestmark = pytest.mark.kernel
 
@@ -42,19 +41,12 @@ def said(agent: Agent, subject: str) -> str:
     return "\n".join(f"{each['text']} -> {each['advice']}" for each in findings(agent) if each["subject"] == subject)
 
 
-def status(agent: Agent) -> dict[str, Any]:
-    """The answer of the agent itself, without starting a command."""
-    agent.rest()
-    answer: dict[str, Any] = agent.namespace.call(control.ask, agent.instance, {"verb": "status"}, 30.0)
-    return answer
-
-
 def drift(agent: Agent) -> dict[str, Any]:
-    return dict(status(agent)["drift"])
+    return dict(agent.answer()["drift"])
 
 
 def queue(agent: Agent) -> dict[str, Any]:
-    (found,) = status(agent)["queues"]
+    (found,) = agent.answer()["queues"]
     return dict(found)
 
 
@@ -63,7 +55,7 @@ def received(agent: Agent) -> int:
 
 
 def bypasses(agent: Agent) -> dict[str, Any]:
-    return {each["cause"]: each for each in status(agent)["bypasses"]}
+    return {each["cause"]: each for each in agent.answer()["bypasses"]}
 
 
 def test_rules_that_are_gone_are_named_with_what_to_do(netns: Namespace, tmp_path: Path) -> None:
@@ -131,7 +123,7 @@ def test_a_foreign_rule_in_front_is_named_and_what_it_took_is_counted(netns: Nam
     found = bypasses(agent)
     # An interface that is not there could come, so a rule for it is named too.
     assert set(found) == {"in-front"}
-    listed = [each for each in status(agent)["bypasses"] if each["count"]]
+    listed = [each for each in agent.answer()["bypasses"] if each["count"]]
     assert [(each["count"], each["unit"]) for each in listed] == [(900, "packets")]
     assert "rule 5 of OUTPUT in table mangle (inet, ACCEPT)" in listed[0]["text"]
     assert "iptables-legacy -t mangle -nvL OUTPUT 5" in listed[0]["advice"]

@@ -15,6 +15,7 @@ from typing import Any
 
 from namespace import PATIENCE, Namespace
 
+from nfq_agent.service import control
 from nfq_agent.service.turn_policy import PATIENCE as TURN
 
 COMMAND = (sys.executable, "-m", "nfq_agent")
@@ -126,6 +127,12 @@ class Agent:
         """`status --json`, once it rests."""
         self.rest()
         value: dict[str, Any] = json.loads(self.verb("status", "--json").stdout)
+        return value
+
+    def answer(self) -> dict[str, Any]:
+        """The same, asked without starting a command."""
+        self.rest()
+        value: dict[str, Any] = self.namespace.call(control.ask, self.instance, {"verb": "status"}, 30.0)
         return value
 
     def queue(self, name: str = "main") -> dict[str, Any]:
