@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 import yaml
-from agent import COMMAND, Agent, until
+from agent import COMMAND, Agent, suspend, until
+from log_traffic import BROKEN
 from namespace import Namespace
 from prometheus import ALERTS, Prometheus
 from traffic import send
@@ -26,7 +27,7 @@ fail_open = false
 num = 9
 elements = ["failing"]
 [element.failing]
-type = "failing_element:Failing"
+type = "broken_element:Broken"
 [rules.open]
 queue = "open"
 hooks = ["output"]
@@ -59,14 +60,6 @@ hooks = ["output"]
 udp_ports = [9003]
 """
 GONE = '[agent]\ninstance = "gone"\n[queue.main]\nnum = 21\n'
-FAILING = """
-from nfq_agent import PacketElement
-
-
-class Failing(PacketElement):
-    def decide(self, packet, flow):
-        raise ValueError("broken")
-"""
 # Two scrapes of the same host: the second one ends.
 FIRST, SECOND = "127.0.0.1:9749", "127.0.0.1:9750"
 
@@ -80,7 +73,7 @@ def shipped() -> set[str]:
 def overrun(netns: Namespace, agent: Agent, queue: str, port: int) -> None:
     """More packets than a queue holds, while its worker is stopped for a moment."""
     (worker,) = agent.queue(queue)["workers"]
-    os.kill(worker["pid"], signal.SIGSTOP)
+    suspend(worker["pid"])
     try:
         netns.call(send, port, 200)
     finally:
@@ -96,7 +89,7 @@ def kill_worker(agent: Agent, queue: str) -> None:
 
 def test_each_alert_fires_from_its_cause(netns: Namespace, tmp_path: Path) -> None:
     (tmp_path / "elements").mkdir()
-    (tmp_path / "elements" / "failing_element.py").write_text(FAILING)
+    (tmp_path / "elements" / "broken_element.py").write_text(BROKEN)
     agent = Agent(netns, tmp_path, CONFIG).ready()
     by_hand, gone = (Agent(netns, tmp_path, text, instance=name).ready() for name, text in (("by-hand", BY_HAND), ("gone", GONE)))
     servers = [netns.start(*COMMAND, "metrics", "--listen", listen) for listen in (FIRST, SECOND)]
@@ -124,8 +117,8 @@ def test_each_alert_fires_from_its_cause(netns: Namespace, tmp_path: Path) -> No
     others = shipped() - {"NfqAgentTargetDown"}
     until(lambda: fires(*others) and fires("NfqAgentTargetDown", at=SECOND), "every alert", PATIENCE)
     assert {name for at, name in prometheus.firing() if at == FIRST} == others
-    failing = {tuple(sorted(each["metric"].items())) for each in prometheus.ask('ALERTS{alertname="NfqAgentElementErrors"}')}
-    assert {dict(each).get("queue", dict(each).get("tap")) for each in failing} == {"failing"}
+    failing = [each["metric"] for each in prometheus.ask('ALERTS{alertname="NfqAgentElementErrors"}')]
+    assert {metric.get("queue", metric.get("tap")) for metric in failing} == {"failing"}
     # What is mended is resolved.
     netns.run("iptables-legacy-restore", input=saved)
     gone.start()
