@@ -120,6 +120,11 @@ def play(host: Container, text: str) -> str:
     return "nfq-agent-pod-nfq-agent"
 
 
+def fetch(host: Container, server: str) -> None:
+    """Get a file from the server at this address, which may not listen yet."""
+    host.run("curl", "-sf", "--retry", "20", "--retry-connrefused", "-o", "/dev/null", f"http://{server}/bin/busybox")
+
+
 def test_the_daemonset_reloads_and_leaves_nothing(podman: Container) -> None:
     host = podman
     host.run(
@@ -140,16 +145,7 @@ def test_the_daemonset_reloads_and_leaves_nothing(podman: Container) -> None:
         return int(found["taps"][0]["counters"]["judged"]) if found else 0
 
     seen = judged()
-    host.run(
-        "curl",
-        "-sf",
-        "--retry",
-        "20",
-        "--retry-connrefused",
-        "-o",
-        "/dev/null",
-        f"http://{address(host, 'podman', 'web')}/bin/busybox",
-    )
+    fetch(host, address(host, "podman", "web"))
     until(lambda: judged() > seen, "its packets are seen")
     # As the kubelet changes a ConfigMap: all of it at once, by a link.
     volume = host.run("podman", "volume", "inspect", "--format={{.Mountpoint}}", "nfq-agent").stdout.strip()
@@ -188,7 +184,7 @@ def test_the_daemonset_judges_by_the_names_of_pods(podman: Container) -> None:
     assert tap()["counters"]["would_drop"] == 0
     pod = pod_address(host, "cart-0")
     # A tap drops nothing.
-    host.run("curl", "-sf", "--retry", "20", "--retry-connrefused", "-o", "/dev/null", f"http://{pod}/bin/busybox")
+    fetch(host, pod)
     until(lambda: tap()["counters"]["would_drop"] > 0, "the policy names the pod")
     line = re.compile(rf"-> {pod}:80 .*shop/cart-0")
     until(lambda: line.search(host.run("podman", "logs", agent).stderr), "its line in the log names the pod")
