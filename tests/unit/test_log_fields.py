@@ -51,4 +51,4 @@ def test_the_schema_has_the_fields_of_the_pages() -> None:
 
 def test_the_page_has_the_types_of_the_schema() -> None:
     found = {name: _KINDS[SCHEMA["properties"][name]["type"]] for name in types()}
-    assert found == types() | {"verdict": "text"}
+    assert found == types()
