@@ -9,8 +9,9 @@ from itertools import product
 from typing import Final
 
 import suricata
+from agent import until
 from bed import MAX_LEN, QUEUE, Bed, BenchError
-from captures import listening, wait_until
+from captures import listening
 from measure import Benchmark, Goal
 from queues import SECONDS, flooded, flooded_through
 
@@ -72,7 +73,7 @@ def _requests(  # one for each thing that differs
         script = bed.folder / "varied.lua"
         script.write_text(f"local new = {str(new).lower()}\n{_VARIED}")
         bed.there.start("taskset", "-c", "0", "nginx", "-c", str(bed.folder / "nginx.conf"))
-        wait_until(partial(listening, bed.there, _PORT), "nginx listens")
+        until(partial(listening, bed.there, _PORT), "nginx listens")
         if batch:
             suricata.serve(bed, NAMES, closed=True, batch=batch)
             for hook, port in product(("INPUT", "OUTPUT"), ("dport", "sport")):

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from agent import Agent
-from captures import certificate, listening, wait_until
+from agent import Agent, until
+from captures import certificate, listening
 from evasion_attempt import NOTES, Attempt, How, Try
 from evasion_config import DNS, GIVEN, MARKED, NGINX_2, NGINX_PORTS, TAKEN, UNNAMED, Policy
 from evasion_servers import COUNTING, HTTP_PORTS, PLAIN_PORTS, QUIC, TALKING, TLS_PORTS
@@ -118,9 +118,9 @@ class Bed:
             "--log-queries", f"--log-facility={self.folder / 'dnsmasq.log'}", **quiet,
         )  # fmt: skip
         for port in (*TLS_PORTS, *PLAIN_PORTS, *HTTP_PORTS, *NGINX_PORTS, NGINX_2, DNS, COUNTING, TALKING):
-            wait_until(partial(listening, self.servers, port), f"port {port} is served")
+            until(partial(listening, self.servers, port), f"port {port} is served")
         for port in (QUIC, DNS):
-            wait_until(partial(listening, self.servers, port, "-u"), f"UDP port {port} is served")
+            until(partial(listening, self.servers, port, "-u"), f"UDP port {port} is served")
 
     def understood(self, name: str) -> list[str]:
         """The lines in which a server understood a name."""

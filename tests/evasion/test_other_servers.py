@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from captures import listening, wait_until
+from agent import until
+from captures import listening
 from evasion_attempt import Attempt, Try
 from evasion_bed import Bed
 from evasion_config import Policy
@@ -44,13 +45,13 @@ class Tried:
                 made.append((each, plain, each.allowed))
         self.bed.run(made, False)
         for other, name in honest:
-            wait_until(lambda: self.understood(other, name), f"{other.name} understands the honest request")  # noqa: B023  # called before the next turn of the loop
+            until(lambda: self.understood(other, name), f"{other.name} understands the honest request")  # noqa: B023  # called before the next turn of the loop
 
     def _serve(self, bed: Bed) -> None:
         for other in HERE:
             other.start(bed.servers, bed.folder, self._log(other))
         for other in HERE:
-            wait_until(partial(listening, bed.servers, other.port), f"{other.name} listens")
+            until(partial(listening, bed.servers, other.port), f"{other.name} listens")
 
     def _log(self, other: Other) -> Path:
         return self.folder / f"other-{other.name}.log"

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from captures import listening, wait_until
+from agent import until
+from captures import listening
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from namespace import Namespace
@@ -68,7 +69,7 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
         namespace.start("nginx", "-c", str(folder / "nginx.conf"), **quiet)
         namespace.start(sys.executable, "-c", _PYTHON, **quiet)
         for port in (NGINX, PYTHON):
-            wait_until(partial(listening, namespace, port), f"port {port} is served")
+            until(partial(listening, namespace, port), f"port {port} is served")
         yield namespace
 
 

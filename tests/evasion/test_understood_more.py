@@ -16,7 +16,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from captures import certificate, listening, wait_until
+from agent import until
+from captures import certificate, listening
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from namespace import Namespace
@@ -133,7 +134,7 @@ def dnsmasq() -> Iterator[Namespace]:
             "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=",
             "--address=/allowed.test/192.0.2.7", "--address=/refused.test/192.0.2.66", **quiet,
         )  # fmt: skip
-        wait_until(partial(listening, namespace, 53, "-u"), "dnsmasq listens")
+        until(partial(listening, namespace, 53, "-u"), "dnsmasq listens")
         yield namespace
 
 

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from agent import Agent
-from captures import listening, wait_until
+from agent import Agent, until
+from captures import listening
 from namespace import Namespace
 
 pytestmark = pytest.mark.kernel
@@ -43,7 +43,7 @@ def test_answers_are_changed(netns: Namespace, tmp_path: Path, server: str, over
         "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=",
         "--address=/test/198.51.100.7", "--address=/test/2001:db8::7", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wait_until(partial(listening, netns, 53), "the server is there")
+    until(partial(listening, netns, 53), "the server is there")
     agent = Agent(netns, tmp_path, CONFIG).ready()
 
     def ask(name: str, kind: str) -> tuple[str, str]:

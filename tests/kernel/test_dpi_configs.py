@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from agent import Agent
-from captures import certificate, listening, wait_until
+from agent import Agent, until
+from captures import certificate, listening
 from namespace import Namespace
 
 # Two processors at least are needed to tell cpu_fanout's doing.
@@ -41,7 +41,7 @@ def test_app_map(pair: tuple[Namespace, Namespace], tmp_path: Path, family: int)
         "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=",
         f"--listen-address={address}", "--bind-interfaces", "--address=/test/192.0.2.7", **QUIET,
     )  # fmt: skip
-    wait_until(lambda: listening(server, 8080) and listening(server, 53, "-u"), "both are served")
+    until(lambda: listening(server, 8080) and listening(server, 53, "-u"), "both are served")
     agent = Agent(server, tmp_path, (CONFIGS / "app-map.toml").read_text()).ready()
 
     def dig(name: str, seconds: int = 1) -> str:
@@ -76,7 +76,7 @@ def test_app_map_keeps_a_connection_in_one_place_whatever_processor_brings_it(
     server, client = pair
     address = "10.203.0.1" if family == 4 else "fd00:203::1"
     server.start("python3", "-m", "http.server", "8080", "--bind", "::", "-d", str(tmp_path), **QUIET)
-    wait_until(lambda: listening(server, 8080), "it is served")
+    until(lambda: listening(server, 8080), "it is served")
     agent = Agent(server, tmp_path, (CONFIGS / "app-map.toml").read_text()).ready()
     answers = client.call(
         halves_by_two_processors, address, [f"{n}.{zone}.test" for n in range(4) for zone in ("open", "blocked")]
@@ -130,7 +130,7 @@ def test_egress_policy_with_what_it_offloads(netns: Namespace, tmp_path: Path, f
     netns.run("useradd", "--system", "payments")
     netns.start("openssl", "s_server", "-accept", f"{listener}:443", "-cert", str(folder / "cert.pem"),
                 "-key", str(folder / "key.pem"), "-WWW", cwd=str(folder), **QUIET)  # fmt: skip
-    wait_until(lambda: listening(netns, 443), "TLS is served")
+    until(lambda: listening(netns, 443), "TLS is served")
     agent = Agent(netns, tmp_path, (CONFIGS / "egress-policy.toml").read_text()).ready()
     url = "https://{}:443/large"
 
@@ -172,7 +172,7 @@ def test_egress_policy_monitors_then_enforces(netns: Namespace, tmp_path: Path) 
     for address in ("127.0.0.1", "[::1]"):
         netns.start("openssl", "s_server", "-accept", f"{address}:443", "-cert", str(folder / "cert.pem"),
                     "-key", str(folder / "key.pem"), "-www", **QUIET)  # fmt: skip
-    wait_until(lambda: netns.run("ss", "-Hltn", "sport = :443").stdout.count("LISTEN") == 2, "TLS is served")
+    until(lambda: netns.run("ss", "-Hltn", "sport = :443").stdout.count("LISTEN") == 2, "TLS is served")
     agent = Agent(netns, tmp_path, (CONFIGS / "egress-policy.toml").read_text()).ready()
     url = "https://{}:443/"
 
@@ -184,7 +184,7 @@ def test_egress_policy_monitors_then_enforces(netns: Namespace, tmp_path: Path) 
         ]
 
     assert codes("payments") == [OK] * 6, agent.log
-    wait_until(lambda: "would drop" in agent.log, "the monitor says what it would do")
+    until(lambda: "would drop" in agent.log, "the monitor says what it would do")
     assert agent.stop() == 0
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "enforce.toml").write_text('[queue.egress]\nmode = "enforce"\n')

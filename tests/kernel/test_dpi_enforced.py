@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from agent import Agent
-from captures import certificate, listening, wait_until
+from agent import Agent, until
+from captures import certificate, listening
 from namespace import Namespace
 from openings import client_hello, dns_query
 
@@ -46,8 +46,8 @@ def served(netns: Namespace, tmp_path: Path) -> Namespace:
                     "-key", str(tmp_path / "key.pem"), "-www", **quiet)  # fmt: skip
     netns.start("python3", "-m", "http.server", "8000", "--bind", "::", "-d", str(tmp_path), **quiet)
     for port in (4430, 8000):
-        wait_until(partial(listening, netns, port), f"port {port} is served")
-    wait_until(lambda: netns.run("ss", "-Hltn", "sport = :4430").stdout.count("LISTEN") == 2, "TLS is served in both families")
+        until(partial(listening, netns, port), f"port {port} is served")
+    until(lambda: netns.run("ss", "-Hltn", "sport = :4430").stdout.count("LISTEN") == 2, "TLS is served in both families")
     return netns
 
 
@@ -91,7 +91,7 @@ def test_rejected_clients_fail_at_once(served: Namespace, tmp_path: Path, hooks:
             assert code in (RESET, TLS_FAILED, NOTHING), (code, agent.log)
     # Neither end keeps a dead connection; the server learns a moment after the client that it is reset.
     dead = ("ss", "-Htn", "state", "established", "( sport = :4430 or dport = :4430 )")
-    wait_until(lambda: served.run(*dead).stdout == "", "no connection is left")
+    until(lambda: served.run(*dead).stdout == "", "no connection is left")
     assert agent.stop() == 0
 
 
@@ -192,7 +192,7 @@ def test_rejected_queries_fail_at_once(netns: Namespace, tmp_path: Path, address
         "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=", "--address=/test/192.0.2.7",
         "--address=/test/2001:db8::7", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wait_until(lambda: listening(netns, 53, "-u"), "the server is there")
+    until(lambda: listening(netns, 53, "-u"), "the server is there")
     agent = Agent(netns, tmp_path, DNS).ready()
 
     def ask_for(name: str) -> bytes:
@@ -217,7 +217,7 @@ def test_rejected_across_the_wire(pair: tuple[Namespace, Namespace], tmp_path: P
     """Both ends are reset, the local and the remote one, whichever of them the agent is beside."""
     server, client = pair
     server.start("python3", "-c", _ECHO)
-    wait_until(lambda: listening(server, 4440), "the echo is served")
+    until(lambda: listening(server, 4440), "the echo is served")
     host, hooks = (server, '["input"]') if where == "server" else (client, '["output"]')
     agent = start(host, tmp_path, "reject", hooks, where)
     good, evil = client_hello("a.good.test"), client_hello("a.evil.test")
@@ -232,7 +232,7 @@ def test_rejected_across_the_wire(pair: tuple[Namespace, Namespace], tmp_path: P
     def left(end: Namespace) -> bool:
         return bool(end.run("ss", "-Htn", "state", "established").stdout)
 
-    wait_until(lambda: not any(map(left, pair)), "no connection is left")
+    until(lambda: not any(map(left, pair)), "no connection is left")
     assert agent.stop() == 0
 
 
@@ -270,7 +270,7 @@ udp_ports = [4440]
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_headers_alone_are_enough_to_reject(netns: Namespace, tmp_path: Path, address: str) -> None:
     netns.start("python3", "-c", _ECHO)
-    wait_until(lambda: listening(netns, 4440), "the echo is served")
+    until(lambda: listening(netns, 4440), "the echo is served")
 
     def attempt() -> tuple[str, str]:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -295,7 +295,7 @@ def test_headers_alone_are_enough_to_reject(netns: Namespace, tmp_path: Path, ad
 
     agent = Agent(netns, tmp_path, PORTS.format(mode="monitor")).ready()
     assert netns.call(attempt)[0] == "connected", agent.log
-    wait_until(lambda: "would drop" in agent.log, "the monitor says what it would do")
+    until(lambda: "would drop" in agent.log, "the monitor says what it would do")
     assert agent.stop() == 0
     agent.configure(PORTS.format(mode="enforce"))
     agent.start()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent import Agent
-from captures import certificate, frames, listening, needs, recording, ssh_server, wait_until
+from agent import Agent, until
+from captures import certificate, frames, listening, needs, recording, ssh_server
 from namespace import Namespace
 
 from nfq_agent.packet import Packet
@@ -54,7 +54,7 @@ class Seen:
 
     def serve(self, port: int, *argv: str, **options: Any) -> None:
         self.netns.start(*argv, **{**QUIET, **options})
-        wait_until(partial(listening, self.netns, port), f"{argv[0]} listens on {port}")
+        until(partial(listening, self.netns, port), f"{argv[0]} listens on {port}")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def seen(netns: Namespace, tmp_path: Path) -> Seen:
 
 def test_socks_by_ssh_and_curl(seen: Seen) -> None:
     ssh_server(seen.netns, seen.folder)
-    wait_until(partial(listening, seen.netns, 22), "sshd listens")
+    until(partial(listening, seen.netns, 22), "sshd listens")
     key = seen.folder / "user"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     home = seen.netns.shell("getent passwd root | cut -d: -f6").strip()
@@ -92,7 +92,7 @@ def test_ntp_by_chrony(seen: Seen) -> None:
     needs("chronyd", "chrony")
     (seen.folder / "server.conf").write_text("local stratum 8\nallow\ncmdport 0\nbindaddress 127.0.0.1\npidfile /run/s.pid\n")
     seen.netns.start("chronyd", "-x", "-d", "-u", "root", "-f", str(seen.folder / "server.conf"), **QUIET)
-    wait_until(lambda: listening(seen.netns, 123, "-u"), "chronyd listens")
+    until(lambda: listening(seen.netns, 123, "-u"), "chronyd listens")
     with seen.recorded():
         seen.run(
             "timeout",
@@ -124,14 +124,14 @@ def test_openvpn(seen: Seen, proto: str, secured: str) -> None:
     server = proto.replace("client", "server")
     seen.netns.start("openvpn", "--tls-server", "--dh", "none", "--proto", server, "--port", "1194", *common, **QUIET)
     kind = "-u" if proto == "udp" else "-t"
-    wait_until(lambda: listening(seen.netns, 1194, kind), "openvpn listens")
+    until(lambda: listening(seen.netns, 1194, kind), "openvpn listens")
     log = seen.folder / "client.log"
     with seen.recorded(), log.open("wb") as output:
         client = seen.netns.start(
             "openvpn", "--tls-client", "--proto", proto, "--nobind", "--remote", "127.0.0.1", "1194", *common, "--verb", "3",
             stdout=output, stderr=output,
         )  # fmt: skip
-        wait_until(lambda: "Control Channel: TLS" in log.read_text(), "the handshake is over")
+        until(lambda: "Control Channel: TLS" in log.read_text(), "the handshake is over")
         client.kill()
         client.wait()
     found = seen.of("openvpn")
@@ -252,7 +252,7 @@ def test_dns_over_tls_by_unbound_and_kdig(seen: Seen) -> None:
         ' pidfile: ""\n do-daemonize: no\n use-syslog: no\n local-zone: "test." static\n local-data: "a.good.test. A 192.0.2.7"\n'
     )
     seen.serve(853, "unbound", "-c", str(conf))
-    wait_until(partial(listening, seen.netns, 8853), "unbound listens on 8853")
+    until(partial(listening, seen.netns, 8853), "unbound listens on 8853")
     with seen.recorded():
         for port in ("853", "8853"):
             done = seen.netns.run("kdig", "@127.0.0.1", "-p", port, "+tls", "+tls-sni=dns.good.test", "+short", "a.good.test")
@@ -300,7 +300,7 @@ def test_wireguard_by_wireguard_go(seen: Seen) -> None:
         keys[name] = private, seen.netns.run("wg", "pubkey", input=private).stdout.strip()
         (seen.folder / name).write_text(private)
         seen.netns.start("wireguard-go", "-f", name, **QUIET)
-        wait_until(lambda: seen.netns.run("ip", "link", "show", name, check=False).returncode == 0, f"{name} is there")  # noqa: B023  # called before the next turn of the loop
+        until(lambda: seen.netns.run("ip", "link", "show", name, check=False).returncode == 0, f"{name} is there")  # noqa: B023  # called before the next turn of the loop
     for name, other, number in (("wga", "wgb", 1), ("wgb", "wga", 2)):
         seen.netns.shell(
             f"wg set {name} listen-port 5182{number} private-key {seen.folder}/{name} peer {keys[other][1]} "
@@ -309,7 +309,7 @@ def test_wireguard_by_wireguard_go(seen: Seen) -> None:
     seen.netns.shell("ip address add 10.9.0.1/32 dev wga; ip route add 10.9.0.2/32 dev wga")
     with seen.recorded():
         seen.netns.shell("echo hello | nc -u -w 1 10.9.0.2 9 || true")
-        wait_until(lambda: "latest handshake" in seen.netns.run("wg", "show", "wga").stdout, "the handshake is done")
+        until(lambda: "latest handshake" in seen.netns.run("wg", "show", "wga").stdout, "the handshake is done")
     assert seen.of("wireguard")
 
 

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from agent import Agent
-from captures import listening, wait_until
+from agent import Agent, until
+from captures import listening
 from namespace import Namespace
 
 pytestmark = pytest.mark.kernel
@@ -30,7 +30,7 @@ def test_an_allow_list_over_everything_leaves_the_link_alive(pair: tuple[Namespa
     agent = Agent(client, tmp_path, CONFIG).ready()
     for port in (8080, 8081):
         server.start("nc", "-6", "-lk", str(port))
-        wait_until(partial(listening, server, port), f"port {port} is served")
+        until(partial(listening, server, port), f"port {port} is served")
     for namespace in pair:
         namespace.run("ip", "-6", "neigh", "flush", "all")
     client.run("nc", "-6", "-z", "-w", "60", "fd00:203::1", "8080")

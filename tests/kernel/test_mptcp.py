@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from agent import Agent
-from captures import listening, wait_until
+from agent import Agent, until
+from captures import listening
 from namespace import Namespace
 
 pytestmark = pytest.mark.kernel
@@ -74,7 +74,7 @@ def test_mptcp_is_refused_and_names_are_judged(netns: Namespace, tmp_path: Path,
     if netns.run("sysctl", "-n", "net.mptcp.enabled", check=False).stdout.strip() != "1":
         pytest.skip("this kernel has no MPTCP")
     netns.start("python3", "-c", _SERVER)
-    wait_until(partial(listening, netns, PORT), "the server listens")
+    until(partial(listening, netns, PORT), "the server listens")
     answer, over = netns.call(asked, host, "a.good.test")
     assert (answer[-2:], over) == (b"ok", True), "MPTCP does not work here without an agent"
     agent = Agent(netns, tmp_path, _CONFIG.replace("ELEMENTS", "")).ready()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from agent import Agent, until
-from captures import listening, wait_until
+from captures import listening
 from clock import moved_clock
 from name_servers import (
     COMES,
@@ -84,7 +84,7 @@ def test_no_connection_comes_before_its_name(hosts: tuple[Namespace, Namespace],
     for number in range(100, 130):
         servers.run("ip", "address", "add", f"10.203.0.{number}/24", "dev", "eth0")
     servers.start(sys.executable, "-c", MANY, stdout=subprocess.PIPE)
-    wait_until(partial(listening, servers, ECHO_UDP, "-u"), "the echo is served")
+    until(partial(listening, servers, ECHO_UDP, "-u"), "the echo is served")
     agent = start(host, tmp_path, shared=True)
 
     def race() -> int:
@@ -170,7 +170,7 @@ def test_a_local_stub_by_the_hosts_own_settings(hosts: tuple[Namespace, Namespac
         "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=", "--bind-interfaces",
         "--listen-address=127.0.0.53", "--address=/a.good.test/10.203.0.1", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wait_until(partial(listening, host, 53, "-u"), "the stub is there")
+    until(partial(listening, host, 53, "-u"), "the stub is there")
     host.shell("rm -f /etc/resolv.conf; echo nameserver 127.0.0.53 >/etc/resolv.conf")
     agent = Agent(host, tmp_path, STUB).ready()
     assert not curl(host, "a.good.test", "10.203.0.1", TLS)
@@ -202,7 +202,7 @@ def test_systemd_resolved(hosts: tuple[Namespace, Namespace], tmp_path: Path) ->
     )
     agent = Agent(host, tmp_path, STUB).ready()
     host.start(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(partial(listening, host, 53, "-u"), "systemd-resolved listens")
+    until(partial(listening, host, 53, "-u"), "systemd-resolved listens")
     assert not curl(host, "a.good.test", "10.203.0.1", TLS)
     for question in (("+notcp",), ("+tcp",), ("+edns=0",)):
         said = host.run("dig", "+short", "+tries=1", "+time=60", "@127.0.0.53", *question, "a.good.test").stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from agent import Agent, until
-from captures import listening, wait_until
+from captures import listening
 from namespace import UNPRIVILEGED, Namespace
 
 pytestmark = pytest.mark.kernel
@@ -71,7 +71,7 @@ def test_a_dropped_request_does_not_arrive_after_its_process_has_ended(
     seen = tmp_path / "seen"
     seen.touch()
     netns.start("python3", "-c", _SERVER, str(seen))
-    wait_until(partial(listening, netns, PORT), "the server listens")
+    until(partial(listening, netns, PORT), "the server listens")
     agent = Agent(netns, tmp_path, _CONFIG.replace("BACKEND", backend).replace("SELECT", select)).ready()
     for family, host in ((4, "127.0.0.1"), (6, "::1")):
         netns.call(send_and_exit, host, f"x{family}.evil.test", UNPRIVILEGED)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent import Agent
-from captures import certificate, listening, needs, wait_until
+from agent import Agent, until
+from captures import certificate, listening, needs
 from namespace import Namespace
 
 pytestmark = pytest.mark.kernel
@@ -87,7 +87,7 @@ def _serve(netns: Namespace, folder: Path) -> None:
     netns.start("vsftpd", str(folder / "vsftpd.conf"), **_QUIET)
     netns.start("prosody", "-F", "--config", str(folder / "prosody.cfg.lua"), **_QUIET)
     for port in (21, 110, 143, 5222):
-        wait_until(partial(listening, netns, port), f"port {port} is served")
+        until(partial(listening, netns, port), f"port {port} is served")
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import signal
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from agent import until
 from namespace import PATIENCE, Namespace
 
 # Servers of protocols that have no small real one to install: each speaks the first words and hands over to TLS where asked.
@@ -104,15 +104,6 @@ def certificate(folder: Path) -> None:
     )  # fmt: skip
 
 
-def wait_until(condition: Callable[[], bool], what: str, limit: float = PATIENCE) -> None:
-    """Wait for a condition, at most `limit` seconds."""
-    end = time.monotonic() + limit
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {limit} s")
-        time.sleep(0.02)
-
-
 def listening(netns: Namespace, port: int, kind: str = "-t") -> bool:
     """Whether something listens on a port inside."""
     return f":{port} " in netns.run("ss", "-Hln", kind).stdout
@@ -123,12 +114,12 @@ def recording(netns: Namespace, path: Path) -> Iterator[None]:
     """Record the loopback into a pcap file."""
     with open(path.with_suffix(".log"), "wb") as log:
         recorder = netns.start("dumpcap", "-q", "-P", "-B", "16", "-i", "lo", "-w", str(path), stderr=log, stdout=log)
-        wait_until(lambda: b"File:" in path.with_suffix(".log").read_bytes(), "dumpcap starts")
+        until(lambda: b"File:" in path.with_suffix(".log").read_bytes(), "dumpcap starts")
         yield
         # What was sent last has to reach the recorder: a packet of an unused port. nc reads a file: it does not wait for a pipe.
         size = path.stat().st_size
         netns.shell("nc -u -w0 127.0.0.1 9 </proc/version")
-        wait_until(lambda: path.stat().st_size > size, "the recorder has the last packet")
+        until(lambda: path.stat().st_size > size, "the recorder has the last packet")
         recorder.send_signal(signal.SIGTERM)
         recorder.wait(PATIENCE)
 
@@ -158,7 +149,7 @@ def traffic(netns: Namespace, folder: Path) -> None:
     database = postgresql(netns, folder)
     netns.start("bash", "-c", "exec -a redis-server redis-check-rdb --port 6379 --bind 127.0.0.1 --save '' --dir /run", **plain)
     for port in (8000, 25, 143, 1883, 53, 22, 5432, 6379, 4430, 4431):
-        wait_until(partial(listening, netns, port), f"port {port} is served")
+        until(partial(listening, netns, port), f"port {port} is served")
 
     def client(*argv: str, **options: Any) -> None:
         netns.run(*argv, check=False, **{"input": "", **options})

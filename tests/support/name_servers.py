@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from agent import Agent
-from captures import certificate, listening, wait_until
+from agent import Agent, until
+from captures import certificate, listening
 from namespace import Namespace, join
 from openings import dns_query
 
@@ -146,7 +146,7 @@ def named_hosts(tmp_path: Path) -> Iterator[tuple[Namespace, Namespace]]:
         assert echo.stdout is not None
         assert echo.stdout.readline() == b"ready\n"
         for port in (TLS, HTTP, 53):
-            wait_until(partial(listening, servers, port), f"port {port} is served")
+            until(partial(listening, servers, port), f"port {port} is served")
         yield servers, host
 
 
